@@ -1,4 +1,4 @@
-"""Figures of a model's results: captions and answers below images, boxes of phrases, attention maps of words."""
+"""Figures of a model's results: captions and answers below images, boxes for phrases, attention maps for words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from x2vlm.inputs import Image, Reader
 from x2vlm.model import Box, Judgement
 
 MAP_SIDE = 150
-"""Maximum length, in pixels, of the longer side of an image with a word's map."""
+"""Maximum length, in pixels, of the longer side of an image with the map of a word."""
 HEAT = np.array([(0, 0, 90), (20, 90, 220), (60, 200, 150), (250, 220, 50), (220, 30, 30)], dtype=np.float32)
 """Colours of a map from 0 to its maximum weight."""
 SHARE_OF_IMAGE = 0.5
@@ -32,12 +32,13 @@ def draw(panels: Sequence[Panel], path: str | Path, title: str = "", legend: str
 
 
 def described(read: Reader, image: Image, lines: Sequence[str]) -> Panel:
-    """An image with its name above and lines of text below it."""
+    """Returns a panel: an image with its name above and lines of text below it."""
     return Panel((DrawnImage(read.picture(image)),), tuple(map(Line, lines)), _names([image]))
 
 
 def located(read: Reader, image: Image, boxes: Sequence[Box], phrases: Sequence[str]) -> Panel:
-    """An image with the boxes of phrases; below it, the phrases in the colours of their boxes, with their scores."""
+    """Returns a panel: an image with the boxes of phrases, and below it the phrases in the colours of their boxes, with their
+    scores."""
     picture, (width, height) = read.picture(image), read(image).size
     drawn, lines = [], []
     different = list(dict.fromkeys(phrases))
@@ -54,7 +55,7 @@ def located(read: Reader, image: Image, boxes: Sequence[Box], phrases: Sequence[
 
 
 def marked(read: Reader, image: Image, box: Box | None) -> np.ndarray:
-    """An image (H, W, 3) uint8 with a box, if it has one."""
+    """Returns an image (H, W, 3) uint8 with a box, if one is given."""
     picture = PILImage.fromarray(read.picture(image))
     if box is not None:
         width, height = read(image).size
@@ -64,14 +65,15 @@ def marked(read: Reader, image: Image, box: Box | None) -> np.ndarray:
 
 
 def compared(read: Reader, images: Sequence[Image], statement: str, judgement: Judgement) -> Panel:
-    """Images side by side, with a statement and the verdict on it."""
+    """Returns a panel: images side by side, with a statement and the verdict on it."""
     pictures = tuple(DrawnImage(read.picture(image, 240)) for image in images)
     lines = (Line(statement), Line(f"{judgement.label} · {judgement.score:.2f}"))
     return Panel(pictures, lines, _names(images))
 
 
 def explained(read: Reader, image: Image, maps: Sequence[WordMap], text: str, across: int = 6) -> list[Panel]:
-    """An image with its name and the text, followed by the image with the map of each word; all words share one scale."""
+    """Returns panels: the image with its name and the text, then the image with the map of each word. All maps share one
+    scale."""
     most = max(float(each.weights.max()) for each in maps) or 1.0
     picture = read.picture(image, MAP_SIDE)
     drawn = [
@@ -83,13 +85,13 @@ def explained(read: Reader, image: Image, maps: Sequence[WordMap], text: str, ac
 
 
 def _names(images: Sequence[Image]) -> tuple[Line, ...]:
-    """The file names above a panel; empty for images without a name."""
+    """Returns the file names to show above a panel; empty for images without a name."""
     names = [Path(image).name for image in images if isinstance(image, str | Path)]
     return (Line(", ".join(names), faint=True),) if names else ()
 
 
 def overlaid(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) under a map of ``weights`` (rows, columns) in 0..1."""
+    """Returns a picture (H, W, 3) overlaid with a map of ``weights`` (rows, columns) in 0..1."""
     grid = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))[None, None]
     smooth = interpolate(grid, picture.shape[:2], mode="bicubic", align_corners=False)[0, 0].clamp(0, 1).numpy()
     stops = np.linspace(0, 1, len(HEAT))

@@ -1,4 +1,4 @@
-"""Converts images and videos of any supported form to model inputs, and to pictures for drawing."""
+"""Converts images and videos in any supported form to model inputs, and to pictures for drawing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.image_size import ImageSize
 from utils.suffixes import VIDEO_SUFFIXES
 
 OF_VIDEOS = (*VIDEO_SUFFIXES, LIST_SUFFIX)
-"""Suffixes of video files, and of files with lists of base64 images."""
+"""Suffixes of video files and of files with lists of base64 images."""
 
 SIDE = 320
 """Longer side of a drawn image, in pixels."""
@@ -33,7 +33,8 @@ SIDE = 320
 class View:
     """An image or a video as a model sees it.
 
-    ``pixels`` (3, S, S) or (F, 3, S, S) uint8; ``size``: width and height of the original, in pixels; ``name``: used in messages.
+    ``pixels`` (3, S, S) or (F, 3, S, S) uint8; ``size``: width and height of the original, in pixels; ``name``: name for
+    messages.
     """
 
     pixels: Tensor
@@ -68,7 +69,7 @@ class Reader:
     Args:
         image_size: size of the views.
         max_pixels: images with more pixels are rejected before they are decoded.
-        videos: how frames are sampled from videos; None: the model is an image model.
+        videos: how frames are sampled from videos; None if the model is an image model.
     """
 
     def __init__(self, image_size: ImageSize, max_pixels: int, videos: FrameSampler | None):
@@ -78,7 +79,7 @@ class Reader:
         """Returns the view of an image or a video.
 
         Raises:
-            UserError: it cannot be read, or the model does not accept this kind of input.
+            UserError: the image cannot be read, or the model does not accept this kind of input.
         """
         if isinstance(image, View):
             return image
@@ -101,7 +102,7 @@ class Reader:
     def _views(self, image: Image, view: FrameView) -> _Views:
         try:
             if isinstance(image, str) and "://" in image:
-                raise UserError(f"{image}: addresses are not supported; download the image, and give its path")
+                raise UserError(f"{image}: URLs are not supported; download the image and give its path")
             if isinstance(image, str | Path):
                 return self._of_file(Path(image).expanduser(), view)
             if isinstance(image, PILImage.Image):
@@ -138,7 +139,8 @@ class Reader:
             pixels = pixels.movedim(-1, -3) if pixels.dim() >= 3 else pixels
         if pixels.dim() not in (3, 4) or pixels.shape[-3] != 3 or 0 in pixels.shape:
             raise UserError(
-                f"{name} is not an image: an array is (H, W, 3), a tensor (3, H, W); a video has frames in front"
+                f"{name} is not an image: an array is (H, W, 3), a tensor (3, H, W); in a video, frames are the "
+                "first axis"
             )
         if pixels.dim() == 3:
             return self._of_image(pixels, name, view)
@@ -153,7 +155,7 @@ class Reader:
         return _Views([view(pixels)], (pixels.shape[2], pixels.shape[1]), name)
 
     def _of_pillow(self, image: PILImage.Image) -> Tensor:
-        """Returns (3, H, W) uint8 of a Pillow image."""
+        """Returns the pixels of a Pillow image, (3, H, W) uint8."""
         name = "a Pillow image"
         if image.width * image.height > self.max_pixels:
             size = f"{image.width} x {image.height} pixels"

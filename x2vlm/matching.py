@@ -1,4 +1,4 @@
-"""How well texts fit images: the matching head's probability, combined with the cosine if the model's run ranks by both."""
+"""How well texts fit images: the matching head's probability, combined with the cosine if the model's config asks for it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Match:
-    """How well a text fits an image: ``probability`` from the matching head; ``cosine`` and ``sum`` (see :func:`sums`) only
-    if the model's run ranks by their sum."""
+    """How well a text fits an image: ``probability`` from the matching head; ``cosine`` and ``sum`` (see :func:`sums`) are only
+    set if the model's config has ``evaluation.score: sum``."""
 
     text: str
     probability: float
@@ -27,7 +27,8 @@ class Match:
 
 
 def matches(model: LoadedModel, views: Sequence[View], texts: Sequence[str]) -> list[list[Match]]:
-    """The texts of each image, best first: by the sum if the model's run ranks by it, otherwise by the probability."""
+    """Returns the texts for each image, best first: by the sum if the model's config has ``evaluation.score: sum``, otherwise by
+    the probability."""
     margins = model.margins(views, texts).astype(np.float64)
     ranking, scores = margins, probabilities(margins)
     if model.settings.evaluation.score == "matching":
@@ -47,15 +48,15 @@ def probabilities(margins: np.ndarray) -> np.ndarray:
 
 
 def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-    """The log-odds of the matching head plus the cosines divided by the temperature, float64 of the same shape. A run with
-    ``evaluation.score: sum`` ranks by these.
+    """Returns the log-odds of the matching head plus the cosines divided by the temperature, float64 of the same shape. With
+    ``evaluation.score: sum``, candidates are ranked by these sums.
 
     Raises:
-        UserError: the export of such a run does not record the temperature.
+        UserError: the model is an export that does not record the temperature.
     """
     if model.runtime.temperature is None:
         raise UserError(
-            f"{model.origin} does not say its temperature, which evaluation.score: sum needs; export it again"
+            f"{model.origin} does not record its temperature, which evaluation.score: sum needs; export it again"
         )
     summed: np.ndarray = np.asarray(margins, np.float64) + np.asarray(cosines, np.float64) / model.runtime.temperature
     return summed

@@ -1,4 +1,4 @@
-"""All boxes of a phrase, from a model whose box head gives one: regions of the image whose content matches the phrase."""
+"""All boxes of a phrase from a model whose box head predicts only one: regions of the image whose content matches the phrase."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 from torchvision.ops import nms
 
 SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
-"""Sides of the regions, as shares of the image's."""
+"""Side lengths of the regions, as shares of the image's side lengths."""
 
 LONGEST = 2
-"""Largest ratio of the sides of a region, in shares of the image's."""
+"""Maximum aspect ratio of a region, relative to the image's side lengths."""
 
 OVERLAP = 0.3
-"""If the IoU of two regions is larger, only the better match remains."""
+"""Maximum IoU of two regions; if it is larger, only the better match is kept."""
 
 AT_ONCE = 32
-"""Regions that are scored together. Each needs a copy of its image's keys and values."""
+"""Number of regions that are scored together. Each region needs a copy of its image's keys and values."""
 
 Boxes = list[tuple[list[float], float]]
-"""Boxes as centre and size, relative to the image, with the probability that each belongs to the phrase; the best first."""
+"""Boxes as centre and size, relative to the image, with the probability that each belongs to the phrase, best first."""
 
 
 def candidate_regions(rows: int, columns: int) -> Tensor:
-    """Returns regions (C, 4) of a grid of patches, centre and size relative to the image. Their edges are between patches, and
-    neighbours of a size overlap by half of it, as far as patches allow."""
+    """Returns regions (C, 4) of a grid of patches, centre and size relative to the image. Their edges lie between patches, and
+    adjacent regions of the same size overlap by half, as far as the patch grid allows."""
     places = [
         (x / columns, y / rows, width / columns, height / rows)
         for height, width in _sides(rows, columns)
@@ -43,10 +43,11 @@ def matching_regions(
     """Finds the regions that match each phrase.
 
     Args:
-        score: probabilities (R,) that the content of R boxes (R, 4) matches the phrases with the indices (R,) int64.
+        score: function that returns the probabilities (R,) that the content of R boxes (R, 4) matches the phrases with the
+            indices (R,) int64.
         grid: rows and columns of patches.
         phrases: number of phrases.
-        threshold: smallest probability of a region.
+        threshold: minimum probability of a region.
     """
     regions = candidate_regions(*grid)
     found: list[Boxes] = []

@@ -1,5 +1,5 @@
-"""The tensor functions that the calls are built on, for models that align images with texts or find boxes: in torch here, and in
-ONNX in :mod:`x2vlm.export.runtime`.
+"""The tensor functions that the calls of a model are built on, for models that align images with texts or find boxes. This module
+implements them in torch, and :mod:`x2vlm.export.runtime` implements them with ONNX.
 
 Axes: N images or texts, K = 1 + P states of an image (the mean patch, then its patches), D width, E embedding.
 """
@@ -39,7 +39,7 @@ class Runtime(Protocol):
         parameters: number of parameters.
         weights: hash of the weights; embeddings of runtimes with equal hashes can be compared.
         state_shape: (K, D) of an image's states.
-        temperature: temperature of the contrastive loss, by which cosines are divided; None: the model has no such loss.
+        temperature: temperature of the contrastive loss, by which cosines are divided; None if the model has no contrastive loss.
     """
 
     @property
@@ -61,10 +61,10 @@ class Runtime(Protocol):
         """Returns the context in which all functions below must be called."""
 
     def image_states(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, S, S), or (N, F, 3, S, S) of videos, uint8 -> states (N, K, D)."""
+        """Returns the states (N, K, D) of images, from uint8 pixels (N, 3, S, S), or (N, F, 3, S, S) for videos."""
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
-        """Pixels as above -> embeddings (N, E) float32 of length 1."""
+        """Returns the embeddings (N, E) of images, float32 of length 1, from pixels as in :meth:`image_states`."""
 
     def text_states(self, text: Text) -> PackedTexts:
         """Returns the states of the text encoder."""
@@ -73,15 +73,16 @@ class Runtime(Protocol):
         """Returns text embeddings (N, E) float32 of length 1."""
 
     def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
-        """For each image in states (N, K, D), the log-odds that its texts are about it; ``texts`` as in
-        :func:`~models.inference.reranking.score_pairs`. Log-odds, since float32 cannot distinguish probabilities near 1."""
+        """Returns, for each image in states (N, K, D), the log-odds that its texts are about the image; ``texts`` as in
+        :func:`~models.inference.reranking.score_pairs`. Log-odds are returned because float32 cannot distinguish probabilities
+        near 1."""
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
         """Returns the box of each of N texts in image ``image_index`` (N,) int64; ``images`` (I, K, D)."""
 
     def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
-        """Returns the boxes of each of N texts whose score is at least ``threshold``: from a head for sets, or regions whose
-        content matches the text."""
+        """Returns, for each of N texts, the boxes whose score is at least ``threshold``: either from a head for sets, or regions
+        whose content matches the text."""
 
 
 class TorchRuntime:
@@ -167,6 +168,6 @@ class TorchRuntime:
 
 
 def _above(boxes: Tensor, scores: Tensor, threshold: float) -> Boxes:
-    """Returns the boxes (K, 4) with at least this score (K,), the best first."""
+    """Returns the boxes (K, 4) whose scores (K,) are at least ``threshold``, best first."""
     order = scores.argsort(descending=True)[: int((scores >= threshold).sum())]
     return list(zip(boxes[order].tolist(), scores[order].tolist(), strict=True))

@@ -30,7 +30,7 @@ HEADING = "## Numbers"
 
 
 UNSAVED = ("word_head.",)
-"""Parts of a model that are not saved for transformers."""
+"""Components of a model that are not saved for transformers."""
 
 SavedFormat = Literal["x2vlm", "transformers"]
 
@@ -45,17 +45,17 @@ model = AutoModel.from_pretrained("{place}", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained("{place}", trust_remote_code=True)
 output = model(**processor(images=[image], text=["a dog on a sofa"]))""",
 }
-"""How a saved model is loaded, by its format."""
+"""Code that loads a saved model, by format."""
 
 
 def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Path:
-    """Write a model and its card, which has the results of the run that the model was loaded from.
+    """Write a model and its card, which contains the results of the run from which the model was loaded.
 
     Args:
         model: a loaded model.
         folder: a new or empty folder.
         format: "x2vlm": ``model.safetensors``, ``config.yaml``, ``tokenizer/``, and ``answers.json`` if there is one;
-            ``init.checkpoint`` can name the folder to start a run from it. "transformers": what ``AutoModel`` and
+            ``init.checkpoint`` can name the folder to start a run from it. "transformers": files that ``AutoModel`` and
             ``AutoProcessor`` load with ``trust_remote_code=True``, without this project (models of task pretrain, retrieval and
             grounding).
 
@@ -65,7 +65,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
     folder = expanded(folder)
     _check_format(format)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not an empty folder; give another folder")
+        raise UserError(f"{folder} already exists and is not an empty folder; give a different folder")
     try:
         if format == "transformers":
             from x2vlm.integrations.transformers.writing import write
@@ -91,7 +91,7 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
         private: whether a new repository is private.
 
     Returns:
-        The address of the repository.
+        The URL of the repository.
 
     Raises:
         UserError: the Hub refuses the upload or cannot be reached.
@@ -109,7 +109,7 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
         try:
             address = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload of x2vlm {VERSION}")
-        except Exception as error:  # whatever the network layer raises
+        except Exception as error:  # the network layer can raise many kinds of exceptions
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(f"{name} cannot be uploaded to the Hub: {reason}; log in with hf auth login") from None
     return str(address)
@@ -121,7 +121,8 @@ def _check_format(format: str) -> None:
 
 
 def save_settings(model: LoadedModel, folder: Path) -> None:
-    """Write what a model needs in addition to its weights: ``config.yaml``, ``tokenizer/``, and any ``answers.json``."""
+    """Write the files that a model needs in addition to its weights: ``config.yaml``, ``tokenizer/``, and any
+    ``answers.json``."""
     text = model.settings.model.text
     model.tokenizer.save_pretrained(str(folder / TOKENIZER))
     if text.arch is None:
@@ -134,14 +135,14 @@ def save_settings(model: LoadedModel, folder: Path) -> None:
 
 
 def card(model: LoadedModel, name: str, library: str, place: str, usage: str | None = None) -> str:
-    """Return the model card: what the model is, how to load it from ``place``, and its results.
+    """Return the model card, which says what the model is, how to load it from ``place``, and what its results are.
 
     Args:
         model: a loaded model.
         name: title of the card.
-        library: the library that loads it.
-        place: its folder, or its name on the Hub.
-        usage: code with ``{place}`` that loads it, for a library that is not in :data:`USAGE`.
+        library: the library that loads the model.
+        place: folder of the model, or its name on the Hub.
+        usage: code with ``{place}`` that loads the model, for a library that is not in :data:`USAGE`.
     """
     parameters = model.runtime.parameters
     if library == "transformers":
@@ -178,11 +179,11 @@ def card(model: LoadedModel, name: str, library: str, place: str, usage: str | N
 
 
 def _numbers(origin: str) -> list[str]:
-    """Returns the results of the run that a model was loaded from, as a table, with its receipt if there is one."""
+    """Returns a table with the results of the run from which a model was loaded, with the run's receipt if there is one."""
     folder = expanded(origin)
     folder = folder if folder.is_dir() else folder.parent
     kept = folder / CARD
-    if kept.is_file() and HEADING in (text := kept.read_text(encoding="utf-8")):  # saved again
+    if kept.is_file() and HEADING in (text := kept.read_text(encoding="utf-8")):  # the model is saved again
         return [text[text.index(HEADING) :].rstrip()]
     try:
         splits = read_json(folder / EVALUATION_FILE)

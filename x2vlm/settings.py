@@ -37,7 +37,8 @@ C = TypeVar("C", bound=Config)
 
 
 class Kind(NamedTuple):
-    """The model of a task: the class of its section ``model``, and the model builder, called with it and the vocabulary size."""
+    """The model of a task: the class of its section ``model``, and a function that builds the model from this section and the
+    vocabulary size."""
 
     config: type[ModelConfig]
     build: Callable[[Any, int], XVLM]
@@ -63,7 +64,7 @@ KINDS = {
 
 
 class DataSettings(Config):
-    """How texts, images and videos are converted to tensors."""
+    """Settings by which texts, images and videos are converted to tensors."""
 
     text: TextLimits = TextLimits()
     prompt: str = CaptioningDataConfig.model_fields["prompt"].default
@@ -73,7 +74,7 @@ class DataSettings(Config):
 
 
 class EvaluationSettings(Config):
-    """How captions are generated, how answers and images are ranked, and which boxes belong to a phrase."""
+    """Settings by which captions are generated, answers and images are ranked, and the boxes of a phrase are selected."""
 
     decoding: DecodingConfig = DecodingConfig()
     score: RerankingScore = "matching"
@@ -94,12 +95,12 @@ class Settings(Config):
 
     @property
     def kind(self) -> Kind:
-        """Build the model of the task."""
+        """How to build the model of the task."""
         return KINDS[self.task]
 
 
 def settings_of_run(config: Path) -> Settings:
-    """Extract the settings from the ``config.yaml`` that a run or a saved model has; see :func:`settings_of`."""
+    """Extract the settings from the ``config.yaml`` of a run or a saved model; see :func:`settings_of`."""
     values = read_yaml(config)
     if values.get("task") in KINDS:
         values = {**values, "model": of_earlier_version(values.get("model"), KINDS[values["task"]].config)}
@@ -114,7 +115,7 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
         source: the file that they come from, for messages.
 
     Raises:
-        UserError: the task is not among :data:`KINDS`, or a value does not fit.
+        UserError: the task is not among :data:`KINDS`, or a value is not valid.
     """
     task = values.get("task")
     if task not in KINDS:

@@ -1,4 +1,4 @@
-"""X²-VLM inside other libraries: mteb, sentence-transformers and transformers. Their extras are in docs/using.md."""
+"""X²-VLM in other libraries: mteb, sentence-transformers and transformers. docs/using.md says how to install them."""
 
 MODELLING_FILE = "modeling_x2vlm.py"
-"""Code of a model that is saved for transformers."""
+"""Name of the file with the code of a model that is saved for transformers."""

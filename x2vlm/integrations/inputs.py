@@ -1,4 +1,4 @@
-"""Loading of the model, and handling of texts without words, for all integrations."""
+"""Loading of models and handling of texts without words, for all integrations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def as_model(model: LoadedModel | str | Path, **options: object) -> LoadedModel:
     :func:`x2vlm.load`.
 
     Raises:
-        UserError: the model is of another task, or one of videos.
+        UserError: the model is of a different task, or is a video model.
     """
     loaded = model if isinstance(model, LoadedModel) else load(model, **options)  # type: ignore[arg-type]
     for call in ("match", "embed_images", "embed_texts"):
         loaded.require(call)
     if loaded.read.videos is not None:
-        raise UserError(f"{loaded.origin} is a model of videos; give one of images")
+        raise UserError(f"{loaded.origin} is a video model; give an image model")
     return loaded
 
 
@@ -38,7 +38,7 @@ def embedding_width(model: LoadedModel) -> int:
 
 
 def with_words(model: LoadedModel, texts: Sequence[str]) -> list[bool]:
-    """Returns, for each text, whether a word is left of it after it is cleaned as in training; texts without words are logged."""
+    """Returns, for each text, whether it still has a word after it is cleaned as in training; texts without words are logged."""
     found = [_has_words(model, text) for text in texts]
     if not all(found):
         logger.warning(

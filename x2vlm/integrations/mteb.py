@@ -1,4 +1,4 @@
-"""X²-VLM as models of mteb (github.com/embeddings-benchmark/mteb), for its tasks of images and texts (MIEB, arXiv:2504.10471).
+"""X²-VLM as models for mteb (github.com/embeddings-benchmark/mteb) and its tasks with images and texts (MIEB, arXiv:2504.10471).
 
     import mteb
 
@@ -6,7 +6,7 @@
 
     mteb.evaluate(X2VLMEncoder("runs/demo/pretrain-seed0"), tasks)
 
-:class:`X2VLMEncoder` compares embeddings, and works with every task of images and texts. :class:`X2VLMReranker` also scores
+:class:`X2VLMEncoder` compares embeddings, and supports all tasks with images and texts. :class:`X2VLMReranker` also scores
 candidates with the matching head, in retrieval and re-ranking between images and texts.
 """
 
@@ -39,18 +39,18 @@ except ImportError:
     raise UserError('x2vlm.integrations.mteb needs mteb, which is not installed: pip install ".[mteb]"') from None
 
 NO_WORDS = "unknown"
-"""Replaces a text without words as the input of the model. Its score is then set below all others."""
+"""Input of the model for a text without words, whose score is then set below all others."""
 
 Ranking = dict[str, dict[str, float]]
-"""For each query the scores of its documents, by their names."""
+"""For each query, the scores of its documents, by their names."""
 
 
 class X2VLMEncoder(AbsEncoder):
-    """Embeds texts and images; their cosines are the scores. An input with both has the sum of both embeddings, as for CLIP in
-    mteb. A text without words has an embedding of zeros.
+    """Embeds texts and images; their cosines are the scores. For an input with a text and an image, the embedding is the sum of
+    the two embeddings, as for CLIP in mteb. The embedding of a text without words is zero.
 
     Args:
-        model: a model of task pretrain or retrieval, or what :func:`x2vlm.load` takes.
+        model: a model of task pretrain or retrieval, or a source that :func:`x2vlm.load` accepts.
     """
 
     def __init__(self, model: LoadedModel | str | Path):
@@ -68,18 +68,21 @@ class X2VLMEncoder(AbsEncoder):
         if "image" in batch:
             parts.append(self.model.embed_images(list(batch["image"])))
         if not parts:
-            raise UserError(f"mteb: x2vlm takes inputs with a text or an image, and this one has {', '.join(batch)}")
+            raise UserError(
+                f"mteb: x2vlm accepts inputs with a text or an image, but this input has {', '.join(batch)}"
+            )
         return np.sum(parts, axis=0)
 
 
 class X2VLMReranker:
     """Finds images by texts, or texts by images, in two stages (appendix A.1): the best candidates by cosine are ranked by the
-    matching head, or by the sum of both if the model's run does so. Candidates that the task gives are all ranked by it.
+    matching head or, if the config of the model says so, by the sum of its log-odds and the cosine. If the task gives candidates,
+    all of them are ranked in this way.
 
     Args:
         model: see :class:`X2VLMEncoder`.
-        candidates: number of candidates of each query that are re-ranked, if the task gives none.
-        cache_gb: memory for the vision encoder's states of images, which later searches in the same images use again.
+        candidates: number of candidates per query that are re-ranked if the task does not give candidates.
+        cache_gb: memory for the vision encoder's states of images, in GB; later searches in the same images reuse these states.
     """
 
     def __init__(self, model: LoadedModel | str | Path, *, candidates: int = 256, cache_gb: float = 2.0):
@@ -91,7 +94,7 @@ class X2VLMReranker:
         self._documents: _Items | None = None
 
     def index(self, corpus: Any, *, task_metadata: Any, **options: Any) -> None:
-        """Keeps the documents that :meth:`search` looks for; see ``mteb.SearchProtocol``."""
+        """Stores the documents in which :meth:`search` searches; see ``mteb.SearchProtocol``."""
         self._documents = _Items(self.model, corpus, task_metadata, PromptType.document, self.cache_gb)
 
     def search(
@@ -103,15 +106,15 @@ class X2VLMReranker:
         top_ranked: Mapping[str, Sequence[str]] | None = None,
         **options: Any,
     ) -> Ranking:
-        """Returns the scores of the documents of each query. Re-ranked documents have their log-odds, or sum; the others come
-        below them, in the order of their cosines.
+        """Returns the scores of the documents of each query. The score of a re-ranked document is its log-odds, or the sum; all
+        other documents have lower scores, in the order of their cosines.
 
         Args:
-            queries: a data set of mteb with the columns ``id`` and ``text`` or ``image``.
-            task_metadata: of the task.
-            top_k: documents to return for each query, if the task gives no candidates.
+            queries: an mteb data set with the columns ``id`` and ``text`` or ``image``.
+            task_metadata: description of the task.
+            top_k: number of documents to return per query, if the task does not give candidates.
             top_ranked: the candidates of each query.
-            options: other settings of ``mteb.SearchProtocol``, which change nothing here.
+            options: other settings of ``mteb.SearchProtocol``, which have no effect here.
 
         Raises:
             UserError: the task does not compare texts with images.
@@ -122,7 +125,8 @@ class X2VLMReranker:
         if asked.are_images == documents.are_images:
             kind = "images" if asked.are_images else "texts"
             raise UserError(
-                f"{task_metadata.name} compares {kind} with {kind}, but the matching head texts with images; use X2VLMEncoder"
+                f"{task_metadata.name} compares {kind} with {kind}, but the matching head compares texts with "
+                "images; use X2VLMEncoder"
             )
         if top_ranked is None:
             found = _nearest(asked, documents, top_k)
@@ -139,7 +143,7 @@ class X2VLMReranker:
         return results
 
     def _score(self, queries: _Items, documents: _Items, chosen: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Returns the scores of the chosen documents of each query. Each image is encoded once, and scored with all its texts."""
+        """Returns the scores of the chosen documents for each query. Each image is encoded once and scored with all its texts."""
         images, texts = (queries, documents) if queries.are_images else (documents, queries)
         pairs = np.array([(query, row) for query, rows in enumerate(chosen) for row in rows.tolist()], np.int64)
         scores = np.empty(len(pairs))
@@ -164,12 +168,12 @@ class X2VLMReranker:
 
 
 class _Items:
-    """The images or texts of a data set of mteb, which are read when they are needed.
+    """The images or texts of an mteb data set, which are read when they are needed.
 
     Attributes:
-        names: the column ``id``.
-        row_of: the row of each name.
-        are_images: whether they are images; otherwise they are texts.
+        names: the values of the column ``id``.
+        row_of: the row index of each name.
+        are_images: True for images, False for texts.
         texts: the texts, with their titles and instructions, and :data:`NO_WORDS` for a text without words; empty for images.
         has_words: (N,) bool, whether text n has words.
     """
@@ -178,8 +182,8 @@ class _Items:
         kinds = task.get_modalities(side)
         if kinds not in (["image"], ["text"]):
             raise UserError(
-                f"{task.name} has {' and '.join(kinds)} in a {side.value}, but the matching head compares texts with images; "
-                "use X2VLMEncoder"
+                f"{task.name} has {' and '.join(kinds)} in a {side.value}, but the matching head compares texts with "
+                "images; use X2VLMEncoder"
             )
         self.model, self.rows = model, rows
         self.are_images = kinds == ["image"]
@@ -221,7 +225,7 @@ class _Items:
         return self._embeddings
 
     def states(self, rows: Sequence[int]) -> Tensor:
-        """Returns the states (rows, K, D) of images. The states of the first images are kept, as far as the memory allows."""
+        """Returns the states (rows, K, D) of images. The states of the first images are cached, as far as ``cache_gb`` allows."""
         new = [row for row in rows if row not in self._states]
         fresh: dict[int, Tensor] = {}
         if new:
@@ -240,7 +244,7 @@ class _Items:
 
 
 def _texts(rows: Any) -> Iterator[str]:
-    """Yields the texts of a data set: of documents with their titles in front, of queries with their instructions behind.
+    """Yields the texts of a data set. Titles precede the texts of documents, and instructions follow the texts of queries.
 
     Raises:
         UserError: a text is a conversation.
@@ -263,8 +267,8 @@ def _nearest(queries: _Items, documents: _Items, count: int) -> list[np.ndarray]
 
 
 def _meta(model: LoadedModel, ending: str, kind: str) -> ModelMeta:
-    """Returns what mteb's tables say of a model. mteb finds earlier results in its cache by the name, which has this ``ending``,
-    and by the revision: a hash of the weights, and of the settings that change results."""
+    """Returns the metadata that mteb shows in its tables. mteb finds earlier results in its cache by the name, which has this
+    ``ending``, and by the revision, a hash of the weights and of the settings that affect results."""
     precision = model.runtime.precision if isinstance(model.runtime, TorchRuntime) else "onnx"
     settings = f"{precision} {token_ids_digest(model.tokenizer)} {model.settings.model_dump_json()}"
     digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()

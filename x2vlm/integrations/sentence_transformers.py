@@ -1,4 +1,4 @@
-"""X²-VLM as models of sentence-transformers (sbert.net).
+"""X²-VLM as models for sentence-transformers (sbert.net).
 
     from x2vlm.integrations.sentence_transformers import cross_encoder, encoder
 
@@ -6,8 +6,8 @@
     cross_encoder("runs/demo/pretrain-seed0").rank("a dog on a sofa", photos)
 
 Texts are strings, or dictionaries with the key ``text``; images are Pillow images, paths, arrays, tensors, or dictionaries with
-the key ``image``. What these models save is loaded by :func:`encoder` and :func:`cross_encoder`, or where x2vlm is installed by
-sentence-transformers with ``trust_remote_code=True``.
+the key ``image``. Saved models can be loaded with :func:`encoder` and :func:`cross_encoder` or, if x2vlm is installed, by
+sentence-transformers itself with ``trust_remote_code=True``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ except ImportError:
 
 MODALITIES: tuple[Modality, ...] = ("text", "image")
 MODULES = "modules.json"
-"""File of a folder that sentence-transformers saved."""
+"""A file that every folder saved by sentence-transformers contains."""
 
 
 def encoder(
@@ -55,21 +55,22 @@ def encoder(
     """Returns a SentenceTransformer that embeds texts and images, (N, E) of length 1.
 
     Args:
-        source: what :func:`x2vlm.load` takes, a model of task pretrain or retrieval, or a folder that this model saved.
-        device: such as "cuda:1"; None: a GPU if there is one, and the CPU for an export.
+        source: a source that :func:`x2vlm.load` accepts, a model of task pretrain or retrieval, or a folder that this model
+            saved.
+        device: such as "cuda:1"; if None, a GPU if there is one, and the CPU for an export.
         precision: "fp32", "bf16" or "fp16".
     """
     module = Embedder(_model_in(source, device, precision))
     made = SentenceTransformer(modules=[module], device=str(module.model.runtime.device))
-    made._model_card_text = _card(module.model, "encoder")  # type: ignore[assignment]  # its own is about texts
+    made._model_card_text = _card(module.model, "encoder")  # type: ignore[assignment]  # the default card is about texts
     return made
 
 
 def cross_encoder(
     source: LoadedModel | str | Path, *, device: str | None = None, precision: PrecisionName = "fp32"
 ) -> CrossEncoder:
-    """Returns a CrossEncoder whose scores are the probabilities of the matching head that a text is about an image. Each pair has
-    one of both, in any order. Arguments: see :func:`encoder`."""
+    """Returns a CrossEncoder whose scores are the probabilities of the matching head that a text is about an image. Each pair
+    consists of a text and an image, in any order. For the arguments, see :func:`encoder`."""
     module = PairScorer(_model_in(source, device, precision))
     made = CrossEncoder(modules=[module], device=str(module.model.runtime.device))
     made._model_card_text = _card(module.model, "cross_encoder")
@@ -77,7 +78,7 @@ def cross_encoder(
 
 
 class _X2VLMModule(InputModule):
-    """A model as a module of sentence-transformers. Its parameters move to other devices with the whole."""
+    """A model as a module of sentence-transformers. Its parameters move to other devices together with the whole model."""
 
     save_in_root = False
 
@@ -85,7 +86,7 @@ class _X2VLMModule(InputModule):
         super().__init__()
         self.model = model
         if isinstance(model.runtime, TorchRuntime):
-            self.network = model.runtime.network  # registers its parameters
+            self.network = model.runtime.network  # registers the parameters of the network
 
     @property
     def modalities(self) -> list[Modality]:
@@ -99,10 +100,10 @@ class _X2VLMModule(InputModule):
             shutil.copytree(expanded(self.model.origin), output_path, dirs_exist_ok=True)
 
     @classmethod
-    def load(  # type: ignore[override]  # sentence-transformers gives names to all arguments
+    def load(  # type: ignore[override]  # sentence-transformers passes all arguments by name
         cls, model_name_or_path: str, subfolder: str = "", **options: Any
     ) -> Self:
-        """Reads what :meth:`save` wrote; called by sentence-transformers."""
+        """Reads a folder written by :meth:`save`; called by sentence-transformers."""
         given = ("token", "cache_folder", "revision", "local_files_only")
         known = {name: options[name] for name in given if name in options}
         return cls(as_model(str(cls.load_dir_path(model_name_or_path, subfolder=subfolder, **known))))
@@ -126,7 +127,8 @@ class Embedder(_X2VLMModule):
         return embedding_width(self.model)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
-        """Returns the tokens of a batch of texts, or the pixels of a batch of images. sentence-transformers refuses others.
+        """Returns the tokens of a batch of texts, or the pixels of a batch of images. sentence-transformers refuses mixed
+        batches.
 
         Raises:
             UserError: a text has no words, or an image cannot be read.
@@ -149,7 +151,8 @@ class PairScorer(_X2VLMModule):
     """Scores pairs of a text and an image. A text or image that occurs in several pairs of a batch is encoded once."""
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
-        """Returns the tokens of the texts of a batch, the pixels of its images, and which of them each pair has.
+        """Returns the tokens of the texts in a batch, the pixels of its images, and the indices of the text and image of each
+        pair.
 
         Raises:
             UserError: a pair is not a text and an image.
@@ -185,7 +188,7 @@ def _part(given: Any) -> tuple[Modality, Any]:
     except ValueError as error:
         raise UserError(f"{str(given)[:60]!r} is neither a text nor an image: {str(error).splitlines()[0]}") from None
     if kind not in MODALITIES or isinstance(given, tuple | list):
-        raise UserError(f"{str(given)[:60]!r} is neither a text nor an image, but {kind}; give one of both")
+        raise UserError(f"{str(given)[:60]!r} is neither a text nor an image, but {kind}; give a text or an image")
     return kind, given[kind] if isinstance(given, dict) else given
 
 
@@ -201,7 +204,7 @@ def _pair(given: Any) -> tuple[str, Any]:
 
 
 def _distinct(named: Iterable[tuple[Hashable, Any]]) -> tuple[list[Any], Tensor]:
-    """Returns the values with different names, and for each name the index of its value."""
+    """Returns the values with distinct names, and for each name the index of its value."""
     pairs = list(named)
     values = dict(pairs)
     index = {name: row for row, name in enumerate(values)}
@@ -209,10 +212,12 @@ def _distinct(named: Iterable[tuple[Hashable, Any]]) -> tuple[list[Any], Tensor]
 
 
 def _model_in(source: LoadedModel | str | Path, device: str | None, precision: PrecisionName) -> LoadedModel:
-    """Loads a model; of a folder that sentence-transformers saved, the model in it."""
+    """Loads a model; if the source is a folder that sentence-transformers saved, loads the model in it."""
     if isinstance(source, LoadedModel):
         if device is not None or precision != "fp32":
-            raise UserError("device and precision are for a model that is loaded here; give them to x2vlm.load")
+            raise UserError(
+                "device and precision do not apply to a model that is already loaded; give them to x2vlm.load"
+            )
         return as_model(source)
     if str(source).startswith(HUB):
         return as_model(source, device=device, precision=precision)

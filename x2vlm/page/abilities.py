@@ -1,4 +1,5 @@
-"""The requests that a page can send to a model: files and a text in, lines and a picture out. Independent of the page."""
+"""The requests that a page can send to a model: files and texts in, lines and pictures out. This module does not depend on the
+page."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from x2vlm.search.index import ImageIndex
 
 MOST_TEXTS = 8
-"""Maximum number of lines that are read from a text box."""
+"""Maximum number of lines in a text box."""
 MOST_CHARACTERS = 2000
 HITS = 12
 OF_IMAGES = ("locate", "explain")
-"""Abilities that point to a location in an image, which videos do not support."""
+"""Abilities that locate something in an image, which are not available for videos."""
 
 
 class Picture(NamedTuple):
@@ -57,10 +58,10 @@ class Ability(NamedTuple):
 
     Attributes:
         name: name of its tab.
-        files: images (or videos) that it takes.
+        files: number of images (or videos) that it takes.
         texts: its text boxes.
-        pictures: whether it shows no picture, one or several.
-        ask: maps files and texts to the answer that is shown.
+        pictures: whether the answer has no picture, one picture or several pictures.
+        ask: function that maps files and texts to the answer.
     """
 
     name: str
@@ -71,7 +72,8 @@ class Ability(NamedTuple):
 
 
 def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]:
-    """Returns the abilities of a model, in the order of :data:`~x2vlm.calls.CALLS`; with an ``index``, search is first."""
+    """Returns the abilities of a model, in the order of :data:`~x2vlm.calls.CALLS`; if an ``index`` is given, search comes
+    first."""
 
     def box(label: str, example: str, lines: int = 3) -> TextBox:
         return TextBox(label, example if _in_words_of(model, example) else "", lines)
@@ -175,7 +177,8 @@ def _compare(model: Model, files: Sequence[str], text: str) -> Answer:
 
 
 def _in_words_of(model: LoadedModel, text: str) -> bool:
-    """True if a model's tokenizer has the words of a text without spelling them: a model of drawn shapes does not know "dog"."""
+    """True if a model's tokenizer knows the words of a text without splitting them: the tokenizer of a model of drawn shapes does
+    not know "dog"."""
     tokens = model.tokenizer.tokenize(text)
     return not model.text.unknown(text) and len(tokens) <= 1.5 * len(text.split())
 
@@ -186,12 +189,12 @@ def _explain(model: Model, files: Sequence[str], text: str) -> Answer:
     most = max(float(each.weights.max()) for each in maps) or 1.0
     pictures = [Picture(figures.overlaid(picture, each.weights / most), each.word) for each in maps]
     return Answer(
-        ["Where the model looks for each word, from blue (low) to red (the highest value of all words)."], pictures
+        ["Where the model looks for each word, from blue (low) to red (the highest value over all words)."], pictures
     )
 
 
 def _searching(index: ImageIndex) -> Ability:
-    """Search an index; a model of task pretrain also finds the box."""
+    """Returns the ability to search an index; a model of task pretrain also finds the box."""
     example = "a dog on a lawn"
     texts = [TextBox("a sentence", example if _in_words_of(index.model, example) else "", 1)]
     if index.model.takes("locate"):
@@ -200,12 +203,13 @@ def _searching(index: ImageIndex) -> Ability:
 
 
 def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
-    """Returns the hits. If ``phrase`` is given, each has the box of the phrase ("": of the sentence); None: no boxes."""
+    """Returns the hits, each with the box of ``phrase``. If ``phrase`` is empty, the box of the sentence is shown; if it is None,
+    no boxes are shown."""
     [sentence, *_] = lines_of(text)
     locate = phrase is not None and (lines_of(phrase)[0] if phrase.strip() else True)
     hits = index.search(sentence, top=HITS, locate=locate)
     if not hits:
-        return Answer(["no image of the index is left; its images have been removed or changed"])
+        return Answer(["no indexed image is left: all have been removed or changed since they were indexed"])
     named = [(hit, printed(hit.path.name, "utf-8")) for hit in hits]
     return Answer(
         [

@@ -15,7 +15,7 @@ from x2vlm.page.abilities import Ability
 from x2vlm.page.limits import KEPT_S, RateLimit
 
 WAITING = 32
-"""Maximum number of questions in the queue."""
+"""Maximum number of requests in the queue."""
 
 STYLE = """
 footer {display: none !important}
@@ -60,7 +60,7 @@ def gradio() -> Any:
     """
     os.environ.setdefault(
         "GRADIO_ANALYTICS_ENABLED", "False"
-    )  # the only way to disable the check that it makes when imported
+    )  # the only way to disable the version check that gradio performs when imported
     try:
         import gradio
     except ImportError:
@@ -83,7 +83,7 @@ def build(tabs: Sequence[Tab], per_minute: int, title: str) -> Any:
 
 
 def _add(gr: Any, tab: Tab, limits: Limits) -> None:
-    """Lay out a tab: files and texts on the left and the answer on the right; without files, the answer is below."""
+    """Lay out a tab: files and texts on the left, and the answer on the right, or below if the tab has no files."""
     ability, files, texts = tab.ability, [], []
     with gr.Row() if ability.files else gr.Column():
         with gr.Column():
@@ -137,7 +137,7 @@ def _add_files(gr: Any, tab: Tab, limits: Limits) -> list[Any]:
         )
         examples.select(_chosen(gr, tab.examples), files, files, api_name=False)
     with gr.Row():
-        label = "frames that the model reads" if kind == "video" else "preview"
+        label = "frames that the model sees" if kind == "video" else "preview"
         shown = [gr.Image(label=label, interactive=False, visible=False, buttons=BUTTONS) for _ in files]
     for file, image in zip(files, shown, strict=True):
         preview = _guarded(gr, limits.files, lambda path: _preview(gr, tab.read, path))
@@ -153,7 +153,7 @@ def _chosen(gr: Any, examples: Sequence[Path]) -> Callable[..., Any]:
         updated = [*files[:place], str(examples[event.index]), *files[place + 1 :]]
         return updated if len(updated) > 1 else updated[0]
 
-    chosen.__annotations__["event"] = gr.SelectData  # Gradio gives it to a positional parameter of this type
+    chosen.__annotations__["event"] = gr.SelectData  # Gradio passes it to a positional parameter of this type
     return chosen
 
 
@@ -170,7 +170,8 @@ def _ask(gr: Any, tab: Tab, *given: Any) -> Any:
     files, texts = given[: ability.files], [text or "" for text in given[ability.files :]]
     if None in files:
         raise UserError(
-            f"upload {'the images' if ability.files > 1 else 'a video' if tab.read.videos is not None else 'an image'} first"
+            "upload "
+            f"{'the images' if ability.files > 1 else 'a video' if tab.read.videos is not None else 'an image'} first"
         )
     answer = ability.ask(files, texts)
     lines = "\n".join(answer.lines)
@@ -195,5 +196,5 @@ def _guarded(gr: Any, limit: RateLimit, work: Callable[..., Any]) -> Callable[..
                 message = message.replace(path, Path(path).name)
             raise gr.Error(message, duration=None, print_exception=False) from None
 
-    guarded.__annotations__["request"] = gr.Request  # Gradio gives it to a positional parameter of this type
+    guarded.__annotations__["request"] = gr.Request  # Gradio passes it to a positional parameter of this type
     return guarded

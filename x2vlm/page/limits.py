@@ -1,4 +1,4 @@
-"""Limits of the page's server: it rejects foreign hosts, large requests, and visitors who ask or upload too much."""
+"""Limits of the page's server, which rejects foreign hosts, large requests, and visitors who send or upload too much."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ KEPT_S = 3600
 UPLOADED_BYTES = 2 * 1024**3
 """Maximum size, in bytes, of all uploads within :data:`KEPT_S`, and therefore of the uploads on disk."""
 FORM_BYTES = 64 * 1024
-"""Bytes that an upload may have in addition to its file."""
+"""Number of bytes that an upload may have in addition to its file."""
 MESSAGE_BYTES = 1024**2
-"""Largest body of any other request, in bytes: a question has a few texts and the names of uploaded files."""
+"""Maximum body size of any other request, in bytes: a question has a few texts and the names of uploaded files."""
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
-"""The header ``Host``: a name or an address, optionally followed by a port."""
+"""Pattern of the header ``Host``: a host name or an IP address, optionally followed by a port."""
 
 Message = MutableMapping[str, Any]
 Application = Callable[
@@ -36,7 +36,7 @@ class RateLimit:
 
     Args:
         per_minute: maximum number of requests.
-        what: name of the requests, for the message.
+        what: noun for the requests, for the message.
     """
 
     def __init__(self, per_minute: int, what: str = "questions"):
@@ -45,7 +45,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def count(self, client: str, now: float | None = None) -> None:
-        """Count a request; ``now`` is in seconds.
+        """Count a request. ``now``: the time in seconds.
 
         Raises:
             UserError: the client has made too many requests.
@@ -64,7 +64,7 @@ class RateLimit:
 
 
 def is_loopback(host: str) -> bool:
-    """True if an address or a name can only be reached from this machine."""
+    """True if a host name or an IP address can only be reached from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -74,14 +74,14 @@ def is_loopback(host: str) -> bool:
 class HostCheck:
     """Rejects requests whose ``Host`` is foreign. ASGI middleware.
 
-    A malicious web page can make its own host name resolve to the address of this server (DNS rebinding) and then read the
-    server's answers to the visitor's browser. Such a request has the malicious host name as its host.
+    A malicious web page can make its own host name resolve to the IP address of this server (DNS rebinding) and then read the
+    server's answers through the visitor's browser. The ``Host`` of such a request is the malicious host name.
 
     Args:
         app: the page.
         names: names of this server.
-        own_machine: the server listens on a loopback address; otherwise any IP address is accepted as a host, since
-            DNS rebinding needs a name.
+        own_machine: True if the server listens on a loopback address; otherwise any IP address is accepted as a host, since DNS
+            rebinding needs a host name.
     """
 
     def __init__(self, app: Application, names: Collection[str], own_machine: bool):
@@ -89,11 +89,11 @@ class HostCheck:
         self.names = {name.lower() for name in names}
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Respond to a rejected request, and pass on all other requests."""
+        """Respond to a rejected request, or pass the request on."""
         if scope["type"] in ("http", "websocket"):
             hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
             if len(hosts) != 1 or not self.accepts(hosts[0]):
-                said = f"the host {', '.join(hosts)[:200]!r} is not this server; start it with --name to allow the name"
+                said = f"the host {', '.join(hosts)[:200]!r} is not this server; start the server with --name to allow this name"
                 await _refuse(send, 400, said)
                 return
         await self.app(scope, receive, send)
@@ -111,7 +111,7 @@ class HostCheck:
 
 
 class BodyLimit:
-    """Rejects requests with too large a body, by their header or while the body is received. ASGI middleware.
+    """Rejects requests with too large a body, based on the header or while the body is received. ASGI middleware.
 
     Args:
         app: the page.
@@ -122,7 +122,7 @@ class BodyLimit:
         self.app, self.file_bytes = app, file_bytes
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Respond to a rejected request; pass on all other requests, and count the bytes of their bodies."""
+        """Respond to a rejected request, or pass the request on and count the bytes of its body."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -174,7 +174,7 @@ class UploadLimit:
         self._taken: deque[tuple[float, int]] = deque()
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Respond to a rejected upload, and pass on all other requests."""
+        """Respond to a rejected upload, or pass the request on."""
         if _is_upload(scope):
             try:
                 self.count((scope.get("client") or ("",))[0], dict(scope["headers"]).get(b"content-length", b""))
@@ -196,7 +196,7 @@ class UploadLimit:
         while self._taken and now - self._taken[0][0] >= KEPT_S:
             self._taken.popleft()
         if sum(size for _, size in self._taken) + int(length) > self.total_bytes:
-            raise UserError("visitors have uploaded as much as the page keeps; try again later")
+            raise UserError("the page has no room for more uploads; try again later")
         self._taken.append((now, int(length)))
 
 

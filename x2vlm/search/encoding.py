@@ -1,4 +1,4 @@
-"""The model functions that a search needs: image tokens that can be cached, and how well a text fits them."""
+"""The model functions that a search needs: computing image tokens, which can be cached, and scoring how well a text fits them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Encoder:
     """An image model with a contrastive and a matching head.
 
     Attributes:
-        width: size of the embeddings.
+        width: width of the embeddings.
         weights: hash of the model's weights.
-        token_shape: (1 + P, D), the shape returned by :meth:`tokens`.
+        token_shape: (1 + P, D), the shape of the result of :meth:`tokens`.
 
     Raises:
-        UserError: the model is of another task, or is a video model.
+        UserError: the model is of a different task, or is a video model.
     """
 
     def __init__(self, model: LoadedModel):
         if not model.takes("match"):
             raise UserError(
-                f"{model.origin} is a model of task {model.settings.task}, which cannot compare texts with images; load one "
-                "of task pretrain or retrieval"
+                f"{model.origin} is a model of task {model.settings.task}, which cannot compare texts with images; "
+                "load one of task pretrain or retrieval"
             )
         if model.read.videos is not None:
             raise UserError(f"{model.origin} is a video model, but an index contains images: give an image model")
@@ -56,8 +56,8 @@ class Encoder:
         """
         if not self.model.takes("locate"):
             raise UserError(
-                f"locate: {self.model.origin} is a model of task {self.model.settings.task}, which was not trained for it; index "
-                "with one of task pretrain"
+                f"locate: {self.model.origin} is a model of task {self.model.settings.task}, which was not trained "
+                "for it; make the index with a model of task pretrain"
             )
 
         def find(texts: Sequence[str]) -> list[Located]:

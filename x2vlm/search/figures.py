@@ -11,8 +11,8 @@ from x2vlm.search.index import Hit, ImageIndex
 
 
 def panels_of(index: ImageIndex, hits: Sequence[Hit], heading: str = "") -> list[Panel]:
-    """Returns a panel for each hit: the image, its box and sum if it has them, its probability and cosine, and a ``heading``
-    above each."""
+    """Returns a panel for each hit: the image, its box and sum if there are any, its probability and cosine, and a ``heading``
+    above the image."""
     above = (Line(heading),) if heading else ()
     panels = []
     for hit in hits:

@@ -1,10 +1,11 @@
 """The files of an index of images: memory-mapped embeddings, and the list of images.
 
-A folder ``I`` has ``embeddings-N.npy`` (rows, E) float32, with a row for each distinct content; ``images-N.jsonl``, with a line
-for each file: line n is an image with row n, and the copies follow after all images; ``broken.jsonl``, the files that cannot be
-read; and ``index.json``: the model, the folder, and N, the number of builds so far. ``index.json`` is written last, so that
-readers always see a list and embeddings that belong together; it contains their SHA-256, which are checked when an index is
-opened. While an index is being built, its parts are in ``I/parts``: an interrupted run continues from them.
+A folder ``I`` contains ``embeddings-N.npy`` (rows, E) float32, with a row for each distinct file content; ``images-N.jsonl``,
+with a line for each file: first, line n is the image with row n, then the copies follow; ``broken.jsonl``, which lists the files
+that cannot be read; and ``index.json``, with the model, the folder, and N, the number of builds so far. ``index.json`` is written
+last, so that readers always see a list and embeddings that belong together. It contains the SHA-256 digests of the list and the
+embeddings, which are checked when an index is opened. While an index is being built, its parts are stored in ``I/parts``, from
+which an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ABOUT, BROKEN, PARTS, LOCK = "index.json", "broken.jsonl", "parts", "lock"
 FORMAT = 3
 """Incremented when the file format changes."""
 WITHOUT_DIGESTS = 2
-"""An earlier format that can still be read: it has no digests."""
+"""An earlier format without digests, which can still be read."""
 LENGTH_ERROR = 1e-2
 """Maximum difference between the length of an embedding and 1."""
 
@@ -84,12 +85,12 @@ def read_about(folder: Path) -> About:
     """Read the description of an index.
 
     Raises:
-        UserError: the index does not exist, or is of another version.
+        UserError: the index does not exist, or is of a different version.
     """
     try:
         about = About(**read_json(folder / ABOUT))
         if type(about.made) is not int or not isinstance(about.folder, str) or not isinstance(about.digests, dict):
-            raise TypeError("a value is of another type")
+            raise TypeError("a value has the wrong type")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: there is no index of images; make one with python run.py index") from None
     except (OSError, ValueError, TypeError) as error:
@@ -98,7 +99,8 @@ def read_about(folder: Path) -> About:
         ) from None
     if about.format not in (FORMAT, WITHOUT_DIGESTS):
         raise UserError(
-            f"{folder}: an index of format {about.format}, but this version reads {FORMAT}; remove the folder and make it again"
+            f"{folder}: an index of format {about.format}, but this version reads {FORMAT}; remove the folder and "
+            "make it again"
         )
     return about
 
@@ -109,7 +111,7 @@ def write_about(folder: Path, about: About) -> None:
 
 
 def read_images(path: Path) -> list[IndexedImage]:
-    """Read the list of files of an index, or of a part of one.
+    """Read the list of files in an index or a part of an index.
 
     Raises:
         UserError: the list is damaged.
@@ -127,7 +129,8 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def check_digests(folder: Path, about: About) -> None:
-    """Check that the list and the embeddings of an index are unchanged. An old index has no digests, which is logged.
+    """Check that the list and the embeddings of an index are unchanged. An index from an older version has no digests; a warning
+    is logged.
 
     This reads both files once: 1 GB for a million images with 256-dimensional embeddings.
 
@@ -152,7 +155,7 @@ def check_digests(folder: Path, about: About) -> None:
 
 
 def image_of(line: bytes, path: Path) -> IndexedImage:
-    """Parse the file in a line; raises the same errors as :func:`read_images`."""
+    """Parse a line of the list; raises the same errors as :func:`read_images`."""
     try:
         return IndexedImage(**parse_json(line))
     except (ValueError, TypeError) as error:
@@ -165,12 +168,12 @@ def write_images(path: Path, images: Iterable[IndexedImage]) -> None:
 
 
 def write_broken(folder: Path, broken: Iterable[tuple[str, str]]) -> None:
-    """Write the files that cannot be read, each with its reason."""
+    """Write the list of files that cannot be read, each with the reason."""
     _write(folder / BROKEN, ({"path": path, "reason": reason} for path, reason in broken))
 
 
 def remove_others(folder: Path, about: About) -> None:
-    """Remove the lists and embeddings of earlier builds, and the leftovers of killed processes."""
+    """Remove the lists and embeddings of earlier builds, and files left behind by killed processes."""
     kept = about.images_in(folder), about.embeddings_in(folder)
     for pattern in ("images-*.jsonl", "embeddings-*.npy", ".*.tmp"):
         for path in folder.glob(pattern):
@@ -189,7 +192,7 @@ def open_embeddings(folder: Path, about: About, count: int) -> np.ndarray:
     path = about.embeddings_in(folder)
     try:
         check_regular(path)
-        # torch warns about tensors over a read-only map; this map is writable, but never written.
+        # torch warns about tensors on a read-only map. This map is copy-on-write and never written.
         found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); make the index again") from None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 17
-"""Images that are compared at a time, which bounds the memory for scores."""
+"""Number of images that are compared at a time, which bounds the memory for scores."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class Hit:
         path: path of the image.
         copies: files with the same content.
         cosine: cosine between image and text.
-        score: the probability that the text is about the whole image; None: the hit was not re-ranked.
-        sum: the ranking score if the config of the model's run has ``evaluation.score: sum`` (:func:`x2vlm.matching.sums`);
-            None: the config does not have it, or the hit was not re-ranked.
-        box: where the text applies, with the probability that it is about the content of the box; None: no box was requested.
+        score: the probability that the text is about the whole image; None if the hit was not re-ranked.
+        sum: the ranking score if the model's config has ``evaluation.score: sum`` (:func:`x2vlm.matching.sums`); None if the
+            config has a different score, or if the hit was not re-ranked.
+        box: the box where the text applies, with the probability that the text is about the content of the box; None if no box
+            was requested.
         content: hash of the file's content.
     """
 
@@ -56,7 +57,7 @@ class Hit:
     content: str = ""
 
     def numbers(self) -> dict[str, str]:
-        """Returns the hit's known values of sum, probability and cosine for printing, by name."""
+        """Returns the sum, probability and cosine of the hit, as far as they are known, formatted for printing, by name."""
         return numbers(self.score, self.cosine, self.sum)
 
 
@@ -73,17 +74,17 @@ def nearest_rows(embeddings: np.ndarray, query: np.ndarray, count: int) -> tuple
 
 
 class ImageIndex:
-    """An index that :meth:`x2vlm.Model.index` or ``run.py index`` made.
+    """An index made by :meth:`x2vlm.Model.index` or ``run.py index``.
 
     Args:
         folder: folder of the index.
         model: the model that made the index.
         cache_gb: maximum disk space for the vision encoder's output on re-ranked images.
-        cache: folder of this cache; None: in the user's cache folder.
-        encoder: an existing encoder of the model.
+        cache: folder of this cache; if None, a folder in the user's cache folder.
+        encoder: an existing encoder of the model; if None, a new one is made.
 
     Raises:
-        UserError: the index does not exist, or is unfinished, damaged, or made by another model.
+        UserError: the index does not exist, is unfinished or damaged, or was made by a different model.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class ImageIndex:
         self._cache = (
             None
             if caches is None
-            else BlockCache(caches / "images", int(cache_gb * 1e9), "cache= names another folder")
+            else BlockCache(caches / "images", int(cache_gb * 1e9), "give a different folder with cache=")
         )
 
     def __len__(self) -> int:
@@ -119,7 +120,8 @@ class ImageIndex:
         return len(self.embeddings)
 
     def _count_rows(self) -> int:
-        """Copies come after the images in the list; the row of an image is its line number."""
+        """Returns the number of images that are not copies. In the list, the row of an image is its line number, and copies
+        follow after the images."""
         low, high = 0, len(self._lines)
         while low < high:
             middle = (low + high) // 2
@@ -130,20 +132,20 @@ class ImageIndex:
         return image_of(self._lines[line], self._list)
 
     def search(self, text: str, *, top: int = 10, rerank: int = 64, locate: bool | str = False) -> list[Hit]:
-        """Returns the images that the text most likely describes, best first: by the matching head's probability, or by the
-        sum if the hits have one (see :class:`Hit`); hits that were not re-ranked follow, by their cosines.
+        """Returns the images that the text most likely describes, best first: by the matching head's probability, or by the sum
+        if the hits have one (see :class:`Hit`). Hits that were not re-ranked follow, sorted by their cosines.
 
         Args:
             text: a sentence.
             top: maximum number of hits.
-            rerank: number of images, the best by cosine, that the matching head scores; 0: none.
-            locate: in each hit, find the box where the text applies, or the box of this phrase.
+            rerank: number of images, the best by cosine, that the matching head scores; 0 to skip re-ranking.
+            locate: True to find the box where the text applies in each hit, or a phrase to find the box of this phrase.
 
         Raises:
             UserError: the text is empty after cleaning, or the model has no box head.
         """
         rows, cosines = self.nearest(text, max(top, rerank))
-        found = self._there(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
+        found = self._available(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
         judged = [found[row] for row in rows[:rerank].tolist() if row in found]
         ranking = margins = np.array(list(self._margins(text, judged)), np.float64)
         scores = probabilities(margins).tolist()
@@ -162,8 +164,8 @@ class ImageIndex:
         """Returns the rows (k,) of the images nearest to a text by cosine, and their cosines (k,); k = min(``count``, images)."""
         return nearest_rows(self.embeddings, self.model.embed_texts(text)[0], count)
 
-    def _there(self, cosines: dict[int, float]) -> dict[int, Hit]:
-        """Returns the hits for rows that still have an unchanged file; the others are logged."""
+    def _available(self, cosines: dict[int, float]) -> dict[int, Hit]:
+        """Returns the hits for rows that still have an unchanged file; a warning reports how many do not."""
         hits = {}
         for row, cosine in cosines.items():
             paths = [path for path in map(self._unchanged, [self._image(row), *self._copies.get(row, ())]) if path]
@@ -171,7 +173,8 @@ class ImageIndex:
                 hits[row] = Hit(paths[0], tuple(paths[1:]), cosine, content=self._image(row).content)
         if gone := len(cosines) - len(hits):
             logger.warning(
-                "%s: %d of the nearest %d images are missing or have changed, and are skipped; update with python run.py index",
+                "%s: %d of the nearest %d images are missing or have changed, and are skipped; update with python "
+                "run.py index",
                 self.folder,
                 gone,
                 len(cosines),
@@ -179,7 +182,7 @@ class ImageIndex:
         return hits
 
     def _unchanged(self, image: IndexedImage) -> Path | None:
-        """Returns the path of a file whose size and modification time are unchanged since it was indexed."""
+        """Returns the path of a file if its size and modification time have not changed since it was indexed, otherwise None."""
         path = Path(self.about.folder) / image.path
         try:
             status = path.stat()
@@ -193,7 +196,7 @@ class ImageIndex:
             yield from self.encoder.margins([self._tokens(hit) for hit in part], text).tolist()
 
     def _boxes(self, text: str, hits: Sequence[Hit]) -> Iterator[Box]:
-        """Returns where in each image the text applies."""
+        """Returns the box in each image where the text applies."""
         for part in self._batches(hits):
             boxes, scores = self.encoder.locate([self._tokens(hit) for hit in part], text)
             for hit, box, score in zip(part, boxes, scores, strict=True):
@@ -206,8 +209,8 @@ class ImageIndex:
     def _tokens(self, hit: Hit) -> Tensor:
         """Returns the mean patch and the patches of an image, (1 + P, D) float32.
 
-        The fusion encoder's keys and values are recomputed from them: caching keys and values would take twice as much disk space
-        for each layer.
+        The fusion encoder's keys and values are recomputed from these tokens, because caching keys and values would take twice as
+        much disk space for every layer.
         """
         shape = self.encoder.token_shape
         size = 4 * shape[0] * shape[1]
@@ -223,7 +226,7 @@ class ImageIndex:
 
     @cached_property
     def _copies(self) -> dict[int, list[IndexedImage]]:
-        """Returns the copies of each image that has copies."""
+        """Returns the copies of each image, for images that have copies."""
         found: dict[int, list[IndexedImage]] = {}
         for line in range(len(self), len(self._lines)):
             copy = self._image(line)

@@ -1,4 +1,5 @@
-"""Builds an index of the images in a folder: embeds each distinct content once, in parts, and skips what is already indexed."""
+"""Builds an index of the images in a folder: embeds each distinct file content once, in parts, and skips files that are already
+indexed."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from x2vlm.inputs import View
 
 PART = 512
-"""Images in a part; finished parts are kept if the build is interrupted."""
+"""Number of images in a part; finished parts are kept if the build is interrupted."""
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class _File(NamedTuple):
 
 
 class Made(NamedTuple):
-    """The result of a build: the number of distinct images and of copies, the files that cannot be read (each with its reason),
+    """The result of a build: the number of distinct images and of copies, the files that cannot be read (each with the reason),
     and the number of newly embedded images."""
 
     images: int
@@ -85,7 +86,8 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
     skipped.
 
     Raises:
-        UserError: the folder has no image; the index belongs to another model or folder, or cannot be written; it is being built.
+        UserError: the folder has no image; the index belongs to a different model or folder, cannot be written, or is already
+            being built.
     """
     origin = Path(encoder.model.origin)
     source = os.path.realpath(origin) if origin.exists() else encoder.model.origin
@@ -96,8 +98,8 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / LOCK).exists():
-            _check_empty(out)  # before the lock file is created in a folder with other files
-        with _alone(out):
+            _check_empty(out)  # before the lock file is created, which must not happen in a folder with other files
+        with _locked(out):
             _check_empty(out)
             about = _continued(out, about)
             write_about(out, about)
@@ -122,7 +124,7 @@ def _files(folder: Path) -> list[_File]:
     found = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            with suppress(FileNotFoundError):  # it was removed after it was listed
+            with suppress(FileNotFoundError):  # the file was removed after it was listed
                 stat = path.stat()
                 found.append(_File(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
     return found
@@ -136,8 +138,8 @@ def _check_empty(out: Path) -> None:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Inside the context, no other process builds the index; disks without locks cannot guarantee this."""
+def _locked(out: Path) -> Iterator[None]:
+    """A context in which no other process builds the index, except on file systems without locks, which cannot guarantee this."""
     check_regular(out / LOCK)
     with (out / LOCK).open("a") as file:
         try:
@@ -145,12 +147,16 @@ def _alone(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{out}: another process is making this index; wait until it is done") from None
         except OSError as error:
-            logger.warning("%s: the disk has no locks (%s); make the index with only one process", out, error.strerror)
+            logger.warning(
+                "%s: the file system does not support locks (%s); make the index with only one process",
+                out,
+                error.strerror,
+            )
         yield
 
 
 def _continued(out: Path, about: About) -> About:
-    """Returns ``about`` with the build number of the existing index; rejects an index of another model or folder."""
+    """Returns ``about`` with the build number of the existing index; rejects an index of a different model or folder."""
     if not (out / ABOUT).exists():
         return about
     before = read_about(out)
@@ -164,18 +170,18 @@ def _continued(out: Path, about: About) -> About:
 
 
 class _Parts:
-    """The existing embeddings, from the previous index and from parts that were written since.
+    """The existing embeddings, from the previous index and from parts that have been written since then.
 
     Attributes:
-        contents: the content hash of each file that does not have to be read.
+        contents: the content hash of each file that does not have to be read again.
         embedded: number of newly embedded images.
     """
 
     def __init__(self, out: Path, about: About):
         self.out, self.about, self.embedded = out, about, 0
         self.contents: dict[_File, str] = {}
-        self.places: dict[str, tuple[int, int]] = {}
-        """Returns the part number and the row in it for each content."""
+        self.rows: dict[str, tuple[int, int]] = {}
+        """For each content, the number of its part and its row in the part."""
         self.parts: list[np.ndarray] = []
         if about.made:
             try:
@@ -195,15 +201,15 @@ class _Parts:
         for image in images:
             self.contents[_File(image.path, image.bytes, image.changed_ns)] = image.content
             if image.row >= 0:
-                self.places.setdefault(image.content, (len(self.parts), image.row))
+                self.rows.setdefault(image.content, (len(self.parts), image.row))
         self.parts.append(embeddings)
 
     def keep(self, contents: Sequence[tuple[_File, str]], embeddings: np.ndarray) -> None:
-        """Write a part: files with their content hashes, and the embeddings of new contents, in order."""
+        """Write a part, which consists of files with their content hashes and of the embeddings of new contents, in order."""
         rows: dict[str, int] = {}
         images = []
         for file, content in contents:
-            row = -1 if content in self.places else rows.setdefault(content, len(rows))
+            row = -1 if content in self.rows else rows.setdefault(content, len(rows))
             images.append(IndexedImage(*file, content, row))
         write_part(self.out / PARTS, len(self.parts), images, embeddings)
         self._add(images, embeddings)
@@ -224,8 +230,8 @@ class _Parts:
             with replacing(about.embeddings_in(self.out)) as new:
                 joined = np.lib.format.open_memmap(new, "w+", np.dtype(np.float32), (len(rows), about.width))
                 for content, row in rows.items():
-                    part, place = self.places[content]
-                    joined[row] = self.parts[part][place]
+                    part, row_in_part = self.rows[content]
+                    joined[row] = self.parts[part][row_in_part]
                 joined.flush()
                 digests[about.embeddings_in(self.out).name] = digest_of(new)
         write_images(about.images_in(self.out), [*first, *copies])
@@ -237,7 +243,7 @@ class _Parts:
 
 
 def _embed(model: LoadedModel, folder: Path, files: Sequence[_File], parts: _Parts) -> list[tuple[str, str]]:
-    """Embed everything that is not known yet; returns the files that cannot be read, each with its reason."""
+    """Embed all contents that are not known yet, and return the files that cannot be read, each with the reason."""
     broken: list[tuple[str, str]] = []
     with progress_bar(total=len(files), desc="indexing", unit="image") as bar:
         for start in range(0, len(files), PART):
@@ -247,7 +253,7 @@ def _embed(model: LoadedModel, folder: Path, files: Sequence[_File], parts: _Par
                 try:
                     path = folder / file.path
                     content = hashlib.blake2b(read_file(path, IMAGE_BYTES, str(path)), digest_size=16).hexdigest()
-                    if content not in parts.places and content not in views:
+                    if content not in parts.rows and content not in views:
                         views[content] = model.read(path)
                     contents.append((file, content))
                 except (UserError, BrokenRecordError) as error:

@@ -1,6 +1,6 @@
 """Benchmarks of models that are not fine-tuned for them: ``python run.py benchmark SUITE``.
 
-To add a suite, write a file here with a :class:`~x2vlm.suites.cases.CaseSuite`, and name it in :data:`SUITES`.
+To add a suite, add a file to this folder with a :class:`~x2vlm.suites.cases.CaseSuite`, and add its name to :data:`SUITES`.
 docs/composition.md has an example.
 """
 
@@ -30,7 +30,7 @@ SUITES = {
 
 
 def suite_named(name: str) -> Suite:
-    """Returns a suite of :data:`SUITES`."""
+    """Returns a suite in :data:`SUITES`, by name."""
     module, _, variable = SUITES[name].partition(":")
     suite: Suite[Any] = getattr(import_module(module), variable)
     return suite

@@ -1,4 +1,4 @@
-"""ARO: captions with two objects or two attributes exchanged, of Visual Genome."""
+"""ARO: captions from Visual Genome in which two objects or two attributes are swapped."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ walking by, walking down, walking next to, walking through, with, working in, wo
 wrapped in
 """
 SYMMETRIC = {" ".join(name.split()) for name in _SYMMETRIC.split(",")}
-"""Relations that the official notebook (notebooks/Replicate ARO! VG-Relation, VG-Attribution.ipynb) excludes from the mean. It
-calls them symmetric, although not all are."""
+"""Relations that the official notebook (notebooks/Replicate ARO! VG-Relation, VG-Attribution.ipynb) excludes from the mean. The
+notebook calls them symmetric, although not all of them are."""
 LEAST_CASES = 25
-"""Pairs of attributes with fewer cases are excluded, as in the official summary."""
+"""Minimum number of cases per pair of attributes; pairs with fewer cases are excluded, as in the official summary."""
 
 MEAN = "mean of parts"
 """The official summary: the mean over relations, or over pairs of attributes."""
 
 _PAPER = (
-    "Yuksekgonul, Bianchi, Kalluri, Jurafsky and Zou: When and Why Vision-Language Models Behave like Bags-of-Words, ICLR 2023 "
-    "(arXiv:2210.01936)"
+    "Yuksekgonul, Bianchi, Kalluri, Jurafsky and Zou: When and Why Vision-Language Models Behave like Bags-of-Words, "
+    "ICLR 2023 (arXiv:2210.01936)"
 )
 _PUBLISHED_AT = (
     "github.com/mertyg/vision-language-models-are-bows (visual_genome_*.json, and vgr_vga_images.zip in images)"
@@ -51,8 +51,8 @@ _TABLE = "table 1 of Zhang, Awal and Agrawal: Contrasting Intra-Modal and Rankin
 
 def _cases(kind: str, path: Path) -> list[Case]:
     cases = []
-    for place, key, entry in entries_of(path):
-        with reading(place):
+    for location, key, entry in entries_of(path):
+        with reading(location):
             box = tuple(float(entry[f"bbox_{side}"]) for side in "xywh")
             picture = Picture(path.parent / "images" / str(entry["image_path"]), (box[0], box[1], box[2], box[3]))
             part = str(entry["relation_name"] if kind == "relation" else "_".join(entry["attributes"][:2]))
@@ -63,7 +63,7 @@ def _cases(kind: str, path: Path) -> list[Case]:
     if kind == "relation":
         return cases
     sizes = Counter(case.part for case in cases)
-    few = f"fewer than {LEAST_CASES} cases have their pair of attributes"
+    few = f"fewer than {LEAST_CASES} cases have this pair of attributes"
     return [replace(case, excluded=few) if sizes[case.part] < LEAST_CASES else case for case in cases]
 
 
@@ -89,12 +89,13 @@ def _suite(name: str, title: str, note: str, clip: float, negclip: float, xvlm: 
 RELATION = _suite(
     "relation",
     "ARO, Visual Genome Relation",
-    "parts are relations; language models alone are far above chance",
+    "parts are relations; language models without images are far above chance",
     *(59.3, 80.2, 73.4),
 )
 ATTRIBUTION = _suite(
     "attribution",
     "ARO, Visual Genome Attribution",
-    f"parts are pairs of attributes with at least {LEAST_CASES} cases; language models alone are far above chance",
+    f"parts are pairs of attributes with at least {LEAST_CASES} cases; language models without images are far above "
+    "chance",
     *(62.9, 70.5, 86.8),
 )

@@ -1,4 +1,4 @@
-"""Suites that ask which of a few texts are about which of a few images."""
+"""Suites that test which of a few texts are about which of a few images."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ import numpy as np
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
 from x2vlm.suites.scoring import Case, ScoredCases, score_cases
-from x2vlm.suites.suite import TIES, Judged, Suite, chosen_kinds, need, need_images
+from x2vlm.suites.suite import TIES, Judged, Suite, chosen_kinds, require_files, require_images
 
 SEVERAL = ""
-"""Key of a file that has cases of several kinds."""
+"""Key in ``file_of`` for a file that contains cases of several kinds."""
 
 Rule = Callable[[np.ndarray], Mapping[str, float]]
-"""Judges a case by its scores (images, texts): returns the value of each measure, usually 1 for right and 0 for wrong. Only the
-order of the scores may matter."""
+"""A function that judges a case by its scores (images, texts). It returns the value of each measure, usually 1 for right and 0
+for wrong, which may depend only on the order of the scores."""
 
 TIED = {"text only": 0, "image only": 1}
-"""The axis of scores (images, texts) along which a baseline has only ties."""
+"""For each baseline, the axis of the scores (images, texts) along which all scores are tied."""
 
 MOST_PERMUTED = 5
-"""For up to this number of tied scores, all orders are judged; for more, each is the first, the second, ... once."""
+"""Up to this number of tied scores, all orders are judged. For more scores, only rotations are judged, in which each score takes
+each rank once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseSuite(Suite[list[Case]]):
-    """A suite of cases.
+    """A suite that consists of cases.
 
     Attributes:
         file_of: the official file of each kind.
         cases: reads the cases of a kind from its file, including cases that the official rule excludes.
         rule: the official rule.
-        chance: value of each measure for random scores; empty: 1 / N, for a choice among the N texts of each case.
-        text_rule: a rule for the cosines (texts, texts) of the texts with each other. Its measures have no value by the other
-            scores.
+        chance: value of each measure for random scores; if empty, 1 / N, for a choice among the N texts of each case.
+        text_rule: a rule for the cosines (texts, texts) between the texts. Its measures have no values for the other scores.
     """
 
     file_of: Mapping[str, str]
@@ -57,7 +57,7 @@ class CaseSuite(Suite[list[Case]]):
     def read(self, folder: Path, kinds: Sequence[str]) -> list[Case]:
         kind_of = {name: kind for kind, name in self.file_of.items()}
         cases: list[Case] = []
-        for path in need(folder, self.files(folder, kinds), self):
+        for path in require_files(folder, self.files(folder, kinds), self):
             of_file = self.cases(kind_of[path.name], path)
             if not of_file:
                 raise UserError(f"{path}: has no cases; download it again from {self.published_at}")
@@ -67,9 +67,9 @@ class CaseSuite(Suite[list[Case]]):
         measured = [case for case in cases if not case.excluded]
         if not measured:
             raise UserError(
-                f"{folder}: all {len(cases):,} cases are excluded: {cases[0].excluded}; use the whole official file"
+                f"{folder}: all {len(cases):,} cases are excluded: {cases[0].excluded}; use the complete official file"
             )
-        need_images([picture.path for case in measured for picture in case.pictures], self)
+        require_images([picture.path for case in measured for picture in case.pictures], self)
         return cases
 
     def judge(self, model: LoadedModel, content: list[Case]) -> Judged:
@@ -123,7 +123,7 @@ class CaseSuite(Suite[list[Case]]):
         )
 
     def _judge(self, score: str, look: str, scored: ScoredCases, index: int) -> dict[str, float]:
-        """The value of each measure for a case. Ties that a baseline has by construction count by their expected value."""
+        """The value of each measure for a case. Ties in a baseline that arise by construction count by their expected value."""
         scores, cosines = scored.scores[score][look][index], scored.text_cosines[index]
         found = dict(self.rule(scores) if look == "model" else expected_value(self.rule, scores, TIED[look]))
         if self.text_rule is not None and score == "cosine":
@@ -141,7 +141,7 @@ class CaseSuite(Suite[list[Case]]):
 
 
 def expected_value(rule: Rule, scores: np.ndarray, axis: int) -> dict[str, float]:
-    """Returns the expected value of each measure if chance decides between scores that are equal along an axis.
+    """Returns the expected value of each measure if ties between scores along an axis are broken at random.
 
     Args:
         rule: the rule.
@@ -169,7 +169,7 @@ def _expected(rule: Rule, ranks: tuple[tuple[int, ...], ...], axis: int) -> Mapp
     )
     values = []
     for chosen in itertools.product(orders, repeat=lines):
-        order = np.array(chosen) / count  # (lines, count), less than the difference between two ranks
+        order = np.array(chosen) / count  # (lines, count), smaller than the difference between two ranks
         values.append(rule(base + (order if axis else order.T)))
     return {measure: float(np.mean([value[measure] for value in values])) for measure in values[0]}
 
@@ -191,5 +191,6 @@ def pairs_match(scores: np.ndarray) -> dict[str, float]:
 
 
 def choices_and_pairs_match(scores: np.ndarray) -> dict[str, float]:
-    """As :func:`pairs_match`, after the share of the images that have a higher score with their own text."""
+    """Returns the share of the images that have a higher score with their own text, followed by the values of
+    :func:`pairs_match`."""
     return {"accuracy": float((np.diag(scores) > np.diag(scores[:, ::-1])).mean()), **pairs_match(scores)}

@@ -1,4 +1,4 @@
-"""Zero-shot classification of images in a folder for each class."""
+"""Zero-shot classification of images, with one folder of images per class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import View
 from x2vlm.suites.scoring import all_scores, check_scores, grey_view
-from x2vlm.suites.suite import LOOKS, SCORES, TIES, Judged, Suite, unread
+from x2vlm.suites.suite import LOOKS, SCORES, TIES, Judged, Suite, unreadable_note
 
 NAMES, TEMPLATES = "classnames.txt", "templates.txt"
 DEFAULT_TEMPLATE = "a photo of a {c}"
@@ -26,7 +26,7 @@ CANDIDATES = 10
 
 @dataclass(frozen=True)
 class Folders:
-    """Images with the index of their class, the names of the classes, and the templates of their texts."""
+    """The images with the indices of their classes, the class names, and the templates for texts."""
 
     images: list[tuple[Path, int]]
     names: list[str]
@@ -51,22 +51,21 @@ class ClassificationSuite(Suite[Folders]):
         folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if len(folders) < 2:
             raise UserError(
-                f"{folder}: has {len(folders)} folders, but a class is a folder of images; make one for each class"
+                f"{folder}: has {len(folders)} folders, but classes are folders of images; make one for each class"
             )
         names = [path.name.replace("_", " ") for path in folders]
         if (path := folder / NAMES).is_file():
             names = _lines(path)
             if len(names) != len(folders):
                 raise UserError(
-                    f"{path}: has {len(names)} names for {len(folders)} folders; write one on each line, in their order"
+                    f"{path}: has {len(names)} names for {len(folders)} folders; write one name per line, in the "
+                    "order of the folders"
                 )
         if same := [name for name, count in Counter(map(str.lower, names)).items() if count > 1]:
-            raise UserError(
-                f"{folder}: two classes are called {same[0]!r}, so that no text tells them apart; rename one"
-            )
+            raise UserError(f"{folder}: two classes are called {same[0]!r}, so no text can tell them apart; rename one")
         templates = _lines(folder / TEMPLATES) if (folder / TEMPLATES).is_file() else [DEFAULT_TEMPLATE]
         if without := [template for template in templates if "{c}" not in template]:
-            raise UserError(f"{folder / TEMPLATES}: {without[0]!r} has no {{c}} for the name of the class; add it")
+            raise UserError(f"{folder / TEMPLATES}: {without[0]!r} has no {{c}} for the class name; add it")
         images = [
             (path, index)
             for index, of_class in enumerate(folders)
@@ -131,7 +130,7 @@ class ClassificationSuite(Suite[Folders]):
             ],
             [
                 f"{classes} classes; templates: {', '.join(content.templates)}",
-                *unread(skipped),
+                *unreadable_note(skipped),
                 TIES,
             ],
             {"classes": content.names, "templates": content.templates},
@@ -139,8 +138,8 @@ class ClassificationSuite(Suite[Folders]):
 
 
 class _Classifier:
-    """Scores images with the texts of all classes. As in CLIP, the embedding of a class is the mean of the embeddings of its text
-    in all templates."""
+    """Scores images with the texts of all classes. As in CLIP, the embedding of a class is the mean of the embeddings of its
+    texts over all templates."""
 
     def __init__(self, model: LoadedModel, content: Folders):
         means = np.mean([model.embed_texts(content.texts(template)) for template in content.templates], axis=0)
@@ -148,8 +147,8 @@ class _Classifier:
         self.matcher = Matcher(model, content.texts(content.templates[0]))
 
     def scores(self, views: Sequence[View]) -> dict[str, np.ndarray]:
-        """Returns (images, classes) for each of :data:`SCORES`. The matching head scores the best classes by cosine; others have
-        -inf."""
+        """Returns (images, classes) for each of :data:`SCORES`. The matching head scores only the best classes by cosine; the
+        scores of other classes are -inf."""
         cosines = self.model.embed_images(list(views)) @ self.classes.T
         best = np.argsort(-cosines, axis=1, kind="stable")[:, :CANDIDATES]
         margins = self.matcher.scores(views, [sorted(row) for row in best.tolist()])
@@ -157,7 +156,7 @@ class _Classifier:
 
 
 def _hits(scores: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Whether the true class is first, and among the first five, (images, 2); ties count as wrong."""
+    """Returns whether the true class is first, and whether it is among the first five, (images, 2); ties count as wrong."""
     own = np.take_along_axis(scores, true[:, None], axis=1)
     before = (scores >= own).sum(axis=1) - 1
     before = np.where(np.isneginf(own[:, 0]), scores.shape[1], before)
@@ -165,7 +164,7 @@ def _hits(scores: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def _best(scores: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """The best classes of an image with their scores, best first."""
+    """Returns the best classes of an image with their scores, best first."""
     order = np.argsort(-scores, kind="stable")[:CANDIDATES]
     return {names[index]: round(float(scores[index]), 5) for index in order}
 
@@ -173,14 +172,14 @@ def _best(scores: np.ndarray, names: Sequence[str]) -> dict[str, float]:
 def _lines(path: Path) -> list[str]:
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{path}: is empty; write a line, or remove it")
+        raise UserError(f"{path}: is empty; add a line, or remove the file")
     return lines
 
 
 SUITE = ClassificationSuite(
     title="Zero-shot classification",
     paper="protocol of Radford et al.: Learning Transferable Visual Models from Natural Language Supervision, 2021",
-    published_at=f"a folder of images for each class; {NAMES} and {TEMPLATES} (one a line, with {{c}}) are optional",
+    published_at=f"a folder of images for each class; {NAMES} and {TEMPLATES} (one per line, with {{c}}) are optional",
     summaries={"mean of classes": ("parts", ("all",))},
     note=f"the matching head re-ranks the {CANDIDATES} best classes with the first template",
 )

@@ -11,8 +11,8 @@ from x2vlm.suites.suite import lines_of, reading, texts_in
 
 def _cases(kind: str, path: Path) -> list[Case]:
     cases = []
-    for place, key, entry in lines_of(path):
-        with reading(place):
+    for location, key, entry in lines_of(path):
+        with reading(location):
             first, second = texts_in(entry["images"], 0, 1)
             pictures = (Picture(path.parent / first), Picture(path.parent / second))
             cases.append(Case(str(entry["kind"]), pictures, texts_in(entry["captions"], 0, 1), id=key))
@@ -29,6 +29,6 @@ SUITE = CaseSuite(
     rule=choices_and_pairs_match,
     chance={"accuracy": 1 / 2, "text": 1 / 4, "image": 1 / 4, "group": 1 / 6},
     summaries={"all": ("micro", ())},
-    note="each text is right once and wrong once, so a model that does not see the images has an accuracy of 50 %, no text "
-    "right, and a quarter of the images by chance",
+    note="each text is right once and wrong once, so a model that does not see the images reaches an accuracy of 50 "
+    "%, a text score of 0 % and, by chance, an image score of 25 %",
 )

@@ -1,4 +1,4 @@
-"""FG-OVD: descriptions of an object in a box against descriptions with other attributes."""
+"""FG-OVD: the right description of an object in a box against descriptions with different attributes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _cases(kind: str, path: Path) -> list[Case]:
                     f"{path}: annotation {index} has the image {entry['image_id']}, which images does not list"
                 )
             picture = Picture(images[entry["image_id"]], (x, y, width, height))
-            excluded = "" if len(numbers) > 1 else "they have no other descriptions"
+            excluded = "" if len(numbers) > 1 else "they have no wrong descriptions"
             texts = tuple(names[number] for number in numbers)
             cases.append(Case(kind, (picture,), texts, id=str(entry.get("id", index)), excluded=excluded))
     return cases
@@ -82,7 +82,8 @@ SUITE = CaseSuite(
         Published("FG-CLIP ViT-B/16", _values(46.1, 66.6, 68.7, 83.4), _TABLE),
         Published("CLIP ViT-L/14", _values(15.4, 25.3, 25.7, 38.8), _TABLE),
     ),
-    note="the box is given, and its crop is scored with all of its descriptions; the official scripts take only 7 wrong ones "
-    "in pattern and 2 in transparency. A tie is wrong, as in the official evaluation/ranks.py. The published accuracies pool the "
-    "box's features from the whole image, and count a tie as right. The paper's mAP needs a detector",
+    note="the box is given, and its crop is scored with all of its descriptions; the official scripts use only 7 "
+    "wrong descriptions in pattern and 2 in transparency. A tie is wrong, as in the official evaluation/ranks.py. "
+    "The published accuracies pool the box's features from the whole image, and count a tie as right. The paper's "
+    "mAP needs a detector",
 )

@@ -1,4 +1,5 @@
-"""Zero-shot grounding: the boxes of RefCOCO, RefCOCO+ and RefCOCOg by a model that was not fine-tuned for them."""
+"""Zero-shot grounding: the boxes of RefCOCO, RefCOCO+ and RefCOCOg, predicted by a model that was not fine-tuned on these data
+sets."""
 
 from __future__ import annotations
 
@@ -19,7 +20,17 @@ from x2vlm.boxes import Box
 from x2vlm.inputs import Image, View
 from x2vlm.model import Model
 from x2vlm.suites.scoring import grey_view
-from x2vlm.suites.suite import BLANK, LOOKS, Judged, Published, Suite, chosen_kinds, need, need_images, unread
+from x2vlm.suites.suite import (
+    BLANK,
+    LOOKS,
+    Judged,
+    Published,
+    Suite,
+    chosen_kinds,
+    require_files,
+    require_images,
+    unreadable_note,
+)
 
 IMAGES = "train2014"
 LEAST_IOU = 0.5
@@ -28,7 +39,8 @@ SCORE = "box head"
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingSuite(Suite[dict[str, list[Phrase]]]):
-    """The share of phrases whose box has an IoU of at least 0.5 with the true one, by the published script's IoU.
+    """The share of phrases whose box has an IoU of at least 0.5 with the true box, with the IoU computed as in the published
+    script.
 
     Attributes:
         refs: the official references.
@@ -43,7 +55,7 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
         return [self.refs, "instances.json"]
 
     def read(self, folder: Path, kinds: Sequence[str]) -> dict[str, list[Phrase]]:
-        refs, instances = need(folder, self.files(folder, kinds), self)
+        refs, instances = require_files(folder, self.files(folder, kinds), self)
         if not (folder / IMAGES).is_dir():
             raise UserError(f"{folder / IMAGES}: does not exist; see {self.published_at}")
         splits = chosen_kinds(self.splits, kinds, self)
@@ -51,7 +63,7 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
             rows = [row for row in phrase_rows(str(refs), str(instances), splits, self.title) if isinstance(row, Row)]
         except UserError as error:
             raise UserError(f"{error}; download it again from {self.published_at}") from None
-        need_images([folder / IMAGES / row.values["image"] for row in rows], self)
+        require_images([folder / IMAGES / row.values["image"] for row in rows], self)
         return {
             split: read_phrases(
                 GroundingSplitConfig(
@@ -70,7 +82,8 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
     def judge(self, model: LoadedModel, content: dict[str, list[Phrase]]) -> Judged:
         if model.settings.task != "pretrain" or not isinstance(model, Model):
             raise UserError(
-                f"{model.origin} is a model of task {model.settings.task}; zero-shot grounding needs one of task pretrain"
+                f"{model.origin} is a model of task {model.settings.task}; zero-shot grounding needs one of task "
+                "pretrain"
             )
         asked = [(split, item) for split, phrases in content.items() for item in phrases]
         items: list[tuple[str, Phrase]] = []
@@ -81,11 +94,11 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
                 of_batch = asked[start : start + model.batch_size]
                 bar.update(len(of_batch))
                 views: dict[str, View] = {}
-                for place in dict.fromkeys(str(item.image.path) for _, item in of_batch):
+                for location in dict.fromkeys(str(item.image.path) for _, item in of_batch):
                     try:
-                        views[place] = model.read(place)
+                        views[location] = model.read(location)
                     except UserError as error:
-                        broken[place] = str(error)
+                        broken[location] = str(error)
                 usable = [(split, item) for split, item in of_batch if str(item.image.path) in views]
                 if not usable:
                     continue
@@ -124,13 +137,13 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
             {SCORE: values},
             {},
             examples=examples,
-            notes=unread(list(broken.values())),
+            notes=unreadable_note(list(broken.values())),
         )
 
 
 def _pixels(box: Box, size: tuple[int, int] | None, item: Phrase) -> tuple[float, float, float, float]:
-    """The box as x, y, width and height in pixels of the phrase's image. ``size``: width and height of the image that was seen
-    instead."""
+    """Returns the box as x, y, width and height, in pixels of the phrase's image. ``size``: width and height of the image that
+    the model saw."""
     across, down = (1.0, 1.0) if size is None else (item.size[0] / size[0], item.size[1] / size[1])
     return box.x * across, box.y * down, box.width * across, box.height * down
 
@@ -139,7 +152,8 @@ def _suite(name: str, refs: str, splits: tuple[str, ...], published: dict[str, t
     return GroundingSuite(
         title=name,
         paper="Kazemzadeh et al., EMNLP 2014; Yu et al. and Mao et al., 2016",
-        published_at=f"github.com/lichengunc/refer ({refs} and instances.json), and COCO's train2014 in the folder {IMAGES}",
+        published_at=f"github.com/lichengunc/refer ({refs} and instances.json), and COCO's train2014 in the folder "
+        f"{IMAGES}",
         refs=refs,
         splits=splits,
         published=tuple(
@@ -150,8 +164,8 @@ def _suite(name: str, refs: str, splits: tuple[str, ...], published: dict[str, t
             )
             for model, values in published.items()
         ),
-        note="the box head is trained with boxes of other phrases, so this is zero-shot in the looser sense; the images of the "
-        "held-out splits may be in the data of pre-training (run.py leaks)",
+        note="the box head is trained with boxes of other phrases, so this is zero-shot in the looser sense; the "
+        "images of the held-out splits may be in the pre-training data (run.py leaks)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot retrieval of COCO and Flickr30k: images of captions, and captions of images."""
+"""Zero-shot retrieval on COCO and Flickr30k, from images to captions and from captions to images."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from x2vlm.suites.suite import (
     Suite,
     chosen_kinds,
     entries_of,
-    need,
-    need_images,
     reading,
-    unread,
+    require_files,
+    require_images,
+    unreadable_note,
 )
 
 KINDS = ("image to text", "text to image")
@@ -50,8 +50,9 @@ class RetrievalSuite(Suite[Captions]):
     """Recalls in both directions. The best candidates by cosine are re-ranked by the matching head, and by the sum.
 
     Attributes:
-        captions: the captions, in the form of the authors of ALBEF, X-VLM and BLIP; the first of these files is read.
-        karpathy: Karpathy's file, which is read if no file of ``captions`` exists.
+        captions: names of the files with captions, in the format used by the authors of ALBEF, X-VLM and BLIP; the first file
+            that exists is read.
+        karpathy: name of Karpathy's file, which is read if none of the files in ``captions`` exists.
         images: folder of the images in Karpathy's file.
         candidates: number of candidates that are re-ranked.
     """
@@ -67,7 +68,7 @@ class RetrievalSuite(Suite[Captions]):
         return [next((name for name in names if (folder / name).is_file()), self.captions[0])]
 
     def read(self, folder: Path, kinds: Sequence[str]) -> Captions:
-        (path,) = need(folder, self.files(folder, kinds), self)
+        (path,) = require_files(folder, self.files(folder, kinds), self)
         chosen = chosen_kinds(KINDS, kinds, self)
         config = CaptionedSplitConfig(annotations=str(path))
         if path.name == self.karpathy:
@@ -76,24 +77,25 @@ class RetrievalSuite(Suite[Captions]):
             )
         else:
             images = []
-            for place, _, entry in entries_of(path):
+            for location, _, entry in entries_of(path):
                 if isinstance(entry, list):
                     raise UserError(
-                        f"{path}: is not a list of images with captions; if it is Karpathy's file, call it {self.karpathy}"
+                        f"{path}: is not a list of images with captions; if it is Karpathy's file, call it "
+                        f"{self.karpathy}"
                     )
-                with reading(place):
+                with reading(location):
                     images.append(folder / str(entry["image"]))
-            need_images(images, self)
+            require_images(images, self)
         return Captions(read_captioned_images(config, self.title, 0.0), chosen)
 
     def judge(self, model: LoadedModel, content: Captions) -> Judged:
         check_scores(model)
         network = model.network
         if not isinstance(network, PretrainModel | RetrievalModel):
-            raise UserError(f"{model.origin} is an export; give the run or weight file it was exported from")
-        blind = _Blind(model, content.items)
-        items = content.items.only(blind.readable)
-        texts = blind.texts
+            raise UserError(f"{model.origin} is an export; give the run or weight file from which it was exported")
+        baselines = _Baselines(model, content.items)
+        items = content.items.only(baselines.readable)
+        texts = baselines.texts
         search = TwoStageRetrieval(
             network, model.text, candidates=self.candidates, batch_size=model.batch_size, score="sum"
         )
@@ -114,7 +116,7 @@ class RetrievalSuite(Suite[Captions]):
         true = items.image_of_caption
         ranks = {score: dict(zip(KINDS, stage.ranks(true), strict=True)) for score, stage in stages.items()}
         hits = {
-            score: {"model": {kind: _hits(of_kind) for kind, of_kind in of_score.items()}, **blind.hits(score)}
+            score: {"model": {kind: _hits(of_kind) for kind, of_kind in of_score.items()}, **baselines.hits(score)}
             for score, of_score in ranks.items()
         }
         values = {
@@ -143,12 +145,12 @@ class RetrievalSuite(Suite[Captions]):
             values,
             {f"{kind}: R@{k}": chance[f"{kind} R@{k}"] for kind in KINDS for k in RECALL_AT},
             examples=examples,
-            notes=unread(blind.unreadable),
+            notes=unreadable_note(baselines.unreadable),
         )
 
 
 def _from_one(rank: np.integer) -> int | None:
-    """The rank of the best true candidate, from 1; None if it was not among the candidates."""
+    """Returns the rank of the best true candidate, from 1; None if no true candidate is among the candidates."""
     return None if rank == NO_MATCH else int(rank) + 1
 
 
@@ -159,7 +161,7 @@ def _view(model: LoadedModel, items: CaptionedImages, index: int) -> View:
 
 
 def _without_cosines(summed: Stage, cosine: Stage, temperature: float) -> Stage:
-    """The log-odds of the matching head, from their sums with the cosines over the temperature."""
+    """Returns a function for the log-odds of the matching head, given their sums with the cosines divided by the temperature."""
 
     def of(candidates: Candidates, nearest: Candidates) -> Candidates:
         cosines = nearest.first(candidates.ids.shape[1]).scores
@@ -169,19 +171,19 @@ def _without_cosines(summed: Stage, cosine: Stage, temperature: float) -> Stage:
 
 
 def _hits(ranks: np.ndarray) -> np.ndarray:
-    """Whether each query has a true candidate among the first K, (queries, values of K)."""
+    """Returns whether each query has a true candidate among the first K, (queries, values of K)."""
     return (ranks[:, None] < np.array(RECALL_AT)).astype(np.float64)
 
 
-class _Blind:
-    """The baselines, and what can be read.
+class _Baselines:
+    """The results of the baselines, and the images and texts that can be read.
 
-    Text only: all images have the same order of texts, and for a text all images are tied. Image only: the reverse. Ties count by
-    their expected value.
+    Text only: texts have the same order for all images, and all images are tied for a text. Image only: images have the same
+    order for all texts, and all texts are tied for an image. Ties count by their expected value.
 
     Attributes:
         readable: indices of the images that can be read.
-        unreadable: why the others cannot.
+        unreadable: for each of the other images, why it cannot be read.
         texts: the cleaned captions of the readable images.
     """
 
@@ -213,24 +215,24 @@ class _Blind:
         self.of_texts = all_scores(model, cosines, margins)
 
     def hits(self, score: str) -> dict[str, dict[str, np.ndarray]]:
-        """Returns :func:`_hits` of each baseline by kind."""
+        """Returns the result of :func:`_hits` for each baseline, by kind."""
         tied = {count: chance_recalls(np.array([count]), len(self.texts)) for count in set(self.per_image.tolist())}
         texts = np.array([[tied[count][f"{KINDS[0]} R@{k}"] for k in RECALL_AT] for count in self.per_image.tolist()])
         images = np.tile([min(1.0, k / len(self.per_image)) for k in RECALL_AT], (len(self.texts), 1))
-        by_text = _hits(_best(_places(self.of_texts[score][0]), self.image_of_text))
-        by_image = _hits(_places(self.of_images[score][:, 0])[self.image_of_text])
+        by_text = _hits(_best(_ranks(self.of_texts[score][0]), self.image_of_text))
+        by_image = _hits(_ranks(self.of_images[score][:, 0])[self.image_of_text])
         return {"text only": {KINDS[0]: by_text, KINDS[1]: images}, "image only": {KINDS[0]: texts, KINDS[1]: by_image}}
 
 
-def _places(scores: np.ndarray) -> np.ndarray:
-    """The place of each score in descending order, from 0."""
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """The rank of each score in descending order, from 0."""
     return np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
 
 
-def _best(places: np.ndarray, image_of_text: np.ndarray) -> np.ndarray:
-    """The best place of the texts of each image."""
-    best = np.full(int(image_of_text.max()) + 1, len(places))
-    np.minimum.at(best, image_of_text, places)
+def _best(ranks: np.ndarray, image_of_text: np.ndarray) -> np.ndarray:
+    """The best rank among the texts of each image."""
+    best = np.full(int(image_of_text.max()) + 1, len(ranks))
+    np.minimum.at(best, image_of_text, ranks)
     return best
 
 
@@ -241,7 +243,8 @@ def _recalls(*values: float) -> dict[str, float]:
 
 _CLIP = "docs/openclip_retrieval_results.csv of github.com/mlfoundations/open_clip"
 _NOTE = (
-    "the best candidates by cosine are re-ranked; models that were pre-trained on captions of COCO are not zero-shot"
+    "the best candidates by cosine are re-ranked; results of models that were pre-trained on COCO captions are not "
+    "zero-shot"
 )
 
 COCO = RetrievalSuite(

@@ -1,4 +1,4 @@
-"""Scores of images and texts by a model, with and without looking at them."""
+"""Scores of images and texts by a model, with and without access to the images or texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from x2vlm.suites.suite import BLANK, GREY, LOOKS, SCORES
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, or the part of it in a box: x, y, width and height in pixels."""
+    """An image file, or the part of it inside a box: x, y, width and height in pixels."""
 
     path: Path
     box: tuple[float, float, float, float] | None = None
@@ -32,15 +32,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Case:
-    """Images and texts of which all combinations are scored.
+    """Images and texts, all combinations of which are scored.
 
     Attributes:
-        kind: what the texts differ in.
+        kind: the respect in which the texts differ.
         pictures: the images.
         texts: the texts; which are right for which image is determined by the rule of the suite.
-        part: for means over parts, for example over relations.
+        part: the part to which the case belongs in means over parts, for example its relation.
         id: key or index of the case in its official file.
-        excluded: why the official rule excludes the case, such as "their relation is symmetric"; empty if it does not.
+        excluded: the reason why the official rule excludes the case, such as "their relation is symmetric"; empty if the case is
+            not excluded.
     """
 
     kind: str
@@ -57,10 +58,10 @@ class ScoredCases:
 
     Attributes:
         cases: the scored cases, in order.
-        scores: for each of the scores and looks, the scores (images, texts) of each case.
+        scores: for each kind of score and each of :data:`~x2vlm.suites.suite.LOOKS`, the scores (images, texts) of each case.
         text_cosines: the cosines (texts, texts) of the embeddings of each case's texts.
         skipped: the reason for each case that cannot be scored.
-        same_texts: number of cases with texts that differ, but are the same after they are cleaned and cut.
+        same_texts: number of cases with texts that differ in the file but are equal after they are cleaned and truncated.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -78,7 +79,8 @@ class ScoredCases:
             notes.append(f"{len(self.skipped):,} cases could not be scored, such as {self.skipped[0]}")
         if self.same_texts:
             notes.append(
-                f"{self.same_texts:,} cases have texts that are the same after they are cleaned and cut to the model's length"
+                f"{self.same_texts:,} cases have texts that are equal after they are cleaned and truncated to the "
+                "model's maximum length"
             )
         return notes
 
@@ -87,18 +89,18 @@ def check_scores(model: LoadedModel) -> None:
     """Checks that a model scores images and texts.
 
     Raises:
-        UserError: it does not, or an export does not know its temperature.
+        UserError: the model does not score images and texts, or it is an export that does not record its temperature.
     """
     for call in ("match", "embed_images", "embed_texts"):
         model.require(call)
     if model.runtime.temperature is None:
         raise UserError(
-            f"{model.origin} does not say its temperature, with which its scores are added; export it again"
+            f"{model.origin} does not record its temperature, which is needed to add its scores; export it again"
         )
 
 
 def all_scores(model: LoadedModel, cosines: np.ndarray, margins: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns :data:`SCORES` from cosines and log-odds of the same shape, float64."""
+    """Returns the :data:`SCORES`, given cosines and log-odds of the same shape, float64."""
     return {
         "cosine": cosines.astype(np.float64),
         "matching": margins.astype(np.float64),
@@ -145,7 +147,7 @@ def score_cases(model: LoadedModel, cases: Sequence[Case]) -> ScoredCases:
 
 
 def _is_usable(model: LoadedModel, case: Case, views: dict[Picture, View], found: ScoredCases) -> bool:
-    """Reads the images of a case into ``views``. Returns False, and says why in ``found``, if it cannot be scored."""
+    """Reads the images of a case into ``views``. If the case cannot be scored, returns False and adds the reason to ``found``."""
     try:
         tokens = [tuple(model.text.token_ids(model.cleaned(text))) for text in case.texts]
         for picture in case.pictures:
@@ -159,10 +161,11 @@ def _is_usable(model: LoadedModel, case: Case, views: dict[Picture, View], found
 
 
 class _Table:
-    """The scores of the images and texts of some cases.
+    """The scores of the images and texts in some cases.
 
     Attributes:
-        rows, columns: the row of each picture, and the column of each text; the first are of the grey image and the blank text.
+        rows, columns: the row of each picture and the column of each text; the first row is the grey image, and the first column
+            is the blank text.
         scores: (rows, columns) float64 for each of :data:`SCORES`; the matching head scores only pairs of the same case.
         text_cosines: (columns, columns) float64.
     """
@@ -185,17 +188,17 @@ class _Table:
 
 
 def view_of(model: LoadedModel, picture: Picture) -> View:
-    """Returns the view of a picture. A box is clipped to the image, and has at least one pixel.
+    """Returns the view of a picture. A box is clipped to the image and contains at least one pixel.
 
     Raises:
         UserError: the image cannot be read.
     """
     if picture.box is None:
         return model.read(picture.path)
-    place = str(picture.path)
+    location = str(picture.path)
     try:
-        content = ImageSource(place, path=picture.path).load()
-        image = decode(content, model.settings.data.max_pixels, place, "unturned")
+        content = ImageSource(location, path=picture.path).load()
+        image = decode(content, model.settings.data.max_pixels, location, "unturned")
     except BrokenRecordError as error:
         raise UserError(str(error)) from None
     x, y, width, height = picture.box

@@ -1,4 +1,4 @@
-"""SugarCrepe and SugarCrepe++: captions of COCO images against captions that are wrong in one fact."""
+"""SugarCrepe and SugarCrepe++: captions of COCO images against captions that are wrong in one detail."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ IMAGES = "val2017"
 
 def _cases(captions: Sequence[str], kind: str, path: Path) -> list[Case]:
     cases = []
-    for place, key, entry in entries_of(path):
-        with reading(place):
+    for location, key, entry in entries_of(path):
+        with reading(location):
             picture = Picture(path.parent / IMAGES / str(entry["filename"]))
             texts = texts_in(entry, *captions, "negative_caption")
             cases.append(Case(kind, (picture,), texts, id=str(entry.get("id", key))))
@@ -69,7 +69,8 @@ SUGARCREPE = CaseSuite(
         Published("CLIP ViT-L/14 (OpenAI)", _values(_KINDS, 94.07, 79.19, 65.15, 60.16, 62.31, 78.32, 71.53), _TABLE),
         Published("CLIP ViT-bigG-14 (LAION)", _values(_KINDS, 96.67, 88.07, 74.75, 62.20, 74.92, 92.19, 84.54), _TABLE),
     ),
-    note="replace, swap and add are means over cases, as in the paper; one case of swap_obj was removed since",
+    note="replace, swap and add are means over cases, as in the paper; one case of swap_obj has been removed since "
+    "then",
 )
 
 _PAPER_PP = "Dumpala, Jaiswal, Sastry, Milios, Oore and Sajjad: SugarCrepe++, 2024 (arXiv:2406.11171)"
@@ -91,16 +92,16 @@ SUGARCREPE_PP = CaseSuite(
         Published(
             "CLIP ViT-B/32",
             {"mean of kinds: ITT": 60.0},
-            "table 1 of Kwon, Min and Sohn: Enhancing Compositional Reasoning in CLIP via Reconstruction and Alignment of Text "
-            "Descriptions",
+            "table 1 of Kwon, Min and Sohn: Enhancing Compositional Reasoning in CLIP via Reconstruction and "
+            "Alignment of Text Descriptions",
         ),
         Published(
             "NegCLIP",
             {"mean of kinds: ITT": 65.0},
-            "table 1 of Kwon, Min and Sohn: Enhancing Compositional Reasoning in CLIP via Reconstruction and Alignment of Text "
-            "Descriptions",
+            "table 1 of Kwon, Min and Sohn: Enhancing Compositional Reasoning in CLIP via Reconstruction and "
+            "Alignment of Text Descriptions",
         ),
     ),
-    note="ITT, the image-text task: both captions beat the wrong one; TOT, the text-only task: the embeddings of the captions "
-    "are closer to each other than to the wrong one's",
+    note="ITT, the image-text task: both captions beat the wrong one; TOT, the text-only task: the embeddings of the "
+    "captions are closer to each other than to the wrong one's",
 )

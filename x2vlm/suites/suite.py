@@ -1,4 +1,4 @@
-"""Code that all suites share: averages with intervals, tables, receipts, and reading of official files."""
+"""Code that all suites share: averaging with intervals, tables, receipts, and reading official files."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from utils.files import parse_json, read_json, read_text
 from x2vlm.base import LoadedModel
 
 C = TypeVar("C")
-"""The content of the files of a suite."""
+"""Type of the content of a suite's files."""
 
 Way = Literal["micro", "macro", "parts"]
-"""How to average: over examples, over rows, or over the parts of all examples, such as relations or classes."""
+"""How to average: over examples, over rows, or over parts of the examples, such as relations or classes."""
 
 SCORES = {
     "cosine": "cosine of the embeddings",
     "matching": "matching head",
-    "sum": "log-odds of the matching head plus the cosine over the temperature",
+    "sum": "log-odds of the matching head plus the cosine divided by the temperature",
 }
 LOOKS = ("model", "text only", "image only")
 """The model, and the baselines that see a grey image in place of each image, or one text in place of all texts."""
 GREY = 128
 """Value of all pixels of the grey image."""
 BLANK = "a picture"
-"""The text that takes the place of all texts."""
+"""The text that replaces all texts."""
 SEED = 0
 """Seed of the bootstrap draws."""
 DRAWS_AT_ONCE = 100
 HUMAN = "human"
 TIES = (
-    "image only has one text in place of all, so that texts are tied; ties count by their expected value, which is chance "
-    "wherever a text is chosen"
+    "image only uses one text in place of all texts, so all texts are tied; ties count by their expected value, "
+    "which is chance wherever a text is chosen"
 )
 
 
 @dataclass(frozen=True)
 class Published:
-    """Results of a model in the literature, in percent, by ``row: measure``; ``source``: where they are printed."""
+    """Results of a model in the literature, in percent, by ``row: measure``; ``source``: where they were published."""
 
     model: str
     values: Mapping[str, float]
@@ -58,14 +58,14 @@ class Judged:
 
     Attributes:
         kinds: the kind of each of N examples; each kind is a row of the table.
-        groups: what each example is about; examples of a group are drawn together for intervals.
-        values: for each score and each of :data:`LOOKS`, (N, measures): 1 for right, 0 for wrong; NaN if the score does not have
-            the measure.
+        groups: the group of each example, such as its image; examples in a group are drawn together for intervals.
+        values: for each score and each of :data:`LOOKS`, (N, measures): 1 for right, 0 for wrong; NaN if the measure does not
+            apply to the score.
         parts: the part of each example, for means over parts.
-        chance: value of a measure by chance, by ``kind: measure`` or by measure.
+        chance: chance level of a measure, by ``kind: measure`` or by measure.
         examples: a JSON object for each example, for ``cases.jsonl``.
         notes: notes for readers of the results, such as examples that could not be measured.
-        details: what else determines the results, for the receipt.
+        details: other facts that determine the results, for the receipt.
     """
 
     kinds: Sequence[str]
@@ -80,8 +80,8 @@ class Judged:
 
 @dataclass(frozen=True)
 class Result:
-    """One number of a suite, in 0..1: the number of examples, the 95 % interval, and the same measure by the baselines and by
-    chance."""
+    """One result of a suite, in 0..1, with the number of examples, the 95 % interval, the values of the baselines, and the chance
+    level."""
 
     row: str
     measure: str
@@ -99,15 +99,15 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite(ABC, Generic[C]):
-    """A benchmark in its official files.
+    """A benchmark, read from its official files.
 
     Attributes:
         title: name of the suite.
-        paper: authors, title and year, to cite; empty for our own suite.
-        published_at: where its files are published.
-        measures: names of the values of an example.
-        summaries: names of further rows, each with the way of averaging and the rows of which it is the mean; no rows: all
-            kinds.
+        paper: authors, title and year of the paper to cite; empty for our own suite.
+        published_at: where the files are published.
+        measures: names of the values that each example has.
+        summaries: names of additional rows, each with the way of averaging and the rows that are averaged; if no rows are named,
+            all kinds.
         published: results to compare with.
         note: a note for readers of the results.
     """
@@ -122,22 +122,22 @@ class Suite(ABC, Generic[C]):
 
     @abstractmethod
     def files(self, folder: Path, kinds: Sequence[str]) -> list[str]:
-        """Names of the files in the folder that are read, apart from images. ``kinds``: as in :meth:`read`."""
+        """Names of the files in the folder that are read, excluding images. ``kinds``: as in :meth:`read`."""
 
     @abstractmethod
     def read(self, folder: Path, kinds: Sequence[str]) -> C:
         """Reads the files of the suite. ``kinds``: the kinds to measure; all if empty.
 
         Raises:
-            UserError: if a file is missing or has another form, or there is no such kind.
+            UserError: if a file is missing or malformed, or if there is no such kind.
         """
 
     @abstractmethod
     def judge(self, model: LoadedModel, content: C) -> Judged:
-        """Runs the model, and judges its answers by the official rule.
+        """Runs the model and judges its results by the official rule.
 
         Raises:
-            UserError: if the model cannot be asked, or an image cannot be read.
+            UserError: if the model does not support the suite, or if an image cannot be read.
         """
 
     def results(self, judged: Judged, *, draws: int, seed: int = SEED) -> dict[str, list[Result]]:
@@ -145,8 +145,9 @@ class Suite(ABC, Generic[C]):
 
         Args:
             judged: the examples.
-            draws: bootstrap draws of the intervals, 0 for none. Examples of a group are drawn together; a mean over parts draws
-                the parts. If all draws are equal, the interval is Wilson's, with the number of groups or parts.
+            draws: number of bootstrap draws for the intervals, 0 for no intervals. Examples in a group are drawn together; for a
+                mean over parts, the parts are drawn. If all draws are equal, the interval is Wilson's interval, computed with the
+                number of groups or parts.
             seed: seed of the draws.
 
         Returns:
@@ -182,7 +183,7 @@ class Suite(ABC, Generic[C]):
         return found
 
     def rows(self, judged: Judged) -> dict[str, np.ndarray]:
-        """Returns the examples of each row of the table, (N,) bool. Rows are missing if one of their kinds has no example."""
+        """Returns the examples of each row of the table, (N,) bool. A row is omitted if one of its kinds has no example."""
         kinds = np.array(judged.kinds)
         found = {kind: kinds == kind for kind in dict.fromkeys(judged.kinds)}
         every = list(found)
@@ -199,7 +200,8 @@ class Suite(ABC, Generic[C]):
                 missing.append(f"{name} is missing, since no case is of kind {', '.join(without)}")
         over_parts = [name for name, (way, _) in self.summaries.items() if way == "parts" and name in there]
         drawn = [
-            f"the interval of {name} is over its parts; the other intervals are over images" for name in over_parts
+            f"the interval of {name} comes from draws of its parts; the other intervals come from draws of images"
+            for name in over_parts
         ]
         return [note for note in (self.note, *judged.notes, *drawn, *missing) if note]
 
@@ -222,8 +224,8 @@ class Suite(ABC, Generic[C]):
             judged: N examples.
             chosen: (N,) bool, the examples of each row.
             values: (N, measures).
-            weights: (draws, N), how often each example counts.
-            rng: draws the parts; if None, each counts once.
+            weights: (draws, N), how often each example was drawn.
+            rng: source of randomness for drawing the parts; if None, each part counts once.
         """
         found: dict[str, np.ndarray] = {}
         for row, each in chosen.items():
@@ -245,20 +247,20 @@ class Suite(ABC, Generic[C]):
 
 
 def _interval(value: float, drawn: np.ndarray, units: int) -> tuple[float, float]:
-    """The 95 % interval of a mean from its bootstrap draws. Draws without an example of a kind are NaN, and do not count."""
+    """The 95 % interval of a mean from its bootstrap draws. Draws without any example of a kind are NaN and do not count."""
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return wilson_interval(value, units) if np.isclose(low, high, rtol=0, atol=1e-12) else (float(low), float(high))
 
 
 def _mean(values: np.ndarray, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The weighted means of the chosen examples, (draws, measures); NaN in draws without any of them."""
+    """The weighted means of the chosen examples, (draws, measures); NaN in draws without any of these examples."""
     weights = weights[:, chosen]
     with np.errstate(invalid="ignore", divide="ignore"):
         mean: np.ndarray = weights @ values[chosen] / weights.sum(axis=1, keepdims=True)
     return mean
 
 
-def need(folder: Path, names: Sequence[str], suite: Suite[Any]) -> list[Path]:
+def require_files(folder: Path, names: Sequence[str], suite: Suite[Any]) -> list[Path]:
     """Returns the paths of the files of a suite in the folder.
 
     Raises:
@@ -270,7 +272,7 @@ def need(folder: Path, names: Sequence[str], suite: Suite[Any]) -> list[Path]:
     return [folder / name for name in names]
 
 
-def need_images(paths: Sequence[Path], suite: Suite[Any]) -> None:
+def require_images(paths: Sequence[Path], suite: Suite[Any]) -> None:
     """Checks that all images exist.
 
     Raises:
@@ -282,7 +284,7 @@ def need_images(paths: Sequence[Path], suite: Suite[Any]) -> None:
         )
 
 
-def unread(reasons: Sequence[str]) -> list[str]:
+def unreadable_note(reasons: Sequence[str]) -> list[str]:
     """Returns a note about images that could not be read, if there are any."""
     return [f"{len(reasons):,} images could not be read, such as {reasons[0]}"] if reasons else []
 
@@ -298,17 +300,19 @@ def chosen_kinds(known: Sequence[str], kinds: Sequence[str], suite: Suite[Any]) 
         if kind in known:
             continue
         if kind in suite.summaries:
-            raise UserError(f"--kinds {kind}: is a mean; give its kinds {' '.join(suite.summaries[kind][1] or known)}")
+            raise UserError(
+                f"--kinds {kind}: is a mean over kinds; give {' '.join(suite.summaries[kind][1] or known)} instead"
+            )
         if "," in kind:
             raise UserError(f"--kinds {kind}: separate kinds by spaces, not by commas")
-        raise UserError(f"--kinds {kind}: {suite.title} has no such kind; kinds are {', '.join(known)}")
+        raise UserError(f"--kinds {kind}: {suite.title} has no such kind; the kinds are {', '.join(known)}")
     return [kind for kind in known if not kinds or kind in kinds]
 
 
 class Entry(NamedTuple):
-    """An entry of an official file: its ``place`` for messages, its ``key`` or index, and its ``value``."""
+    """An entry of an official file: its ``location`` for messages, its ``key`` or index, and its ``value``."""
 
-    place: str
+    location: str
     key: str
     value: Any
 
@@ -317,7 +321,7 @@ def entries_of(path: Path) -> list[Entry]:
     """Returns the entries of a JSON list or object.
 
     Raises:
-        UserError: if the file cannot be read, or has another form.
+        UserError: if the file cannot be read or is malformed.
     """
     try:
         content = read_json(path)
@@ -331,7 +335,7 @@ def entries_of(path: Path) -> list[Entry]:
 
 
 def lines_of(path: Path) -> list[Entry]:
-    """Returns the entries of a file of JSON lines. The key of an entry is the number of its line.
+    """Returns the entries of a JSON Lines file. The key of an entry is its line number.
 
     Raises:
         UserError: if the file cannot be read, or a line is not JSON.
@@ -352,26 +356,27 @@ def lines_of(path: Path) -> list[Entry]:
 
 
 @contextmanager
-def reading(place: str) -> Iterator[None]:
-    """A context in which errors about an entry with another form become a :class:`UserError` that names its place."""
+def reading(location: str) -> Iterator[None]:
+    """A context in which errors caused by a malformed entry become a :class:`UserError` that names the entry's location."""
     try:
         yield
     except KeyError as error:
-        raise UserError(f"{place} has no {error}; is it the official file?") from None
+        raise UserError(f"{location} has no {error}; is it the official file?") from None
     except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{place} has another form ({error}); is it the official file?") from None
+        raise UserError(f"{location} is malformed ({error}); is it the official file?") from None
 
 
 def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:
     """Returns the texts under these keys of an entry; raises KeyError or TypeError, see :func:`reading`."""
     texts = tuple(entry[key] for key in keys)
     if not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"{' and '.join(map(str, keys))} must be texts")
+        raise TypeError(f"{' and '.join(map(str, keys))} must be strings")
     return texts
 
 
 def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], judged: Judged) -> str:
-    """Formats the results of a suite, in percent, with published results in a column and below."""
+    """Formats the results of a suite as a table, in percent, with the best published results in a column and all published
+    results below."""
     lines = [f"{suite.title}: {len(judged.kinds):,} examples"]
     every = [result for each in results.values() for result in each]
     width = max(len(result.name) for result in every)
@@ -419,7 +424,7 @@ def _published(models: Sequence[Published]) -> list[str]:
 
 
 def as_json(suite: Suite[Any], results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
-    """Returns the results, and the published ones, for the receipt."""
+    """Returns the results and the published results, for the receipt."""
     scores = {
         score: {
             result.name: {

@@ -21,7 +21,8 @@ PHENOMENA = {
 PIECES = tuple(piece for pieces in PHENOMENA.values() for piece in pieces)
 IMAGES = "images"
 LEAST_VOTES = 2
-"""Annotators, of three, who chose the caption and not the foil; other entries are excluded, as in the official script."""
+"""Minimum number of annotators, out of three, who chose the caption and not the foil; other entries are excluded, as in the
+official script."""
 FEW_VOTES = f"fewer than {LEAST_VOTES} of 3 annotators chose the caption"
 
 _PAPER = "Parcalabescu, Cafagna, Muradjan, Frank, Calixto and Gatt: VALSE, ACL 2022 (arXiv:2112.07566)"
@@ -33,10 +34,10 @@ _TABLE = "individual_results.csv of Oh et al.: Exploring the Spectrum of Visio-L
 
 def _cases(kind: str, path: Path) -> list[Case]:
     cases = []
-    for place, key, entry in entries_of(path):
-        with reading(place):
+    for location, key, entry in entries_of(path):
+        with reading(location):
             if not isinstance(votes := entry["mturk"], dict):
-                raise UserError(f"{place}: mturk is {votes!r:.80}, not an object; is it the official file?")
+                raise UserError(f"{location}: mturk is {votes!r:.80}, not an object; is it the official file?")
             excluded = "" if votes["caption"] >= LEAST_VOTES else FEW_VOTES
             picture = Picture(path.parent / IMAGES / str(entry["image_file"]))
             cases.append(Case(kind, (picture,), texts_in(entry, "caption", "foil"), id=key, excluded=excluded))
@@ -82,6 +83,6 @@ SUITE = CaseSuite(
             for model, value in (("LXMERT", 59.6), ("ViLBERT", 63.7), ("12-in-1", 75.1))
         ),
     ),
-    note="the accuracy is the official pairwise one (acc_r), by log-odds instead of the logit; language models alone reach about "
-    "60 %",
+    note="the accuracy is the official pairwise accuracy (acc_r), with log-odds instead of the logit; language "
+    "models without images reach about 60 %",
 )

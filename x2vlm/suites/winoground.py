@@ -1,4 +1,4 @@
-"""Winoground: two images and two captions with the same words in another order."""
+"""Winoground: two images and two captions with the same words in a different order."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PAPER = "Thrush, Jiang, Bartolo, Singh, Williams, Kiela and Ross: Winoground, C
 
 def _cases(kind: str, path: Path) -> list[Case]:
     cases = []
-    for place, key, entry in lines_of(path):
-        with reading(place):
+    for location, key, entry in lines_of(path):
+        with reading(location):
             stems = texts_in(entry, "image_0", "image_1")
             pictures = tuple(Picture(path.parent / "images" / f"{stem}.png") for stem in stems)
             tag = str(entry.get("collapsed_tag") or "untagged").lower()
@@ -35,7 +35,8 @@ def _all(text: float, image: float, group: float) -> dict[str, float]:
 SUITE = CaseSuite(
     title="Winoground",
     paper=_PAPER,
-    published_at="huggingface.co/datasets/facebook/winoground (examples.jsonl, and images.zip unpacked to the folder images)",
+    published_at="huggingface.co/datasets/facebook/winoground (examples.jsonl, and images.zip unpacked to the folder "
+    "images)",
     measures=("text", "image", "group"),
     file_of={SEVERAL: "examples.jsonl"},
     cases=_cases,
@@ -53,5 +54,6 @@ SUITE = CaseSuite(
         Published("BLIP 14M", _all(36.5, 18.5, 14.5), _FINE_GRAINED),
         Published("X-VLM 16M", _all(46.7, 24.5, 21.2), _FINE_GRAINED),
     ),
-    note="text only has no text right, and image only no image: what wins once has to lose the other time",
+    note="for text only, the text score is 0, and for image only, the image score is 0: a text or image that wins in "
+    "one comparison has to lose the other",
 )

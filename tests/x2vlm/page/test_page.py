@@ -167,7 +167,7 @@ def test_uploads_are_limited_in_number_and_total_size():
     with pytest.raises(UserError, match=naming("3 uploads", "58 s")):
         limit.count("a", b"1", 2.0)
     limit.count("b", b"1000000", 3.0)
-    with pytest.raises(UserError, match="as much as the page keeps"):
+    with pytest.raises(UserError, match="no room for more uploads"):
         limit.count("c", b"1", 4.0)
     limit.count("c", b"1", float(KEPT_S))  # the first one has been deleted by then
 

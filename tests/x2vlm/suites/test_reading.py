@@ -54,7 +54,7 @@ def test_cases_excluded_by_the_official_rule_are_counted(tmp_path, model):
         ("aro-relation", "1 of 4 cases are excluded: the official notebook calls their relation symmetric"),
         ("aro-attribution", "24 of 49 cases are excluded: fewer than 25 cases have their pair of attributes"),
         ("valse", "11 of 22 cases are excluded: fewer than 2 of 3 annotators chose the caption"),
-        ("fg-ovd", "8 of 16 cases are excluded: they have no other descriptions"),
+        ("fg-ovd", "8 of 16 cases are excluded: they have no wrong descriptions"),
     ]:
         folder = tmp_path / name
         folder.mkdir()
@@ -92,8 +92,8 @@ def test_missing_files_are_named_with_their_source(name, tmp_path):
         ("{", "cannot be read as JSON"),
         ("3", "neither a list nor an object"),
         (json.dumps({"0": {"filename": "x", "caption": "a"}}), "entry '0' has no 'negative_caption'"),
-        (json.dumps([[]]), "entry 0 has another form"),
-        (json.dumps([{"filename": "x", "caption": 3, "negative_caption": "a"}]), "must be texts"),
+        (json.dumps([[]]), "entry 0 is malformed"),
+        (json.dumps([{"filename": "x", "caption": 3, "negative_caption": "a"}]), "must be strings"),
     ],
 )
 def test_another_format_is_reported_in_one_line(text, message, tmp_path):
@@ -146,10 +146,10 @@ def test_files_whose_cases_are_all_excluded_are_reported(tmp_path):
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        (["swap"], "--kinds swap: is a mean; give its kinds swap_obj swap_att"),
-        (["mean of kinds"], "--kinds mean of kinds: is a mean; give its kinds replace_obj replace_att"),
+        (["swap"], "--kinds swap: is a mean over kinds; give swap_obj swap_att instead"),
+        (["mean of kinds"], "--kinds mean of kinds: is a mean over kinds; give replace_obj replace_att"),
         (["swap_obj,swap_att"], "--kinds swap_obj,swap_att: separate kinds by spaces, not by commas"),
-        (["swaps"], "--kinds swaps: SugarCrepe has no such kind; kinds are replace_obj, "),
+        (["swaps"], "--kinds swaps: SugarCrepe has no such kind; the kinds are replace_obj, "),
     ],
 )
 def test_an_unknown_kind_is_reported(kinds, message, tmp_path):

@@ -163,7 +163,7 @@ def test_unusable_cases_are_skipped_and_reported(model, tmp_path):
 def test_mistakes_are_reported_before_the_model_is_loaded(scenes_folder, tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         benchmark("sugarcrepe", model="none", data=tmp_path / "none")
-    with pytest.raises(UserError, match="has no such kind; kinds are "):
+    with pytest.raises(UserError, match="has no such kind; the kinds are "):
         benchmark("drawn-pairs", model="none", data=scenes_folder, kinds=("sizes",))
     FOLDERS["winoground"][0](tmp_path)
     (tmp_path / "file").write_text("")

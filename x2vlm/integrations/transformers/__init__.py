@@ -1,1 +1,1 @@
-"""X²-VLM as a model of transformers: :meth:`x2vlm.Model.save` with ``format="transformers"``."""
+"""X²-VLM as a model for transformers: :meth:`x2vlm.Model.save` with ``format="transformers"``."""

@@ -1,8 +1,8 @@
-"""Writes a module, and everything of this project that it uses, as one self-contained file.
+"""Writes a module, and everything that it uses from this project, as one self-contained file.
 
-The file has the definitions that the module reaches, and the imports of other packages. Of a class it has the methods whose names
-occur somewhere in the file. Sources are copied as they are written, with their comments. Where two modules use one name for
-different things, one of them is renamed.
+The file contains all definitions that the module uses directly or indirectly, and the imports from other packages. A class keeps
+only the methods whose names occur somewhere in the file. Sources are copied unchanged, with their comments. If two modules use
+the same name for different things, one of them is renamed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import NamedTuple
 from tasks.kinds import ROOT
 
 PLAIN = {"property", "cached_property", "staticmethod", "classmethod", "abstractmethod", "no_grad", "contextmanager"}
-"""Decorators of methods that are called by their names. A method with another decorator, such as a validator, is always kept."""
+"""Decorators of methods that are called by their names. A method with a different decorator, such as a validator, is always
+kept."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Import = ast.Import | ast.ImportFrom
 
 
 class Target(NamedTuple):
-    """The meaning of a name: a definition in a module of this project; such a module itself, without ``name``; or an import of
-    another package, whose statement is ``module``."""
+    """The meaning of a name: a definition in a module of this project; such a module itself, with an empty ``name``; or an import
+    from another package, where ``module`` is the import statement."""
 
     module: str
     name: str
@@ -33,14 +34,14 @@ class Target(NamedTuple):
 
 
 class Use(NamedTuple):
-    """A global name in a source, and the attribute of it that is read, if one is."""
+    """A global name in a source, and the attribute that is read from it, if any."""
 
     name: ast.Name
     attribute: ast.Attribute | None
 
 
 class Edit(NamedTuple):
-    """The bytes of a source that ``text`` replaces."""
+    """The bytes of a source that are replaced by ``text``."""
 
     start: int
     end: int
@@ -51,17 +52,17 @@ class Source:
     """A module of this project.
 
     Attributes:
-        name: its name.
-        text: its source.
-        place: its file, in this project.
-        definitions: the statements of each top-level name: its definition, and the text that documents it.
+        name: name of the module.
+        text: source of the module.
+        location: path of its file, relative to this project.
+        definitions: for each top-level name, its statements: the definition, and the string that documents it.
         imported: the meanings of imported names.
     """
 
     def __init__(self, name: str):
         path = _path_of(name)
         assert path is not None, name
-        self.name, self.text, self.place = name, path.read_bytes(), path.relative_to(_folder()).as_posix()
+        self.name, self.text, self.location = name, path.read_bytes(), path.relative_to(_folder()).as_posix()
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.imported: dict[str, Target] = {}
         self._starts = [0]
@@ -108,11 +109,11 @@ class Source:
 
 
 class Bundle:
-    """The definitions that a module reaches.
+    """The definitions that a module uses, directly or indirectly.
 
     Args:
-        root: name of the module, whose own definitions and methods are all kept.
-        stand_ins: definitions of a module without imports that take the place of others.
+        root: name of the module, all of whose definitions and methods are kept.
+        stand_ins: definitions in a module without imports, which replace other definitions.
     """
 
     def __init__(self, root: str, stand_ins: Mapping[Target, Target]):
@@ -123,7 +124,7 @@ class Bundle:
         methods = (each for of_name in own.values() for each in ast.walk(of_name[0]) if isinstance(each, Function))
         self.mentioned = {"forward", *(method.name for method in methods)}
         found = -1
-        while found != (found := len(self.kept) + len(self.mentioned)):  # a name that is new may add a method
+        while found != (found := len(self.kept) + len(self.mentioned)):  # a new name may add a method
             for target in [each for each in self.kept if not each.is_import]:
                 self._follow(target)
         for target in [each for each in self.kept if not each.is_import]:
@@ -148,7 +149,7 @@ class Bundle:
                 if target.module == name
                 for each in source.definitions[target.name]
             }
-            parts.append(f"# {source.place}")
+            parts.append(f"# {source.location}")
             follows = False
             for statement in sorted(kept.values(), key=lambda each: each.lineno):
                 text, is_short = self._rewritten(source, statement), not isinstance(statement, ast.ClassDef | Function)
@@ -160,7 +161,7 @@ class Bundle:
         return "\n\n\n".join(parts) + "\n"
 
     def _follow(self, target: Target) -> None:
-        """Keeps what a definition uses, and notes the names that occur in it."""
+        """Keeps everything that a definition uses, and records the names that occur in it."""
         for statement in self.source(target.module).definitions[target.name]:
             if _is_text(statement):
                 continue
@@ -170,7 +171,7 @@ class Bundle:
             self.mentioned |= mentioned(statement, self._is_left_out)
 
     def _keep_imports(self, target: Target) -> None:
-        """Keeps the imports that only annotations use."""
+        """Keeps the imports that are only used in annotations."""
         for statement in self.source(target.module).definitions[target.name]:
             for use in uses(statement, self._is_left_out, in_annotations=True):
                 found = self._meant(target.module, use)
@@ -178,7 +179,7 @@ class Bundle:
                     self.kept.setdefault(found)
 
     def _meant(self, module: str, use: Use) -> Target | None:
-        """Returns what is used; None: nothing that a module of ours defines or imports."""
+        """Returns the meaning of a used name; None if none of our modules defines or imports it."""
         found = self._resolved(module, use.name.id)
         if found is None or found.name:
             return found
@@ -193,7 +194,7 @@ class Bundle:
         return found if found is None or found.is_import or not found.name else self._resolved(*found[:2])
 
     def _is_known(self, module: str, use: Use) -> bool:
-        """True if the file has what an annotation uses."""
+        """True if the file contains the definition that an annotation uses."""
         found = self._meant(module, use)
         return hasattr(builtins, use.name.id) if found is None else found in self.kept
 
@@ -220,7 +221,8 @@ class Bundle:
         return [name for name in ordered if name in used]
 
     def _unique_names(self) -> dict[Target, str]:
-        """Returns the names of definitions in the file. A name that another one has gets its module in front."""
+        """Returns the names of the definitions in the file. If two definitions have the same name, one of them gets the name of
+        its module as a prefix."""
         names: dict[Target, str] = {}
         for target in sorted(self.kept, key=lambda each: not each.is_import):
             name = target.name
@@ -231,7 +233,7 @@ class Bundle:
         return names
 
     def _rewritten(self, source: Source, statement: ast.stmt) -> str:
-        """Returns the source of a statement with the names of the file, and without methods that are not kept."""
+        """Returns the source of a statement, with the names that are used in the file and without methods that are not kept."""
         cut = [Edit(*source.lines(each), "") for each in left_out(statement, self._is_left_out)]
         for colon, annotation in annotations_of(statement):
             if not all(self._is_known(source.name, use) for use in uses(annotation, self._is_left_out)):
@@ -312,7 +314,7 @@ class _Uses(ast.NodeVisitor):
             self._in_class = False
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        if self._in_annotations or not self._locals:  # in functions, Python does not evaluate them
+        if self._in_annotations or not self._locals:  # in functions, Python does not evaluate annotations
             self.visit(node.annotation)
         self.visit(node.target)
         if node.value is not None:
@@ -340,8 +342,8 @@ class _Uses(ast.NodeVisitor):
 
 
 def uses(node: ast.AST, skip: Callable[[Function], bool], *, in_annotations: bool = False) -> list[Use]:
-    """Returns the global names that a statement reads, except in methods to ``skip``, and in annotations of functions only if
-    asked."""
+    """Returns the global names that a statement reads, except in methods to ``skip``. Names in annotations of functions are only
+    included with ``in_annotations``."""
     visitor = _Uses(skip, in_annotations)
     visitor.visit(node)
     return visitor.found
@@ -376,7 +378,7 @@ def left_out(statement: ast.stmt, skip: Callable[[Function], bool]) -> Iterator[
 
 
 def annotations_of(statement: ast.AST, *, nested: bool = True) -> Iterator[tuple[bytes, ast.expr]]:
-    """Yields the annotations of functions and of what they assign, with the mark in front of them."""
+    """Yields the annotations of functions and of variables in functions, with the token that precedes each annotation."""
     for node in ast.walk(statement) if nested else [statement]:
         if isinstance(node, Function):
             if nested:
@@ -425,7 +427,7 @@ def _bound(statement: ast.stmt) -> list[str]:
 
 
 def _bound_at(source: Source, statement: ast.stmt) -> Iterator[tuple[str, int]]:
-    """Yields the names that a top-level statement defines, and the bytes at which they stand."""
+    """Yields the names that a top-level statement defines, and their positions in bytes."""
     if isinstance(statement, ast.ClassDef | Function):
         word = b"class " if isinstance(statement, ast.ClassDef) else b"def "
         yield statement.name, source.text.index(word, source.span(statement)[0]) + len(word)
@@ -444,12 +446,12 @@ def _is_ours(module: str | None) -> bool:
 
 
 def _folder() -> Path:
-    """Returns the folder with the top-level packages: of an installation, the one with x2vlm."""
+    """Returns the folder with the top-level packages; in an installation, the folder that contains x2vlm."""
     return ROOT if (ROOT / "x2vlm").is_dir() else ROOT.parent
 
 
 def _path_of(module: str) -> Path | None:
-    """Returns the file of a module of this project, or None for other modules. In an installation all packages are inside
+    """Returns the file of a module of this project, or None for other modules. In an installation, all packages are inside
     x2vlm."""
     if _folder() != ROOT and module.partition(".")[0] != "x2vlm":
         return None

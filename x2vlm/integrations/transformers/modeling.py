@@ -1,7 +1,8 @@
-"""X²-VLM as a model and a processor of transformers, for models of task pretrain, retrieval and grounding.
+"""X²-VLM as a model and a processor for transformers, for models of task pretrain, retrieval and grounding.
 
-This module is the end of the modelling file that :mod:`x2vlm.integrations.transformers.writing` writes. Training does not use it.
-Axes: N images, M texts, L tokens, K = 1 + P states of an image (the mean patch, then its patches), D width, E embedding.
+This module becomes the last part of the modelling file that :mod:`x2vlm.integrations.transformers.writing` writes. Training does
+not use it. Axes: N images, M texts, L tokens, K = 1 + P states of an image (the mean patch, then its patches), D width, E
+embedding.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ ALLOWED_OPTIONS: dict[str, Sequence[Any]] = {
     "padding": (True, "longest"),
     "truncation": (True, None),
 }
-"""Options of the processor, with the values that describe its behaviour."""
+"""Options of the processor, each with its allowed values, which do not change the behaviour of the processor."""
 
 
 class X2VLMConfig(PretrainedConfig):
     """The sizes of an X²-VLM.
 
     Args:
-        model: the section ``model`` of the config of the model's run.
-        heads: which of :data:`HEADS` the model has.
-        encoder_configs: configurations of the encoders of transformers, for ``vision`` and ``text``.
+        model: the section ``model`` of the config with which the model was trained.
+        heads: the heads in :data:`HEADS` that the model has.
+        encoder_configs: configurations of encoders from transformers, for ``vision`` and ``text``.
     """
 
     model_type = "x2vlm"
@@ -72,13 +73,13 @@ class X2VLMOutput(ModelOutput):
     """Results of an X²-VLM for N images and M texts.
 
     Attributes:
-        image_embeds: (N, E) of length 1.
-        text_embeds: (M, E) of length 1.
+        image_embeds: (N, E), embeddings of images, of length 1.
+        text_embeds: (M, E), embeddings of texts, of length 1.
         logits_per_image: (N, M), cosines divided by the temperature.
-        logits_per_text: (M, N).
+        logits_per_text: (M, N), the transpose of ``logits_per_image``.
         matching_logits: (N, M), the log-odds of the matching head that text m is about image n.
         boxes: (N, M, 4), the box of text m in image n: centre and size, relative to the image.
-        vision_states: (N, K, D), which a later call takes in place of pixels.
+        vision_states: (N, K, D), states that can be passed to a later call instead of pixels.
     """
 
     image_embeds: Tensor | None = None
@@ -91,11 +92,11 @@ class X2VLMOutput(ModelOutput):
 
 
 class X2VLMModel(PreTrainedModel):
-    """The encoders of X²-VLM and its contrastive, matching and box head (arXiv:2211.12402, section 3)."""
+    """The encoders of X²-VLM and its contrastive, matching and box heads (arXiv:2211.12402, section 3)."""
 
     config_class = X2VLMConfig
     main_input_name = "pixel_values"
-    input_modalities = ["image", "text"]  # noqa: RUF012  # as transformers declares it
+    input_modalities = ["image", "text"]  # noqa: RUF012  # declared in the same way as in transformers
 
     def __init__(self, config: X2VLMConfig):
         super().__init__(config)
@@ -112,7 +113,7 @@ class X2VLMModel(PreTrainedModel):
         if "box" in config.heads:
             self.box_head = BoxHead(self.text.width)
         for module in self.modules():
-            # transformers leaves buffers empty that are not in the file of weights.
+            # transformers does not initialise buffers that are not in the weight file.
             module._non_persistent_buffers_set.clear()
         self.post_init()
 
@@ -120,7 +121,7 @@ class X2VLMModel(PreTrainedModel):
         """The modules initialise themselves."""
 
     def get_vision_states(self, pixel_values: Tensor) -> Tensor:
-        """Returns the states (N, K, D) of images (N, 3, S, S), float and normalised as by the processor, or uint8."""
+        """Returns the states (N, K, D) of images (N, 3, S, S), either float, normalised as by the processor, or uint8."""
         pixels = pixel_values if pixel_values.dtype == torch.uint8 else pixel_values.to(self.dtype)
         states: Tensor = self.vision(pixels).tokens()
         return states
@@ -146,9 +147,9 @@ class X2VLMModel(PreTrainedModel):
         Args:
             pixel_values: (N, 3, S, S), as the processor returns them; not needed with ``vision_states``.
             input_ids: (M, L).
-            attention_mask: (M, L), 1 = token; None: all are tokens.
-            vision_states: (N, K, D) of :meth:`get_vision_states` or an earlier call.
-            return_dict: False: a tuple.
+            attention_mask: (M, L), 1 = token, 0 = padding; if None, there is no padding.
+            vision_states: (N, K, D), from :meth:`get_vision_states` or an earlier call.
+            return_dict: if False, a tuple is returned.
         """
         if vision_states is None:
             if pixel_values is None:
@@ -176,7 +177,7 @@ class X2VLMModel(PreTrainedModel):
     @property
     def _head(self) -> ContrastiveHead:
         if self.contrastive is None:
-            raise ValueError("this model has no contrastive head, and so no embeddings")
+            raise ValueError("this model has no contrastive head and therefore no embeddings")
         return self.contrastive
 
     def _embedded(self, vision_states: Tensor) -> Tensor:
@@ -198,7 +199,7 @@ class X2VLMModel(PreTrainedModel):
             queries = states[:, :1] if block is self.fusion.blocks[-1] else states
             states = attend(block.attention, queries, Padded(states, mask))
             assert block.crossattention is not None
-            # The queries of all texts are concatenated, so that the keys of an image are needed once.
+            # The queries of all texts are concatenated, so that the keys of an image are needed only once.
             of_images = states.reshape(images, -1, width)
             states = attend(block.crossattention, of_images, Padded(vision_states)).reshape(images * texts, -1, width)
             states = add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
@@ -209,10 +210,10 @@ class X2VLMProcessor(ProcessorMixin):
     """Turns images and texts into the inputs of an X²-VLM, as in its training.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: tokenizer of the model.
         image_size: height and width of ``pixel_values``.
-        pixel_mean, pixel_std: by which pixels in 0..1 are normalised, for each colour.
-        max_tokens, max_words: texts are cut to them.
+        pixel_mean, pixel_std: mean and standard deviation per colour, by which pixels in 0..1 are normalised.
+        max_tokens, max_words: maximum lengths to which texts are truncated.
     """
 
     def __init__(
@@ -245,10 +246,11 @@ class X2VLMProcessor(ProcessorMixin):
         Args:
             images: an image or a list of images: Pillow images, paths, or uint8 arrays (H, W, 3).
             text: a text, or a list of texts.
-            options: ``return_tensors="pt"``, ``padding=True`` and ``truncation=True`` are allowed, and are what is done.
+            options: only ``return_tensors="pt"``, ``padding=True`` and ``truncation=True`` are allowed, which describe the
+                behaviour in any case.
 
         Raises:
-            ValueError: nothing is given, a text has no words, or an option has another value.
+            ValueError: nothing is given, a text has no words, or an option has a different value.
         """
         for name, value in options.items():
             if value not in ALLOWED_OPTIONS.get(name, ()):
@@ -273,7 +275,7 @@ class X2VLMProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def _pixels(self, image: Any) -> Tensor:
-        """The pixels are normalised as the vision encoder does it."""
+        """Returns the pixels of an image, normalised as in the vision encoder."""
         if isinstance(image, str | Path):
             image = Image.open(image)
         elif not isinstance(image, Image.Image):
@@ -295,7 +297,7 @@ def _written(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Pat
 
 
 def _with_folders(model: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Returns the section ``model`` with the encoders of these folders."""
+    """Returns the section ``model`` with the encoders in these folders."""
     result = {part: dict(value) if isinstance(value, Mapping) else value for part, value in model.items()}
     if "vision" in folders:
         result["vision"]["backbone"] = f"hf:{folders['vision']}"

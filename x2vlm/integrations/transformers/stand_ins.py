@@ -1,4 +1,4 @@
-"""Functions that replace, in the modelling file, functions of this project that look for models of other projects."""
+"""Functions that, in the modelling file, replace functions of this project that look for models of other projects."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def given_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str] = ()) -> Path:
-    """Replaces :func:`utils.hub.local_folder`: the model's own config has the configurations of its encoders."""
+    """Replaces :func:`utils.hub.local_folder`: the model's own config contains the configurations of its encoders."""
     return Path(name.removeprefix("hf:"))
 
 
 def not_in_this_file(*given: Any) -> Any:
-    """Replaces functions that read the weights of encoders: the model's own file has them."""
+    """Replaces functions that read the weights of encoders: the model's own weight file contains them."""
     raise NotImplementedError("this file builds an X²-VLM, and its weights are in model.safetensors")

@@ -35,9 +35,9 @@ REPLACED = {
 
 HEADING = f'''"""X²-VLM (arXiv:2211.12402) in one file, for ``AutoModel`` and ``AutoProcessor`` of transformers.
 
-x2vlm {VERSION} wrote this file from its own sources, which are named above each part. Do not edit it: change those, and save the
-model again. The file needs torch, timm, transformers and pydantic. It opens no network connection and starts no other program; it
-writes the configurations of encoders to a temporary folder while the model is built. Licence: Apache-2.0.
+x2vlm {VERSION} wrote this file from its own sources, which are named above each part. Do not edit it: change the sources, and
+save the model again. The file needs torch, timm, transformers and pydantic. It opens no network connection and starts no
+other program; it writes the configurations of encoders to a temporary folder while the model is built. Licence: Apache-2.0.
 """'''
 
 
@@ -45,25 +45,25 @@ def write(model: LoadedModel, folder: Path) -> None:
     """Write the files of a model for transformers into an empty folder: weights, config, processor, and the modelling file.
 
     Raises:
-        UserError: the model's task has no counterpart there, or it is one of videos, or finds sets of boxes.
+        UserError: the task of the model is not supported, or the model is a video model or has a head for sets of boxes.
     """
     settings = model.settings
     if settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"{model.origin} is a model of task {settings.task}; save(format='transformers') takes models of "
+            f"{model.origin} is a model of task {settings.task}; save(format='transformers') supports models of "
             f"{', '.join(EXPORTED_TASKS)}"
         )
     if settings.model.vision.video is not None:
-        raise UserError(f"{model.origin} is a model of videos; save(format='transformers') takes models of images")
+        raise UserError(f"{model.origin} is a video model; save(format='transformers') supports only image models")
     if getattr(settings.model, "box_set", None) is not None:
         raise UserError(
-            f"{model.origin} has a head for sets of boxes, which save(format='transformers') does not write"
+            f"{model.origin} has a head for sets of boxes, which save(format='transformers') does not support"
         )
     written, own = X2VLMModel(config_of(model)), model.network.state_dict()
     buffers = dict(written.named_buffers())
     written.load_state_dict({name: own[name] if name in own else buffers[name] for name in written.state_dict()})
     written.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # transformers writes it for its owner alone
+    (folder / "model.safetensors").chmod(0o644)  # transformers makes the file readable only by its owner
     _processor(model).save_pretrained(folder)
     write_text(folder / MODELLING_FILE, modelling_file())
     _refer(folder / "config.json", {"AutoConfig": "X2VLMConfig", "AutoModel": "X2VLMModel"})
@@ -77,7 +77,7 @@ def modelling_file() -> str:
 
 
 def config_of(model: LoadedModel) -> X2VLMConfig:
-    """Returns the config of a model, with the sizes that its encoders have."""
+    """Returns the config of a model, with the actual sizes of its encoders."""
     network, settings = model.network, model.settings.model
     encoders: dict[str, Any] = {}
     text: dict[str, Any] = {"encoder": "none", "max_positions": None}
@@ -124,7 +124,7 @@ def _processor(model: LoadedModel) -> X2VLMProcessor:
 
 
 def _refer(file: Path, classes: dict[str, str]) -> None:
-    """Names the classes of the modelling file in a config."""
+    """Adds references to the classes in the modelling file to a config."""
     module = MODELLING_FILE.removesuffix(".py")
     values = json.loads(file.read_text(encoding="utf-8"))
     values["auto_map"] = {name: f"{module}.{of_file}" for name, of_file in classes.items()}
