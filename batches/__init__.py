@@ -1,6 +1,6 @@
 """Batch types that data loading produces and models consume, and the losses that models return. There is one module per task.
 
-``models`` and ``dataset`` never import each other; both import these types. Axes: N examples, L tokens, I images, R regions,
-F frames, A answers, P patches, H and W pixels. Masks are boolean: True = attend, or True = counts. A batch holds tensors and
-``records``, which say where each example comes from.
+``models`` and ``dataset`` never import each other; both import these types. Axes: N examples, L tokens, I images, R regions, F
+frames, A answers, P patches, H and W pixels. Masks are boolean: True = attend, or True = counts. A batch contains tensors and
+``records``, the locations of the records from which its examples were made.
 """

@@ -47,8 +47,8 @@ class RecordCount(NamedTuple):
 class Batch:
     """Base class of all micro-batches, which records where the examples come from.
 
-    ``records``: the record of each example; ``broken``: records that were skipped while building the batch; ``counts``: how
-    many records of each stream were read.
+    ``records``: the location of the record of each example; ``broken``: records that were skipped while building the batch;
+    ``counts``: how many records of each stream were read.
     """
 
     records: tuple[str, ...] = ()

@@ -1,4 +1,5 @@
-"""The calls of a model: which models support each call, and what kind of text it takes. Also, which files are images or videos.
+"""The calls of a model: which models support each call, and what kind of text it takes. Also lists which files are images or
+videos.
 
 This module contains only plain data, so importing it costs nothing.
 """

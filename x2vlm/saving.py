@@ -77,7 +77,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
             save_settings(model, folder)
         write_text(folder / CARD, card(model, folder.name, format, "path/of/this/folder"))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; give another folder") from None
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; give a different folder") from None
     return folder
 
 

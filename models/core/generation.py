@@ -84,7 +84,7 @@ class Generated:
     Attributes:
         tokens: (N, max_length) int64, without prompt and end token; :data:`~batches.base.IGNORE` after the end.
         ended: (N,) bool, True if the end token was generated.
-        score: (N,) log-likelihoods after the length penalty, at least float32.
+        score: (N,) log-likelihoods after the length penalty, in float32 or higher precision.
     """
 
     tokens: Tensor

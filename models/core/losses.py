@@ -105,7 +105,7 @@ def sigmoid_contrastive(
     bias: Tensor,
 ) -> Tensor:
     """The sigmoid loss (Zhai et al., 2023, arXiv:2303.15343): each combination of an image and a text is classified as matched or
-    not, by the sigmoid of their similarity. Returns the mean of both directions, summed over this rank's valid pairs. The hard
+    not, by the sigmoid of the similarity. Returns the mean of both directions, summed over this rank's valid pairs. The hard
     negatives of an image are combined with this image only.
 
     Args:

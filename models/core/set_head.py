@@ -43,7 +43,7 @@ class BoxSetConfig(Config):
 
 class BoxSet(NamedTuple):
     """K boxes for each of N phrases: ``boxes`` (N, K, 4), centre and size in 0..1; ``logits`` (N, K), the log-odds that a box
-    belongs to the phrase. Both are at least float32."""
+    belongs to the phrase. Both are in float32 or higher precision."""
 
     boxes: Tensor
     logits: Tensor

@@ -19,7 +19,7 @@ from optim.setup import stay_in_evaluation_mode
 from utils.errors import UserError
 
 FRAME_POSITIONS = "vision.frame_positions"
-"""Name of the parameter that holds a model's frame positions."""
+"""Name of the parameter that contains a model's frame positions."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class RankedAnswers:
 
     Attributes:
         ids: (N, k) int64, indices in the list of candidates.
-        probabilities: (N, k), softmax over the scores of these k candidates, at least float32.
+        probabilities: (N, k), softmax over the scores of these k candidates, in float32 or higher precision.
     """
 
     ids: Tensor

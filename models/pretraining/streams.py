@@ -392,8 +392,8 @@ STREAMS: dict[str, type[Stream[Any]]] = {
     "long_images": ImageTextStream,
     "long_regions": RegionTextStream,
 }
-"""Streams by their names in configs, batches and losses. Long captions share the images of another stream. Hard negatives are
-always sampled in this order, which makes them reproducible."""
+"""Streams by their names in configs, batches and losses. Streams of long captions share the images of a different stream. Hard
+negatives are always sampled in this order, which makes them reproducible."""
 
 
 def includes(part: str, parameter: str) -> bool:

@@ -139,7 +139,7 @@ class AnswerDecoder(BlockStack):
         return states.view(*ids.shape, -1)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits of the next token, (..., V), at least float32."""
+        """Logits of the next token, (..., V), in float32 or higher precision."""
         return at_least_float32(self.word_head(states, self.words))
 
     @property

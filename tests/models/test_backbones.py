@@ -235,14 +235,14 @@ def test_a_timm_folder_loads_only_the_tensors_that_it_has(tmp_path, safe):
     [report] = initialise(same, init)
     assert not report.fresh and not report.resized and torch.equal(same.vision.backbone.pos_embed, source.pos_embed)
     with pytest.raises(
-        UserError, match=naming("init.vision", "another model", "vision.backbone.blocks.3.norm1.weight")
+        UserError, match=naming("init.vision", "different model", "vision.backbone.blocks.3.norm1.weight")
     ):
         initialise(vision.model_of(VisionConfig(backbone=NAME, image_size=96, drop_path=0.0)), init)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME}))
     [report] = initialise(same, init)
     assert not report.fresh and not report.resized, "even if the folder does not state its sizes"
     with pytest.raises(
-        UserError, match=naming("init.vision", "another model", "vision.backbone.blocks.3.norm1.weight")
+        UserError, match=naming("init.vision", "different model", "vision.backbone.blocks.3.norm1.weight")
     ):
         initialise(vision.model_of(VisionConfig(backbone=NAME, image_size=96, drop_path=0.0)), init)
 

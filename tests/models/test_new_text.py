@@ -93,7 +93,7 @@ def test_vision_fusion_and_heads_are_kept_and_the_text_encoder_is_replaced(check
     log = "\n".join(others)
     assert OneLine("text encoder", "checkpoint") in log.splitlines()
     assert OneLine("width 16", "2 heads", "intermediate 32", "eps 1e-12") in log.splitlines()
-    assert OneLine("another text encoder") in log.splitlines()
+    assert OneLine("different text encoder") in log.splitlines()
     assert OneLine("word_head.transform.dense.weight", "checkpoint") in log.splitlines()
 
 

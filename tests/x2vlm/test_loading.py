@@ -72,7 +72,7 @@ def test_non_finite_weights_are_rejected_in_one_line(value, run, tmp_path):
     weights = load_file(tmp_path / "ruined" / MODEL_FILE)
     weights[min(weights)].view(-1)[0] = value
     save_weights(tmp_path / "ruined" / MODEL_FILE, weights)
-    with pytest.raises(UserError, match=naming("ruined/model.safetensors", "NaN", "other weights")):
+    with pytest.raises(UserError, match=naming("ruined/model.safetensors", "NaN", "different weights")):
         load(tmp_path / "ruined")
 
 

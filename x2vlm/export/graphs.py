@@ -1,9 +1,9 @@
 """The graphs of an export, as torch modules and as ONNX files: image encoder, text encoder, and fusion encoder with its heads
 (the re-ranker).
 
-The modules compute the same as :mod:`x2vlm.runtime`, with texts padded as in :mod:`models.reference`: ONNX graphs use padded
-tensors instead of packing. Axes: B images, S texts per image, N images or texts, L tokens, K = 1 + P states of an image (the
-mean patch, then its patches), D width, E embedding.
+The modules perform the same computations as :mod:`x2vlm.runtime`, with texts padded as in :mod:`models.reference`: ONNX graphs
+use padded tensors instead of packing. Axes: B images, S texts per image, N images or texts, L tokens, K = 1 + P states of an
+image (the mean patch, then its patches), D width, E embedding.
 """
 
 from __future__ import annotations

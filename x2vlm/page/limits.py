@@ -159,8 +159,8 @@ class BodyLimit:
 
 
 class UploadLimit:
-    """Rejects uploads before they are read: from a client that uploads too often, and from every client while the disk holds
-    ``total_bytes``. ASGI middleware, behind a :class:`BodyLimit`.
+    """Rejects uploads before they are read: from a client that uploads too often, and from every client while the uploads on disk
+    take ``total_bytes``. ASGI middleware, behind a :class:`BodyLimit`.
 
     Args:
         app: the page.

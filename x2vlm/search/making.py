@@ -113,7 +113,7 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
         raise
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror or error}; give another folder, or free some space"
+            f"{out}: cannot be written: {error.strerror or error}; give a different folder, or free some space"
         ) from None
     return Made(images, len(files) - len(broken) - images, broken, parts.embedded)
 
@@ -161,10 +161,10 @@ def _continued(out: Path, about: About) -> About:
         return about
     before = read_about(out)
     if before.folder != about.folder:
-        raise UserError(f"{out} is an index of {before.folder}, not of {about.folder}; give another folder")
+        raise UserError(f"{out} is an index of {before.folder}, not of {about.folder}; give a different folder")
     if before.weights != about.weights:
         raise UserError(
-            f"{out} was made by {before.model}, whose weights differ from {about.model}; give another folder"
+            f"{out} was made by {before.model}, whose weights differ from {about.model}; give a different folder"
         )
     return replace(about, made=before.made, format=before.format, digests=before.digests)
 

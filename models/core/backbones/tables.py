@@ -1,4 +1,4 @@
-"""Resizing of position tables to another patch grid.
+"""Resizing of position tables to a different patch grid.
 
 BEiT's relative position biases are resized as the authors do (reference behaviour, 1): the patch offsets of the source table are
 spread in a geometric progression, and a bicubic spline through them is evaluated at the target's offsets. The three rows for the

@@ -170,7 +170,7 @@ def test_the_command_writes_an_export_and_prints_its_difference_from_torch(run, 
     assert main(words.replace("a dog", "circle").split()) == 0
     assert "circle" in capsys.readouterr().out
     assert main(["export", str(run("retrieval")), "--out", "r.onnx"]) == 2
-    assert capsys.readouterr().err == OneLine("error: --out r.onnx", "another")
+    assert capsys.readouterr().err == OneLine("error: --out r.onnx", "different")
 
 
 def test_an_export_that_differs_from_torch_is_removed(model, exported, tmp_path, monkeypatch):
