@@ -65,7 +65,7 @@ def model_class(hub_config: Any) -> Any:
     import transformers
 
     mapped = transformers.MODEL_MAPPING.get(type(hub_config), None)
-    if mapped is None:  # text encoders from models of images and texts have classes, but no entry in the mapping
+    if mapped is None:  # text encoders in models of images and texts have classes, but no entry in the mapping
         mapped = getattr(transformers, f"{type(hub_config).__name__.removesuffix('Config')}Model", None)
     if mapped is None:
         raise UserError(f"transformers has no encoder for {hub_config.model_type!r}; choose another model")

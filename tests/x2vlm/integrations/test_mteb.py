@@ -246,7 +246,7 @@ def test_unsupported_inputs_are_rejected(model, scenes, run):
         reranker.search(data["queries"], task_metadata=task.metadata, top_k=10, top_ranked={"s0": ["nope"]})
     with pytest.raises(UserError, match="candidates is 0"):
         X2VLMReranker(model("pretrain"), candidates=0)
-    with pytest.raises(UserError, match="takes inputs with a text or an image"):
+    with pytest.raises(UserError, match="accepts inputs with a text or an image"):
         X2VLMEncoder(model("pretrain")).encode([{"audio": [1]}])
 
 
