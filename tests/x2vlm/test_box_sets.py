@@ -150,5 +150,5 @@ def test_a_head_for_sets_cannot_be_exported(of_sets, tmp_path):
     pytest.importorskip("onnxscript", reason="exports need onnxscript")
     from x2vlm.export.graphs import FusionGraph
 
-    with pytest.raises(UserError, match=naming("model.box_set", "not exported")):
+    with pytest.raises(UserError, match=naming("model.box_set", "cannot be exported")):
         FusionGraph(of_sets.network)

@@ -182,7 +182,7 @@ def test_an_unsupported_call_names_the_task_that_supports_it(model, data):
         (lambda model, image: model.match(3, ["a star"]), ("not int",)),
         (lambda model, image: model.match(image, None), ("None is not a text",)),
         (lambda model, image: model.explain(image, 3), ("3 is not a text",)),
-        (lambda model, image: model.match("https://a.b/c.jpg", "a"), ("addresses are not supported",)),
+        (lambda model, image: model.match("https://a.b/c.jpg", "a"), ("URLs are not supported",)),
         (lambda model, image: model.locate([image, image], "a star"), ("2 images and 1 lists of phrases",)),
     ],
 )

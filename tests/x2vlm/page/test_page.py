@@ -125,7 +125,7 @@ def test_an_index_whose_images_are_gone_is_reported(model, data, tmp_path):
     index = model("pretrain").index(tmp_path / "images", tmp_path / "index")
     shutil.rmtree(tmp_path / "images")
     answer = abilities_of(model("pretrain"), index)[0].ask([], ["a star", ""])
-    assert answer == ([OneLine("no image")], ())
+    assert answer == ([OneLine("no indexed image")], ())
 
 
 def test_tabs_have_different_titles():

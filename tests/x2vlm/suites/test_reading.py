@@ -52,7 +52,7 @@ def test_symmetric_relations_are_excluded_as_in_the_official_notebook():
 def test_cases_excluded_by_the_official_rule_are_counted(tmp_path, model):
     for name, reason in [
         ("aro-relation", "1 of 4 cases are excluded: the official notebook calls their relation symmetric"),
-        ("aro-attribution", "24 of 49 cases are excluded: fewer than 25 cases have their pair of attributes"),
+        ("aro-attribution", "24 of 49 cases are excluded: fewer than 25 cases have this pair of attributes"),
         ("valse", "11 of 22 cases are excluded: fewer than 2 of 3 annotators chose the caption"),
         ("fg-ovd", "8 of 16 cases are excluded: they have no wrong descriptions"),
     ]:
@@ -139,7 +139,7 @@ def test_files_whose_cases_are_all_excluded_are_reported(tmp_path):
     FOLDERS["aro-attribution"][0](tmp_path)
     path = tmp_path / "visual_genome_attribution.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))[25:]), encoding="utf-8")
-    with pytest.raises(UserError, match="all 24 cases are excluded: fewer than 25 cases have their pair of attributes"):
+    with pytest.raises(UserError, match="all 24 cases are excluded: fewer than 25 cases have this pair of attributes"):
         suite_named("aro-attribution").read(tmp_path, ())
 
 

@@ -155,7 +155,7 @@ def test_unusable_cases_are_skipped_and_reported(model, tmp_path):
     skipped, cut = judged.notes[:2]
     assert skipped.startswith("2 cases could not be scored, such as ")
     assert "ex_1_img_0.png" in skipped
-    assert cut.startswith("1 cases have texts that are the same")
+    assert cut.startswith("1 cases have texts that are equal")
     with pytest.raises(UserError, match="no case can be scored"):
         suite.judge(asked, [second])
 

@@ -159,7 +159,7 @@ def test_classes_are_compared_by_the_mean_of_their_templates(model, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has 0 folders, but a class is a folder of images"),
+        ({}, "has 0 folders, but classes are folders of images"),
         ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one"}, "has 1 names for 2 folders"),
         ({"a/1.png": "", "b/1.png": "", "templates.txt": "a photo"}, "'a photo' has no {c}"),
         ({"a/1.txt": "x", "b/1.txt": "x"}, "its folders have no images"),
