@@ -48,7 +48,7 @@ def padding_of(config: PretrainConfig) -> Padding:
 
 
 def supported_ways(config: PretrainConfig, ways: Sequence[str]) -> list[str]:
-    """Returns the ways that support the config, and prints a line for a way that does not.
+    """Returns the ways that support the config, and prints a line for each way that does not.
 
     Raises:
         UserError: if no way supports the config.
@@ -128,8 +128,8 @@ def train_of(way: str, train: TrainConfig) -> TrainConfig:
 
 
 def _warm_up(train: TrainConfig, small: bool, batches: int) -> int:
-    """Returns the number of steps before timing: one round of the batches compiles, a second records CUDA graphs, a third replays
-    them."""
+    """Returns the number of steps before timing: one round of the batches compiles, a second captures CUDA graphs, a third
+    replays them."""
     if small:
         return batches if train.compile else 1
     return batches * (3 if train.captures_graphs else 2)

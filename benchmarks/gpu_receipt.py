@@ -81,7 +81,7 @@ def steps_of(out: Path, *, cpu: bool) -> Iterator[Step]:
 
 
 def speed_words(size: str, side: int, cpu: bool) -> Iterator[list[str]]:
-    """Yields arguments for :mod:`benchmarks.gpu`, with smaller and smaller micro-batches."""
+    """Yields arguments for :mod:`benchmarks.gpu`, with increasingly small micro-batches."""
     if cpu:
         yield ["--rounds", "2", "--ways", "plain,eager"]
         return

@@ -44,7 +44,7 @@ def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
     """Loads a pre-training config.
 
     Raises:
-        UserError: if the config is for another task, or as in :func:`~utils.config.load_config`.
+        UserError: if the config is for a different task, or as in :func:`~utils.config.load_config`.
     """
     task = peek(path, overrides, "task")
     if task not in (None, "pretrain"):

@@ -29,7 +29,7 @@ DETERMINISTIC = (
     *("train.global_batch=null", "optim.lr=0.001"),
 )
 BOUND = 1e-4
-"""Maximum relative difference of a loss, since kernels of other sizes sum in a different order."""
+"""Maximum relative difference of a loss, since kernels of different sizes sum in a different order."""
 
 
 def random_negatives(similarity: Tensor, allowed: Tensor) -> Tensor:

@@ -193,8 +193,8 @@ def _identity(source: Source, folders: dict[Path, str]) -> str:
 def _copies(
     training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownImage]
 ) -> tuple[list[tuple[str, _TrainingFile]], bool]:
-    """Returns the identities of held-out images with the training files that have the same content under another identity; and
-    False if the limit of bytes was reached, so that not all contents were compared. Only files of equal size are read."""
+    """Returns the identities of held-out images with the training files that have the same content under a different identity;
+    and False if the limit of bytes was reached, so that not all contents were compared. Only files of equal size are read."""
     sizes = {identity: _size(image.source) for identity, image in held_out.items()}
     wanted = set(sizes.values()) - {None, 0}
     by_digest: dict[str, list[tuple[str, _TrainingFile]]] = {}

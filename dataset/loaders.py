@@ -170,7 +170,7 @@ class BatchLoader:
 
     Micro-batch u does not depend on the process that makes it, and a rank takes the indices ``consumed + k * world_size + rank``.
     Batches therefore do not depend on the number of workers. A run that is resumed after ``consumed`` micro-batches (over all
-    ranks) reads the same batches as an uninterrupted run, even on another number of ranks.
+    ranks) reads the same batches as an uninterrupted run, even on a different number of ranks.
 
     Args:
         maker: makes the batches.

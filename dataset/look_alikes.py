@@ -109,7 +109,7 @@ def look_of(image: Image.Image) -> Look:
 
 
 def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> list[tuple[Source, Look]]:
-    """Computes the looks of images, in order, until the time is over. Videos and broken images are skipped.
+    """Computes the looks of images, in order, until the time is up. Videos and broken images are skipped.
 
     Args:
         images: the images.

@@ -41,7 +41,7 @@ MIN_DISTANCE = 0.5
 """Minimum distance that an object moves, as a fraction of the available distance."""
 
 MAKING = 1
-"""Version number, increased when the same arguments give other images or texts."""
+"""Version number, increased when the same arguments give different images or texts."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def build(
     ``out/clips.json``. The tokenizer of the scenes is used; it spells words that it does not know.
 
     Raises:
-        UserError: if the folder was made with other arguments, contains files of another origin, or cannot be written.
+        UserError: if the folder was made with different arguments, contains files of a different origin, or cannot be written.
     """
     counts = {"train": train, "val": val, "test": test}
     arguments = {"seed": seed, **counts, "size": size, "frames": frames, "making": MAKING}

@@ -32,7 +32,7 @@ VARIATION = "\ufe0f"
 """Variation selector that requests a coloured image; CLDR omits it from most characters."""
 
 MAKING = 1
-"""Version number, increased when the same arguments give other images or texts."""
+"""Version number, increased when the same arguments give different images or texts."""
 
 Names = dict[str, dict[str, str]]
 """Name of each emoji, by language."""

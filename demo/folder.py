@@ -40,7 +40,7 @@ class Folder(NamedTuple):
         facts_name: name of the file of facts, which is written last.
         owned: files and folders that the command writes, and may replace.
         arguments: arguments of the command, which are compared with the arguments of a complete folder.
-        overwrite: replace the contents if they were made with other arguments.
+        overwrite: replace the contents if they were made with different arguments.
     """
 
     out: Path
@@ -53,7 +53,7 @@ class Folder(NamedTuple):
         """Returns True if the folder was made with the same arguments. Always False with ``overwrite``.
 
         Raises:
-            UserError: if the folder was made with other arguments, or cannot be read.
+            UserError: if the folder was made with different arguments, or cannot be read.
         """
         try:
             complete = already_made(self.out, self.facts_name, self.arguments, overwrite=self.overwrite)
@@ -68,7 +68,7 @@ class Folder(NamedTuple):
         """Clears the folder for new files; at the end of the context, writes the facts that were added to the dictionary.
 
         Raises:
-            UserError: if the folder contains files of another origin, or cannot be written.
+            UserError: if the folder contains files of a different origin, or cannot be written.
         """
         with OutputFolder(self.out, self.facts_name, self.arguments, self.owned, overwrite=self.overwrite) as output:
             facts: dict[str, Any] = {}
@@ -115,7 +115,7 @@ class FolderFlags:
 
     Attributes:
         out: folder to fill; created if missing.
-        overwrite: replace the contents of --out if they were made with other arguments.
+        overwrite: replace the contents of --out if they were made with different arguments.
     """
 
     out: Path

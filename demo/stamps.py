@@ -38,7 +38,7 @@ PACKAGE_CODES = {"zh_CN": "zh"}
 FACTS = "stamps.json"
 OWNED = (*(f"{kind}{split}.jsonl" for kind in ("", "regions_") for split in SPLITS), "images", "tokenizer")
 MAKING = 1
-"""Version number, increased when the same arguments give other images or texts."""
+"""Version number, increased when the same arguments give different images or texts."""
 
 logger = logging.getLogger(__name__)
 

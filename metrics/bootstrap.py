@@ -19,7 +19,7 @@ CELLS = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of single examples, whose mean is a metric or a part of a metric.
+    """Scores of individual examples, whose mean is a metric or a part of a metric.
 
     Attributes:
         values: (N,) numbers or bools.

@@ -91,7 +91,7 @@ def average_precision(
         sizes: (N, 2), width and height of each image in pixels.
 
     Returns:
-        The mean over IoU 0.50, 0.55, ... 0.95, and the one at IoU 0.50; NaN if no phrase has a box.
+        The mean over IoU 0.50, 0.55, ... 0.95, and the average precision at IoU 0.50; NaN if no phrase has a box.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 

@@ -31,7 +31,8 @@ def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
 
 
 def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: str = "image") -> dict[str, float]:
-    """Computes recalls in both directions, their means over K = 1, 5, 10, and ``mean recall``, the mean of both (table 6).
+    """Computes recalls in both directions, their means over K = 1, 5, 10, and ``mean recall``, the mean over both directions
+    (table 6).
 
     Args:
         image_ranks: (I,) rank of the best true text of each image (text retrieval, TR in table 3).
@@ -48,9 +49,9 @@ def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: s
 def recall_scores(
     image_ranks: np.ndarray, text_ranks: np.ndarray, image_of_text: np.ndarray, medium: str = "image"
 ) -> dict[str, tuple[Scores, ...]]:
-    """Computes the scores of single queries, whose means are the metrics of :func:`retrieval_recalls`, with the same names.
+    """Computes the scores of individual queries, whose means are the metrics of :func:`retrieval_recalls`, with the same names.
 
-    Texts are grouped by image. The mean of both directions has two parts.
+    Texts are grouped by image. The mean over both directions has two parts.
 
     Args:
         image_ranks: see :func:`retrieval_recalls`.

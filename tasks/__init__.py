@@ -26,7 +26,7 @@ class TaskEntry(NamedTuple):
 TASKS = {
     "pretrain": TaskEntry("tasks.pretrain", "Pretrain.py", "configs/demo/pretrain.yaml", "multi-grained pre-training"),
     "retrieval": TaskEntry(
-        "tasks.retrieval", "Retrieval.py", "configs/demo/retrieval.yaml", "texts for images or videos, and the reverse"
+        "tasks.retrieval", "Retrieval.py", "configs/demo/retrieval.yaml", "texts for images or videos, and vice versa"
     ),
     "nlvr": TaskEntry("tasks.nlvr", "NLVR.py", "configs/demo/nlvr.yaml", "is a sentence true of two images?"),
     "grounding": TaskEntry(

@@ -87,7 +87,7 @@ def true_boxes(item: Phrase) -> np.ndarray:
 
 
 def panel_of_set(item: Phrase, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
-    """Draws a prediction: the predicted boxes, and the true boxes dashed in another colour."""
+    """Draws a prediction: the predicted boxes, and the true boxes dashed in a different colour."""
     width, height = item.size
     of_predicted, of_true = colours(2)
 

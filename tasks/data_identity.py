@@ -38,7 +38,7 @@ def data_identity(data: Config, section: str = "data") -> dict[str, str]:
     A digest covers the names and sizes of all annotation files and shards. Because reading whole data sets would take hours, only
     blocks of a sample of the files are read: :data:`SAMPLED_FILES` per key, or up to twice that number. Images in a folder are
     sampled in the same way, and so are the images that the first and last records of a sampled shard name. For remote files, a
-    digest covers all addresses, and the sizes and versions of a sample of that size. Modification times are ignored, since they
+    digest covers all URLs, and the sizes and versions of a sample of that size. Modification times are ignored, since they
     differ between copies of the data.
     """
     named: dict[str, list[ShardFile]] = defaultdict(list)

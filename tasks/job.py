@@ -204,7 +204,7 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: 
     """Replaces missing inputs in the config with the copies kept by the run, or by the run that it starts from.
 
     Raises:
-        UserError: if an input of the run is missing, or the weights were trained with another tokenizer.
+        UserError: if an input of the run is missing, or the weights were trained with a different tokenizer.
     """
     from tasks.kept import check_words, weights_behind, with_kept_inputs
     from utils.inputs import check_inputs

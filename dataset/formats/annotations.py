@@ -95,7 +95,7 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
     """Reads the rows of a JSON array of objects or of JSON lines. A line that is not an object is returned as an error.
 
     Raises:
-        UserError: with the config ``key``, if the file does not exist, is empty, or has another format.
+        UserError: with the config ``key``, if the file does not exist, is empty, or has a different format.
     """
     text = read_text(path, key)
     if form := foreign_form(text[:100_000], arrays=True):

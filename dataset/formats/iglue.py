@@ -76,7 +76,7 @@ def gqa_rows(path: str, key: str) -> Rows:
     The answers are in English for all languages.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be read or has another format.
+        UserError: with the config ``key``, if the file cannot be read or has a different format.
     """
     content = read_json(path, key)
     if not isinstance(content, dict) or not all(isinstance(asked, Mapping) for asked in list(content.values())[:1]):

@@ -23,7 +23,7 @@ def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> I
     phrases and split. A reference of gRefCOCO has several boxes, one or none.
 
     Raises:
-        UserError: with the config ``key``, if a file cannot be read or has another format, or a split has no reference.
+        UserError: with the config ``key``, if a file cannot be read or has a different format, or a split has no reference.
     """
     is_json = Path(refs).suffix == ".json"
     listed = read_json(refs, f"{key}.refs") if is_json else read_plain_pickle(refs, f"{key}.refs")

@@ -86,7 +86,7 @@ class EvaluationView:
             size: width and height of an image with boxes according to its annotations; such an image is not rotated.
 
         Raises:
-            BrokenRecordError: if the image or video cannot be read, or has another size.
+            BrokenRecordError: if the image or video cannot be read, or has a different size.
         """
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"

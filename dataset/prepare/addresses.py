@@ -1,4 +1,4 @@
-"""Makes a folder of shards from addresses: a list for img2dataset, which downloads the images, then the shards that it wrote."""
+"""Makes a folder of shards from URLs: a list for img2dataset, which downloads the images, then the shards that it wrote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dataset.prepare.sets.base import Pairs, ParquetPairs
 
 
 class Addresses(Protocol):
-    """The addresses of a set.
+    """The URLs of a set.
 
     Attributes:
         form: form of the list for img2dataset.
@@ -46,7 +46,7 @@ class Addresses(Protocol):
         ...
 
     def write_list(self, output: OutputFolder) -> Counts:
-        """Writes the addresses and captions that may be used."""
+        """Writes the URLs and captions that may be used."""
         ...
 
     def shard_folders(self) -> list[Path]:
@@ -66,7 +66,7 @@ def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -
     """Makes the list of a set, and its folder of records once there are finished shards.
 
     Raises:
-        UserError: official files are missing or cannot be used, or a folder has another origin.
+        UserError: official files are missing or cannot be used, or a folder has a different origin.
     """
     addresses: Addresses = (
         ComparedPairs(preparation, makes) if isinstance(makes, Pairs) else PairsByFile(preparation, makes)

@@ -63,8 +63,8 @@ class Work:
     Attributes:
         convert: converts an item.
         jobs: the jobs.
-        total: sum of their sizes, for the progress bar.
-        unit: what the sizes count.
+        total: sum of the sizes of the jobs, for the progress bar.
+        unit: unit of the sizes.
         reason_if_killed: reason for skipping an item that kills the worker process, as a damaged video may do. Each job must then
             have a single item, with a ``location``. If it is "", a killed process ends the run.
     """
@@ -92,18 +92,19 @@ def build_folder(
     Args:
         out: parent folder.
         name: name of the folder.
-        arguments: everything that decides the content, as JSON values, including the sources with their hashes.
+        arguments: everything that determines the content, as JSON values, including the sources with their hashes.
         fill: writes the shards to the given folder, and adds an entry for each complete shard.
         overwrite: make an existing folder again.
         max_broken: maximum share of entries that have the wrong form; beyond it, nothing is made.
         facts: returns further entries of the manifest, after the shards were written.
-        hashed: the manifest has a hash of each shard; False: only its size, for shards that are too large to be read again.
+        hashed: whether the manifest has a hash of each shard; if False, it only has the size, for shards that are too large to
+            be read again.
 
     Returns:
         The manifest; None if the folder was already made with these arguments.
 
     Raises:
-        UserError: the folder has another origin or was made with other arguments; the official files cannot be used.
+        UserError: the folder has a different origin or was made with different arguments; the official files cannot be used.
     """
     target = out / name
     if is_prepared(target) and not overwrite:
@@ -130,7 +131,8 @@ def build_folder(
 
 
 def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
-    """Removes the working folder of an interrupted run that had other arguments. A run that is still active keeps its folder."""
+    """Removes the working folder of an interrupted run that had different arguments. A run that is still active keeps its
+    folder."""
     try:
         with (building / JOURNAL).open("r+", encoding="utf-8") as journal:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +144,7 @@ def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def _remove_leftovers(folder: OutputFolder) -> None:
-    """Removes files of an earlier run without an entry: they may be incomplete, or have other arguments."""
+    """Removes files of an earlier run without an entry: they may be incomplete, or have different arguments."""
     for path in folder.out.iterdir():
         if path.is_dir() and not (path.name == IMAGES and folder.entries):
             shutil.rmtree(path)

@@ -1,6 +1,6 @@
-"""Addresses that are few enough to be compared with each other: each is used once, and the images that are missing are listed.
+"""URLs that are few enough to be compared with each other: each is used once, and the images that are missing are listed.
 
-The list for img2dataset has every pair that may be used: cleaned captions, each address once, and no held-out photograph. The
+The list for img2dataset has every pair that may be used: cleaned captions, each URL once, and no held-out photograph. The
 shards that img2dataset writes become the set's folder. A shard whose records may all be used is linked; otherwise, the usable
 records are copied.
 """
@@ -37,7 +37,7 @@ LIST = "urls.tsv"
 
 
 class ComparedPairs:
-    """The addresses of a set (:class:`~dataset.prepare.addresses.Addresses`)."""
+    """The URLs of a set (:class:`~dataset.prepare.addresses.Addresses`)."""
 
     form: Form = "tsv"
     columns: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class ComparedPairs:
 
     def _caption(self, pair: Pair, seen: set[bytes], counts: Counts) -> str | None:
         """Returns the cleaned caption of a pair; None, after counting the reason, if the pair may not be used. ``seen`` has the
-        hashes of the addresses that were used before."""
+        hashes of the URLs that were used before."""
         held_out, digest, ids = self.preparation.held_out, _digest(pair.url), ids_in_url(pair.url)
         if (split := held_out.find(ids)) is not None:
             detail = "; ".join(filter(None, (pair.url[:100], held_out.linked(ids))))
@@ -85,7 +85,7 @@ class ComparedPairs:
         elif digest in seen:
             counts.leave_out("duplicate address", pair.location, pair.url[:100])
         elif not is_address(pair.url):
-            counts.leave_out("wrong columns", pair.location, f"{pair.url[:60]!r} is not an address")
+            counts.leave_out("wrong columns", pair.location, f"{pair.url[:60]!r} is not a URL")
         elif (caption := cleaned_text(pair.caption, counts, pair.location)) is not None:
             seen.add(digest)
             return caption
@@ -104,7 +104,7 @@ class ComparedPairs:
 
     def take_shards(self, output: OutputFolder, shards: list[Path]) -> Counts:
         """Writes the shards. If images are verified, broken images, repeated images and copies of held-out images are skipped.
-        The addresses of the list without an image are written to the list of missing images."""
+        The URLs of the list without an image are written to the list of missing images."""
         options = self.preparation.options
         records = _UsableRecords({_digest(url) for url in _urls(self.list_path)}, self._copies)
         scan = partial(_scan, verify=options.verify)
@@ -121,7 +121,7 @@ class ComparedPairs:
 
 
 class _Scanned(NamedTuple):
-    """A record of a shard: the stem of its members, its address, what is wrong with it, and the hash of a verified image."""
+    """A record of a shard: the stem of its members, its URL, what is wrong with it, and the hash of a verified image."""
 
     stem: str
     url: str
@@ -160,12 +160,12 @@ class _UsableRecords:
     """Decides which records of the shards are used.
 
     Args:
-        allowed: hashes of the addresses of the list.
+        allowed: hashes of the URLs of the list.
         copies: the split of each held-out image by the hash of its content.
 
     Attributes:
-        found: hashes of the addresses with an image.
-        unusable: hashes of the addresses whose image cannot be used.
+        found: hashes of the URLs with an image.
+        unusable: hashes of the URLs whose image cannot be used.
         counts: what was counted.
     """
 

@@ -40,7 +40,8 @@ class ImageFiles(NamedTuple):
     pattern: re.Pattern[str]
 
     def have(self, path: Path) -> bool:
-        """Returns True if ``path`` may be an image of the set: its name fits, and its folder does not belong to another set."""
+        """Returns True if ``path`` may be an image of the set: its name fits, and its folder does not belong to another data
+        set."""
         if not self.pattern.fullmatch(path.name) or path.suffix.lower() not in IMAGE_SUFFIXES:
             return False
         own = ids_in_path(path.as_posix())

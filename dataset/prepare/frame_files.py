@@ -45,7 +45,7 @@ def outputs_of_shards(
     """Returns a shard of JSON lines to make for each shard.
 
     Raises:
-        UserError: a shard cannot be read or is an address, two shards have the same name, or the decoder cannot be loaded.
+        UserError: a shard cannot be read or is a URL, two shards have the same name, or the decoder cannot be loaded.
     """
     for entry in files:
         if is_address(entry) or is_hub(entry):

@@ -323,7 +323,7 @@ def _ref_l4(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
 
 
 def _msrvtt(file: RawFile) -> Iterator[tuple[str, str]]:
-    """Reads MSR-VTT's list of clips; the ids come from the addresses of the videos."""
+    """Reads MSR-VTT's list of clips; the ids come from the URLs of the videos."""
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
             if piece.section != "videos":

@@ -1,4 +1,4 @@
-"""The command line of img2dataset, and its output: shards of images with their addresses, and statistics for each shard."""
+"""The command line of img2dataset, and its output: shards of images with their URLs, and statistics for each shard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.files import read_json, replacing
 
 Form = Literal["tsv", "parquet"]
-"""Form of a list of addresses."""
+"""Form of a list of URLs."""
 
 
 def download_command(addresses: Path, shards: Path, form: Form, columns: Sequence[str] = ()) -> str:
@@ -98,5 +98,5 @@ def refuse_same_names(files: Sequence[Path]) -> None:
 
 
 def is_address(text: str) -> bool:
-    """Returns True if a text is a single address of the web."""
+    """Returns True if a text is a single web URL."""
     return text.lower().startswith(("http://", "https://")) and len(text.split()) == 1 and text.isprintable()

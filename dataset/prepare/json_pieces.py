@@ -111,7 +111,7 @@ def _keys(text: _Text) -> Iterator[str]:
 
 
 class _Text:
-    """A buffer of text that was read from a file and not yet parsed."""
+    """A buffer of text that has been read from a file but not yet parsed."""
 
     def __init__(self, stream: IO[bytes], name: str):
         self.name, self.location = name, ""

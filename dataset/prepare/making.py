@@ -30,7 +30,7 @@ def prepare(name: str, options: Options) -> None:
     """Makes the folders of records of a set that do not exist yet.
 
     Raises:
-        UserError: official files are missing or cannot be used, or a folder has another origin.
+        UserError: official files are missing or cannot be used, or a folder has a different origin.
     """
     data_set = SETS[name]
     preparation = Preparation.start(name, data_set, options)

@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.files import write_text
 
 MISSING = "_prepare/missing.txt"
-"""Path of the list in a folder of records. Each line has the address or the usual path of an image."""
+"""Path of the list in a folder of records. Each line has the URL or the usual path of an image."""
 
 
 def write_missing(folder: Path, names: list[str]) -> None:

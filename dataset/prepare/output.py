@@ -56,7 +56,7 @@ class OutputFolder:
     Args:
         out: the folder, which is created if it does not exist.
         manifest: path of the manifest below ``out``. Each command has its own.
-        arguments: everything that decides the content, as JSON values.
+        arguments: everything that determines the content, as JSON values.
         owned: files and folders that the command writes below ``out``. Only these and files with an entry may be removed.
         overwrite: remove the output of earlier runs of the command.
 
@@ -65,8 +65,8 @@ class OutputFolder:
         entries: the finished files by name, including the files of earlier runs.
 
     Raises:
-        UserError: on entering, if the folder was made with other arguments, has files of another origin, is being filled by
-            another run, or cannot be written. In the block, an OSError is raised as a UserError about a file that cannot be
+        UserError: on entering, if the folder was made with different arguments, has files of a different origin, is being filled
+            by another run, or cannot be written. In the block, an OSError is raised as a UserError about a file that cannot be
             written.
     """
 
@@ -102,7 +102,7 @@ class OutputFolder:
         """Returns the entry of a finished file if the sizes of the file and its source are unchanged, otherwise None.
 
         Raises:
-            UserError: the file was made from another source.
+            UserError: the file was made from a different source.
         """
         entry, path = self.entries.get(name), self.out / name
         if entry is None or not path.exists():
@@ -195,7 +195,7 @@ def already_made(out: Path, manifest: str, arguments: Mapping[str, Any], *, over
     """Returns True if ``out`` is complete and was made with ``arguments``; always False with ``overwrite``.
 
     Raises:
-        UserError: the folder was made with other arguments, and ``overwrite`` is False.
+        UserError: the folder was made with different arguments, and ``overwrite`` is False.
     """
     if overwrite or not (out / manifest).exists():
         return False
@@ -258,7 +258,7 @@ def _check_arguments(out: Path, made_with: Any, arguments: Mapping[str, Any]) ->
     if isinstance(made_with, dict):
         keys = [key for key in {**made_with, **arguments} if made_with.get(key) != arguments.get(key)]
         difference = ", ".join(f"{key}={made_with.get(key)}, not {arguments.get(key)}" for key in keys)
-    raise UserError(f"{out} was made with other arguments ({difference}); give another folder, or --overwrite")
+    raise UserError(f"{out} was made with different arguments ({difference}); give another folder, or --overwrite")
 
 
 def _foreign(out: Path, name: str) -> UserError:

@@ -39,7 +39,7 @@ def read_any(path: Path) -> tuple[str, Rows]:
     """Returns the form of a file, "CSV", "COCO" or "JSON", and its rows.
 
     Raises:
-        UserError: the file cannot be read, is too large, is empty, or has another form.
+        UserError: the file cannot be read, is too large, is empty, or has a different form.
     """
     name = str(path)
     if path.is_file() and path.stat().st_size > RECORD_BYTES:
@@ -289,7 +289,7 @@ def own(
       caption    captions:   image, caption; optionally image_id
 
     JSON objects have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption and
-    instance files are converted, too. Give --rename OLD=NEW if your columns have other names.
+    instance files are converted, too. Give --rename OLD=NEW if your columns have different names.
 
     Every image must exist, and every box must be inside its image. Rows and boxes that cannot be used are written with the reason
     to <name of --out>_broken.jsonl.

@@ -1,4 +1,4 @@
-"""Lists of addresses and captions: reads parquet files and JSON lines, and writes the rows that may be used for img2dataset."""
+"""Lists of URLs and captions: reads parquet files and JSON lines, and writes the rows that may be used for img2dataset."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ANNOTATIONS = "annotations"
 """Column of a list, and key in a shard, that has the annotations as JSON text."""
 
 ROW_KIND = "row"
-"""Kind of the rows in the file of rows by address."""
+"""Kind of the rows in the file of rows by URL."""
 
 DAMAGED = "damaged file"
 """Reason for leaving out a whole file."""
@@ -64,7 +64,7 @@ class Rules:
 
 
 class FileJob(NamedTuple):
-    """A list, or a shard of img2dataset, that becomes one of the set's. ``rows``: rows by address for shards without
+    """A list, or a shard of img2dataset, that becomes one of the set's. ``rows``: rows by URL for shards without
     annotations."""
 
     source: Path
@@ -174,7 +174,7 @@ def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[
 
 
 def _usable(rows: Rows, rules: Rules, counts: Counts, seen: set[int]) -> Iterator[tuple[str, ...]]:
-    """Yields address and cleaned caption of each pair that may be used, and its annotations as JSON text.
+    """Yields URL and cleaned caption of each pair that may be used, and its annotations as JSON text.
 
     Args:
         rows: the rows, each with its location.
@@ -210,7 +210,7 @@ def _is_blank(value: Any) -> bool:
 
 
 def rows_by_address(rules: Rules, lists: Sequence[Path], name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
-    """Yields the annotations of all rows of the lists by their address, as JSON text."""
+    """Yields the annotations of all rows of the lists by their URL, as JSON text."""
     assert rules.pairs.annotations is not None
     for path in lists:
         for rows in batches(path, columns_of(path, rules), counts):

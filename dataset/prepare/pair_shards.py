@@ -27,13 +27,13 @@ from utils.errors import UserError
 from utils.files import replacing
 
 MAX_OTHER_SHAPE = 0.5
-"""Maximum share of a shard's images that have another shape than their originals; beyond it, the download is refused."""
+"""Maximum share of a shard's images that have a different shape than their originals; beyond it, the download is refused."""
 
 
 def take_shard(job: FileJob) -> Counts:
     """Puts a shard of img2dataset in place, linked if all its records may be used; runs in a worker process, on any machine.
 
-    The JSON members have addresses, sizes, and further columns of the list that img2dataset has kept. A damaged shard is
+    The JSON members have URLs, sizes, and further columns of the list that img2dataset has kept. A damaged shard is
     skipped and counted.
     """
     counts, kept = Counts(), set[str]()  # only names, since the images of a shard would fill the memory of a process
@@ -109,8 +109,8 @@ def convert_shard(job: FileJob) -> Counts:
             rows.close()
     if counts.left_out[OTHER_SIZE] > MAX_OTHER_SHAPE * counts.read["images"]:
         raise UserError(
-            f"{job.source}: {counts.left_out[OTHER_SIZE]:,} of {counts.read['images']:,} images have another shape than their "
-            f"originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so the boxes do not fit; "
+            f"{job.source}: {counts.left_out[OTHER_SIZE]:,} of {counts.read['images']:,} images have a different shape than "
+            f"their originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so the boxes do not fit; "
             "download them again with --resize_mode keep_ratio"
         )
     counts.made["records"] = counts.made["images"]

@@ -238,7 +238,7 @@ def parquet(
 ) -> int:
     """Rewrite shards as Parquet files with small row groups and the images inside.
 
-    SHARDS are JSON lines, tars or Parquet files: files, patterns, folders, addresses, or hf:ORG/NAME. Every record becomes a row:
+    SHARDS are JSON lines, tars or Parquet files: files, patterns, folders, URLs, or hf:ORG/NAME. Every record becomes a row:
     its image is in the binary column --image-key, and its other keys are columns. Text members of tars become the column caption.
     A row group has at most 16 MB, so the files can be read with order: random. Where some values of a key are lists, all become
     lists. Values of a key that have no common type, such as texts and dictionaries by language, become JSON texts, which are
@@ -249,7 +249,7 @@ def parquet(
     Rerun the same command to resume an interrupted run; finished files are kept.
 
     Args:
-        shards: shards, patterns, folders or addresses.
+        shards: shards, patterns, folders or URLs.
         image_key: key of the image in a JSON record or Parquet row, and name of the column of images.
         image_root: folder of relative image paths (default: the folder of the shard).
         workers: number of processes (default: number of cores).

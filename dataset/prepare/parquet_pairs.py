@@ -1,6 +1,6 @@
-"""Addresses in parquet files or JSON lines that are too many to be compared with each other: each file is prepared separately.
+"""URLs in parquet files or JSON lines that are too many to be compared with each other: each file is prepared separately.
 
-Each list and each shard is a separate job, so any number of processes or machines can work on billions of pairs. An address that
+Each list and each shard is a separate job, so any number of processes or machines can work on billions of pairs. A URL that
 is listed twice is downloaded twice. If the rows have annotations, the lists for img2dataset have them too
 (:mod:`dataset.prepare.pair_shards`).
 """
@@ -47,7 +47,7 @@ FOOTER = 1 << 16
 
 
 class PairsByFile:
-    """The addresses of a set (:class:`~dataset.prepare.addresses.Addresses`): parquet files, or shards that were downloaded
+    """The URLs of a set (:class:`~dataset.prepare.addresses.Addresses`): parquet files, or shards that were downloaded
     before, in the folder of official files and in its folders that have the name of the set in their own name.
 
     If the rows have annotations, JSON lines are lists, too, and shards that were downloaded before take them from the lists.
@@ -133,7 +133,7 @@ class PairsByFile:
         with RowFolder(output.out) as folder:
             rows = None
             if self._joined and self._lists and not has_annotations(shards[0], rules.pairs.annotations):
-                self.preparation.tell("the shards have no annotations; they are found in the lists by the addresses")
+                self.preparation.tell("the shards have no annotations; they are found in the lists by the URLs")
                 folder.read(partial(rows_by_address, rules, self._lists), {"rows": RawFile(self._lists[0])}, 1)
                 rows = folder["rows"].path
             jobs = [FileJob(path, output.out / path.name, rules, rows) for path in shards]
@@ -141,7 +141,7 @@ class PairsByFile:
 
     def _folders(self) -> list[Path]:
         """Returns the folders of official files: the given one, folders with the name of the set in their name, and all folders
-        in these. Other folders may have the shards of other sets."""
+        in these. Other folders may contain the shards of other data sets."""
         name, raw, found = self.preparation.name, self.options.raw, []
         for root, folders, _ in os.walk(raw, followlinks=True):
             folder, made = Path(root), os.path.realpath(root) == os.path.realpath(self.options.out)

@@ -23,7 +23,7 @@ from dataset.prepare.verify import Verified, verify_images
 from utils.suffixes import IMAGE_SUFFIXES
 
 DOWNLOADS = "_download"
-"""Folder below the output for lists of addresses, and for what is downloaded with them."""
+"""Folder below the output for lists of URLs, and for what is downloaded with them."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Preparation:
     """The preparation of a data set.
 
     Attributes:
-        name: name of the set.
-        data_set: its declaration.
-        options: choices of the user.
+        name: name of the data set.
+        data_set: declaration of the data set.
+        options: the user's options.
         raw: the folder of official files.
         searched: the folders in which held-out images and their files are looked for.
         held_out: the held-out images.
@@ -63,15 +63,15 @@ class Preparation:
 
     @property
     def downloads(self) -> Path:
-        """The folder for lists of addresses, and for what is downloaded with them."""
+        """The folder for lists of URLs, and for what is downloaded with them."""
         return self.options.out / DOWNLOADS
 
     def tell(self, line: str) -> None:
-        """Tells the user a line about the set."""
+        """Prints a line about the data set."""
         self.options.tell(f"{self.name}: {line}")
 
     def arguments(self, files: Files) -> dict[str, Any]:
-        """Returns what decides the content of a folder made from official files, as JSON values."""
+        """Returns everything that determines the content of a folder made from official files, as JSON values."""
         options = self.options
         return {
             "sources": {name: file.digest() for name, file in files.items()},
@@ -93,15 +93,15 @@ class Preparation:
         hashed: bool = True,
         index: bool = True,
     ) -> None:
-        """Makes a folder, unless it exists, and tells the result.
+        """Makes a folder, unless it exists, and reports the result.
 
         Args:
-            folder: its path.
-            arguments: what decides its content.
-            fill: writes its shards, as for :func:`~dataset.prepare.building.build_folder`.
+            folder: path of the folder.
+            arguments: everything that determines its content.
+            fill: writes its shards; see :func:`~dataset.prepare.building.build_folder`.
             facts: returns further entries of the manifest.
-            sizes: official counts to compare with; None: the official counts of the set.
-            hashed: as for :func:`~dataset.prepare.building.build_folder`.
+            sizes: official counts to compare with; if None, the official counts of the data set.
+            hashed: see :func:`~dataset.prepare.building.build_folder`.
             index: make the index of its shards.
         """
         manifest = build_folder(

@@ -20,8 +20,8 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 AHEAD = 4
-"""Maximum number of running and finished jobs per process whose results were not yet yielded. A higher value needs more memory;
-with a lower value, processes are idle while a long job runs."""
+"""Maximum number of running and finished jobs per process whose results have not yet been yielded. A higher value needs more
+memory; with a lower value, processes are idle while a long job runs."""
 
 
 def in_order(

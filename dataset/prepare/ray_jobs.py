@@ -16,7 +16,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 AHEAD = 4
-"""Maximum number of running and finished jobs per core whose results were not yet yielded."""
+"""Maximum number of running and finished jobs per core whose results have not yet been yielded."""
 RETRIES = 1
 """Number of retries of a job whose process or machine was lost."""
 LOCAL = "local"

@@ -31,7 +31,7 @@ def region_record(
 ) -> Iterator[dict[str, Any]]:
     """Yields the record of an image with boxes or a caption, if it has any.
 
-    If the stored image has another size than the annotations say but the same aspect ratio, the boxes are scaled. If it has
+    If the stored image has a different size than the annotations say, but the same aspect ratio, the boxes are scaled. If it has
     another aspect ratio, the image is skipped, since nothing says what the boxes show. An image that does not exist or cannot be
     read is not compared.
 

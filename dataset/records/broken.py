@@ -50,7 +50,7 @@ def broken_record(error: Exception, location: str) -> BrokenRecord:
 
 
 def json_fault(error: Exception) -> str:
-    """Returns the message of a JSON error, without Python's advice to programmers."""
+    """Returns the message of a JSON error, without Python's advice for programmers."""
     if "set_int_max_str_digits" in str(error):
         return "a number has thousands of digits"
     if not isinstance(error, json.JSONDecodeError):

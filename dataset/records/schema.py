@@ -24,7 +24,7 @@ from dataset.records.broken import BrokenRecordError
 
 ImageIs = Literal["auto", "path", "base64"]
 CaptionLength = Literal["short", "long", "sample", "both"]
-"""Which texts of an image or a box are used: ``caption``, ``long_caption``, one of both at random, or both."""
+"""Which texts of an image or a box are used: ``caption``, ``long_caption``, one of the two at random, or both."""
 Box = tuple[float, float, float, float]
 Texts = tuple["str | Mapping[str, str | list[str]]", ...]
 """Value of a caption key, as alternatives. Each one is a string, or a dictionary from language to a string or several strings."""
@@ -94,7 +94,7 @@ class Description:
     hard_negatives: Texts = ()
 
     def texts(self, length: CaptionLength, rng: np.random.Generator) -> Texts:
-        """Returns the captions of a length. Long captions that are missing are replaced by short ones, and the reverse. With
+        """Returns the captions of the given length. A missing long caption is replaced by a short one, and vice versa. With
         "both", these are the short ones, and :meth:`more_texts` returns the long ones."""
         if length in ("short", "both") or not (self.captions and self.long_captions):
             return self.captions or self.long_captions
@@ -152,7 +152,7 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class ImageKeys:
-    """Where the records of a stream have their image: its key, its form, and the folder of relative paths."""
+    """How the records of a stream specify their image: its key, its form, and the folder of relative paths."""
 
     image_key: str = "image"
     image_is: ImageIs = "auto"

@@ -41,7 +41,7 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
     """Returns the shard files of each entry.
 
     An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json``, ``*.tar`` and ``*.parquet`` files; if it has none,
-    see :func:`~dataset.shards.remote.hub.files_of_copy`), an address (see :func:`~dataset.shards.remote.shards.find_remote`;
+    see :func:`~dataset.shards.remote.hub.files_of_copy`), a URL (see :func:`~dataset.shards.remote.shards.find_remote`;
     ``remote`` has the settings), or a data set on the Hub (see :func:`~dataset.shards.remote.hub.find_hub`). The order of the
     entries is kept; the files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
 
@@ -93,7 +93,7 @@ def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryI
 
 
 def real_paths(paths: Iterable[ShardFile]) -> list[str]:
-    """Resolves symbolic links in paths; addresses are unchanged. Each folder is resolved only once, as it may have many files."""
+    """Resolves symbolic links in paths; URLs are unchanged. Each folder is resolved only once, as it may have many files."""
     folder = functools.cache(os.path.realpath)
     real = []
     for path in paths:
@@ -143,7 +143,7 @@ def _without_companions(paths: Iterable[F]) -> list[F]:
 
 
 def _is_of_tar(path: ShardFile, tars: set[str]) -> bool:
-    """Returns True if there is a tar with the same stem next to a file, or, for an address, among the listed ``tars``."""
+    """Returns True if there is a tar with the same stem next to a file, or, for a URL, among the listed ``tars``."""
     if isinstance(path, Path):
         return path.with_suffix(TAR_SUFFIX).exists()
     return f"{str(path).removesuffix(path.suffix)}{TAR_SUFFIX}" in tars

@@ -1,6 +1,6 @@
 """Finds shards that another index already contains: an index in the shards' own folder, or the index of another list.
 
-Every index stores the names of its shards, sorted, in ``names.npy``. If the shards are in another order in the index,
+Every index stores the names of its shards, sorted, in ``names.npy``. If the shards are in a different order in the index,
 ``rows.npy`` has the row of each name.
 """
 

@@ -62,8 +62,8 @@ def scan_shard(path: ShardFile, key: str, state: tuple[int, int] | None = None) 
         state: state that the shard must have before and after the scan; if None, the state is not checked.
 
     Raises:
-        UserError: with the config ``key``, if the shard is compressed, is a JSON array, is a truncated tar, has another state,
-            or cannot be read.
+        UserError: with the config ``key``, if the shard is compressed, is a JSON array, is a truncated tar, has a different
+            state, or cannot be read.
     """
     _check_state(path, key, state)
     scanned = _scan(path, key, state)
@@ -72,7 +72,7 @@ def scan_shard(path: ShardFile, key: str, state: tuple[int, int] | None = None) 
 
 
 def _check_state(path: ShardFile, key: str, state: tuple[int, int] | None) -> None:
-    """Raises :class:`UserError` if a file has another state. The state of a remote file is checked with each response."""
+    """Raises :class:`UserError` if a file has a different state. The state of a remote file is checked with each response."""
     if isinstance(path, RemoteShard) or state is None:
         return
     try:

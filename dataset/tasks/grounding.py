@@ -124,7 +124,7 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
         config: the split.
         key: its config key, for messages.
         max_broken: maximum share of broken rows.
-        counts: numbers of boxes that the head can predict. Phrases with another number are skipped and counted in the log.
+        counts: numbers of boxes that the head can predict. Phrases with a different number are skipped and counted in the log.
 
     Raises:
         UserError: with the config ``key``, if a file cannot be used, a split has no record, or more than the share
@@ -226,7 +226,7 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
         return GroundingExample(self.augment(image, rng), text, tuple(boxes))
 
     def _borrowed(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
-        """Returns boxes of another phrase, at the same relative place. A phrase without a box is cropped around them, as its
+        """Returns boxes of another phrase, at the same relative position. A phrase without a box is cropped around them, as its
         crop would tell it from others otherwise."""
         if not self.with_boxes:
             return ((0.0, 0.0, float(size[0]), float(size[1])),)

@@ -109,8 +109,8 @@ def _rows(config: NLVRSplitConfig, key: str) -> Iterable[Row | BrokenRecordError
 
 
 def check_statements(items: Sequence[Statement], images: int, classes: int, key: str) -> None:
-    """Raises :class:`UserError` with the config ``key`` if a statement has another number of images than the model, or its label
-    is not one of the model's classes."""
+    """Raises :class:`UserError` with the config ``key`` if a statement has a different number of images than the model, or its
+    label is not one of the model's classes."""
     for item in items:
         if len(item.images) != images:
             raise UserError(

@@ -59,7 +59,7 @@ class DataConfig(LoadingConfig):
         None, description="folder of shard indexes; null: the user's cache folder"
     )
     remote: Annotated[RemoteConfig, MAY_CHANGE] = Field(
-        default_factory=RemoteConfig, description="shards at addresses, and the cache of Parquet shards"
+        default_factory=RemoteConfig, description="shards at URLs, and the cache of Parquet shards"
     )
 
     @model_validator(mode="after")

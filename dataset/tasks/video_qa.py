@@ -103,7 +103,8 @@ def read_classes(path: str, key: str, classes: int) -> list[str]:
     The file is a JSON list, or a JSON object from answer to label (``train_ans2label.json``).
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be read, has another format, or does not have ``classes`` answers.
+        UserError: with the config ``key``, if the file cannot be read, has a different format, or does not have ``classes``
+            answers.
     """
     content = read_json(path, key)
     if isinstance(content, dict) and sorted(content.values(), key=str) == sorted(range(len(content)), key=str):

@@ -161,7 +161,7 @@ def read_candidates(path: str, key: str) -> list[str]:
     Duplicates, null and blank texts are dropped. (The published list has a null among its 3,129 entries.)
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be read or has another format.
+        UserError: with the config ``key``, if the file cannot be read or has a different format.
     """
     content = read_json(path, key)
     listed = list(content) if isinstance(content, dict | list) else None

@@ -33,7 +33,7 @@ young / old
 wet / dry
 with / without
 """
-"""Kinds of words, one a line. A text that is true with a word is usually wrong with another word of the line, except for those
+"""Kinds of words, one per line. A text that is true with a word is usually wrong with another word of the line, except for those
 between the same slashes, which mean about the same."""
 
 NEAR = 4
@@ -76,7 +76,7 @@ class HardNegativesConfig(Config):
     sources: tuple[Source, ...] = Field(
         ("given", "exchanged", "replaced"),
         min_length=1,
-        description="where they come from, in turns that begin with a random one. given: hard_negatives of the record or "
+        description="their sources, which alternate, starting with a random one. given: hard_negatives of the record or "
         "element; exchanged: a word for a colour, size, material, number or place changes places with one in another phrase of "
         "the image (English only); replaced: such a word is replaced by any that contradicts it (English only)",
     )
@@ -94,12 +94,12 @@ def hard_negatives(
     """Returns up to ``config.count`` different hard negatives of a text.
 
     Args:
-        config: their number and sources.
+        config: number and sources of the hard negatives.
         text: the cleaned text.
         given: cleaned texts that are known to be wrong.
         truths: all cleaned texts about the image and its boxes, which are therefore not wrong.
         rng: source of randomness.
-        english: whether the text is in English; other texts have no hard negatives but the given ones.
+        english: whether the text is in English; texts in other languages only have the given hard negatives.
     """
     known = list(dict.fromkeys((text, *truths)))
     by_source: list[list[str]] = []
@@ -126,7 +126,7 @@ def _replaced(text: str, truths: Sequence[str], rng: np.random.Generator) -> Ite
 
 def _exchanged(text: str, truths: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
     """Yields copies of a text in which a word is replaced by one that contradicts it and occurs in another text about the image:
-    "a red star" becomes "a blue star" if there is a blue heart. If the other word is in the text as well, the two change places:
+    "a red star" becomes "a blue star" if there is a blue heart. If the other word is in the text as well, the two swap places:
     "a red star and a blue heart" becomes "a blue star and a red heart"."""
     words = text.split(" ")
     present = {word for truth in truths for word in truth.split(" ") if word in _CONTRADICTING}
@@ -140,7 +140,7 @@ def _exchanged(text: str, truths: Sequence[str], rng: np.random.Generator) -> It
 
 
 def _replaceable(words: Sequence[str]) -> list[int]:
-    """Returns the places of the words that can be replaced."""
+    """Returns the positions of the words that can be replaced."""
     spans = [
         (start, start + len(span)) for span in _NO_COLOURS for start in range(len(words)) if _at(words, start, span)
     ]
@@ -180,7 +180,7 @@ def _says(truth: Sequence[str], attribute: str, name: str) -> bool:
 
 
 def _with_words(words: Sequence[str], changed: dict[int, str]) -> str:
-    """Returns the text with other words at some places, and with "a" or "an" before them as needed."""
+    """Returns the text with different words at some positions, and with "a" or "an" before them as needed."""
     new = [changed.get(index, word) for index, word in enumerate(words)]
     for index in changed:
         if index and new[index - 1] in ("a", "an"):

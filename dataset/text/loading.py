@@ -76,8 +76,8 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
 def token_ids_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     """Returns the SHA-256 of the tokens and their ids, as hexadecimal digits.
 
-    Weight files store this digest, because with other ids, words would get the embeddings of other words. It does not depend on
-    how a release of the library writes its files.
+    Weight files store this digest, because with different ids, words would get the embeddings of other words. It does not depend
+    on how a version of the library writes its files.
     """
     lines = sorted(f"{token}\t{number}" for token, number in tokenizer.get_vocab().items())
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

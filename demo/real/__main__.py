@@ -30,7 +30,7 @@ FILES = (
 names, for captioning. ``test_stamps.jsonl`` and similar files have the cut-outs of one source."""
 
 MAKING = 3
-"""Version number, increased when the same arguments give other images or texts."""
+"""Version number, increased when the same arguments give different images or texts."""
 
 
 def build(

@@ -43,7 +43,7 @@ MULTILINGUAL_LIMIT = 1500
 """Maximum number of entries of the tokenizer that is trained on the captions in all languages."""
 
 DRAWING = 11
-"""Version number, increased when the same arguments give other images or texts, so that older folders are recognised."""
+"""Version number, increased when the same arguments give different images or texts, so that older folders are recognised."""
 
 _WORTH_A_PROCESS = 1000
 
@@ -70,7 +70,7 @@ def build(
     has a long caption.
 
     Raises:
-        UserError: if the folder was made with other arguments, contains files of another origin, or cannot be written.
+        UserError: if the folder was made with different arguments, contains files of a different origin, or cannot be written.
         ValueError: if a seed, number or size is out of range.
     """
     width, height = (size, size) if isinstance(size, int) else size

@@ -78,7 +78,7 @@ def _colours(scene: Scene, rng: np.random.Generator) -> Made:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Made:
-    """Two objects change places: "a red star left of a blue heart", "a red star right of a blue heart"."""
+    """Two objects swap places: "a red star left of a blue heart", "a red star right of a blue heart"."""
     for first, second in shuffled(rng, list(itertools.permutations(range(len(scene.objects)), 2))):
         one, two = scene.objects[first], scene.objects[second]
         moved = {first: _moved(one, two.centre), second: _moved(two, one.centre)}
@@ -142,7 +142,7 @@ def _with(scene: Scene, changed: dict[int, SceneObject]) -> Scene:
 
 
 def _moved(obj: SceneObject, centre: tuple[float, float]) -> SceneObject:
-    """Returns the object at another place."""
+    """Returns the object at a different position."""
     _, _, w, h = obj.box
     return replace(obj, box=(round(centre[0] - w / 2), round(centre[1] - h / 2), w, h))
 

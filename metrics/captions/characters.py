@@ -1,8 +1,8 @@
 """Non-ASCII characters that the standard caption tokenizer takes as letters, marks, digits and symbols; it drops all others.
 
 The tables were observed by giving each character of the basic plane to the tokenizer, alone and inside words and numbers. The
-tokenizer uses an older version of Unicode than Python, so ``unicodedata`` would give other results for some scripts. Each table
-is a list of code points and ranges of code points, in hexadecimal.
+tokenizer uses an older version of Unicode than Python, so ``unicodedata`` would give different results for some scripts. Each
+table is a list of code points and ranges of code points, in hexadecimal.
 """
 
 LETTERS = """

@@ -83,12 +83,12 @@ def _word(text: str) -> str:
 
 
 def _straight(text: str) -> str:
-    """Replaces curly apostrophes and ticks by straight ones."""
+    """Replaces curly apostrophes and ticks with straight ones."""
     return re.sub(_TICK, "`", re.sub("[’\x92]|&apos;", "'", text))
 
 
 def _in_one(text: str) -> str:
-    """Replaces spaces by no-break spaces, so that the text stays one token."""
+    """Replaces spaces with no-break spaces, so that the text stays one token."""
     return text.replace(" ", "\xa0")
 
 

@@ -15,7 +15,7 @@ from demo.grit import ADDRESS, grit_row
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
-WALK = PAGE[PAGE.index("### One Parquet set") : PAGE.index("## Licences")]
+WALK = PAGE[PAGE.index("### A Parquet data set") : PAGE.index("## Licences")]
 
 
 def test_phrases_are_at_their_offsets_and_boxes_are_fractions():

@@ -83,7 +83,7 @@ def read_instances(title: str, of_coco: bool, files: Files, scratch: Path, optio
         of_coco: the images are COCO's, which have had two names.
         files: the annotation files.
         scratch: folder for temporary files.
-        options: choices of the user.
+        options: the user's options.
     """
     folder = RowFolder(scratch)
     counts = folder.read(partial(rows_of, title), files, options.workers)

@@ -35,7 +35,7 @@ class AnnotatedMedia(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An annotated image or video whose ``file`` was found. ``path``: of the file, as its records have it."""
+    """An annotated image or video whose ``file`` was found. ``path``: path of the file, as in its records."""
 
     path: str
     file: Path
@@ -49,9 +49,9 @@ class Source:
 
     Attributes:
         items: the images or videos in a fixed order, with an error for each one that is unusable.
-        convert: yields the records of one, given as :class:`Found`.
-        total: their number, for the progress bar.
-        counts: what was counted before the first one.
+        convert: yields the records of an image or video, given as :class:`Found`.
+        total: number of images or videos, for the progress bar.
+        counts: counts of what was found before the first image or video.
     """
 
     items: Iterable[AnnotatedMedia | BrokenRecordError]
@@ -68,10 +68,10 @@ class Records:
         folder: name of the folder, as in the configs.
         content: what a record is.
         files: finds the official files.
-        read: reads them; the second argument is a folder for temporary files.
+        read: reads the official files; the second argument is a folder for temporary files.
         image_files: the image files of the set; None: its files are videos.
         batch: number of images that a process converts at a time.
-        measures: name of the held-out split that the folder consists of; None: it is for training.
+        measures: name of the held-out split that the folder consists of; None if the folder is for training.
     """
 
     folder: str
@@ -84,7 +84,7 @@ class Records:
 
 
 class Pair(NamedTuple):
-    """The address and the caption of an image, as published, and their location."""
+    """The URL and the caption of an image, as published, and their location."""
 
     location: str
     url: str
@@ -93,7 +93,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairs:
-    """The addresses and captions of images, few enough to be compared with each other. ``files``: finds the official files;
+    """The URLs and captions of images, few enough to be compared with each other. ``files``: finds the official files;
     ``read``: yields their pairs and counts them."""
 
     files: Callable[[RawFolder], Files]
@@ -107,7 +107,7 @@ used. The arguments are the official columns by name, the size of the stored ima
 
 @dataclass(frozen=True)
 class Annotations:
-    """The annotations in each row of a list, next to an address and a caption.
+    """The annotations in each row of a list, next to a URL and a caption.
 
     Attributes:
         content: what a record is.
@@ -126,13 +126,13 @@ class Annotations:
 
 @dataclass(frozen=True)
 class ParquetPairs:
-    """The addresses and captions of images in parquet files or JSON lines, or in shards that img2dataset made from them, too many
+    """The URLs and captions of images in parquet files or JSON lines, or in shards that img2dataset made from them, too many
     to be compared with each other.
 
     Attributes:
-        columns: our names of columns, and the official ones in lower case; of several, the first that exists is used.
+        columns: our names of columns, and the official names in lower case; if there are several, the first that exists is used.
         in_shards: the same for the JSON files in shards, whose width and height describe the resized image.
-        annotations: further columns that become part of the records; None: a record is an image and its caption.
+        annotations: further columns that become part of the records; if None, a record is an image and its caption.
     """
 
     columns: Mapping[str, tuple[str, ...]]
@@ -151,7 +151,7 @@ class Splits:
         files: finds the official files.
         read: returns the records by name of the split, given the official files, the folder, in which images may be written to
             ``images/``, the choices of the user, and the counts.
-        reads: names of the choices that decide the content.
+        reads: names of the options that determine the content.
     """
 
     folder: str
@@ -167,13 +167,13 @@ class DataSet:
     """A public data set.
 
     Attributes:
-        title: its name.
-        home: where it comes from.
-        licence: as its home states it; not verified here.
+        title: name of the data set.
+        home: website of the data set.
+        licence: licence as stated on the website; not verified here.
         files: official files, and what each is for.
-        sizes: official counts by unit, from the home of the set, which the result is compared with.
-        makes: what is made from it: folders of records for pre-training, addresses from which each user downloads the images, or
-            annotation files of splits.
+        sizes: official counts by unit, from the website, with which the result is compared.
+        makes: what is made from the data set: folders of records for pre-training, URLs from which each user downloads the
+            images, or annotation files of splits.
         required: names of held-out splits whose files must exist (:data:`dataset.prepare.held_out.SPLITS`).
     """
 

@@ -1,6 +1,6 @@
 """BLIP3-GROUNDING-50M (Xue et al., 2024, "xGen-MM (BLIP-3)"): images of DataComp-1B whose captions have boxes in their text.
 
-The README of huggingface.co/datasets/Salesforce/blip3-grounding-50m describes parquet files with addresses, and three forms in
+The README of huggingface.co/datasets/Salesforce/blip3-grounding-50m describes parquet files with URLs, and three forms in
 which a caption locates an object. One of them has coordinates: ``<bbox>x1, y1, x2, y2</bbox>``. Section 3 of the paper puts them
 in brackets behind the object: "the dog (<bbox>…</bbox>)". ``cogvlm_caption`` is the caption without boxes, and ``captions`` has
 the three forms.
@@ -105,7 +105,7 @@ BLIP3_GROUNDING = DataSet(
     home="huggingface.co/datasets/Salesforce/blip3-grounding-50m",
     licence="Apache 2.0; images under their own terms",
     files={
-        "blip3_grounding*/*.parquet": "addresses and captions",
+        "blip3_grounding*/*.parquet": "URLs and captions",
         "blip3_grounding*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before: with cogvlm_caption and "
         "captions, or with the parquet files in the same folder",
     },

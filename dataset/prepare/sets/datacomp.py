@@ -1,4 +1,4 @@
-"""DataComp-1B and CommonPool (Gadre et al., 2023): lists of addresses and texts in parquet files.
+"""DataComp-1B and CommonPool (Gadre et al., 2023): lists of URLs and texts in parquet files.
 
 The metadata at huggingface.co/datasets/mlfoundations/datacomp_1b (and datacomp_small and so on) have the columns ``uid``,
 ``url``, ``text``, ``original_width``, ``original_height``, ``clip_b32_similarity_score``, ``clip_l14_similarity_score``,
@@ -22,7 +22,7 @@ DATACOMP = DataSet(
     home="huggingface.co/datasets/mlfoundations/datacomp_1b",
     licence="lists CC BY 4.0; images under their own terms",
     files={
-        "datacomp*/*.parquet": "addresses, texts, sizes, similarities",
+        "datacomp*/*.parquet": "URLs, texts, sizes, similarities",
         "datacomp*/*.tar": "shards of img2dataset with their *_stats.json, downloaded before; then no lists are needed",
     },
     sizes={},

@@ -142,7 +142,7 @@ GBC = DataSet(
     home="huggingface.co/datasets/graph-based-captions/GBC10M",
     licence="CC BY-NC 4.0; images under their own terms",
     files={
-        "gbc*/*.jsonl, gbc*/*.jsonl.gz": "addresses and graphs",
+        "gbc*/*.jsonl, gbc*/*.jsonl.gz": "URLs and graphs",
         "gbc*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before, and the JSON lines in that folder",
     },
     sizes={},

@@ -1,4 +1,4 @@
-"""GRIT (Peng et al., 2023, "Kosmos-2"): captions of the web whose noun phrases and referring expressions have boxes.
+"""GRIT (Peng et al., 2023, "Kosmos-2"): captions from the web whose noun phrases and referring expressions have boxes.
 
 The README of huggingface.co/datasets/zzliang/GRIT describes the columns; ``tools/grit2odvg.py`` of Open-GroundingDino reads them
 in the same way. ``noun_chunks`` and ``ref_exps`` are lists of seven numbers: the first and the last offset of a phrase in the
@@ -88,7 +88,7 @@ GRIT = DataSet(
     home="huggingface.co/datasets/zzliang/GRIT",
     licence="Microsoft Public License; images under their own terms",
     files={
-        "grit*/*.parquet": "addresses, captions, and the boxes of their phrases",
+        "grit*/*.parquet": "URLs, captions, and the boxes of their phrases",
         "grit*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before: with noun_chunks and ref_exps, or "
         "with the parquet files in the same folder",
     },

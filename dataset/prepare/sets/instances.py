@@ -47,7 +47,7 @@ def read_objects(
         names_of: returns the ids and names of an image, given its ``file_name``.
         files: the annotation file, with the name :data:`OBJECTS`.
         scratch: folder for temporary files.
-        options: choices of the user.
+        options: the user's options.
     """
     folder = RowFolder(scratch)
     counts = folder.read(partial(rows_of, title), files, options.workers)

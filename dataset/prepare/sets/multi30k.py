@@ -57,7 +57,7 @@ def _records(files: Files, split: str) -> Iterator[dict[str, Any]]:
     """Yields ``image``, ``caption`` (lists by language) and ``image_id`` of each image of a split, in the order of task 1.
 
     Raises:
-        UserError: a file has another number of lines than there are images.
+        UserError: a file has a different number of lines than there are images.
     """
     translated, described = SPLITS[split]
     images = _images(files[f"{TASK_1}/{translated}.txt"])

@@ -34,7 +34,7 @@ NAMES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv
 RELATIONS = ("oidv6-train-annotations-vrd.csv", "challenge-2019-train-vrd.csv")
 ATTRIBUTES = ("oidv6-attributes-description.csv", "oidv6-class-descriptions.csv")
 ADDRESSES = ("train-images-boxable-with-rotation.csv", "oidv6-train-images-with-labels-with-rotation.csv")
-"""Optional: addresses on Flickr, which identify held-out photographs of COCO and Flickr30K."""
+"""Optional: URLs on Flickr, which identify held-out photographs of COCO and Flickr30K."""
 
 _SIDES = ("XMin", "XMax", "YMin", "YMax")
 COLUMNS = {
@@ -51,7 +51,7 @@ IMAGES = ImageFiles("openimages", re.compile(r"[0-9a-f]{16}\.jpg"))
 
 
 def image_names(image: str, ids: Ids = frozenset()) -> MediaNames:
-    """Returns the names of an image; ``ids``: known ids of the photograph in other sets."""
+    """Returns the names of an image; ``ids``: known ids of the photograph in other data sets."""
     return MediaNames(ids | {f"openimages:{image}"}, [f"{image}.jpg"], f"train_{image[:1]}/{image}.jpg")
 
 
@@ -110,7 +110,7 @@ def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[Row]:
     for location, line in lines:
         if not line:
             continue
-        # Titles and authors in the file of addresses may contain commas.
+        # Titles and authors in the file of URLs may contain commas.
         row = next(csv.reader([line.replace("\r", " ")])) if '"' in line else line.split(",")
         if kind != "addresses":
             counts.read[kind] += 1
@@ -212,7 +212,7 @@ OPENIMAGES = DataSet(
         OBJECTS[0]: "objects",
         NAMES[0]: "names of the objects",
         f"{RELATIONS[0]}, {ATTRIBUTES[0]}": "relations and attributes; optional",
-        ADDRESSES[0]: "addresses on Flickr, to find photographs that are held out; optional",
+        ADDRESSES[0]: "URLs on Flickr, to find photographs that are held out; optional",
         "train_0/ … train_f/": "images (train_0.tar.gz …), of any size: boxes are fractions of it",
     },
     sizes={"images": 1_743_042},

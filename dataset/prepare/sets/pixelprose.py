@@ -41,7 +41,7 @@ PIXELPROSE = DataSet(
     home="huggingface.co/datasets/tomg-group-umd/pixelprose",
     licence="CC BY 4.0; images under their own terms",
     files={
-        "pixelprose*/*.parquet": "addresses and captions",
+        "pixelprose*/*.parquet": "URLs and captions",
         "pixelprose*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before",
     },
     sizes={},

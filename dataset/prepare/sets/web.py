@@ -1,4 +1,4 @@
-"""SBU and Conceptual Captions (CC3M, CC12M): captions with the addresses of their images."""
+"""SBU and Conceptual Captions (CC3M, CC12M): captions with the URLs of their images."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def _json_columns(file: RawFile) -> tuple[Iterator[tuple[str, str]], Iterator[tu
 
 
 def _pairs_of_lines(order: Order, files: Files, counts: Counts) -> Iterator[Pair]:
-    """Yields the pairs of a file with a caption and an address in each line, in the given order. Names of people are
+    """Yields the pairs of a file with a caption and a URL in each line, in the given order. Names of people are
     ``<PERSON>`` in CC12M, which cleaning changes to "person"."""
     [file] = files.values()
     at = order.index("url")
-    named = "not " + " and ".join("address" if name == "url" else name for name in order)
+    named = "not " + " and ".join("URL" if name == "url" else name for name in order)
     for location, line in lines_of(file):
         columns = line.split("\t")
         if columns in ([""], list(order)):  # an empty line; or the header that img2dataset's guide tells users to add
@@ -76,7 +76,7 @@ def _pairs_of_lines(order: Order, files: Files, counts: Counts) -> Iterator[Pair
             counts.leave_out("wrong columns", location, f"{len(columns)} columns, {named}")
         elif not columns[at].strip().lower().startswith(("http://", "https://")):
             which = ("first", "second")[at]
-            detail = f"the {which} column, {columns[at][:60]!r}, is not an address"
+            detail = f"the {which} column, {columns[at][:60]!r}, is not a URL"
             counts.leave_out("wrong columns", location, detail)
         else:
             yield Pair(location, columns[at].strip(), columns[1 - at])
@@ -87,7 +87,7 @@ SBU = DataSet(
     home="www.cs.rice.edu/~vo9/sbucaptions",
     licence="none stated; images under the terms of Flickr",
     files={
-        f"{SBU_URLS}, {SBU_CAPTIONS}": "addresses and captions, line by line (SBUCaptionedPhotoDataset.tar.gz, unpacked)",
+        f"{SBU_URLS}, {SBU_CAPTIONS}": "URLs and captions, line by line (SBUCaptionedPhotoDataset.tar.gz, unpacked)",
         SBU_JSON: "the same, in one file",
     },
     sizes={"pairs": 1_000_000},
@@ -98,7 +98,7 @@ CC3M = DataSet(
     title="Conceptual Captions (CC3M)",
     home="ai.google.com/research/ConceptualCaptions",
     licence="free to use, as its home states; images under their own terms",
-    files={CC3M_TSV: "captions and addresses"},
+    files={CC3M_TSV: "captions and URLs"},
     sizes={"pairs": 3_318_333},
     makes=Pairs(files_named(pairs=CC3M_TSV), partial(_pairs_of_lines, ("caption", "url"))),
 )
@@ -107,7 +107,7 @@ CC12M = DataSet(
     title="Conceptual 12M (CC12M)",
     home="github.com/google-research-datasets/conceptual-12m",
     licence="free to use, as its home states; images under their own terms",
-    files={CC12M_TSV: "addresses and captions"},
+    files={CC12M_TSV: "URLs and captions"},
     sizes={"pairs": 12_423_374},
     makes=Pairs(files_named(pairs=CC12M_TSV), partial(_pairs_of_lines, ("url", "caption"))),
 )

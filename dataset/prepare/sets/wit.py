@@ -1,6 +1,6 @@
 """IGLUE's WIT: images of Wikipedia and their captions in eleven languages.
 
-Each user downloads the images, and adds them in base64 as ``image_content`` to the official files. Captions with one address are
+Each user downloads the images, and adds them in base64 as ``image_content`` to the official files. Captions with one URL are
 captions of one image; lines without a caption are skipped.
 """
 
@@ -90,7 +90,7 @@ WIT = DataSet(
     home="github.com/e-bug/iglue",
     licence="CC BY-SA 3.0; images under their own terms",
     files={
-        f"{FOLDER}/train_en.jsonl, {FOLDER}/val_en.jsonl, {FOLDER}/test_<language>.jsonl": "captions and addresses, with the "
+        f"{FOLDER}/train_en.jsonl, {FOLDER}/val_en.jsonl, {FOLDER}/test_<language>.jsonl": "captions and URLs, with the "
         "image in base64 as image_content"
     },
     sizes={},

@@ -1,6 +1,6 @@
 """Data sets on the Hugging Face Hub, as entries ``hf:ORG/NAME[@REVISION][/FOLDER_OR_PATTERN]``.
 
-An entry becomes the files of one commit: files in the Hub cache if they are there, otherwise addresses that contain the commit,
+An entry becomes the files of one commit: files in the Hub cache if they are there, otherwise URLs that contain the commit,
 or downloaded files.
 """
 
@@ -48,7 +48,7 @@ class HubEntry:
 
     @classmethod
     def parse(cls, entry: str, key: str) -> HubEntry:
-        """Parses an entry; raises :class:`UserError` with the config ``key`` if it has another form."""
+        """Parses an entry; raises :class:`UserError` with the config ``key`` if it has a different form."""
         match = _ENTRY.fullmatch(entry)
         if match is None:
             raise UserError(
@@ -82,7 +82,8 @@ def glob_escaped(text: str) -> str:
 
 
 def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
-    """Returns the files of an entry: from the Hub cache without network if they are there, otherwise as the config sets.
+    """Returns the files of an entry: from the Hub cache, without using the network, if they are there; otherwise, as set in the
+    config.
 
     The files of a data set in the Hub cache are used as they are, since the branch may have changed on the Hub; name a commit
     to be sure.
@@ -195,7 +196,7 @@ def _about(wanted: HubEntry, key: str) -> Any:
         ) from None
     except RevisionNotFoundError:
         raise UserError(f"{key}: {wanted}: the data set has no such revision; see {page}/commits") from None
-    except Exception as error:  # whatever the network layer raises
+    except Exception as error:  # any exception of the network layer
         raise _failed(wanted, key, error) from None
     return about
 
@@ -213,7 +214,7 @@ def _downloaded(wanted: HubEntry, files: Sequence[str], key: str) -> Path:
                 allow_patterns=[*map(glob_escaped, files), _CARD],
             )
         )
-    except Exception as error:  # whatever the network layer raises
+    except Exception as error:  # any exception of the network layer
         raise _failed(wanted, key, error) from None
 
 

@@ -30,7 +30,7 @@ BLOCK_BYTES = 1 << 20
 """Size of a block, and of a request, in bytes. Two nodes that read neighbouring runs of records both fetch the block between."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 20.0
 _FEW = 6
-"""Maximum number of attempts, over a few seconds, for a host that never responded to this process: its address may be wrong."""
+"""Maximum number of attempts, over a few seconds, for a host that never responded to this process: its URL may be wrong."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class RemoteConfig(Config):
     )
     protocols: list[str] = Field(
         ["http", "https", "s3"],
-        description="protocols that addresses may have; other protocols of fsspec can be added, but are untested",
+        description="protocols that URLs may have; other protocols of fsspec can be added, but are untested",
     )
 
 
@@ -131,7 +131,7 @@ class Server:
         self.__init__(**state)  # type: ignore[misc]
 
     def state(self, address: str, told: str) -> tuple[int, int]:
-        """Returns the size in bytes and the version of a file. ``told``: the address for messages.
+        """Returns the size in bytes and the version of a file. ``told``: the URL for messages.
 
         Raises:
             UserError: if the file cannot be read.
@@ -143,8 +143,8 @@ class Server:
         """Returns block ``number`` of a file.
 
         Args:
-            address: address of the file.
-            told: the address for messages.
+            address: URL of the file.
+            told: the URL for messages.
             state: state of the file when it was indexed.
             number: index of the block.
 
@@ -196,8 +196,8 @@ class Server:
         """Makes a request, with retries for the time that the config sets, and returns the response.
 
         Args:
-            address: address of the file. A host that never responded to this process is tried only :data:`_FEW` times.
-            told: the address for messages.
+            address: URL of the file. A host that never responded to this process is tried only :data:`_FEW` times.
+            told: the URL for messages.
             ask: makes the request.
             began: time (``time.monotonic``) since which the caller has been waiting; if None, now.
             brief: try at most :data:`_FEW` times.
@@ -215,7 +215,7 @@ class Server:
             except RequestError as error:
                 left = began + 60 * self.config.retry_minutes - time.monotonic()
                 if not error.again:
-                    reason = f"{error}; check the address and the rights to read it"
+                    reason = f"{error}; check the URL and the permission to read it"
                     raise UserError(f"{self.key}: {told}: {reason}") from None
                 if left <= 0 or (count >= _FEW and (brief or host not in self._answered)):
                     reason = f"{error}; {self._gave_up(host, count, time.monotonic() - began)}"
@@ -232,7 +232,7 @@ class Server:
         tried = f"gave up after {count} request{'s' if count > 1 else ''} over {seconds:.0f} s"
         if host in self._answered:
             return f"{tried}; check the server and the network, or raise data.remote.retry_minutes"
-        return f"{tried}, all without a response; check the address, the server and the network"
+        return f"{tried}, all without a response; check the URL, the server and the network"
 
     def _tell(self, told: str, error: RequestError) -> None:
         """Logs the 1st, 10th, 100th, … failure."""

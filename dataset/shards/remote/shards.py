@@ -1,4 +1,4 @@
-"""Remote shards: finds them by ranges and patterns of addresses, and reads them as files."""
+"""Remote shards: finds them by ranges and patterns of URLs, and reads them as files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _BUFFER = 1 << 16
 
 
 class RemoteShard:
-    """A shard at an address, with the part of the interface of :class:`pathlib.Path` that readers of shards use.
+    """A shard at a URL, with the part of the interface of :class:`pathlib.Path` that readers of shards use.
 
-    Its string is the address without the query after "?", which may be a signature.
+    Its string is the URL without the query after "?", which may be a signature.
     """
 
     __slots__ = ("_query", "_server", "_shown")
@@ -58,7 +58,7 @@ class RemoteShard:
 
     @property
     def parent(self) -> Path:
-        """The folder of the address. Relative image paths in the shard are not supported, as no local folder has such a path."""
+        """The folder of the URL. Relative image paths in the shard are not supported, as no local folder has such a path."""
         return _folder(self._shown.rpartition("/")[0])
 
     def state(self) -> tuple[int, int]:
@@ -131,16 +131,16 @@ def _folder(address: str) -> Path:
 def find_remote(entry: str, server: Server) -> list[RemoteShard]:
     """Returns the shards of an entry.
 
-    An entry is an address. It may have ranges of numbers (``{000..127}``), or be a glob pattern if the protocol can list files.
+    An entry is a URL. It may have ranges of numbers (``{000..127}``), or be a glob pattern if the protocol can list files.
 
     Raises:
-        UserError: in one line, if the protocol is not allowed, the address has a password or an invalid host or port, a range is
+        UserError: in one line, if the protocol is not allowed, the URL has a password or an invalid host or port, a range is
             empty, no file matches, or there are too many files.
     """
     key, scheme = server.key, scheme_of(entry)
     if scheme not in server.config.protocols:
         raise UserError(
-            f"{key}: {entry.partition('?')[0]}: addresses may begin with {', '.join(server.config.protocols)}; other protocols "
+            f"{key}: {entry.partition('?')[0]}: URLs may begin with {', '.join(server.config.protocols)}; other protocols "
             "of fsspec are untested, and must be added to data.remote.protocols"
         )
     for match in _RANGE.finditer(entry):
@@ -149,9 +149,7 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
                 f"{key}: {entry.partition('?')[0]}: the range {match[0]} is empty; write the smaller number first"
             )
     if "@" in _parts(entry, key).netloc:
-        raise UserError(
-            f"{key}: an address of {scheme} has a user or password in it, which would be logged; remove them"
-        )
+        raise UserError(f"{key}: a URL of {scheme} has a user or password in it, which would be logged; remove them")
     addresses = list(itertools.islice(_expanded(entry), _MOST + 1))
     if len(addresses) > _MOST:
         raise UserError(f"{key}: {entry.partition('?')[0]} has more than {_MOST:,} files; write smaller ranges")
@@ -170,13 +168,13 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
 
 
 def _parts(address: str, key: str) -> SplitResult:
-    """Returns the parts of an address without the query after "?"."""
+    """Returns the parts of a URL without the query after "?"."""
     shown = address.partition("?")[0]
     try:
         parts = urlsplit(shown)
         _ = parts.port if "{" not in parts.netloc else None
     except ValueError as error:
-        raise UserError(f"{key}: {shown.rpartition('@')[2]}: {error}; check the address") from None
+        raise UserError(f"{key}: {shown.rpartition('@')[2]}: {error}; check the URL") from None
     return parts
 
 

@@ -15,7 +15,7 @@ _EMPTY = re.compile(r"bytes \*/0")
 _QUERY = re.compile(r"\?[^\s'\"]*")
 _BUSY = (408, 425, 429)
 _CONNECT_S = 10.0
-"""Maximum time to connect, in seconds. An unused address may never respond."""
+"""Maximum time to connect, in seconds. An unused URL may never respond."""
 _BUFFER = 1 << 20
 """Number of bytes that a connection receives before it pauses. With aiohttp's default, pauses take more time than the rest."""
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs"}
@@ -54,7 +54,7 @@ class Transport(Protocol):
         ...
 
     def find(self, pattern: str) -> list[str]:
-        """Returns the addresses of the files that match a glob pattern; raises :class:`RequestError`."""
+        """Returns the URLs of the files that match a glob pattern; raises :class:`RequestError`."""
         ...
 
 
@@ -64,7 +64,7 @@ def version_of(mark: str) -> int:
 
 
 def open_transport(address: str, timeout_s: float, key: str) -> Transport:
-    """Opens the transport for an address.
+    """Opens the transport for a URL.
 
     Raises:
         UserError: if the package for its protocol is not installed.
@@ -144,7 +144,7 @@ class Http:
 
 
 def _without_queries(text: str) -> str:
-    """Removes the queries after "?" from all addresses in a message, including redirects. A query may be a signature."""
+    """Removes the queries after "?" from all URLs in a message, including redirects. A query may be a signature."""
     return _QUERY.sub("", text)
 
 

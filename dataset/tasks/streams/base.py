@@ -35,7 +35,7 @@ class StreamConfig(Config):
     """Config of a stream."""
 
     files: InputWeightedShards = Field(
-        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines), *.tar and *.parquet; addresses of "
+        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines), *.tar and *.parquet; URLs of "
         "such files (https, s3); Parquet files of data sets on the Hugging Face Hub (hf:ORG/NAME, "
         "hf:ORG/NAME@REVISION/data/train-*); with a weight, {path: …, weight: 2}"
     )

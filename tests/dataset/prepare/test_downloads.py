@@ -118,7 +118,7 @@ def test_a_header_of_cc3m_is_not_a_pair(raw, out):
     ("name", "file", "content", "message"),
     [
         ("cc3m", "Train_GCC-training.tsv", "http://x.org/1.jpg\ta dog\n", (":1", "a dog")),
-        ("cc3m", "Train_GCC-training.tsv", "a dog\n", (":1", "1 columns", "caption", "address")),
+        ("cc3m", "Train_GCC-training.tsv", "a dog\n", (":1", "1 columns", "caption", "URL")),
         ("cc3m", "Train_GCC-training.tsv", b"a dog\thttp://x\n\xe9\thttp://y\n", (":2", "UTF-8")),
         ("cc3m", "Train_GCC-training.tsv", b"x" * (1 << 20), (":1", "1,048,576 bytes")),
         ("cc3m", "Train_GCC-training.tsv", "", ("no record", "0 entries")),

@@ -91,7 +91,7 @@ def test_a_forked_process_reads_from_s3(bucket, open_remote, tmp_path):
 
 def test_missing_objects_are_reported_in_one_line(bucket, open_remote):
     for entry, message in [
-        ("s3://data/gone.jsonl", r"^data.texts.files: s3://data/gone.jsonl: FileNotFoundError: .*; check the address"),
+        ("s3://data/gone.jsonl", r"^data.texts.files: s3://data/gone.jsonl: FileNotFoundError: .*; check the URL"),
         ("s3://data/gone/*.tar", r"^data.texts.files: no file matches s3://data/gone/\*.tar; check the pattern"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
