@@ -1,4 +1,4 @@
-"""Speed of ranking 3,129 candidate answers, base size: ``python -m benchmarks.answer_ranking``."""
+"""Speed of ranking 3,129 candidate answers with the base model: ``python -m benchmarks.answer_ranking``."""
 
 from __future__ import annotations
 
@@ -97,11 +97,11 @@ def draw_questions(number: int, width: int, generator: torch.Generator) -> Packe
 
 @torch.no_grad()
 def main(*, rounds: Positive = 5, small: bool = False) -> int:
-    """Speed of ranking 3,129 candidate answers, base size.
+    """Speed of ranking 3,129 candidate answers with the base model.
 
     The benchmark compares models.inference.answer_ranking.rank_answers with a naive baseline. The baseline takes the k = 128
     candidates of a question with the most probable first tokens, pads them to the longest, decodes them in one call, and projects
-    the question's keys and values for each candidate. Both alternate on the same questions in one process, with the same first
+    the question's keys and values for each candidate. The two alternate on the same questions in one process, with the same first
     step and fused attention, and must return the same candidates in the same order with the same scores. Weights, questions and
     candidates are random, because the time depends only on sizes. The last line is the median ratio of the times.
 

@@ -1,4 +1,4 @@
-"""Speed of caption generation with and without a KV cache, base size: ``python -m benchmarks.captioning``."""
+"""Speed of caption generation with and without a KV cache, for the base model: ``python -m benchmarks.captioning``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def timed(decoder: Decoder, images: int) -> tuple[float, Generated]:
 
 @torch.no_grad()
 def main(*, rounds: Positive = 5, images: int = 32, small: bool = False) -> int:
-    """Speed of caption generation with and without a KV cache, base size.
+    """Speed of caption generation with and without a KV cache, for the base model.
 
     Both alternate in one process: beam search with 3 beams and 20 word pieces per caption. Both project each image once and run
     the same search; without the cache, every step recomputes all previous tokens. Since weights are random, captions are forced

@@ -33,8 +33,8 @@ def with_hard_negatives(model: PretrainModel, batch: PretrainBatch, count: int) 
 def main(*, rounds: Positive = 9, count: Positive = 1, small: bool = False) -> int:
     """Cost of hard negative texts in a pre-training step.
 
-    The step is engine.trainer.Trainer.train_step at base size, 224 px, float32, on 8 image-text pairs and 12 regions of 4 images.
-    Steps with and without hard negatives alternate in one process.
+    The step is engine.trainer.Trainer.train_step of the base model at 224 px in float32, on 8 image-text pairs and 12 regions of
+    4 images. Steps with and without hard negatives alternate in one process.
 
     The last line is the median ratio of the times, with over without.
 

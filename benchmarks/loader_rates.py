@@ -180,7 +180,7 @@ def print_needs(
     utilisation: float,
     step_images_per_s: float | None,
 ) -> None:
-    """Prints the images/s that a GPU needs and that its workers load, for pre-training and the base size of each task."""
+    """Prints the images/s that a GPU needs and that its workers load, for pre-training and the base model of each task."""
     sys.stdout.write(
         f"assumed: {utilisation:.0%} of the peak of one {gpu}, texts of maximum "
         f"length\n{'config':32}{'pixels':>7}{'images/step':>15}{'TFLOP/step':>14}{'needed images/s':>17}{'8 workers load':>16}\n"

@@ -45,9 +45,10 @@ def batch_of(model: PretrainModel, long: int) -> PretrainBatch:
 def main(*, rounds: Positive = 9, small: bool = False) -> int:
     """Cost of long captions in a pre-training step.
 
-    The step is engine.trainer.Trainer.train_step at base size, 224 px, float32, on 10 pairs. In the long batch, 2 captions have
-    200 tokens; all other captions have 13 on average. The padded path computes the same losses, forward and backward, with all
-    texts padded to 40 tokens in the short batch and to 200 in the long batch. All four combinations alternate in one process.
+    The step is engine.trainer.Trainer.train_step of the base model at 224 px in float32, on 10 pairs. In the long batch, 2
+    captions have 200 tokens; all other captions have 13 on average. The padded path computes the same losses, forward and
+    backward, with all texts padded to 40 tokens in the short batch and to 200 in the long batch. All four combinations alternate
+    in one process.
 
     The last line is the ratio of the times, long over short, divided by the ratio of FLOPs as counted by run.py plan.
 

@@ -48,7 +48,7 @@ def main(*, rounds: Positive = 5, size: str = "base", images: Positive = 100) ->
     """Compares the speed of re-ranking through mteb and through our own search.
 
     Both re-rank the same candidate images for one query: our search with ``ImageIndex.search(rerank=…)``, and mteb with
-    ``X2VLMReranker.search``. The image states of all candidates are cached in both, from an earlier search. Both alternate in one
+    ``X2VLMReranker.search``. Both have cached the image states of all candidates in an earlier search. The two alternate in one
     process. The last line is the median ratio of the times.
 
     Args:

@@ -72,8 +72,8 @@ def seconds(run: Callable[[], object]) -> float:
 def main(*, rounds: Positive = 7, small: bool = False) -> int:
     """Time of a pre-training step relative to the vision backbone alone.
 
-    The step is engine.trainer.Trainer.train_step (forward, backward, clipping, AdamW) at base size, 224 px, float32, on 8
-    image-text pairs and 12 regions of 4 images. The backbone is timm's BEiT-2 base, forward and backward, on the same 12 images
+    The step is engine.trainer.Trainer.train_step (forward, backward, clipping, AdamW) of the base model at 224 px in float32, on
+    8 image-text pairs and 12 regions of 4 images. The backbone is timm's BEiT-2 base, forward and backward, on the same 12 images
     in one batch, with fused attention and drop path 0.1. Both alternate in one process, in training mode.
 
     The last line is the median ratio of the times. The line before it is the ratio of the fastest times, which is least sensitive

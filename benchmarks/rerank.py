@@ -1,4 +1,4 @@
-"""Speed of re-ranking with the proportions of COCO, base size, 384 px: ``python -m benchmarks.rerank``."""
+"""Speed of re-ranking with the base model at 384 px, in the proportions of COCO: ``python -m benchmarks.rerank``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def shared_pairs(generator: torch.Generator) -> float:
 
 @torch.no_grad()
 def main(*, rounds: Positive = 5, small: bool = False) -> int:
-    """Speed of re-ranking with the proportions of COCO, base size, 384 px.
+    """Speed of re-ranking with the base model at 384 px, in the proportions of COCO.
 
     The benchmark compares models.inference.reranking.score_pairs with a common implementation as the baseline: k pairs per call,
     texts padded to 40 tokens for attention, the image's keys and values projected for every pair, all states of the last block

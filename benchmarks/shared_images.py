@@ -64,9 +64,9 @@ def main(
 ) -> int:
     """Compares questions that share images with questions on separate images.
 
-    Forward and backward passes of VQA fine-tuning at base size alternate in one process: 32 questions about 32 images, and 32
-    questions about 32 / K images (data.questions_per_example=K). A question has ten tokens and two answers of three tokens each.
-    VQA v2 has 5.4 questions per image on average. The last line is the median ratio of the times: with shared images over
+    Forward and backward passes of VQA fine-tuning with the base model alternate in one process: 32 questions about 32 images, and
+    32 questions about 32 / K images (data.questions_per_example=K). A question has ten tokens and two answers of three tokens
+    each. VQA v2 has 5.4 questions per image on average. The last line is the median ratio of the times: with shared images over
     without.
 
     Args:

@@ -68,7 +68,7 @@ def in_workers(
         timeout_s: time limit for a batch, in seconds, after which the worker is assumed to hang.
 
     Raises:
-        UserError: as ``make``, in any process; or if workers repeatedly hang or are killed at the same batch.
+        UserError: if ``make`` raises it in any process, or if workers repeatedly hang or are killed at the same batch.
     """
     done = faults = at_last_fault = 0
     while True:
@@ -128,7 +128,7 @@ class _Pool:
 
         Raises:
             _LostWorkerError: if a worker hangs or is killed.
-            UserError: as ``make``.
+            UserError: if ``make`` raises it.
         """
         try:
             # Torch already distributes the first numbers here, and raises if a worker is lost at one of them.
@@ -202,15 +202,15 @@ class _Pool:
         rank = distributed.rank()
         if self.late is not None:
             raise _LostWorkerError(
-                f"worker {self.late} of rank {rank} has made no batch for {self.timeout_s:g} s (data.worker_timeout_s); it was "
-                f"reading {self._location(self.late)}; check that its disk is available"
+                f"worker {self.late} of rank {rank} has not made a batch for {self.timeout_s:g} s (data.worker_timeout_s); it "
+                f"was reading {self._location(self.late)}; check that its disk is available"
             )
         for child in self.children:
             if child.exitcode in (_NO_MEMORY, -signal.SIGBUS):
                 raise _no_memory()
             if child.exitcode:
                 worker = next((number for number in range(self.workers) if self._process(number) == child.pid), 0)
-                how = f"was ended by {signal_name(-child.exitcode)}" if child.exitcode < 0 else "ended on its own"
+                how = f"was killed by {signal_name(-child.exitcode)}" if child.exitcode < 0 else "ended on its own"
                 raise _LostWorkerError(
                     f"worker {worker} of rank {rank} {how} while it read {self._location(worker)}; if the system killed it "
                     "because memory was full, lower data.workers"

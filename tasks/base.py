@@ -125,8 +125,8 @@ class BaseTask(ABC, Generic[C, M, B]):
 
     @classmethod
     def build(cls, config: C, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
-        """Builds the task of a config, with the weights of ``checkpoint`` or of ``config.init``. Only rank 0 holds weights; the
-        model of another rank has shapes, until it receives them with :func:`utils.distributed.move_from_rank_0`.
+        """Builds the task of a config, with the weights of ``checkpoint`` or of ``config.init``. Only rank 0 holds weights. On
+        the other ranks, the model only has shapes until it receives the weights with :func:`utils.distributed.move_from_rank_0`.
 
         This checks everything that the run needs: weights, tokenizer, data, and held-out data. If ``trains`` is False, training
         data are not required.

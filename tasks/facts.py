@@ -17,8 +17,8 @@ from utils.inputs import inputs_of
 from utils.weight_file import read_about
 
 Training = Literal["zero-shot", "fine-tuned", "pre-trained", "unknown"]
-"""zero-shot: no run trained the weights on this task. fine-tuned: a run trained them on this task. pre-trained: the same, and the
-task is pre-training. unknown: the weights are in a file outside any run's folder, such as a published file."""
+"""zero-shot: no run trained the weights on this task. fine-tuned: a run trained them on this task. pre-trained: a run trained
+them, and its task is pre-training. unknown: the weights are in a file outside any run's folder, such as a published file."""
 
 MAX_RUNS = 50
 """Max number of runs that are followed from one run to the run whose weights it started from, in case they form a cycle."""
@@ -26,7 +26,7 @@ MAX_RUNS = 50
 
 @dataclass(frozen=True)
 class MeasuredWeights:
-    """Weights that were measured. ``name``: how a report calls them. ``training``: see :data:`Training`."""
+    """Weights that were measured. ``name``: their name in a report. ``training``: see :data:`Training`."""
 
     name: str
     training: Training

@@ -33,7 +33,7 @@ def with_pinned_data(config: C, run: Path, *, resumes: bool, leave_out: tuple[st
         leave_out: sections to ignore.
 
     Raises:
-        UserError: as :func:`~dataset.shards.remote.hub.find_hub`.
+        UserError: see :func:`~dataset.shards.remote.hub.find_hub`.
     """
     entries = {
         entry: key

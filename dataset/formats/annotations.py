@@ -1,6 +1,6 @@
 """Annotation files that fit into memory, as JSON arrays or JSON lines. They are checked before any work starts.
 
-A split is read as a whole. Its broken rows are counted by kind. If there are too many, training does not start, and one line
+A split is read completely. Its broken rows are counted by kind. If there are too many, training does not start, and one line
 reports the counts with the first location of each kind. An evaluated split must not have broken rows.
 """
 
@@ -45,7 +45,7 @@ _OFFICIAL = {
     ("identifier", "left_url", "right_url"): ("NLVR2's file", "nlvr2"),
     ("gold_label", "sentence2"): ("a file of XVNLI", "xvnli"),
 }
-"""Descriptions and formats of official files, by keys that are all in the first record of the file."""
+"""Descriptions and formats of official files, by the keys that identify them in the first record of a file."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Row:
         """Returns the value of ``key``, which must be of type ``kind``.
 
         Raises:
-            BrokenRecordError: "missing key" or "wrong type"; "bad text" as :func:`~dataset.records.schema.check_text`.
+            BrokenRecordError: "missing key" or "wrong type"; "bad text" in the cases of
+                :func:`~dataset.records.schema.check_text`.
         """
         value = self.values.get(key)
         if value is None:
@@ -120,7 +121,7 @@ def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row
         formats: official formats that the config supports. If the file has one of them, the error message suggests it.
 
     Raises:
-        UserError: with the config ``key``, as :func:`read_rows`, or if it is an official file.
+        UserError: with the config ``key``; see :func:`read_rows`. Also if the file is an official file.
     """
     rows = read_rows(path, key)
     first = rows[0].values if isinstance(rows[0], Row) else {}
@@ -204,7 +205,7 @@ def parse_rows(
         can_be_raised = key.startswith("data.") and len(broken) <= total / 2
         remedy = remedy_for(kinds, "data.max_broken" if can_be_raised else None)
         if key.startswith("evaluation."):
-            remedy = "a held-out set has to be whole"
+            remedy = "a held-out set must not contain broken records"
         raise UserError(f"{counted}; {remedy}")
     logger.warning(counted)
     return parsed
@@ -274,7 +275,7 @@ def images_folder(images: str | None, annotations: str) -> Path:
 def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
     """Returns the texts under ``key`` (see :func:`~dataset.records.schema.texts_in`).
 
-    Of texts by language, the texts in ``language`` are returned, or all if it is None.
+    If the texts are given by language, the texts in ``language`` are returned, or all texts if it is None.
 
     Raises:
         BrokenRecordError: "missing key" or "wrong type"; "empty text" if a text is empty.

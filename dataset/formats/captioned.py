@@ -30,7 +30,7 @@ class CaptionedSplitConfig(Config):
 
     With ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"image", "caption", "image_id"}``. The caption
     is a text or a list of texts, or a dictionary of these by language. Rows with the same ``image_id`` (or with the same image,
-    in rows without ``image_id``) are captions of the same image. Rows about videos have ``video`` or ``video_id`` instead of
+    if rows have no ``image_id``) are captions of the same image. Rows about videos have ``video`` or ``video_id`` instead of
     ``image``; ``video`` is the path of a video file, of a JSON list of base64 images or of a folder of images, or such a list
     itself.
     """

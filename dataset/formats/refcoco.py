@@ -15,7 +15,7 @@ IMAGE_NAME = "COCO_train2014_{:012d}.jpg"
 """Name of an image. All images are from COCO train2014; the ``file_name`` of a reference has an additional suffix."""
 
 NO_TARGET = -1
-"""The ``ann_id`` of a reference of gRefCOCO to nothing in its image."""
+"""The ``ann_id`` of a gRefCOCO reference that refers to nothing in its image."""
 
 
 def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> Iterable[Row | BrokenRecordError]:

@@ -165,7 +165,7 @@ class RandAugment:
 
     The operations are Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX, TranslateY and Rotate.
     Geometric operations have a random sign. On the fixture from the released code, all operations agree exactly except Sharpness,
-    which clips values that the released one lets wrap around.
+    which clips values that the released code lets wrap around.
 
     Args:
         ops: number of operations per image.

@@ -150,7 +150,8 @@ def decode(
 
 
 def rgb_of(image: Image.Image, on_white: bool) -> Tensor:
-    """Returns the pixels of a Pillow image, (3, H, W) uint8 RGB; ``on_white``: transparency is laid on white, or else dropped."""
+    """Returns the pixels of a Pillow image, (3, H, W) uint8 RGB; ``on_white``: put transparent pixels on
+    white instead of dropping the transparency."""
     if on_white and _is_transparent(image):
         return _on_white(image)
     if image.mode.startswith("I;16"):
@@ -187,8 +188,8 @@ def crop(image: Tensor | EncodedImage, top: int, left: int, height: int, width: 
 def jpeg_frame(content: bytes) -> JPEGFrame | None:
     """Returns the frame header of a JPEG file, or None for other formats.
 
-    It also returns None for rare kinds of JPEG (several images in one file, lossless and arithmetic coding), which are left to
-    Pillow, which is ten times slower.
+    It also returns None for rare kinds of JPEG (several images in one file, lossless and arithmetic coding), which
+    Pillow decodes, ten times more slowly.
     """
     at = 2 if content.startswith(b"\xff\xd8") else len(content)
     while at + 9 < len(content) and content[at] == 0xFF:

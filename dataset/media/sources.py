@@ -48,7 +48,7 @@ class SourceColumn(Sequence[ImageSource | VideoSource]):
         return self._files[row] + self._rows[row]
 
     def file_indices(self) -> np.ndarray:
-        """Returns the index (N,) of the file of each source. Indices are equal if and only if the files are."""
+        """Returns the index (N,) of the file of each source. Two indices are equal if and only if the files are equal."""
         indices = self._paths.numbers.astype(np.int64)
         for row in self._without_path:
             indices[row] = -1 - row

@@ -132,7 +132,7 @@ class FrameSampler:
         """Returns views of random frames. ``view`` takes a frame and the source of randomness for the view.
 
         Raises:
-            BrokenRecordError: as :func:`read_frames`.
+            BrokenRecordError: see :func:`read_frames`.
         """
         chosen, views = (np.random.default_rng(rng.integers(2**63)) for _ in range(2))
         seed = int(views.integers(2**63))
@@ -146,7 +146,7 @@ class FrameSampler:
         """Returns views of evenly spaced frames.
 
         Raises:
-            BrokenRecordError: as :func:`read_frames`.
+            BrokenRecordError: see :func:`read_frames`.
         """
         return self._read(source, lambda count: sample_frames(count, self.frames), view)
 
@@ -196,7 +196,8 @@ def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, m
     """Indexes every video file of a held-out split, without decoding, so that a broken file is reported before training.
 
     Raises:
-        UserError: with the config ``key``, for the first file that is not a complete video; or as :func:`check_backend`.
+        UserError: with the config ``key``, for the first file that is not a complete video; or in the cases of
+            :func:`check_backend`.
     """
     check_backend(sources, config, "data.video")
     for path, location in {source.path: source.location for source in sources if source.path is not None}.items():
@@ -205,7 +206,7 @@ def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, m
         try:
             index_of(path, max_pixels, Clock(config.time_limit_s, location))
         except BrokenRecordError as error:
-            raise UserError(f"{key}: {error}; a held-out set has to be whole") from None
+            raise UserError(f"{key}: {error}; a held-out set must not contain broken records") from None
 
 
 def _is_video_file(path: Path) -> bool:

@@ -21,8 +21,8 @@ DUPLICATE = "duplicate image"
 
 
 class MediaNames(NamedTuple):
-    """How an image or video of a set may be called: ``ids``, the ``names`` of its file (of a video, without the suffix), and its
-    ``usual`` path below the raw folder."""
+    """Possible names of an image or video of a data set: its ``ids``, the ``names`` of its file (of a video, without the suffix),
+    and its ``usual`` path below the raw folder."""
 
     ids: Ids
     names: Sequence[str]
@@ -32,8 +32,8 @@ class MediaNames(NamedTuple):
 class ImageFiles(NamedTuple):
     """The image files of a set: ``of``, the set in an id (:mod:`dataset.image_ids`), and the ``pattern`` of their names.
 
-    If ``of`` is None, the images may belong to any set. A file then has to lie at the path in the annotations, below any folder,
-    and the path tells its ids.
+    If ``of`` is None, the images may belong to any set. The path of a file must then end with the path in the annotations,
+    and the ids come from this path.
     """
 
     of: str | None
@@ -53,11 +53,11 @@ class ImageFiles(NamedTuple):
 
 
 OF_ANY_SET = ImageFiles(None, re.compile(r".+"))
-"""The images of annotations that may be about the images of any set."""
+"""Images of annotations that may be about the images of any data set."""
 
 
 def names_of_path(path: str) -> MediaNames:
-    """Returns how an image of :data:`OF_ANY_SET` may be called, given its path in the annotations."""
+    """Returns the possible names of an image of :data:`OF_ANY_SET`, given its path in the annotations."""
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     usual = "/".join(parts)
     return MediaNames(ids_in_path(usual), parts[-1:], usual)
@@ -73,7 +73,7 @@ class Finder(Protocol):
     def annotations_alone(self) -> bool: ...
 
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
-        """Returns the file of an image or video, which is described at ``location``; None, after counting the reason, if no
+        """Returns the file of an image or video that is described at ``location``; None, after counting the reason, if no
         record may have it."""
         ...
 
@@ -86,7 +86,7 @@ class ImageFinder:
         raw: the folders of official files and images.
         files: the image files of the set.
         held_out: images that no record may have.
-        excluded: usual paths and ids of images that are excluded because others miss them.
+        excluded: usual paths and ids of images that are excluded because other groups lack them.
         verified: results of decoded images by path.
     """
 
@@ -162,7 +162,7 @@ class ImageFinder:
 
 @dataclass
 class VideoFinder:
-    """Finds the videos of a set. Arguments and ``missing`` as :class:`ImageFinder`."""
+    """Finds the videos of a set. For the arguments and ``missing``, see :class:`ImageFinder`."""
 
     raw: RawFolder
     held_out: HeldOut

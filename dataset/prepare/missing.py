@@ -1,4 +1,4 @@
-"""Lists of images that did not exist. With the list of another group, both groups train on the same images."""
+"""Lists of images that did not exist. If one group uses the list of a different group, both train on the same images."""
 
 from __future__ import annotations
 

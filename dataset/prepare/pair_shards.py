@@ -110,8 +110,8 @@ def convert_shard(job: FileJob) -> Counts:
     if counts.left_out[OTHER_SIZE] > MAX_OTHER_SHAPE * counts.read["images"]:
         raise UserError(
             f"{job.source}: {counts.left_out[OTHER_SIZE]:,} of {counts.read['images']:,} images have a different shape than "
-            f"their originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so the boxes do not fit; "
-            "download them again with --resize_mode keep_ratio"
+            f"their originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so the boxes do not "
+            "fit; download them again with --resize_mode keep_ratio"
         )
     counts.made["records"] = counts.made["images"]
     return counts

@@ -137,7 +137,7 @@ def _check(raw: RawRecord, keys: ImageKeys) -> None:
     The image is checked when it is loaded. A record may lack a caption and an image, since it may be read under other keys.
 
     Raises:
-        BrokenRecordError: if the parser refuses the record or a part of it.
+        BrokenRecordError: if the parser rejects the record or a part of it.
     """
     values = {"elems": [], **{name: value for name, value in raw.values.items() if value is not None}}
     record = parse_region_record(replace(raw, values=values, image=raw.image or b""), keys, "caption")
@@ -173,7 +173,7 @@ def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, b
 
 
 def _with_lists_of_boxes(values: list[Any]) -> list[Any]:
-    """Makes every ``bb`` a list of boxes if one of them is: a column has one type."""
+    """Makes every ``bb`` a list of boxes if any of them is a list of boxes, because a column has a single type."""
     elems = [each for value in values if isinstance(value, list) for each in value if isinstance(each, dict)]
     boxes = [each["bb"] for each in elems if isinstance(each.get("bb"), list) and each["bb"]]
     if not any(isinstance(box[0], list) for box in boxes):

@@ -48,7 +48,7 @@ def parquet_batches(path: Path, columns: Mapping[str, str]) -> Iterator[Rows]:
         columns: the name of each column in the file, by the name that it gets.
 
     Raises:
-        UserError: as :func:`open_parquet`; or a column is missing.
+        UserError: see :func:`open_parquet`; or a column is missing.
     """
     file = open_parquet(path)
     names = file.schema_arrow.names
@@ -66,7 +66,7 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
     """Yields the given columns of each row, with the location of the row.
 
     Raises:
-        UserError: as :func:`parquet_batches`.
+        UserError: see :func:`parquet_batches`.
     """
     for rows in parquet_batches(path, {name: name for name in columns}):
         yield from rows

@@ -33,8 +33,8 @@ class Phrases:
         Args:
             texts: the phrase; several texts are alternatives.
             box: x, y, width, height.
-            grain: "object" or "region"; the first one of a phrase is kept.
-            location: where the box is described.
+            grain: "object" or "region"; the first grain of a phrase is kept.
+            location: location of the box, for messages.
         """
         element = self._element(texts, grain)
         boxes: list[Box] = element["bb"]

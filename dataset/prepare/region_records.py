@@ -32,12 +32,13 @@ def region_record(
     """Yields the record of an image with boxes or a caption, if it has any.
 
     If the stored image has a different size than the annotations say, but the same aspect ratio, the boxes are scaled. If it has
-    another aspect ratio, the image is skipped, since nothing says what the boxes show. An image that does not exist or cannot be
-    read is not compared.
+    a different aspect ratio, the image is skipped, since it is unknown what the boxes show. An image that does not exist or
+    cannot be read is not compared.
 
     Args:
         image: the image.
-        size: its width and height in pixels, according to the annotations; None: the boxes are in pixels of the stored image.
+        size: width and height of the image in pixels, according to the annotations; None if the boxes are in pixels of the stored
+            image.
         elements: the boxes with their texts; "bb" of an element is a box, or a list of boxes.
         made: numbers by unit, such as 3 objects, to count if there is a record.
         counts: receives the counts.

@@ -20,8 +20,8 @@ from utils.errors import UserError
 
 
 class Row(NamedTuple):
-    """A row of ``kind``, for example "objects", that belongs to the image ``key``. ``location``: where it is; ``text``: its
-    content."""
+    """A row of ``kind``, for example "objects", that belongs to the image ``key``. ``location``: location of the row; ``text``:
+    content of the row."""
 
     kind: str
     key: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 class RowFile:
-    """The rows of one official file, in an SQLite file, which one process fills and another one reads."""
+    """The rows of one official file, in an SQLite file, which one process fills and another reads."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -99,12 +99,12 @@ class RowFolder:
         """Reads files in worker processes, and returns what was counted.
 
         Args:
-            read: yields the rows of a file, given its name in ``files``; a function at the top of a module.
+            read: yields the rows of a file, given its name in ``files``; it must be a top-level function.
             files: official files by name.
-            workers: number of processes; each reads a file at a time.
+            workers: number of processes; each reads one file at a time.
 
         Raises:
-            UserError: as ``read``; or the disk is full.
+            UserError: if ``read`` raises it, or the disk is full.
         """
         counts = Counts()
         for counted in read_files(partial(fill, read, Path(self._folder.name)), files, workers):
@@ -112,7 +112,7 @@ class RowFolder:
         return counts
 
     def __getitem__(self, name: str) -> RowFile:
-        """Returns the rows of the file ``name``, which was read before."""
+        """Returns the rows of the file ``name``, which must have been read."""
         if name not in self._open:
             path = Path(self._folder.name, name)
             if not path.exists():
@@ -134,7 +134,7 @@ class RowFolder:
 def fill(read: Callable[[str, RawFile, Counts], Iterator[Row]], folder: Path, name: str, file: RawFile) -> Counts:
     """Stores the rows of a file; runs in a worker process."""
     counts, path = Counts(), folder / name
-    path.unlink(missing_ok=True)  # left by a process that was killed, whose work this one repeats
+    path.unlink(missing_ok=True)  # left by a killed process, whose work this process repeats
     rows = RowFile(path)
     try:
         rows.add(read(name, file, counts))

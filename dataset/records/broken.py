@@ -80,7 +80,9 @@ def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
 def not_whole(error: Exception, location: str) -> UserError:
     """Returns the error for a broken record of a held-out set, in one line."""
     broken = broken_record(error, location)
-    return UserError(f"{broken.location}: {broken.kind}: {broken.message}; a held-out set has to be whole")
+    return UserError(
+        f"{broken.location}: {broken.kind}: {broken.message}; a held-out set must not contain broken records"
+    )
 
 
 def printable(text: str) -> str:

@@ -17,7 +17,7 @@ def foreign_form(start: str, *, arrays: bool = False) -> str | None:
 
     Args:
         start: the first characters of the file.
-        arrays: True if the caller also reads other JSON than JSON lines; then only CSV files are recognised.
+        arrays: True if the caller also reads JSON that is not JSON lines; then only CSV files are recognised.
 
     Returns:
         A description, such as "a CSV file with the columns image, caption", or None if the file may contain records.

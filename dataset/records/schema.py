@@ -1,8 +1,8 @@
 """Typed records, parsed from the rows of a shard (docs/records.md).
 
 There are image-text records, region records (images with described boxes) and text records. The released readers have the same
-records without ``long_caption``, ``hard_negatives``, and phrases of several boxes or none. The config sets the names of the keys
-of the image and of its caption; the other names are fixed. A record that does not fit raises
+records without ``long_caption``, ``hard_negatives``, and phrases with several boxes or none. The config sets the names of the
+keys of the image and of its caption; the other names are fixed. A record that does not fit raises
 :class:`~dataset.records.broken.BrokenRecordError`.
 """
 
@@ -120,9 +120,9 @@ class Element(Description):
     Attributes:
         name: name of the element in messages, such as ``elems[0]``.
         boxes: x, y, width, height in pixels of the stored image, as floats (the released reader truncates them to integers). A
-            phrase may have several boxes, or none if the image does not show what it says.
+            phrase may have several boxes, or none if the image does not show what it describes.
         attributes: alternative attributes, to be put before the caption.
-        grain: kind of text, as the record calls it.
+        grain: kind of text, as named in the record.
     """
 
     name: str = field(kw_only=True)
@@ -249,7 +249,7 @@ def image_of(value: Any, key: str, location: str, folder: Path, image_is: ImageI
 
     Args:
         value: the encoded file, the path, the base64 text (see :func:`image_source`), or the form of Hugging Face data sets:
-            ``{"bytes": ..., "path": ...}``, of which the path is used only if ``bytes`` is missing.
+            ``{"bytes": ..., "path": ...}``, in which the path is used only if ``bytes`` is missing.
         key: key of the value, for messages.
         location: location of the record, for messages.
         folder: folder of relative paths.
@@ -321,8 +321,8 @@ def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | 
 
 
 def spoken(text: str | Mapping[str, str | list[str]], language: str | None) -> list[str]:
-    """Returns the texts of one alternative of :data:`Texts`. Of a dictionary, these are the texts in ``language``, or all if it
-    is None."""
+    """Returns the texts of one alternative of :data:`Texts`. For a dictionary, these are the texts in ``language``, or all
+    texts if ``language`` is None."""
     if isinstance(text, str):
         return [text]
     by_language = [value for name, value in text.items() if language in (None, name)]
@@ -376,8 +376,8 @@ def element_in(value: Any, name: str, location: str) -> Element:
 
 
 def _other_texts(values: Mapping[str, Any], prefix: str, location: str) -> dict[str, Texts]:
-    """Returns the long captions and hard negatives of an image or element, by the names of their fields. ``prefix``: begins the
-    names of the keys in messages. Unlike a caption, they may be empty."""
+    """Returns the long captions and hard negatives of an image or element, by the names of their fields. ``prefix``: prefix of
+    the keys in messages. Unlike a caption, they may be empty."""
     keys = {"long_captions": "long_caption", "hard_negatives": "hard_negatives"}
     return {
         name: texts_in(values[key], f"{prefix}{key}", location)

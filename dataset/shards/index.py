@@ -3,7 +3,7 @@
 The folder ``<hash of the paths>.index`` contains
 
 - ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of irregularities, and
-  whether it is whole,
+  whether it is complete,
 - ``starts.npy``: the offset of each record, memory-mapped so that processes share one copy,
 - ``irregularities.npy``: see :class:`~dataset.shards.scanning.ScannedShard`, which also says what is stored for Parquet,
 - the paths of the shards, so that indexes of other lists can reuse the shards they share (see :mod:`dataset.shards.known`).

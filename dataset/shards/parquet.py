@@ -1,4 +1,4 @@
-"""Parquet shards: any row by its number.
+"""Parquet shards, with random access to rows.
 
 A row group is the smallest part of a Parquet file that can be decoded. The rows of a window (see :mod:`dataset.shards.blocks`)
 come from many row groups in random order, too many to keep them in memory. A row group is therefore decoded once, in a stream,
@@ -61,7 +61,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
 
     Args:
         file: the open file.
-        path: its path, for messages.
+        path: path of the file, for messages.
         key: config key of the shards, for messages.
 
     Returns:
@@ -156,7 +156,7 @@ class ParquetRows:
             BrokenRecordError: "unreadable row group" if the row group cannot be decoded up to this row; "wrong type" if a text
                 is not UTF-8; "bad json" if a column of JSON texts has another text.
             UserError: if the shard has changed or cannot be read.
-            OSError: if the shard cannot be read any more.
+            OSError: if the shard can no longer be read.
         """
         location = self.location(path, row)
         piece, row_in_piece = divmod(row - group.first, _rows_of_piece(group))
@@ -266,7 +266,7 @@ class ParquetRows:
 
 
 def _opened(path: ShardFile, state: tuple[int, int]) -> Any:
-    """Opens a shard for pyarrow. Its own local files are faster than Python's.
+    """Opens a shard for pyarrow. pyarrow's local files are faster than Python's.
 
     Raises:
         UserError: if a local shard has changed.

@@ -57,7 +57,7 @@ class Shards:
             Parquet shards.
 
     Raises:
-        UserError: as :func:`~dataset.shards.finding.find_by_entry`; also if a shard cannot be read, or if all shards are empty.
+        UserError: see :func:`~dataset.shards.finding.find_by_entry`; also if a shard cannot be read, or if all shards are empty.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Shards:
         return [end - size for size, end in zip(self.sizes, self.index.ends, strict=True) if size]
 
     def runs_by_entry(self, block_records: int) -> list[list[int]]:
-        """Returns the sizes of runs of records of which a block should not read two, for each entry of ``files``: of each shard,
-        or of the row groups of a Parquet shard that fit in a block together."""
+        """Returns the sizes of runs of records, for each entry of ``files``. A run is a shard, or the row groups of a Parquet
+        shard that fit in a block together. A block should not contain records of two runs."""
         runs = (
             runs_of_groups(self.index.row_groups(shard)[:, 0], size, block_records)
             if path.suffix == PARQUET_SUFFIX
@@ -190,7 +190,7 @@ class Shards:
             if (told := open_files.too_many(error)) is not None:
                 raise told from None
             raise UserError(
-                f"{path}: cannot be read any more ({error}); check whether it was moved or changed during the run"
+                f"{path}: can no longer be read ({error}); check whether it was moved or changed during the run"
             ) from None
 
 

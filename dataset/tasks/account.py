@@ -49,8 +49,8 @@ class Account:
 
         Args:
             stream: stream of the record.
-            location: location of the record, as far as it is known without reading it. It is reported if the worker hangs or is
-                killed.
+            location: location of the record, as far as it is known before the record is read. It is reported if the worker hangs
+                or is killed.
 
         Raises:
             UserError: if it is raised in the context, because a UserError is not caused by a record.
@@ -68,7 +68,7 @@ class Account:
         self._count(stream, read=1, usable=int(record.example is not None))
 
     def reject(self, stream: str, error: Exception, location: str) -> None:
-        """Counts a record that was counted as usable as broken instead."""
+        """Counts a record as broken that was previously counted as usable."""
         self.broken.append(broken_record(error, location))
         self.usable.remove(location)
         self._count(stream, usable=-1)

@@ -203,7 +203,7 @@ def media_view(
     """Returns the view through which training reads ``sources``.
 
     Raises:
-        UserError: as :func:`check_medium` and :func:`~dataset.media.video.check_backend`.
+        UserError: see :func:`check_medium` and :func:`~dataset.media.video.check_backend`.
     """
     check_medium(sources, frames, "data.train")
     check_backend((source for source in sources if isinstance(source, VideoSource)), data.video, "data.video")

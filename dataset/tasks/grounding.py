@@ -122,7 +122,7 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
 
     Args:
         config: the split.
-        key: its config key, for messages.
+        key: config key of the split, for messages.
         max_broken: maximum share of broken rows.
         counts: numbers of boxes that the head can predict. Phrases with a different number are skipped and counted in the log.
 
@@ -192,7 +192,7 @@ class GroundingExample:
 
 
 class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
-    """Batches of phrases with their images. An epoch has every phrase once. ``counts``: see :func:`read_phrases`."""
+    """Batches of phrases with their images. An epoch contains every phrase once. ``counts``: see :func:`read_phrases`."""
 
     name = "phrases"
 
@@ -226,8 +226,8 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
         return GroundingExample(self.augment(image, rng), text, tuple(boxes))
 
     def _borrowed(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
-        """Returns boxes of another phrase, at the same relative position. A phrase without a box is cropped around them, as its
-        crop would tell it from others otherwise."""
+        """Returns boxes of another phrase, at the same relative position. A phrase without a box is cropped around them,
+        because its crop would otherwise reveal that it has no box."""
         if not self.with_boxes:
             return ((0.0, 0.0, float(size[0]), float(size[1])),)
         other = self.items[self.with_boxes[int(rng.integers(len(self.with_boxes)))]]

@@ -24,7 +24,7 @@ Choose = Callable[[int], Iterable[int]]
 
 @dataclass(frozen=True)
 class HeldOutElement:
-    """A described box: ``box`` is (cx, cy, w, h) relative to the image; ``grain`` is its kind, as the record calls it.
+    """A described box: ``box`` is (cx, cy, w, h) relative to the image; ``grain`` is its kind, as named in the record.
 
     If there are several captions or attributes, from which training draws one, this has the first.
     """
@@ -81,7 +81,7 @@ def read_held_out(
         max_pixels: maximum number of pixels of an image.
         pixels: see :data:`~dataset.media.encoded.PixelsAre`.
         limit: read only the first ``limit`` records; if None, all records.
-        choose: selects the records to read; it gets the number of records that are left by ``limit``.
+        choose: selects the records to read, given the number of records up to ``limit``.
         config_key: config key of ``files``, for messages.
         index_folder: folder of shard indexes; if None, the user's cache folder.
         remote: settings for remote shards.
@@ -115,7 +115,7 @@ def read_held_out_videos(
     See :func:`read_held_out` for the other arguments.
 
     Raises:
-        UserError: as :func:`read_held_out`.
+        UserError: see :func:`read_held_out`.
     """
 
     def read(raw: RawRecord) -> HeldOutRecord:

@@ -262,7 +262,7 @@ def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str
     ``step``: number of micro-batches in a global batch, over all ``ranks``.
 
     Raises:
-        UserError: if there are no files or no records, or as :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
+        UserError: if there are no files or no records, or in the cases of :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
     """
     streams = data.streams()
     files = {name: stream.paths for name, stream in streams.items()}

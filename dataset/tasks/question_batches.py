@@ -52,7 +52,7 @@ class QuestionExample:
 
 
 class QuestionBatches(FineTuneBatches[D, QuestionExample]):
-    """Batches of questions with all their answers. An epoch has every question once; see ``data.questions_per_example``.
+    """Batches of questions with all their answers. An epoch contains every question once; see ``data.questions_per_example``.
 
     Attributes:
         items: all questions.

@@ -29,7 +29,7 @@ class Question:
         question: the question.
         source: the image or video.
         answers: the answer of each annotator as written, or an empty tuple. Some answers may be blank, but not all.
-        answer_type: type of the answer as the data set calls it, or "".
+        answer_type: type of the answer as named in the data set, or "".
         weight: factor of the losses of the answers.
     """
 
@@ -191,7 +191,8 @@ class QuestionTable(Sequence[Question]):
         return [self.source(row) for row in sorted(first_rows.tolist())]
 
     def image_indices(self) -> np.ndarray:
-        """Returns the index (N,) of the image or video of each question. Indices are equal if and only if the files are."""
+        """Returns the index (N,) of the image or video of each question. Two indices are equal if and only if the files are
+        equal."""
         return self._sources.file_indices()
 
     def location(self, row: int) -> str:

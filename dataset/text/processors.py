@@ -112,7 +112,8 @@ def clean_question(text: str, max_words: int) -> str:
 
 
 def clean_alternatives(texts: Texts, language: str | None, max_words: int, location: str) -> list[str]:
-    """Returns all non-empty alternatives, cleaned, for evaluation. They are in ``language``, or in each one's first language.
+    """Returns all non-empty alternatives, cleaned, for evaluation. They are in ``language`` or, if it is None, in the first
+    language of each alternative.
 
     Raises:
         BrokenRecordError: "empty text" if all are empty, "missing key" if none has the language.

@@ -19,8 +19,8 @@ from demo.scenes.describe import Looks
 from demo.scenes.vocabulary import COLOURS, OBJECT_COUNTS, PLAIN, SHAPES, SIDES, SIZES, TEXTURES
 
 TURNS = ("both", "either", "side", "both", "either", "side", "one", "more")
-"""The kinds of statements, in turn. For most of them, finding an object in one image is helpful. A small model cannot learn the
-other kinds alone within minutes, because no single image makes such a statement more likely."""
+"""The kinds of statements, which alternate. For most of them, finding an object in one image is helpful. A small model cannot
+learn the other kinds alone within minutes, because no single image makes such a statement more likely."""
 
 EXCHANGED = 0.25
 """Share of statements about a side for which the false pair is the true pair in reverse order."""

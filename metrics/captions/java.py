@@ -23,7 +23,7 @@ def java_metrics(
     SPICE downloads its models on first use.
 
     Raises:
-        UserError: as :func:`check_java_metrics`, or if the program failed.
+        UserError: see :func:`check_java_metrics`, or if the program failed.
     """
     check_java_metrics(names)
     theirs = {index: list(own) for index, own in enumerate(references)}

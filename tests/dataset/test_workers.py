@@ -84,7 +84,7 @@ def test_a_worker_lost_before_all_indices_are_assigned_is_replaced(tmp_path, cap
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_put_index", slowly)
     assert list(in_workers(Making(tmp_path, "kill", times=2), range(3, 9), 2)) == list(range(3, 9))
     assert [record.getMessage().split(" while ")[0] for record in caplog.records] == [
-        "worker 0 of rank 0 was ended by SIGKILL"
+        "worker 0 of rank 0 was killed by SIGKILL"
     ] * 2
     assert not multiprocessing.active_children()
 

@@ -55,7 +55,7 @@ def test_a_worker_that_hangs_or_is_killed_is_replaced_and_the_run_is_the_same(tm
         job.until_step(5)
         (worker,) = children(job.ranks()[0])
         pause(worker)
-        job.until(lambda: "has made no batch for 3 s" in job.errors)
+        job.until(lambda: "has not made a batch for 3 s" in job.errors)
         job.until_step(15)
         (worker,) = children(job.ranks()[1])
         os.kill(worker, signal.SIGKILL)

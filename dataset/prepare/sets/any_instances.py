@@ -1,7 +1,7 @@
-"""Objects of any set whose files have the form of COCO's instances, and LVIS, whose files add to it.
+"""Objects of any data set in COCO's instances format, and of LVIS, which extends this format.
 
-The form of COCO's files is described at cocodataset.org/#format-data, LVIS's at lvisdataset.org and in its ``lvis-api``. LVIS's
-images have ``coco_url`` in place of ``file_name``, ``neg_category_ids`` (categories that were looked for and are not in the
+The format of COCO's files is described at cocodataset.org/#format-data, LVIS's at lvisdataset.org and in its ``lvis-api``. LVIS's
+images have ``coco_url`` instead of ``file_name``, ``neg_category_ids`` (categories that were looked for and are not in the
 image) and ``not_exhaustive_category_ids`` (categories of which not every object has a box). Its categories have ``synonyms`` and
 ``def``.
 """
@@ -34,7 +34,7 @@ SUFFIXES = (".json", ".json.gz")
 LVIS_FILES = ("lvis_v1_train.json", "lvis_v0.5_train.json")
 
 _LOOKED_AT = 100
-"""Number of annotations by which a file is recognised."""
+"""Number of annotations that are checked to recognise a file."""
 
 Categories = Mapping[str, list[str]]
 """Texts for the objects of a category, by its id: its name and its synonyms."""
@@ -79,8 +79,8 @@ def read_instances(title: str, of_coco: bool, files: Files, scratch: Path, optio
     """Reads the objects of one or more files for region records, one for each image of a file.
 
     Args:
-        title: name of the set, for messages.
-        of_coco: the images are COCO's, which have had two names.
+        title: name of the data set, for messages.
+        of_coco: whether the images are COCO's, which have had two names.
         files: the annotation files.
         scratch: folder for temporary files.
         options: the user's options.
@@ -150,7 +150,7 @@ def _record(categories_of: Mapping[str, Categories], image: Found, counts: Count
 
 
 INSTANCES = DataSet(
-    title="Objects in the form of COCO's instances",
+    title="Objects in COCO's instances format",
     home="cocodataset.org/#format-data",
     licence="as the converted data set",
     files={

@@ -1,4 +1,4 @@
-"""COCO: captions as image-text records, objects with captions as region records; of 2014 or of 2017 (the same images)."""
+"""COCO: captions as image-text records, and objects with captions as region records, from 2014 or 2017 (the same images)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGES = ImageFiles("coco", re.compile(r"(?:COCO_(?:train|val)2014_)?\d{12}\.jpg
 
 
 def image_names(image_id: int, split: str) -> MediaNames:
-    """Returns how a COCO image may be called: by its name of 2014, or of 2017, when all images got new names."""
+    """Returns the possible names of a COCO image: its name from 2014, or from 2017, when all images were renamed."""
     bare = f"{image_id:012}.jpg"
     years_2014 = [f"COCO_{each}_{bare}" for each in SPLITS_2014]
     usual = f"{split}/{bare}" if split.endswith("2017") else f"{split}/COCO_{split}_{bare}"

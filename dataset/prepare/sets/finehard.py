@@ -5,7 +5,7 @@ arrays of objects with ``f_path``, ``caption`` (long), ``short_caption`` and ``b
 x2, y2 as fractions of the sides of the image, and a confidence), ``short_expr``, ``long_expr`` and, if ``flag_short_neg`` is 1,
 ``short_expr_negs``: an object whose values are wrong for the box, though close to ``short_expr``.
 
-The images are downloaded and renamed as ``data/data.md`` says, since ``f_path`` has the names of the authors.
+The images are downloaded and renamed as described in ``data/data.md``, since ``f_path`` contains the authors' file names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
 
 FOLDER = "coyo_image_"
-"""Beginning of the folder from which on the path of an image is the same for all users."""
+"""Prefix of the folder from which on image paths are the same for all users."""
 
 _PATH = b'"f_path"'
 

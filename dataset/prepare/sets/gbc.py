@@ -3,12 +3,12 @@
 The README of huggingface.co/datasets/graph-based-captions/GBC10M describes the JSON lines, and ``src/gbc/data`` of
 github.com/apple/ml-gbc defines their classes. A graph has ``img_url``, ``original_caption`` and ``vertices``. A vertex has a
 ``bbox`` (left, top, right, bottom as fractions of the image's sides), a ``label`` (image, entity, composition, relation),
-``descs`` (texts with a label such as short or detail), and ``in_edges`` and ``out_edges``, whose ``text`` is what the source
-calls the target.
+``descs`` (texts with a label such as short or detail), and ``in_edges`` and ``out_edges``, whose ``text`` is the name that the
+source gives to the target.
 
-- The image vertex has the captions: the original and the short one, and the detailed one as long caption.
+- The image vertex has the captions: the original and the short caption, and the detailed caption as long caption.
 - An entity is an element with the texts of its edges and its short texts as alternatives, and its details as long caption.
-- A composition, such as two trees, is an element with the boxes of its entities, called as its edges call it.
+- A composition, such as two trees, is an element with the boxes of its entities, named by the texts of its edges.
 - A relation is an element with its text and its box.
 
 Bags of words and the texts that the authors' program wrote about the arrangement of a composition are not used.
@@ -89,8 +89,8 @@ def _texts_by_label(vertex: Mapping[str, Any], counts: Counts, location: str) ->
 
 
 def _named(vertex: Mapping[str, Any]) -> list[str]:
-    """Returns what other vertices call a vertex. The parts of a composition are called "tree 1" and "tree 2" there, which says
-    nothing about them, so the number is removed."""
+    """Returns the names that other vertices give to a vertex. The parts of a composition are named "tree 1" and "tree 2", where
+    the number is meaningless, so it is removed."""
     texts = [each.get("text") for each in _list(vertex, "in_edges") if isinstance(each, dict)]
     return [text.rstrip(" 0123456789") or text for text in texts if isinstance(text, str)]
 

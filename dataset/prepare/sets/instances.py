@@ -43,7 +43,7 @@ def read_objects(
     """Reads the objects of a set for region records, one for each image.
 
     Args:
-        title: name of the set, for messages.
+        title: name of the data set, for messages.
         names_of: returns the ids and names of an image, given its ``file_name``.
         files: the annotation file, with the name :data:`OBJECTS`.
         scratch: folder for temporary files.
@@ -107,8 +107,8 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
 
 
 def _image_row(value: Any, location: str) -> Row:
-    """Returns the row of an image. LVIS has ``coco_url`` in place of ``file_name``, such as ``http://…/train2017/000000391895.jpg``,
-    and names categories that the image does not show or does not show completely."""
+    """Returns the row of an image. LVIS has ``coco_url`` instead of ``file_name``, such as
+    ``http://…/train2017/000000391895.jpg``, and names categories that the image does not show or does not show completely."""
     named = "file_name" in value or "coco_url" not in value
     name = value["file_name"] if named else "/".join(str(value["coco_url"]).rsplit("/", 2)[-2:])
     shown: dict[str, Any] = {"file_name": str(name), "width": int(value["width"]), "height": int(value["height"])}

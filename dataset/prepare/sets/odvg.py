@@ -2,7 +2,7 @@
 
 The form is described in ``data_format.md`` of github.com/longzw1997/Open-GroundingDino, and read by ``mmdet/datasets/odvg.py`` of
 github.com/open-mmlab/mmdetection. Both give boxes as x1, y1, x2, y2 in pixels. A box of a region may also be a list of boxes, and
-its phrase a list of texts that belong together. Objects have a number (``label``) and usually its name (``category``); otherwise
+its phrase a list of texts that belong together. Objects have a number (``label``) and usually a name (``category``); otherwise
 the names are in a file whose name contains ``label_map``.
 """
 
@@ -172,7 +172,7 @@ def _own(values: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _size(row: Mapping[str, Any], image: Found, counts: Counts) -> tuple[int, int] | None:
-    """Returns the size of the image that the boxes are about: the one in the row or, without it, the size of the stored image."""
+    """Returns the size of the annotated image: the size in the row or, if there is none, the size of the stored image."""
     sides = row.get("width"), row.get("height")
     if sides == (None, None):
         size = stored_size(image.file)

@@ -182,7 +182,8 @@ class _Reader:
         return cleaned_text(self.names[label], self.counts, location)
 
     def _box(self, sides: Sequence[str], location: str) -> Box | None:
-        """Returns the box, given left, right, top and bottom as fractions of the image size. No other set has this order."""
+        """Returns the box, given left, right, top and bottom as fractions of the image size. No other data set uses this
+        order."""
         try:
             left, right, top, bottom = (float(side) for side in sides)
         except ValueError:

@@ -137,7 +137,7 @@ def pinned(entry: str, key: str) -> str:
     """Returns an entry with the current commit as its revision: of the Hub cache if the files are there, otherwise of the Hub.
 
     Raises:
-        UserError: as :func:`find_hub`.
+        UserError: see :func:`find_hub`.
     """
     wanted = HubEntry.parse(entry, key)
     if wanted.revision is not None and _COMMIT.fullmatch(wanted.revision):

@@ -58,7 +58,7 @@ class RemoteConfig(Config):
     retry_minutes: float = Field(
         8.0,
         ge=0,
-        description=f"how long a failed request is retried, with growing waits of at most {_LONGEST_WAIT_S:g} s",
+        description=f"how long a failed request is retried, with increasing delays of at most {_LONGEST_WAIT_S:g} s",
     )
     hub: Literal["stream", "download"] = Field(
         "stream",

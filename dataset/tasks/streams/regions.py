@@ -65,7 +65,7 @@ class RegionStreamConfig(ImageRecordsConfig):
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One text of an image, with the long one and hard negatives that belong to it: its relative box (cx, cy, w, h), the patches
+    """One text of an image, with its long text and its hard negatives: its relative box (cx, cy, w, h), the patches
     (P,) that it covers, and whether it describes the whole image or several boxes. A text about several boxes has the whole image
     as its box, which no loss uses."""
 

@@ -212,7 +212,7 @@ def test_a_local_file_that_changes_during_the_run_is_reported_in_one_line(opened
     assert shards.read(0) == first  # from the cache, in the indexed version
     assert opened(file).read(ROWS - 1).values["n"] == ROWS - 1
     os.remove(file)
-    with pytest.raises(UserError, match=naming("a.parquet", "cannot be read any more")):
+    with pytest.raises(UserError, match=naming("a.parquet", "can no longer be read")):
         shards.read(ROWS - 1)
 
 
