@@ -74,8 +74,8 @@ def main(
     """Compares pre-training steps on two ranks with one thread each.
 
     With --other, the benchmark compares DDP steps in this checkout and in another checkout; otherwise, it compares FSDP2 and DDP.
-    Both alternate, each in new processes. The last line is the median ratio of the times: this checkout over the other, or FSDP2
-    over DDP.
+    The two alternate, each in new processes. The last line is the median ratio of the times: this checkout divided by the other,
+    or FSDP2 over DDP.
 
     Args:
         other: folder of another checkout, which may be older.

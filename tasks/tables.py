@@ -58,7 +58,7 @@ class ColumnConfig(Config):
 
 
 class TablesConfig(Config):
-    """The whole file, with columns by name."""
+    """The complete file, with columns by name."""
 
     columns: dict[str, ColumnConfig] = Field(min_length=1, description="columns of all tables, by name")
 

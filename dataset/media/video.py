@@ -96,7 +96,7 @@ def sample_frames(count: int, wanted: int, rng: np.random.Generator | None = Non
     each. In evaluation, the longer segments come at the beginning, and the first frame of each segment is taken. In training, the
     longer segments are at random positions, and a random frame of each segment is taken.
 
-    If there are too few frames, all are taken, and some are repeated: in turn in evaluation, random ones in training.
+    If there are too few frames, all are taken, and some are repeated: cyclically in evaluation, at random in training.
 
     Args:
         count: number of frames in the video.

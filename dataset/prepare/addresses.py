@@ -24,7 +24,7 @@ from dataset.prepare.sets.base import Pairs, ParquetPairs
 
 
 class Addresses(Protocol):
-    """The URLs of a set.
+    """The URLs of a data set.
 
     Attributes:
         form: form of the list for img2dataset.
@@ -63,7 +63,7 @@ class Addresses(Protocol):
 
 
 def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -> None:
-    """Makes the list of a set, and its folder of records once there are finished shards.
+    """Makes the list of a data set, and its folder of records once there are finished shards.
 
     Raises:
         UserError: official files are missing or cannot be used, or a folder has a different origin.

@@ -1,8 +1,8 @@
 """URLs that are few enough to be compared with each other: each is used once, and the images that are missing are listed.
 
 The list for img2dataset has every pair that may be used: cleaned captions, each URL once, and no held-out photograph. The
-shards that img2dataset writes become the set's folder. A shard whose records may all be used is linked; otherwise, the usable
-records are copied.
+shards that img2dataset writes become the data set's folder. A shard whose records may all be used is linked; otherwise, the
+usable records are copied.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LIST = "urls.tsv"
 
 
 class ComparedPairs:
-    """The URLs of a set (:class:`~dataset.prepare.addresses.Addresses`)."""
+    """The URLs of a data set (:class:`~dataset.prepare.addresses.Addresses`)."""
 
     form: Form = "tsv"
     columns: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Finds the file of an annotated image or video, and decides whether a record may have it."""
+"""Finds the file of an annotated image or video, and decides whether a record may contain it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataset.prepare.verify import Verified
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 DUPLICATE = "duplicate image"
-"""Reason for leaving out an image with the same content as an earlier image of its set."""
+"""Reason for leaving out an image with the same content as an earlier image of its data set."""
 
 
 class MediaNames(NamedTuple):
@@ -30,9 +30,9 @@ class MediaNames(NamedTuple):
 
 
 class ImageFiles(NamedTuple):
-    """The image files of a set: ``of``, the set in an id (:mod:`dataset.image_ids`), and the ``pattern`` of their names.
+    """The image files of a data set: ``of``, the set in an id (:mod:`dataset.image_ids`), and the ``pattern`` of their names.
 
-    If ``of`` is None, the images may belong to any set. The path of a file must then end with the path in the annotations,
+    If ``of`` is None, the images may belong to any data set. The path of a file must then end with the path in the annotations,
     and the ids come from this path.
     """
 
@@ -40,7 +40,7 @@ class ImageFiles(NamedTuple):
     pattern: re.Pattern[str]
 
     def have(self, path: Path) -> bool:
-        """Returns True if ``path`` may be an image of the set: its name fits, and its folder does not belong to another data
+        """Returns True if ``path`` may be an image of the data set: its name fits, and its folder does not belong to another data
         set."""
         if not self.pattern.fullmatch(path.name) or path.suffix.lower() not in IMAGE_SUFFIXES:
             return False
@@ -48,7 +48,7 @@ class ImageFiles(NamedTuple):
         return self.of is None or not own or any(each.startswith(f"{self.of}:") for each in own)
 
     def exist_in(self, raw: RawFolder) -> bool:
-        """Returns True if there is an image of the set below the raw folders."""
+        """Returns True if there is an image of the data set below the raw folders."""
         return any(self.have(path) for paths in raw.files.values() for path in paths)
 
 
@@ -64,7 +64,7 @@ def names_of_path(path: str) -> MediaNames:
 
 
 class Finder(Protocol):
-    """Finds the files of a set. ``missing``: the images or videos that do not exist; ``annotations_alone``: none of them
+    """Finds the files of a data set. ``missing``: the images or videos that do not exist; ``annotations_alone``: none of them
     exists."""
 
     missing: list[str]
@@ -74,18 +74,18 @@ class Finder(Protocol):
 
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
         """Returns the file of an image or video that is described at ``location``; None, after counting the reason, if no
-        record may have it."""
+        record may contain it."""
         ...
 
 
 @dataclass
 class ImageFinder:
-    """Finds the images of a set.
+    """Finds the images of a data set.
 
     Args:
         raw: the folders of official files and images.
-        files: the image files of the set.
-        held_out: images that no record may have.
+        files: the image files of the data set.
+        held_out: images that records must not contain.
         excluded: usual paths and ids of images that are excluded because other groups lack them.
         verified: results of decoded images by path.
     """
@@ -101,7 +101,7 @@ class ImageFinder:
 
     @cached_property
     def annotations_alone(self) -> bool:
-        """True if no image of the set exists; then records have the usual paths."""
+        """True if no image of the data set exists; then records have the usual paths."""
         return not self.files.exist_in(self.raw)
 
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
@@ -162,7 +162,7 @@ class ImageFinder:
 
 @dataclass
 class VideoFinder:
-    """Finds the videos of a set. For the arguments and ``missing``, see :class:`ImageFinder`."""
+    """Finds the videos of a data set. For the arguments and ``missing``, see :class:`ImageFinder`."""
 
     raw: RawFolder
     held_out: HeldOut

@@ -27,7 +27,7 @@ from utils.progress import progress_bar
 
 
 def prepare(name: str, options: Options) -> None:
-    """Makes the folders of records of a set that do not exist yet.
+    """Makes the folders of records of a data set that do not exist yet.
 
     Raises:
         UserError: official files are missing or cannot be used, or a folder has a different origin.

@@ -64,7 +64,7 @@ class Rules:
 
 
 class FileJob(NamedTuple):
-    """A list, or a shard of img2dataset, that becomes one of the set's. ``rows``: rows by URL for shards without
+    """A list, or a shard of img2dataset, that becomes one of the data set's. ``rows``: rows by URL for shards without
     annotations."""
 
     source: Path

@@ -47,8 +47,8 @@ FOOTER = 1 << 16
 
 
 class PairsByFile:
-    """The URLs of a set (:class:`~dataset.prepare.addresses.Addresses`): parquet files, or shards that were downloaded
-    before, in the folder of official files and in its folders that have the name of the set in their own name.
+    """The URLs of a data set (:class:`~dataset.prepare.addresses.Addresses`): parquet files, or shards that were downloaded
+    before, in the folder of official files and in its folders that have the name of the data set in their own name.
 
     If the rows have annotations, JSON lines are lists, too, and shards that were downloaded before take them from the lists.
     """
@@ -140,8 +140,8 @@ class PairsByFile:
             return self._fill(output, convert_shard, jobs, "shard")
 
     def _folders(self) -> list[Path]:
-        """Returns the folders of official files: the given one, folders with the name of the set in their name, and all folders
-        in these. Other folders may contain the shards of other data sets."""
+        """Returns the folders of official files: the given one, folders with the name of the data set in their name, and all
+        folders in these. Other folders may contain the shards of other data sets."""
         name, raw, found = self.preparation.name, self.options.raw, []
         for root, folders, _ in os.walk(raw, followlinks=True):
             folder, made = Path(root), os.path.realpath(root) == os.path.realpath(self.options.out)

@@ -1,4 +1,4 @@
-"""A data set that is being prepared: its files, the images that no record may have, and what its manifests say."""
+"""A data set that is being prepared: its files, the images that records must not contain, and the content of its manifests."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Preparation:
 
     @cached_property
     def verified(self) -> dict[Path, Verified]:
-        """Results of decoding all images of the set and the held-out ones; empty without ``--verify``."""
+        """Results of decoding all images of the data set and the held-out images; empty without ``--verify``."""
         return self._decoded(_images(self.raw) | self._held_out_images())
 
     @cached_property

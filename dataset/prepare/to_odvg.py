@@ -1,8 +1,9 @@
 """``run.py prepare to_odvg``: writes region records as ODVG lines, which Grounding DINO and its successors are trained on.
 
-Each box becomes a region with its phrase, since not every reader takes several boxes of a region. The caption contains every
-phrase, and ``tokens_positive`` tells where. What ODVG has no place for is written under keys that its readers ignore, and that
-``run.py prepare odvg`` reads: ``alternatives`` and ``grain`` of a region, ``image_caption`` and ``absent`` of a line.
+Each box becomes a region with its phrase, since not every reader accepts several boxes per region. The caption contains every
+phrase, and ``tokens_positive`` has the positions of the phrases. Content that ODVG cannot represent is written under keys that
+its readers ignore, and that ``run.py prepare odvg`` reads: ``alternatives`` and ``grain`` of a region, ``image_caption`` and
+``absent`` of a line.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def odvg_line(
 
     Args:
         record: a region record.
-        size: width and height of its stored image.
-        filename: path of the image, as the line has it.
+        size: width and height of the stored image.
+        filename: path of the image in the line.
     """
     errors = [BrokenRecordError(each.kind, each.location, each.message) for each in record.broken]
     captions: list[str] = []
@@ -137,7 +138,7 @@ def to_odvg(records: tuple[str, ...], /, *, out: Path, images: Path | None = Non
     Args:
         records: shards of region records: JSON lines, tars or Parquet files, or folders of them, such as `run.py prepare` makes.
         out: file of lines to write, *.jsonl.
-        images: folder from which the paths of images start (default: the folder of --out).
+        images: folder that image paths are relative to (default: the folder of --out).
         overwrite: replace an existing file.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Cuts videos into clips by their times and extracts the frames. Used by all sets of videos."""
+"""Cuts videos into clips by their times and extracts the frames. Used by all data sets of videos."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Video(NamedTuple):
     """The texts of a video.
 
     Attributes:
-        values: further keys of its records.
-        clips: the clips in their order; if None, the complete video is one clip with the text ``text``.
+        values: further keys of the records.
+        clips: the clips in order; if None, the complete video is one clip with the text ``text``.
         text: text of the complete video.
     """
 
@@ -114,8 +114,8 @@ def _count(counts: Counts, clips: int, frames: int) -> None:
 def cut_frames(video: VideoSource, clips: Sequence[Clip], options: VideoOptions) -> list[list[str]]:
     """Returns the frames of each clip. The video is decoded once.
 
-    Frames are at multiples of 1 / ``frames_per_second``. A clip between two frames has the last frame before its middle. A clip
-    outside the video has no frames.
+    Frames are at multiples of 1 / ``frames_per_second``. If a clip lies between two frames, it has the last frame before its
+    middle. A clip outside the video has no frames.
     """
     chosen: list[range] = []
 

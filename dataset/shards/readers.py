@@ -80,7 +80,7 @@ class Shards:
         self.index = open_index(self.paths, folder, key, workers, ask)
         self.sizes = self.index.sizes
         for shard in self.index.not_whole() if distributed.rank() == 0 else []:
-            found = f"{self.sizes[shard]} records were found; check that the file is whole"
+            found = f"{self.sizes[shard]} records were found; check that the file is complete"
             logger.warning("%s: %s lacks the end of a tar; %s", key, self.paths[shard], found)
         self._files = _OpenFiles()
         self._rows = ParquetRows(self.remote)

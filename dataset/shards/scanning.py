@@ -182,7 +182,7 @@ def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
         ending = file.read(BLOCK)
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{key}: {path} is not a whole tar file ({error}, after {len(starts)} records); copy or write it again"
+            f"{key}: {path} is not a complete tar file ({error}, after {len(starts)} records); copy or write it again"
         ) from None
     irregularities = np.array(sorted(apart), np.int64).reshape(-1, 2)
     return ScannedShard(np.array(starts, np.int64), irregularities, whole=bool(ending))

@@ -1,6 +1,6 @@
-"""Minimal pairs: two scenes that differ in one fact, each with the text that is true of it and wrong about the other.
+"""Minimal pairs: two scenes that differ in one fact, each with the text that is true of it and wrong about the other scene.
 
-Each text is right for one scene and wrong for the other, so a model that ignores the image cannot do better than chance.
+Each text is right for one scene and wrong for the other scene, so a model that ignores the image cannot do better than chance.
 """
 
 from __future__ import annotations

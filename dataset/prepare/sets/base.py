@@ -1,7 +1,7 @@
 """Data sets of pre-training.
 
-The module of a set declares its official files and the folders that are made from them. Its own code is in two functions for each
-folder: one reads the official files and yields the images with their annotations, the other converts an image to records.
+The module of a data set declares its official files and the folders that are made from them. Its own code is in two functions for
+each folder: one reads the official files and yields the images with their annotations, the other converts an image to records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from utils.errors import UserError
 V = TypeVar("V")
 
 Files = Mapping[str, RawFile]
-"""Official files, by the names that the module of the set gives them."""
+"""Official files, by the names that the module of the data set gives them."""
 
 
 class AnnotatedMedia(NamedTuple):
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """The annotated images or videos of a set.
+    """The annotated images or videos of a data set.
 
     Attributes:
         items: the images or videos in a fixed order, with an error for each one that is unusable.
@@ -69,7 +69,7 @@ class Records:
         content: what a record is.
         files: finds the official files.
         read: reads the official files; the second argument is a folder for temporary files.
-        image_files: the image files of the set; None: its files are videos.
+        image_files: the image files of the data set; None: its files are videos.
         batch: number of images that a process converts at a time.
         measures: name of the held-out split that the folder consists of; None if the folder is for training.
     """
@@ -190,7 +190,7 @@ class DataSet:
         return isinstance(self.makes, tuple) and any(records.image_files is None for records in self.makes)
 
     def folders(self, name: str) -> list[tuple[str, str]]:
-        """Returns the folders that are made, and what a record of each is, given the name of the set."""
+        """Returns the folders that are made, and what a record of each folder contains, given the name of the data set."""
         if isinstance(self.makes, Splits):
             return [(self.makes.folder, self.makes.content)]
         if isinstance(self.makes, tuple):
@@ -217,7 +217,7 @@ def checked(convert: Callable[[], V], location: str, title: str) -> V:
     """Returns ``convert()``, which reads a value of an official file.
 
     Raises:
-        UserError: the value at ``location`` is not as in the official file of the set ``title``.
+        UserError: the value at ``location`` is not as in the official file of the data set ``title``.
     """
     try:
         return convert()

@@ -110,8 +110,8 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
 
 
 def _placed(reference: Reference, counts: Counts) -> list[Box] | None:
-    """Returns the boxes of a reference; None, after counting the reason, if one of them cannot be used, since the others are not
-    all that the expressions mean."""
+    """Returns the boxes of a reference; None, after counting the reason, if one of them cannot be used, since the remaining
+    boxes are not all that the expressions mean."""
     boxes = [placed_box(box, *reference.size, counts, reference.location) for box in reference.boxes]
     return None if None in boxes else list(dict.fromkeys(box for box in boxes if box is not None))
 

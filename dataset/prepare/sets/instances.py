@@ -1,6 +1,6 @@
-"""Reads JSON files in the form of COCO's: the lists ``images``, ``annotations`` and ``categories``, in any order.
+"""Reads JSON files in COCO's format: the lists ``images``, ``annotations`` and ``categories``, in any order.
 
-A data set of objects in this form is a declaration over :func:`read_objects`; see :mod:`dataset.prepare.sets.objects365`.
+A data set of objects in this format is a declaration based on :func:`read_objects`; see :mod:`dataset.prepare.sets.objects365`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SHORT = 400
 def read_objects(
     title: str, names_of: Callable[[str], MediaNames], files: Files, scratch: Path, options: Options
 ) -> Source:
-    """Reads the objects of a set for region records, one for each image.
+    """Reads the objects of a data set for region records, one for each image.
 
     Args:
         title: name of the data set, for messages.

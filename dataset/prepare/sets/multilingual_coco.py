@@ -1,7 +1,8 @@
-"""COCO in three languages: English captions of Karpathy's splits, Japanese ones of STAIR, Chinese ones of COCO-CN.
+"""COCO in three languages: English captions of Karpathy's splits, Japanese captions of STAIR, Chinese captions of COCO-CN.
 
 STAIR's captions are joined by image id, so they have Karpathy's splits; COCO-CN has its own. ``joint_train`` has all three
-languages, without the images that any of them holds out: an English caption would teach what the Chinese test asks.
+languages, without the images that are held out in any language, because an English caption would reveal the content of a Chinese
+test image.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ FILES = ("zhiyuan_objv2_train.json", "objects365_train.json")
 
 
 def image_names(file_name: str) -> MediaNames:
-    """Returns how an image may be called. Annotations name a folder of the version and one of the patch (``images/v1/patch8/…``);
-    the archives unpack to the patch alone, or to no folder."""
+    """Returns the possible names of an image. Annotations name a folder of the version and one of the patch
+    (``images/v1/patch8/…``); the archives unpack to the patch alone, or to no folder."""
     path = PurePosixPath(file_name)
     patch = path.parent.name
     usual = f"{patch}/{path.name}" if re.fullmatch(r"patch\d+", patch) else path.name

@@ -89,8 +89,8 @@ def _names_in(file: RawFile) -> Names:
 
 
 def _map_of(name: str, maps: list[str]) -> str | None:
-    """Returns the label map of a file. Of several maps in its folder, the map whose name begins most like the file's name is
-    used; a single map is used whatever its name. Returns None if no map fits."""
+    """Returns the label map of a file. If its folder contains several maps, the map whose name begins most like the file's
+    name is used; a single map is used regardless of its name. Returns None if no map fits."""
     path = Path(name)
     near = [each for each in maps if Path(each).parent == path.parent]
     begins = {each: Path(each).name.partition(LABEL_MAP)[0].rstrip("_-.") for each in near}

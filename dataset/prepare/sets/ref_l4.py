@@ -2,8 +2,8 @@
 
 The README of huggingface.co/datasets/JierunChen/Ref-L4 describes the files. ``ref-l4-val.parquet`` and ``ref-l4-test.parquet``
 have a row for each expression: ``caption``, ``bbox`` (x, y, width, height in pixels), ``width``, ``height``, ``file_name``. The
-files ``refcoco_val_reviewed.json`` and so on have the form of COCO's, with an image for each expression (``caption``,
-``original_id``), and ``caption_quality`` 0 for the annotations that the review found wrong. All of it is for evaluation.
+files ``refcoco_val_reviewed.json`` and so on have COCO's format, with an image for each expression (``caption``,
+``original_id``), and ``caption_quality`` 0 for the annotations that the review found wrong. All files are for evaluation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: the training phrases of all three as region records, one for each image."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: the training phrases of all three data sets as region records, one record for each image."""
 
 from __future__ import annotations
 

@@ -15,11 +15,12 @@ from dataset.prepare.sets.instances import read_objects
 
 FILE = "v3det_2023_v1_train.json"
 PHOTOGRAPH = re.compile(r"\d+_\d+_(\d+)_[0-9a-f]+(?:_\w)?\.(?:jpe?g|png)")
-"""Two numbers of the set, then the name of the photograph on Flickr: its id and its secret, and often a letter for the size."""
+"""Two numbers of the data set, then the name of the photograph on Flickr: its id and its secret, and often a letter for the
+size."""
 
 
 def image_names(file_name: str) -> MediaNames:
-    """Returns how an image may be called, given its path in the annotations, for example
+    """Returns the possible names of an image, given its path in the annotations, for example
     ``images/n07745046/21_371_29405651261_633d076053_c.jpg``. Its id on Flickr tells whether Flickr30K or COCO holds it out."""
     path = PurePosixPath(file_name)
     photograph = PHOTOGRAPH.fullmatch(path.name)

@@ -29,8 +29,8 @@ BATCH = 50
 """Number of images, with about 2,500 regions, that a process converts at a time."""
 
 CAPTIONS_OF_AN_IMAGE = 8
-"""Region descriptions that become captions of their image: the descriptions of the largest boxes. About 770,000 in all, as in the
-4M set; which ones the authors took is not published."""
+"""Region descriptions that become captions of their image: the descriptions of the largest boxes. There are about 770,000, as in
+the 4M set; the authors' selection is not published."""
 
 LISTED = "images"
 """Name of the list of images among the files; each other file has the name of the list that its items have."""
@@ -83,7 +83,8 @@ def _image_values(value: Any) -> dict[str, Any]:
 
 
 def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
-    """Yields the items of a file by image. An item has the list ``name``; a file without any such item is another file."""
+    """Yields the items of a file by image. An item contains the list ``name``; a file without any such item is a different
+    file."""
     fitting = False
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):

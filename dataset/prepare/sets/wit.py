@@ -30,7 +30,7 @@ _FILE = re.compile(r"(?:train|val|test)_[a-z]{2}\.jsonl")
 
 
 def _files(raw: RawFolder) -> Files:
-    """Finds the files in the given folder, and in folders of the name of the set."""
+    """Finds the files in the given folder, and in folders of the name of the data set."""
     names = sorted(name for name in raw.files if _FILE.fullmatch(name))
     found = {name.removesuffix(".jsonl"): raw.find(name, below=FOLDER) for name in names}
     files = {name: file for name, file in found.items() if file is not None}

@@ -25,7 +25,7 @@ class TranslationStreamConfig(StreamConfig):
     source_key: str = Field("source_text", description="key of a text in a JSON record")
     target_key: str = Field("target_text", description="key of its translation")
     text: TextDataConfig | None = Field(
-        None, description="truncation and masking of these texts; null: the same as for all other texts"
+        None, description="truncation and masking of these texts; null: as for all other texts"
     )
 
 

@@ -214,7 +214,7 @@ def test_a_truncated_finished_shard_is_reported_in_one_line(raw, out):
     official.downloaded(shards_of(out), [bus(0)])
     path = shards_of(out) / "00000.tar"
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(UserError, match=naming("00000.tar", "whole tar")) as error:
+    with pytest.raises(UserError, match=naming("00000.tar", "complete tar")) as error:
         prepared("cc3m", raw, out)
     assert "\n" not in str(error.value) and not (out / "cc3m").exists() and not (out / ".building-cc3m").exists()
 

@@ -92,8 +92,8 @@ def test_files_folders_and_patterns_are_found_in_order(tmp_path, write_lines):
         (["table.jsonl"], ("data.images.files", "table.jsonl", "CSV", "image, caption")),
         (["x.tar.gz"], ("data.images.files", "x.tar.gz", "compressed")),
         (["zipped.tar"], ("data.images.files", "zipped.tar", "compressed")),
-        (["torn.tar"], ("data.images.files", "torn.tar", "whole tar")),
-        (["noise.tar"], ("data.images.files", "noise.tar", "whole tar")),
+        (["torn.tar"], ("data.images.files", "torn.tar", "complete tar")),
+        (["noise.tar"], ("data.images.files", "noise.tar", "complete tar")),
     ],
 )
 def test_unreadable_files_are_reported_in_one_line_before_training(tmp_path, entries, message):
@@ -307,7 +307,7 @@ def test_a_tar_truncated_anywhere_is_rejected_or_reported(tmp_path, caplog, end)
         assert len(Shards([str(cut)])) == 1 + ends.index(end)
         assert OneLine("end of a tar") in caplog.messages
     else:
-        with pytest.raises(UserError, match=naming("whole tar")):
+        with pytest.raises(UserError, match=naming("complete tar")):
             Shards([str(cut)])
 
 
