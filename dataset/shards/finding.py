@@ -33,7 +33,7 @@ _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 
 
 def find_shards(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[ShardFile]:
-    """Returns the shard files that ``entries`` name as one list; see :func:`find_by_entry`."""
+    """Returns the shard files that ``entries`` name, as one list; see :func:`find_by_entry`."""
     return [path for paths in find_by_entry(entries, key, remote) for path in paths]
 
 
@@ -77,7 +77,8 @@ def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryI
 
     Args:
         path: the shard.
-        state: state of the shard when it was indexed. A local shard must still have it; a remote one is checked when it is read.
+        state: state of the shard when it was indexed. A local shard must still be in this state; a remote shard is
+            checked when it is read.
 
     Raises:
         UserError: if the shard has changed.

@@ -38,7 +38,7 @@ class Known:
     rows: np.ndarray
 
     def part(self, shards: slice) -> Known:
-        """Returns the same for a part of the list."""
+        """Returns the known shards of a part of the list."""
         return Known(self.index, self.rows[shards])
 
     def scanned(self, now: np.ndarray) -> Iterator[tuple[int, ScannedShard]]:

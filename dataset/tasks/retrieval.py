@@ -41,7 +41,7 @@ class Pair:
 
 
 class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
-    """Batches of captions with their images. An epoch has every caption once."""
+    """Batches of captions with their images. An epoch contains every caption once."""
 
     name = "captions"
 

@@ -135,7 +135,7 @@ def captions_by_language(scene: Scene) -> dict[str, list[str]]:
 
 
 def reference_captions(scene: Scene) -> list[str]:
-    """Returns captions that several people might write: the objects from left to right, in more and in less detail.
+    """Returns captions that several people might write: the objects from left to right, in more and less detail.
 
     Captions longer than :data:`MAX_PIECES` are skipped; the caption with the least detail is never too long.
     """
@@ -189,7 +189,7 @@ def _template(language: str, name: str) -> str:
 
 
 def _enumeration(language: str, named: Sequence[str]) -> str:
-    """Joins noun phrases by commas and, before the last one, by the word for "and"."""
+    """Joins noun phrases with commas and, before the last one, by the word for "and"."""
     comma, conjunction = LANGUAGES[language].conjunctions
     *others, last = named
     return f"{comma.join(others)}{conjunction}{last}" if others else last

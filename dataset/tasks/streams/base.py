@@ -179,8 +179,8 @@ class ImageRecordsConfig(StreamConfig):
     caption_key: str = Field("caption", description="key of the caption of the whole image")
     captions: CaptionLength = Field(
         "short",
-        description="texts of records and phrases that also have a long_caption: short; long; sample, one of both at random; or "
-        "both, each with its own losses; data.text.max_tokens limits the length",
+        description="texts of records and phrases that also have a long_caption: short; long; sample, one of the two at random; "
+        "or both, each with its own losses; data.text.max_tokens limits the length",
     )
     hard_negatives: HardNegativesConfig | None = Field(
         None,
@@ -203,7 +203,7 @@ class CleanSetConfig(Config):
     differs between epochs.
     """
 
-    files: InputShards = Field(description="shards of the clean pairs, in the forms of the stream's `files`")
+    files: InputShards = Field(description="shards of the clean pairs, in the same forms as the stream's `files`")
     probability: float = Field(gt=0, lt=1, description="probability that a step reads this set")
     caption_key: str | None = Field(None, description="key of the caption; null: the key of the stream")
 

@@ -58,7 +58,7 @@ class EncodedWording:
 
 @dataclass(frozen=True)
 class HardNegativeCounts:
-    """How many of a number of ``texts`` are ``having`` a hard negative, and how many by each source."""
+    """Number of sampled ``texts``, number of texts ``having`` a hard negative, and number of such texts by source."""
 
     texts: int
     having: int
@@ -91,7 +91,7 @@ class TextMaker:
         location: str,
         attributes: Texts = (),
     ) -> Wording:
-        """Chooses the texts of an example, each time different ones if there are several. The languages of text and attribute are
+        """Chooses the texts of an example; if there are several, the choice is random. The languages of text and attribute are
         drawn independently.
 
         Args:
@@ -174,7 +174,7 @@ class TextMaker:
         return None
 
     def _cleaned(self, several: Iterable[Texts], language: str | None) -> list[str]:
-        """Returns all texts in a language that can be used; of texts without a language, all."""
+        """Returns all usable texts in a language, including texts without a language."""
         found = []
         for text in (text for texts in several for alternative in texts for text in spoken(alternative, language)):
             with suppress(ValueError):  # nothing is left of it
