@@ -122,7 +122,7 @@ def test_images_and_videos_are_not_confused(folder):
     check_medium(items.images, 5, "data.train")
     with pytest.raises(UserError, match=r"data.train has videos, .*; set model.vision.video.frames"):
         check_medium(items.images, None, "data.train")
-    with pytest.raises(UserError, match=r"data.train has images, .*; drop model.vision.video"):
+    with pytest.raises(UserError, match=r"data.train has images, .*; remove model.vision.video"):
         check_medium([object()], 5, "data.train")
 
 

@@ -237,7 +237,7 @@ def test_shards_downloaded_without_the_columns_take_them_from_the_lists_by_url(r
     rows = [{"url": row["url"], "caption": row["caption"]} for row in GRIT_ROWS[:2]]
     download(raw / "grit/shards", [*rows, {"url": "http://a/unknown.jpg", "caption": "a dog"}])
     reported = prepared("grit", raw, out)
-    assert OneLine("grit", "lists", "addresses") in reported.splitlines()
+    assert OneLine("grit", "lists", "URLs") in reported.splitlines()
     assert made(out / "grit") == GRIT_RECORDS[:2]
     assert counted(out / "grit")["left_out"]["without annotations"] == 1
     assert not list((out / "grit").glob("rows-*"))

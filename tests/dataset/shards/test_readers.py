@@ -267,7 +267,7 @@ def test_a_shard_that_vanishes_during_the_run_is_a_user_error(write_lines):
     file = write_lines("a.jsonl", [{}])
     shards = Shards([file])
     Path(file).unlink()
-    with pytest.raises(UserError, match=naming("a.jsonl", "cannot be read")):
+    with pytest.raises(UserError, match=naming("a.jsonl", "can no longer be read")):
         shards.read(0)
 
 
