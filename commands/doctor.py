@@ -31,7 +31,7 @@ def doctor(
         task: a task's name, a folder with task.py, or a module (default: the config's task).
         gpus: total number of GPUs, or of processes on CPUs, over all nodes of the run.
         output: folder of the run (default: runs/<task>/<config's name>).
-        out: folder for first_batch.png; the default is the working directory.
+        out: folder for first_batch.png.
 
     Examples:
         python run.py doctor --config configs/demo/retrieval.yaml

@@ -133,7 +133,7 @@ def prepare(
         verify: decode every image, and exclude broken images and duplicates.
         overwrite: rebuild existing folders.
         max_broken: maximum fraction of malformed entries, which are skipped; with more, no folder is written.
-        workers: number of processes; the default is one per core.
+        workers: number of processes, by default one per core.
 
     Examples:
         python run.py prepare --list

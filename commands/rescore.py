@@ -123,7 +123,9 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
         try:
             listed = read_json(Path(path))
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); give a JSON list of predictions") from None
+            raise UserError(
+                f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a JSON list of predictions"
+            ) from None
         if not isinstance(listed, list):
             raise UserError(f"{path}: is not a JSON list; give one of predictions: {FORM}")
         for number, each in enumerate(listed):

@@ -197,7 +197,7 @@ def _in_module(argument: str) -> TaskSource:
     if spec is None:
         close = difflib.get_close_matches(argument, TASKS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(TASKS)}"
-        raise UserError(f"--task {argument}: no task, folder or module has this name; {hint}")
+        raise UserError(f"task {argument}: there is no such task, folder or module; {hint}")
     if spec.submodule_search_locations is not None:
         module = f"{argument}.task"
         place, spec = _place_of(spec), _spec_of(module)

@@ -93,7 +93,11 @@ class HelpFormatter:
         named = [label if required else f"[{label}]" for label, required in positionals.items()]
         if any("..." not in label for label in positionals) and "COMMAND" in flags:
             flags.remove("COMMAND")  # the first positional argument is the command
-        usage.plain = " ".join([*flags, *named]) + "\n"
+        # A flag with several values takes all words up to the next flag, so single positional arguments come before the flags.
+        single = [label for label in named if "..." not in label]
+        several = [label for label in named if "..." in label]
+        name = next((index for index, word in enumerate(flags) if word[0] in "-["), len(flags))
+        usage.plain = " ".join([*flags[:name], *single, *flags[name:], *several]) + "\n"
         self._default().render_usage(console, options, usage)
 
     @cached_property

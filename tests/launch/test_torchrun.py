@@ -259,7 +259,7 @@ def test_run_without_arguments_explains_its_usage(capsys):
         (["nlvr", "seed=1"], ("nlvr", "--task nlvr")),
         (["retreival"], ("'retreival'", "--task retrieval")),
         (["lr"], ("'lr'", ", ".join(run.COMMANDS), "--task", "--config")),
-        (["--task", "pretrian"], ("--task pretrian", "'pretrain'")),
+        (["--task", "pretrian"], ("task pretrian", "'pretrain'")),
         (["--gpus", "1"], ("--task", "TASK", "--config", "FILE")),
         (["--task", "nlvr", "--nodes", "2"], ("--nodes", "2", "--master", "HOST:PORT")),
         (["--config", "configs/demo/vqa.yaml", "--task", "nlvr"], ("configs/demo/vqa.yaml", "task vqa", "--task nlvr")),

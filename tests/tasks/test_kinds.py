@@ -81,7 +81,7 @@ def test_vqa_accepts_configs_of_video_qa_and_keeps_its_name():
         ("configs/presets/tiny.yaml", None, ("tiny.yaml", "None", "pretrain, retrieval, nlvr")),
         ("configs/none.yaml", "nlvr", ("--config", "configs/none.yaml")),
         (None, None, ("--task TASK", "--config FILE")),
-        (None, "retreival", ("--task retreival", "'retrieval'")),
+        (None, "retreival", ("task retreival", "'retrieval'")),
         (None, "xyz", ("pretrain, retrieval, nlvr, grounding, vqa, video_qa, captioning",)),
         (None, "json", ("json/__init__.py", "TASK")),
         (None, "./nowhere", ("--task", "./nowhere")),

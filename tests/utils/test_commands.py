@@ -236,7 +236,7 @@ def test_the_help_shows_names_of_values(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     assert call(find, ["--help"], "find.py") == 0
     shown = capsys.readouterr().out
-    assert "Usage: find.py [OPTIONS] INDEX TEXTS...\n" in shown
+    assert "Usage: find.py INDEX [OPTIONS] TEXTS...\n" in shown
     assert "--locate [PHRASE]" in shown and "TEXTS... " in shown
     assert call(paint, ["--help"], "paint.py") == 0
     shown = capsys.readouterr().out
