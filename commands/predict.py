@@ -66,8 +66,8 @@ def predict(
         call: what to compute.
         model: a run's folder, a weight file, hub:owner/name, or an export.
         image: images, videos, folders, patterns; - reads paths from standard input.
-        text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about the images, two at
-            a time; for explain, a text, whose words are looked for in every image. May be repeated: each is used with every
+        text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about each pair of
+            images; for explain, a text, whose words are looked for in every image. May be repeated: each is used with every
             image.
         answers: for answer, a JSON list of the candidate answers (default: the answers that the run keeps).
         decode: for answer, rank to choose one of the candidates, or beam to generate an answer (default: the run's

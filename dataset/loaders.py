@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_JUDGE = 1000
 _FEW = 8
-"""If too many records are broken, a stream is blamed if all its records, at least this number, are broken."""
+"""If too many records are broken, a stream is blamed if it has at least this number of records and all of them are broken."""
 _FIRST = 100
-"""At least one of this number of first records of each stream must be usable, otherwise the run stops."""
+"""At least one of this number of records at the start of each stream must be usable, otherwise the run stops."""
 
 
 class LoadingConfig(Config):
@@ -86,7 +86,7 @@ class BrokenRecordLog:
     def add(self, batch: Batch) -> None:
         """Counts the records of a batch.
 
-        For the share, a record counts once, even if several of its parts are broken. Kinds count all parts.
+        For the share, a record counts once, even if several of its parts are broken. Each broken part counts towards its kind.
 
         Raises:
             UserError: with the summary, if the share is exceeded, or the first 100 records of a stream are all broken.
@@ -139,7 +139,9 @@ class BrokenRecordLog:
     def _judge(self) -> None:
         if self.broken_records > self.max_broken * self.read:
             for stream, read in self.unusable.items():
-                if read >= min(self.stream_sizes[stream], _FEW):  # otherwise, other streams would hide its share
+                if read >= min(
+                    self.stream_sizes[stream], _FEW
+                ):  # otherwise, other streams would mask that all are broken
                     raise self.none_usable(stream)
             limit = f"more than data.max_broken = {100 * self.max_broken:.3g} %"
             tolerated = "data.max_broken" if self.broken_records <= self.read / 2 else None

@@ -127,7 +127,8 @@ class StallWatch:
             )
 
     def _silent_ranks(self) -> dict[int, str]:
-        """Returns the ranks that have not sent a heartbeat since half the time limit, with the last known state of each."""
+        """Returns the ranks that have not sent a heartbeat since half the time limit had elapsed, with the last known state of
+        each."""
         earlier, now = self._earlier or {}, self._heartbeats.read()
         self._earlier = None
         return {rank: beat.partition(" ")[2] for rank, beat in now.items() if earlier.get(rank) == beat}

@@ -139,7 +139,7 @@ class Trainer:
 
     @property
     def parallel(self) -> Parallel:
-        """Shares the model among the ranks, with DDP or FSDP2."""
+        """Distributes the model over the ranks, with DDP or FSDP2."""
         return self.trained.parallel
 
     def _identity(self, data: Mapping[str, str]) -> RunIdentity:

@@ -261,8 +261,8 @@ def _check_folder(job: Job) -> None:
 
 
 def _check_nodes(job: Job) -> None:
-    """Raises :class:`UserError` before the job waits in the queue, if the run could not continue on one of the possible numbers
-    of ranks."""
+    """Raises :class:`UserError` before the job waits in the queue, if one of the possible numbers of nodes gives a number of
+    ranks on which the run could not continue."""
     from launch.ranks import check_ranks  # imports torch
 
     nodes, each = job.placement.nodes or ONE_NODE, job.placement.gpus or job.placement.cpu

@@ -40,7 +40,7 @@ def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.9
     The interval covers only the choice of held-out examples. The randomness of training changes a metric too.
 
     Args:
-        scores: parts of one metric, all with the same groups. A resample takes the same groups of all parts.
+        scores: parts of one metric, all with the same groups. Each resample draws the same groups from every part.
         draws: number of resamples; a resample has the same number of groups as the data, drawn with replacement.
         seed: seed of the resamples.
         level: share of the resampled means inside the interval.

@@ -321,5 +321,5 @@ def location_of(items: Sequence[Any], index: int) -> str:
 
 
 def name_of(source: ImageSource | VideoSource) -> str:
-    """Returns how predictions name an image or a video: by its file, or by its location inside a file."""
+    """Returns the name of an image or a video in predictions: its file, or its location inside a file."""
     return source.location if source.path is None else str(source.path)

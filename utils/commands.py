@@ -216,8 +216,8 @@ def command_line(command: Callable[..., int], name: str) -> CommandLine:
 def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list[str]:
     """Returns the arguments with which :func:`call` would run ``command(*overrides, **values)``, omitting default values.
 
-    Positional arguments, given by name or first among ``overrides``, precede the flags because a flag with several values takes
-    all arguments up to the next flag.
+    Positional arguments, passed by keyword or as the first of ``overrides``, precede the flags, because a flag with several
+    values takes all arguments up to the next flag.
 
     Raises:
         TypeError: if a name in ``values`` is not a parameter of the command.

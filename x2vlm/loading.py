@@ -153,7 +153,9 @@ def _device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device) if device else accelerator.best_device()
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, TypeError):
-        raise UserError(f"device {str(device)!r} cannot be used here; give cpu, or with a GPU cuda or cuda:N") from None
+        raise UserError(
+            f"device {str(device)!r} cannot be used here; use cpu or, if there is a GPU, cuda or cuda:N"
+        ) from None
     return found
 
 
@@ -199,7 +201,9 @@ def _settings(weights: Path, run: Path | None, config: str | Path | None) -> Set
     values["model"]["vision"]["image_size"] = found.image_size
     if found.task == "video_qa":
         values["model"]["classes"] = found.shapes["classifier.3.weight"][0]
-    logger.info("%s: %s, %s of %d px; settings of %s", weights, found.kind, found.task, found.image_size, path)
+    logger.info(
+        "%s: %s, task %s, %d px; using the settings in %s", weights, found.kind, found.task, found.image_size, path
+    )
     return settings_of(values, str(path))
 
 

@@ -52,8 +52,8 @@ class Model(LoadedModel):
 
     Each call takes one image or a list of images (paths, Pillow images, arrays, tensors; videos if the model is a video model)
     and returns a list with one entry per image. If the model was not trained for a call, the call raises a
-    :class:`x2vlm.UserError` that names the tasks whose models support it. Calls are deterministic, even if the config's decoding
-    samples.
+    :class:`x2vlm.UserError` that names the tasks whose models support it. Calls are deterministic, even if the config uses
+    sampling.
     """
 
     def caption(self, images: Image | Sequence[Image]) -> list[str]:
@@ -79,7 +79,9 @@ class Model(LoadedModel):
         candidates: Sequence[str] | None = None,
         decode: AnswerDecoding | None = None,
     ) -> list[str]:
-        """Returns the likeliest answer to each question about its image; one image or question is paired with all others.
+        """Returns the likeliest answer to each question about its image.
+
+        A single image is paired with all questions, and a single question with all images.
 
         Args:
             images: see :class:`Model`.
@@ -103,7 +105,7 @@ class Model(LoadedModel):
             return self.run(pairs, partial(self._written, network))
         if not answers:
             raise UserError(
-                "answer: the model has no list of answers; give candidates=, or answers= to load, or decode='beam'"
+                "answer: the model has no list of answers; pass candidates=, or answers= to load(), or decode='beam'"
             )
         tree = self._tree(answers)
 
@@ -294,7 +296,7 @@ class Model(LoadedModel):
         classes = self.answers
         if classes is None or answers is None:
             raise UserError(
-                "answer: the model's classes have no names; give answers= to load: a JSON list of the names"
+                "answer: the model's classes have no names; pass answers= to load(): a JSON list of the names"
             )
         if unknown := [answer for answer in answers if answer not in classes]:
             raise UserError(f"answer: {unknown[0]!r} is not one of the model's {len(classes)} classes; remove it")

@@ -33,26 +33,26 @@ young / old
 wet / dry
 with / without
 """
-"""Kinds of words, one per line. A text that is true with a word is usually wrong with another word of the line, except for those
-between the same slashes, which mean about the same."""
+"""Kinds of words, one per line. A text that is true with a word is usually wrong with another word of the line, except for
+words in the same slash-separated group, which are synonyms."""
 
 NEAR = 4
-"""Maximum distance in words between an attribute and what it is about."""
+"""Maximum distance in words between an attribute and the noun it describes."""
 
 _CONNECTING = ("and", "the", "with", "her", "his", "its", "their")
-"""Words that may be between an attribute and what it is about, apart from words of one or two letters."""
+"""Words that may be between an attribute and the noun it describes, apart from words of one or two letters."""
 
 _SIDES = ("left", "right")
 _BEFORE_A_SIDE, _AFTER_A_SIDE = ("the", "far"), ("of", "side", "hand", "arm", "eye", "foot", "leg")
 """Words next to "left" and "right" where they name a side. "left" may also mean "went", and "right" may mean "correct"."""
 
-_NO_NOUNS = re.compile(
+_NOT_NOUNS = re.compile(
     "an?|the|and|or|but|with|without|that|which|who|while|is|are|was|were|on|in|at|of|to|by|for|from|near|next|under|over|above|below|"
     "behind|beside"
 )
-"""Words that may follow the fruit, but not the colour orange."""
-_NO_COLOURS = (["black", "and", "white"], ["black", "&", "white"], ["black", "white"])
-"""Words for colours that are about a picture or a pattern; one of them alone would not contradict it."""
+"""If one of these words follows "orange", it means the fruit."""
+_NOT_COLOURS = (["black", "and", "white"], ["black", "&", "white"], ["black", "white"])
+"""Phrases that describe a whole picture or a pattern; replacing one of their words would not make the text wrong."""
 
 
 def _by_word() -> dict[str, list[str]]:
@@ -70,15 +70,16 @@ _CONTRADICTING = _by_word()
 
 
 class HardNegativesConfig(Config):
-    """Texts that are wrong about an image though they resemble its caption. They join its contrastive and its matching loss."""
+    """Texts that are wrong about an image though they resemble its caption. They are added to the image's contrastive and
+    matching losses."""
 
     count: int = Field(1, ge=1, le=16, description="maximum number of hard negatives for each text")
     sources: tuple[Source, ...] = Field(
         ("given", "exchanged", "replaced"),
         min_length=1,
         description="their sources, which alternate, starting with a random one. given: hard_negatives of the record or "
-        "element; exchanged: a word for a colour, size, material, number or place changes places with one in another phrase of "
-        "the image (English only); replaced: such a word is replaced by any that contradicts it (English only)",
+        "element; exchanged: a word for a colour, size, material, number or position is swapped with one in another phrase of "
+        "the image (English only); replaced: such a word is replaced by a contradicting word (English only)",
     )
 
 
@@ -142,7 +143,7 @@ def _exchanged(text: str, truths: Sequence[str], rng: np.random.Generator) -> It
 def _replaceable(words: Sequence[str]) -> list[int]:
     """Returns the positions of the words that can be replaced."""
     spans = [
-        (start, start + len(span)) for span in _NO_COLOURS for start in range(len(words)) if _at(words, start, span)
+        (start, start + len(span)) for span in _NOT_COLOURS for start in range(len(words)) if _at(words, start, span)
     ]
     found = []
     for index, word in enumerate(words):
@@ -151,7 +152,7 @@ def _replaceable(words: Sequence[str]) -> list[int]:
             continue
         if word in _SIDES and not (before in _BEFORE_A_SIDE or after in _AFTER_A_SIDE):
             continue
-        if word == "orange" and before not in ("is", "are") and (not after or _NO_NOUNS.fullmatch(after)):
+        if word == "orange" and before not in ("is", "are") and (not after or _NOT_NOUNS.fullmatch(after)):
             continue
         found.append(index)
     return found
@@ -162,7 +163,7 @@ def _at(words: Sequence[str], start: int, span: Sequence[str]) -> bool:
 
 
 def _may_be_true(words: Sequence[str], index: int, other: str, truths: Sequence[str]) -> bool:
-    """Returns True if a text about the image says the other word of what the replaced word is about: "a red star" may not become
+    """Returns True if a text about the image uses the new word to describe the same noun: "a red star" may not become
     "a blue star" if the image has "a small blue star" or "a star that is blue"."""
     following = [word for word in words[index + 1 : index + NEAR] if word not in _CONTRADICTING]
     name = next((word for word in following if len(word) > 2 and word not in _CONNECTING), None)
@@ -172,8 +173,8 @@ def _may_be_true(words: Sequence[str], index: int, other: str, truths: Sequence[
 def _says(truth: Sequence[str], attribute: str, name: str) -> bool:
     for index, word in enumerate(truth):
         if word == attribute:
-            is_said_of = index and truth[index - 1] in ("is", "are")
-            near = truth[max(0, index - NEAR) : index] if is_said_of else truth[index + 1 : index + NEAR]
+            is_predicate = index and truth[index - 1] in ("is", "are")
+            near = truth[max(0, index - NEAR) : index] if is_predicate else truth[index + 1 : index + NEAR]
             if name in near:
                 return True
     return False

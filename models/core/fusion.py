@@ -72,7 +72,7 @@ class FusionConfig(Config):
         error = heads_error(block.width, block.heads)
         if error:
             raise UserError(
-                f"model.fusion: {error} (unset sizes come from the text encoder; set both, and intermediate)"
+                f"model.fusion: {error} (unset sizes come from the text encoder; set width, heads and intermediate)"
             )
         return block
 

@@ -38,7 +38,7 @@ class LossWeights(Config):
     l1: float = Field(1.0, ge=0, description="weight of the L1 loss of boxes (paper, equation 5)")
     giou: float = Field(1.0, ge=0, description="weight of the GIoU loss of boxes (paper, equation 5)")
     whole_image_boxes: bool = Field(
-        False, description="compute box losses for captions of whole images, too, whose box is (0.5, 0.5, 1, 1)"
+        False, description="also compute box losses for captions of whole images, whose box is (0.5, 0.5, 1, 1)"
     )
 
 
@@ -249,8 +249,8 @@ class RegionTextStream(Stream[RegionBatch]):
     ) -> dict[str, Tensor]:
         assert images is not None
         regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
-        # Start the contrastive loss first, so that its gather overlaps with the fusion. Neighbours in the queue share attention
-        # to the same keys. Queue the matching loss after the others, because its negatives select other rows.
+        # Start the contrastive loss first, so that its gather overlaps with the fusion. Adjacent passes over the
+        # same keys share one attention call. Queue the matching loss last, because its negatives read other rows.
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
         if aligns(requested):

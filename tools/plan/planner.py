@@ -112,8 +112,8 @@ class Planner:
         size, accumulation = share_out(total, ranks, largest)
         if accumulation > 1 and train.captures_graphs:
             raise UserError(
-                f"train.compile = {train.compile}: allows only one micro-batch per step, but only {largest:,} of the "
-                f"{math.ceil(total / ranks):,} examples per GPU fit; plan train.compile=true, more --gpus, or "
+                f"train.compile = {train.compile} allows only one micro-batch per step, but only {largest:,} of the "
+                f"{math.ceil(total / ranks):,} examples per GPU fit; use train.compile=true, more --gpus, or "
                 f"--global-batch {largest * ranks}"
             )
         self.config.plan(ranks, accumulation=accumulation)
@@ -135,7 +135,7 @@ class Planner:
 
     def _scale(self, ranks: int, known: int) -> Scale:
         """Returns the step on ``ranks`` GPUs. ``known``: the largest micro-batch on the requested number of GPUs; it is similar
-        on other numbers."""
+        for other numbers of GPUs."""
         self.config.data.check_ranks(ranks)
         largest, share = known, math.ceil(self._global_batch(ranks) / ranks)
         if ranks != self.ranks:  # no search is needed if the whole share of a GPU fits
@@ -308,8 +308,8 @@ class Planner:
         shared = f"train.parallel={'fsdp' if train.parallel == 'auto' else train.parallel}"
         return [
             f"{reason or shared}; {mesh.shard} GPUs share the states of a model",
-            "while it computes, FSDP2 holds all weights and gradients outside the blocks of the image and text encoders, and the "
-            "weights and gradients of two blocks",
+            "while it computes, FSDP2 holds in full the weights and gradients of two blocks, and of everything outside the "
+            "blocks of the image and text encoders",
         ]
 
     def _assumptions_of_scaling(self) -> list[str]:
@@ -317,6 +317,6 @@ class Planner:
         if self.flags.nodes is None:
             return []
         if network is None:
-            return ["a ring of all ranks; to include the communication time, give --network GB/S"]
-        bandwidth = f"a ring of all ranks at {network:g} GB/s (--network)"
+            return ["a ring all-reduce over all ranks; to include the communication time, give --network GB/S"]
+        bandwidth = f"a ring all-reduce over all ranks at {network:g} GB/s (--network)"
         return [f"{bandwidth}; no latency, and no overlap of communication and computation"]
