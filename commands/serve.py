@@ -168,7 +168,7 @@ def copied_examples(source: Path | None, folder: Path, read: Reader) -> list[Pat
     if source is None:
         return []
     if not source.is_dir():
-        raise UserError(f"--examples {source}: no such folder")
+        raise UserError(f"--examples {source}: no such folder; give a folder of images")
     kind, suffixes = ("image", IMAGE_SUFFIXES) if read.videos is None else ("video", VIDEO_SUFFIXES)
     files = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
     copied = []

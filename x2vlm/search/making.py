@@ -120,7 +120,7 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
 
 def _files(folder: Path) -> list[_File]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; give a folder of images")
     found = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
