@@ -53,6 +53,6 @@ COMMANDS = {
     "export": Command("commands.export:export", "write a trained model as ONNX graphs, for machines without a GPU"),
     "serve": Command("commands.serve:serve", "a web page on which anyone can try models"),
     "plan": Command("commands.plan:plan", "the largest micro-batch that fits, and how long a run takes"),
-    "tokenizer": Command("commands.tokenizer:tokenizer", "learn a tokenizer from the texts of your records"),
+    "tokenizer": Command("commands.tokenizer:tokenizer", "train a tokenizer on the texts of your records"),
     "completion": Command("run:completion", "a script with which your shell completes commands and flags"),
 }

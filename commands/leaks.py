@@ -87,7 +87,8 @@ def leaks(
 
     Returns:
         0 no image is shared; 1 images are shared; 2 a config or the command line is wrong; 3 no shared image was found, but not
-        everything could be compared: the lines "not checked" name what cannot be read, and ids that no file links
+        everything could be compared: the lines "not checked" name what cannot be read, and ids for which no file says which
+        images they share
     """
     if perceptual:
         look_alikes.require()

@@ -116,7 +116,7 @@ class BrokenRecordLog:
         """Returns the error for a stream whose records are all broken."""
         return UserError(
             f"none of the first {self.unusable[stream]} records of {stream} can be used; broken so far: "
-            f"{self.summary().listed()}; fix them, or the paths in the section data"
+            f"{self.summary().listed()}; fix them, or the paths in the data section"
         )
 
     def finish(self) -> CountedRecords:

@@ -36,8 +36,8 @@ RENDEZVOUS = "x2vlm"
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-UNHEARD_S = 3.0
-"""Seconds that Python has to handle a signal; after this time, the signal counts as ignored."""
+UNHANDLED_S = 3.0
+"""Time limit in seconds for Python to handle a signal; after this time, the signal counts as ignored."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
@@ -54,7 +54,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
         place: the nodes of the job, including this one.
         processes: number of ranks on this node.
         command: a script and its arguments; or ``--module``, a module and its arguments.
-        grace_s: seconds that ranks have to exit after a signal.
+        grace_s: time limit in seconds for ranks to exit after a signal.
 
     Raises:
         UserError: if the nodes do not find each other.
@@ -100,7 +100,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
 
 @contextlib.contextmanager
 def environment_of_ranks() -> Iterator[None]:
-    """A context at whose end changes to the environment, which ranks inherit, are undone."""
+    """Undoes changes to the environment, which ranks inherit, when the context ends."""
     before = dict(os.environ)
     try:
         yield
@@ -192,7 +192,7 @@ def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception
 
     handlers = {signum: signal.signal(signum, receive) for signum in stop_signals()}
     try:
-        with _ended_where_unheard(received_s):
+        with _exit_if_signal_unhandled(received_s):
             yield
     finally:
         for signum, handler in handlers.items():
@@ -200,8 +200,8 @@ def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception
 
 
 @contextlib.contextmanager
-def _ended_where_unheard(received_s: Sequence[float]) -> Iterator[None]:
-    """A context in which this process ends :data:`UNHEARD_S` seconds after a stop signal that is still missing in ``received_s``.
+def _exit_if_signal_unhandled(received_s: Sequence[float]) -> Iterator[None]:
+    """Ends this process :data:`UNHANDLED_S` seconds after a stop signal that is still missing in ``received_s``, during the context.
     The process is then waiting for other nodes inside torch, where Python cannot handle signals, and no rank has started yet.
 
     A process that is forked inside the context writes its own signals to the same pipe, so the context must not outlast the job.
@@ -214,7 +214,7 @@ def _ended_where_unheard(received_s: Sequence[float]) -> Iterator[None]:
         while signums := os.read(arrived, 1):
             signum = signal.Signals(signums[0])
             if signum in STOP_SIGNALS:
-                time.sleep(UNHEARD_S)
+                time.sleep(UNHANDLED_S)
                 if not received_s:
                     os.write(2, f"{signal_name(signum)}: ended while waiting for the other nodes\n".encode())
                     os._exit(status_of_stop(signum))

@@ -140,13 +140,13 @@ def pairs_of(
     hard: Padded | None,
     same_group: SameGroup,
 ) -> EmbeddedPairs:
-    """Pairs of images, with the embeddings ``image`` (N, E), and texts. Pairs with equal texts form a group. ``hard``: the hard
+    """Image-text pairs; ``image`` (N, E) contains the image embeddings. Pairs with equal texts form a group. ``hard``: the hard
     negatives from the data, as returned by :func:`hard_negatives`."""
     pairs = EmbeddedPairs(image, embed_text(model, text), batch.valid, batch.text.text_id, same_group)
     if hard is None or isinstance(batch, VideoTextBatch | TranslationBatch) or batch.hard_negatives is None:
         return pairs
-    of_pairs = embed_text(model, hard).unflatten(0, (len(batch.valid), -1))
-    return pairs._replace(hard_negatives=of_pairs, hard_valid=batch.hard_negatives.valid)
+    pair_hard_negatives = embed_text(model, hard).unflatten(0, (len(batch.valid), -1))
+    return pairs._replace(hard_negatives=pair_hard_negatives, hard_valid=batch.hard_negatives.valid)
 
 
 def embed_text(model: PretrainModel, text: Padded) -> Tensor:
@@ -188,7 +188,7 @@ def word_loss(model: PretrainModel, text: MaskedText, image: Padded | None) -> T
 
 def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> Padded:
     """Encode texts with the token ids ``ids`` (N, L)."""
-    assert isinstance(encoder, TextEncoder), "an encoder on our own blocks"
+    assert isinstance(encoder, TextEncoder), "the reference needs an encoder built from our own blocks"
     states = encoder.embeddings(ids)
     for block in encoder.encoder.blocks:
         states = run_block(block, Padded(states, mask), None)

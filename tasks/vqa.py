@@ -58,7 +58,7 @@ class VQAOptimConfig(OptimConfig):
 
 
 class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
-    """Held-out splits. Splits without answers are answered for the evaluation server but not measured."""
+    """Held-out splits. For splits without answers, predictions are written for the evaluation server but not scored."""
 
     answers: InputFile | None = Field(
         None, description="file with a JSON list of the candidate answers; null: the answers of the training questions"
@@ -130,7 +130,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
         """Computes the accuracy, overall and by answer type, each with its image-blind baseline. Chance level: a random
-        candidate, also if answers are generated freely. A split without answers is answered but not measured."""
+        candidate, even if answers are generated freely. For a split without answers, predictions are made but not scored."""
         predicted = self._predict(items)
         questions = list(items)
         predictions = [

@@ -74,7 +74,7 @@ def open_index(
                     found = load(folder / f"{name}.index", paths)
         if found is not None:
             return found
-        raise OSError("what was written is not there")
+        raise OSError("the index is missing after it was written")
     except OSError as error:
         # On file systems without locks, another process may have finished the index and removed the parts.
         found = _current(folder / f"{name}.index", paths, key, ask) if folder is not None else None

@@ -290,7 +290,7 @@ def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tm
     """The node waits in a function of torch, during which Python handles no signals."""
     script = tmp_path / "rank.py"
     script.write_text("")
-    code = f"from launch import torchrun as t; t.UNHEARD_S = 0.5\n{LAUNCH}\n"
+    code = f"from launch import torchrun as t; t.UNHANDLED_S = 0.5\n{LAUNCH}\n"
     code += "import sys, torch.distributed.run, launch.elastic\n"  # the import is slow on some machines
     code += "print(flush=True); sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
     flags = ["--cpu", "1", *nodes, "--master", f"127.0.0.1:{free_port()}"]

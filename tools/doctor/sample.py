@@ -23,7 +23,7 @@ from utils.findings import Finding
 MICRO_BATCHES, SECONDS = 60, 4.0
 """Maximum number of tiny micro-batches in the sample, and time limit for making them."""
 
-MOST_UNKNOWN = 0.05
+MAX_UNKNOWN = 0.05
 """If this fraction of tokens is unknown, the doctor warns."""
 
 
@@ -83,7 +83,7 @@ def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[
             level,  # type: ignore[arg-type]
             first[kind].location,
             f"{kind}: {first[kind].message} ({count:,} of this kind; {rest})",
-            "fix or remove these records, or check the paths in the section data",
+            "fix or remove these records, or check the paths in the data section",
         )
         for kind, count in kinds.most_common()
     ]
@@ -139,7 +139,7 @@ def check_unknown(subject: Subject, report: Report) -> None:
             report.ok("unknown tokens", "the tokenizer has none")
             return
         unknown, tokens = sum(log.unknown.values()), max(1, log.tokens)
-        findings = [] if unknown <= MOST_UNKNOWN * tokens else [_unknown_finding(subject, unknown, tokens)]
+        findings = [] if unknown <= MAX_UNKNOWN * tokens else [_unknown_finding(subject, unknown, tokens)]
         report.add("unknown tokens", findings, f"{unknown / tokens:.1%} of {log.tokens:,} tokens")
 
 
@@ -147,8 +147,6 @@ def _unknown_finding(subject: Subject, unknown: int, tokens: int) -> Finding:
     assert subject.tokenizer is not None
     words = ", ".join(f"{word} ({count:,})" for word, count in subject.tokenizer.unknown.most_common(8))
     place = f"model.text.encoder = {subject.config.model.text.encoder}"
-    remedy = (
-        "learn a tokenizer from your texts (python run.py tokenizer --help), or choose an encoder for their language"
-    )
+    remedy = "train a tokenizer on your texts (python run.py tokenizer --help), or choose an encoder for their language"
     fact = f"{unknown / tokens:.1%} of {tokens:,} tokens in the sample are unknown, mostly in the words {words}"
     return Finding("warning", place, fact, remedy)
