@@ -202,7 +202,8 @@ def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception
 @contextlib.contextmanager
 def _exit_if_signal_unhandled(received_s: Sequence[float]) -> Iterator[None]:
     """Ends this process :data:`UNHANDLED_S` seconds after a stop signal that is still missing in ``received_s``, during the
-    context. The process is then waiting for other nodes inside torch, where Python cannot handle signals, and no rank has started yet.
+    context. The process is then waiting for other nodes inside torch, where Python cannot handle signals, and no rank has
+    started yet.
 
     A process that is forked inside the context writes its own signals to the same pipe, so the context must not outlast the job.
     """
