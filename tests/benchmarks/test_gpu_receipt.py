@@ -144,4 +144,4 @@ def test_two_processes_reproduce_the_losses_of_one(tmp_path, capsys):
     assert call(two_processes.main, words, "two_processes") == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["losses"] == 8 and found["largest_difference"] < 1e-5
-    assert "8 losses of 2 steps" in capsys.readouterr().out
+    assert "8 losses over 2 steps" in capsys.readouterr().out
