@@ -426,7 +426,7 @@ def test_a_run_stops_if_the_first_100_records_are_all_broken(tokenizer, tmp_path
     with pytest.raises(UserError) as caught:
         next(steps)
     message = str(caught.value)
-    assert message == OneLine("104 records", "images", "section data")
+    assert message == OneLine("104 records", "images", "data section")
     assert f"missing image (first: {file}:" in message
     assert f"bad json (first: {file}:" in message
 
