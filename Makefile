@@ -159,7 +159,7 @@ test-extra-%:
 	.extras/$*/bin/python -m pytest -p no:cacheprovider -rs tests/x2vlm/test_using.py -k 'example and $*'
 
 docs: .venv/installed-dev
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 	@echo "Open site/index.html, or run .venv/bin/mkdocs serve while you edit"
 
 faults: .venv/installed-dev

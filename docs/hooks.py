@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: the pages of the site that are not files in ``docs/``, and the links of those that are.
+"""Hooks of MkDocs, which add pages that are not files in ``docs/`` and adapt the links of all pages to the site.
 
 The home page is the README. The reference is generated from the code: commands from their help, config keys from the config
 classes, and the Python API from docstrings.
@@ -65,7 +65,7 @@ API = {
 
 
 def on_config(config: Any) -> Any:
-    """Anchors are those of GitHub, on which the documents are read, too: ``weights--biases`` for "Weights & Biases"."""
+    """Use the same anchors as GitHub, where the documents are also read: ``weights--biases`` for "Weights & Biases"."""
     config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
     return config
 
@@ -136,4 +136,4 @@ def _api() -> Iterator[str]:
     for title, names in API.items():
         yield f"## {title}\n"
         for name in names:
-            yield f"::: {name}\n    options: {{heading_level: 3, show_symbol_type_toc: true}}\n"
+            yield f"::: {name}\n"

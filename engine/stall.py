@@ -127,7 +127,7 @@ class StallWatch:
             )
 
     def _silent_ranks(self) -> dict[int, str]:
-        """Returns the ranks that have not sent a heartbeat since half the time limit had elapsed, with the last known state of
+        """Returns the ranks whose last heartbeat is older than half the time limit, with the last known state of
         each."""
         earlier, now = self._earlier or {}, self._heartbeats.read()
         self._earlier = None

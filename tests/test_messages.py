@@ -1,104 +1,39 @@
-"""All errors, warnings and log lines of the project as a set: they follow the same conventions (CONTRIBUTING.md)."""
+"""Tests of the checks for messages."""
 
-from __future__ import annotations
-
-import ast
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-LEFT_OUT = ("tests", "docs", "benchmarks", "examples", "data", "runs", "site", "build")
-LOGGED = {"debug", "info", "warning", "error"}
-VALUE = "{}"
-"""Stands for a value in a message."""
+from tests.messages import OneLine, naming
 
-NAMES = (
-    "W&B",
-    "COCO",
-    "Java",
-    "TensorBoard",
-    "NVIDIA",
-    "FSDP2",
-    "LayerScale",
-    "SLURM",
-    "Flickr30K",
-    "X²-VLM",
-    "DINO",
-    "PET_",
-    "U+",
-    "Input should",  # as pydantic begins its messages
+MESSAGE = "data.train: a.json:3: n is 14, not 2.5; set train.steps=40 or give --resume"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        (),
+        ("data.train",),
+        ("a.json:3", "data.train"),
+        ("14", "2.5"),
+        ("n is 14",),
+        ("train.steps=40", "--resume"),
+        (14,),
+    ],
 )
-PLAIN_WORDS = {
-    "drop it": "remove it",
-    "holds no": "contains no",
-    "(?<!there )is no": "is not a",
-    "is told": "is reported",
-    "goes on": "continues",
-    "anew": "again",
-    "leave it out": "remove it",
-    "would do": "would work",
-    "mend": "fix",
-}
+def test_facts_are_found_in_any_order(facts):
+    assert OneLine(*facts) == MESSAGE
+    assert re.search(naming(*facts), MESSAGE + "\n")
 
 
-class Message(NamedTuple):
-    """A text in the code that a user may see: ``location`` is its file and line."""
-
-    location: str
-    text: str
-
-
-def text_of(node: ast.expr) -> str | None:
-    """Returns a literal text with ``{}`` in place of values, or None if the expression is something else."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else None
-    if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)
-    return None
+@pytest.mark.parametrize(
+    "fact",
+    ["4", "2", "5", "data", "train", "steps", "train.step", "train.steps=4", "ata.train", "a.json:31", "resum", "15"],
+)
+def test_a_part_of_a_value_or_another_value_is_not_a_fact(fact):
+    assert OneLine("data.train", fact) != MESSAGE
 
 
-def messages_of(path: Path) -> Iterator[Message]:
-    """Yields the arguments of errors and of calls to loggers that are texts of several words."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            name = called.rpartition(".")[2]
-            if name.endswith("Error") or (name in LOGGED and "log" in called.lower()):
-                for argument in node.args:
-                    text = text_of(argument)
-                    if text and " " in text:
-                        yield Message(f"{path.relative_to(ROOT)}:{argument.lineno}", text)
-
-
-MESSAGES = [
-    message
-    for path in sorted(ROOT.rglob("*.py"))
-    if path.relative_to(ROOT).parts[0] not in LEFT_OUT and not path.relative_to(ROOT).parts[0].startswith(".")
-    for message in messages_of(path)
-]
-
-
-def test_there_are_messages():
-    assert len(MESSAGES) > 800
-
-
-def test_messages_have_one_line_and_no_full_stop_at_the_end():
-    wrong = [message for message in MESSAGES if re.search(r"[^.]\.$|!$", message.text) or message.text.endswith("\n")]
-    assert wrong == []
-
-
-def test_messages_start_with_a_small_letter_a_value_or_a_name():
-    wrong = [
-        message for message in MESSAGES if re.match(r"[A-Z][a-z]", message.text) and not message.text.startswith(NAMES)
-    ]
-    assert wrong == []
-
-
-@pytest.mark.parametrize(("phrase", "better"), PLAIN_WORDS.items())
-def test_messages_use_one_word_for_one_thing(phrase, better):
-    wrong = [message for message in MESSAGES if re.search(rf"(?<![\w-]){phrase}\b", message.text)]
-    assert wrong == [], f"write {better!r}"
+def test_facts_on_two_lines_are_not_a_message():
+    assert MESSAGE.replace("; ", "\n") != OneLine("data.train")
+    assert OneLine("a.json:3") in [MESSAGE, "another"]
