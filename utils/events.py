@@ -90,7 +90,7 @@ class BuiltModel(Event):
 
 
 class Planned(Event):
-    """The sizes of a training run. ``records``: number of records of each stream; ``examples_per_step``: number of examples in a
+    """The sizes of a training run. ``records``: number of records in each stream; ``examples_per_step``: number of examples in a
     step over all ranks; ``epochs``: number of passes over the first stream."""
 
     records: dict[str, int]
@@ -107,7 +107,7 @@ class Planned(Event):
 
 
 class SkippedStep(Event):
-    """The weights were not updated after ``step``, because a loss or gradient is not finite. ``losses``: the losses by name, null
+    """The weights were not updated after ``step``, because a loss or gradient was not finite. ``losses``: the losses by name, null
     if not finite."""
 
     step: int
@@ -227,7 +227,7 @@ class Stalled(Event):
 
 
 class LostRank(Event):
-    """Another rank was lost, which ends this process. The launcher may restart the run."""
+    """Another rank was lost, so this process ends. The launcher may restart the run."""
 
     message: str
 

@@ -34,9 +34,9 @@ from utils.commands import read_words
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/own_data.md").read_text(encoding="utf-8")
-OF_RECORDS = (ROOT / "docs/records.md").read_text(encoding="utf-8")
+RECORDS_PAGE = (ROOT / "docs/records.md").read_text(encoding="utf-8")
 RECORDS = [
-    json.loads(line) for block in re.findall(r"```json\n(.*?)```", OF_RECORDS, re.S) for line in block.splitlines()
+    json.loads(line) for block in re.findall(r"```json\n(.*?)```", RECORDS_PAGE, re.S) for line in block.splitlines()
 ]
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 SMALL = [
