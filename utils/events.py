@@ -107,8 +107,8 @@ class Planned(Event):
 
 
 class SkippedStep(Event):
-    """The weights were not updated after ``step``, because a loss or gradient was not finite. ``losses``: the losses by name, null
-    if not finite."""
+    """The weights were not updated after ``step``, because a loss or gradient was not finite. ``losses``: the losses by name,
+    null if not finite."""
 
     step: int
     losses: dict[str, float | None]
