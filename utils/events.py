@@ -1,11 +1,11 @@
 """The events of a run, which it writes to ``events.jsonl``, one JSON object per line.
 
-Code reports a fact about the run by logging an event instead of a string::
+Code reports something about the run by logging an event instead of a string::
 
     logger.warning(SkippedStep(step=7, losses={"loss": math.nan}))
 
-The screen and ``log.txt`` show the event as a sentence, ``str(event)``. ``events.jsonl`` contains its fields. Tools read only the
-fields, so a sentence may be reworded at any time. Any other warning is written as :class:`Warned`.
+The screen and ``log.txt`` show the message of the event, ``str(event)``. ``events.jsonl`` contains its fields. Tools read only the
+fields, so a message may be reworded at any time. Any other warning is written as :class:`Warned`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST_LINE = 1_000_000
 
 
 class Event(BaseModel):
-    """A fact about a run. ``str(event)`` is the sentence that the log shows."""
+    """Something that happened in a run. ``str(event)`` is the message that the log shows."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -147,7 +147,7 @@ def test_the_command_on_the_page_runs_as_printed(tmp_path, capsys):
     for number, records in enumerate((2, 3)):
         (tmp_path / f"{number}.jsonl").write_text("{}\n" * records)
     files = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
-    assert call(count, argv_of(count, records=files, least=3), "run.py count") == 1
+    assert call(count, argv_of(count, records=files, minimum=3), "run.py count") == 1
     assert capsys.readouterr().out == f"{files[0]}: 2\n{files[1]}: 3\n"
     assert call(count, ["--records", *map(str, files)], "run.py count") == 0
     assert call(count, ["--help"], "run.py count") == 0
@@ -155,4 +155,4 @@ def test_the_command_on_the_page_runs_as_printed(tmp_path, capsys):
     assert "exit status: 0 every file has enough records" in shown
     assert call(count, ["--records", str(tmp_path / "absent.jsonl")], "run.py count") == 2
     assert capsys.readouterr().err == OneLine("--records", tmp_path / "absent.jsonl")
-    assert "files in JSON lines." in shown and "python run.py count --records data/own/*.jsonl" in shown
+    assert "JSON Lines files." in shown and "python run.py count --records data/own/*.jsonl" in shown
