@@ -20,10 +20,10 @@ PHENOMENA = {
 }
 PIECES = tuple(piece for pieces in PHENOMENA.values() for piece in pieces)
 IMAGES = "images"
-LEAST_VOTES = 2
+MIN_VOTES = 2
 """Minimum number of annotators, out of three, who chose the caption and not the foil; other entries are excluded, as in the
 official script."""
-FEW_VOTES = f"fewer than {LEAST_VOTES} of 3 annotators chose the caption"
+FEW_VOTES = f"fewer than {MIN_VOTES} of 3 annotators chose the caption"
 
 _PAPER = "Parcalabescu, Cafagna, Muradjan, Frank, Calixto and Gatt: VALSE, ACL 2022 (arXiv:2112.07566)"
 _PUBLISHED_AT = (
@@ -38,7 +38,7 @@ def _cases(kind: str, path: Path) -> list[Case]:
         with reading(location):
             if not isinstance(votes := entry["mturk"], dict):
                 raise UserError(f"{location}: mturk is {votes!r:.80}, not an object; is it the official file?")
-            excluded = "" if votes["caption"] >= LEAST_VOTES else FEW_VOTES
+            excluded = "" if votes["caption"] >= MIN_VOTES else FEW_VOTES
             picture = Picture(path.parent / IMAGES / str(entry["image_file"]))
             cases.append(Case(kind, (picture,), texts_in(entry, "caption", "foil"), id=key, excluded=excluded))
     return cases
