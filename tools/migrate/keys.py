@@ -1,7 +1,7 @@
 """The table :data:`KEYS` of all keys in the authors' YAML configs (github.com/zengyan-97/X2-VLM), and how each is converted.
 
-It has the keys in the released YAML files, and the keys that the released scripts read for tasks without a released file. A key
-may have several rows: for different tasks, or because it sets several of our keys.
+It lists the keys in the released YAML files, and for tasks without such a file, the keys that the released scripts read. A key
+has several rows if it is converted differently for different tasks, or if it sets several of our keys.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ MASKS = (*PRETRAIN, *CAPTIONING)
 NO_LR_MULT = (*RETRIEVAL, *NLVR, *GROUNDING)
 """Tasks whose released scripts wrap the model before they create the optimiser, and therefore ignore ``lr_mult`` on several
 GPUs."""
-OTHERS = (*PRETRAIN, *VQA, *VIDEO_QA, *CAPTIONING)
-ONE_BATCH = (*NLVR, *GROUNDING)
+LR_MULT = (*PRETRAIN, *VQA, *VIDEO_QA, *CAPTIONING)
+ONE_BATCH_SIZE = (*NLVR, *GROUNDING)
 """Tasks with the same batch size for training and evaluation."""
-TWO_BATCHES = (*RETRIEVAL, *VQA, *VIDEO_QA, *CAPTIONING)
-FINE_TUNING = (*ONE_BATCH, *TWO_BATCHES)
+TWO_BATCH_SIZES = (*RETRIEVAL, *VQA, *VIDEO_QA, *CAPTIONING)
+FINE_TUNING = (*ONE_BATCH_SIZE, *TWO_BATCH_SIZES)
 
 ENCODERS = {
     "bert-base-uncased": "base",
@@ -240,11 +240,11 @@ SECTIONS: dict[str, Read] = {
 
 def stream(theirs: str, ours: str) -> list[Key]:
     """Returns the rows for the keys that all streams of pre-training have."""
-    weight = "a factor on the losses of the stream rather than a probability, also in the authors' code"
+    weight = "a factor on the losses of the stream, not a probability, as in the authors' code"
     return [
         Key(f"{theirs}.batch_size", f"{ours}.batch_size", default=REQUIRED, tasks=PRETRAIN),
         Key(f"{theirs}.iter_perc", f"{ours}.weight", weight, default=1.0, tasks=PRETRAIN),
-        Key(f"{theirs}.num_workers", "", "data.workers (8) load the batches of all streams", tasks=PRETRAIN),
+        Key(f"{theirs}.num_workers", "", "data.workers (8) processes load the batches of all streams", tasks=PRETRAIN),
         Key(f"{theirs}.tokenized", "", "texts are tokenized when they are read", only=False, tasks=PRETRAIN),
     ]
 
@@ -286,11 +286,11 @@ def needs(key: Key, source: Source) -> str | None:
 KEYS: list[Key] = [
     # The model.
     Key("use_beit_v2", "", "the vision encoder is BEiT-2", only=True),
-    Key("use_clip_vit", "", "model.vision.backbone can be CLIP's, but weights of X-VLM with CLIP cannot be loaded",
+    Key("use_clip_vit", "", "model.vision.backbone can be a CLIP encoder, but weights of X-VLM with CLIP cannot be loaded",
         only=False),
     Key("use_swin", "", "Swin transformers are not supported as vision encoders", only=False),
     Key("use_swin_v2", "", "Swin transformers are not supported as vision encoders", only=False),
-    Key("vision_config", "model.vision.backbone", "base or large, from the name of the file", read=backbone, default=REQUIRED),
+    Key("vision_config", "model.vision.backbone", "base or large, taken from the file name", read=backbone, default=REQUIRED),
     Key(f"{VISION_JSON}ckpt", "init.vision", "null with --checkpoint", read=first_weights, default=REQUIRED,
         tasks=PRETRAIN),
     Key(f"{VISION_JSON}ckpt", "", "fine-tuning starts from --checkpoint", tasks=FINE_TUNING),
@@ -310,19 +310,19 @@ KEYS: list[Key] = [
     Key("model_type", "", "model.text and model.fusion determine the layout of the model", layout=SINGLE),
     Key("text_encoder", "model.text.encoder", read=encoder, default=REQUIRED),
     Key("text_encoder", "init.text", "null with --checkpoint", read=first_words, default=REQUIRED, tasks=PRETRAIN),
-    Key("text_num_hidden_layers", "model.fusion.layers", "minus text_fusion_start_at, since theirs counts both encoders",
-        read=fusion_layers, default=REQUIRED, layout=SINGLE),
+    Key("text_num_hidden_layers", "model.fusion.layers",
+        "minus text_fusion_start_at, since the authors' key counts both encoders", read=fusion_layers, default=REQUIRED, layout=SINGLE),
     Key("text_fusion_start_at", "model.text.arch.layers", default=REQUIRED, layout=SINGLE),
     Key("text_num_hidden_layers", "model.text.arch.layers", default=REQUIRED, layout=APART),
     Key("cross_num_hidden_layers", "model.fusion.layers", default=REQUIRED, layout=APART),
     Key("cross_encoder", "", "model.fusion sets its sizes; its weights come from the checkpoint", layout=APART),
     Key("is_xvlm_ckpt", "", "recognised from the tensors of the weight file"),
     Key("xvlm_ckpt_text_num_hidden_layers", "", "recognised from the tensors of the weight file"),
-    Key("replace_text_encoder", "init.text", "the text encoder, if it replaces the text encoder of the checkpoint",
+    Key("replace_text_encoder", "init.text", "the value of text_encoder, if it replaces the checkpoint's",
         read=replaced_words),
     Key("dropout", "model.text.dropout", default=0.1),
-    Key("text_drop_path_rate", "model.text.drop_path", "drops whole texts instead of positions of the batch", default=0.0),
-    Key("cross_drop_path_rate", "model.fusion.drop_path", "drops whole texts instead of positions of the batch", default=0.0),
+    Key("text_drop_path_rate", "model.text.drop_path", "drops entire texts instead of positions", default=0.0),
+    Key("cross_drop_path_rate", "model.fusion.drop_path", "drops entire texts instead of positions", default=0.0),
     Key("embed_dim", "model.embed_dim", default=REQUIRED, tasks=ALIGNS),
     Key("temp", "model.temperature", default=REQUIRED, tasks=ALIGNS),
     Key("num_dec_layers", "model.decoder.layers", default=REQUIRED, tasks=VQA),
@@ -356,13 +356,13 @@ KEYS: list[Key] = [
         tasks=PRETRAIN),
     Key("regions.code_switch", "", "an attribute and its noun may be in different languages", only=True, tasks=PRETRAIN),
     *stream("regions", "data.regions"),
-    Key("regions_use_bbox_only", "", "all losses of a stream have the same factor, data.regions.weight", only=False,
+    Key("regions_use_bbox_only", "", "data.regions.weight applies to all losses of the stream", only=False,
         tasks=PRETRAIN),
     Key("train_file_videos", "data.videos.files", read=shards, tasks=PRETRAIN),
     Key("train_file_videos_aux", "data.videos.clean.files", read=shards, tasks=PRETRAIN),
     Key("video_aux_iter_perc", "data.videos.clean.probability", tasks=PRETRAIN),
     Key("videos.image_key", "data.videos.video_key", default=REQUIRED, tasks=PRETRAIN),
-    Key("videos.is_image_rpath", "", "recognised automatically: a list of base64 frames, a file or a folder",
+    Key("videos.is_image_rpath", "", "a list of base64 frames, a file or a folder is recognised automatically",
         only=False, tasks=PRETRAIN),
     Key("videos.caption_key", "data.videos.caption_key", default=REQUIRED, tasks=PRETRAIN),
     Key("videos.frame_len", "model.vision.video.frames", "one value for data and model", default=REQUIRED,
@@ -389,7 +389,7 @@ KEYS: list[Key] = [
     Key("train_file", "data.train", "several lists are merged", read=statements, default=REQUIRED, tasks=NLVR),
     Key("train_file", "data.train", read=video_questions, default=REQUIRED, tasks=VIDEO_QA),
     Key("train_file", "data.train", "one source per list", read=question_sources, default=REQUIRED, tasks=VQA),
-    Key("train_file", "data.train", "region records, with the boxes of instances.json", read=trained_phrases,
+    Key("train_file", "data.train", "converted to region records, with the boxes in instances.json", read=trained_phrases,
         default=REQUIRED, tasks=GROUNDING),
     Key("val_file", "evaluation.validation", "selects the weights; the authors' scripts select on the test split",
         read=first_list, default=None, tasks=(*RETRIEVAL, *CAPTIONING)),
@@ -411,11 +411,11 @@ KEYS: list[Key] = [
     Key("answer_list", "evaluation.answers", read=file, default=REQUIRED, tasks=VQA),
     Key("ans2label_file", "evaluation.answers", read=file, default=REQUIRED, tasks=VIDEO_QA),
     Key("is_video", "", "implied by model.vision.video", tasks=RETRIEVAL),
-    Key("index_key", "", "records have image_id or video_id; rows with another key are rewritten", tasks=RETRIEVAL),
-    Key("vision_key", "", "records have image or video; rows with another key are rewritten", tasks=RETRIEVAL),
-    Key("text_key", "", "records have caption; rows with another key are rewritten", tasks=RETRIEVAL),
+    Key("index_key", "", "records use image_id or video_id; rows with another key are rewritten", tasks=RETRIEVAL),
+    Key("vision_key", "", "records use image or video; rows with another key are rewritten", tasks=RETRIEVAL),
+    Key("text_key", "", "records use caption; rows with another key are rewritten", tasks=RETRIEVAL),
     Key("refcoco_data", "evaluation.test.<name>.refs",
-        "its refcoco+/refs(unc).p and instances.json contain the boxes for the lists", tasks=GROUNDING),
+        "refcoco+/refs(unc).p and instances.json in this folder contain the boxes for the lists", tasks=GROUNDING),
     Key("det_file", "", "boxes are predicted, not chosen from a list", tasks=GROUNDING),
     Key("coco_file", "", "boxes are predicted, not chosen from a list", tasks=GROUNDING),
     Key("vlue_test", "", "the rows of the lists contain the boxes", tasks=GROUNDING),
@@ -430,8 +430,8 @@ KEYS: list[Key] = [
     Key("max_tokens", "data.text.max_tokens", default=REQUIRED, tasks=(*RETRIEVAL, *NLVR, *VQA, *VIDEO_QA, *GROUNDING)),
     Key("prompt", "data.prompt", default=REQUIRED, tasks=CAPTIONING),
     # Training.
-    Key("batch_size_train", "data.batch_size", default=REQUIRED, tasks=TWO_BATCHES),
-    Key("batch_size", "data.batch_size", default=REQUIRED, tasks=ONE_BATCH),
+    Key("batch_size_train", "data.batch_size", default=REQUIRED, tasks=TWO_BATCH_SIZES),
+    Key("batch_size", "data.batch_size", default=REQUIRED, tasks=ONE_BATCH_SIZE),
     Key("accumulate_steps", "train.accumulate", "null with --gpus, since train.global_batch determines it", read=accumulated,
         default=None, tasks=FINE_TUNING),
     Key("mixed_in_batch", "", "every step uses all streams", only=True, tasks=PRETRAIN),
@@ -439,17 +439,17 @@ KEYS: list[Key] = [
     Key("stop_calc_itm", "data.matching_steps", default=None, tasks=PRETRAIN),
     Key("label_smoothing", "loss.label_smoothing", default=REQUIRED, tasks=CAPTIONING),
     Key("large_lr_for_dec", "optim.fresh_decoder", default=False, tasks=VQA),
-    Key("optimizer.opt", "", "AdamW", only="adamW"),
+    Key("optimizer.opt", "", "the optimiser is AdamW", only="adamW"),
     Key("optimizer.lr", "optim.lr", default=REQUIRED),
     Key("optimizer.weight_decay", "optim.weight_decay", default=REQUIRED),
-    Key("optimizer.lr_mult", "optim.lr_mult", default=1.0, tasks=OTHERS),
+    Key("optimizer.lr_mult", "optim.lr_mult", default=1.0, tasks=LR_MULT),
     Key("optimizer.lr_mult", "optim.lr_mult", "1, because it has no effect in the authors' script on several GPUs",
         read=lambda *_: 1.0, default=1.0, tasks=NO_LR_MULT),
     Key("optimizer.vision_lr", "optim.vision_lr", default=None),
     Key("optimizer.text_lr", "optim.text_lr", default=None),
     Key("optimizer.cross_lr", "optim.cross_lr", default=None),
     Key("schedular.sched", "schedule.kind", read=lower, default=REQUIRED),
-    Key("schedular.lr", "", "optimizer.lr is used instead, also in the authors' code"),
+    Key("schedular.lr", "", "optimizer.lr is used instead, as in the authors' code"),
     Key("schedular.epochs", "train.epochs", default=REQUIRED),
     Key("schedular.num_warmup_steps", "schedule.warmup_steps", default=0),
     Key("min_lr", "schedule.min_rate", "divided by the learning rate", read=lowest_factor, default=0.0,
@@ -461,19 +461,19 @@ KEYS: list[Key] = [
     Key("accelerator.GRAD_ACCUMULATE_STEPS", "train.accumulate", "null with --gpus, since train.global_batch determines it",
         read=accumulated, default=None, tasks=PRETRAIN),
     Key("accelerator.RNG_SEED", "seed", "a single seed; the authors' code also uses --seed", tasks=PRETRAIN),
-    Key("accelerator.FP16_LOSS_SCALE", "", "fp16 has a dynamic scale", only="dynamic", tasks=PRETRAIN),
+    Key("accelerator.FP16_LOSS_SCALE", "", "fp16 uses a dynamic loss scale", only="dynamic", tasks=PRETRAIN),
     Key("accelerator.SYNCBN", "", "the models have no batch norm", only=False, tasks=PRETRAIN),
-    Key("ckpt_frequent_step", "", "train.checkpoint_every serves for resuming; train.keep_checkpoints keeps the newest",
+    Key("ckpt_frequent_step", "", "train.checkpoint_every saves checkpoints for resuming; only the newest are kept",
         tasks=PRETRAIN),
     Key("ckpt_frequent", "", "checkpoints are saved every train.checkpoint_every steps", tasks=PRETRAIN),
     Key("print_broken_data", "", "broken records are counted and reported (data.max_broken)", tasks=PRETRAIN),
     Key("start_eval", "", "every epoch is validated, or every train.validate_every steps", tasks=FINE_TUNING),
     # Evaluation.
-    Key("batch_size_test", "evaluation.batch_size", tasks=TWO_BATCHES),
+    Key("batch_size_test", "evaluation.batch_size", tasks=TWO_BATCH_SIZES),
     Key("batch_size_test_text", "", "evaluation.batch_size also applies to texts", tasks=RETRIEVAL),
     Key("k_test", "evaluation.candidates", default=REQUIRED, tasks=(*RETRIEVAL, *VQA)),
     Key("num_beams", "evaluation.decoding.beams", default=REQUIRED, tasks=CAPTIONING),
-    Key("max_length", "evaluation.decoding.max_length", "without the prompt; theirs adds the batch size",
+    Key("max_length", "evaluation.decoding.max_length", "does not count the prompt; the authors' code adds the batch size",
         default=REQUIRED, tasks=CAPTIONING),
     Key("min_length", "evaluation.decoding.min_length", default=REQUIRED, tasks=CAPTIONING),
     Key("length_penalty", "evaluation.decoding.length_penalty", default=REQUIRED, tasks=CAPTIONING),
@@ -483,12 +483,12 @@ KEYS: list[Key] = [
 
 def markdown() -> str:
     """Returns the table as Markdown, with a line for each row."""
-    lines = ["| authors' key | our key | tasks | difference, or reason for no counterpart |", "|---|---|---|---|"]
+    lines = ["| authors' key | our key | tasks | note |", "|---|---|---|---|"]
     for key in KEYS:
         theirs = (
             f"`{key.theirs}`"
             if VISION_JSON not in key.theirs
-            else f"`{key.theirs.removeprefix(VISION_JSON)}`, in the JSON"
+            else f"`{key.theirs.removeprefix(VISION_JSON)}` in the JSON file"
         )
         tasks = "fine-tuning" if set(key.tasks) == set(FINE_TUNING) else ", ".join(key.tasks) or "all"
         tasks += f" ({key.layout})" if key.layout else ""
