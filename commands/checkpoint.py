@@ -63,7 +63,7 @@ def inspect(files: list[File], /, *, no_configs: bool = False) -> int:
     status = 0
     for path in files:
         try:
-            whole, text = inspecting.inspect(path, with_configs=not no_configs)
+            intact, text = inspecting.inspect(path, with_configs=not no_configs)
         except UserError as error:
             if len(files) == 1:
                 raise
@@ -72,7 +72,7 @@ def inspect(files: list[File], /, *, no_configs: bool = False) -> int:
             status = 2
             continue
         sys.stdout.write(text)
-        status = max(status, 0 if whole else 1)
+        status = max(status, 0 if intact else 1)
     return status
 
 

@@ -4,7 +4,7 @@ Code reports something about the run by logging an event instead of a string::
 
     logger.warning(SkippedStep(step=7, losses={"loss": math.nan}))
 
-The screen and ``log.txt`` show the message of the event, ``str(event)``. ``events.jsonl`` contains its fields. Tools read only the
+The screen and ``log.txt`` show the event's message, ``str(event)``. ``events.jsonl`` contains its fields. Tools read only the
 fields, so a message may be reworded at any time. Any other warning is written as :class:`Warned`.
 """
 

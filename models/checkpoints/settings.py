@@ -83,10 +83,10 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
     Raises:
         UserError: if any setting differs; the message names all differences.
     """
-    ours, theirs = unseen_settings(model.config), unseen_settings(trained)
+    ours, expected = unseen_settings(model.config), unseen_settings(trained)
     wrong = {
         key: value
-        for key, value in theirs.items()
+        for key, value in expected.items()
         if None not in (value, ours.get(key))
         and value != ours[key]
         and not (new_text and key.startswith("model.text."))
@@ -95,7 +95,7 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
         key = "model.vision.image_size"
         ours[key], wrong[key] = (_sides(config.vision.image_size) for config in (model.config, trained))
     if wrong:
-        differences = "; ".join(f"{key} is {ours[key]}, theirs {value}" for key, value in wrong.items())
+        differences = "; ".join(f"{key} is {ours[key]} instead of {value}" for key, value in wrong.items())
         remedy = " ".join(
             f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in wrong.items()
         )

@@ -31,9 +31,9 @@ def changed(section: str, **values: object) -> ModelConfig:
 
 
 CHANGES = [
-    (changed("fusion", heads=4), "model.fusion.heads is 4, theirs 2", "set model.fusion.heads=2"),
-    (changed("fusion", eps=1e-5), "model.fusion.eps is 1e-05, theirs 1e-12", "set model.fusion.eps=1e-12"),
-    (changed("vision", heads=4), "model.vision.heads is 4, theirs 2", "set model.vision.heads=2"),
+    (changed("fusion", heads=4), "model.fusion.heads is 4 instead of 2", "set model.fusion.heads=2"),
+    (changed("fusion", eps=1e-5), "model.fusion.eps is 1e-05 instead of 1e-12", "set model.fusion.eps=1e-12"),
+    (changed("vision", heads=4), "model.vision.heads is 4 instead of 2", "set model.vision.heads=2"),
     (
         changed("vision", patch_positions=True),
         "model.vision.patch_positions is True",
@@ -41,12 +41,12 @@ CHANGES = [
     ),
     (
         changed("arch", eps=1e-5),
-        "model.text.arch.eps is 1e-05, theirs 1e-12; model.fusion.eps is",
+        "model.text.arch.eps is 1e-05 instead of 1e-12; model.fusion.eps is",
         "model.text.arch.eps=1e-12",
     ),
     (
         changed("arch", family="roberta"),
-        "model.text.arch.family is roberta, theirs bert",
+        "model.text.arch.family is roberta instead of bert",
         "model.text.arch.family=bert",
     ),
 ]
@@ -89,12 +89,12 @@ def test_equal_settings_pass_in_any_notation():
 def test_a_new_text_encoder_may_differ_but_the_fusion_may_not():
     other = changed("arch", heads=4, eps=1e-5)
     with pytest.raises(
-        UserError, match=r"model.fusion.heads is 4, theirs 2; model.fusion.eps .* set model.fusion.heads=2"
+        UserError, match=r"model.fusion.heads is 4 instead of 2; model.fusion.eps .* set model.fusion.heads=2"
     ):
         require_same_settings(XVLM(other), TRAINED, "", new_text=True)
     kept = other.model_copy(update={"fusion": FusionConfig(layers=1, heads=2, eps=1e-12)})
     require_same_settings(XVLM(kept), TRAINED, "", new_text=True)
-    with pytest.raises(UserError, match=r"model.text.arch.heads is 4, theirs 2; model.text.arch.eps"):
+    with pytest.raises(UserError, match=r"model.text.arch.heads is 4 instead of 2; model.text.arch.eps"):
         require_same_settings(XVLM(kept), TRAINED, "", new_text=False)
 
 

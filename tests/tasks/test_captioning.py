@@ -114,7 +114,7 @@ def test_a_setting_that_shapes_do_not_show_must_match_the_run(scenes_folder, tmp
     task_of(scenes_folder, f"init.checkpoint={run}")
     for path in (run, weights):
         with pytest.raises(
-            UserError, match=r"config.yaml\): model.fusion.heads is 4, theirs 2; set model.fusion.heads=2$"
+            UserError, match=r"config.yaml\): model.fusion.heads is 4 instead of 2; set model.fusion.heads=2$"
         ):
             task_of(scenes_folder, f"init.checkpoint={path}", "model.fusion.heads=4")
     (run / "config.yaml").unlink()

@@ -199,9 +199,9 @@ def test_inspect_shows_kind_sizes_resolution_vocabulary_and_other_entries(publis
         "kind X²-VLM, pre-trained",
         "vision 3 layers of width 24, 4 heads, text 2 layers of width 24, fusion 2 layers of width 24",
         "images 32 px, patches of 8 px",
-        "words 120: of an unknown tokenizer",
+        "vocabulary 120: of an unknown tokenizer",
         "a PyTorch file, weights in `model`; it also contains config, epoch",
-        "whole yes, by the checksums of its archive",
+        "intact yes, by the checksums of its archive",
     ):
         assert fact in text
 

@@ -9,7 +9,7 @@ from engine.checkpoint import run_of
 from models.checkpoints.convert import PUBLISHED
 from models.checkpoints.recognise import VOCABULARIES, Recognised, Stack, recognise
 from optim.lora import HEADER
-from tools.checkpoint.outline import Outline, read_outline, shown, weights_at, wholeness
+from tools.checkpoint.outline import Outline, integrity, read_outline, shown, weights_at
 from tools.checkpoint.starts import starts
 from utils.config_files import read_yaml
 from utils.errors import UserError
@@ -31,7 +31,7 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
     file, checkpoints = weights_at(path)
     outline = read_outline(file)
     found = recognise(outline.shapes)
-    whole, why = wholeness(outline)
+    intact, why = integrity(outline)
     rows = [("kind", _kind(found, outline)), *_run(file), *(("", state) for state in checkpoints)]
     rows += _sizes(found) if found.kind else [("names", _first_names(outline))]
     if ema := outline.about.get("ema"):
@@ -39,18 +39,18 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
     if outline.adapters:
         rows.append(("adapters", _adapters(outline)))
     rows += [
-        ("numbers", _numbers(found, outline)),
+        ("contents", _contents(found, outline)),
         ("file", f"{file.stat().st_size:,} bytes, {outline.held}"),
-        ("whole", why),
+        ("intact", why),
     ]
     if found.kind and with_configs and not outline.apart:
-        rows.append(("starts", _starts(found)))
+        rows.append(("usable as", _starts(found)))
     lines = [str(file)]
     for label, text in rows:
         lines += textwrap.wrap(
             text, WIDTH, initial_indent=f"  {label:11}", subsequent_indent=" " * 13, break_on_hyphens=False
         ) or [f"  {label}"]
-    return whole, "\n".join(lines) + "\n"
+    return intact, "\n".join(lines) + "\n"
 
 
 def _kind(found: Recognised, outline: Outline) -> str:
@@ -89,7 +89,7 @@ def _sizes(found: Recognised) -> list[tuple[str, str]]:
         rows.append(("videos", f"{found.frames} frames"))
     if found.words:
         _, known = VOCABULARIES.get(found.words, ("", "of an unknown tokenizer, which the run's folder contains"))
-        rows.append(("words", f"{found.words:,}: {known}"))
+        rows.append(("vocabulary", f"{found.words:,}: {known}"))
     return rows
 
 
@@ -111,7 +111,7 @@ def _stack(stack: Stack) -> str:
     return f"{stack.layers} layer{'s' if stack.layers != 1 else ''} of width {stack.width}{heads}"
 
 
-def _numbers(found: Recognised, outline: Outline) -> str:
+def _contents(found: Recognised, outline: Outline) -> str:
     """Parameters: numbers of tensors, excluding copies and buffers."""
     parameters = 0
     for shape in found.shapes.values():

@@ -133,7 +133,7 @@ def _product(shape: tuple[int, ...]) -> int:
     return total
 
 
-def wholeness(outline: Outline) -> tuple[bool, str]:
+def integrity(outline: Outline) -> tuple[bool, str]:
     """Returns whether a file is unchanged, as far as this can be checked, and what was compared."""
     path = outline.path
     if NAME.fullmatch(path.parent.name) and path.name == MODEL_FILE and (path.parent / MANIFEST).is_file():

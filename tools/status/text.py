@@ -110,7 +110,7 @@ def _checkpoints(status: Status) -> str:
     parts = []
     for saved in reversed(status.checkpoints):
         size, age = f"{saved.bytes / 1e6:,.0f} MB", duration(saved.age_s)
-        state = saved.fault or ("whole" if saved.hashed else "complete")
+        state = saved.fault or ("intact" if saved.hashed else "complete")
         parts.append(f"step {saved.step:,} ({size}, {age} ago, {state})")
     return ", ".join(parts)
 
