@@ -28,7 +28,7 @@ from utils.flags import Positive
 from utils.progress import progress_bar
 
 Stem = Literal["linear", "convolutions"]
-MOST_OBJECTS = 5
+MAX_OBJECTS = 5
 NOTHING = -100
 """Label of the shape and colour of an absent object."""
 
@@ -58,14 +58,14 @@ def scenes_of(split: str, count: int, patch_size: int) -> Scenes:
 
 def _parts(scene: Scene, patch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rows, columns = scene.height // patch_size, scene.width // patch_size
-    patches = np.zeros((MOST_OBJECTS, rows, columns), dtype=np.float32)
-    shapes, colours = (np.full(MOST_OBJECTS, NOTHING) for _ in range(2))
+    patches = np.zeros((MAX_OBJECTS, rows, columns), dtype=np.float32)
+    shapes, colours = (np.full(MAX_OBJECTS, NOTHING) for _ in range(2))
     for index, thing in enumerate(scene.objects):
         x, y, w, h = thing.box
         within = np.s_[y // patch_size : (y + h - 1) // patch_size + 1, x // patch_size : (x + w - 1) // patch_size + 1]
         patches[index][within] = 1 / patches[index][within].size
         shapes[index], colours[index] = SHAPES.index(thing.shape), list(COLOURS).index(thing.colour)
-    return draw_scene(scene).transpose(2, 0, 1), patches.reshape(MOST_OBJECTS, -1), shapes, colours
+    return draw_scene(scene).transpose(2, 0, 1), patches.reshape(MAX_OBJECTS, -1), shapes, colours
 
 
 class Namer(nn.Module):

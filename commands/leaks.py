@@ -115,10 +115,10 @@ def leaks(
             except UserError as error:  # shards that can no longer be read
                 sides.not_checked.append(f"{training}: {error}")
                 continue
-            _tell_clean(training, {split: each for split, each in found.items() if not each.shared})
+            _report_clean(training, {split: each for split, each in found.items() if not each.shared})
             for split, shared in found.items():
                 if shared.shared:
-                    _tell(training, split, shared)
+                    _report(training, split, shared)
             sides.not_checked += _unlinked(training, found, links)
             if perceptual:
                 _compare_looks(training, images, sides.held_out, found, looks, table)
@@ -329,7 +329,7 @@ def _try(
 
 
 def _broken(sides: Mapping[str, Iterable[KnownImage]]) -> list[str]:
-    """Yield a line for each side with broken records, whose images are unknown."""
+    """Returns a line for each side with broken records, whose images are unknown."""
     records = {name: side for name, side in sides.items() if isinstance(side, _Records) and side.broken}
     return [
         f"{name}: {side.broken:,} of {len(side.shards):,} records are broken, the first: {side.first}"
@@ -337,7 +337,7 @@ def _broken(sides: Mapping[str, Iterable[KnownImage]]) -> list[str]:
     ]
 
 
-def _tell_clean(training: str, splits: Mapping[str, SharedImages]) -> None:
+def _report_clean(training: str, splits: Mapping[str, SharedImages]) -> None:
     """Print the splits that share no image with a training side, in one line."""
     if splits:
         sizes = ", ".join(f"{found.held_out:,} of {split}" for split, found in splits.items())
@@ -345,7 +345,7 @@ def _tell_clean(training: str, splits: Mapping[str, SharedImages]) -> None:
         sys.stdout.write(f"{training} has none of {sizes}{'' if compared else NOT_COMPARED}\n")
 
 
-def _tell(training: str, split: str, found: SharedImages) -> None:
+def _report(training: str, split: str, found: SharedImages) -> None:
     """Print what two sides share."""
     how = ", ".join(f"{found.count(each):,} by {each}" for each in ("id", "path", "content") if found.count(each))
     compared = "" if found.contents_compared else NOT_COMPARED

@@ -16,9 +16,9 @@ from utils.flags import File, Positive, named
 if TYPE_CHECKING:
     from x2vlm.model import Model
 
-MOST_DRAWN = 48
+MAX_DRAWN = 48
 """Maximum number of results that --save draws."""
-MOST_TOLD = 5
+MAX_REPORTED = 5
 
 
 @FLAGS
@@ -82,10 +82,10 @@ def report_broken(broken: Sequence[str], count: int) -> int:
     """Report what could not be read; returns the exit status."""
     if not broken:
         return 0
-    for line in broken[:MOST_TOLD]:
+    for line in broken[:MAX_REPORTED]:
         sys.stderr.write(f"not read: {line}\n")
-    if len(broken) > MOST_TOLD:
-        sys.stderr.write(f"not read: … and {len(broken) - MOST_TOLD:,} more\n")
+    if len(broken) > MAX_REPORTED:
+        sys.stderr.write(f"not read: … and {len(broken) - MAX_REPORTED:,} more\n")
     if len(broken) == count:
         raise UserError("no image could be read")
     sys.stderr.write(f"error: {len(broken):,} of {count:,} images could not be read\n")

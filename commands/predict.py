@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
 
-from commands.models import MOST_DRAWN, ModelFlags, check_save, report_broken
+from commands.models import MAX_DRAWN, ModelFlags, check_save, report_broken
 from utils.commands import STANDARD_INPUT
 from utils.errors import UserError
 from utils.flags import SEVERAL, File, ModelName, Share, named, read_by, sentence
@@ -116,7 +116,7 @@ def predict(
                 bar.write(
                     json.dumps(result.values, ensure_ascii=False) if json_ else "\n".join(map(printed, result.lines))
                 )
-                if save is not None and drawn < MOST_DRAWN:
+                if save is not None and drawn < MAX_DRAWN:
                     panels += result.panels()
                     drawn += 1
             bar.update(sum(map(len, groups)))

@@ -15,8 +15,8 @@ from utils.errors import UserError
 from utils.files import expanded, write_text
 from utils.flags import read_by, whole_number
 
-MOST_RUNS = 40
-MOST_EXAMPLES = 200
+MAX_RUNS = 40
+MAX_EXAMPLES = 200
 
 
 def report(
@@ -24,7 +24,7 @@ def report(
     /,
     *,
     output: Path | None = None,
-    examples: Annotated[int, read_by(whole_number(0, MOST_EXAMPLES))] = 24,
+    examples: Annotated[int, read_by(whole_number(0, MAX_EXAMPLES))] = 24,
     wandb: bool = False,
 ) -> int:
     """Write an HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records, throughput,
@@ -46,8 +46,8 @@ def report(
         python run.py report runs/ablation/*/seed-* --output variants.html
         python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
     """
-    if len(runs) > MOST_RUNS:
-        raise UserError(f"{len(runs)} runs are more than a page can show; give at most {MOST_RUNS}")
+    if len(runs) > MAX_RUNS:
+        raise UserError(f"{len(runs)} runs are more than a page can show; give at most {MAX_RUNS}")
     if wandb and len(runs) > 1:
         raise UserError(f"--wandb: a page of {len(runs)} runs cannot be shown in one of them; give a single run")
     if output is None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from commands.models import MOST_DRAWN, ModelFlags, check_save
+from commands.models import MAX_DRAWN, ModelFlags, check_save
 from utils.errors import UserError
 from utils.flags import ModelName, Positive, PositiveReal, alone_or, read_by, sentence, whole_number
 from utils.printing import counted, printed
@@ -80,7 +80,7 @@ def search(
         for hit in hits:
             sys.stdout.write(f"{json.dumps(_values(text, hit)) if json_ else printed(_line(hit))}\n")
     if save is not None:
-        drawn = min(MOST_DRAWN, sum(len(hits) for _, hits in found))
+        drawn = min(MAX_DRAWN, sum(len(hits) for _, hits in found))
         sys.stderr.write(f"drawn: {_draw(opened, found, save)}, {counted(drawn, 'hit', 'hits')}\n")
     return 0
 
@@ -114,4 +114,4 @@ def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: P
         "at a phrase: probability that it is about the content of its box": any(hit.box is not None for hit in hits),
     }
     legend = " · ".join(text for text, is_drawn in explained.items() if is_drawn)
-    return figures.draw(panels[:MOST_DRAWN], path, title, legend)
+    return figures.draw(panels[:MAX_DRAWN], path, title, legend)

@@ -23,11 +23,11 @@ from dataset.records.schema import ImageSource
 Source = ImageSource | VideoSource
 How = Literal["id", "path", "content", "look"]
 
-MOST_FILES = 20_000
+MAX_FILES = 20_000
 """Maximum number of files, in training and in the held-out splits each, for comparing contents. With more, only ids and paths are
 compared."""
 
-MOST_BYTES = 300_000_000
+MAX_BYTES = 300_000_000
 """Maximum number of bytes to read for comparing contents. Further files are only compared by id and path."""
 
 
@@ -92,8 +92,8 @@ def shared_with_splits(
 ) -> dict[str, SharedImages]:
     """Finds the images or videos of each split that are also in ``training``.
 
-    They are compared by id, by path and, within the limits :data:`MOST_FILES` and :data:`MOST_BYTES`, by content. ``training`` is
-    iterated once, and at most :data:`MOST_FILES` of its images are kept in memory.
+    They are compared by id, by path and, within the limits :data:`MAX_FILES` and :data:`MAX_BYTES`, by content. ``training`` is
+    iterated once, and at most :data:`MAX_FILES` of its images are kept in memory.
 
     Args:
         training: training images.
@@ -128,11 +128,11 @@ def shared_with_splits(
         for identity in dict.fromkeys(each for known in sorted(image.ids) for each in by_id.get(known, ())):
             if identity != own:
                 add(identity, image.source.location, "id")
-        if own not in ours and len(ours) <= MOST_FILES:
+        if own not in ours and len(ours) <= MAX_FILES:
             ours[own] = _TrainingFile.of(image.source)
         if own in ours:
             ours[own].images.append((image.source.location, image.ids))
-    complete = max(len(ours), len(theirs)) <= MOST_FILES
+    complete = max(len(ours), len(theirs)) <= MAX_FILES
     if complete:
         copies, complete = _copies(ours, theirs)
         for identity, file in copies:
@@ -207,7 +207,7 @@ def _copies(
             continue
         there.add(size)
         read += size if file.source is not None else 0
-        if read > MOST_BYTES:
+        if read > MAX_BYTES:
             return found, False
         digest = file.digest if file.source is None else _digest(file.source)
         if digest is not None:
@@ -217,7 +217,7 @@ def _copies(
         if size is None or size not in there:
             continue
         read += size
-        if read > MOST_BYTES:
+        if read > MAX_BYTES:
             return found, False
         digest = _digest(image.source)
         found += [(identity, file) for own, file in by_digest.get(digest or "", ()) if own != identity]

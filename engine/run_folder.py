@@ -22,7 +22,7 @@ from engine.run_files import (
     VALIDATION_PREDICTIONS_FILE,
 )
 from utils import distributed
-from utils.config import Config, WhenResumed, dump_config, of_earlier_version, when_resumed
+from utils.config import Config, WhenResumed, dump_config, when_resumed, with_previous_defaults
 from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import check_regular, write_text
@@ -182,7 +182,7 @@ class RunFolder:
 def _with_defaults(saved: Any, schema: type[Config]) -> Any:
     """Fills in the defaults of config keys that were added after the config was saved."""
     try:
-        return schema.model_validate(of_earlier_version(saved, schema)).model_dump(mode="json")
+        return schema.model_validate(with_previous_defaults(saved, schema)).model_dump(mode="json")
     except ValidationError:
         return saved  # it has keys or values that this version does not know
 

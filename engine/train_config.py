@@ -140,12 +140,12 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _can_be_sharded(self) -> TrainConfig:
-        if self.parallel not in ("auto", "ddp") and (setting := self.not_sharded):
+        if self.parallel not in ("auto", "ddp") and (setting := self.setting_without_fsdp):
             raise ValueError(f"parallel: FSDP2 does not work with {setting}; change it, or set parallel to ddp")
         return self
 
     @property
-    def not_sharded(self) -> str | None:
+    def setting_without_fsdp(self) -> str | None:
         """A setting of this config that does not work with FSDP2, or None if all settings do."""
         if self.compile:
             return "compile"

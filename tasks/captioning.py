@@ -78,9 +78,9 @@ class CaptioningTrainConfig(TrainConfig):
     )
 
     @property
-    def not_sharded(self) -> str | None:
+    def setting_without_fsdp(self) -> str | None:
         # Ranks sample captions of different lengths, and so would run the blocks a different number of times.
-        return "objective = self_critical" if self.objective == "self_critical" else super().not_sharded
+        return "objective = self_critical" if self.objective == "self_critical" else super().setting_without_fsdp
 
 
 class CaptioningConfig(MediaConfig):

@@ -68,7 +68,7 @@ class BlockCache:
         self._checked: dict[str, int] = {}
 
     @staticmethod
-    def least_bound(size: int) -> int:
+    def min_bound(size: int) -> int:
         """Returns the min ``bound`` at which blocks of ``size`` bytes can be cached: each shelf then has room for one block."""
         return (size + _DIGEST) * SHELVES
 

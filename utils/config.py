@@ -50,7 +50,7 @@ class Config(BaseModel):
 
     earlier_values: ClassVar[Mapping[str, Any]] = {}
     """For keys that earlier versions lacked: the values that correspond to what those versions did; see
-    :func:`of_earlier_version`."""
+    :func:`with_previous_defaults`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -121,16 +121,19 @@ def _causes(error: ValidationError) -> list[dict[str, Any]]:
     return [each for each in found if not follows(each["type"], each["loc"])]
 
 
-def of_earlier_version(saved: Any, schema: type[Config]) -> Any:
-    """Returns the values of a saved config, completed with :attr:`Config.earlier_values`: a saved config contains all keys that
-    existed when it was saved, and the defaults of some newer keys would change what the run computes."""
+def with_previous_defaults(saved: Any, schema: type[Config]) -> Any:
+    """Returns the values of a saved config, completed with :attr:`Config.earlier_values`.
+
+    A saved config contains all keys that existed when it was saved. The defaults of some newer keys would change what the run
+    computes, so these keys get the values that earlier versions used.
+    """
     if not isinstance(saved, dict):
         return saved
     filled = {**{name: value for name, value in schema.earlier_values.items() if name not in saved}, **saved}
     for name, field in schema.model_fields.items():
         section = _config_class(field.annotation)
         if section is not None and name in filled:
-            filled[name] = of_earlier_version(filled[name], section)
+            filled[name] = with_previous_defaults(filled[name], section)
     return filled
 
 

@@ -29,7 +29,7 @@ from models.tasks.nlvr import NLVRModel, NLVRModelConfig
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
 from models.tasks.vqa import AnswerBeamConfig, AnswerDecoding, VQAModel, VQAModelConfig
-from utils.config import Config, bind, of_earlier_version
+from utils.config import Config, bind, with_previous_defaults
 from utils.config_files import read_yaml
 from utils.errors import UserError
 
@@ -103,7 +103,7 @@ def settings_of_run(config: Path) -> Settings:
     """Extract the settings from the ``config.yaml`` of a run or a saved model; see :func:`settings_of`."""
     values = read_yaml(config)
     if values.get("task") in KINDS:
-        values = {**values, "model": of_earlier_version(values.get("model"), KINDS[values["task"]].config)}
+        values = {**values, "model": with_previous_defaults(values.get("model"), KINDS[values["task"]].config)}
     return settings_of(values, str(config))
 
 

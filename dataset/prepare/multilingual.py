@@ -70,7 +70,7 @@ def multilingual(
     if not folders:
         raise UserError(f"--records {records}: contains none of {', '.join(FOLDERS)}; make them with `prepare 4m`")
     if missing := [name for name in FOLDERS if records / name not in folders]:
-        _tell(f"{records}: no {', '.join(missing)}, which the multilingual configs also read")
+        _report(f"{records}: no {', '.join(missing)}, which the multilingual configs also read")
     files = translated_files(translations) if translations.is_dir() else {}
     if not (translations / TEXTS).is_file() or not files:
         _write_texts(folders, translations)
@@ -86,10 +86,10 @@ def multilingual(
 
 def _write_texts(folders: Sequence[Path], translations: Path) -> None:
     count = write_texts(translations, _texts(folders))
-    _tell(
+    _report(
         f"{translations / TEXTS}: {count:,} texts. Translate it line by line; an empty line means that a text is not translated."
     )
-    _tell(f"  Save the translations as texts.de.txt, texts.fr.txt, … in {translations}, and run this command again.")
+    _report(f"  Save the translations as texts.de.txt, texts.fr.txt, … in {translations}, and run this command again.")
 
 
 def _texts(folders: Sequence[Path]) -> Iterator[str]:
@@ -134,7 +134,7 @@ def _translate(
     arguments = {"records": str(source.resolve()), "translations": digests}
     with OutputFolder(out, manifest_of(COMMAND), arguments, names, overwrite=output.overwrite) as folder:
         if folder.complete:
-            _tell(f"{out} is already complete with these translations; nothing to do")
+            _report(f"{out} is already complete with these translations; nothing to do")
             return
         entries = {path: folder.finished(path.name, path) for path in shards}
         done = {path: Counts.from_values(entry.counts) for path, entry in entries.items() if entry is not None}
@@ -151,9 +151,9 @@ def _translate(
         for path in shards:
             counts.add(done[path])
         folder.close({"counts": counts.to_values()})
-    _tell(f"{out}: {tally(counts.made)}, in {', '.join(('en', *languages))}")
+    _report(f"{out}: {tally(counts.made)}, in {', '.join(('en', *languages))}")
     for reason, number in counts.left_out.most_common():
-        _tell(f"  {number:,} {reason}, first {counts.locations[reason][0]}")
+        _report(f"  {number:,} {reason}, first {counts.locations[reason][0]}")
 
 
 def _translate_shard(job: _Job) -> Counts:
@@ -209,5 +209,5 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     sys.stdout.write(f"{line}\n")

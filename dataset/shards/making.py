@@ -126,7 +126,7 @@ def make_index(
         names: names under which the index lists the shards; if None, their paths with symbolic links resolved.
     """
     started, before = time.monotonic(), load(folder, paths)
-    _tell_why(folder, before, paths, now, key)
+    _report_rebuild(folder, before, paths, now, key)
     names = real_paths(paths) if names is None else names
     known = _find_known(folder, before is not None, paths, names, now, key)
     parts = folder.with_suffix(".parts")
@@ -143,7 +143,9 @@ def make_index(
     logger.info("%s: indexed %s records in %s shards in %.1f s", key, f"{records:,}", f"{len(paths):,}", took)
 
 
-def _tell_why(folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFile], now: np.ndarray, key: str) -> None:
+def _report_rebuild(
+    folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFile], now: np.ndarray, key: str
+) -> None:
     if before is not None:
         changed = np.flatnonzero((before.shards[:, : CHANGED + 1] != now).any(axis=1))
         named = ", ".join(str(paths[number]) for number in changed[:_TOLD]) + (", …" if len(changed) > _TOLD else "")

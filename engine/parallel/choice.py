@@ -81,8 +81,8 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
     )
     if needed <= SHARE * memory:
         return None, f"ddp, since {states}"
-    if train.not_sharded:
-        return None, f"ddp, although {states}, because train.{train.not_sharded} does not work with FSDP2"
+    if train.setting_without_fsdp:
+        return None, f"ddp, although {states}, because train.{train.setting_without_fsdp} does not work with FSDP2"
     return ShardingConfig(shard=ranks, replicate=1), f"fsdp, since {states}"
 
 

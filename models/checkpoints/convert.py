@@ -35,7 +35,7 @@ PUBLISHED = "published"
 """Key in the header of a converted file. The value is a :class:`Form`, as plain values."""
 BIAS_TABLES = re.compile(r"(vision_encoder\.(?:.*\.)?)relative_position_bias_table")
 POSITIONS = re.compile(r"(.*\.embeddings\.)position_embeddings\.weight")
-MOST_INDEX_BYTES = 4 << 30
+MAX_INDEX_BYTES = 4 << 30
 """Maximum number of bytes for the indices of all tables. The size of an index grows with the fourth power of the side of its
 grid."""
 
@@ -183,7 +183,7 @@ def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], 
             buffers[f"{match[1]}relative_position_index"] = functools.partial(_grid_index, side)
         elif (match := POSITIONS.fullmatch(name)) and tensor.dim() == 2:
             buffers[f"{match[1]}position_ids"] = functools.partial(_position_ids, tensor.shape[0])
-    if index_bytes > MOST_INDEX_BYTES:
+    if index_bytes > MAX_INDEX_BYTES:
         raise UserError(
             f"the indices of its position biases would take {index_bytes:,} bytes, more than in any real model; use "
             "a different file"

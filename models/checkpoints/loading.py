@@ -13,11 +13,11 @@ from models.checkpoints.convert import is_buffer, was_published
 from models.checkpoints.files import read_weights
 from models.checkpoints.rename import (
     DROPPED,
-    FUSED_APART,
     LAYER,
-    OF_THE_VOCABULARY,
+    SEPARATE_FUSION,
     SHARED_WORDS,
     TIED,
+    VOCABULARY_TENSORS,
     is_published,
     published_to_ours,
 )
@@ -76,7 +76,7 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
     """
     report = LoadReport(source, published=True)
     kept: dict[str, Tensor] = {}
-    fused_apart = any(name.startswith(FUSED_APART) for name in state)
+    fused_apart = any(name.startswith(SEPARATE_FUSION) for name in state)
     twice = {**TIED, **SHARED_WORDS} if fused_apart and OWN_WORDS not in model.state_dict() else TIED
     for name, tensor in state.items():
         ending = name.rsplit(".", 1)[-1]
@@ -124,7 +124,7 @@ def _without_text(
     report.text_left_out = True
     kept = {}
     for name, tensor in state.items():
-        if OF_THE_VOCABULARY.fullmatch(rename(name) or ""):
+        if VOCABULARY_TENSORS.fullmatch(rename(name) or ""):
             report.dropped[name] = "the model has a different text encoder"
         else:
             kept[name] = tensor

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from models.checkpoints.convert import grid_side, is_buffer
 from models.checkpoints.rename import (
-    FUSED_APART,
+    SEPARATE_FUSION,
     SHARED_WORDS,
     TIED,
     Layout,
@@ -139,7 +139,7 @@ def in_our_names(names: Collection[str]) -> dict[str, str]:
 def _kind_of(shapes: Shapes, ours: Shapes) -> tuple[str | None, str]:
     """The kind of the file, and which naming scheme it uses."""
     if is_published(shapes):
-        apart = any(name.startswith(FUSED_APART) for name in shapes)
+        apart = any(name.startswith(SEPARATE_FUSION) for name in shapes)
         multilingual = apart or ours.get(WORDS, ())[:1] == (XLM_R_WORDS,)
         if any(TABLE.fullmatch(name) for name in ours) and not _is_swin(shapes):
             return "X²-VLM with XLM-R (CCLM)" if multilingual else "X²-VLM", "published"

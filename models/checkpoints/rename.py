@@ -23,7 +23,7 @@ PREFIXES = {
     "cls_head.": "classifier.",
 }
 NAMES = {"temp": "contrastive.temperature", "absolute_frame_pos_embed": "vision.frame_positions"}
-FUSED_APART = "cross_encoder."
+SEPARATE_FUSION = "cross_encoder."
 """Prefix that occurs only in files whose fusion encoder is separate from the text encoder. These are the files with XLM-R."""
 MASKED_WORDS = ("text_encoder.bert.", "text_encoder.cls.")
 """Prefixes that occur only in files whose text encoder is transformers' BERT for masked words, with its word head."""
@@ -55,7 +55,7 @@ SHARED_WORDS = {
 """Tensors that files with XLM-R also store twice, if the answer decoder shares XLM-R's words: copy -> original. In other files,
 which are those with BERT and those of the released xGQA script, the two tensors differ."""
 
-OF_THE_VOCABULARY = re.compile(r"text\..*|(decoder\.)?word_head\.(bias|decoder\..*)|decoder\.embeddings\..*")
+VOCABULARY_TENSORS = re.compile(r"text\..*|(decoder\.)?word_head\.(bias|decoder\..*)|decoder\.embeddings\..*")
 """Our parameters that are replaced together with the text encoder: its own parameters, and all parameters with a row for each
 word."""
 
@@ -99,7 +99,7 @@ class Layout:
     Attributes:
         text_layers: number of layers of the text encoder, without the fusion.
         masked_words: see :data:`MASKED_WORDS`.
-        fused_apart: see :data:`FUSED_APART`.
+        fused_apart: see :data:`SEPARATE_FUSION`.
     """
 
     text_layers: int
@@ -113,7 +113,7 @@ class Layout:
         layers = [match for match in map(LAYER.fullmatch, names) if match]
         fused = [int(match[1]) for match in layers if match[2].startswith("crossattention.")]
         in_all = 1 + max((int(match[1]) for match in layers), default=-1)
-        apart = _any(names, FUSED_APART)
+        apart = _any(names, SEPARATE_FUSION)
         masked_words = _any(names, MASKED_WORDS)
         return Layout(in_all if apart else min(fused, default=in_all), masked_words, apart)
 

@@ -12,7 +12,7 @@ from models.core.backbones.config import VisionConfig
 from models.core.hub_text import architecture_of, hub_config_of, is_bert_family
 from models.core.text import TextConfig, TextEncoder
 from models.core.xvlm import XVLM, ModelConfig
-from utils.config import of_earlier_version
+from utils.config import with_previous_defaults
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of
 
@@ -62,7 +62,7 @@ def _text_settings(config: TextConfig) -> Settings:
 
 def model_section(values: Mapping[str, Any]) -> ModelConfig | None:
     """The encoders in a run's plain config; None if the config is from a different version and cannot be compared."""
-    section = of_earlier_version(values.get("model"), ModelConfig)
+    section = with_previous_defaults(values.get("model"), ModelConfig)
     if not isinstance(section, dict):
         return None
     try:

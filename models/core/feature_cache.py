@@ -96,7 +96,7 @@ class FeatureCache:
             )
         self._shape = tuple(first.shape[1:])
         self._bytes = 4 * first[0].numel()
-        if self.max_bytes < (least := BlockCache.least_bound(self._bytes)):
+        if self.max_bytes < (least := BlockCache.min_bound(self._bytes)):
             raise UserError(
                 f"optim.freeze.cache.gigabytes is {self.max_bytes / 1e9:g}, which is too few to keep any states; "
                 f"give {math.ceil(least / 1e6) / 1e3:g} or more"

@@ -75,6 +75,6 @@ def test_settings_that_do_not_work_with_shards_are_rejected(setting, chosen, mon
 
 def test_captions_cannot_be_sampled_from_a_sharded_model():
     """Ranks would run the blocks different numbers of times and wait for each other forever."""
-    assert bind({"steps": 1, "parallel": "fsdp"}, CaptioningTrainConfig).not_sharded is None
+    assert bind({"steps": 1, "parallel": "fsdp"}, CaptioningTrainConfig).setting_without_fsdp is None
     with pytest.raises(ConfigError, match=naming("parallel", "self_critical", "ddp")):
         bind({"steps": 1, "parallel": "fsdp", "objective": "self_critical"}, CaptioningTrainConfig)

@@ -26,7 +26,7 @@ from tasks.retrieval import RetrievalConfig
 from tests.encoders import vision
 from tests.encoders.training import learns
 from tests.messages import naming
-from utils.config import of_earlier_version
+from utils.config import with_previous_defaults
 from utils.errors import UserError
 from utils.inputs import inputs_of, missing_inputs
 
@@ -107,10 +107,10 @@ def test_pixels_are_normalised_with_the_statistics_of_the_backbone():
 
 def test_a_config_saved_by_an_earlier_version_has_clips_statistics():
     saved = {"model": {"vision": {"backbone": "vit_tiny_patch16_224", "layer_scale": None}}, "task": "retrieval"}
-    filled = of_earlier_version(saved, RetrievalConfig)["model"]["vision"]
+    filled = with_previous_defaults(saved, RetrievalConfig)["model"]["vision"]
     assert VisionConfig(**filled).pixel_mean == PUBLISHED_PIXELS["pixel_mean"]
     newer = {"model": {"vision": {**saved["model"]["vision"], "pixel_mean": None, "pixel_std": None}}}
-    assert of_earlier_version(newer, RetrievalConfig) == newer
+    assert with_previous_defaults(newer, RetrievalConfig) == newer
     section = model_section(saved)
     assert section is not None and section.vision.pixel_std == PUBLISHED_PIXELS["pixel_std"]
 

@@ -45,7 +45,7 @@ def doctor(capsys, tmp_path, monkeypatch):
         if not estimate:
             monkeypatch.setattr(memory, "check_memory", lambda *_: None)
         monkeypatch.setattr(sample, "MICRO_BATCHES", 20)  # all of the 80 captions
-        monkeypatch.setattr(shared, "MOST_LOOKS", 3)
+        monkeypatch.setattr(shared, "MAX_LOOKS", 3)
         status = main(["doctor", *argv, "--out", str(tmp_path / "out")])
         printed = capsys.readouterr()
         return status, "\n".join(unwrapped(printed.out + printed.err))

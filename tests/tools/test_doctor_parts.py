@@ -123,10 +123,10 @@ def test_videos_and_missing_files_are_compared_too(files):
 
 def test_large_data_are_compared_only_by_path(files, monkeypatch):
     both = [image(files / "a.png")], [image(files / "d.png"), image(files / "a.png")]
-    monkeypatch.setattr(leaks, "MOST_BYTES", 4)
+    monkeypatch.setattr(leaks, "MAX_BYTES", 4)
     found = shared_images(*both)
     assert (found.shared, found.contents_compared) == (1, False)
-    monkeypatch.setattr(leaks, "MOST_FILES", 0)
+    monkeypatch.setattr(leaks, "MAX_FILES", 0)
     assert not shared_images(*both).contents_compared
 
 

@@ -18,7 +18,7 @@ from models.core.backbones.config import PUBLISHED_PIXELS
 from tasks.drawing import DrawnImage, Line, PairOfBoxes, Panel, colours
 from tasks.drawing.images import fitted
 
-MOST_PANELS, MOST_LINES = 4, 8
+MAX_PANELS, MAX_LINES = 4, 8
 
 
 LEGEND = "«in quotes»: masked, or to predict · a number: the box of this text · wrong: a hard negative"
@@ -43,8 +43,8 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
     count = len(valid) if isinstance(valid, Tensor) else (0 if pixels is None else len(pixels))
     boxes, present, shared = (getattr(part, name, None) for name in ("boxes_cxcywh", "present", "image_of_question"))
     if pixels is not None and isinstance(shared, Tensor):
-        pixels = pixels[shared[:MOST_PANELS]]
-    for row in range(min(count, MOST_PANELS)):
+        pixels = pixels[shared[:MAX_PANELS]]
+    for row in range(min(count, MAX_PANELS)):
         images = [] if pixels is None else images_of(pixels, row, count)
         own = _boxes_of(row, boxes, present) if isinstance(boxes, Tensor) else ()
         lines = lines_of(text, row, tokenizer, own[0] if own else None)
@@ -63,9 +63,9 @@ def _boxes_of(row: int, boxes: Tensor, present: Tensor | None) -> tuple[PairOfBo
 
 
 def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]:
-    for image in range(min(len(part.pixels), MOST_PANELS)):
+    for image in range(min(len(part.pixels), MAX_PANELS)):
         rows = [row for row in torch.nonzero(part.image_index == image).flatten().tolist() if part.valid[row]]
-        rows = rows[:MOST_LINES]
+        rows = rows[:MAX_LINES]
         if not rows:  # such as an image without a long caption
             continue
         with_box = [row for row in rows if not (part.is_image[row] or part.several_boxes[row])]
@@ -165,7 +165,7 @@ def _other_lines(part: Any, row: int, tokenizer: Any, classes: Mapping[int, str]
     lines: list[Line] = []
     owner, answers, labels = (getattr(part, name, None) for name in ("question_of_answer", "answers", "labels"))
     if isinstance(owner, Tensor):
-        for place in torch.nonzero(owner == row).flatten().tolist()[:MOST_LINES]:
+        for place in torch.nonzero(owner == row).flatten().tolist()[:MAX_LINES]:
             weight = f"{float(part.weights[place]):.2g} x "
             if isinstance(answers, Text):
                 lines += [Line(weight + each.text) for each in lines_of(answers, place, tokenizer)]

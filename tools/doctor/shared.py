@@ -22,10 +22,10 @@ from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
 from utils.findings import Finding
 
-MOST_RECORDS, MOST_SECONDS = 20_000, 3.0
+MAX_RECORDS, MAX_SECONDS = 20_000, 3.0
 """Maximum number of pre-training records that are read on each side."""
 
-MOST_LOOKS, LOOK_SECONDS = 200, 3.0
+MAX_LOOKS, LOOK_SECONDS = 200, 3.0
 """Number of images on each side whose appearance is compared, and time limits for hashing a side and for the comparison."""
 
 REMEDY = "split by image, not by text: remove these images from one of the two"
@@ -84,7 +84,7 @@ def _check_looks(
     sides = []
     for name, images in (("training", training), (key, [each for each in held_out if each.location not in known])):
         images = list({(each.path or each.location): each for each in images}.values())
-        chosen = random.Random(seed).sample(images, min(MOST_LOOKS, len(images)))
+        chosen = random.Random(seed).sample(images, min(MAX_LOOKS, len(images)))
         sides.append((look_alikes.looks_of(chosen, name, LOOK_SECONDS), len(images)))
     (ours, all_ours), (theirs, all_theirs) = sides
     if not ours or not theirs:
@@ -152,11 +152,11 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
 
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:
-    """Returns the images or videos of up to :data:`MOST_RECORDS` random records, how many records were read, and how many there
+    """Returns the images or videos of up to :data:`MAX_RECORDS` random records, how many records were read, and how many there
     are."""
     shards = Shards(files, key=key, index_folder=subject.config.data.cache_index, remote=subject.config.data.remote)
-    count = min(len(shards), MOST_RECORDS)
-    rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MOST_SECONDS
+    count = min(len(shards), MAX_RECORDS)
+    rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MAX_SECONDS
     chosen = rng.choice(len(shards), count, replace=False).tolist()  # unsorted: the time limit may cut the list short
     found: list[KnownImage] = []
     read = 0

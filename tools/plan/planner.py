@@ -209,7 +209,7 @@ class Planner:
     def _refuse_memory(self, ranks: int) -> None:
         needed = self._cost(1, ranks)
         fact = f"needs {needed / 1e9:.1f} GB" if math.isfinite(needed) else "does not fit"
-        can_share = ranks > 1 and self._mesh(ranks) is None and self.config.train.not_sharded is None
+        can_share = ranks > 1 and self._mesh(ranks) is None and self.config.train.setting_without_fsdp is None
         shares = "train.parallel=fsdp, " if can_share else ""
         raise UserError(
             f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; use {shares}smaller images "

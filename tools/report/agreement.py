@@ -15,7 +15,7 @@ from tools.report.pictures import Picture, Room, pictures_of
 
 THUMBNAIL = 170
 """Maximum length of an image in the table, in pixels."""
-MOST_IMAGES = 2
+MAX_IMAGES = 2
 """Maximum number of images that are shown for an example."""
 
 Predictions = Mapping[Path, Sequence[SplitPredictions]]
@@ -144,4 +144,4 @@ def _example(row: _Row, by_column: Sequence[Sequence[SplitPredictions]], room: R
 
 def _pictures(panel: Panel, room: Room) -> list[Picture]:
     """Returns the images of a panel; none if the images are the prediction, as in retrieval."""
-    return pictures_of(panel.pictures, room, THUMBNAIL) if len(panel.pictures) <= MOST_IMAGES else []
+    return pictures_of(panel.pictures, room, THUMBNAIL) if len(panel.pictures) <= MAX_IMAGES else []

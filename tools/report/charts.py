@@ -22,7 +22,7 @@ COLOURS = 8
 """Number of line colours in the style sheet; further lines are dashed."""
 COLUMNS = 200
 """Maximum number of step intervals per line; each interval keeps its minimum and its maximum."""
-MOST_POINTS = 2000
+MAX_POINTS = 2000
 """Maximum number of points of all lines in a chart, if there are many lines."""
 HOVERS = 60
 """Maximum number of steps in a chart whose values are shown on hover."""
@@ -142,7 +142,7 @@ class Chart:
     def spec(self) -> dict[str, Any]:
         """The chart as a Vega-Lite specification, with its data."""
         lines = self.drawn
-        columns = min(COLUMNS, max(2, MOST_POINTS // len(lines)))
+        columns = min(COLUMNS, max(2, MAX_POINTS // len(lines)))
         points = [(n, step, value) for n, line in enumerate(lines) for step, value in thinned(line.points, columns)]
         raw = [(n, step, value) for n, line in enumerate(lines) for step, value in thinned(line.raw, columns)]
         bands = [

@@ -16,7 +16,7 @@ from tools.report.pictures import Embedded, Picture, Room, pictures_of, sheet
 from tools.runs.reading import Run, read_json
 from utils.errors import UserError
 
-MOST_SPLITS = 6
+MAX_SPLITS = 6
 """Maximum number of a run's splits whose predictions are shown."""
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def read_predictions(run: Run) -> list[SplitPredictions]:
     """Returns the predictions of each split. Adds a remark to the run for each file that cannot be read."""
     found = []
     paths = run.predictions()
-    for split, path in list(paths.items())[:MOST_SPLITS]:
+    for split, path in list(paths.items())[:MAX_SPLITS]:
         values = read_json(path, run.remarks)
         if values is None:
             continue
@@ -45,8 +45,8 @@ def read_predictions(run: Run) -> list[SplitPredictions]:
             run.remarks.append(f"{path}: contains no list of predictions")
             continue
         found.append(_read(run, split, values))
-    if len(paths) > MOST_SPLITS:
-        run.remarks.append(f"predictions of the first {MOST_SPLITS} of {len(paths)} splits are shown")
+    if len(paths) > MAX_SPLITS:
+        run.remarks.append(f"predictions of the first {MAX_SPLITS} of {len(paths)} splits are shown")
     return found
 
 

@@ -24,7 +24,7 @@ from tools.runs.reading import Run
 from utils.config import Config, bind
 from utils.errors import UserError
 
-MOST_RECORDS = 200_000
+MAX_RECORDS = 200_000
 """Maximum number of held-out pre-training records that are searched for the predicted records."""
 IDENTITIES = {"phrase": "text", "sentence": "sentence", "question_id": "question_id"}
 """Keys of predictions, and the item field that each repeats."""
@@ -103,7 +103,7 @@ def _records(config: Config) -> Draw:
         shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index, remote=data.remote)
         regions = data.regions if which == "region_files" or data.images is None else None
         stream = regions or data.images or ImageRecordsConfig(files=[], batch_size=1)
-        count = min(len(shards), evaluation.limit or len(shards), MOST_RECORDS)
+        count = min(len(shards), evaluation.limit or len(shards), MAX_RECORDS)
         places |= {shards.exact_location(number): (shards, number, stream) for number in range(count)}
     view = EvaluationView(cast(Any, config).model.vision.image_size, data.max_pixels, pixels=data.pixels)
     return partial(_record_panel, places, ImageReader(view))

@@ -18,7 +18,7 @@ from tools.runs.reading import Run
 from utils.config import bind
 from utils.errors import UserError
 
-MOST_VALIDATIONS = 8
+MAX_VALIDATIONS = 8
 """Maximum number of validations with a column, from the first to the last."""
 
 Predictions = Sequence[Mapping[str, Any]]
@@ -41,7 +41,7 @@ def over_time(run: Run) -> OverTime | None:
     kept = read_kept(run)
     if not kept:
         return None
-    steps = [sorted(kept)[place] for place in spread(len(kept), MOST_VALIDATIONS)]
+    steps = [sorted(kept)[place] for place in spread(len(kept), MAX_VALIDATIONS)]
     questions = _questions(run)
     columns = [_judged(run, kept[step], questions) for step in steps]
     rows = [(number, last.subject, [column.get(number) for column in columns]) for number, last in columns[-1].items()]

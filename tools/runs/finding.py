@@ -10,7 +10,7 @@ from engine.run_files import EVALUATION_FILE, EVENTS_FILE, LOG_FILE, METRICS_FIL
 SIGNS = (METRICS_FILE, EVENTS_FILE, LOG_FILE, EVALUATION_FILE)
 """Every run folder has at least one of these files. A config alone does not identify a run folder."""
 DEEPEST = 6
-MOST_FOLDERS = 20_000
+MAX_FOLDERS = 20_000
 """Maximum number of folders that are searched."""
 
 
@@ -26,7 +26,7 @@ def runs_below(folder: Path) -> list[Path]:
     found: dict[str, Path] = {}
     seen: set[str] = set()
     waiting = [(folder, 0)]
-    while waiting and len(seen) < MOST_FOLDERS:
+    while waiting and len(seen) < MAX_FOLDERS:
         here, depth = waiting.pop()
         place = os.path.realpath(here)
         if is_run(here):

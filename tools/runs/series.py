@@ -17,7 +17,7 @@ LONGEST_LINE = 100_000
 """Maximum size in bytes of a line of metrics; a longer line is damaged."""
 WHOLE_BYTES = 1_000_000_000
 """Maximum size of a file that is read completely if its end contains no metrics."""
-MOST_NAMES = 500
+MAX_NAMES = 500
 """Maximum number of named values in a file; more are ignored."""
 
 Point = tuple[float, float]
@@ -146,7 +146,7 @@ class Metrics:
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step = step
         for name, value in values.items():
-            if name != "step" and (name in self.series or len(self.series) < MOST_NAMES):
+            if name != "step" and (name in self.series or len(self.series) < MAX_NAMES):
                 self.series.setdefault(name, Series()).add(step, math.nan if value is None else value)
 
 

@@ -15,7 +15,7 @@ NARROWEST, WIDEST = 60, 140
 ARROWS = {"falling": "↓", "rising": "↑", "level": "→", None: ""}
 BLOCKS = "▁▂▃▄▅▆▇█"
 BAR = 24
-MOST_METRICS = 4
+MAX_METRICS = 4
 
 Row = tuple[str, str, int]
 """A label, its text, and the maximum number of lines."""
@@ -98,7 +98,7 @@ def _validation(status: Status) -> str:
     if found is None:
         return ""
     if found.metric is None or found.value is None or found.best is None:
-        shown = ", ".join(f"{name} {written(value)}" for name, value in list(found.values.items())[:MOST_METRICS])
+        shown = ", ".join(f"{name} {written(value)}" for name, value in list(found.values.items())[:MAX_METRICS])
         return f"step {found.step:,}: {shown}"
     best = "the best so far" if found.best_step == found.step else f"best {written(found.best)} at {found.best_step:,}"
     return f"step {found.step:,}: {found.metric} {written(found.value)}, {best}"

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from x2vlm.model import Model
     from x2vlm.search.index import ImageIndex
 
-MOST_TEXTS = 8
+MAX_TEXTS = 8
 """Maximum number of lines in a text box."""
-MOST_CHARACTERS = 2000
+MAX_CHARACTERS = 2000
 HITS = 12
 OF_IMAGES = ("locate", "explain")
 """Abilities that locate something in an image, which are not available for videos."""
@@ -118,13 +118,13 @@ def lines_of(text: str) -> list[str]:
     Raises:
         UserError: the text is empty or too long.
     """
-    if len(text) > MOST_CHARACTERS:
-        raise UserError(f"the text has {len(text):,} characters; give at most {MOST_CHARACTERS:,}")
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"the text has {len(text):,} characters; give at most {MAX_CHARACTERS:,}")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError("give a text")
-    if len(lines) > MOST_TEXTS:
-        raise UserError(f"{len(lines)} lines were given; give at most {MOST_TEXTS}")
+    if len(lines) > MAX_TEXTS:
+        raise UserError(f"{len(lines)} lines were given; give at most {MAX_TEXTS}")
     return lines
 
 

@@ -33,7 +33,7 @@ wrapped in
 SYMMETRIC = {" ".join(name.split()) for name in _SYMMETRIC.split(",")}
 """Relations that the official notebook (notebooks/Replicate ARO! VG-Relation, VG-Attribution.ipynb) excludes from the mean. The
 notebook calls them symmetric, although not all of them are."""
-LEAST_CASES = 25
+MIN_CASES = 25
 """Minimum number of cases per pair of attributes; pairs with fewer cases are excluded, as in the official summary."""
 
 MEAN = "mean of parts"
@@ -63,8 +63,8 @@ def _cases(kind: str, path: Path) -> list[Case]:
     if kind == "relation":
         return cases
     sizes = Counter(case.part for case in cases)
-    few = f"fewer than {LEAST_CASES} cases have this pair of attributes"
-    return [replace(case, excluded=few) if sizes[case.part] < LEAST_CASES else case for case in cases]
+    few = f"fewer than {MIN_CASES} cases have this pair of attributes"
+    return [replace(case, excluded=few) if sizes[case.part] < MIN_CASES else case for case in cases]
 
 
 def _suite(name: str, title: str, note: str, clip: float, negclip: float, xvlm: float) -> CaseSuite:
@@ -95,7 +95,7 @@ RELATION = _suite(
 ATTRIBUTION = _suite(
     "attribution",
     "ARO, Visual Genome Attribution",
-    f"parts are pairs of attributes with at least {LEAST_CASES} cases; language models without images are far above "
+    f"parts are pairs of attributes with at least {MIN_CASES} cases; language models without images are far above "
     "chance",
     *(62.9, 70.5, 86.8),
 )

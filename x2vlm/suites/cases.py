@@ -26,7 +26,7 @@ for wrong, which may depend only on the order of the scores."""
 TIED = {"text only": 0, "image only": 1}
 """For each baseline, the axis of the scores (images, texts) along which all scores are tied."""
 
-MOST_PERMUTED = 5
+MAX_PERMUTED = 5
 """Up to this number of tied scores, all orders are judged. For more scores, only rotations are judged, in which each score takes
 each rank once."""
 
@@ -164,7 +164,7 @@ def _expected(rule: Rule, ranks: tuple[tuple[int, ...], ...], axis: int) -> Mapp
     count, lines = base.shape[axis], base.shape[1 - axis]
     orders: list[Sequence[int]] = (
         list(itertools.permutations(range(count)))
-        if count <= MOST_PERMUTED
+        if count <= MAX_PERMUTED
         else [np.roll(range(count), places).tolist() for places in range(count)]
     )
     values = []

@@ -33,7 +33,7 @@ from x2vlm.suites.suite import (
 )
 
 IMAGES = "train2014"
-LEAST_IOU = 0.5
+MIN_IOU = 0.5
 SCORE = "box head"
 
 
@@ -119,13 +119,13 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
                     overlaps[look] += pixel_iou(boxes, true).tolist()
         if not items:
             raise UserError(f"no image can be read: {next(iter(broken.values()))}")
-        values = {look: (np.array(each)[:, None] >= LEAST_IOU).astype(np.float64) for look, each in overlaps.items()}
+        values = {look: (np.array(each)[:, None] >= MIN_IOU).astype(np.float64) for look, each in overlaps.items()}
         examples = [
             {
                 "kind": split,
                 "image": str(item.image.path),
                 "phrase": item.text,
-                "right": {SCORE: {"accuracy": float(overlap >= LEAST_IOU)}},
+                "right": {SCORE: {"accuracy": float(overlap >= MIN_IOU)}},
                 "iou": round(overlap, 4),
             }
             for (split, item), overlap in zip(items, overlaps["model"], strict=True)

@@ -62,16 +62,16 @@ class Ahead:
                 kept = bring()
             except UserError as error:
                 # The reader of the block requests it again, and raises the error if it persists.
-                self._tell(str(error))
+                self._report(str(error))
                 self._ended.wait(_PAUSE_S)
                 continue
             if kept:
                 self._told = False
             else:
                 self._dropped_until = time.monotonic() + _PAUSE_S
-                self._tell("the cache does not keep them")
+                self._report("the cache does not keep them")
 
-    def _tell(self, reason: str) -> None:
+    def _report(self, reason: str) -> None:
         if not self._told and not self._ended.is_set():
             logger.warning(
                 "prefetching of blocks pauses for %g s at a time until this is resolved: %s", _PAUSE_S, reason

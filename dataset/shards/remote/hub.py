@@ -95,8 +95,8 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
     key, wanted = server.key, HubEntry.parse(entry, server.key)
     folder = _cached(wanted)
     if folder is not None:
-        _tell(key, str(wanted), folder.name, len(_files_in(folder, wanted)), "from the Hub cache")
-        _tell_licence(wanted.name, _licence_in(folder))
+        _report(key, str(wanted), folder.name, len(_files_in(folder, wanted)), "from the Hub cache")
+        _report_licence(wanted.name, _licence_in(folder))
         return [folder / file for file in _files_in(folder, wanted)]
     check_hub(wanted.name, key, _COPY)
     about = _about(wanted, key)
@@ -115,9 +115,9 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
     else:
         folder = _downloaded(wanted, files, key)
         found = [folder / file for file in files]
-    _tell(key, str(wanted), about.sha, len(files), "streamed" if server.config.hub == "stream" else "downloaded")
+    _report(key, str(wanted), about.sha, len(files), "streamed" if server.config.hub == "stream" else "downloaded")
     card = about.card_data
-    _tell_licence(wanted.name, (card.get("license_name") or card.get("license")) if card else None)
+    _report_licence(wanted.name, (card.get("license_name") or card.get("license")) if card else None)
     return found
 
 
@@ -128,8 +128,8 @@ def files_of_copy(folder: Path, key: str) -> list[Path]:
         return []
     files = _files_in(folder, HubEntry(folder.name, None, ""))
     if files:
-        _tell_copy(key, str(folder), len(files))
-        _tell_licence(str(folder), _licence_in(folder))
+        _report_copy(key, str(folder), len(files))
+        _report_licence(str(folder), _licence_in(folder))
     return [folder / file for file in files]
 
 
@@ -237,24 +237,24 @@ def _licence_in(folder: Path) -> Any:
 
 
 @functools.cache
-def _tell(key: str, entry: str, commit: str, files: int, how: str) -> None:
+def _report(key: str, entry: str, commit: str, files: int, how: str) -> None:
     """Logs once which files are read."""
     if distributed.rank() == 0:
         logger.info("%s: %s: %d files of commit %s, %s", key, entry, files, commit, how)
 
 
 @functools.cache
-def _tell_copy(key: str, folder: str, files: int) -> None:
+def _report_copy(key: str, folder: str, files: int) -> None:
     if distributed.rank() == 0:
         logger.info("%s: %s: %d files of a copy of a data set of the Hub", key, folder, files)
 
 
-def _tell_licence(name: str, licence: Any) -> None:
-    _tell_once(name, ", ".join(map(str, licence)) if isinstance(licence, list) else licence)
+def _report_licence(name: str, licence: Any) -> None:
+    _report_once(name, ", ".join(map(str, licence)) if isinstance(licence, list) else licence)
 
 
 @functools.cache
-def _tell_once(name: str, licence: str | None) -> None:
+def _report_once(name: str, licence: str | None) -> None:
     if distributed.rank() == 0:
         if licence:
             logger.info("licence of %s: %s, as its card states", name, licence)

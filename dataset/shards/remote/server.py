@@ -220,7 +220,7 @@ class Server:
                 if left <= 0 or (count >= _FEW and (brief or host not in self._answered)):
                     reason = f"{error}; {self._gave_up(host, count, time.monotonic() - began)}"
                     raise UserError(f"{self.key}: {told}: {reason}") from None
-                self._tell(told, error)
+                self._report(told, error)
                 wait = min(_FIRST_WAIT_S * 2 ** min(count - 1, 30), _LONGEST_WAIT_S) * rng.uniform(0.5, 1)
                 time.sleep(min(wait if brief else max(wait, error.wait_s), left))
             else:
@@ -234,7 +234,7 @@ class Server:
             return f"{tried}; check the server and the network, or raise data.remote.retry_minutes"
         return f"{tried}, all without a response; check the URL, the server and the network"
 
-    def _tell(self, told: str, error: RequestError) -> None:
+    def _report(self, told: str, error: RequestError) -> None:
         """Logs the 1st, 10th, 100th, … failure."""
         self.failed += 1
         if str(self.failed).strip("0") == "1":

@@ -33,7 +33,7 @@ from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegati
 from dataset.text.processors import TextProcessor
 from utils.image_size import ImageSize, grid_of, sides_of
 
-FIRST_RECORDS, MOST_RECORDS = 20, 300
+FIRST_RECORDS, MAX_RECORDS = 20, 300
 """Records whose boxes are checked when a run starts, and the maximum number that are read to find a single box."""
 
 
@@ -103,7 +103,7 @@ class RegionStream:
         """
         shards = self.source.shards
         indices = [*range(min(FIRST_RECORDS, len(shards)))]
-        later = np.linspace(FIRST_RECORDS, len(shards) - 1, MOST_RECORDS - FIRST_RECORDS).round().astype(int)
+        later = np.linspace(FIRST_RECORDS, len(shards) - 1, MAX_RECORDS - FIRST_RECORDS).round().astype(int)
         boxes: list[tuple[Box, str]] = []
         records: list[RegionRecord] = []
         for index in [*indices, *(np.unique(later).tolist() if len(shards) > FIRST_RECORDS else [])]:

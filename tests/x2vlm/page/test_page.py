@@ -31,7 +31,7 @@ from tests.browser import browser  # noqa: F401 (fixture)
 from tests.messages import OneLine, naming
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
-from x2vlm.page.abilities import MOST_TEXTS, abilities_of, lines_of
+from x2vlm.page.abilities import MAX_TEXTS, abilities_of, lines_of
 from x2vlm.page.limits import KEPT_S, BodyLimit, HostCheck, RateLimit, UploadLimit
 
 TABS = {
@@ -139,7 +139,7 @@ def test_the_number_and_length_of_text_lines_are_bounded():
     assert lines_of(" a \n\nb\n") == ["a", "b"]
     for text, fragments in [
         (" \n", "give a text"),
-        ("a\n" * (MOST_TEXTS + 1), "9 lines were given"),
+        ("a\n" * (MAX_TEXTS + 1), "9 lines were given"),
         ("a" * 3000, "has 3,000 characters"),
     ]:
         with pytest.raises(UserError, match=fragments):
