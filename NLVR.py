@@ -2,7 +2,7 @@
 
 ``python NLVR.py --config FILE [--output DIR] [--evaluate] [key=value ...]``
 
-This script runs a single process; ``run.py`` can start the task on several.
+This script runs the task in a single process; ``run.py`` can start several processes.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Multi-grained pre-training (X²-VLM, section 3): ``python Pretrain.py --config FILE [--output DIR] [key=value ...]``.
 
-This script runs a single process; ``run.py`` can start the task on several.
+This script runs the task in a single process; ``run.py`` can start several processes.
 """
 
 import sys

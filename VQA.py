@@ -2,7 +2,7 @@
 
 ``python VQA.py --config FILE [--output DIR] [--evaluate] [key=value ...]``
 
-A config for videos has ``task: video_qa``. This script runs a single process; ``run.py`` can start the task on several.
+Configs for videos set ``task: video_qa``. This script runs the task in a single process; ``run.py`` can start several processes.
 """
 
 import sys

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv:
         sys.stderr.write(START)
         return 2
-    # Imported here, so that a package that is not installed is reported in one line.
+    # Imported inside one_line_errors, so that a missing package is reported in one line.
     from utils.commands import execute
 
     first, *rest = argv
@@ -43,28 +43,28 @@ def main(argv: Sequence[str]) -> int:
         return execute(COMMANDS[first].load(), rest, f"run.py {first}", known_keys)
     if not first.startswith("-") and "=" not in first:
         raise UserError(_unknown_command(first))
-    for before, word in pairwise(argv):
-        if word in COMMANDS and not before.startswith("-"):
+    for previous, word in pairwise(argv):
+        if word in COMMANDS and not previous.startswith("-"):
             raise UserError(f"{word} is a command; give it first: run.py {word} ...")
-    return execute(whole_command_line(), argv, "run.py", known_keys)
+    return execute(full_command_line(), argv, "run.py", known_keys)
 
 
 def known_keys() -> Sequence[str]:
     """Returns the keys of all configs."""
-    from tasks.known_keys import known_keys  # reads a file, which is needed only after a user error
+    from tasks.known_keys import known_keys  # reads a file, so it is imported only after a user error
 
     return known_keys()
 
 
-def whole_command_line(*, loads: bool = False) -> CommandLine:
-    """Returns the command that runs a task, with all other commands as its subcommands. With ``loads``, imports the modules of
-    the commands, so that their own subcommands are included."""
+def full_command_line(*, load_all: bool = False) -> CommandLine:
+    """Returns the command that runs a task, with all other commands as its subcommands. If ``load_all`` is set, imports the
+    modules of the commands, so that their own subcommands are included."""
     from launch.command import run_task
     from utils.commands import CommandLine, command_line
 
     app, examples = command_line(run_task, "run.py")
     for position, (name, command) in enumerate(COMMANDS.items()):
-        if loads:
+        if load_all:
             app.command(command_line(command.load(), name).app, name=name)
         else:
             app.command(command.target, name=name, help=command.help, sort_key=position)
@@ -83,7 +83,7 @@ def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
         x2vlm completion zsh > ~/.zfunc/_x2vlm
         x2vlm completion fish > ~/.config/fish/completions/x2vlm.fish
     """
-    script = whole_command_line(loads=True).app.generate_completion(prog_name="x2vlm", shell=shell)
+    script = full_command_line(load_all=True).app.generate_completion(prog_name="x2vlm", shell=shell)
     # If nothing else matches, bash should complete file names, as zsh and fish do by default.
     sys.stdout.write(script.replace("complete -F ", "complete -o default -F "))
     return 0

@@ -1,9 +1,9 @@
 """Installs the project as a single package, ``x2vlm``, which contains the packages of the checkout as subpackages.
 
 In the checkout, ``utils``, ``models`` and the other packages are top-level packages. Installed under these names, they would
-conflict with other projects, many of which have a package ``utils``. So a wheel contains them inside ``x2vlm``, and their imports
-are rewritten: ``from utils.errors import UserError`` becomes ``from x2vlm.utils.errors import UserError``. Nothing else is
-changed.
+conflict with other projects, many of which also have a package ``utils``. The wheel therefore places them inside ``x2vlm`` and
+rewrites their imports: ``from utils.errors import UserError`` becomes ``from x2vlm.utils.errors import UserError``. Nothing else
+is changed.
 
 An editable installation (``pip install -e .``) imports all packages from the checkout instead, so that ``import x2vlm`` works in
 any folder and every edit takes effect immediately.
@@ -40,7 +40,7 @@ INSIDE = (
 NAMES = "|".join([*INSIDE, "run"])
 IMPORT = re.compile(rf"^(\s*from )({NAMES})(?=[. ])", re.MULTILINE)
 MODULE = re.compile(rf'"((?:{NAMES})(?:\.\w+)*)(:\w+)?"')
-"""Matches a string that may name a module, or a module and a function, as in run.py's table of commands."""
+"""Matches a string that may name a module, or a module and a function, as in the table of commands in ``commands``."""
 
 
 class BuildAsOnePackage(build_py):
@@ -58,17 +58,17 @@ class BuildAsOnePackage(build_py):
 
 def files() -> Iterator[tuple[Path, Path]]:
     """Yields each file of the wheel, with its path in the wheel."""
-    own = [*sorted((HERE / "x2vlm").rglob("*.py")), HERE / "x2vlm/py.typed"]
-    yield from ((path, path.relative_to(HERE)) for path in own)
-    below = [path for package in INSIDE for path in sorted((HERE / package).rglob("*.py"))]
-    below += [
+    top = [*sorted((HERE / "x2vlm").rglob("*.py")), HERE / "x2vlm/py.typed"]
+    yield from ((path, path.relative_to(HERE)) for path in top)
+    subpackages = [path for package in INSIDE for path in sorted((HERE / package).rglob("*.py"))]
+    subpackages += [
         *sorted((HERE / "tools/report/templates").iterdir()),
         *sorted((HERE / "configs").rglob("*.yaml")),
         HERE / "configs/keys.json",
         HERE / "run.py",
         HERE / "requirements.txt",
     ]
-    yield from ((path, Path("x2vlm") / path.relative_to(HERE)) for path in below)
+    yield from ((path, Path("x2vlm") / path.relative_to(HERE)) for path in subpackages)
 
 
 def as_subpackage(text: str) -> str:

@@ -1,6 +1,6 @@
-"""The commands of ``run.py`` other than running a task, one module for each.
+"""The commands of ``run.py``, apart from running a task. Each command has its own module.
 
-A command is a function, whose parameters become flags (:mod:`utils.commands`), and a line in :data:`COMMANDS`. Its module is
+A command is a function whose parameters become flags (:mod:`utils.commands`), with an entry in :data:`COMMANDS`. Its module is
 imported only when the command runs or its help is printed.
 """
 
@@ -10,7 +10,7 @@ from utils.subcommands import Command
 
 COMMANDS = {
     "config": Command(
-        "commands.config:config", "the keys of a task's config, or the values in a file and where they come from"
+        "commands.config:config", "show the keys of a task's config, or the values in a file and where they come from"
     ),
     "doctor": Command(
         "commands.doctor:doctor",
@@ -21,38 +21,41 @@ COMMANDS = {
     ),
     "migrate": Command(
         "commands.migrate:migrate",
-        "turn a config of the authors' code into ours, with its lists and a table of its keys",
+        "convert a config of the authors' code, and the lists that it names, to our formats",
     ),
     "index-shards": Command(
-        "commands.index_shards:index_shards", "find where each record of a run's shards begins, with several processes"
+        "commands.index_shards:index_shards",
+        "index the records in a run's shards before it starts, with several processes",
     ),
     "rescore": Command(
-        "commands.rescore:rescore", "score predicted boxes against several annotations, such as RefCOCO's"
+        "commands.rescore:rescore", "score predicted boxes against several sets of annotations, such as RefCOCO's"
     ),
     "leaks": Command("commands.leaks:leaks", "find images that training data share with held-out splits"),
-    "tables": Command("commands.tables:tables", "the cells of the paper's tables, and which of their files are here"),
+    "tables": Command("commands.tables:tables", "list the cells of the paper's tables, and the files that are missing"),
     "reproduce": Command(
         "commands.reproduce:reproduce",
         "run cells of the paper's tables, and compare the numbers with the published ones",
     ),
     "sweep": Command("commands.sweep:sweep", "run variants of a config one after another, and print one table"),
-    "report": Command("commands.report:report", "one HTML page of a run, or of several runs side by side"),
+    "report": Command("commands.report:report", "write an HTML page about a run, or about several runs side by side"),
     "status": Command(
-        "commands.status:status", "how runs are doing: progress, losses, checkpoints, slow ranks, faults"
+        "commands.status:status", "show how runs are doing: progress, losses, checkpoints, slow ranks, faults"
     ),
     "checkpoint": Command(
         "commands.checkpoint:checkpoint",
         "inspect weight files, convert them between the published names and ours, and compare them",
     ),
-    "predict": Command("commands.predict:predict", "ask a trained model about your images"),
+    "predict": Command("commands.predict:predict", "apply a trained model to your images"),
     "benchmark": Command(
         "commands.benchmark:benchmark", "measure what a model understands without fine-tuning, on published suites"
     ),
     "index": Command("commands.index:index", "embed a folder of images, to search it with a sentence"),
-    "search": Command("commands.search:search", "find the images of an index that a sentence describes, and where"),
+    "search": Command(
+        "commands.search:search", "find images in an index with a sentence, and where in each image it applies"
+    ),
     "export": Command("commands.export:export", "write a trained model as ONNX graphs, for machines without a GPU"),
-    "serve": Command("commands.serve:serve", "a web page on which anyone can try models"),
-    "plan": Command("commands.plan:plan", "the largest micro-batch that fits, and how long a run takes"),
+    "serve": Command("commands.serve:serve", "serve a web page on which anyone can try models"),
+    "plan": Command("commands.plan:plan", "find the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("commands.tokenizer:tokenizer", "train a tokenizer on the texts of your records"),
-    "completion": Command("run:completion", "a script with which your shell completes commands and flags"),
+    "completion": Command("run:completion", "print a script that makes your shell complete commands and flags"),
 }

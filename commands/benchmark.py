@@ -1,4 +1,4 @@
-"""``python run.py benchmark SUITE``: measure what a model understands by the official files of a suite."""
+"""``python run.py benchmark SUITE``: measure what a model understands, using the official files of a suite."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def benchmark(
     out: Path | None = None,
     options: ModelFlags = ModelFlags(),
 ) -> int:
-    """Measure what a model understands without fine-tuning: whether it tells apart texts, or images, that differ in one fact;
-    finds images and texts; names classes; and locates phrases. The files of a suite are read as they are published.
+    """Measure what a model understands without fine-tuning: whether it can distinguish texts or images that differ in one detail,
+    retrieve images and texts, classify images, and locate phrases. The files of a suite are read in their published form.
 
     Each example is scored by the cosine of the embeddings, by the matching head, and by their sum. Two baselines are shown next
     to each result: the text alone, with a grey image, and the image alone, with the same text for all images. If a baseline is
-    far above chance, the suite can be solved without looking.
+    far above chance, many examples can be solved without looking at the image, or without reading the text.
 
     Args:
-        suite: what to measure.
-        model: a model of task pretrain or retrieval (RefCOCO: pretrain): a run's folder, a weight file, hub:owner/name, or an
-            export.
-        data: folder with the files of the suite; if any is missing, the message says where it is published.
+        suite: the suite to run.
+        model: a model of task pretrain or retrieval (for RefCOCO, only pretrain): a run's folder, a weight file, hub:owner/name,
+            or an export.
+        data: folder with the files of the suite; if a file is missing, the error says where it is published.
         kinds: kinds of examples, separated by spaces (default: all).
         bootstrap: number of bootstrap draws for the 95 % intervals; 0 for no intervals.
         out: folder for receipt.json, table.txt, and all examples with their scores in cases.jsonl.
@@ -112,7 +112,7 @@ def _sha256(path: Path) -> str:
 
 
 def _weights_file(model: str) -> dict[str, str]:
-    """Returns the weight file of a local model and its hash; the path names the step if the file is in a checkpoint."""
+    """Returns the path of a local model's weight file, which contains the step if the file is in a checkpoint, and its hash."""
     from engine.checkpoint import find_weights  # imports torch
 
     path = expanded(model)
@@ -126,7 +126,7 @@ def _weights_file(model: str) -> dict[str, str]:
 
 
 def _digest(examples: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a hash of what was asked: kinds, names of images, and texts, in order, without scores and folders."""
+    """Returns a hash of the questions: kinds, image names and texts, in order, but without scores and folders."""
     asked = hashlib.sha256()
     for example in examples:
         images = [Path(image).name for image in example.get("images", [example.get("image", "")])]

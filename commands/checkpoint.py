@@ -11,13 +11,14 @@ from utils.subcommands import Command, with_subcommands
 
 SUBCOMMANDS = {
     "inspect": Command(
-        f"{__name__}:inspect", "kind, task, sizes, resolution, frames, vocabulary, and whether it is intact"
+        f"{__name__}:inspect",
+        "show a file's kind, task, sizes, resolution, frames, vocabulary, and whether it is intact",
     ),
-    "convert": Command(f"{__name__}:convert", "from published names to ours, or from ours to the published ones"),
-    "compare": Command(f"{__name__}:compare", "tensors that are in only one file, or differ in shape or in value"),
+    "convert": Command(f"{__name__}:convert", "rename tensors from the published names to ours, or vice versa"),
+    "compare": Command(f"{__name__}:compare", "list tensors that are in only one file, or differ in shape or in value"),
     "adapters": Command(f"{__name__}:adapters", "save what a run with optim.lora has trained as a small folder"),
     "merge": Command(
-        f"{__name__}:merge", "rebuild the whole model from such a folder and the weights it was trained on"
+        f"{__name__}:merge", "rebuild the full model from such a folder and the weights it was trained on"
     ),
 }
 
@@ -25,12 +26,12 @@ SUBCOMMANDS = {
 @with_subcommands(SUBCOMMANDS)
 def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -> int:
     """Identify a weight file by the names and shapes in it; convert it between the published form and ours; compare two files;
-    extract the adapters of a run with optim.lora, or merge them. Code in a file is never run.
+    extract the adapters of a run with optim.lora, or merge them. Code in a weight file is never executed.
 
     A FILE is a weight file (.safetensors, .th, .pth, .bin), a run's folder, or a folder step-N of its checkpoints.
 
     Args:
-        command: inspect, convert, compare, adapters or merge; each has its own flags, see run.py checkpoint COMMAND --help.
+        command: inspect, convert, compare, adapters or merge; for its flags, see run.py checkpoint COMMAND --help.
 
     Examples:
         python run.py checkpoint inspect weights/*.th runs/pre
@@ -41,7 +42,8 @@ def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -
         python run.py checkpoint merge vqa_adapters --base weights/x2vlm_base_4m.th --out vqa_model
 
     Returns:
-        0 success, or equal; 1 a file is damaged, or the two files differ; 2 a file cannot be read, or the command line is wrong
+        0 success, or the files are equal; 1 a file is damaged, or the two files differ; 2 a file cannot be read, or the command
+        line is wrong
     """
     raise AssertionError(f"{command} is a subcommand")
 
@@ -49,7 +51,7 @@ def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -
 def inspect(files: list[File], /, *, no_configs: bool = False) -> int:
     """Print the kind, task, sizes, resolution, frames and vocabulary of weight files, and whether each file is intact.
 
-    A file that cannot be read is reported in its place, and the other files are still inspected.
+    If a file cannot be read, the error is reported and the other files are still inspected.
 
     Args:
         files: weight files or folders.
@@ -63,7 +65,7 @@ def inspect(files: list[File], /, *, no_configs: bool = False) -> int:
     status = 0
     for path in files:
         try:
-            intact, text = inspecting.inspect(path, with_configs=not no_configs)
+            is_intact, text = inspecting.inspect(path, with_configs=not no_configs)
         except UserError as error:
             if len(files) == 1:
                 raise
@@ -72,7 +74,7 @@ def inspect(files: list[File], /, *, no_configs: bool = False) -> int:
             status = 2
             continue
         sys.stdout.write(text)
-        status = max(status, 0 if intact else 1)
+        status = max(status, 0 if is_intact else 1)
     return status
 
 
@@ -90,8 +92,8 @@ def convert(
     Args:
         file: a weight file or folder.
         out: the file to write.
-        form: form to write (default: the form that the file is not in).
-        config: a config whose model the file must match in all names and shapes.
+        form: form to convert to (default: ours for a published file, published for one of ours).
+        config: a config whose model must match all names and shapes in the file.
         overwrite: replace an existing file.
     """
     from tools.checkpoint import convert as converting
@@ -133,7 +135,7 @@ def adapters(run: str, /, *, out: File) -> int:
 
 
 def merge(folder: str, /, *, base: File, out: File) -> int:
-    """Rebuild the whole model from a folder of adapters and the weights that they were trained on.
+    """Rebuild the full model from a folder of adapters and the weights that they were trained on.
 
     Args:
         folder: a folder that `checkpoint adapters` wrote.

@@ -15,23 +15,23 @@ from utils.config import Config, fields_of, load_with_places
 from utils.errors import UserError
 
 DEFAULT = "default"
-"""The location of a value that neither a file nor an override sets."""
+"""The location shown for a value that neither a file nor an override sets."""
 
 TITLE = """# Config keys
 
 This page lists all keys of all tasks, as printed by `python run.py config --markdown`. `python run.py config TASK` shows the keys
-of one task; `python run.py config FILE` shows the values in a file, with the file and line that each comes from. `[]` is an entry
-of a list, `<name>` a name that you choose. The default of a section, such as `{"max_tokens": 40}`, applies if a config omits the
-section; if a config contains the section, the defaults of its keys apply.
+of one task; `python run.py config FILE` shows the values in a file, with the file and line that each comes from. `[]` stands for
+an entry of a list, and `<name>` for a name that you choose. The default of a section, such as `{"max_tokens": 40}`, applies if a
+config omits the section; if a config contains the section, the defaults of its keys apply.
 """
 
 
 def config(target: str | None = None, /, *filters: str, markdown: bool = False, keys: bool = False) -> int:
-    """Print the keys of a task's config with type, default and meaning; or the values in a file and where each comes from.
+    """Print the keys of a task's config with type, default and meaning, or the values in a file and where each comes from.
 
     Args:
         target: a task, a folder with task.py, or a YAML file.
-        filters: show only keys with this prefix; key=value replaces a value of the file.
+        filters: show only keys with one of these prefixes; key=value overrides a value in the file.
         markdown: print the keys of all tasks as a Markdown document.
         keys: print the names of the keys of all tasks as JSON.
 
@@ -59,10 +59,12 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
         lines = list(lines_of_file(target, overrides, prefixes))
     else:
         if overrides:
-            raise UserError(f"{overrides[0]}: a value replaces a value in a file; give a FILE instead of {target}")
+            raise UserError(f"{overrides[0]}: only values in a file can be overridden; give a FILE instead of {target}")
         lines = list(lines_of_task(target, prefixes))
     if not lines:
-        raise UserError(f"{target} has no key that begins with {' or '.join(prefixes)}; give no prefix to see all")
+        raise UserError(
+            f"{target} has no key that begins with {' or '.join(prefixes)}; omit the prefix to see all keys"
+        )
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
@@ -90,8 +92,8 @@ def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) 
 
 
 def _meaning_of(keys: Sequence[str], meanings: Mapping[str, str]) -> str | None:
-    """Returns the meaning of a key, one part of which the user may have chosen."""
-    chosen = [[*keys[:place], "<name>", *keys[place + 1 :]] for place in range(len(keys))]
+    """Returns the meaning of a key. One of its components may be a name that the user chose."""
+    chosen = [[*keys[:index], "<name>", *keys[index + 1 :]] for index in range(len(keys))]
     return next((meanings[path] for path in map(".".join, [keys, *chosen]) if path in meanings), None)
 
 
@@ -111,7 +113,7 @@ def document() -> str:
 
 
 def _entries(keys: Iterable[Key]) -> Iterator[str]:
-    """Yields the keys as a definition list for each section of the config: values and default, then the meaning."""
+    """Yields the keys as a definition list for each section of the config: type and default, then the meaning."""
     sections: dict[str, list[Key]] = {}
     for key in keys:
         sections.setdefault(_section(key), []).append(key)
@@ -122,7 +124,7 @@ def _entries(keys: Iterable[Key]) -> Iterator[str]:
 
 
 def _section(key: Key) -> str:
-    """Returns the section of a key: its first part, or the first two for parts of the model and kinds of data."""
+    """Returns the section of a key: its first component, or the first two for keys of ``model`` and ``data``."""
     parts = key.path.split(".")
     return ".".join(parts[: 2 if parts[0] in ("model", "data") and len(parts) > 2 else 1])
 
@@ -132,7 +134,7 @@ def _selected(keys: Iterable[Key], prefixes: Sequence[str]) -> Iterator[Key]:
 
 
 def _values(config: Config) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the values of a bound config with their keys; a list is one value."""
+    """Yield the values of a bound config with their keys. A list counts as one value."""
 
     def walk(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
         if isinstance(node, dict) and node:

@@ -11,10 +11,10 @@ from utils.printing import counted
 
 
 def index(folder: Path, /, *, model: ModelName, out: Path, running: ModelFlags = ModelFlags()) -> int:
-    """Embed every image in a folder and its subfolders, each distinct content once. Videos are skipped.
+    """Embed every image in a folder and its subfolders. Identical files are embedded only once, and videos are skipped.
 
     To update an index, run the command again: it embeds images that are new or have changed, and drops images that have been
-    removed. An interrupted command continues when it is run again.
+    removed. If the command is interrupted, run it again to continue.
 
     Args:
         folder: folder of the images.
@@ -26,7 +26,7 @@ def index(folder: Path, /, *, model: ModelName, out: Path, running: ModelFlags =
         python run.py search photos.index "a dog on a lawn" --locate --save hits.png
 
     Returns:
-        0 all images were read; 1 some images could not be read and are listed in broken.jsonl in the index folder; 2 nothing was
+        0 all images were read; 1 some images could not be read, and are listed in broken.jsonl in the index folder; 2 nothing was
         indexed
     """
     encoder = running.load(model)

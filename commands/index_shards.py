@@ -19,15 +19,16 @@ def index_shards(
     index: Annotated[str | None, named("FOLDER")] = None,
     workers: Annotated[int, read_by(positive)] = usable_cores(),
 ) -> int:
-    """Find where each record begins in the shards of a config's streams, or in one list of shards.
+    """Find where each record begins in the shards of a config's streams, or in the given shards.
 
-    Indexes are stored in the user's cache folder, or in data.cache_index of the config (--index). A run builds missing indexes
-    itself, in one process while the other processes wait. If the command is interrupted, run it again to continue.
+    Indexes are stored in the user's cache folder, or in the folder that --index or the config's data.cache_index names. A run
+    builds missing indexes itself, in one process while the other processes wait. If the command is interrupted, run it again to
+    continue.
 
     Args:
-        words: one list of files, patterns or folders; or values that replace the config's, as key=value.
+        words: files, patterns or folders; or, with --config, values that replace the config's, as key=value.
         config: index every list of shards in this config.
-        index: folder of indexes (default: the config's data.cache_index, or the user's cache folder).
+        index: folder for the indexes (default: the config's data.cache_index, or the user's cache folder).
         workers: number of processes.
 
     Examples:
@@ -38,7 +39,7 @@ def index_shards(
         0 all shards are indexed; 2 a shard cannot be read
     """
     if any("=" not in word for word in words) == (config is not None):
-        raise UserError("give --config FILE, or one list of files, patterns or folders")
+        raise UserError("give either --config FILE or a list of files, patterns or folders")
     folder, lists, remote = index, {"FILES": list(words)}, None
     if config is not None:
         choice = choose(config, words, None)

@@ -32,11 +32,11 @@ from utils.files import replacing
 from utils.flags import File, Positive, named
 from utils.progress import progress_bar
 
-NAMED = 5
-"""Maximum number of shared images that are printed for a pair of sides; --out lists all."""
+MAX_PRINTED = 5
+"""Maximum number of shared images that are printed for each pair of a training set and a held-out set; --out lists all."""
 
 NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome"}
-"""The data sets that provide ids."""
+"""Names of the data sets that provide ids."""
 
 EXACT = (
     "compared: ids, paths and equal bytes; add --perceptual to find resized, recompressed, recoloured or cropped copies "
@@ -48,13 +48,13 @@ NOT_COMPARED = "; too many files to compare their contents"
 
 
 @dataclass
-class Sides:
-    """The images of some configs: training images and held-out images, by ``CONFIG KEY``."""
+class ImageSets:
+    """The training and held-out images of some configs, by ``CONFIG KEY``."""
 
     training: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
     held_out: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
     not_checked: list[str] = field(default_factory=list)
-    """Sides that cannot be read, each with the reason."""
+    """The sets of images that cannot be read, each with the reason."""
 
 
 def leaks(
@@ -67,8 +67,8 @@ def leaks(
     seed: int = 0,
     out: Path | None = None,
 ) -> int:
-    """Find images that training data share with held-out splits, over all given configs: by the ids that public data sets share
-    (COCO, Visual Genome, Flickr), by path, and, for up to 20,000 files, by content.
+    """Find images that are in both the training data and the held-out splits of the given configs. Images are compared by the ids
+    that public data sets share (COCO, Visual Genome, Flickr), by path and, for up to 20,000 files, by content.
 
     Args:
         configs: configs of pre-training or fine-tuning.
@@ -76,7 +76,7 @@ def leaks(
             compared, by id; may be repeated.
         perceptual: compare a sample by appearance too, to find resized, recompressed or recoloured copies, and crops (needs
             imagehash).
-        sample: number of images from each side for --perceptual.
+        sample: number of images that --perceptual draws from each training set and each held-out set.
         seed: seed of the sample.
         out: write every pair of a training record and a held-out image to a tab-separated table.
 
@@ -86,43 +86,43 @@ def leaks(
         python run.py leaks my/pretrain.yaml --held-out data/coco --held-out data/refcoco+
 
     Returns:
-        0 no image is shared; 1 images are shared; 2 a config or the command line is wrong; 3 no shared image was found, but not
-        everything could be compared: the lines "not checked" name what cannot be read, and ids for which no file says which
-        images they share
+        0 no image is shared; 1 images are shared; 2 a config or the command line is wrong; 3 no shared image was found, but some
+        comparisons were impossible: the lines "not checked" list data that cannot be read, and data sets whose ids cannot be
+        compared because no file relates them
     """
     if perceptual:
         look_alikes.require()
-    sides = Sides()
+    image_sets = ImageSets()
     for config in configs:
-        _read(config, sides)
+        _read(config, image_sets)
     raw = RawFolder(held_out)
     links = read_links(raw)
     official = _official_splits(raw)
     if held_out and not official and not links.files:
         files = ", ".join([*(splits.file for splits in SPLITS.values()), *links.absent])
         raise UserError(f"--held-out {', '.join(map(str, held_out))}: contains none of {files}")
-    sides.held_out |= official
-    if not sides.training or not sides.held_out:
-        missing = "training data" if not sides.training else "held-out split"
-        first = sides.not_checked[0] if sides.not_checked else "the configs name none"
-        more = f"; and {len(sides.not_checked) - 1} more" if len(sides.not_checked) > 1 else ""
+    image_sets.held_out |= official
+    if not image_sets.training or not image_sets.held_out:
+        missing = "training data" if not image_sets.training else "held-out split"
+        first = image_sets.not_checked[0] if image_sets.not_checked else "the configs name none"
+        more = f"; and {len(image_sets.not_checked) - 1} more" if len(image_sets.not_checked) > 1 else ""
         raise UserError(f"{', '.join(configs)}: no {missing} could be read: {first}{more}")
     looks = _Looks(sample, seed)
     with _Table(out) as table:
-        for training, images in sides.training.items():
+        for training, images in image_sets.training.items():
             try:
-                found = shared_with_splits(images, sides.held_out, links.all_ids, partial(table.add, training))
+                found = shared_with_splits(images, image_sets.held_out, links.all_ids, partial(table.add, training))
             except UserError as error:  # shards that can no longer be read
-                sides.not_checked.append(f"{training}: {error}")
+                image_sets.not_checked.append(f"{training}: {error}")
                 continue
-            _report_clean(training, {split: each for split, each in found.items() if not each.shared})
+            _print_unshared(training, {split: each for split, each in found.items() if not each.shared})
             for split, shared in found.items():
                 if shared.shared:
-                    _report(training, split, shared)
-            sides.not_checked += _unlinked(training, found, links)
+                    _print_shared(training, split, shared)
+            image_sets.not_checked += _unlinked(training, found, links)
             if perceptual:
-                _compare_looks(training, images, sides.held_out, found, looks, table)
-    not_checked = [*sides.not_checked, *_broken({**sides.training, **sides.held_out})]
+                _compare_looks(training, images, image_sets.held_out, found, looks, table)
+    not_checked = [*image_sets.not_checked, *_broken({**image_sets.training, **image_sets.held_out})]
     for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
     sys.stdout.write(EXACT if not perceptual else f"{EXACT_TOO} a sample of {sample:,} images per side\n")
@@ -132,7 +132,8 @@ def leaks(
 
 
 class _Table:
-    """The table of ``--out``, written row by row; it replaces the file at the end. Without a path, rows are only counted."""
+    """The table for ``--out``. Rows are written to a temporary file, which replaces the target at the end. Without a path, rows
+    are only counted."""
 
     def __init__(self, path: Path | None):
         self.rows = 0
@@ -161,23 +162,23 @@ class _Table:
 
 
 class _Looks:
-    """The appearance of a random sample of each side, computed once for each side."""
+    """The appearance of a random sample of each set of images, computed once per set."""
 
     def __init__(self, count: int, seed: int):
         self._count, self._seed = count, seed
-        self._of: dict[str, list[tuple[Source, Look]]] = {}
+        self._samples: dict[str, list[tuple[Source, Look]]] = {}
 
-    def of(self, name: str, images: Iterable[KnownImage]) -> list[tuple[Source, Look]]:
-        """Returns the appearance of a side's sample."""
-        if name not in self._of:
+    def sample(self, name: str, images: Iterable[KnownImage]) -> list[tuple[Source, Look]]:
+        """Returns the appearance of the images in the sample of a set."""
+        if name not in self._samples:
             rng = random.Random(self._seed)
             if isinstance(images, _Records):
                 chosen = images.sample(self._count, rng)
             else:
                 known = list({(each.source.path or each.source.location): each for each in images}.values())
                 chosen = known if len(known) <= self._count else rng.sample(known, self._count)
-            self._of[name] = look_alikes.looks_of([each.source for each in chosen], name)
-        return self._of[name]
+            self._samples[name] = look_alikes.looks_of([each.source for each in chosen], name)
+        return self._samples[name]
 
 
 def _compare_looks(
@@ -189,79 +190,83 @@ def _compare_looks(
     table: _Table,
 ) -> None:
     """Print the pairs of a training image and a held-out image that look alike, except images already known to be shared."""
-    ours = looks.of(training, images)
+    ours = looks.sample(training, images)
     for split, held_out in splits.items():
-        theirs = looks.of(split, held_out)
+        theirs = looks.sample(split, held_out)
         known = {pair.held_out for pair in found[split].pairs}
         pairs = [
-            SharedImage(theirs[other][0].location, ours[own][0].location, "look")
-            for own, other in look_alikes.similar([look for _, look in ours], [look for _, look in theirs])
-            if theirs[other][0].location not in known
+            SharedImage(theirs[their_index][0].location, ours[our_index][0].location, "look")
+            for our_index, their_index in look_alikes.similar([look for _, look in ours], [look for _, look in theirs])
+            if theirs[their_index][0].location not in known
         ]
         if theirs:
             several = f"{len(pairs):,} pairs look alike" if pairs else "no other images look alike"
             sys.stdout.write(f"{training} and {split}: {several}, of {len(ours):,} x {len(theirs):,} images\n")
-        for number, pair in enumerate(pairs):
+        for index, pair in enumerate(pairs):
             table.add(training, split, pair)
-            if number < NAMED:
+            if index < MAX_PRINTED:
                 sys.stdout.write(f"  {pair.held_out} looks like {pair.training}\n")
-        if len(pairs) > NAMED:
-            sys.stdout.write(f"  and {len(pairs) - NAMED:,} more (--out FILE lists all)\n")
+        if len(pairs) > MAX_PRINTED:
+            sys.stdout.write(f"  and {len(pairs) - MAX_PRINTED:,} more (--out FILE lists all)\n")
 
 
 def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) -> Iterator[str]:
-    """Yield a line for each pair of data sets whose ids cannot be compared, since no file says which images they share."""
+    """Yield a line for each pair of data sets whose ids cannot be compared, because no file says which images they share."""
     missing: dict[tuple[str, str], list[str]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for split, shared in found.items():
-        for of in sorted(shared.sets):
-            for sets, number in shared.training_sets.items():
-                if not sets or of in sets or any(frozenset({of, each}) in links.sets for each in sets):
+        for other in sorted(shared.sets):
+            for sets, count in shared.training_sets.items():
+                if not sets or other in sets or any(frozenset({other, each}) in links.sets for each in sets):
                     continue
-                pair = " and ".join(NAMES[each] for each in sorted(sets)), NAMES[of]
-                counts[pair] = number
+                pair = " and ".join(NAMES[each] for each in sorted(sets)), NAMES[other]
+                counts[pair] = count
                 missing.setdefault(pair, []).append(split)
-    for (own, other), splits in missing.items():
-        file = "image_data.json" if "Visual Genome" in (own, other) else "captions_{train,val}2014.json of COCO"
+    for (ours, theirs), splits in missing.items():
+        file = "image_data.json" if "Visual Genome" in (ours, theirs) else "captions_{train,val}2014.json of COCO"
         yield (
-            f"{training}: {counts[own, other]:,} records have ids of {own}, which cannot be compared with the ids of {other} in "
+            f"{training}: {counts[ours, theirs]:,} records have {ours} ids, which cannot be compared with the {theirs} ids in "
             f"{', '.join(splits)}; give the folder of {file} with --held-out"
         )
 
 
 def _official_splits(raw: RawFolder) -> dict[str, Iterable[KnownImage]]:
-    """Returns the held-out images in official files in the folders, by split. Only ids are compared, so no image has to exist.
+    """Returns the held-out images listed in the official files, by split. Only ids are compared, so the images need not exist.
 
     Raises:
         UserError: if a file cannot be read.
     """
     held_out = read_held_out(raw, required=(), without=())
     return {
-        split: [KnownImage(ImageSource(f"{split}: {name}", path=Path(split, name)), frozenset({name})) for name in of]
-        for split, of in held_out.photographs().items()
+        split: [
+            KnownImage(ImageSource(f"{split}: {name}", path=Path(split, name)), frozenset({name})) for name in names
+        ]
+        for split, names in held_out.photographs().items()
     }
 
 
-def _read(path: str, sides: Sides) -> None:
+def _read(path: str, image_sets: ImageSets) -> None:
     choice = choose(path, [], None)
     kind = choice.load()
     config: Any = load_config(choice.config, [], kind.config)
     if isinstance(config, PretrainConfig):
-        _read_pretraining(path, config, sides)
+        _read_pretraining(path, config, image_sets)
     elif issubclass(kind.task, FineTuneTask):
-        _read_fine_tuning(path, config, kind.task, sides)
+        _read_fine_tuning(path, config, kind.task, image_sets)
     else:
-        sides.not_checked.append(f"{path}: a task that has neither streams nor splits")
+        image_sets.not_checked.append(f"{path}: a task that has neither streams nor splits")
 
 
-def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
+def _read_pretraining(path: str, config: Any, image_sets: ImageSets) -> None:
     streams = {
         name: stream for name, stream in config.data.streams().items() if name in ("images", "regions", "videos")
     }
     for name, stream in streams.items():
         for files in stream.paths:
             key = f"data.{name}.files"
-            _try(f"{path} {files}", partial(_Records, [files], stream, key, config.data), sides.training, sides)
+            _try(
+                f"{path} {files}", partial(_Records, [files], stream, key, config.data), image_sets.training, image_sets
+            )
     evaluation = config.evaluation
     if evaluation is None:
         return
@@ -270,13 +275,15 @@ def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
         own = streams.get(stream) or next(iter(streams.values()), None)
         if files and own is not None:
             opened = partial(_Records, files, own, f"evaluation.{key}", config.data)
-            _try(f"{path} evaluation.{key}", opened, sides.held_out, sides)
+            _try(f"{path} evaluation.{key}", opened, image_sets.held_out, image_sets)
 
 
 class _Records:
-    """The images in the records of shards, read on iteration; broken records are skipped, as in a run.
+    """The images in the records of shards, which are read during iteration. Broken records are skipped, as in a run.
 
-    ``broken``: number of broken records in the last iteration, and ``first`` the first of them.
+    Attributes:
+        broken: number of broken records in the last iteration.
+        first: the first error in the last iteration.
     """
 
     def __init__(self, files: list[str], stream: Any, key: str, data: DataConfig):
@@ -285,9 +292,9 @@ class _Records:
 
     def __iter__(self) -> Iterator[KnownImage]:
         count, self.broken = len(self.shards), 0
-        for number in progress_bar(range(count), total=count, desc=self.name, unit="record", leave=False):
+        for index in progress_bar(range(count), total=count, desc=self.name, unit="record", leave=False):
             try:
-                yield from images_of_record(self.shards.read(number), self.stream)
+                yield from images_of_record(self.shards.read(index), self.stream)
             except BrokenRecordError as error:
                 self.first = self.first if self.broken else str(error)
                 self.broken += 1
@@ -295,62 +302,62 @@ class _Records:
     def sample(self, count: int, rng: random.Random) -> list[KnownImage]:
         """Returns the images of ``count`` random records, each image once. Broken records are skipped."""
         found: dict[Any, KnownImage] = {}
-        for number in sorted(rng.sample(range(len(self.shards)), min(count, len(self.shards)))):
+        for index in sorted(rng.sample(range(len(self.shards)), min(count, len(self.shards)))):
             try:
-                images = images_of_record(self.shards.read(number), self.stream)
+                images = images_of_record(self.shards.read(index), self.stream)
             except BrokenRecordError:
                 continue
             found.update({(each.source.path or each.source.location): each for each in images})
         return list(found.values())
 
 
-def _read_fine_tuning(path: str, config: Any, task: type[FineTuneTask[Any, Any, Any]], sides: Sides) -> None:
+def _read_fine_tuning(path: str, config: Any, task: type[FineTuneTask[Any, Any, Any]], image_sets: ImageSets) -> None:
     def read(split: Any, key: str) -> list[KnownImage]:
         return [known_image(source) for source in sources_of(task.read_split(config, split, key))]
 
     train = getattr(config.data, "train", None)
-    for number, split in enumerate(train if isinstance(train, list) else [train] if train is not None else []):
-        key = f"data.train[{number}]" if isinstance(train, list) else "data.train"
-        _try(f"{path} {key}", partial(read, split, key), sides.training, sides)
+    for index, split in enumerate(train if isinstance(train, list) else [train] if train is not None else []):
+        key = f"data.train[{index}]" if isinstance(train, list) else "data.train"
+        _try(f"{path} {key}", partial(read, split, key), image_sets.training, image_sets)
     evaluation = config.evaluation
     held_out = {} if evaluation.validation is None else {"evaluation.validation": evaluation.validation}
     held_out |= {f"evaluation.test.{name}": split for name, split in evaluation.test.items()}
     for key, split in held_out.items():
-        _try(f"{path} {key}", partial(read, split, key), sides.held_out, sides)
+        _try(f"{path} {key}", partial(read, split, key), image_sets.held_out, image_sets)
 
 
 def _try(
-    name: str, read: Callable[[], Iterable[KnownImage]], into: dict[str, Iterable[KnownImage]], sides: Sides
+    name: str, read: Callable[[], Iterable[KnownImage]], into: dict[str, Iterable[KnownImage]], image_sets: ImageSets
 ) -> None:
     try:
         into[name] = read()
     except (UserError, NotCheckedError) as error:
-        sides.not_checked.append(f"{name}: {error}")
+        image_sets.not_checked.append(f"{name}: {error}")
 
 
-def _broken(sides: Mapping[str, Iterable[KnownImage]]) -> list[str]:
-    """Returns a line for each side with broken records, whose images are unknown."""
-    records = {name: side for name, side in sides.items() if isinstance(side, _Records) and side.broken}
+def _broken(image_sets: Mapping[str, Iterable[KnownImage]]) -> list[str]:
+    """Returns a line for each set with broken records, whose images are unknown."""
+    broken = {name: images for name, images in image_sets.items() if isinstance(images, _Records) and images.broken}
     return [
-        f"{name}: {side.broken:,} of {len(side.shards):,} records are broken, the first: {side.first}"
-        for name, side in records.items()
+        f"{name}: {images.broken:,} of {len(images.shards):,} records are broken, the first: {images.first}"
+        for name, images in broken.items()
     ]
 
 
-def _report_clean(training: str, splits: Mapping[str, SharedImages]) -> None:
-    """Print the splits that share no image with a training side, in one line."""
+def _print_unshared(training: str, splits: Mapping[str, SharedImages]) -> None:
+    """Print the splits that share no image with a training set, in one line."""
     if splits:
         sizes = ", ".join(f"{found.held_out:,} of {split}" for split, found in splits.items())
         compared = all(found.contents_compared for found in splits.values())
         sys.stdout.write(f"{training} has none of {sizes}{'' if compared else NOT_COMPARED}\n")
 
 
-def _report(training: str, split: str, found: SharedImages) -> None:
-    """Print what two sides share."""
+def _print_shared(training: str, split: str, found: SharedImages) -> None:
+    """Print the images that a training set and a split share."""
     how = ", ".join(f"{found.count(each):,} by {each}" for each in ("id", "path", "content") if found.count(each))
     compared = "" if found.contents_compared else NOT_COMPARED
     sys.stdout.write(f"{training} has {found.shared:,} of {found.held_out:,} ({how}) of {split}{compared}\n")
-    for pair in found.pairs[:NAMED]:
+    for pair in found.pairs[:MAX_PRINTED]:
         sys.stdout.write(f"  {pair.held_out} is {pair.training}\n")
-    if found.shared > NAMED:
-        sys.stdout.write(f"  and {found.shared - NAMED:,} more (--out FILE lists all)\n")
+    if found.shared > MAX_PRINTED:
+        sys.stdout.write(f"  and {found.shared - MAX_PRINTED:,} more (--out FILE lists all)\n")

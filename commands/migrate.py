@@ -1,4 +1,4 @@
-"""``run.py migrate``: turns a config of the authors' code into ours."""
+"""``run.py migrate``: converts a config of the authors' code to our format."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def migrate(
     gpus: Positive | None = None,
     keys: bool = False,
 ) -> int:
-    """Turn a YAML config of the authors' code (github.com/zengyan-97/X2-VLM) into ours, convert the lists that it names to
-    records, and report what became of each of its keys. docs/migrating.md has the table of all keys.
+    """Convert a YAML config of the authors' code (github.com/zengyan-97/X2-VLM) to our format, convert the lists that it names to
+    records, and report what became of each key. docs/migrating.md has a table of all keys.
 
-    The folder of --out gets config.yaml, migration.txt, which is also printed, and records/ with the lists that our readers do
-    not accept as they are.
+    The command creates the folder --out with config.yaml; migration.txt, which is also printed; and records/, which contains the
+    lists that had to be converted because our readers do not accept them as they are.
 
     Args:
         config: a YAML file of the authors' code.
         overrides: values that replace values in the file, as key=value with the authors' keys.
         out: a new folder.
         task: pretrain, retrieval, nlvr, vqa, video_qa, grounding or captioning (default: recognised from the keys).
-        root: folder that the paths in the file are relative to: the folder in which the authors' run.py is called.
+        root: folder that the paths in the file are relative to, which is the folder in which you would call the authors' run.py.
         checkpoint: weights to start from, as for the authors' run.py.
-        gpus: total number of GPUs of the run; sets the global batch.
+        gpus: total number of GPUs of the run; determines the global batch.
         keys: print the table of all keys as Markdown.
 
     Examples:

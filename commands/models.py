@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_DRAWN = 48
 """Maximum number of results that --save draws."""
 MAX_REPORTED = 5
+"""Maximum number of broken images that are named."""
 
 
 @FLAGS
@@ -30,8 +31,8 @@ class ModelFlags:
         device: cpu, cuda, cuda:1 (default: a GPU if there is one).
         precision: precision of the computation.
         batch_size: number of images in a forward pass.
-        config: config of the weights, if the file is not in its run's folder.
-        tokenizer: tokenizer, if it is not the model's own.
+        config: config that the weights were trained with, if the file is not in its run's folder.
+        tokenizer: folder of a tokenizer to use instead of the model's.
     """
 
     device: Annotated[str | None, named("DEVICE")] = None
@@ -67,7 +68,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
     # Path.resolve would raise an error for a loop of symbolic links.
     target = Path(os.path.realpath(path))
     for image in (Path(os.path.realpath(name)) for name in images):
-        # An existing file in a folder of images is one of the images.
+        # An existing file in a folder of images counts as one of the images.
         if target == image or (target.exists() and image.is_dir() and target.is_relative_to(image)):
             raise UserError(f"--save {path}: this is one of the images; give another name")
     try:
@@ -79,7 +80,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
 
 
 def report_broken(broken: Sequence[str], count: int) -> int:
-    """Report what could not be read; returns the exit status."""
+    """Report the images that could not be read; returns the exit status."""
     if not broken:
         return 0
     for line in broken[:MAX_REPORTED]:

@@ -1,4 +1,4 @@
-"""``run.py plan``: the largest micro-batch that fits, and the time of a run."""
+"""``run.py plan``: the largest micro-batch that fits, and how long a run takes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from utils.flags import Override
 
 
 def plan(*overrides: Override, flags: PlanFlags = PlanFlags(), json_: bool = False) -> int:
-    """Find the largest micro-batch that fits, the accumulation for the global batch, and the time of a run. They are measured if
-    there is a GPU, and estimated otherwise.
+    """Find the largest micro-batch that fits, the number of micro-batches to accumulate for the global batch, and how long a run
+    takes. The results are measured if there is a GPU, and estimated otherwise.
 
     Args:
         overrides: values that replace the config's, as key=value.

@@ -65,14 +65,14 @@ def predict(
     Args:
         call: what to compute.
         model: a run's folder, a weight file, hub:owner/name, or an export.
-        image: images, videos, folders, patterns; - reads paths from standard input.
+        image: images, videos, folders or patterns; - reads paths from standard input.
         text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about each pair of
-            images; for explain, a text, whose words are looked for in every image. May be repeated: each is used with every
-            image.
-        answers: for answer, a JSON list of the candidate answers (default: the answers that the run keeps).
+            images; for explain, a text, each of whose words is looked for in every image. May be repeated; each text is used with
+            every image.
+        answers: for answer, a JSON list of the candidate answers (default: the answers saved with the run).
         decode: for answer, rank to choose one of the candidates, or beam to generate an answer (default: the run's
             evaluation.decode).
-        all_: for locate, find all boxes of each phrase, of which there may be several or none, instead of the best one.
+        all_: for locate, return all boxes of each phrase (several or none) instead of the best one.
         threshold: for locate --all, the minimum probability of a box (default: the run's evaluation.threshold, or 0.5).
         layer: for explain, the index of a block of the fusion encoder, from 0.
         save: draw the first 48 results as a PNG.
@@ -102,17 +102,17 @@ def predict(
         raise UserError(f"--all: {call} does not find boxes; remove the flag")
     if threshold is not None and not all_:
         raise UserError("--threshold: needs locate --all; remove the flag, or add --all")
-    named = [path for pattern in image for path in expand_pattern(pattern)]
+    names = [path for pattern in image for path in expand_pattern(pattern)]
     if save is not None:
-        check_save(save, named)
+        check_save(save, names)
     loaded = running.load(model, answers)
-    paths = [path for name in named for path in expand_folder(name, videos=loaded.read.videos is not None)]
+    paths = [path for name in names for path in expand_folder(name, videos=loaded.read.videos is not None)]
     panels: list[Panel] = []
     broken: list[str] = []
     drawn = 0
     with progress_bar(total=len(paths), desc=call, leave=False) as bar:
         for groups in _groups(loaded, paths, call, broken):
-            for result in _ask(loaded, groups, call, list(text), layer, decode, all_, threshold):
+            for result in _results(loaded, groups, call, list(text), layer, decode, all_, threshold):
                 bar.write(
                     json.dumps(result.values, ensure_ascii=False) if json_ else "\n".join(map(printed, result.lines))
                 )
@@ -128,10 +128,10 @@ def predict(
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """Returns the files and folders that a value of --image names.
+    """Returns the files and folders that match a value of --image.
 
     Raises:
-        UserError: if nothing was found.
+        UserError: if nothing matches.
     """
     if pattern == STANDARD_INPUT:
         listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
@@ -150,7 +150,7 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
     without video files, the folder itself, which must then contain the frames of one video.
 
     Raises:
-        UserError: if nothing was found.
+        UserError: if the folder contains no image.
     """
     if not Path(name).is_dir():
         return [name]
@@ -185,17 +185,17 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
         yield groups
 
 
-def _ask(
+def _results(
     model: Model,
     groups: list[list[View]],
     call: str,
     texts: list[str],
     layer: int | None,
     decode: AnswerDecoding | None,
-    every_box: bool,
+    all_boxes: bool,
     threshold: float | None,
 ) -> Iterator[Result]:
-    """Returns the model's result for each group."""
+    """Yields the model's result for each group."""
     views = [group[0] for group in groups]
     if call == "caption":
         for view, caption in zip(views, model.caption(views), strict=True):
@@ -212,7 +212,7 @@ def _ask(
         for view, row in zip(views, matches(model, views, texts), strict=True):
             yield _matched(model, view, texts, row)
     elif call == "locate":
-        located = model.locate(views, [texts] * len(views), boxes="all" if every_box else "one", threshold=threshold)
+        located = model.locate(views, [texts] * len(views), boxes="all" if all_boxes else "one", threshold=threshold)
         for view, boxes in zip(views, located, strict=True):
             yield _located(model, view, boxes, texts)
     elif call == "compare":
@@ -226,7 +226,7 @@ def _ask(
 
 
 def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -> Result:
-    """Returns the result for an image: lines of text."""
+    """Returns the result for an image, which consists of lines of text."""
     from x2vlm import figures
 
     return Result(
@@ -237,7 +237,7 @@ def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -
 
 
 def _matched(model: Model, view: View, texts: Sequence[str], best_first: Sequence[Match]) -> Result:
-    """Returns the result for an image and its texts; the scores are named if a text has several."""
+    """Returns the result for an image and its texts. If each text has several scores, the first line names them."""
     from x2vlm import figures
     from x2vlm.matching import numbers
 
@@ -263,13 +263,13 @@ def _located(model: Model, view: View, boxes: Sequence[Box], texts: Sequence[str
 
     lines = []
     for text in dict.fromkeys(texts):
-        of_text = [
+        text_lines = [
             f"  {box.x:.0f}, {box.y:.0f}, {box.width:.0f} x {box.height:.0f}"
             f"{'' if box.score is None else f'  {box.score:.3f}'}  {box.phrase}"
             for box in boxes
             if box.phrase == text
         ]
-        lines += of_text or [f"  no box  {text}"]
+        lines += text_lines or [f"  no box  {text}"]
     values = {"image": view.name, "size": view.size, "boxes": [_rounded(asdict(box)) for box in boxes]}
     if missing := absent(texts, boxes):
         values["absent"] = missing
@@ -286,7 +286,7 @@ def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgeme
 
 
 def _explained(model: Model, view: View, text: str, layer: int | None) -> Result:
-    """Returns the position of the maximum weight of each word, in pixels; the figure and the JSON contain the whole map."""
+    """Returns the position of the maximum weight of each word, in pixels; the figure and the JSON contain the complete map."""
     from x2vlm import figures
 
     maps, (width, height) = model.explain(view, text, layer=layer), view.size

@@ -25,14 +25,17 @@ from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
     "own": Command("dataset.prepare.own:own", "convert your own CSV, JSON or COCO file to records"),
-    "to_odvg": Command("dataset.prepare.to_odvg:to_odvg", "region records to ODVG lines"),
-    "multilingual": Command("dataset.prepare.multilingual:multilingual", "captions by language for the records of 4m"),
-    "frames": Command("dataset.prepare.frames:frames", "video files to lists of frames"),
+    "to_odvg": Command("dataset.prepare.to_odvg:to_odvg", "convert region records to ODVG lines"),
+    "multilingual": Command(
+        "dataset.prepare.multilingual:multilingual", "add captions in other languages to the records of 4m"
+    ),
+    "frames": Command("dataset.prepare.frames:frames", "convert video files to lists of frames"),
     "parquet": Command(
-        "dataset.prepare.parquet:parquet", "shards to Parquet files with small row groups, images inside"
+        "dataset.prepare.parquet:parquet",
+        "convert shards to Parquet files with small row groups that contain the images",
     ),
 }
-"""Subcommands with their own flags; the help of each says what it converts."""
+"""Subcommands with their own flags. The help of each subcommand says what it converts."""
 
 USUAL = VideoOptions()
 
@@ -47,11 +50,11 @@ class LaionFlags:
 
     Attributes:
         min_side: minimum length of the shorter side in pixels, as listed.
-        min_similarity: minimum similarity of image and text according to CLIP, as listed; from -1 to 1.
-        safety: the tag to exclude: NSFW, UNSURE too, or none.
+        min_similarity: minimum CLIP similarity of image and text, as listed; from -1 to 1.
+        safety: NSFW excludes images with this tag, UNSURE also excludes images tagged UNSURE, and none excludes no tag.
         max_unsafe: maximum probability of an unsafe image (column punsafe).
-        max_watermark: maximum probability of a watermark (pwatermark).
-        ray: run on a Ray cluster with a shared disk: its address, auto, or local.
+        max_watermark: maximum probability of a watermark (column pwatermark).
+        ray: run on a Ray cluster with a shared disk; give its address, auto, or local.
     """
 
     min_side: Annotated[int, read_by(whole_number(0, 100_000))] = 0
@@ -116,8 +119,8 @@ def prepare(
 
     NAME is a data set shown by --list, or a group: 4m for everything that configs/pretrain/base_4m.yaml reads, 1b for what
     base_1b.yaml reads in addition, videos for the second step of 1b. The folder of --raw contains the official annotation files,
-    plain or zipped, and the images, in any subfolders; files of downstream splits are also looked for in this folder, and their
-    images are excluded. To continue an interrupted run, repeat the command; a folder of records appears when it is complete.
+    plain or zipped, and the images, in any subfolders. If it contains files of downstream splits, their images are excluded.
+    To continue after an interruption, repeat the command. Each folder of records appears only when it is complete.
 
     Args:
         name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, v3det, cc12m, laion,
@@ -129,7 +132,7 @@ def prepare(
         out: folder for the folders of records.
         held_out: an additional folder with files of downstream splits; may be repeated.
         without: keep the held-out images of this data set, on which you will never evaluate; may be repeated.
-        missing: also exclude these images: the missing.txt of a different group, or its --out.
+        missing: also exclude the images listed in the missing.txt of a different group; give this file, or the group's --out.
         verify: decode every image, and exclude broken images and duplicates.
         overwrite: rebuild existing folders.
         max_broken: maximum fraction of malformed entries, which are skipped; with more, no folder is written.
@@ -147,7 +150,7 @@ def prepare(
         files
     """
     if sum((list_, check is not None, name is not None)) > 1:
-        raise UserError("give one of NAME, --list and --check")
+        raise UserError("give only one of NAME, --list and --check")
     if list_:
         sys.stdout.write(listing())
         return 0
@@ -164,9 +167,9 @@ def prepare(
     from_lists = [each for each, data_set in SETS.items() if isinstance(data_set.makes, ParquetPairs)]
     if verify and set(names) <= {*from_lists, *GROUPS["videos"]}:
         raise UserError(f"--verify: {', '.join(names)} does not decode images; remove the flag")
-    _refuse_unread(laion, from_lists, names)
-    _refuse_unread(videos, GROUPS["videos"], names)
-    _refuse_unread(sentences, ("wikimatrix",), names)
+    _reject_unused(laion, from_lists, names)
+    _reject_unused(videos, GROUPS["videos"], names)
+    _reject_unused(sentences, ("wikimatrix",), names)
     exclusions = {"--held-out": held_out, "--without": without, "--missing": missing, "--verify": verify}
     if isinstance(SETS[names[0]].makes, Splits) and (given := [flag for flag, value in exclusions.items() if value]):
         raise UserError(f"{given[0]}: {name} has its own splits, from which no image is excluded; remove the flag")
@@ -189,7 +192,7 @@ def prepare(
     return prepare_all(names, options)
 
 
-def _refuse_unread(flags: Any, readers: Sequence[str], names: Sequence[str]) -> None:
+def _reject_unused(flags: Any, readers: Sequence[str], names: Sequence[str]) -> None:
     """Reject a flag that none of the data sets uses."""
     for each in fields(flags) if not set(readers) & set(names) else ():
         if (value := getattr(flags, each.name)) != each.default:
@@ -217,8 +220,8 @@ def prepare_all(names: Sequence[str], options: Options) -> int:
 
 
 def listing() -> str:
-    """Returns a list of the known data sets: official files, sizes, licence, resulting records, and which config reads them."""
-    lines = ["Licences as reported on the data sets' own pages; none was verified here.", ""]
+    """Returns the text of --list: for each data set, its official files, licence, sizes and records, and the config."""
+    lines = ["Licences are as stated on the data sets' own pages; none was verified here.", ""]
     for name, data_set in SETS.items():
         sizes = ", ".join(f"{number:,} {unit}" for unit, number in data_set.sizes.items()) or "not known"
         lines += [f"{name}: {data_set.title}", f"  from      {data_set.home}", f"  licence   {data_set.licence}"]

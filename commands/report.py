@@ -1,4 +1,4 @@
-"""``run.py report``: one HTML page of runs."""
+"""``run.py report``: an HTML page about one or more runs."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def report(
     examples: Annotated[int, read_by(whole_number(0, MAX_EXAMPLES))] = 24,
     wandb: bool = False,
 ) -> int:
-    """Write an HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records, throughput,
-    config; or of several runs side by side, with a verdict on which is best.
+    """Write an HTML page about a run, finished or not: metrics, curves, predictions with failures first, broken records,
+    throughput, config. Given several runs, compare them side by side, with a verdict on which is best.
 
-    The page is a single file and needs no network. Runs whose configs differ only in their seed are shown as one, with their mean
+    The page is a single file and works offline. Runs whose configs differ only in their seed are shown as one, with their mean
     and spread. Run the command in the directory in which the run was started: the paths of the images in its config are relative
     to it.
 
     Args:
-        runs: folder of each run, its --output.
+        runs: folder of each run (its --output).
         output: the page to write. By default report.html in the folder of the run; for several runs, report.html in the current
             directory.
         examples: maximum number of predictions shown per split; from 0 to 200.
-        wandb: also show the page at Weights & Biases; only for the page of a single run that was trained with train.wandb.
+        wandb: also upload the page to Weights & Biases; requires a single run that was trained with train.wandb.
 
     Examples:
         python run.py report runs/demo/grounding
@@ -61,7 +61,7 @@ def report(
         raise UserError(
             f"--output {output}: the folder {output.parent} does not exist; create it, or give another file"
         )
-    # Imported here, so that --help and mistakes in the command line do not wait for torch.
+    # Imported here, so that --help and errors in the command line do not wait for torch.
     from tools.report.page import page_of
     from tools.runs.reading import read_runs
 

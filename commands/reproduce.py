@@ -28,12 +28,12 @@ OUTPUT = Path("runs/reproduce")
 
 DRAWS = 1000
 
-FAR = 2.0
-"""Difference in points above which a remark calls it large."""
+LARGE_DIFFERENCE = 2.0
+"""Difference from the published number, in points, above which a remark is added."""
 
 
 def _draws(text: str) -> int:
-    """Parses a number of draws; an override after the bare flag is rejected."""
+    """Parses a number of draws, and rejects an override that directly follows the flag."""
     if "=" in text:
         raise WrongValueError(f"{text!r} is not a number of draws; write --intervals {DRAWS} {text}")
     return positive(text)
@@ -48,11 +48,10 @@ class ReproduceFlags:
         evaluate: evaluate the weights as they are, without training.
         seeds: seeds of the runs, one run each (default: the config's seed).
         output: folder of runs and receipts.
-        intervals: 95 % interval of each number over the held-out examples, from this number of bootstrap draws (1000 if the
-            flag has no number);
-            finished runs are measured again, but not trained again.
-        small: make runs of a few seconds, for cells that have them: they show that the steps work, but do not reproduce the
-            number.
+        intervals: show the 95 % interval of each number over the held-out examples, from this number of bootstrap draws (1000 if
+            no number follows the flag); finished runs are evaluated again, but not trained again.
+        small: run a version that takes a few seconds, for cells that have one; it shows that the steps work, but does not
+            reproduce the number.
         unchecked: skip `run.py doctor` before each training.
     """
 
@@ -69,8 +68,8 @@ class ReproduceFlags:
         return DRAWS if self.intervals is True else int(self.intervals)
 
 
-class _Order(NamedTuple):
-    """The command line, without the cells."""
+class _Request(NamedTuple):
+    """What the command line asks for, apart from the choice of cells."""
 
     flags: ReproduceFlags
     placement: Placement
@@ -78,7 +77,7 @@ class _Order(NamedTuple):
     checkpoints: Path | None
 
     def changes(self, cell: Cell) -> tuple[str, ...]:
-        """Overrides after the cell's own overrides."""
+        """Returns the overrides that follow the overrides of the cell."""
         return (*(cell.small if self.flags.small else ()), *self.overrides)
 
 
@@ -105,15 +104,15 @@ def reproduce(
     """
     placement.check()
     if not which.given:
-        raise UserError("choose cells by --table, --row or --cell; `run.py tables` lists them")
+        raise UserError("choose cells with --table, --row or --cell; `run.py tables` lists them")
     cells = chosen(which.table, which.row, which.cell)
-    order = _Order(flags, placement, overrides, which.checkpoints)
+    request = _Request(flags, placement, overrides, which.checkpoints)
     failed = 0
     for number, cell in enumerate(cells, start=1):
         sys.stdout.write(f"== {cell.name} ({number} of {len(cells)})\n")
         sys.stdout.flush()
         try:
-            _reproduce(cell, order)
+            _reproduce(cell, request)
         except UserError as error:
             failed += 1
             sys.stdout.write(f"not run: {error}\n")
@@ -125,16 +124,16 @@ def reproduce(
     return 1 if failed else 0
 
 
-def _reproduce(cell: Cell, order: _Order) -> None:
+def _reproduce(cell: Cell, request: _Request) -> None:
     """Run a cell with each seed, print its numbers and write its receipt.
 
     Raises:
         UserError: if something is missing, or a run failed.
     """
-    flags = order.flags
-    ready_cell = ready(cell, order.checkpoints, order.changes(cell), runs=flags.output, evaluate=flags.evaluate)
+    flags = request.flags
+    ready_cell = ready(cell, request.checkpoints, request.changes(cell), runs=flags.output, evaluate=flags.evaluate)
     require(ready_cell)
-    planned = {seed: _planned(ready_cell, seed, order) for seed in _seeds(ready_cell, flags)}
+    planned = {seed: _planned(ready_cell, seed, request) for seed in _seeds(ready_cell, flags)}
     unfinished = [run for run in planned.values() if finished(run) is None]
     if unfinished and not flags.evaluate and not flags.unchecked:
         _check(ready_cell, unfinished[0], flags.output)
@@ -142,7 +141,7 @@ def _reproduce(cell: Cell, order: _Order) -> None:
     folders = [Path(run["folder"]) for run in runs.values()]
     sent = [line for folder in folders for line in check_submissions(folder, ready_cell.config)]
     numbers = numbers_of(cell, folders)
-    remarks = [f"measured on {line}" for line in sizes_of(folders[0])] + _remarks(ready_cell, numbers, order)
+    remarks = [f"measured on {line}" for line in sizes_of(folders[0])] + _remarks(ready_cell, numbers, request)
     receipt = receipt_of(ready_cell, runs, numbers, remarks)
     path = write_receipt(flags.output / ready_cell.folder, receipt, numbers)
     sys.stdout.write(f"\n{table_of(numbers, 'published')}\n")
@@ -154,9 +153,9 @@ def _seeds(ready_cell: ReadyCell, flags: ReproduceFlags) -> list[int]:
     return [ready_cell.config.seed if seed is None else seed for seed in flags.seeds or (None,)]
 
 
-def _planned(ready_cell: ReadyCell, seed: int, order: _Order) -> Run:
+def _planned(ready_cell: ReadyCell, seed: int, request: _Request) -> Run:
     """Returns the run of a cell with one seed."""
-    flags, placement = order.flags, order.placement
+    flags, placement = request.flags, request.placement
     folder = flags.output / ready_cell.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
     if placement.gpus is None and placement.cpu is None:
         placement = replace(placement, cpu=ready_cell.cell.cpu)
@@ -172,7 +171,7 @@ def _planned(ready_cell: ReadyCell, seed: int, order: _Order) -> Run:
 
 
 def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
-    """Check the cell with the doctor. Seeds make no difference to the doctor's checks.
+    """Check a cell with the doctor. One run is enough, since the checks do not depend on the seed.
 
     Raises:
         UserError: if the doctor refuses the run.
@@ -181,22 +180,22 @@ def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     words = argv_of(doctor, *ready_cell.overrides, config=run.config, output=run.folder, out=out)
     if run_command([sys.executable, str(ROOT / "run.py"), "doctor", *words]) != 0:
-        raise UserError("the doctor refuses this run, as printed above; fix it, or give --unchecked")
+        raise UserError("the doctor refuses this run for the reasons printed above; fix them, or give --unchecked")
 
 
-def _remarks(ready_cell: ReadyCell, numbers: Sequence[Number], order: _Order) -> list[str]:
-    """Returns remarks that a reader of the numbers has to know."""
+def _remarks(ready_cell: ReadyCell, numbers: Sequence[Number], request: _Request) -> list[str]:
+    """Returns remarks that a reader of the numbers needs to know."""
     remarks = []
-    if order.flags.small or order.overrides:
-        changed = " ".join(order.changes(ready_cell.cell))
+    if request.flags.small or request.overrides:
+        changed = " ".join(request.changes(ready_cell.cell))
         remarks.append(f"not the published setting: {changed}")
     differences = [abs(number.difference) for number in numbers if number.difference is not None]
     if not differences and ready_cell.cell.server:
         remarks.append(f"measured by {ready_cell.cell.server}, to which the run's predictions are sent")
-    if differences and max(differences) > FAR:
+    if differences and max(differences) > LARGE_DIFFERENCE:
         remarks.append(f"far from the published numbers: by up to {max(differences):.1f} points")
     if any(number.interval for number in numbers):
         remarks.append(
-            "in brackets: 95 % bootstrap interval over the held-out examples; the spread over seeds comes in addition"
+            "in brackets: 95 % bootstrap interval over the held-out examples, which does not include the spread over seeds"
         )
     return remarks

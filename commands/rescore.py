@@ -1,4 +1,4 @@
-"""``python run.py rescore``: score predicted boxes against several annotations."""
+"""``python run.py rescore``: score predicted boxes against several sets of annotations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from utils.flags import File, Override, Share, named, read_by, whole_number
 if TYPE_CHECKING:
     from metrics.box_sets import ScoredBoxes
 
-FORM = "it needs image, phrase, boxes (a list of x, y, width, height in pixels) and scores (a probability in 0..1 for each box)"
+FORM = (
+    "each entry needs image, phrase, boxes (a list of x, y, width, height in pixels) and scores (a probability in 0..1 for "
+    "each box)"
+)
 
 
 def rescore(
@@ -27,19 +30,19 @@ def rescore(
     bootstrap: Annotated[int, read_by(whole_number(0))] | None = None,
     out: Path | None = None,
 ) -> int:
-    """Score predicted boxes against the annotations of several held-out splits: RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO,
-    original or reviewed. All numbers are for the same boxes.
+    """Score the same predicted boxes against the annotations of several held-out splits: RefCOCO, RefCOCO+, RefCOCOg and
+    gRefCOCO, original or reviewed.
 
     The predictions are files predictions_<split>.json of grounding runs, or files of another program in the same format: a JSON
-    list of objects with image, phrase, boxes (lists of x, y, width, height in pixels) and scores (a probability for each box). An
-    image is found by the end of its path, as far as needed to tell the images of the config apart. Phrases without a prediction
-    are counted and not measured.
+    list of objects with image, phrase, boxes (lists of x, y, width, height in pixels) and scores (a probability for each box).
+    Images are matched by the last components of their paths, as many as are needed to distinguish the images in the config.
+    Phrases without a prediction are counted, but not scored.
 
     Args:
         overrides: values that replace the config's, as key=value.
         config: YAML file of a grounding run, whose evaluation.test names the splits; the images of the splits must exist.
         predictions: JSON list of predictions; may be repeated.
-        threshold: probability from which a box counts as predicted (default: evaluation.threshold).
+        threshold: minimum probability at which a box counts as predicted (default: evaluation.threshold).
         bootstrap: number of bootstrap draws for the 95 % intervals; 0 for no intervals (default: evaluation.bootstrap).
         out: JSON file to write all numbers to.
 
@@ -69,7 +72,7 @@ def rescore(
     splits = {
         name: read_phrases(split, f"evaluation.test.{name}", 0.0, ANY_NUMBER) for name, split in evaluation.test.items()
     }
-    depth = telling_parts(name_of(item.image) for items in splits.values() for item in items)
+    depth = distinguishing_depth(name_of(item.image) for items in splits.values() for item in items)
     found = read_predictions(predictions, depth)
     numbers: dict[str, Any] = {}
     for name, items in splits.items():
@@ -80,8 +83,8 @@ def rescore(
         if known:
             relative = [ScoredBoxes(boxes.boxes / np.tile(item.size, 2), boxes.scores) for item, boxes in known]
             single = all(len(item.boxes) == len(boxes.boxes) == 1 for item, boxes in known)
-            least = None if single else threshold or evaluation.threshold
-            measured = evaluate_phrases([item for item, _ in known], relative, least)
+            min_score = None if single else threshold or evaluation.threshold
+            measured = evaluate_phrases([item for item, _ in known], relative, min_score)
             measured = measured.with_intervals(evaluation.bootstrap if bootstrap is None else bootstrap, settings.seed)
             numbers[name] |= measured.as_json()
             sys.stdout.write(f"{measured.table(name)}\n")
@@ -95,20 +98,20 @@ def rescore(
     return 1 if any(each["phrases without a prediction"] for each in numbers.values()) else 0
 
 
-def telling_parts(paths: Iterable[str]) -> int:
-    """Returns how many parts at the ends of paths tell different paths apart; at least 1."""
+def distinguishing_depth(paths: Iterable[str]) -> int:
+    """Returns how many of the last components of paths are needed to distinguish the paths; at least 1."""
     different = {Path(path).parts for path in paths}
     longest = max((len(parts) for parts in different), default=1)
     return next((n for n in range(1, longest) if len({parts[-n:] for parts in different}) == len(different)), longest)
 
 
-def end_of(path: str, parts: int) -> str:
-    """Returns the last parts of a path."""
-    return "/".join(Path(path).parts[-parts:])
+def end_of(path: str, count: int) -> str:
+    """Returns the last ``count`` components of a path."""
+    return "/".join(Path(path).parts[-count:])
 
 
 def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], ScoredBoxes]:
-    """Reads predictions by the last ``depth`` parts of the image's path, and the phrase; boxes stay in pixels, centre and size.
+    """Returns predictions by the last ``depth`` components of the image path and the phrase. Boxes are centre and size in pixels.
 
     Raises:
         UserError: if a file has the wrong format, or two predictions for the same phrase differ.
@@ -127,11 +130,11 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
                 f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a JSON list of predictions"
             ) from None
         if not isinstance(listed, list):
-            raise UserError(f"{path}: is not a JSON list; give one of predictions: {FORM}")
-        for number, each in enumerate(listed):
+            raise UserError(f"{path}: is not a JSON list; give a list of predictions: {FORM}")
+        for index, each in enumerate(listed):
             fault = fault_of(each)
             if fault is not None:
-                raise UserError(f"{path}: entry {number}: {fault}; {FORM}")
+                raise UserError(f"{path}: entry {index}: {fault}; {FORM}")
             boxes = np.array(boxes_of(each), dtype=np.float64).reshape(-1, 4)
             scores = np.array(each.get("scores", [1.0]), dtype=np.float64)
             key = (end_of(each["image"], depth), each["phrase"])
@@ -139,33 +142,32 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
             first = found.setdefault(key, scored)
             if not (np.array_equal(first.boxes, scored.boxes) and np.array_equal(first.scores, scored.scores)):
                 raise UserError(
-                    f"{path}: entry {number}: {key[1]!r} in {key[0]} also has a different prediction; remove "
-                    "one of them"
+                    f"{path}: entry {index}: {key[1]!r} in {key[0]} also has a different prediction; remove one of them"
                 )
     return found
 
 
 def boxes_of(prediction: dict[str, Any]) -> Any:
-    """Returns the boxes of a prediction; a model that gives every phrase one box writes it as ``predicted``."""
+    """Returns the boxes of a prediction; a model with one box per phrase writes the box under the key ``predicted``."""
     return prediction["boxes"] if "boxes" in prediction else [prediction.get("predicted")]
 
 
 def fault_of(prediction: Any) -> str | None:
-    """Returns what is wrong with an entry of a file of predictions, or None if it is valid."""
+    """Returns what is wrong with an entry of a prediction file, or None if the entry is valid."""
     if not isinstance(prediction, dict) or not all(isinstance(prediction.get(key), str) for key in ("image", "phrase")):
         return "image or phrase is missing"
     boxes, scores = boxes_of(prediction), prediction.get("scores", [1.0])
     if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 4 for box in boxes):
-        return "boxes is not a list of four numbers each"
+        return "boxes is not a list of boxes with four numbers each"
     if not isinstance(scores, list) or len(scores) != len(boxes):
         return f"{len(boxes)} boxes, but scores is not a list of {len(boxes)} numbers"
     if not all(is_number(value, -1e9, 1e9) for box in boxes for value in box) or any(min(box[2:]) < 0 for box in boxes):
-        return "a box has a side below 0, or something that is not a number of pixels"
+        return "a box has a negative side, or a value that is not a number of pixels"
     if not all(is_number(score, 0, 1) for score in scores):
         return "a score is not a number in 0..1"
     return None
 
 
-def is_number(value: Any, least: float, most: float) -> bool:
-    """Returns whether a value is a number within bounds; NaN is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+def is_number(value: Any, minimum: float, maximum: float) -> bool:
+    """Returns whether a value is a number from ``minimum`` to ``maximum``; False for NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= maximum

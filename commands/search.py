@@ -1,4 +1,4 @@
-"""``run.py search I TEXT``: find the images of an index that a sentence describes, and where in them it applies."""
+"""``run.py search I TEXT``: find the images in an index that a sentence describes, and where in each image it applies."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def search(
 ) -> int:
     """Find images with a sentence: by cosine, then by the matching head; optionally with the box where the sentence applies.
 
-    Each line has the values named in the header and the path, best first: by the probability that the text is about the image
-    or, if the model's run has evaluation.score: sum, by the sum of its log-odds and the cosine over the temperature. With
-    --locate, it also has the probability that the text is about the content of the box, and the box.
+    Each line contains the values named in the header, followed by the path. Hits are ranked by the probability that the text is
+    about the image or, if the model's run has evaluation.score: sum, by the sum of the log-odds and the cosine divided by the
+    temperature. With --locate, a line also contains the probability that the text is about the content of the box, and the box.
 
     Args:
         index: folder of the index.
-        texts: a sentence; each is searched separately.
+        texts: one or more sentences, each of which is searched for separately.
         top: maximum number of hits.
         rerank: number of images, the best by cosine, that the matching head compares with the text; 0 for none.
-        locate: find the box in each hit where the text applies, or, with a phrase after the flag, where the phrase is; needs a
-            model of task pretrain.
+        locate: also find the box in each hit to which the text applies or, if a phrase follows the flag, the box of the phrase;
+            needs a model of task pretrain.
         save: draw the first 48 hits as a PNG.
         json_: print a JSON object for each hit, one per line.
         cache_gb: disk space for caching re-ranked images.
@@ -69,7 +69,7 @@ def search(
     loaded = running.load(model or about.model)
     opened = ImageIndex(index, loaded, cache_gb=cache_gb)
     if not len(opened):
-        raise UserError(f"{index} has no image")
+        raise UserError(f"{index} contains no images")
     found = [(text, opened.search(text, top=top, rerank=rerank, locate=locate)) for text in texts]
     if not any(hits for _, hits in found):
         raise UserError(f"{index}: the images have been removed or changed; update the index with python run.py index")
@@ -95,8 +95,8 @@ def _line(hit: Hit) -> str:
 
 def _values(text: str, hit: Hit) -> dict[str, Any]:
     box = None if hit.box is None else {name: value for name, value in asdict(hit.box).items() if name != "phrase"}
-    numbers = {"cosine": hit.cosine, "score": hit.score, "sum": hit.sum}
-    rounded = {name: None if number is None else round(number, 4) for name, number in numbers.items()}
+    scores = {"cosine": hit.cosine, "score": hit.score, "sum": hit.sum}
+    rounded = {name: None if score is None else round(score, 4) for name, score in scores.items()}
     return {"text": text, "path": str(hit.path), **rounded, "copies": list(map(str, hit.copies)), "box": box}
 
 

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from x2vlm.page.app import Tab
 
 LOOPBACK = "127.0.0.1"
-FOLDERS, UNNAMED = "x2vlm-page-", "x2vlm-new-page-"
-"""Prefixes of upload folders in the folder of temporary files: with a lock, and before they have a lock."""
+LOCKED_PREFIX, NEW_PREFIX = "x2vlm-page-", "x2vlm-new-page-"
+"""Prefixes of the names of upload folders in the directory of temporary files: of locked folders, and of folders that have no
+lock yet."""
 EXAMPLE_FILES = 8
 """Maximum number of files from a folder that are offered as examples."""
 
@@ -40,14 +41,14 @@ EXAMPLE_FILES = 8
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class PageFlags:
-    """Who can reach the page, and how much they may ask.
+    """Who can reach the page, and how many questions they may ask.
 
     Attributes:
         host: address to listen on; by default, only this machine can reach the page.
         name: an additional name that browsers use for this server, such as the name of a proxy in front of it; may be repeated.
         port: port to listen on.
         max_mb: maximum file size, in MB.
-        per_minute: maximum number of questions per visitor and minute; for files, the limit is doubled.
+        per_minute: maximum number of questions per visitor per minute; the limit for files is twice as high.
     """
 
     host: Annotated[str, named("HOST")] = LOOPBACK
@@ -68,13 +69,14 @@ def serve(
     """Serve a web page with a tab for each call that the models support.
 
     Only this machine can reach the page unless --host says otherwise; nothing is fetched from the internet. Ctrl-C or SIGTERM
-    stops the server. With --host, browsers may use any IP address, the value of --host, this machine's name, and each --name.
+    stops the server. With --host, browsers may address it by any IP address, the value of --host, this machine's name, and each
+    --name.
 
     Args:
         model: a run's folder, a weight file, hub:owner/name, or an export; may be repeated.
-        index: an index of images (run.py index) that the first model made, to search.
-        examples: folder of images (or of videos, for a video model), the first 8 of which can be clicked instead of uploading a
-            file.
+        index: an index of images to search, which run.py index made with the first model.
+        examples: folder of images (or of videos, for a video model), of which visitors can click the first 8 instead of
+            uploading a file.
 
     Examples:
         python run.py serve --model runs/demo/pretrain-seed0
@@ -102,10 +104,10 @@ def upload_folder() -> Iterator[Path]:
     Gradio's own folder would be shared with other users of the machine, and would not be removed.
     """
     _remove_leftovers(Path(tempfile.gettempdir()))
-    unnamed = Path(tempfile.mkdtemp(prefix=UNNAMED))
-    with FolderLock(unnamed):
-        (unnamed / "files").mkdir()
-        folder = unnamed.rename(unnamed.with_name(FOLDERS + unnamed.name.removeprefix(UNNAMED)))
+    new = Path(tempfile.mkdtemp(prefix=NEW_PREFIX))
+    with FolderLock(new):
+        (new / "files").mkdir()
+        folder = new.rename(new.with_name(LOCKED_PREFIX + new.name.removeprefix(NEW_PREFIX)))
         try:
             yield folder / "files"
         finally:
@@ -114,7 +116,7 @@ def upload_folder() -> Iterator[Path]:
 
 def _remove_leftovers(temporary: Path) -> None:
     """Remove this user's upload folders whose server is dead according to their lock."""
-    for folder in temporary.glob(f"{FOLDERS}*"):
+    for folder in temporary.glob(f"{LOCKED_PREFIX}*"):
         with suppress(UserError, FileNotFoundError):  # its server is alive, or another server is removing it
             if not folder.is_symlink() and folder.stat().st_uid == os.getuid() and (folder / LOCK_FILE).is_file():
                 with FolderLock(folder):
@@ -127,20 +129,20 @@ def _tabs(
     """Returns the tabs of all models. Examples are copied to ``folder``, which the page may serve.
 
     Raises:
-        UserError: if a model or an index cannot be loaded, there is no example, or the models support no call of the page.
+        UserError: if a model or an index cannot be loaded, no example can be used, or the page supports none of the calls.
     """
     from x2vlm.page.abilities import abilities_of
     from x2vlm.page.app import Tab
 
     found = []
-    for number, source in enumerate(models):
+    for position, source in enumerate(models):
         model, opened = running.load(source), None
-        if index is not None and number == 0:
+        if index is not None and position == 0:
             from x2vlm.search.index import ImageIndex
 
             opened = ImageIndex(index, model)
             if not len(opened):
-                raise UserError(f"--index {index} has no image")
+                raise UserError(f"--index {index} contains no images")
         copied = copied_examples(examples, folder / "examples", model.read)
         found += [(ability, model.read, Path(source).name, copied) for ability in abilities_of(model, opened)]
     if not found:
@@ -152,13 +154,13 @@ def _tabs(
 
 
 def titles_of(tabs: Sequence[tuple[str, str]]) -> list[str]:
-    """Returns the title of each tab, given its ability and model: the ability, with the model if several models have it, and with
-    a number if that is still ambiguous."""
+    """Returns the title of each tab: its ability, with the model if several models have this ability, and with a number if the
+    title is still ambiguous."""
     abilities = Counter(ability for ability, _ in tabs)
     titles = [ability if abilities[ability] == 1 else f"{ability} · {model}" for ability, model in tabs]
     return [
-        title if titles.count(title) == 1 else f"{title} ({1 + titles[:place].count(title)})"
-        for place, title in enumerate(titles)
+        title if titles.count(title) == 1 else f"{title} ({1 + titles[:index].count(title)})"
+        for index, title in enumerate(titles)
     ]
 
 
@@ -172,8 +174,8 @@ def copied_examples(source: Path | None, folder: Path, read: Reader) -> list[Pat
     kind, suffixes = ("image", IMAGE_SUFFIXES) if read.videos is None else ("video", VIDEO_SUFFIXES)
     files = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
     copied = []
-    for number, path in enumerate(islice(filter(partial(_is_readable, read), files), EXAMPLE_FILES)):
-        target = folder / f"{kind}-{number}" / path.name
+    for index, path in enumerate(islice(filter(partial(_is_readable, read), files), EXAMPLE_FILES)):
+        target = folder / f"{kind}-{index}" / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         copied.append(Path(shutil.copyfile(path, target)))
     return copied
@@ -189,7 +191,7 @@ def _is_readable(read: Reader, path: Path) -> bool:
 
 
 def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
-    """Serve the page until Ctrl-C."""
+    """Serve the page until it is stopped by Ctrl-C or SIGTERM."""
     from starlette.middleware import Middleware
 
     from x2vlm.page.app import STYLE, build
@@ -225,7 +227,7 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
             },
         )
     except (OSError, OverflowError) as error:
-        cause = str(error).partition(". ")[0]  # the rest is advice for programmers
+        cause = str(error).partition(". ")[0]  # the rest is advice for developers
         raise UserError(f"--host {flags.host} --port {flags.port}: {cause}; give another --port") from None
     sys.stdout.write(f"http://{flags.host}:{flags.port}\n")
     sys.stdout.flush()

@@ -18,7 +18,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
     ranks, broken records, restarts, warnings. The command only reads the runs' folders, so it does not disturb them.
 
     Args:
-        runs: folder of a run, its --output, or a folder of runs.
+        runs: folder of a run (its --output), or a folder of runs.
         json_: print a list with an object for each run.
         hashes: verify the hashes of checkpoints, which reads all their bytes (default: compare sizes).
 
@@ -55,7 +55,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
 
 
 def folders_of(given: Sequence[str]) -> list[str]:
-    """Returns the given folders of runs and those found inside the given folders, each once.
+    """Returns the folders of all runs in the given folders, which may be folders of runs themselves, without duplicates.
 
     Raises:
         UserError: if a folder does not exist.

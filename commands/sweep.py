@@ -41,14 +41,14 @@ def sweep(
     placement: Placement = Placement(),
 ) -> int:
     """Train and evaluate every combination of the given values, or each named variant, one run after another, and print one
-    table: a row per variant, with the mean over seeds and its standard deviation. Give either --grid or --variant. Repeat the
-    command to resume.
+    table with a row per variant, which shows the mean and standard deviation over seeds. Give either --grid or --variant. Repeat
+    the command to resume.
 
     Args:
         overrides: values that replace the config's, as key=value.
         config: YAML file; see configs/.
-        grid: a key and the values to try; may be repeated, for all combinations.
-        variant: a row of the table, and the overrides of its runs (any number); may be repeated.
+        grid: a key and the values to try; may be repeated, to try all combinations.
+        variant: the name of a row in the table, followed by any number of overrides for its runs; may be repeated.
         seeds: seeds of the runs, one run each per variant (default: the config's seed).
         output: folder of the runs (default: runs/sweep/<config's name>).
 
@@ -67,8 +67,10 @@ def sweep(
     named = list(map(_named, variant)) or combinations(list(map(_axis, grid)))
     variants = dict(named)
     if len({folder_of(name) for name in variants}) < len(named):
-        twice = next(name for name, _ in named if [folder_of(other) for other, _ in named].count(folder_of(name)) > 1)
-        raise UserError(f"two variants are called {twice!r}; give each its own name")
+        duplicate = next(
+            name for name, _ in named if [folder_of(other) for other, _ in named].count(folder_of(name)) > 1
+        )
+        raise UserError(f"two variants are called {duplicate!r}; give each a different name")
     _check(config, overrides, variants)
     measured: dict[str, list[dict[str, float]]] = {}
     failed = 0
@@ -79,8 +81,8 @@ def sweep(
         for seed in chosen_seeds:
             try:
                 folder = output / folder_of(name) / ("seed" if seed is None else f"seed-{seed}")
-                of_seed = () if seed is None else (f"seed={seed}",)
-                run = Run(config, folder, (*overrides, *changes, *of_seed), placement)
+                seed_override = () if seed is None else (f"seed={seed}",)
+                run = Run(config, folder, (*overrides, *changes, *seed_override), placement)
                 measured.setdefault(name, []).append(_measure(run))
             except UserError as error:
                 failed += 1
@@ -95,12 +97,12 @@ def sweep(
 
 
 def folder_of(name: str) -> str:
-    """Returns the folder of a variant's runs, by its name: independent of its position among the variants."""
+    """Returns the name of the folder for a variant's runs, which does not depend on the position of the variant in the list."""
     return re.sub(r"[^\w.=]+", "-", name).strip("-.") or "variant"
 
 
 def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
-    """Returns every combination of the values, by its name in the table; the last key changes fastest."""
+    """Returns every combination of the values with its name in the table. The last key changes fastest."""
     variants = [
         tuple(f"{key}={value}" for (key, _), value in zip(grid, values, strict=True))
         for values in itertools.product(*(values for _, values in grid))
@@ -138,8 +140,8 @@ def _measure(run: Run) -> dict[str, float]:
 
 
 def table_of(measured: Mapping[str, Sequence[Mapping[str, float]]], seeds: int) -> str:
-    """Returns a table in Markdown: a row per variant, a column per metric, each the mean over seeds and its standard deviation.
-    Entries with fewer than ``seeds`` runs say how many they have."""
+    """Returns a table in Markdown with a row per variant and a column per metric. Entries are means and standard deviations over
+    seeds. An entry with fewer than ``seeds`` runs also states how many it has."""
     metrics = list(dict.fromkeys(metric for runs in measured.values() for run in runs for metric in run))
     lines = [f"| | {' | '.join(metrics)} |", f"|---|{'---|' * len(metrics)}"]
     for name, runs in measured.items():
@@ -157,7 +159,7 @@ def _entry(values: Sequence[float], seeds: int) -> str:
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
-    """ "key=v,v"; a comma in brackets belongs to its value."""
+    """Parses "key=v,v". Commas inside brackets are part of a value."""
     key, sign, values = text.partition("=")
     parts, depth = [""], 0
     for character in values:
@@ -172,7 +174,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 
 def _named(text: str) -> tuple[str, Overrides]:
-    """ "NAME: key=value key=value"."""
+    """Parses "NAME: key=value key=value"."""
     name, colon, overrides = text.partition(":")
     words = tuple(shlex.split(overrides))
     if not colon or not name.strip() or not all("=" in word for word in words):

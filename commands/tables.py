@@ -1,4 +1,4 @@
-"""``python run.py tables``: the cells of the paper's tables, the runs that reproduce them, and which of their files are here."""
+"""``python run.py tables``: lists the cells of the paper's tables, the runs that reproduce them, and missing files."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class CellFlags:
 
 
 def tables(*, flags: CellFlags = CellFlags()) -> int:
-    """Show the cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights, and which files are here. With
-    --table, --row or --cell, each cell is shown in full.
+    """Show the cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights and missing files. With --table,
+    --row or --cell, each cell is shown in full.
 
     Examples:
         python run.py tables
@@ -72,7 +72,7 @@ def _in_full(ready_cell: ReadyCell) -> str:
     rows += [("protocol", cell.protocol.strip())]
     rows += [("measured by", cell.server)] if cell.server else []
     rows += [("config", " ".join([cell.config, *cell.overrides])), ("weights", ready_cell.weights or "none")]
-    rows += [("run", facts_of(ready_cell.config))]
+    rows += [("run", summary_of(ready_cell.config))]
     rows += [("missing", f"{path} ({', '.join(keys[:2])})") for path, keys in ready_cell.missing.items()]
     rows += [] if ready_cell.missing else [("missing", "nothing")]
     lines = [f"{cell.name}\n"]
@@ -82,18 +82,18 @@ def _in_full(ready_cell: ReadyCell) -> str:
     return "".join([*lines, "\n"])
 
 
-def facts_of(config: Any) -> str:
-    """Returns the cost of a run and how it is measured, as far as the config says."""
+def summary_of(config: Any) -> str:
+    """Returns a summary of a run: its length, batch size, image size, number of candidates and seed."""
     train, model, evaluation = config.train, config.model, config.evaluation
     length = f"{train.epochs:g} epochs" if train.epochs is not None else f"{train.steps:,} steps"
-    facts = [
+    parts = [
         length,
         f"{train.global_batch} examples per step" if train.global_batch else "",
         in_words(model.vision.image_size),
     ]
-    facts += [f"k = {evaluation.candidates}"] if getattr(evaluation, "candidates", None) else []
-    facts += [f"seed {config.seed}"]
-    return ", ".join(filter(None, facts))
+    parts += [f"k = {evaluation.candidates}"] if getattr(evaluation, "candidates", None) else []
+    parts += [f"seed {config.seed}"]
+    return ", ".join(filter(None, parts))
 
 
 def title_of(table: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line of ``run.py tokenizer``: learns a WordPiece tokenizer from the texts of records."""
+"""``run.py tokenizer``: learn a WordPiece tokenizer from the texts of records."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def tokenizer(
     cased: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Learn a tokenizer from the texts of records; model.text.encoder can name its folder.
+    """Learn a tokenizer from the texts of records. To use it, set model.text.encoder to its folder.
 
     Args:
-        records: JSON lines, a JSON array, tars, folders.
+        records: JSON Lines files, JSON arrays, tars or folders.
         out: folder to create.
         size: maximum number of vocabulary entries.
         keys: keys that contain texts, in a record and in its elems, separated by commas.
@@ -95,7 +95,7 @@ def texts_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        # An unpaired surrogate is in no vocabulary; runs count such a record as broken.
+        # No vocabulary contains unpaired surrogates. Runs count records with them as broken.
         yield value.encode("utf-8", "replace").decode("utf-8")
     elif isinstance(value, Mapping | list):
         for part in value.values() if isinstance(value, Mapping) else value:
@@ -103,20 +103,20 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _records(file: str) -> tuple[Iterator[Mapping[str, Any] | str], int]:
-    """Yield the records of a file, and their number; for a record that cannot be read, where and why."""
+    """Returns the records of a file and their number. A record that cannot be read is replaced by its location and the reason."""
     path = expanded(file)
     if path.is_file() and path.suffix in (".json", ".jsonl") and _starts_array(path):
         rows = read_rows(file, "--records")
         return (row.values if isinstance(row, Row) else str(row) for row in rows), len(rows)
     shards = Shards([file], key="--records")
-    return (_record(shards, number) for number in range(len(shards))), len(shards)
+    return (_record(shards, index) for index in range(len(shards))), len(shards)
 
 
-def _record(shards: Shards, number: int) -> Mapping[str, Any] | str:
+def _record(shards: Shards, index: int) -> Mapping[str, Any] | str:
     try:
-        record = shards.read(number)
+        record = shards.read(index)
     except Exception as error:
-        broken = broken_record(error, shards.location(number))
+        broken = broken_record(error, shards.location(index))
         return f"{broken.location}: {broken.kind}: {broken.message}"
     # In a tar, the caption of a pair is a separate member.
     return record.values if record.text is None else {"text": record.text, **record.values}

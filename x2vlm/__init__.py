@@ -5,7 +5,7 @@
     model = load("runs/demo/pretrain-seed0")
     model.match("photo.jpg", ["a dog on a sofa", "a red bicycle"])
 
-``load`` takes a run's folder, a weight file, one of the authors' files, ``hub:owner/name``, or an export of ``run.py export``;
+``load`` accepts a run's folder, a weight file, one of the authors' files, ``hub:owner/name``, or an export of ``run.py export``;
 :class:`Model` lists the calls. docs/using.md shows each call.
 """
 
@@ -42,7 +42,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import names lazily: importing torch takes seconds, and a command's ``--help`` does not need it."""
+    """Import names lazily: importing torch takes seconds, and ``--help`` does not need torch."""
     import importlib
 
     if name not in _HOME:

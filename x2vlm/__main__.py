@@ -1,4 +1,4 @@
-"""``python -m x2vlm COMMAND`` or, once installed, ``x2vlm COMMAND``: the same as ``python run.py COMMAND`` in a checkout."""
+"""``python -m x2vlm COMMAND`` or, once installed, ``x2vlm COMMAND``: equivalent to ``python run.py COMMAND`` in a checkout."""
 
 from __future__ import annotations
 

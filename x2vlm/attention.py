@@ -27,14 +27,14 @@ from x2vlm.inputs import Image, View
 
 @dataclass(frozen=True)
 class WordMap:
-    """Where a model looks for a ``word``: the nonnegative ``weights`` (rows, columns) float32 of the patches."""
+    """Where in an image a model looks for a ``word``, as nonnegative ``weights`` (rows, columns) float32 of the patches."""
 
     word: str
     weights: np.ndarray
 
 
 def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = None) -> list[WordMap]:
-    """Returns an attention map over the image for each word of a text. The pieces of a word are averaged.
+    """Returns an attention map over the image for each word of a text, averaged over the tokens of the word.
 
     Args:
         model: a model with a matching head.
@@ -51,13 +51,15 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
     if view.pixels.dim() == 4:
         raise UserError(f"explain: {view.name} is a video; maps are available only for images")
     last = len(network.fusion.blocks) - 1
-    number = max(0, (last + 1) // 2 - 1) if layer is None else layer
-    if not 0 <= number < last:
-        which = f"0 to {last - 1}" if last else "none: the fusion encoder has only one block"
-        raise UserError(f"explain: layer {number}: words have maps only in the fusion blocks before the last ({which})")
+    index = max(0, (last + 1) // 2 - 1) if layer is None else layer
+    if not 0 <= index < last:
+        available = f"0 to {last - 1}" if last else "none: the fusion encoder has only one block"
+        raise UserError(
+            f"explain: layer {index}: word maps exist only for the fusion blocks before the last ({available})"
+        )
     # Gradients of attention underflow in 16 bits; running one image in 32 bits costs little.
     with evaluating(network, "fp32"), torch.enable_grad():
-        weights = _weighted_attention(model, network, view, text, number)
+        weights = _weighted_attention(model, network, view, text, index)
     rows, columns = network.vision.grid
     maps = weights.detach()[:, 1:].unflatten(1, (rows, columns)).cpu().numpy()  # the first key is the mean of the image
     return [
@@ -82,18 +84,18 @@ def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, 
 
 @contextmanager
 def _recording(attention: Attention) -> Iterator[list[Tensor]]:
-    """Inside the context, attention is computed explicitly, and its weights (N, H, L, K) are kept."""
-    kept: list[Tensor] = []
+    """Context in which attention is computed explicitly and its weights (N, H, L, K) are recorded."""
+    recorded: list[Tensor] = []
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
         weights = (scores if bias is None else scores + bias).softmax(dim=-1)
-        kept.append(weights)
+        recorded.append(weights)
         return (weights @ values).transpose(1, 2).flatten(2)
 
     vars(attention)["attend"] = attend
     try:
-        yield kept
+        yield recorded
     finally:
         del vars(attention)["attend"]
 
@@ -103,7 +105,7 @@ def _words(model: LoadedModel, text: str, count: int) -> list[tuple[str, int, in
     last token."""
     cleaned = model.cleaned(text)
     ids, continues = model.text.pieces(cleaned)
-    starts = [place for place, joined in enumerate(continues[:count]) if not joined]
+    starts = [index for index, continues_word in enumerate(continues[:count]) if not continues_word]
     ends = [*starts[1:], min(count, len(ids))]
     return [(_spelled(model, ids[start:end]), start, end) for start, end in zip(starts, ends, strict=True)]
 

@@ -39,7 +39,7 @@ class LoadedModel:
         runtime: runs the network.
         tokenizer: tokenizes the texts.
         settings: the settings that the model needs in addition to its weights.
-        answers: the candidate answers for question answering; if None, each call has to provide candidates.
+        answers: the candidate answers for question answering; if None, pass candidates to each call.
         origin: the source from which the model was loaded.
         batch_size: number of images or image-text pairs in a forward pass.
         read: turns an image into a :class:`~x2vlm.inputs.View`; calls accept views, too.
@@ -86,8 +86,8 @@ class LoadedModel:
 
     def takes(self, call: str) -> bool:
         """True if the model was trained for a call and, if it was exported, the export contains the call."""
-        is_here = isinstance(self.runtime, TorchRuntime) or call in EXPORTED
-        return is_here and self.settings.task in CALLS[call].tasks
+        is_available = isinstance(self.runtime, TorchRuntime) or call in EXPORTED
+        return is_available and self.settings.task in CALLS[call].tasks
 
     def run(self, items: Sequence[Any], forward: Callable[[Sequence[Any]], Sequence[T]]) -> list[T]:
         """Run ``forward`` on all items, one batch at a time, and return the results in order.
@@ -96,15 +96,17 @@ class LoadedModel:
             UserError: the list of items is empty, or a result is NaN or infinite.
         """
         if not items:
-            raise UserError("nothing was given: no images or no texts")
+            raise UserError("no images or no texts were given")
         size = self.batch_size
         with self.runtime.running():
             return [
-                self.finite(one) for start in range(0, len(items), size) for one in forward(items[start : start + size])
+                self.finite(result)
+                for start in range(0, len(items), size)
+                for result in forward(items[start : start + size])
             ]
 
     def finite(self, result: T) -> T:
-        """Check a result of the network; only arrays and tensors are checked.
+        """Check that a result of the network is finite, if it is an array or a tensor.
 
         Raises:
             UserError: the result is NaN or infinite.
@@ -124,14 +126,15 @@ class LoadedModel:
     def views(self, images: Sequence[Image]) -> list[View]:
         """Returns the views of images; an image that is given several times in a row is read once."""
         views: list[View] = []
-        for place, image in enumerate(images):
-            views.append(views[-1] if place and image is images[place - 1] else self.read(image))
+        for index, image in enumerate(images):
+            views.append(views[-1] if index and image is images[index - 1] else self.read(image))
         return views
 
     def distinct(self, images: Sequence[Image]) -> tuple[Tensor, Tensor]:
-        """Returns the pixels of images, with equal neighbours merged, and the index (N,) int64 of each image's pixels."""
+        """Returns the pixels of images, with successive copies of an image merged, and the index (N,) int64 of each image's
+        pixels."""
         views = self.views(images)
-        is_new = [place == 0 or view is not views[place - 1] for place, view in enumerate(views)]
+        is_new = [index == 0 or view is not views[index - 1] for index, view in enumerate(views)]
         pixels = self.pixels([view for view, new in zip(views, is_new, strict=True) if new])
         return pixels, torch.tensor(is_new, device=pixels.device).cumsum(0) - 1
 
@@ -140,18 +143,18 @@ class LoadedModel:
         return torch.stack([view.pixels for view in views]).to(self.runtime.device)
 
     def tokens(self, texts: Sequence[str], *, questions: bool = False) -> Text:
-        """Returns the token ids of texts, cleaned as in training; texts that are truncated or have unknown words are logged.
+        """Returns the token ids of texts, cleaned as in training. Truncated texts and unknown words are logged.
 
         Raises:
             UserError: a text is empty after cleaning.
         """
         cleaned = [self.cleaned(text, question=questions) for text in texts]
-        pieces, most = [self.text.pieces(text)[0] for text in cleaned], self.text.limits.max_tokens
-        if cut := [text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > most - 2]:
-            logger.warning("texts are truncated to %d tokens: %d texts, such as %.60r", most, len(cut), cut[0])
-        unread = [text for text, ids in zip(cleaned, pieces, strict=True) if self.text.unk_id in ids]
-        if unknown := [word for text in unread for word in self.text.unknown(text)]:
-            logger.warning("%d of the words are unknown to the tokenizer, such as %.60r", len(unknown), unknown[0])
+        pieces, limit = [self.text.pieces(text)[0] for text in cleaned], self.text.limits.max_tokens
+        if long := [text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > limit - 2]:
+            logger.warning("%d texts are truncated to %d tokens, such as %.60r", len(long), limit, long[0])
+        affected = [text for text, ids in zip(cleaned, pieces, strict=True) if self.text.unk_id in ids]
+        if unknown := [word for text in affected for word in self.text.unknown(text)]:
+            logger.warning("%d words are unknown to the tokenizer, such as %.60r", len(unknown), unknown[0])
         return to_device(self.text.encode_plain(cleaned), self.runtime.device)
 
     def encoded(self, texts: Sequence[str]) -> PackedTexts:
@@ -216,8 +219,8 @@ class LoadedModel:
                 "which it was exported"
             )
         raise UserError(
-            f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one "
-            f"of task {' or '.join(CALLS[call].tasks)}"
+            f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for this call; load "
+            f"a model of task {' or '.join(CALLS[call].tasks)}"
         )
 
 

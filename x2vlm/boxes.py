@@ -21,9 +21,9 @@ from utils.image_size import ImageSize, sides_of
 class Box:
     """Where a phrase is: ``x``, ``y`` of the upper left corner, ``width`` and ``height``, in pixels of the displayed image.
 
-    ``score``: the probability that the box belongs to the phrase if the model has a head for sets of boxes, otherwise the
-    probability that the phrase matches the content of the box; None if the model was fine-tuned for grounding and has neither a
-    head for sets nor a matching head.
+    ``score``: if the model has a head for sets of boxes, the probability that the box belongs to the phrase; otherwise, the
+    probability that the phrase matches the content of the box. It is None for models that were fine-tuned for grounding without
+    a head for sets, since they have no matching head either.
     """
 
     phrase: str
@@ -73,7 +73,7 @@ def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tenso
 
 
 def absent(phrases: Sequence[str], boxes: Sequence[Box]) -> list[str]:
-    """Returns the phrases without any of the boxes, in order."""
+    """Returns the phrases that have none of the boxes, in order."""
     located = {box.phrase for box in boxes}
     return [phrase for phrase in dict.fromkeys(phrases) if phrase not in located]
 

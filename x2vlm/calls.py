@@ -1,7 +1,6 @@
-"""The calls of a model: which models support each call, and what kind of text it takes. Also lists which files are images or
-videos.
+"""The calls of a model: which models support each call, and what kind of text it takes.
 
-This module contains only plain data, so importing it costs nothing.
+This module contains only plain data, so it is fast to import.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ class Call(NamedTuple):
 
 
 ALIGNED = ("pretrain", "retrieval")
+"""The tasks whose models compare images with texts."""
 
 CALLS = {
     "caption": Call(("captioning",), ""),
@@ -33,3 +33,4 @@ CALLS = {
 EXPORTED = ("locate", "match", "embed_images", "embed_texts")
 """The calls that an ONNX export supports (``run.py export``)."""
 EXPORTED_TASKS = ("pretrain", "retrieval", "grounding")
+"""The tasks whose models can be exported."""

@@ -1,4 +1,4 @@
-"""Names that a checkout needs at the top level.
+"""Checks that the packages of a checkout can be imported by their top-level names.
 
 In a checkout, and therefore in an editable installation, ``utils``, ``models`` and the other packages are top-level, so a user's
 module with one of these names hides ours. In a wheel they are inside ``x2vlm`` (``setup.py``), where nothing can hide them.
@@ -14,7 +14,7 @@ PACKAGES = "batches", "utils", "optim", "scheduler", "metrics", "models", "datas
 
 
 def check_names() -> None:
-    """Raise :class:`ImportError` if a module elsewhere hides one of our packages."""
+    """Raise :class:`ImportError` if a module outside the checkout hides one of our packages."""
     if (TOP / "x2vlm" / "utils").is_dir():
         return
     for name in PACKAGES:

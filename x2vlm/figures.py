@@ -18,10 +18,10 @@ from x2vlm.inputs import Image, Reader
 from x2vlm.model import Box, Judgement
 
 MAP_SIDE = 150
-"""Maximum length, in pixels, of the longer side of an image with the map of a word."""
+"""Maximum length, in pixels, of the longer side of an image that is drawn with the map of a word."""
 HEAT = np.array([(0, 0, 90), (20, 90, 220), (60, 200, 150), (250, 220, 50), (220, 30, 30)], dtype=np.float32)
 """Colours of a map from 0 to its maximum weight."""
-SHARE_OF_IMAGE = 0.5
+IMAGE_OPACITY = 0.5
 """Opacity of an image under its map."""
 
 
@@ -37,20 +37,20 @@ def described(read: Reader, image: Image, lines: Sequence[str]) -> Panel:
 
 
 def located(read: Reader, image: Image, boxes: Sequence[Box], phrases: Sequence[str]) -> Panel:
-    """Returns a panel: an image with the boxes of phrases, and below it the phrases in the colours of their boxes, with their
-    scores."""
+    """Returns a panel: an image with the boxes of phrases and, below the image, the phrases with their scores, in the colours of
+    their boxes."""
     picture, (width, height) = read.picture(image), read(image).size
     drawn, lines = [], []
     different = list(dict.fromkeys(phrases))
     for number, (phrase, colour) in enumerate(zip(different, colours(len(different)), strict=True), start=1):
         key = "" if len(different) == 1 else str(number)
-        of_phrase = [box for box in boxes if box.phrase == phrase]
-        for box in of_phrase:
+        phrase_boxes = [box for box in boxes if box.phrase == phrase]
+        for box in phrase_boxes:
             relative = (box.x / width, box.y / height, box.width / width, box.height / height)
             drawn.append(PairOfBoxes(relative, None, colour, key))
-        scores = ", ".join(f"{box.score:.2f}" for box in of_phrase if box.score is not None)
-        told = " · ".join(filter(None, [phrase, scores if of_phrase else "no box"]))
-        lines.append(Line(told, key=(colour, key) if of_phrase else None))
+        scores = ", ".join(f"{box.score:.2f}" for box in phrase_boxes if box.score is not None)
+        label = " · ".join(filter(None, [phrase, scores if phrase_boxes else "no box"]))
+        lines.append(Line(label, key=(colour, key) if phrase_boxes else None))
     return Panel((DrawnImage(picture, tuple(drawn)),), tuple(lines), _names([image]))
 
 
@@ -72,13 +72,13 @@ def compared(read: Reader, images: Sequence[Image], statement: str, judgement: J
 
 
 def explained(read: Reader, image: Image, maps: Sequence[WordMap], text: str, across: int = 6) -> list[Panel]:
-    """Returns panels: the image with its name and the text, then the image with the map of each word. All maps share one
-    scale."""
-    most = max(float(each.weights.max()) for each in maps) or 1.0
+    """Returns panels: first the image with its name and the text, then the image with the map of each word. All maps have the
+    same scale."""
+    largest = max(float(each.weights.max()) for each in maps) or 1.0
     picture = read.picture(image, MAP_SIDE)
     drawn = [
         DrawnImage(picture),
-        *(DrawnImage(overlaid(picture, each.weights / most), label=each.word) for each in maps),
+        *(DrawnImage(overlaid(picture, each.weights / largest), label=each.word) for each in maps),
     ]
     above = (*_names([image]), Line(text))
     return [Panel(tuple(drawn[at : at + across]), (), above if at == 0 else ()) for at in range(0, len(drawn), across)]
@@ -96,4 +96,4 @@ def overlaid(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
     smooth = interpolate(grid, picture.shape[:2], mode="bicubic", align_corners=False)[0, 0].clamp(0, 1).numpy()
     stops = np.linspace(0, 1, len(HEAT))
     heat: Any = np.stack([np.interp(smooth, stops, HEAT[:, channel]) for channel in range(3)], axis=2)
-    return (SHARE_OF_IMAGE * picture + (1 - SHARE_OF_IMAGE) * heat).round().astype(np.uint8)
+    return (IMAGE_OPACITY * picture + (1 - IMAGE_OPACITY) * heat).round().astype(np.uint8)

@@ -22,11 +22,11 @@ from utils.errors import UserError
 from utils.image_size import ImageSize
 from utils.suffixes import VIDEO_SUFFIXES
 
-OF_VIDEOS = (*VIDEO_SUFFIXES, LIST_SUFFIX)
+VIDEO_INPUT_SUFFIXES = (*VIDEO_SUFFIXES, LIST_SUFFIX)
 """Suffixes of video files and of files with lists of base64 images."""
 
 SIDE = 320
-"""Longer side of a drawn image, in pixels."""
+"""Length of the longer side of a drawn image, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class _Views(NamedTuple):
 
 
 def as_list(images: Any) -> list[Any]:
-    """Returns a list of images; a single image becomes a list of one. Any other iterable is converted to a list."""
-    one = isinstance(images, str | bytes | Path | PILImage.Image | np.ndarray | Tensor | View)
-    return list(images) if isinstance(images, Iterable) and not one else [images]
+    """Returns images as a list. A single image becomes a list of one, and any other iterable is converted to a list."""
+    is_single = isinstance(images, str | bytes | Path | PILImage.Image | np.ndarray | Tensor | View)
+    return list(images) if isinstance(images, Iterable) and not is_single else [images]
 
 
 class Reader:
@@ -90,7 +90,7 @@ class Reader:
         """Returns an image for drawing, (H, W, 3) uint8 with a longer side of ``side``; for a video, its frames side by side.
 
         Raises:
-            UserError: for the same reasons as a call.
+            UserError: the image cannot be read, or the model does not accept this kind of input.
         """
         if isinstance(image, View):
             image = image.pixels
@@ -104,36 +104,36 @@ class Reader:
             if isinstance(image, str) and "://" in image:
                 raise UserError(f"{image}: URLs are not supported; download the image and give its path")
             if isinstance(image, str | Path):
-                return self._of_file(Path(image).expanduser(), view)
+                return self._from_file(Path(image).expanduser(), view)
             if isinstance(image, PILImage.Image):
-                return self._of_image(self._of_pillow(image), "a Pillow image", view)
+                return self._from_image(self._from_pillow(image), "a Pillow image", view)
             if isinstance(image, np.ndarray | Tensor):
-                return self._of_array(image, view)
+                return self._from_array(image, view)
         except BrokenRecordError as error:
             raise UserError(str(error)) from None
         raise UserError(f"an image is a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
 
-    def _of_file(self, path: Path, view: FrameView) -> _Views:
+    def _from_file(self, path: Path, view: FrameView) -> _Views:
         name = str(path)
-        if not path.is_dir() and path.suffix.lower() not in OF_VIDEOS:
+        if not path.is_dir() and path.suffix.lower() not in VIDEO_INPUT_SUFFIXES:
             content = ImageSource(name, path=path).load()
-            return self._of_image(decode(content, self.max_pixels, name), name, view)
+            return self._from_image(decode(content, self.max_pixels, name), name, view)
         sizes: list[tuple[int, int]] = []
 
         def sized(frame: Tensor | EncodedImage) -> Tensor:
             sizes.append((frame.shape[2], frame.shape[1]))
             return view(frame)
 
-        frames = _of_videos(self.videos, name).evaluation(VideoSource(name, path=path), sized)
+        frames = _require_sampler(self.videos, name).evaluation(VideoSource(name, path=path), sized)
         return _Views(list(frames), sizes[0], name)
 
-    def _of_array(self, image: np.ndarray | Tensor, view: FrameView) -> _Views:
-        """An array has its channels last; a tensor has them before height and width."""
+    def _from_array(self, image: np.ndarray | Tensor, view: FrameView) -> _Views:
+        """Returns the views of an array (channels are the last axis) or a tensor (channels precede height and width)."""
         name = f"{'an array' if isinstance(image, np.ndarray) else 'a tensor'} of shape {tuple(image.shape)}"
-        # Copied, since torch warns about read-only arrays such as numpy views of Pillow images.
+        # The array is copied, since torch warns about read-only arrays such as numpy views of Pillow images.
         pixels = torch.from_numpy(np.array(image, order="C")) if isinstance(image, np.ndarray) else image.cpu()
         if pixels.dtype != torch.uint8:
-            raise UserError(f"{name} contains {str(pixels.dtype).removeprefix('torch.')}; images are uint8, in 0..255")
+            raise UserError(f"{name} contains {str(pixels.dtype).removeprefix('torch.')}; give uint8 in 0..255")
         if isinstance(image, np.ndarray):
             pixels = pixels.unsqueeze(2).expand(-1, -1, 3) if pixels.dim() == 2 else pixels
             pixels = pixels.movedim(-1, -3) if pixels.dim() >= 3 else pixels
@@ -143,18 +143,18 @@ class Reader:
                 "first axis"
             )
         if pixels.dim() == 3:
-            return self._of_image(pixels, name, view)
-        chosen = sample_frames(len(pixels), _of_videos(self.videos, name).frames)
-        return _Views([view(pixels[number]) for number in chosen], (pixels.shape[3], pixels.shape[2]), name)
+            return self._from_image(pixels, name, view)
+        chosen = sample_frames(len(pixels), _require_sampler(self.videos, name).frames)
+        return _Views([view(pixels[index]) for index in chosen], (pixels.shape[3], pixels.shape[2]), name)
 
-    def _of_image(self, pixels: Tensor, name: str, view: FrameView) -> _Views:
+    def _from_image(self, pixels: Tensor, name: str, view: FrameView) -> _Views:
         if self.videos is not None:
             raise UserError(
                 f"{name} is an image, but the model takes videos; give it a video, or the frames of a video"
             )
         return _Views([view(pixels)], (pixels.shape[2], pixels.shape[1]), name)
 
-    def _of_pillow(self, image: PILImage.Image) -> Tensor:
+    def _from_pillow(self, image: PILImage.Image) -> Tensor:
         """Returns the pixels of a Pillow image, (3, H, W) uint8."""
         name = "a Pillow image"
         if image.width * image.height > self.max_pixels:
@@ -166,7 +166,7 @@ class Reader:
             raise UserError(f"{name} cannot be read: {error}") from None
 
 
-def _of_videos(videos: FrameSampler | None, name: str) -> FrameSampler:
+def _require_sampler(videos: FrameSampler | None, name: str) -> FrameSampler:
     if videos is None:
         raise UserError(
             f"{name} is a folder or a video, but the model takes images; give it an image, or load a video model"

@@ -40,7 +40,7 @@ PUBLISHED = {
     "vqa": "vqa/vqa2_{size}_4m.yaml",
     "captioning": "captioning/coco_{size}_4m.yaml",
 }
-"""For each task, the config that supplies the settings of a published file that its shapes do not show."""
+"""For each task, the config with the settings of a published file that cannot be recognised from the shapes of its tensors."""
 
 PUBLISHED_VIDEO = {"retrieval": "retrieval/msrvtt_{size}.yaml", "video_qa": "vqa/msrvtt_qa_{size}.yaml"}
 
@@ -68,14 +68,14 @@ def load(
         source: the folder of a run, or a folder written by :meth:`~x2vlm.model.Model.save`; a weight file, ours or the authors';
             ``hub:owner/name``, a saved folder on the Hugging Face Hub; or a folder ``X.onnx`` written by ``run.py export``.
         device: the device of the model, such as "cuda:1"; if None, a GPU if there is one, otherwise the CPU.
-        precision: the precision of the computation, "fp32", "bf16" or "fp16".
-        config: the config that the weights were trained with; needed if the file is not in a run's folder and not one of the
+        precision: the precision of computations, "fp32", "bf16" or "fp16".
+        config: the config that the weights were trained with; needed unless the file is in a run's folder or is one of the
             authors' files.
-        tokenizer: folder or Hub name of the tokenizer, if it is not the model's own.
+        tokenizer: folder or Hub name of a tokenizer to use instead of the model's.
         answers: JSON list of the candidate answers for question answering.
 
     Raises:
-        UserError: the file does not exist, is damaged, or does not fit; the message is one line.
+        UserError: the file does not exist, is damaged, or does not match the config; the message is one line.
     """
     if not str(source).startswith(HUB) and is_export(expanded(source)):
         from x2vlm.export.loading import load_export
@@ -88,11 +88,11 @@ def load(
             "answers": answers,
         }
         return load_export(expanded(source), str(source), **options)
-    on = _device(device)
+    chosen_device = _device(device)
     if precision not in DTYPES:
         raise UserError(f"precision {precision!r} is not one of {', '.join(DTYPES)}")
-    check_precision(precision, on, "precision")
-    return _load_weights(str(source), on, precision, config, tokenizer, answers)
+    check_precision(precision, chosen_device, "precision")
+    return _load_weights(str(source), chosen_device, precision, config, tokenizer, answers)
 
 
 def _load_weights(
@@ -103,17 +103,17 @@ def _load_weights(
     tokenizer: str | Path | None,
     answers: str | Path | None,
 ) -> Model:
-    """Load the model of a weight file with torch; arguments as in :func:`load`."""
+    """Load the model in a weight file with torch. For the arguments, see :func:`load`."""
     weights = _weights_of(source)
     run = run_of(weights)
     settings, folder = _settings(weights, run, config), None if run is None else run.parent
-    words = _tokenizer_name(settings, folder, tokenizer)
-    settings = settings.model_copy(update={"model": _with_encoders(settings, words, folder)})
-    loaded = load_tokenizer(words, "tokenizer")
+    tokenizer_name = _tokenizer_name(settings, folder, tokenizer)
+    settings = settings.model_copy(update={"model": _with_encoders(settings, tokenizer_name, folder)})
+    loaded = load_tokenizer(tokenizer_name, "tokenizer")
     trained_with = trained_token_ids(weights)
     if trained_with is not None and token_ids_digest(loaded) != trained_with:
         raise UserError(
-            f"tokenizer {words}: its token ids differ from the token ids used to train {weights}, so words would "
+            f"tokenizer {tokenizer_name}: its token ids differ from the token ids used to train {weights}, so words would "
             "get the embeddings of other words; give the tokenizer used in training"
         )
     network = settings.kind.build(settings.model, len(loaded))
@@ -133,13 +133,13 @@ def _check_finite(network: torch.nn.Module, weights: Path) -> None:
     """Reject weights that contain NaN or infinity.
 
     Raises:
-        UserError: names the first tensor that contains NaN or infinity.
+        UserError: a parameter contains NaN or infinity; the message names the first such parameter.
     """
     for name, parameter in network.named_parameters():
         if not torch.stack(parameter.aminmax()).isfinite().all():
             raise UserError(
                 f"{weights}: {name} has values that are NaN or infinite, so the model cannot be used; give different "
-                "weights, such as an earlier checkpoint"
+                "weights, such as a previous checkpoint"
             )
 
 
@@ -208,10 +208,10 @@ def _settings(weights: Path, run: Path | None, config: str | Path | None) -> Set
 
 
 def _published_config(found: Recognised, weights: Path) -> str:
-    """Returns the config of the authors' run that a file belongs to.
+    """Returns the config of the authors' run that produced a file.
 
     Raises:
-        UserError: the file does not belong to any of the authors' runs, or has no head.
+        UserError: the file comes from none of the authors' runs, or has no head.
     """
     remedy = "give config=, the config that it was trained with"
     if found.kind is None or not found.kind.startswith("X²-VLM"):
@@ -222,7 +222,7 @@ def _published_config(found: Recognised, weights: Path) -> str:
     elif found.frames is not None:
         table = PUBLISHED_VIDEO
     if found.task in (None, "none"):
-        raise UserError(f"{weights} has encoders without a head, so no call can use it; fine-tune it first")
+        raise UserError(f"{weights} contains encoders without a head, which no call can use; fine-tune it first")
     config = table.get(found.task or "", "").format(size=found.size)
     if not config or not (ROOT / "configs" / config).is_file() or found.image_size is None:
         raise UserError(f"{weights} is {found.kind}, task {found.task}, of an unknown size or language; {remedy}")
@@ -238,11 +238,11 @@ def _tokenizer_name(settings: Settings, folder: Path | None, tokenizer: str | Pa
     return settings.model.text.encoder
 
 
-def _with_encoders(settings: Settings, words: str, folder: Path | None) -> object:
-    """Returns the section ``model`` in which the text encoder refers to the tokenizer's folder, and the vision encoder to the
-    copy kept by the run. Sizes that the config does not set are read from these folders."""
+def _with_encoders(settings: Settings, tokenizer_name: str, folder: Path | None) -> object:
+    """Returns the section ``model`` with two changes: the text encoder refers to the tokenizer's folder, and the vision encoder
+    to the copy kept by the run. Sizes that the config does not set are read from these folders."""
     model = settings.model
-    parts: dict[str, Any] = {"text": model.text.model_copy(update={"encoder": words})}
+    parts: dict[str, Any] = {"text": model.text.model_copy(update={"encoder": tokenizer_name})}
     if folder is not None and (folder / BACKBONE).is_dir():
         parts["vision"] = model.vision.model_copy(update={"backbone": f"hf:{folder / BACKBONE}"})
     return model.model_copy(update=parts)

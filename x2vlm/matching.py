@@ -1,4 +1,4 @@
-"""How well texts fit images: the matching head's probability, combined with the cosine if the model's config asks for it."""
+"""How well texts fit images: the matching head's probability, combined with the cosine if the model's config says so."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Match:
-    """How well a text fits an image: ``probability`` from the matching head; ``cosine`` and ``sum`` (see :func:`sums`) are only
-    set if the model's config has ``evaluation.score: sum``."""
+    """How well a text fits an image: ``probability`` from the matching head; ``cosine`` and ``sum`` (see :func:`sums`) are
+    set only if the model's config has ``evaluation.score: sum``."""
 
     text: str
     probability: float
@@ -56,14 +56,14 @@ def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.nda
     """
     if model.runtime.temperature is None:
         raise UserError(
-            f"{model.origin} does not record its temperature, which evaluation.score: sum needs; export it again"
+            f"{model.origin} does not record its temperature, which evaluation.score: sum requires; export it again"
         )
     summed: np.ndarray = np.asarray(margins, np.float64) + np.asarray(cosines, np.float64) / model.runtime.temperature
     return summed
 
 
 def numbers(probability: float | None, cosine: float | None, summed: float | None) -> dict[str, str]:
-    """Returns the known values of sum, probability and cosine for printing, by name."""
+    """Returns the sum, probability and cosine by name, formatted for printing, without unknown values."""
     shown = {
         "sum": None if summed is None else f"{summed:+.2f}",
         "probability": None if probability is None else f"{probability:.3f}",

@@ -64,13 +64,13 @@ class Model(LoadedModel):
         tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
         decoding, rng = self.settings.evaluation.decoding, np.random.default_rng(0)
 
-        def say(images: Sequence[Image]) -> list[str]:
+        def generate(images: Sequence[Image]) -> list[str]:
             keys_values = network.project_images(self.pixels(self.views(images)))
             uniforms = torch.from_numpy(rng.random((len(images), decoding.max_length))).float().to(keys_values.device)
             captions = network.generate(keys_values, tokens, decoding, uniforms)
             return [spelled(self.tokenizer, ids) for ids in captions.tokens.tolist()]
 
-        return self.run(as_list(images), say)
+        return self.run(as_list(images), generate)
 
     def answer(
         self,
@@ -87,8 +87,8 @@ class Model(LoadedModel):
             images: see :class:`Model`.
             questions: one question for each image.
             candidates: the answers to choose from; if None, the model's own candidates.
-            decode: "rank" to choose among the candidates, "beam" to write a free-form answer; if None, "rank" if ``candidates``
-                are given, otherwise the value of ``evaluation.decode`` in the model's config.
+            decode: "rank" to choose among the candidates, "beam" to generate a free-form answer; if None, "rank" if
+                ``candidates`` are given, otherwise the value of ``evaluation.decode`` in the model's config.
         """
         network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
         pairs = _pairs("answer", as_list(images), as_texts(questions))
@@ -102,17 +102,17 @@ class Model(LoadedModel):
         if decode == "beam":
             if candidates is not None:
                 raise UserError("answer: decode='beam' does not choose among candidates; omit candidates or decode")
-            return self.run(pairs, partial(self._written, network))
+            return self.run(pairs, partial(self._generated, network))
         if not answers:
             raise UserError(
                 "answer: the model has no list of answers; pass candidates=, or answers= to load(), or decode='beam'"
             )
-        tree = self._tree(answers)
+        tree = self._answer_tree(answers)
 
         def choose(pairs: Sequence[tuple[Image, str]]) -> list[str]:
             count = min(config.candidates, len(answers))
             best = rank_answers(network.decoder, self._fused(network, pairs), tree, count, config.ranking).ids[:, 0]
-            return [answers[number] for number in best.tolist()]
+            return [answers[index] for index in best.tolist()]
 
         return self.run(pairs, choose)
 
@@ -166,14 +166,14 @@ class Model(LoadedModel):
             if not texts:
                 return [[] for _ in pairs]
             image_index = torch.arange(len(pairs)).repeat_interleave(torch.tensor(counts))
-            of_texts = iter(self._boxes(views, texts, image_index, threshold))
-            return [[box for _ in range(count) for box in next(of_texts)] for count in counts]
+            found = iter(self._boxes(views, texts, image_index, threshold))
+            return [[box for _ in range(count) for box in next(found)] for count in counts]
 
         return self.run(list(zip(listed, each, strict=True)), find)
 
     @property
     def has_box_sets(self) -> bool:
-        """Whether the model has a head for phrases with several boxes or none (``model.box_set``)."""
+        """True if the model has a head for phrases with several boxes or none (``model.box_set``)."""
         config = self.settings.model
         return isinstance(config, GroundingModelConfig) and config.box_set is not None
 
@@ -208,10 +208,10 @@ class Model(LoadedModel):
                 )
 
         def judge(pairs: Sequence[tuple[list[Image], str]]) -> list[Judgement]:
-            views = self.views([group[place] for place in range(network.images) for group, _ in pairs])
+            views = self.views([group[index] for index in range(network.images) for group, _ in pairs])
             logits = network.classify(self.pixels(views), self.tokens([statement for _, statement in pairs]))
-            names, shares = LABELS[logits.shape[1]], at_least_float32(logits).softmax(dim=1).cpu()
-            return [Judgement(names[int(row.argmax())], float(row.max())) for row in shares]
+            names, scores = LABELS[logits.shape[1]], at_least_float32(logits).softmax(dim=1).cpu()
+            return [Judgement(names[int(row.argmax())], float(row.max())) for row in scores]
 
         return self.run(pairs, judge)
 
@@ -248,7 +248,7 @@ class Model(LoadedModel):
         image_index: Tensor,
         threshold: float | None,
     ) -> list[list[Box]]:
-        """Returns the boxes of each text in image ``image_index`` whose score is at least ``threshold``; if it is None, the best
+        """Returns the boxes of each text in image ``image_index`` whose score is at least ``threshold`` or, if it is None, the best
         box."""
         packed, states = self.encoded(texts), self.finite(self.runtime.image_states(self.pixels(views)))
         self.finite(packed.states)
@@ -258,10 +258,10 @@ class Model(LoadedModel):
             found = [[each] for each in zip(*self.runtime.locate(states, packed, index), strict=True)]
         else:
             found = self.runtime.locate_all(states, packed, index, threshold)
-        sizes = [views[place].size for place in image_index.tolist()]
+        sizes = [views[index].size for index in image_index.tolist()]
         return [
-            [in_pixels(text, box, score, size) for box, score in of_text]
-            for text, of_text, size in zip(texts, found, sizes, strict=True)
+            [in_pixels(text, box, score, size) for box, score in scored]
+            for text, scored, size in zip(texts, found, sizes, strict=True)
         ]
 
     def _threshold(self) -> float:
@@ -283,16 +283,16 @@ class Model(LoadedModel):
         pixels, image_of_question = self.distinct([image for image, _ in pairs])
         return network.fuse_questions(pixels, text, image_of_question)
 
-    def _written(self, network: VQAModel, pairs: Sequence[tuple[Image, str]]) -> list[str]:
-        """Returns the answers that beam search writes."""
+    def _generated(self, network: VQAModel, pairs: Sequence[tuple[Image, str]]) -> list[str]:
+        """Returns the answers that beam search generates."""
         fused, config = self._fused(network, pairs), self.settings.evaluation.beam
-        written = network.generate(fused, self.text.cls_id, self.text.sep_id, config)
-        return [spelled(self.tokenizer, ids) for ids in written.tokens.tolist()]
+        generated = network.generate(fused, self.text.cls_id, self.text.sep_id, config)
+        return [spelled(self.tokenizer, ids) for ids in generated.tokens.tolist()]
 
     def _classified(
         self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str] | None
     ) -> list[str]:
-        """Returns the likeliest of ``answers`` according to a classifier, which only knows its own classes."""
+        """Returns the likeliest of ``answers`` according to a classifier; each must be one of its classes."""
         classes = self.answers
         if classes is None or answers is None:
             raise UserError(
@@ -300,17 +300,17 @@ class Model(LoadedModel):
             )
         if unknown := [answer for answer in answers if answer not in classes]:
             raise UserError(f"answer: {unknown[0]!r} is not one of the model's {len(classes)} classes; remove it")
-        numbers = torch.tensor([classes.index(answer) for answer in answers])
+        indices = torch.tensor([classes.index(answer) for answer in answers])
 
         def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
             text = self.tokens([question for _, question in pairs], questions=True)
             pixels, video_of_question = self.distinct([video for video, _ in pairs])
             logits = network.classify(pixels, text, video_of_question).cpu()
-            return [answers[number] for number in logits[:, numbers].argmax(dim=1).tolist()]
+            return [answers[index] for index in logits[:, indices].argmax(dim=1).tolist()]
 
         return self.run(pairs, reply)
 
-    def _tree(self, answers: Sequence[str]) -> AnswerTree:
+    def _answer_tree(self, answers: Sequence[str]) -> AnswerTree:
         limits = TextLimits(max_tokens=self.settings.data.max_answer_tokens)
         tokens = [
             [self.text.cls_id, *self.text.pieces(answer)[0][: limits.max_tokens - 2], self.text.sep_id]
@@ -326,8 +326,8 @@ def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:
     count = max(len(images), len(texts))
     if {len(images), len(texts)} - {1, count}:
         raise UserError(
-            f"{call}: {len(images)} images and {len(texts)} texts; give equal numbers of both, or a single image or "
-            "text"
+            f"{call}: {len(images)} images and {len(texts)} texts; give as many images as texts, or a single "
+            "image or text"
         )
     return list(
         zip(images * (count // len(images) if images else 1), texts * (count // max(1, len(texts))), strict=True)

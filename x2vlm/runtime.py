@@ -1,5 +1,5 @@
-"""The tensor functions that the calls of a model are built on, for models that align images with texts or find boxes. This module
-implements them in torch, and :mod:`x2vlm.export.runtime` implements them with ONNX.
+"""The tensor functions that the calls of a model are built on, for models that align images with texts or predict boxes. This
+module implements them in torch, and :mod:`x2vlm.export.runtime` implements them with ONNX.
 
 Axes: N images or texts, K = 1 + P states of an image (the mean patch, then its patches), D width, E embedding.
 """
@@ -86,7 +86,7 @@ class Runtime(Protocol):
 
 
 class TorchRuntime:
-    """Runs a torch module in its precision."""
+    """Runs a torch module in a given precision."""
 
     def __init__(self, network: XVLM, precision: PrecisionName):
         self.network, self.precision = network, precision
@@ -146,7 +146,8 @@ class TorchRuntime:
         if isinstance(network, GroundingModel):
             sets = network.box_sets(texts, concepts, image_index)
             return [
-                _above(*each, threshold) for each in zip(sets.boxes.cpu(), sets.logits.sigmoid().cpu(), strict=True)
+                _boxes_above(*each, threshold)
+                for each in zip(sets.boxes.cpu(), sets.logits.sigmoid().cpu(), strict=True)
             ]
         assert isinstance(network, PretrainModel)
 
@@ -167,7 +168,7 @@ class TorchRuntime:
         return self.network
 
 
-def _above(boxes: Tensor, scores: Tensor, threshold: float) -> Boxes:
+def _boxes_above(boxes: Tensor, scores: Tensor, threshold: float) -> Boxes:
     """Returns the boxes (K, 4) whose scores (K,) are at least ``threshold``, best first."""
     order = scores.argsort(descending=True)[: int((scores >= threshold).sum())]
     return list(zip(boxes[order].tolist(), scores[order].tolist(), strict=True))

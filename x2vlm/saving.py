@@ -28,21 +28,20 @@ if TYPE_CHECKING:
 CARD = "README.md"
 HEADING = "## Numbers"
 
-
 UNSAVED = ("word_head.",)
-"""Components of a model that are not saved for transformers."""
+"""Prefixes of parameters that are not saved for transformers."""
 
 SavedFormat = Literal["x2vlm", "transformers"]
 
 USAGE: dict[str, str] = {
     "x2vlm": """from x2vlm import load
 
-model = load("{place}")""",
+model = load("{source}")""",
     "transformers": """# pip install torch timm transformers pydantic
 from transformers import AutoModel, AutoProcessor
 
-model = AutoModel.from_pretrained("{place}", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("{place}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{source}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{source}", trust_remote_code=True)
 output = model(**processor(images=[image], text=["a dog on a sofa"]))""",
 }
 """Code that loads a saved model, by format."""
@@ -54,8 +53,8 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
     Args:
         model: a loaded model.
         folder: a new or empty folder.
-        format: "x2vlm": ``model.safetensors``, ``config.yaml``, ``tokenizer/``, and ``answers.json`` if there is one;
-            ``init.checkpoint`` can name the folder to start a run from it. "transformers": files that ``AutoModel`` and
+        format: "x2vlm": ``model.safetensors``, ``config.yaml``, ``tokenizer/`` and, if the model has candidate answers,
+            ``answers.json``; to start a run from this folder, set ``init.checkpoint`` to it. "transformers": files that ``AutoModel`` and
             ``AutoProcessor`` load with ``trust_remote_code=True``, without this project (models of task pretrain, retrieval and
             grounding).
 
@@ -103,13 +102,13 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
         raise UserError(f"{name!r} is not the name of a repository on the Hub; give owner/name")
     check_reach(f"{name} cannot be uploaded")
     api = HfApi()
-    with tempfile.TemporaryDirectory() as place:
-        folder = save(model, Path(place, "model"), format)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save(model, Path(temporary, "model"), format)
         write_text(folder / CARD, card(model, name, format, name if format == "transformers" else f"hub:{name}"))
         try:
             address = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload of x2vlm {VERSION}")
-        except Exception as error:  # the network layer can raise many kinds of exceptions
+        except Exception as error:  # the network layer can raise many types of exceptions
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(f"{name} cannot be uploaded to the Hub: {reason}; log in with hf auth login") from None
     return str(address)
@@ -121,8 +120,8 @@ def _check_format(format: str) -> None:
 
 
 def save_settings(model: LoadedModel, folder: Path) -> None:
-    """Write the files that a model needs in addition to its weights: ``config.yaml``, ``tokenizer/``, and any
-    ``answers.json``."""
+    """Write the files that a model needs in addition to its weights: ``config.yaml``, ``tokenizer/`` and, if the model has
+    candidate answers, ``answers.json``."""
     text = model.settings.model.text
     model.tokenizer.save_pretrained(str(folder / TOKENIZER))
     if text.arch is None:
@@ -134,15 +133,15 @@ def save_settings(model: LoadedModel, folder: Path) -> None:
         write_text(folder / ANSWERS, json.dumps(model.answers, ensure_ascii=False) + "\n")
 
 
-def card(model: LoadedModel, name: str, library: str, place: str, usage: str | None = None) -> str:
-    """Return the model card, which says what the model is, how to load it from ``place``, and what its results are.
+def card(model: LoadedModel, name: str, library: str, source: str, usage: str | None = None) -> str:
+    """Return the model card, which says what the model is, how to load it from ``source``, and what its results are.
 
     Args:
         model: a loaded model.
         name: title of the card.
         library: the library that loads the model.
-        place: folder of the model, or its name on the Hub.
-        usage: code with ``{place}`` that loads the model, for a library that is not in :data:`USAGE`.
+        source: folder of the model, or its name on the Hub.
+        usage: code that loads the model from ``{source}``, for a library that is not in :data:`USAGE`.
     """
     parameters = model.runtime.parameters
     if library == "transformers":
@@ -172,7 +171,7 @@ def card(model: LoadedModel, name: str, library: str, place: str, usage: str | N
         "|---|---|",
     ]
     lines += [f"| {key} | {value} |" for key, value in about.items() if value]
-    lines += ["", "```python", *(usage or USAGE[library]).format(place=place).splitlines(), "```", ""]
+    lines += ["", "```python", *(usage or USAGE[library]).format(source=source).splitlines(), "```", ""]
     if library == "x2vlm":
         lines += [f"It supports {', '.join(f'`{call}`' for call in calls)}.", ""]
     return "\n".join([*lines, *_numbers(model.origin)]) + "\n"
@@ -183,7 +182,9 @@ def _numbers(origin: str) -> list[str]:
     folder = expanded(origin)
     folder = folder if folder.is_dir() else folder.parent
     kept = folder / CARD
-    if kept.is_file() and HEADING in (text := kept.read_text(encoding="utf-8")):  # the model is saved again
+    if kept.is_file() and HEADING in (
+        text := kept.read_text(encoding="utf-8")
+    ):  # the model was loaded from a saved model
         return [text[text.index(HEADING) :].rstrip()]
     try:
         splits = read_json(folder / EVALUATION_FILE)

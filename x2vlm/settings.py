@@ -1,7 +1,7 @@
 """The settings that a model needs in addition to its weights: sizes, text lengths, and how captions and answers are decoded.
 
-A run's ``config.yaml`` contains all of them, together with settings that only training needs; :meth:`x2vlm.model.Model.save`
-writes only these sections, in the same form.
+A run's ``config.yaml`` contains all of them, together with settings that only training needs. :meth:`x2vlm.model.Model.save`
+writes only the settings listed here, in the format of a run's config.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ KINDS = {
 
 
 class DataSettings(Config):
-    """Settings by which texts, images and videos are converted to tensors."""
+    """Settings for converting texts, images and videos to tensors."""
 
     text: TextLimits = TextLimits()
     prompt: str = CaptioningDataConfig.model_fields["prompt"].default
@@ -74,7 +74,7 @@ class DataSettings(Config):
 
 
 class EvaluationSettings(Config):
-    """Settings by which captions are generated, answers and images are ranked, and the boxes of a phrase are selected."""
+    """Settings for generating captions, ranking answers and images, and selecting the boxes of a phrase."""
 
     decoding: DecodingConfig = DecodingConfig()
     score: RerankingScore = "matching"
@@ -86,7 +86,7 @@ class EvaluationSettings(Config):
 
 
 class Settings(Config):
-    """A model's settings, in the form of a run's config."""
+    """A model's settings, in the format of a run's config."""
 
     task: str
     model: SerializeAsAny[ModelConfig]
@@ -112,7 +112,7 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
 
     Args:
         values: plain values by section.
-        source: the file that they come from, for messages.
+        source: the file that the values come from, for messages.
 
     Raises:
         UserError: the task is not among :data:`KINDS`, or a value is not valid.
@@ -122,8 +122,8 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
         raise UserError(f"{source}: task is {task!r}; x2vlm loads models of {', '.join(KINDS)}")
     data, evaluation = (values.get(name) or {} for name in ("data", "evaluation"))
     model = bind(values.get("model") or {}, KINDS[task].config, source=f"{source}: model")
-    of_stream = (data.get("videos") or {}).get("reading")  # pre-training's counterpart of data.video in other tasks
-    data = {**data, "video": of_stream} if of_stream is not None else data
+    reading = (data.get("videos") or {}).get("reading")  # pre-training's counterpart of data.video in other tasks
+    data = {**data, "video": reading} if reading is not None else data
     kept = _kept(data, DataSettings) | {
         name: _kept(data[name], schema)
         for name, schema in (("text", TextLimits), ("video", VideoReadingConfig))
@@ -139,5 +139,5 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
 
 
 def _kept(values: Mapping[str, Any], schema: type[Config]) -> dict[str, Any]:
-    """Keep only the values that the schema knows."""
+    """Returns only the values whose keys are in the schema."""
     return {name: value for name, value in values.items() if name in schema.model_fields}

@@ -227,7 +227,7 @@ def test_ids_of_two_data_sets_without_a_linking_file_count_as_unchecked(raw, out
     splits = write(tmp_path / "splits/dataset_coco.json", (raw / "coco/dataset_coco.json").read_text()).parent
     status, printed, _ = leaks(pretraining(tmp_path, folder), "--held-out", splits)
     assert status == 3
-    for fact in ("not checked: ", f"{len(lines)} records", "ids of Visual Genome", "ids of COCO", "image_data.json"):
+    for fact in ("not checked: ", f"{len(lines)} records", "Visual Genome ids", "COCO ids", "image_data.json"):
         assert fact in printed
     status, printed, _ = leaks(pretraining(tmp_path, folder), "--held-out", splits, "--held-out", raw / "vg")
     assert status == 1 and "not checked" not in printed

@@ -163,7 +163,7 @@ def box(*values: object) -> list[dict]:
         ([{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [[1]]}], ("entry 0", "0..1")),
         ([{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [7]}], ("entry 0", "0..1")),
         (box("A"), ("entry 0", "four numbers")),
-        (box(1, 2, -3, 4), ("entry 0", "side below 0")),
+        (box(1, 2, -3, 4), ("entry 0", "negative side")),
         (box(1, 2, 3, 10**400), ("entry 0", "number of pixels")),
         (box(*A, *A), ("entry 0", "four numbers")),
         ({"a": 1}, ("not a JSON list",)),

@@ -55,8 +55,8 @@ def encoder(
     """Returns a SentenceTransformer that embeds texts and images, (N, E) of length 1.
 
     Args:
-        source: a source that :func:`x2vlm.load` accepts, a model of task pretrain or retrieval, or a folder that this model
-            saved.
+        source: a source that :func:`x2vlm.load` accepts, a model of task pretrain or retrieval, or a folder that the returned
+            SentenceTransformer saved.
         device: such as "cuda:1"; if None, a GPU if there is one, and the CPU for an export.
         precision: "fp32", "bf16" or "fp16".
     """
@@ -148,7 +148,7 @@ class Embedder(_X2VLMModule):
 
 
 class PairScorer(_X2VLMModule):
-    """Scores pairs of a text and an image. A text or image that occurs in several pairs of a batch is encoded once."""
+    """Scores pairs of a text and an image. A text or image that occurs in several pairs of a batch is encoded only once."""
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
         """Returns the tokens of the texts in a batch, the pixels of its images, and the indices of the text and image of each
@@ -204,7 +204,7 @@ def _pair(given: Any) -> tuple[str, Any]:
 
 
 def _distinct(named: Iterable[tuple[Hashable, Any]]) -> tuple[list[Any], Tensor]:
-    """Returns the values with distinct names, and for each name the index of its value."""
+    """Returns the values with distinct names and, for each name, the index of its value."""
     pairs = list(named)
     values = dict(pairs)
     index = {name: row for row, name in enumerate(values)}
@@ -212,7 +212,7 @@ def _distinct(named: Iterable[tuple[Hashable, Any]]) -> tuple[list[Any], Tensor]
 
 
 def _model_in(source: LoadedModel | str | Path, device: str | None, precision: PrecisionName) -> LoadedModel:
-    """Loads a model; if the source is a folder that sentence-transformers saved, loads the model in it."""
+    """Loads a model. If the source is a folder saved by sentence-transformers, loads the model inside this folder."""
     if isinstance(source, LoadedModel):
         if device is not None or precision != "fp32":
             raise UserError(
@@ -230,5 +230,5 @@ def _model_in(source: LoadedModel | str | Path, device: str | None, precision: P
 
 def _card(model: LoadedModel, function: str) -> str:
     """Returns the card of a saved model."""
-    usage = f'from x2vlm.integrations.sentence_transformers import {function}\n\nmodel = {function}("{{place}}")'
+    usage = f'from x2vlm.integrations.sentence_transformers import {function}\n\nmodel = {function}("{{source}}")'
     return card(model, Path(model.origin).name, "sentence-transformers", "path/of/this/folder", usage)
