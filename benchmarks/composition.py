@@ -19,7 +19,7 @@ from utils.errors import one_line_errors
 from utils.flags import SEVERAL
 from x2vlm.loading import load
 from x2vlm.suites import suite_named
-from x2vlm.suites.suite import LOOKS, SCORES, Judged
+from x2vlm.suites.suite import CONDITIONS, SCORES, Judged
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/demo/pretrain_composition.yaml"
@@ -63,7 +63,9 @@ def trained(way: str, seed: int, model: Path, folder: Path) -> Path:
 def mean_of(judged: list[Judged]) -> Judged:
     """Returns the mean over several models, for each example."""
     values = {
-        score: {look: np.mean([each.values[score][look] for each in judged], axis=0) for look in LOOKS}
+        score: {
+            condition: np.mean([each.values[score][condition] for each in judged], axis=0) for condition in CONDITIONS
+        }
         for score in SCORES
     }
     return replace(judged[0], values=values)

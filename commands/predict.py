@@ -239,9 +239,9 @@ def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -
 def _matched(model: Model, view: View, texts: Sequence[str], best_first: Sequence[Match]) -> Result:
     """Returns the result for an image and its texts. If each text has several scores, the first line names them."""
     from x2vlm import figures
-    from x2vlm.matching import numbers
+    from x2vlm.matching import formatted_scores
 
-    shown = [numbers(each.probability, each.cosine, each.sum) for each in best_first]
+    shown = [formatted_scores(each.probability, each.cosine, each.sum) for each in best_first]
     names = f"  ({', '.join(shown[0])})" if len(shown[0]) > 1 else ""
     lines = [f"{'  '.join(each.values())}  {match.text}" for each, match in zip(shown, best_first, strict=True)]
     by_text = {match.text: match for match in best_first}

@@ -75,7 +75,7 @@ def search(
         raise UserError(f"{index}: the images have been removed or changed; update the index with python run.py index")
     for text, hits in found:
         if not json_:
-            names = f"  ({', '.join(hits[0].numbers())})" if hits else ""
+            names = f"  ({', '.join(hits[0].formatted_scores())})" if hits else ""
             sys.stdout.write(f"{printed(text)}{names}\n")
         for hit in hits:
             sys.stdout.write(f"{json.dumps(_values(text, hit)) if json_ else printed(_line(hit))}\n")
@@ -90,7 +90,7 @@ def _line(hit: Hit) -> str:
     if hit.box is not None:
         box = f"  {hit.box.score:.3f} at {hit.box.x:.0f}, {hit.box.y:.0f}, {hit.box.width:.0f} x {hit.box.height:.0f}"
     copies = f"  (+ {counted(len(hit.copies), 'copy', 'copies')})" if hit.copies else ""
-    return f"  {'  '.join(hit.numbers().values())}  {hit.path}{box}{copies}"
+    return f"  {'  '.join(hit.formatted_scores().values())}  {hit.path}{box}{copies}"
 
 
 def _values(text: str, hit: Hit) -> dict[str, Any]:

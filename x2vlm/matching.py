@@ -62,7 +62,7 @@ def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.nda
     return summed
 
 
-def numbers(probability: float | None, cosine: float | None, summed: float | None) -> dict[str, str]:
+def formatted_scores(probability: float | None, cosine: float | None, summed: float | None) -> dict[str, str]:
     """Returns the sum, probability and cosine by name, formatted for printing, without unknown values."""
     shown = {
         "sum": None if summed is None else f"{summed:+.2f}",

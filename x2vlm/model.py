@@ -248,8 +248,8 @@ class Model(LoadedModel):
         image_index: Tensor,
         threshold: float | None,
     ) -> list[list[Box]]:
-        """Returns the boxes of each text in image ``image_index`` whose score is at least ``threshold`` or, if it is None, the best
-        box."""
+        """Returns the boxes of each text in image ``image_index`` whose score is at least ``threshold``, or the best box if
+        ``threshold`` is None."""
         packed, states = self.encoded(texts), self.finite(self.runtime.image_states(self.pixels(views)))
         self.finite(packed.states)
         index = image_index.to(packed.states.device)

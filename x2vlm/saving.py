@@ -54,9 +54,9 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
         model: a loaded model.
         folder: a new or empty folder.
         format: "x2vlm": ``model.safetensors``, ``config.yaml``, ``tokenizer/`` and, if the model has candidate answers,
-            ``answers.json``; to start a run from this folder, set ``init.checkpoint`` to it. "transformers": files that ``AutoModel`` and
-            ``AutoProcessor`` load with ``trust_remote_code=True``, without this project (models of task pretrain, retrieval and
-            grounding).
+            ``answers.json``; to start a run from this folder, set ``init.checkpoint`` to it. "transformers": files that
+            ``AutoModel`` and ``AutoProcessor`` load with ``trust_remote_code=True``, without this project (models of task
+            pretrain, retrieval and grounding).
 
     Raises:
         UserError: the folder exists and is not empty, or cannot be written, or the format does not suit the model.

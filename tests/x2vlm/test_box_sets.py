@@ -17,7 +17,7 @@ from utils.commands import call
 from utils.errors import UserError
 from x2vlm import Model, load
 from x2vlm.boxes import region_masks
-from x2vlm.regions import OVERLAP, candidate_regions
+from x2vlm.regions import MAX_IOU, candidate_regions
 
 PHRASES = ["a red star", "a blue circle"]
 
@@ -89,7 +89,7 @@ def test_a_pre_trained_model_returns_regions_whose_content_matches(model, data):
     assert all(box.score >= 0.2 for box in boxes)
     corners = torch.tensor([[b.x, b.y, b.x + b.width, b.y + b.height] for b in boxes])
     overlaps = box_iou(corners, corners).fill_diagonal_(0)
-    assert overlaps.max() <= OVERLAP + 1e-6
+    assert overlaps.max() <= MAX_IOU + 1e-6
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (4, 4), (8, 8), (14, 14), (24, 24)])

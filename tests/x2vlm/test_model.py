@@ -176,7 +176,7 @@ def test_an_unsupported_call_names_the_task_that_supports_it(model, data):
     ("ask", "reported"),
     [
         (lambda model, image: model.locate([image, image], ["a star"]), ("2 images", "1 lists")),
-        (lambda model, image: model.match([], ["a star"]), ("nothing was given",)),
+        (lambda model, image: model.match([], ["a star"]), ("no images or texts were given",)),
         (lambda model, image: model.match(image, "?!"), ("'?!' has no word",)),
         (lambda model, image: model.match(image, [3]), ("3 is not a text",)),
         (lambda model, image: model.match(3, ["a star"]), ("not int",)),
@@ -204,7 +204,7 @@ def test_numbers_of_images_and_texts_that_do_not_match_are_reported(model, data)
 
 def test_words_unknown_to_the_tokenizer_are_reported(model, data, caplog):
     model("pretrain").match(data / "images/0.png", ["一只狗", "a star"])
-    assert OneLine("3 of the words", "一") in caplog.messages
+    assert OneLine("3 words", "一") in caplog.messages
 
 
 def test_any_iterable_is_accepted_as_a_list(model, data):

@@ -1,1 +1,1 @@
-"""Models as ONNX graphs, which ``run.py export`` writes, :func:`x2vlm.load` reads and onnxruntime runs."""
+"""Models as ONNX graphs: ``run.py export`` writes them, :func:`x2vlm.load` loads them, and onnxruntime runs them."""

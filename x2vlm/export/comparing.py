@@ -14,13 +14,14 @@ from x2vlm.model import Model
 from x2vlm.runtime import Runtime
 
 TOLERANCE = 1e-4
+"""Maximum difference of each result between onnxruntime and torch."""
 SIZES = ((1, 1), (2, 5), (3, 16), (5, 40))
 """For each batch, the number of images and texts, and the number of tokens of the longest text."""
 
 
 def differences(model: Model, other: Runtime) -> dict[str, float]:
-    """Returns the largest difference in each result between a model and a different runtime of the same model, over batches of
-    :data:`SIZES`.
+    """Returns the largest difference in each result between a model and another runtime of the same model, over batches of the
+    sizes in :data:`SIZES`.
 
     The difference is absolute or, if a result has values above 1, relative to the largest value. NaN in either result gives NaN.
     """
@@ -38,8 +39,7 @@ def differences(model: Model, other: Runtime) -> dict[str, float]:
 
 def difference(expected: Tensor, found: Tensor) -> float:
     """See :func:`differences`."""
-    apart = (expected - found).abs().max() / expected.abs().max().clamp(min=1)
-    return float(apart)
+    return float((expected - found).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def random_inputs(model: Model, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Text]:
@@ -59,18 +59,18 @@ def random_inputs(model: Model, count: int, length: int, generator: torch.Genera
 
 
 def _results(model: Model, runtime: Runtime, pixels: Tensor, text: Text) -> Iterator[tuple[str, Tensor]]:
-    """Returns all results that the model's calls use, by name."""
+    """Yields all results that the model's calls use, by name."""
     images, texts = runtime.image_states(pixels), runtime.text_states(text)
     yield "image states", images
     yield "text states", texts.padded() * text.mask.unsqueeze(2)
     if model.takes("match"):
         yield "image embeddings", runtime.image_embeddings(pixels)
         yield "text embeddings", runtime.text_embeddings(text)
-        every = torch.arange(len(text.ids))
-        margins = torch.stack(runtime.margins(images, [every] * len(images), TextBank.of([texts])))
+        all_texts = torch.arange(len(text.ids))
+        margins = torch.stack(runtime.margins(images, [all_texts] * len(images), TextBank.of([texts])))
         yield "matching probabilities", margins.sigmoid()
     if model.takes("locate"):
-        boxes, scores = runtime.locate(images, texts, torch.arange(len(images)) // 2)  # two texts in an image
+        boxes, scores = runtime.locate(images, texts, torch.arange(len(images)) // 2)  # two texts per image
         yield "boxes", torch.tensor(boxes)
         if scores[0] is not None:
             yield "boxes' probabilities", torch.tensor(scores)

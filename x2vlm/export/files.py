@@ -1,4 +1,4 @@
-"""The files of an export: three graphs, the model's config and tokenizer, and a manifest, by which any change to the files is
+"""The files of an export: three graphs, the model's config and tokenizer, and a manifest with which changes to the files are
 detected.
 
 A folder ``X.onnx`` contains ``image.onnx``, ``text.onnx`` and ``fusion.onnx``, ``config.yaml``, ``tokenizer/`` and
@@ -22,7 +22,7 @@ GRAPHS = (IMAGE, TEXT, FUSION)
 PIXELS, IDS, MASK = "pixels", "ids", "mask"
 TEXT_STATES, TEXT_MASK, IMAGE_STATES, IMAGE_MASK = "text_states", "text_mask", "image_states", "image_mask"
 IMAGE_EMBEDDING, TEXT_EMBEDDING, MARGIN, BOX = "image_embedding", "text_embedding", "margin", "box"
-"""Names of the inputs and outputs of graphs."""
+"""Names of the inputs and outputs of the graphs."""
 SUFFIX = ".onnx"
 FORMAT = 2
 """Format version, which is increased when older exports can no longer be read."""
@@ -57,7 +57,7 @@ class About:
 
 
 def is_export(path: Path) -> bool:
-    """True if a path is an export, or has the name of an export."""
+    """True if a path is an export, or is named like an export."""
     return path.suffix == SUFFIX or (path / MANIFEST).is_file()
 
 
@@ -78,11 +78,11 @@ def read_about(folder: Path) -> About:
     """Read the manifest of an export and check that its files are unchanged.
 
     Raises:
-        UserError: the export does not exist, is damaged, or is of a different version.
+        UserError: the export does not exist, is damaged, or has a different format.
     """
     if folder.is_file():
         raise UserError(
-            f"{folder} is a file; an export is a folder with {MANIFEST}, written by run.py export: give that folder"
+            f"{folder} is a file; an export is a folder with {MANIFEST}, written by run.py export; give this folder"
         )
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; make it with python run.py export RUN --out {folder}")
@@ -90,7 +90,7 @@ def read_about(folder: Path) -> About:
         values = read_json(folder / MANIFEST)
         if values["format"] != FORMAT:
             raise UserError(
-                f"{folder}: an export of format {values['format']}, this version reads {FORMAT}; export again"
+                f"{folder}: an export of format {values['format']}, but this version reads {FORMAT}; export again"
             )
         about = About(**values)
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in about.files.items()}

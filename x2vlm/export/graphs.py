@@ -49,12 +49,12 @@ from x2vlm.export.files import (
 )
 from x2vlm.runtime import TorchRuntime
 
-ONE_FILE = 1_800_000_000
-"""Maximum size of a graph's weights, in bytes, up to which the graph is a single file; protobuf limits a file to 2 GiB."""
+MAX_SINGLE_FILE = 1_800_000_000
+"""Maximum size of a graph's weights, in bytes, up to which the graph is written as one file. Protobuf limits files to 2 GiB."""
 
 EXAMPLES = 3
-"""Number of images in an example input. Each dynamic axis of the input has a different size, because the exporter could merge two
-equal axes."""
+"""Number of images in an example input. The dynamic axes of the input have different sizes, because the exporter might merge axes
+of equal size."""
 
 Axes = Mapping[int, Dim]
 
@@ -77,8 +77,7 @@ class ImageGraph(nn.Module):
         return (concepts.tokens(),) if self.head is None else (concepts.tokens(), self.head.embed_image(concepts))
 
     def _concepts(self, pixels: Tensor) -> Concepts:
-        """Does the same as :meth:`VisionEncoder.encode`, but does not depend on the number of images, which is dynamic in a
-        graph."""
+        """Equivalent to :meth:`VisionEncoder.encode`, but independent of the number of images, which is dynamic in a graph."""
         if self.vision.config.video is None:
             return Concepts.whole(self.vision.patches(pixels))
         return self.vision.video(self.vision.patches(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
@@ -113,7 +112,7 @@ class TextGraph(nn.Module):
 class FusionGraph(nn.Module):
     """Text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with their mask (B, K), True = attend -> the
     margin (B, S), which is the log-odds that the text is about the image, and the box (B, S, 4) of the text, centre and size
-    in 0..1; each output exists only if the model has the corresponding head.
+    in 0..1; each output exists only if the model has the head for it.
 
     The keys and values of an image are projected once for all its texts, and the last block computes only [CLS].
     """
@@ -124,7 +123,9 @@ class FusionGraph(nn.Module):
         self.matching_head = network.matching_head if isinstance(network, AligningModel) else None
         self.box_head: nn.Module | None = None
         if isinstance(network, GroundingModel) and network.set_head is not None:
-            raise UserError("model.box_set: a head for sets of boxes cannot be exported; use the model itself")
+            raise UserError(
+                "model.box_set: a head for sets of boxes cannot be exported; use the model without exporting it"
+            )
         if isinstance(network, PretrainModel | GroundingModel):
             self.box_head = network.box_head
 
@@ -173,7 +174,7 @@ def write_graphs(network: XVLM, folder: Path, name: str) -> None:
 
 
 def write_image_graph(network: XVLM, path: Path, name: str) -> None:
-    """Write the image encoder; raises the same errors as :func:`write_graphs`."""
+    """Write the image encoder. Raises the same errors as :func:`write_graphs`."""
     sides, video = sides_of(network.vision.config.image_size), network.vision.config.video
     frames = () if video is None else (video.frames,)
     pixels = torch.zeros(EXAMPLES, *frames, 3, *sides, dtype=torch.uint8)
@@ -182,7 +183,7 @@ def write_image_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def write_text_graph(network: XVLM, path: Path, name: str) -> None:
-    """Write the text encoder; raises the same errors as :func:`write_graphs`."""
+    """Write the text encoder. Raises the same errors as :func:`write_graphs`."""
     text, shape = network.text, (EXAMPLES, 7)
     axes = {0: Dim("batch"), 1: Dim("length", max=text.longest_text)}
     ids, mask = torch.ones(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
@@ -191,15 +192,15 @@ def write_text_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
-    """Write the fusion encoder with its heads; raises the same errors as :func:`write_graphs`."""
+    """Write the fusion encoder with its heads. Raises the same errors as :func:`write_graphs`."""
     texts = torch.zeros(EXAMPLES, 2, 7, network.text.width)
     images = torch.zeros(EXAMPLES, *TorchRuntime(network, "fp32").state_shape)
-    of_texts, of_images = {0: Dim("batch"), 1: Dim("texts"), 2: Dim("length")}, {0: Dim("batch")}
+    text_axes, image_axes = {0: Dim("batch"), 1: Dim("texts"), 2: Dim("length")}, {0: Dim("batch")}
     inputs = {
-        TEXT_STATES: (texts, of_texts),
-        TEXT_MASK: (torch.ones(texts.shape[:3], dtype=torch.bool), of_texts),
-        IMAGE_STATES: (images, of_images),
-        IMAGE_MASK: (torch.ones(images.shape[:2], dtype=torch.bool), of_images),
+        TEXT_STATES: (texts, text_axes),
+        TEXT_MASK: (torch.ones(texts.shape[:3], dtype=torch.bool), text_axes),
+        IMAGE_STATES: (images, image_axes),
+        IMAGE_MASK: (torch.ones(images.shape[:2], dtype=torch.bool), image_axes),
     }
     _write(path, FusionGraph(network), inputs, f"{name}: its fusion encoder")
 
@@ -222,17 +223,17 @@ def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], na
             assert exported is not None
             _clean(exported.model)
             size = sum(each.numel() * each.element_size() for each in graph.state_dict().values())
-            exported.save(path, external_data=size > ONE_FILE)
+            exported.save(path, external_data=size > MAX_SINGLE_FILE)
     except OSError:
         raise
-    except Exception as error:  # torch's exporters raise nearly anything
+    except Exception as error:  # torch's exporters raise many types of exceptions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{named} cannot be exported to ONNX: {reason}; use it with torch") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the output, logs and warnings of torch and onnxscript; errors are raised as well."""
+    """Suppress the output, logs and warnings of torch and onnxscript. Errors are still raised as exceptions."""
     former = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -244,13 +245,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _clean(model: Any) -> None:
-    """Remove the notes of torch's exporter: they contain file paths of the exporting machine."""
-    for noted in _parts(model):
-        noted.metadata_props.clear()
-        noted.doc_string = None
+    """Remove the annotations of torch's exporter, which contain file paths of the exporting machine."""
+    for component in _components(model):
+        component.metadata_props.clear()
+        component.doc_string = None
 
 
-def _parts(model: Any) -> Iterator[Any]:
+def _components(model: Any) -> Iterator[Any]:
     """Yield a model's graph, nodes and values."""
     graph = model.graph
     yield from (model, graph, *graph.inputs, *graph.outputs, *graph.initializers.values())

@@ -20,16 +20,22 @@ def load_export(folder: Path, source: str, **options: Any) -> Model:
 
     Args:
         folder: folder of the export.
-        source: the name that the user gave.
+        source: the source as the user gave it.
         options: the other arguments of :func:`x2vlm.load`, most of which do not apply, because an export has its own config,
             tokenizer, device and precision.
 
     Raises:
         UserError: the folder is not an export, the export is damaged, or an option does not apply to exports.
     """
-    own = {"device": (None, "cpu"), "precision": ("fp32",), "config": (None,), "tokenizer": (None,), "answers": (None,)}
+    allowed = {
+        "device": (None, "cpu"),
+        "precision": ("fp32",),
+        "config": (None,),
+        "tokenizer": (None,),
+        "answers": (None,),
+    }
     for name, value in options.items():
-        if (value if value is None else str(value)) not in own[name]:
+        if (value if value is None else str(value)) not in allowed[name]:
             raise UserError(
                 f"{source} is an export to ONNX, which runs on the CPU in fp32 with its own config and tokenizer; "
                 f"remove {name} ({value})"

@@ -54,8 +54,8 @@ class Graph:
             raise UserError(f'{path}: needs onnxruntime, which is not installed: pip install ".[onnx]"') from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # only errors, which are also raised
-        # Without this option, its threads keep spinning after a call, on cores that torch needs for the images.
+        options.log_severity_level = 3  # log only errors, which are also raised
+        # Without this option, the threads of onnxruntime keep spinning after a call, on cores that torch needs for the images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -81,7 +81,7 @@ class OnnxRuntime:
         image_size: size of the images in pixels.
 
     Raises:
-        UserError: see :class:`Graph`.
+        UserError: onnxruntime is not installed, or cannot read a graph.
     """
 
     device = torch.device("cpu")
@@ -160,8 +160,8 @@ class OnnxRuntime:
         """Returns the probability (N,) that text n is about the content of box n; see :func:`x2vlm.boxes.best_boxes`."""
         masks = region_masks(boxes, self.image_size, self.about.patch_size)
         patches = images[image_index, 1:]
-        share = masks.float() / masks.sum(dim=1, keepdim=True)
-        regions = torch.cat([share.unsqueeze(1) @ patches, patches], dim=1)
+        weights = masks.float() / masks.sum(dim=1, keepdim=True)
+        regions = torch.cat([weights.unsqueeze(1) @ patches, patches], dim=1)
         return self._fuse(MARGIN, texts, regions, F.pad(masks, (1, 0), value=True)).flatten().sigmoid()
 
     def _fuse(self, wanted: str, texts: PackedTexts, images: Tensor, mask: Tensor | None = None) -> Tensor:

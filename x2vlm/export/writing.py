@@ -62,8 +62,8 @@ def _check(model: Model, out: Path) -> None:
     """Reject models and folders that cannot be used, before any work is done."""
     if model.settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"export: {model.origin} is a model of task {model.settings.task}, which cannot be exported; give one of "
-            f"task {', '.join(EXPORTED_TASKS)}"
+            f"export: {model.origin} is a model of task {model.settings.task}, which cannot be exported; give a "
+            f"model of task {', '.join(EXPORTED_TASKS)}"
         )
     require_packages()
     if out.suffix != SUFFIX:
@@ -78,10 +78,10 @@ def _within_tolerance(largest: dict[str, float], origin: str) -> dict[str, float
     Raises:
         UserError: a difference is above the tolerance.
     """
-    for name, apart in largest.items():
-        if not apart <= TOLERANCE:  # NaN also fails this comparison
+    for name, difference in largest.items():
+        if not difference <= TOLERANCE:  # NaN also fails this comparison
             raise UserError(
-                f"export: {name} of {origin} differ by {apart:.1e} between torch and onnxruntime, more than "
+                f"export: {name} of {origin} differ by {difference:.1e} between torch and onnxruntime, more than "
                 f"{TOLERANCE:.0e}; nothing was written: use the model with torch, or try a different version of "
                 "onnxruntime"
             )

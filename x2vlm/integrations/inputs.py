@@ -1,4 +1,4 @@
-"""Loading of models and handling of texts without words, for all integrations."""
+"""Loads models and handles texts without words, for all integrations."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def embedding_width(model: LoadedModel) -> int:
     return model.settings.model.embed_dim
 
 
-def with_words(model: LoadedModel, texts: Sequence[str]) -> list[bool]:
-    """Returns, for each text, whether it still has a word after it is cleaned as in training; texts without words are logged."""
+def have_words(model: LoadedModel, texts: Sequence[str]) -> list[bool]:
+    """Returns, for each text, whether it still has a word after cleaning as in training. Texts without words are logged."""
     found = [_has_words(model, text) for text in texts]
     if not all(found):
         logger.warning(
@@ -49,10 +49,10 @@ def with_words(model: LoadedModel, texts: Sequence[str]) -> list[bool]:
 
 def embed_texts(model: LoadedModel, texts: Sequence[str]) -> np.ndarray:
     """Returns embeddings of texts, (texts, E) float32 of length 1, or zeros for a text without words."""
-    read = with_words(model, texts)
+    kept = have_words(model, texts)
     embeddings: np.ndarray = np.zeros((len(texts), embedding_width(model)), np.float32)
-    if any(read):
-        embeddings[read] = model.embed_texts([text for text, has_words in zip(texts, read, strict=True) if has_words])
+    if any(kept):
+        embeddings[kept] = model.embed_texts([text for text, has_words in zip(texts, kept, strict=True) if has_words])
     return embeddings
 
 

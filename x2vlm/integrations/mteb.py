@@ -26,7 +26,7 @@ from dataset.text.loading import token_ids_digest
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import Image
-from x2vlm.integrations.inputs import as_model, embed_texts, embedding_width, with_words
+from x2vlm.integrations.inputs import as_model, embed_texts, embedding_width, have_words
 from x2vlm.matching import sums
 from x2vlm.runtime import TorchRuntime
 
@@ -39,10 +39,10 @@ except ImportError:
     raise UserError('x2vlm.integrations.mteb needs mteb, which is not installed: pip install ".[mteb]"') from None
 
 NO_WORDS = "unknown"
-"""Input of the model for a text without words, whose score is then set below all others."""
+"""The model's input for a text without words. The score of such a text is then set below all others."""
 
 Ranking = dict[str, dict[str, float]]
-"""For each query, the scores of its documents, by their names."""
+"""For each query, the scores of its documents, by name."""
 
 
 class X2VLMEncoder(AbsEncoder):
@@ -76,12 +76,12 @@ class X2VLMEncoder(AbsEncoder):
 
 class X2VLMReranker:
     """Finds images by texts, or texts by images, in two stages (appendix A.1): the best candidates by cosine are ranked by the
-    matching head or, if the config of the model says so, by the sum of its log-odds and the cosine. If the task gives candidates,
-    all of them are ranked in this way.
+    matching head or, if the config of the model says so, by the sum of its log-odds and the cosine. If the task provides
+    candidates, all of them are ranked in this way.
 
     Args:
         model: see :class:`X2VLMEncoder`.
-        candidates: number of candidates per query that are re-ranked if the task does not give candidates.
+        candidates: number of candidates per query that are re-ranked if the task does not provide candidates.
         cache_gb: memory for the vision encoder's states of images, in GB; later searches in the same images reuse these states.
     """
 
@@ -112,9 +112,9 @@ class X2VLMReranker:
         Args:
             queries: an mteb data set with the columns ``id`` and ``text`` or ``image``.
             task_metadata: description of the task.
-            top_k: number of documents to return per query, if the task does not give candidates.
+            top_k: number of documents to return per query if the task does not provide candidates.
             top_ranked: the candidates of each query.
-            options: other settings of ``mteb.SearchProtocol``, which have no effect here.
+            options: other settings of ``mteb.SearchProtocol``, which are ignored.
 
         Raises:
             UserError: the task does not compare texts with images.
@@ -137,7 +137,7 @@ class X2VLMReranker:
         results: Ranking = {}
         for query, rows, of_query in zip(asked.names, found, scores, strict=True):
             lowest = float(of_query.min(initial=0.0))
-            below = [lowest - place for place in range(1, 1 + len(rows) - len(of_query))]
+            below = [lowest - distance for distance in range(1, 1 + len(rows) - len(of_query))]
             names = [documents.names[row] for row in rows.tolist()]
             results[query] = dict(zip(names, [*of_query.tolist(), *below], strict=True))
         return results
@@ -168,13 +168,13 @@ class X2VLMReranker:
 
 
 class _Items:
-    """The images or texts of an mteb data set, which are read when they are needed.
+    """The images or texts of an mteb data set. Images are read when they are needed.
 
     Attributes:
         names: the values of the column ``id``.
         row_of: the row index of each name.
         are_images: True for images, False for texts.
-        texts: the texts, with their titles and instructions, and :data:`NO_WORDS` for a text without words; empty for images.
+        texts: the texts with their titles and instructions, or :data:`NO_WORDS` for a text without words; empty for images.
         has_words: (N,) bool, whether text n has words.
     """
 
@@ -190,7 +190,7 @@ class _Items:
         self.names = [str(name) for name in rows["id"]]
         self.row_of = {name: row for row, name in enumerate(self.names)}
         texts = [] if self.are_images else list(_texts(rows))
-        self.has_words = np.array(with_words(model, texts), bool)
+        self.has_words = np.array(have_words(model, texts), bool)
         self.texts = [text if read else NO_WORDS for text, read in zip(texts, self.has_words, strict=True)]
         self._states: dict[int, Tensor] = {}
         self._embeddings: np.ndarray | None = None
@@ -253,7 +253,7 @@ def _texts(rows: Any) -> Iterator[str]:
     for values in zip(*(rows[name] for name in columns), strict=True):
         given = [value for value in values if value]
         if odd := [value for value in given if not isinstance(value, str)]:
-            raise UserError(f"mteb: {str(odd[0])[:60]!r} is not a text but a {type(odd[0]).__name__}; use X2VLMEncoder")
+            raise UserError(f"mteb: {str(odd[0])[:60]!r} is a {type(odd[0]).__name__} and not a text; use X2VLMEncoder")
         yield " ".join(value.strip() for value in given)
 
 
@@ -267,8 +267,8 @@ def _nearest(queries: _Items, documents: _Items, count: int) -> list[np.ndarray]
 
 
 def _meta(model: LoadedModel, ending: str, kind: str) -> ModelMeta:
-    """Returns the metadata that mteb shows in its tables. mteb finds earlier results in its cache by the name, which has this
-    ``ending``, and by the revision, a hash of the weights and of the settings that affect results."""
+    """Returns the metadata that mteb shows in its tables. mteb finds cached results by the name, which has this ``ending``, and
+    by the revision, a hash of the weights and of the settings that affect results."""
     precision = model.runtime.precision if isinstance(model.runtime, TorchRuntime) else "onnx"
     settings = f"{precision} {token_ids_digest(model.tokenizer)} {model.settings.model_dump_json()}"
     digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()

@@ -16,19 +16,21 @@ from utils.errors import UserError
 from utils.printing import printed
 from x2vlm import figures
 from x2vlm.base import LoadedModel
-from x2vlm.matching import matches, numbers
+from x2vlm.matching import matches, formatted_scores
 
 if TYPE_CHECKING:
     from x2vlm.boxes import Box
     from x2vlm.model import Model
     from x2vlm.search.index import ImageIndex
 
-MAX_TEXTS = 8
+MAX_LINES = 8
 """Maximum number of lines in a text box."""
 MAX_CHARACTERS = 2000
+"""Maximum number of characters in a text box."""
 HITS = 12
-OF_IMAGES = ("locate", "explain")
-"""Abilities that locate something in an image, which are not available for videos."""
+"""Number of hits that a search shows."""
+IMAGE_ONLY = ("locate", "explain")
+"""Abilities that are available only for images, not for videos."""
 
 
 class Picture(NamedTuple):
@@ -57,10 +59,10 @@ class Ability(NamedTuple):
     """A request that the page offers for a model.
 
     Attributes:
-        name: name of its tab.
+        name: name of the tab.
         files: number of images (or videos) that it takes.
         texts: its text boxes.
-        pictures: whether the answer has no picture, one picture or several pictures.
+        pictures: number of pictures in the answer: none, one or several.
         ask: function that maps files and texts to the answer.
     """
 
@@ -107,9 +109,9 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
     ]
     of_videos = model.read.videos is not None
     found = [
-        ability for ability in known if model.takes(ability.name) and not (of_videos and ability.name in OF_IMAGES)
+        ability for ability in known if model.takes(ability.name) and not (of_videos and ability.name in IMAGE_ONLY)
     ]
-    return found if index is None else [_searching(index), *found]
+    return found if index is None else [_search_ability(index), *found]
 
 
 def lines_of(text: str) -> list[str]:
@@ -123,8 +125,8 @@ def lines_of(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError("give a text")
-    if len(lines) > MAX_TEXTS:
-        raise UserError(f"{len(lines)} lines were given; give at most {MAX_TEXTS}")
+    if len(lines) > MAX_LINES:
+        raise UserError(f"{len(lines)} lines were given; give at most {MAX_LINES}")
     return lines
 
 
@@ -151,20 +153,20 @@ def _locate(model: Model, files: Sequence[str], text: str) -> Answer:
     panel = replace(figures.located(model.read, files[0], boxes, phrases), above=())
     lines = []
     for phrase in phrases:
-        of_phrase = [f"{phrase}: {_told(box)}" for box in boxes if box.phrase == phrase]
+        of_phrase = [f"{phrase}: {_described(box)}" for box in boxes if box.phrase == phrase]
         lines += of_phrase or [f"{phrase}: no box"]
     return Answer(lines, [Picture(drawn([panel]))])
 
 
-def _told(box: Box) -> str:
-    place = f"{box.width:.0f} x {box.height:.0f} pixels at {box.x:.0f}, {box.y:.0f}"
-    return place if box.score is None else f"{place}, probability {box.score:.2f}"
+def _described(box: Box) -> str:
+    location = f"{box.width:.0f} x {box.height:.0f} pixels at {box.x:.0f}, {box.y:.0f}"
+    return location if box.score is None else f"{location}, probability {box.score:.2f}"
 
 
 def _match(model: Model, files: Sequence[str], text: str) -> Answer:
     texts = lines_of(text)
     [row] = matches(model, [model.read(files[0])], texts)
-    shown = [numbers(each.probability, each.cosine, each.sum) for each in row]
+    shown = [formatted_scores(each.probability, each.cosine, each.sum) for each in row]
     names = [", ".join(shown[0])] if len(shown[0]) > 1 else []
     return Answer([*names, *(f"{'  '.join(one.values())}  {each.text}" for one, each in zip(shown, row, strict=True))])
 
@@ -177,8 +179,8 @@ def _compare(model: Model, files: Sequence[str], text: str) -> Answer:
 
 
 def _in_words_of(model: LoadedModel, text: str) -> bool:
-    """True if a model's tokenizer knows the words of a text without splitting them: the tokenizer of a model of drawn shapes does
-    not know "dog"."""
+    """True if a model's tokenizer knows the words of a text without splitting most of them. For example, the tokenizer of a model
+    of drawn shapes does not know "dog"."""
     tokens = model.tokenizer.tokenize(text)
     return not model.text.unknown(text) and len(tokens) <= 1.5 * len(text.split())
 
@@ -186,19 +188,19 @@ def _in_words_of(model: LoadedModel, text: str) -> bool:
 def _explain(model: Model, files: Sequence[str], text: str) -> Answer:
     [sentence, *_] = lines_of(text)
     maps, picture = model.explain(files[0], sentence), model.read.picture(files[0])
-    most = max(float(each.weights.max()) for each in maps) or 1.0
-    pictures = [Picture(figures.overlaid(picture, each.weights / most), each.word) for each in maps]
+    largest = max(float(each.weights.max()) for each in maps) or 1.0
+    pictures = [Picture(figures.overlaid(picture, each.weights / largest), each.word) for each in maps]
     return Answer(
         ["Where the model looks for each word, from blue (low) to red (the highest value over all words)."], pictures
     )
 
 
-def _searching(index: ImageIndex) -> Ability:
-    """Returns the ability to search an index; a model of task pretrain also finds the box."""
+def _search_ability(index: ImageIndex) -> Ability:
+    """Returns the ability to search an index. A model of task pretrain also finds boxes."""
     example = "a dog on a lawn"
     texts = [TextBox("a sentence", example if _in_words_of(index.model, example) else "", 1)]
     if index.model.takes("locate"):
-        texts.append(TextBox("a phrase to find in each image; empty: the sentence", "", 1))
+        texts.append(TextBox("a phrase to find in each image (if empty, the sentence)", "", 1))
     return Ability("search", 0, texts, "many", lambda files, texts: _search(index, *texts))
 
 
@@ -209,13 +211,13 @@ def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
     locate = phrase is not None and (lines_of(phrase)[0] if phrase.strip() else True)
     hits = index.search(sentence, top=HITS, locate=locate)
     if not hits:
-        return Answer(["no indexed image is left: all have been removed or changed since they were indexed"])
+        return Answer(["all images have been removed or changed since they were indexed"])
     named = [(hit, printed(hit.path.name, "utf-8")) for hit in hits]
     return Answer(
         [
-            ", ".join(hits[0].numbers()),
+            ", ".join(hits[0].formatted_scores()),
             *(
-                f"{'  '.join(hit.numbers().values())}  {name}{'' if hit.box is None else f'  {_told(hit.box)}'}"
+                f"{'  '.join(hit.formatted_scores().values())}  {name}{'' if hit.box is None else f'  {_described(hit.box)}'}"
                 for hit, name in named
             ),
         ],

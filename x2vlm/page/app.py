@@ -46,7 +46,7 @@ class Tab:
 
 @dataclass(frozen=True)
 class Limits:
-    """Rate limits per visitor and minute."""
+    """Rate limits per visitor per minute."""
 
     questions: RateLimit
     files: RateLimit
@@ -69,7 +69,7 @@ def gradio() -> Any:
 
 
 def build(tabs: Sequence[Tab], per_minute: int, title: str) -> Any:
-    """The page."""
+    """Returns the page."""
     gr = gradio()
     limits = Limits(RateLimit(per_minute), RateLimit(2 * per_minute, "files"))
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, KEPT_S)) as page:
@@ -146,11 +146,11 @@ def _add_files(gr: Any, tab: Tab, limits: Limits) -> list[Any]:
 
 
 def _chosen(gr: Any, examples: Sequence[Path]) -> Callable[..., Any]:
-    """Put a clicked example into the first empty file slot or, if all are full, into the last."""
+    """Returns a function that puts a clicked example into the first empty file slot or, if all are full, into the last slot."""
 
     def chosen(event: Any, *files: Any) -> Any:
-        place = files.index(None) if None in files else len(files) - 1
-        updated = [*files[:place], str(examples[event.index]), *files[place + 1 :]]
+        slot = files.index(None) if None in files else len(files) - 1
+        updated = [*files[:slot], str(examples[event.index]), *files[slot + 1 :]]
         return updated if len(updated) > 1 else updated[0]
 
     chosen.__annotations__["event"] = gr.SelectData  # Gradio passes it to a positional parameter of this type
@@ -184,7 +184,7 @@ def _ask(gr: Any, tab: Tab, *given: Any) -> Any:
 
 
 def _guarded(gr: Any, limit: RateLimit, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``work`` with its client's rate limit, and show user errors on the page without the paths of this machine."""
+    """Wrap ``work`` with a rate limit per client, and show user errors on the page, without the paths of files on this machine."""
 
     def guarded(request: Any, *given: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Limits of the page's server, which rejects foreign hosts, large requests, and visitors who send or upload too much."""
+"""Limits of the page's server: it rejects foreign hosts, large requests, and visitors who send or upload too much."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ KEPT_S = 3600
 UPLOADED_BYTES = 2 * 1024**3
 """Maximum size, in bytes, of all uploads within :data:`KEPT_S`, and therefore of the uploads on disk."""
 FORM_BYTES = 64 * 1024
-"""Number of bytes that an upload may have in addition to its file."""
+"""Maximum number of bytes in an upload in addition to its file."""
 MESSAGE_BYTES = 1024**2
-"""Maximum body size of any other request, in bytes: a question has a few texts and the names of uploaded files."""
+"""Maximum body size of any other request, in bytes: a question contains only a few texts and the names of uploaded files."""
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 """Pattern of the header ``Host``: a host name or an IP address, optionally followed by a port."""
 
@@ -36,7 +36,7 @@ class RateLimit:
 
     Args:
         per_minute: maximum number of requests.
-        what: noun for the requests, for the message.
+        what: the noun that messages use for the requests.
     """
 
     def __init__(self, per_minute: int, what: str = "questions"):
@@ -93,8 +93,9 @@ class HostCheck:
         if scope["type"] in ("http", "websocket"):
             hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
             if len(hosts) != 1 or not self.accepts(hosts[0]):
-                said = f"the host {', '.join(hosts)[:200]!r} is not this server; start the server with --name to allow this name"
-                await _refuse(send, 400, said)
+                host = ", ".join(hosts)[:200]
+                message = f"the host {host!r} is not this server; start the server with --name to allow this name"
+                await _refuse(send, 400, message)
                 return
         await self.app(scope, receive, send)
 
@@ -111,7 +112,7 @@ class HostCheck:
 
 
 class BodyLimit:
-    """Rejects requests with too large a body, based on the header or while the body is received. ASGI middleware.
+    """Rejects requests whose body is too large, either based on the header or while the body is received. ASGI middleware.
 
     Args:
         app: the page.
@@ -126,15 +127,15 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit, said = MESSAGE_BYTES, f"requests exceed the maximum of {MESSAGE_BYTES / 1024**2:.0f} MB"
+        limit, reason = MESSAGE_BYTES, f"requests exceed the maximum of {MESSAGE_BYTES / 1024**2:.0f} MB"
         if _is_upload(scope):
-            limit, said = (
+            limit, reason = (
                 self.file_bytes + FORM_BYTES,
                 f"files exceed the maximum of {self.file_bytes / 1024**2:.0f} MB",
             )
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
-            await _refuse(send, 413, said)
+            await _refuse(send, 413, reason)
             return
         received, is_answered, is_refused = 0, False, False
 
@@ -146,7 +147,7 @@ class BodyLimit:
                 return message
             if not is_answered and not is_refused:
                 is_refused = True
-                await _refuse(send, 413, said)
+                await _refuse(send, 413, reason)
             return {"type": "http.disconnect"}
 
         async def unless_refused(message: Message) -> None:
@@ -192,11 +193,11 @@ class UploadLimit:
         now = time.monotonic() if now is None else now
         self._rate.count(client, now)
         if not length.isdigit():
-            raise UserError("an upload without a length; send Content-Length")
+            raise UserError("the upload has no Content-Length; send this header")
         while self._taken and now - self._taken[0][0] >= KEPT_S:
             self._taken.popleft()
         if sum(size for _, size in self._taken) + int(length) > self.total_bytes:
-            raise UserError("the page has no room for more uploads; try again later")
+            raise UserError("the page cannot store more uploads at the moment; try again later")
         self._taken.append((now, int(length)))
 
 
@@ -205,8 +206,8 @@ def _is_upload(scope: Message) -> bool:
     return is_post and scope["path"].rstrip("/").endswith("/upload")
 
 
-async def _refuse(send: Any, status: int, said: str) -> None:
+async def _refuse(send: Any, status: int, message: str) -> None:
     """Send a one-line response, and close the connection without reading the body."""
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": said.encode()})
+    await send({"type": "http.response.body", "body": message.encode()})

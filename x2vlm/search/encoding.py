@@ -1,4 +1,5 @@
-"""The model functions that a search needs: computing image tokens, which can be cached, and scoring how well a text fits them."""
+"""The model functions that a search needs: to compute the tokens of an image, which can be cached, and to score texts with
+them."""
 
 from __future__ import annotations
 
@@ -31,10 +32,10 @@ class Encoder:
         if not model.takes("match"):
             raise UserError(
                 f"{model.origin} is a model of task {model.settings.task}, which cannot compare texts with images; "
-                "load one of task pretrain or retrieval"
+                "load a model of task pretrain or retrieval"
             )
         if model.read.videos is not None:
-            raise UserError(f"{model.origin} is a video model, but an index contains images: give an image model")
+            raise UserError(f"{model.origin} is a video model, but an index contains images; give an image model")
         assert isinstance(model.settings.model, AligningConfig)
         self.model, self.runtime = model, model.runtime
         self.width, self.weights = model.settings.model.embed_dim, self.runtime.weights
@@ -57,7 +58,7 @@ class Encoder:
         if not self.model.takes("locate"):
             raise UserError(
                 f"locate: {self.model.origin} is a model of task {self.model.settings.task}, which was not trained "
-                "for it; make the index with a model of task pretrain"
+                "for this call; make the index with a model of task pretrain"
             )
 
         def find(texts: Sequence[str]) -> list[Located]:

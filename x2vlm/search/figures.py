@@ -11,18 +11,17 @@ from x2vlm.search.index import Hit, ImageIndex
 
 
 def panels_of(index: ImageIndex, hits: Sequence[Hit], heading: str = "") -> list[Panel]:
-    """Returns a panel for each hit: the image, its box and sum if there are any, its probability and cosine, and a ``heading``
-    above the image."""
+    """Returns a panel for each hit, with the image, its scores, its box if it has one, and a ``heading`` above the image."""
     above = (Line(heading),) if heading else ()
     panels = []
     for hit in hits:
         score = "" if hit.score is None else f"image {hit.score:.2f} · "
         ranked_by = "" if hit.sum is None else f"sum {hit.sum:+.1f} · "
-        said = f"{ranked_by}{score}cosine {hit.cosine:+.2f}"
+        label = f"{ranked_by}{score}cosine {hit.cosine:+.2f}"
         if hit.box is None:
-            panel = figures.described(index.model.read, hit.path, [said])
+            panel = figures.described(index.model.read, hit.path, [label])
         else:
             panel = figures.located(index.model.read, hit.path, [hit.box], [hit.box.phrase])
-            panel = replace(panel, lines=(Line(said), *panel.lines))
+            panel = replace(panel, lines=(Line(label), *panel.lines))
         panels.append(replace(panel, above=(*above, *panel.above)))
     return panels

@@ -1,9 +1,13 @@
 """The files of an index of images: memory-mapped embeddings, and the list of images.
 
-A folder ``I`` contains ``embeddings-N.npy`` (rows, E) float32, with a row for each distinct file content; ``images-N.jsonl``,
-with a line for each file: first, line n is the image with row n, then the copies follow; ``broken.jsonl``, which lists the files
-that cannot be read; and ``index.json``, with the model, the folder, and N, the number of builds so far. ``index.json`` is written
-last, so that readers always see a list and embeddings that belong together. It contains the SHA-256 digests of the list and the
+A folder ``I`` contains the following files, where N is the number of completed builds:
+
+- ``embeddings-N.npy`` (rows, E) float32, with a row for each distinct file content.
+- ``images-N.jsonl``, with a line for each file: line n is the image with row n, and the copies follow the images.
+- ``broken.jsonl``, which lists the files that cannot be read.
+- ``index.json``, with the model, the indexed folder, and N.
+
+``index.json`` is written last, so that readers always see a list and embeddings that belong together. It contains the SHA-256 digests of the list and the
 embeddings, which are checked when an index is opened. While an index is being built, its parts are stored in ``I/parts``, from
 which an interrupted run continues.
 """
@@ -30,7 +34,7 @@ ABOUT, BROKEN, PARTS, LOCK = "index.json", "broken.jsonl", "parts", "lock"
 FORMAT = 3
 """Incremented when the file format changes."""
 WITHOUT_DIGESTS = 2
-"""An earlier format without digests, which can still be read."""
+"""The previous format, which has no digests and can still be read."""
 LENGTH_ERROR = 1e-2
 """Maximum difference between the length of an embedding and 1."""
 
@@ -52,7 +56,7 @@ class IndexedImage:
 @dataclass(frozen=True)
 class About:
     """Description of an index of the images in ``folder``, embedded by ``model``, whose weights have the hash ``weights``.
-    ``made``: the number of builds so far, 0 during the first build; ``digests``: SHA-256 of the list and of the embeddings, by
+    ``made``: the number of completed builds, 0 during the first build; ``digests``: SHA-256 of the list and of the embeddings, by
     file name."""
 
     folder: str
@@ -85,14 +89,16 @@ def read_about(folder: Path) -> About:
     """Read the description of an index.
 
     Raises:
-        UserError: the index does not exist, or is of a different version.
+        UserError: the index does not exist, or has a different format.
     """
     try:
         about = About(**read_json(folder / ABOUT))
         if type(about.made) is not int or not isinstance(about.folder, str) or not isinstance(about.digests, dict):
             raise TypeError("a value has the wrong type")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: there is no index of images; make one with python run.py index") from None
+        raise UserError(
+            f"{folder}: there is no index of images in this folder; make one with python run.py index"
+        ) from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{folder / ABOUT} cannot be read ({error}); remove the folder and make the index again"
@@ -100,7 +106,7 @@ def read_about(folder: Path) -> About:
     if about.format not in (FORMAT, WITHOUT_DIGESTS):
         raise UserError(
             f"{folder}: an index of format {about.format}, but this version reads {FORMAT}; remove the folder and "
-            "make it again"
+            "make the index again"
         )
     return about
 
@@ -120,7 +126,8 @@ def read_images(path: Path) -> list[IndexedImage]:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Returns the unparsed lines of the list (parsing a million takes a second); raises like :func:`read_images`."""
+    """Returns the unparsed lines of the list, since parsing a million lines takes a second. Raises the same errors as
+    :func:`read_images`."""
     try:
         with open_regular(path) as file:
             return file.read().splitlines()
@@ -129,10 +136,10 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def check_digests(folder: Path, about: About) -> None:
-    """Check that the list and the embeddings of an index are unchanged. An index from an older version has no digests; a warning
-    is logged.
+    """Check that the list and the embeddings of an index are unchanged. An index from an older version has no digests, which is
+    logged as a warning.
 
-    This reads both files once: 1 GB for a million images with 256-dimensional embeddings.
+    This reads both files once, which is 1 GB for a million images with 256-dimensional embeddings.
 
     Raises:
         UserError: a file is damaged.
@@ -155,7 +162,7 @@ def check_digests(folder: Path, about: About) -> None:
 
 
 def image_of(line: bytes, path: Path) -> IndexedImage:
-    """Parse a line of the list; raises the same errors as :func:`read_images`."""
+    """Parse a line of the list. Raises the same errors as :func:`read_images`."""
     try:
         return IndexedImage(**parse_json(line))
     except (ValueError, TypeError) as error:
@@ -173,7 +180,7 @@ def write_broken(folder: Path, broken: Iterable[tuple[str, str]]) -> None:
 
 
 def remove_others(folder: Path, about: About) -> None:
-    """Remove the lists and embeddings of earlier builds, and files left behind by killed processes."""
+    """Remove the lists and embeddings of previous builds, and files left behind by killed processes."""
     kept = about.images_in(folder), about.embeddings_in(folder)
     for pattern in ("images-*.jsonl", "embeddings-*.npy", ".*.tmp"):
         for path in folder.glob(pattern):

@@ -18,7 +18,7 @@ from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.files import cache_folder
 from x2vlm.boxes import Box, in_pixels
-from x2vlm.matching import numbers, probabilities, sums
+from x2vlm.matching import formatted_scores, probabilities, sums
 from x2vlm.search import CACHE_GB
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import IndexedImage, check_digests, image_of, open_embeddings, read_about, read_lines
@@ -43,8 +43,8 @@ class Hit:
         score: the probability that the text is about the whole image; None if the hit was not re-ranked.
         sum: the ranking score if the model's config has ``evaluation.score: sum`` (:func:`x2vlm.matching.sums`); None if the
             config has a different score, or if the hit was not re-ranked.
-        box: the box where the text applies, with the probability that the text is about the content of the box; None if no box
-            was requested.
+        box: the box to which the text applies, with the probability that the text is about the content of the box; None if no
+            box was requested.
         content: hash of the file's content.
     """
 
@@ -56,9 +56,9 @@ class Hit:
     box: Box | None = None
     content: str = ""
 
-    def numbers(self) -> dict[str, str]:
-        """Returns the sum, probability and cosine of the hit, as far as they are known, formatted for printing, by name."""
-        return numbers(self.score, self.cosine, self.sum)
+    def formatted_scores(self) -> dict[str, str]:
+        """Returns the sum, probability and cosine of the hit by name, formatted for printing, without unknown values."""
+        return formatted_scores(self.score, self.cosine, self.sum)
 
 
 def nearest_rows(embeddings: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,8 +120,8 @@ class ImageIndex:
         return len(self.embeddings)
 
     def _count_rows(self) -> int:
-        """Returns the number of images that are not copies. In the list, the row of an image is its line number, and copies
-        follow after the images."""
+        """Returns the number of images that are not copies. In the list, the row of an image is its line number, and the
+        copies follow the images."""
         low, high = 0, len(self._lines)
         while low < high:
             middle = (low + high) // 2
@@ -139,7 +139,7 @@ class ImageIndex:
             text: a sentence.
             top: maximum number of hits.
             rerank: number of images, the best by cosine, that the matching head scores; 0 to skip re-ranking.
-            locate: True to find the box where the text applies in each hit, or a phrase to find the box of this phrase.
+            locate: True to find the box in each hit to which the text applies, or a phrase to find the box of this phrase.
 
         Raises:
             UserError: the text is empty after cleaning, or the model has no box head.
@@ -165,7 +165,7 @@ class ImageIndex:
         return nearest_rows(self.embeddings, self.model.embed_texts(text)[0], count)
 
     def _available(self, cosines: dict[int, float]) -> dict[int, Hit]:
-        """Returns the hits for rows that still have an unchanged file; a warning reports how many do not."""
+        """Returns the hits for rows that still have an unchanged file. A warning reports the number of other rows."""
         hits = {}
         for row, cosine in cosines.items():
             paths = [path for path in map(self._unchanged, [self._image(row), *self._copies.get(row, ())]) if path]
@@ -191,12 +191,12 @@ class ImageIndex:
         return path if (status.st_size, status.st_mtime_ns) == (image.bytes, image.changed_ns) else None
 
     def _margins(self, text: str, hits: Sequence[Hit]) -> Iterator[float]:
-        """Returns the log-odds that the text is about each image."""
+        """Yields the log-odds that the text is about each image."""
         for part in self._batches(hits):
             yield from self.encoder.margins([self._tokens(hit) for hit in part], text).tolist()
 
     def _boxes(self, text: str, hits: Sequence[Hit]) -> Iterator[Box]:
-        """Returns the box in each image where the text applies."""
+        """Yields the box in each image to which the text applies."""
         for part in self._batches(hits):
             boxes, scores = self.encoder.locate([self._tokens(hit) for hit in part], text)
             for hit, box, score in zip(part, boxes, scores, strict=True):

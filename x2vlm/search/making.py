@@ -82,8 +82,8 @@ def index(model: LoadedModel, folder: str | Path, out: str | Path) -> ImageIndex
 
 
 def make(encoder: Encoder, folder: Path, out: Path) -> Made:
-    """Index every image in ``folder`` and its subfolders. An existing index is updated: its embeddings are kept. Videos are
-    skipped.
+    """Index every image in ``folder`` and its subfolders. An existing index is updated, and its embeddings are reused. Videos
+    are skipped.
 
     Raises:
         UserError: the folder has no image; the index belongs to a different model or folder, cannot be written, or is already
@@ -98,7 +98,7 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / LOCK).exists():
-            _check_empty(out)  # before the lock file is created, which must not happen in a folder with other files
+            _check_empty(out)  # no lock file must be created in a folder with other files
         with _locked(out):
             _check_empty(out)
             about = _continued(out, about)
@@ -139,7 +139,7 @@ def _check_empty(out: Path) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """A context in which no other process builds the index, except on file systems without locks, which cannot guarantee this."""
+    """Context in which no other process builds the index. File systems without locks cannot guarantee this."""
     check_regular(out / LOCK)
     with (out / LOCK).open("a") as file:
         try:
@@ -156,24 +156,24 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _continued(out: Path, about: About) -> About:
-    """Returns ``about`` with the build number of the existing index; rejects an index of a different model or folder."""
+    """Returns ``about`` with the build number of the existing index. Rejects an index of a different model or folder."""
     if not (out / ABOUT).exists():
         return about
-    before = read_about(out)
-    if before.folder != about.folder:
-        raise UserError(f"{out} is an index of {before.folder}, not of {about.folder}; give a different folder")
-    if before.weights != about.weights:
+    previous = read_about(out)
+    if previous.folder != about.folder:
+        raise UserError(f"{out} is an index of {previous.folder}, not of {about.folder}; give a different folder")
+    if previous.weights != about.weights:
         raise UserError(
-            f"{out} was made by {before.model}, whose weights differ from {about.model}; give a different folder"
+            f"{out} was made by {previous.model}, whose weights differ from {about.model}; give a different folder"
         )
-    return replace(about, made=before.made, format=before.format, digests=before.digests)
+    return replace(about, made=previous.made, format=previous.format, digests=previous.digests)
 
 
 class _Parts:
     """The existing embeddings, from the previous index and from parts that have been written since then.
 
     Attributes:
-        contents: the content hash of each file that does not have to be read again.
+        contents: the content hash of each file that need not be read again.
         embedded: number of newly embedded images.
     """
 
@@ -181,7 +181,7 @@ class _Parts:
         self.out, self.about, self.embedded = out, about, 0
         self.contents: dict[_File, str] = {}
         self.rows: dict[str, tuple[int, int]] = {}
-        """For each content, the number of its part and its row in the part."""
+        """For each content, the index of its part and its row in the part."""
         self.parts: list[np.ndarray] = []
         if about.made:
             try:
@@ -205,7 +205,7 @@ class _Parts:
         self.parts.append(embeddings)
 
     def keep(self, contents: Sequence[tuple[_File, str]], embeddings: np.ndarray) -> None:
-        """Write a part, which consists of files with their content hashes and of the embeddings of new contents, in order."""
+        """Write a part: files with their content hashes, and the embeddings of new contents in order."""
         rows: dict[str, int] = {}
         images = []
         for file, content in contents:
@@ -216,7 +216,7 @@ class _Parts:
         self.embedded += len(embeddings)
 
     def join(self, files: Sequence[_File]) -> int:
-        """Write the index of the files that could be read, and return the number of distinct contents."""
+        """Write the index of all files that could be read, and return the number of distinct contents."""
         rows: dict[str, int] = {}
         first: list[IndexedImage] = []
         copies: list[IndexedImage] = []
@@ -243,7 +243,7 @@ class _Parts:
 
 
 def _embed(model: LoadedModel, folder: Path, files: Sequence[_File], parts: _Parts) -> list[tuple[str, str]]:
-    """Embed all contents that are not known yet, and return the files that cannot be read, each with the reason."""
+    """Embed all new contents, and return the files that cannot be read, each with the reason."""
     broken: list[tuple[str, str]] = []
     with progress_bar(total=len(files), desc="indexing", unit="image") as bar:
         for start in range(0, len(files), PART):

@@ -1,4 +1,4 @@
-"""Benchmarks of models that are not fine-tuned for them: ``python run.py benchmark SUITE``.
+"""Benchmarks for models that have not been fine-tuned for them: ``python run.py benchmark SUITE``.
 
 To add a suite, add a file to this folder with a :class:`~x2vlm.suites.cases.CaseSuite`, and add its name to :data:`SUITES`.
 docs/composition.md has an example.
@@ -30,7 +30,7 @@ SUITES = {
 
 
 def suite_named(name: str) -> Suite:
-    """Returns a suite in :data:`SUITES`, by name."""
+    """Returns the suite with this name in :data:`SUITES`."""
     module, _, variable = SUITES[name].partition(":")
     suite: Suite[Any] = getattr(import_module(module), variable)
     return suite

@@ -34,7 +34,7 @@ SYMMETRIC = {" ".join(name.split()) for name in _SYMMETRIC.split(",")}
 """Relations that the official notebook (notebooks/Replicate ARO! VG-Relation, VG-Attribution.ipynb) excludes from the mean. The
 notebook calls them symmetric, although not all of them are."""
 MIN_CASES = 25
-"""Minimum number of cases per pair of attributes; pairs with fewer cases are excluded, as in the official summary."""
+"""Minimum number of cases per pair of attributes. Pairs with fewer cases are excluded, as in the official summary."""
 
 MEAN = "mean of parts"
 """The official summary: the mean over relations, or over pairs of attributes."""

@@ -21,14 +21,14 @@ SEVERAL = ""
 
 Rule = Callable[[np.ndarray], Mapping[str, float]]
 """A function that judges a case by its scores (images, texts). It returns the value of each measure, usually 1 for right and 0
-for wrong, which may depend only on the order of the scores."""
+for wrong. The values may depend only on the order of the scores."""
 
 TIED = {"text only": 0, "image only": 1}
 """For each baseline, the axis of the scores (images, texts) along which all scores are tied."""
 
 MAX_PERMUTED = 5
-"""Up to this number of tied scores, all orders are judged. For more scores, only rotations are judged, in which each score takes
-each rank once."""
+"""Maximum number of tied scores for which all orders are judged. For more scores, only rotations are judged, in which each score
+takes each rank once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,11 @@ class CaseSuite(Suite[list[Case]]):
 
     Attributes:
         file_of: the official file of each kind.
-        cases: reads the cases of a kind from its file, including cases that the official rule excludes.
+        cases: function that reads the cases of a kind from its file, including cases that the official protocol excludes.
         rule: the official rule.
-        chance: value of each measure for random scores; if empty, 1 / N, for a choice among the N texts of each case.
-        text_rule: a rule for the cosines (texts, texts) between the texts. Its measures have no values for the other scores.
+        chance: value of each measure for random scores; if empty, 1 / N, which is the chance of choosing the right one of the N
+            texts of a case.
+        text_rule: a rule for the cosines (texts, texts) between the texts. Its measures are computed only for the cosine score.
     """
 
     file_of: Mapping[str, str]
@@ -58,10 +59,10 @@ class CaseSuite(Suite[list[Case]]):
         kind_of = {name: kind for kind, name in self.file_of.items()}
         cases: list[Case] = []
         for path in require_files(folder, self.files(folder, kinds), self):
-            of_file = self.cases(kind_of[path.name], path)
-            if not of_file:
-                raise UserError(f"{path}: has no cases; download it again from {self.published_at}")
-            cases += of_file
+            file_cases = self.cases(kind_of[path.name], path)
+            if not file_cases:
+                raise UserError(f"{path}: contains no cases; download it again from {self.published_at}")
+            cases += file_cases
         chosen = chosen_kinds([case.kind for case in cases], kinds, self)
         cases = [case for case in cases if case.kind in chosen]
         measured = [case for case in cases if not case.excluded]
@@ -76,15 +77,18 @@ class CaseSuite(Suite[list[Case]]):
         scored = score_cases(model, [case for case in content if not case.excluded])
         cases, scores = scored.cases, scored.scores
         judged = {
-            score: {look: [self._judge(score, look, scored, index) for index in range(len(cases))] for look in looks}
-            for score, looks in scores.items()
+            score: {
+                condition: [self._judge(score, condition, scored, index) for index in range(len(cases))]
+                for condition in by_condition
+            }
+            for score, by_condition in scores.items()
         }
         values = {
             score: {
-                look: np.array([[one.get(measure, np.nan) for measure in self.measures] for one in each])
-                for look, each in looks.items()
+                condition: np.array([[one.get(measure, np.nan) for measure in self.measures] for one in each])
+                for condition, each in by_condition.items()
             }
-            for score, looks in judged.items()
+            for score, by_condition in judged.items()
         }
         excluded = Counter(case.excluded for case in content if case.excluded)
         kinds = {case.kind: None for case in content if not case.excluded}.keys() - {case.kind for case in cases}
@@ -102,10 +106,13 @@ class CaseSuite(Suite[list[Case]]):
                     "images": [str(picture.path) for picture in case.pictures],
                     "boxes": [picture.box for picture in case.pictures],
                     "texts": case.texts,
-                    "right": {score: looks["model"][index] for score, looks in judged.items()},
+                    "right": {score: by_condition["model"][index] for score, by_condition in judged.items()},
                     **{
-                        name: {score: looks[look][index].round(9).tolist() for score, looks in scores.items()}
-                        for name, look in (
+                        name: {
+                            score: by_condition[condition][index].round(9).tolist()
+                            for score, by_condition in scores.items()
+                        }
+                        for name, condition in (
                             ("scores", "model"),
                             ("text_only", "text only"),
                             ("image_only", "image only"),
@@ -122,21 +129,24 @@ class CaseSuite(Suite[list[Case]]):
             ],
         )
 
-    def _judge(self, score: str, look: str, scored: ScoredCases, index: int) -> dict[str, float]:
-        """The value of each measure for a case. Ties in a baseline that arise by construction count by their expected value."""
-        scores, cosines = scored.scores[score][look][index], scored.text_cosines[index]
-        found = dict(self.rule(scores) if look == "model" else expected_value(self.rule, scores, TIED[look]))
+    def _judge(self, score: str, condition: str, scored: ScoredCases, index: int) -> dict[str, float]:
+        """Returns the value of each measure for a case. Ties that a baseline causes by construction count with their expected
+        value."""
+        scores, cosines = scored.scores[score][condition][index], scored.text_cosines[index]
+        found = dict(self.rule(scores) if condition == "model" else expected_value(self.rule, scores, TIED[condition]))
         if self.text_rule is not None and score == "cosine":
-            of_texts = self.text_rule(cosines)
-            found |= {measure: self.chance[measure] for measure in of_texts} if look == "image only" else of_texts
+            text_values = self.text_rule(cosines)
+            found |= (
+                {measure: self.chance[measure] for measure in text_values} if condition == "image only" else text_values
+            )
         return found
 
     def _chance_of_choices(self, cases: Sequence[Case]) -> dict[str, float]:
-        shares: dict[str, list[float]] = {}
+        chances: dict[str, list[float]] = {}
         for case in cases:
-            shares.setdefault(case.kind, []).append(1 / len(case.texts))
+            chances.setdefault(case.kind, []).append(1 / len(case.texts))
         return {
-            f"{kind}: {measure}": float(np.mean(each)) for kind, each in shares.items() for measure in self.measures
+            f"{kind}: {measure}": float(np.mean(each)) for kind, each in chances.items() for measure in self.measures
         }
 
 
@@ -144,7 +154,7 @@ def expected_value(rule: Rule, scores: np.ndarray, axis: int) -> dict[str, float
     """Returns the expected value of each measure if ties between scores along an axis are broken at random.
 
     Args:
-        rule: the rule.
+        rule: judges a case.
         scores: (images, texts).
         axis: 0 if each text has the same score with all images; 1 if each image has the same score with all texts.
     """
@@ -175,7 +185,7 @@ def _expected(rule: Rule, ranks: tuple[tuple[int, ...], ...], axis: int) -> Mapp
 
 
 def first_text_is_best(scores: np.ndarray) -> dict[str, float]:
-    """The first text has a higher score than all others; a tie is wrong."""
+    """Counts a case as right if its first text has a higher score than all others; a tie is wrong."""
     (row,) = scores
     return {"accuracy": float(row[0] > row[1:].max())}
 
@@ -191,6 +201,6 @@ def pairs_match(scores: np.ndarray) -> dict[str, float]:
 
 
 def choices_and_pairs_match(scores: np.ndarray) -> dict[str, float]:
-    """Returns the share of the images that have a higher score with their own text, followed by the values of
+    """Returns the fraction of the images that have a higher score with their own text, followed by the values of
     :func:`pairs_match`."""
     return {"accuracy": float((np.diag(scores) > np.diag(scores[:, ::-1])).mean()), **pairs_match(scores)}

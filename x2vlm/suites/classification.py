@@ -16,7 +16,7 @@ from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import View
 from x2vlm.suites.scoring import all_scores, check_scores, grey_view
-from x2vlm.suites.suite import LOOKS, SCORES, TIES, Judged, Suite, unreadable_note
+from x2vlm.suites.suite import CONDITIONS, SCORES, TIES, Judged, Suite, unreadable_note
 
 NAMES, TEMPLATES = "classnames.txt", "templates.txt"
 DEFAULT_TEMPLATE = "a photo of a {c}"
@@ -26,7 +26,7 @@ CANDIDATES = 10
 
 @dataclass(frozen=True)
 class Folders:
-    """The images with the indices of their classes, the class names, and the templates for texts."""
+    """The images, each with the index of its class; the class names; and the templates for texts."""
 
     images: list[tuple[Path, int]]
     names: list[str]
@@ -38,7 +38,7 @@ class Folders:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSuite(Suite[Folders]):
-    """Each image is compared with the texts of all classes."""
+    """Compares each image with the texts of all classes."""
 
     measures: tuple[str, ...] = ("top-1", "top-5")
 
@@ -51,18 +51,20 @@ class ClassificationSuite(Suite[Folders]):
         folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if len(folders) < 2:
             raise UserError(
-                f"{folder}: has {len(folders)} folders, but classes are folders of images; make one for each class"
+                f"{folder}: contains {len(folders)} folders, but each class needs a folder of images; make one for each class"
             )
         names = [path.name.replace("_", " ") for path in folders]
         if (path := folder / NAMES).is_file():
             names = _lines(path)
             if len(names) != len(folders):
                 raise UserError(
-                    f"{path}: has {len(names)} names for {len(folders)} folders; write one name per line, in the "
+                    f"{path}: contains {len(names)} names for {len(folders)} folders; write one name per line, in the "
                     "order of the folders"
                 )
-        if same := [name for name, count in Counter(map(str.lower, names)).items() if count > 1]:
-            raise UserError(f"{folder}: two classes are called {same[0]!r}, so no text can tell them apart; rename one")
+        if duplicates := [name for name, count in Counter(map(str.lower, names)).items() if count > 1]:
+            raise UserError(
+                f"{folder}: two classes are called {duplicates[0]!r}, so no text can distinguish them; rename one"
+            )
         templates = _lines(folder / TEMPLATES) if (folder / TEMPLATES).is_file() else [DEFAULT_TEMPLATE]
         if without := [template for template in templates if "{c}" not in template]:
             raise UserError(f"{folder / TEMPLATES}: {without[0]!r} has no {{c}} for the class name; add it")
@@ -73,7 +75,7 @@ class ClassificationSuite(Suite[Folders]):
             if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not images:
-            raise UserError(f"{folder}: its folders have no images ({', '.join(IMAGE_SUFFIXES)}); add some")
+            raise UserError(f"{folder}: its folders contain no images ({', '.join(IMAGE_SUFFIXES)}); add some")
         return Folders(images, names, templates)
 
     def judge(self, model: LoadedModel, content: Folders) -> Judged:
@@ -81,7 +83,9 @@ class ClassificationSuite(Suite[Folders]):
         classifier, classes = _Classifier(model, content), len(content.names)
         chance = {"top-1": 1 / classes, "top-5": min(1.0, 5 / classes)}
         grey = classifier.scores([grey_view(model)])
-        found: dict[str, dict[str, list[np.ndarray]]] = {score: {look: [] for look in LOOKS} for score in SCORES}
+        found: dict[str, dict[str, list[np.ndarray]]] = {
+            score: {condition: [] for condition in CONDITIONS} for score in SCORES
+        }
         kept, best, skipped = [], [], []
         with progress_bar(total=len(content.images), desc="images", unit="image") as bar:
             for start in range(0, len(content.images), model.batch_size):
@@ -108,7 +112,10 @@ class ClassificationSuite(Suite[Folders]):
                 ]
         if not kept:
             raise UserError(f"no image can be read: {skipped[0]}")
-        values = {score: {look: np.concatenate(each) for look, each in looks.items()} for score, looks in found.items()}
+        values = {
+            score: {condition: np.concatenate(each) for condition, each in by_condition.items()}
+            for score, by_condition in found.items()
+        }
         return Judged(
             ["all"] * len(kept),
             [str(path) for path, _ in kept],
@@ -147,8 +154,8 @@ class _Classifier:
         self.matcher = Matcher(model, content.texts(content.templates[0]))
 
     def scores(self, views: Sequence[View]) -> dict[str, np.ndarray]:
-        """Returns (images, classes) for each of :data:`SCORES`. The matching head scores only the best classes by cosine; the
-        scores of other classes are -inf."""
+        """Returns the scores (images, classes) for each of :data:`SCORES`. The matching head scores only the best classes by
+        cosine; the scores of other classes are -inf."""
         cosines = self.model.embed_images(list(views)) @ self.classes.T
         best = np.argsort(-cosines, axis=1, kind="stable")[:, :CANDIDATES]
         margins = self.matcher.scores(views, [sorted(row) for row in best.tolist()])
@@ -158,9 +165,9 @@ class _Classifier:
 def _hits(scores: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Returns whether the true class is first, and whether it is among the first five, (images, 2); ties count as wrong."""
     own = np.take_along_axis(scores, true[:, None], axis=1)
-    before = (scores >= own).sum(axis=1) - 1
-    before = np.where(np.isneginf(own[:, 0]), scores.shape[1], before)
-    return np.stack([before < 1, before < 5], axis=1).astype(np.float64)
+    ahead = (scores >= own).sum(axis=1) - 1
+    ahead = np.where(np.isneginf(own[:, 0]), scores.shape[1], ahead)
+    return np.stack([ahead < 1, ahead < 5], axis=1).astype(np.float64)
 
 
 def _best(scores: np.ndarray, names: Sequence[str]) -> dict[str, float]:

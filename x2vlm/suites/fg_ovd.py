@@ -1,4 +1,4 @@
-"""FG-OVD: the right description of an object in a box against descriptions with different attributes."""
+"""FG-OVD: choose the right description of an object in a box among descriptions with different attributes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _cases(kind: str, path: Path) -> list[Case]:
             x, y, width, height = map(float, entry["bbox"])
             if not all(map(math.isfinite, (x, y, width, height))):
                 raise ValueError("bbox is not finite")
-            numbers = (entry["category_id"], *entry["neg_category_ids"])
-            if unknown := [number for number in numbers if number not in names]:
+            ids = (entry["category_id"], *entry["neg_category_ids"])
+            if unknown := [each for each in ids if each not in names]:
                 raise UserError(
                     f"{path}: annotation {index} has the category {unknown[0]}, which categories does not list"
                 )
@@ -55,8 +55,8 @@ def _cases(kind: str, path: Path) -> list[Case]:
                     f"{path}: annotation {index} has the image {entry['image_id']}, which images does not list"
                 )
             picture = Picture(images[entry["image_id"]], (x, y, width, height))
-            excluded = "" if len(numbers) > 1 else "they have no wrong descriptions"
-            texts = tuple(names[number] for number in numbers)
+            excluded = "" if len(ids) > 1 else "they have no wrong descriptions"
+            texts = tuple(names[each] for each in ids)
             cases.append(Case(kind, (picture,), texts, id=str(entry.get("id", index)), excluded=excluded))
     return cases
 

@@ -1,5 +1,4 @@
-"""Zero-shot grounding: the boxes of RefCOCO, RefCOCO+ and RefCOCOg, predicted by a model that was not fine-tuned on these data
-sets."""
+"""Zero-shot grounding on RefCOCO, RefCOCO+ and RefCOCOg, with a model that was not fine-tuned on these data sets."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from x2vlm.model import Model
 from x2vlm.suites.scoring import grey_view
 from x2vlm.suites.suite import (
     BLANK,
-    LOOKS,
+    CONDITIONS,
     Judged,
     Published,
     Suite,
@@ -39,11 +38,11 @@ SCORE = "box head"
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingSuite(Suite[dict[str, list[Phrase]]]):
-    """The share of phrases whose box has an IoU of at least 0.5 with the true box, with the IoU computed as in the published
+    """The fraction of phrases whose box has an IoU of at least 0.5 with the true box. The IoU is computed as in the published
     script.
 
     Attributes:
-        refs: the official references.
+        refs: the official file of referring expressions.
         splits: the held-out splits.
     """
 
@@ -82,24 +81,24 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
     def judge(self, model: LoadedModel, content: dict[str, list[Phrase]]) -> Judged:
         if model.settings.task != "pretrain" or not isinstance(model, Model):
             raise UserError(
-                f"{model.origin} is a model of task {model.settings.task}; zero-shot grounding needs one of task "
-                "pretrain"
+                f"{model.origin} is a model of task {model.settings.task}; zero-shot grounding needs "
+                "a model of task pretrain"
             )
         asked = [(split, item) for split, phrases in content.items() for item in phrases]
         items: list[tuple[str, Phrase]] = []
-        overlaps: dict[str, list[float]] = {look: [] for look in LOOKS}
+        overlaps: dict[str, list[float]] = {condition: [] for condition in CONDITIONS}
         grey, broken = grey_view(model), dict[str, str]()
         with progress_bar(total=len(asked), desc="phrases", unit="phrase") as bar:
             for start in range(0, len(asked), model.batch_size):
-                of_batch = asked[start : start + model.batch_size]
-                bar.update(len(of_batch))
+                asked_now = asked[start : start + model.batch_size]
+                bar.update(len(asked_now))
                 views: dict[str, View] = {}
-                for location in dict.fromkeys(str(item.image.path) for _, item in of_batch):
+                for location in dict.fromkeys(str(item.image.path) for _, item in asked_now):
                     try:
                         views[location] = model.read(location)
                     except UserError as error:
                         broken[location] = str(error)
-                usable = [(split, item) for split, item in of_batch if str(item.image.path) in views]
+                usable = [(split, item) for split, item in asked_now if str(item.image.path) in views]
                 if not usable:
                     continue
                 items += usable
@@ -112,14 +111,16 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
                     "image only": (images, [[BLANK]] * len(batch)),
                 }
                 true = np.array([item.boxes[0] for item in batch], np.float64)
-                for look, (seen, phrases) in inputs.items():
+                for condition, (seen, phrases) in inputs.items():
                     found = [box for [box] in model.locate(seen, phrases)]
-                    size = grey.size if look == "text only" else None
+                    size = grey.size if condition == "text only" else None
                     boxes = np.array([_pixels(box, size, item) for box, item in zip(found, batch, strict=True)])
-                    overlaps[look] += pixel_iou(boxes, true).tolist()
+                    overlaps[condition] += pixel_iou(boxes, true).tolist()
         if not items:
             raise UserError(f"no image can be read: {next(iter(broken.values()))}")
-        values = {look: (np.array(each)[:, None] >= MIN_IOU).astype(np.float64) for look, each in overlaps.items()}
+        values = {
+            condition: (np.array(each)[:, None] >= MIN_IOU).astype(np.float64) for condition, each in overlaps.items()
+        }
         examples = [
             {
                 "kind": split,
@@ -144,8 +145,8 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
 def _pixels(box: Box, size: tuple[int, int] | None, item: Phrase) -> tuple[float, float, float, float]:
     """Returns the box as x, y, width and height, in pixels of the phrase's image. ``size``: width and height of the image that
     the model saw."""
-    across, down = (1.0, 1.0) if size is None else (item.size[0] / size[0], item.size[1] / size[1])
-    return box.x * across, box.y * down, box.width * across, box.height * down
+    scale_x, scale_y = (1.0, 1.0) if size is None else (item.size[0] / size[0], item.size[1] / size[1])
+    return box.x * scale_x, box.y * scale_y, box.width * scale_x, box.height * scale_y
 
 
 def _suite(name: str, refs: str, splits: tuple[str, ...], published: dict[str, tuple[float, ...]]) -> GroundingSuite:

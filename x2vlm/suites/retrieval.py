@@ -47,7 +47,7 @@ class Captions:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSuite(Suite[Captions]):
-    """Recalls in both directions. The best candidates by cosine are re-ranked by the matching head, and by the sum.
+    """Recall in both directions. The best candidates by cosine are re-ranked by the matching head and, separately, by the sum.
 
     Attributes:
         captions: names of the files with captions, in the format used by the authors of ALBEF, X-VLM and BLIP; the first file
@@ -80,7 +80,7 @@ class RetrievalSuite(Suite[Captions]):
             for location, _, entry in entries_of(path):
                 if isinstance(entry, list):
                     raise UserError(
-                        f"{path}: is not a list of images with captions; if it is Karpathy's file, call it "
+                        f"{path}: is not a list of images with captions; if it is Karpathy's file, rename it to "
                         f"{self.karpathy}"
                     )
                 with reading(location):
@@ -100,9 +100,9 @@ class RetrievalSuite(Suite[Captions]):
             network, model.text, candidates=self.candidates, batch_size=model.batch_size, score="sum"
         )
 
-        def read(share: range) -> Iterator[list[Tensor]]:
-            for start in range(share.start, share.stop, model.batch_size):
-                chosen = range(start, min(start + model.batch_size, share.stop))
+        def read(rows: range) -> Iterator[list[Tensor]]:
+            for start in range(rows.start, rows.stop, model.batch_size):
+                chosen = range(start, min(start + model.batch_size, rows.stop))
                 yield [_view(model, items, index).pixels for index in chosen]
 
         with model.runtime.running():
@@ -120,8 +120,11 @@ class RetrievalSuite(Suite[Captions]):
             for score, of_score in ranks.items()
         }
         values = {
-            score: {look: np.concatenate([of_look[kind] for kind in content.kinds]) for look, of_look in looks.items()}
-            for score, looks in hits.items()
+            score: {
+                condition: np.concatenate([by_kind[kind] for kind in content.kinds])
+                for condition, by_kind in by_condition.items()
+            }
+            for score, by_condition in hits.items()
         }
         chance = chance_recalls(items.captions_per_image, len(texts))
         groups = {KINDS[0]: range(len(items.images)), KINDS[1]: true.tolist()}
@@ -131,8 +134,8 @@ class RetrievalSuite(Suite[Captions]):
                 "kind": kind,
                 "query": query,
                 "right": {
-                    score: dict(zip(MEASURES, looks["model"][kind][index].tolist(), strict=True))
-                    for score, looks in hits.items()
+                    score: dict(zip(MEASURES, by_condition["model"][kind][index].tolist(), strict=True))
+                    for score, by_condition in hits.items()
                 },
                 "ranks": {score: _from_one(of_score[kind][index]) for score, of_score in ranks.items()},
             }
@@ -150,7 +153,7 @@ class RetrievalSuite(Suite[Captions]):
 
 
 def _from_one(rank: np.integer) -> int | None:
-    """Returns the rank of the best true candidate, from 1; None if no true candidate is among the candidates."""
+    """Returns the rank of the best true candidate, from 1, or None if none of the candidates is true."""
     return None if rank == NO_MATCH else int(rank) + 1
 
 
@@ -161,13 +164,14 @@ def _view(model: LoadedModel, items: CaptionedImages, index: int) -> View:
 
 
 def _without_cosines(summed: Stage, cosine: Stage, temperature: float) -> Stage:
-    """Returns a function for the log-odds of the matching head, given their sums with the cosines divided by the temperature."""
+    """Returns the candidates with the log-odds of the matching head alone as scores, given candidates whose scores also include
+    the cosine divided by the temperature."""
 
-    def of(candidates: Candidates, nearest: Candidates) -> Candidates:
+    def subtracted(candidates: Candidates, nearest: Candidates) -> Candidates:
         cosines = nearest.first(candidates.ids.shape[1]).scores
         return replace(candidates, scores=candidates.scores - cosines / temperature)
 
-    return Stage(of(summed.texts, cosine.texts), of(summed.images, cosine.images))
+    return Stage(subtracted(summed.texts, cosine.texts), subtracted(summed.images, cosine.images))
 
 
 def _hits(ranks: np.ndarray) -> np.ndarray:
@@ -178,12 +182,12 @@ def _hits(ranks: np.ndarray) -> np.ndarray:
 class _Baselines:
     """The results of the baselines, and the images and texts that can be read.
 
-    Text only: texts have the same order for all images, and all images are tied for a text. Image only: images have the same
-    order for all texts, and all texts are tied for an image. Ties count by their expected value.
+    In the text-only baseline, texts have the same order for all images, and all images are tied for a text. In the image-only
+    baseline, images have the same order for all texts, and all texts are tied for an image. Ties count by their expected value.
 
     Attributes:
         readable: indices of the images that can be read.
-        unreadable: for each of the other images, why it cannot be read.
+        unreadable: for each of the other images, the reason why it cannot be read.
         texts: the cleaned captions of the readable images.
     """
 
@@ -208,29 +212,29 @@ class _Baselines:
         items = items.only(self.readable)
         self.image_of_text, self.per_image = items.image_of_caption, items.captions_per_image
         self.texts = [model.cleaned(caption) for caption in items.captions]
-        self.of_images = {score: np.concatenate([part[score] for part in parts]) for score in SCORES}
+        self.image_scores = {score: np.concatenate([part[score] for part in parts]) for score in SCORES}
         grey = grey_view(model)
         cosines = model.embed_images(grey) @ model.embed_texts(self.texts).T
         margins = Matcher(model, self.texts).scores([grey], [list(range(len(self.texts)))])
-        self.of_texts = all_scores(model, cosines, margins)
+        self.text_scores = all_scores(model, cosines, margins)
 
     def hits(self, score: str) -> dict[str, dict[str, np.ndarray]]:
         """Returns the result of :func:`_hits` for each baseline, by kind."""
         tied = {count: chance_recalls(np.array([count]), len(self.texts)) for count in set(self.per_image.tolist())}
         texts = np.array([[tied[count][f"{KINDS[0]} R@{k}"] for k in RECALL_AT] for count in self.per_image.tolist()])
         images = np.tile([min(1.0, k / len(self.per_image)) for k in RECALL_AT], (len(self.texts), 1))
-        by_text = _hits(_best(_ranks(self.of_texts[score][0]), self.image_of_text))
-        by_image = _hits(_ranks(self.of_images[score][:, 0])[self.image_of_text])
+        by_text = _hits(_best(_ranks(self.text_scores[score][0]), self.image_of_text))
+        by_image = _hits(_ranks(self.image_scores[score][:, 0])[self.image_of_text])
         return {"text only": {KINDS[0]: by_text, KINDS[1]: images}, "image only": {KINDS[0]: texts, KINDS[1]: by_image}}
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
-    """The rank of each score in descending order, from 0."""
+    """Returns the rank of each score in descending order, from 0."""
     return np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
 
 
 def _best(ranks: np.ndarray, image_of_text: np.ndarray) -> np.ndarray:
-    """The best rank among the texts of each image."""
+    """Returns the best rank among the texts of each image."""
     best = np.full(int(image_of_text.max()) + 1, len(ranks))
     np.minimum.at(best, image_of_text, ranks)
     return best

@@ -1,4 +1,4 @@
-"""Scores of images and texts by a model, with and without access to the images or texts."""
+"""A model's scores for pairs of images and texts, with and without access to the images or the texts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from utils.progress import progress_bar
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import View
 from x2vlm.matching import sums
-from x2vlm.suites.suite import BLANK, GREY, LOOKS, SCORES
+from x2vlm.suites.suite import BLANK, CONDITIONS, GREY, SCORES
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, or the part of it inside a box: x, y, width and height in pixels."""
+    """An image file or, if a ``box`` (x, y, width, height in pixels) is given, the part of the image inside the box."""
 
     path: Path
     box: tuple[float, float, float, float] | None = None
@@ -37,11 +37,11 @@ class Case:
     Attributes:
         kind: the respect in which the texts differ.
         pictures: the images.
-        texts: the texts; which are right for which image is determined by the rule of the suite.
-        part: the part to which the case belongs in means over parts, for example its relation.
+        texts: the texts; the rule of the suite determines which texts are right for which image.
+        part: the part to which the case belongs in a mean over parts, such as its relation.
         id: key or index of the case in its official file.
-        excluded: the reason why the official rule excludes the case, such as "their relation is symmetric"; empty if the case is
-            not excluded.
+        excluded: the reason why the official protocol excludes the case, such as "their relation is symmetric"; empty if the
+            case is not excluded.
     """
 
     kind: str
@@ -58,22 +58,23 @@ class ScoredCases:
 
     Attributes:
         cases: the scored cases, in order.
-        scores: for each kind of score and each of :data:`~x2vlm.suites.suite.LOOKS`, the scores (images, texts) of each case.
+        scores: for each type of score and each of :data:`~x2vlm.suites.suite.CONDITIONS`, the scores (images, texts) of each
+            case.
         text_cosines: the cosines (texts, texts) of the embeddings of each case's texts.
         skipped: the reason for each case that cannot be scored.
-        same_texts: number of cases with texts that differ in the file but are equal after they are cleaned and truncated.
+        same_texts: number of cases whose texts differ in the file, but are equal after cleaning and truncation.
     """
 
     cases: list[Case] = field(default_factory=list)
     scores: dict[str, dict[str, list[np.ndarray]]] = field(
-        default_factory=lambda: {score: {look: [] for look in LOOKS} for score in SCORES}
+        default_factory=lambda: {score: {condition: [] for condition in CONDITIONS} for score in SCORES}
     )
     text_cosines: list[np.ndarray] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     same_texts: int = 0
 
     def notes(self) -> list[str]:
-        """Notes for readers of the results."""
+        """Returns notes for readers of the results."""
         notes = []
         if self.skipped:
             notes.append(f"{len(self.skipped):,} cases could not be scored, such as {self.skipped[0]}")
@@ -95,7 +96,7 @@ def check_scores(model: LoadedModel) -> None:
         model.require(call)
     if model.runtime.temperature is None:
         raise UserError(
-            f"{model.origin} does not record its temperature, which is needed to add its scores; export it again"
+            f"{model.origin} does not record its temperature, which is needed to add up its scores; export it again"
         )
 
 
@@ -133,11 +134,11 @@ def score_cases(model: LoadedModel, cases: Sequence[Case]) -> ScoredCases:
                     [table.rows[each] for each in case.pictures],
                     [table.columns[text] for text in case.texts],
                 )
-                for score, of_score in table.scores.items():
-                    by_look = found.scores[score]
-                    by_look["model"].append(of_score[np.ix_(rows, columns)])
-                    by_look["text only"].append(of_score[np.ix_([0] * len(rows), columns)])
-                    by_look["image only"].append(of_score[np.ix_(rows, [0] * len(columns))])
+                for score, values in table.scores.items():
+                    by_condition = found.scores[score]
+                    by_condition["model"].append(values[np.ix_(rows, columns)])
+                    by_condition["text only"].append(values[np.ix_([0] * len(rows), columns)])
+                    by_condition["image only"].append(values[np.ix_(rows, [0] * len(columns))])
                 found.text_cosines.append(table.text_cosines[np.ix_(columns, columns)])
             found.cases += usable
             bar.update(len(batch))
@@ -171,15 +172,15 @@ class _Table:
     """
 
     def __init__(self, model: LoadedModel, grey: View, cases: Sequence[Case], views: dict[Picture, View]):
-        texts_of: dict[Picture, set[str]] = {}
+        texts_by_picture: dict[Picture, set[str]] = {}
         for case in cases:
             for picture in case.pictures:
-                texts_of.setdefault(picture, set()).update(case.texts)
+                texts_by_picture.setdefault(picture, set()).update(case.texts)
         texts = list(dict.fromkeys([BLANK, *(text for case in cases for text in case.texts)]))
-        self.rows = {picture: row for row, picture in enumerate(texts_of, 1)}
+        self.rows = {picture: row for row, picture in enumerate(texts_by_picture, 1)}
         self.columns = {text: column for column, text in enumerate(texts)}
-        seen = [grey, *(views[picture] for picture in texts_of)]
-        asked = [sorted({0, *(self.columns[text] for text in of_picture)}) for of_picture in texts_of.values()]
+        seen = [grey, *(views[picture] for picture in texts_by_picture)]
+        asked = [sorted({0, *(self.columns[text] for text in each)}) for each in texts_by_picture.values()]
         embeddings = model.embed_texts(texts)
         cosines = model.embed_images(seen) @ embeddings.T
         margins = Matcher(model, texts).scores(seen, [list(range(len(texts))), *asked])

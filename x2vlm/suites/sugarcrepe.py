@@ -1,4 +1,4 @@
-"""SugarCrepe and SugarCrepe++: captions of COCO images against captions that are wrong in one detail."""
+"""SugarCrepe and SugarCrepe++: captions of COCO images, and captions that are wrong in one detail."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _cases(captions: Sequence[str], kind: str, path: Path) -> list[Case]:
 
 
 def captions_beat_the_negative(scores: np.ndarray) -> dict[str, float]:
-    """SugarCrepe++'s image-text task (ITT), for two right captions and a wrong one; a tie is wrong."""
+    """Judges SugarCrepe++'s image-text task (ITT), with two right captions and a wrong one; a tie is wrong."""
     ((first, second, wrong),) = scores
     return {"ITT": float(min(first, second) > wrong), "first": float(first > wrong), "second": float(second > wrong)}
 
 
 def captions_resemble_each_other(cosines: np.ndarray) -> dict[str, float]:
-    """SugarCrepe++'s text-only task (TOT): the right captions resemble each other more than either resembles the wrong one."""
+    """Judges SugarCrepe++'s text-only task (TOT): the right captions must resemble each other more than the wrong one."""
     return {"TOT": float(cosines[0, 1] > max(cosines[0, 2], cosines[1, 2]))}
 
 

@@ -19,16 +19,16 @@ from x2vlm.base import LoadedModel
 C = TypeVar("C")
 """Type of the content of a suite's files."""
 
-Way = Literal["micro", "macro", "parts"]
-"""How to average: over examples, over rows, or over parts of the examples, such as relations or classes."""
+Mean = Literal["micro", "macro", "parts"]
+"""How to average: over examples (micro), over rows (macro), or over parts of the examples, such as relations or classes."""
 
 SCORES = {
     "cosine": "cosine of the embeddings",
     "matching": "matching head",
     "sum": "log-odds of the matching head plus the cosine divided by the temperature",
 }
-LOOKS = ("model", "text only", "image only")
-"""The model, and the baselines that see a grey image in place of each image, or one text in place of all texts."""
+CONDITIONS = ("model", "text only", "image only")
+"""The model, and the two baselines, which see a grey image in place of each image, or the same text in place of all texts."""
 GREY = 128
 """Value of all pixels of the grey image."""
 BLANK = "a picture"
@@ -45,7 +45,7 @@ TIES = (
 
 @dataclass(frozen=True)
 class Published:
-    """Results of a model in the literature, in percent, by ``row: measure``; ``source``: where they were published."""
+    """A model's results in the literature, in percent, by ``row: measure``; ``source``: where they were published."""
 
     model: str
     values: Mapping[str, float]
@@ -59,13 +59,13 @@ class Judged:
     Attributes:
         kinds: the kind of each of N examples; each kind is a row of the table.
         groups: the group of each example, such as its image; examples in a group are drawn together for intervals.
-        values: for each score and each of :data:`LOOKS`, (N, measures): 1 for right, 0 for wrong; NaN if the measure does not
-            apply to the score.
+        values: for each score and each of :data:`CONDITIONS`, (N, measures): 1 for right, 0 for wrong; NaN if the measure does
+            not apply to the score.
         parts: the part of each example, for means over parts.
         chance: chance level of a measure, by ``kind: measure`` or by measure.
         examples: a JSON object for each example, for ``cases.jsonl``.
         notes: notes for readers of the results, such as examples that could not be measured.
-        details: other facts that determine the results, for the receipt.
+        details: further information that the results depend on, for the receipt.
     """
 
     kinds: Sequence[str]
@@ -80,8 +80,8 @@ class Judged:
 
 @dataclass(frozen=True)
 class Result:
-    """One result of a suite, in 0..1, with the number of examples, the 95 % interval, the values of the baselines, and the chance
-    level."""
+    """One result of a suite: its value in 0..1, the number of examples, the 95 % interval, the values of the baselines, and the
+    chance level."""
 
     row: str
     measure: str
@@ -105,9 +105,9 @@ class Suite(ABC, Generic[C]):
         title: name of the suite.
         paper: authors, title and year of the paper to cite; empty for our own suite.
         published_at: where the files are published.
-        measures: names of the values that each example has.
-        summaries: names of additional rows, each with the way of averaging and the rows that are averaged; if no rows are named,
-            all kinds.
+        measures: names of the values that are computed for each example.
+        summaries: additional rows, by name, each with the type of mean and the rows that are averaged; if no rows are given, all
+            kinds are averaged.
         published: results to compare with.
         note: a note for readers of the results.
     """
@@ -116,13 +116,13 @@ class Suite(ABC, Generic[C]):
     paper: str
     published_at: str
     measures: tuple[str, ...]
-    summaries: Mapping[str, tuple[Way, Sequence[str]]] = field(default_factory=dict)
+    summaries: Mapping[str, tuple[Mean, Sequence[str]]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     note: str = ""
 
     @abstractmethod
     def files(self, folder: Path, kinds: Sequence[str]) -> list[str]:
-        """Names of the files in the folder that are read, excluding images. ``kinds``: as in :meth:`read`."""
+        """Returns the names of the files in the folder that are read, excluding images. ``kinds``: as in :meth:`read`."""
 
     @abstractmethod
     def read(self, folder: Path, kinds: Sequence[str]) -> C:
@@ -146,19 +146,19 @@ class Suite(ABC, Generic[C]):
         Args:
             judged: the examples.
             draws: number of bootstrap draws for the intervals, 0 for no intervals. Examples in a group are drawn together; for a
-                mean over parts, the parts are drawn. If all draws are equal, the interval is Wilson's interval, computed with the
-                number of groups or parts.
+                mean over parts, the parts are drawn. If all draws are equal, Wilson's interval for the number of groups or parts
+                is used instead.
             seed: seed of the draws.
 
         Returns:
-            The rows of each score.
+            The results for each score, row by row.
         """
         found: dict[str, list[Result]] = {}
         chosen = self.rows(judged)
         units = {row: self._units(judged, row, each) for row, each in chosen.items()}
         once = np.ones((1, len(judged.kinds)))
         for score, values in judged.values.items():
-            means = {look: self._means(judged, chosen, values[look], once) for look in LOOKS}
+            means = {condition: self._means(judged, chosen, values[condition], once) for condition in CONDITIONS}
             drawn: dict[str, np.ndarray] = {}
             if draws:
                 rng = np.random.default_rng(seed)
@@ -186,19 +186,19 @@ class Suite(ABC, Generic[C]):
         """Returns the examples of each row of the table, (N,) bool. A row is omitted if one of its kinds has no example."""
         kinds = np.array(judged.kinds)
         found = {kind: kinds == kind for kind in dict.fromkeys(judged.kinds)}
-        every = list(found)
+        all_kinds = list(found)
         for name, (_, members) in self.summaries.items():
             if all(member in found for member in members):
-                found[name] = np.any([found[member] for member in members or every], axis=0)
+                found[name] = np.any([found[member] for member in members or all_kinds], axis=0)
         return found
 
     def notes(self, judged: Judged) -> list[str]:
         """Returns all notes for readers of the results."""
-        there, missing = self.rows(judged), []
+        rows, missing = self.rows(judged), []
         for name, (_, members) in self.summaries.items():
-            if without := [member for member in members if member not in there]:
+            if without := [member for member in members if member not in rows]:
                 missing.append(f"{name} is missing, since no case is of kind {', '.join(without)}")
-        over_parts = [name for name, (way, _) in self.summaries.items() if way == "parts" and name in there]
+        over_parts = [name for name, (way, _) in self.summaries.items() if way == "parts" and name in rows]
         drawn = [
             f"the interval of {name} comes from draws of its parts; the other intervals come from draws of images"
             for name in over_parts
@@ -247,13 +247,13 @@ class Suite(ABC, Generic[C]):
 
 
 def _interval(value: float, drawn: np.ndarray, units: int) -> tuple[float, float]:
-    """The 95 % interval of a mean from its bootstrap draws. Draws without any example of a kind are NaN and do not count."""
+    """Returns the 95 % interval of a mean from its bootstrap draws. Draws without any example of a kind are NaN and ignored."""
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return wilson_interval(value, units) if np.isclose(low, high, rtol=0, atol=1e-12) else (float(low), float(high))
 
 
 def _mean(values: np.ndarray, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The weighted means of the chosen examples, (draws, measures); NaN in draws without any of these examples."""
+    """Returns the weighted means of the chosen examples, (draws, measures); NaN for draws without any of these examples."""
     weights = weights[:, chosen]
     with np.errstate(invalid="ignore", divide="ignore"):
         mean: np.ndarray = weights @ values[chosen] / weights.sum(axis=1, keepdims=True)
@@ -267,8 +267,8 @@ def require_files(folder: Path, names: Sequence[str], suite: Suite[Any]) -> list
         UserError: if a file is missing; the message says where it is published.
     """
     if missing := [name for name in names if not (folder / name).is_file()]:
-        are = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{folder}: {', '.join(missing)} of {suite.title} {are} missing; see {suite.published_at}")
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{folder}: {', '.join(missing)} of {suite.title} {verb} missing; see {suite.published_at}")
     return [folder / name for name in names]
 
 
@@ -357,7 +357,7 @@ def lines_of(path: Path) -> list[Entry]:
 
 @contextmanager
 def reading(location: str) -> Iterator[None]:
-    """A context in which errors caused by a malformed entry become a :class:`UserError` that names the entry's location."""
+    """Context in which errors caused by a malformed entry become a :class:`UserError` that names the entry's location."""
     try:
         yield
     except KeyError as error:
@@ -375,12 +375,12 @@ def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:
 
 
 def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], judged: Judged) -> str:
-    """Formats the results of a suite as a table, in percent, with the best published results in a column and all published
-    results below."""
+    """Formats the results of a suite as a table, in percent, with a column for the best published results and a list of
+    all published results below."""
     lines = [f"{suite.title}: {len(judged.kinds):,} examples"]
-    every = [result for each in results.values() for result in each]
-    width = max(len(result.name) for result in every)
-    has_chance = any(result.chance is not None for result in every)
+    all_results = [result for each in results.values() for result in each]
+    width = max(len(result.name) for result in all_results)
+    has_chance = any(result.chance is not None for result in all_results)
     titles = ["     N", "measured", "95 % interval ", "text only", "image only"]
     titles += ["chance"] * has_chance + ["best published"] * bool(suite.published)
     for score, each in results.items():
@@ -413,12 +413,12 @@ def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], judged: Ju
 
 def _published(models: Sequence[Published]) -> list[str]:
     names = list(dict.fromkeys(name for model in models for name in model.values))
-    width, rooms = max(map(len, names)), [max(len(model.model), 5) for model in models]
-    titles = "  ".join(f"{model.model:>{room}}" for model, room in zip(models, rooms, strict=True))
+    width, widths = max(map(len, names)), [max(len(model.model), 5) for model in models]
+    titles = "  ".join(f"{model.model:>{each}}" for model, each in zip(models, widths, strict=True))
     lines = [f"{'published':{width}}  {titles}"]
     for name in names:
         numbers = [f"{model.values[name]:.1f}" if name in model.values else "" for model in models]
-        shown = "  ".join(f"{number:>{room}}" for number, room in zip(numbers, rooms, strict=True))
+        shown = "  ".join(f"{number:>{each}}" for number, each in zip(numbers, widths, strict=True))
         lines.append(f"{name:{width}}  {shown}".rstrip())
     return lines + [f"source: {source}" for source in dict.fromkeys(model.source for model in models)]
 

@@ -1,4 +1,4 @@
-"""VALSE: captions against foils for linguistic phenomena."""
+"""VALSE: captions, and foils that test linguistic phenomena."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PHENOMENA = {
 PIECES = tuple(piece for pieces in PHENOMENA.values() for piece in pieces)
 IMAGES = "images"
 MIN_VOTES = 2
-"""Minimum number of annotators, out of three, who chose the caption and not the foil; other entries are excluded, as in the
-official script."""
+"""Minimum number of annotators, out of three, who chose the caption and not the foil. Entries with fewer votes are excluded, as
+in the official script."""
 FEW_VOTES = f"fewer than {MIN_VOTES} of 3 annotators chose the caption"
 
 _PAPER = "Parcalabescu, Cafagna, Muradjan, Frank, Calixto and Gatt: VALSE, ACL 2022 (arXiv:2112.07566)"

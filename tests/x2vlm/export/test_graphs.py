@@ -175,7 +175,7 @@ def test_masked_image_states_are_not_seen(tmp_path):
 
 @torch.no_grad()
 def test_weights_too_large_for_one_file_are_stored_next_to_the_graph(tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, "ONE_FILE", 1000)
+    monkeypatch.setattr(graphs, "MAX_SINGLE_FILE", 1000)
     model, text = network(), texts_of(2, 5)
     graphs.write_text_graph(model, tmp_path / "text.onnx", "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.onnx", "text.onnx.data"]

@@ -177,7 +177,7 @@ def test_the_processor_accepts_images_in_all_forms_and_rejects_unsupported_optio
         assert torch.equal(processor(images=[given], return_tensors="pt", padding=True)["pixel_values"], expected)
     refused = {
         "is empty": {"images": []},
-        "neither a text nor a list of texts": {"text": [None]},
+        "neither a string nor a list of strings": {"text": [None]},
         "neither images nor text": {},
         "return_tensors = 'np' is not possible": {"text": "a star", "return_tensors": "np"},
         "max_length = 20 is not possible": {"text": "a star", "max_length": 20},

@@ -31,7 +31,7 @@ from tests.browser import browser  # noqa: F401 (fixture)
 from tests.messages import OneLine, naming
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
-from x2vlm.page.abilities import MAX_TEXTS, abilities_of, lines_of
+from x2vlm.page.abilities import MAX_LINES, abilities_of, lines_of
 from x2vlm.page.limits import KEPT_S, BodyLimit, HostCheck, RateLimit, UploadLimit
 
 TABS = {
@@ -139,7 +139,7 @@ def test_the_number_and_length_of_text_lines_are_bounded():
     assert lines_of(" a \n\nb\n") == ["a", "b"]
     for text, fragments in [
         (" \n", "give a text"),
-        ("a\n" * (MAX_TEXTS + 1), "9 lines were given"),
+        ("a\n" * (MAX_LINES + 1), "9 lines were given"),
         ("a" * 3000, "has 3,000 characters"),
     ]:
         with pytest.raises(UserError, match=fragments):
@@ -167,7 +167,7 @@ def test_uploads_are_limited_in_number_and_total_size():
     with pytest.raises(UserError, match=naming("3 uploads", "58 s")):
         limit.count("a", b"1", 2.0)
     limit.count("b", b"1000000", 3.0)
-    with pytest.raises(UserError, match="no room for more uploads"):
+    with pytest.raises(UserError, match="cannot store more uploads"):
         limit.count("c", b"1", 4.0)
     limit.count("c", b"1", float(KEPT_S))  # the first one has been deleted by then
 

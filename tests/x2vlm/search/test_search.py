@@ -102,7 +102,7 @@ def test_a_model_may_include_the_cosine_in_the_second_stage(model, photos, tmp_p
     np.testing.assert_allclose([hit.sum for hit in hits], np.sort(summed)[::-1], rtol=1e-3)
     for hit in hits:
         numbers = {"sum": f"{hit.sum:+.2f}", "probability": f"{hit.score:.3f}", "cosine": f"{hit.cosine:+.3f}"}
-        assert hit.numbers() == numbers
+        assert hit.formatted_scores() == numbers
 
 
 def test_re_ranked_images_are_read_from_the_cache(model, photos, tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, 
     for call, message in [
         (
             lambda: ImageIndex(tmp_path, model("pretrain")),
-            "there is no index of images; make one with python run.py index",
+            "there is no index of images in this folder; make one with python run.py index",
         ),
         (lambda: ImageIndex(tmp_path / "index", model("retrieval")), "whose weights differ from"),
         (lambda: make(Encoder(model("retrieval")), photos, tmp_path / "index"), "whose weights differ from"),

@@ -130,7 +130,9 @@ def test_retrieval_reads_the_files_of_karpathy_and_of_blip(tmp_path):
     assert list(suite.read(tmp_path, ()).items.captions) == list(content.items.captions)[:3]
     assert suite.files(tmp_path, ()) == ["dataset_coco.json"]
     (tmp_path / "dataset_coco.json").rename(original)
-    with pytest.raises(UserError, match=r"coco_test\.json: .* if it is Karpathy's file, call it dataset_coco\.json"):
+    with pytest.raises(
+        UserError, match=r"coco_test\.json: .* if it is Karpathy's file, rename it to dataset_coco\.json"
+    ):
         suite.read(tmp_path, ())
 
 
@@ -159,10 +161,10 @@ def test_classes_are_compared_by_the_mean_of_their_templates(model, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has 0 folders, but classes are folders of images"),
+        ({}, "contains 0 folders, but each class needs a folder of images"),
         ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one"}, "has 1 names for 2 folders"),
         ({"a/1.png": "", "b/1.png": "", "templates.txt": "a photo"}, "'a photo' has no {c}"),
-        ({"a/1.txt": "x", "b/1.txt": "x"}, "its folders have no images"),
+        ({"a/1.txt": "x", "b/1.txt": "x"}, "its folders contain no images"),
         ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one\nOne"}, "two classes are called 'one'"),
     ],
 )
@@ -192,7 +194,7 @@ def test_phrases_are_judged_by_the_iou_of_the_published_script(model, tmp_path):
 
 def test_a_model_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
     suite, content = written("refcoco", tmp_path)
-    with pytest.raises(UserError, match="zero-shot grounding needs one of task pretrain"):
+    with pytest.raises(UserError, match="zero-shot grounding needs a model of task pretrain"):
         suite.judge(model("grounding"), content)
 
 

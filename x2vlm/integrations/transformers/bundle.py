@@ -1,8 +1,8 @@
-"""Writes a module, and everything that it uses from this project, as one self-contained file.
+"""Combines a module, and everything that it uses from this project, into one self-contained file.
 
 The file contains all definitions that the module uses directly or indirectly, and the imports from other packages. A class keeps
-only the methods whose names occur somewhere in the file. Sources are copied unchanged, with their comments. If two modules use
-the same name for different things, one of them is renamed.
+only the methods whose names occur somewhere in the file. Sources are copied unchanged, with their comments. If two modules define
+the same name, one of the definitions is renamed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import NamedTuple
 from tasks.kinds import ROOT
 
 PLAIN = {"property", "cached_property", "staticmethod", "classmethod", "abstractmethod", "no_grad", "contextmanager"}
-"""Decorators of methods that are called by their names. A method with a different decorator, such as a validator, is always
-kept."""
+"""Decorators of methods that are called by name. A method with a different decorator, such as a validator, is always kept."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Import = ast.Import | ast.ImportFrom
@@ -113,7 +112,7 @@ class Bundle:
 
     Args:
         root: name of the module, all of whose definitions and methods are kept.
-        stand_ins: definitions in a module without imports, which replace other definitions.
+        stand_ins: replacements for definitions; they are defined in a module without imports.
     """
 
     def __init__(self, root: str, stand_ins: Mapping[Target, Target]):
@@ -171,7 +170,7 @@ class Bundle:
             self.mentioned |= mentioned(statement, self._is_left_out)
 
     def _keep_imports(self, target: Target) -> None:
-        """Keeps the imports that are only used in annotations."""
+        """Keeps the imports that a definition uses only in annotations."""
         for statement in self.source(target.module).definitions[target.name]:
             for use in uses(statement, self._is_left_out, in_annotations=True):
                 found = self._meant(target.module, use)
@@ -179,7 +178,7 @@ class Bundle:
                     self.kept.setdefault(found)
 
     def _meant(self, module: str, use: Use) -> Target | None:
-        """Returns the meaning of a used name; None if none of our modules defines or imports it."""
+        """Returns the meaning of a name that is used, or None if none of our modules defines or imports the name."""
         found = self._resolved(module, use.name.id)
         if found is None or found.name:
             return found
@@ -233,7 +232,7 @@ class Bundle:
         return names
 
     def _rewritten(self, source: Source, statement: ast.stmt) -> str:
-        """Returns the source of a statement, with the names that are used in the file and without methods that are not kept."""
+        """Returns the source of a statement, with the names used in the file and without the methods that are left out."""
         cut = [Edit(*source.lines(each), "") for each in left_out(statement, self._is_left_out)]
         for colon, annotation in annotations_of(statement):
             if not all(self._is_known(source.name, use) for use in uses(annotation, self._is_left_out)):
@@ -263,13 +262,13 @@ class Bundle:
 
 
 def _grouped(imports: set[str]) -> list[str]:
-    """Returns import statements in order, with one statement for all names of a package."""
-    whole = sorted(each for each in imports if each.startswith("import "))
+    """Returns sorted import statements, with one statement for all names of a package."""
+    modules = sorted(each for each in imports if each.startswith("import "))
     names: dict[str, list[str]] = {}
-    for each in sorted(imports - set(whole), key=str.lower):
+    for each in sorted(imports - set(modules), key=str.lower):
         package, _, name = each.partition(" import ")
         names.setdefault(package, []).append(name)
-    return [*whole, *(f"{package} import {', '.join(each)}" for package, each in sorted(names.items()))]
+    return [*modules, *(f"{package} import {', '.join(each)}" for package, each in sorted(names.items()))]
 
 
 class _Uses(ast.NodeVisitor):

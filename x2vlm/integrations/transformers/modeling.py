@@ -1,7 +1,7 @@
 """X²-VLM as a model and a processor for transformers, for models of task pretrain, retrieval and grounding.
 
-This module becomes the last part of the modelling file that :mod:`x2vlm.integrations.transformers.writing` writes. Training does
-not use it. Axes: N images, M texts, L tokens, K = 1 + P states of an image (the mean patch, then its patches), D width, E
+This module becomes the last section of the modelling file that :mod:`x2vlm.integrations.transformers.writing` writes. Training
+does not use it. Axes: N images, M texts, L tokens, K = 1 + P states of an image (the mean patch, then its patches), D width, E
 embedding.
 """
 
@@ -41,7 +41,7 @@ ALLOWED_OPTIONS: dict[str, Sequence[Any]] = {
     "padding": (True, "longest"),
     "truncation": (True, None),
 }
-"""Options of the processor, each with its allowed values, which do not change the behaviour of the processor."""
+"""Options of the processor, each with its allowed values. They describe what the processor does in any case."""
 
 
 class X2VLMConfig(PretrainedConfig):
@@ -49,7 +49,7 @@ class X2VLMConfig(PretrainedConfig):
 
     Args:
         model: the section ``model`` of the config with which the model was trained.
-        heads: the heads in :data:`HEADS` that the model has.
+        heads: the heads of the model, from :data:`HEADS`.
         encoder_configs: configurations of encoders from transformers, for ``vision`` and ``text``.
     """
 
@@ -149,7 +149,7 @@ class X2VLMModel(PreTrainedModel):
             input_ids: (M, L).
             attention_mask: (M, L), 1 = token, 0 = padding; if None, there is no padding.
             vision_states: (N, K, D), from :meth:`get_vision_states` or an earlier call.
-            return_dict: if False, a tuple is returned.
+            return_dict: if False, return a tuple.
         """
         if vision_states is None:
             if pixel_values is None:
@@ -200,8 +200,8 @@ class X2VLMModel(PreTrainedModel):
             states = attend(block.attention, queries, Padded(states, mask))
             assert block.crossattention is not None
             # The queries of all texts are concatenated, so that the keys of an image are needed only once.
-            of_images = states.reshape(images, -1, width)
-            states = attend(block.crossattention, of_images, Padded(vision_states)).reshape(images * texts, -1, width)
+            by_image = states.reshape(images, -1, width)
+            states = attend(block.crossattention, by_image, Padded(vision_states)).reshape(images * texts, -1, width)
             states = add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
         return states.reshape(images, texts, width)
 
@@ -212,7 +212,7 @@ class X2VLMProcessor(ProcessorMixin):
     Args:
         tokenizer: tokenizer of the model.
         image_size: height and width of ``pixel_values``.
-        pixel_mean, pixel_std: mean and standard deviation per colour, by which pixels in 0..1 are normalised.
+        pixel_mean, pixel_std: mean and standard deviation per colour, with which pixels in 0..1 are normalised.
         max_tokens, max_words: maximum lengths to which texts are truncated.
     """
 
@@ -246,15 +246,15 @@ class X2VLMProcessor(ProcessorMixin):
         Args:
             images: an image or a list of images: Pillow images, paths, or uint8 arrays (H, W, 3).
             text: a text, or a list of texts.
-            options: only ``return_tensors="pt"``, ``padding=True`` and ``truncation=True`` are allowed, which describe the
-                behaviour in any case.
+            options: only ``return_tensors="pt"``, ``padding=True`` and ``truncation=True`` are allowed; they describe what
+                the processor does in any case.
 
         Raises:
             ValueError: nothing is given, a text has no words, or an option has a different value.
         """
         for name, value in options.items():
             if value not in ALLOWED_OPTIONS.get(name, ()):
-                raise ValueError(f"{name} = {value!r} is not possible; omit it")
+                raise ValueError(f"{name} = {value!r} is not supported; omit it")
         data: dict[str, Tensor] = {}
         if images is not None:
             listed = list(images) if isinstance(images, list | tuple) else [images]
@@ -264,7 +264,7 @@ class X2VLMProcessor(ProcessorMixin):
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             if not texts or any(not isinstance(each, str) for each in texts):
-                raise ValueError("text is neither a text nor a list of texts")
+                raise ValueError("text is neither a string nor a list of strings")
             limits = TextLimits(max_tokens=self.max_tokens, max_words=self.max_words)
             words = PlainTextProcessor(self.tokenizer, limits)
             cleaned = [clean_caption(each, words.max_words) for each in texts]
@@ -287,7 +287,7 @@ class X2VLMProcessor(ProcessorMixin):
 
 @contextmanager
 def _written(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Path]]:
-    """Writes configurations of encoders to folders, from which the encoders are built."""
+    """Context with folders that contain the configurations of encoders, from which the encoders are built."""
     with tempfile.TemporaryDirectory() as name:
         folders = {part: Path(name, part) for part in configs}
         for part, folder in folders.items():
@@ -297,7 +297,7 @@ def _written(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Pat
 
 
 def _with_folders(model: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Returns the section ``model`` with the encoders in these folders."""
+    """Returns the section ``model`` in which the encoders refer to these folders."""
     result = {part: dict(value) if isinstance(value, Mapping) else value for part, value in model.items()}
     if "vision" in folders:
         result["vision"]["backbone"] = f"hf:{folders['vision']}"

@@ -1,4 +1,4 @@
-"""Functions that, in the modelling file, replace functions of this project that look for models of other projects."""
+"""Replacements, in the modelling file, for functions of this project that look for models of other projects."""
 
 from __future__ import annotations
 

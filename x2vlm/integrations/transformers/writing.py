@@ -31,11 +31,11 @@ REPLACED = {
     ("models.core.backbones.hub_backbone", "save_config"): "not_in_this_file",
     ("models.core.backbones.timm_backbone", "pretrained_weights"): "not_in_this_file",
 }
-"""Functions that the modelling file does not need, and their replacements there."""
+"""Functions that the modelling file does not need, and their replacements in this file."""
 
 HEADING = f'''"""X²-VLM (arXiv:2211.12402) in one file, for ``AutoModel`` and ``AutoProcessor`` of transformers.
 
-x2vlm {VERSION} wrote this file from its own sources, which are named above each part. Do not edit it: change the sources, and
+x2vlm {VERSION} wrote this file from its own sources, which are named above each section. Do not edit it: change the sources, and
 save the model again. The file needs torch, timm, transformers and pydantic. It opens no network connection and starts no
 other program; it writes the configurations of encoders to a temporary folder while the model is built. Licence: Apache-2.0.
 """'''
@@ -59,10 +59,10 @@ def write(model: LoadedModel, folder: Path) -> None:
         raise UserError(
             f"{model.origin} has a head for sets of boxes, which save(format='transformers') does not support"
         )
-    written, own = X2VLMModel(config_of(model)), model.network.state_dict()
-    buffers = dict(written.named_buffers())
-    written.load_state_dict({name: own[name] if name in own else buffers[name] for name in written.state_dict()})
-    written.save_pretrained(folder)
+    saved, weights = X2VLMModel(config_of(model)), model.network.state_dict()
+    buffers = dict(saved.named_buffers())
+    saved.load_state_dict({name: weights[name] if name in weights else buffers[name] for name in saved.state_dict()})
+    saved.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # transformers makes the file readable only by its owner
     _processor(model).save_pretrained(folder)
     write_text(folder / MODELLING_FILE, modelling_file())
@@ -97,8 +97,8 @@ def config_of(model: LoadedModel) -> X2VLMConfig:
     sizes = settings.model_copy(update=parts).model_dump(mode="json")
     known = {name: value for name, value in sizes.items() if name in AligningConfig.model_fields}
     if "contrastive" in known:  # pre-training has more settings
-        own = ContrastiveConfig.model_fields
-        known["contrastive"] = {name: value for name, value in known["contrastive"].items() if name in own}
+        fields = ContrastiveConfig.model_fields
+        known["contrastive"] = {name: value for name, value in known["contrastive"].items() if name in fields}
     heads = [
         head
         for head, name in zip(HEADS, ("contrastive", "matching_head", "box_head"), strict=True)
@@ -108,7 +108,7 @@ def config_of(model: LoadedModel) -> X2VLMConfig:
 
 
 def pixel_statistics(vision: VisionEncoder) -> dict[str, tuple[float, ...]]:
-    """Returns the statistics by which pixels are normalised, as keys of the config."""
+    """Returns the statistics with which pixels are normalised, as keys of the config."""
     return {name: tuple(getattr(vision, name).flatten().tolist()) for name in ("pixel_mean", "pixel_std")}
 
 
@@ -124,7 +124,7 @@ def _processor(model: LoadedModel) -> X2VLMProcessor:
 
 
 def _refer(file: Path, classes: dict[str, str]) -> None:
-    """Adds references to the classes in the modelling file to a config."""
+    """Adds to a config the references to the classes in the modelling file."""
     module = MODELLING_FILE.removesuffix(".py")
     values = json.loads(file.read_text(encoding="utf-8"))
     values["auto_map"] = {name: f"{module}.{of_file}" for name, of_file in classes.items()}
