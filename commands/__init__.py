@@ -49,9 +49,9 @@ COMMANDS = {
     "benchmark": Command(
         "commands.benchmark:benchmark", "measure what a model understands without fine-tuning, on published suites"
     ),
-    "index": Command("commands.index:index", "embed a folder of images, to search it with a sentence"),
+    "index": Command("commands.index:index", "embed a folder of images, so that you can search it with a sentence"),
     "search": Command(
-        "commands.search:search", "find images in an index with a sentence, and where in each image it applies"
+        "commands.search:search", "search an index of images with a sentence, and show where in each image it applies"
     ),
     "export": Command("commands.export:export", "write a trained model as ONNX graphs, for machines without a GPU"),
     "serve": Command("commands.serve:serve", "serve a web page on which anyone can try models"),

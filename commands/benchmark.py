@@ -37,9 +37,9 @@ def benchmark(
     """Measure what a model understands without fine-tuning: whether it can distinguish texts or images that differ in one detail,
     retrieve images and texts, classify images, and locate phrases. The files of a suite are read in their published form.
 
-    Each example is scored by the cosine of the embeddings, by the matching head, and by their sum. Two baselines are shown next
-    to each result: the text alone, with a grey image, and the image alone, with the same text for all images. If a baseline is
-    far above chance, many examples can be solved without looking at the image, or without reading the text.
+    Each example is scored by the cosine of the embeddings, by the matching head, and by the sum of both. Two baselines are shown
+    next to each result: the text alone, with a grey image, and the image alone, with the same text for all images. If a baseline
+    is far above chance, many examples can be solved without looking at the image, or without reading the text.
 
     Args:
         suite: the suite to run.
@@ -112,7 +112,7 @@ def _sha256(path: Path) -> str:
 
 
 def _weights_file(model: str) -> dict[str, str]:
-    """Returns the path of a local model's weight file, which contains the step if the file is in a checkpoint, and its hash."""
+    """Returns the path and hash of a local model's weight file. The path of a file in a checkpoint contains the step."""
     from engine.checkpoint import find_weights  # imports torch
 
     path = expanded(model)
@@ -127,7 +127,7 @@ def _weights_file(model: str) -> dict[str, str]:
 
 def _digest(examples: Sequence[Mapping[str, Any]]) -> str:
     """Returns a hash of the questions: kinds, image names and texts, in order, but without scores and folders."""
-    asked = hashlib.sha256()
+    digest = hashlib.sha256()
     for example in examples:
         images = [Path(image).name for image in example.get("images", [example.get("image", "")])]
         texts = {
@@ -135,5 +135,5 @@ def _digest(examples: Sequence[Mapping[str, Any]]) -> str:
             for key in ("id", "kind", "part", "boxes", "texts", "class", "phrase", "query")
             if key in example
         }
-        asked.update(json.dumps([images, texts], sort_keys=True).encode())
-    return asked.hexdigest()
+        digest.update(json.dumps([images, texts], sort_keys=True).encode())
+    return digest.hexdigest()

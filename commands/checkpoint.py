@@ -16,9 +16,11 @@ SUBCOMMANDS = {
     ),
     "convert": Command(f"{__name__}:convert", "rename tensors from the published names to ours, or vice versa"),
     "compare": Command(f"{__name__}:compare", "list tensors that are in only one file, or differ in shape or in value"),
-    "adapters": Command(f"{__name__}:adapters", "save what a run with optim.lora has trained as a small folder"),
+    "adapters": Command(
+        f"{__name__}:adapters", "save only the weights that a run with optim.lora trained, in a small folder"
+    ),
     "merge": Command(
-        f"{__name__}:merge", "rebuild the full model from such a folder and the weights it was trained on"
+        f"{__name__}:merge", "rebuild the full model from such a folder and the weights that the run started from"
     ),
 }
 
@@ -108,7 +110,7 @@ def compare(first: File, second: File, /, *, most: Positive = 20, all_: bool = F
     Args:
         first: a weight file or folder.
         second: the weight file or folder to compare it with.
-        most: maximum number of lines per kind of difference.
+        most: maximum number of lines per type of difference.
         all_: print all lines.
 
     Returns:
@@ -122,7 +124,7 @@ def compare(first: File, second: File, /, *, most: Positive = 20, all_: bool = F
 
 
 def adapters(run: str, /, *, out: File) -> int:
-    """Save what a run with optim.lora has trained as a small folder.
+    """Save only the weights that a run with optim.lora trained, in a small folder.
 
     Args:
         run: the folder of a run, or one of its weight files.
@@ -135,7 +137,7 @@ def adapters(run: str, /, *, out: File) -> int:
 
 
 def merge(folder: str, /, *, base: File, out: File) -> int:
-    """Rebuild the full model from a folder of adapters and the weights that they were trained on.
+    """Rebuild the full model from a folder of adapters and the weights that their run started from.
 
     Args:
         folder: a folder that `checkpoint adapters` wrote.

@@ -23,7 +23,7 @@ def doctor(
     out: Path = Path("."),
 ) -> int:
     """Check a run before it starts: missing files, versions, a sample of the records, weights, memory, disk, and one training
-    step of each stream on a tiny batch. All findings are reported at once, each with a remedy, in half a minute.
+    step of each stream on a tiny batch. The check takes half a minute, and reports all findings at once, each with a remedy.
 
     Args:
         overrides: values that replace the config's, as key=value.
@@ -40,7 +40,7 @@ def doctor(
         python run.py doctor --task examples/entailment
 
     Returns:
-        0 no findings, or only warnings; 1 a run would be refused; 2 the config or the command line is wrong
+        0 no findings, or only warnings; 1 the run would be refused; 2 the config or the command line is wrong
     """
     started = time.perf_counter()
     choice = choose(config, overrides, task)

@@ -74,7 +74,7 @@ def leaks(
         configs: configs of pre-training or fine-tuning.
         held_out: folder with official files (dataset_coco.json, refs(unc).p, ...), whose validation and test splits are also
             compared, by id; may be repeated.
-        perceptual: compare a sample by appearance too, to find resized, recompressed or recoloured copies, and crops (needs
+        perceptual: also compare a sample by appearance, to find resized, recompressed or recoloured copies, and crops (needs
             imagehash).
         sample: number of images that --perceptual draws from each training set and each held-out set.
         seed: seed of the sample.
@@ -125,7 +125,7 @@ def leaks(
     not_checked = [*image_sets.not_checked, *_broken({**image_sets.training, **image_sets.held_out})]
     for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
-    sys.stdout.write(EXACT if not perceptual else f"{EXACT_TOO} a sample of {sample:,} images per side\n")
+    sys.stdout.write(EXACT if not perceptual else f"{EXACT_TOO} a sample of {sample:,} images per set\n")
     if out is not None:
         sys.stdout.write(f"{out}: {table.rows:,} pairs of a training image and a held-out image\n")
     return 1 if table.rows else 3 if not_checked else 0
@@ -254,7 +254,7 @@ def _read(path: str, image_sets: ImageSets) -> None:
     elif issubclass(kind.task, FineTuneTask):
         _read_fine_tuning(path, config, kind.task, image_sets)
     else:
-        image_sets.not_checked.append(f"{path}: a task that has neither streams nor splits")
+        image_sets.not_checked.append(f"{path}: its task has neither streams nor splits")
 
 
 def _read_pretraining(path: str, config: Any, image_sets: ImageSets) -> None:
@@ -272,9 +272,9 @@ def _read_pretraining(path: str, config: Any, image_sets: ImageSets) -> None:
         return
     for key, stream in (("files", "images"), ("region_files", "regions"), ("video_files", "videos")):
         files = getattr(evaluation, key)
-        own = streams.get(stream) or next(iter(streams.values()), None)
-        if files and own is not None:
-            opened = partial(_Records, files, own, f"evaluation.{key}", config.data)
+        chosen = streams.get(stream) or next(iter(streams.values()), None)
+        if files and chosen is not None:
+            opened = partial(_Records, files, chosen, f"evaluation.{key}", config.data)
             _try(f"{path} evaluation.{key}", opened, image_sets.held_out, image_sets)
 
 

@@ -64,7 +64,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
         UserError: if the path is not a PNG, is one of the images, or cannot be written.
     """
     if path.suffix.lower() != ".png":
-        raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")
+        raise UserError(f"--save {path}: figures are written as PNG; give a name that ends with .png")
     # Path.resolve would raise an error for a loop of symbolic links.
     target = Path(os.path.realpath(path))
     for image in (Path(os.path.realpath(name)) for name in images):

@@ -163,7 +163,7 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
 
 def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) -> Iterator[list[list[View]]]:
     """Yield the views of images in batches: each image in its own group or, for "compare", in groups of as many images as the
-    model compares. A group with an image that cannot be read is skipped and added to ``broken``.
+    model compares. A group with an image that cannot be read is skipped, and the reason is added to ``broken``.
 
     Raises:
         UserError: if the images cannot be divided into groups of this size.

@@ -49,9 +49,9 @@ class LaionFlags:
     """How lists of image URLs are filtered, and where the filter runs.
 
     Attributes:
-        min_side: minimum length of the shorter side in pixels, as listed.
-        min_similarity: minimum CLIP similarity of image and text, as listed; from -1 to 1.
-        safety: NSFW excludes images with this tag, UNSURE also excludes images tagged UNSURE, and none excludes no tag.
+        min_side: minimum length of the shorter side in pixels, according to the list.
+        min_similarity: minimum CLIP similarity of image and text, according to the list; from -1 to 1.
+        safety: NSFW excludes images with this tag, UNSURE also excludes images tagged UNSURE, and none excludes no images.
         max_unsafe: maximum probability of an unsafe image (column punsafe).
         max_watermark: maximum probability of a watermark (column pwatermark).
         ray: run on a Ray cluster with a shared disk; give its address, auto, or local.
@@ -118,18 +118,18 @@ def prepare(
     """Make records from the official files of a public data set.
 
     NAME is a data set shown by --list, or a group: 4m for everything that configs/pretrain/base_4m.yaml reads, 1b for what
-    base_1b.yaml reads in addition, videos for the second step of 1b. The folder of --raw contains the official annotation files,
-    plain or zipped, and the images, in any subfolders. If it contains files of downstream splits, their images are excluded.
-    To continue after an interruption, repeat the command. Each folder of records appears only when it is complete.
+    base_1b.yaml reads in addition, and videos for the second step of 1b. The folder of --raw contains the official annotation
+    files, plain or zipped, and the images, in any subfolders. If it contains files of downstream splits, their images are
+    excluded. To continue after an interruption, repeat the command. Each folder of records appears only when it is complete.
 
     Args:
         name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, v3det, cc12m, laion,
             webvid, howto100m, yt_temporal, multi30k, multilingual_coco, wit, wikimatrix, odvg, instances, lvis, grit, finehard,
             grefcoco, grefcoco_eval, ref_l4, blip3_grounding, gbc, pixelprose, datacomp, 4m, 1b or videos; or a command.
-        list_: show the data sets: files, sizes, licence, and the resulting records.
+        list_: show the data sets with their files, sizes, licences and the resulting records.
         check: compare the prepared folders in this folder with their manifests.
         raw: folder of the official files and images.
-        out: folder for the folders of records.
+        out: folder in which the folders of records are created.
         held_out: an additional folder with files of downstream splits; may be repeated.
         without: keep the held-out images of this data set, on which you will never evaluate; may be repeated.
         missing: also exclude the images listed in the missing.txt of a different group; give this file, or the group's --out.
@@ -220,7 +220,7 @@ def prepare_all(names: Sequence[str], options: Options) -> int:
 
 
 def listing() -> str:
-    """Returns the text of --list: for each data set, its official files, licence, sizes and records, and the config."""
+    """Returns the text of --list: the files, licence, sizes and records of each data set, and the config that reads them."""
     lines = ["Licences are as stated on the data sets' own pages; none was verified here.", ""]
     for name, data_set in SETS.items():
         sizes = ", ".join(f"{number:,} {unit}" for unit, number in data_set.sizes.items()) or "not known"

@@ -36,27 +36,26 @@ def report(
 
     Args:
         runs: folder of each run (its --output).
-        output: the page to write. By default report.html in the folder of the run; for several runs, report.html in the current
-            directory.
+        output: the page to write (default: report.html in the folder of the run or, for several runs, in the current directory).
         examples: maximum number of predictions shown per split; from 0 to 200.
         wandb: also upload the page to Weights & Biases; requires a single run that was trained with train.wandb.
 
     Examples:
         python run.py report runs/demo/grounding
         python run.py report runs/ablation/*/seed-* --output variants.html
-        python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
+        python run.py report runs/big --examples 0                       without predictions: fast, and needs no data
     """
     if len(runs) > MAX_RUNS:
         raise UserError(f"{len(runs)} runs are more than a page can show; give at most {MAX_RUNS}")
     if wandb and len(runs) > 1:
-        raise UserError(f"--wandb: a page of {len(runs)} runs cannot be shown in one of them; give a single run")
+        raise UserError(f"--wandb: a page about {len(runs)} runs belongs to none of them; give a single run")
     if output is None:
         output = expanded(runs[0]) / REPORT_FILE if len(runs) == 1 and expanded(runs[0]).is_dir() else Path(REPORT_FILE)
     output = expanded(output)
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; give a file, such as {output / REPORT_FILE}")
     if output.suffix not in (".html", ".htm"):
-        raise UserError(f"--output {output}: the name of a page ends in .html; give such a file")
+        raise UserError(f"--output {output}: the page is an HTML file; give a name that ends with .html")
     if not output.parent.is_dir():
         raise UserError(
             f"--output {output}: the folder {output.parent} does not exist; create it, or give another file"
@@ -78,7 +77,7 @@ def report(
         from engine.trackers.wandb import send_report
 
         send_report(read[0].folder, output)
-        sys.stdout.write("the page is sent to W&B\n")
+        sys.stdout.write("the page was sent to W&B\n")
     return 0
 
 

@@ -33,7 +33,7 @@ def search(
     model: ModelName | None = None,
     running: ModelFlags = ModelFlags(),
 ) -> int:
-    """Find images with a sentence: by cosine, then by the matching head; optionally with the box where the sentence applies.
+    """Find images with a sentence, first by cosine and then by the matching head, and optionally the box that it describes.
 
     Each line contains the values named in the header, followed by the path. Hits are ranked by the probability that the text is
     about the image or, if the model's run has evaluation.score: sum, by the sum of the log-odds and the cosine divided by the
@@ -44,7 +44,7 @@ def search(
         texts: one or more sentences, each of which is searched for separately.
         top: maximum number of hits.
         rerank: number of images, the best by cosine, that the matching head compares with the text; 0 for none.
-        locate: also find the box in each hit to which the text applies or, if a phrase follows the flag, the box of the phrase;
+        locate: also find, in each hit, the box that the text describes or, if a phrase follows the flag, the box of the phrase;
             needs a model of task pretrain.
         save: draw the first 48 hits as a PNG.
         json_: print a JSON object for each hit, one per line.
@@ -101,13 +101,13 @@ def _values(text: str, hit: Hit) -> dict[str, Any]:
 
 
 def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: Path) -> Path:
-    """Draw the hits, best first, each with its box if it has one, grouped by text if there are several."""
+    """Draw the hits, best first, each with its box if it has one. If there are several texts, hits are grouped by text."""
     from x2vlm import figures
     from x2vlm.search.figures import panels_of
 
     title = found[0][0] if len(found) == 1 else ""
     panels = [panel for text, hits in found for panel in panels_of(index, hits, "" if title else text)]
-    hits = [hit for _, of_text in found for hit in of_text]
+    hits = [hit for _, text_hits in found for hit in text_hits]
     explained = {
         "sum: log-odds of image, plus the cosine over the temperature": any(hit.sum is not None for hit in hits),
         "image: probability that the text is about it": any(hit.score is not None for hit in hits),

@@ -165,8 +165,8 @@ def titles_of(tabs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def copied_examples(source: Path | None, folder: Path, read: Reader) -> list[Path]:
-    """Returns copies of the first images, or videos, in a folder and its subfolders that a model can read; the rest are
-    reported."""
+    """Returns copies of the first images, or videos, in a folder and its subfolders that a model can read. Files that
+    cannot be read are reported."""
     if source is None:
         return []
     if not source.is_dir():

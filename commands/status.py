@@ -19,7 +19,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
 
     Args:
         runs: folder of a run (its --output), or a folder of runs.
-        json_: print a list with an object for each run.
+        json_: print a JSON list with an object for each run.
         hashes: verify the hashes of checkpoints, which reads all their bytes (default: compare sizes).
 
     Examples:
@@ -55,7 +55,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
 
 
 def folders_of(given: Sequence[str]) -> list[str]:
-    """Returns the folders of all runs in the given folders, which may be folders of runs themselves, without duplicates.
+    """Returns the given folders of runs and the folders of runs inside the given folders, without duplicates.
 
     Raises:
         UserError: if a folder does not exist.

@@ -60,8 +60,8 @@ def _in_a_line(ready_cell: ReadyCell) -> str:
     cell = ready_cell.cell
     split, metrics = next(iter(cell.numbers.items()))
     metric, percent = next(iter(metrics.items()))
-    here = "weights and data are here" if not ready_cell.missing else f"missing: {len(ready_cell.missing)}"
-    return f"{cell.name:28} {f'{split} {metric}':44} {percent:5.1f}  {here}\n"
+    state = "weights and data are here" if not ready_cell.missing else f"missing: {len(ready_cell.missing)}"
+    return f"{cell.name:28} {f'{split} {metric}':44} {percent:5.1f}  {state}\n"
 
 
 def _in_full(ready_cell: ReadyCell) -> str:

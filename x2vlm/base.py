@@ -85,7 +85,7 @@ class LoadedModel:
         return self.runtime.network
 
     def takes(self, call: str) -> bool:
-        """True if the model was trained for a call and, if it was exported, the export contains the call."""
+        """True if the model was trained for a call and, if it was exported, the export supports the call."""
         is_available = isinstance(self.runtime, TorchRuntime) or call in EXPORTED
         return is_available and self.settings.task in CALLS[call].tasks
 
@@ -96,7 +96,7 @@ class LoadedModel:
             UserError: the list of items is empty, or a result is NaN or infinite.
         """
         if not items:
-            raise UserError("no images or no texts were given")
+            raise UserError("no images or texts were given")
         size = self.batch_size
         with self.runtime.running():
             return [
@@ -172,18 +172,18 @@ class LoadedModel:
         except ValueError:
             cleaned = ""
         if not cleaned.strip():
-            raise UserError(f"the text {text!r} has no word (punctuation does not count); write one")
+            raise UserError(f"the text {text!r} contains no words (punctuation does not count); write at least one")
         return cleaned
 
     def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
         """Returns the log-odds that each text is about each image, (images, texts) float32; :meth:`match` gives probabilities."""
         self.require("match")
         matcher = Matcher(self, as_texts(texts))
-        every = torch.arange(matcher.count)
+        all_texts = torch.arange(matcher.count)
 
         def score(images: Sequence[Image]) -> list[np.ndarray]:
             states = self.runtime.image_states(self.pixels(self.views(images)))
-            return matcher.margins(states, [every] * len(images))
+            return matcher.margins(states, [all_texts] * len(images))
 
         return np.stack(self.run(as_list(images), score)).astype(np.float32)
 

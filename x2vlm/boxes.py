@@ -53,7 +53,7 @@ def best_boxes(
 def region_scores(
     network: PretrainModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
 ) -> Tensor:
-    """Returns the probability (N,) that text n matches the content of box n: pre-training's matching of regions (section 3.3).
+    """Returns the probability (N,) that text n matches the content of box n, as when regions are matched in pre-training.
 
     ``boxes`` (N, 4) as centre and size, relative to their images.
     """
@@ -65,7 +65,8 @@ def region_scores(
 
 
 def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tensor:
-    """Returns the patches (N, P) bool that boxes (N, 4), centre and size relative to their images, touch; sizes are in pixels."""
+    """Returns masks (N, P) bool of the patches that boxes touch. The boxes (N, 4) are centre and size, relative to their images;
+    ``image_size`` and ``patch_size`` are in pixels."""
     height, width = sides_of(image_size)
     corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
     pixels = corners * torch.tensor([width, height, width, height])

@@ -116,7 +116,7 @@ def _load_weights(
             f"tokenizer {tokenizer_name}: its token ids differ from the token ids used to train {weights}, so words would "
             "get the embeddings of other words; give the tokenizer used in training"
         )
-    network = settings.kind.build(settings.model, len(loaded))
+    network = settings.task_model.build(settings.model, len(loaded))
     load_weights(network, weights).require_complete()
     _check_finite(network, weights)
     return Model(

@@ -1,4 +1,4 @@
-"""All boxes of a phrase from a model whose box head predicts only one: regions of the image whose content matches the phrase."""
+"""Finds all boxes of a phrase with a model whose box head predicts only one: regions of the image whose content matches it."""
 
 from __future__ import annotations
 

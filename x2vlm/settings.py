@@ -36,7 +36,7 @@ from utils.errors import UserError
 C = TypeVar("C", bound=Config)
 
 
-class Kind(NamedTuple):
+class TaskModel(NamedTuple):
     """The model of a task: the class of its section ``model``, and a function that builds the model from this section and the
     vocabulary size."""
 
@@ -52,14 +52,14 @@ def _nlvr(config: NLVRModelConfig, vocab_size: int) -> NLVRModel:
     return NLVRModel(config, vocab_size, images=config.images, classes=config.classes)
 
 
-KINDS = {
-    "pretrain": Kind(PretrainModelConfig, PretrainModel),
-    "retrieval": Kind(AligningConfig, RetrievalModel),
-    "grounding": Kind(GroundingModelConfig, _grounding),
-    "nlvr": Kind(NLVRModelConfig, _nlvr),
-    "vqa": Kind(VQAModelConfig, VQAModel),
-    "video_qa": Kind(VideoQAModelConfig, VideoQAModel),
-    "captioning": Kind(ModelConfig, CaptioningModel),
+TASK_MODELS = {
+    "pretrain": TaskModel(PretrainModelConfig, PretrainModel),
+    "retrieval": TaskModel(AligningConfig, RetrievalModel),
+    "grounding": TaskModel(GroundingModelConfig, _grounding),
+    "nlvr": TaskModel(NLVRModelConfig, _nlvr),
+    "vqa": TaskModel(VQAModelConfig, VQAModel),
+    "video_qa": TaskModel(VideoQAModelConfig, VideoQAModel),
+    "captioning": TaskModel(ModelConfig, CaptioningModel),
 }
 
 
@@ -94,16 +94,16 @@ class Settings(Config):
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @property
-    def kind(self) -> Kind:
-        """How to build the model of the task."""
-        return KINDS[self.task]
+    def task_model(self) -> TaskModel:
+        """Returns the entry of the task in :data:`TASK_MODELS`."""
+        return TASK_MODELS[self.task]
 
 
 def settings_of_run(config: Path) -> Settings:
     """Extract the settings from the ``config.yaml`` of a run or a saved model; see :func:`settings_of`."""
     values = read_yaml(config)
-    if values.get("task") in KINDS:
-        values = {**values, "model": with_previous_defaults(values.get("model"), KINDS[values["task"]].config)}
+    if values.get("task") in TASK_MODELS:
+        values = {**values, "model": of_earlier_version(values.get("model"), TASK_MODELS[values["task"]].config)}
     return settings_of(values, str(config))
 
 
@@ -115,13 +115,13 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
         source: the file that the values come from, for messages.
 
     Raises:
-        UserError: the task is not among :data:`KINDS`, or a value is not valid.
+        UserError: the task is not among :data:`TASK_MODELS`, or a value is not valid.
     """
     task = values.get("task")
-    if task not in KINDS:
-        raise UserError(f"{source}: task is {task!r}; x2vlm loads models of {', '.join(KINDS)}")
+    if task not in TASK_MODELS:
+        raise UserError(f"{source}: task is {task!r}; x2vlm loads models of {', '.join(TASK_MODELS)}")
     data, evaluation = (values.get(name) or {} for name in ("data", "evaluation"))
-    model = bind(values.get("model") or {}, KINDS[task].config, source=f"{source}: model")
+    model = bind(values.get("model") or {}, TASK_MODELS[task].config, source=f"{source}: model")
     reading = (data.get("videos") or {}).get("reading")  # pre-training's counterpart of data.video in other tasks
     data = {**data, "video": reading} if reading is not None else data
     kept = _kept(data, DataSettings) | {

@@ -116,7 +116,7 @@ def test_a_figure_path_is_checked_first_and_never_overwrites_an_image(run, photo
     before = (photos / "0.png").read_bytes()
     for target, reported in {
         photos / "0.png": "this is one of the images",
-        tmp_path / "out.jpg": "a figure is a PNG",
+        tmp_path / "out.jpg": "figures are written as PNG",
         photos / "0.png/out.png": "its folder cannot be created",
     }.items():
         assert main([*argv, str(target)]) == 2

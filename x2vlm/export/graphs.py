@@ -60,8 +60,8 @@ Axes = Mapping[int, Dim]
 
 
 class ImageGraph(nn.Module):
-    """Pixels (N, 3, S, S), or (N, F, 3, S, S) of videos, uint8 -> states (N, K, D), and embeddings (N, E) if the model has
-    them."""
+    """Maps pixels (N, 3, S, S) uint8, or (N, F, 3, S, S) for videos, to states (N, K, D) and, if the model has them, embeddings
+    (N, E)."""
 
     def __init__(self, network: XVLM):
         super().__init__()
@@ -84,8 +84,8 @@ class ImageGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """Ids (N, L) int64 and mask (N, L) bool, True = token -> states (N, L, D), undefined at padding, and embeddings (N, E) if the
-    model has them."""
+    """Maps ids (N, L) int64 and a mask (N, L) bool, True = token, to states (N, L, D), which are undefined at padding, and to
+    embeddings (N, E) if the model has them."""
 
     def __init__(self, network: XVLM):
         super().__init__()
@@ -110,9 +110,9 @@ class TextGraph(nn.Module):
 
 
 class FusionGraph(nn.Module):
-    """Text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with their mask (B, K), True = attend -> the
-    margin (B, S), which is the log-odds that the text is about the image, and the box (B, S, 4) of the text, centre and size
-    in 0..1; each output exists only if the model has the head for it.
+    """Maps text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with their mask (B, K), True = attend,
+    to the margin (B, S), which is the log-odds that the text is about the image, and to the box (B, S, 4) of the text, centre and
+    size in 0..1. Each output exists only if the model has the head for it.
 
     The keys and values of an image are projected once for all its texts, and the last block computes only [CLS].
     """

@@ -121,25 +121,25 @@ class X2VLMReranker:
         """
         documents = self._documents
         assert documents is not None, "index() was not called"
-        asked = _Items(self.model, queries, task_metadata, PromptType.query, 0.0)
-        if asked.are_images == documents.are_images:
-            kind = "images" if asked.are_images else "texts"
+        query_items = _Items(self.model, queries, task_metadata, PromptType.query, 0.0)
+        if query_items.are_images == documents.are_images:
+            kind = "images" if query_items.are_images else "texts"
             raise UserError(
                 f"{task_metadata.name} compares {kind} with {kind}, but the matching head compares texts with "
                 "images; use X2VLMEncoder"
             )
         if top_ranked is None:
-            found = _nearest(asked, documents, top_k)
+            found = _nearest(query_items, documents, top_k)
             chosen = [rows[: self.candidates] for rows in found]
         else:
-            found = chosen = [documents.rows_of(top_ranked.get(query, ())) for query in asked.names]
-        scores = self._score(asked, documents, chosen)
+            found = chosen = [documents.rows_of(top_ranked.get(query, ())) for query in query_items.names]
+        scores = self._score(query_items, documents, chosen)
         results: Ranking = {}
-        for query, rows, of_query in zip(asked.names, found, scores, strict=True):
-            lowest = float(of_query.min(initial=0.0))
-            below = [lowest - distance for distance in range(1, 1 + len(rows) - len(of_query))]
+        for query, rows, query_scores in zip(query_items.names, found, scores, strict=True):
+            lowest = float(query_scores.min(initial=0.0))
+            below = [lowest - distance for distance in range(1, 1 + len(rows) - len(query_scores))]
             names = [documents.names[row] for row in rows.tolist()]
-            results[query] = dict(zip(names, [*of_query.tolist(), *below], strict=True))
+            results[query] = dict(zip(names, [*query_scores.tolist(), *below], strict=True))
         return results
 
     def _score(self, queries: _Items, documents: _Items, chosen: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -148,11 +148,11 @@ class X2VLMReranker:
         pairs = np.array([(query, row) for query, rows in enumerate(chosen) for row in rows.tolist()], np.int64)
         scores = np.empty(len(pairs))
         if len(pairs):
-            of_image, of_text = pairs.T if queries.are_images else pairs.T[::-1]
-            used, text_index = np.unique(of_text, return_inverse=True)
+            image_rows, text_rows = pairs.T if queries.are_images else pairs.T[::-1]
+            used, text_index = np.unique(text_rows, return_inverse=True)
             matcher = Matcher(self.model, [texts.texts[row] for row in used.tolist()])
-            order = np.argsort(of_image, kind="stable")
-            rows, starts = np.unique(of_image[order], return_index=True)
+            order = np.argsort(image_rows, kind="stable")
+            rows, starts = np.unique(image_rows[order], return_index=True)
             groups = np.split(order, starts[1:])
             for start in range(0, len(rows), self.model.batch_size):
                 batch = slice(start, start + self.model.batch_size)
@@ -161,9 +161,9 @@ class X2VLMReranker:
                 for group, margins in zip(groups[batch], matcher.margins(states, columns), strict=True):
                     scores[group] = margins
             if self.model.settings.evaluation.score == "sum":
-                cosines = np.einsum("pe,pe->p", images.embeddings[of_image], texts.embeddings[of_text])
+                cosines = np.einsum("pe,pe->p", images.embeddings[image_rows], texts.embeddings[text_rows])
                 scores = sums(self.model, scores, cosines)
-            scores[~texts.has_words[of_text]] = scores.min() - 1
+            scores[~texts.has_words[text_rows]] = scores.min() - 1
         return np.split(scores, np.cumsum([len(rows) for rows in chosen])[:-1])
 
 
@@ -220,8 +220,8 @@ class _Items:
                     [self.model.embed_images([self._image(row) for row in part]) for part in parts]
                 )
             else:
-                of_parts = [self.model.embed_texts([self.texts[row] for row in part]) for part in parts]
-                self._embeddings = np.concatenate(of_parts) * self.has_words[:, None]
+                part_embeddings = [self.model.embed_texts([self.texts[row] for row in part]) for part in parts]
+                self._embeddings = np.concatenate(part_embeddings) * self.has_words[:, None]
         return self._embeddings
 
     def states(self, rows: Sequence[int]) -> Tensor:

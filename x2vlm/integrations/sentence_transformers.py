@@ -127,7 +127,7 @@ class Embedder(_X2VLMModule):
         return embedding_width(self.model)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
-        """Returns the tokens of a batch of texts, or the pixels of a batch of images. sentence-transformers refuses mixed
+        """Returns the tokens of a batch of texts, or the pixels of a batch of images. sentence-transformers rejects mixed
         batches.
 
         Raises:
@@ -167,12 +167,13 @@ class PairScorer(_X2VLMModule):
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Adds ``scores`` (N, 1), the log-odds that the text of each pair is about its image."""
-        runtime, (of_text, of_image) = self.model.runtime, (features["text_index"].cpu(), features["image_index"].cpu())
-        groups = [(of_image == image).nonzero()[:, 0] for image in range(len(features["pixels"]))]
+        runtime = self.model.runtime
+        text_rows, image_rows = features["text_index"].cpu(), features["image_index"].cpu()
+        groups = [(image_rows == image).nonzero()[:, 0] for image in range(len(features["pixels"]))]
         with runtime.running():
             bank = TextBank.of([runtime.text_states(Text(features["ids"], features["mask"]))])
             states = runtime.image_states(features["pixels"])
-            margins = torch.cat(runtime.margins(states, [of_text[group] for group in groups], bank))
+            margins = torch.cat(runtime.margins(states, [text_rows[group] for group in groups], bank))
         order = torch.cat(groups).argsort().to(margins.device)
         return {**features, "scores": self.model.finite(margins)[order].unsqueeze(1)}
 

@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.printing import printed
 from x2vlm import figures
 from x2vlm.base import LoadedModel
-from x2vlm.matching import matches, formatted_scores
+from x2vlm.matching import formatted_scores, matches
 
 if TYPE_CHECKING:
     from x2vlm.boxes import Box
@@ -78,7 +78,7 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
     first."""
 
     def box(label: str, example: str, lines: int = 3) -> TextBox:
-        return TextBox(label, example if _in_words_of(model, example) else "", lines)
+        return TextBox(label, example if _knows_words(model, example) else "", lines)
 
     sentence, phrases = box("a sentence", "a dog on a lawn"), box("phrases, one per line", "the dog")
     known = [
@@ -107,9 +107,9 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
         ),
         Ability("explain", 1, [sentence], "many", lambda files, texts: _explain(model, files, *texts)),
     ]
-    of_videos = model.read.videos is not None
+    takes_videos = model.read.videos is not None
     found = [
-        ability for ability in known if model.takes(ability.name) and not (of_videos and ability.name in IMAGE_ONLY)
+        ability for ability in known if model.takes(ability.name) and not (takes_videos and ability.name in IMAGE_ONLY)
     ]
     return found if index is None else [_search_ability(index), *found]
 
@@ -153,8 +153,8 @@ def _locate(model: Model, files: Sequence[str], text: str) -> Answer:
     panel = replace(figures.located(model.read, files[0], boxes, phrases), above=())
     lines = []
     for phrase in phrases:
-        of_phrase = [f"{phrase}: {_described(box)}" for box in boxes if box.phrase == phrase]
-        lines += of_phrase or [f"{phrase}: no box"]
+        phrase_lines = [f"{phrase}: {_described(box)}" for box in boxes if box.phrase == phrase]
+        lines += phrase_lines or [f"{phrase}: no box"]
     return Answer(lines, [Picture(drawn([panel]))])
 
 
@@ -178,7 +178,7 @@ def _compare(model: Model, files: Sequence[str], text: str) -> Answer:
     return Answer(lines)
 
 
-def _in_words_of(model: LoadedModel, text: str) -> bool:
+def _knows_words(model: LoadedModel, text: str) -> bool:
     """True if a model's tokenizer knows the words of a text without splitting most of them. For example, the tokenizer of a model
     of drawn shapes does not know "dog"."""
     tokens = model.tokenizer.tokenize(text)
@@ -198,7 +198,7 @@ def _explain(model: Model, files: Sequence[str], text: str) -> Answer:
 def _search_ability(index: ImageIndex) -> Ability:
     """Returns the ability to search an index. A model of task pretrain also finds boxes."""
     example = "a dog on a lawn"
-    texts = [TextBox("a sentence", example if _in_words_of(index.model, example) else "", 1)]
+    texts = [TextBox("a sentence", example if _knows_words(index.model, example) else "", 1)]
     if index.model.takes("locate"):
         texts.append(TextBox("a phrase to find in each image (if empty, the sentence)", "", 1))
     return Ability("search", 0, texts, "many", lambda files, texts: _search(index, *texts))

@@ -184,7 +184,7 @@ def _ask(gr: Any, tab: Tab, *given: Any) -> Any:
 
 
 def _guarded(gr: Any, limit: RateLimit, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``work`` with a rate limit per client, and show user errors on the page, without the paths of files on this machine."""
+    """Wrap ``work`` with a rate limit per client, and show user errors on the page, without paths on this machine."""
 
     def guarded(request: Any, *given: Any) -> Any:
         try:

@@ -72,7 +72,7 @@ def is_loopback(host: str) -> bool:
 
 
 class HostCheck:
-    """Rejects requests whose ``Host`` is foreign. ASGI middleware.
+    """Rejects requests whose header ``Host`` does not name this server. ASGI middleware.
 
     A malicious web page can make its own host name resolve to the IP address of this server (DNS rebinding) and then read the
     server's answers through the visitor's browser. The ``Host`` of such a request is the malicious host name.
@@ -100,7 +100,7 @@ class HostCheck:
         await self.app(scope, receive, send)
 
     def accepts(self, header: str) -> bool:
-        """True if a ``Host`` belongs to this server."""
+        """True if a header ``Host`` names this server."""
         match = HOST.fullmatch(header)
         host = match[1].strip("[]").lower() if match else ""
         if is_loopback(host) or host in self.names:

@@ -1,5 +1,5 @@
-"""The model functions that a search needs: to compute the tokens of an image, which can be cached, and to score texts with
-them."""
+"""The model functions that a search needs: to compute the tokens of an image, which can be cached, and to score texts
+against these tokens."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ A folder ``I`` contains the following files, where N is the number of completed 
 - ``broken.jsonl``, which lists the files that cannot be read.
 - ``index.json``, with the model, the indexed folder, and N.
 
-``index.json`` is written last, so that readers always see a list and embeddings that belong together. It contains the SHA-256 digests of the list and the
-embeddings, which are checked when an index is opened. While an index is being built, its parts are stored in ``I/parts``, from
-which an interrupted run continues.
+``index.json`` is written last, so that readers always see a list and embeddings that belong together. It contains the SHA-256
+digests of the list and the embeddings, which are checked when an index is opened. While an index is being built, its parts are
+stored in ``I/parts``, from which an interrupted build continues.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class ImageIndex:
             text: a sentence.
             top: maximum number of hits.
             rerank: number of images, the best by cosine, that the matching head scores; 0 to skip re-ranking.
-            locate: True to find the box in each hit to which the text applies, or a phrase to find the box of this phrase.
+            locate: True to find, in each hit, the box that the text describes, or a phrase to find the box of this phrase.
 
         Raises:
             UserError: the text is empty after cleaning, or the model has no box head.
@@ -196,7 +196,7 @@ class ImageIndex:
             yield from self.encoder.margins([self._tokens(hit) for hit in part], text).tolist()
 
     def _boxes(self, text: str, hits: Sequence[Hit]) -> Iterator[Box]:
-        """Yields the box in each image to which the text applies."""
+        """Yields, for each image, the box to which the text applies."""
         for part in self._batches(hits):
             boxes, scores = self.encoder.locate([self._tokens(hit) for hit in part], text)
             for hit, box, score in zip(part, boxes, scores, strict=True):

@@ -74,7 +74,7 @@ class Made(NamedTuple):
 
 
 def index(model: LoadedModel, folder: str | Path, out: str | Path) -> ImageIndex:
-    """Build or update an index in ``out`` of all images in a folder and its subfolders. Raises the same errors as
+    """Build or update, in the folder ``out``, an index of all images in ``folder`` and its subfolders. Raises the same errors as
     :func:`make`."""
     encoder = Encoder(model)
     make(encoder, Path(folder), Path(out))

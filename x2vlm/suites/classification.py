@@ -70,8 +70,8 @@ class ClassificationSuite(Suite[Folders]):
             raise UserError(f"{folder / TEMPLATES}: {without[0]!r} has no {{c}} for the class name; add it")
         images = [
             (path, index)
-            for index, of_class in enumerate(folders)
-            for path in sorted(of_class.iterdir())
+            for index, folder_of_class in enumerate(folders)
+            for path in sorted(folder_of_class.iterdir())
             if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not images:

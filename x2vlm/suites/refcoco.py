@@ -84,21 +84,21 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
                 f"{model.origin} is a model of task {model.settings.task}; zero-shot grounding needs "
                 "a model of task pretrain"
             )
-        asked = [(split, item) for split, phrases in content.items() for item in phrases]
+        questions = [(split, item) for split, phrases in content.items() for item in phrases]
         items: list[tuple[str, Phrase]] = []
         overlaps: dict[str, list[float]] = {condition: [] for condition in CONDITIONS}
         grey, broken = grey_view(model), dict[str, str]()
-        with progress_bar(total=len(asked), desc="phrases", unit="phrase") as bar:
-            for start in range(0, len(asked), model.batch_size):
-                asked_now = asked[start : start + model.batch_size]
-                bar.update(len(asked_now))
+        with progress_bar(total=len(questions), desc="phrases", unit="phrase") as bar:
+            for start in range(0, len(questions), model.batch_size):
+                chunk = questions[start : start + model.batch_size]
+                bar.update(len(chunk))
                 views: dict[str, View] = {}
-                for location in dict.fromkeys(str(item.image.path) for _, item in asked_now):
+                for location in dict.fromkeys(str(item.image.path) for _, item in chunk):
                     try:
                         views[location] = model.read(location)
                     except UserError as error:
                         broken[location] = str(error)
-                usable = [(split, item) for split, item in asked_now if str(item.image.path) in views]
+                usable = [(split, item) for split, item in chunk if str(item.image.path) in views]
                 if not usable:
                     continue
                 items += usable

@@ -116,8 +116,8 @@ class RetrievalSuite(Suite[Captions]):
         true = items.image_of_caption
         ranks = {score: dict(zip(KINDS, stage.ranks(true), strict=True)) for score, stage in stages.items()}
         hits = {
-            score: {"model": {kind: _hits(of_kind) for kind, of_kind in of_score.items()}, **baselines.hits(score)}
-            for score, of_score in ranks.items()
+            score: {"model": {kind: _hits(values) for kind, values in by_kind.items()}, **baselines.hits(score)}
+            for score, by_kind in ranks.items()
         }
         values = {
             score: {
@@ -128,7 +128,7 @@ class RetrievalSuite(Suite[Captions]):
         }
         chance = chance_recalls(items.captions_per_image, len(texts))
         groups = {KINDS[0]: range(len(items.images)), KINDS[1]: true.tolist()}
-        asked = {KINDS[0]: [str(source.path) for source in items.images], KINDS[1]: texts}
+        queries = {KINDS[0]: [str(source.path) for source in items.images], KINDS[1]: texts}
         examples = [
             {
                 "kind": kind,
@@ -137,10 +137,10 @@ class RetrievalSuite(Suite[Captions]):
                     score: dict(zip(MEASURES, by_condition["model"][kind][index].tolist(), strict=True))
                     for score, by_condition in hits.items()
                 },
-                "ranks": {score: _from_one(of_score[kind][index]) for score, of_score in ranks.items()},
+                "ranks": {score: _from_one(by_kind[kind][index]) for score, by_kind in ranks.items()},
             }
             for kind in content.kinds
-            for index, query in enumerate(asked[kind])
+            for index, query in enumerate(queries[kind])
         ]
         return Judged(
             [kind for kind in content.kinds for _ in groups[kind]],

@@ -180,10 +180,10 @@ class _Table:
         self.rows = {picture: row for row, picture in enumerate(texts_by_picture, 1)}
         self.columns = {text: column for column, text in enumerate(texts)}
         seen = [grey, *(views[picture] for picture in texts_by_picture)]
-        asked = [sorted({0, *(self.columns[text] for text in each)}) for each in texts_by_picture.values()]
+        columns = [sorted({0, *(self.columns[text] for text in each)}) for each in texts_by_picture.values()]
         embeddings = model.embed_texts(texts)
         cosines = model.embed_images(seen) @ embeddings.T
-        margins = Matcher(model, texts).scores(seen, [list(range(len(texts))), *asked])
+        margins = Matcher(model, texts).scores(seen, [list(range(len(texts))), *columns])
         self.text_cosines = (embeddings @ embeddings.T).astype(np.float64)
         self.scores = all_scores(model, cosines, margins)
 

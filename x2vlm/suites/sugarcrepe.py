@@ -35,7 +35,8 @@ def captions_beat_the_negative(scores: np.ndarray) -> dict[str, float]:
 
 
 def captions_resemble_each_other(cosines: np.ndarray) -> dict[str, float]:
-    """Judges SugarCrepe++'s text-only task (TOT): the right captions must resemble each other more than the wrong one."""
+    """Judges SugarCrepe++'s text-only task (TOT): the right captions must resemble each other more than either of them resembles
+    the wrong one."""
     return {"TOT": float(cosines[0, 1] > max(cosines[0, 2], cosines[1, 2]))}
 
 
@@ -103,5 +104,5 @@ SUGARCREPE_PP = CaseSuite(
         ),
     ),
     note="ITT, the image-text task: both captions beat the wrong one; TOT, the text-only task: the embeddings of the "
-    "captions are closer to each other than to the wrong one's",
+    "captions are closer to each other than to the embedding of the wrong one",
 )

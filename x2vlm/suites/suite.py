@@ -20,7 +20,7 @@ C = TypeVar("C")
 """Type of the content of a suite's files."""
 
 Mean = Literal["micro", "macro", "parts"]
-"""How to average: over examples (micro), over rows (macro), or over parts of the examples, such as relations or classes."""
+"""Types of mean: over examples (micro), over rows (macro), or over parts of the examples, such as relations or classes."""
 
 SCORES = {
     "cosine": "cosine of the embeddings",
@@ -38,8 +38,8 @@ SEED = 0
 DRAWS_AT_ONCE = 100
 HUMAN = "human"
 TIES = (
-    "image only uses one text in place of all texts, so all texts are tied; ties count by their expected value, "
-    "which is chance wherever a text is chosen"
+    "the image-only baseline uses one text in place of all texts, so all texts are tied; ties count with their expected "
+    "value, which is the chance level where a text is chosen"
 )
 
 
@@ -137,7 +137,7 @@ class Suite(ABC, Generic[C]):
         """Runs the model and judges its results by the official rule.
 
         Raises:
-            UserError: if the model does not support the suite, or if an image cannot be read.
+            UserError: if the model does not support the suite, or if none of the images can be read.
         """
 
     def results(self, judged: Judged, *, draws: int, seed: int = SEED) -> dict[str, list[Result]]:
@@ -207,8 +207,8 @@ class Suite(ABC, Generic[C]):
 
     def _units(self, judged: Judged, row: str, chosen: np.ndarray) -> int:
         """Returns the number of independent values of a row: the parts of a mean over parts, otherwise the groups."""
-        of_parts = row in self.summaries and self.summaries[row][0] == "parts"
-        return len(np.unique(np.asarray(judged.parts if of_parts else judged.groups)[chosen]))
+        by_part = row in self.summaries and self.summaries[row][0] == "parts"
+        return len(np.unique(np.asarray(judged.parts if by_part else judged.groups)[chosen]))
 
     def _means(
         self,
@@ -237,12 +237,12 @@ class Suite(ABC, Generic[C]):
             else:
                 names, part_of = np.unique(np.asarray(judged.parts)[each], return_inverse=True)
                 sums = np.stack([np.bincount(part_of, weights=column) for column in values[each].T], axis=1)
-                of_parts = sums / np.bincount(part_of)[:, None]
+                part_means = sums / np.bincount(part_of)[:, None]
                 count = len(names)
                 counts = (
                     np.ones((1, count)) if rng is None else rng.multinomial(count, [1 / count] * count, len(weights))
                 )
-                found[row] = counts @ of_parts / count
+                found[row] = counts @ part_means / count
         return found
 
 

@@ -179,8 +179,8 @@ def test_the_processor_accepts_images_in_all_forms_and_rejects_unsupported_optio
         "is empty": {"images": []},
         "neither a string nor a list of strings": {"text": [None]},
         "neither images nor text": {},
-        "return_tensors = 'np' is not possible": {"text": "a star", "return_tensors": "np"},
-        "max_length = 20 is not possible": {"text": "a star", "max_length": 20},
+        "return_tensors = 'np' is not supported": {"text": "a star", "return_tensors": "np"},
+        "max_length = 20 is not supported": {"text": "a star", "max_length": 20},
     }
     for message, given in refused.items():
         with pytest.raises(ValueError, match=message):

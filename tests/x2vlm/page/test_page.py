@@ -125,7 +125,7 @@ def test_an_index_whose_images_are_gone_is_reported(model, data, tmp_path):
     index = model("pretrain").index(tmp_path / "images", tmp_path / "index")
     shutil.rmtree(tmp_path / "images")
     answer = abilities_of(model("pretrain"), index)[0].ask([], ["a star", ""])
-    assert answer == ([OneLine("no indexed image")], ())
+    assert answer == ([OneLine("all images have been removed or changed")], ())
 
 
 def test_tabs_have_different_titles():
@@ -162,7 +162,7 @@ def test_uploads_are_limited_in_number_and_total_size():
     limit = UploadLimit(None, per_minute=3, total_bytes=2 * 10**6)
     limit.count("a", b"1000000", 0.0)
     limit.count("a", b"0", 1.0)
-    with pytest.raises(UserError, match="send Content-Length"):
+    with pytest.raises(UserError, match="no Content-Length"):
         limit.count("a", b"", 1.0)
     with pytest.raises(UserError, match=naming("3 uploads", "58 s")):
         limit.count("a", b"1", 2.0)

@@ -124,14 +124,14 @@ def test_files_without_cases_are_reported(tmp_path):
     FOLDERS["valse"][0](tmp_path)
     for name in suite_named("valse").files(tmp_path, ()):
         (tmp_path / name).write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"existence\.json: has no cases; download it again from github"):
+    with pytest.raises(UserError, match=r"existence\.json: contains no cases; download it again from github"):
         suite_named("valse").read(tmp_path, ())
 
 
 def test_one_empty_file_is_reported(tmp_path):
     FOLDERS["sugarcrepe"][0](tmp_path)
     (tmp_path / "swap_att.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"swap_att\.json: has no cases; download it again from github"):
+    with pytest.raises(UserError, match=r"swap_att\.json: contains no cases; download it again from github"):
         suite_named("sugarcrepe").read(tmp_path, ())
 
 

@@ -162,7 +162,7 @@ def test_classes_are_compared_by_the_mean_of_their_templates(model, tmp_path):
     ("files", "message"),
     [
         ({}, "contains 0 folders, but each class needs a folder of images"),
-        ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one"}, "has 1 names for 2 folders"),
+        ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one"}, "contains 1 names for 2 folders"),
         ({"a/1.png": "", "b/1.png": "", "templates.txt": "a photo"}, "'a photo' has no {c}"),
         ({"a/1.txt": "x", "b/1.txt": "x"}, "its folders contain no images"),
         ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one\nOne"}, "two classes are called 'one'"),

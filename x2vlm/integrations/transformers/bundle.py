@@ -75,7 +75,7 @@ class Source:
                 self._import(statement)
             elif not (isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"):
                 documented = [statement]
-                for name in _bound(statement):
+                for name in _defined_names(statement):
                     self.definitions[name] = documented
                 for node in ast.walk(statement):
                     if isinstance(node, ast.ImportFrom) and _is_ours(node.module):
@@ -120,7 +120,9 @@ class Bundle:
         self.sources: dict[str, Source] = {}
         own = self.source(root).definitions
         self.kept: dict[Target, None] = {Target(root, name): None for name in own}
-        methods = (each for of_name in own.values() for each in ast.walk(of_name[0]) if isinstance(each, Function))
+        methods = (
+            each for statements in own.values() for each in ast.walk(statements[0]) if isinstance(each, Function)
+        )
         self.mentioned = {"forward", *(method.name for method in methods)}
         found = -1
         while found != (found := len(self.kept) + len(self.mentioned)):  # a new name may add a method
@@ -165,7 +167,7 @@ class Bundle:
             if _is_text(statement):
                 continue
             for use in uses(statement, self._is_left_out):
-                if (found := self._meant(target.module, use)) is not None:
+                if (found := self._meaning_of(target.module, use)) is not None:
                     self.kept.setdefault(found)
             self.mentioned |= mentioned(statement, self._is_left_out)
 
@@ -173,11 +175,11 @@ class Bundle:
         """Keeps the imports that a definition uses only in annotations."""
         for statement in self.source(target.module).definitions[target.name]:
             for use in uses(statement, self._is_left_out, in_annotations=True):
-                found = self._meant(target.module, use)
+                found = self._meaning_of(target.module, use)
                 if found is not None and found.is_import:
                     self.kept.setdefault(found)
 
-    def _meant(self, module: str, use: Use) -> Target | None:
+    def _meaning_of(self, module: str, use: Use) -> Target | None:
         """Returns the meaning of a name that is used, or None if none of our modules defines or imports the name."""
         found = self._resolved(module, use.name.id)
         if found is None or found.name:
@@ -194,7 +196,7 @@ class Bundle:
 
     def _is_known(self, module: str, use: Use) -> bool:
         """True if the file contains the definition that an annotation uses."""
-        found = self._meant(module, use)
+        found = self._meaning_of(module, use)
         return hasattr(builtins, use.name.id) if found is None else found in self.kept
 
     def _is_left_out(self, method: Function) -> bool:
@@ -240,13 +242,13 @@ class Bundle:
                 cut.append(Edit(source.text.rindex(colon, 0, start), end, ""))
         changed = []
         for use in uses(statement, self._is_left_out, in_annotations=True):
-            meant = self._meant(source.name, use)
+            meant = self._meaning_of(source.name, use)
             is_module = self._resolved(source.name, use.name.id) != meant
             node = use.attribute if is_module else use.name
             if meant in self.names and (is_module or self.names[meant] != use.name.id):
                 assert node is not None
                 changed.append(Edit(*source.span(node), self.names[meant]))
-        for name, start in _bound_at(source, statement):
+        for name, start in _defined_names_at(source, statement):
             new = self.names.get(Target(source.name, name), name)
             if new != name:
                 changed.append(Edit(start, start + len(name.encode()), new))
@@ -418,14 +420,14 @@ def _names_of(function: Function) -> set[str]:
     return found - shared
 
 
-def _bound(statement: ast.stmt) -> list[str]:
+def _defined_names(statement: ast.stmt) -> list[str]:
     """Returns the names that a top-level statement defines."""
     if isinstance(statement, ast.ClassDef | Function):
         return [statement.name]
     return [each.id for each in ast.walk(statement) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
 
 
-def _bound_at(source: Source, statement: ast.stmt) -> Iterator[tuple[str, int]]:
+def _defined_names_at(source: Source, statement: ast.stmt) -> Iterator[tuple[str, int]]:
     """Yields the names that a top-level statement defines, and their positions in bytes."""
     if isinstance(statement, ast.ClassDef | Function):
         word = b"class " if isinstance(statement, ast.ClassDef) else b"def "

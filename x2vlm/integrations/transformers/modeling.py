@@ -100,7 +100,7 @@ class X2VLMModel(PreTrainedModel):
 
     def __init__(self, config: X2VLMConfig):
         super().__init__(config)
-        with _written(config.encoder_configs) as folders:
+        with _encoder_folders(config.encoder_configs) as folders:
             sizes = AligningConfig.model_validate(_with_folders(config.model, folders))
             self.vision = VisionEncoder(sizes.vision)
             self.text = build_text_encoder(sizes.text, None, sizes.fusion.width)
@@ -286,7 +286,7 @@ class X2VLMProcessor(ProcessorMixin):
 
 
 @contextmanager
-def _written(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Path]]:
+def _encoder_folders(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Path]]:
     """Context with folders that contain the configurations of encoders, from which the encoders are built."""
     with tempfile.TemporaryDirectory() as name:
         folders = {part: Path(name, part) for part in configs}

@@ -127,5 +127,5 @@ def _refer(file: Path, classes: dict[str, str]) -> None:
     """Adds to a config the references to the classes in the modelling file."""
     module = MODELLING_FILE.removesuffix(".py")
     values = json.loads(file.read_text(encoding="utf-8"))
-    values["auto_map"] = {name: f"{module}.{of_file}" for name, of_file in classes.items()}
+    values["auto_map"] = {name: f"{module}.{class_name}" for name, class_name in classes.items()}
     write_text(file, json.dumps(values, indent=2, sort_keys=True) + "\n")
