@@ -78,6 +78,6 @@ def of_videos(task, model) -> Model:
     video = image.settings.model.vision.model_copy(update={"video": VideoConfig(frames=2)})
     config = image.settings.model.model_copy(update={"vision": video})
     settings = image.settings.model_copy(update={"model": config})
-    network = settings.kind.build(config, len(image.tokenizer))
+    network = settings.task_model.build(config, len(image.tokenizer))
     network.load_state_dict(image.network.state_dict(), strict=False)
     return Model(network.eval(), image.tokenizer, settings, origin="of videos")

@@ -22,7 +22,7 @@ from utils.config_files import read_yaml
 from utils.weight_file import save_weights
 from x2vlm import UserError, load, loading
 from x2vlm.saving import HEADING
-from x2vlm.settings import KINDS, settings_of
+from x2vlm.settings import TASK_MODELS, settings_of
 
 NAMES = ("pretrain", "retrieval", "grounding", "nlvr", "vqa", "captioning")
 
@@ -155,7 +155,7 @@ def test_an_authors_file_gets_the_settings_of_its_run(task, more, size):
     config = ROOT / "configs" / loading._published_config(found(task, size, **more), Path("x.th"))
     settings = settings_of(loading.read_config(config, []), str(config))
     assert settings.task == task and size in config.name
-    assert settings.kind is KINDS[task]
+    assert settings.task_model is TASK_MODELS[task]
     if more.get("words"):
         assert settings.model.text.encoder.startswith("xlm-roberta")
     assert (settings.model.vision.video is not None) == ("frames" in more)

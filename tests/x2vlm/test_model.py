@@ -177,7 +177,7 @@ def test_an_unsupported_call_names_the_task_that_supports_it(model, data):
     [
         (lambda model, image: model.locate([image, image], ["a star"]), ("2 images", "1 lists")),
         (lambda model, image: model.match([], ["a star"]), ("no images or texts were given",)),
-        (lambda model, image: model.match(image, "?!"), ("'?!' has no word",)),
+        (lambda model, image: model.match(image, "?!"), ("'?!' contains no words",)),
         (lambda model, image: model.match(image, [3]), ("3 is not a text",)),
         (lambda model, image: model.match(3, ["a star"]), ("not int",)),
         (lambda model, image: model.match(image, None), ("None is not a text",)),
@@ -195,7 +195,7 @@ def test_mistakes_are_reported_in_one_line(ask, reported, model, data):
 def test_numbers_of_images_and_texts_that_do_not_match_are_reported(model, data):
     with pytest.raises(UserError, match="answer: 2 images and 3 texts"):
         model("vqa").answer([data / "images/0.png"] * 2, ["what?"] * 3)
-    with pytest.raises(UserError, match="' ' has no word"):
+    with pytest.raises(UserError, match="' ' contains no words"):
         model("vqa").answer(data / "images/0.png", " ")
     assert model("vqa").answer(data / "images/0.png", "what?", candidates="pink") == ["pink"]
     with pytest.raises(UserError, match=naming("tokenizer", "''")):

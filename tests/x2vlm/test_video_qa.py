@@ -10,7 +10,7 @@ import pytest
 from models.tasks.video_qa import VideoQAModelConfig
 from tests.messages import naming
 from x2vlm import Model, UserError, load
-from x2vlm.settings import KINDS
+from x2vlm.settings import TASK_MODELS
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def classifier(of_videos) -> Model:
     shared = of_videos.settings.model
     config = VideoQAModelConfig(vision=shared.vision, text=shared.text, fusion=shared.fusion, classes=3)
     settings = of_videos.settings.model_copy(update={"task": "video_qa", "model": config})
-    network = KINDS["video_qa"].build(config, len(of_videos.tokenizer))
+    network = TASK_MODELS["video_qa"].build(config, len(of_videos.tokenizer))
     return Model(network.eval(), of_videos.tokenizer, settings, origin="classifier")
 
 

@@ -99,7 +99,7 @@ def test_unsupported_inputs_are_rejected(run, model, images):
     pairs = cross_encoder(model("retrieval"))
     with pytest.raises(UserError, match="has two texts"):
         pairs.predict([("a star", "a heart")])
-    with pytest.raises(UserError, match="has no word"):
+    with pytest.raises(UserError, match="contains no words"):
         encoder(model("retrieval")).encode(["?!"])
     with pytest.raises(UserError, match="is a model of task vqa"):
         encoder(run("vqa"))

@@ -240,7 +240,7 @@ def test_other_encoders_give_the_same_results(model, row, tmp_path):
         sizes = {"vision": text.VISION, "text": config}
     settings = Settings(task="retrieval", model=AligningConfig(**sizes, fusion=FusionConfig(layers=2)))
     torch.manual_seed(0)
-    network = settings.kind.build(settings.model, VOCABULARY).double().eval()
+    network = settings.task_model.build(settings.model, VOCABULARY).double().eval()
     asked = Model(network, model("retrieval").tokenizer, settings, origin="of random weights")
     asked.save(tmp_path / "saved", format="transformers")
     shutil.rmtree(tmp_path / "encoder")

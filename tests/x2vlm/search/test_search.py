@@ -198,7 +198,7 @@ def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, 
         (lambda: make(Encoder(model("pretrain")), photos, photos), "contains other files; give an empty folder"),
         (lambda: make(Encoder(model("pretrain")), tmp_path / "index", tmp_path / "x"), "no image in this folder"),
         (lambda: make(Encoder(model("captioning")), photos, tmp_path / "x"), "cannot compare texts with images"),
-        (lambda: ImageIndex(tmp_path / "index", model("pretrain")).search(" . "), "has no word"),
+        (lambda: ImageIndex(tmp_path / "index", model("pretrain")).search(" . "), "contains no words"),
     ]:
         with pytest.raises(UserError, match=message) as error:
             call()
