@@ -103,7 +103,7 @@ def settings_of_run(config: Path) -> Settings:
     """Extract the settings from the ``config.yaml`` of a run or a saved model; see :func:`settings_of`."""
     values = read_yaml(config)
     if values.get("task") in TASK_MODELS:
-        values = {**values, "model": of_earlier_version(values.get("model"), TASK_MODELS[values["task"]].config)}
+        values = {**values, "model": with_previous_defaults(values.get("model"), TASK_MODELS[values["task"]].config)}
     return settings_of(values, str(config))
 
 
