@@ -194,10 +194,10 @@ _RELATIONS = 3
 """Number of classes of XVNLI. Its classifier sees one image, just as the classifier of video_qa sees one video."""
 
 
-def _stack(ours: Shapes, prefix: str, of_width: str, heads: int | None = None) -> Stack | None:
+def _stack(ours: Shapes, prefix: str, width_of: str, heads: int | None = None) -> Stack | None:
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
     layers = {int(match[1]) for name in ours if (match := pattern.match(name))}
-    width = ours.get(f"{prefix}.{min(layers, default=0)}.{of_width}", ())
+    width = ours.get(f"{prefix}.{min(layers, default=0)}.{width_of}", ())
     return Stack(width[-1], len(layers), heads) if layers and width else None
 
 

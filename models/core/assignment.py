@@ -31,18 +31,18 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
     if targets > queries:
         raise ValueError(f"{targets} targets cannot have a query each, as there are {queries}")
     every = torch.arange(count, device=costs.device)
-    of_targets, of_queries = costs.new_zeros(count, targets), costs.new_zeros(count, queries)  # dual variables
+    target_duals, query_duals = costs.new_zeros(count, targets), costs.new_zeros(count, queries)  # dual variables
     query_of = torch.full((count, targets), FREE, device=costs.device)
     target_of = torch.full((count, queries), FREE, device=costs.device)
     for new in range(targets):
         searching = present[:, new]
-        distance = torch.full_like(of_queries, torch.inf)
+        distance = torch.full_like(query_duals, torch.inf)
         visited = torch.zeros_like(distance, dtype=torch.bool)
         before = torch.full_like(target_of, new)  # the previous target on the shortest path to each query
         shortest = costs.new_zeros(count)
         target, end = torch.full_like(every, new), torch.zeros_like(every)
         for _ in range(new + 1):  # at most `new` queries are taken
-            reduced = costs[every, target] - of_targets[every, target].unsqueeze(1) - of_queries
+            reduced = costs[every, target] - target_duals[every, target].unsqueeze(1) - query_duals
             through = shortest.unsqueeze(1) + reduced
             shorter = searching.unsqueeze(1) & ~visited & (through < distance)
             distance = torch.where(shorter, through, distance)
@@ -54,9 +54,9 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
             searching = searching & (taken_by != FREE)
             target = torch.where(searching, taken_by, target)
         change = torch.where(visited, shortest.unsqueeze(1) - distance, 0)
-        of_queries -= change
-        of_targets.scatter_add_(1, target_of.clamp(min=0), change.masked_fill(target_of == FREE, 0))
-        of_targets[:, new] += shortest
+        query_duals -= change
+        target_duals.scatter_add_(1, target_of.clamp(min=0), change.masked_fill(target_of == FREE, 0))
+        target_duals[:, new] += shortest
         walking = present[:, new]
         for _ in range(new + 1):
             target = before[every, end]

@@ -294,9 +294,9 @@ class BlockStack(nn.Module):
             (Q, D); without query positions Q = T.
         """
         for index, block in enumerate(self.blocks):
-            of_block = tuple(each.layer(index) for each in keys_values)
+            block_keys_values = tuple(each.layer(index) for each in keys_values)
             is_last = index == len(self.layer) - 1
-            inputs = (states, packing, bias, of_block, queries if is_last else None, cache)
+            inputs = (states, packing, bias, block_keys_values, queries if is_last else None, cache)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 states = cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
             else:

@@ -200,8 +200,8 @@ class ContrastiveHead(nn.Module):
             return partial(next(self.cached), pairs, self.scalars)
         local = pairs
         if self.config.gradient == "released":
-            share = 1 / distributed.world_size()
-            local = pairs.with_embeddings([distributed.scale_gradient(each, share) for each in pairs.embeddings()])
+            factor = 1 / distributed.world_size()
+            local = pairs.with_embeddings([distributed.scale_gradient(each, factor) for each in pairs.embeddings()])
         image, text, valid, group, same_group, *_ = local
         wait_for_embeddings = distributed.start_gather(torch.cat([image, text], dim=1))
         wait_for_groups = distributed.start_gather(torch.stack([valid.long(), group], dim=1))

@@ -74,7 +74,7 @@ def spanning(
 def cached_losses(head: ContrastiveHead, embedded: Sequence[Sequence[EmbeddedPairs]]) -> Iterator[None]:
     """See :func:`spanning`. ``embedded``: for each micro-batch, the pairs of each of its contrastive losses."""
     by_loss = [_losses(head, micro_batches) for micro_batches in zip(*embedded, strict=True)]
-    head.cached = iter([cached.loss for of_micro_batch in zip(*by_loss, strict=True) for cached in of_micro_batch])
+    head.cached = iter([cached.loss for micro_batch in zip(*by_loss, strict=True) for cached in micro_batch])
     try:
         yield
     finally:
@@ -101,5 +101,5 @@ def _losses(head: ContrastiveHead, embedded: Sequence[EmbeddedPairs]) -> list[Ca
         gradients = torch.autograd.grad(loss, (*embeddings, *head.scalars))
     share = 1 / len(embedded)
     scalars = tuple(gradient * share for gradient in gradients[len(embeddings) :])
-    of_micro_batches = zip(*(gradient.split(sizes) for gradient in gradients[: len(embeddings)]), strict=True)
-    return [CachedLoss(loss.detach() * share, own, scalars) for own in of_micro_batches]
+    micro_batches = zip(*(gradient.split(sizes) for gradient in gradients[: len(embeddings)]), strict=True)
+    return [CachedLoss(loss.detach() * share, own, scalars) for own in micro_batches]

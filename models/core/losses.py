@@ -91,8 +91,8 @@ def contrastive(
             block = slice(start, start + COLUMNS)
             theirs = all_ranks.group[block], all_ranks.valid[block]
             blocks.append(run(queries, keys[block], temperature, local.group, theirs, offset - start, local.same_group))
-        of_all, of_positives, positives = (torch.stack(part) for part in zip(*blocks, strict=True))
-        likelihood = of_positives.sum(dim=0) / positives.sum(dim=0) - of_all.logsumexp(dim=0)
+        log_totals, positive_sums, positives = (torch.stack(part) for part in zip(*blocks, strict=True))
+        likelihood = positive_sums.sum(dim=0) / positives.sum(dim=0) - log_totals.logsumexp(dim=0)
         loss = loss - likelihood.masked_fill(~local.valid, 0).sum() / 2
     return loss
 

@@ -76,10 +76,10 @@ class BoxSetHead(nn.Module):
         rows = round(math.sqrt(config.queries))
         columns = math.ceil(config.queries / rows)
         positions = sincos_positions(*grid, width)
-        of_cells = F.adaptive_avg_pool2d(positions.T.unflatten(1, grid), (rows, columns)).flatten(1).T
+        cell_positions = F.adaptive_avg_pool2d(positions.T.unflatten(1, grid), (rows, columns)).flatten(1).T
         # If the grid has more cells than there are queries, the skipped cells are spread evenly.
         chosen = torch.linspace(0, rows * columns - 1, config.queries).round().long()
-        self.queries = nn.Parameter(of_cells[chosen])
+        self.queries = nn.Parameter(cell_positions[chosen])
         self.patches = nn.Linear(vision_width, width)
         layer = nn.TransformerDecoderLayer(
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -122,16 +122,16 @@ class BoxSetHead(nn.Module):
         width, queries, patches = self.belongs.in_features, len(self.queries), len(self.positions)
         memory, phrases, layers = tokens + patches, len(tokens), len(self.decoder.layers)
         # Self-attention has four projections of a query, cross-attention two; then the feed-forward layers.
-        of_query = (
+        query_macs = (
             4 * width * width
             + 2 * width * width
             + linear_macs(self.decoder.layers[0].linear1, self.decoder.layers[0].linear2)
         )
-        of_layer = phrases * (queries * of_query + 2 * queries * queries * width)
-        of_layer += int(memory.sum()) * (2 * width * width + 2 * queries * width)
+        layer_macs = phrases * (queries * query_macs + 2 * queries * queries * width)
+        layer_macs += int(memory.sum()) * (2 * width * width + 2 * queries * width)
         ends = phrases * queries * (linear_macs(self.box, self.belongs) + width)
         return (
-            step_flops(layers * of_layer + ends, True, True)
+            step_flops(layers * layer_macs + ends, True, True)
             + step_flops(phrases * linear_macs(self.asked), True, fused)
             + step_flops(phrases * patches * linear_macs(self.patches), True, images)
         )

@@ -113,7 +113,7 @@ def rank_answers(
     order = best_first(opening, min(k, len(tree)), ranking)
     candidates, device = order.cpu().numpy(), first.device
     scores = opening.gather(1, order) * (2 if ranking == "released" else 1)
-    calls = list(_calls([np.unique(tree.path[of_question]) for of_question in candidates], nodes_per_call))
+    calls = list(_calls([np.unique(tree.path[each]) for each in candidates], nodes_per_call))
     parts = keys_values.split([len(call) for call, _ in calls])
     for (call, nodes), part in zip(calls, parts, strict=True):
         subtrees = _Subtrees(tree, nodes, candidates[call.start : call.stop])

@@ -126,10 +126,10 @@ def score_each(
         tokens_per_call = 1536 if device.type == "cpu" else 16384
     scores = []
     for image, candidates in enumerate(texts):
-        of_image = at_least_float32(bank.texts.states.new_empty(len(candidates)))
+        image_scores = at_least_float32(bank.texts.states.new_empty(len(candidates)))
         for part in _similar_lengths(bank.lengths[candidates], tokens_per_call):
-            of_image[send(part, device)] = score(image, bank.select(candidates[part]))
-        scores.append(of_image)
+            image_scores[send(part, device)] = score(image, bank.select(candidates[part]))
+        scores.append(image_scores)
     return scores
 
 

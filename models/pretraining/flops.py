@@ -107,8 +107,8 @@ def _pairs(
         if hard is None:
             flops += cost.encode_texts(tokens)
         else:
-            of_hard = lengths(hard.text.mask, (hard.valid & batch.valid.unsqueeze(1)).flatten())
-            flops, hard_negatives = flops + cost.encode_texts(of_hard), len(of_hard)
+            hard_lengths = lengths(hard.text.mask, (hard.valid & batch.valid.unsqueeze(1)).flatten())
+            flops, hard_negatives = flops + cost.encode_texts(hard_lengths), len(hard_lengths)
     if "contrastive" in requested:
         flops += cost.align(len(tokens), len(tokens), hard_negatives)
     if "matching" in requested:

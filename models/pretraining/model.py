@@ -114,9 +114,9 @@ class PretrainModel(XVLM):
         to_encode = {
             name: self.streams[name].texts_to_encode(batches[name], losses) for name, losses in requested.items()
         }
-        all_texts = [text for of_stream in to_encode.values() for text in of_stream.values()]
+        all_texts = [text for stream_texts in to_encode.values() for text in stream_texts.values()]
         packed = iter(self.text(all_texts) if all_texts else [])
-        texts = {name: {text: next(packed) for text in of_stream} for name, of_stream in to_encode.items()}
+        texts = {name: {text: next(packed) for text in stream_texts} for name, stream_texts in to_encode.items()}
         with_images = [name for name, losses in requested.items() if losses and self.streams[name].has_images]
         pixels = {
             id(batches[name].pixels): batches[name].pixels for name in with_images
@@ -190,9 +190,8 @@ class PretrainModel(XVLM):
         if factors["translations"] is not None and self.vision.width != self.text.width:
             raise UserError(
                 "data.translations: the fusion encoder attends to texts as well as images, but images have width "
-                f"{self.vision.width} "
-                f""
-                f"and texts {self.text.width}; give model.vision and model.fusion the same width, or remove data.translations"
+                f"{self.vision.width} and texts {self.text.width}; give model.vision and model.fusion the same width, "
+                "or remove data.translations"
             )
         same_group = config.contrastive.identical_texts.model_dump()
         return {
