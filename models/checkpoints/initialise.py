@@ -149,7 +149,7 @@ def loaded_weights(model: XVLM, reports: list[LoadReport]) -> LoadedWeights:
     ]
     lines += [f"  random {name}" for name in by_module([name for name in random if name.split(".")[0] in partly])]
     lines += [f"  {line}" for report in reports for line in report.lines()]
-    return LoadedWeights(sources="; ".join([*counts, f"{_parts(random)} from random numbers"]), details=lines)
+    return LoadedWeights(sources="; ".join([*counts, f"{_parts(random)} randomly initialised"]), details=lines)
 
 
 def _parts(names: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ VEGA = "/* Vega */"
 ROOT = Path(__file__).parents[2]
 START = (
     Started(command=["Grounding.py", "--config", "grounding.yaml"], ranks=1, trains=True),
-    LoadedWeights(sources="62 of vision from old.safetensors; none from random numbers"),
+    LoadedWeights(sources="62 of vision from old.safetensors; none randomly initialised"),
     BuiltModel(parameters=1_900_000),
 )
 """The first lines of a process that does not resume."""
