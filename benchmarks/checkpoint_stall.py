@@ -49,7 +49,7 @@ def main(*, rounds: Positive = 3, small: bool = False) -> int:
         writer = CheckpointWriter(Path(folder), keep=1)
 
         def started(step: int) -> tuple[dict[str, Tensor], Future[Any]]:
-            writer.begin(step)
+            writer.create_folder(step)
             tensors = {f"{number}/{key}": state for number, each in states.items() for key, state in each.items()}
             saving = parallel.start_saving(tensors, temporary_folder(Path(folder), step) / STATES)
             return parallel.gathered(dict(model.state_dict())), saving

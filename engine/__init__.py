@@ -1,1 +1,1 @@
-"""The train loop, its precision, checkpoints and run folder. It does not depend on any task."""
+"""The training loop, mixed precision, checkpoints and the run folder. Nothing here depends on a particular task."""

@@ -1,7 +1,7 @@
 """Checkpoints of a run.
 
-Each checkpoint is a folder that is written atomically. Its manifest makes any later change to its files detectable. Only the
-newest checkpoints are kept.
+Each checkpoint is a folder that is written atomically. Its manifest contains the sizes and checksums of its files, so that later
+changes are detected. Only the newest checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Checkpoint:
         """Returns the optimiser state without its tensors, the state of the loss scaler, the position in the data and the
         counters.
 
-        Loading never executes code from the file. Checkpoints of earlier versions also have the optimiser's tensors in this
-        state.
+        Loading never executes code from the file. In checkpoints that earlier versions wrote, this state also contains the
+        optimiser's tensors.
 
         Raises:
             UserError: if the file cannot be read.
@@ -144,8 +144,8 @@ def write_checkpoint(
     about: Mapping[str, Any] | None = None,
     states: Future[Any] | None = None,
 ) -> Checkpoint:
-    """Writes a checkpoint atomically: its folder gets the final name only when it is complete. Replaces an existing checkpoint of
-    this step.
+    """Writes a checkpoint atomically: its folder is renamed to the final name only once it is complete. Replaces an existing
+    checkpoint of this step.
 
     Args:
         folder: the folder that contains the run's checkpoints.
@@ -154,11 +154,12 @@ def write_checkpoint(
         training: the state that :meth:`Checkpoint.training_state` returns: tensors and plain values.
         unaveraged: if ``weights`` are averaged, the weights before averaging; if None, the run does not average its weights.
         about: entries for the header of the model file.
-        states: future that completes once :data:`~engine.manifest.STATES` is written to the folder that :func:`begin` created; if
-            None, the checkpoint has no such folder, and this function calls :func:`begin` itself.
+        states: future that completes once :data:`~engine.manifest.STATES` has been written to the folder that
+            :func:`create_temporary_folder` created. If None, the checkpoint has no such folder, and this function calls
+            :func:`create_temporary_folder` itself.
     """
     final = folder / f"step-{step:08d}"
-    temporary = begin(folder, step) if states is None else temporary_folder(folder, step)
+    temporary = create_temporary_folder(folder, step) if states is None else temporary_folder(folder, step)
     save_weights(temporary / MODEL_FILE, weights, about)
     if unaveraged is not None:
         save_weights(temporary / UNAVERAGED_FILE, unaveraged)
@@ -176,15 +177,15 @@ def write_checkpoint(
     for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
         sync_file(path)
     # The old checkpoint is removed last: removal takes time, and a process killed in between would leave neither checkpoint.
-    former = _set_aside(final) if final.exists() else None
+    replaced = _set_aside(final) if final.exists() else None
     os.replace(temporary, final)
     sync_file(folder)
-    if former is not None:
-        shutil.rmtree(former)
+    if replaced is not None:
+        shutil.rmtree(replaced)
     return Checkpoint(final, step)
 
 
-def begin(folder: Path, step: int) -> Path:
+def create_temporary_folder(folder: Path, step: int) -> Path:
     """Creates the temporary folder for the checkpoint of ``step``."""
     remove_leftovers(folder)
     temporary = temporary_folder(folder, step)
@@ -198,8 +199,8 @@ def temporary_folder(folder: Path, step: int) -> Path:
 
 
 def remove_old(folder: Path, keep: int, step: int) -> None:
-    """Removes all but the newest ``keep`` checkpoints up to ``step``. Checkpoints of later steps are not counted, because they
-    are damaged."""
+    """Removes all but the newest ``keep`` checkpoints up to ``step``. Checkpoints of later steps are ignored, because they are
+    damaged."""
     for old in [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step <= step][:-keep]:
         shutil.rmtree(_set_aside(old.folder))
 
@@ -212,9 +213,9 @@ def remove_leftovers(folder: Path) -> None:
 
 def _set_aside(folder: Path) -> Path:
     """Renames a checkpoint before its removal, so that a run killed midway does not leave half of it under a valid name."""
-    doomed = folder.with_name(f".{folder.name}.old.tmp")
-    os.replace(folder, doomed)
-    return doomed
+    renamed = folder.with_name(f".{folder.name}.old.tmp")
+    os.replace(folder, renamed)
+    return renamed
 
 
 def find_weights(path: Path) -> Path:
@@ -253,7 +254,8 @@ def find_weights(path: Path) -> Path:
 
 
 def _weights_fault(checkpoint: Checkpoint) -> str | None:
-    """Returns what is wrong with a checkpoint's weights, or None if they are intact or an earlier version wrote no manifest."""
+    """Describes what is wrong with a checkpoint's weights. Returns None if they are intact, or if the checkpoint has no manifest
+    because an earlier version wrote it."""
     times = []
     for file in (checkpoint.folder / MANIFEST, checkpoint.model_file):
         try:
@@ -274,7 +276,7 @@ def _warn_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-def run_of(weights: Path) -> Path | None:
+def run_config_of(weights: Path) -> Path | None:
     """Returns the ``config.yaml`` of the run that the weight file belongs to, or None if the file is not in a run folder."""
     folders = [weights.parent, *([weights.parents[2]] if weights.parent.parent.name == CHECKPOINTS else [])]
     return next((folder / CONFIG_FILE for folder in folders if (folder / CONFIG_FILE).is_file()), None)

@@ -9,7 +9,7 @@ from typing import Any
 from engine.task import TaskModel
 
 
-def in_turn(
+def seeded_micro_batches(
     model: TaskModel,
     micro_batches: Sequence[Any],
     chunks: int,

@@ -57,7 +57,7 @@ _BRAND = re.compile(r"^(NVIDIA |Tesla |GeForce )*")
 
 
 def peak_of(device: torch.device, precision: PrecisionName) -> float | None:
-    """Returns the peak TFLOP/s of ``device``, or None if it is not a GPU, or is an unknown GPU or a slice of a GPU (MIG)."""
+    """Returns the peak TFLOP/s of ``device``, or None for a CPU, an unknown GPU or a slice of a GPU (MIG)."""
     if device.type != "cuda":
         return None
     import torch  # imported here because the command line needs only the keys of PEAKS

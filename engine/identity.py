@@ -12,14 +12,14 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Everything that the steps of a run depend on, in addition to its config.
+    """What the steps of a run depend on besides its config.
 
     Attributes:
         ranks: number of processes.
         records_per_step: records of the leading stream in a step, over all ranks.
-        steps: number of steps of the whole run.
+        steps: total number of steps of the run.
         records: number of records of each stream; the leading stream is first.
-        data: digest of the data files, by config key.
+        data: digests of the data files, by config key.
     """
 
     ranks: int
@@ -37,46 +37,46 @@ class RunIdentity:
         """Builds the identity from plain values. Ignores ``order_needs_ranks``, which only earlier versions wrote."""
         return cls(**{name: value for name, value in state.items() if name != "order_needs_ranks"})
 
-    def check_resumes(self, before: RunIdentity, folder: Path, records_per_batch: int) -> list[str]:
+    def check_resumes(self, saved: RunIdentity, folder: Path, records_per_batch: int) -> list[str]:
         """Compares this run with the run that wrote the checkpoint. Returns a message for each difference that does not prevent
         resuming.
 
         Args:
-            before: identity saved in the checkpoint.
+            saved: identity saved in the checkpoint.
             folder: folder of the run.
             records_per_batch: records of the leading stream in a micro-batch of one rank.
 
         Raises:
             UserError: if a difference would change the steps of the run.
         """
-        if self.records_per_step != before.records_per_step:
+        if self.records_per_step != saved.records_per_step:
             raise UserError(
-                f"{folder}: a step of this run has {before.records_per_step} records on {_ranks(before.ranks)}, but "
+                f"{folder}: a step of this run has {saved.records_per_step} records on {_ranks(saved.ranks)}, but "
                 f"would have {self.records_per_step} on {_ranks(self.ranks)}; "
-                f"{_remedy(before, self.ranks, records_per_batch)}"
+                f"{_remedy(saved, self.ranks, records_per_batch)}"
             )
-        changes = self._changed_data(before)
-        if self.steps != before.steps:
+        changes = self._changed_data(saved)
+        if self.steps != saved.steps:
             reason = f", since {changes[0]}" if changes else ""
             raise UserError(
-                f"{folder}: this run had {before.steps} steps, but would now have {self.steps}{reason}; restore the "
+                f"{folder}: this run had {saved.steps} steps, but would now have {self.steps}{reason}; restore the "
                 f"data, or start a new run from its weights with init.checkpoint={folder}"
             )
-        if self.ranks != before.ranks:
+        if self.ranks != saved.ranks:
             changes.append(
-                f"the run resumes on {_ranks(self.ranks)} instead of {before.ranks}, with the same number of records "
+                f"the run resumes on {_ranks(self.ranks)} instead of {saved.ranks}, with the same number of records "
                 "per step"
             )
         return changes
 
-    def _changed_data(self, before: RunIdentity) -> list[str]:
+    def _changed_data(self, saved: RunIdentity) -> list[str]:
         changes = []
-        for name in sorted(self.records.keys() | before.records.keys()):
-            was, now = before.records.get(name, 0), self.records.get(name, 0)
+        for name in sorted(self.records.keys() | saved.records.keys()):
+            was, now = saved.records.get(name, 0), self.records.get(name, 0)
             if was != now:
                 changes.append(f"{name} has {now:,} records instead of {was:,}")
         # Earlier versions saved digests of fewer keys. Digests are compared only if all record counts are unchanged.
-        changed = [key for key in sorted(self.data) if self.data[key] != before.data.get(key, self.data[key])]
+        changed = [key for key in sorted(self.data) if self.data[key] != saved.data.get(key, self.data[key])]
         return changes or [f"the files of {key} have changed since the run started" for key in changed]
 
 
@@ -84,8 +84,8 @@ def _ranks(number: int) -> str:
     return f"{number} rank" if number == 1 else f"{number} ranks"
 
 
-def _remedy(before: RunIdentity, ranks: int, records_per_batch: int) -> str:
-    accumulate, rest = divmod(before.records_per_step, ranks * records_per_batch)
+def _remedy(saved: RunIdentity, ranks: int, records_per_batch: int) -> str:
+    accumulate, rest = divmod(saved.records_per_step, ranks * records_per_batch)
     if rest or not accumulate:
-        return f"resume it on {_ranks(before.ranks)}"
-    return f"resume it on {_ranks(before.ranks)}, or with train.global_batch=null train.accumulate={accumulate}"
+        return f"resume it on {_ranks(saved.ranks)}"
+    return f"resume it on {_ranks(saved.ranks)}, or with train.global_batch=null train.accumulate={accumulate}"

@@ -1,4 +1,4 @@
-"""Counts the divisors of a step's losses, over all ranks and micro-batches."""
+"""Computes the divisors of a step's losses over all ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ class StepCounts(NamedTuple):
 def count_step(
     model: TaskModel, micro_batches: list[Any], device: torch.device, after: Callable[[str], None]
 ) -> StepCounts:
-    """Counts the divisors and the work of a step before its forward pass.
+    """Computes the divisors of the losses and the work of a step, before its forward pass.
 
-    The host counts, and sends all counts in a single copy, because on a GPU every small operation would be a kernel launch.
+    Counting happens on the host, and all counts are sent in a single copy, because every small operation on a GPU would be a
+    kernel launch.
 
     Args:
         model: model of the task.
         micro_batches: the micro-batches of this rank, on the host.
-        device: device that the counts are sent to.
+        device: device to send the counts to.
         after: called with the name of the phase after the phases "counts" and "work".
 
     Raises:
@@ -52,8 +53,8 @@ def count_step(
     counts = sum_tensors([torch.stack([counts[name] for name in names]) for counts in counts_of_batches])
     after("counts")
     work = sum((model.work(batch) for batch in micro_batches), Work())
-    numbers = torch.cat([counts.float(), torch.tensor([getattr(work, name) for name in WORK], dtype=torch.float32)])
-    divisors, total_work = distributed.sum_over_ranks(send(numbers, device)).split([len(names), len(WORK)])
+    values = torch.cat([counts.float(), torch.tensor([getattr(work, name) for name in WORK], dtype=torch.float32)])
+    divisors, total_work = distributed.sum_over_ranks(send(values, device)).split([len(names), len(WORK)])
     after("work")
     return StepCounts(dict(zip(names, divisors.clamp(min=1).unbind(), strict=True)), total_work)
 

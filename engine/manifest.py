@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint, which makes any change of its files detectable. This module does not import torch."""
+"""The manifest of a checkpoint, which reveals any change to its files. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from utils.files import open_regular, read_json
 
 FORMAT = 3
 """Format version of a checkpoint. A checkpoint with a later version or without a manifest is rejected. In versions 1 and 2,
-:data:`TRAINING_FILE` stores optimiser states by parameter index: all states, or only the states that FSDP2 did not shard."""
+:data:`TRAINING_FILE` stores optimiser states by parameter index, either all of them or only those that FSDP2 did not shard."""
 
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"
@@ -34,12 +34,13 @@ def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
 
 
 def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = True) -> str | None:
-    """Checks the files of a checkpoint against its manifest. Returns what is wrong in one line, or None if the files are intact.
+    """Checks the files of a checkpoint against its manifest. Describes the first fault in one line, or returns None if the files
+    are intact.
 
     Args:
         folder: folder of the checkpoint.
         names: the files to check; if None, all files.
-        hashes: if False, only sizes are compared, which reads no weights but misses a flipped bit.
+        hashes: if False, only sizes are compared. This is fast, since no weights are read, but misses flipped bits.
     """
     manifest = folder / MANIFEST
     try:

@@ -1,5 +1,5 @@
-"""Writes the metrics of a run to ``metrics.jsonl``, ``validation.jsonl`` and its trackers, and some predictions of each
-validation to ``validation_predictions.jsonl``."""
+"""Writes the metrics of a run to ``metrics.jsonl``, ``validation.jsonl`` and the trackers. Some predictions of each validation go
+to ``validation_predictions.jsonl``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.run_folder import RunFolder
-from engine.trackers.opening import Tracker, trackers_of
+from engine.trackers.opening import Tracker, open_trackers
 from engine.trackers.wandb import WandbConfig
 from utils.files import open_regular, parse_json, write_text
 from utils.lines import bounded_lines
 
 LONGEST_LINE = 10_000_000
-"""Maximum length of a line in bytes; a longer line counts as damaged. The longest lines are the predictions of a validation."""
+"""Maximum length of a line in bytes. Longer lines count as damaged. The longest lines are the predictions of a validation."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ class MetricsLog:
     """Writes ``metrics.jsonl`` (a line per logged step) and ``validation.jsonl`` (a line per validation), and shows both in the
     trackers of the run.
 
-    If a line cannot be written, for example on a full disk, it is lost; this is reported, and training continues.
+    If a line cannot be written, for example because the disk is full, the loss is reported and training continues.
     """
 
     def __init__(self, folder: RunFolder, after_step: int, wandb: WandbConfig | None = None):
         """Opens the files for appending and removes lines after step ``after_step``, since a run may have been killed after it
-        wrote them but before its next checkpoint."""
-        self._trackers: list[Tracker] = trackers_of(folder, wandb)
+        wrote these lines but before it saved its next checkpoint."""
+        self._trackers: list[Tracker] = open_trackers(folder, wandb)
         streams = ((folder.metrics, ""), (folder.validation, "validation/"))
         past = [(values, prefix) for path, prefix in streams for values in keep_until(path, after_step)]
         for values, prefix in sorted(past, key=lambda line: line[0]["step"]):
@@ -51,7 +51,7 @@ class MetricsLog:
     def write_validation(
         self, step: int, values: dict[str, float], predictions: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        """Appends the metrics of the validation after ``step``, and its ``predictions``, if any are kept."""
+        """Appends the metrics of the validation after ``step``, and its ``predictions``, if there are any."""
         self._validation.append({"step": step, **values})
         self._validation.sync()
         if predictions:
@@ -125,15 +125,17 @@ def keep_until(path: Path, step: int) -> list[dict[str, float]]:
     """Removes the lines after ``step`` and, with a warning, the lines that do not contain metrics; returns the rest."""
     if not path.exists():
         return []
-    kept, odd = [], []
+    kept, invalid = [], []
     for number, line in _lines(path):
         values = _metrics_in(line)
         if values is None:
-            odd.append(number)
+            invalid.append(number)
         elif values["step"] <= step:
             kept.append(values)
-    if odd:
-        logger.warning("%s: %d lines contain no metrics and are removed; the first is line %d", path, len(odd), odd[0])
+    if invalid:
+        logger.warning(
+            "%s: %d lines contain no metrics and are removed; the first is line %d", path, len(invalid), invalid[0]
+        )
     write_text(path, "".join(_json_line(values) for values in kept))
     return kept
 
@@ -173,8 +175,8 @@ def _metrics_in(line: str) -> dict[str, float] | None:
 
 
 def _json_line(values: Mapping[str, Any]) -> str:
-    """Returns one line of JSON. NaN and infinity, which JSON does not have, become null."""
-    known = {
+    """Returns one line of JSON. NaN and infinity, which JSON cannot represent, become null."""
+    finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
-    return json.dumps(known, ensure_ascii=False) + "\n"
+    return json.dumps(finite, ensure_ascii=False) + "\n"

@@ -20,16 +20,16 @@ from utils.accelerator import device_module, send
 
 
 class RankTimes:
-    """Measures the time that this rank spends on its own work: its wait for data, and its forward passes without waits for other
-    ranks.
+    """Measures the time that this rank spends on its own work: waiting for data and running forward passes, excluding waits for
+    other ranks.
 
     The backward pass is excluded, because ranks wait for each other's gradients in it. On a GPU, forward passes are timed with
     events, which are read after they have completed. With a single rank, only the wait for data is measured.
 
     Args:
         device: device that runs the forward passes.
-        log_every: number of steps between lines of metrics.
-        steps: number of steps of the run. The last step has a line of metrics too.
+        log_every: number of steps between lines of ``metrics.jsonl``.
+        steps: number of steps of the run. The last step is always logged.
     """
 
     def __init__(self, device: torch.device, log_every: int, steps: int):
@@ -42,14 +42,14 @@ class RankTimes:
         self._began: Any = None
         """Start of the current forward pass, as an event or a time; None outside forward passes."""
         self._spans: deque[tuple[float, Any, Any]] = deque()
-        """Intervals that have not been added up yet: sign, start and end."""
+        """Intervals that have not been added up yet, as (sign, start, end)."""
         self._forward_s = self._waited_s = 0.0
         self._steps = 0
-        self.alone = distributed.world_size() == 1
+        self.single_rank = distributed.world_size() == 1
 
     def noting_waits(self) -> AbstractContextManager[None]:
-        """Context that excludes waits for other ranks during forward passes from this rank's own time."""
-        return nullcontext() if self.alone else distributed.noting_waits(self._waiting_for_ranks)
+        """Context that excludes waits for other ranks from the time of this rank's forward passes."""
+        return nullcontext() if self.single_rank else distributed.noting_waits(self._waiting_for_ranks)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -61,8 +61,8 @@ class RankTimes:
         self._steps += 1
 
     def reached(self, phase: str) -> None:
-        """Notes that the host has finished a phase of the step."""
-        if self.alone:
+        """Records that the host has finished a phase of the step."""
+        if self.single_rank:
             return
         if phase in ("work", "backward"):  # the forward pass of a micro-batch follows
             self._began = self._now()
@@ -76,18 +76,18 @@ class RankTimes:
     def values_to_sum(self, stop_requested: bool, step: int, like: Tensor) -> tuple[list[str], Tensor]:
         """Returns the names and values that this rank adds to the sum over all ranks.
 
-        The first value says whether this rank was asked to stop. In a step with a line of metrics, it is followed by the time of
-        each rank for its own work and its wait for data, in seconds per step since the previous line. Each rank returns zeros for
-        the other ranks, so that the sum contains the values of all ranks.
+        The first value is 1 if this rank was asked to stop. If the step is logged, two values per rank follow: the time for its
+        own work, and the part of this time that it waited for data, in seconds per step since the previous logged step. Each rank
+        returns zeros for the other ranks, so that the sum contains the values of all ranks.
         """
-        if self.alone or (step % self.log_every and step != self.steps):
-            return ["asked"], like.new_full((1,), float(stop_requested))
+        if self.single_rank or (step % self.log_every and step != self.steps):
+            return ["stop_requested"], like.new_full((1,), float(stop_requested))
         forward_s, data_s = self._means()
-        numbers, names = [float(stop_requested)], ["asked"]
+        values, names = [float(stop_requested)], ["stop_requested"]
         for rank in range(distributed.world_size()):
             names += [f"ranks/{rank}/own_s", f"ranks/{rank}/data_s"]
-            numbers += [forward_s + data_s, data_s] if rank == distributed.rank() else [0.0, 0.0]
-        return names, send(torch.tensor(numbers, dtype=like.dtype), like.device)
+            values += [forward_s + data_s, data_s] if rank == distributed.rank() else [0.0, 0.0]
+        return names, send(torch.tensor(values, dtype=like.dtype), like.device)
 
     def _add_up(self) -> None:
         """Adds up the intervals that have ended. On a GPU, the intervals of the latest steps may not have ended yet."""

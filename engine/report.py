@@ -25,10 +25,10 @@ from utils.events import SkippedStep, finite
 from utils.files import replacing
 
 MIN_SHOWN_DATA_WAIT = 0.05
-"""Minimum fraction of step time spent waiting for data at which the progress bar shows it."""
+"""The progress bar shows the wait for data if it takes at least this fraction of the time."""
 
 COMPILE_STEPS = 8
-"""Number of steps that rates exclude at the start of a run with compiled encoders, since new shapes may still be compiled."""
+"""Number of steps excluded from rates at the start of a run with compiled encoders, since new shapes may still be compiled."""
 
 FIRST_STEPS = 10
 """Up to this step, a non-finite loss may be caused by the learning rate as well as by the records."""
@@ -42,9 +42,9 @@ RESERVED_NAMES = frozenset(
         "loss",
         "grad_norm",
         "loss_scale",
-        "bad",
-        "culprit",
-        "asked",
+        "not_finite",
+        "local_not_finite",
+        "stop_requested",
         "elapsed_s",
         "utilisation",
         "data_wait",
@@ -60,10 +60,10 @@ class PendingStep:
     """A step whose values are still being computed or copied to the host.
 
     Attributes:
-        step: number of the step, from 1.
+        step: number of the step, counted from 1.
         names: the names of ``values``.
         values: losses and metrics, (K,) float32.
-        copied: event after which ``values`` can be read; if None, they can be read at once.
+        copied: event after which ``values`` can be read; if None, they can be read immediately.
         micro_batches: the micro-batches of the step, on the host.
         enqueued_s: time (``time.perf_counter``) at which the step was enqueued on the device.
         data_wait_s: seconds spent waiting for the micro-batches.
@@ -86,7 +86,7 @@ class PendingStep:
 
 @dataclass
 class Tally:
-    """Counters of a run, which its checkpoints contain."""
+    """Counters of a run, which are saved in its checkpoints."""
 
     skipped: int = 0
     """Number of steps skipped because a loss or gradient was not finite."""
@@ -102,13 +102,13 @@ class Reporter:
         steps: number of steps of the run.
         device: device that the run uses.
         tally: counters of the run, which are updated.
-        learning_rates: returns the learning rates in a step, counted from 0, by parameter group.
-        frozen_at: returns the parts of the model that are frozen in a step, counted from 0.
+        learning_rates: returns the learning rates by parameter group, given a step counted from 0.
+        frozen_at: returns the frozen parts of the model, given a step counted from 0.
         folder: folder of the run.
         metrics: log of the metrics; None on ranks that write nothing.
         progress: progress bar.
-        weights: returns the model's parameters by name, equal on all ranks. They are read only after a non-finite step; if None,
-            they are never read.
+        weights: returns the model's parameters with their names, equal on all ranks. The parameters are read only after a
+            non-finite step; if ``weights`` is None, they are never read.
     """
 
     def __init__(
@@ -141,15 +141,16 @@ class Reporter:
         self.clock = now
         self.throughput.add(Work(*(values.pop(name) for name in WORK)), now, pending.data_wait_s)
         self.progress.update(1)
-        culprit, asked, scale = bool(values.pop("culprit")), bool(values.pop("asked")), values.pop("loss_scale", None)
+        local_not_finite, stop_requested = bool(values.pop("local_not_finite")), bool(values.pop("stop_requested"))
+        scale = values.pop("loss_scale", None)
         times = pop_times(values)
-        if values.pop("bad"):
-            self._not_finite(pending, values, culprit)
-            return asked
+        if values.pop("not_finite"):
+            self._not_finite(pending, values, local_not_finite)
+            return stop_requested
         self.has_finite_step = True
         self.watch.add(values["loss"])
         if pending.step % self.config.log_every and pending.step != self.steps:
-            return asked
+            return stop_requested
         if scale is not None:
             values["loss_scale"] = scale
             if scale < 1:
@@ -163,14 +164,14 @@ class Reporter:
         if self.metrics:
             self.metrics.write({"step": pending.step, **values, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
         self.progress.set_postfix_str(_short(values, speed))
-        return asked
+        return stop_requested
 
     def exclude(self, seconds: float) -> None:
         """Excludes time that was not spent training."""
         self.clock += seconds
         self.throughput.exclude(seconds)
 
-    def _not_finite(self, pending: PendingStep, values: dict[str, float], culprit: bool) -> None:
+    def _not_finite(self, pending: PendingStep, values: dict[str, float], local_not_finite: bool) -> None:
         """Counts a skipped step. If there are too many, or the weights are not finite, saves the batch and raises.
 
         All ranks read the same flag, so all of them call this, and no rank raises before every rank has saved its batch.
@@ -182,28 +183,28 @@ class Reporter:
         self.tally.skipped += 1
         losses = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         too_many = self.tally.skipped > self.config.max_skipped_steps
-        ruined = self._ruined_weights() if too_many or not self.has_checked_weights else None
-        if not too_many and not ruined:
+        bad_weights = self._describe_bad_weights() if too_many or not self.has_checked_weights else None
+        if not too_many and not bad_weights:
             logger.warning(
                 SkippedStep(step=pending.step, losses={name: finite(value) for name, value in values.items()})
             )
             return
         file = save_bad_batch(self.folder, pending.step, pending.micro_batches)
         records = [record for batch in pending.micro_batches for record in getattr(batch, "records", ())]
-        ranks = distributed.gather_objects((culprit, str(file), records))
+        ranks = distributed.gather_objects((local_not_finite, str(file), records))
         # A gradient can overflow although all losses are finite. Then any rank may have caused it.
         suspects = [rank for rank in ranks if rank[0]] or ranks
         _, path, names = suspects[0]
         shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
         cause, remedy = "the weights were not updated", "set train.max_skipped_steps to skip such steps"
-        if ruined:
-            cause = f"the weights contain non-finite values ({ruined}); {self._rate(pending.step)}"
+        if bad_weights:
+            cause = f"the weights contain non-finite values ({bad_weights}); {self._describe_rate(pending.step)}"
             remedy = (
                 "lower optim.lr or increase schedule.warmup_steps, and start from finite weights: an earlier step or "
                 "another init"
             )
         elif pending.step <= FIRST_STEPS or not self.has_finite_step:
-            cause += f". This early in a run, the learning rate may be too high: {self._rate(pending.step)}"
+            cause += f". This early in a run, the learning rate may be too high: {self._describe_rate(pending.step)}"
             remedy = (
                 "lower optim.lr or increase schedule.warmup_steps, or inspect the records; train.max_skipped_steps "
                 "skips such steps"
@@ -213,17 +214,17 @@ class Reporter:
             f"; {remedy}"
         )
 
-    def _ruined_weights(self) -> str | None:
+    def _describe_bad_weights(self) -> str | None:
         """Describes the weights that are not finite; returns None if all weights are finite. Waits for the device."""
         self.has_checked_weights = True
         named = [(name, weight.detach()) for name, weight in (self.weights() if self.weights else ())]
-        ruined = [name for name, weight in named if not bool(whole_tensor(weight.isfinite().all()))]
-        return f"{len(ruined)} of {len(named)} tensors, first {ruined[0]}" if ruined else None
+        bad_weights = [name for name, weight in named if not bool(whole_tensor(weight.isfinite().all()))]
+        return f"{len(bad_weights)} of {len(named)} tensors, first {bad_weights[0]}" if bad_weights else None
 
-    def _rate(self, step: int) -> str:
+    def _describe_rate(self, step: int) -> str:
         """Describes the maximum learning rate of a step and of the run."""
         now = max(self.learning_rates(step - 1).values())
-        peak = max(max(self.learning_rates(each).values()) for each in range(self.steps))
+        peak = max(max(self.learning_rates(index).values()) for index in range(self.steps))
         return f"learning rate {now:.3g}, peak {peak:.3g}"
 
 

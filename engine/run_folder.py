@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def claimed(path: Path, wait_s: float = 0) -> Iterator[None]:
+def locked(path: Path, wait_s: float = 0) -> Iterator[None]:
     """Context in which this run holds the lock of the folder. Rank 0 takes the lock; if this fails, all ranks raise.
 
     Args:
@@ -67,9 +67,8 @@ class RunFolder:
         self.log = path / LOG_FILE
         self.events = path / EVENTS_FILE
         self.tensorboard = path / TENSORBOARD_FOLDER
-        self.passed_over: list[str] = []
-        """On rank 0: what is wrong with each skipped checkpoint, that is, with each checkpoint newer than the one to resume
-        from."""
+        self.checkpoint_faults: list[str] = []
+        """On rank 0: what is wrong with each checkpoint that is newer than the checkpoint to resume from."""
         self.resumed: Checkpoint | None = None
         """The checkpoint to resume from. None once training has started."""
         self._config: str | None = None
@@ -85,16 +84,16 @@ class RunFolder:
         Raises:
             NotRegularError: if one of its files is a FIFO or a folder.
             UserError: if the folder is not writable, contains a run although ``resume`` is false, or contains a run with a
-                different config. With ``evaluate``, the evaluation config must be equal too, because the new metrics would
+                different config. With ``evaluate``, the evaluation config must match too, because the new metrics would
                 replace the run's metrics.
         """
         folder = cls(path)
-        for own in (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_PREDICTIONS_FILE):
-            check_regular(path / own)
+        for file_name in (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_PREDICTIONS_FILE):
+            check_regular(path / file_name)
         saved = path / CONFIG_FILE
         checkpoints = list_checkpoints(folder.checkpoints)
         newest = checkpoints[-1].step if checkpoints else 0
-        # A folder without any training step may be reused: an earlier start failed, or the run only evaluated.
+        # A folder without any training steps may be reused: a previous attempt failed to start, or the run only evaluated.
         started = saved.exists() and (folder.metrics.exists() or newest > 0)
         if len(set(distributed.gather_objects((started, newest)))) > 1:
             raise UserError(f"{path}: the ranks see different files; --output must be on a disk that all nodes share")
@@ -122,16 +121,16 @@ class RunFolder:
                 fault = f"--output {path}: {name} cannot be written: {error.strerror}; give another folder"
         if fault := distributed.gather_objects(fault)[0]:
             raise UserError(fault)
-        folder.resumed = folder._newest_whole() if checkpoints else None
+        folder.resumed = folder._newest_intact() if checkpoints else None
         return folder, folder.resumed
 
-    def _newest_whole(self) -> Checkpoint | None:
+    def _newest_intact(self) -> Checkpoint | None:
         """Returns the newest intact checkpoint. Only rank 0 reads the checkpoints."""
         found: Checkpoint | None = None
         refused: str | None = None
         if distributed.rank() == 0:
             try:
-                found, self.passed_over = newest_intact(self.checkpoints)
+                found, self.checkpoint_faults = newest_intact(self.checkpoints)
             except UserError as error:
                 refused = str(error)
         found, refused = distributed.gather_objects((found, refused))[0]
@@ -140,8 +139,8 @@ class RunFolder:
         return found
 
     def restore_config(self) -> None:
-        """Rewrites ``config.yaml`` if it is missing because the folder was deleted or renamed during the run. Without it, the
-        checkpoints could not be resumed."""
+        """Rewrites ``config.yaml`` if it is missing because the folder was deleted or renamed during the run. Checkpoints cannot
+        be resumed without it."""
         saved = self.path / CONFIG_FILE
         if self._config is None or saved.exists():
             return
@@ -184,7 +183,7 @@ def _with_defaults(saved: Any, schema: type[Config]) -> Any:
     try:
         return schema.model_validate(with_previous_defaults(saved, schema)).model_dump(mode="json")
     except ValidationError:
-        return saved  # it has keys or values that this version does not know
+        return saved  # it contains keys or values unknown to this version
 
 
 def _equal(before: Any, now: Any) -> bool:

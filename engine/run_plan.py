@@ -54,7 +54,7 @@ class RunPlan:
         epoch_size: int | None = None,
         accumulation: int | None = None,
     ) -> RunPlan:
-        """Computes the plan of a run and checks that its sizes fit together.
+        """Computes the plan of a run and checks that its sizes are consistent.
 
         Args:
             train, optim, schedule: sections of the config.
@@ -140,28 +140,28 @@ def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, gra
     sizes = _micro_batch_sizes(global_batch, micro_batch.size, ranks, single=graphs is not None)
     remedies = [f"{micro_batch.key} to {_either(sizes)}"] if sizes else []
     if graphs is not None:
-        fact = (
+        problem = (
             f"must be one micro-batch on each rank, since train.compile = {graphs} captures CUDA graphs, which rule "
             "out accumulation"
         )
         remedies.append(f"train.global_batch to {per_pass}")
         remedies += [] if rest else ["train.compile to true"]
     else:
-        fact = f"not a multiple of {per_pass}"
+        problem = f"not a multiple of {per_pass}"
         below = global_batch - rest
         remedies.append(f"train.global_batch to {_either([size for size in (below, below + per_pass) if size])}")
-    raise UserError(f"train.global_batch = {global_batch}: {fact} ({on_ranks}); set {', or '.join(remedies)}")
+    raise UserError(f"train.global_batch = {global_batch}: {problem} ({on_ranks}); set {', or '.join(remedies)}")
 
 
 def _micro_batch_sizes(global_batch: int, size: int, ranks: int, *, single: bool) -> list[int]:
-    """Returns the nearest smaller and larger divisors of a rank's share of the global batch; with ``single``, the share
-    itself."""
-    share, rest = divmod(global_batch, ranks)
-    if rest or not share:
+    """Returns the nearest smaller and larger divisors of the number of examples per rank and step. With ``single``, returns only
+    this number itself."""
+    per_rank, rest = divmod(global_batch, ranks)
+    if rest or not per_rank:
         return []
     if single:
-        return [share]
-    divisors = [candidate for candidate in range(1, share + 1) if share % candidate == 0]
+        return [per_rank]
+    divisors = [candidate for candidate in range(1, per_rank + 1) if per_rank % candidate == 0]
     smaller = [divisor for divisor in divisors if divisor < size][-1:]
     return smaller + [divisor for divisor in divisors if divisor > size][:1]
 

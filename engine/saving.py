@@ -1,4 +1,4 @@
-"""Saves checkpoints in the background: the train loop waits only while states are copied, and a thread writes them to disk."""
+"""Saves checkpoints in the background: the training loop waits only while states are copied, and a thread writes them to disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
-from engine.checkpoint import begin, remove_leftovers, remove_old, write_checkpoint
+from engine.checkpoint import create_temporary_folder, remove_leftovers, remove_old, write_checkpoint
 from utils.errors import UserError
 from utils.events import SavedCheckpoint
 from utils.weight_file import save_weights
@@ -43,7 +43,7 @@ class CheckpointWriter:
         about: Mapping[str, Any] | None = None,
         states: Future[Any] | None = None,
     ) -> None:
-        """Starts writing the checkpoint of ``step``, after waiting until the previous checkpoint is written.
+        """Waits until the previous checkpoint has been written, then starts writing the checkpoint of ``step``.
 
         See :func:`engine.checkpoint.write_checkpoint` for the arguments. They must be copies that training does not change.
         """
@@ -52,19 +52,19 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._write, args=arguments, name=f"save step {step}")
         self._thread.start()
 
-    def begin(self, step: int) -> bool:
+    def create_folder(self, step: int) -> bool:
         """Waits for the previous checkpoint and creates the folder for ``step``. Returns False if the folder cannot be
         created."""
         self.wait()
         try:
-            begin(self.folder, step)
+            create_temporary_folder(self.folder, step)
         except OSError as error:
             self._failed(step, error)
             return False
         return True
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is written or has failed."""
+        """Waits until the last checkpoint has been written or has failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -116,7 +116,7 @@ def save_best(
         step: number of completed steps.
         weights: the model's weights, copied to host memory.
         metrics: metrics of the validation, which are stored with the step under ``validation`` in the file's header.
-        about: further entries of the header.
+        about: additional entries for the header.
     """
     try:
         header = {"validation": {"step": step, **metrics}, **(about or {})}

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 BEAT_S = 1.0
-"""Seconds between two heartbeats of a rank."""
+"""Seconds between heartbeats of a rank."""
 
 
 class Heartbeats:
@@ -59,8 +59,8 @@ class StallWatch:
     """Reports when no step has finished for ``stall_s`` seconds, and again each time the wait has doubled.
 
     The report names the rank, the step, the phase, and the ranks without a heartbeat. The stacks of all threads of this rank are
-    written to ``log``. Outside training steps, such as during set-up and validation, long waits are normal: the report then names
-    the activity and is not a warning.
+    written to ``log``. Outside training steps, such as during set-up and validation, long waits are normal. There, the report
+    names the activity and is logged as information rather than as a warning.
     """
 
     def __init__(self, stall_s: float, log: Path | None):
@@ -71,12 +71,16 @@ class StallWatch:
         self._limit = stall_s
         self._ended = threading.Event()
         self._heartbeats = Heartbeats()
-        self._earlier: dict[int, str] | None = None
-        """Heartbeats of the other ranks at half the time limit; None until then."""
+        self._previous_heartbeats: dict[int, str] | None = None
+        """Heartbeats of the other ranks, read halfway to the time limit; None until then."""
 
     @contextmanager
     def watching(self, activity: str | None = None) -> Iterator[None]:
-        """Context that watches its block for stalls. ``activity``: what the block does, if it does not run training steps."""
+        """Context that watches its block for stalls.
+
+        Args:
+            activity: what the block does; if None, it runs training steps.
+        """
         self._activity = activity
         self.finished(self.step)
         threading.Thread(target=self._watch, daemon=True, name="stall watch").start()
@@ -97,15 +101,15 @@ class StallWatch:
             self._activity = None
 
     def finished(self, step: int) -> None:
-        """Notes that ``step`` steps are finished, which restarts the time limit."""
-        self.step, self._since, self._limit, self._earlier = step, time.monotonic(), self.stall_s, None
+        """Records that ``step`` steps are finished, and restarts the timer."""
+        self.step, self._since, self._limit, self._previous_heartbeats = step, time.monotonic(), self.stall_s, None
 
     def _watch(self) -> None:
         while not self._ended.wait(min(BEAT_S, self.stall_s / 4)):
             self._heartbeats.send(self._activity or f"step {self.step + 1}, phase {self.phase}")
             waited = time.monotonic() - self._since
-            if waited > self._limit / 2 and self._earlier is None:
-                self._earlier = self._heartbeats.read()
+            if waited > self._limit / 2 and self._previous_heartbeats is None:
+                self._previous_heartbeats = self._heartbeats.read()
             if waited > self._limit:
                 self._limit *= 2
                 self._report(waited)
@@ -129,9 +133,9 @@ class StallWatch:
     def _silent_ranks(self) -> dict[int, str]:
         """Returns the ranks whose last heartbeat is older than half the time limit, with the last known state of
         each."""
-        earlier, now = self._earlier or {}, self._heartbeats.read()
-        self._earlier = None
-        return {rank: beat.partition(" ")[2] for rank, beat in now.items() if earlier.get(rank) == beat}
+        previous, now = self._previous_heartbeats or {}, self._heartbeats.read()
+        self._previous_heartbeats = None
+        return {rank: beat.partition(" ")[2] for rank, beat in now.items() if previous.get(rank) == beat}
 
     def _write_stacks(self) -> str | None:
         """Writes the stacks of all threads to the log. Returns the path of the log, or None if it cannot be written."""

@@ -2,9 +2,9 @@
 
 A signal sets a flag. During training steps, the flag is part of the all-reduce of the losses, so all ranks stop after the same
 step, without extra synchronisation. Set-up, validation and evaluation do not change the weights. During these, a thread saves a
-checkpoint of the steps so far, if needed, and ends the process at once. Rank 0 does this first. The other ranks continue until
-rank 0 has ended, because it may already be past the evaluation and need them. The thread also ends a rank after rank 0 has ended,
-whatever the rank is waiting for.
+checkpoint of the steps so far, if needed, and ends the process immediately. Rank 0 ends first. The other ranks continue until
+then, because rank 0 may already have finished the evaluation and need them. Once rank 0 has ended, the threads of the other ranks
+end their processes too, whatever these are waiting for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ POLL_S = 0.25
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
-    """Raised on all ranks when a run stops on request. ``status``: exit status of the process."""
+    """Raised on all ranks when a run stops on request.
+
+    Args:
+        message: what was saved.
+        status: exit status of the process.
+    """
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -42,7 +47,7 @@ class StopRequest:
     """Context manager for the main thread that receives requests to stop. A second signal ends the process immediately.
 
     Args:
-        grace_s: seconds after a signal at which the other ranks end even if rank 0 is still running.
+        grace_s: seconds after a signal until the other ranks end even if rank 0 is still running.
     """
 
     def __init__(self, grace_s: float = GRACE_S):
@@ -86,8 +91,8 @@ class StopRequest:
 
     @contextmanager
     def at_once(self, save: Callable[[], str] = lambda: "nothing has been trained yet") -> Iterator[None]:
-        """Context in which a request ends the process at once. Before it ends, rank 0 calls ``save``, which returns a message for
-        the log."""
+        """Context in which a request ends the process immediately. Before it ends, rank 0 calls ``save``, which returns a message
+        for the log."""
         with self._lock:
             outer, self._save = self._save, save
         try:
@@ -118,8 +123,8 @@ class StopRequest:
         if self.store is None:
             return
         try:
-            # Read before the signal: rank 0 publishes the signal first. In the other order, rank 0 could publish both between the
-            # two reads, and would seem to have ended without a signal.
+            # Rank 0 publishes "signal" before "ended", so read them in the opposite order. Otherwise, rank 0 could publish both
+            # between the two reads, and would seem to have ended without a signal.
             self._rank_0_ended = distributed.rank() != 0 and self.store.check(["ended"])
             if self._rank_0_ended:
                 self._status_of_rank_0 = int(self.store.get("ended"))
@@ -145,7 +150,7 @@ class StopRequest:
         if distributed.rank() == 0:
             try:
                 logger.warning(events.Stopped(by=self.name, message=save()))
-            # The process ends anyway, with a status that does not requeue it: it would only fail again.
+            # The process ends anyway, with a status on which schedulers do not requeue the run, since it would only fail again.
             except Exception as error:
                 logger.warning(events.Stopped(by=self.name, message=f"the checkpoint could not be saved: {error}"))
                 status = MISTAKE

@@ -19,8 +19,8 @@ class TaskModel(Protocol):
 
     @property
     def chunks(self) -> int | Literal["step"]:
-        """Number of micro-batches of a rank that a loss spans. 1: each micro-batch has its own losses; "step": a loss spans all
-        micro-batches of a step."""
+        """Number of micro-batches of a rank that a loss spans. With 1, each micro-batch has its own losses; with "step", a loss
+        spans all micro-batches of a step."""
 
     def spanning(self, micro_batches: Sequence[Any], before: Callable[[int], None]) -> AbstractContextManager[None]:
         """Context in which the forward passes of these micro-batches, in order, return losses that span all of them. Used only if
@@ -34,8 +34,8 @@ class TaskModel(Protocol):
         """Returns all losses of a micro-batch, as sums over examples or tokens."""
 
     def counts(self, batch: Any) -> dict[str, Tensor]:
-        """Returns the divisor of each loss, a scalar, by the name of the loss. The names must be equal on all ranks. ``batch`` is
-        on the host, since counting happens before the forward pass."""
+        """Returns the divisors of the losses, as scalars by name. The names must be equal on all ranks. ``batch`` is on the host,
+        since counting happens before the forward pass."""
 
     def work(self, batch: Any) -> Work:
         """Returns the size and the FLOPs of a training step on a micro-batch. ``batch`` is on the host."""
@@ -57,7 +57,7 @@ class TrainingData(Protocol):
 
 
 class Loader(TrainingData, Protocol):
-    """Micro-batches that depend only on their index, so that a resumed run equals an uninterrupted one.
+    """Yields micro-batches that depend only on their index, so that a resumed run equals an uninterrupted one.
 
     Attributes:
         examples_per_batch: number of examples in a micro-batch, over all streams.
@@ -91,7 +91,7 @@ class Task(Protocol):
     validated and the last weights are the result."""
 
     validated: Sequence[Mapping[str, Any]]
-    """Some predictions of the last :meth:`validate` as JSON objects, for the same examples each time. Empty if none are kept."""
+    """Predictions of the last :meth:`validate` for a few fixed examples, as JSON objects. Empty if no predictions are kept."""
 
     def train_loader(self) -> Loader:
         """Returns the training data of this rank."""

@@ -13,8 +13,7 @@ class Throughput:
     Args:
         devices: number of devices.
         peak_tflops: peak TFLOP/s of a device; if None, utilisation is omitted.
-        excluded_steps: number of steps at the start to exclude, in which memory is allocated and kernels are selected or
-            compiled.
+        excluded_steps: number of steps to exclude at the start, while memory is allocated and kernels are selected or compiled.
     """
 
     def __init__(self, devices: int, peak_tflops: float | None, excluded_steps: int = 1):
@@ -29,7 +28,7 @@ class Throughput:
         Args:
             work: size of the step over all ranks.
             at: time at which the step was enqueued, in seconds.
-            data_wait_s: time this rank spent waiting for the data of the step.
+            data_wait_s: seconds that this rank spent waiting for the data of the step.
         """
         self.excluded_steps -= 1
         if self.excluded_steps >= 0:
@@ -48,8 +47,8 @@ class Throughput:
         """Returns the rates by name, or an empty dictionary if no step has followed the excluded steps.
 
         ``samples_per_s``, ``images_per_s``, ``tokens_per_s`` and ``tflops_per_s`` are totals over all ranks. ``utilisation`` is a
-        fraction of the devices' peak. ``data_wait`` is the fraction of time this rank spent waiting for data. Unknown rates are
-        omitted.
+        fraction of the devices' peak. ``data_wait`` is the fraction of time that this rank spent waiting for data. Unknown rates
+        are omitted.
         """
         if self.since is None or self.until <= self.since:
             return {}

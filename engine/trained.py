@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trained:
-    """The trainable parameters of ``model``, their optimiser, and ``parallel``, which shares the model among the ranks.
+    """The trainable parameters of ``model``, their optimiser, and ``parallel``, which distributes the model over the ranks.
 
     Before each step, :meth:`unfreeze` adds the encoders that train from this step on. Their optimiser states start empty.
 
@@ -39,8 +39,8 @@ class Trained:
         device: device of this rank.
         step: number of completed steps. Encoders that train from the next step on are still frozen, as they were when a
             checkpoint of this step was written.
-        steps: number of steps of the whole run.
-        train: the config section ``train``, which says how ranks share the model.
+        steps: total number of steps of the run.
+        train: the config section ``train``, which determines how ranks share the model.
 
     Raises:
         UserError: if ``optim.freeze`` or ``train.parallel`` does not fit the model or the run.
@@ -108,7 +108,7 @@ class Trained:
             )
 
     def unfreeze(self, step: int) -> bool:
-        """Unfreezes the encoders that train from step ``step`` on, counted from 0. Returns True if there are any."""
+        """Unfreezes the encoders whose training starts at step ``step``, counted from 0. Returns True if there are any."""
         before = self.frozen
         if before == self.freeze.frozen_at(step):
             return False
@@ -122,11 +122,11 @@ class Trained:
         return True
 
     def resume_average(self, checkpoint: Checkpoint) -> None:
-        """Loads the unaveraged weights of a checkpoint into the model. Before this, the model and the average of this run have
-        the averaged weights, which are in the checkpoint's model file.
+        """Loads the unaveraged weights of a checkpoint into the model. Before this call, both the model and the
+        average hold the averaged weights, which come from the checkpoint's model file.
 
         Raises:
-            UserError: if only one of the checkpoint and this run has averaged weights.
+            UserError: if the checkpoint has averaged weights and this run does not, or vice versa.
         """
         unaveraged = checkpoint.unaveraged_weights()
         if (unaveraged is None) != (self.optim.ema is None):
@@ -141,10 +141,10 @@ class Trained:
         """Returns the optimiser state without its tensors, and the tensors, named by parameter and state, such as
         ``fusion.layer.0.output.dense.bias/exp_avg``."""
         state = self.optimizer.state_dict()
-        of_parameters = state.pop("state")
+        states = state.pop("state")
         tensors: dict[str, Tensor] = {}
         for index, (name, _) in enumerate(self._optimised()):
-            tensors |= {f"{name}/{key}": value for key, value in of_parameters.get(index, {}).items()}
+            tensors |= {f"{name}/{key}": value for key, value in states.get(index, {}).items()}
         return state, tensors
 
     def resume_optimizer(self, state: dict[str, Any], checkpoint: Checkpoint) -> None:
@@ -153,17 +153,17 @@ class Trained:
         Raises:
             UserError: if the state cannot be read.
         """
-        of_parameters = state.setdefault("state", {})  # by parameter index, as earlier versions wrote it
+        states = state.setdefault("state", {})  # by parameter index, as earlier versions wrote it
         read = {} if checkpoint.states is None else self._read_states(checkpoint.states)
         for index, (name, parameter) in enumerate(self._optimised()):
-            of_parameter = of_parameters.setdefault(index, {})
-            for key, value in of_parameter.items():
+            parameter_state = states.setdefault(index, {})
+            for key, value in parameter_state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    of_parameter[key] = self.parallel.like(value, parameter)
-            of_parameter |= read.get(name, {})
-        without = [name for index, (name, _) in enumerate(self._optimised()) if not of_parameters[index]]
-        if 0 < len(without) < len(of_parameters):
-            raise UserError(f"{checkpoint.folder}: has no optimiser state for {without[0]}; {REMEDY}")
+                    parameter_state[key] = self.parallel.like(value, parameter)
+            parameter_state |= read.get(name, {})
+        missing = [name for index, (name, _) in enumerate(self._optimised()) if not states[index]]
+        if 0 < len(missing) < len(states):
+            raise UserError(f"{checkpoint.folder}: has no optimiser state for {missing[0]}; {REMEDY}")
         self.optimizer.load_state_dict(state)
 
     def _read_states(self, folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -197,7 +197,7 @@ class Trained:
         return by_parameter
 
     def _optimised(self) -> list[tuple[str, nn.Parameter]]:
-        """Returns names and parameters in the order in which the optimiser numbers them."""
+        """Returns names and parameters in the order in which the optimiser indexes them."""
         return [
             pair for group in self.optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)
         ]
@@ -208,7 +208,7 @@ class Trained:
             group["lr"] = group["peak_lr"] * factor
 
     def learning_rates(self, step: int, factor: float) -> dict[str, float]:
-        """Returns the learning rates in step ``step``, counted from 0, by group name, at ``factor`` times the peaks."""
+        """Returns the learning rates by group name in step ``step``, counted from 0. Each rate is ``factor`` times its peak."""
         return {name: peak * factor for name, (peak, first) in self._peaks.items() if first <= step}
 
     def _set_frozen(self, frozen: tuple[str, ...]) -> None:
@@ -222,7 +222,7 @@ class Trained:
         self.optimizer = build_optimizer(self.groups, self.optim)
 
     def _check_parts(self, trainable: Iterable[str]) -> None:
-        """Raises :class:`UserError` if a frozen part would not train anyway."""
+        """Raises :class:`UserError` if ``optim.freeze`` names a part that would not train in this run anyway."""
         counts = Counter(name.partition(".")[0] for name in trainable)
         for part in self.freeze.steps:
             if not counts[part]:
@@ -231,7 +231,7 @@ class Trained:
                 )
 
     def _log(self, frozen: tuple[str, ...]) -> None:
-        """Logs how many parameters are frozen, and until when."""
+        """Logs how many parameters are frozen, and for how long."""
         parts = []
         for part in frozen:
             steps = self.freeze.steps[part]

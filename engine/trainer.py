@@ -1,7 +1,7 @@
-"""The train loop.
+"""The training loop.
 
-A step never waits for the device: its losses, and the flag for non-finite losses, stay on the device and are read one step late.
-A step with a non-finite loss or gradient is skipped by the device itself, on all ranks.
+A step never waits for the device. Its losses, and a flag that marks non-finite losses, stay on the device, and the host reads
+them one step late. The device itself skips a step with a non-finite loss or gradient, on all ranks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from batches.base import to_device
 from batches.losses import WORK, Losses, weighted_sum
 from engine.checkpoint import Checkpoint, temporary_folder
-from engine.chunks import in_turn
+from engine.chunks import seeded_micro_batches
 from engine.identity import RunIdentity
 from engine.losses import count_step, sum_tensors
 from engine.manifest import STATES
@@ -58,7 +58,12 @@ PHASES = (
     *("forward", "losses", "backward"),  # once per micro-batch
     *("clip", "optimiser", "numbers", "report"),
 )
-"""The phases of a step in order: "data" and "report" in :meth:`Trainer._train`, the others in :meth:`Trainer.train_step`."""
+"""The phases of a step, in order.
+
+"rates" sets the learning rates. "counts" and "work" compute the divisors of the losses and the FLOPs (:mod:`engine.losses`).
+"numbers" starts copying the losses and metrics to the host. "data" and "report" take place in :meth:`Trainer._train`, the other
+phases in :meth:`Trainer.train_step`.
+"""
 
 
 class Trainer:
@@ -72,7 +77,7 @@ class Trainer:
         folder: folder of the run.
         device: device of this rank.
         checkpoint: the checkpoint to resume from; if None, the run starts from the beginning.
-        data: digests of the training data by config key (see :class:`~engine.identity.RunIdentity`).
+        data: digests of the training data, by config key (see :class:`~engine.identity.RunIdentity`).
         stop: receives requests to stop; if None, the run does not stop on request.
     """
 
@@ -115,7 +120,7 @@ class Trainer:
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self._states_saved: Future[Any] | None = None
-        """Future that completes when the optimiser states are written to the current checkpoint."""
+        """Future that completes once the optimiser states have been written to the current checkpoint."""
         self._saved = self.step
         """Step of the newest checkpoint."""
         self.schedule = build_schedule(schedule, self.steps)
@@ -130,7 +135,7 @@ class Trainer:
         if checkpoint is not None and state is not None:
             self._restore(checkpoint, state)
         self.first_step = self.step
-        """The step in which this process started or last unfroze an encoder; compilation happens in the steps after it."""
+        """The step at which this process started or last unfroze an encoder. Compilation happens in the steps that follow."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -159,8 +164,8 @@ class Trainer:
             compile_encoders(self.model, mode=None if self.config.compile is True else self.config.compile)
 
     def fit(self) -> None:
-        """Trains from the current step to the last, and writes metrics and checkpoints to the run folder. Afterwards the model
-        has the resulting weights, which are the averaged weights if ``optim.ema`` is set.
+        """Trains from the current step to the last, and writes metrics and checkpoints to the run folder. Afterwards, the model
+        holds the final weights, or the averaged weights if ``optim.ema`` is set.
 
         Raises:
             UserError: if more than ``train.max_skipped_steps`` steps have a non-finite loss or gradient.
@@ -171,7 +176,7 @@ class Trainer:
         else:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
         self.trained.average.put_in_model()
-        self.task.model = self.model = self.parallel.whole_copy()
+        self.task.model = self.model = self.parallel.full_copy()
 
     def _fit(self, remaining: int) -> None:
         self.folder.resumed = None
@@ -184,7 +189,7 @@ class Trainer:
             with self.stall.watching(), self.times.noting_waits():
                 self._train(batches, metrics, report)
         except BaseException:
-            batches.close()  # the loader logs the records that it has read
+            batches.close()  # makes the loader log the records that it has read
             raise
         finally:
             self._wait_for_saving()
@@ -214,7 +219,7 @@ class Trainer:
             stop_requested = pending is not None and report(pending)
             self._reached("report")
             pending = current
-            self.validations.plan(self.step)
+            self.validations.set_due(self.step)
             if (
                 stop_requested
                 or self.validations.due
@@ -228,15 +233,15 @@ class Trainer:
                 if self.validations.due:
                     self._validate(metrics, report)
                 self._save(metrics)
-            # The first step can be slow, and with compilation, a few more. After these, a shorter timeout applies.
+            # The first step can be slow, as can the next few if encoders are compiled. After them, a shorter timeout applies.
             if self.step == self.first_step + (COMPILE_STEPS if self.config.compile else 1):
                 distributed.set_timeout(self.config.step_timeout_min)
 
     def _stopped(self, metrics: MetricsLog | None) -> Stopped | UserError:
-        """Saves a checkpoint after a request to stop. Returns the exception that ends all ranks.
+        """Saves a checkpoint after a request to stop. Returns the exception to raise on all ranks.
 
-        This is an error if the checkpoint cannot be written, because a scheduler that restarts the run would lose the same steps
-        over and over.
+        If the checkpoint cannot be written, this is a :class:`UserError`. Otherwise, a scheduler would restart the run and lose
+        the same steps over and over.
         """
         message, fault = "", None
         distributed.set_timeout(self.config.start_timeout_min)  # the other ranks wait while rank 0 writes
@@ -249,13 +254,13 @@ class Trainer:
         return Stopped(message, self.stop.status)
 
     def _save_and_describe(self, metrics: MetricsLog | None) -> str:
-        """Writes a checkpoint of this step and waits for it. Returns a message that says where it is."""
+        """Saves a checkpoint of the current step, waits until it is on disk, and returns a message with its location."""
         self._save(metrics)
         self.writer.finish()
         return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
 
     def _reached(self, phase: str) -> None:
-        """Notes that the host has finished a phase of the step."""
+        """Records that the host has finished a phase of the step."""
         self.stall.phase = PHASES[(PHASES.index(phase) + 1) % len(PHASES)]
         self.times.reached(phase)
         self.after(phase)
@@ -279,10 +284,10 @@ class Trainer:
         if self.parallel.needs_all_ranks and self._saved != self.step:
             self._save(metrics)  # a rank that is asked to stop during validation cannot save without the others
         with self.trained.average.in_model():
-            with self.parallel.whole_model(), self.stall.doing("a validation"), self._stopping_at_once(metrics):
+            with self.parallel.full_model(), self.stall.doing("a validation"), self._stopping_at_once(metrics):
                 distributed.set_timeout(self.config.start_timeout_min)
-                values = self.validations.measure()
-            self.validations.keep(self.step, values, metrics)
+                values = self.validations.validate()
+            self.validations.record(self.step, values, metrics)
         distributed.set_timeout(self.config.step_timeout_min)
         report.exclude(time.perf_counter() - started)
 
@@ -311,7 +316,7 @@ class Trainer:
             on_device = [to_device(batch, self.device) for batch in micro_batches]
         divisors, work = count_step(cast(TaskModel, self.model), micro_batches, self.device, self._reached)
         averages: list[Tensor] = []
-        for index, batch in in_turn(
+        for index, batch in seeded_micro_batches(
             cast(TaskModel, self.model), on_device, self.plan.chunks, self.precision.autocast, self._seed
         ):
             if self.config.compile:
@@ -344,38 +349,42 @@ class Trainer:
     def _update(self, names: list[str], local: Tensor, work: Tensor, micro_batches: list[Any]) -> PendingStep:
         """Clips the gradient and updates the parameters, unless a loss or the gradient is not finite.
 
-        ``local`` (K + 1,): this rank's losses and their sum, in the order of ``names``.
+        Args:
+            names: names of the values in ``local``.
+            local: this rank's losses and their sum, (K + 1,).
+            work: size and FLOPs of the step over all ranks.
+            micro_batches: the micro-batches of this rank, on the host.
         """
         # The request to stop is summed like a loss, so all ranks see it after the same step.
         extra_names, extra = self.times.values_to_sum(self.stop.signum is not None, self.step + 1, local)
         losses, extra = distributed.sum_over_ranks(torch.cat([local, extra])).split([len(local), len(extra)])
-        bad = ~losses.isfinite().all()
-        scaler, rest = self.precision.scaler, {}
+        not_finite = ~losses.isfinite().all()
+        scaler, scalars = self.precision.scaler, {}
         update = GuardedUpdate(
             self.optimizer, self.precision, self.trained.parameters, self.config.clip_grad_norm, self.parallel
         )
         if scaler.is_enabled():
-            update.spoil_if(bad)
+            update.force_skip_if(not_finite)
             # get_scale() would force a device sync
-            rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))
+            scalars["loss_scale"] = scaler.scale(torch.ones((), device=self.device))
         scaler.unscale_(self.optimizer)
         norm = update.clip()
         self._reached("clip")
         if not scaler.is_enabled():
             # With fp16, gradients may overflow: the scaler skips the step and lowers the scale.
-            bad = bad | ~norm.isfinite()
-        update.step_unless(bad)
-        self.trained.average.update(self.step, skipped=bad | ~norm.isfinite())
+            not_finite = not_finite | ~norm.isfinite()
+        update.step_unless(not_finite)
+        self.trained.average.update(self.step, skipped=not_finite | ~norm.isfinite())
         self._reached("optimiser")
-        culprit = ~local.isfinite().all()
-        rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit}
-        values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), extra, work]).detach()
+        local_not_finite = ~local.isfinite().all()
+        scalars |= {"grad_norm": norm, "not_finite": not_finite, "local_not_finite": local_not_finite}
+        values = torch.cat([losses, torch.stack([value.float() for value in scalars.values()]), extra, work]).detach()
         values, copied = start_copy_to_host(values)
-        names = [*names, *rest, *extra_names, *WORK]
+        names = [*names, *scalars, *extra_names, *WORK]
         return PendingStep(self.step + 1, names, values, copied, micro_batches, time.perf_counter())
 
     def _save(self, metrics: MetricsLog | None) -> None:
-        """Starts writing a checkpoint of this step. Rank 0 writes the states that are equal on all ranks."""
+        """Starts writing a checkpoint of the current step. Rank 0 writes the states that are equal on all ranks."""
         if self.parallel.needs_all_ranks:
             distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still be writing a checkpoint
         self._wait_for_saving()  # before the states are copied again
@@ -410,14 +419,14 @@ class Trainer:
         main = distributed.rank() == 0
         if not (main or self.parallel.needs_all_ranks):
             return None
-        begun = self.writer.begin(self.step) if main else True
+        created = self.writer.create_folder(self.step) if main else True
         if self.parallel.needs_all_ranks:
-            begun = distributed.gather_objects(begun)[0]
+            created = distributed.gather_objects(created)[0]
         folder = temporary_folder(self.folder.checkpoints, self.step)
-        return self.parallel.start_saving(states, folder / STATES) if begun else None
+        return self.parallel.start_saving(states, folder / STATES) if created else None
 
     def _wait_for_saving(self) -> None:
-        """Waits until the last checkpoint is written or has failed. Rank 0 reports a failure."""
+        """Waits until the last checkpoint has been written or has failed. Rank 0 reports a failure."""
         self.writer.wait()
         if self._states_saved is not None:
             with suppress(Exception):

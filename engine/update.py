@@ -20,7 +20,7 @@ class GuardedUpdate:
 
     Attributes:
         optimizer: the optimiser.
-        precision: its loss scaler is used if it is enabled.
+        precision: precision of the run, whose loss scaler is used if it is enabled.
         parameters: the parameters to update.
         clip_grad_norm: maximum norm of the gradient; None for no clipping.
         parallel: how ranks share the gradients.
@@ -41,19 +41,21 @@ class GuardedUpdate:
             torch._foreach_mul_([local_part(each) for each in gradients], factor)
         return norm
 
-    def spoil_if(self, bad: Tensor) -> None:
-        """Makes the loss scaler skip the step if ``bad``, since a loss can be infinite while its gradient is finite."""
+    def force_skip_if(self, not_finite: Tensor) -> None:
+        """Makes the loss scaler skip the step if ``not_finite`` is True. This is needed because a loss can be infinite while its
+        gradient is finite."""
         first = next(p.grad for p in self.parameters if p.grad is not None)
-        first.add_(torch.where(bad, torch.nan, 0.0))
+        first.add_(torch.where(not_finite, torch.nan, 0.0))
 
-    def step_unless(self, bad: Tensor) -> None:
-        """Updates the parameters unless ``bad``. Only optimisers without a skip flag (apex) make the host wait for the device."""
+    def step_unless(self, not_finite: Tensor) -> None:
+        """Updates the parameters unless ``not_finite`` is True. The host waits for the device only if the optimiser has no skip
+        flag (apex)."""
         if self.precision.scaler.is_enabled():
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
         elif self.optimizer.defaults.get("fused"):
             # Torch's fused kernels read this flag on the device; the loss scaler uses the same mechanism.
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = not_finite.float()  # type: ignore[attr-defined]
             self.optimizer.step()
-        elif not bad:
+        elif not not_finite:
             self.optimizer.step()

@@ -24,32 +24,37 @@ class Validations:
         task: the task. The best weights are those with the highest metric ``task.selects``; if ``selects`` is None, the task is
             never validated.
         plan: plan of the run. A validation always follows the last step.
-        trained: the model's weights. If there are averaged weights, the caller puts them into the model for the validation.
+        trained: the model's weights. If weights are averaged, the caller swaps the averages into the model for the validation.
         folder: folder of the run.
     """
 
     def __init__(self, task: Task, plan: RunPlan, trained: Trained, folder: RunFolder):
-        self.task, self.run, self.trained, self.folder = task, plan, trained, folder
+        self.task, self.run_plan, self.trained, self.folder = task, plan, trained, folder
         self.best: float | None = None
         """Highest value of the metric so far."""
         self.due = False
         """True if the validation after the current step still has to run."""
 
-    def plan(self, step: int) -> None:
-        """Sets :attr:`due` if a validation follows ``step``."""
-        assert self.run.validate_every is not None
-        self.due = self.task.selects is not None and (step % self.run.validate_every == 0 or step == self.run.steps)
+    def set_due(self, step: int) -> None:
+        """Sets :attr:`due` to True if a validation follows ``step``, else to False."""
+        assert self.run_plan.validate_every is not None
+        self.due = self.task.selects is not None and (
+            step % self.run_plan.validate_every == 0 or step == self.run_plan.steps
+        )
 
-    def measure(self) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """Runs a validation on all ranks and returns its metrics."""
         metrics = self.task.validate()
         self.due = False
         return metrics
 
-    def keep(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:
-        """Logs the metrics of a validation, and saves the weights if they are better than all previous ones.
+    def record(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:
+        """Logs the metrics of a validation, and saves the weights if they are the best so far.
 
-        ``log`` is None on ranks that write nothing.
+        Args:
+            step: number of completed steps.
+            metrics: the metrics, equal on all ranks.
+            log: log of the metrics; None on ranks that write nothing.
         """
         assert self.task.selects is not None
         value = metrics[self.task.selects]

@@ -13,9 +13,9 @@ from utils import distributed
 logger = logging.getLogger(__name__)
 
 MAX_HISTORY = 20
-"""Maximum number of earlier values that a new value is compared with."""
+"""Maximum number of previous values that a new value is compared with."""
 MIN_HISTORY = 10
-"""Minimum number of earlier values needed for a comparison."""
+"""Minimum number of previous values needed for a comparison."""
 MIN_STEPS = 10
 """A value is the mean over at least this many steps."""
 PATIENCE = 3
@@ -23,10 +23,10 @@ PATIENCE = 3
 MIN_DEVIATIONS = 6.0
 MIN_FRACTION = 0.2
 MIN_RISE = 0.05
-"""A loss jumps if it exceeds the median by MIN_DEVIATIONS standard deviations (estimated from the median absolute deviation), by
-MIN_FRACTION of the median, and by MIN_RISE. MIN_RISE prevents warnings for a loss close to zero, which a few wrong examples can
-multiply."""
-LOW = 0.7
+"""A loss counts as a jump if it exceeds the median by MIN_DEVIATIONS standard deviations (estimated from the median absolute
+deviation), by MIN_FRACTION of the median, and by MIN_RISE. MIN_RISE prevents warnings for a loss close to zero, which a few
+wrong examples can multiply."""
+LOW_FRACTION = 0.7
 """Throughput is low if it is below this fraction of its median."""
 SLOW_FACTOR = 1.5
 SLOW_FRACTION = 0.05
@@ -34,8 +34,8 @@ SLOW_FRACTION = 0.05
 median by at least SLOW_FRACTION of the step time."""
 
 RANKS = ("ranks/slowest", "ranks/slowest_s", "ranks/slowest_data_s", "ranks/median_s")
-"""Names in ``metrics.jsonl``: the slowest rank, the time for its own work, the part of this time spent waiting for data, and the
-median of the times of the other ranks, in seconds per step."""
+"""Names in ``metrics.jsonl``: the slowest rank, the time for its own work, how much of this time it spent waiting for data, and
+the median time of the other ranks, all in seconds per step."""
 
 TIMES = re.compile(r"ranks/(\d+)/(own_s|data_s)")
 
@@ -58,7 +58,7 @@ class Watch:
         self._rank_s: dict[str, float] = defaultdict(float)
         """Times of the ranks, in seconds, summed over all steps since the last check."""
         self._logged = 0
-        """Number of losses in ``_losses`` that earlier lines of metrics already cover."""
+        """Number of losses in ``_losses`` that previous lines of metrics already cover."""
         self._elapsed_s = elapsed_s
 
     def _reset(self, frozen: Collection[str]) -> None:
@@ -77,8 +77,8 @@ class Watch:
         frozen: Collection[str],
         elapsed_s: float,
     ) -> dict[str, float]:
-        """Checks the steps since the last line of metrics. Returns the entries about ranks for the line, which are empty for a
-        single rank.
+        """Checks the steps since the last line of metrics. Returns the entries about ranks for the new line; empty for a single
+        rank.
 
         Args:
             step: step of the line.
@@ -97,14 +97,14 @@ class Watch:
         self._logged = count
         if count >= MIN_STEPS:
             self._check(step, count, elapsed_s)
-        return compared(times)
+        return compare_ranks(times)
 
     def _check(self, step: int, count: int, elapsed_s: float) -> None:
         """Checks the means over the last ``count`` steps."""
         self._check_loss(step, statistics.fmean(self._losses))
         if self._speeds:
             self._check_speed(step, statistics.fmean(self._speeds))
-        if ranks := compared({name: seconds / count for name, seconds in self._rank_s.items()}):
+        if ranks := compare_ranks({name: seconds / count for name, seconds in self._rank_s.items()}):
             self._check_ranks(step, ranks, (elapsed_s - self._elapsed_s) / count)
         self._losses, self._speeds, self._elapsed_s = [], [], elapsed_s
         self._rank_s, self._logged = defaultdict(float), 0
@@ -146,7 +146,7 @@ def pop_times(values: dict[str, float]) -> dict[str, float]:
     return {name: values.pop(name) for name in list(values) if TIMES.fullmatch(name)}
 
 
-def compared(times: dict[str, float]) -> dict[str, float]:
+def compare_ranks(times: dict[str, float]) -> dict[str, float]:
     """Computes the values :data:`RANKS` from the times that the ranks spent on their own work. Returns an empty dictionary for a
     single rank."""
     own = {int(match[1]): times[match[0]] for name in times if (match := TIMES.fullmatch(name)) and match[2] == "own_s"}
@@ -187,7 +187,7 @@ def _jumps(loss: float, history: Sequence[float]) -> bool:
 
 
 def _is_low(speed: float, history: Sequence[float]) -> bool:
-    return speed < LOW * statistics.median(history)
+    return speed < LOW_FRACTION * statistics.median(history)
 
 
 def _warn(message: str) -> None:

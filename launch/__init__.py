@@ -1,1 +1,1 @@
-"""Starts a run on this machine, on several nodes whose launcher or scheduler is recognised, or as a SLURM job."""
+"""Starts a run on this machine, on several nodes, or as a SLURM job. Common launchers and schedulers are detected."""

@@ -1,4 +1,4 @@
-"""Detects where a job runs from environment variables: torchrun, PyTorchJob and TrainJob on Kubernetes, or SLURM.
+"""Detects from environment variables how a job was launched: by torchrun, by PyTorchJob or TrainJob on Kubernetes, or by SLURM.
 
 Sources of the variable names: torchrun's manual (``LOCAL_RANK`` and so on for ranks, ``PET_*`` for its flags); Kubeflow's
 training operator (``pkg/controller.v1/pytorch``: envvar.go, elastic.go) and trainer (``pkg/runtime/framework/plugins/torch``);
@@ -18,7 +18,7 @@ from utils.flags import WrongValueError
 from utils.rank_variables import Variables, is_rank
 
 PORT = 29500
-"""Default port of node 0; the same as torchrun's."""
+"""Default port of node 0, as in torchrun."""
 
 SLURM_PORTS = range(15000, 25000)
 """Ports for SLURM jobs, chosen by job ID so that two jobs on one node use different ports. They are below the kernel's ephemeral
@@ -26,27 +26,33 @@ ports."""
 
 
 class Rank(NamedTuple):
-    """Rank of this process: the global rank, the local rank, and the number of ranks. ``bound``: True if the process may see only
-    its own GPU."""
+    """The rank of this process.
 
-    number: int
-    local: int
-    all: int
+    Attributes:
+        global_rank: rank among all ranks of the job.
+        local_rank: rank among the ranks of this node.
+        world_size: number of ranks of the job.
+        bound: True if the scheduler may have made only one GPU visible to this process.
+    """
+
+    global_rank: int
+    local_rank: int
+    world_size: int
     bound: bool = False
 
 
 @dataclass(frozen=True)
-class Place:
-    """Describes where a job runs.
+class LaunchContext:
+    """How a job was launched, and the role of this process in it.
 
     Attributes:
         name: what started this process, for messages.
-        nodes: number of nodes of the job.
+        nodes: number of nodes in the job.
         node_rank: rank of this node; None if the rendezvous assigns it.
         master: HOST:PORT of node 0 or of the rendezvous; None for a single node, which does not need an address.
-        processes: processes on this node; if None, one per GPU, or a single one without a GPU.
-        max_restarts: number of failures after which an elastic job ends; None for the default.
-        rank: rank of this process; None if this process starts the ranks of its node.
+        processes: number of ranks on this node; if None, one per GPU, or one if there is no GPU.
+        max_restarts: number of failures after which an elastic job ends; if None, the default.
+        rank: the rank of this process; None if this process starts the ranks of its node.
     """
 
     name: str
@@ -59,7 +65,7 @@ class Place:
 
     def __str__(self) -> str:
         if self.rank is not None:
-            where = f"rank {self.rank.number} of {self.rank.all}"
+            where = f"rank {self.rank.global_rank} of {self.rank.world_size}"
         elif self.nodes.elastic:
             where = f"one of {self.nodes} nodes"
         else:
@@ -69,57 +75,59 @@ class Place:
     @property
     def first(self) -> bool:
         """True if this process prints messages on behalf of the whole job."""
-        return self.rank.number == 0 if self.rank is not None else not self.node_rank
+        return self.rank.global_rank == 0 if self.rank is not None else not self.node_rank
 
 
-def recognise(environment: Mapping[str, str]) -> Place | None:
-    """Returns the place that the environment of this process describes, or None if it does not describe one.
+def detect_context(environment: Mapping[str, str]) -> LaunchContext | None:
+    """Returns the launch context that the environment of this process describes, or None if no launcher is detected.
 
     Raises:
         UserError: if a variable is invalid or missing.
     """
     variables = Variables(environment)
     if is_rank(environment):
-        return _of_torchrun(variables)
+        return _torchrun_context(variables)
     if variables.has("PET_NNODES") or variables.has("PET_NODE_RANK") or variables.has("PET_RDZV_ENDPOINT"):
-        return _of_torchruns_flags(variables)
+        return _torchrun_flags_context(variables)
     if variables.has("SLURM_JOB_ID") and (variables.has("SLURM_STEP_ID") or variables.has("SLURM_STEPID")):
-        return _of_slurm(variables)
+        return _slurm_context(variables)
     if variables.has("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"):
         nodes = variables.number("WORLD_SIZE", least=1)
-        return _fixed("PyTorchJob", variables, nodes, variables.index("RANK", count=nodes, of="nodes"), None)
+        return _fixed_context("PyTorchJob", variables, nodes, variables.index("RANK", count=nodes, of="nodes"), None)
     return None
 
 
-def place_of(placement: Placement, environment: Mapping[str, str]) -> Place:
-    """Returns the place of a job, from its flags and, where they are not given, from the environment.
+def launch_context(placement: Placement, environment: Mapping[str, str]) -> LaunchContext:
+    """Determines the launch context from the flags, and from the environment for flags that are not given.
 
     Raises:
         UserError: if flags contradict the environment, or the address of node 0 or the rank of this node is missing.
     """
     if placement.master is not None and not is_rank(environment):
         nodes, rank = placement.nodes or ONE_NODE, placement.node_rank
-        if rank is None and (there := recognise(environment)) is not None and there.nodes == nodes:
-            rank = there.node_rank
-        if rank is None and not nodes.elastic and nodes.most > 1:
+        if rank is None and (detected := detect_context(environment)) is not None and detected.nodes == nodes:
+            rank = detected.node_rank
+        if rank is None and not nodes.elastic and nodes.max > 1:
             raise UserError(
-                f"--nodes {nodes}: also give --node-rank R, the rank of this node, from 0 to {nodes.most - 1}"
+                f"--nodes {nodes}: also give --node-rank R, the rank of this node, from 0 to {nodes.max - 1}"
             )
-        return Place("flags", nodes, None if nodes.elastic else rank or 0, placement.master)
-    place = recognise(environment)
-    if place is None:
+        return LaunchContext("flags", nodes, None if nodes.elastic else rank or 0, placement.master)
+    context = detect_context(environment)
+    if context is None:
         if placement.nodes not in (None, ONE_NODE):
             raise UserError(f"--nodes {placement.nodes}: --nodes needs --master HOST:PORT")
-        return Place("flags")
+        return LaunchContext("flags")
     for flag in ("--nodes", "--node-rank", "--master", "--gpus", "--cpu"):
         value = getattr(placement, flag[2:].replace("-", "_"))
         if value is None:
             continue
-        if place.rank is not None:
-            raise UserError(f"{flag} {value}: this process is already a rank ({place}); remove {flag}")
-        if flag in ("--nodes", "--node-rank") and value != getattr(place, flag[2:].replace("-", "_")):
-            raise UserError(f"{flag} {value}: this process was started as {place}; remove {flag}, or give --master too")
-    return place
+        if context.rank is not None:
+            raise UserError(f"{flag} {value}: this process is already a rank ({context}); remove {flag}")
+        if flag in ("--nodes", "--node-rank") and value != getattr(context, flag[2:].replace("-", "_")):
+            raise UserError(
+                f"{flag} {value}: this process was started as {context}; remove {flag}, or give --master too"
+            )
+    return context
 
 
 def nodes_left_out(environment: Mapping[str, str]) -> str | None:
@@ -135,17 +143,17 @@ def nodes_left_out(environment: Mapping[str, str]) -> str | None:
     )
 
 
-def _of_torchrun(variables: Variables) -> Place:
-    """Returns the place of a rank that was started by torchrun, or by another launcher that sets the same variables."""
+def _torchrun_context(variables: Variables) -> LaunchContext:
+    """Returns the context of a rank that was started by torchrun, or by another launcher that sets the same variables."""
     ranks = variables.number("WORLD_SIZE", least=1)
     number = variables.index("RANK", count=ranks, of="ranks")
     rank = Rank(number, variables.index("LOCAL_RANK", count=ranks, of="ranks"), ranks)
-    master = None if rank.all == 1 else f"{variables.text('MASTER_ADDR')}:{variables.port('MASTER_PORT')}"
-    return Place("torchrun" if variables.has("TORCHELASTIC_RUN_ID") else "a launcher", master=master, rank=rank)
+    master = None if rank.world_size == 1 else f"{variables.text('MASTER_ADDR')}:{variables.port('MASTER_PORT')}"
+    return LaunchContext("torchrun" if variables.has("TORCHELASTIC_RUN_ID") else "a launcher", master=master, rank=rank)
 
 
-def _of_torchruns_flags(variables: Variables) -> Place:
-    """Returns the place of a node on which torchrun would read its flags from ``PET_*`` variables."""
+def _torchrun_flags_context(variables: Variables) -> LaunchContext:
+    """Returns the context of a node whose ``PET_*`` variables contain flags for torchrun."""
     try:
         nodes = parse_nodes(variables.text("PET_NNODES")) if variables.has("PET_NNODES") else ONE_NODE
     except WrongValueError as error:
@@ -157,37 +165,37 @@ def _of_torchruns_flags(variables: Variables) -> Place:
             processes = variables.number(*names, least=1)
     name = "Kubernetes (PET_*)"
     if not variables.has("PET_RDZV_ENDPOINT"):
-        rank = variables.index("PET_NODE_RANK", "RANK", count=nodes.most, of="nodes") if nodes.most > 1 else 0
-        return _fixed(name, variables, nodes.most, rank, processes)
+        rank = variables.index("PET_NODE_RANK", "RANK", count=nodes.max, of="nodes") if nodes.max > 1 else 0
+        return _fixed_context(name, variables, nodes.max, rank, processes)
     restarts = variables.number("PET_MAX_RESTARTS") if variables.has("PET_MAX_RESTARTS") else None
     endpoint = variables.text("PET_RDZV_ENDPOINT")
     master = endpoint if re.search(r":\d+$", endpoint) else f"{endpoint}:{PORT}"
     check_address(master, "PET_RDZV_ENDPOINT")
-    return Place(name, nodes._replace(elastic=True), None, master, processes, restarts)
+    return LaunchContext(name, nodes._replace(elastic=True), None, master, processes, restarts)
 
 
-def _fixed(name: str, variables: Variables, nodes: int, node_rank: int, processes: int | None) -> Place:
+def _fixed_context(name: str, variables: Variables, nodes: int, node_rank: int, processes: int | None) -> LaunchContext:
     if nodes == 1:
-        return Place(name, processes=processes)
+        return LaunchContext(name, processes=processes)
     port = variables.port("PET_MASTER_PORT", "MASTER_PORT") if _has_port(variables) else PORT
     master = f"{variables.text('PET_MASTER_ADDR', 'MASTER_ADDR')}:{port}"
-    return Place(name, Nodes(nodes, nodes), node_rank, master, processes)
+    return LaunchContext(name, Nodes(nodes, nodes), node_rank, master, processes)
 
 
 def _has_port(variables: Variables) -> bool:
     return variables.has("PET_MASTER_PORT") or variables.has("MASTER_PORT")
 
 
-def _of_slurm(variables: Variables) -> Place:
-    """Returns the place of a task in a SLURM job step. If there is one task per node, it starts the ranks; otherwise each task is
-    a rank."""
+def _slurm_context(variables: Variables) -> LaunchContext:
+    """Returns the context of a task in a SLURM job step. A task starts the ranks of its node if there is one task per node.
+    Otherwise, each task is a rank."""
     job = variables.number("SLURM_JOB_ID")
     name = f"SLURM job {job}"
     nodes = variables.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", least=1)
     tasks = variables.number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", least=1)
     processes = variables.number("SLURM_GPUS_ON_NODE") if variables.has("SLURM_GPUS_ON_NODE") else None
     if tasks == 1:
-        return Place(name, processes=processes or None)
+        return LaunchContext(name, processes=processes or None)
     host = first_host(variables.text("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"))
     step = variables.number("SLURM_STEP_ID", "SLURM_STEPID")
     port = (
@@ -196,10 +204,10 @@ def _of_slurm(variables: Variables) -> Place:
     master = f"{host}:{port}"
     node_rank = variables.index("SLURM_NODEID", count=nodes, of="nodes")
     if tasks == nodes:
-        return Place(name, Nodes(nodes, nodes), node_rank, master, processes or None)
+        return LaunchContext(name, Nodes(nodes, nodes), node_rank, master, processes or None)
     number = variables.index("SLURM_PROCID", count=tasks, of="tasks")
     rank = Rank(number, variables.index("SLURM_LOCALID", count=tasks, of="tasks"), tasks, bound=True)
-    return Place(name, Nodes(nodes, nodes), node_rank, master, rank=rank)
+    return LaunchContext(name, Nodes(nodes, nodes), node_rank, master, rank=rank)
 
 
 def first_host(hosts: str) -> str:

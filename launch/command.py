@@ -1,4 +1,4 @@
-"""The command that runs a task, by starting ``python -m tasks.run`` on every rank."""
+"""The command that runs a task. It starts ``python -m tasks.run`` on every rank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.flags import Override
 from utils.processes import GRACE_S, WAIT_S
 
 if TYPE_CHECKING:
-    from launch.clusters import Place
+    from launch.clusters import LaunchContext
     from tasks.kinds import Choice
 
 TOP = Path(__file__).parents[__name__.count(".")]
@@ -55,7 +55,7 @@ def run_task(
         python run.py --task my/counting --cpu 2 optim.lr=3e-5
     """
     # Imported here to keep --help fast.
-    from launch.clusters import nodes_left_out, place_of
+    from launch.clusters import launch_context, nodes_left_out
     from launch.torchrun import become_rank, environment_of_ranks, processes_of, torchrun
     from tasks.kinds import choose
 
@@ -67,30 +67,30 @@ def run_task(
     choice.check_keys()
     if job.slurm:
         return slurm.submit(_job_of(choice, flags, placement, job))
-    place = place_of(placement, os.environ)
-    if place.name != "flags" and place.first:
-        sys.stderr.write(f"started as {place}\n")
-    elif place.nodes == ONE_NODE and (left_out := nodes_left_out(os.environ)):
+    context = launch_context(placement, os.environ)
+    if context.name != "flags" and context.first:
+        sys.stderr.write(f"started as {context}\n")
+    elif context.nodes == ONE_NODE and (left_out := nodes_left_out(os.environ)):
         sys.stderr.write(f"{left_out}\n")
     flags = replace(flags, config=str(choice.config))
-    if place.rank is not None:
-        become_rank(place)
+    if context.rank is not None:
+        become_rank(context)
         return run_rank(choice.source.argument, *overrides, flags=flags)
-    processes = processes_of(placement, place)
-    if place.nodes.elastic:
-        _check_elastic(choice, flags, place, processes)
-        place = place if max_restarts is None else replace(place, max_restarts=max_restarts)
+    processes = processes_of(placement, context)
+    if context.nodes.elastic:
+        _check_elastic(choice, flags, context, processes)
+        context = context if max_restarts is None else replace(context, max_restarts=max_restarts)
         flags = replace(flags, wait=flags.wait or WAIT_S)
     words = argv_of(run_rank, choice.source.argument, *overrides, flags=flags)
     with environment_of_ranks():
         # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
         os.environ["PYTHONSAFEPATH"] = "1"
-        return torchrun(place, processes, ["--module", "tasks.run", *words], grace_of(choice.config, overrides))
+        return torchrun(context, processes, ["--module", "tasks.run", *words], grace_of(choice.config, overrides))
 
 
 def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:
-    """Returns the SLURM job. Its nodes run this command again, without the job's flags."""
+    """Returns the SLURM job. Its nodes run this command again, without the flags of the SLURM job."""
     folder = (flags.output or default_output(choice, evaluates_others=flags.evaluate and not flags.resume)).absolute()
     flags_of_node = replace(
         flags,
@@ -118,28 +118,28 @@ def config_of(flags: RunFlags, task: str | None) -> str | None:
 
     saved = flags.output / CONFIG_FILE
     if not saved.is_file():
-        fact = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
-        raise UserError(f"--output {flags.output} --resume: {fact}; give the folder of a run, or --config")
+        problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
+        raise UserError(f"--output {flags.output} --resume: {problem}; give the folder of a run, or --config")
     return str(saved)
 
 
-def _check_elastic(choice: Choice, flags: RunFlags, place: Place, processes: int) -> None:
-    """Raises :class:`UserError` if the run could not continue with every possible number of nodes."""
-    nodes = place.nodes
+def _check_elastic(choice: Choice, flags: RunFlags, context: LaunchContext, processes: int) -> None:
+    """Raises :class:`UserError` unless the run can continue with every possible number of nodes."""
+    nodes = context.nodes
     if not flags.resume:
         raise UserError(
             f"--nodes {nodes} restarts the ranks, which then resume from the newest checkpoint: add --resume (in an empty "
             "folder, the run starts from the beginning)"
         )
-    if nodes.least < nodes.most:
+    if nodes.min < nodes.max:
         from launch.ranks import check_ranks  # imports torch
 
         check_ranks(choice, [count * processes for count in nodes.counts], f"--nodes {nodes}")
 
 
 def grace_of(config: Path, overrides: Sequence[str]) -> int:
-    """Returns ``train.grace_s``, or its default if the config is unreadable or the value invalid; the ranks report such
-    errors."""
+    """Returns ``train.grace_s``, or its default if the config cannot be read or the value is invalid; the ranks report
+    such errors."""
     from utils.config_files import peek
 
     train = peek(config, overrides, "train")

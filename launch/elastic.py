@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from argparse import Namespace  # torchrun's own
+from argparse import Namespace  # as used by torchrun
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -23,13 +23,14 @@ from utils.errors import PeerLostError
 from utils.processes import INTERRUPTED, MISTAKE, REQUEUE
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Environment variable that gives the ranks a new store each time they start. The agents' store outlives the ranks, and would
-keep old stop requests and the addresses of lost nodes."""
+"""Environment variable that gives the ranks a new store each time they start. The store of the agents outlives the ranks, and
+would keep old stop requests and the addresses of lost nodes."""
 
 
 class Agent(LocalElasticAgent):
-    """Starts and restarts the ranks of a node. After a lost node or a failure, they restart up to the job's limit. After a stop
-    that another node requested they always restart, and after a user error they never do."""
+    """Starts and restarts the ranks of a node. After a node is lost or a rank fails, they restart until
+    the job's limit is reached. After a stop that another node requested, they always restart. After a user error, they never
+    restart."""
 
     grace_s: int = 30
     """Seconds that ranks have to save a checkpoint and exit."""
@@ -45,10 +46,10 @@ class Agent(LocalElasticAgent):
         return result
 
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
-        again = worker_group.state != WorkerState.INIT
+        restarted = worker_group.state != WorkerState.INIT
         super()._initialize_workers(worker_group)
         nodes = worker_group.group_world_size
-        if again and worker_group.group_rank == 0:
+        if restarted and worker_group.group_rank == 0:
             sys.stderr.write(f"restarting the ranks on {nodes} {'node' if nodes == 1 else 'nodes'}\n")
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *more: Any, **options: Any) -> None:
@@ -68,7 +69,7 @@ def run_elastic(arguments: Namespace, grace_s: int) -> None:
         ChildFailedError: if a rank failed and the job may not restart.
         PeerLostError: if the job ended on another node, or the nodes lost contact with each other.
         SignalException: if this process received a signal: this node leaves, and the others continue.
-        RendezvousError, RuntimeError: if the nodes do not find each other at the start.
+        RendezvousError, RuntimeError: if the nodes cannot reach each other at the start.
     """
     os.environ[OWN_STORE] = "1"
     config, entrypoint, rank_arguments = config_from_args(arguments)

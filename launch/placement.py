@@ -1,4 +1,4 @@
-"""Flags that set the number of devices and nodes, shared by all commands that start runs."""
+"""Flags that set the number of devices and nodes. All commands that start runs accept them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from utils.rank_variables import LAST_PORT, whole_number
 
 
 class Nodes(NamedTuple):
-    """Number of nodes: fixed, or if ``elastic``, between ``least`` and ``most``; the ranks restart when it changes."""
+    """The number of nodes of a job, from ``min`` to ``max``. If ``elastic``, it may change during the job, and the ranks then
+    restart."""
 
-    least: int
-    most: int
+    min: int
+    max: int
     elastic: bool = False
 
     @property
     def counts(self) -> range:
         """All node counts that the job may have."""
-        return range(self.least, self.most + 1)
+        return range(self.min, self.max + 1)
 
     def __str__(self) -> str:
-        return f"{self.least}:{self.most}" if self.elastic else str(self.most)
+        return f"{self.min}:{self.max}" if self.elastic else str(self.max)
 
 
 ONE_NODE = Nodes(1, 1)
@@ -33,8 +34,8 @@ ONE_NODE = Nodes(1, 1)
 
 def parse_nodes(text: str) -> Nodes:
     """Parses ``N`` or ``MIN:MAX``."""
-    least, colon, most = text.partition(":")
-    parts = [least, most] if colon else [least]
+    first, colon, last = text.partition(":")
+    parts = [first, last] if colon else [first]
     counts = [whole_number(part) or 0 for part in parts]
     if not all(counts) or counts[0] > counts[-1]:
         raise WrongValueError(f"{text!r} is neither a positive number N nor MIN:MAX")
@@ -88,5 +89,5 @@ class Placement:
             raise UserError(
                 f"--node-rank {self.node_rank}: with --nodes {nodes}, node ranks are assigned automatically; remove it"
             )
-        if not 0 <= self.node_rank < nodes.most:
-            raise UserError(f"--node-rank {self.node_rank} is not within 0 .. {nodes.most - 1}")
+        if not 0 <= self.node_rank < nodes.max:
+            raise UserError(f"--node-rank {self.node_rank} is not within 0 .. {nodes.max - 1}")

@@ -1,4 +1,4 @@
-"""Checks, before a run starts, that it works with every number of ranks that it may get."""
+"""Checks, before a run starts, that it supports every number of ranks that the job may have."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from utils.config import load_config
 from utils.errors import UserError
 
 
-def check_ranks(choice: Choice, numbers: Sequence[int], flags: str) -> None:
-    """Checks that the run supports these numbers of ranks, and that they would not change its steps. Imports the task.
+def check_ranks(choice: Choice, rank_counts: Sequence[int], flags: str) -> None:
+    """Checks that the run supports these numbers of ranks, and that its steps do not depend on them. Imports the task.
 
     Args:
         choice: the task and its config.
-        numbers: the numbers of ranks that the job may have.
-        flags: the flags that allow these numbers, for messages.
+        rank_counts: the numbers of ranks that the job may have.
+        flags: the flags that allow these rank_counts, for messages.
 
     Raises:
         UserError: if there are several numbers and ``train.global_batch`` is not set, or if the global batch, the chunks or the
@@ -23,14 +23,14 @@ def check_ranks(choice: Choice, numbers: Sequence[int], flags: str) -> None:
     """
     schema, _ = choice.load()
     config = load_config(choice.config, choice.overrides, schema)
-    if len(numbers) > 1 and config.train.global_batch is None:
+    if len(rank_counts) > 1 and config.train.global_batch is None:
         raise UserError(
             f"{flags} needs train.global_batch: without it, a different number of nodes would change which records a step uses; "
             "give train.global_batch=N"
         )
-    for ranks in numbers:
+    for ranks in rank_counts:
         try:
             config.plan(ranks)
         except UserError as error:
-            verb = "gives" if len(numbers) == 1 else "may give"
+            verb = "gives" if len(rank_counts) == 1 else "may give"
             raise UserError(f"{flags} {verb} {ranks} ranks: {error}") from None

@@ -30,13 +30,13 @@ SCRIPT = "slurm.sh"
 """Name of the script in the run's folder."""
 
 LOG = "slurm-%j.txt"
-"""Name of the job's output file in the run's folder; %j is the job ID, which a requeue keeps."""
+"""Name of the job's output file in the run's folder. %j is the job ID, which stays the same when the job is requeued."""
 
 MARGIN_S = 120
-"""Seconds between the end of ``train.grace_s`` and the job's time limit; SLURM may signal up to a minute early or late."""
+"""Seconds between the end of ``train.grace_s`` and the job's time limit, since SLURM may signal up to a minute early or late."""
 
-LONGEST_NOTICE_S = 65535
-"""Maximum time of sbatch's --signal, in seconds."""
+MAX_NOTICE_S = 65535
+"""Maximum time that sbatch accepts in --signal, in seconds."""
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 """minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds."""
@@ -44,18 +44,18 @@ TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?
 OPTIONS = ("time", "partition", "account", "qos", "cpus_per_task", "mem", "job_name")
 """Flags of this module that need --slurm, in addition to --sbatch and --dry-run."""
 
-OURS = ("nodes", "ntasks-per-node", "ntasks", "gpus-per-node", "signal", "requeue", "open-mode", "output")
-"""sbatch options that the script sets itself."""
+RESERVED_OPTIONS = ("nodes", "ntasks-per-node", "ntasks", "gpus-per-node", "signal", "requeue", "open-mode", "output")
+"""sbatch options that are reserved for the script."""
 
 
 def _option(text: str) -> str:
-    """Parses an sbatch option; returns it without leading dashes."""
+    """Checks an sbatch option and returns it without leading dashes."""
     key = text.lstrip("-").partition("=")[0]
     if not re.fullmatch(r"[a-z][a-z0-9-]*", key) or "\n" in text:
         raise WrongValueError(f"{text!r} is not an sbatch option; give one such as constraint=a100")
     if key.replace("-", "_") in OPTIONS:  # a second --time would bypass the check of the first
         raise WrongValueError(f"{text!r}: give --{key} directly, without --sbatch")
-    if key in OURS:
+    if key in RESERVED_OPTIONS:
         raise WrongValueError(f"{text!r}: run.py sets {key} itself; use its own flags")
     return text.lstrip("-")
 
@@ -175,12 +175,16 @@ def submit(job: Job) -> int:
 
 
 def script(job: Job, grace_s: int) -> str:
-    """Returns the job script. ``grace_s``: ``train.grace_s`` of the run.
+    """Returns the job script.
+
+    Args:
+        job: the job.
+        grace_s: ``train.grace_s`` of the run.
 
     Raises:
         UserError: if the time limit is too short to save a checkpoint, or a path contains a control character.
     """
-    notice_s = min(grace_s + MARGIN_S, LONGEST_NOTICE_S)
+    notice_s = min(grace_s + MARGIN_S, MAX_NOTICE_S)
     if job.options.time is not None and _seconds(job.options.time) <= notice_s:
         raise UserError(
             f"--time {job.options.time}: the run is asked to stop {notice_s} s before the end (train.grace_s = "
@@ -230,7 +234,7 @@ def _options(job: Job, notice_s: int) -> list[str]:
     nodes, given = job.placement.nodes, job.options
     values = {
         "job-name": given.job_name or job.folder.name,
-        "nodes": "1" if nodes is None else f"{nodes.least}-{nodes.most}" if nodes.elastic else str(nodes.most),
+        "nodes": "1" if nodes is None else f"{nodes.min}-{nodes.max}" if nodes.elastic else str(nodes.max),
         "ntasks-per-node": "1",
         "gpus-per-node": job.placement.gpus,
         "cpus-per-task": given.cpus_per_task,
@@ -254,21 +258,21 @@ def _command(job: Job) -> list[str]:
 
 
 def _check_folder(job: Job) -> None:
-    """Raises :class:`UserError` if the folder contains a run and --resume was not given, because the job always resumes."""
+    """Raises :class:`UserError` if the folder contains a run and --resume was not given. The job itself always resumes."""
     if job.flags.resume or job.flags.evaluate or not (job.folder / METRICS_FILE).exists():
         return
     raise UserError(f"{job.folder} already contains a run; add --resume to resume it, or give another --output")
 
 
 def _check_nodes(job: Job) -> None:
-    """Raises :class:`UserError` before the job waits in the queue, if one of the possible numbers of nodes gives a number of
-    ranks on which the run could not continue."""
+    """Raises :class:`UserError`, before the job waits in the queue, if the run could not continue with one of the possible
+    numbers of nodes."""
     from launch.ranks import check_ranks  # imports torch
 
-    nodes, each = job.placement.nodes or ONE_NODE, job.placement.gpus or job.placement.cpu
-    if each is not None:
-        check_ranks(job.choice, [count * each for count in nodes.counts], f"--nodes {nodes}")
-    elif nodes.least < nodes.most:
+    nodes, per_node = job.placement.nodes or ONE_NODE, job.placement.gpus or job.placement.cpu
+    if per_node is not None:
+        check_ranks(job.choice, [count * per_node for count in nodes.counts], f"--nodes {nodes}")
+    elif nodes.min < nodes.max:
         raise UserError(f"--nodes {nodes}: also give --gpus N, the number of GPUs per node")
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from launch.clusters import Place
+from launch.clusters import LaunchContext
 from launch.placement import Placement
 from utils.cores import usable_cores
 from utils.errors import UserError
@@ -26,24 +26,24 @@ ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
 
 HANDLED_BY_TORCHRUN = "SIGQUIT"
-"""The signal that torchrun forwards on its own; we forward the others, :data:`~utils.processes.STOP_SIGNALS`."""
+"""The signal that torchrun forwards itself. We forward the other signals, :data:`~utils.processes.STOP_SIGNALS`."""
 
 MAX_RESTARTS = 10
 """Default number of failures on a node after which an elastic job ends; joining nodes are not counted."""
 
 RENDEZVOUS = "x2vlm"
-"""Name of a job at its rendezvous."""
+"""ID of a job at its rendezvous."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 UNHANDLED_S = 3.0
-"""Time limit in seconds for Python to handle a signal; after this time, the signal counts as ignored."""
+"""Time limit in seconds for Python to handle a signal. After this time, the signal counts as unhandled."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
 
 
-def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
+def torchrun(context: LaunchContext, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
     """Runs a command on every rank. Returns the job's exit status (128 + n if signal n ended it).
 
     A signal is forwarded to the ranks, which have ``grace_s`` seconds to exit. The exit status is then 75, on which schedulers
@@ -51,7 +51,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
     written. A second signal kills all ranks immediately.
 
     Args:
-        place: the nodes of the job, including this one.
+        context: the nodes of the job, including this node.
         processes: number of ranks on this node.
         command: a script and its arguments; or ``--module``, a module and its arguments.
         grace_s: time limit in seconds for ranks to exit after a signal.
@@ -67,7 +67,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
 
     from launch.elastic import run_elastic
 
-    flags = _torchrun_flags(place, processes)
+    flags = _torchrun_flags(context, processes)
     parser = get_args_parser()
     if "--signals-to-handle" in parser._option_string_actions:
         flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
@@ -77,7 +77,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
         _share_cores(processes)
         os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
         try:
-            if place.nodes.elastic:
+            if context.nodes.elastic:
                 run_elastic(torchrun_arguments, grace_s)
             else:
                 run(torchrun_arguments)
@@ -94,19 +94,19 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
             return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
         except (RendezvousError, ConnectionError, TimeoutError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the nodes did not find each other (--master {place.master}): {reason}") from None
+            raise UserError(f"the nodes did not find each other (--master {context.master}): {reason}") from None
     return 0
 
 
 @contextlib.contextmanager
 def environment_of_ranks() -> Iterator[None]:
     """Undoes changes to the environment, which ranks inherit, when the context ends."""
-    before = dict(os.environ)
+    previous = dict(os.environ)
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(previous)
 
 
 @contextlib.contextmanager
@@ -137,42 +137,45 @@ def _share_cores(processes: int) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
-def _torchrun_flags(place: Place, processes: int) -> list[str]:
-    """Returns all flags that place the job, because torchrun would read any missing flag from ``PET_*`` variables."""
-    flags = [f"--nproc-per-node={processes}", f"--nnodes={place.nodes}"]
-    if place.master is None:
+def _torchrun_flags(context: LaunchContext, processes: int) -> list[str]:
+    """Returns torchrun's flags for the nodes and ranks of the job. None is omitted, because torchrun would read missing flags
+    from ``PET_*`` variables."""
+    flags = [f"--nproc-per-node={processes}", f"--nnodes={context.nodes}"]
+    if context.master is None:
         return [*flags, "--max-restarts=0", "--standalone"]
-    host, _, port = place.master.rpartition(":")
-    if place.nodes.elastic:
-        restarts = MAX_RESTARTS if place.max_restarts is None else place.max_restarts
-        flags += ["--rdzv-backend=c10d", f"--rdzv-endpoint={place.master}", f"--max-restarts={restarts}"]
+    host, _, port = context.master.rpartition(":")
+    if context.nodes.elastic:
+        restarts = MAX_RESTARTS if context.max_restarts is None else context.max_restarts
+        flags += ["--rdzv-backend=c10d", f"--rdzv-endpoint={context.master}", f"--max-restarts={restarts}"]
         flags += [] if "PET_RDZV_ID" in os.environ else [f"--rdzv-id={RENDEZVOUS}"]
         # Otherwise torchrun uses this node's full name, which other processes on the same machine may not resolve.
         return [*flags, "--local-addr=127.0.0.1"] if host in LOOPBACK else flags
-    flags += ["--rdzv-backend=static", "--rdzv-endpoint=", "--max-restarts=0", f"--node-rank={place.node_rank}"]
+    flags += ["--rdzv-backend=static", "--rdzv-endpoint=", "--max-restarts=0", f"--node-rank={context.node_rank}"]
     return [*flags, f"--master-addr={host}", f"--master-port={port}"]
 
 
 def _silence_torchrun() -> None:
-    """Silences torchrun's loggers, because the job prints its own error, which torchrun's report would bury. Each logger has its
-    own level. Also hides a message that Python prints if the rendezvous is garbage-collected in the thread of its timer: the
-    finaliser stops the timer and then tries to join the current thread."""
+    """Silences torchrun's loggers, one by one because each has a separate level. Otherwise, torchrun's report would bury the
+    error that the job prints.
+
+    Also hides a message that Python prints if the rendezvous is garbage-collected in the thread of its timer: the finaliser stops
+    the timer and then tries to join the current thread."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    print_ignored = sys.unraisablehook
+    print_error = sys.unraisablehook
 
-    def print_all_but_the_timer(ignored: Any) -> None:
+    def ignore_timer_errors(ignored: Any) -> None:
         if str(ignored.exc_value) != "cannot join current thread":
-            print_ignored(ignored)
+            print_error(ignored)
 
-    sys.unraisablehook = print_all_but_the_timer
+    sys.unraisablehook = ignore_timer_errors
 
 
 @contextlib.contextmanager
 def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception], grace_s: int) -> Iterator[None]:
-    """A context in which the first stop signal raises torchrun's ``exception``, which makes torchrun forward the signal, and the
-    second ends this process at once. The ranks die with their launcher (:func:`utils.processes.die_with_parent`)."""
+    """Context in which the first stop signal raises torchrun's ``exception``, which makes torchrun forward the signal. The second
+    signal ends this process immediately, and the ranks die with it (:func:`utils.processes.die_with_parent`)."""
     received_s: list[float] = []
 
     def receive(signum: int, _: object) -> None:
@@ -201,15 +204,15 @@ def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception
 
 @contextlib.contextmanager
 def _exit_if_signal_unhandled(received_s: Sequence[float]) -> Iterator[None]:
-    """Ends this process :data:`UNHANDLED_S` seconds after a stop signal that is still missing in ``received_s``, during the
-    context. The process is then waiting for other nodes inside torch, where Python cannot handle signals, and no rank has
-    started yet.
+    """Context in which this process ends if a stop signal is still missing in ``received_s`` after :data:`UNHANDLED_S` seconds.
+    In this case, the process is waiting for other nodes inside torch, where Python cannot handle signals, and no rank has started
+    yet.
 
     A process that is forked inside the context writes its own signals to the same pipe, so the context must not outlast the job.
     """
     arrived, arrive = os.pipe()
     os.set_blocking(arrive, False)
-    before = signal.set_wakeup_fd(arrive, warn_on_full_buffer=False)
+    previous = signal.set_wakeup_fd(arrive, warn_on_full_buffer=False)
 
     def watch() -> None:
         while signums := os.read(arrived, 1):
@@ -225,7 +228,7 @@ def _exit_if_signal_unhandled(received_s: Sequence[float]) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(previous)
         os.close(arrive)  # ends the thread
 
 
@@ -241,9 +244,9 @@ def _ended_by(rank: int, name: str) -> str:
     return f"rank {rank} was killed by {name}{reason}; rerun with --resume to continue from the newest checkpoint"
 
 
-def processes_of(placement: Placement, place: Place) -> int:
-    """Returns the number of ranks on this node: from the flags, from the scheduler, or one per GPU. Without a GPU, ranks use the
-    CPU.
+def processes_of(placement: Placement, context: LaunchContext) -> int:
+    """Returns the number of ranks on this node: from the flags, from the scheduler, or one per GPU. Without GPUs, ranks run on
+    the CPU.
 
     Raises:
         UserError: if there are too few GPUs.
@@ -256,31 +259,33 @@ def processes_of(placement: Placement, place: Place) -> int:
         raise UserError(f"--gpus {placement.gpus}: this machine has {available} GPUs; use --cpu N to run on the CPU")
     if available:
         let_segments_grow()
-    if placement.gpus is None and place.processes is not None:
-        if available and place.processes > available:
+    if placement.gpus is None and context.processes is not None:
+        if available and context.processes > available:
             raise UserError(
-                f"{place}: {place.processes} processes on this node, but only {available} GPUs are visible; give --gpus N"
+                f"{context}: {context.processes} processes on this node, but only {available} GPUs are visible; give --gpus N"
             )
-        return place.processes
+        return context.processes
     return placement.gpus or max(1, available)
 
 
-def become_rank(place: Place) -> None:
+def become_rank(context: LaunchContext) -> None:
     """Sets the environment variables of a rank in this process, as torchrun does.
 
     Raises:
-        UserError: if too few GPUs are visible on its node.
+        UserError: if too few GPUs are visible to this process.
     """
-    assert place.rank is not None
-    rank, gpus = place.rank, _gpus()
-    local = 0 if gpus == 1 and rank.bound else rank.local
+    assert context.rank is not None
+    rank, gpus = context.rank, _gpus()
+    local = 0 if gpus == 1 and rank.bound else rank.local_rank
     if gpus and local >= gpus:
-        raise UserError(f"{place}: its local rank is {local}, but only {gpus} GPUs are visible; start one task per GPU")
-    host, _, port = (place.master or "127.0.0.1:0").rpartition(":")
-    os.environ |= {"RANK": str(rank.number), "LOCAL_RANK": str(local), "WORLD_SIZE": str(rank.all)}
+        raise UserError(
+            f"{context}: its local rank is {local}, but only {gpus} GPUs are visible; start one task per GPU"
+        )
+    host, _, port = (context.master or "127.0.0.1:0").rpartition(":")
+    os.environ |= {"RANK": str(rank.global_rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(rank.world_size)}
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": port}
     if rank.bound:  # SLURM starts the same number of tasks on each node; other launchers set this variable
-        os.environ["LOCAL_WORLD_SIZE"] = str(-(-rank.all // place.nodes.most))
+        os.environ["LOCAL_WORLD_SIZE"] = str(-(-rank.world_size // context.nodes.max))
     if gpus:
         let_segments_grow()
 

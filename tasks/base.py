@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
 from dataset.text.loading import load_tokenizer, token_ids_digest
-from engine.checkpoint import Checkpoint, find_weights, run_of
+from engine.checkpoint import Checkpoint, find_weights, run_config_of
 from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
 from engine.train_config import TrainConfig
@@ -322,7 +322,7 @@ def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> l
 def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, weights: Path, report: LoadReport) -> None:
     """Compare settings that do not affect any tensor shape with the config of the run that wrote the weights, or with the
     published models."""
-    run = run_of(weights)
+    run = run_config_of(weights)
     trained = None if run is None else read_yaml(run)
     if trained is not None and not isinstance(trained.get("task"), str):
         raise UserError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.checkpoint import find_weights, list_checkpoints, run_of
+from engine.checkpoint import find_weights, list_checkpoints, run_config_of
 from engine.run_files import CONFIG_FILE
 from engine.run_folder import RunFolder
 from utils.config import Config
@@ -97,7 +97,7 @@ def _config_of(checkpoint: str) -> dict[str, Any] | None:
     """Returns the config of the run that wrote the weights, or None if it is unknown."""
     try:
         path = expanded(checkpoint)
-        run = path / CONFIG_FILE if (path / CONFIG_FILE).is_file() else run_of(find_weights(path))
+        run = path / CONFIG_FILE if (path / CONFIG_FILE).is_file() else run_config_of(find_weights(path))
         return None if run is None else read_yaml(run)
     except (UserError, OSError):  # the file may have been moved
         return None

@@ -84,7 +84,7 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
         UserError: if the config or the data are invalid.
     """
     # Imported here so that --help and command-line errors do not wait for torch.
-    from engine.run_folder import claimed
+    from engine.run_folder import locked
     from engine.stopping import Stopped, StopRequest
     from utils import events, log
     from utils.config import load_config
@@ -101,7 +101,7 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
             device = stack.enter_context(process_group(config.train.start_timeout_min, output))
             if not flags.evaluate:
                 _check_config(config)
-            stack.enter_context(claimed(output, flags.wait or 0))
+            stack.enter_context(locked(output, flags.wait or 0))
             stop = stack.enter_context(StopRequest(config.train.grace_s))
             try:
                 _run(task_class, config, output, flags, device, stop)
@@ -135,7 +135,7 @@ def _run(
         log.set_up(folder.log_of(distributed.rank()), folder.events if distributed.rank() == 0 else None)
         started = events.Started(command=sys.argv, ranks=distributed.world_size(), trains=not flags.evaluate)
         logger.info(started)
-        for fault in folder.passed_over:
+        for fault in folder.checkpoint_faults:
             logger.warning(events.SkippedCheckpoint(fault=fault))
         with _watched("the set-up", config, folder):
             task_class.make_inputs(config)

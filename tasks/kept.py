@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dataset.text.loading import difference_of_tokenizers, load_tokenizer, token_ids_digest
-from engine.checkpoint import find_weights, run_of
+from engine.checkpoint import find_weights, run_config_of
 from engine.run_files import CONFIG_FILE
 from tasks.base import ANSWERS, BACKBONE, TOKENIZER, RunConfig
 from utils import distributed
@@ -123,7 +123,7 @@ def weights_behind(weights: str | None) -> tuple[Path | None, Path | None]:
         file = find_weights(expanded(weights))
     except UserError:
         return None, None  # reported when the weights are loaded
-    saved = run_of(file)
+    saved = run_config_of(file)
     return None if saved is None else saved.parent, file
 
 

@@ -11,7 +11,7 @@ import torch
 from dataset.tasks.video_qa import read_classes
 from dataset.tasks.vqa import read_candidates
 from dataset.text.loading import load_tokenizer, token_ids_digest
-from engine.checkpoint import find_weights, run_of
+from engine.checkpoint import find_weights, run_config_of
 from engine.precision import DTYPES, PrecisionName, check_precision
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_weights
@@ -105,7 +105,7 @@ def _load_weights(
 ) -> Model:
     """Load the model in a weight file with torch. For the arguments, see :func:`load`."""
     weights = _weights_of(source)
-    run = run_of(weights)
+    run = run_config_of(weights)
     settings, folder = _settings(weights, run, config), None if run is None else run.parent
     tokenizer_name = _tokenizer_name(settings, folder, tokenizer)
     settings = settings.model_copy(update={"model": _with_encoders(settings, tokenizer_name, folder)})

@@ -19,7 +19,7 @@ from utils.tensors import tensor_bytes
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.5
+MAX_STATE_FRACTION = 0.5
 """With DDP, weights, gradients and optimiser states may take at most this fraction of a GPU's memory; activations need the
 rest."""
 
@@ -32,8 +32,8 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
             ``optim.fused`` or with cached states of frozen blocks.
     """
     needed = state_bytes(model, average=optim.ema is not None)
-    memories = distributed.gather_objects(device_bytes(device))  # ranks must agree
-    memory = min((each for each in memories if each is not None), default=None)
+    sizes = distributed.gather_objects(device_bytes(device))  # ranks must agree
+    memory = min((size for size in sizes if size is not None), default=None)
     mesh, reason = mesh_of(train, distributed.world_size(), needed, memory)
     if reason:
         logger.info("train.parallel: %s", reason)
@@ -55,10 +55,10 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
         train: the config section.
         ranks: number of ranks.
         needed: size of the model's states in bytes (:func:`state_bytes`).
-        memory: memory per GPU in bytes; None on a CPU.
+        memory: memory of the smallest GPU in bytes; None on CPUs.
 
     Returns:
-        The mesh of FSDP2, or None for DDP; and the reason for an automatic choice, or "".
+        The mesh for FSDP2, or None for DDP, and the reason for an automatic choice, or "" if the config makes the choice.
 
     Raises:
         UserError: if the config requires a different number of ranks.
@@ -79,7 +79,7 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
     states = (
         f"weights, gradients and optimiser states take {needed / 1e9:.1f} of {memory / 1e9:.1f} GB of a GPU's memory"
     )
-    if needed <= SHARE * memory:
+    if needed <= MAX_STATE_FRACTION * memory:
         return None, f"ddp, since {states}"
     if train.setting_without_fsdp:
         return None, f"ddp, although {states}, because train.{train.setting_without_fsdp} does not work with FSDP2"

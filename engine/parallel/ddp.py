@@ -1,4 +1,4 @@
-"""Every rank holds the whole model (DistributedDataParallel)."""
+"""Data parallelism: every rank holds the full model (DistributedDataParallel)."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class DataParallel(Parallel):
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         return nn.utils.get_total_norm(gradients)
 
-    def whole_model(self) -> AbstractContextManager[None]:
+    def full_model(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def whole_copy(self) -> nn.Module:
+    def full_copy(self) -> nn.Module:
         return self.model
 
     def gathered(self, states: Any) -> Any:

@@ -1,11 +1,11 @@
-"""Every rank holds a shard of the parameters, gradients and optimiser states (FSDP2, ``fully_shard``).
+"""Sharded data parallelism: every rank holds a shard of the parameters, gradients and optimiser states (FSDP2).
 
 Each block of the image and text encoders is sharded separately: a rank gathers the parameters of a block when the block runs, and
 frees them afterwards. (With bf16, autocast keeps bf16 copies for the backward pass, unless the block uses gradient
 checkpointing.)
 
-All other parameters form one group, which is gathered once per micro-batch: the fusion encoder, which runs for each stream, the
-word embeddings and the heads. So modules that share or read each other's parameters need no special handling.
+All other parameters (the fusion encoder, which runs once per stream, the word embeddings and the heads) form one group, which is
+gathered once per micro-batch. So modules that share or read each other's parameters need no special handling.
 
 Scalar parameters, such as the temperature, cannot be sharded. Every rank holds them, and their gradients are summed explicitly.
 """
@@ -97,12 +97,12 @@ class Sharded(Parallel):
             nn.utils.get_total_norm([local_part(each) for each in gradients if isinstance(each, DTensor) is sharded])
             for sharded in (True, False)
         ]
-        of_shards, of_scalars = (norm.square() for norm in norms)
+        sharded_square, scalar_square = (norm.square() for norm in norms)
         # Summed over all ranks, so that all replicas of the model get a bitwise equal norm.
-        return (distributed.sum_over_ranks(of_shards) / self.copies + of_scalars).sqrt()
+        return (distributed.sum_over_ranks(sharded_square) / self.copies + scalar_square).sqrt()
 
     @contextmanager
-    def whole_model(self) -> Iterator[None]:
+    def full_model(self) -> Iterator[None]:
         for module in self._groups():
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
@@ -113,12 +113,12 @@ class Sharded(Parallel):
                 module.set_reshard_after_forward(module is not self.model, recurse=False)
                 module.reshard()
 
-    def whole_copy(self) -> nn.Module:
+    def full_copy(self) -> nn.Module:
         model = self._meta_copy.to_empty(device=self.device)
-        of_parameters = dict(self.model.named_parameters())
+        parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(whole_tensor(of_parameters[name]))
+                parameter.copy_(whole_tensor(parameters[name]))
             for buffer, own in zip(model.buffers(), self.model.buffers(), strict=True):
                 buffer.copy_(own)
         return model.train(self.model.training)
@@ -138,9 +138,9 @@ class Sharded(Parallel):
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
             return state
-        # Every rank has the whole tensor and takes its own shard; nothing is communicated.
-        whole = state.to(parameter.device)
-        shards = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        # Every rank has the full tensor and takes its shard of it, without communication.
+        full = state.to(parameter.device)
+        shards = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
         return DTensor.from_local(
             shards.to_local().clone(),
             parameter.device_mesh,
@@ -160,7 +160,7 @@ class Groups:
     """Sizes of the groups of parameters that FSDP2 gathers, in bytes.
 
     Attributes:
-        rest: parameters that stay gathered for a whole micro-batch.
+        rest: parameters that stay gathered during a micro-batch.
         blocks: for each sharded block, the parameters that are gathered while it runs.
         scalars: number of scalar parameters, which are not sharded.
     """

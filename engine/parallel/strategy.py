@@ -23,7 +23,7 @@ class Parallel(ABC):
     parameter.
 
     Attributes:
-        model: the model of the task, with the weights of rank 0. Its parameters may be DTensors, of which a rank holds a shard.
+        model: the model of the task, with the weights of rank 0. Its parameters may be DTensors, sharded over the ranks.
         loss_factor: factor on the loss before the backward pass; it undoes an average over ranks.
         needs_all_ranks: True if saving a checkpoint or running the model requires all ranks.
     """
@@ -54,17 +54,17 @@ class Parallel(ABC):
         """Returns the L2 norm of the gradients, a scalar tensor, over the shards of all ranks."""
 
     @abstractmethod
-    def whole_model(self) -> AbstractContextManager[None]:
-        """Context in which this rank holds the whole model and may run it without the other ranks. Must not be used for
+    def full_model(self) -> AbstractContextManager[None]:
+        """Context in which this rank holds the full model and may run it without the other ranks. Must not be used for
         training."""
 
     @abstractmethod
-    def whole_copy(self) -> nn.Module:
-        """Returns the whole model on every rank, for use after training. All ranks must call this."""
+    def full_copy(self) -> nn.Module:
+        """Returns the full model on every rank, for use after training. All ranks must call this."""
 
     @abstractmethod
     def gathered(self, states: Any) -> Any:
-        """Copies ``states`` (tensors in dictionaries, lists and tuples) to host memory, as whole tensors. All ranks must call
+        """Copies ``states`` (tensors in dictionaries, lists and tuples) to host memory, as full tensors. All ranks must call
         this.
 
         Returns:
@@ -83,23 +83,23 @@ class Parallel(ABC):
 
     @abstractmethod
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
-        """Returns ``state``, a whole tensor with the shape of ``parameter``, sharded like ``parameter``."""
+        """Returns ``state``, a full tensor with the shape of ``parameter``, sharded like ``parameter``."""
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies whole tensors into the parameters and buffers with these names.
+        """Copies full tensors into the parameters and buffers with these names.
 
         Raises:
             KeyError: if the model has no parameter or buffer with one of the names.
         """
-        own = self.model.state_dict(keep_vars=True)
+        tensors = self.model.state_dict(keep_vars=True)
         with torch.no_grad():
             for name, weight in weights.items():
-                own[name].copy_(self.like(weight, own[name]))
+                tensors[name].copy_(self.like(weight, tensors[name]))
 
 
 def copied_to_host(value: Any, keep: bool = True) -> Any:
-    """Copies the tensors in dictionaries, lists and tuples to host memory, as whole tensors that share no memory with the
-    original.
+    """Copies the tensors in dictionaries, lists and tuples to host memory, as full tensors that share no memory with the
+    originals.
 
     Args:
         value: the value to copy; if it contains DTensors, all ranks must call this.

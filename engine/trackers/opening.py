@@ -23,16 +23,16 @@ class Tracker(Protocol):
         """Show the values of a step. Steps never decrease."""
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Show an image (H, W, 3), uint8. It replaces an earlier image with the same name."""
+        """Show an image (H, W, 3), uint8. It replaces the previous image of this name."""
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write buffered values."""
 
     def close(self) -> None: ...
 
 
-def trackers_of(folder: RunFolder, wandb: WandbConfig | None) -> list[Tracker]:
-    """Opens the trackers of a run that starts to train. They show its config and how to write its report."""
+def open_trackers(folder: RunFolder, wandb: WandbConfig | None) -> list[Tracker]:
+    """Opens the trackers of a run that is about to train, and shows its config and the command that writes its report."""
     config = folder.path / CONFIG_FILE
     tensorboard = TensorBoard(folder.tensorboard)
     if config.is_file():
@@ -42,8 +42,8 @@ def trackers_of(folder: RunFolder, wandb: WandbConfig | None) -> list[Tracker]:
 
 
 def show_images(folder: RunFolder, wandb: WandbConfig | None, images: Mapping[str, np.ndarray], step: int) -> None:
-    """Shows images (H, W, 3), uint8, by name, in the trackers of a run that has trained. Does nothing for an evaluation of other
-    weights, which has no trackers."""
+    """Shows images (H, W, 3), uint8, by name, in the trackers of a run that has trained. Shows nothing if the run only
+    evaluates, since it has no trackers."""
     trackers: list[Tracker] = []
     if images and folder.tensorboard.is_dir():
         trackers.append(TensorBoard(folder.tensorboard))

@@ -11,33 +11,33 @@ W = TypeVar("W")
 logger = logging.getLogger(__name__)
 
 
-class Outlet(Generic[W]):
+class FailSafeWriter(Generic[W]):
     """Wraps a writer so that its failure does not stop the run. The first exception is logged as a warning, and nothing more is
     written.
 
     Args:
         what: what the writer writes, for the warning.
-        opened: function that opens the writer.
+        open_writer: function that opens the writer.
     """
 
-    def __init__(self, what: str, opened: Callable[[], W]):
+    def __init__(self, what: str, open_writer: Callable[[], W]):
         self.what = what
         self._writer: W | None = None
         try:
-            self._writer = opened()
+            self._writer = open_writer()
         except Exception as error:
-            self._give_up(error)
+            self._disable(error)
 
     def write(self, call: Callable[[W], object]) -> None:
-        """Calls ``call`` with the writer, unless the writer has failed before."""
+        """Calls ``call`` with the writer, unless the writer has already failed."""
         if self._writer is None:
             return
         try:
             call(self._writer)
         except Exception as error:
-            self._give_up(error)
+            self._disable(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _disable(self, error: Exception) -> None:
         self._writer = None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.warning("%s cannot be written (%s); the run continues without them", self.what, reason)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.trackers.outlet import Outlet
+from engine.trackers.outlet import FailSafeWriter
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Constant:
-    """A value that was constant so far, with the first and last step at which it was logged."""
+    """A value that has been constant so far, with the first and last steps at which it was logged."""
 
     value: float
     first: int
@@ -32,9 +32,9 @@ class _Constant:
 
 class TensorBoard:
     """Writes event files to a folder: one for the curves, one for each text and one for each image. Each file replaces the
-    corresponding file of an earlier process.
+    corresponding file of a previous process.
 
-    A constant value has no curve. Once the value changes, its curve is drawn from the first value on.
+    No curve is drawn for a constant value. Once the value changes, its curve is drawn from the first step on.
 
     TensorBoard reads the files in the order of their creation, and follows only the last one while it grows. So texts must be
     written before the first value, and images after the last.
@@ -77,8 +77,8 @@ class TensorBoard:
                 constant.last = step
                 return
             self._varies.add(name)
-            for earlier in sorted({constant.first, constant.last}):
-                self._draw(name, constant.value, earlier)
+            for first_or_last in sorted({constant.first, constant.last}):
+                self._draw(name, constant.value, first_or_last)
         self._draw(name, value, step)
 
     def _draw(self, name: str, value: float, step: int) -> None:
@@ -87,8 +87,8 @@ class TensorBoard:
         self._curves.write(lambda events: events.add_scalar(name, value, step))
 
 
-class _EventFile(Outlet["SummaryWriter"]):
-    """An event file that replaces all files written earlier under the same ``name``."""
+class _EventFile(FailSafeWriter["SummaryWriter"]):
+    """An event file that replaces all previous files with the same ``name``."""
 
     def __init__(self, folder: Path, name: str):
         suffix = f".{re.sub(r'[^0-9A-Za-z_-]+', '-', name)}"
@@ -102,6 +102,6 @@ def _opened(folder: Path, suffix: str) -> SummaryWriter:
     # Imported here: the import takes a second, and only the rank that writes needs it.
     from torch.utils.tensorboard import SummaryWriter
 
-    for earlier in folder.glob(f"events.*{suffix}"):
-        earlier.unlink(missing_ok=True)
+    for file in folder.glob(f"events.*{suffix}"):
+        file.unlink(missing_ok=True)
     return SummaryWriter(str(folder), filename_suffix=suffix)

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.run_files import CONFIG_FILE
-from engine.trackers.outlet import Outlet
+from engine.trackers.outlet import FailSafeWriter
 from utils.config import Config
 from utils.config_files import read_yaml
 from utils.errors import UserError
@@ -60,8 +60,8 @@ def check_package(config: WandbConfig | None) -> None:
 
 
 class Wandb:
-    """Shows the values, config and images of a run at W&B. Nothing else is sent, in particular no console output, code, host name
-    or environment.
+    """Shows the values, config and images of a run at W&B. Nothing else is sent: no console output, code, host name or
+    environment.
 
     A resumed run continues as the same run at W&B. Steps that W&B already has are not sent again.
 
@@ -72,7 +72,7 @@ class Wandb:
     """
 
     def __init__(self, folder: Path, settings: Path, config: WandbConfig):
-        self._run = Outlet(f"{folder}: the run at W&B", partial(_opened, folder, settings, config))
+        self._run = FailSafeWriter(f"{folder}: the run at W&B", partial(_opened, folder, settings, config))
 
     def add_values(self, values: Mapping[str, float], step: int) -> None:
         """Sends the values of a step. Steps must never decrease."""

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from batches.pretraining import HardNegatives, ImageTextBatch, PretrainBatch
 from batches.texts import Text
-from engine.chunks import in_turn
+from engine.chunks import seeded_micro_batches
 from engine.seeds import mix_seed, seed_generators
 from models.core import gradient_cache, losses
 from models.pretraining.model import PretrainModel
@@ -61,7 +61,7 @@ def step(model: PretrainModel, micro_batches: Sequence[PretrainBatch], seed=lamb
     counts = [model.counts(batch) for batch in micro_batches]
     divisors = {name: distributed.sum_over_ranks(sum(each[name] for each in counts)).clamp(min=1) for name in counts[0]}
     total = 0.0
-    for number, batch in in_turn(model, micro_batches, model.chunks, nullcontext, seed):
+    for number, batch in seeded_micro_batches(model, micro_batches, model.chunks, nullcontext, seed):
         last = number == len(micro_batches) - 1
         with nullcontext() if last or parallel is model else parallel.no_sync():
             terms = parallel(batch)

@@ -209,7 +209,7 @@ def test_copies_share_no_memory():
 def test_a_folder_for_shards_that_cannot_be_created_is_reported(tmp_path, caplog):
     (tmp_path / "checkpoints").write_text("a file")
     writer = CheckpointWriter(tmp_path / "checkpoints", keep=1)
-    assert not writer.begin(3)
+    assert not writer.create_folder(3)
     with pytest.raises(UserError, match=naming("step 3", "free some space")):
         writer.finish()
     assert "step 3" in caplog.text

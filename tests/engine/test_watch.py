@@ -144,7 +144,7 @@ def test_a_single_rank_logs_nothing_about_ranks(tmp_path):
     trainer(tmp_path).fit()
     assert "ranks/" not in (tmp_path / "metrics.jsonl").read_text()
     names, values = RankTimes(torch.device("cpu"), 1, 10).values_to_sum(False, 5, torch.zeros(1))
-    assert names == ["asked"] and values.tolist() == [0.0]
+    assert names == ["stop_requested"] and values.tolist() == [0.0]
 
 
 class SlowRank:

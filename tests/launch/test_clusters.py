@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launch import torchrun
-from launch.clusters import Place, Rank, first_host, nodes_left_out, place_of, recognise
+from launch.clusters import LaunchContext, Rank, detect_context, first_host, launch_context, nodes_left_out
 from launch.placement import Nodes, Placement, parse_nodes
 from tests.messages import OneLine, naming
 from utils.commands import call
@@ -88,30 +88,30 @@ TWO = Nodes(2, 2)
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "context"),
     [
         ({}, None),
         ({"MASTER_ADDR": "left", "MASTER_PORT": "over"}, None),
-        (TORCHRUN, Place("torchrun", master="node0:29400", rank=Rank(3, 1, 4))),
-        ({"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}, Place("a launcher", rank=Rank(0, 0, 1))),
-        (STEP | TORCHRUN, Place("torchrun", master="node0:29400", rank=Rank(3, 1, 4))),
-        (STEP, Place("SLURM job 12017", TWO, 1, "gpu07:17017")),
-        (STEP | {"SLURM_GPUS_ON_NODE": "4"}, Place("SLURM job 12017", TWO, 1, "gpu07:17017", 4)),
-        (STEP | {"SLURM_STEP_ID": "3"}, Place("SLURM job 12017", TWO, 1, "gpu07:17020")),
-        (STEP | {"MASTER_PORT": "4242"}, Place("SLURM job 12017", TWO, 1, "gpu07:4242")),
-        (TASK_A_GPU, Place("SLURM job 12017", TWO, 1, "gpu07:17017", rank=Rank(5, 1, 8, bound=True))),
+        (TORCHRUN, LaunchContext("torchrun", master="node0:29400", rank=Rank(3, 1, 4))),
+        ({"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}, LaunchContext("a launcher", rank=Rank(0, 0, 1))),
+        (STEP | TORCHRUN, LaunchContext("torchrun", master="node0:29400", rank=Rank(3, 1, 4))),
+        (STEP, LaunchContext("SLURM job 12017", TWO, 1, "gpu07:17017")),
+        (STEP | {"SLURM_GPUS_ON_NODE": "4"}, LaunchContext("SLURM job 12017", TWO, 1, "gpu07:17017", 4)),
+        (STEP | {"SLURM_STEP_ID": "3"}, LaunchContext("SLURM job 12017", TWO, 1, "gpu07:17020")),
+        (STEP | {"MASTER_PORT": "4242"}, LaunchContext("SLURM job 12017", TWO, 1, "gpu07:4242")),
+        (TASK_A_GPU, LaunchContext("SLURM job 12017", TWO, 1, "gpu07:17017", rank=Rank(5, 1, 8, bound=True))),
         (BATCH, None),
-        (INTERACTIVE, Place("SLURM job 12017")),
-        (PYTORCHJOB, Place("PyTorchJob", Nodes(3, 3), 2, "job-master-0:23456")),
-        (PYTORCHJOB | {"WORLD_SIZE": "1", "RANK": "0"}, Place("PyTorchJob")),
-        (PYTORCHJOB_1_8, Place("Kubernetes (PET_*)", Nodes(3, 3), 2, "job-master-0:23456", 4)),
-        (ELASTIC_JOB, Place("Kubernetes (PET_*)", Nodes(1, 3, True), None, "job-worker-0:23456", 8, 100)),
-        (TRAINJOB, Place("Kubernetes (PET_*)", TWO, 1, "job-node-0-0.job:29400")),
-        (TRAINJOB | {"PET_NNODES": "1", "PET_NODE_RANK": "0"}, Place("Kubernetes (PET_*)")),
+        (INTERACTIVE, LaunchContext("SLURM job 12017")),
+        (PYTORCHJOB, LaunchContext("PyTorchJob", Nodes(3, 3), 2, "job-master-0:23456")),
+        (PYTORCHJOB | {"WORLD_SIZE": "1", "RANK": "0"}, LaunchContext("PyTorchJob")),
+        (PYTORCHJOB_1_8, LaunchContext("Kubernetes (PET_*)", Nodes(3, 3), 2, "job-master-0:23456", 4)),
+        (ELASTIC_JOB, LaunchContext("Kubernetes (PET_*)", Nodes(1, 3, True), None, "job-worker-0:23456", 8, 100)),
+        (TRAINJOB, LaunchContext("Kubernetes (PET_*)", TWO, 1, "job-node-0-0.job:29400")),
+        (TRAINJOB | {"PET_NNODES": "1", "PET_NODE_RANK": "0"}, LaunchContext("Kubernetes (PET_*)")),
     ],
 )
-def test_an_environment_describes_a_placement(environment, place):
-    assert recognise(environment) == place
+def test_an_environment_describes_a_placement(environment, context):
+    assert detect_context(environment) == context
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_an_environment_describes_a_placement(environment, place):
 )
 def test_a_broken_environment_is_reported_in_one_line(environment, message):
     with pytest.raises(UserError, match=naming(*message)) as caught:
-        recognise(environment)
+        detect_context(environment)
     assert "\n" not in str(caught.value)
 
 
@@ -145,20 +145,20 @@ def test_the_first_host_of_a_compressed_list_is_found(hosts, first):
 
 
 @pytest.mark.parametrize(
-    ("flags", "environment", "place"),
+    ("flags", "environment", "context"),
     [
-        ([], {}, Place("flags")),
-        (["--nodes", "2", "--node-rank", "1", "--master", "h:1"], {}, Place("flags", TWO, 1, "h:1")),
-        (["--nodes", "2", "--master", "h:1"], STEP, Place("flags", TWO, 1, "h:1")),
-        (["--nodes", "2", "--master", "h:1", "--node-rank", "0"], STEP, Place("flags", TWO, 0, "h:1")),
-        (["--nodes", "1:3", "--master", "h:1"], {}, Place("flags", Nodes(1, 3, True), None, "h:1")),
-        (["--nodes", "2"], STEP, Place("SLURM job 12017", TWO, 1, "gpu07:17017")),
-        (["--gpus", "2"], STEP, Place("SLURM job 12017", TWO, 1, "gpu07:17017")),
-        (["--cpu", "1"], BATCH, Place("flags")),
+        ([], {}, LaunchContext("flags")),
+        (["--nodes", "2", "--node-rank", "1", "--master", "h:1"], {}, LaunchContext("flags", TWO, 1, "h:1")),
+        (["--nodes", "2", "--master", "h:1"], STEP, LaunchContext("flags", TWO, 1, "h:1")),
+        (["--nodes", "2", "--master", "h:1", "--node-rank", "0"], STEP, LaunchContext("flags", TWO, 0, "h:1")),
+        (["--nodes", "1:3", "--master", "h:1"], {}, LaunchContext("flags", Nodes(1, 3, True), None, "h:1")),
+        (["--nodes", "2"], STEP, LaunchContext("SLURM job 12017", TWO, 1, "gpu07:17017")),
+        (["--gpus", "2"], STEP, LaunchContext("SLURM job 12017", TWO, 1, "gpu07:17017")),
+        (["--cpu", "1"], BATCH, LaunchContext("flags")),
     ],
 )
-def test_flags_have_priority_and_the_environment_fills_in_the_rest(flags, environment, place):
-    assert place_of(placement_of(flags), environment) == place
+def test_flags_have_priority_and_the_environment_fills_in_the_rest(flags, environment, context):
+    assert launch_context(placement_of(flags), environment) == context
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_flags_have_priority_and_the_environment_fills_in_the_rest(flags, enviro
 )
 def test_a_contradiction_is_reported_in_one_line(flags, environment, message):
     with pytest.raises(UserError, match=naming(*message)):
-        place_of(placement_of(flags), environment)
+        launch_context(placement_of(flags), environment)
 
 
 def test_a_job_of_several_nodes_without_srun_is_reported():
@@ -200,7 +200,7 @@ def test_node_counts_survive_the_round_trip(text, nodes):
 def test_a_task_per_gpu_becomes_a_rank_as_with_torchrun(monkeypatch, visible, local):
     environment = {"CUDA_VISIBLE_DEVICES": visible}
     monkeypatch.setattr("os.environ", environment)
-    torchrun.become_rank(recognise(TASK_A_GPU))
+    torchrun.become_rank(detect_context(TASK_A_GPU))
     expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": local, "MASTER_ADDR": "gpu07", "MASTER_PORT": "17017"}
     expected["LOCAL_WORLD_SIZE"] = "4"
     assert {name: environment[name] for name in expected} == expected
@@ -209,23 +209,23 @@ def test_a_task_per_gpu_becomes_a_rank_as_with_torchrun(monkeypatch, visible, lo
 def test_the_number_of_ranks_per_node_is_taken_from_torchrun(monkeypatch):
     environment = TORCHRUN | {"LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
     monkeypatch.setattr("os.environ", environment)
-    torchrun.become_rank(recognise(dict(environment)))
+    torchrun.become_rank(detect_context(dict(environment)))
     assert (environment["WORLD_SIZE"], environment["LOCAL_WORLD_SIZE"]) == ("4", "2")
 
 
 def test_a_node_with_fewer_gpus_than_tasks_is_rejected(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(UserError, match=naming("2 GPUs", "one task per GPU")):
-        torchrun.become_rank(recognise(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
+        torchrun.become_rank(detect_context(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
     with pytest.raises(UserError, match=naming("8 processes", "2 GPUs", "--gpus N")):
-        torchrun.processes_of(Placement(), recognise(ELASTIC_JOB))
-    assert torchrun.processes_of(Placement(gpus=2), recognise(ELASTIC_JOB)) == 2
+        torchrun.processes_of(Placement(), detect_context(ELASTIC_JOB))
+    assert torchrun.processes_of(Placement(gpus=2), detect_context(ELASTIC_JOB)) == 2
 
 
 def test_the_scheduler_sets_the_number_of_processes_even_without_a_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert torchrun.processes_of(Placement(), recognise(ELASTIC_JOB)) == 8
-    assert torchrun.processes_of(Placement(), recognise(TRAINJOB)) == 1
+    assert torchrun.processes_of(Placement(), detect_context(ELASTIC_JOB)) == 8
+    assert torchrun.processes_of(Placement(), detect_context(TRAINJOB)) == 1
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_the_scheduler_sets_the_number_of_processes_even_without_a_gpu(monkeypat
 )
 def test_an_impossible_number_is_reported_before_anything_waits(environment, message):
     with pytest.raises(UserError, match=message):
-        recognise(environment)
+        detect_context(environment)
 
 
 def test_node_counts_of_a_job_must_be_ascii_digits():

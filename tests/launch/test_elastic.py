@@ -18,12 +18,12 @@ from utils.processes import MISTAKE, PEER_LOST, REQUEUE
 ROOT = Path(__file__).parent.parent.parent
 LAUNCH = """
 import sys
-from launch.clusters import Place
+from launch.clusters import LaunchContext
 from launch.placement import Nodes
 from utils.errors import one_line_errors
 from launch.torchrun import torchrun
-place = Place("flags", Nodes(1, 1, True), None, sys.argv[1], max_restarts=int(sys.argv[2]))
-sys.exit(one_line_errors(torchrun)(place, 2, [sys.argv[3]], grace_s=5))
+context = LaunchContext("flags", Nodes(1, 1, True), None, sys.argv[1], max_restarts=int(sys.argv[2]))
+sys.exit(one_line_errors(torchrun)(context, 2, [sys.argv[3]], grace_s=5))
 """
 RANK = """
 import os, sys, time

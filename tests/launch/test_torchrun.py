@@ -15,7 +15,7 @@ import pytest
 import run
 from benchmarks.start_time import measured_pairs
 from launch import torchrun
-from launch.clusters import Place
+from launch.clusters import LaunchContext
 from launch.placement import Placement
 from launch.torchrun import ALLOCATOR
 from tasks import TASKS
@@ -48,14 +48,14 @@ def test_a_wrong_command_line_is_named(argv, message, capsys):
 
 LAUNCH = """
 import os
-from launch.clusters import place_of
+from launch.clusters import launch_context
 from launch.placement import Placement
 from launch.torchrun import processes_of, torchrun
 from utils.commands import call
 def launch_job(flags, command):
     def start(*, placement: Placement = Placement()) -> int:
-        place = place_of(placement, os.environ)
-        return torchrun(place, processes_of(placement, place), command)
+        context = launch_context(placement, os.environ)
+        return torchrun(context, processes_of(placement, context), command)
     return call(start, flags, "launch")
 """
 
@@ -125,7 +125,7 @@ def test_a_torch_timer_that_is_freed_in_its_own_thread_prints_nothing():
         for mode in ("silent", "plain")
     }
     assert errors["silent"] == ""
-    assert "cannot join current thread" in errors["plain"], "torch no longer does this: remove print_all_but_the_timer"
+    assert "cannot join current thread" in errors["plain"], "torch no longer does this: remove ignore_timer_errors"
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_cuda_stops_at_the_first_entry_that_is_not_a_device(monkeypatch, visible
     assert torchrun._gpus() == gpus
     if not gpus:
         with pytest.raises(UserError, match=naming("--gpus 1", "0", "--cpu N")):
-            torchrun.processes_of(Placement(gpus=1), Place("flags"))
+            torchrun.processes_of(Placement(gpus=1), LaunchContext("flags"))
 
 
 def test_the_help_lists_commands_and_tasks_without_torch():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dataset.text.loading import load_tokenizer
-from engine.checkpoint import MODEL_FILE, run_of
+from engine.checkpoint import MODEL_FILE, run_config_of
 from engine.run_files import CONFIG_FILE
 from models.checkpoints.files import read_weight_file
 from optim.lora import HEADER, config_of, has_adapters, is_adapter, merged, plain_name
@@ -42,7 +42,7 @@ def extract(run: str, out: str) -> str:
         raise UserError(
             f"{file}: contains no adapters; give a run with optim.lora, whose best weights and checkpoints contain them"
         )
-    config = run_of(file)
+    config = run_config_of(file)
     if config is None:
         raise UserError(
             f"{file}: is not in a run's folder, and adapters cannot be used without its {CONFIG_FILE}; give the run's "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from engine.checkpoint import run_of
+from engine.checkpoint import run_config_of
 from models.checkpoints.convert import PUBLISHED
 from models.checkpoints.recognise import VOCABULARIES, Recognised, Stack, recognise
 from optim.lora import HEADER
@@ -68,7 +68,7 @@ def _kind(found: Recognised, outline: Outline) -> str:
 
 def _run(file: Path) -> list[tuple[str, str]]:
     """Returns a row on the run that the file belongs to, if it is in a run's folder."""
-    config = run_of(file)
+    config = run_config_of(file)
     if config is None:
         return []
     try:

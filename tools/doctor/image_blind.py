@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.checkpoint import find_weights, run_of
+from engine.checkpoint import find_weights, run_config_of
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, not_beaten
 from tasks.video_qa import VideoQAConfig
 from tasks.vqa import VQAConfig, by_answer_type
@@ -69,7 +69,7 @@ def _run_of_start(subject: Subject) -> Path | None:
     if checkpoint is None:
         return None
     try:
-        config = run_of(find_weights(expanded(checkpoint)))
+        config = run_config_of(find_weights(expanded(checkpoint)))
     except (UserError, OSError):  # the check of the weights reports it
         return None
     return None if config is None else config.parent
