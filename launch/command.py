@@ -91,7 +91,9 @@ def run_task(
 
 def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:
     """Returns the SLURM job. Its nodes run this command again, without the flags of the SLURM job."""
-    folder = (flags.output or default_output(choice, evaluates_others=flags.evaluate and not flags.resume)).absolute()
+    folder = (
+        flags.output or default_output(choice, evaluates_other_weights=flags.evaluate and not flags.resume)
+    ).absolute()
     flags_of_node = replace(
         flags,
         config=str(choice.config.absolute()),

@@ -1,4 +1,4 @@
-"""Table of the built-in tasks. It is plain data, so that importing it is cheap."""
+"""Table of the built-in tasks. It contains only plain data, so importing it is cheap."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class TaskEntry(NamedTuple):
     """Defines ``TASK``, a :class:`tasks.kinds.TaskKind`."""
 
     script: str
-    """Script that runs the task in one process, relative to the top of the checkout."""
+    """Script that runs the task in one process, relative to the root of the checkout."""
 
     default_config: str
-    """The config of a run without ``--config``, relative to the top of the checkout."""
+    """Config of runs without ``--config``, relative to the root of the checkout."""
 
     help: str
 

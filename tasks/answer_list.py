@@ -18,21 +18,21 @@ from utils.flags import Override, Positive
 
 def answer_list(*overrides: Override, config: Path, at_least: Positive = COMMON) -> int:
     """Write the frequent answers of the training questions, normalised as in the metric, to the file evaluation.answers, and
-    print their number and coverage.
+    print how many there are and how many questions they cover.
 
-    The published list for VQA v2 follows this rule, applied to the training and validation questions.
+    The published list for VQA v2 was built in the same way from the training and validation questions.
 
     Args:
         overrides: config values to override, as key=value.
         config: YAML file of a question-answering run.
-        at_least: minimum number of questions that must have an answer.
+        at_least: minimum number of questions in which an answer must occur.
 
     Examples:
         python -m tasks.answer_list --config configs/vqa/vqa2_base_4m.yaml evaluation.answers=answers.json
     """
     values = load_config(config, overrides, VQAConfig)
     if values.evaluation.answers is None:
-        raise UserError("evaluation.answers is null: name the file to write, evaluation.answers=FILE")
+        raise UserError("evaluation.answers is null; give the file to write: evaluation.answers=FILE")
     questions = [
         question
         for number, source in enumerate(values.data.train)

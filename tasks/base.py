@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 TOKENIZER, BACKBONE, ANSWERS = "tokenizer", "vision", "answers.json"
 """Names of the copies that a run keeps in its folder."""
 ADAPTERS = "adapters.safetensors"
-"""Name of the file with only the weights that a run with adapters has trained, without the frozen weights."""
+"""Name of the file that contains the weights trained by a run with adapters, without the frozen weights."""
 
 logger = logging.getLogger(__name__)
 
 
 class RunConfig(Config):
-    """Config sections that all runs have. Each task adds its evaluation section and narrows the types of the other sections."""
+    """The config sections of every run. Each task adds an evaluation section and narrows the types of the other sections."""
 
     seed: int = Field(0, ge=0, description="seed for random weights, data order, augmentation, masking and dropout")
     model: ModelConfig
@@ -62,10 +62,10 @@ class RunConfig(Config):
     data: LoadingConfig
 
     def plan(self, ranks: int, epoch_size: int | None = None, accumulation: int | None = None) -> RunPlan:
-        """Returns the plan of the run on ``ranks`` processes; see :meth:`engine.run_plan.RunPlan.of`.
+        """Returns the plan of the run for ``ranks`` processes; see :meth:`engine.run_plan.RunPlan.of`.
 
         Raises:
-            UserError: if numbers in the config contradict each other.
+            UserError: if numbers in the config are inconsistent.
         """
         return RunPlan.of(
             self.train,
@@ -86,11 +86,14 @@ B = TypeVar("B", bound=BatchMaker)
 
 @dataclass(frozen=True)
 class Parts(Generic[M, B]):
-    """The parts of a task that :func:`build_parts` builds from its config.
+    """The components of a task, which :func:`build_parts` builds from its config.
 
-    ``fresh``: names of the parameters that train with ``lr * lr_mult``; a resumed run takes the names from its checkpoint
-    instead. ``training``: the training data. ``loader``: loads batches of the training data on this rank. Both are None if the
-    task is only evaluated.
+    Attributes:
+        tokenizer: the tokenizer.
+        model: the model.
+        fresh: names of the parameters that train at ``lr * lr_mult``. A resumed run takes the names from its checkpoint instead.
+        training: the training data; None if the task is only evaluated, unless evaluation uses them for comparison.
+        loader: loads batches of the training data on this rank; None if the task is only evaluated.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -103,8 +106,8 @@ class Parts(Generic[M, B]):
 class BaseTask(ABC, Generic[C, M, B]):
     """A model with its training data (see :class:`engine.task.Task`).
 
-    A task is created by :meth:`build`, which builds the parts from the config with the static methods below and passes them to
-    the constructor. A subclass that adds fields calls this constructor first.
+    Create a task with :meth:`build`. It builds the components from the config with the static methods below, and passes them to
+    the constructor. The constructor of a subclass must call this constructor first.
     """
 
     selects: str | None = None
@@ -126,10 +129,10 @@ class BaseTask(ABC, Generic[C, M, B]):
     @classmethod
     def build(cls, config: C, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
         """Builds the task of a config, with the weights of ``checkpoint`` or of ``config.init``. Only rank 0 holds weights. On
-        the other ranks, the model only has shapes until it receives the weights with :func:`utils.distributed.move_from_rank_0`.
+        the other ranks, the model is on the meta device until :func:`utils.distributed.move_from_rank_0` sends the weights.
 
-        This checks everything that the run needs: weights, tokenizer, data, and held-out data. If ``trains`` is False, training
-        data are not required.
+        This checks everything that the run needs: weights, tokenizer, training data and held-out data. If ``trains`` is False,
+        training data are not required.
 
         Raises:
             UserError: if any of these cannot be used.
@@ -161,11 +164,16 @@ class BaseTask(ABC, Generic[C, M, B]):
 
     @staticmethod
     def check_origin(config: C, task: str | None, weights: Path, report: LoadReport) -> None:
-        """Check that this run can start from ``init.checkpoint``. ``task``: the task that trained it; None if the file is not in
-        a run's folder.
+        """Check that this run can start from ``init.checkpoint``.
+
+        Args:
+            config: config of this run.
+            task: the task that trained the weights; None if the weights are not in a run's folder.
+            weights: the weight file.
+            report: which weights were loaded.
 
         Raises:
-            UserError: if the run cannot start from it.
+            UserError: if the run cannot start from these weights.
         """
 
     @abstractmethod
@@ -177,7 +185,7 @@ class BaseTask(ABC, Generic[C, M, B]):
         """Evaluate the run on held-out data on all ranks, write the results to ``folder`` and return them as a table."""
 
     def keep_inputs(self, folder: Path) -> None:
-        """Copy everything that the weights need in order to be used into the run's folder; see :mod:`tasks.kept`."""
+        """Copy all inputs that are needed to use the weights into the run's folder; see :mod:`tasks.kept`."""
         self.tokenizer.save_pretrained(str(folder / TOKENIZER))
         text = self.config.model.text
         if text.arch is None:
@@ -264,7 +272,8 @@ def keep_features(config: FeatureCacheConfig, model: XVLM) -> None:
 
 
 def check_length(model: XVLM, key: str, length: int) -> None:
-    """Raise a :class:`UserError` if ``length``, the value of the config ``key``, exceeds the positions of the text encoder."""
+    """Raise a :class:`UserError` if ``length``, the value of the config ``key``, exceeds the text encoder's number of
+    positions."""
     longest = model.text.longest_text
     if longest is not None and length > longest:
         raise UserError(
@@ -283,7 +292,7 @@ def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Non
 
 
 def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> set[str]:
-    """Load the weights that ``config.init`` names; returns the names of the parameters that remain random."""
+    """Load the weights that ``config.init`` names, and return the names of the parameters that train at ``lr * lr_mult``."""
     reports = load_initial(kind, config, model)
     logger.info(loaded_weights(model, reports))
     random = random_parameters(model, reports)
@@ -345,7 +354,7 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
 
 
 def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
-    """Log the sizes of the data, of a step and of the run, and whether the contrastive loss spans fewer examples than the
+    """Log the sizes of the data, of a step and of the run, and a hint if the contrastive loss spans fewer examples than the
     batch."""
     plan = config.plan(distributed.world_size(), loader.epoch_size)
     train, ranks, accumulation = config.train, plan.ranks, plan.accumulation

@@ -1,4 +1,4 @@
-"""Evaluation of sets of boxes: phrases with several boxes, one, or none."""
+"""Evaluation of sets of boxes, for phrases that refer to several objects, to one, or to none."""
 
 from __future__ import annotations
 
@@ -31,11 +31,15 @@ def evaluate_sets(items: Sequence[Phrase], found: Sequence[ScoredBoxes], thresho
         found: the scored boxes of each phrase, in order.
         threshold: minimum probability of a predicted box.
 
-        Returns:
-            The share of phrases whose set is exactly right, as measured by gRefCOCO, for all phrases and by their number of
-            boxes; N-acc, the share of phrases without a box for which no box is predicted; T-acc, the share of the other phrases
-            for which any box is predicted; for phrases with one box, the share whose most probable box has IoU 0.5, as with the
-            published head; and COCO's average precision. The chance level of the first metric predicts no box for any phrase.
+    Returns:
+        These metrics:
+
+        - the fraction of phrases whose set is exactly correct, as in gRefCOCO, for all phrases and by their number of boxes; for
+          the chance level, no box is predicted for any phrase;
+        - N-acc, the fraction of phrases without a box for which no box is predicted;
+        - T-acc, the fraction of the other phrases for which at least one box is predicted;
+        - for phrases with one box, the fraction whose most probable box has an IoU of at least 0.5, as with the published head;
+        - COCO's average precision.
     """
     true = [true_boxes(item) for item in items]
     sizes = np.array([item.size for item in items], dtype=np.float64)
@@ -46,34 +50,34 @@ def evaluate_sets(items: Sequence[Phrase], found: Sequence[ScoredBoxes], thresho
     pairs = list(zip(predicted, true, sizes, strict=True))
     f1 = [f1_score(boxes, targets) for boxes, targets, _ in pairs]
     exact = np.array(f1) == 1
-    by_script = np.array(
-        [is_exact(_centred(boxes, size), _centred(targets, size), giou) for boxes, targets, size in pairs]
+    exact_by_script = np.array(
+        [is_exact(_in_pixels(boxes, size), _in_pixels(targets, size), giou) for boxes, targets, size in pairs]
     )
 
     rule = f"boxes with a probability of at least {threshold:g}"
 
-    def share(name: str, right: np.ndarray, rows: np.ndarray, chance: float | None = None) -> Metric:
+    def fraction(name: str, right: np.ndarray, rows: np.ndarray, chance: float | None = None) -> Metric:
         return Metric.mean_of(name, Scores(right[rows], images[rows]), chance, rule=rule if name == EXACT else None)
 
-    everything, absent, single = np.arange(len(items)), np.flatnonzero(counts == 0), np.flatnonzero(counts == 1)
+    all_rows, absent, single = np.arange(len(items)), np.flatnonzero(counts == 0), np.flatnonzero(counts == 1)
     metrics = [
         count("phrases", len(items)),
-        share(EXACT, exact, everything, float((counts == 0).mean())),
-        share("Pr@(F1=1) (published script)", by_script, everything, float((counts == 0).mean())),
+        fraction(EXACT, exact, all_rows, float((counts == 0).mean())),
+        fraction("Pr@(F1=1) (published script)", exact_by_script, all_rows, float((counts == 0).mean())),
     ]
     if len(absent):
-        metrics.append(share("N-acc", ~answered, absent))
-        metrics.append(share("T-acc", answered, np.flatnonzero(counts > 0)))
+        metrics.append(fraction("N-acc", ~answered, absent))
+        metrics.append(fraction("T-acc", answered, np.flatnonzero(counts > 0)))
     for kind, numbers in KINDS.items():
         rows = np.flatnonzero((counts >= numbers.start) & (counts < numbers.stop))
         if 0 < len(rows) < len(items):
-            metrics += [share(f"{kind}: {EXACT}", exact, rows), count(f"phrases {kind}", len(rows))]
+            metrics += [fraction(f"{kind}: {EXACT}", exact, rows), count(f"phrases {kind}", len(rows))]
     if len(single):
         located = np.zeros(len(items), dtype=bool)
         for row in single.tolist():
             best = found[row].best
             located[row] = len(best) > 0 and bool((iou(best, true[row]) >= 0.5)[0])
-        metrics.append(share(MOST_PROBABLE, located, single))
+        metrics.append(fraction(MOST_PROBABLE, located, single))
     if (counts > 0).any():
         mean, at_half = average_precision(found, true, sizes)
         metrics += [Metric("AP", mean, unit="score"), Metric("AP50", at_half, unit="score")]
@@ -87,32 +91,32 @@ def true_boxes(item: Phrase) -> np.ndarray:
 
 
 def panel_of_set(item: Phrase, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
-    """Draws a prediction: the predicted boxes, and the true boxes dashed in a different colour."""
+    """Draws the predicted boxes with solid lines, and the true boxes with dashed lines in a different colour."""
     width, height = item.size
-    of_predicted, of_true = colours(2)
+    predicted_colour, true_colour = colours(2)
 
     def relative(box: Sequence[float]) -> Box:
         x, y, w, h = box
         return x / width, y / height, w / width, h / height
 
-    drawn = [PairOfBoxes(relative(box), None, of_predicted) for box in prediction["predicted"]]
-    drawn += [PairOfBoxes(None, relative(box), of_true) for box in prediction["true"]]
-    line = Line(summary_of(prediction), prediction["f1"] == 1, (of_predicted, ""))
+    drawn = [PairOfBoxes(relative(box), None, predicted_colour) for box in prediction["predicted"]]
+    drawn += [PairOfBoxes(None, relative(box), true_colour) for box in prediction["true"]]
+    line = Line(summary_of(prediction), prediction["f1"] == 1, (predicted_colour, ""))
     return Panel((DrawnImage(read(item.image, size=item.size), tuple(drawn)),), (line,))
 
 
 def summary_of(prediction: Mapping[str, Any]) -> str:
-    """Summarises a prediction in a line: the numbers of predicted and true boxes, and the phrase."""
+    """Summarises a prediction in one line: the number of predicted and of true boxes, and the phrase."""
     return f"predicted {len(prediction['predicted'])}, true {len(prediction['true'])} · {prediction['phrase']}"
 
 
-def _centred(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _in_pixels(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Converts relative boxes to pixels, keeping the format of centre and size."""
     return boxes * np.tile(size, 2)
 
 
 def _prediction(item: Phrase, found: ScoredBoxes, predicted: np.ndarray, f1: float) -> dict[str, Any]:
-    """Returns a prediction for the file, with all scored boxes and the predicted boxes, as x, y, width, height in pixels, the
+    """Returns a prediction for the file, with all scored boxes and the predicted boxes. Boxes are x, y, width, height in pixels,
     most probable first."""
     size = np.array(item.size, dtype=np.float64)
     order = found.scores.argsort()[::-1]

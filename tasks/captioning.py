@@ -1,4 +1,4 @@
-"""The image captioning task: fine-tuning, generation, and metrics of the generated captions."""
+"""The image captioning task: fine-tuning, generation, and evaluation of the generated captions."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END = "</s>"
-"""The word that marks the end of a caption in the self-critical reward; it never occurs in a tokenized caption."""
+"""Word that marks the end of a caption in the self-critical reward. It never occurs in a tokenized caption."""
 
 logger = logging.getLogger(__name__)
 
-OF_PRE_TRAINING = ("box_head.", "bbox_head.")
-"""Prefixes (ours and in the published weights) of parameters that exist in pre-training but not in captioning."""
+PRETRAINING_PREFIXES = ("box_head.", "bbox_head.")
+"""Prefixes, in our weights and in the published ones, of parameters that exist in pre-training but not in captioning."""
 
 
 class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
@@ -79,7 +79,7 @@ class CaptioningTrainConfig(TrainConfig):
 
     @property
     def setting_without_fsdp(self) -> str | None:
-        # Ranks sample captions of different lengths, and so would run the blocks a different number of times.
+        # Ranks sample captions of different lengths, so they would not run the blocks equally often.
         return "objective = self_critical" if self.objective == "self_critical" else super().setting_without_fsdp
 
 
@@ -94,7 +94,7 @@ class CaptioningConfig(MediaConfig):
     evaluation: CaptioningEvaluationConfig
 
     @model_validator(mode="after")
-    def _has_something_to_judge(self) -> CaptioningConfig:
+    def _starts_from_a_run(self) -> CaptioningConfig:
         if self.train.objective == "self_critical" and self.init.checkpoint is None:
             raise ValueError(
                 "train.objective: self_critical is a second training stage; set init.checkpoint to a captioning run's folder"
@@ -120,7 +120,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         processor = TextProcessor(self.tokenizer, config.data.text)
         prompt = prompt_tokens(processor, config.data.prompt)
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
-        self._check_room(len(prompt), config)
+        self._check_lengths(len(prompt), config)
         if parts.training is not None and isinstance(self.model, SelfCriticalModel):
             self.model.set_reward(self._reward(parts.training.items.references()), self.tokens, config.self_critical)
 
@@ -146,7 +146,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         )
         if task not in (None, "captioning"):
             raise UserError(f"init.checkpoint: {weights} was written by a run of task {task}; {remedy}")
-        if any(name.startswith(OF_PRE_TRAINING) for name in report.unused):
+        if any(name.startswith(PRETRAINING_PREFIXES) for name in report.unused):
             logger.warning("init.checkpoint: %s has pre-training heads; %s", weights, remedy)
 
     @staticmethod
@@ -158,16 +158,17 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         return items.images
 
     def evaluate(self, items: CaptionedImages) -> Evaluation:
-        """Computes the metrics of COCO's evaluation. Chance level: the first caption of the next image. The intervals of CIDEr
-        resample the scores of the images, while the document frequencies of the references stay fixed."""
+        """Computes the metrics of COCO's evaluation. The chance level describes each image by the first caption of the next
+        image. The intervals of CIDEr resample the scores of the images, while the document frequencies of the references stay
+        fixed."""
         captions = self.captions(items)
         references = items.references()
-        next_captions = [written[0] for written in (*references[1:], references[0])]
-        chance = caption_metrics(next_captions, references, self.frequencies)
+        guessed = [written[0] for written in (*references[1:], references[0])]
+        chance = caption_metrics(guessed, references, self.frequencies)
         metrics = [count("images", len(items.images)), count("captions", len(items.captions))]
-        values, of_images = caption_scores(captions, references, self.frequencies)
+        values, image_scores = caption_scores(captions, references, self.frequencies)
         for name, value in values.items():
-            scores = (Scores(of_images[name], items.ids),) if name in of_images else ()
+            scores = (Scores(image_scores[name], items.ids),) if name in image_scores else ()
             metrics.append(Metric(name, value, chance[name], "score", scores=scores))
         if names := self.config.evaluation.java_metrics:
             by_name = java_metrics(tokenize(captions), tokenize_references(references), names)
@@ -184,15 +185,15 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         return Panel((DrawnImage(read(items.images[number])),), lines)
 
     def captions(self, items: CaptionedImages) -> list[str]:
-        """Generates a caption for each image; returns the same captions on every rank."""
+        """Generates a caption for each image. Returns the same captions on every rank."""
         decoding = self.config.evaluation.decoding
-        # Each image gets its own random numbers, so that results do not depend on the assignment of images to ranks.
+        # Each image gets separate random numbers, so that results do not depend on the assignment of images to ranks.
         uniforms = np.random.default_rng(self.config.seed).random((len(items.images), decoding.max_length))
 
         def generate(images: list[tuple[int, Tensor]], text: Text) -> Tensor:
             pixels = torch.stack([image for _, image in images]).to(text.ids.device)
-            of_images = torch.from_numpy(uniforms[[index for index, _ in images]]).float().to(pixels.device)
-            generated = self.model.generate(self.model.project_images(pixels), self.tokens, decoding, of_images)
+            image_uniforms = torch.from_numpy(uniforms[[index for index, _ in images]]).float().to(pixels.device)
+            generated = self.model.generate(self.model.project_images(pixels), self.tokens, decoding, image_uniforms)
             finite(generated.score, "log-likelihoods of captions")
             return generated.tokens
 
@@ -201,10 +202,10 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         return [spelled(self.tokenizer, ids) for ids in tokens.tolist()]
 
     def _reward(self, references: Sequence[tuple[str, ...]]) -> Reward:
-        """Returns the CIDEr-D reward against the references of an image. The word weights come from all ``references``, which are
-        the training captions.
+        """Returns a function that computes the CIDEr-D reward of generated captions. Document frequencies are counted in
+        ``references``, the training captions.
 
-        The end of a caption counts as a word; otherwise a caption that stops after "a red" would look like an unfinished one.
+        The end of a caption counts as a word. Otherwise, a caption that stops after "a red" would look like a prefix of a good caption.
         """
         tokens = {
             captions: [f"{caption} {END}" for caption in tokenized]
@@ -224,7 +225,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
 
         return reward
 
-    def _check_room(self, prompt: int, config: CaptioningConfig) -> None:
+    def _check_lengths(self, prompt: int, config: CaptioningConfig) -> None:
         lengths = {"evaluation.decoding": config.evaluation.decoding.max_length}
         if config.train.objective == "self_critical":
             lengths["self_critical"] = config.self_critical.max_length
@@ -250,7 +251,7 @@ def _read(
 
 
 def _server_id(identity: str) -> int | str:
-    """Converts an image id to the number that COCO's evaluation expects: "coco_391895", "391895" and
+    """Converts an image id to the integer that COCO's evaluation expects: "coco_391895", "391895" and
     "val2014/COCO_val2014_000000391895.jpg" become 391895. Other names are returned unchanged."""
     match = re.fullmatch(r"(?:coco_|(?:.*/)?COCO_\w+?_)?0*(\d+)(?:\.jpg)?", identity)
     return int(match[1]) if match else identity

@@ -1,6 +1,6 @@
-"""Cheap checks at the start of every run, which ``run.py doctor`` also runs.
+"""Cheap checks at the start of every run, which ``run.py doctor`` also performs.
 
-They do not decode any image. Findings that may be intentional are warnings, which do not stop the run.
+They do not decode any images. A finding that may be intentional is a warning, which does not stop the run.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from utils.findings import Finding
 MAX_EPOCHS = 100
 MIN_EPOCHS = 0.5
 """Fine-tuning for fewer epochs causes a warning, because most records would never be seen."""
-NO_BOXES = (
+ADD_BOXES = (
     'write the boxes as "elems": [{"bb": [x, y, width, height], "caption": text}] (docs/records.md), or set '
     "data.regions=null to train without boxes"
 )
-RELATIVE = "boxes are relative; multiply x and width by the image's width, y and height by its height"
+USE_PIXELS = "boxes are relative; multiply x and width by the image's width, y and height by its height"
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def check_start(task: BaseTask[Any, Any, Any]) -> None:
     """Log the warnings for a task that is about to train.
 
     Raises:
-        UserError: listing all reasons to refuse the run, if there are any.
+        UserError: if there are findings that prevent the run; the message lists all of them.
     """
     findings = findings_at_start(task)
     for finding in findings:
@@ -93,32 +93,40 @@ def findings_in_regions(regions: RegionStream) -> list[Finding]:
     if boxes or not records:
         return findings_of_relative(boxes, "data.regions")
     first = records[0]
-    why = first.broken[0].message if first.broken else "no 'elems', or an empty list"
-    fact = f"none of {len(records):,} records has a readable box, for example {first.location}: {why}"
-    return [Finding("refused", "data.regions", fact, NO_BOXES)]
+    reason = first.broken[0].message if first.broken else "no 'elems', or an empty list"
+    problem = f"none of {len(records):,} records has a readable box, for example {first.location}: {reason}"
+    return [Finding("refused", "data.regions", problem, ADD_BOXES)]
 
 
 def findings_of_relative(boxes: Sequence[tuple[Box, str]], key: str) -> list[Finding]:
-    """Returns a finding if all boxes, which are given with their locations, lie within 0 and 1."""
+    """Returns a finding if all coordinates of the boxes lie between 0 and 1. ``boxes``: pairs of a box and its location."""
     if not are_relative(np.array([box for box, _ in boxes])):
         return []
-    box, place = boxes[0]
-    fact = f"all {len(boxes):,} boxes lie within 0 and 1, for example {[round(value, 4) for value in box]} at {place}"
-    return [Finding("refused", key, fact, RELATIVE)]
+    box, location = boxes[0]
+    problem = (
+        f"all {len(boxes):,} boxes lie within 0 and 1, for example {[round(value, 4) for value in box]} at {location}"
+    )
+    return [Finding("refused", key, problem, USE_PIXELS)]
 
 
 def findings_in_answers(
     splits: Mapping[str, Any], candidates: Sequence[str], path: str, *, exact: bool
 ) -> list[Finding]:
-    """Returns a finding for each split of questions, keyed by config key, that has answers outside the candidates of the file
-    ``path``. ``exact``: answers must match exactly, as in video question answering."""
+    """Returns a finding for each split with answers that are not among the candidates.
+
+    Args:
+        splits: the splits, by config key; only splits of questions are checked.
+        candidates: the candidate answers.
+        path: the file of the candidates.
+        exact: answers must match exactly, as in video question answering.
+    """
     questions = {key: items for key, items in splits.items() if isinstance(items, QuestionTable)}
     found = [answers_outside(items, candidates, key, path, exact=exact) for key, items in questions.items()]
     return [finding for finding in found if finding is not None]
 
 
 def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:
-    """Returns, for each stream with a contrastive loss, the config key that sets the number of records per micro-batch, and the
+    """Returns, for each stream with a contrastive loss, the config key that sets the number of records per micro-batch, and this
     number. The only stream of a fine-tuning task is named ""."""
     if not isinstance(data, DataConfig):
         return {"": (data.micro_batch.key, data.micro_batch.size)}
@@ -129,7 +137,7 @@ def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:
 def small_data(
     sizes: Mapping[str, tuple[str, int]], records: Mapping[str, int], ranks: int, chunks: int
 ) -> list[Finding]:
-    """Returns findings for streams that have fewer records than the contrastive loss compares, so that a record would be its own
+    """Returns a finding for each stream with fewer records than the contrastive loss compares, which would make a record its own
     negative.
 
     Args:
@@ -145,60 +153,64 @@ def small_data(
         if compared > records[name]:
             factors = [f" on {ranks} ranks"] * (ranks > 1) + [f" in {chunks} chunks"] * (chunks > 1)
             together = f"{size}{''.join(factors)}, {compared} together," if factors else f"{size}"
-            fact = (
+            problem = (
                 f"{together} is more than the {records[name]} {name} of the data: a record would be its own negative in the "
                 "contrastive loss"
             )
-            most = max(1, records[name] // (ranks * chunks))
-            findings.append(Finding("refused", key, fact, f"lower it to at most {most}"))
+            limit = max(1, records[name] // (ranks * chunks))
+            findings.append(Finding("refused", key, problem, f"lower it to at most {limit}"))
     return findings
 
 
 def length_of_run(plan: RunPlan, *, fine_tunes: bool) -> Finding | None:
     """Returns a finding for a run of more than :data:`MAX_EPOCHS` epochs, or for fine-tuning of less than :data:`MIN_EPOCHS`.
 
-    ``fine_tunes``: whether the run is fine-tuning. Pre-training on part of a large data set is normal.
+    Args:
+        plan: plan of the run.
+        fine_tunes: True if the run is fine-tuning. Pre-training often sees only a fraction of a large data set.
     """
     steps, per_step, records = plan.steps, plan.records_per_step, plan.epoch_size
     assert steps is not None and records is not None
     if plan.epochs > MAX_EPOCHS:
-        fact = (
+        problem = (
             f"the run makes {plan.epochs:,.0f} passes over {records:,} records, and will memorise them long before "
             "the end"
         )
-        most = max(1, MAX_EPOCHS * records // per_step)
-        return Finding("warning", "train", fact, f"set train.steps={most} ({MAX_EPOCHS} passes) or less, or add data")
+        limit = max(1, MAX_EPOCHS * records // per_step)
+        return Finding(
+            "warning", "train", problem, f"set train.steps={limit} ({MAX_EPOCHS} passes) or less, or add data"
+        )
     if fine_tunes and plan.epochs < MIN_EPOCHS:
-        fact = (
+        problem = (
             f"the run sees only part of its training records: {steps:,} steps x {per_step:,} = {steps * per_step:,} of "
             f"{records:,}, {plan.epochs:.2g} epochs"
         )
         remedy = f"train.steps={math.ceil(records / per_step)} is one epoch; or set train.epochs"
-        return Finding("warning", "train", fact, remedy)
+        return Finding("warning", "train", problem, remedy)
     return None
 
 
 def answers_outside(
     items: QuestionTable, candidates: Sequence[str], key: str, path: str, *, exact: bool
 ) -> Finding | None:
-    """Returns a finding if answers are missing from the candidates in the file ``path``, so that they can never be predicted."""
-    normal: Callable[[str], str] = str if exact else normalize_answer
-    known = {normal(candidate) for candidate in candidates}
+    """Returns a finding if answers are missing from the candidates in the file ``path``. They could never be predicted."""
+    normalised: Callable[[str], str] = str if exact else normalize_answer
+    known = {normalised(candidate) for candidate in candidates}
     counts = items.answer_counts()
-    outside = {answer: count for answer, count in counts.items() if normal(answer) not in known}
+    outside = {answer: count for answer, count in counts.items() if normalised(answer) not in known}
     if not outside:
         return None
-    total, without = sum(counts.values()), sum(outside.values())
-    often = sorted(outside, key=lambda answer: -outside[answer])[:3]
-    examples = ", ".join(f"{answer!r} ({outside[answer]:,})" for answer in often)
+    total, outside_count = sum(counts.values()), sum(outside.values())
+    frequent = sorted(outside, key=lambda answer: -outside[answer])[:3]
+    examples = ", ".join(f"{answer!r} ({outside[answer]:,})" for answer in frequent)
     remedy = (
         "build the list from these answers (python -m tasks.answer_list --config FILE), or set evaluation.answers=null"
     )
-    if without == total:
-        fact = f"none of the {total:,} answers is among the {len(candidates):,} of {path}, such as {examples}"
-        return Finding("refused", key, fact, remedy)
-    fact = (
-        f"{without / total:.1%} of the {total:,} answers are not among the {len(candidates):,} of {path}, such as "
+    if outside_count == total:
+        problem = f"none of the {total:,} answers is among the {len(candidates):,} of {path}, such as {examples}"
+        return Finding("refused", key, problem, remedy)
+    problem = (
+        f"{outside_count / total:.1%} of the {total:,} answers are not among the {len(candidates):,} of {path}, such as "
         f"{examples}"
     )
-    return Finding("warning", key, fact, f"they always count as wrong; {remedy}")
+    return Finding("warning", key, problem, f"they always count as wrong; {remedy}")

@@ -1,4 +1,4 @@
-"""Digests of the training files that a config names, so that a resumed run can detect changes."""
+"""Digests of the training files that a config names, with which a resumed run detects changes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SAMPLED_FILES = 64
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 1 << 16
 """Number and size of the blocks that are read from each sampled file, evenly spaced. Files of up to 4 MB are read completely."""
-LONGEST_PATH = 1000
-NAMES = 1_000_000
-"""Max number of file names that are listed in a folder of images."""
+MAX_PATH_LENGTH = 1000
+MAX_FILES = 1_000_000
+"""Maximum number of file names that are listed in a folder of images."""
 
 
 class Hash(Protocol):
@@ -32,14 +32,17 @@ class Hash(Protocol):
 
 
 def data_identity(data: Config, section: str = "data") -> dict[str, str]:
-    """Returns a digest for each key of the section ``data``, or another section, that names annotation files, shards or image
-    folders.
+    """Returns a digest for each key of a config section that names annotation files, shards or image folders.
 
-    A digest covers the names and sizes of all annotation files and shards. Because reading whole data sets would take hours, only
-    blocks of a sample of the files are read: :data:`SAMPLED_FILES` per key, or up to twice that number. Images in a folder are
-    sampled in the same way, and so are the images that the first and last records of a sampled shard name. For remote files, a
-    digest covers all URLs, and the sizes and versions of a sample of that size. Modification times are ignored, since they
-    differ between copies of the data.
+    A digest covers the names and sizes of all annotation files and shards. Reading entire data sets would take hours, so contents
+    are sampled: blocks of :data:`SAMPLED_FILES` files per key, or of up to twice as many. Images in a folder are sampled in the
+    same way. For a sampled shard, the images named by its first and last records are included. For remote files, a digest covers
+    all URLs, and the sizes and versions of a sample of the files. Modification times are ignored, since they differ between
+    copies of the data.
+
+    Args:
+        data: the section.
+        section: name of the section, for the keys.
     """
     named: dict[str, list[ShardFile]] = defaultdict(list)
     digests: dict[str, str] = {}
@@ -56,13 +59,13 @@ def data_identity(data: Config, section: str = "data") -> dict[str, str]:
 def _digest(files: Sequence[ShardFile]) -> str:
     total = hashlib.sha256()
     step = max(1, len(files) // SAMPLED_FILES)
-    for number, file in enumerate(files):
+    for index, file in enumerate(files):
         if isinstance(file, RemoteShard):
-            state = file.state() if number % step == 0 else ""
+            state = file.state() if index % step == 0 else ""
             total.update(f"{file} {state}\n".encode())
             continue
         _add_name(total, file.name, file.stat().st_size)
-        if number % step == 0:
+        if index % step == 0:
             _add_content(total, file)
             for image in _images_beside(file):
                 _add_name(total, image.name, image.stat().st_size)
@@ -73,10 +76,10 @@ def _digest(files: Sequence[ShardFile]) -> str:
 def _digest_of_folder(folder: Path) -> str:
     """Returns the digest of the number of files in a folder and its subfolders, and of a sample of these files."""
     names: list[str] = []
-    for here, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         folders.sort()  # os.walk visits the folders in this order
-        names += [os.path.join(here, name) for name in sorted(files)]
-        if len(names) > NAMES:
+        names += [os.path.join(parent, name) for name in sorted(files)]
+        if len(names) > MAX_FILES:
             break
     total = hashlib.sha256(f"{len(names)}\n".encode())
     for name in names[:: max(1, len(names) // SAMPLED_FILES)]:
@@ -88,7 +91,7 @@ def _digest_of_folder(folder: Path) -> str:
 
 
 def _images_beside(shard: Path) -> list[Path]:
-    """Returns the files that the first and last records of a JSON lines shard name with a path relative to the shard's folder."""
+    """Returns the files that the first and last records of a JSON lines shard name by paths relative to the shard's folder."""
     if shard.suffix not in LINES_SUFFIXES:
         return []
     with shard.open("rb") as opened:
@@ -100,7 +103,9 @@ def _images_beside(shard: Path) -> list[Path]:
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             values = record.values() if isinstance(record, dict) else ()
-            paths = [shard.parent / value for value in values if isinstance(value, str) and len(value) < LONGEST_PATH]
+            paths = [
+                shard.parent / value for value in values if isinstance(value, str) and len(value) < MAX_PATH_LENGTH
+            ]
             found += [path for path in paths if _is_file(path)]
     return found
 

@@ -18,8 +18,8 @@ from utils.files import write_text
 logger = logging.getLogger(__name__)
 
 Unit = Literal["share", "score", "count"]
-"""share: a value in 0..1, shown as a percentage. score: shown times 100 without a percent sign, as papers do for BLEU or CIDEr.
-count: the size of a set, an integer."""
+"""Unit of a metric. share: a fraction in 0..1, shown as a percentage. score: shown times 100 without a percent sign, as papers do
+for BLEU or CIDEr. count: the size of a set, an integer."""
 
 BOOTSTRAP = (
     "number of bootstrap draws for the 95 % interval of each metric that is a mean over examples; 0: no intervals; 1000 is "
@@ -30,11 +30,17 @@ BOOTSTRAP = (
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation.
+    """A metric of an evaluation.
 
-    ``chance``: value of a random guess; None if it is undefined. ``rule``: how the value is measured, if there are several ways.
-    ``published``: the paper's number, in the unit of ``value``. ``scores``: scores of the examples, if the value is their mean or
-    an average of their means over groups. ``interval``: the 95 % interval over examples, if requested.
+    Attributes:
+        name: name of the metric.
+        value: the measured value.
+        chance: value of a random guess; None if it is undefined.
+        unit: unit of the value.
+        rule: how the value is measured, if there are several ways.
+        published: the published value, in the unit of ``value``.
+        scores: scores of the examples, if the value is their mean, or the mean of several such means.
+        interval: the 95 % interval over examples, if requested.
     """
 
     name: str
@@ -48,7 +54,7 @@ class Metric:
 
     @classmethod
     def mean_of(cls, name: str, scores: Scores, chance: float | None = None, *, rule: str | None = None) -> Metric:
-        """Creates a metric that is the mean of ``scores``, as a share."""
+        """Creates a metric with the unit "share" that is the mean of ``scores``."""
         return cls(name, scores.mean(), chance, rule=rule, scores=(scores,))
 
     def as_json(self) -> dict[str, Any]:
@@ -72,10 +78,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one split, in display order.
+    """The result of evaluating a split.
 
-    ``predictions``: one JSON object per example, to be written to a file, in the format of the data set's evaluation server if it
-    has one. ``facts``: None if not needed, as in validation.
+    Attributes:
+        metrics: the metrics, in display order.
+        predictions: one JSON object per example, to be written to a file, in the format of the data set's evaluation server if
+            there is one.
+        facts: facts about the split and the weights; None if they are not needed, as in validation.
     """
 
     metrics: tuple[Metric, ...]
@@ -107,7 +116,7 @@ class Evaluation:
         return replace(self, metrics=tuple(metrics))
 
     def with_published(self, percent: Mapping[str, float], split: str) -> Evaluation:
-        """Returns a copy with the published numbers, given in percent by metric; warns about numbers of unknown metrics."""
+        """Returns a copy with the published numbers, which are given in percent by metric. Warns about unknown metrics."""
         for name in percent.keys() - self.values().keys():
             logger.warning("evaluation.published.%s: unknown metric %r is ignored", split, name)
         metrics = (
@@ -118,10 +127,10 @@ class Evaluation:
 
     def table(self, title: str = "held-out") -> str:
         """Formats the metrics as text: the measured values, the chance levels, and if available the intervals and the published
-        numbers. A last line in parentheses lists the sizes of the sets, the rules, the files of the split, the weights, and how
-        the weights were trained.
+        numbers. The last line, in parentheses, lists the sizes of the sets, how the metrics are measured, the files of the split,
+        the weights, and how the weights were trained.
 
-        If sizes are the only metrics, the first line says so.
+        If sizes are the only metrics, the first line says that there is nothing to measure.
         """
         shown = [metric for metric in self.metrics if metric.unit != "count"]
         sizes = ", ".join(f"{metric.value} {metric.name}" for metric in self.metrics if metric.unit == "count")
@@ -149,8 +158,8 @@ def count(name: str, value: int) -> Metric:
 
 
 def mean_of_splits(evaluations: Iterable[Evaluation]) -> Evaluation | None:
-    """Returns the mean over the measured splits, such as languages, of every metric that all of them have, except sizes. Returns
-    None if there are fewer than two such splits."""
+    """Returns the mean over splits, such as languages, of each metric that all measured splits have, except sizes. Returns None
+    if fewer than two splits are measured."""
     measured = [
         {metric.name: metric for metric in evaluation.metrics if metric.unit != "count"} for evaluation in evaluations
     ]

@@ -17,16 +17,22 @@ from utils.inputs import inputs_of
 from utils.weight_file import read_about
 
 Training = Literal["zero-shot", "fine-tuned", "pre-trained", "unknown"]
-"""zero-shot: no run trained the weights on this task. fine-tuned: a run trained them on this task. pre-trained: a run trained
-them, and its task is pre-training. unknown: the weights are in a file outside any run's folder, such as a published file."""
+"""How weights were trained. zero-shot: no run trained them on this task. fine-tuned: a run trained them on this task.
+pre-trained: the task is pre-training, and a run trained them. unknown: they are in a file outside any run's folder, such as a
+published file."""
 
 MAX_RUNS = 50
-"""Max number of runs that are followed from one run to the run whose weights it started from, in case they form a cycle."""
+"""Maximum number of runs to follow back, from each run to the run that it started from, in case they form a cycle."""
 
 
 @dataclass(frozen=True)
 class MeasuredWeights:
-    """Weights that were measured. ``name``: their name in a report. ``training``: see :data:`Training`."""
+    """Weights that were measured.
+
+    Attributes:
+        name: name of the weights in a report.
+        training: how the weights were trained.
+    """
 
     name: str
     training: Training
@@ -34,7 +40,12 @@ class MeasuredWeights:
 
 @dataclass(frozen=True)
 class Facts:
-    """The files of a split and the weights that were measured on it. ``split``: the files; None if unknown."""
+    """Facts about an evaluation.
+
+    Attributes:
+        split: the files of the split; None if unknown.
+        weights: the weights that were measured.
+    """
 
     split: str | None
     weights: MeasuredWeights
@@ -50,22 +61,25 @@ class Facts:
 
 
 def files_of(config: Config) -> str | None:
-    """Describes the files of a split's section and the part of them in use, such as "dataset_coco.json [test]"; None without
-    files."""
+    """Describes the files that a split's section names, and the subset in use, such as "dataset_coco.json [test]". Returns None
+    if it names no files."""
     paths = ", ".join(path for _, kind, path in inputs_of(config) if kind in ("file", "shards"))
-    taken = list(getattr(config, "splits", None) or [])
-    taken += [language] if (language := getattr(config, "language", None)) else []
+    selection = list(getattr(config, "splits", None) or [])
+    selection += [language] if (language := getattr(config, "language", None)) else []
     low, high = getattr(config, "image_share", (0.0, 1.0))
-    taken += [f"image_share {low:g} to {high:g}"] if (low, high) != (0.0, 1.0) else []
-    taken += [f"first {limit}"] if (limit := getattr(config, "limit", None)) else []
-    return (f"{paths} [{', '.join(taken)}]" if taken else paths) or None
+    selection += [f"image_share {low:g} to {high:g}"] if (low, high) != (0.0, 1.0) else []
+    selection += [f"first {limit}"] if (limit := getattr(config, "limit", None)) else []
+    return (f"{paths} [{', '.join(selection)}]" if selection else paths) or None
 
 
 def measured_weights(folder: RunFolder, checkpoint: str | None, task: str | None) -> MeasuredWeights:
-    """Returns the weights that a run in ``folder`` reports on: its best weights if it kept them, otherwise its last weights,
-    otherwise the weights of ``checkpoint`` (``init.checkpoint``).
+    """Returns the weights that a run in ``folder`` reports on: its best weights if it kept them, else its last weights,
+    else the weights of ``init.checkpoint``.
 
-    ``task``: task of the config.
+    Args:
+        folder: folder of the run.
+        checkpoint: ``init.checkpoint``.
+        task: task of the config.
     """
     trained: Training = "pre-trained" if task == "pretrain" else "fine-tuned"
     if folder.best.is_file():
@@ -104,11 +118,11 @@ def _config_of(checkpoint: str) -> dict[str, Any] | None:
 
 
 def _best_step(path: Path) -> str:
-    """Returns the step of a run's best weights, as a suffix of their name; empty if an earlier version wrote them."""
+    """Returns the step of a run's best weights, as a suffix for their name; empty if an earlier version wrote them."""
     validation = read_about(path).get("validation")
     return f", step {validation['step']}" if validation else ""
 
 
 def _averaged(path: Path) -> str:
-    """Returns the suffix of the name of weights that ``optim.ema`` averaged, otherwise an empty string."""
+    """Returns a suffix for the name of the weights if ``optim.ema`` averaged them, else an empty string."""
     return ", averaged" if path.is_file() and "ema" in read_about(path) else ""

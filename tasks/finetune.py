@@ -1,4 +1,4 @@
-"""Base of the fine-tuning tasks: held-out splits, one of which selects the best weights, and their evaluation on all ranks."""
+"""Base of the fine-tuning tasks: held-out splits and their evaluation on all ranks. One split selects the best weights."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 MEAN = "mean of splits"
 """Name of the report's entry with the mean over the splits."""
-KEPT = 12
-"""Number of predictions kept from each validation; they are always for the same examples."""
+KEPT_PREDICTIONS = 12
+"""Number of predictions kept from each validation, always for the same examples."""
 
 S = TypeVar("S", bound=Config)
 T = TypeVar("T")
@@ -96,7 +96,13 @@ F = TypeVar("F", bound=FineTuneConfig)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out splits of a run. ``view``: the preprocessing of images and videos for evaluation."""
+    """The held-out splits of a run.
+
+    Attributes:
+        view: preprocessing of images and videos for evaluation.
+        test: the splits to report on, by name.
+        validation: the split that selects the best weights, or None.
+    """
 
     view: EvaluationView
     test: Mapping[str, Any]
@@ -149,7 +155,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         """Reads a held-out split, which must not contain broken records.
 
         Raises:
-            UserError: (naming the config ``key``) if it contains a broken record.
+            UserError: if it contains a broken record; the message names the config ``key``.
         """
 
     @staticmethod
@@ -159,7 +165,7 @@ class FineTuneTask(BaseTask[F, M, B]):
 
     @abstractmethod
     def evaluate(self, items: Any) -> Evaluation:
-        """Evaluate the model, which must be in evaluation mode, on a split; returns the same result on every rank."""
+        """Evaluate the model on a split, and return the same result on every rank. The model must be in evaluation mode."""
 
     def outputs(
         self,
@@ -168,7 +174,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         forward: Callable[[list[P], Text], Tensor],
         description: str,
     ) -> np.ndarray:
-        """Run ``forward`` on all items; each rank processes its share.
+        """Run ``forward`` on all items, split among the ranks.
 
         Args:
             items: the items, at least one.
@@ -193,7 +199,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         """See :class:`engine.task.Task`."""
         with evaluating(self.model, self.config.evaluation.precision):
             evaluation = self.evaluate(self.held_out.validation)
-        values, self.validated = evaluation.values(), _some(evaluation.predictions or ())
+        values, self.validated = evaluation.values(), _sample(evaluation.predictions or ())
         if self.measure not in values:
             known = ", ".join(values)
             raise ValueError(f"{type(self).__name__}.measure is {self.measure!r}, but evaluate() returns {known}")
@@ -213,8 +219,8 @@ class FineTuneTask(BaseTask[F, M, B]):
         if distributed.rank() != 0:
             return ""
         for name, evaluation in evaluations.items():
-            if facts := not_beaten(evaluation.values()):
-                logger.warning("%s: %s; %s", name, ", and ".join(facts), ADVICE)
+            if statements := not_beaten(evaluation.values()):
+                logger.warning("%s: %s; %s", name, ", and ".join(statements), ADVICE)
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         evaluations = {name: evaluation.with_intervals(draws, seed) for name, evaluation in evaluations.items()}
         notes: dict[str, list[str]] = {name: [] for name in evaluations}
@@ -263,7 +269,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         return named if config.evaluation.published is None else _with_published(named, config.evaluation.published)
 
     def _draw(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-        """Draw some predictions of each split; returns a message that names the file, by split."""
+        """Draw some predictions of each split. Returns a message with the file name, by split."""
         test, count = self.held_out.test, self.config.evaluation.panels
         reader, notes, images = ImageReader(self.held_out.view), {}, {}
         for name, items in test.items():
@@ -285,9 +291,9 @@ class FineTuneTask(BaseTask[F, M, B]):
         return notes
 
 
-def _some(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns :data:`KEPT` predictions, evenly spaced over a split, each with its index."""
-    return [{"number": number, **predictions[number]} for number in spread(len(predictions), KEPT)]
+def _sample(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns :data:`KEPT_PREDICTIONS` predictions, evenly spaced over a split, each with its index."""
+    return [{"number": number, **predictions[number]} for number in spread(len(predictions), KEPT_PREDICTIONS)]
 
 
 def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -301,7 +307,8 @@ def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def _with_published(evaluations: Mapping[str, Evaluation], name: str) -> dict[str, Evaluation]:
-    """Adds the published numbers of the cell ``name`` to the evaluations; logs splits of the cell that were not measured."""
+    """Adds the published numbers of the cell ``name`` to the evaluations, and logs the splits of the cell that were not
+    measured."""
     cell = read_tables()[name]
     for split in (split for split in cell.numbers if split not in evaluations):
         if cell.server is None:

@@ -113,7 +113,7 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
             return torch.cat([found.boxes, found.logits.sigmoid().unsqueeze(2)], dim=2)
 
         rows = self.outputs(items, _read, locate, "locating")
-        numbers = rows.astype(np.float64)  # the precision of the file of predictions
+        numbers = rows.astype(np.float64)  # float64, as in the predictions file
         return [ScoredBoxes(boxes, scores) for boxes, scores in zip(numbers[..., :4], numbers[..., 4], strict=True)]
 
 
@@ -129,8 +129,8 @@ def evaluate_phrases(
             phrase has one box, and the most probable box is its prediction.
 
     Returns:
-        For single boxes, the share of located phrases, with plain IoU and with the IoU of the published script. The chance level
-        always predicts the mean box.
+        For single boxes, the fraction of phrases located with an IoU of at least 0.5, with plain IoU and with the published
+        script's. For the chance level, the mean box is always predicted.
     """
     if threshold is not None:
         return evaluate_sets(items, found, threshold)
@@ -141,16 +141,16 @@ def evaluate_phrases(
     images = np.array([name_of(item.image) for item in items])
 
     def accuracy(name: str, rows: np.ndarray, overlaps: Sequence[np.ndarray]) -> Metric:
-        located, guessed = (of_boxes[rows] for of_boxes in overlaps)
+        located, guessed = (overlap[rows] for overlap in overlaps)
         return Metric.mean_of(name, Scores(located >= 0.5, images[rows]), share_at_least(guessed))
 
     plain = [iou(boxes, true) for boxes in (predicted, mean_box)]
     published = [_published(boxes, true, sizes) for boxes in (predicted, mean_box)]
-    everything = np.arange(len(items))
+    all_rows = np.arange(len(items))
     metrics = [
         count("phrases", len(items)),
-        accuracy(SINGLE, everything, plain),
-        accuracy(f"{SINGLE} (published script)", everything, published),
+        accuracy(SINGLE, all_rows, plain),
+        accuracy(f"{SINGLE} (published script)", all_rows, published),
     ]
     grains = np.array([item.grain for item in items])
     if len(set(grains.tolist())) > 1:

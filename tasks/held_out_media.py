@@ -1,5 +1,5 @@
-"""Decodes held-out images and videos before training, for a bounded time, because a damaged file would otherwise stop the run in
-its evaluation, after the last training step."""
+"""Decodes held-out images and videos before training, for a limited time. Otherwise, a damaged file would stop the run during its
+evaluation, after the last training step."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from tasks.pretrain import PretrainTask
 from tasks.pretrain_evaluation import HeldOutReader
 from utils import distributed
 
-SECONDS = 15.0
-"""Seconds for which each rank decodes held-out media, enough for a few thousand images. Larger splits are decoded partially."""
-RECORDS = 500
-"""Max number of held-out pre-training records that are read, since all their pixels are in memory at the same time."""
+MAX_SECONDS = 15.0
+"""Maximum time in seconds that each rank spends decoding held-out media. This is enough for a few thousand images; larger splits
+are decoded partially."""
+MAX_RECORDS = 500
+"""Maximum number of held-out pre-training records to read, since all their pixels are in memory at the same time."""
 
 Source = ImageSource | VideoSource
 
@@ -34,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 
 def check_held_out_media(task: BaseTask[Any, Any, Any]) -> None:
-    """Decode held-out images and videos in random order for at most :data:`SECONDS`; each rank decodes a share.
+    """Decode held-out images and videos in random order for at most :data:`MAX_SECONDS`. The ranks share the work.
 
     Raises:
         UserError: for the first image or video that cannot be decoded, since held-out sets must not contain broken records.
     """
-    until = time.perf_counter() + SECONDS
+    until = time.perf_counter() + MAX_SECONDS
     if isinstance(task, FineTuneTask):
         _check_splits(task, until)
     elif isinstance(task, PretrainTask) and task.config.evaluation is not None:
@@ -51,7 +52,7 @@ def _check_splits(task: FineTuneTask[Any, Any, Any], until: float) -> None:
     unique = {source.path or (key, index): source for key in splits for index, source in enumerate(splits[key])}
     sources = list(unique.values())
     count = 0
-    for index in _share(len(sources), task.config.seed, until):
+    for index in _shuffled_share(len(sources), task.config.seed, until):
         try:
             task.held_out.view(sources[index])
         except Exception as error:
@@ -66,7 +67,7 @@ def _check_records(task: PretrainTask, until: float) -> None:
     assert config.evaluation is not None
 
     def choose(count: int) -> Iterator[int]:
-        return itertools.islice(_share(count, config.seed, until), RECORDS)
+        return itertools.islice(_shuffled_share(count, config.seed, until), MAX_RECORDS)
 
     processor = TextProcessor(task.tokenizer, config.data.text)
     reader = HeldOutReader(config.evaluation, config.data, config.model.vision, processor, choose)
@@ -76,8 +77,8 @@ def _check_records(task: PretrainTask, until: float) -> None:
     logger.info("this rank read %d held-out records without errors", count)
 
 
-def _share(count: int, seed: int, until: float) -> Iterator[int]:
-    """Yields this rank's share of the indices below ``count`` in random order, until the time is up."""
+def _shuffled_share(count: int, seed: int, until: float) -> Iterator[int]:
+    """Yields this rank's share of the indices below ``count``, in random order, until the time is up."""
     order = np.random.default_rng(seed).permutation(count)
     for index in order[distributed.rank() :: distributed.world_size()].tolist():
         if time.perf_counter() > until:
@@ -86,16 +87,16 @@ def _share(count: int, seed: int, until: float) -> Iterator[int]:
 
 
 def sources_of(items: Any) -> list[Source]:
-    """Returns the images or videos of a split, from our tables or from the fields ``image``, ``images`` or ``source`` of each
-    item; empty if no item has such a field."""
+    """Returns the images or videos of a split. Items of types other than our tables are searched for the fields ``image``,
+    ``images`` and ``source``."""
     if isinstance(items, CaptionedImages):
         return list(items.images)
     if isinstance(items, QuestionTable):
         return list(items.sources())
-    return list(itertools.chain.from_iterable(_of_item(item) for item in items))
+    return list(itertools.chain.from_iterable(_item_sources(item) for item in items))
 
 
-def _of_item(item: Any) -> Iterator[Source]:
+def _item_sources(item: Any) -> Iterator[Source]:
     for name in ("image", "images", "source"):
         value = getattr(item, name, None)
         values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]

@@ -15,48 +15,48 @@ from dataset.text.processors import clean_question
 IMAGE_BLIND = "image-blind baseline"
 """Name of the metric, preceded by the answer type if there are several: "yes/no: image-blind baseline"."""
 STANDARD_ERRORS = 2.0
-"""A model beats the baseline if its accuracy exceeds it by more than this number of standard errors."""
+"""A model beats the baseline if its accuracy is higher by more than this number of standard errors."""
 ADVICE = "the model may ignore the images; see docs/own_data.md#questions"
 
 
 class ImageBlindBaseline:
     """Answers a question with the most frequent training answer to the same wording.
 
-    For a wording that does not occur in training, it gives the most frequent answer of the answer type, and for a type that does
-    not occur in training, the most frequent answer overall.
+    For a wording that does not occur in training, it gives the most frequent answer of the answer type. For an answer type that
+    does not occur in training, it gives the most frequent answer overall.
 
     Args:
         training: the training questions.
-        asked: the held-out questions to answer. Only their wordings are counted, since there may be millions of training
+        held_out: the held-out questions to answer. Only their wordings are counted, since there may be millions of training
             questions.
     """
 
-    def __init__(self, training: Iterable[Question], asked: Iterable[Sequence[Question]]):
-        wordings = {_wording(question) for questions in asked for question in questions}
+    def __init__(self, training: Iterable[Question], held_out: Iterable[Sequence[Question]]):
+        wordings = {_wording(question) for questions in held_out for question in questions}
         counts: dict[str, Counter[str]] = defaultdict(Counter)
-        of_types: dict[str, Counter[str]] = defaultdict(Counter)
+        type_counts: dict[str, Counter[str]] = defaultdict(Counter)
         for question in training:
             answer = question.most_frequent()
-            of_types[question.answer_type][answer] += 1
+            type_counts[question.answer_type][answer] += 1
             if (wording := _wording(question)) in wordings:
                 counts[wording][answer] += 1
-        self._of_wording = {wording: _most_common(answers) for wording, answers in counts.items()}
-        self._of_type = {kind: _most_common(answers) for kind, answers in of_types.items()}
-        self._of_all = _most_common(sum(of_types.values(), Counter()))
+        self._by_wording = {wording: _most_common(answers) for wording, answers in counts.items()}
+        self._by_type = {kind: _most_common(answers) for kind, answers in type_counts.items()}
+        self._overall = _most_common(sum(type_counts.values(), Counter()))
 
     def answer(self, question: Question) -> str:
         """Returns the baseline's answer."""
-        of_type = self._of_type.get(question.answer_type, self._of_all)
-        return self._of_wording.get(_wording(question), of_type)
+        default = self._by_type.get(question.answer_type, self._overall)
+        return self._by_wording.get(_wording(question), default)
 
 
 def not_beaten(values: Mapping[str, float | None]) -> list[str]:
-    """Returns a statement for each accuracy that is not clearly above its image-blind baseline, to be shown with :data:`ADVICE`.
+    """Returns a message for each accuracy that is not clearly above its image-blind baseline, to be shown with :data:`ADVICE`.
 
     Args:
         values: metrics of a split by name; accuracies and baselines are in 0..1.
     """
-    sentences = []
+    statements = []
     for name, baseline in values.items():
         if not name.endswith(IMAGE_BLIND) or baseline is None:
             continue
@@ -67,10 +67,10 @@ def not_beaten(values: Mapping[str, float | None]) -> list[str]:
             continue
         error = math.sqrt(accuracy * (1 - accuracy) / count)
         if accuracy - STANDARD_ERRORS * error <= baseline:
-            sentences.append(
+            statements.append(
                 f"{prefix}accuracy {accuracy:.1%} is not clearly above its image-blind baseline of {baseline:.1%}"
             )
-    return sentences
+    return statements
 
 
 def _wording(question: Question) -> str:

@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 @contextmanager
 def evaluating(model: torch.nn.Module, precision: PrecisionName) -> Iterator[None]:
-    """Context manager that puts the model in evaluation mode and runs it without gradients, in ``precision`` and uncompiled."""
+    """Context in which the model is in evaluation mode and runs without gradients, in ``precision`` and uncompiled."""
     training = model.training
     model.eval()
     try:
-        # Functions compiled for evaluation would count towards the limit after which torch stops compiling, also for training.
+        # Functions compiled for evaluation would count towards the limit after which torch also stops compiling for training.
         with (
             torch.compiler.set_stance("force_eager"),
             torch.no_grad(),
@@ -40,7 +40,11 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 def finite(scores: Tensor, what: str) -> Tensor:
-    """Checks scores that select a prediction, (N, ...), and returns them unchanged; ``what`` names them in messages.
+    """Checks scores that select a prediction, and returns them unchanged.
+
+    Args:
+        scores: (N, ...).
+        what: name of the scores, for messages.
 
     Raises:
         UserError: if a score is NaN or infinite. ``argmax`` and ``topk`` would treat NaN as the highest score.

@@ -1,4 +1,4 @@
-"""Runs a task in one process, from the config and the run folder to training and the report."""
+"""Runs a task in one process: reads the config, opens the run folder, trains, and reports."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> in
     Args:
         argv: the command-line arguments.
         name: name of the task in the table.
-        kind: replaces the kind in the table, and accepts any config of the task.
+        kind: used instead of the kind in the table; accepts any config of the task.
 
     Raises:
         UserError: if the command line, the config or the data are invalid.
@@ -78,7 +78,7 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
     Args:
         choice: the task and its config.
         flags: flags of the command line.
-        kind: replaces the kind of the chosen task.
+        kind: used instead of the kind of the chosen task.
 
     Raises:
         UserError: if the config or the data are invalid.
@@ -94,8 +94,8 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
     config = load_config(choice.config, choice.overrides, schema)
     if flags.evaluate and not flags.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
-    evaluates_others = flags.evaluate and not flags.resume
-    output = flags.output or default_output(choice, evaluates_others=evaluates_others)
+    evaluates_other_weights = flags.evaluate and not flags.resume
+    output = flags.output or default_output(choice, evaluates_other_weights=evaluates_other_weights)
     try:
         with ExitStack() as stack:
             device = stack.enter_context(process_group(config.train.start_timeout_min, output))
@@ -110,10 +110,10 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
                     logger.warning(events.Stopped(by=stop.name, message=str(stopped)))
                 return stopped.status
     except Exception as error:
-        told = of_surroundings(error) if isinstance(error, OSError) else None
-        log.keep_error(told or error)
-        if told is not None:
-            raise told from error
+        reported = of_surroundings(error) if isinstance(error, OSError) else None
+        log.keep_error(reported or error)
+        if reported is not None:
+            raise reported from error
         raise
     return 0
 
@@ -139,7 +139,7 @@ def _run(
             logger.warning(events.SkippedCheckpoint(fault=fault))
         with _watched("the set-up", config, folder):
             task_class.make_inputs(config)
-            config = _usable(config, folder, checkpoint, flags)
+            config = _with_available_inputs(config, folder, checkpoint, flags)
             config = with_pinned_data(
                 config, folder.path, resumes=flags.resume, leave_out=("data",) if flags.evaluate else ()
             )
@@ -159,7 +159,7 @@ def _run(
 
 
 def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
-    """Watches the step ``what`` while active; if the step takes long, its stacks are logged."""
+    """Context that watches the activity ``what``, and logs the stacks of all threads if it takes long."""
     from engine.stall import StallWatch
     from utils.distributed import rank
 
@@ -200,13 +200,13 @@ def _train(
     trainer.fit()
 
 
-def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: RunFlags) -> C:
-    """Replaces missing inputs in the config with the copies kept by the run, or by the run that it starts from.
+def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: RunFlags) -> C:
+    """Replaces missing inputs in the config with the copies that the run, or the run that it starts from, has kept.
 
     Raises:
         UserError: if an input of the run is missing, or the weights were trained with a different tokenizer.
     """
-    from tasks.kept import check_words, weights_behind, with_kept_inputs
+    from tasks.kept import check_token_ids, run_and_weights_of, with_kept_inputs
     from utils.inputs import check_inputs
 
     evaluates_itself = flags.evaluate and flags.resume
@@ -215,19 +215,18 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: 
             f"--evaluate --resume: {folder.path} has no weights; give the --output of a run that was trained"
         )
     # With a checkpoint of the run itself, init is not needed, and an evaluation does not need training data.
-    own = checkpoint is not None or evaluates_itself
-    run, weights = weights_behind(config.init.checkpoint)
-    if own:
+    uses_own_weights = checkpoint is not None or evaluates_itself
+    run, weights = run_and_weights_of(config.init.checkpoint)
+    if uses_own_weights:
         run, weights = folder.path, folder.best if checkpoint is None else checkpoint.model_file
     config = with_kept_inputs(config, run)
-    check_inputs(config, (*(("init",) if own else ()), *(("data",) if flags.evaluate else ())))
-    check_words(config, run, weights, resumes=own)
+    check_inputs(config, (*(("init",) if uses_own_weights else ()), *(("data",) if flags.evaluate else ())))
+    check_token_ids(config, run, weights, resumes=uses_own_weights)
     return config
 
 
 def _check_config(config: RunConfig) -> None:
-    """Check, before anything is loaded, the limit on open files, the plan of the run, and that optional packages are
-    installed."""
+    """Check the limit on open files, the optional packages and the plan of the run, before anything is loaded."""
     from engine.trackers.wandb import check_package
     from optim import lora
     from utils import distributed, open_files
@@ -238,7 +237,7 @@ def _check_config(config: RunConfig) -> None:
     config.plan(distributed.world_size())
 
 
-def default_output(choice: Choice, *, evaluates_others: bool = False) -> Path:
-    """Returns the folder of a run without --output. An evaluation of other weights gets a separate folder next to it."""
-    suffix = "-evaluate" if evaluates_others else ""
+def default_output(choice: Choice, *, evaluates_other_weights: bool = False) -> Path:
+    """Returns the folder of a run without --output. An evaluation of other weights gets a separate folder next to that folder."""
+    suffix = "-evaluate" if evaluates_other_weights else ""
     return Path("runs") / choice.source.name / f"{choice.config.stem}{suffix}"

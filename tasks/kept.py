@@ -30,11 +30,12 @@ logger = logging.getLogger(__name__)
 def with_kept_inputs(config: C, run: Path | None) -> C:
     """Returns the config with a missing tokenizer or answer list replaced by the copy in a run's folder.
 
-    A copy is used only if the run's config has the same value for the key, and the value is a missing path or a name on the Hub.
+    A copy is used only if the config of the run has the same value for the key, and this value is a missing path or a name on
+    the Hub.
 
     Args:
         config: config of a run that resumes, evaluates or starts from ``run``.
-        run: the folder of the run, or None. Folders written by older versions do not contain copies.
+        run: the folder of the run, or None. Runs of earlier versions have not kept copies.
     """
     if run is None or not (run / CONFIG_FILE).is_file():
         return config
@@ -45,14 +46,14 @@ def with_kept_inputs(config: C, run: Path | None) -> C:
         "evaluation.answers": (run / ANSWERS, ""),
     }
     for key, (copy, prefix) in keys.items():
-        now, before = _value(config, key), _value(kept, key)
-        if copy.exists() and now == before and not _is_there(now, prefix) and _has(config, key):
-            logger.info("%s: using %s, the copy kept by the run, instead of %s", key, copy, now)
+        current, saved = _value(config, key), _value(kept, key)
+        if copy.exists() and current == saved and not _exists(current, prefix) and _has_key(config, key):
+            logger.info("%s: using %s, the copy kept by the run, instead of %s", key, copy, current)
             config = _replaced(config, key.split("."), f"{prefix}{copy}")
     return config
 
 
-def check_words(config: RunConfig, run: Path | None, weights: Path | None, *, resumes: bool) -> None:
+def check_token_ids(config: RunConfig, run: Path | None, weights: Path | None, *, resumes: bool) -> None:
     """Check that the tokenizer of the config produces the token ids that ``weights`` were trained with.
 
     Rank 0 compares the tokenizer with the digest in the header of the weights and with the copy kept by the run; all ranks raise
@@ -67,12 +68,12 @@ def check_words(config: RunConfig, run: Path | None, weights: Path | None, *, re
     Raises:
         UserError: if the token ids differ, since words would then get the embeddings of other words.
     """
-    fault = _changed_words(config, run, weights, resumes) if distributed.rank() == 0 else None
+    fault = _token_id_fault(config, run, weights, resumes) if distributed.rank() == 0 else None
     if fault := distributed.gather_objects(fault)[0]:
         raise UserError(fault)
 
 
-def _changed_words(config: RunConfig, run: Path | None, weights: Path | None, resumes: bool) -> str | None:
+def _token_id_fault(config: RunConfig, run: Path | None, weights: Path | None, resumes: bool) -> str | None:
     if not resumes and (config.init.new_text or config.init.text is not None):
         return None
     encoder, kept = config.model.text.encoder, None if run is None else run / TOKENIZER
@@ -115,8 +116,8 @@ def _readable(tokenizer: str | Path) -> PreTrainedTokenizerFast | None:
         return None
 
 
-def weights_behind(weights: str | None) -> tuple[Path | None, Path | None]:
-    """Returns the folder of the run that wrote ``init.checkpoint``, and the weight file; None for either if it does not exist."""
+def run_and_weights_of(weights: str | None) -> tuple[Path | None, Path | None]:
+    """Returns the folder of the run that wrote ``init.checkpoint``, and the weight file. Either is None if it does not exist."""
     if weights is None:
         return None, None
     try:
@@ -127,7 +128,7 @@ def weights_behind(weights: str | None) -> tuple[Path | None, Path | None]:
     return None if saved is None else saved.parent, file
 
 
-def _is_there(value: object, prefix: str) -> bool:
+def _exists(value: object, prefix: str) -> bool:
     """True if a value, without its prefix, is an existing path."""
     if not isinstance(value, str) or not value.startswith(prefix):
         return False
@@ -141,7 +142,7 @@ def _value(values: object, key: str) -> object:
     return values
 
 
-def _has(config: Config, key: str) -> bool:
+def _has_key(config: Config, key: str) -> bool:
     section, _, name = key.rpartition(".")
     holder = _value(config, section) if section else config
     return isinstance(holder, Config) and name in type(holder).model_fields

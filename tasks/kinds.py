@@ -43,10 +43,13 @@ class TaskKind(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskSource:
-    """The definition of a task.
+    """Where a task is defined.
 
-    ``argument``: the name of the task on the command line; ``name``: folder of its runs in ``runs/``; ``module``: the module that
-    defines ``TASK``; ``default_config``: the default config, or None.
+    Attributes:
+        argument: how the command line names the task.
+        name: name of the folder of its runs in ``runs/``.
+        module: the module that defines ``TASK``.
+        default_config: the default config, or None.
     """
 
     argument: str
@@ -58,7 +61,7 @@ class TaskSource:
         """Import the module and return its ``TASK``. Exceptions raised by the module itself are not caught.
 
         Raises:
-            UserError: if the module does not define ``TASK``, or defines it with a wrong type.
+            UserError: if the module does not define ``TASK``, or its value has the wrong type.
         """
         module = importlib.import_module(self.module)
         file = getattr(module, "__file__", None) or self.module
@@ -73,8 +76,15 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class Choice:
-    """The task and the config that a command line selects. ``config_task``: value of the config's key ``task``; ``overrides`` and
-    ``remedy``: see :func:`choose`."""
+    """The task and the config that a command line selects.
+
+    Attributes:
+        source: definition of the task.
+        config: the config file.
+        config_task: value of the config's key ``task``.
+        overrides: see :func:`choose`.
+        remedy: see :func:`choose`.
+    """
 
     source: TaskSource
     config: Path
@@ -83,7 +93,7 @@ class Choice:
     remedy: str
 
     def check_keys(self) -> None:
-        """Check for misspelled keys before importing torch, which takes seconds.
+        """Check for misspelled keys. This does not import torch, which would take seconds.
 
         Raises:
             ConfigError: if the config or an override has a key that is unknown to the task.
@@ -184,11 +194,11 @@ def _in_folder(argument: str, folder: Path) -> TaskSource:
     _append_to_path(folder.parent)
     spec = _spec_of(module)
     if spec is None or spec.origin is None or not file.samefile(spec.origin):
-        other = _place_of(_spec_of(folder.name))
+        other = _location_of(_spec_of(folder.name))
         raise UserError(
             f"--task {argument}: Python imports a different {folder.name!r} ({other}); rename the folder {folder}"
         )
-    return TaskSource(argument, folder.name, module, _beside(file))
+    return TaskSource(argument, folder.name, module, _default_config_beside(file))
 
 
 def _in_module(argument: str) -> TaskSource:
@@ -200,14 +210,14 @@ def _in_module(argument: str) -> TaskSource:
         raise UserError(f"task {argument}: there is no such task, folder or module; {hint}")
     if spec.submodule_search_locations is not None:
         module = f"{argument}.task"
-        place, spec = _place_of(spec), _spec_of(module)
+        location, spec = _location_of(spec), _spec_of(module)
         if spec is None:
             raise UserError(
-                f"--task {argument}: the package ({place}) has no module task; name the module that defines TASK"
+                f"--task {argument}: the package ({location}) has no module task; name the module that defines TASK"
             )
     *packages, last = module.split(".")
     name = packages[-1] if last == "task" and packages else last
-    return TaskSource(argument, name, module, _beside(Path(spec.origin)) if spec.origin else None)
+    return TaskSource(argument, name, module, _default_config_beside(Path(spec.origin)) if spec.origin else None)
 
 
 def _task_of(config: Path, overrides: Sequence[str], config_task: object) -> TaskSource:
@@ -234,15 +244,15 @@ def _contradiction(config: Path, config_task: str, task: str, remedy: str) -> Us
 
 
 def _append_to_path(folder: Path) -> None:
-    """Append a folder to the end of ``sys.path``, where it does not shadow modules of the checkout."""
+    """Append a folder to ``sys.path``. At the end, it does not shadow modules of the checkout."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     importlib.invalidate_caches()
 
 
 def _spec_of(module: str) -> ModuleSpec | None:
-    """Returns the spec of a module, or None if Python does not find it. Unlike ``importlib.util.find_spec``, does not import the
-    parent packages."""
+    """Returns the spec of a module, or None if Python cannot find the module. Unlike ``importlib.util.find_spec``, this does not
+    import the parent packages."""
     first, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(first)
@@ -257,13 +267,13 @@ def _spec_of(module: str) -> ModuleSpec | None:
     return spec
 
 
-def _place_of(spec: ModuleSpec | None) -> str:
+def _location_of(spec: ModuleSpec | None) -> str:
     if spec is None:
         return "nowhere"
     return spec.origin or ", ".join(spec.submodule_search_locations or [])
 
 
-def _beside(file: Path) -> Path | None:
+def _default_config_beside(file: Path) -> Path | None:
     config = file.parent / DEFAULT_CONFIG
     return config if config.is_file() else None
 
@@ -274,10 +284,10 @@ def _checked(kind: Any, file: str) -> TaskKind:
 
     if not isinstance(kind, TaskKind):
         raise UserError(f"{file}: TASK is {kind!r:.80}; make it {FORM}")
-    for place, member, base in (("first", kind.config, RunConfig), ("second", kind.task, BaseTask)):
+    for position, member, base in (("first", kind.config, RunConfig), ("second", kind.task, BaseTask)):
         if not (isinstance(member, type) and issubclass(member, base)):
             name = getattr(member, "__name__", repr(member))
             raise UserError(
-                f"{file}: the {place} class of TASK, {name}, is not a subclass of {base.__name__}; write {FORM}"
+                f"{file}: the {position} class of TASK, {name}, is not a subclass of {base.__name__}; write {FORM}"
             )
     return kind

@@ -1,7 +1,8 @@
 """The valid config keys of our tasks, available without importing torch.
 
 ``configs/keys.json`` lists them by task. ``python run.py config --keys`` generates the file from the config classes, and a test
-checks that it is up to date. Misspelled keys are thus reported immediately. All other checks happen when the config is bound.
+checks that it is up to date. This way, misspelled keys are reported immediately. All other checks happen when the config is
+bound.
 """
 
 from __future__ import annotations
@@ -43,10 +44,16 @@ def check_keys(task: str, path: Path, overrides: Sequence[str]) -> None:
 def _unknown(
     values: Mapping[str, Any], pattern: str, name: tuple[str, ...], keys: Sequence[str]
 ) -> Iterator[tuple[str, ...]]:
-    """Yields the unknown keys of a section. ``pattern``: path of the section in ``keys``; ``name``: path of the section in the
-    config."""
+    """Yields the unknown keys of a section.
+
+    Args:
+        values: the section.
+        pattern: path of the section in ``keys``.
+        name: path of the section in the config.
+        keys: the known keys.
+    """
     for key, value in values.items():
-        path = next((each for each in (f"{pattern}{key}", f"{pattern}<name>") if _begins_one(each, keys)), None)
+        path = next((each for each in (f"{pattern}{key}", f"{pattern}<name>") if _is_prefix(each, keys)), None)
         if path is None:
             yield (*name, key)
         elif isinstance(value, dict) and any(each.startswith(f"{path}.") for each in keys):
@@ -57,5 +64,5 @@ def _unknown(
                     yield from _unknown(entry, f"{path}[].", (*name, key, str(index)), keys)
 
 
-def _begins_one(path: str, keys: Sequence[str]) -> bool:
+def _is_prefix(path: str, keys: Sequence[str]) -> bool:
     return any(key == path or key.startswith((f"{path}.", f"{path}[].")) for key in keys)

@@ -1,4 +1,4 @@
-"""Base of the tasks whose data are images or videos."""
+"""Base class of the tasks whose data are images or videos."""
 
 from __future__ import annotations
 

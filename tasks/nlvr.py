@@ -72,8 +72,8 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
         return items
 
     def evaluate(self, items: list[Statement]) -> Evaluation:
-        """Computes the accuracy (chance level: always the most frequent class), and the share of sentences whose statements are
-        all judged correctly."""
+        """Computes the accuracy, and the consistency: the fraction of sentences whose statements are all classified correctly.
+        The chance level of the accuracy always predicts the most frequent class."""
         predicted = self._predict(items)
         true = np.array([item.label for item in items])
         sentences = [item.sentence_id for item in items]

@@ -1,5 +1,5 @@
-"""Commits of the data sets on the Hub that a run reads, kept in the run's folder, so that all ranks and a resumed run read the
-same files."""
+"""Pins the data sets on the Hub that a run reads to commits. The commits are kept in the run's folder, so that all ranks, and a
+resumed run, read the same files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from utils.files import read_json, write_text
 from utils.inputs import inputs_of, with_shards
 
 PINS = "hub.json"
-"""File in the folder of a run that maps the entries of its config to entries with the commit."""
+"""File in the folder of a run that maps the entries of its config to entries with a commit."""
 
 C = TypeVar("C", bound=Config)
 
 
 def with_pinned_data(config: C, run: Path, *, resumes: bool, leave_out: tuple[str, ...] = ()) -> C:
-    """Returns the config with the commit in each entry ``hf:ORG/NAME`` of its shards.
+    """Returns the config with a commit in each entry ``hf:ORG/NAME`` of its shards.
 
-    Rank 0 looks up the commits, or reads the commits that the run started with; all ranks raise its errors.
+    Rank 0 looks up the commits, or reads the commits that the run started with. If this fails, all ranks raise the error.
 
     Args:
         config: config of a run.
@@ -42,17 +42,17 @@ def with_pinned_data(config: C, run: Path, *, resumes: bool, leave_out: tuple[st
     }
     if not entries:
         return config
-    own = _pins(entries, run / PINS, resumes) if distributed.rank() == 0 else None
-    of_rank_0 = distributed.gather_objects(own)[0]
-    assert of_rank_0 is not None
-    pins, error = of_rank_0
+    local = _pins(entries, run / PINS, resumes) if distributed.rank() == 0 else None
+    from_rank_0 = distributed.gather_objects(local)[0]
+    assert from_rank_0 is not None
+    pins, error = from_rank_0
     if error is not None:
         raise UserError(error)
     return with_shards(config, lambda entry: pins.get(entry, entry))
 
 
 def _pins(entries: dict[str, str], file: Path, resumes: bool) -> tuple[dict[str, str], str | None]:
-    """Returns the entries with their commits, and the error."""
+    """Returns a map from entries to entries with a commit, and the error, or None."""
     try:
         kept = read_json(file) if resumes else {}
     except (OSError, ValueError):  # written by an older version, or damaged

@@ -57,19 +57,17 @@ class PretrainConfig(RunConfig):
     @model_validator(mode="after")
     def _hard_negatives_are_used(self) -> PretrainConfig:
         streams = {"images": self.data.images, "regions": self.data.regions}
-        with_them = [
-            name for name, stream in streams.items() if stream is not None and stream.hard_negatives is not None
-        ]
-        if with_them and not (self.loss.contrastive or self.loss.matching):
+        mined = [name for name, stream in streams.items() if stream is not None and stream.hard_negatives is not None]
+        if mined and not (self.loss.contrastive or self.loss.matching):
             raise ValueError(
-                f"data.{with_them[0]}.hard_negatives are only used by the contrastive and the matching loss, whose "
+                f"data.{mined[0]}.hard_negatives are only used by the contrastive and the matching losses, whose "
                 "weights are 0; set one of the weights, or remove hard_negatives"
             )
         return self
 
 
 class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
-    """Model and data of a pre-training run. The result is the last checkpoint, without selection of the best weights."""
+    """Model and data of a pre-training run. The result is the last checkpoint; best weights are not selected."""
 
     takes_videos = True
 
@@ -109,8 +107,8 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
     @staticmethod
     def text_lengths(config: PretrainConfig) -> dict[str, int]:
         translations = config.data.translations
-        own = None if translations is None else translations.text
-        lengths = {} if own is None else {"data.translations.text.max_tokens": own.max_tokens}
+        text = None if translations is None else translations.text
+        lengths = {} if text is None else {"data.translations.text.max_tokens": text.max_tokens}
         return BaseTask.text_lengths(config) | lengths
 
     def validate(self) -> dict[str, float]:
@@ -142,7 +140,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         return "\n".join(texts)
 
     def evaluator(self) -> PretrainEvaluator:
-        """Creates the evaluator, which reads the held-out records."""
+        """Creates the evaluator and reads the held-out records."""
         config = self.config
         assert config.evaluation is not None
         processor = TextProcessor(self.tokenizer, config.data.text)

@@ -1,4 +1,4 @@
-"""Evaluates pre-training on held-out records: retrieval, boxes and masked words, each with its chance level."""
+"""Evaluates pre-training on held-out records: retrieval, boxes and masked words, each with a chance level."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from utils.errors import UserError
 from utils.inputs import InputShards
 
 MAX_BOXES = 10
-"""Max number of phrases that are drawn per image."""
+"""Maximum number of phrases that are drawn per image."""
 
 
 class EvaluationConfig(Config):
@@ -97,7 +97,7 @@ def check_files(config: EvaluationConfig, data: DataConfig) -> None:
             if which == "video_files":
                 if data.videos is None:
                     raise UserError(
-                        "evaluation.video_files: data.videos is missing, which says how to read the files; add it"
+                        "evaluation.video_files: data.videos is missing, which determines how the files are read; add it"
                     )
                 clips = first_clips(shards, data.videos, data.videos.caption_key)
                 check_backend(clips, data.videos.reading, "data.videos.reading")
@@ -170,7 +170,7 @@ class HeldOutReader:
 
 
 class PretrainEvaluator:
-    """Evaluates a pre-trained model on held-out records. Each rank evaluates a share of the records.
+    """Evaluates a pre-trained model on held-out records, which are split among the ranks.
 
     Args:
         config: the held-out files.
@@ -192,18 +192,18 @@ class PretrainEvaluator:
         self.videos = self.reader.videos() if config.video_files else []
 
     def evaluate(self) -> Evaluation:
-        """Computes all metrics of the held-out records and their predictions; returns the same result on every rank."""
+        """Computes all metrics of the held-out records, and their predictions. Returns the same result on every rank."""
         self.predictions = {}
         metrics = [
             *self._retrieval(self.records, "image", "records"),
             *self._retrieval(self.records, "image", "records with a long caption", "long_captions"),
             *self._retrieval(self.videos, "video", "videos"),
         ]
-        metrics += [*self._grounding(), *self._words()]
+        metrics += [*self._grounding(), *self._masked_words()]
         return Evaluation(tuple(metrics), list(self.predictions.values()))
 
     def _prediction(self, record: HeldOutRecord) -> dict[str, Any]:
-        """Returns the prediction of a record, to which each metric adds its results."""
+        """Returns the prediction of a record. Each metric adds its results to it."""
         return self.predictions.setdefault(record.location, {"place": record.location})
 
     def _retrieval(
@@ -211,22 +211,22 @@ class PretrainEvaluator:
         records: Sequence[HeldOutRecord],
         medium: str,
         size: str,
-        of: Literal["captions", "long_captions"] = "captions",
+        kind: Literal["captions", "long_captions"] = "captions",
     ) -> list[Metric]:
-        """Computes the recall of each image's first caption among all captions, and of the image among all images. Chance level:
-        a random order.
+        """Computes the recall of each image's first caption among all captions, and of the image among all images. The chance
+        level ranks in random order.
 
         Args:
-            records: the held-out records. Records without such a caption are skipped.
+            records: the held-out records. Records without a caption of this kind are skipped.
             medium: "image" or "video".
-            size: name of the number of records.
-            of: the captions to rank.
+            size: name of the metric that counts the records.
+            kind: the kind of captions to rank.
         """
-        captioned = [record for record in records if getattr(record, of)]
+        captioned = [record for record in records if getattr(record, kind)]
         if not captioned:
             return []
-        captions: list[str] = [getattr(record, of)[0] for record in captioned]
-        text = "text" if of == "captions" else "long text"
+        captions: list[str] = [getattr(record, kind)[0] for record in captioned]
+        text = "text" if kind == "captions" else "long text"
 
         def read(share: range) -> Iterator[list[Tensor]]:
             for block in _blocks(captioned[share.start : share.stop], self.config.batch_size):
@@ -242,33 +242,36 @@ class PretrainEvaluator:
         rankings = search.rank(len(captioned), read, captions)
         chance, numbers = 1 / len(captioned), np.arange(len(captioned))
         metrics = [count(size, len(captioned))]
-        rule_of_sum = f"the {self.config.candidates} best by cosine re-ranked{RULES['sum']}"
-        rule_of_reranked = rule_of_sum if self.config.score == "sum" else None
-        for name, stage, rule in (("cosine", rankings.cosine, None), ("reranked", rankings.reranked, rule_of_reranked)):
+        sum_rule = f"the {self.config.candidates} best by cosine re-ranked{RULES['sum']}"
+        reranked_rule = sum_rule if self.config.score == "sum" else None
+        for name, stage, rule in (("cosine", rankings.cosine, None), ("reranked", rankings.reranked, reranked_rule)):
             image_ranks, text_ranks = stage.ranks(numbers)
-            for way, ranks in ((f"{medium} to {text}", image_ranks), (f"{text} to {medium}", text_ranks)):
-                scores, title = Scores(ranks < 1, numbers), f"{way} R@1 ({name})"
+            for direction, ranks in ((f"{medium} to {text}", image_ranks), (f"{text} to {medium}", text_ranks)):
+                scores, title = Scores(ranks < 1, numbers), f"{direction} R@1 ({name})"
                 metrics.append(Metric.mean_of(title, scores, chance, rule=rule))
             for record, caption, image_rank, text_rank in zip(
                 captioned, captions, image_ranks, text_ranks, strict=True
             ):
-                places = {f"{medium} to {text}": _from_one(image_rank), f"{text} to {medium}": _from_one(text_rank)}
+                ranks_by_direction = {
+                    f"{medium} to {text}": _one_based(image_rank),
+                    f"{text} to {medium}": _one_based(text_rank),
+                }
                 prediction = self._prediction(record)
-                prediction[of.removesuffix("s")] = caption
-                prediction.setdefault("ranks", {}).setdefault(name, {}).update(places)
+                prediction[kind.removesuffix("s")] = caption
+                prediction.setdefault("ranks", {}).setdefault(name, {}).update(ranks_by_direction)
         return metrics
 
     def _grounding(self) -> list[Metric]:
-        """Computes the accuracy of the boxes, by grain. Chance level: always the mean box of the grain."""
+        """Computes the accuracy of the boxes, by grain. The chance level always predicts the mean box of the grain."""
         records = [record for record in self.with_boxes if record.elements]
         if not records:
             return []
         share = distributed.share_of(len(records))
         by_rank = distributed.gather_objects(self._predict_boxes(records[share.start : share.stop]))
-        predicted = np.concatenate([boxes for of_rank in by_rank for boxes in of_rank])
+        predicted = np.concatenate([boxes for rank_boxes in by_rank for boxes in rank_boxes])
         true = np.array([element.box for record in records for element in record.elements])
         overlaps = iou(predicted, true)
-        self._keep_boxes(records, predicted, overlaps)
+        self._record_boxes(records, predicted, overlaps)
         images = np.repeat(np.arange(len(records)), [len(record.elements) for record in records])
         grains = np.array([element.grain for record in records for element in record.elements])
         metrics = []
@@ -291,12 +294,12 @@ class PretrainEvaluator:
             boxes += np.split(predicted, np.cumsum(counts)[:-1])
         return boxes
 
-    def _words(self) -> list[Metric]:
-        """Computes the accuracy of masked words of captions, predicted with their image. Chance level: always the most frequent
-        masked word."""
+    def _masked_words(self) -> list[Metric]:
+        """Computes the accuracy of predicting masked words of captions from the caption and its image. The chance level always
+        predicts the most frequent masked word."""
         captioned = [record for record in self.records if record.captions]
         share = distributed.share_of(len(captioned))
-        local: list[np.ndarray] = []  # for each batch, (3, W): record, word, and whether the prediction is right
+        local: list[np.ndarray] = []  # for each batch, (3, W): record, word, and whether the prediction is correct
         for start in range(share.start, share.stop, self.config.batch_size):
             block = captioned[start : min(start + self.config.batch_size, share.stop)]
             rngs = [sample_rng(self.seed, "held-out", 0, start + index) for index in range(len(block))]
@@ -313,7 +316,7 @@ class PretrainEvaluator:
             local.append(judged[:, judged[1] != IGNORE])
         by_rank = distributed.gather_objects(local)
         found = np.concatenate(
-            [np.zeros((3, 0), np.int64), *(batch for of_rank in by_rank for batch in of_rank)], axis=1
+            [np.zeros((3, 0), np.int64), *(batch for rank_batches in by_rank for batch in rank_batches)], axis=1
         )
         records, labels, right = found
         if not labels.size:
@@ -330,7 +333,7 @@ class PretrainEvaluator:
     def _encode_texts(self, texts: Sequence[str]) -> PackedTexts:
         return self.model.text([to_device(self.processor.encode_plain(texts), self.device)])[0]
 
-    def _keep_boxes(self, records: Sequence[HeldOutRecord], predicted: np.ndarray, overlaps: np.ndarray) -> None:
+    def _record_boxes(self, records: Sequence[HeldOutRecord], predicted: np.ndarray, overlaps: np.ndarray) -> None:
         """Add the boxes to the predictions, as x, y, width, height in pixels."""
         boxes, ious = iter(predicted.tolist()), iter(overlaps.tolist())
         for record in records:
@@ -347,10 +350,10 @@ class PretrainEvaluator:
             ]
 
     def draw(self, path: Path) -> np.ndarray | None:
-        """Write a sheet of images with true and predicted boxes and their phrases; returns the sheet, or None if the records have
+        """Write a sheet of images with true and predicted boxes and their phrases. Returns the sheet, or None if the records have
         no boxes. Call :meth:`evaluate` first."""
         numbers = [number for number, record in enumerate(self.with_boxes) if record.elements]
-        shown = [numbers[place] for place in spread(len(numbers), self.config.panels)]
+        shown = [numbers[index] for index in spread(len(numbers), self.config.panels)]
         which = "region_files" if self.config.region_files else "files"
         shards = Shards(
             getattr(self.config, which),
@@ -365,16 +368,16 @@ class PretrainEvaluator:
         return draw_sheet(Sheet(title, BOX_LEGEND, panels), path)
 
     def _panel(self, shards: Shards, which: str, number: int) -> Panel:
-        """Draws an image, which is decoded again, with the boxes of at most :data:`MAX_BOXES` phrases."""
+        """Decodes an image again and draws it with the boxes of at most :data:`MAX_BOXES` phrases."""
         record, stream = self.with_boxes[number], self.reader.stream(which)
         source = parse_region_record(shards.read(number), stream.keys(), stream.caption_key).image
         view = EvaluationView(self.model.config.vision.image_size, self.data.max_pixels, pixels=self.data.pixels)
         pixels = ImageReader(view)(source, size=record.size)
         boxes = self.predictions[record.location]["boxes"]
-        chosen = [boxes[place] for place in spread(len(boxes), MAX_BOXES)]
+        chosen = [boxes[index] for index in spread(len(boxes), MAX_BOXES)]
         pairs, lines = [], []
-        for place, (box, colour) in enumerate(zip(chosen, colours(len(chosen)), strict=True), start=1):
-            label = str(place) if len(chosen) > 1 else ""
+        for number, (box, colour) in enumerate(zip(chosen, colours(len(chosen)), strict=True), start=1):
+            label = str(number) if len(chosen) > 1 else ""
             pairs.append(pair_of_boxes(box, record.size, colour, label))
             lines.append(Line(f"IoU {box['iou']:.2f} · {box['phrase']}", box["iou"] >= 0.5, (colour, label)))
         if more := len(boxes) - len(chosen):
@@ -382,8 +385,8 @@ class PretrainEvaluator:
         return Panel((DrawnImage(pixels, tuple(pairs)),), tuple(lines))
 
 
-def _from_one(rank: np.int64) -> int | None:
-    """Converts a rank to count from 1; None if the true match is not among the candidates."""
+def _one_based(rank: np.int64) -> int | None:
+    """Converts a rank from 0 to a rank from 1, or to None if the true match is not among the candidates."""
     return None if rank == NO_MATCH else int(rank) + 1
 
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 
 KEPT, SHOWN = 10, 5
-"""Number of nearest images or texts per query in ``predictions_<split>.json``, and in drawings; fewer if fewer are re-ranked."""
+"""Number of nearest images or texts per query in ``predictions_<split>.json``, and in drawings. There are fewer if fewer
+candidates are re-ranked."""
 QUERY_SIDE, CANDIDATE_SIDE = 280, 150
 """Size in pixels of a query image, and of a retrieved image."""
 
@@ -84,7 +85,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         return items.images
 
     def evaluate(self, items: CaptionedImages) -> Evaluation:
-        """Computes the recalls after re-ranking and by cosine alone. Chance level: a random order."""
+        """Computes the recalls after re-ranking, and by cosine alone. The chance level ranks in random order."""
         config = self.config.evaluation
         medium = "image" if video_frames(self.config) is None else "video"
         search = TwoStageRetrieval(
@@ -103,17 +104,17 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         metrics = [count(f"{medium}s", len(items.images)), count("captions", len(captions))]
         chance = chance_recalls(items.captions_per_image, len(captions), medium)
         rule = f"the {config.candidates} best by cosine re-ranked" + RULES[config.score]
-        for suffix, stage, rule_of in (("", rankings.reranked, rule), (" (cosine)", rankings.cosine, None)):
+        for suffix, stage, stage_rule in (("", rankings.reranked, rule), (" (cosine)", rankings.cosine, None)):
             ranks = stage.ranks(items.image_of_caption)
             scores = recall_scores(*ranks, items.image_of_caption, medium)
             metrics += [
-                Metric(f"{name}{suffix}", value, chance[name], rule=rule_of, scores=scores[name])
+                Metric(f"{name}{suffix}", value, chance[name], rule=stage_rule, scores=scores[name])
                 for name, value in retrieval_recalls(*ranks, medium).items()
             ]
         return Evaluation(tuple(metrics), Nearest(items, rankings.reranked))
 
     def shown(self, predictions: Sequence[Mapping[str, Any]], count: int) -> list[int]:
-        """Returns the indices of the predictions to draw: one half with a text as the query, then one half with an image."""
+        """Returns the indices of the predictions to draw: half of them with a text as the query, then half with an image."""
         assert isinstance(predictions, Nearest)
         texts = len(predictions.items.captions)
         images = spread(len(predictions) - texts, count // 2)
@@ -128,17 +129,17 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         pictures = [
             DrawnImage(
                 read(items.images[items.ids.index(image["image_id"])], side=CANDIDATE_SIDE, down=True),
-                label=f"{place} · {_shown(image['score'])}",
+                label=f"{position} · {_shown(image['score'])}",
                 right=image["image_id"] == prediction["image_id"],
             )
-            for place, image in enumerate(nearest, start=1)
+            for position, image in enumerate(nearest, start=1)
         ]
         above = (Line(prediction["caption"], pictures[0].right),)
-        places = [image["image_id"] for image in prediction["nearest"]]
+        ids = [image["image_id"] for image in prediction["nearest"]]
         right = prediction["image_id"]
-        if right in places[:SHOWN]:
+        if right in ids[:SHOWN]:
             return Panel(tuple(pictures), (), above)
-        where = f"has rank {places.index(right) + 1}" if right in places else f"is not among the {len(places)} nearest"
+        where = f"has rank {ids.index(right) + 1}" if right in ids else f"is not among the {len(ids)} nearest"
         return Panel(tuple(pictures), (Line(f"the right result {where}", faint=True),), above)
 
     def _read(
@@ -149,7 +150,8 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
 
 
 class Nearest(Sequence[Mapping[str, Any]]):
-    """Predictions, which are computed on access: for each text the nearest images, then for each image the nearest texts.
+    """The predictions of a split: the nearest images of each text, then the nearest texts of each image. They are computed on
+    access.
 
     Texts are identified by their index in the captions of the split, and images by their id.
     """
@@ -206,7 +208,7 @@ def _best(candidates: Candidates, query: int) -> list[tuple[int, float]]:
     """Returns the :data:`KEPT` best candidates of a query with their scores, best first."""
     scores = candidates.scores[query]
     order = np.argsort(-scores, kind="stable")[:KEPT]
-    return [(int(candidates.ids[query, place]), round(float(scores[place]), 4)) for place in order]
+    return [(int(candidates.ids[query, position]), round(float(scores[position]), 4)) for position in order]
 
 
 def _view_of(view: EvaluationView, images: Sequence[ImageSource | VideoSource], index: int) -> Tensor:

@@ -1,7 +1,6 @@
 """Run any task in one process, without a launcher: ``python -m tasks.run TASK [--config FILE] [--output DIR] [key=value ...]``.
 
-TASK is a name in the table of tasks, a folder that contains ``task.py``, or a module. ``run.py`` starts this module on every
-rank.
+TASK is a name in the table of tasks, a folder that contains ``task.py``, or a module. ``run.py`` runs this module on every rank.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cells of the paper's tables 3 to 6, from ``configs/tables.yaml``: numbers, config, overrides and protocol.
+"""The cells of tables 3 to 6 in the paper, from ``configs/tables.yaml``: numbers, config, overrides and protocol.
 
 A config names its cell in ``evaluation.published``, and the run shows the cell's numbers next to the measured numbers.
 """
@@ -21,14 +21,14 @@ TABLES = ROOT / "configs/tables.yaml"
 """The only file that contains the published numbers."""
 
 DEMO = ROOT / "configs/tables_demo.yaml"
-"""The results of the demo, which README.md and docs/demo.md also show, in the same format."""
+"""The results of the demo, in the same format. README.md and docs/demo.md also show them."""
 
 Numbers = dict[str, dict[str, float]]
 """{split: {metric: percent}}."""
 
 
 class CellConfig(Config):
-    """A row of a column: the published numbers, and the run that should reproduce them."""
+    """A cell: the published numbers, and the run that should reproduce them."""
 
     numbers: Numbers = Field(min_length=1, description="published numbers, {split: {metric: percent}}")
     config: str = Field(description="config of the run, relative to the project's folder")
@@ -47,7 +47,7 @@ class CellConfig(Config):
 
 
 class ColumnConfig(Config):
-    """A column of a table: a data set, measured with one protocol. ``rows``: cells by model."""
+    """A column of a table: a data set measured with one protocol."""
 
     table: Literal[3, 4, 5, 6, "demo"] = Field(description="table of the paper, or the demo's table")
     protocol: str = Field(description="training data, how the weights are selected, and what is measured")
@@ -117,7 +117,7 @@ def check_name(name: str) -> str:
     """Returns the name if the cell exists.
 
     Raises:
-        ValueError: if it does not exist, with the closest name. The config system adds the location to this validation error.
+        ValueError: if the cell does not exist; the message suggests the closest name. The config system adds the location.
     """
     cells = read_tables()
     if name not in cells:

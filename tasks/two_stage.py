@@ -1,8 +1,8 @@
 """Two-stage retrieval (appendix A.1): cosine similarities of all images and texts, then re-ranking by the fusion encoder.
 
-Each image is encoded once. Its patches are kept on disk until the candidates are known, so that memory holds only the image
-embeddings and the text states. Its keys and values are projected once for all texts that it is scored with, in both directions.
-The images are split between the ranks. Every rank encodes all texts, which is cheap compared with scoring the pairs.
+Each image is encoded once. Its patches are kept on disk until the candidates are known, so memory holds only the image embeddings
+and the text states. The keys and values of an image are projected once for all texts that it is scored with, in both directions.
+The images are split among the ranks. Every rank encodes all texts, which is cheap compared with scoring the pairs.
 """
 
 from __future__ import annotations
@@ -48,15 +48,18 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Stage:
-    """Both directions with the same kind of score: candidate ``texts`` for each of I images, and ``images`` for each of T
+    """The candidates in both directions, with scores of the same kind: texts for each of I images, and images for each of T
     texts."""
 
     texts: Candidates
     images: Candidates
 
     def ranks(self, image_of_text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rank of each image's best matching text (I,), and of each text's image (T,). ``image_of_text`` (T,) int64:
-        true image of each text."""
+        """Returns the rank of each image's best true text, (I,), and of each text's true image, (T,).
+
+        Args:
+            image_of_text: (T,) int64, true image of each text.
+        """
         right_texts = image_of_text[self.texts.ids] == np.arange(len(self.texts.ids))[:, None]
         right_images = self.images.ids == image_of_text[:, None]
         return (
@@ -98,7 +101,7 @@ class TwoStageRetrieval:
         self.device = device_of(model)
 
     def rank(self, image_count: int, read: Callable[[range], Iterator[list[Tensor]]], texts: Sequence[str]) -> Rankings:
-        """Rank ``image_count`` images and all ``texts``; returns the same result on every rank.
+        """Rank all images for each text, and all texts for each image. Returns the same result on every rank.
 
         Args:
             image_count: I, the number of images.
@@ -115,7 +118,7 @@ class TwoStageRetrieval:
     def _encode_images(
         self, count: int, read: Callable[[range], Iterator[list[Tensor]]], patches: TensorSpool
     ) -> Tensor:
-        """Returns the embeddings of all images (I, E), and appends the tokens of this rank's share to ``patches``."""
+        """Returns the embeddings of all images (I, E), and appends the tokens of this rank's images to ``patches``."""
         share = distributed.share_of(count)
         local = [np.zeros((0, self.model.config.embed_dim), dtype=np.float32)]
         for pixels in progress(read(share), "encoding images", -(-len(share) // self.batch_size)):
@@ -130,7 +133,7 @@ class TwoStageRetrieval:
         size = 8 * self.batch_size
         states, embeds = [], []
         for start in progress(range(0, len(order), size), "encoding texts", -(-len(order) // size)):
-            text = self.text.encode_plain([texts[place] for place in order[start : start + size]])
+            text = self.text.encode_plain([texts[index] for index in order[start : start + size]])
             (encoded,) = self.model.text([to_device(text, self.device)])
             embeds.append(self.model.contrastive.embed_text(encoded).cpu())
             states.append(encoded)
@@ -138,11 +141,11 @@ class TwoStageRetrieval:
         return TextBank.of(states).reordered(back), torch.cat(embeds)[back]
 
     def _nearest(self, queries: Tensor, keys: Tensor) -> Candidates:
-        """Returns the candidates of each query by cosine, at least the number needed to compute the recalls."""
+        """Returns the candidates of each query by cosine, and at least as many as are needed to compute the recalls."""
         count = min(max(self.candidates, *RECALL_AT), len(keys))
         ids, scores = [], []
         keys = keys.to(self.device)
-        # Always in full precision: rounded to 8 bits, similar cosines would be tied.
+        # Always in full precision, since similar cosines would be tied if they were rounded to 8 bits.
         with torch.autocast(self.device.type, enabled=False):
             for block in queries.split(1024):
                 best = (block.to(self.device) @ keys.t()).topk(count, dim=1)
@@ -155,7 +158,7 @@ class TwoStageRetrieval:
         head = self.model.matching_head if self.score == "matching" else matching_margin(self.model.matching_head)
         texts, images = stage.texts.ids, stage.images.ids
         text_count = len(images)
-        # A pair is encoded as one number, image * text_count + text, so that sorting groups the pairs of an image.
+        # A pair is encoded as one integer, image * text_count + text, so that sorting groups the pairs of an image.
         pairs = np.unique(np.concatenate([_pairs(texts, text_count), _pairs(images, text_count, flipped=True)]))
         share = distributed.share_of(len(texts))
         first, last = np.searchsorted(pairs, [share.start * text_count, share.stop * text_count])
@@ -169,7 +172,7 @@ class TwoStageRetrieval:
             candidates = [torch.from_numpy(ids) for ids in texts_of_image[start : start + self.batch_size]]
             concepts = Concepts(tokens[:, 1:], tokens[:, 0])
             logits = score_pairs(self.model.fusion, head, concepts, candidates, bank)
-            scores += [of_image.cpu().numpy() for of_image in logits]
+            scores += [image_logits.cpu().numpy() for image_logits in logits]
         # The shares of the ranks are ascending, so the concatenated scores are in the order of `pairs`.
         score_of_pair = np.concatenate(distributed.gather_objects(np.concatenate(scores)))
         logger.info(
@@ -179,7 +182,7 @@ class TwoStageRetrieval:
             text_count,
             texts.size + images.size,
         )
-        # Each direction looks up its candidates by the number of the pair.
+        # Each direction looks up the scores of its candidates by the encoded pair.
         by_image = score_of_pair[np.searchsorted(pairs, _pairs(texts, text_count))].reshape(texts.shape)
         by_text = score_of_pair[np.searchsorted(pairs, _pairs(images, text_count, flipped=True))].reshape(images.shape)
         if self.score == "sum":
@@ -189,7 +192,13 @@ class TwoStageRetrieval:
 
 
 def _pairs(ids: np.ndarray, texts: int, flipped: bool = False) -> np.ndarray:
-    """Encodes each (query, candidate) as one number, image * ``texts`` + text. ``flipped``: True if the queries are texts."""
+    """Encodes each (query, candidate) pair as one integer, image * ``texts`` + text.
+
+    Args:
+        ids: (Q, k) candidates of each query.
+        texts: number of texts.
+        flipped: True if the queries are texts.
+    """
     queries = np.arange(len(ids))[:, None]
     pairs = ids * texts + queries if flipped else queries * texts + ids
     return pairs.ravel()

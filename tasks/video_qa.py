@@ -37,7 +37,7 @@ from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
 from tasks.inference import finite
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
-from tasks.vqa import by_answer_type, number_of_image, question_panel
+from tasks.vqa import by_answer_type, group_equal_images, question_panel
 from utils.files import write_text
 from utils.inputs import InputFile
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class VideoQAEvaluationConfig(MediaEvaluationConfig[VideoQuestionsConfig]):
-    """Held-out splits. Splits without answers are answered but not measured."""
+    """Held-out splits. For splits without answers, predictions are written but not scored."""
 
     answers: InputFile = Field(
         description="file with the candidate answers: a JSON list, or an object from answer to label"
@@ -71,8 +71,9 @@ class VideoQAConfig(MediaConfig):
 class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
     """Model, data and evaluation of a video question answering run.
 
-    ``classes``: the candidate answers by label. ``image_blind``: answers from the wording alone; None in an evaluation without
-    training data.
+    Attributes:
+        classes: the candidate answers, by label.
+        image_blind: baseline that answers from the wording alone; None in an evaluation without training data.
     """
 
     measure = "accuracy"
@@ -105,8 +106,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         return items.sources()
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
-        """Computes the share of questions answered exactly, overall and by answer type, each with its image-blind baseline.
-        Questions whose answer is not a candidate count as wrong. Chance level: a random candidate."""
+        """Computes the fraction of questions answered correctly, overall and by answer type, each with its image-blind baseline.
+        Questions whose answer is not a candidate count as wrong. The chance level predicts a random candidate."""
         predicted = [self.classes[label] for label in self._predict(items)]
         questions = list(items)
         predictions = [
@@ -148,8 +149,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         """Predicts the label of the most likely answer to every question."""
 
         def answer(videos: list[Tensor], text: Text) -> Tensor:
-            video_of_question = number_of_image(videos)
-            pixels = torch.stack([videos[place] for place in np.unique(video_of_question, return_index=True)[1]])
+            video_of_question = group_equal_images(videos)
+            pixels = torch.stack([videos[index] for index in np.unique(video_of_question, return_index=True)[1]])
             device = text.ids.device
             logits = self.model.classify(pixels.to(device), text, torch.from_numpy(video_of_question).to(device))
             return finite(logits, "logits of answers").argmax(dim=1)
@@ -162,8 +163,8 @@ def _classes(config: VideoQAConfig) -> list[str]:
 
 
 class LastVideo:
-    """Caches the frames of the most recently read video: files list the questions about a video together, and reading it is the
-    most expensive part."""
+    """Caches the frames of the most recently read video. Files list the questions about a video together, and reading a video is
+    the most expensive step."""
 
     def __init__(self) -> None:
         self.path: Path | None = None

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class VQAOptimConfig(OptimConfig):
-    """Learning rates, and whether the decoder counts as newly initialised."""
+    """Config section ``optim`` with a switch for the learning rate of the answer decoder."""
 
     fresh_decoder: bool = Field(
         True,
@@ -94,8 +94,9 @@ class VQAConfig(FineTuneConfig):
 class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
     """Model, data and evaluation of a question answering run.
 
-    ``candidates``: the answers that can be predicted. ``image_blind``: answers from the wording alone; None in an evaluation
-    without training data.
+    Attributes:
+        candidates: the answers that can be predicted.
+        image_blind: baseline that answers from the wording alone; None in an evaluation without training data.
     """
 
     measure = "accuracy"
@@ -129,8 +130,9 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         return QuestionTable(read_questions(split, key, 0.0, answered=False))
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
-        """Computes the accuracy, overall and by answer type, each with its image-blind baseline. Chance level: a random
-        candidate, even if answers are generated freely. For a split without answers, predictions are made but not scored."""
+        """Computes the accuracy, overall and by answer type, each with its image-blind baseline. The chance level
+        predicts a random candidate, even if answers are generated freely. For a split without answers, predictions are made but
+        not scored."""
         predicted = self._predict(items)
         questions = list(items)
         predictions = [
@@ -198,8 +200,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         config = self.config.evaluation
 
         def fused(images: list[Tensor], text: Text) -> PackedTexts:
-            image_of_question = number_of_image(images)
-            pixels = torch.stack([images[place] for place in np.unique(image_of_question, return_index=True)[1]])
+            image_of_question = group_equal_images(images)
+            pixels = torch.stack([images[index] for index in np.unique(image_of_question, return_index=True)[1]])
             device = text.ids.device
             index = torch.from_numpy(image_of_question).to(device)
             return self.model.fuse_questions(pixels.to(device), text, index)
@@ -216,12 +218,12 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
             return written.tokens
 
         if config.decode == "rank":
-            return [self.candidates[place] for place in self.outputs(items, _read, choose, "answering")]
+            return [self.candidates[index] for index in self.outputs(items, _read, choose, "answering")]
         return [spelled(self.tokenizer, ids) for ids in self.outputs(items, _read, write, "answering").tolist()]
 
 
 def _score_of(answers: Sequence[Sequence[str]]) -> Callable[[str, Sequence[str]], float]:
-    """Returns the function that scores a prediction by the annotators' answers, for a split with these answers."""
+    """Returns the function that scores a prediction against the annotators' answers, for a split with these answers."""
     return soft_accuracy if accuracy_rule(answers) == SOFT else exact_match
 
 
@@ -251,8 +253,8 @@ def question_panel(question: Question, answer: str, score: float | None, read: I
 
 
 def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:
-    """Groups the questions by answer type, as masks (N,) bool: "" selects all questions, and if there are several answer types,
-    each type selects its questions."""
+    """Returns masks of the questions, (N,) bool, by answer type. The key "" selects all questions. If there is only one answer
+    type, this is the only key."""
     type_of = np.array(types)
     groups = {"": np.ones(len(type_of), dtype=bool)}
     if len(set(types)) > 1:
@@ -260,10 +262,11 @@ def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:
     return groups
 
 
-def number_of_image(images: Sequence[Tensor]) -> np.ndarray:
-    """Numbers the images (N,) int64, with the same number for adjacent equal images. Files list the questions about an image
-    together, so that the vision encoder, the most expensive part, can encode the image once for all of them."""
-    is_new = [place > 0 and not torch.equal(image, images[place - 1]) for place, image in enumerate(images)]
+def group_equal_images(images: Sequence[Tensor]) -> np.ndarray:
+    """Returns a group index for each image, (N,) int64, which is the same for adjacent equal images. Files list the questions
+    about an image together, so the vision encoder, which is the most expensive module, can encode the image once for all of
+    them."""
+    is_new = [index > 0 and not torch.equal(image, images[index - 1]) for index, image in enumerate(images)]
     return np.cumsum(is_new)
 
 
@@ -272,15 +275,20 @@ def chance_accuracy(
     answers: Sequence[Sequence[str]],
     score: Callable[[str, Sequence[str]], float] = soft_accuracy,
 ) -> np.ndarray:
-    """Returns the expected accuracy of a random candidate for each question (N,). ``score``: scores a prediction by the
-    answers."""
-    of_normal: dict[str, list[str]] = {}
+    """Returns the expected accuracy of a random candidate for each question, (N,).
+
+    Args:
+        candidates: the candidate answers.
+        answers: the annotators' answers to each question.
+        score: scores a prediction against the answers.
+    """
+    by_normal_form: dict[str, list[str]] = {}
     for candidate in candidates:
-        of_normal.setdefault(normalize_answer(candidate), []).append(candidate)
+        by_normal_form.setdefault(normalize_answer(candidate), []).append(candidate)
     sums = []
     for true in answers:
         # Only candidates with the same normalised form can agree with an annotator.
-        agreeing = {candidate for answer in true for candidate in of_normal.get(normalize_answer(answer), ())}
+        agreeing = {candidate for answer in true for candidate in by_normal_form.get(normalize_answer(answer), ())}
         sums.append(sum(score(candidate, true) for candidate in sorted(agreeing)))
     return np.array(sums) / len(candidates)
 

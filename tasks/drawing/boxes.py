@@ -18,7 +18,8 @@ BOX_LEGEND = "solid: predicted · dashed: true, in the same colour · tick: IoU 
 """Legend for the boxes of a sheet."""
 
 TAG_TEXT, TAG_HEIGHT = 11, 14
-"""Sizes of the number next to a box: white on the phrase's colour above the predicted box, and inverted below the true box."""
+"""Font size and height of the number next to a box. The number is white on the phrase's colour above the predicted box, and
+inverted below the true box."""
 
 _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e000c0", "#3a9b00")
 """Colours that are easy to distinguish on most images."""
@@ -26,8 +27,14 @@ _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e0
 
 @dataclass(frozen=True)
 class PairOfBoxes:
-    """The predicted and the true box of a phrase, with the phrase's colour and its number in the panel ("" if there is only one
-    phrase). ``predicted`` or ``true`` may be None."""
+    """The predicted and the true box of a phrase. Either may be None.
+
+    Attributes:
+        predicted: the predicted box.
+        true: the true box.
+        colour: colour of the phrase.
+        number: number of the phrase in the panel; "" if there is only one phrase.
+    """
 
     predicted: Box | None
     true: Box | None
@@ -72,11 +79,11 @@ def draw_boxes(image: Image.Image, pairs: tuple[PairOfBoxes, ...]) -> None:
             continue
         if pair.predicted is not None:
             predicted = _pixels(pair.predicted, image.size)
-            at = _place_of_tag(predicted[0], predicted[1] - TAG_HEIGHT, pair.number, image.size, taken)
+            at = _tag_position(predicted[0], predicted[1] - TAG_HEIGHT, pair.number, image.size, taken)
             _draw_tag(canvas, at, pair.number, fill=pair.colour, ink="white")
         if pair.true is not None:
             true = _pixels(pair.true, image.size)
-            at = _place_of_tag(true[0], true[3] + 1, pair.number, image.size, taken)
+            at = _tag_position(true[0], true[3] + 1, pair.number, image.size, taken)
             _draw_tag(canvas, at, pair.number, fill="white", ink=pair.colour)
 
 
@@ -95,8 +102,8 @@ def _shrunk(corners: tuple[int, int, int, int], inset: int) -> tuple[int, int, i
 
 
 def _dashed(canvas: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], colour: str, thick: int) -> None:
-    """Draw a rectangle whose dashes alternate between ``colour`` and white, so that it is visible on dark and bright areas and on
-    a line of the same colour."""
+    """Draw a rectangle whose dashes alternate between ``colour`` and white, so that it is visible on dark and bright areas, and
+    on top of a line of the same colour."""
     left, top, right, bottom = corners
     dash = 4 + 2 * thick
     for inset in range(thick):
@@ -112,18 +119,18 @@ def _dashed(canvas: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], col
             canvas.line([(right - inset, start), (right - inset, end)], fill=fill)
 
 
-def _place_of_tag(
+def _tag_position(
     left: int, top: int, number: str, size: tuple[int, int], taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int, int, int]:
-    """Returns the position of a number: inside the image, and if there is room, to the right of the numbers that it would
+    """Returns the position of a number inside the image. If there is room, it is moved to the right of numbers that it would
     cover."""
     wide = round(lettering(TAG_TEXT).width(number)) + 6
     left, top = max(0, min(left, size[0] - wide)), max(0, min(top, size[1] - TAG_HEIGHT))
 
-    def in_the_way() -> list[int]:
+    def overlapping_rights() -> list[int]:
         return [r for x, y, r, b in taken if x <= left + wide - 1 and left <= r and y < top + TAG_HEIGHT and top <= b]
 
-    while (rights := in_the_way()) and max(rights) + wide < size[0]:
+    while (rights := overlapping_rights()) and max(rights) + wide < size[0]:
         left = max(rights) + 1
     taken.append((left, top, left + wide - 1, top + TAG_HEIGHT - 1))
     return taken[-1]

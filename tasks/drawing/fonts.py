@@ -1,7 +1,7 @@
 """Measures, wraps and draws text in any script for which a font is installed.
 
-Latin letters use the font built into Pillow. Characters that it lacks are searched for in the fonts installed in the usual
-folders; nothing is downloaded. A character that no font has is drawn as the empty box of the built-in font.
+Text is drawn in the font built into Pillow. For characters that this font lacks, the fonts installed in the usual folders are
+searched; nothing is downloaded. A character that no font has is drawn as an empty box.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ FONT_FOLDERS = (
     "C:/Windows/Fonts",
 )
 MAX_FILES, MAX_FONTS = 5000, 100
-"""Limits of the search: max number of files that are listed, and of fonts that are opened."""
+"""Limits of the search: maximum number of files to list, and of fonts to open."""
 LONGEST = 2000
-"""Max number of characters of a text that are drawn; tokenizers keep fewer."""
+"""Maximum number of characters of a text to draw. Tokenizers keep fewer."""
 
 _SUFFIXES = (".ttf", ".otf", ".ttc")
 _BROAD = ("cjk", "fallback", "wqy", "pingfang", "hiragino", "unicode", "dejavusans.", "notosans-", "unifont")
@@ -44,7 +44,12 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Lettering:
-    """Draws text of one size in pixels. ``folders``: searched for fonts when the built-in font lacks a character."""
+    """Draws text in one size.
+
+    Args:
+        size: size of the text in pixels.
+        folders: folders to search for fonts when the built-in font lacks a character.
+    """
 
     def __init__(self, size: int, folders: Sequence[str] = FONT_FOLDERS):
         self.size, self.folders = size, tuple(folders)
@@ -58,8 +63,8 @@ class Lettering:
         return sum(font.getlength(part) for font, part in self._runs(text))
 
     def wrap(self, text: str, width: float) -> list[str]:
-        """Wraps the text into lines of at most ``width`` pixels. Lines break at spaces and between ideographs; a word is only
-        broken if it is wider than a line."""
+        """Wraps the text into lines of at most ``width`` pixels. Lines break at spaces and between ideographs. A word is broken
+        only if it is wider than a line."""
         lines, line = list[str](), ""
         for piece in _pieces(printable(text)):
             if not line or self.width(line + piece.rstrip()) <= width:
@@ -141,22 +146,22 @@ def printable(text: str) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """Splits a text where a line may break: into words with their trailing spaces, and after every ideograph."""
+    """Splits a text at all positions where a line may break: after the spaces that follow a word, and after every ideograph."""
     pieces = []
     for word in re.findall(r"\S+\s*", text):
         start = 0
-        for place, character in enumerate(word):
-            if unicodedata.east_asian_width(character) in "WF" and place + 1 < len(word):
-                if unicodedata.category(word[place + 1]).startswith("P"):
+        for index, character in enumerate(word):
+            if unicodedata.east_asian_width(character) in "WF" and index + 1 < len(word):
+                if unicodedata.category(word[index + 1]).startswith("P"):
                     continue  # a line does not begin with a full stop
-                pieces.append(word[start : place + 1])
-                start = place + 1
+                pieces.append(word[start : index + 1])
+                start = index + 1
         pieces.append(word[start:])
     return pieces
 
 
 def _has(font: Font, character: str) -> bool:
-    """Returns True if the font has a glyph for the character, as opposed to the box for missing characters."""
+    """Returns True if the font has a glyph for the character, rather than the box for missing characters."""
     mask, missing = font.getmask(character), font.getmask(_NOT_A_CHARACTER)
     return mask.size != missing.size or bytes(mask) != bytes(missing)
 
@@ -179,5 +184,5 @@ def _font_files(folders: Sequence[str]) -> Iterator[Path]:
 
 def _preference(path: Path) -> tuple[int, int, str]:
     name = path.name.lower()
-    broad = next((place for place, part in enumerate(_BROAD) if part in name), len(_BROAD))
+    broad = next((index for index, part in enumerate(_BROAD) if part in name), len(_BROAD))
     return sum(part in name for part in _NARROW), broad, str(path)

@@ -1,4 +1,4 @@
-"""Loads the images of a sheet, decoded again from their files with their original aspect ratio and resolution."""
+"""Loads the images of a sheet. They are decoded again from their files, with their original aspect ratio and resolution."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 SIDE = 448
 """Maximum length of the longer side, in pixels."""
 SMALL = 160
-"""If the longer side is below this, the image is magnified by an integer factor, so that each pixel becomes a square."""
+"""An image whose longer side is shorter is magnified by an integer factor, so that each pixel becomes a square."""
 FRAMES, FRAMES_DOWN = 6, 3
-"""Max number of video frames shown side by side, and below each other."""
+"""Maximum number of video frames shown side by side, and below each other."""
 
 
 class ImageReader:
@@ -81,9 +81,12 @@ class ImageReader:
 
 
 def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> tuple[list[Panel], str]:
-    """Returns the panels that can be drawn, and a note for the sheet's title about the rest, such as panels with a broken image.
+    """Returns the panels that can be drawn, and a note for the sheet's title that counts the others, such as panels with a broken
+    image.
 
-    ``file``: file name of the sheet, for the log.
+    Args:
+        makers: functions that draw a panel, or return None to draw nothing.
+        file: file name of the sheet, for the log.
     """
     panels, broken = list[Panel](), 0
     for make in makers:
@@ -92,7 +95,7 @@ def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> 
         except BrokenRecordError as error:
             logger.warning("%s: skipped an example that cannot be read: %s", file, error)
             broken += 1
-        except Exception:  # a failed drawing must not cost the report of the run
+        except Exception:  # a failed drawing must not prevent the report of the run
             logger.warning("%s: skipped an example that cannot be drawn", file, exc_info=True)
             broken += 1
         else:
@@ -102,7 +105,7 @@ def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> 
 
 def spread(count: int, wanted: int) -> list[int]:
     """Returns at most ``wanted`` of ``count`` indices, evenly spaced from the first to the last."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(wanted, count)).tolist()})
+    return sorted({round(index) for index in np.linspace(0, count - 1, min(wanted, count)).tolist()})
 
 
 def fitted(image: Tensor, side: int) -> Tensor:
@@ -122,10 +125,10 @@ def joined(frames: list[np.ndarray], *, down: bool, gap: int = 2) -> np.ndarray:
     axis = 0 if down else 1
     across = max(frame.shape[1 - axis] for frame in frames)
     parts = []
-    for place, frame in enumerate(frames):
+    for index, frame in enumerate(frames):
         padding = [(0, 0), (0, 0), (0, 0)]
         padding[1 - axis] = (0, across - frame.shape[1 - axis])
-        padding[axis] = (gap if place else 0, 0)
+        padding[axis] = (gap if index else 0, 0)
         parts.append(np.pad(frame, padding, constant_values=255))
     return np.concatenate(parts, axis=axis)
 

@@ -1,4 +1,4 @@
-"""Draws a sheet of panels on white. A panel shows images with boxes, and lines of text marked as right or wrong."""
+"""Draws a sheet of panels on white. A panel shows images with boxes, and lines of text marked as correct or wrong."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PANELS = "number of examples drawn with their predictions, evenly spaced over ea
 """Description of ``evaluation.panels`` in all tasks."""
 
 WIDEST = 1560
-"""Max width of a sheet with several columns, in pixels."""
+"""Maximum width of a sheet with several columns, in pixels."""
 TEXT_WIDTH = 320
-"""Min width of the text in a panel, in pixels."""
+"""Minimum width of the text in a panel, in pixels."""
 PADDING, GAP = 14, 10
 INK, FAINT, RULE = "#1f2328", "#57606a", "#d0d7de"
 RIGHT, WRONG = "#1a7f37", "#cf222e"
@@ -32,8 +32,14 @@ MARK = 20
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """An image (H, W, 3) uint8 with boxes. ``label``: short text below the image. ``right``: True to frame it as a right
-    answer."""
+    """An image with boxes.
+
+    Attributes:
+        pixels: (H, W, 3) uint8.
+        boxes: the boxes to draw.
+        label: short text below the image.
+        right: True to frame the image as a correct answer.
+    """
 
     pixels: np.ndarray
     boxes: tuple[PairOfBoxes, ...] = ()
@@ -43,8 +49,14 @@ class DrawnImage:
 
 @dataclass(frozen=True)
 class Line:
-    """A text, which is wrapped. ``right``: marked with a tick if True and with a cross if False; None for no mark. ``key``:
-    colour and number of a phrase in the image. ``faint``: drawn in grey."""
+    """A line of text, which is wrapped if needed.
+
+    Attributes:
+        text: the text.
+        right: True to mark it with a tick, False to mark it with a cross, None for no mark.
+        key: colour and number of a phrase in the image.
+        faint: True to draw it in grey.
+    """
 
     text: str
     right: bool | None = None
@@ -54,8 +66,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """An example: lines above the images, the images side by side, and lines below the images, or to the right of the images if
-    ``beside``."""
+    """An example: images side by side, with lines of text.
+
+    Attributes:
+        pictures: the images.
+        lines: lines below the images.
+        above: lines above the images.
+        beside: True to draw ``lines`` to the right of the images instead of below them.
+    """
 
     pictures: tuple[DrawnImage, ...]
     lines: tuple[Line, ...]
@@ -74,7 +92,7 @@ class Sheet:
 
 def draw_sheet(sheet: Sheet, path: Path) -> np.ndarray:
     """Write the sheet as a PNG file and return it, (H, W, 3) uint8. All panels have the same width. They are ordered row by row,
-    and each panel is placed directly below the panel above it."""
+    and each panel is drawn directly below the previous panel of its column."""
     width = max(_width(panel) for panel in sheet.panels)
     drawn = [_draw_panel(panel, width) for panel in sheet.panels]
     columns = max(1, min(len(drawn), (WIDEST - GAP) // (width + GAP)))
@@ -86,14 +104,14 @@ def draw_sheet(sheet: Sheet, path: Path) -> np.ndarray:
     heading = len(title) * lettering(TITLE).line_height + len(legend) * lettering(TEXT).line_height
     top = GAP + heading + (GAP if heading else 0)
     bottoms = [top] * columns
-    places = []
+    positions = []
     for number, panel in enumerate(drawn):
         column = number % columns
-        places.append((GAP + column * (width + GAP), bottoms[column]))
+        positions.append((GAP + column * (width + GAP), bottoms[column]))
         bottoms[column] += panel.height + GAP
     image = Image.new("RGB", (total, max(bottoms)), "white")
-    for panel, place in zip(drawn, places, strict=True):
-        image.paste(panel, place)
+    for panel, position in zip(drawn, positions, strict=True):
+        image.paste(panel, position)
     canvas = ImageDraw.Draw(image)
     y = _draw_texts(canvas, (GAP, GAP), title, TITLE, INK)
     _draw_texts(canvas, (GAP, y), legend, TEXT, FAINT)
@@ -146,7 +164,7 @@ def _draw_pictures(pictures: Sequence[DrawnImage]) -> Image.Image:
 
 
 def _draw_picture(picture: DrawnImage) -> Image.Image:
-    """Draws an image at its original size with its label below; the frame of a right answer is green."""
+    """Draws an image at its original size with its label below it. The frame of a correct answer is green."""
     image = Image.fromarray(picture.pixels)
     draw_boxes(image, picture.boxes)
     width, height = image.width + 2 * FRAME, image.height + 2 * FRAME
@@ -202,7 +220,7 @@ def _draw_key(canvas: ImageDraw.ImageDraw, at: tuple[int, int], colour: str, num
 
 
 def _draw_texts(canvas: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str], size: int, fill: str) -> int:
-    """Draw lines below each other; returns the position of the next line."""
+    """Draw lines below each other, and return the vertical position of the next line."""
     x, y = at
     for line in lines:
         lettering(size).draw(canvas, (x, y), line, fill)
