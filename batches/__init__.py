@@ -1,6 +1,6 @@
-"""Batch types that data loading produces and models consume, and the losses that models return. There is one module per task.
+"""The batch types that data loaders produce and models consume, and the losses that models return. There is one module per task.
 
 ``models`` and ``dataset`` never import each other; both import these types. Axes: N examples, L tokens, I images, R regions, F
-frames, A answers, P patches, H and W pixels. Masks are boolean: True = attend, or True = counts. A batch contains tensors and
-``records``, the locations of the records from which its examples were made.
+frames, A answers, P patches, H and W pixels. Masks are boolean: True means that a token is attended to, or that an example
+counts. A batch contains tensors and ``records``, the locations of the records from which its examples were made.
 """

@@ -18,8 +18,12 @@ IGNORE = -100
 
 
 class MicroBatch(NamedTuple):
-    """Size of the micro-batch on one rank: the number of examples of the main stream, and the config key that sets this
-    number."""
+    """Size of the micro-batch of one rank.
+
+    Attributes:
+        key: the config key that sets the size.
+        size: number of examples of the leading stream.
+    """
 
     key: str
     size: int
@@ -27,8 +31,14 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A record that could not be used: the kind of fault (``bad json``, ``missing key``, …), its ``file:line``, and a message.
-    ``traceback`` is set if the exception was unexpected."""
+    """A record that could not be used.
+
+    Attributes:
+        kind: the kind of fault, such as ``bad json`` or ``missing key``.
+        location: ``file:line`` of the record.
+        message: what is wrong.
+        traceback: the traceback if the exception was unexpected, else "".
+    """
 
     kind: str
     location: str
@@ -37,7 +47,7 @@ class BrokenRecord:
 
 
 class RecordCount(NamedTuple):
-    """Number of records that were ``read`` from a stream for a batch, and number of these that became examples (``usable``)."""
+    """Number of records that were read from a stream for a batch, and number of records among them that became examples."""
 
     read: int
     usable: int
@@ -45,10 +55,12 @@ class RecordCount(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Base class of all micro-batches, which records where the examples come from.
+    """Base class of all micro-batches. It stores where the examples come from.
 
-    ``records``: the location of the record of each example; ``broken``: records that were skipped while building the batch;
-    ``counts``: how many records of each stream were read.
+    Attributes:
+        records: location of the record of each example.
+        broken: records that were skipped while the batch was built.
+        counts: number of records that were read, by stream.
     """
 
     records: tuple[str, ...] = ()
@@ -71,7 +83,7 @@ def to_device(batch: B, device: torch.device) -> B:
 
 
 def map_tensors(value: Any, function: Any) -> Any:
-    """Returns a copy of a batch, or of a part of one, in which every tensor is replaced by ``function(tensor)``."""
+    """Returns a copy of a batch, or of a field of a batch, in which every tensor is replaced by ``function(tensor)``."""
     if isinstance(value, Tensor):
         return function(value)
     if is_dataclass(value) and not isinstance(value, type):

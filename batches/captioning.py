@@ -15,51 +15,60 @@ from utils.sequences import stack_rows
 class LeftToRightText:
     """Texts for captioning, with a causal mask and with a [MASK] token at each position where the model predicts a word.
 
-    A [MASK] is inserted before each token to predict. The [MASK] has the same position as that token and attends to itself and to
-    all earlier tokens; no other token attends to it (X²-VLM, section 4.3, following Zeng and Nie). This way, words are predicted
-    in training exactly as in generation.
+    A [MASK] is inserted before each token to predict. The [MASK] has the same position as this token, and attends to itself and
+    to all earlier tokens. No other token attends to it (X²-VLM, section 4.3, following Zeng and Nie). This way, words are
+    predicted in training exactly as in generation.
 
-    ``ids`` (N, L) int64. ``mask`` (N, L, L) bool: the first L axis is the token that attends. ``positions`` (N, L) int64,
-    starting at 0. ``places`` (N, W) int64: indices of the [MASK] tokens, 0 where unused. ``labels`` (N, W) int64: the tokens to
-    predict, :data:`IGNORE` where unused.
+    Attributes:
+        ids: (N, L) int64, token ids.
+        mask: (N, L, L) bool, True = attend. The first L axis is the token that attends.
+        positions: (N, L) int64, positions of the tokens, starting at 0.
+        mask_indices: (N, W) int64, indices of the [MASK] tokens, 0 where unused.
+        labels: (N, W) int64, the tokens to predict, :data:`IGNORE` where unused.
     """
 
     ids: Tensor
     mask: Tensor
     positions: Tensor
-    places: Tensor
+    mask_indices: Tensor
     labels: Tensor
 
     @staticmethod
     def of(texts: TokenIds, targets: TokenIds, mask_id: int, pad_id: int) -> LeftToRightText:
         """Builds the batch from ``texts`` (token ids) and ``targets`` (for each text, the indices of the tokens to predict, in
         ascending order)."""
-        ids, positions, places, labels = [], [], [], []
+        ids, positions, mask_indices, labels = [], [], [], []
         for text, indices in zip(texts, targets, strict=True):
             # Pairs (index, is_token): a [MASK] sorts before the token with the same index.
             order = sorted([*((index, 1) for index in range(len(text))), *((index, 0) for index in indices)])
             ids.append([text[index] if is_token else mask_id for index, is_token in order])
             positions.append([index for index, _ in order])
-            places.append([place for place, (_, is_token) in enumerate(order) if not is_token])
+            mask_indices.append([position for position, (_, is_token) in enumerate(order) if not is_token])
             labels.append([text[index] for index in indices])
         padded, max_targets = stack_rows(ids, pad_id), max(1, *(len(indices) for indices in targets), 0)
         length = padded.shape[1]
-        where = stack_rows(places, length, max_targets)
+        where = stack_rows(mask_indices, length, max_targets)
         is_mask = torch.zeros(len(texts), length + 1, dtype=torch.bool).scatter_(1, where, True)[:, :length]
         causal = torch.ones(length, length, dtype=torch.bool).tril() & ~is_mask.unsqueeze(1)
         return LeftToRightText(
             ids=padded,
             mask=causal | torch.eye(length, dtype=torch.bool),
             positions=stack_rows(positions, 0, length),
-            places=where.masked_fill(where == length, 0),
+            mask_indices=where.masked_fill(where == length, 0),
             labels=stack_rows(labels, IGNORE, max_targets),
         )
 
 
 @dataclass(frozen=True)
 class CaptioningBatch(Batch):
-    """Images with one caption each. ``pixels`` (N, 3, H, W) uint8; ``references``: all captions of each image, unmodified;
-    ``valid`` (N,) bool: examples that count."""
+    """Images with one caption each.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8.
+        text: N captions.
+        references: all captions of each image, unmodified.
+        valid: (N,) bool, examples that count.
+    """
 
     pixels: Tensor
     text: LeftToRightText

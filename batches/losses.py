@@ -13,8 +13,12 @@ from utils.accelerator import send
 
 
 class Term(NamedTuple):
-    """One loss before it is averaged. ``total``: scalar sum over the examples or tokens that count; ``weight``: factor of the
-    loss in equation 6 (:func:`weighted_sum`)."""
+    """A loss before it is averaged.
+
+    Attributes:
+        total: scalar, sum over the examples or tokens that count.
+        weight: factor on the loss in equation 6 (:func:`weighted_sum`).
+    """
 
     total: Tensor
     weight: float
@@ -24,7 +28,7 @@ Losses = dict[str, Term]
 
 
 def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Equation 6: the loss of a step is the sum of weight * total / divisor over all losses.
+    """Computes the loss of a step by equation 6: the sum of weight * total / divisor over all losses.
 
     Args:
         losses: losses of a micro-batch.
@@ -47,9 +51,14 @@ def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class Work:
-    """Size of a step. ``samples``: examples that count; ``images``: images, including frames; ``tokens``: tokens, excluding
-    padding and masked copies; ``flops``: forward and backward (:mod:`models.core.flops`). Values are NaN if they are unknown
-    before the step or not counted."""
+    """Size of a step. A value is NaN if it is unknown before the step or not counted.
+
+    Attributes:
+        samples: number of examples that count.
+        images: number of images, including video frames.
+        tokens: number of tokens, excluding padding and masked copies.
+        flops: FLOPs of the forward and backward passes (:mod:`models.core.flops`).
+    """
 
     samples: float = 0
     images: float = 0

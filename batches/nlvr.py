@@ -12,8 +12,14 @@ from batches.texts import Text
 
 @dataclass(frozen=True)
 class StatementBatch(Batch):
-    """Statements about K images, usually two. ``pixels`` (K N, 3, H, W) uint8: all first (left) images, then all second (right)
-    images; ``label`` (N,) int64: 1 = true or entailed; ``valid`` (N,) bool: examples that count."""
+    """Statements about K images, usually two.
+
+    Attributes:
+        pixels: (K N, 3, H, W) uint8, all first (left) images, then all second (right) images.
+        text: N statements.
+        label: (N,) int64, 1 = true or entailed.
+        valid: (N,) bool, examples that count.
+    """
 
     pixels: Tensor
     text: Text

@@ -13,8 +13,12 @@ from batches.texts import MaskedText, Text
 
 @dataclass(frozen=True)
 class LongTexts:
-    """The long captions of N examples that also have a short caption. ``valid`` (N,) bool: examples that count and have both
-    captions."""
+    """The long captions of N examples.
+
+    Attributes:
+        text: N long captions.
+        valid: (N,) bool, examples that count and have both a long and a short caption.
+    """
 
     text: MaskedText
     valid: Tensor
@@ -22,8 +26,12 @@ class LongTexts:
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """For each of N examples, up to K texts that are wrong but resemble the example's text. ``text``: N * K texts; the K texts of
-    example n begin at n * K; ``valid`` (N, K) bool: texts that count."""
+    """For each of N examples, up to K texts that are wrong but resemble the example's text.
+
+    Attributes:
+        text: N * K texts; the texts of example n start at index n * K.
+        valid: (N, K) bool, texts that count.
+    """
 
     text: Text
     valid: Tensor
@@ -31,8 +39,15 @@ class HardNegatives:
 
 @dataclass(frozen=True)
 class ImageTextBatch:
-    """Image-text pairs. ``pixels`` (N, 3, H, W) uint8 (or float, normalised); ``valid`` (N,) bool: examples that count. ``long``:
-    long captions, which have separate losses. ``hard_negatives``: wrong texts for each image."""
+    """Image-text pairs.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8, or normalised float.
+        text: N captions.
+        valid: (N,) bool, examples that count.
+        long: long captions, which have separate losses.
+        hard_negatives: wrong texts for each image.
+    """
 
     pixels: Tensor
     text: MaskedText
@@ -43,8 +58,13 @@ class ImageTextBatch:
 
 @dataclass(frozen=True)
 class VideoTextBatch:
-    """Video-text pairs. ``pixels`` (N, F, 3, H, W) uint8 (or float, normalised): the frames of each video in order;
-    ``valid`` (N,) bool: examples that count."""
+    """Video-text pairs.
+
+    Attributes:
+        pixels: (N, F, 3, H, W) uint8, or normalised float: the frames of each video, in order.
+        text: N captions.
+        valid: (N,) bool, examples that count.
+    """
 
     pixels: Tensor
     text: MaskedText
@@ -55,12 +75,19 @@ class VideoTextBatch:
 class RegionBatch:
     """Texts about regions, objects or whole images, and the I images they share (one backbone pass per image, section 3.2).
 
-    ``pixels`` (I, 3, H, W) uint8 (or float, normalised). ``image_index`` (R,) int64, the image of each region: **ascending**, so
-    that the regions of an image are adjacent. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
-    ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: True if the text describes the
-    whole image; ``several_boxes`` (R,) bool: True if the text describes several boxes, all of whose patches are in
-    ``patch_mask``. By default, the box losses ignore both kinds of text. ``valid`` (R,) bool: examples that count. ``long``: long
-    captions of the regions, which have separate losses. ``hard_negatives``: wrong texts for each region.
+    By default, the box losses ignore texts about whole images and texts about several boxes.
+
+    Attributes:
+        pixels: (I, 3, H, W) uint8, or normalised float.
+        image_index: (R,) int64, the image of each region. It is **ascending**, so that the regions of an image are adjacent.
+        patch_mask: (R, P) bool, the patches of each region, row-major, at least one.
+        boxes_cxcywh: (R, 4) float32, centre and size relative to the image.
+        is_image: (R,) bool, True if the text describes the whole image.
+        several_boxes: (R,) bool, True if the text describes several boxes, all of whose patches are in ``patch_mask``.
+        text: R texts.
+        valid: (R,) bool, examples that count.
+        long: long captions of the regions, which have separate losses.
+        hard_negatives: wrong texts for each region.
     """
 
     pixels: Tensor
@@ -77,7 +104,12 @@ class RegionBatch:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts without an image. ``valid`` (N,) bool: examples that count."""
+    """Texts without an image.
+
+    Attributes:
+        text: N texts.
+        valid: (N,) bool, examples that count.
+    """
 
     text: MaskedText
     valid: Tensor
@@ -85,7 +117,13 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class TranslationBatch:
-    """Texts and their translations ``other``. ``valid`` (N,) bool: examples that count."""
+    """Texts and their translations.
+
+    Attributes:
+        text: N texts.
+        other: the N translations.
+        valid: (N,) bool, examples that count.
+    """
 
     text: MaskedText
     other: Text
@@ -98,8 +136,12 @@ LONG = "long_"
 
 @dataclass(frozen=True)
 class PretrainBatch(Batch):
-    """One micro-batch of every pre-training stream, None for streams that the run does not use. ``unmatched``: names of the
-    streams without a matching loss in this step; the same on all ranks."""
+    """A micro-batch of every pre-training stream. Streams that the run does not use are None.
+
+    Attributes:
+        images, regions, texts, videos, translations: the streams.
+        unmatched: names of the streams without a matching loss in this step, equal on all ranks.
+    """
 
     images: ImageTextBatch | None
     regions: RegionBatch | None
@@ -112,7 +154,7 @@ class PretrainBatch(Batch):
         """Returns the batches of the streams in use, keyed by stream name.
 
         Long captions form a separate stream, such as ``long_images``, which shares all tensors except the texts. Hard negatives
-        belong to the short texts.
+        stay with the short texts.
         """
         batches: dict[str, Any] = {
             "images": self.images,

@@ -12,10 +12,17 @@ from batches.texts import Text
 
 @dataclass(frozen=True)
 class QuestionBatch(Batch):
-    """Questions about images, with answers. ``pixels`` (I, 3, H, W) uint8; ``text``: N questions; ``answers``: A answers with
-    [CLS] and [SEP]; ``question_of_answer`` (A,) int64: index of each answer's question; ``weights`` (A,) float32: weights of the
-    answers' losses; ``valid`` (N,) bool: questions that count; ``image_of_question`` (N,) int64: index of each question's image;
-    if None, question n is about image n."""
+    """Questions about images, with answers.
+
+    Attributes:
+        pixels: (I, 3, H, W) uint8.
+        text: N questions.
+        answers: A answers with [CLS] and [SEP].
+        question_of_answer: (A,) int64, index of each answer's question.
+        weights: (A,) float32, weights of the answers' losses.
+        valid: (N,) bool, questions that count.
+        image_of_question: (N,) int64, index of each question's image; if None, question n is about image n.
+    """
 
     pixels: Tensor
     text: Text
@@ -28,11 +35,17 @@ class QuestionBatch(Batch):
 
 @dataclass(frozen=True)
 class ClassifiedBatch(Batch):
-    """Questions about images or videos, with answers as classes. ``pixels`` (I, 3, H, W) or (I, F, 3, H, W) uint8; ``text``: N
-    questions; ``labels`` (A,) int64: index of each answer in the candidate list, :data:`IGNORE` if it is not in the list;
-    ``question_of_answer`` (A,) int64: index of each answer's question; ``weights`` (A,) float32: weights of the answers' losses;
-    ``valid`` (N,) bool: questions that count; ``image_of_question`` (N,) int64: index of each question's image or video; if
-    None, question n is about image or video n."""
+    """Questions about images or videos, with answers as classes.
+
+    Attributes:
+        pixels: (I, 3, H, W) uint8 for images, (I, F, 3, H, W) for videos.
+        text: N questions.
+        labels: (A,) int64, index of each answer in the candidate list, :data:`IGNORE` if it is not in the list.
+        question_of_answer: (A,) int64, index of each answer's question.
+        weights: (A,) float32, weights of the answers' losses.
+        valid: (N,) bool, questions that count.
+        image_of_question: (N,) int64, index of each question's image or video; if None, question n is about image or video n.
+    """
 
     pixels: Tensor
     text: Text

@@ -12,9 +12,14 @@ from batches.texts import Text
 
 @dataclass(frozen=True)
 class RetrievalBatch(Batch):
-    """Image-text or video-text pairs for retrieval. ``pixels`` (N, 3, H, W) uint8 for images, (N, F, 3, H, W) for videos;
-    ``group`` (N,) int64: equal if and only if two captions belong to the same image, which makes them positives of each other;
-    ``valid`` (N,) bool: examples that count."""
+    """Image-text or video-text pairs for retrieval.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8 for images, (N, F, 3, H, W) for videos.
+        text: N captions.
+        group: (N,) int64, equal if and only if two captions belong to the same image, which makes them positives of each other.
+        valid: (N,) bool, examples that count.
+    """
 
     pixels: Tensor
     text: Text

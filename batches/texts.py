@@ -9,8 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Text:
-    """Texts, right-padded to the longest text of the batch. ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token.
-    ``tokens``: total number of tokens, or a slightly larger number; None if the host does not know it."""
+    """Texts, right-padded to the longest text of the batch.
+
+    Attributes:
+        ids: (N, L) int64, token ids.
+        mask: (N, L) bool, True = token, False = padding.
+        tokens: total number of tokens, or a slightly larger number; None if the host does not know it.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -21,11 +26,17 @@ class Text:
 class MaskedText:
     """Texts and a masked copy of each (X²-VLM, section 3.3, eq. 3), right-padded to the longest text of the batch.
 
-    ``ids`` (N, L) int64: token ids. ``mask`` (N, L) bool: True = token, False = padding; every text has at least one token.
-    ``masked_ids`` (N, L) int64: the ids after masking. ``positions`` (N, W) int64: masked positions, padded with zeros at the
-    end. ``labels`` (N, W) int64: the original ids; :data:`IGNORE` in padding, and everywhere in examples that do not count.
-    ``text_id`` (N,) int64: equal if and only if the texts are equal. ``tokens``, ``masked``: total number of tokens and of masked
-    tokens, or slightly larger numbers; None if the host does not know them. Knowing them saves each step a device sync.
+    If the host knows the number of tokens and of masked tokens, each step saves a device sync.
+
+    Attributes:
+        ids: (N, L) int64, token ids.
+        mask: (N, L) bool, True = token, False = padding. Every text has at least one token.
+        masked_ids: (N, L) int64, the ids after masking.
+        positions: (N, W) int64, masked positions, padded with zeros at the end.
+        labels: (N, W) int64, the original ids; :data:`IGNORE` in padding, and everywhere in examples that do not count.
+        text_id: (N,) int64, equal if and only if the texts are equal.
+        tokens: total number of tokens, or a slightly larger number; None if the host does not know it.
+        masked: total number of masked tokens, or a slightly larger number; None if the host does not know it.
     """
 
     ids: Tensor

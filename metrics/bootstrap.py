@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-CELLS = 1 << 22
-"""Maximum number of groups that are drawn at once, over several resamples. Their indices need 32 MiB."""
+MAX_DRAWN = 1 << 22
+"""Maximum number of groups to draw at once, over several resamples. Their indices need 32 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of individual examples, whose mean is a metric or a part of a metric.
+    """Scores of individual examples, whose mean is a metric or one component of a metric.
 
     Attributes:
         values: (N,) numbers or bools.
@@ -40,13 +40,13 @@ def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.9
     The interval covers only the choice of held-out examples. The randomness of training changes a metric too.
 
     Args:
-        scores: parts of one metric, all with the same groups. Each resample draws the same groups from every part.
+        scores: components of one metric, all with the same groups. Each resample draws the same groups for all components.
         draws: number of resamples; a resample has the same number of groups as the data, drawn with replacement.
         seed: seed of the resamples.
-        level: share of the resampled means inside the interval.
+        level: fraction of the resampled means inside the interval.
 
     Returns:
-        The ends of the interval. None if resampling is not informative: without examples, with a score that is not finite, or if
+        The ends of the interval, or None if resampling is not informative: if there are no examples, a score is not finite, or
         all resampled means are equal because all groups are equal.
 
     Raises:
@@ -55,34 +55,34 @@ def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.9
     >>> interval([Scores(np.array([1.0, 0.0, 0.5]), ["a", "b", "b"])], draws=100, seed=0)
     (0.25, 1.0)
     """
-    tables = [_by_group(part) for part in scores]
+    tables = [_by_group(each) for each in scores]
     if any(not np.array_equal(names, tables[0][0]) for names, _, _ in tables):
-        raise ValueError("the parts of a metric have to be over the same groups")
+        raise ValueError("all components of a metric must have the same groups")
     groups = len(tables[0][0]) if tables else 0
     if groups == 0 or not all(np.isfinite(sums).all() for _, sums, _ in tables):
         return None
-    rng, step, pieces = np.random.default_rng(seed), max(1, CELLS // groups), []
+    rng, step, chunks = np.random.default_rng(seed), max(1, MAX_DRAWN // groups), []
     for start in range(0, draws, step):
         drawn = rng.integers(groups, size=(min(step, draws - start), groups))
         parts = [sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for _, sums, sizes in tables]
-        pieces.append(np.mean(parts, axis=0))
-    means = np.concatenate(pieces)
+        chunks.append(np.mean(parts, axis=0))
+    means = np.concatenate(chunks)
     if np.allclose(means, means[0], rtol=1e-12, atol=0):
         return None
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Returns Wilson's 95 % interval of a share of ``count`` independent examples (Newcombe, Statistics in Medicine 17, 1998,
-    method 3). It is never a single point, unlike the bootstrap interval of equal examples.
+def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % interval of a fraction of ``count`` independent examples (Newcombe, Statistics in Medicine 17, 1998,
+    method 3). Unlike the bootstrap interval of equal examples, it is never a single point.
 
     >>> [round(end, 4) for end in wilson_interval(1.0, 5)]
     [0.5655, 1.0]
     """
     z = 1.959964
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    centre = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

@@ -19,8 +19,12 @@ Overlap = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class ScoredBoxes:
-    """The predicted boxes of a phrase: ``boxes`` (K, 4), centre and size, and ``scores`` (K,), the probability that each belongs
-    to the phrase."""
+    """The predicted boxes of a phrase.
+
+    Attributes:
+        boxes: (K, 4), centre and size.
+        scores: (K,), probability that each box belongs to the phrase.
+    """
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -31,22 +35,22 @@ class ScoredBoxes:
 
     @property
     def best(self) -> np.ndarray:
-        """The box with the highest probability, (1, 4); (0, 4) without boxes."""
+        """The box with the highest probability, (1, 4), or an array of shape (0, 4) if there are no boxes."""
         return self.boxes[self.scores.argsort()[::-1][:1]]
 
 
 def f1_score(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, threshold: float = 0.5) -> float:
-    """Returns the F1 score of a predicted set by the pairs of :func:`is_exact`; 1 if both sets are empty."""
+    """Returns the F1 score of a predicted set, based on the pairs that :func:`is_exact` forms; 1 if both sets are empty."""
     boxes = len(predicted) + len(true)
     return 2 * count_pairs(predicted, true, overlap, threshold) / boxes if boxes else 1.0
 
 
 def is_exact(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, threshold: float = 0.5) -> bool:
-    """Returns whether the F1 score of a predicted set is 1: each box of one set has a partner in the other.
+    """Returns True if the F1 score of a predicted set is 1: each box of either set has a partner in the other set.
 
     As in gRefCOCO's script (``mdetr/datasets/refexp.py``), pairs are formed greedily, the largest overlap first, as long as it is
     at least ``threshold``. A phrase without a box needs a prediction without a box. The script measures overlap by GIoU
-    (:func:`giou`), and the paper names IoU (He et al., 2023, "GREC: generalized referring expression comprehension").
+    (:func:`giou`), but the paper says IoU (He et al., 2023, "GREC: generalized referring expression comprehension").
 
     >>> box = np.array([[0.5, 0.5, 1.0, 1.0]])
     >>> is_exact(box, box), is_exact(box, box[:0]), is_exact(box[:0], box[:0])
@@ -56,7 +60,7 @@ def is_exact(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, th
 
 
 def count_pairs(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, threshold: float = 0.5) -> int:
-    """Returns the number of pairs that :func:`is_exact` forms of boxes (P, 4) and (T, 4)."""
+    """Returns the number of pairs that :func:`is_exact` forms from boxes (P, 4) and (T, 4)."""
     if not len(predicted) or not len(true):
         return 0
     pairs = [np.repeat(predicted, len(true), axis=0), np.tile(true, (len(predicted), 1))]
@@ -83,7 +87,7 @@ def giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def average_precision(
     predicted: Sequence[ScoredBoxes], true: Sequence[np.ndarray], sizes: np.ndarray
 ) -> tuple[float, float]:
-    """Computes COCO's average precision of the boxes of N phrases, each phrase with its image as an image of one category.
+    """Computes COCO's average precision of the boxes of N phrases. Each phrase counts as an image, and there is one category.
 
     Args:
         predicted: boxes of each phrase, relative to its image.
@@ -103,8 +107,8 @@ def average_precision(
             found.append({"image_id": number, "category_id": 1, "bbox": box.tolist(), "score": score})
         for box in pixel_boxes(targets, size):
             area = float(box[2] * box[3])
-            one = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": area}
-            annotations.append({**one, "bbox": box.tolist()})
+            annotation = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": area}
+            annotations.append({**annotation, "bbox": box.tolist()})
     if not annotations:
         return float("nan"), float("nan")
     if not found:

@@ -18,7 +18,8 @@ def accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
 
 
 def consistency(correct: np.ndarray, groups: Sequence[str]) -> float:
-    """Returns the fraction of groups whose items are all correct (NLVR2's second metric, over the image pairs of a statement).
+    """Returns the fraction of groups whose items are all correct (the second metric of NLVR2, whose groups are the image pairs of
+    a statement).
 
     >>> consistency(np.array([True, True, True, False]), ["a", "a", "b", "b"])
     0.5
@@ -27,8 +28,8 @@ def consistency(correct: np.ndarray, groups: Sequence[str]) -> float:
 
 
 def all_correct(correct: np.ndarray, groups: Sequence[str]) -> dict[str, bool]:
-    """Returns whether all items of a group are correct, by group, in the order of the first item of each group."""
-    of_group: defaultdict[str, bool] = defaultdict(lambda: True)
+    """Returns for each group whether all of its items are correct. Groups are in the order of their first items."""
+    correct_groups: defaultdict[str, bool] = defaultdict(lambda: True)
     for group, is_correct in zip(groups, correct.tolist(), strict=True):
-        of_group[group] = of_group[group] and is_correct
-    return dict(of_group)
+        correct_groups[group] = correct_groups[group] and is_correct
+    return dict(correct_groups)

@@ -1,4 +1,4 @@
-"""Checks that scores are finite. Comparisons with NaN are false, so NaN would count as a hit or a miss at random."""
+"""Checks that scores are finite. Comparisons with NaN are false, so NaN could silently count as a hit or as a miss."""
 
 from __future__ import annotations
 

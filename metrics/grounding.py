@@ -41,13 +41,13 @@ def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def accuracy_at_iou(predicted: np.ndarray, true: np.ndarray, threshold: float = 0.5) -> float:
     """Returns the fraction of boxes whose plain IoU with the true box is at least ``threshold``, or NaN if there are no boxes."""
-    return share_at_least(iou(predicted, true), threshold)
+    return fraction_at_least(iou(predicted, true), threshold)
 
 
-def share_at_least(overlaps: np.ndarray, threshold: float = 0.5) -> float:
+def fraction_at_least(overlaps: np.ndarray, threshold: float = 0.5) -> float:
     """Returns the fraction of overlaps (N,) that are at least ``threshold``, or NaN for N = 0.
 
-    >>> share_at_least(np.array([0.5, 0.4]))
+    >>> fraction_at_least(np.array([0.5, 0.4]))
     0.5
     """
     return float((overlaps >= threshold).mean()) if len(overlaps) else float("nan")

@@ -8,7 +8,7 @@ from metrics.bootstrap import Scores
 from metrics.finite import check_finite
 
 RECALL_AT = (1, 5, 10)
-"""Values of K for the reported recalls (table 3)."""
+"""The values of K for which recall is reported (table 3)."""
 
 NO_MATCH = np.iinfo(np.int64).max
 """Rank of a query without a scored true candidate."""
@@ -26,8 +26,8 @@ def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
     """
     check_finite(scores, "scores of candidates", unscored=True)
     best = np.where(matches, scores, -np.inf).max(axis=1, keepdims=True)
-    before = ((scores >= best) & ~matches).sum(axis=1)
-    return np.where(np.isneginf(best[:, 0]), NO_MATCH, before)
+    ranked_above = ((scores >= best) & ~matches).sum(axis=1)
+    return np.where(np.isneginf(best[:, 0]), NO_MATCH, ranked_above)
 
 
 def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: str = "image") -> dict[str, float]:
@@ -42,8 +42,10 @@ def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: s
     >>> retrieval_recalls(np.array([0, 6]), np.array([0, 0, 4, 11]))["mean recall"]
     0.6666666666666666
     """
-    ways = {f"{medium} to text": image_ranks, f"text to {medium}": text_ranks}
-    return _with_means({way: {k: float((ranks < k).mean()) for k in RECALL_AT} for way, ranks in ways.items()})
+    directions = {f"{medium} to text": image_ranks, f"text to {medium}": text_ranks}
+    return _with_means(
+        {direction: {k: float((ranks < k).mean()) for k in RECALL_AT} for direction, ranks in directions.items()}
+    )
 
 
 def recall_scores(
@@ -51,7 +53,7 @@ def recall_scores(
 ) -> dict[str, tuple[Scores, ...]]:
     """Computes the scores of individual queries, whose means are the metrics of :func:`retrieval_recalls`, with the same names.
 
-    Texts are grouped by image. The mean over both directions has two parts.
+    Texts are grouped by image. The mean over both directions has two components.
 
     Args:
         image_ranks: see :func:`retrieval_recalls`.
@@ -59,23 +61,23 @@ def recall_scores(
         image_of_text: (T,) index of the image of each text.
         medium: see :func:`retrieval_recalls`.
     """
-    ways = {
+    directions = {
         f"{medium} to text": (image_ranks, np.arange(len(image_ranks))),
         f"text to {medium}": (text_ranks, image_of_text),
     }
     scores: dict[str, tuple[Scores, ...]] = {}
-    for way, (ranks, groups) in ways.items():
+    for direction, (ranks, groups) in directions.items():
         hits = {k: ranks < k for k in RECALL_AT}
-        scores |= {f"{way} R@{k}": (Scores(of_k, groups),) for k, of_k in hits.items()}
-        scores[f"{way} mean"] = (Scores(np.mean(list(hits.values()), axis=0), groups),)
-    scores["mean recall"] = tuple(scores[f"{way} mean"][0] for way in ways)
+        scores |= {f"{direction} R@{k}": (Scores(hits_at_k, groups),) for k, hits_at_k in hits.items()}
+        scores[f"{direction} mean"] = (Scores(np.mean(list(hits.values()), axis=0), groups),)
+    scores["mean recall"] = tuple(scores[f"{direction} mean"][0] for direction in directions)
     return scores
 
 
 def chance_recalls(captions_per_image: np.ndarray, captions: int, medium: str = "image") -> dict[str, float]:
     """Computes the expected recalls of a random order, with the names of :func:`retrieval_recalls`.
 
-    For an image with c of T captions, one of them is among the first K with probability 1 - C(T - c, K) / C(T, K).
+    For an image with c of T captions, at least one of them is among the first K with probability 1 - C(T - c, K) / C(T, K).
 
     >>> chance_recalls(np.array([1, 1, 2, 1]), 5)["text to image R@1"]
     0.25
@@ -89,10 +91,10 @@ def chance_recalls(captions_per_image: np.ndarray, captions: int, medium: str = 
     return _with_means({f"{medium} to text": by_image, f"text to {medium}": by_text})
 
 
-def _with_means(ways: dict[str, dict[int, float]]) -> dict[str, float]:
+def _with_means(directions: dict[str, dict[int, float]]) -> dict[str, float]:
     results: dict[str, float] = {}
-    for way, recalls in ways.items():
-        results |= {f"{way} R@{k}": recall for k, recall in recalls.items()}
-        results[f"{way} mean"] = sum(recalls.values()) / len(recalls)
-    results["mean recall"] = sum(results[f"{way} mean"] for way in ways) / len(ways)
+    for direction, recalls in directions.items():
+        results |= {f"{direction} R@{k}": recall for k, recall in recalls.items()}
+        results[f"{direction} mean"] = sum(recalls.values()) / len(recalls)
+    results["mean recall"] = sum(results[f"{direction} mean"] for direction in directions) / len(directions)
     return results

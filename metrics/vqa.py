@@ -24,7 +24,7 @@ NUMBERS = {
     "seven": "7",
 }
 NUMBERS |= {"eight": "8", "nine": "9", "ten": "10"}
-FEWEST_ANNOTATORS = 4
+MIN_ANNOTATORS = 4
 SOFT, EXACT = "soft accuracy of VQA v2", "exact match with one of the answers"
 
 ARTICLES = frozenset(["a", "an", "the"])
@@ -38,16 +38,16 @@ why's won't would've wouldn't y'all you'd you'll you're you've
 couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've somebody'd've someone'd've something'd've
 there'd've they'd've we'd've who'd've wouldn't've y'all'd've y'all'll you'd've
 """
-"""The contractions of the official table, which has no others: "shes", "wed" and "hell" are not changed."""
+"""All contractions of the official table. It does not change "shes", "wed" or "hell"."""
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = int(re.UNICODE)
-"""The official code mistakenly passes a flag as the number of replacements."""
+"""Maximum number of periods to remove. The official code mistakenly passes a flag as this number."""
 
 
 def _misspellings() -> dict[str, str]:
-    """Returns a table from contractions without one of their apostrophes to correct contractions."""
+    """Returns a table that maps each contraction without one of its apostrophes to the correct contraction."""
     table = {"somebody'd": "somebodyd"}  # reversed in the official table
     for word in _CONTRACTIONS.split():
         table |= {word[: mark.start()] + word[mark.end() :]: word for mark in re.finditer("'", word)}
@@ -60,8 +60,8 @@ CONTRACTIONS = _misspellings()
 def normalize_answer(answer: str) -> str:
     """Normalises an answer: lower case, no punctuation or articles, digits for numbers to ten, apostrophes in contractions.
 
-    A punctuation mark is replaced by a space. It is dropped if the answer has this mark next to a space, or has any comma between
-    digits. A period is dropped unless a digit follows.
+    A punctuation mark is replaced by a space. It is removed instead if this mark occurs next to a space in the answer, or if the
+    answer contains a comma between digits. A period is removed unless a digit follows.
 
     >>> normalize_answer("Two dogs, and the cat doesnt")
     "2 dogs and cat doesn't"
@@ -81,7 +81,7 @@ def normalize_answer(answer: str) -> str:
 def soft_accuracy(predicted: str, answers: Sequence[str]) -> float:
     """Returns the agreement of the annotators with a prediction, in 0..1.
 
-    It is the mean over annotators of min(1, n / 3), where n of the other annotators gave the predicted answer.
+    It is the mean over annotators of min(1, n / 3), where n is the number of other annotators who gave the predicted answer.
 
     Args:
         predicted: the predicted answer.
@@ -108,12 +108,12 @@ def exact_match(predicted: str, answers: Sequence[str]) -> float:
 
 
 def accuracy_rule(answers: Iterable[Sequence[str]]) -> str:
-    """Returns the accuracy rule for a data set: :data:`SOFT` if every question has at least four answers, otherwise
+    """Returns how accuracy is measured on a data set: :data:`SOFT` if every question has at least four answers, else
     :data:`EXACT`.
 
     Soft accuracy needs three annotators in addition to the excluded one. With fewer, no prediction can reach an accuracy of 1.
     """
-    return SOFT if all(len(own) >= FEWEST_ANNOTATORS for own in answers) else EXACT
+    return SOFT if all(len(given) >= MIN_ANNOTATORS for given in answers) else EXACT
 
 
 def _clean(answer: str) -> str:

@@ -17,8 +17,8 @@ from utils.config import Config
 from utils.errors import UserError
 
 NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
-"""A parameter whose name contains one of these has no weight decay, as in the released code. These strings match position bias
-tables and ``fc_norm``, but not LayerScale, the temperature, embeddings or the norm inside an MLP head."""
+"""A parameter whose name contains one of these strings has no weight decay, as in the released code. The strings match position
+bias tables and ``fc_norm``, but not LayerScale, the temperature, embeddings or the norm inside an MLP head."""
 
 NO_MODULE = ("vision.frame_positions",)
 """Parameters that train at ``lr`` although their module has a separate learning rate, as in the released code."""
@@ -100,8 +100,8 @@ class OptimConfig(Config):
 
 
 def learning_rate(name: str, config: OptimConfig, fresh: Collection[str]) -> float:
-    """Returns the peak learning rate of the parameter ``name``: the rate of its module if set, else ``lr``, times ``lr_mult`` if
-    the parameter is fresh. Adapters have their own rate."""
+    """Returns the peak learning rate of the parameter ``name``: the rate of its module if this is set, else ``lr``, or
+    ``lr * lr_mult`` if the parameter is fresh. Adapters have a separate rate."""
     if config.lora is not None and is_adapter(name):
         return config.lora.lr or config.lr
     if config.vision_lr is not None and config.text_lr is not None and name not in NO_MODULE:

@@ -14,7 +14,7 @@ from utils.config import Config
 from utils.distributed import local_part
 
 CHUNK = 64 * 2**20
-"""Maximum number of elements that are updated at a time, since each update needs a temporary copy."""
+"""Maximum number of elements to update at a time, since each update needs a temporary copy."""
 
 
 class EmaConfig(Config):
@@ -36,7 +36,7 @@ class WeightAverage:
 
     Args:
         weights: the parameters that train at some point in the run.
-        config: the config of the average; if None, all methods do nothing.
+        config: the config of the average; if None, no average is kept and the methods have no effect.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], config: EmaConfig | None):
@@ -56,20 +56,25 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int, skipped: Tensor) -> None:
-        """Updates the average with the weights after step ``step``, counted from 0, unless ``skipped``. ``skipped`` is a boolean
-        tensor on the device, so the host does not wait for it."""
+        """Updates the average with the weights after a step.
+
+        Args:
+            step: the step, counted from 0.
+            skipped: True if the step was skipped, in which case the average does not change. A boolean tensor on the device, so
+                that the host does not wait for it.
+        """
         if self.config is None:
             return
         assert not self._is_in_model, "the model contains the averaged weights, not the weights that train"
-        share = torch.where(skipped, 0.0, 1 - self.config.decay_at(step))
+        rate = torch.where(skipped, 0.0, 1 - self.config.decay_at(step))
         for weights, averages in self._chunks:
             changes = torch._foreach_sub(weights, averages)
-            torch._foreach_mul_(changes, share)
+            torch._foreach_mul_(changes, rate)
             torch._foreach_add_(averages, changes)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """Context in which the model has the averaged weights."""
+        """Context in which the model holds the averaged weights."""
         self.put_in_model()
         try:
             yield
@@ -83,15 +88,15 @@ class WeightAverage:
     def states(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Returns the state of ``model`` with the averaged weights, and with the unaveraged weights. Without an average, returns
         the state and None."""
-        present = dict(model.state_dict(keep_vars=True))
+        current = dict(model.state_dict(keep_vars=True))
         if self.config is None:
-            return present, None
-        other = {name: self._other.get(id(tensor), tensor) for name, tensor in present.items()}
-        return (present, other) if self._is_in_model else (other, present)
+            return current, None
+        other = {name: self._other.get(id(tensor), tensor) for name, tensor in current.items()}
+        return (current, other) if self._is_in_model else (other, current)
 
     @torch.no_grad()
     def _exchange(self, averaged: bool) -> None:
-        # Exchange the values instead of the tensors, because DDP, the optimiser and CUDA graphs refer to the parameters' memory.
+        # Exchange values rather than tensors, because DDP, the optimiser and CUDA graphs refer to the memory of the parameters.
         if averaged is self._is_in_model:
             return
         for weight, average in zip(self._weights, self.tensors, strict=True):

@@ -11,14 +11,14 @@ from utils.config import Config
 from utils.errors import UserError
 
 FrozenFor = bool | Annotated[int, Field(ge=1)]
-"""How long a part is frozen: True means for the whole run, False never, and a number that many steps at the start of the run."""
+"""How long a part is frozen: for the whole run (True), never (False), or for this number of steps at the start of the run."""
 
 
 PARTS = ("vision", "text", "fusion")
 
 
 class FeatureCacheConfig(Config):
-    """Cache of the outputs of the vision encoder's frozen blocks, on disk, by image."""
+    """On-disk cache of the outputs of the vision encoder's frozen blocks, by image."""
 
     folder: str | None = Field(
         None, description="folder of the cache, shared by runs and processes; null: in the user's cache folder"
@@ -61,7 +61,7 @@ class FreezeConfig(Config):
     @field_validator("vision", "text", "fusion", mode="before")
     @classmethod
     def _is_a_switch_or_steps(cls, value: Any) -> Any:
-        """Raises a single error; pydantic would report one error per type, and accept 0 as false."""
+        """Raises a single error. Pydantic itself would report one error per type, and would accept 0 as false."""
         if isinstance(value, bool) or (isinstance(value, int) and value >= 1):
             return value
         raise ValueError("give true (the whole run), false, or a number of steps, at least 1")
@@ -103,11 +103,11 @@ class FreezeConfig(Config):
 
     @property
     def unfrozen_after(self) -> dict[str, int]:
-        """Parts that are unfrozen during the run, with the number of steps for which they are frozen."""
+        """Number of steps for which parts are frozen, for the parts that are unfrozen during the run."""
         return {part: int(steps) for part, steps in self.steps.items() if not math.isinf(steps)}
 
     def check_steps(self, total: int) -> None:
-        """Checks that parts with a number of steps are unfrozen before the run ends.
+        """Checks that parts that are frozen for a number of steps are unfrozen before the run ends.
 
         Raises:
             UserError: if a part would be frozen for the whole run.

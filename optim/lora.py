@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) for linear layers, with the library peft.
+"""Low-rank adapters (LoRA, Hu et al. 2021) for linear layers, using the library peft.
 
 The layer's weight W stays fixed, and the adapter ``alpha / rank * B @ A`` is trained, where A is (rank, inputs) and B is
 (outputs, rank). B is initialised with zeros.
@@ -20,7 +20,7 @@ from utils.errors import UserError
 HEADER = "lora"
 """Entry in the header of a weight file that contains the config of its adapters."""
 INNER = ".base_layer."
-"""Follows the name of an adapted layer in the names of the layer's own weight and bias."""
+"""Separates the name of an adapted layer from the names of its original weight and bias."""
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 """Suffixes of the names of A and B, after the name of the layer."""
 
@@ -74,7 +74,7 @@ def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], con
 
     Args:
         parts: parts of a model, by name.
-        layers: full names of the linear layers, each in one of the parts.
+        layers: full names of the linear layers, all of which are in these parts.
         config: config of the adapters.
 
     Raises:
@@ -117,8 +117,8 @@ def merged(tensors: Mapping[str, Tensor], about: Mapping[str, Any], source: str)
         source: name of the file, for messages.
 
     Raises:
-        UserError: if the header does not contain the config of the adapters, or an adapter is incomplete or lacks the weight it
-            belongs to.
+        UserError: if the header does not contain the config of the adapters, an adapter is incomplete, or the weight that an
+            adapter belongs to is missing.
     """
     config = config_of(about, source)
     _check_weights(tensors, source)
@@ -139,17 +139,18 @@ def merged(tensors: Mapping[str, Tensor], about: Mapping[str, Any], source: str)
 
 
 def _check_weights(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises :class:`UserError` if adapters lack the weights they belong to, as in a file from ``run.py checkpoint adapters``."""
+    """Raises :class:`UserError` if weights that adapters belong to are missing, as in a file of ``run.py checkpoint
+    adapters``."""
     layers = {name.removesuffix(DOWN).removesuffix(UP) for name in tensors if is_adapter(name)}
-    lacking = [layer for layer in layers if f"{layer}{INNER}weight" not in tensors]
-    if len(lacking) == len(layers):
+    missing = [layer for layer in layers if f"{layer}{INNER}weight" not in tensors]
+    if len(missing) == len(layers):
         raise UserError(
             f"{source}: contains adapters without the weights they belong to; merge the folder into a model with "
             "`python run.py checkpoint merge`"
         )
-    if lacking:
+    if missing:
         raise UserError(
-            f"{source}: {min(lacking)}{INNER}weight, the weight an adapter belongs to, is missing; copy or download "
+            f"{source}: {min(missing)}{INNER}weight, the weight an adapter belongs to, is missing; copy or download "
             "the file again"
         )
 

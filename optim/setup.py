@@ -19,7 +19,7 @@ from utils.errors import UserError
 OUTSIDE_BLOCKS = ("vision.frame_positions", "text.projection.", "decoder.word_head.", "decoder.embeddings.")
 """Prefixes of parameters outside the part's blocks. Fine-tuning initialises them randomly, so they train even if the part has
 adapters."""
-COMPILATIONS = 64
+MAX_COMPILATIONS = 64
 """Maximum number of compilations per function; a step has fewer variants than this. Torch's default limit is 8."""
 
 
@@ -87,20 +87,20 @@ def set_gradient_checkpointing(model: nn.Module, parts: Collection[str]) -> None
 
 
 def compile_encoders(model: nn.Module, **options: Any) -> None:
-    """Compiles all encoders with ``torch.compile`` and these options.
+    """Compiles all encoders with ``torch.compile``, passing on the options.
 
     The code between the encoders is not compiled, because it depends on values that are known only on the host. By default, torch
     gives up on a function after 8 compilations. This function raises the limit, because the fusion encoder has a variant for each
     stream and set of losses.
     """
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, COMPILATIONS)
+    limits.recompile_limit = max(limits.recompile_limit, MAX_COMPILATIONS)
     for encoder in encoders_in(model):
         encoder.compile_blocks(**options)
 
 
 def set_frozen(model: nn.Module, parts: Collection[str]) -> None:
-    """Freezes these parts, and unfreezes all other parts that this function froze earlier.
+    """Freezes these parts, and unfreezes all other parts that a previous call froze.
 
     A frozen part has no gradients and stays in evaluation mode, so its outputs depend only on its inputs. Gradients still flow
     through it to trainable parts. Parameters that were not trainable before freezing are not trainable after unfreezing either.
@@ -122,11 +122,11 @@ def set_frozen(model: nn.Module, parts: Collection[str]) -> None:
                 parameter.requires_grad_(True)
             del part.train
             part.train(model.training)
-    _recount(model)
+    _clear_cost(model)
 
 
 def stay_in_evaluation_mode(module: nn.Module) -> None:
-    """Puts a module into evaluation mode (no dropout, no drop path) and keeps it there, whatever mode the model is set to."""
+    """Puts a module into evaluation mode (no dropout, no drop path) permanently, whatever mode the model is set to."""
     module.eval()
     module.train = MethodType(_keep_mode, module)  # type: ignore[method-assign]
 
@@ -143,7 +143,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
 
     Args:
         model: the model.
-        config: config of the adapters. If it does not list any parts, all parts of the model that can have adapters get them.
+        config: config of the adapters. If it lists no parts, all parts that can have adapters get them, except frozen parts.
         frozen: parts that never train and get no adapters, unless the config lists them.
 
     Raises:
@@ -172,7 +172,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
     inject_adapters({part: model.get_submodule(part) for part in targets}, layers, config)
     for parameter in keep_training:
         parameter.requires_grad_(True)
-    _recount(model)
+    _clear_cost(model)
 
 
 def _layers_to_adapt(model: nn.Module, part: str, layers: str) -> list[str]:
@@ -198,6 +198,6 @@ def _check_rank(model: nn.Module, rank: int, layers: Sequence[str]) -> None:
         )
 
 
-def _recount(model: nn.Module) -> None:
+def _clear_cost(model: nn.Module) -> None:
     """Clears the model's cached :class:`models.core.flops.ModelCost`, which depends on the trainable parameters."""
     model.__dict__.pop("cost", None)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions from the step to a factor on the learning rate."""
+"""Learning-rate schedules: pure functions that return a factor on the learning rate for each step."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class ScheduleConfig(Config):
 def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
     """Returns the factor on the learning rate, as a function of the step (counted from 0).
 
-    ``linear`` is the released schedule: the factor is 0 at step 0 and 1 at the end of the warm-up. With a fractional number of
-    warm-up steps and ``min_rate``, the peak is a little above 1, as released.
+    ``linear`` is the schedule of the released code: the factor is 0 at step 0 and 1 at the end of the warm-up. With a fractional
+    number of warm-up steps and ``min_rate``, the peak is slightly above 1, as in the released code.
 
     Raises:
         UserError: if the warm-up is longer than the run.

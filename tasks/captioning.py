@@ -205,7 +205,8 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         """Returns a function that computes the CIDEr-D reward of generated captions. Document frequencies are counted in
         ``references``, the training captions.
 
-        The end of a caption counts as a word. Otherwise, a caption that stops after "a red" would look like a prefix of a good caption.
+        The end of a caption counts as a word. Otherwise, a caption that stops after "a red" would look like a prefix of a good
+        caption.
         """
         tokens = {
             captions: [f"{caption} {END}" for caption in tokenized]

@@ -24,7 +24,7 @@ from dataset.tasks.grounding import (
 )
 from metrics.bootstrap import Scores
 from metrics.box_sets import ScoredBoxes, pixel_boxes
-from metrics.grounding import iou, pixel_iou, share_at_least
+from metrics.grounding import fraction_at_least, iou, pixel_iou
 from models.tasks.grounding import GroundingModel, GroundingModelConfig
 from tasks import box_sets
 from tasks.box_sets import SINGLE, evaluate_sets, panel_of_set, true_boxes
@@ -142,7 +142,7 @@ def evaluate_phrases(
 
     def accuracy(name: str, rows: np.ndarray, overlaps: Sequence[np.ndarray]) -> Metric:
         located, guessed = (overlap[rows] for overlap in overlaps)
-        return Metric.mean_of(name, Scores(located >= 0.5, images[rows]), share_at_least(guessed))
+        return Metric.mean_of(name, Scores(located >= 0.5, images[rows]), fraction_at_least(guessed))
 
     plain = [iou(boxes, true) for boxes in (predicted, mean_box)]
     published = [_published(boxes, true, sizes) for boxes in (predicted, mean_box)]

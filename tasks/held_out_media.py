@@ -87,8 +87,8 @@ def _shuffled_share(count: int, seed: int, until: float) -> Iterator[int]:
 
 
 def sources_of(items: Any) -> list[Source]:
-    """Returns the images or videos of a split. Items of types other than our tables are searched for the fields ``image``,
-    ``images`` and ``source``."""
+    """Returns the images or videos of a split. Unless the split is one of our tables, they are taken from the fields ``image``,
+    ``images`` and ``source`` of its items."""
     if isinstance(items, CaptionedImages):
         return list(items.images)
     if isinstance(items, QuestionTable):

@@ -96,7 +96,7 @@ class CaptioningModel(XVLM):
     def logits(self, text: LeftToRightText, images: KeysValues) -> Tensor:
         """Logits (N, W, V) at the [MASK]s of N texts; text n attends to row n // S of the N / S rows of ``images``."""
         states = self.decode(text.ids, text.mask, text.positions, images)
-        return self.word_head(gather_positions(states, text.places), self.text.word_embeddings)
+        return self.word_head(gather_positions(states, text.mask_indices), self.text.word_embeddings)
 
     def generate(
         self, images: KeysValues, tokens: CaptionTokens, config: DecodingConfig, uniforms: Tensor | None = None

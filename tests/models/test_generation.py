@@ -268,7 +268,7 @@ def test_a_mask_is_hidden_from_later_tokens():
     text = LeftToRightText.of([[2, 9, 5, 6, 3]], [[2, 4]], mask_id=4, pad_id=0)
     assert text.ids.tolist() == [[2, 9, 4, 5, 6, 4, 3]]
     assert text.positions.tolist() == [[0, 1, 2, 2, 3, 4, 4]]
-    assert text.places.tolist() == [[2, 5]]
+    assert text.mask_indices.tolist() == [[2, 5]]
     assert text.labels.tolist() == [[5, 3]]
     assert text.mask[0, :, 2].tolist() == [False, False, True, False, False, False, False]
     assert text.mask[0, 5].tolist() == [True, True, False, True, True, True, False]

@@ -39,7 +39,7 @@ def batch(kind: str) -> CaptioningBatch:
         ids=given[f"{kind}_ids"],
         mask=given[f"{kind}_atts"].bool(),
         positions=given[f"{kind}_pos_ids"],
-        places=given[f"{kind}_masked_pos"],
+        mask_indices=given[f"{kind}_masked_pos"],
         labels=labels,
     )
     return CaptioningBatch(given["image"], text, ((),) * 3, torch.ones(3, dtype=torch.bool))
@@ -78,7 +78,7 @@ def test_masks_are_put_into_captions_as_published():
         assert torch.equal(ours.mask[row, :length, :length], expected.mask[row, :length, :length])
         assert torch.equal(ours.labels[row], expected.labels[row])
         used = expected.labels[row] != IGNORE
-        assert torch.equal(ours.places[row][used], given["fgfree_masked_pos"][row][used])
+        assert torch.equal(ours.mask_indices[row][used], given["fgfree_masked_pos"][row][used])
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam3", "beam3_min2_nofb", "beam3_lp1", "greedy_bs1"])

@@ -122,7 +122,7 @@ def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None
     if isinstance(text, LeftToRightText):
         ids, labels = text.ids[row], text.labels[row]
         length = int((ids != tokenizer.pad_token_id).sum())
-        places = set(text.places[row][labels != IGNORE].tolist())
+        places = set(text.mask_indices[row][labels != IGNORE].tolist())
         return [Line(spelled(ids[:length].tolist(), places, tokenizer), key=key), *_targets(labels, tokenizer)]
     if isinstance(text, Text):
         return [Line(spelled(text.ids[row][text.mask[row]].tolist(), set(), tokenizer), key=key)]

@@ -52,7 +52,7 @@ def test_a_row_is_prompt_and_caption_with_a_mask_before_each_predicted_token(mak
     assert [token for token in tokens if token != "[MASK]"] == [
         "[CLS]", "a", "street", "with", "a", "red", "star", "[SEP]",
     ]  # fmt: skip
-    places = text.places[0][text.labels[0] != IGNORE].tolist()
+    places = text.mask_indices[0][text.labels[0] != IGNORE].tolist()
     assert places == [place for place, token in enumerate(tokens) if token == "[MASK]"]
     assert [tokens[place + 1] for place in places] == tokenizer.convert_ids_to_tokens(
         text.labels[0][text.labels[0] != IGNORE].tolist()
