@@ -25,12 +25,12 @@ NAME = re.compile(r"step-(\d+)")
 
 def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
     """Returns the step and the folder of each complete checkpoint in ``folder``, oldest first."""
-    found = []
+    folders = []
     for entry in folder.iterdir() if folder.is_dir() else ():
         match = NAME.fullmatch(entry.name)
         if match and entry.is_dir():
-            found.append((int(match[1]), entry))
-    return sorted(found, key=lambda item: item[0])
+            folders.append((int(match[1]), entry))
+    return sorted(folders, key=lambda item: item[0])
 
 
 def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = True) -> str | None:
@@ -61,9 +61,9 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
     for name, (size, digest) in expected.items():
         file = folder / name
         try:
-            found = file.stat().st_size
-            if found != size:
-                return f"{file} has {found:,} of {size:,} bytes"
+            actual = file.stat().st_size
+            if actual != size:
+                return f"{file} has {actual:,} of {size:,} bytes"
             if hashes and digest_of(file) != digest:
                 return f"{file} is damaged: its checksum differs from the manifest"
         except OSError as error:

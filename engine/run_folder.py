@@ -126,17 +126,17 @@ class RunFolder:
 
     def _newest_intact(self) -> Checkpoint | None:
         """Returns the newest intact checkpoint. Only rank 0 reads the checkpoints."""
-        found: Checkpoint | None = None
-        refused: str | None = None
+        checkpoint: Checkpoint | None = None
+        error_message: str | None = None
         if distributed.rank() == 0:
             try:
-                found, self.checkpoint_faults = newest_intact(self.checkpoints)
+                checkpoint, self.checkpoint_faults = newest_intact(self.checkpoints)
             except UserError as error:
-                refused = str(error)
-        found, refused = distributed.gather_objects((found, refused))[0]
-        if refused is not None:
-            raise UserError(refused)
-        return found
+                error_message = str(error)
+        checkpoint, error_message = distributed.gather_objects((checkpoint, error_message))[0]
+        if error_message is not None:
+            raise UserError(error_message)
+        return checkpoint
 
     def restore_config(self) -> None:
         """Rewrites ``config.yaml`` if it is missing because the folder was deleted or renamed during the run. Checkpoints cannot

@@ -23,12 +23,12 @@ LEGEND = "solid: predicted · dashed: true · tick: exactly the true boxes are p
 KINDS = {"without a box": range(1), "with one box": range(1, 2), "with several boxes": range(2, 10**6)}
 
 
-def evaluate_sets(items: Sequence[Phrase], found: Sequence[ScoredBoxes], threshold: float) -> Evaluation:
+def evaluate_sets(items: Sequence[Phrase], scored: Sequence[ScoredBoxes], threshold: float) -> Evaluation:
     """Compares predicted sets with the true boxes.
 
     Args:
         items: the phrases.
-        found: the scored boxes of each phrase, in order.
+        scored: the scored boxes of each phrase, in order.
         threshold: minimum probability of a predicted box.
 
     Returns:
@@ -44,7 +44,7 @@ def evaluate_sets(items: Sequence[Phrase], found: Sequence[ScoredBoxes], thresho
     true = [true_boxes(item) for item in items]
     sizes = np.array([item.size for item in items], dtype=np.float64)
     images = np.array([name_of(item.image) for item in items])
-    predicted = [boxes.above(threshold) for boxes in found]
+    predicted = [boxes.above(threshold) for boxes in scored]
     counts = np.array([len(boxes) for boxes in true])
     answered = np.array([len(boxes) > 0 for boxes in predicted])
     pairs = list(zip(predicted, true, sizes, strict=True))
@@ -75,13 +75,13 @@ def evaluate_sets(items: Sequence[Phrase], found: Sequence[ScoredBoxes], thresho
     if len(single):
         located = np.zeros(len(items), dtype=bool)
         for row in single.tolist():
-            best = found[row].best
+            best = scored[row].best
             located[row] = len(best) > 0 and bool((iou(best, true[row]) >= 0.5)[0])
         metrics.append(fraction(MOST_PROBABLE, located, single))
     if (counts > 0).any():
-        mean, at_half = average_precision(found, true, sizes)
+        mean, at_half = average_precision(scored, true, sizes)
         metrics += [Metric("AP", mean, unit="score"), Metric("AP50", at_half, unit="score")]
-    return Evaluation(tuple(metrics), [_prediction(*each) for each in zip(items, found, predicted, f1, strict=True)])
+    return Evaluation(tuple(metrics), [_prediction(*each) for each in zip(items, scored, predicted, f1, strict=True)])
 
 
 def true_boxes(item: Phrase) -> np.ndarray:
@@ -115,17 +115,17 @@ def _in_pixels(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     return boxes * np.tile(size, 2)
 
 
-def _prediction(item: Phrase, found: ScoredBoxes, predicted: np.ndarray, f1: float) -> dict[str, Any]:
+def _prediction(item: Phrase, scored: ScoredBoxes, predicted: np.ndarray, f1: float) -> dict[str, Any]:
     """Returns a prediction for the file, with all scored boxes and the predicted boxes. Boxes are x, y, width, height in pixels,
     most probable first."""
     size = np.array(item.size, dtype=np.float64)
-    order = found.scores.argsort()[::-1]
+    order = scored.scores.argsort()[::-1]
     return {
         "image": name_of(item.image),
         "phrase": item.text,
-        "predicted": pixel_boxes(found.boxes[order], size).round(2).tolist()[: len(predicted)],
-        "boxes": pixel_boxes(found.boxes[order], size).round(2).tolist(),
-        "scores": found.scores[order].tolist(),
+        "predicted": pixel_boxes(scored.boxes[order], size).round(2).tolist()[: len(predicted)],
+        "boxes": pixel_boxes(scored.boxes[order], size).round(2).tolist(),
+        "scores": scored.scores[order].tolist(),
         "true": [list(box) for box in item.boxes],
         "f1": round(f1, 4),
     }

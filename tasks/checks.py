@@ -60,21 +60,21 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
     if loader is None or training is None:
         return []
     ranks = distributed.world_size()
-    found: list[Finding | None] = []
+    findings: list[Finding | None] = []
     plan = config.plan(ranks, loader.epoch_size)
     if isinstance(task.model, AligningModel):
         sizes = records_per_micro_batch(config.data)
-        found += small_data(sizes, loader.stream_sizes, ranks, plan.chunks)
-    found.append(length_of_run(plan, fine_tunes=isinstance(task, FineTuneTask)))
-    found += findings_in_items(getattr(training, "items", None))
+        findings += small_data(sizes, loader.stream_sizes, ranks, plan.chunks)
+    findings.append(length_of_run(plan, fine_tunes=isinstance(task, FineTuneTask)))
+    findings += findings_in_items(getattr(training, "items", None))
     if isinstance(training, PretrainBatches) and training.regions is not None:
-        found += findings_in_regions(training.regions)
+        findings += findings_in_regions(training.regions)
     candidates = getattr(task, "candidates", None) or getattr(task, "classes", None)
     answers = getattr(getattr(config, "evaluation", None), "answers", None)
     if candidates and answers is not None and isinstance(task, FineTuneTask):
         splits = {"data.train": getattr(training, "items", None), **task.held_out.by_key()}
-        found += findings_in_answers(splits, candidates, answers, exact=hasattr(task, "classes"))
-    return [finding for finding in found if finding is not None]
+        findings += findings_in_answers(splits, candidates, answers, exact=hasattr(task, "classes"))
+    return [finding for finding in findings if finding is not None]
 
 
 def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
@@ -121,8 +121,8 @@ def findings_in_answers(
         exact: answers must match exactly, as in video question answering.
     """
     questions = {key: items for key, items in splits.items() if isinstance(items, QuestionTable)}
-    found = [answers_outside(items, candidates, key, path, exact=exact) for key, items in questions.items()]
-    return [finding for finding in found if finding is not None]
+    findings = [answers_outside(items, candidates, key, path, exact=exact) for key, items in questions.items()]
+    return [finding for finding in findings if finding is not None]
 
 
 def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:

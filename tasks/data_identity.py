@@ -98,7 +98,7 @@ def _images_beside(shard: Path) -> list[Path]:
         first = opened.readline(BLOCK_BYTES)
         opened.seek(max(0, shard.stat().st_size - BLOCK_BYTES))
         last = opened.read(BLOCK_BYTES).rstrip(b"\n").rpartition(b"\n")[2]
-    found = []
+    images = []
     for line in (first, last):
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
@@ -106,8 +106,8 @@ def _images_beside(shard: Path) -> list[Path]:
             paths = [
                 shard.parent / value for value in values if isinstance(value, str) and len(value) < MAX_PATH_LENGTH
             ]
-            found += [path for path in paths if _is_file(path)]
-    return found
+            images += [path for path in paths if _is_file(path)]
+    return images
 
 
 def _is_file(path: Path) -> bool:

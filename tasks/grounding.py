@@ -109,8 +109,8 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
         """Predicts the boxes of every phrase."""
 
         def locate(images: list[Tensor], text: Text) -> Tensor:
-            found = self.model.locate_all(torch.stack(images).to(text.ids.device), text)
-            return torch.cat([found.boxes, found.logits.sigmoid().unsqueeze(2)], dim=2)
+            predictions = self.model.locate_all(torch.stack(images).to(text.ids.device), text)
+            return torch.cat([predictions.boxes, predictions.logits.sigmoid().unsqueeze(2)], dim=2)
 
         rows = self.outputs(items, _read, locate, "locating")
         numbers = rows.astype(np.float64)  # float64, as in the predictions file
@@ -118,13 +118,13 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
 
 
 def evaluate_phrases(
-    items: Sequence[Phrase], found: Sequence[ScoredBoxes], threshold: float | None = None
+    items: Sequence[Phrase], predictions: Sequence[ScoredBoxes], threshold: float | None = None
 ) -> Evaluation:
     """Compares the predicted boxes of phrases with the true boxes.
 
     Args:
         items: the phrases.
-        found: the scored boxes of each phrase, relative to its image.
+        predictions: the scored boxes of each phrase, relative to its image.
         threshold: minimum probability of a predicted box in a set (see :func:`tasks.box_sets.evaluate_sets`); if None, every
             phrase has one box, and the most probable box is its prediction.
 
@@ -133,8 +133,8 @@ def evaluate_phrases(
         script's. For the chance level, the mean box is always predicted.
     """
     if threshold is not None:
-        return evaluate_sets(items, found, threshold)
-    predicted = np.concatenate([boxes.best for boxes in found])
+        return evaluate_sets(items, predictions, threshold)
+    predicted = np.concatenate([boxes.best for boxes in predictions])
     true = np.concatenate([true_boxes(item) for item in items])
     mean_box = np.broadcast_to(true.mean(axis=0), true.shape)
     sizes = np.array([item.size for item in items], dtype=np.float64)

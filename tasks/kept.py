@@ -86,12 +86,12 @@ def _token_id_fault(config: RunConfig, run: Path | None, weights: Path | None, r
         copy = None
     if copy is None and trained_with is None:
         return None
-    ours = _readable(encoder)
-    if ours is None:
+    configured = _readable(encoder)
+    if configured is None:
         return None
     other = "start another run" if resumes else "give the new text encoder with init.text, or init.new_text=true"
     if copy is not None:
-        difference = difference_of_tokenizers(ours, copy)
+        difference = difference_of_tokenizers(configured, copy)
         if difference is None:
             return None
         remedy = "restore the earlier tokenizer" if resumes else f"set model.text.encoder={kept}"
@@ -99,7 +99,7 @@ def _token_id_fault(config: RunConfig, run: Path | None, weights: Path | None, r
             f"model.text.encoder: the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained "
             f"with, which is kept in {kept}: {difference}; {remedy}, or {other}"
         )
-    if token_ids_digest(ours) == trained_with:
+    if token_ids_digest(configured) == trained_with:
         return None
     return (
         f"model.text.encoder: the token ids of {encoder} differ from the token ids used to train {weights}, so words would "

@@ -315,10 +315,10 @@ class PretrainEvaluator:
             judged = torch.stack([record, labels, predicted == labels]).cpu().numpy()
             local.append(judged[:, judged[1] != IGNORE])
         by_rank = distributed.gather_objects(local)
-        found = np.concatenate(
+        joined = np.concatenate(
             [np.zeros((3, 0), np.int64), *(batch for rank_batches in by_rank for batch in rank_batches)], axis=1
         )
-        records, labels, right = found
+        records, labels, right = joined
         if not labels.size:
             return []
         most_frequent = float(np.bincount(labels).max()) / labels.size

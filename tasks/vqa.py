@@ -52,8 +52,8 @@ class VQAOptimConfig(OptimConfig):
 
     fresh_decoder: bool = Field(
         True,
-        description="train the answer decoder with lr * lr_mult, although it starts as a copy of the fusion encoder (released: "
-        "large_lr_for_dec)",
+        description="train the answer decoder with lr * lr_mult, although it starts as a copy of the fusion encoder "
+        "(large_lr_for_dec in the released code)",
     )
 
 
@@ -75,8 +75,8 @@ class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
     )
     decode: AnswerDecoding = Field(
         "rank",
-        description="rank: answer with the best candidate (as released); beam: generate a free-form answer with beam "
-        "search",
+        description="rank: answer with the best candidate (as in the released code); beam: generate a free-form answer with "
+        "beam search",
     )
     beam: AnswerBeamConfig = Field(AnswerBeamConfig(), description="settings of the beam search, for decode: beam")
 

@@ -27,8 +27,8 @@ def caption_metrics(
 def caption_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Computes the metrics of :func:`caption_metrics`, and the scores of single images, (I,), for metrics that are means over
-    images.
+    """Computes the metrics of :func:`caption_metrics`. For metrics that are means over images, also returns the scores of the
+    images, (I,).
 
     BLEU is computed over the corpus and is not a mean. The CIDEr score of an image depends on other images only through the
     document frequencies.
@@ -39,27 +39,28 @@ def caption_scores(
     Args:
         candidates: the generated caption of each image.
         references: the annotated captions of each image; at least one.
-        frequencies: weights of CIDEr from another corpus; if None, they are computed from the references, as is standard.
+        frequencies: document frequencies of another corpus for CIDEr; if None, they are counted in the references, as is
+            standard.
 
     Raises:
         ValueError: if there are no images, the number of candidates differs from the number of images, or an image has no
             references.
     """
     if len(candidates) != len(references) or not candidates:
-        raise ValueError(f"{len(candidates)} candidates for {len(references)} images; each image needs one")
-    for index, own in enumerate(references):
-        if not own:
+        raise ValueError(f"{len(candidates)} candidates for {len(references)} images; each image needs one candidate")
+    for index, image_references in enumerate(references):
+        if not image_references:
             raise ValueError(f"references[{index}] is empty; each image needs at least one reference")
     tokens, reference_tokens = tokenize(candidates), tokenize_references(references)
     results = {f"BLEU-{n}": score for n, score in enumerate(corpus_bleu(tokens, reference_tokens), start=1)}
-    of_images = {
+    image_scores = {
         "ROUGE-L": rouge_l(tokens, reference_tokens),
         "CIDEr": cider_d(tokens, reference_tokens, frequencies),
     }
-    return results | {name: float(scores.mean()) for name, scores in of_images.items()}, of_images
+    return results | {name: float(scores.mean()) for name, scores in image_scores.items()}, image_scores
 
 
 def tokenize_references(references: Sequence[Sequence[str]]) -> list[list[str]]:
     """Tokenizes the captions of all images as one text (see :func:`tokenize`), and groups the result by image."""
-    tokens = iter(tokenize([caption for own in references for caption in own]))
-    return [[next(tokens) for _ in own] for own in references]
+    tokens = iter(tokenize([caption for image_references in references for caption in image_references]))
+    return [[next(tokens) for _ in image_references] for image_references in references]

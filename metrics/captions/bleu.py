@@ -16,26 +16,27 @@ _NO_GUESS = 1e-9
 def corpus_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], max_n: int = 4) -> list[float]:
     """Computes BLEU-1 to BLEU-``max_n`` in 0..1, for one candidate per image, like the standard evaluation.
 
-    Counts are summed over the corpus. The reference length of a candidate is the length of the closest reference; of two equally
-    close references, the shorter. Captions are tokens separated by spaces (:func:`metrics.captions.ptb.tokenize`).
+    Counts are summed over the corpus. The reference length of a candidate is the length of the reference that is closest in
+    length, or of the shorter one of two equally close references. Captions are tokens separated by spaces
+    (:func:`metrics.captions.ptb.tokenize`).
 
     >>> [round(score, 4) for score in corpus_bleu(["a dog runs"], [["a dog runs fast"]], max_n=2)]
     [0.7165, 0.7165]
     """
     length = reference_length = 0
     guesses, matches = [0] * max_n, [0] * max_n
-    for candidate, own in zip(candidates, references, strict=True):
+    for candidate, image_references in zip(candidates, references, strict=True):
         counts = count_ngrams(candidate, max_n)
-        most: Counter[tuple[str, ...]] = Counter()
-        for reference in own:
-            most |= count_ngrams(reference, max_n)
+        max_counts: Counter[tuple[str, ...]] = Counter()
+        for reference in image_references:
+            max_counts |= count_ngrams(reference, max_n)
         words = len(candidate.split())
         length += words
-        reference_length += min((abs(len(each.split()) - words), len(each.split())) for each in own)[1]
+        reference_length += min((abs(len(each.split()) - words), len(each.split())) for each in image_references)[1]
         for n in range(max_n):
             guesses[n] += max(0, words - n)
         for ngram, count in counts.items():
-            matches[len(ngram) - 1] += min(count, most[ngram])
+            matches[len(ngram) - 1] += min(count, max_counts[ngram])
 
     ratio = (length + _NO_MATCH) / (reference_length + _NO_GUESS)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0

@@ -19,7 +19,7 @@ SIGMA = 6.0
 
 @dataclass(frozen=True)
 class DocumentFrequencies:
-    """Number of images in whose references an n-gram occurs, by n-gram."""
+    """For each n-gram, the number of images whose references contain the n-gram."""
 
     counts: Mapping[Ngram, float]
     images: float
@@ -30,23 +30,23 @@ class DocumentFrequencies:
         """Counts n-grams in the tokenized references of each image."""
         counts: Counter[Ngram] = Counter()
         images = 0
-        for own in references:
+        for image_references in references:
             images += 1
-            counts.update({ngram for reference in own for ngram in count_ngrams(reference, MAX_N)})
+            counts.update({ngram for reference in image_references for ngram in count_ngrams(reference, MAX_N)})
         return cls(counts, images)
 
 
 class CiderD:
-    """Scores candidates with the weights of a table of document frequencies.
+    """Computes CIDEr-D with given document frequencies.
 
-    The vectors of references are cached, so that it is fast enough to be called at every step of self-critical training. The
-    score is 10 times the mean over n = 1..4, and over references, of the cosine between vectors of n-gram counts weighted by
-    inverse document frequency. Counts are clipped to the counts of the reference, and a difference in length is penalised (CIDEr,
-    sec. 5 and appendix). As in the standard evaluation, the length of a caption is its number of bigrams.
+    The vectors of references are cached, so scoring is fast enough for every step of self-critical training. The score is 10
+    times the mean over n = 1..4, and over references, of the cosine between vectors of n-gram counts weighted by inverse document
+    frequency. Counts are clipped to the counts of the reference, and a difference in length is penalised (CIDEr, sec. 5 and
+    appendix). As in the standard evaluation, the length of a caption is its number of bigrams.
 
     Args:
-        frequencies: document frequencies of the evaluated references in the standard evaluation, or of the training set in
-            training.
+        frequencies: document frequencies of the evaluated references (in the standard evaluation) or of the training captions (in
+            training).
         kept_references: maximum number of cached vectors of references, about 7 kB each.
     """
 
@@ -63,7 +63,10 @@ class CiderD:
         array([4.3664, 0.    ])
         """
         return np.array(
-            [self._score(candidate, own) for candidate, own in zip(candidates, references, strict=True)],
+            [
+                self._score(candidate, image_references)
+                for candidate, image_references in zip(candidates, references, strict=True)
+            ],
             dtype=np.float64,
         )
 

@@ -1,7 +1,7 @@
 """The rules of :mod:`metrics.captions.ptb`, which define tokens and how they are written.
 
-At each position, the rule with the longest match is used, including the context after the token. If several matches are equally
-long, the first rule is used. The order therefore matters only for rules that can match the same text.
+At each position, the rule with the longest match applies; the context after the token counts towards the length. If several
+matches are equally long, the first rule applies. So the order matters only for rules that can match the same text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""METEOR and SPICE, which only exist as Java programs. They are run through the optional package pycocoevalcap."""
+"""METEOR and SPICE, which exist only as Java programs. They are run through the optional package pycocoevalcap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCORERS = {"METEOR": ("pycocoevalcap.meteor.meteor", "Meteor"), "SPICE": ("pycoc
 def java_metrics(
     candidates: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str]
 ) -> dict[str, float]:
-    """Computes the metrics ``names`` of :data:`SCORERS`, in 0..1, for tokenized captions (:func:`metrics.captions.tokenize`).
+    """Computes the metrics in ``names``, in 0..1, for tokenized captions (:func:`metrics.captions.tokenize`).
 
     SPICE downloads its models on first use.
 
@@ -26,15 +26,15 @@ def java_metrics(
         UserError: see :func:`check_java_metrics`, or if the program failed.
     """
     check_java_metrics(names)
-    theirs = {index: list(own) for index, own in enumerate(references)}
-    ours = {index: [candidate] for index, candidate in enumerate(candidates)}
+    references_by_image = {index: list(texts) for index, texts in enumerate(references)}
+    candidates_by_image = {index: [candidate] for index, candidate in enumerate(candidates)}
     results = {}
     for name in names:
         module, class_name = SCORERS[name]
         scorer = None
         try:
             scorer = getattr(importlib.import_module(module), class_name)()
-            score, _ = scorer.compute_score(theirs, ours)
+            score, _ = scorer.compute_score(references_by_image, candidates_by_image)
         # The programs fail in many ways: no network, too little memory, a Java version that is too old or too new.
         except BaseException as error:
             if name == "METEOR" and scorer is not None:
@@ -65,12 +65,14 @@ def check_java_metrics(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in SCORERS:
-            raise UserError(f"{name} is not a metric of pycocoevalcap's Java programs; there are {', '.join(SCORERS)}")
+            raise UserError(
+                f"{name} is not a metric of pycocoevalcap's Java programs; choose from {', '.join(SCORERS)}"
+            )
     if not names:
         return
-    wanted = f"{names[0]} needs" if len(names) == 1 else f"{' and '.join(names)} need"
+    needs = f"{names[0]} needs" if len(names) == 1 else f"{' and '.join(names)} need"
     drop = "or remove this metric" if len(names) == 1 else "or remove these metrics"
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise UserError(f'{wanted} pycocoevalcap, which is not installed: pip install ".[captions]", {drop}')
+        raise UserError(f'{needs} pycocoevalcap, which is not installed: pip install ".[captions]", {drop}')
     if shutil.which("java") is None:
-        raise UserError(f"{wanted} Java, and there is no java on the PATH: install a Java runtime, {drop}")
+        raise UserError(f"{needs} Java, and there is no java on the PATH: install a Java runtime, {drop}")

@@ -2,8 +2,8 @@
 
 The standard evaluation passes all captions, one per line, to the PTBTokenizer of Stanford CoreNLP 3.4.1 with ``-preserveLines
 -lowerCase``, and drops the punctuation tokens. The rules in :mod:`metrics.captions.grammar` were derived from the output of this
-tokenizer for millions of short inputs. ``tests/golden/captions`` has several hundred captions with its tokens. (British spellings
-are kept, because the tokenizer's Americanization is off in the standard evaluation.)
+tokenizer for millions of short inputs. ``tests/golden/captions`` contains several hundred captions with the tokens that it
+produces. British spellings are kept, because the standard evaluation turns off the tokenizer's Americanization.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from collections.abc import Sequence
 from metrics.captions.grammar import RULES, SPLIT_WORDS
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""Tokens that the standard evaluation drops. Its list also has brackets, but in upper case, while tokens are in lower case."""
+"""Tokens that the standard evaluation drops. Its list also contains brackets, but in upper case, so they never match tokens,
+which are in lower case."""
 
 _LINE_BREAK = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 _SPACE = re.compile("[ \t](?=[!-~])")
 _PLAIN_WORD = re.compile("[ \t]*([A-Za-z]+)(?=[ \n])")
-"""A word that only the rule for words can match, unless it is one of :data:`SPLIT_WORDS`. Most words of a caption are like
-this."""
+"""A word that only the rule for words can match, unless it is one of :data:`SPLIT_WORDS`. Most words in captions are of this
+kind."""
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
     """Returns the tokens of each caption, in lower case, without punctuation, and separated by single spaces.
 
     A token may contain a no-break space (in ``1 1/2`` and telephone numbers). As in the standard evaluation, the captions are the
-    lines of one text, so a few tokens depend on the start of the next caption (``no.`` before a number keeps its period). All
-    kinds of line breaks inside a caption count as spaces. The standard evaluation handles only line feeds in this way; any other
-    line break shifts all following captions by one.
+    lines of one text, so a few tokens depend on the start of the next caption (``no.`` before a number keeps its period). Line
+    breaks of any kind inside a caption count as spaces. The standard evaluation replaces only line feeds; any other line break
+    shifts all following captions by one.
 
     >>> tokenize(["A man's dog can't sit on the half-open door.", "Two 5-year-olds (twins)"])
     ["a man 's dog ca n't sit on the half-open door", 'two 5-year-olds -lrb- twins -rrb-']
@@ -42,32 +43,32 @@ def lines_of_tokens(captions: Sequence[str]) -> list[list[str]]:
     text = "".join(_LINE_BREAK.sub(" ", caption) + "\n" for caption in captions)
     text = text[:-1]  # as in the standard evaluation, the last line has no line break, which affects a few tokens
     lines: list[list[str]] = [[]] if captions else []
-    at = 0
-    while at < len(text):
-        plain = _PLAIN_WORD.match(text, at)
+    position = 0
+    while position < len(text):
+        plain = _PLAIN_WORD.match(text, position)
         if plain and plain[1].lower() not in SPLIT_WORDS:
             lines[-1].append(plain[1].lower())
-            at = plain.end()
-        elif text[at] == "\n":
+            position = plain.end()
+        elif text[position] == "\n":
             lines.append([])
-            at += 1
-        elif _SPACE.match(text, at):
-            at += 1
+            position += 1
+        elif _SPACE.match(text, position):
+            position += 1
         else:
-            tokens, at = _longest(text, at)
+            tokens, position = _longest(text, position)
             lines[-1] += tokens
     return lines
 
 
-def _longest(text: str, at: int) -> tuple[list[str], int]:
+def _longest(text: str, position: int) -> tuple[list[str], int]:
     """Returns the tokens of the rule with the longest match, and the position after them. A character without a rule is
     dropped."""
-    best, end, rule = None, at, None
-    for each in RULES:
-        match = each.pattern.match(text, at)
+    best, end, rule = None, position, None
+    for candidate in RULES:
+        match = candidate.pattern.match(text, position)
         if match and match.end() > end:
-            best, end, rule = match, match.end(), each
+            best, end, rule = match, match.end(), candidate
     if best is None or rule is None:
-        return [], at + 1
+        return [], position + 1
     written = rule.written(best[1]).lower()
     return written.split(" ") if written else [], best.end(1)

@@ -21,9 +21,11 @@ def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> n
     array([0.8798])
     """
     scores = []
-    for candidate, own in zip(candidates, references, strict=True):
+    for candidate, image_references in zip(candidates, references, strict=True):
         words = candidate.split(" ")
-        lengths = [(_common(words, reference), len(reference)) for reference in (each.split(" ") for each in own)]
+        lengths = [
+            (_common(words, reference), len(reference)) for reference in (each.split(" ") for each in image_references)
+        ]
         precision = max(common for common, _ in lengths) / len(words)
         recall = max(common / length for common, length in lengths)
         weighted = recall + BETA**2 * precision
