@@ -19,7 +19,7 @@ from tasks import vqa
 from tasks.answer_list import answer_list
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, not_beaten
 from tasks.inference import evaluating
-from tasks.vqa import VQAConfig, VQATask, chance_accuracy, number_of_image
+from tasks.vqa import VQAConfig, VQATask, chance_accuracy, group_equal_images
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
 from utils.commands import call
@@ -177,7 +177,7 @@ def test_an_image_is_encoded_once_for_consecutive_questions_about_it(overrides, 
         task._predict(items)
         shared = [row[mask] for part in states for row, mask in zip(part.padded(), part.packing.mask, strict=True)]
         assert sum(seen) < len(items)
-        monkeypatch.setattr(vqa, "number_of_image", lambda images: np.arange(len(images)))
+        monkeypatch.setattr(vqa, "group_equal_images", lambda images: np.arange(len(images)))
         states.clear()
         task._predict(items)
     apart = [row[mask] for part in states for row, mask in zip(part.padded(), part.packing.mask, strict=True)]
@@ -188,7 +188,7 @@ def test_an_image_is_encoded_once_for_consecutive_questions_about_it(overrides, 
 
 def test_an_image_that_is_repeated_later_is_encoded_again():
     pictures = [torch.zeros(3, 2, 2), torch.zeros(3, 2, 2), torch.ones(3, 2, 2), torch.zeros(3, 2, 2)]
-    assert number_of_image(pictures).tolist() == [0, 0, 1, 2]
+    assert group_equal_images(pictures).tolist() == [0, 0, 1, 2]
 
 
 def test_the_ranking_and_the_number_of_candidates_affect_the_answers(overrides):
