@@ -112,7 +112,7 @@ def _prepare(name: str, raw: Path, workers: int, answer: Connection) -> None:
     multiprocessing.set_start_method(None, force=True)  # with spawn, its child processes would repeat all imports
     without = ("karpathy_coco", "karpathy_flickr30k", "refcoco", "refcoco+", "refcocog")
     started = time.perf_counter()
-    prepare(name, Options(raw, out, (), without, frozenset(), False, True, workers, tell=lambda line: None))
+    prepare(name, Options(raw, out, (), without, frozenset(), False, True, workers, report=lambda line: None))
     answer.send(time.perf_counter() - started)
     shutil.rmtree(out)
 

@@ -182,7 +182,7 @@ def prepare(
         verify=verify,
         overwrite=overwrite,
         workers=workers,
-        tell=lambda line: sys.stdout.write(f"{line}\n"),
+        report=lambda line: sys.stdout.write(f"{line}\n"),
         filters=Filters(laion.min_side, laion.min_similarity, laion.safety, laion.max_unsafe, laion.max_watermark),
         videos=VideoOptions(videos.short_side, videos.frames_per_second, videos.clips, videos.words),
         ray=laion.ray,

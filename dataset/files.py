@@ -11,8 +11,8 @@ from utils.files import open_regular
 from utils.open_files import too_many
 
 IMAGE_BYTES = 100_000_000
-"""Maximum size of an encoded image, in a file, in base64 or in a tar. The largest photographs of the official data sets have
-20 MB."""
+"""Maximum size of an encoded image, in a file, in base64 or in a tar. The largest photographs of the official data sets take 20
+MB."""
 RECORD_BYTES = 1_000_000_000
 """Maximum size of a record: a JSON line, a JSON member of a tar, or a JSON list of frames, including base64 images."""
 
@@ -35,8 +35,8 @@ def read_file(path: Path, limit: int, location: str, kind: str = "image") -> byt
     except NotRegularError as error:
         raise BrokenRecordError(f"unreadable {kind}", location, f"{path} {error.strerror}") from None
     except (OSError, ValueError) as error:
-        if (told := too_many(error)) is not None:
-            raise told from None
+        if (failure := too_many(error)) is not None:
+            raise failure from None
         reason = getattr(error, "strerror", None) or str(error)
         raise BrokenRecordError(f"missing {kind}", location, f"{str(path)[:200]}: {reason}") from None
     with file:

@@ -1,4 +1,4 @@
-"""Finds images or videos that training and a held-out split share. They make the metrics of the held-out split too high.
+"""Finds images or videos that training and a held-out split share. Such images inflate the metrics of the held-out split.
 
 :func:`shared_images` compares paths and then bytes, so it finds the same file under several paths (links, copies with another
 name, images in shards). It also finds photographs that two public data sets share, by their ids (:mod:`dataset.image_ids`).
@@ -51,7 +51,7 @@ class SharedImages:
     """Images of a held-out split that are also in training.
 
     Attributes:
-        pairs: each shared image once, with the first training record that has it.
+        pairs: each shared image once, with the first training record that contains it.
         held_out: number of distinct images in the split.
         contents_compared: False if contents were not compared, because there were too many files or bytes.
         sets: data sets of the ids in the split.
@@ -193,8 +193,8 @@ def _identity(source: Source, folders: dict[Path, str]) -> str:
 def _copies(
     training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownImage]
 ) -> tuple[list[tuple[str, _TrainingFile]], bool]:
-    """Returns the identities of held-out images with the training files that have the same content under a different identity;
-    and False if the limit of bytes was reached, so that not all contents were compared. Only files of equal size are read."""
+    """Returns the identities of held-out images with the training files that have the same content under a different identity,
+    and whether all contents were compared: False if the limit of bytes was reached. Only files of equal size are read."""
     sizes = {identity: _size(image.source) for identity, image in held_out.items()}
     wanted = set(sizes.values()) - {None, 0}
     by_digest: dict[str, list[tuple[str, _TrainingFile]]] = {}
@@ -227,7 +227,7 @@ def _copies(
 def _size(source: Source) -> int | None:
     """Returns the size of an image or a video in bytes, or None if it has no readable content."""
     if source.path is None:
-        held = _held(source)
+        held = _embedded(source)
         return None if held is None else len(held)
     try:
         return source.path.stat().st_size if source.path.is_file() else None
@@ -238,13 +238,13 @@ def _size(source: Source) -> int | None:
 def _digest(source: Source) -> str | None:
     """Returns a hash of the content, or None if it cannot be read."""
     try:
-        content = source.path.read_bytes() if source.path is not None else _held(source)
+        content = source.path.read_bytes() if source.path is not None else _embedded(source)
     except OSError:
         return None
     return None if content is None else hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _held(source: Source) -> bytes | None:
+def _embedded(source: Source) -> bytes | None:
     """Returns the content of an image, or of the frames of a video, that is contained in a record."""
     try:
         if isinstance(source, VideoSource):

@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_JUDGE = 1000
 _FEW = 8
-"""If too many records are broken, a stream is blamed if it has at least this number of records and all of them are broken."""
+"""If too many records are broken, the error blames a stream if at least this number of its records were read and all of them are
+broken."""
 _FIRST = 100
 """At least one of this number of records at the start of each stream must be usable, otherwise the run stops."""
 
@@ -39,7 +40,7 @@ class LoadingConfig(Config):
         description="a worker that makes no batch for this time, in seconds, is killed and replaced",
     )
     max_broken: Annotated[float, MAY_CHANGE] = Field(
-        0.01, ge=0, le=1, description="maximum share of broken records; the run stops if it is exceeded"
+        0.01, ge=0, le=1, description="maximum fraction of broken records; the run stops if it is exceeded"
     )
     max_pixels: int = Field(80_000_000, ge=1, description="images with more pixels are broken records")
     pixels: Literal["shown", "stored"] = Field(
@@ -67,9 +68,9 @@ class BrokenRecordLog:
     """Counts broken records by kind, logs each kind once, and stops a run that has too many.
 
     Args:
-        max_broken: maximum share of broken records among the records that were read.
-        stream_sizes: number of records of each stream. The share is checked after 1000 records, or all records if there are
-            fewer.
+        max_broken: maximum fraction of the records read that may be broken.
+        stream_sizes: number of records of each stream. The fraction is checked after 1000 records, or after all records if there
+            are fewer.
     """
 
     def __init__(self, max_broken: float, stream_sizes: Mapping[str, int]):
@@ -86,10 +87,10 @@ class BrokenRecordLog:
     def add(self, batch: Batch) -> None:
         """Counts the records of a batch.
 
-        For the share, a record counts once, even if several of its parts are broken. Each broken part counts towards its kind.
+        For the fraction, a record counts once, even if several of its parts are broken. Each broken part counts towards its kind.
 
         Raises:
-            UserError: with the summary, if the share is exceeded, or the first 100 records of a stream are all broken.
+            UserError: with the summary, if the fraction is exceeded, or the first 100 records of a stream are all broken.
         """
         self.read += batch.read
         for stream, count in batch.counts.items():
@@ -110,7 +111,7 @@ class BrokenRecordLog:
             if read >= min(self.stream_sizes[stream], _FIRST):
                 raise self.none_usable(stream)
         if self.read >= self.enough:
-            self._judge()
+            self._check_fraction()
 
     def none_usable(self, stream: str) -> UserError:
         """Returns the error for a stream whose records are all broken."""
@@ -120,12 +121,12 @@ class BrokenRecordLog:
         )
 
     def finish(self) -> CountedRecords:
-        """Returns the summary at the end of a run, and checks the share even if the run was short.
+        """Returns the summary at the end of a run, and checks the fraction even if the run was short.
 
         Raises:
-            UserError: if the share is exceeded.
+            UserError: if the fraction is exceeded.
         """
-        self._judge()
+        self._check_fraction()
         return self.summary()
 
     def summary(self) -> CountedRecords:
@@ -136,7 +137,7 @@ class BrokenRecordLog:
         ]
         return CountedRecords(read=self.read, broken=self.broken_records, kinds=kinds)
 
-    def _judge(self) -> None:
+    def _check_fraction(self) -> None:
         if self.broken_records > self.max_broken * self.read:
             for stream, read in self.unusable.items():
                 if read >= min(
@@ -176,7 +177,7 @@ class BatchLoader:
 
     Args:
         maker: makes the batches.
-        config: settings of workers, and the maximum share of broken records.
+        config: settings of workers, and the maximum fraction of broken records.
         rank: rank of this process.
         world_size: number of processes that share the data.
     """
@@ -231,6 +232,6 @@ class BatchLoader:
             raise
         if held:
             raise self.broken.none_usable(next(iter(self.broken.unusable)))
-        # A resumed run may read too few records to check the share.
+        # A resumed run may read too few records to check the fraction.
         whole = consumed == 0 or self.broken.read >= self.broken.enough
         logger.info(self.broken.finish() if whole else self.broken.summary())

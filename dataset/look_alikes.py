@@ -2,8 +2,8 @@
 
 :mod:`dataset.leaks` compares ids, paths and bytes. This module compares pixels, in two steps. First, the crop-resistant hash of
 the library imagehash proposes pairs. It has a hash for each bright or dark segment of an image, and one similar segment is
-enough. Then the middle of one image is searched in the other image at several scales, by normalised cross-correlation of small
-grey images.
+enough. Then the middle of one image is searched for in the other image at several scales, by normalised cross-correlation of
+small grey images.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SIDE = 48
 """Longer side of the grey images that are correlated, in pixels."""
 
 MIDDLE = 0.7
-"""Share of each side of an image that is searched in the other image."""
+"""Fraction of each side of an image that its middle covers, which is searched for in the other image."""
 
 SCALES = tuple(1.05**-step for step in range(11))
 """Ratios of the sides of an image to the sides of an image from which it may be cropped: down to 0.61, which is 38 % of the
@@ -90,7 +90,9 @@ def available() -> bool:
 def require() -> None:
     """Raises :class:`UserError` if imagehash is not installed."""
     if not available():
-        raise UserError('imagehash is not installed, which compares images by their looks: pip install ".[leaks]"')
+        raise UserError(
+            'comparing images by their looks needs imagehash, which is not installed: pip install ".[leaks]"'
+        )
 
 
 def look_of(image: Image.Image) -> Look:
@@ -114,7 +116,7 @@ def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> 
     Args:
         images: the images.
         name: name of the images in the progress bar.
-        seconds: time in seconds after which no further image is processed.
+        seconds: time limit in seconds, after which no further image is processed.
     """
     until, found = time.perf_counter() + seconds, []
     for source in progress_bar(images, total=len(images), desc=f"hashing {name}", unit="image", leave=False):
@@ -139,7 +141,7 @@ def similar(
         ours: looks of some images.
         theirs: looks of other images.
         min_correlation: :data:`MIN_CORRELATION` or :data:`SURE`.
-        seconds: time in seconds after which no further pair is compared.
+        seconds: time limit in seconds, after which no further pair is compared.
     """
     until = time.perf_counter() + seconds
     candidates = list(_candidates(ours, theirs))

@@ -91,7 +91,8 @@ def in_workers(
 
 
 class _LostWorkerError(Exception):
-    """A worker hangs or was killed. The message has the index of the worker and the record that it was reading."""
+    """A worker hangs or was killed. The message contains the index of the worker and the location of the record that it was
+    reading."""
 
 
 class _Pool:
@@ -119,7 +120,7 @@ class _Pool:
             worker_init_fn=partial(_begin, self.board),
             multiprocessing_context=_listing(self.children) if self.workers else None,
             pin_memory=accelerator.best_device().type != "cpu",
-            # A separate generator. The loader would otherwise draw from torch's global generator, which the dropout uses.
+            # A separate generator. The loader would otherwise draw from torch's global generator, which dropout uses.
             generator=torch.Generator(),
         )
 
@@ -147,8 +148,8 @@ class _Pool:
                 yield batch
                 self.made += 1
         except (RuntimeError, OSError, EOFError) as error:
-            if (told := open_files.too_many(error) or _memory_is_full(error)) is not None:
-                raise told from None
+            if (failure := open_files.too_many(error) or _memory_is_full(error)) is not None:
+                raise failure from None
             # Torch may notice a lost worker before we do, because the connection breaks before the process has ended.
             ends = time.monotonic() + 1.0
             while self.children and time.monotonic() < ends:
@@ -307,6 +308,6 @@ class _Numbered(Dataset[Any]):
         except UserError as error:
             return _Failure(str(error))
         except (RuntimeError, OSError) as error:
-            if (told := open_files.too_many(error) or _memory_is_full(error)) is None:
+            if (failure := open_files.too_many(error) or _memory_is_full(error)) is None:
                 raise
-            return _Failure(str(told))
+            return _Failure(str(failure))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from dataset.prepare.folders import SPLITS, fill_and_tell, split_by_hash
+from dataset.prepare.folders import SPLITS, fill_and_report, split_by_hash
 from dataset.prepare.output import OutputFolder, already_made
 from dataset.prepare.tokenizer import train_wordpiece
 from utils.commands import FLAGS
@@ -134,4 +134,4 @@ def fill_folder(
     def fill() -> None:
         build(output.out, **arguments, overwrite=output.overwrite, progress=True)
 
-    return fill_and_tell(output.out, facts_name, fill, summary)
+    return fill_and_report(output.out, facts_name, fill, summary)

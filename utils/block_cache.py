@@ -43,7 +43,7 @@ Block = bytes | memoryview
 
 class BlockCache:
     """A folder of cached blocks. Only one thread of a process may call :meth:`get`; other threads may prefetch with
-    :meth:`bring`.
+    :meth:`ensure`.
 
     Args:
         folder: folder of the cache; created if missing.
@@ -100,8 +100,8 @@ class BlockCache:
         """Returns the block ``name`` of ``size`` bytes, or None if it is not in the folder."""
         return self._open(self._path(name), size)
 
-    def bring(self, name: str, size: int, fetch: Callable[[], bytes]) -> bool:
-        """Prefetch a block into the folder; returns True if the block could be stored."""
+    def ensure(self, name: str, size: int, fetch: Callable[[], bytes]) -> bool:
+        """Fetches a block into the folder unless it is there; returns True if the folder contains it now."""
         path = self._path(name)
         if self._is_there(path, size):
             return True

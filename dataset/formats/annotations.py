@@ -21,7 +21,7 @@ from batches.base import BrokenRecord
 from dataset.media.encoded import FORMATS, image_fault
 from dataset.records.broken import broken_record, json_fault, remedy_for
 from dataset.records.forms import convert_hint, foreign_form
-from dataset.records.schema import BrokenRecordError, ImageSource, check_text, spoken, texts_in
+from dataset.records.schema import BrokenRecordError, ImageSource, check_text, texts_in, texts_in_language
 from dataset.text.processors import clean_caption
 from utils.errors import UserError
 from utils.events import BrokenKind, CountedRecords
@@ -83,7 +83,7 @@ def read_json(path: str, key: str) -> Any:
         return json.loads(read_text(path, key))
     except json.JSONDecodeError as error:
         lines = (
-            "; if these are JSON lines, drop format: the file is not an official one"
+            "; if these are JSON lines, remove format, since the file is not an official one"
             if error.msg == "Extra data"
             else ""
         )
@@ -159,11 +159,11 @@ def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list
         what: the expected kind of file, for messages.
 
     Raises:
-        UserError: with the config ``key``, if there is no such list, so that the file is not the expected one.
+        UserError: with the config ``key``, if there is no such list, which means that the file is not the expected one.
     """
     values = content.get(name) if isinstance(content, dict) else None
     if not isinstance(values, list):
-        raise UserError(f"{key}: {path} has no list {name!r}, as {what} has; see {key}.format")
+        raise UserError(f"{key}: {path} has no list {name!r}, so it is not {what}; see {key}.format")
     return [_row(value, f"{path}: {name}[{index}]") for index, value in enumerate(values)]
 
 
@@ -173,7 +173,7 @@ def parse_rows(
     """Parses all rows with ``parse``, and returns the results without broken rows.
 
     Raises:
-        UserError: if more than the share ``max_broken`` of the rows is broken, or no row is left. The message is one line with
+        UserError: if more than the fraction ``max_broken`` of the rows is broken, or no row is left. The message is one line with
             the count and the first location of each kind.
     """
     parsed: list[T] = []
@@ -261,7 +261,7 @@ class ImageFiles:
         try:
             with source.path.open("rb") as file, Image.open(file, formats=FORMATS) as header:
                 return header.size
-        except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
+        except Exception as error:  # Pillow's readers raise many kinds of errors on malformed bytes
             raise BrokenRecordError(
                 "unreadable image", source.location, f"{source.path}: {image_fault(error)}"
             ) from None
@@ -284,7 +284,7 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
     for found in texts_in(row.get(key, object), key, row.location):
         if not isinstance(found, str) and language is not None and language not in found:
             raise BrokenRecordError("missing key", row.location, f"{key} has no text in language {language!r}")
-        texts += spoken(found, language)
+        texts += texts_in_language(found, language)
     for text in texts:
         try:
             clean_caption(text, 1)

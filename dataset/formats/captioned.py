@@ -61,7 +61,7 @@ class CaptionedSplitConfig(Config):
     @model_validator(mode="after")
     def _keys_fit_the_format(self) -> CaptionedSplitConfig:
         if (self.splits is not None) != (self.format == "karpathy"):
-            remedy = "name the splits" if self.splits is None else "drop splits, or set format: karpathy"
+            remedy = "set splits" if self.splits is None else "remove splits, or set format: karpathy"
             raise ValueError(f"format is {self.format}, but splits belong to Karpathy's files; {remedy}")
         if self.listed is not None and self.format != "msrvtt":
             raise ValueError(
@@ -97,7 +97,7 @@ class CaptionedImages:
         return tuple(self.captions[start:end])
 
     def only(self, images: Sequence[int]) -> CaptionedImages:
-        """Returns some of the images, ascending, with their captions."""
+        """Returns the given images, in ascending order, with their captions."""
         captions = [self.captions_of(image) for image in images]
         return CaptionedImages(
             images=SourceColumn([self.images[image] for image in images]),
@@ -115,14 +115,14 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
     """Reads and checks a split. Every image or video must exist.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be used, a split has no record, more than the share
+        UserError: with the config ``key``, if the file cannot be used, a split has no record, more than the fraction
             ``max_broken`` of the rows is broken, or two images have the same image_id.
     """
     folder = images_folder(config.images, config.annotations)
     images, videos = ImageFiles(folder), Videos(folder)
     rows = _rows(config, key)
     if config.language is not None:
-        rows = _spoken_in(config.language, rows, key, config.annotations)
+        rows = _rows_in_language(config.language, rows, key, config.annotations)
     parsed = parse_rows(rows, lambda row: _parse(row, images, videos, config.language), key, max_broken)
     by_image: dict[str, tuple[ImageSource | VideoSource, list[str]]] = {}
     for identity, source, captions in parsed:
@@ -152,7 +152,7 @@ def _rows(config: CaptionedSplitConfig, key: str) -> Iterable[Row | BrokenRecord
     return read_records(config.annotations, key, ("karpathy", "msrvtt", "xflickrco"))
 
 
-def _spoken_in(
+def _rows_in_language(
     language: str, all_rows: Iterable[Row | BrokenRecordError], key: str, path: str
 ) -> list[Row | BrokenRecordError]:
     """Drops the rows whose captions are by language but have no text in ``language``."""

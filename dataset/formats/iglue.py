@@ -11,7 +11,7 @@ from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 
 ENTAILMENT = ("contradiction", "entailment", "neutral")
-"""Labels of XVNLI, in the order of their classes (released)."""
+"""Labels of XVNLI, in the order of their classes in the released code."""
 
 FLICKR_FOLDER, COCO_FOLDER, GQA_FOLDER = "flickr30k/flickr30k-images", "coco/val2014", "gqa/images"
 """Folders of the images, relative to ``images``."""
@@ -80,7 +80,7 @@ def gqa_rows(path: str, key: str) -> Rows:
     """
     content = read_json(path, key)
     if not isinstance(content, dict) or not all(isinstance(asked, Mapping) for asked in list(content.values())[:1]):
-        raise UserError(f"{key}: {path} is not an object of questions by id, as GQA's files are; see {key}.format")
+        raise UserError(f"{key}: {path} is not a JSON object of questions by id like GQA's files; see {key}.format")
 
     def question(row: Row) -> Row:
         values = {

@@ -13,8 +13,8 @@ from utils.errors import UserError
 
 def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row | BrokenRecordError]:
     """Returns rows of question_id, question and image (``train2014/COCO_train2014_….jpg``, as in the official layout). If there
-    is a file of ``annotations``, rows also have answer (a list of ten) and answer_type. Rows are made lazily, so they are never
-    all in memory.
+    is a file of ``annotations``, rows also have answer (a list of ten) and answer_type. Rows are made lazily, so that they are
+    never all in memory at once.
 
     Raises:
         UserError: with the config ``key``, if a file cannot be read or is not a file of VQA v2.
@@ -42,7 +42,7 @@ def _read_answers(path: str, key: str) -> dict[int, dict[str, Any]]:
     content = read_json(path, key)
     listed = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(listed, list):
-        raise UserError(f"{key}: {path} has no list 'annotations', as VQA v2's file of answers has")
+        raise UserError(f"{key}: {path} has no list 'annotations', so it is not VQA v2's file of answers")
     answers_of = {}
     for index, annotation in enumerate(listed):
         try:
@@ -52,7 +52,5 @@ def _read_answers(path: str, key: str) -> dict[int, dict[str, Any]]:
                 "answer_type": annotation.get("answer_type", ""),
             }
         except (KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{key}: {path}: annotations[{index}] lacks question_id or answers as VQA v2 has them"
-            ) from None
+            raise UserError(f"{key}: {path}: annotations[{index}] lacks VQA v2's question_id or answers") from None
     return answers_of

@@ -1,4 +1,4 @@
-"""The released augmentation, for (3, H, W) uint8 tensors. Images are normalised later, on the device.
+"""The augmentation of the released code, for (3, H, W) uint8 tensors. Images are normalised later, on the device.
 
 All random numbers come from the generator that the caller passes.
 """
@@ -28,12 +28,12 @@ _CROP_ATTEMPTS = 10
 _LEVELS = np.arange(256)
 
 _FRAME = 2
-"""Width of the border of :data:`FILL` around a warped image, in pixels. A position outside the image has both neighbours in
-it."""
+"""Width of the border of :data:`FILL` around a warped image, in pixels. Both neighbours of a position outside the image lie in
+the border."""
 _CHANNEL_BITS, _WEIGHT_BITS = np.uint64(21), np.uint64(10)
 _EACH_CHANNEL = np.uint64(1 | 1 << 21 | 1 << 42)
 _HALF = np.uint64(512)
-"""Half of 1024, the sum of the weights; added to round to the nearest integer."""
+"""Half of 1024, the sum of the weights; added in order to round to the nearest integer."""
 
 Planes = np.ndarray
 """(3, H, W) uint8, contiguous."""
@@ -51,12 +51,14 @@ class RegionAugmentConfig(Config):
 
 
 class AugmentConfig(RegionAugmentConfig):
-    """Augmentation of a training image. The defaults are the released values.
+    """Augmentation of a training image. The defaults are those of the released code.
 
     To use whole images, set ``scale: [1, 1]``, and ``ratio`` to a range that includes the ratios of the images.
     """
 
-    scale: tuple[float, float] = Field((0.2, 1.0), description="minimum and maximum share of an image's area in a crop")
+    scale: tuple[float, float] = Field(
+        (0.2, 1.0), description="minimum and maximum fraction of an image's area in a crop"
+    )
     ratio: tuple[float, float] = Field(
         (3 / 4, 4 / 3),
         description="minimum and maximum ratio of width to height of a crop, relative to the ratio of the model's input",
@@ -144,7 +146,7 @@ def training_view(
 
 
 def evaluation_view(image: Tensor | EncodedImage, size: ImageSize) -> Tensor:
-    """Resizes the whole image to ``size``, without a centre crop (released)."""
+    """Resizes the whole image to ``size``, without a centre crop, as in the released code."""
     return resize(pixels_of(image), size).contiguous()
 
 
@@ -210,7 +212,8 @@ def _auto_contrast(planes: Planes, _: float) -> Planes:
 
 
 def _equalize(planes: Planes, _: float) -> Planes:
-    """Flattens the histogram of each channel. The highest occupied level is not counted for the step, as released."""
+    """Flattens the histogram of each channel. As in the released code, pixels at the highest occupied level are not counted when
+    the step is computed."""
     tables = []
     for plane in planes:
         histogram = np.array(Image.fromarray(plane).histogram())  # twice as fast as numpy's bincount

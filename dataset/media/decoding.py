@@ -28,12 +28,12 @@ T = TypeVar("T")
 Backend = Literal["av", "decord"]
 
 _WHOLE_ENOUGH = 0.95
-"""A file is truncated if its packets cover less than this share of the length in its header. Headers are not exact."""
+"""A file is truncated if its packets cover less than this fraction of the length in its header. Headers are not exact."""
 _LEAVE_OUT = ("h264", "hevc", "mpeg4", "mpeg2video")
 """FFmpeg decoders that can skip single packets. The AV1 decoder would skip all following frames too."""
 
 
-_MOST_HANGING = 8
+_MAX_HANGING = 8
 _HANGING: list[threading.Thread] = []
 """Threads of this process that have exceeded their time limit."""
 
@@ -56,15 +56,15 @@ class Clock:
         )
 
 
-def within(clock: Clock, work: Callable[[], T]) -> T:
+def run_with_limit(clock: Clock, work: Callable[[], T]) -> T:
     """Runs ``work()`` in a thread, and abandons the thread at the time limit, even if a library call does not return.
 
     An abandoned thread ends at its next check of the clock. A thread in a call that never returns cannot be ended. If there are
-    :data:`_MOST_HANGING` such threads, no more are started.
+    :data:`_MAX_HANGING` such threads, no more are started.
     """
     _HANGING[:] = [thread for thread in _HANGING if thread.is_alive()]
-    if len(_HANGING) >= _MOST_HANGING:
-        message = f"{_MOST_HANGING} earlier videos still hang in the decoder; try another backend"
+    if len(_HANGING) >= _MAX_HANGING:
+        message = f"{_MAX_HANGING} earlier videos still hang in the decoder; try another backend"
         raise BrokenRecordError("unreadable video", clock.location, message)
     done: list[T] = []
     failed: list[BaseException] = []
@@ -102,7 +102,7 @@ class FileIndex:
     tick_s: float
     timed: bool
 
-    def shown_each(self, seconds: float) -> list[int]:
+    def frames_every(self, seconds: float) -> list[int]:
         """Returns the frames that are shown 0, ``seconds``, 2 ``seconds``, … after the first frame, up to the last frame."""
         shown = [(time - self.times[0]) * self.tick_s for time in self.times]
         slack = self.tick_s / 2

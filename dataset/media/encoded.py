@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset.media.orientation import exif_orientation, jpeg_orientation, turned
+from dataset.media.orientation import exif_orientation, jpeg_orientation, oriented
 from dataset.records.broken import BrokenRecordError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -26,9 +26,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PixelsAre = Literal["shown", "unturned", "stored"]
 """How a file is converted to pixels. "shown": as people see the image, with its EXIF orientation applied and transparent pixels
 on white. "unturned": the same without the EXIF orientation, for images with boxes. "stored": without the EXIF orientation and
-with the alpha channel dropped (released)."""
+with the alpha channel dropped, as in the released code."""
 
-_NOT_AN_IMAGE = f"not an image of a format that is read ({', '.join(FORMATS)})"
+_NOT_AN_IMAGE = f"not an image in a supported format ({', '.join(FORMATS)})"
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
 """Markers of baseline, extended and progressive JPEG."""
 _SKIPPED_SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)
@@ -98,15 +98,15 @@ class EncodedImage:
         """
         try:
             if self.orientation > 1:
-                return turned(self._decode(max(self.shape)), self.orientation)
+                return oriented(self._decode(max(self.shape)), self.orientation)
             return self._decode(count)
         except BrokenRecordError:
             raise
-        except Exception as error:  # readers raise many kinds on malformed bytes
+        except Exception as error:  # readers raise many kinds of errors on malformed bytes
             raise self._unreadable(error) from None
 
     def pixels(self) -> Tensor:
-        """Decodes the whole image, (3, H, W) uint8; raises as :meth:`rows`."""
+        """Decodes the whole image, (3, H, W) uint8; raises the same errors as :meth:`rows`."""
         return self.rows(self.shape[1])
 
     def _orientation(self) -> int:
@@ -125,7 +125,7 @@ class EncodedImage:
                 return Image.open(io.BytesIO(self.content), formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise BrokenRecordError("image too large", self.location, f"{self._name}{error}") from None
-        except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
+        except Exception as error:  # Pillow's readers raise many kinds of errors on malformed bytes
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> BrokenRecordError:
@@ -150,8 +150,8 @@ def decode(
 
 
 def rgb_of(image: Image.Image, on_white: bool) -> Tensor:
-    """Returns the pixels of a Pillow image, (3, H, W) uint8 RGB; ``on_white``: put transparent pixels on
-    white instead of dropping the transparency."""
+    """Returns the pixels of a Pillow image, (3, H, W) uint8 RGB; with ``on_white``, transparent pixels are put on white instead
+    of losing their transparency."""
     if on_white and _is_transparent(image):
         return _on_white(image)
     if image.mode.startswith("I;16"):
@@ -167,7 +167,8 @@ def for_boxes(pixels: PixelsAre) -> PixelsAre:
 
 
 def pixels_of(image: Tensor | EncodedImage) -> Tensor:
-    """Returns all pixels of an image, (3, H, W) uint8, and decodes it if needed; raises as :meth:`EncodedImage.rows`."""
+    """Returns all pixels of an image, (3, H, W) uint8, and decodes it if needed; raises the same errors as
+    :meth:`EncodedImage.rows`."""
     return image.pixels() if isinstance(image, EncodedImage) else image
 
 
@@ -179,8 +180,8 @@ def encode_jpeg(image: Tensor, quality: int) -> bytes:
 
 
 def crop(image: Tensor | EncodedImage, top: int, left: int, height: int, width: int) -> Tensor:
-    """Returns a part of an image, (3, ``height``, ``width``) uint8. An encoded image is decoded down to the bottom of the
-    part."""
+    """Returns a crop of an image, (3, ``height``, ``width``) uint8. An encoded image is only decoded down to the bottom of the
+    crop."""
     pixels = image.rows(top + height) if isinstance(image, EncodedImage) else image
     return pixels[:, top : top + height, left : left + width]
 
@@ -204,7 +205,7 @@ def jpeg_frame(content: bytes) -> JPEGFrame | None:
 
 
 def _decode_jpeg(content: bytes, frame: JPEGFrame, rows: int) -> Tensor:
-    """Decodes at least the first ``rows`` rows of a JPEG file, and less than two more blocks of rows.
+    """Decodes at least the first ``rows`` rows of a JPEG file, and at most one block of rows more.
 
     The height in the frame header is changed to this number of rows. libjpeg then warns of extra data after the end, as it does
     for other errors that it can correct, so ``strict`` is False, as in Pillow. The colours of the last decoded row are

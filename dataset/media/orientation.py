@@ -45,7 +45,7 @@ def jpeg_orientation(content: bytes, end: int) -> int:
     return 1
 
 
-def turned(pixels: Tensor, orientation: int) -> Tensor:
+def oriented(pixels: Tensor, orientation: int) -> Tensor:
     """Applies an orientation to an image (3, H, W). Returns (3, H, W), or (3, W, H) for the orientations 5 to 8."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 2)

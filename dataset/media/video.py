@@ -1,8 +1,8 @@
-"""Videos: frames chosen from files, lists of images and folders of images; only these are decoded.
+"""Videos: chooses frames from files, lists of images and folders of images, and decodes only the chosen frames.
 
 Candidates are the frames of a file that are shown at whole seconds (section 3.2), or all images of a list or a folder. Evaluation
-takes some of them at even distances, training at random. The choice does not depend on the backend that decodes. A rotation in
-the header of a video file is not applied.
+chooses frames at even distances; training chooses them at random. The choice does not depend on the backend that decodes. A
+rotation in the header of a video file is not applied.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.files import RECORD_BYTES, read_file
-from dataset.media.decoding import Backend, Clock, decoded, index_of, why_not_loaded, within
+from dataset.media.decoding import Backend, Clock, decoded, index_of, run_with_limit, why_not_loaded
 from dataset.media.encoded import EncodedImage, PixelsAre
 from dataset.records.schema import BrokenRecordError, ImageSource, image_of
 from utils.config import Config
@@ -169,7 +169,9 @@ def read_frames(
             time limit is exceeded; "image too large"; or the kinds of a broken image if the video is a list of images.
     """
     clock = Clock(config.time_limit_s, source.location)
-    return within(clock, lambda: [view(frame) for frame in _chosen(source, config, choose, max_pixels, pixels, clock)])
+    return run_with_limit(
+        clock, lambda: [view(frame) for frame in _chosen(source, config, choose, max_pixels, pixels, clock)]
+    )
 
 
 def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, key: str) -> None:
@@ -233,7 +235,7 @@ def _chosen(
         return
     assert source.path is not None
     index = index_of(source.path, max_pixels, clock)
-    candidates = index.shown_each(1 / config.frames_per_second)
+    candidates = index.frames_every(1 / config.frames_per_second)
     chosen = [candidates[number] for number in choose(len(candidates))]
     with closing(decoded(source.path, index, sorted(set(chosen)), config.backend, clock)) as frames:
         for _, again in itertools.groupby(chosen):

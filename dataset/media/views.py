@@ -91,7 +91,7 @@ class EvaluationView:
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             frames = self.videos.evaluation(source, lambda frame: evaluation_view(frame, self.image_size))
-            return _other_order(frames, source.location) if self.shuffle_frames else frames
+            return _shuffled(frames, source.location) if self.shuffle_frames else frames
         pixels = self.pixels if size is None else for_boxes(self.pixels)
         image = decode(source.load(), self.max_pixels, source.location, pixels, source.path)
         if size is not None:
@@ -99,7 +99,7 @@ class EvaluationView:
         return evaluation_view(image, self.image_size)
 
 
-def _other_order(frames: Tensor, location: str) -> Tensor:
+def _shuffled(frames: Tensor, location: str) -> Tensor:
     """Shuffles frames. If there are at least two, the order always differs from the original order."""
     count = len(frames)
     if count < 2:

@@ -1,4 +1,5 @@
-"""Makes a folder of shards from URLs: a list for img2dataset, which downloads the images, then the shards that it wrote."""
+"""Makes a folder of shards from URLs: first a list for img2dataset, which downloads the images, then the folder with the shards
+that img2dataset wrote."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ class Addresses(Protocol):
 
     Attributes:
         form: form of the list for img2dataset.
-        columns: further columns of the list, which img2dataset has to keep.
-        hashed: the manifest of the shards has a hash of each.
+        columns: additional columns of the list that img2dataset must keep.
+        hashed: whether the manifest contains a hash of each shard.
     """
 
     form: Form
@@ -38,11 +39,12 @@ class Addresses(Protocol):
 
     @property
     def list_path(self) -> Path:
-        """Path of the list, in the folder that is made for it; or that folder, if it holds several lists."""
+        """Path of the list in its output folder, or of the folder itself if it contains several lists."""
         ...
 
     def list_arguments(self) -> Mapping[str, Any] | None:
-        """Returns what decides the content of the list; None if there are only shards that were downloaded before."""
+        """Returns the values that determine the content of the list, or None if the shards are already downloaded and there is no
+        list."""
         ...
 
     def write_list(self, output: OutputFolder) -> Counts:
@@ -54,11 +56,11 @@ class Addresses(Protocol):
         ...
 
     def shard_arguments(self) -> Mapping[str, Any]:
-        """Returns what decides the content of the folder of records, besides the shards."""
+        """Returns the values that, besides the shards, determine the content of the folder of records."""
         ...
 
     def take_shards(self, output: OutputFolder, shards: list[Path]) -> Counts:
-        """Writes the shards without the records that may not be used."""
+        """Writes the shards, leaving out records that must not be used."""
         ...
 
 
@@ -80,12 +82,12 @@ def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -
         finished, unfinished = finished_shards(folder)
         shards += finished
         if unfinished:
-            preparation.tell(
-                f"{len(unfinished):,} shards are unfinished and skipped, first {unfinished[0]}; repeat img2dataset's command"
+            preparation.report(
+                f"{len(unfinished):,} shards are unfinished and skipped, first {unfinished[0]}; rerun the img2dataset command"
             )
     refuse_same_names(shards)
     if not shards:
-        preparation.tell("download the images with img2dataset (pip install img2dataset), then repeat this command:")
+        preparation.report("download the images with img2dataset (pip install img2dataset), then rerun this command:")
         command = download_command(
             addresses.list_path,
             preparation.downloads / f"{preparation.name}_shards",
@@ -93,7 +95,7 @@ def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -
             addresses.columns,
         )
         distributor = " --distributor ray" if preparation.options.ray else ""
-        preparation.options.tell(f"  {command}{distributor}")
+        preparation.options.report(f"  {command}{distributor}")
         return
     statuses: Counter[str] = Counter()
 

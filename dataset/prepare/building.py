@@ -35,10 +35,11 @@ JOBS_PER_SHARD = 100
 """Number of jobs whose records are in one shard. An interrupted run makes its unfinished shard again."""
 
 FORM = ("missing key", "wrong type", "bad json", "wrong columns")
-"""Reasons that suggest that the file is damaged, or a different file."""
+"""Reasons that suggest a damaged or wrong file."""
 
 IMAGES = "images"
-"""Folder of images in a folder of records. If a file of records is complete, so are its images, which other files may share."""
+"""Name of the image folder in a folder of records. Once a file of records is complete, so are its images, which files may
+share."""
 
 _JOURNAL_MANIFEST = "_journal/manifest.json"
 
@@ -49,7 +50,7 @@ class WorkerDiedError(UserError):
 
 @dataclass
 class Job:
-    """A part of the input: ``items`` to convert, ``size`` in the unit of the progress bar, and the ``counts`` of reading it."""
+    """A part of the input: ``items`` to convert, ``size`` in the unit of the progress bar, and the ``counts`` from reading it."""
 
     items: list[Any]
     size: int = 0
@@ -95,13 +96,13 @@ def build_folder(
         arguments: everything that determines the content, as JSON values, including the sources with their hashes.
         fill: writes the shards to the given folder, and adds an entry for each complete shard.
         overwrite: make an existing folder again.
-        max_broken: maximum share of entries that have the wrong form; beyond it, nothing is made.
+        max_broken: maximum fraction of malformed entries. If more are malformed, no folder is made.
         facts: returns further entries of the manifest, after the shards were written.
-        hashed: whether the manifest has a hash of each shard; if False, it only has the size, for shards that are too large to
-            be read again.
+        hashed: whether the manifest contains a hash of each shard. If False, it only contains the sizes, for shards that are too
+            large to read again.
 
     Returns:
-        The manifest; None if the folder was already made with these arguments.
+        The manifest, or None if the folder was already made with these arguments.
 
     Raises:
         UserError: the folder has a different origin or was made with different arguments; the official files cannot be used.
@@ -144,7 +145,7 @@ def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def _remove_leftovers(folder: OutputFolder) -> None:
-    """Removes files of an earlier run without an entry: they may be incomplete, or have different arguments."""
+    """Removes files of a previous run that have no entry, since they may be incomplete or made with different arguments."""
     for path in folder.out.iterdir():
         if path.is_dir() and not (path.name == IMAGES and folder.entries):
             shutil.rmtree(path)
@@ -227,13 +228,13 @@ def _write_shard(path: Path, parts: Iterator[_Made], on_part: Callable[[int], ob
 
 
 def _refuse_unusable(counts: Counts, name: str, max_broken: float) -> None:
-    """Raises :class:`UserError` if too many entries have the wrong form, or nothing is left."""
+    """Raises :class:`UserError` if too many entries are malformed, or no record is left."""
     broken = {reason: counts.left_out[reason] for reason in FORM if counts.left_out[reason]}
     read, bad = sum(counts.read.values()), sum(broken.values())
     if bad > max_broken * read:
         first = "; ".join(f"{number:,} {reason} ({counts.locations[reason][0]})" for reason, number in broken.items())
         raise UserError(
-            f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; check that each file is the official one, and "
+            f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; check that each file is the official one and "
             f"complete, or skip them with --max-broken {min(1.0, math.ceil(100 * bad / read) / 100):g}"
         )
     if not sum(counts.made.values()):

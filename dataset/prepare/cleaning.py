@@ -14,7 +14,7 @@ SMALLEST_PX = 1.0
 """Minimum width and height of the part of a box that is inside its image."""
 
 RELATIVE_SLACK = 0.1
-"""Maximum distance of a relative coordinate from the interval of 0 to 1. Models predict boxes that exceed the image a little."""
+"""How far a relative coordinate may lie outside 0 to 1, since predicted boxes may extend slightly beyond the image."""
 
 _MAX_WORDS = LONGEST_TEXT
 """Texts are not truncated here, since the training config decides how long they may be."""
@@ -123,7 +123,7 @@ def long_text(value: Any, counts: Counts, location: str) -> str | None:
     """Resolves the HTML entities of a long text and joins its lines. Returns None, after counting the reason, if the text cannot
     be used.
 
-    Case and punctuation are kept, since they tell where a sentence ends. Streams clean the texts that they read.
+    Case and punctuation are kept, since they mark the ends of sentences. Streams clean the texts that they read.
     """
     text = _plain_text(value, counts, location)
     if text is not None and not any(map(str.isalnum, text)):

@@ -1,8 +1,8 @@
-"""URLs that are few enough to be compared with each other: each is used once, and the images that are missing are listed.
+"""Prepares sets of URLs small enough for duplicate detection: each URL is used once, and missing images are listed.
 
-The list for img2dataset has every pair that may be used: cleaned captions, each URL once, and no held-out photograph. The
-shards that img2dataset writes become the data set's folder. A shard whose records may all be used is linked; otherwise, the
-usable records are copied.
+The list for img2dataset contains every pair that may be used, with its caption cleaned: each URL once, and no held-out
+photographs. The shards that img2dataset writes become the data set's folder. A shard whose records may all be used is linked;
+otherwise, the usable records are copied.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class ComparedPairs:
         return counts
 
     def _caption(self, pair: Pair, seen: set[bytes], counts: Counts) -> str | None:
-        """Returns the cleaned caption of a pair; None, after counting the reason, if the pair may not be used. ``seen`` has the
-        hashes of the URLs that were used before."""
+        """Returns the cleaned caption of a pair. If the pair must not be used, counts the reason and returns None. ``seen``
+        contains the hashes of the URLs that were already used."""
         held_out, digest, ids = self.preparation.held_out, _digest(pair.url), ids_in_url(pair.url)
         if (split := held_out.find(ids)) is not None:
             detail = "; ".join(filter(None, (pair.url[:100], held_out.linked(ids))))
@@ -177,7 +177,7 @@ class _UsableRecords:
         self._contents: set[bytes] = set()
 
     def take(self, record: _Scanned, path: Path) -> bool:
-        """Returns True if a record of the shard ``path`` is used; counts the reason if it is not."""
+        """Returns True if a record of the shard ``path`` is used. Otherwise counts the reason and returns False."""
         self.counts.read["images"] += 1
         digest, reason = _digest(record.url), ""
         if record.fault:

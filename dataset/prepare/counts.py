@@ -18,7 +18,7 @@ _KEYS = ("read", "made", "mended", "left_out")
 
 @dataclass
 class Counts:
-    """Counts of one file, of a part of it, or of all files.
+    """Counts for all files, one file, or part of a file.
 
     Attributes:
         read: number of entries read, by unit ("images", "regions").
@@ -35,17 +35,17 @@ class Counts:
     locations: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, location: str, detail: str = "") -> None:
-        """Counts an image, a text or a box that is skipped."""
+        """Counts a skipped image, text or box."""
         self.left_out[reason] += 1
         self._note(reason, location, detail)
 
     def fix(self, reason: str, location: str, detail: str = "") -> None:
-        """Counts a value that is changed."""
+        """Counts a changed value."""
         self.fixed[reason] += 1
         self._note(reason, location, detail)
 
     def add(self, other: Counts) -> None:
-        """Adds the counts of another part."""
+        """Adds other counts to these."""
         for mine, theirs in zip(self._counters(), other._counters(), strict=True):
             mine.update(theirs)
         for reason, locations in other.locations.items():
@@ -53,7 +53,7 @@ class Counts:
             kept += locations[: MAX_LOCATIONS - len(kept)]
 
     def clear(self) -> None:
-        """Starts counting again."""
+        """Resets all counts."""
         for counter in self._counters():
             counter.clear()
         self.locations.clear()

@@ -1,4 +1,4 @@
-"""Filters of pairs of images and texts by what a list says about them, as LAION's lists do."""
+"""Filters image-text pairs by the metadata in their list, such as LAION's similarity scores and safety tags."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Safety = Literal["none", "NSFW", "UNSURE"]
 
 @dataclass(frozen=True)
 class Filters:
-    """Filters that exclude pairs of LAION. The paper says that LAION was filtered (section 4.1), but not how, so no value is its
-    own.
+    """Filters that exclude pairs of LAION. The paper says that LAION was filtered (section 4.1), but not how, so none of the
+    default values come from it.
 
     Args:
-        min_side: minimum length of the shorter side of an image in pixels, as listed; 0: any.
-        min_similarity: minimum similarity of image and text by CLIP, as listed; -1: any.
-        safety: the excluded tags: "NSFW", "UNSURE" (and NSFW), or "none".
-        max_unsafe: maximum probability of an unsafe image; 1: any.
-        max_watermark: maximum probability of a watermark; 1: any.
+        min_side: minimum length of the shorter side of an image in pixels, as listed; 0 turns the filter off.
+        min_similarity: minimum CLIP similarity of image and text, as listed; -1 turns the filter off.
+        safety: the excluded safety tags: "NSFW", "UNSURE" (which also excludes NSFW), or "none".
+        max_unsafe: maximum probability of an unsafe image; 1 turns the filter off.
+        max_watermark: maximum probability of a watermark; 1 turns the filter off.
     """
 
     min_side: int = 0
@@ -30,7 +30,7 @@ class Filters:
 
     @property
     def needed(self) -> list[str]:
-        """The columns without which these filters cannot be applied."""
+        """The columns that these filters need."""
         asked = {
             "width": self.min_side > 0,
             "height": self.min_side > 0,
@@ -42,7 +42,8 @@ class Filters:
         return [name for name, is_asked in asked.items() if is_asked]
 
     def reason(self, row: Mapping[str, Any]) -> str | None:
-        """Returns why a pair is excluded, given its columns; None: it is used. A missing value never passes a filter."""
+        """Returns the reason for excluding a pair, given its columns, or None if the pair is used. A missing value never passes a
+        filter."""
         if self.min_side and min(number_or(row.get("width")), number_or(row.get("height"))) < self.min_side:
             return f"side below {self.min_side}"
         if self.min_similarity > -1 and not number_or(row.get("similarity"), -2) >= self.min_similarity:

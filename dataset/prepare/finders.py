@@ -21,7 +21,7 @@ DUPLICATE = "duplicate image"
 
 
 class MediaNames(NamedTuple):
-    """Possible names of an image or video of a data set: its ``ids``, the ``names`` of its file (of a video, without the suffix),
+    """Possible names of an image or video of a data set: its ``ids``, the ``names`` of its file (without the suffix for a video),
     and its ``usual`` path below the raw folder."""
 
     ids: Ids
@@ -30,13 +30,14 @@ class MediaNames(NamedTuple):
 
 
 class ImageFiles(NamedTuple):
-    """The image files of a data set: ``of``, the set in an id (:mod:`dataset.image_ids`), and the ``pattern`` of their names.
+    """The image files of a data set: ``data_set``, its name in an id (:mod:`dataset.image_ids`), and the ``pattern`` of the file
+    names.
 
-    If ``of`` is None, the images may belong to any data set. The path of a file must then end with the path in the annotations,
-    and the ids come from this path.
+    If ``data_set`` is None, the images may belong to any data set. The path of a file must then end with the path in the
+    annotations, and the ids come from this path.
     """
 
-    of: str | None
+    data_set: str | None
     pattern: re.Pattern[str]
 
     def have(self, path: Path) -> bool:
@@ -45,27 +46,27 @@ class ImageFiles(NamedTuple):
         if not self.pattern.fullmatch(path.name) or path.suffix.lower() not in IMAGE_SUFFIXES:
             return False
         own = ids_in_path(path.as_posix())
-        return self.of is None or not own or any(each.startswith(f"{self.of}:") for each in own)
+        return self.data_set is None or not own or any(each.startswith(f"{self.data_set}:") for each in own)
 
     def exist_in(self, raw: RawFolder) -> bool:
         """Returns True if there is an image of the data set below the raw folders."""
         return any(self.have(path) for paths in raw.files.values() for path in paths)
 
 
-OF_ANY_SET = ImageFiles(None, re.compile(r".+"))
-"""Images of annotations that may be about the images of any data set."""
+ANY_IMAGES = ImageFiles(None, re.compile(r".+"))
+"""Image files for annotations that may refer to the images of any data set."""
 
 
 def names_of_path(path: str) -> MediaNames:
-    """Returns the possible names of an image of :data:`OF_ANY_SET`, given its path in the annotations."""
+    """Returns the possible names of an image of :data:`ANY_IMAGES`, given its path in the annotations."""
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     usual = "/".join(parts)
     return MediaNames(ids_in_path(usual), parts[-1:], usual)
 
 
 class Finder(Protocol):
-    """Finds the files of a data set. ``missing``: the images or videos that do not exist; ``annotations_alone``: none of them
-    exists."""
+    """Finds the files of a data set. ``missing`` lists the images or videos that do not exist; ``annotations_alone`` is True if
+    none of them exists."""
 
     missing: list[str]
 
@@ -73,8 +74,8 @@ class Finder(Protocol):
     def annotations_alone(self) -> bool: ...
 
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
-        """Returns the file of an image or video that is described at ``location``; None, after counting the reason, if no
-        record may contain it."""
+        """Returns the file of an image or video that is described at ``location``. If no record may contain it, counts the reason
+        and returns None."""
         ...
 
 
@@ -101,12 +102,12 @@ class ImageFinder:
 
     @cached_property
     def annotations_alone(self) -> bool:
-        """True if no image of the data set exists; then records have the usual paths."""
+        """True if no image of the data set exists; records then contain the usual paths."""
         return not self.files.exist_in(self.raw)
 
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
         path = self._path(names)
-        if self.files.of is None:
+        if self.files.data_set is None:
             if path is not None:
                 names = names._replace(ids=names.ids | ids_in_path(path.as_posix()))
             self.held_out.require_for(names.ids, names.usual)
@@ -145,7 +146,7 @@ class ImageFinder:
     def _path(self, names: MediaNames) -> Path | None:
         """Returns the file with one of the names. Another set may use the same number as a name, so a file in a folder that is
         known to belong to the right set has priority."""
-        if self.files.of is None:
+        if self.files.data_set is None:
             ending = f"/{names.usual}"
             found = (path for name in names.names for path in self.raw.files.get(name, []))
             return next((path for path in found if path.as_posix().endswith(ending)), None)
@@ -198,7 +199,7 @@ class VideoFinder:
 
 
 def held_out_contents(verified: Mapping[Path, Verified], held_out: HeldOut) -> dict[str, str]:
-    """Returns the splits of held-out images by content, for images that were verified and whose path has their id."""
+    """Returns the split of each verified held-out image by its content hash. Images are recognised by the id in their path."""
     splits = {path: held_out.find(ids_in_path(path.as_posix())) for path in verified}
     return {
         verified[path].content: split for path, split in splits.items() if split is not None and verified[path].content

@@ -30,7 +30,9 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def fill_and_tell(out: Path, facts_name: str, fill: Callable[[], object], line: Callable[[dict[str, Any]], str]) -> int:
+def fill_and_report(
+    out: Path, facts_name: str, fill: Callable[[], object], line: Callable[[dict[str, Any]], str]
+) -> int:
     """Fills the folder ``out`` and prints a line about the result.
 
     Args:

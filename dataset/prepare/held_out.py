@@ -99,7 +99,8 @@ class HeldOut:
     roots: tuple[Path, ...] = ()
 
     def require(self, names: Sequence[str], because: str = "") -> None:
-        """Raises :class:`UserError` if the official file of one of these splits does not exist; ``because``: why it is needed."""
+        """Raises :class:`UserError` if the official file of one of these splits does not exist. ``because`` is the beginning of
+        the message and says why the file is needed."""
         missing = [name for name in names if name in self.absent]
         if missing:
             files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
@@ -112,7 +113,7 @@ class HeldOut:
 
     def require_for(self, ids: Ids, name: str) -> None:
         """Raises :class:`UserError` if an image with these ids, called ``name``, belongs to a data set whose held-out splits were
-        not read. This is for files that may be about the images of any data set."""
+        not read. Used for annotation files that may refer to the images of any data set."""
         for data_set in {each.partition(":")[0] for each in ids}:
             self.require(REQUIRED_FOR.get(data_set, ()), f"{name} is an image that other data sets hold out: ")
 
@@ -124,11 +125,11 @@ class HeldOut:
         return {split: {first: frozenset(ids) for first, ids in photos.items()} for split, photos in found.items()}
 
     def find(self, ids: Ids) -> str | None:
-        """Returns the split in which an image with these ids is held out; None if it is not held out."""
+        """Returns the split in which an image with these ids is held out, or None if it is not held out."""
         return next((self.split_of[each] for each in sorted(ids) if each in self.split_of), None)
 
     def linked(self, ids: Ids) -> str:
-        """Returns a sentence about the link by which an image with these ids is held out; "" if it is not held out by a link."""
+        """Describes the link by which an image with these ids is held out, or returns "" if it is not held out by a link."""
         found = next((each for each in sorted(ids) if each in self.split_of), "")
         first = self.first_id.get(found)
         return f"{found} is the same photograph as {first} of {self.split_of[found]}" if first is not None else ""

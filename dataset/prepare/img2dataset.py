@@ -20,10 +20,11 @@ Form = Literal["tsv", "parquet"]
 
 
 def download_command(addresses: Path, shards: Path, form: Form, columns: Sequence[str] = ()) -> str:
-    """Returns the command that downloads the images of a list, or of a folder of lists, and keeps the given further ``columns``.
+    """Returns the command that downloads the images of a list, or of a folder of lists, and keeps the given additional
+    ``columns``.
 
-    Their shorter sides have at least 384 pixels if the sides of the originals do. This is the largest size that a config of
-    pre-training with random crops uses.
+    The shorter side of each image has at least 384 pixels if the original's does. This is the largest size that any pre-training
+    config with random crops uses.
     """
     kept = f" --save_additional_columns {shlex.quote(json.dumps(list(columns)))}" if columns else ""
     return (
@@ -35,15 +36,15 @@ def download_command(addresses: Path, shards: Path, form: Form, columns: Sequenc
 
 
 def finished_shards(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Returns the finished and the unfinished shards of a folder; none if it does not exist."""
+    """Returns the finished and the unfinished shards of a folder. Both lists are empty if the folder does not exist."""
     tars = sorted(folder.glob("*.tar"))
     finished = [path for path in tars if _statistics_of(path).exists()]
     return finished, [path for path in tars if path not in finished]
 
 
 def shards_digest(shards: Sequence[Path]) -> str:
-    """Returns a hash that distinguishes downloads without reading the images: of names, sizes, and statistics with their
-    times."""
+    """Returns a hash that distinguishes downloads without reading the images. It covers the names, the sizes, and the statistics,
+    which contain times."""
     digest = hashlib.sha256()
     for path in shards:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
@@ -52,7 +53,7 @@ def shards_digest(shards: Sequence[Path]) -> str:
 
 
 def statuses_of(path: Path) -> Mapping[str, int]:
-    """Returns how often each status occurred in a shard: "success", or the reason for which the image is missing."""
+    """Returns how often each status occurred in a shard: "success", or the reason why the image is missing."""
     try:
         values = read_json(_statistics_of(path))
         return {str(status): int(number) for status, number in values["status_dict"].items()}
@@ -71,13 +72,13 @@ def place_shard(source: Path, target: Path, kept: set[str] | None) -> None:
     Args:
         source: the shard.
         target: its new path.
-        kept: stems of the records to keep, which are copied; None: all records.
+        kept: stems of the records to keep, which are copied; if None, the whole shard is kept.
     """
     if kept is None:
         target.unlink(missing_ok=True)
         try:
             os.link(source, target)
-        except OSError:  # another disk, or one without links
+        except OSError:  # a different disk, or a file system without links
             with replacing(target) as part:
                 shutil.copyfile(source, part)
         return

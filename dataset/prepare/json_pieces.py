@@ -18,7 +18,7 @@ BLOCK = 1 << 22
 """Number of bytes that are read at a time."""
 
 LONGEST_ITEM = 1 << 27
-"""Maximum number of characters of an item. A longer item is an error, which keeps a damaged file from filling the memory."""
+"""Maximum number of characters of an item. A longer item is an error, so that a damaged file does not fill the memory."""
 
 _NEAR_END = 16
 """A parse error within this number of characters before the end of the buffer may come from a literal, a number or an escape

@@ -40,15 +40,17 @@ def prepare(name: str, options: Options) -> None:
         make_from_addresses(preparation, data_set.makes)
     else:
         for records in data_set.makes:
-            if records.measures in options.without:
-                options.tell(f"{records.folder}: not made, since --without {records.measures} trains on its images")
+            if records.held_out_split in options.without:
+                options.report(
+                    f"{records.folder}: not made, since --without {records.held_out_split} trains on its images"
+                )
             else:
                 _make_records(preparation, records)
 
 
 def _make_records(preparation: Preparation, records: Records) -> None:
     options, raw, folder = preparation.options, preparation.raw, preparation.options.out / records.folder
-    held_out = HeldOut() if records.measures else preparation.held_out  # a split to measure on is held out itself
+    held_out = HeldOut() if records.held_out_split else preparation.held_out  # an evaluation split is itself held out
     finder: Finder = (
         ImageFinder(raw, records.image_files, held_out, options.missing, preparation.verified)
         if records.image_files is not None
@@ -67,13 +69,13 @@ def _make_records(preparation: Preparation, records: Records) -> None:
         counts = fill_with_records(output, work, options.workers, records.folder)
         write_missing(output.out, finder.missing)
         if finder.annotations_alone:
-            options.tell(f"{records.folder}: no image exists; the records have the usual paths, below {raw.roots[0]}")
+            options.report(f"{records.folder}: no image exists; the records have the usual paths, below {raw.roots[0]}")
         return counts
 
     def facts() -> Mapping[str, Any]:
         return {"annotations_alone": finder.annotations_alone}
 
-    sizes: Mapping[str, int] | None = {} if records.measures else None
+    sizes: Mapping[str, int] | None = {} if records.held_out_split else None
     preparation.make(folder, arguments, fill, facts, sizes=sizes)
 
 
@@ -104,8 +106,7 @@ def _make_splits(preparation: Preparation, splits: Splits) -> None:
 
 
 def _jobs(source: Source, finder: Finder, folder: Path, batch: int, unit: str) -> Iterator[Job]:
-    """Yields jobs with the images or videos that records may have; ``folder``: the folder of the records, from which their paths
-    start."""
+    """Yields jobs with the images or videos that records may contain. Paths in records are relative to ``folder``."""
     # Of a folder that is a link, ".." leads out of the folder that it points to.
     relative = lru_cache(partial(os.path.relpath, start=os.path.realpath(folder)))
     job = Job([], counts=source.counts)

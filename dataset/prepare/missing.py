@@ -1,4 +1,4 @@
-"""Lists of images that did not exist. If one group uses the list of a different group, both train on the same images."""
+"""Lists of missing images. A research group that uses another group's list trains on the same images."""
 
 from __future__ import annotations
 

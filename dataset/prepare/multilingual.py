@@ -70,7 +70,7 @@ def multilingual(
     if not folders:
         raise UserError(f"--records {records}: contains none of {', '.join(FOLDERS)}; make them with `prepare 4m`")
     if missing := [name for name in FOLDERS if records / name not in folders]:
-        _report(f"{records}: no {', '.join(missing)}, which the multilingual configs also read")
+        _report(f"{records}: found no {', '.join(missing)}, which the multilingual configs also read")
     files = translated_files(translations) if translations.is_dir() else {}
     if not (translations / TEXTS).is_file() or not files:
         _write_texts(folders, translations)

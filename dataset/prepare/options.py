@@ -1,4 +1,4 @@
-"""The choices of a user when preparing data sets."""
+"""User options for preparing data sets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class VideoOptions:
 
     Args:
         short_side: maximum length of a frame's shorter side in pixels; 256 is enough for pre-training at 224.
-        frames_per_second: number of frames that are kept of each second (section 3.2: one).
+        frames_per_second: number of frames to keep per second of video; the paper keeps one (section 3.2).
         clips: maximum number of neighbouring clips in a record.
         words: number of words in the text of a clip, if clips are made from words with times.
-        time_limit_s: a video that takes longer to read, in seconds, is broken.
+        time_limit_s: time limit for reading a video, in seconds; a video that takes longer is broken.
     """
 
     short_side: int = 256
@@ -30,31 +30,31 @@ class VideoOptions:
     time_limit_s: float = 600.0
 
     def making(self) -> FrameMaking:
-        """Returns how frames are made."""
+        """Returns the settings for making frames."""
         reading = VideoReadingConfig(frames_per_second=self.frames_per_second, time_limit_s=self.time_limit_s)
         return FrameMaking(reading, short_side=self.short_side)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Choices of a user for one preparation.
+    """User options for preparing one data set.
 
     Args:
         raw: folder of the official files and images.
         out: folder in which the folders of records are made.
-        held_out: further folders in which the files of downstream splits are looked for.
-        without: names of downstream splits whose images are kept.
-        missing: images that others miss and that are excluded here too, as returned by
+        held_out: additional folders to search for the files of downstream splits.
+        without: names of downstream splits whose images are not excluded.
+        missing: images that another group could not download and that are excluded here too, as returned by
             :func:`~dataset.prepare.missing.read_missing`.
         verify: decode every image.
         overwrite: make existing folders again.
         workers: number of worker processes.
-        tell: called with each line for the user.
-        filters: of LAION.
+        report: called with each line for the user.
+        filters: filters for LAION.
         videos: how videos become records.
-        ray: address of a Ray cluster for LAION; None: use processes of this machine.
-        min_score: minimum margin score of translations of WikiMatrix; the default is the value of its authors.
-        max_broken: maximum share of entries that have the wrong form; beyond it, nothing is made.
+        ray: address of a Ray cluster for LAION; if None, processes on this machine are used.
+        min_score: minimum margin score of WikiMatrix translations; the default is the threshold of its authors.
+        max_broken: maximum fraction of malformed entries. If more are malformed, no folder is made.
     """
 
     raw: Path
@@ -65,7 +65,7 @@ class Options:
     verify: bool
     overwrite: bool
     workers: int
-    tell: Callable[[str], object]
+    report: Callable[[str], object]
     filters: Filters = field(default_factory=Filters)
     videos: VideoOptions = field(default_factory=VideoOptions)
     ray: str | None = None

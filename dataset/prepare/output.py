@@ -1,4 +1,4 @@
-"""The output folder of a command, which is locked while it is filled, resumed file by file, and completed atomically."""
+"""The output folder of a command. It is locked while the command fills it, resumed file by file, and completed atomically."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class OutputFolder:
         overwrite: remove the output of earlier runs of the command.
 
     Attributes:
-        complete: True if the folder had a manifest with these arguments on entering. Nothing is removed in this case.
+        complete: True if the folder already had a manifest with these arguments on entry. Nothing is removed in this case.
         entries: the finished files by name, including the files of earlier runs.
 
     Raises:
-        UserError: on entering, if the folder was made with different arguments, has files of a different origin, is being filled
-            by another run, or cannot be written. In the block, an OSError is raised as a UserError about a file that cannot be
+        UserError: on entry, if the folder was made with different arguments, has files of a different origin, is being filled by
+            another run, or cannot be written. In the block, an OSError is raised as a UserError about a file that cannot be
             written.
     """
 

@@ -80,7 +80,8 @@ def _csv_rows(text: str, name: str) -> Rows:
 
 
 def _coco_rows(content: dict[str, Any], name: str) -> Rows:
-    """Yields a row for each annotation: the image file, and as caption the annotation's own or the name of its category."""
+    """Yields a row for each annotation, with the image file and a caption: the annotation's caption, or the name of its
+    category."""
 
     def by_id(key: str) -> dict[Any, dict[str, Any]]:
         listed = listed_rows(content, key, name, "prepare own", "COCO's file") if key in content else []
@@ -199,8 +200,8 @@ class Converter:
         return {"images": images, **_kept(row, "sentence", "label")}
 
     def _record_of_regions(self, row: Row) -> dict[str, Any]:
-        """Returns the record of a row that lists its phrases in ``elems``, or has only texts about the whole image. Parts that
-        cannot be used are added to :attr:`broken`."""
+        """Returns the record of a row that lists its phrases in ``elems``, or has only texts about the whole image. Unusable
+        elements are added to :attr:`broken`."""
         record: dict[str, Any] = {"image": self._image(row), **_kept(row, "image_id")}
         for key in ("caption", *OTHER_TEXTS):
             if row.values.get(key) not in (None, []):
@@ -227,7 +228,7 @@ class Converter:
 
     @contextmanager
     def _keeping_broken(self, values: dict[str, Any]) -> Iterator[None]:
-        """A context in which an unusable part is added to :attr:`broken`, with the ``values`` that it belongs to."""
+        """Context manager that adds an unusable element to :attr:`broken`, together with the ``values`` that contain it."""
         try:
             yield
         except BrokenRecordError as error:

@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.files import replacing
 
 LINE_BATCH = 1 << 12
-"""Number of JSON lines that are in memory at a time. They may be long."""
+"""Number of JSON lines to hold in memory at a time, since lines may be long."""
 
 LINES = ("*.jsonl", "*.jsonl.gz")
 """Names of lists that are JSON lines."""
@@ -34,15 +34,16 @@ ANNOTATIONS = "annotations"
 """Column of a list, and key in a shard, that has the annotations as JSON text."""
 
 ROW_KIND = "row"
-"""Kind of the rows in the file of rows by URL."""
+"""Kind of all rows in the file of rows by URL."""
 
 DAMAGED = "damaged file"
-"""Reason for leaving out a whole file."""
+"""Reason for leaving out an entire file."""
 
 
 @dataclass(frozen=True)
-class Rules:
-    """Decides which pairs may be used: they pass the filters, are not held out, and are not missing elsewhere."""
+class Selection:
+    """Decides which pairs may be used: pairs that pass the filters, are not held out, and are not on the list of missing
+    images."""
 
     pairs: ParquetPairs
     filters: Filters
@@ -64,12 +65,12 @@ class Rules:
 
 
 class FileJob(NamedTuple):
-    """A list, or a shard of img2dataset, that becomes one of the data set's. ``rows``: rows by URL for shards without
-    annotations."""
+    """A list or an img2dataset shard to convert from ``source`` to ``target``. ``rows`` is the file of rows by URL for shards
+    without annotations."""
 
     source: Path
     target: Path
-    rules: Rules
+    selection: Selection
     rows: Path | None = None
 
 
@@ -78,8 +79,8 @@ def list_stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
-def columns_of(path: Path, rules: Rules) -> dict[str, str]:
-    """Returns the names of the columns in a list, by our names; columns of annotations have their own names.
+def columns_of(path: Path, selection: Selection) -> dict[str, str]:
+    """Returns a mapping from our column names to the names in a list. Columns of annotations keep their names.
 
     Raises:
         UserError: pyarrow is not installed, the file is damaged, or a column is missing.
@@ -88,15 +89,15 @@ def columns_of(path: Path, rules: Rules) -> dict[str, str]:
     names = {name.lower(): name for name in (open_parquet(path).schema_arrow.names if listed else _keys_of_lines(path))}
     found = {
         ours: names[theirs]
-        for ours, those in rules.pairs.columns.items()
+        for ours, those in selection.pairs.columns.items()
         for theirs in reversed(those)
         if theirs in names
     }
-    missing = [name for name in ("url", "text", *rules.filters.needed) if name not in found]
-    annotations = rules.pairs.annotations.columns if rules.pairs.annotations is not None else ()
+    missing = [name for name in ("url", "text", *selection.filters.needed) if name not in found]
+    annotations = selection.pairs.annotations.columns if selection.pairs.annotations is not None else ()
     missing += [name for name in annotations if name not in names]
     if missing:
-        remedy = "; for lists without tags of safety, give --safety none" if "safety" in missing else ""
+        remedy = "; for lists without safety tags, give --safety none" if "safety" in missing else ""
         raise UserError(
             f"{path} has no column for {', '.join(missing)}; its columns: {', '.join(names.values())}{remedy}"
         )
@@ -135,14 +136,14 @@ def write_list(job: FileJob) -> Counts:
     import pyarrow.parquet
 
     counts = Counts()
-    names = ["url", "caption", *([ANNOTATIONS] if job.rules.pairs.annotations is not None else [])]
+    names = ["url", "caption", *([ANNOTATIONS] if job.selection.pairs.annotations is not None else [])]
     schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
     try:
-        columns = columns_of(job.source, job.rules)
+        columns = columns_of(job.source, job.selection)
         with replacing(job.target) as part, pyarrow.parquet.ParquetWriter(part, schema) as writer:
             seen: set[int] = set()
             for rows in batches(job.source, columns, counts):
-                pairs = list(_usable(rows, job.rules, counts, seen))
+                pairs = list(_usable(rows, job.selection, counts, seen))
                 counts.made["pairs"] += len(pairs)
                 made = [pyarrow.array(list(column), pyarrow.string()) for column in zip(*pairs, strict=True)]
                 if pairs:
@@ -156,7 +157,7 @@ def write_list(job: FileJob) -> Counts:
 
 
 def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[Rows]:
-    """Yields the rows of a file by our names of the columns, each with its location. Lines that are not JSON are counted."""
+    """Yields the rows of a file under our column names, each with its location. Lines that are not JSON are counted."""
     if path.suffix == ".parquet":
         yield from parquet_batches(path, columns)
         return
@@ -173,22 +174,22 @@ def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[
     yield rows
 
 
-def _usable(rows: Rows, rules: Rules, counts: Counts, seen: set[int]) -> Iterator[tuple[str, ...]]:
+def _usable(rows: Rows, selection: Selection, counts: Counts, seen: set[int]) -> Iterator[tuple[str, ...]]:
     """Yields URL and cleaned caption of each pair that may be used, and its annotations as JSON text.
 
     Args:
         rows: the rows, each with its location.
-        rules: decides which pairs may be used.
+        selection: decides which pairs may be used.
         counts: counts the rows, and the reasons for leaving some out.
         seen: hashes of the annotated rows of the file so far, to which the hashes of ``rows`` are added.
     """
     counts.read["pairs"] += len(rows)
-    annotations = rules.pairs.annotations
+    annotations = selection.pairs.annotations
     for location, row in rows:
         url = row["url"]
         if not isinstance(url, str) or not is_address(url):
             counts.leave_out("no address", location, repr(url)[:60])
-        elif rules.allow(row, counts, location):
+        elif selection.allow(row, counts, location):
             if annotations is None:
                 text = cleaned_text(row["text"] or "", counts, location)
                 if text is not None:
@@ -209,11 +210,13 @@ def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def rows_by_address(rules: Rules, lists: Sequence[Path], name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
+def rows_by_address(
+    selection: Selection, lists: Sequence[Path], name: str, file: RawFile, counts: Counts
+) -> Iterator[Row]:
     """Yields the annotations of all rows of the lists by their URL, as JSON text."""
-    assert rules.pairs.annotations is not None
+    assert selection.pairs.annotations is not None
     for path in lists:
-        for rows in batches(path, columns_of(path, rules), counts):
+        for rows in batches(path, columns_of(path, selection), counts):
             for location, row in rows:
-                content = {name: row[name] for name in rules.pairs.annotations.columns}
+                content = {name: row[name] for name in selection.pairs.annotations.columns}
                 yield Row(ROW_KIND, str(row["url"]), location, json.dumps(content, ensure_ascii=False))

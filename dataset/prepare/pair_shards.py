@@ -15,7 +15,7 @@ from dataset.media.encoded import FORMATS
 from dataset.prepare.counts import Counts
 from dataset.prepare.img2dataset import place_shard
 from dataset.prepare.output import json_line
-from dataset.prepare.pair_lists import ANNOTATIONS, DAMAGED, ROW_KIND, FileJob, Rules
+from dataset.prepare.pair_lists import ANNOTATIONS, DAMAGED, ROW_KIND, FileJob, Selection
 from dataset.prepare.region_records import OTHER_SIZE, same_shape
 from dataset.prepare.rows import RowFile
 from dataset.prepare.sets.base import Annotations
@@ -27,7 +27,7 @@ from utils.errors import UserError
 from utils.files import replacing
 
 MAX_OTHER_SHAPE = 0.5
-"""Maximum share of a shard's images that have a different shape than their originals; beyond it, the download is refused."""
+"""Maximum fraction of a shard's images whose shape differs from their originals. If more differ, the shard is rejected."""
 
 
 def take_shard(job: FileJob) -> Counts:
@@ -39,7 +39,7 @@ def take_shard(job: FileJob) -> Counts:
     counts, kept = Counts(), set[str]()  # only names, since the images of a shard would fill the memory of a process
     try:
         for record in shard_records(job.source, counts):
-            if may_be_used(record, job.rules, counts):
+            if may_be_used(record, job.selection, counts):
                 kept.add(record.location.removeprefix(f"{job.source}:").partition(".")[0])
                 counts.made["records"] += 1
     except (UserError, tarfile.TarError, ValueError) as error:
@@ -64,18 +64,18 @@ def shard_records(path: Path, counts: Counts) -> Iterator[RawRecord]:
                 counts.leave_out(error.kind, error.location, error.message)
 
 
-def may_be_used(record: RawRecord, rules: Rules, counts: Counts) -> bool:
+def may_be_used(record: RawRecord, selection: Selection, counts: Counts) -> bool:
     """Returns True if a record of a shard may be used; otherwise counts the reason."""
     values = {name.lower(): value for name, value in record.values.items()}
     row: dict[str, Any] = {
         ours: next((values[name] for name in names if name in values), None)
-        for ours, names in rules.pairs.in_shards.items()
+        for ours, names in selection.pairs.in_shards.items()
     }
     row["url"] = str(row["url"] or "")
     if record.image is None:
         counts.leave_out("missing image", record.location, row["url"][:100])
         return False
-    return rules.allow(row, counts, record.location)
+    return selection.allow(row, counts, record.location)
 
 
 def convert_shard(job: FileJob) -> Counts:
@@ -85,14 +85,14 @@ def convert_shard(job: FileJob) -> Counts:
     Raises:
         UserError: most images were cropped or padded, so that the boxes do not fit them.
     """
-    annotations = job.rules.pairs.annotations
+    annotations = job.selection.pairs.annotations
     assert annotations is not None
     counts = Counts()
     rows = RowFile(job.rows) if job.rows is not None else None
     try:
         with replacing(job.target) as part, tarfile.open(part, "w:") as new:
             for record in shard_records(job.source, counts):
-                if (converted := _converted(record, job.rules, annotations, rows, counts)) is not None:
+                if (converted := _converted(record, job.selection, annotations, rows, counts)) is not None:
                     counts.made["images"] += 1
                     name = record.location.removeprefix(f"{job.source}:")
                     _add(new, name, record.image or b"")
@@ -124,10 +124,10 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _converted(
-    record: RawRecord, rules: Rules, annotations: Annotations, rows: RowFile | None, counts: Counts
+    record: RawRecord, selection: Selection, annotations: Annotations, rows: RowFile | None, counts: Counts
 ) -> dict[str, Any] | None:
-    """Returns the record of an image; None, after counting the reason, if it may not be used or nothing describes it."""
-    if not may_be_used(record, rules, counts):
+    """Returns the record of an image. If the image must not be used or has no annotations, counts the reason and returns None."""
+    if not may_be_used(record, selection, counts):
         return None
     url = str(record.values.get("url") or "")
     row = row_of(record.values, annotations)
@@ -176,12 +176,13 @@ def _image_size(content: bytes) -> tuple[int, int] | None:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
             return header.size
-    except Exception:  # Pillow's readers raise many kinds on malformed bytes
+    except Exception:  # Pillow's readers raise many kinds of errors on malformed bytes
         return None
 
 
 def _keeps_shape(values: Mapping[str, Any], size: tuple[int, int]) -> bool:
-    """Returns True if an image has the shape of its original, which img2dataset records; it may also keep images as they are."""
+    """Returns True if an image has the shape of its original, which img2dataset records. img2dataset may also leave images
+    unchanged."""
     width, height = values.get("original_width"), values.get("original_height")
     if not isinstance(width, int) or not isinstance(height, int) or min(width, height) < 1:
         return True

@@ -1,4 +1,4 @@
-"""URLs in parquet files or JSON lines that are too many to be compared with each other: each file is prepared separately.
+"""Prepares sets of URLs too large for duplicate detection: each Parquet file or file of JSON lines is prepared separately.
 
 Each list and each shard is a separate job, so any number of processes or machines can work on billions of pairs. A URL that
 is listed twice is downloaded twice. If the rows have annotations, the lists for img2dataset have them too
@@ -25,7 +25,7 @@ from dataset.prepare.pair_lists import (
     DAMAGED,
     LINES,
     FileJob,
-    Rules,
+    Selection,
     columns_of,
     list_stem,
     rows_by_address,
@@ -43,14 +43,16 @@ from utils.errors import UserError
 from utils.progress import progress_bar
 
 FOOTER = 1 << 16
-"""Size of the end of a parquet file that identifies it, in bytes: it has the counts and extremes of all columns."""
+"""Size in bytes of the end of a parquet file, which identifies the file since it contains the counts and extremes of all
+columns."""
 
 
 class PairsByFile:
-    """The URLs of a data set (:class:`~dataset.prepare.addresses.Addresses`): parquet files, or shards that were downloaded
-    before, in the folder of official files and in its folders that have the name of the data set in their own name.
+    """The URLs of a data set (:class:`~dataset.prepare.addresses.Addresses`): parquet files, or already downloaded shards, in the
+    folder of official files and in subfolders whose name contains the name of the data set.
 
-    If the rows have annotations, JSON lines are lists, too, and shards that were downloaded before take them from the lists.
+    If the rows have annotations, files of JSON lines are lists as well, and already downloaded shards get their annotations from
+    the lists.
     """
 
     form: Form = "parquet"
@@ -61,7 +63,7 @@ class PairsByFile:
         filters = self.options.filters
         if "safety" not in pairs.columns and filters.safety == Filters.safety:
             filters = replace(filters, safety="none")
-        self.rules = Rules(pairs, filters, preparation.held_out, self.options.missing)
+        self.selection = Selection(pairs, filters, preparation.held_out, self.options.missing)
         self.columns: tuple[str, ...] = () if pairs.annotations is None else (ANNOTATIONS,)
         folders, patterns = self._folders(), ["*.parquet", *(LINES if pairs.annotations is not None else ())]
         self._lists = [
@@ -74,8 +76,8 @@ class PairsByFile:
         self._downloaded = [folder for folder in folders if finished_shards(folder)[0]]
         if not self._lists and not self._downloaded:
             raise UserError(
-                f"{self.options.raw}: neither this folder nor a folder *{preparation.name}* in it has parquet files, or finished "
-                "shards of img2dataset"
+                f"{self.options.raw}: neither this folder nor a folder *{preparation.name}* in it contains parquet files or "
+                "finished shards of img2dataset"
             )
         self._joined = pairs.annotations is not None and bool(self._downloaded)
         arguments = preparation.arguments({})
@@ -90,23 +92,23 @@ class PairsByFile:
             return None
         for path in self._lists:  # a missing column is reported before the work
             try:
-                columns_of(path, self.rules)
+                columns_of(path, self.selection)
                 break
-            except DamagedFileError:  # skipped and counted, like later ones
+            except DamagedFileError:  # skipped and counted, like damaged files found later
                 continue
         refuse_same_names(self._lists)
         if self._downloaded:
             unread = [path for folder in self._downloaded for path in finished_shards(folder)[0]]
-            self.preparation.tell(
-                f"{len(unread):,} finished shards are not read, since there are lists too, first {unread[0]}; to use them, give "
-                "--raw a folder without the lists"
+            self.preparation.report(
+                f"{len(unread):,} finished shards are not read, since there are lists too, first {unread[0]}; to use them, set "
+                "--raw to a folder without the lists"
             )
         sources = {path.name: footer_digest(path) for path in self._lists}
-        return {**self._arguments, "sources": sources, "filters": asdict(self.rules.filters)}
+        return {**self._arguments, "sources": sources, "filters": asdict(self.selection.filters)}
 
     def write_list(self, output: OutputFolder) -> Counts:
         """Writes a list for each file."""
-        jobs = [FileJob(path, output.out / f"{list_stem(path)}.parquet", self.rules) for path in self._lists]
+        jobs = [FileJob(path, output.out / f"{list_stem(path)}.parquet", self.selection) for path in self._lists]
         return self._fill(output, write_list, jobs, "list")
 
     def shard_folders(self) -> list[Path]:
@@ -116,27 +118,27 @@ class PairsByFile:
 
     def shard_arguments(self) -> Mapping[str, Any]:
         lists = {"lists": {path.name: footer_digest(path) for path in self._lists}} if self._joined else {}
-        return {**self._arguments, **lists, "filters": asdict(self._shard_rules.filters)}
+        return {**self._arguments, **lists, "filters": asdict(self._shard_selection.filters)}
 
     @property
-    def _shard_rules(self) -> Rules:
-        """The rules for shards. What was downloaded with our list has passed the filters."""
+    def _shard_selection(self) -> Selection:
+        """The selection for shards. Images that were downloaded with our list have already passed the filters."""
         if not self._lists or self._joined:
-            return self.rules
-        return Rules(self.rules.pairs, Filters(safety="none"), self.rules.held_out, self.rules.excluded)
+            return self.selection
+        return Selection(self.selection.pairs, Filters(safety="none"), self.selection.held_out, self.selection.excluded)
 
     def take_shards(self, output: OutputFolder, shards: list[Path]) -> Counts:
-        rules = self._shard_rules
-        if rules.pairs.annotations is None:
-            jobs = [FileJob(path, output.out / path.name, rules) for path in shards]
+        selection = self._shard_selection
+        if selection.pairs.annotations is None:
+            jobs = [FileJob(path, output.out / path.name, selection) for path in shards]
             return self._fill(output, take_shard, jobs, "shard")
         with RowFolder(output.out) as folder:
             rows = None
-            if self._joined and self._lists and not has_annotations(shards[0], rules.pairs.annotations):
-                self.preparation.tell("the shards have no annotations; they are found in the lists by the URLs")
-                folder.read(partial(rows_by_address, rules, self._lists), {"rows": RawFile(self._lists[0])}, 1)
+            if self._joined and self._lists and not has_annotations(shards[0], selection.pairs.annotations):
+                self.preparation.report("the shards have no annotations; they are found in the lists by the URLs")
+                folder.read(partial(rows_by_address, selection, self._lists), {"rows": RawFile(self._lists[0])}, 1)
                 rows = folder["rows"].path
-            jobs = [FileJob(path, output.out / path.name, rules, rows) for path in shards]
+            jobs = [FileJob(path, output.out / path.name, selection, rows) for path in shards]
             return self._fill(output, convert_shard, jobs, "shard")
 
     def _folders(self) -> list[Path]:

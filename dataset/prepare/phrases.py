@@ -8,7 +8,7 @@ from dataset.prepare.counts import Counts
 from dataset.records.schema import Box
 
 SAME_BOX = 0.9
-"""Minimum overlap (intersection over union) of two boxes of a phrase that count as one box."""
+"""Minimum overlap (intersection over union) at which two boxes of a phrase count as one box."""
 
 
 class Phrases:

@@ -17,7 +17,7 @@ from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, read_held_out
 from dataset.prepare.options import Options
 from dataset.prepare.output import OutputFolder
 from dataset.prepare.raw_folder import RawFolder
-from dataset.prepare.results import tell_result
+from dataset.prepare.results import report_result
 from dataset.prepare.sets.base import DataSet, Files, Splits
 from dataset.prepare.verify import Verified, verify_images
 from utils.suffixes import IMAGE_SUFFIXES
@@ -66,9 +66,9 @@ class Preparation:
         """The folder for lists of URLs, and for what is downloaded with them."""
         return self.options.out / DOWNLOADS
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Prints a line about the data set."""
-        self.options.tell(f"{self.name}: {line}")
+        self.options.report(f"{self.name}: {line}")
 
     def arguments(self, files: Files) -> dict[str, Any]:
         """Returns everything that determines the content of a folder made from official files, as JSON values."""
@@ -116,7 +116,7 @@ class Preparation:
         )
         if index:
             write_folder_index(folder, self.options.workers)
-        tell_result(folder, manifest, self.data_set.sizes if sizes is None else sizes, self.options.tell)
+        report_result(folder, manifest, self.data_set.sizes if sizes is None else sizes, self.options.report)
 
     @cached_property
     def verified(self) -> dict[Path, Verified]:

@@ -40,7 +40,7 @@ def region_record(
         size: width and height of the image in pixels, according to the annotations; None if the boxes are in pixels of the stored
             image.
         elements: the boxes with their texts; "bb" of an element is a box, or a list of boxes.
-        made: numbers by unit, such as 3 objects, to count if there is a record.
+        made: counts by unit, such as 3 objects, that are added to ``counts`` if there is a record.
         counts: receives the counts.
         captions: captions of the whole image.
         keys: further keys of the record.
@@ -80,7 +80,9 @@ def stored_size(path: Path) -> tuple[int, int] | None:
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as header:
             return header.size
-    except Exception:  # Pillow's readers raise many kinds on malformed bytes; --verify and training report them
+    except (
+        Exception
+    ):  # Pillow's readers raise many kinds of errors on malformed bytes; --verify and training report them
         return None
 
 

@@ -8,35 +8,35 @@ from pathlib import Path
 from dataset.prepare.manifest import MANIFEST, Manifest, read_manifest
 
 
-def tell_result(
-    folder: Path, manifest: Manifest | None, sizes: Mapping[str, int], tell: Callable[[str], object]
+def report_result(
+    folder: Path, manifest: Manifest | None, sizes: Mapping[str, int], report: Callable[[str], object]
 ) -> None:
-    """Reports what was made, and what was skipped and why. Without a ``manifest``, ``folder`` was already complete."""
+    """Reports what was made, and what was skipped and why. If ``manifest`` is None, ``folder`` was already complete."""
     if manifest is None:
         left_out = read_manifest(folder).counts.left_out
         missing = {unit: left_out[f"missing {unit}"] for unit in ("image", "video") if left_out[f"missing {unit}"]}
         listed = ", ".join(f"{number:,} {unit}{'s' if number > 1 else ''}" for unit, number in missing.items())
         again = f"; missing then: {listed}; --overwrite searches for them again" if missing else ""
-        tell(f"{folder}: already complete, made from the same files with the same flags; nothing to do{again}")
+        report(f"{folder}: already complete, made from the same files with the same flags; nothing to do{again}")
         return
     counts = manifest.counts
-    tell(f"{manifest.folder}: {_listed(counts.made)}; read: {_listed(counts.read)}")
+    report(f"{manifest.folder}: {_listed(counts.made)}; read: {_listed(counts.read)}")
     for unit, official in sizes.items():
         if unit in counts.read and counts.read[unit] != official:
-            tell(f"  {unit}: {counts.read[unit]:,} in the given files, {official:,} in the official files")
+            report(f"  {unit}: {counts.read[unit]:,} in the given files, {official:,} in the official files")
     for verb, counter in (("skipped", counts.left_out), ("fixed", counts.fixed)):
         for reason, number in counter.most_common():
             if number:
                 locations = counts.locations.get(reason)
-                tell(f"  {verb}: {number:,} {reason}" + (f", first {locations[0]}" if locations else ""))
+                report(f"  {verb}: {number:,} {reason}" + (f", first {locations[0]}" if locations else ""))
     if manifest.values.get("statuses"):
-        tell(f"  img2dataset: {_listed(manifest.values['statuses'])}")
+        report(f"  img2dataset: {_listed(manifest.values['statuses'])}")
     leaks = manifest.values.get("leaks", {"not_checked": [], "not_linked": []})
     if leaks["not_checked"]:
-        tell(f"  not checked against the held-out images of: {', '.join(leaks['not_checked'])}")
+        report(f"  not checked against the held-out images of: {', '.join(leaks['not_checked'])}")
     for files in leaks["not_linked"]:
-        tell(f"  ids of held-out images are not linked between sets: there is no {files}")
-    tell(f"  manifest: {manifest.folder / MANIFEST}")
+        report(f"  ids of held-out images are not linked between sets: there is no {files}")
+    report(f"  manifest: {manifest.folder / MANIFEST}")
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -20,8 +20,8 @@ from utils.errors import UserError
 
 
 class Row(NamedTuple):
-    """A row of ``kind``, for example "objects", that belongs to the image ``key``. ``location``: location of the row; ``text``:
-    content of the row."""
+    """A row of a ``kind``, for example "objects", that belongs to the image ``key``, with its ``location`` in the file and its
+    content as ``text``."""
 
     kind: str
     key: str

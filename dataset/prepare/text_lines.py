@@ -18,7 +18,7 @@ def lines_of(file: RawFile, longest: int = LONGEST_LINE) -> Iterator[tuple[str, 
 
     Args:
         file: the file.
-        longest: maximum size of a line in bytes; a longer line means that it is another file.
+        longest: maximum size of a line in bytes; a longer line suggests the wrong file.
 
     Raises:
         UserError: the file is not UTF-8, or a line is too long.
@@ -35,4 +35,4 @@ def lines_of(file: RawFile, longest: int = LONGEST_LINE) -> Iterator[tuple[str, 
             try:
                 yield location, decode(line)[0].removeprefix("\ufeff").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise UserError(f"{location}: it is not in UTF-8: {error.reason}; is it the official file?") from None
+                raise UserError(f"{location}: not UTF-8: {error.reason}; is it the official file?") from None

@@ -32,7 +32,7 @@ from dataset.records.schema import (
     image_source,
     parse_region_record,
     place_box,
-    spoken,
+    texts_in_language,
 )
 from dataset.shards.readers import Shards
 from utils.errors import UserError
@@ -91,7 +91,7 @@ def odvg_line(
 
 
 def _texts(texts: Texts, name: str, location: str) -> list[str]:
-    found = [text for each in texts for text in spoken(each, None)]
+    found = [text for each in texts for text in texts_in_language(each, None)]
     if not all(text.strip() for text in found):
         raise BrokenRecordError("empty text", location, f"{name} has a text without words")
     return found
@@ -109,7 +109,7 @@ def _stored(raw: RawRecord, folder: Path, number: int) -> tuple[Path, tuple[int,
         content = source.load()
         try:
             suffix = str(Image.open(io.BytesIO(content), formats=FORMATS).format).lower()
-        except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
+        except Exception as error:  # Pillow's readers raise many kinds of errors on malformed bytes
             raise BrokenRecordError("unreadable image", raw.location, f"{type(error).__name__}") from None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{number:09d}.{suffix}"
@@ -182,7 +182,7 @@ def to_odvg(records: tuple[str, ...], /, *, out: Path, images: Path | None = Non
             raise UserError(f"no record can be written: {'; '.join(first.values())}")
     sys.stdout.write(f"{out}: {made:,} lines\n")
     if lost:
-        sys.stdout.write(f"  ODVG has no place for: {tally(lost)}\n")
+        sys.stdout.write(f"  keys that ODVG cannot represent: {tally(lost)}\n")
     for kind, number in broken.most_common():
         sys.stdout.write(f"  skipped: {number:,} {kind}, first {first[kind]}\n")
     return 1 if broken else 0

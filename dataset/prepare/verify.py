@@ -51,7 +51,7 @@ def verify_images(paths: Sequence[Path], notes: Path, workers: int) -> dict[Path
 
     Args:
         paths: the images.
-        notes: file of earlier results, to which new results are appended. Unchanged images in it are not decoded again.
+        notes: file of previous results, to which new results are appended. Unchanged images in it are not decoded again.
         workers: number of processes.
     """
     known = _read_notes(notes)

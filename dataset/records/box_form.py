@@ -7,8 +7,8 @@ import numpy as np
 from dataset.records.schema import BOX_TOLERANCE_PX
 
 OUTSIDE, CORNERS = 0.2, 0.95
-"""Boxes look like corners if more than the first share leaves the image when read as x, y, width, height, and at least the second
-share fits when read as x1, y1, x2, y2. (Real widths are often smaller than x.)"""
+"""Boxes look like corners if more than the first fraction of them leaves the image when read as x, y, width, height, and at least
+the second fraction fits when read as x1, y1, x2, y2. (Real widths are often smaller than x.)"""
 
 
 def are_relative(boxes: np.ndarray) -> bool:
@@ -36,8 +36,8 @@ def look_like_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
     return bool(outside_images(boxes, sizes).mean() > OUTSIDE and fits.mean() >= CORNERS)
 
 
-def share_on_turned_view(boxes: np.ndarray, sizes: np.ndarray, orientations: np.ndarray) -> float:
-    """Returns the share of the boxes outside their stored images that are inside once the image is rotated by 90 degrees.
+def fraction_on_rotated_view(boxes: np.ndarray, sizes: np.ndarray, orientations: np.ndarray) -> float:
+    """Returns the fraction of the boxes outside their stored images that lie inside once the image is rotated by 90 degrees.
 
     Args:
         boxes: (N, 4), x, y, width, height.

@@ -40,8 +40,8 @@ class Crop:
 
 
 def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecord]]:
-    """Returns the elements whose boxes are inside the image, clamped to it, and those with a box outside as broken records.
-    Phrases without a box are in neither list."""
+    """Returns the elements whose boxes are inside the image, clamped to it, and returns elements with a box outside the image as
+    broken records. Phrases without a box are in neither list."""
     elements, broken = [], []
     for element in record.elements:
         try:
@@ -59,7 +59,7 @@ def visible_elements(
     rng: np.random.Generator,
     *,
     crop: bool,
-    most: int,
+    max_elements: int,
     min_inside: float,
 ) -> tuple[Crop, list[tuple[Element, list[Box]]]]:
     """Draws a crop of an image, and returns it with the elements that are visible in it.
@@ -73,8 +73,8 @@ def visible_elements(
         size: width and height of the image.
         rng: source of randomness.
         crop: if False, the crop is the whole image.
-        most: maximum number of elements.
-        min_inside: minimum share of a box's area inside the crop.
+        max_elements: maximum number of elements.
+        min_inside: minimum fraction of a box's area inside the crop.
 
     Returns:
         The crop, and the elements with their boxes relative to it.
@@ -88,9 +88,9 @@ def visible_elements(
     part = crop_around(enclosing(kept.boxes), width, height, rng) if crop else whole
     visible: list[tuple[Element, list[Box]]] = []
     for element in (elements[index] for index in order):
-        if len(visible) >= most:
+        if len(visible) >= max_elements:
             break
-        if all(share_inside(box, part) > min_inside for box in element.boxes):
+        if all(fraction_inside(box, part) > min_inside for box in element.boxes):
             boxes = [visible_box(box, part) for box in element.boxes]
             if None not in boxes:
                 visible.append((element, [box for box in boxes if box is not None]))
@@ -115,8 +115,8 @@ def crop_around(box: Box, width: int, height: int, rng: np.random.Generator) -> 
     return Crop(x0, y0, x1, y1)
 
 
-def share_inside(box: Box, crop: Crop) -> float:
-    """Returns the share of the box's area that is inside the crop, in [0, 1]."""
+def fraction_inside(box: Box, crop: Crop) -> float:
+    """Returns the fraction of the box's area that is inside the crop."""
     x, y, w, h = box
     inside_w = min(x + w, crop.x1) - max(x, crop.x0)
     inside_h = min(y + h, crop.y1) - max(y, crop.y0)
@@ -144,8 +144,8 @@ def patch_mask(box_xywh: Sequence[float], image_size: ImageSize, patch_size: int
     """Returns a mask of the patches that a box touches: (P,) bool, row-major, with at least one True.
 
     ``box_xywh`` is in pixels of the input. The mask covers the columns floor(x / p) up to ceil((x + w) / p), and the same for
-    rows, clamped to the grid (as released, without the entry for [CLS]). An edge within a millionth of a patch of a grid line
-    counts as being on the line, so that rounding in a flip or a resize does not add a row of patches.
+    rows, clamped to the grid. This is the mask of the released code without the entry for [CLS]. An edge within a millionth of a
+    patch of a grid line counts as being on the line, so that rounding in a flip or a resize does not add a row of patches.
     """
     rows, columns = grid_of(image_size, patch_size)
     x, y, w, h = box_xywh

@@ -18,7 +18,7 @@ _LONGEST_MESSAGE = 300
 
 
 class BrokenRecordError(Exception):
-    """A record cannot be used. Has the kind of fault, the location of the record (``file:line``) and a message."""
+    """Raised if a record cannot be used, with the kind of fault, the location of the record (``file:line``) and a message."""
 
     def __init__(self, kind: BrokenKind, location: str, message: str):
         location, message = printable(location), printable(message)

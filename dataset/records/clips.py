@@ -17,12 +17,12 @@ from dataset.media.video import VideoSource, video_source
 from dataset.records.schema import BrokenRecordError, RawRecord, Texts, broken_key, texts_in
 
 NO_SPEECH = "[music]"
-"""Transcript of a clip without speech; such clips are not used (as released)."""
+"""Transcript of a clip without speech; such clips are not used, as in the released code."""
 
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """Clips and their captions. Each clip has alternative captions, of which one is drawn each time."""
+    """Clips and their captions. Each clip has alternative captions, one of which is drawn each time."""
 
     location: str
     clips: tuple[VideoSource, ...]

@@ -1,7 +1,7 @@
 """Typed records, parsed from the rows of a shard (docs/records.md).
 
-There are image-text records, region records (images with described boxes) and text records. The released readers have the same
-records without ``long_caption``, ``hard_negatives``, and phrases with several boxes or none. The config sets the names of the
+There are image-text records, region records (images with described boxes) and text records. The released readers use the same
+records, except for ``long_caption``, ``hard_negatives``, and phrases with several boxes or none. The config sets the names of the
 keys of the image and of its caption; the other names are fixed. A record that does not fit raises
 :class:`~dataset.records.broken.BrokenRecordError`.
 """
@@ -84,9 +84,9 @@ class Description:
     """The texts about an image or a box.
 
     Attributes:
-        captions: alternative captions, of which one is drawn each time.
+        captions: alternative captions, one of which is drawn each time.
         long_captions: alternative long captions.
-        hard_negatives: texts that are wrong, though they resemble a caption.
+        hard_negatives: texts that resemble a caption but are wrong.
     """
 
     captions: Texts = ()
@@ -101,7 +101,7 @@ class Description:
         return self.long_captions if length == "long" or rng.random() < 0.5 else self.captions
 
     def more_texts(self, length: CaptionLength) -> Texts:
-        """Returns the captions with separate losses: with "both", the long ones, provided that there are short ones."""
+        """Returns the captions with separate losses: with "both", the long ones, if there are also short ones."""
         return self.long_captions if length == "both" and self.captions else ()
 
 
@@ -122,7 +122,7 @@ class Element(Description):
         boxes: x, y, width, height in pixels of the stored image, as floats (the released reader truncates them to integers). A
             phrase may have several boxes, or none if the image does not show what it describes.
         attributes: alternative attributes, to be put before the caption.
-        grain: kind of text, as named in the record.
+        grain: kind of text, as written in the record.
     """
 
     name: str = field(kw_only=True)
@@ -277,7 +277,7 @@ def image_of(value: Any, key: str, location: str, folder: Path, image_is: ImageI
 def place_box(box: Box, width: int, height: int, location: str, name: str) -> Box:
     """Checks that a box is inside its image of ``width`` x ``height`` pixels. An excess of up to one pixel is clamped.
 
-    The rule is the released one, with our tolerance: x, y >= 0; w, h > 0; x + w <= width; y + h <= height.
+    Apart from the tolerance, this is the check of the released code: x, y >= 0; w, h > 0; x + w <= width; y + h <= height.
 
     Raises:
         BrokenRecordError: "degenerate box" or "box outside image".
@@ -310,17 +310,17 @@ def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | 
     chosen: list[str] = []
     for text in texts:
         if isinstance(text, str) or language is not None:
-            chosen += spoken(text, language)
+            chosen += texts_in_language(text, language)
         else:
             names = list(text)
-            chosen += spoken(text, names[int(rng.integers(len(names))) if rng is not None else 0])
+            chosen += texts_in_language(text, names[int(rng.integers(len(names))) if rng is not None else 0])
     if not chosen:
         wanted = "no text" if language is None else f"no text in language {language!r}"
         raise BrokenRecordError("missing key", location, wanted)
     return chosen
 
 
-def spoken(text: str | Mapping[str, str | list[str]], language: str | None) -> list[str]:
+def texts_in_language(text: str | Mapping[str, str | list[str]], language: str | None) -> list[str]:
     """Returns the texts of one alternative of :data:`Texts`. For a dictionary, these are the texts in ``language``, or all
     texts if ``language`` is None."""
     if isinstance(text, str):
@@ -443,7 +443,7 @@ def texts_in(value: Any, key: str, location: str) -> Texts:
         is_languages = isinstance(item, dict) and all(map(_is_text_or_texts, item.values()))
         if not isinstance(item, str) and not is_languages:
             raise BrokenRecordError("wrong type", location, f"{key} contains {_type_name(item)}, not a text")
-        for text in spoken(item, None):
+        for text in texts_in_language(item, None):
             check_text(text, key, location)
     if not items or {} in items:
         raise BrokenRecordError(

@@ -1,1 +1,1 @@
-"""Shards on disk: any record by its number, and the order in which a run reads them."""
+"""Shards on disk, with random access to records by index, and the order in which a run reads them."""

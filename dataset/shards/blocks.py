@@ -1,12 +1,12 @@
 """An order of records for data on which long reads are fast and short random reads are slow. It uses blocks and lanes.
 
-A block is a run of records of one shard. Blocks are distributed to C lanes in the same way in every epoch, and micro-batch u
-belongs to lane u mod C. If the number of ranks R divides C, each rank reads C / R lanes that no other rank reads, and the
-micro-batches do not depend on R.
+A block is a run of consecutive records of one shard. Blocks are distributed to C lanes in the same way in every epoch, and
+micro-batch u belongs to lane u mod C. If the number of ranks R divides C, each rank reads C / R lanes that no other rank reads,
+and the micro-batches do not depend on R.
 
 In each epoch, a lane concatenates its blocks in a new random order, splits this row into windows at the borders of blocks, and
-shuffles the records of each window. A reader that fetches whole blocks therefore fetches each block once per epoch, and has to
-cache only the blocks of a window.
+shuffles the records of each window. A reader that fetches entire blocks therefore fetches each block once per epoch, and only has
+to cache the blocks of one window.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class _Row:
 
 
 class BlockOrder:
-    """Visits every record once per epoch, in blocks. A lane that has one record less starts its next epoch one record earlier.
+    """Visits every record once per epoch, in blocks. Lanes may differ by one record; a shorter lane starts its next epoch one
+    record earlier.
 
     Args:
         shard_sizes: number of records of each shard, in the order of the records.
@@ -145,7 +146,7 @@ class BlockOrder:
         """Returns the lane to which micro-batch ``number`` belongs."""
         return number % len(self.lanes)
 
-    def soon(self, number: int, *, first: bool) -> range:
+    def to_prefetch(self, number: int, *, first: bool) -> range:
         """Returns the micro-batches to prefetch; see :class:`~dataset.shards.samplers.Order`.
 
         This is the micro-batch of the same lane half a window later, because all blocks of a window are needed shortly after the
@@ -186,7 +187,8 @@ class BlockOrder:
         own = self.lanes[lane]
         blocks = _shuffled(len(own.counts), _keys(self.seed, self.stream, lane, epoch))
         ends = np.cumsum(own.counts[blocks], dtype=np.int64)
-        # A window ends with the block in which its share of the lane ends, so the next window may be almost a block smaller.
+        # A window ends at the end of a block, so it may exceed an equal fraction of the lane, and the next window may be almost a
+        # block smaller.
         windows = self._windows_of(own.records)
         shares = np.arange(1, windows + 1) * own.records // windows
         cuts = np.concatenate([[0], np.searchsorted(ends, shares, side="left") + 1])
@@ -208,9 +210,9 @@ def check_ranks(lanes: int, ranks: int, key: str) -> None:
     """Raises :class:`UserError` with the config ``key`` of the lanes if the lanes cannot be divided equally among the ranks."""
     if lanes % ranks:
         divisors = [str(number) for number in range(1, lanes + 1) if lanes % number == 0]
-        would_do = f"{', '.join(divisors[:-1])} or {divisors[-1]} ranks" if len(divisors) > 1 else "1 rank"
+        supported = f"{', '.join(divisors[:-1])} or {divisors[-1]} ranks" if len(divisors) > 1 else "1 rank"
         raise UserError(
-            f"{key} = {lanes}: the lanes cannot be divided equally among {ranks} ranks; run on {would_do}, or set {key} to a "
+            f"{key} = {lanes}: the lanes cannot be divided equally among {ranks} ranks; run on {supported}, or set {key} to a "
             f"multiple of {ranks} before the run begins"
         )
 

@@ -74,7 +74,7 @@ class ShardsIndex:
 
     @property
     def starts(self) -> np.ndarray:
-        """The offsets; they are mapped again after the index was pickled."""
+        """The offsets, which are mapped again after unpickling."""
         if self._starts is None:
             assert self.folder is not None
             again = load(self.folder, self.paths)
@@ -99,7 +99,7 @@ class ShardsIndex:
         last = first + row + 1 == self.ends[shard]
         return start, int(self.shards[shard, BYTES]) if last else int(self.starts[first + row + 1])
 
-    def apart(self, shard: int, row: int) -> list[int]:
+    def detached(self, shard: int, row: int) -> list[int]:
         """Returns the offsets of the members of record ``row`` that are separated from the rest of the record in the tar."""
         if not len(self.irregularities):
             return []
@@ -125,7 +125,7 @@ class ShardsIndex:
         end = int(odd[number + 1, 0]) if number + 1 < groups else records
         return RowGroup(number, own_first, end - own_first, size, *odd[groups + number].tolist())
 
-    def not_whole(self) -> list[int]:
+    def incomplete_tars(self) -> list[int]:
         """Returns the indices of the tars without end blocks."""
         return np.flatnonzero(self.shards[:, WHOLE] == 0).tolist()
 

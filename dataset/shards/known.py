@@ -22,7 +22,7 @@ INDEX = "_prepare/index"
 
 NAMES, _ROWS = "names.npy", "rows.npy"
 _LOOKED_AT = 8
-"""Number of indexes of other lists, the most recently written ones, that are compared with a new list."""
+"""Number of indexes of other lists that are compared with a new list. The most recently written ones are used."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Known:
     rows: np.ndarray
 
     def part(self, shards: slice) -> Known:
-        """Returns the known shards of a part of the list."""
+        """Returns the known shards in a slice of the list."""
         return Known(self.index, self.rows[shards])
 
     def scanned(self, now: np.ndarray) -> Iterator[tuple[int, ScannedShard]]:

@@ -36,7 +36,7 @@ PART = 64
 
 _SHARDS_IN_MEMORY, _BYTES_IN_MEMORY = 1_000, 20_000_000_000
 """Maximum number of shards, and of bytes, for which every process may build its own index in memory if no index can be written.
-Reading that much takes a few minutes."""
+Reading them takes a few minutes."""
 _STALE_S = 86_400.0
 """Age at which an unfinished index is assumed to be left over from a killed process."""
 _WAIT_S = 0.5
@@ -91,7 +91,7 @@ def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: st
     if len(paths) > _SHARDS_IN_MEMORY or total > _BYTES_IN_MEMORY:
         raise UserError(
             f"{key}: the index of {len(paths):,} shards of {total / 1e9:,.1f} GB cannot be kept {where}, and every process would "
-            "read them all to make its own; set data.cache_index to a folder that can be written and has room"
+            "have to read all of them to build its own index; set data.cache_index to a writable folder with enough space"
         )
     _warn_not_cached(where)
     scanned = [scan_shard(path, key, _pair(state)) for path, state in zip(paths, now, strict=True)]
@@ -163,7 +163,7 @@ def _report_rebuild(
 def _find_known(
     folder: Path, made_before: bool, paths: Sequence[ShardFile], names: Sequence[str], now: np.ndarray, key: str
 ) -> list[Known]:
-    """Returns what other indexes, and the previous index of this list, already know about the shards."""
+    """Returns the shards that other indexes, or the previous index of this list, already contain."""
     known = known_in_folders(paths, now)
     if made_before:
         known.append(known_before(folder, now))
@@ -185,7 +185,7 @@ def _find_known(
 
 
 class _Job(NamedTuple):
-    """A part of the index: its file, its shards and their current states, and what other indexes know about the shards."""
+    """A part of the index: its file, its shards and their current states, and the shards that other indexes already contain."""
 
     file: Path
     paths: list[ShardFile]
@@ -249,7 +249,7 @@ def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, irregulariti
 
 def _joined(now: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the three arrays of an index: shards, starts and irregularities."""
-    rows = [[len(shard.starts), len(shard.irregularities), int(shard.whole)] for shard in scanned]
+    rows = [[len(shard.starts), len(shard.irregularities), int(shard.complete)] for shard in scanned]
     shards = np.concatenate([now, np.array(rows, np.int64)], axis=1)
     starts, irregularities = ([getattr(shard, name) for shard in scanned] for name in ("starts", "irregularities"))
     return shards, np.concatenate(starts), np.concatenate(irregularities)
@@ -303,15 +303,15 @@ def _remove_stale(folder: Path) -> None:
 def _alone(path: Path, key: str) -> Iterator[None]:
     """Waits until no other process builds this index. On file systems without locks, every process builds it."""
     with path.open("a") as file:
-        told = False
+        reported = False
         while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told:
+                if not reported:
                     logger.info("%s: another process is building the index; waiting for it", key)
-                told = True
+                reported = True
                 time.sleep(_WAIT_S)
             except OSError:
                 break

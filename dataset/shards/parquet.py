@@ -1,9 +1,9 @@
 """Parquet shards, with random access to rows.
 
 A row group is the smallest part of a Parquet file that can be decoded. The rows of a window (see :mod:`dataset.shards.blocks`)
-come from many row groups in random order, too many to keep them in memory. A row group is therefore decoded once, in a stream,
-and its rows are written to the cache of blocks (:class:`~utils.block_cache.BlockCache`) in pieces of about :data:`PIECE_BYTES`,
-as Arrow IPC streams. All processes of the machine read rows from the memory-mapped pieces.
+come from many row groups in random order, too many to keep in memory. A row group is therefore decoded once, in a stream, and its
+rows are written to the cache of blocks (:class:`~utils.block_cache.BlockCache`) in pieces of about :data:`PIECE_BYTES`, as Arrow
+IPC streams. All processes of the machine read rows from the memory-mapped pieces.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class ParquetRows:
         self._open: OrderedDict[tuple[str, int, int], tuple[float, Any]] = OrderedDict()
         self._damaged: OrderedDict[Key, tuple[int, str]] = (
             OrderedDict()
-        )  # number of pieces before the damage, and what it is
-        self._expected: OrderedDict[Key, None] = OrderedDict()
+        )  # number of pieces before the damage, and its description
+        self._prefetched: OrderedDict[Key, None] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config}
@@ -179,14 +179,14 @@ class ParquetRows:
             raise BrokenRecordError("bad json", location, json_fault(error)) from None
         return RawRecord(_without_nulls(values), location, path.parent)
 
-    def expect(self, path: RemoteShard, state: tuple[int, int], group: RowGroup, row: int) -> None:
+    def prefetch(self, path: RemoteShard, state: tuple[int, int], group: RowGroup, row: int) -> None:
         """Prefetches the row group of a row of a remote shard, unless the row is in the cache; see :meth:`read`."""
         blocks, key = self._blocks(), (str(path), group.number)
-        if key in self._expected:
+        if key in self._prefetched:
             return
-        _remember(self._expected, key, None)
+        _remember(self._prefetched, key, None)
         if not blocks.has(_name(path, state, group, (row - group.first) // _rows_of_piece(group))):
-            path.expect(state, group.start, group.end)
+            path.prefetch(state, group.start, group.end)
 
     def _batch(self, path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> Any:
         """Returns the record batch of a piece, which is mapped from the cache."""
@@ -211,8 +211,8 @@ class ParquetRows:
             self._cache = None
             self._open.clear()
         if self._cache is None:
-            # Fetching a piece may fetch blocks of a remote shard, so the kinds of locks differ. SHA-256 would take longer than
-            # decoding.
+            # Fetching a piece may fetch blocks of a remote shard, so the two caches use different locks. SHA-256 would take
+            # longer than decoding.
             self._cache = open_cache(self.config, kind="rows", digest=crc_digest)
         return self._cache
 
@@ -223,7 +223,7 @@ class ParquetRows:
         size = pyarrow.MockOutputStream()
         with pyarrow.ipc.new_stream(size, batch.schema) as writer:
             writer.write_batch(batch)
-        # Touching new memory for each piece would take longer than the rest of this.
+        # Allocating new memory for each piece would take longer than everything else in this method.
         if self._buffer is None or self._buffer.size < size.size():
             self._buffer = pyarrow.allocate_buffer(size.size())
         with pyarrow.ipc.new_stream(pyarrow.FixedSizeBufferWriter(self._buffer), batch.schema) as writer:
@@ -252,7 +252,7 @@ class ParquetRows:
                         wanted = bytes(content)
                     kept = self._blocks().add(_name(path, state, group, number), content)
                     if wanted is not None and not kept:
-                        break  # the cache cannot keep later pieces either
+                        break  # the cache cannot store later pieces either
             except (pyarrow.ArrowException, OSError) as error:
                 # pyarrow raises OSError for damaged pages, too, but without the system's error number.
                 if isinstance(error, OSError) and error.errno is not None:
@@ -327,7 +327,8 @@ def _rows_of_piece(group: RowGroup) -> int:
 
 
 def _name(path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> str:
-    """Returns the name of a piece in the cache. All pieces of a row group begin with the same digits, and so have one lock."""
+    """Returns the name of a piece in the cache. The names of all pieces of a row group begin with the same digits, so the pieces
+    share a lock."""
     file = path if isinstance(path, RemoteShard) else os.path.abspath(path)
     of_group = hashlib.sha256(f"{file} {state} row group {group.number}".encode("utf-8", "surrogateescape")).hexdigest()
     of_piece = hashlib.sha256(f"{of_group} {piece} {_rows_of_piece(group)}".encode()).hexdigest()

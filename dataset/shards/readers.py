@@ -51,7 +51,7 @@ class Shards:
         ask: ask servers whether remote shards have changed since they were indexed.
 
     Attributes:
-        fetches_ahead: True if :meth:`expect` prefetches.
+        prefetches: True if :meth:`prefetch` prefetches.
         remote: settings for remote shards.
         cached_bytes: bytes that an epoch reads through the cache: total size of the remote shards, and of the decoded rows of the
             Parquet shards.
@@ -79,12 +79,12 @@ class Shards:
             check_pyarrow(key)
         self.index = open_index(self.paths, folder, key, workers, ask)
         self.sizes = self.index.sizes
-        for shard in self.index.not_whole() if distributed.rank() == 0 else []:
+        for shard in self.index.incomplete_tars() if distributed.rank() == 0 else []:
             found = f"{self.sizes[shard]} records were found; check that the file is complete"
             logger.warning("%s: %s lacks the end of a tar; %s", key, self.paths[shard], found)
         self._files = _OpenFiles()
         self._rows = ParquetRows(self.remote)
-        self.fetches_ahead = any(isinstance(path, RemoteShard) and path.fetches_ahead for path in self.paths)
+        self.prefetches = any(isinstance(path, RemoteShard) and path.prefetches for path in self.paths)
         self.cached_bytes = sum(map(self._cached_bytes, range(len(self.paths))))
         if not len(self):
             raise UserError(f"{key}: {', '.join(files)} contains no records; every shard is empty")
@@ -94,7 +94,7 @@ class Shards:
 
     @property
     def starts(self) -> list[int]:
-        """The index of the first record of each shard that is not empty."""
+        """Index of the first record of each non-empty shard."""
         return [end - size for size, end in zip(self.sizes, self.index.ends, strict=True) if size]
 
     def runs_by_entry(self, block_records: int) -> list[list[int]]:
@@ -110,7 +110,7 @@ class Shards:
 
     def large_row_group(self, limit: int) -> tuple[ShardFile, int, int] | None:
         """Returns the first Parquet shard with a row group of several rows and more than ``limit`` decompressed bytes, and the
-        size and number of rows of that row group; None if every row group is smaller."""
+        size and number of rows of that row group, or None if every row group is smaller."""
         for shard, path in enumerate(self.paths):
             if path.suffix == PARQUET_SUFFIX:
                 first, size, _, _ = self.index.row_groups(shard).T
@@ -139,7 +139,7 @@ class Shards:
         if path.suffix != TAR_SUFFIX:
             return self.location(number)
         try:
-            return location_of(self._open(shard), path, self.index.span(shard, row), self.index.apart(shard, row))
+            return location_of(self._open(shard), path, self.index.span(shard, row), self.index.detached(shard, row))
         except (OSError, tarfile.TarError, ValueError):
             return f"{path}: record {row}"
 
@@ -158,16 +158,16 @@ class Shards:
     def _open(self, shard: int) -> BinaryIO:
         return self._files.get(shard) or self._files.open(shard, self.paths[shard], self.index.state(shard))
 
-    def expect(self, number: int) -> None:
+    def prefetch(self, number: int) -> None:
         """Prefetches record ``number`` if its shard is remote and the config enables prefetching."""
         shard, row = self._locate(number)
         path = self.paths[shard]
-        if not isinstance(path, RemoteShard) or not path.fetches_ahead:
+        if not isinstance(path, RemoteShard) or not path.prefetches:
             return
         if path.suffix == PARQUET_SUFFIX:
-            self._rows.expect(path, self.index.state(shard), self.index.row_group(shard, row), row)
+            self._rows.prefetch(path, self.index.state(shard), self.index.row_group(shard, row), row)
         else:
-            path.expect(self.index.state(shard), *self.index.span(shard, row))
+            path.prefetch(self.index.state(shard), *self.index.span(shard, row))
 
     def read(self, number: int) -> RawRecord:
         """Reads record ``number``. Its ``location`` is ``file:line``, ``shard.tar:member`` or ``file.parquet:row number``.
@@ -184,18 +184,18 @@ class Shards:
             span = self.index.span(shard, row)
             file = self._open(shard)
             if path.suffix == TAR_SUFFIX:
-                return read_record(file, path, span, self.index.apart(shard, row))
+                return read_record(file, path, span, self.index.detached(shard, row))
             return _read_line(file, path, (span[0], span[1] - span[0]), self.index.line(shard, row))
         except (OSError, tarfile.TarError) as error:
-            if (told := open_files.too_many(error)) is not None:
-                raise told from None
+            if (failure := open_files.too_many(error)) is not None:
+                raise failure from None
             raise UserError(
                 f"{path}: can no longer be read ({error}); check whether it was moved or changed during the run"
             ) from None
 
 
 class _OpenFiles:
-    """The most recently used files of this process. A forked or spawned process starts with an empty cache."""
+    """The most recently used open files of this process. A forked or spawned process starts with an empty cache."""
 
     def __init__(self) -> None:
         self._process = os.getpid()

@@ -77,7 +77,7 @@ class Order(Protocol):
         """Returns (epoch, record) for each sample of micro-batch ``number``, counted over all ranks."""
         ...
 
-    def soon(self, number: int, *, first: bool) -> range:
+    def to_prefetch(self, number: int, *, first: bool) -> range:
         """Returns the micro-batches to prefetch while micro-batch ``number`` is read.
 
         ``first``: True if ``number`` is the first micro-batch of its :meth:`lane` that this process reads.
@@ -90,10 +90,10 @@ class Order(Protocol):
 
 
 class RandomOrder:
-    """Visits every record exactly once per epoch, in a new order each epoch that all ranks share.
+    """Visits every record exactly once per epoch. All ranks share the order, which is new in every epoch.
 
-    Micro-batch u covers the positions u * size … u * size + size - 1, no matter which rank makes it. The number of ranks may
-    therefore change when a run is resumed.
+    Micro-batch u covers the positions u * size … u * size + size - 1, whichever rank makes it. The number of ranks may therefore
+    change when a run is resumed.
     """
 
     def __init__(self, count: int, batch_size: int, *, seed: int, stream: str):
@@ -103,8 +103,9 @@ class RandomOrder:
     def batch(self, number: int) -> list[tuple[int, int]]:
         return [self._locate(number * self.batch_size + offset) for offset in range(self.batch_size)]
 
-    def soon(self, number: int, *, first: bool) -> range:
-        # No later micro-batches: every record is in a different block, and the cache could not hold all these blocks.
+    def to_prefetch(self, number: int, *, first: bool) -> range:
+        # Nothing is prefetched for later micro-batches, since every record is in a different block, and the cache could not hold
+        # all these blocks.
         return range(number, number + 1)
 
     def lane(self, number: int) -> int:
@@ -136,8 +137,8 @@ class RecordSource:
 
     def samples(self, number: int) -> Iterator[tuple[int, np.random.Generator]]:
         """Yields the index of the record and the generator for each sample of micro-batch ``number``."""
-        if self.shards.fetches_ahead:
-            self._expect(number)
+        if self.shards.prefetches:
+            self._prefetch(number)
         for epoch, slot in self.order.batch(number):
             record = self._record(epoch, slot)
             # Seeded by slot, so that a record that is read twice in an epoch is augmented differently each time.
@@ -146,10 +147,10 @@ class RecordSource:
     def _record(self, epoch: int, slot: int) -> int:
         return slot if self.weights is None else self.weights.record(epoch, slot)
 
-    def _expect(self, number: int) -> None:
+    def _prefetch(self, number: int) -> None:
         """Prefetches remote records."""
         lane = self.order.lane(number)
-        for later in self.order.soon(number, first=lane not in self._begun):
+        for later in self.order.to_prefetch(number, first=lane not in self._begun):
             for epoch, slot in self.order.batch(later):
-                self.shards.expect(self._record(epoch, slot))
+                self.shards.prefetch(self._record(epoch, slot))
         self._begun.add(lane)

@@ -40,12 +40,12 @@ class ScannedShard:
             For a tar: one row for each member that is separated from the rest of its record, with the index of the record and the
             offset of the member. For Parquet: two rows for each row group; the first half of the array has the first row and the
             decompressed size of the row groups, the second half has the offsets of their start and end in the file.
-        whole: False for a tar without its end blocks.
+        complete: False for a tar without its end blocks.
     """
 
     starts: np.ndarray
     irregularities: np.ndarray
-    whole: bool = True
+    complete: bool = True
 
     def records(self, size: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
         """Yields, for each record of a tar of ``size`` bytes, its span and the offsets of the members separated from it."""
@@ -129,7 +129,7 @@ def _scan_lines(path: Path) -> ScannedShard:
     starts = np.concatenate(parts)
     if starts[-1] == size:
         starts = starts[:-1]
-    # Only lines that start with white space can be blank, so only those few lines are checked.
+    # Only lines that start with white space can be blank, so only these few lines are checked.
     suspects = np.flatnonzero(np.isin(data[starts], np.frombuffer(b" \t\r\n", np.uint8)))
     ends = np.append(starts[1:], size)
     blank = [i for i in suspects.tolist() if not data[starts[i] : ends[i]].tobytes().strip()]
@@ -163,7 +163,7 @@ def _scan_remote_lines(file: BinaryIO) -> ScannedShard:
 def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
     numbers: dict[str, int] = {}
     starts: list[int] = []
-    apart: list[tuple[int, int]] = []
+    detached: list[tuple[int, int]] = []
     at, last, size = 0, -1, file.seek(0, os.SEEK_END)
     try:
         while (member := next_member(file, at)) is not None:
@@ -176,7 +176,7 @@ def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
             if number == len(starts):
                 starts.append(member.start)
             elif number != last:
-                apart.append((number, member.start))
+                detached.append((number, member.start))
             last = number
         file.seek(at)
         ending = file.read(BLOCK)
@@ -184,5 +184,5 @@ def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
         raise UserError(
             f"{key}: {path} is not a complete tar file ({error}, after {len(starts)} records); copy or write it again"
         ) from None
-    irregularities = np.array(sorted(apart), np.int64).reshape(-1, 2)
-    return ScannedShard(np.array(starts, np.int64), irregularities, whole=bool(ending))
+    irregularities = np.array(sorted(detached), np.int64).reshape(-1, 2)
+    return ScannedShard(np.array(starts, np.int64), irregularities, complete=bool(ending))

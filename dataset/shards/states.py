@@ -1,4 +1,4 @@
-"""The state of each shard, which tells whether an index is up to date."""
+"""The state of each shard, which shows whether an index is up to date."""
 
 from __future__ import annotations
 

@@ -99,13 +99,13 @@ def group_of(member: Member) -> str | None:
     return f"{folder}/{stem}" if member.is_file and stem else None
 
 
-def members_of_record(file: BinaryIO, span: tuple[int, int], apart: Sequence[int]) -> Iterator[Member]:
+def members_of_record(file: BinaryIO, span: tuple[int, int], detached: Sequence[int]) -> Iterator[Member]:
     """Yields the members of a record.
 
     Args:
         file: the archive.
         span: offsets of the record and of the next record.
-        apart: offsets of the members of the record that are elsewhere in the archive.
+        detached: offsets of the members of the record that are elsewhere in the archive.
     """
     at, end = span
     group = None
@@ -114,19 +114,19 @@ def members_of_record(file: BinaryIO, span: tuple[int, int], apart: Sequence[int
         group = its_group if group is None else group
         if its_group is not None and its_group == group:
             yield member
-    for at in apart:
+    for at in detached:
         if (member := next_member(file, at)) is not None:
             yield member
 
 
-def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> RawRecord:
+def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], detached: Sequence[int] = ()) -> RawRecord:
     """Reads a record; see :func:`members_of_record` for the arguments. Its location is ``shard.tar:member``.
 
     Raises:
         BrokenRecordError: "bad json", "wrong type", or "unreadable image" if a member exceeds its limit.
         tarfile.TarError, ValueError: if the header is missing or invalid.
     """
-    members = list(members_of_record(file, span, apart))
+    members = list(members_of_record(file, span, detached))
     location = _location(path, members)
     contents: list[bytes | None] = []
     for member, (limit, kind) in zip(_by_kind(members), _LIMITS, strict=True):
@@ -146,9 +146,9 @@ def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: S
     )
 
 
-def location_of(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> str:
+def location_of(file: BinaryIO, path: ShardFile, span: tuple[int, int], detached: Sequence[int] = ()) -> str:
     """Returns ``shard.tar:member`` with the first member of the record in the order image, text, JSON."""
-    return _location(path, list(members_of_record(file, span, apart)))
+    return _location(path, list(members_of_record(file, span, detached)))
 
 
 def parse_object(line: bytes, location: str) -> dict[str, Any]:

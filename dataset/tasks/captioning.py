@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 
 class CaptioningDataConfig(MediaDataConfig):
-    """Training captions. They are not cleaned; only the tokenizer may change case and punctuation (as released)."""
+    """Training captions. They are not cleaned; only the tokenizer may change case and punctuation (as in the released code)."""
 
     train: CaptionedSplitConfig
     text: TextDataConfig = Field(
@@ -65,7 +65,7 @@ class CaptionExample:
 
 
 class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
-    """Batches of captions with their images. An epoch has every caption once."""
+    """Batches of captions with their images. An epoch contains every caption once."""
 
     name = "captions"
     text: TextProcessor
@@ -92,8 +92,8 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def tokens(self, caption: str, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Returns the tokens of [CLS], prompt, caption and [SEP], and the positions of the tokens to predict.
 
-        The tokens are truncated to ``max_tokens``. A truncated text has no [SEP] (as released), because the caption does not end
-        there.
+        The tokens are truncated to ``max_tokens``. As in the released code, a truncated text has no [SEP], because the caption
+        does not end there.
         """
         pieces, continues = self.text.pieces(caption)
         before = len(self.prompt)

@@ -54,7 +54,7 @@ class MediaDataConfig(FineTuneDataConfig):
 class FineTuneBatches(ABC, Generic[D, E]):
     """Makes micro-batch u as a function of the seed and u (a :class:`~dataset.loaders.BatchMaker`).
 
-    An example that cannot be made is replaced by a filler, which does not count.
+    An example that cannot be made is replaced by a filler, which is masked out of the losses.
 
     Args:
         data: the training split and its augmentation.
@@ -211,7 +211,7 @@ def media_view(
 
 
 def cleaned(text: str, max_words: int, location: str) -> str:
-    """Cleans a text with the released rules for captions.
+    """Cleans a text in the way the released code cleans captions.
 
     Raises:
         BrokenRecordError: "empty text" if nothing is left.
@@ -223,7 +223,7 @@ def cleaned(text: str, max_words: int, location: str) -> str:
 
 
 def cleaned_question(text: str, max_words: int, location: str) -> str:
-    """Cleans a question with the released rules for questions, which differ from the rules for captions.
+    """Cleans a question in the way the released code cleans questions, which differs from how it cleans captions.
 
     Raises:
         BrokenRecordError: "empty text" if nothing is left of its first ``max_words`` words.

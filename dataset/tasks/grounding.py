@@ -123,11 +123,11 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
     Args:
         config: the split.
         key: config key of the split, for messages.
-        max_broken: maximum share of broken rows.
+        max_broken: maximum fraction of broken rows.
         counts: numbers of boxes that the head can predict. Phrases with a different number are skipped and counted in the log.
 
     Raises:
-        UserError: with the config ``key``, if a file cannot be used, a split has no record, or more than the share
+        UserError: with the config ``key``, if a file cannot be used, a split has no record, or more than the fraction
             ``max_broken`` of the rows are broken.
     """
     rows: Iterable[Row | BrokenRecordError]
@@ -216,7 +216,7 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
         check_size(encoded, item.size, item.location)
         around = item.boxes or self._borrowed(item.size, rng)
         element = Element((text,), name="phrase", boxes=around)
-        crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
+        crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, max_elements=1, min_inside=0.5)
         if item.boxes and not visible:
             raise BrokenRecordError("degenerate box", item.location, f"one of {item.boxes} is a sliver of the image")
         boxes = visible[0][1] if item.boxes else []
@@ -226,8 +226,8 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
         return GroundingExample(self.augment(image, rng), text, tuple(boxes))
 
     def _borrowed(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
-        """Returns boxes of another phrase, at the same relative position. A phrase without a box is cropped around them,
-        because its crop would otherwise reveal that it has no box."""
+        """Returns boxes of another phrase, at the same relative position. The image of a phrase without a box is cropped around
+        them, because the crop would otherwise reveal that the phrase has no box."""
         if not self.with_boxes:
             return ((0.0, 0.0, float(size[0]), float(size[1])),)
         other = self.items[self.with_boxes[int(rng.integers(len(self.with_boxes)))]]

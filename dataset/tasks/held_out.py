@@ -24,9 +24,9 @@ Choose = Callable[[int], Iterable[int]]
 
 @dataclass(frozen=True)
 class HeldOutElement:
-    """A described box: ``box`` is (cx, cy, w, h) relative to the image; ``grain`` is its kind, as named in the record.
+    """A described box. ``box`` is (cx, cy, w, h) relative to the image; ``grain`` is the grain named in the record.
 
-    If there are several captions or attributes, from which training draws one, this has the first.
+    If there are several captions or attributes, training draws one of them; a held-out element contains the first.
     """
 
     caption: str
@@ -41,7 +41,7 @@ class HeldOutRecord:
     Attributes:
         location: location of the record.
         pixels: (3, S, S) uint8, or (F, 3, S, S) for a video.
-        captions: captions; may be empty.
+        captions: captions of the image; may be empty.
         elements: described boxes.
         size: width and height of the decoded image; None for a video.
         long_captions: long captions; may be empty.
@@ -90,7 +90,7 @@ def read_held_out(
         UserError: for the first broken record. Metrics on an incomplete held-out set would not be comparable.
     """
     shards = Shards(files, key=config_key, index_folder=index_folder, remote=remote)
-    return _whole(
+    return _read_all(
         shards,
         choose(min(len(shards), limit or len(shards))),
         lambda raw: _read_one(raw, processor, image_size, keys, caption_key, (max_pixels, pixels)),
@@ -127,10 +127,12 @@ def read_held_out_videos(
         return HeldOutRecord(raw.location, frames, _clean(record.captions[clip], processor, raw.location), [])
 
     shards = Shards(files, key=config_key, index_folder=index_folder, remote=remote)
-    return _whole(shards, choose(min(len(shards), limit or len(shards))), read)
+    return _read_all(shards, choose(min(len(shards), limit or len(shards))), read)
 
 
-def _whole(shards: Shards, numbers: Iterable[int], read: Callable[[RawRecord], HeldOutRecord]) -> list[HeldOutRecord]:
+def _read_all(
+    shards: Shards, numbers: Iterable[int], read: Callable[[RawRecord], HeldOutRecord]
+) -> list[HeldOutRecord]:
     """Reads records with ``read``; raises :class:`UserError` for the first broken record."""
     records = []
     for number in numbers:

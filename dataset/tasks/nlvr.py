@@ -75,7 +75,7 @@ class Statement:
         sentence: the statement.
         images: the images.
         label: with two classes, the sentence is false (0) or true (1); with three, it contradicts the images (0), follows from
-            them (1), or neither (2).
+            them (1), or does neither (2).
         sentence_id: equal for rows with the same sentence.
         location: location of the row.
     """
@@ -91,7 +91,7 @@ def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> lis
     """Reads and checks a split. Every image must exist.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be used, or more than the share ``max_broken`` of its rows are
+        UserError: with the config ``key``, if the file cannot be used, or more than the fraction ``max_broken`` of its rows are
             broken.
     """
     images = ImageFiles(images_folder(config.images, config.annotations))
@@ -131,7 +131,7 @@ def _parse(row: Row, images: ImageFiles) -> Statement:
         raise BrokenRecordError("wrong type", row.location, f"label is {row.values['label']!r}, {known}")
     names = row.get("images", list)
     if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
-        raise BrokenRecordError("wrong type", row.location, f"images is {names!r:.80}, not two paths, or one")
+        raise BrokenRecordError("wrong type", row.location, f"images is {names!r:.80}, not one or two paths")
     sources = tuple(images.find(name, row.location) for name in names)
     return Statement(sentence, sources, classes.index(label), nlvr2.sentence_id(row) or sentence, row.location)
 
@@ -146,7 +146,7 @@ class StatementExample:
 
 
 class NLVRBatches(FineTuneBatches[NLVRDataConfig, StatementExample]):
-    """Batches of statements with their images. An epoch has every statement once."""
+    """Batches of statements with their images. An epoch contains every statement once."""
 
     name = "statements"
 

@@ -117,7 +117,7 @@ class DataConfig(LoadingConfig):
         return {name: stream for name, stream in named.items() if stream is not None}
 
     def loss_weights(self) -> dict[str, float]:
-        """Returns the factor of the losses of each stream. Long captions with their own losses are a stream."""
+        """Returns the loss weight of each stream. Long captions with separate losses count as a stream."""
         streams = self.streams()
         with_long = [
             name for name, each in streams.items() if isinstance(each, ImageRecordsConfig) and each.captions == "both"
@@ -242,8 +242,8 @@ class Steps:
     def draw(self, step: int) -> tuple[set[str], tuple[str, ...]]:
         """Returns the streams that use their clean set in a step, and the streams without a matching loss in this step.
 
-        If the images are noisy, no stream has a matching loss (as released), because the model would learn that wrong pairs
-        match. If only the videos are noisy, only the videos have no matching loss.
+        As in the released code, no stream has a matching loss if the images are noisy, because the model would learn that wrong
+        pairs match. If only the videos are noisy, only the videos have no matching loss.
         """
         taken = {
             name
@@ -257,7 +257,7 @@ class Steps:
 
 
 def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str, RecordSource]:
-    """Opens the records of each stream. The clean set of a stream has the name ``<name>/clean``.
+    """Opens the records of each stream. The clean set of a stream is named ``<name>/clean``.
 
     ``step``: number of micro-batches in a global batch, over all ``ranks``.
 

@@ -46,7 +46,7 @@ class Question:
         return self.source.location
 
     def weighted_answers(self) -> list[tuple[str, float]]:
-        """Returns each distinct answer with the share of annotators who gave it, times the weight (as released).
+        """Returns each distinct answer with the fraction of annotators who gave it, times the weight, as in the released code.
 
         A blank answer counts as an annotator but is not returned, so that the model does not learn empty answers.
         """
@@ -96,7 +96,7 @@ def _answers(row: Row) -> tuple[str, ...]:
             raise BrokenRecordError("wrong type", row.location, f"answer contains {answer!r:.80}, not a text")
         check_text(answer, "answer", row.location)
     if not any(answer.strip() for answer in answers):
-        raise BrokenRecordError("empty text", row.location, "there is no answer, or only empty ones")
+        raise BrokenRecordError("empty text", row.location, "no answer, or only empty answers")
     return tuple(sys.intern(answer) for answer in answers)
 
 
@@ -115,18 +115,18 @@ class QuestionGroups:
 
     Args:
         table: the questions.
-        most: maximum number of questions in a group. With 1, group n is question n.
-        apart: (N,) bool; questions with different values are never in the same group. If None, all may be grouped.
+        max_questions: maximum number of questions in a group. With 1, group n is question n.
+        separate: (N,) bool; questions with different values are never in the same group. If None, all may be grouped.
     """
 
-    def __init__(self, table: QuestionTable, most: int, apart: Sequence[bool] | None = None):
-        kinds = 2 * table.image_indices() + (0 if apart is None else np.asarray(apart))
+    def __init__(self, table: QuestionTable, max_questions: int, separate: Sequence[bool] | None = None):
+        kinds = 2 * table.image_indices() + (0 if separate is None else np.asarray(separate))
         # A stable sort keeps the questions about an image in their order; groups are in the order of their first questions.
         self._rows = np.argsort(kinds, kind="stable")
         in_order = kinds[self._rows]
         first_of_kind = np.flatnonzero(np.diff(in_order, prepend=in_order[:1] - 1))
         within = np.arange(len(table)) - np.repeat(first_of_kind, np.diff(first_of_kind, append=len(table)))
-        starts = np.flatnonzero(within % most == 0)
+        starts = np.flatnonzero(within % max_questions == 0)
         order = np.argsort(self._rows[starts])
         self._starts, self._ends = starts[order], np.append(starts[1:], len(table))[order]
 

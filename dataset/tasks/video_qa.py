@@ -50,7 +50,7 @@ def read_video_questions(
     Args:
         config: the split.
         key: config key of the split, for messages.
-        max_broken: maximum share of broken rows.
+        max_broken: maximum fraction of broken rows.
         answered: if True, a question without an answer is broken. If False, either all questions have an answer or none has.
 
     Raises:
@@ -122,9 +122,9 @@ def read_classes(path: str, key: str, classes: int) -> list[str]:
 
 
 class VideoQABatches(QuestionBatches[VideoQADataConfig]):
-    """Batches of questions with their videos. An epoch has every question once.
+    """Batches of questions with their videos. An epoch contains every question once.
 
-    A question whose answer is not a candidate is read but has no loss (as released).
+    As in the released code, a question whose answer is not a candidate is read but has no loss.
     """
 
     def __init__(self, data: VideoQADataConfig, *, classes: Sequence[str], **options: Any):

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GENOME_WEIGHT = 0.5
-"""Weight of the single answer to a question of Visual Genome (released)."""
+"""Weight of the single answer to a question of Visual Genome, as in the released code."""
 
 COMMON = 9
 """An answer is a candidate if it is the most frequent answer to at least this number of questions. VQA v2's list was made by this
-rule."""
+criterion."""
 
 
 class QuestionsConfig(Config):
@@ -106,7 +106,7 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
     Args:
         config: the source.
         key: config key of the source, for messages.
-        max_broken: maximum share of broken rows.
+        max_broken: maximum fraction of broken rows.
         answered: if True, a question without answers is broken. If False, either all questions have answers or none has.
 
     Raises:
@@ -200,7 +200,7 @@ def frequent_answers(
 
 
 class VQABatches(QuestionBatches[VQADataConfig]):
-    """Batches of questions with all their answers. An epoch has every question of all sources once."""
+    """Batches of questions with all their answers. An epoch contains every question of all sources once."""
 
     def __init__(self, data: VQADataConfig, *, tokenizer: PreTrainedTokenizerFast, **options: Any):
         self.answers = PlainTextProcessor(tokenizer, TextLimits(max_tokens=data.max_answer_tokens))

@@ -1,1 +1,1 @@
-"""Texts: the released clean-up, tokenization, and masking."""
+"""Texts: the clean-up of the released code, tokenization, and masking."""

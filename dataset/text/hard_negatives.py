@@ -1,4 +1,4 @@
-"""Hard negative texts: texts that resemble a caption, but differ from it in one fact, so that they are wrong about its image."""
+"""Hard negative texts: texts that resemble a caption but differ from it in one detail, so that they are wrong about its image."""
 
 from __future__ import annotations
 

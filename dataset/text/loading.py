@@ -56,7 +56,9 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
                 "in addition to a SentencePiece model it needs tokenizer.json, or `pip install sentencepiece protobuf`"
             )
         if "trust_remote_code" in str(error):
-            reason = "its tokenizer_config.json or config.json asks to run code from the folder, which we never do"
+            reason = (
+                "its tokenizer_config.json or config.json requires running code from the folder, which is never done"
+            )
             remedy = "save one without auto_map in these files"
         raise UserError(
             f"tokenizer {name}: the folder contains no usable tokenizer; {remedy} ({type(error).__name__}: {reason})"
@@ -87,7 +89,7 @@ def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTo
     """Describes briefly why two tokenizers give different token ids for the same text; returns None if they give equal ids.
 
     The template of special tokens around a text is not compared, and neither is the decoder, because they do not change the token
-    ids that a model reads. A tokenizer and its saved copy are therefore equal.
+    ids that a model reads. A tokenizer and its saved copy therefore count as equal.
     """
     here, there = ours.get_vocab(), theirs.get_vocab()
     if len(here) != len(there):
@@ -95,13 +97,13 @@ def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTo
     if moved := sorted(token for token, number in there.items() if here.get(token) != number):
         known = [token for token in moved if token in here] or moved
         now = f"has id {here[known[0]]}" if known[0] in here else "is missing"
-        count = f"{len(moved):,} of its {len(there):,} tokens are"
-        return f"{count} at another id: {known[0]!r} {now} instead of {there[known[0]]}"
+        count = f"{len(moved):,} of its {len(there):,} tokens have"
+        return f"{count} a different id: {known[0]!r} {now} instead of {there[known[0]]}"
     for name in ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token"):
         if getattr(ours, name) != getattr(theirs, name):
             return f"its {name} is {getattr(ours, name)!r} instead of {getattr(theirs, name)!r}"
-    rules, kept = _rules_of(ours), _rules_of(theirs)
-    changed = [name for name in kept if rules[name] != kept[name]]
+    our_parts, their_parts = _parts_of(ours), _parts_of(theirs)
+    changed = [name for name in their_parts if our_parts[name] != their_parts[name]]
     return (
         f"its {' and '.join(changed)} in tokenizer.json {'differs' if len(changed) == 1 else 'differ'}"
         if changed
@@ -109,7 +111,7 @@ def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTo
     )
 
 
-def _rules_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _parts_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Returns the parts of a tokenizer that turn a text into token ids."""
     values = json.loads(tokenizer.backend_tokenizer.to_str())
     return {name: values[name] for name in ("normalizer", "pre_tokenizer", "model")}

@@ -1,4 +1,5 @@
-"""Turns captions into tokens: the released clean-up, whole-word and skip-gram masking, and padding to the longest in a batch."""
+"""Turns captions into tokens: the clean-up of the released code, whole-word and skip-gram masking, and padding to the longest in
+a batch."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ class TextLimits(Config):
 class TextDataConfig(TextLimits):
     """Length and masking of texts (X²-VLM, sections 3.3 and 4.2)."""
 
-    mask_prob: float = Field(0.5, gt=0, le=1, description="share of a text's tokens that is masked")
+    mask_prob: float = Field(0.5, gt=0, le=1, description="fraction of a text's tokens to mask")
     max_masks: int = Field(12, ge=1, description="maximum number of masked tokens in a text")
     whole_word: bool = Field(True, description="mask all pieces of a word together")
     skipgram_prob: float = Field(0.2, ge=0, le=1, description="probability that a masked span has several tokens")
@@ -84,9 +85,9 @@ class TextExample:
 def clean_caption(text: str, max_words: int) -> str:
     """Cleans a caption: lower case, no punctuation, hyphens or slashes, single spaces, and at most ``max_words`` words.
 
-    Equal to the released ``pre_caption`` for every character, with one exception: spaces between two characters of a script that
-    is written without spaces (segmented Chinese or Japanese) are removed. Words are split at spaces, so ``max_words`` does not
-    limit texts in these scripts, but ``max_tokens`` does.
+    Gives the same result as the released ``pre_caption`` for every character, with one exception: spaces between two characters
+    of a script that is written without spaces (segmented Chinese or Japanese) are removed. Words are split at spaces, so
+    ``max_words`` does not limit texts in these scripts, but ``max_tokens`` does.
 
     Raises:
         ValueError: if nothing is left.
@@ -103,9 +104,9 @@ def clean_caption(text: str, max_words: int) -> str:
 def clean_question(text: str, max_words: int) -> str:
     """Cleans a question: lower case, the same punctuation replaced by spaces as in captions, at most ``max_words`` words.
 
-    Equal to the released ``pre_question`` for every character, with the same exception as :func:`clean_caption`. Only spaces at
-    the end are removed. Other runs of spaces are kept and count as words, which makes no difference to tokenizers. The result may
-    be empty.
+    Gives the same result as the released ``pre_question`` for every character, with the same exception as :func:`clean_caption`.
+    Only spaces at the end are removed. Other runs of spaces are kept and count as words, which makes no difference to tokenizers.
+    The result may be empty.
     """
     text = _SEGMENTED.sub("", _JOINING.sub(" ", _TO_SPACE.sub(" ", text.lower())).rstrip(" "))
     return " ".join(text.split(" ")[:max_words])
@@ -155,8 +156,8 @@ class PlainTextProcessor:
         self.pad_id = _special(tokenizer, "pad_token")
         self.unk_id = tokenizer.unk_token_id
         self._pieces = tokenizer.backend_tokenizer
-        # Texts are encoded without the wrapper, which is nearly twice as fast, and cut here. The wrapper would set truncation and
-        # padding at each call; here they are set once.
+        # Texts are encoded without the wrapper of transformers, which is nearly twice as fast, and truncated here. The wrapper
+        # would set truncation and padding at each call; here they are set once.
         self._marks_words = self._pieces.token_to_id(_WORD_MARK) is not None
         self._pieces.no_truncation()
         self._pieces.no_padding()
@@ -253,7 +254,7 @@ class TextProcessor(PlainTextProcessor):
             if draw < 0.8:
                 masked[position] = self.mask_id
             elif draw < 0.9:
-                # Uniform over the whole vocabulary, including special and unused entries, as released.
+                # Uniform over the whole vocabulary, including special and unused entries, as in the released code.
                 masked[position] = int(rng.integers(self.vocab_size))
         return TextExample(ids, masked, positions)
 
@@ -306,7 +307,7 @@ class TextProcessor(PlainTextProcessor):
     def mask_positions(self, continues: list[bool], rng: np.random.Generator, prompt: int = 0) -> list[int]:
         """Draws the positions to mask, ascending, like the released ``TextMaskingGenerator`` but with the words of the tokenizer.
 
-        The ``prompt`` tokens after [CLS] are not counted and not masked. The number of masks is a share of all other tokens,
+        The ``prompt`` tokens after [CLS] are not counted and not masked. The number of masks is a fraction of all other tokens,
         including [CLS] and [SEP], rounded half to even as Python does. [SEP] may be masked; [CLS] is never masked. If the last
         span exceeds the number of masks, random positions are dropped, so a word may be masked in part.
         """
@@ -339,18 +340,18 @@ def spelled(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=True))
 
 
-def rounded_up(count: int, most: int) -> int:
-    """Rounds ``count`` up to a multiple of 1/16 of ``most``; or, if that is more than an eighth of ``count``, to one of eight
-    numbers between a power of two and the next."""
-    step = max(1, -(-most // 16))
+def rounded_up(count: int, maximum: int) -> int:
+    """Rounds ``count`` up to a multiple of 1/16 of ``maximum``; or, if this step is more than an eighth of ``count``, to one of
+    the eight steps between a power of two and the next."""
+    step = max(1, -(-maximum // 16))
     if 8 * step > count:
         step = 1 << max(0, count.bit_length() - 4)
-    return min(most, -(-count // step) * step)
+    return min(maximum, -(-count // step) * step)
 
 
 _INSTEAD = {"cls_token": "bos_token_id", "sep_token": "eos_token_id"}
 """Gemma's tokenizer, which mmBERT and SigLIP 2 use, has no token for classification or separation; its tokens for the beginning
-and the end of a text take their place."""
+and the end of a text are used instead."""
 
 
 def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
@@ -358,7 +359,9 @@ def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
     if number is None and name in _INSTEAD:
         number = getattr(tokenizer, _INSTEAD[name])
     if number is None and name == "mask_token":
-        number = tokenizer.backend_tokenizer.token_to_id("<mask>")  # Gemma has it without declaring it
+        number = tokenizer.backend_tokenizer.token_to_id(
+            "<mask>"
+        )  # Gemma's vocabulary contains it, but does not declare it
     if number is None:
         raise UserError(
             f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no {name}; set one and save it"

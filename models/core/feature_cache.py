@@ -69,7 +69,7 @@ class FeatureCache:
             fresh = self._first_blocks(normalised[missing]).float()
             states[missing] = fresh.to(states)
             for number, state in zip(missing, fresh.cpu().numpy(), strict=True):
-                self.cache.bring(names[number], self._bytes, state.tobytes)
+                self.cache.ensure(names[number], self._bytes, state.tobytes)
         return self.backbone.patches_after_block(normalised, self.blocks - 1, states)
 
     def _of(self, image: np.ndarray, autocast: str) -> str:

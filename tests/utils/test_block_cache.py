@@ -168,7 +168,7 @@ def test_on_a_full_disk_a_shelf_deletes_half_of_its_blocks(tmp_path, monkeypatch
         write(self, path, content, total)
 
     monkeypatch.setattr(BlockCache, "_write", write_if_there_is_room)
-    assert blocks.bring(NAMES[8], 100, lambda: b"x" * 100)
+    assert blocks.ensure(NAMES[8], 100, lambda: b"x" * 100)
     assert blocks_of(tmp_path) == NAMES[4:9] and total_of(tmp_path) == 5 * 116
 
 

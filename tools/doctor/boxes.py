@@ -13,7 +13,7 @@ from PIL import Image
 from dataset.formats.annotations import ImageFiles, Row, images_folder, read_rows
 from dataset.media.encoded import FORMATS
 from dataset.media.orientation import exif_orientation
-from dataset.records.box_form import fit_as_corners, look_like_corners, outside_images, share_on_turned_view
+from dataset.records.box_form import fit_as_corners, fraction_on_rotated_view, look_like_corners, outside_images
 from dataset.records.schema import Box, ImageKeys, ImageSource, RawRecord, RegionRecord, parse_region_record
 from dataset.shards.readers import Shards
 from tasks.checks import findings_in_regions, findings_of_relative
@@ -80,7 +80,7 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
     first = sized[int(outside.argmax())]
     example = f"{list(first.box)} in an image of {first.size} at {first.location}"
     corners = (outside & fit_as_corners(numbers, sizes)).sum() / max(1, outside.sum())
-    turned = share_on_turned_view(numbers, sizes, orientations)
+    turned = fraction_on_rotated_view(numbers, sizes, orientations)
     findings = _orientation_findings(sized, outside, turned if turned > max(0.5, corners) else 0.0, example, key)
     if look_like_corners(numbers, sizes) and corners > turned:
         fact = (

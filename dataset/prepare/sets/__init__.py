@@ -1,1 +1,1 @@
-"""The public data sets of pre-training, one module for each kind of official files."""
+"""The public pre-training data sets, with one module for each format of official files."""

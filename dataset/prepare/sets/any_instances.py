@@ -17,7 +17,7 @@ from typing import Any
 from dataset.image_ids import id_number
 from dataset.prepare.cleaning import cleaned_text, placed_box
 from dataset.prepare.counts import Counts
-from dataset.prepare.finders import OF_ANY_SET, names_of_path
+from dataset.prepare.finders import ANY_IMAGES, names_of_path
 from dataset.prepare.held_out import OF_COCO
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
@@ -57,7 +57,7 @@ def _files(raw: RawFolder) -> Files:
 
 
 def _has_instances(file: RawFile) -> bool:
-    """Returns True if one of the first annotations of a file is like COCO's instances; others may have no box."""
+    """Returns True if one of the first annotations of a file looks like COCO's instances. Other annotations may lack a box."""
     seen = 0
     try:
         with file.open() as stream:
@@ -80,7 +80,7 @@ def read_instances(title: str, of_coco: bool, files: Files, scratch: Path, optio
 
     Args:
         title: name of the data set, for messages.
-        of_coco: whether the images are COCO's, which have had two names.
+        of_coco: whether the images are from COCO, where each image has had two names.
         files: the annotation files.
         scratch: folder for temporary files.
         options: the user's options.
@@ -152,7 +152,7 @@ def _record(categories_of: Mapping[str, Categories], image: Found, counts: Count
 INSTANCES = DataSet(
     title="Objects in COCO's instances format",
     home="cocodataset.org/#format-data",
-    licence="as the converted data set",
+    licence="same as the converted data set",
     files={
         "*.json": "files with images, categories, and annotations with bbox and category_id; all of them become one folder",
         "images": "in any folders; each path ends like file_name",
@@ -164,7 +164,7 @@ INSTANCES = DataSet(
             "an image and its objects, one element for each category",
             files=_files,
             read=partial(read_instances, "COCO", False),
-            image_files=OF_ANY_SET,
+            image_files=ANY_IMAGES,
         ),
     ),
 )
@@ -181,7 +181,7 @@ LVIS = DataSet(
     makes=(
         Records(
             "lvis",
-            "an image and its objects, one element for each category, also for categories that it does not show",
+            "an image and its objects, one element for each category, including categories that it does not show",
             files=files_named(objects_0=LVIS_FILES),
             read=partial(read_instances, "LVIS", True),
             image_files=IMAGES,

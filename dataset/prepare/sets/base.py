@@ -1,7 +1,8 @@
-"""Data sets of pre-training.
+"""Declarations of the pre-training data sets.
 
-The module of a data set declares its official files and the folders that are made from them. Its own code is in two functions for
-each folder: one reads the official files and yields the images with their annotations, the other converts an image to records.
+The module of a data set declares its official files and the folders that are made from them. The code for each folder consists of
+two functions: one reads the official files and yields the images with their annotations, and the other converts an image to
+records.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ Files = Mapping[str, RawFile]
 
 
 class AnnotatedMedia(NamedTuple):
-    """An image or video in the official files. ``location``: where it is described; ``values``: what is converted to records,
-    sent to another process."""
+    """An image or video that the official files describe at ``location``. ``values`` is sent to a worker process, which converts
+    it to records."""
 
     names: MediaNames
     location: str
@@ -35,7 +36,7 @@ class AnnotatedMedia(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An annotated image or video whose ``file`` was found. ``path``: path of the file, as in its records."""
+    """An annotated image or video whose ``file`` was found. ``path`` is the path of the file as written in its records."""
 
     path: str
     file: Path
@@ -51,7 +52,7 @@ class Source:
         items: the images or videos in a fixed order, with an error for each one that is unusable.
         convert: yields the records of an image or video, given as :class:`Found`.
         total: number of images or videos, for the progress bar.
-        counts: counts of what was found before the first image or video.
+        counts: counts of the entries that were read before the first image or video.
     """
 
     items: Iterable[AnnotatedMedia | BrokenRecordError]
@@ -69,9 +70,9 @@ class Records:
         content: what a record is.
         files: finds the official files.
         read: reads the official files; the second argument is a folder for temporary files.
-        image_files: the image files of the data set; None: its files are videos.
+        image_files: the image files of the data set, or None if its files are videos.
         batch: number of images that a process converts at a time.
-        measures: name of the held-out split that the folder consists of; None if the folder is for training.
+        held_out_split: name of the held-out split that the folder consists of, or None if the folder is for training.
     """
 
     folder: str
@@ -80,11 +81,11 @@ class Records:
     read: Callable[[Files, Path, Options], Source]
     image_files: ImageFiles | None
     batch: int = 200
-    measures: str | None = None
+    held_out_split: str | None = None
 
 
 class Pair(NamedTuple):
-    """The URL and the caption of an image, as published, and their location."""
+    """The published URL and caption of an image, with their location."""
 
     location: str
     url: str
@@ -93,8 +94,8 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairs:
-    """The URLs and captions of images, few enough to be compared with each other. ``files``: finds the official files;
-    ``read``: yields their pairs and counts them."""
+    """The URLs and captions of a data set that is small enough for duplicate detection. ``files`` finds the official files, and
+    ``read`` yields their pairs and counts them."""
 
     files: Callable[[RawFolder], Files]
     read: Callable[[Files, Counts], Iterator[Pair]]
@@ -112,8 +113,8 @@ class Annotations:
     Attributes:
         content: what a record is.
         columns: official names of the columns that are converted, in lower case.
-        convert: converts them; a top-level function, since worker processes call it.
-        has_boxes: the annotations have boxes, which do not fit an image that was cropped or padded.
+        convert: converts the columns; must be a top-level function, since worker processes call it.
+        has_boxes: whether the annotations have boxes, which do not fit cropped or padded images.
         needs: column without which a row cannot become a record; rows in which it is null or blank are not listed.
     """
 
@@ -126,13 +127,13 @@ class Annotations:
 
 @dataclass(frozen=True)
 class ParquetPairs:
-    """The URLs and captions of images in parquet files or JSON lines, or in shards that img2dataset made from them, too many
-    to be compared with each other.
+    """The URLs and captions of a data set that is too large for duplicate detection, in parquet files, JSON lines, or shards that
+    img2dataset made from them.
 
     Attributes:
-        columns: our names of columns, and the official names in lower case; if there are several, the first that exists is used.
-        in_shards: the same for the JSON files in shards, whose width and height describe the resized image.
-        annotations: further columns that become part of the records; if None, a record is an image and its caption.
+        columns: the official names of each column in lower case, by our name; the first official name that exists is used.
+        in_shards: the same mapping for the JSON files in shards, whose width and height describe the resized image.
+        annotations: additional columns that become part of the records; if None, a record is an image and its caption.
     """
 
     columns: Mapping[str, tuple[str, ...]]
@@ -149,8 +150,8 @@ class Splits:
         content: what a record is.
         readers: the configs that read the folder.
         files: finds the official files.
-        read: returns the records by name of the split, given the official files, the folder, in which images may be written to
-            ``images/``, the choices of the user, and the counts.
+        read: returns the records by name of the split, given the official files, the folder, the user's options, and the counts.
+            It may write images to ``images/`` in the folder.
         reads: names of the options that determine the content.
     """
 
@@ -170,7 +171,7 @@ class DataSet:
         title: name of the data set.
         home: website of the data set.
         licence: licence as stated on the website; not verified here.
-        files: official files, and what each is for.
+        files: official files, and what each contains.
         sizes: official counts by unit, from the website, with which the result is compared.
         makes: what is made from the data set: folders of records for pre-training, URLs from which each user downloads the
             images, or annotation files of splits.
@@ -217,9 +218,11 @@ def checked(convert: Callable[[], V], location: str, title: str) -> V:
     """Returns ``convert()``, which reads a value of an official file.
 
     Raises:
-        UserError: the value at ``location`` is not as in the official file of the data set ``title``.
+        UserError: the value at ``location`` does not have the form of the official file of the data set ``title``.
     """
     try:
         return convert()
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{location} is not as in {title}'s file ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{location} does not have the form of {title}'s file ({type(error).__name__}: {error})"
+        ) from None

@@ -5,8 +5,8 @@ which a caption locates an object. One of them has coordinates: ``<bbox>x1, y1, 
 in brackets behind the object: "the dog (<bbox>…</bbox>)". ``cogvlm_caption`` is the caption without boxes, and ``captions`` has
 the three forms.
 
-Neither source says how ``captions`` is encoded, where a phrase begins, or the unit of the coordinates, and no file
-was at hand. So texts are found in any nesting of lists and JSON. A phrase begins at the nearest article or after the nearest
+Neither source says how ``captions`` is encoded, where a phrase begins, or the unit of the coordinates, and no file was available
+for checking. So texts are found in any nesting of lists and JSON. A phrase begins at the nearest article or after the nearest
 preposition, verb or punctuation. Coordinates must be fractions of the image's sides; others are counted, and too many of them
 stop the conversion.
 """
@@ -72,7 +72,7 @@ def blip3_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, 
 
 
 def phrase_before(text: str) -> str:
-    """Returns the noun phrase at the end of a text, as far as small lists of words find it: "a man in a red hat" gives "a red
+    """Returns the noun phrase at the end of a text, as far as short word lists can find it: "a man in a red hat" gives "a red
     hat"."""
     words: list[str] = []
     for word in reversed(SENTENCE.split(text.rstrip())[-1].split()):
@@ -106,7 +106,7 @@ BLIP3_GROUNDING = DataSet(
     licence="Apache 2.0; images under their own terms",
     files={
         "blip3_grounding*/*.parquet": "URLs and captions",
-        "blip3_grounding*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before: with cogvlm_caption and "
+        "blip3_grounding*/*.tar": "or shards of img2dataset with their *_stats.json, already downloaded, with cogvlm_caption and "
         "captions, or with the parquet files in the same folder",
     },
     sizes={},

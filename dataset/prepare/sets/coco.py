@@ -50,8 +50,8 @@ def _files(*contents: str) -> Callable[[RawFolder], Files]:
 
 
 def _read(convert: Callable[[Mapping[str, str]], Convert], files: Files, scratch: Path, options: Options) -> Source:
-    """Reads the images in the order of their ids; ``convert``: makes the function that converts them, given the names of the
-    categories."""
+    """Reads the images in the order of their ids; given the names of the categories, ``convert`` returns the function that
+    converts them."""
     folder = RowFolder(scratch)
     counts = folder.read(partial(rows_of, "COCO"), files, options.workers)
     images: dict[int, tuple[str, Row]] = {}
@@ -82,7 +82,7 @@ def _read(convert: Callable[[Mapping[str, str]], Convert], files: Files, scratch
 
 
 def _captions_of(image: Found, counts: Counts) -> list[str]:
-    """Returns the different captions of an image."""
+    """Returns the distinct captions of an image."""
     _, _, rows = image.values
     texts = []
     for row in rows["captions"]:
@@ -116,7 +116,7 @@ def _object_record(categories: Mapping[str, str], image: Found, counts: Counts) 
 
 
 def _read_validation(files: Files, scratch: Path, options: Options) -> Source:
-    """Reads the images that Karpathy validates on."""
+    """Reads the images of Karpathy's validation split."""
     [file] = files.values()
     images: dict[int, AnnotatedMedia] = {}
 
@@ -171,11 +171,11 @@ COCO = DataSet(
         ),
         Records(
             "coco_val",
-            "an image that Karpathy validates on and its captions, to measure on",
+            "an image of Karpathy's validation split and its captions, for evaluation",
             files=files_named(karpathy="dataset_coco.json"),
             read=_read_validation,
             image_files=IMAGES,
-            measures="karpathy_coco",
+            held_out_split="karpathy_coco",
         ),
     ),
     required=OF_COCO,

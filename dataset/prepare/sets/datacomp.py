@@ -23,7 +23,7 @@ DATACOMP = DataSet(
     licence="lists CC BY 4.0; images under their own terms",
     files={
         "datacomp*/*.parquet": "URLs, texts, sizes, similarities",
-        "datacomp*/*.tar": "shards of img2dataset with their *_stats.json, downloaded before; then no lists are needed",
+        "datacomp*/*.tar": "or already downloaded shards of img2dataset with their *_stats.json; no lists are needed then",
     },
     sizes={},
     makes=ParquetPairs(columns=COLUMNS, in_shards=COLUMNS),

@@ -18,7 +18,7 @@ from typing import Any
 
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, long_text, relative_box
 from dataset.prepare.counts import Counts
-from dataset.prepare.finders import OF_ANY_SET, names_of_path
+from dataset.prepare.finders import ANY_IMAGES, names_of_path
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.phrases import overlap
@@ -139,7 +139,7 @@ def _element(value: Any, size: tuple[int, int], counts: Counts, location: str) -
 FINEHARD = DataSet(
     title="FineHARD",
     home="huggingface.co/datasets/qihoo360/FineHARD",
-    licence="Apache 2.0, says data/data.md of FG-CLIP; images under their own terms",
+    licence="Apache 2.0, according to data/data.md of FG-CLIP; images under their own terms",
     files={
         "jsonfiles/*.json": "captions, described boxes, hard negatives",
         "coyo_image_0/00000/, …": "images in any folder, renamed as github.com/360CVGroup/FG-CLIP says in data/data.md",
@@ -151,7 +151,7 @@ FINEHARD = DataSet(
             "an image, a short and a long caption, and described boxes with hard negatives",
             files=_files,
             read=_read,
-            image_files=OF_ANY_SET,
+            image_files=ANY_IMAGES,
         ),
     ),
 )

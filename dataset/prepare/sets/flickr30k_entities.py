@@ -47,7 +47,9 @@ class _Annotations:
             self.name = str(packed)
         elif sentences is None or annotations is None:
             roots = ", ".join(map(str, raw.roots))
-            raise UserError(f"{roots}: no folders Sentences and Annotations, and no annotations.zip that has them")
+            raise UserError(
+                f"{roots}: found neither the folders Sentences and Annotations nor an annotations.zip that contains them"
+            )
         else:
             self.name = str(sentences.parent)
 
@@ -140,7 +142,7 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
         BrokenRecordError: "bad xml", or a size is missing.
     """
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise BrokenRecordError("bad xml", location, "it declares entities, as no official file does")
+        raise BrokenRecordError("bad xml", location, "it declares entities, which no official file does")
     try:
         root = ElementTree.fromstring(content)
         width, height = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))

@@ -143,7 +143,7 @@ GBC = DataSet(
     licence="CC BY-NC 4.0; images under their own terms",
     files={
         "gbc*/*.jsonl, gbc*/*.jsonl.gz": "URLs and graphs",
-        "gbc*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before, and the JSON lines in that folder",
+        "gbc*/*.tar": "or shards of img2dataset with their *_stats.json, already downloaded, and the JSON lines in that folder",
     },
     sizes={},
     makes=ParquetPairs(

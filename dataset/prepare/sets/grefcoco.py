@@ -3,7 +3,7 @@
 ``gres_model/data/datasets/grefer.py`` of github.com/henghuiding/ReLA reads the files, and
 ``mdetr/scripts/fine-tuning/grefexp_coco_format.py`` of github.com/henghuiding/gRefCOCO converts them. ``grefs(unc).json`` is an
 array like the references of RefCOCO, in which ``ann_id`` is a list; [-1] means that the image shows no such object. The boxes are
-in ``instances.json``. All images are of COCO train2014.
+in ``instances.json``. All images are from COCO train2014.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ EVALUATION = ("val", "testA", "testB")
 
 
 class Reference(NamedTuple):
-    """Expressions about the same objects. ``boxes``: as in the file; empty if the image does not show such an object."""
+    """Expressions about the same objects. ``boxes`` are the boxes in the file; the list is empty if the image shows no such
+    object."""
 
     location: str
     image: int
@@ -49,7 +50,7 @@ def _files(raw: RawFolder) -> Files:
         raise UserError(f"{', '.join(map(str, raw.roots))}: there is no {REFERENCES}")
     instances = raw.find(INSTANCES, below="grefcoco") or raw.sibling(references.path, INSTANCES)
     if instances is None:
-        raise UserError(f"{references}: no {INSTANCES} is in a folder grefcoco, or next to it; this file has the boxes")
+        raise UserError(f"{references}: found no {INSTANCES}, which has the boxes, next to it or in a folder grefcoco")
     return {"references": references, "boxes": instances}
 
 
@@ -110,8 +111,8 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
 
 
 def _placed(reference: Reference, counts: Counts) -> list[Box] | None:
-    """Returns the boxes of a reference; None, after counting the reason, if one of them cannot be used, since the remaining
-    boxes are not all that the expressions mean."""
+    """Returns the boxes of a reference. If one of them cannot be used, counts the reason and returns None, since the remaining
+    boxes do not cover everything that the expressions refer to."""
     boxes = [placed_box(box, *reference.size, counts, reference.location) for box in reference.boxes]
     return None if None in boxes else list(dict.fromkeys(box for box in boxes if box is not None))
 
@@ -187,7 +188,7 @@ GREFCOCO = DataSet(
 )
 
 GREFCOCO_EVAL = DataSet(
-    title=f"{_TITLE}, to measure on",
+    title=f"{_TITLE}, for evaluation",
     home=_HOME,
     licence=_LICENCE,
     files=_OFFICIAL,

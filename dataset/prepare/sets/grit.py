@@ -89,7 +89,7 @@ GRIT = DataSet(
     licence="Microsoft Public License; images under their own terms",
     files={
         "grit*/*.parquet": "URLs, captions, and the boxes of their phrases",
-        "grit*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before: with noun_chunks and ref_exps, or "
+        "grit*/*.tar": "or shards of img2dataset with their *_stats.json, already downloaded, with noun_chunks and ref_exps, or "
         "with the parquet files in the same folder",
     },
     sizes={},

@@ -21,8 +21,8 @@ LAION = DataSet(
     home="laion.ai",
     licence="lists CC BY 4.0; images under their own terms",
     files={
-        "laion*/*.parquet": "URLs, texts, sizes, similarities, tags of safety; one or both of the sets",
-        "laion*/*.tar": "shards of img2dataset with their *_stats.json, downloaded before; then no lists are needed",
+        "laion*/*.parquet": "URLs, texts, sizes, similarities, safety tags; one or both of the sets",
+        "laion*/*.tar": "or already downloaded shards of img2dataset with their *_stats.json; no lists are needed then",
     },
     sizes={},
     makes=ParquetPairs(

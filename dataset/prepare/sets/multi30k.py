@@ -1,7 +1,7 @@
 """Multi30K: captions of Flickr30K in English, German, French and Czech.
 
-English and German have five captions of each image, written independently (task 2). French and Czech have one, a translation
-(task 1), and so have English and German without the files of task 2. The test split dates from 2016.
+English and German have five independently written captions per image (task 2). French and Czech have one translated caption (task
+1), as do English and German if the files of task 2 are missing. The test split dates from 2016.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DESCRIBED = ("en", "de")
 
 CAPTIONS = 5
 SPLITS = {"train": ("train", "train"), "val": ("val", "val"), "test": ("test_2016_flickr", "test_2016")}
-"""Our name of a split, and its names in task 1 and task 2."""
+"""Our name for each split, and its names in task 1 and task 2."""
 
 TASK_1, TASK_2 = "task1", "task2"
 
@@ -75,7 +75,9 @@ def _records(files: Files, split: str) -> Iterator[dict[str, Any]]:
             by_image = {image: [line] for image, line in zip(images, lines, strict=True)}
         for image in images:
             if image not in by_image:
-                raise UserError(f"{listed}: {image} of task 1's {translated}.txt is missing; are both of one version?")
+                raise UserError(
+                    f"{listed}: {image} of task 1's {translated}.txt is missing; are both from the same version?"
+                )
             captions[image][language] = by_image[image]
     for image, by_language in captions.items():
         yield {"image": image, "caption": by_language, "image_id": image}
@@ -92,7 +94,9 @@ def _captions(file: RawFile, count: int) -> list[str]:
             raise UserError(f"{location}: an empty caption")
         captions.append(line.strip())
     if len(captions) != count:
-        raise UserError(f"{file} has {len(captions)} lines for {count} images; is it cut off, or of another version?")
+        raise UserError(
+            f"{file} has {len(captions)} lines for {count} images; is it truncated, or from another version?"
+        )
     return captions
 
 

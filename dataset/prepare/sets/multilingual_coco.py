@@ -24,7 +24,7 @@ from dataset.prepare.text_lines import lines_of
 from utils.errors import UserError
 
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
-"""Our name of a split, and Karpathy's names."""
+"""Our name for each split, and Karpathy's names."""
 
 SMALL_TEST = 1000
 """Number of images of ``karpathy_test_1k.jsonl``."""

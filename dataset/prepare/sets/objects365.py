@@ -1,4 +1,4 @@
-"""Objects365, of version 2 (2020), or of version 1 (2019), which the paper's number of images fits."""
+"""Objects365: version 2 (2020), or version 1 (2019), which matches the number of images in the paper."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FILES = ("zhiyuan_objv2_train.json", "objects365_train.json")
 
 
 def image_names(file_name: str) -> MediaNames:
-    """Returns the possible names of an image. Annotations name a folder of the version and one of the patch
-    (``images/v1/patch8/…``); the archives unpack to the patch alone, or to no folder."""
+    """Returns the possible names of an image. Paths in the annotations contain a version folder and a patch folder
+    (``images/v1/patch8/…``), whereas the archives unpack to the patch folder alone, or to no folder."""
     path = PurePosixPath(file_name)
     patch = path.parent.name
     usual = f"{patch}/{path.name}" if re.fullmatch(r"patch\d+", patch) else path.name
@@ -29,7 +29,7 @@ OBJECTS365 = DataSet(
     licence="CC BY 4.0",
     files={
         FILES[0]: "objects, version 2",
-        FILES[1]: "objects, version 1, if the other is not there",
+        FILES[1]: "objects, version 1, used if version 2 is missing",
         "patch0/, patch1/, …": "images, in any folders",
     },
     sizes={"images": 1_742_289},

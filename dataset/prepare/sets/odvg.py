@@ -2,8 +2,8 @@
 
 The form is described in ``data_format.md`` of github.com/longzw1997/Open-GroundingDino, and read by ``mmdet/datasets/odvg.py`` of
 github.com/open-mmlab/mmdetection. Both give boxes as x1, y1, x2, y2 in pixels. A box of a region may also be a list of boxes, and
-its phrase a list of texts that belong together. Objects have a number (``label``) and usually a name (``category``); otherwise
-the names are in a file whose name contains ``label_map``.
+its phrase a list of texts that belong together. Objects have a numeric ``label`` and usually a name (``category``); if they lack
+names, the names are in a file whose name contains ``label_map``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, corner_box
 from dataset.prepare.counts import Counts
-from dataset.prepare.finders import OF_ANY_SET, names_of_path
+from dataset.prepare.finders import ANY_IMAGES, names_of_path
 from dataset.prepare.options import Options
 from dataset.prepare.phrases import Phrases
 from dataset.prepare.raw_folder import RawFile, RawFolder
@@ -29,17 +29,17 @@ from utils.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 LABEL_MAP = "label_map"
-"""Part of the name of a file that has the names of the labels."""
+"""Text that the name of every label map contains."""
 
 _FIRST_LINE = 1 << 22
-"""Maximum length of a file's first line, in bytes, by which the file is recognised."""
+"""Maximum length in bytes of the first line, from which a file is recognised."""
 
 Names = Mapping[str, str]
 """Names of the objects by label."""
 
 
 class Line(NamedTuple):
-    """A line of a file: its text, and the file, by which the names of its labels are found."""
+    """A line of a file: its text, and the name of its file, which determines the label map."""
 
     text: bytes
     file: str
@@ -115,7 +115,7 @@ def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
                 location = f"{file}:{number}"
                 digest = hash(line.strip())
                 if digest in seen:
-                    yield BrokenRecordError("duplicate row", location, "an earlier line is the same")
+                    yield BrokenRecordError("duplicate row", location, "identical to an earlier line")
                     continue
                 seen.add(digest)
                 try:
@@ -177,7 +177,9 @@ def _size(row: Mapping[str, Any], image: Found, counts: Counts) -> tuple[int, in
     if sides == (None, None):
         size = stored_size(image.file)
         if size is None:
-            counts.leave_out("missing key", image.location, "no width and height, and no readable image tells them")
+            counts.leave_out(
+                "missing key", image.location, "no width and height, and no readable image to get them from"
+            )
         return size
     try:
         width, height = (int(side) for side in sides if isinstance(side, int | float))
@@ -225,7 +227,7 @@ def _add(
 ODVG = DataSet(
     title="ODVG",
     home="github.com/longzw1997/Open-GroundingDino",
-    licence="as the converted data set",
+    licence="same as the converted data set",
     files={
         "*.jsonl, *.json": "lines with filename, width, height, and detection or grounding; several files become one folder",
         "*label_map*.json": "names of the labels, if the lines have no category; next to the lines",
@@ -238,7 +240,7 @@ ODVG = DataSet(
             "an image and the boxes of its objects and phrases",
             files=_files,
             read=_read,
-            image_files=OF_ANY_SET,
+            image_files=ANY_IMAGES,
         ),
     ),
 )

@@ -170,7 +170,7 @@ class _Reader:
         return list(found.values())
 
     def _described(self, label: str, sides: Sequence[str], location: str) -> tuple[str, Box] | None:
-        """Returns name and box; None, after counting the reason, if one of them cannot be used."""
+        """Returns name and box. If one of them cannot be used, counts the reason and returns None."""
         box = self._box(sides, location)
         name = self._name(label, location) if box is not None else None
         return None if box is None or name is None else (name, box)

@@ -1,4 +1,4 @@
-"""PixelProse (Singla et al., 2024): 16 million images of CommonPool, CC12M and RedCaps with long captions by a model.
+"""PixelProse (Singla et al., 2024): 16 million images of CommonPool, CC12M and RedCaps with long captions written by a model.
 
 The README of huggingface.co/datasets/tomg-group-umd/pixelprose lists the columns of its parquet files. ``vlm_caption`` is the
 long caption; ``original_caption`` was found with the image.
@@ -42,7 +42,7 @@ PIXELPROSE = DataSet(
     licence="CC BY 4.0; images under their own terms",
     files={
         "pixelprose*/*.parquet": "URLs and captions",
-        "pixelprose*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before",
+        "pixelprose*/*.tar": "or shards of img2dataset with their *_stats.json, already downloaded",
     },
     sizes={},
     makes=ParquetPairs(

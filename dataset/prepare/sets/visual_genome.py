@@ -33,7 +33,7 @@ CAPTIONS_OF_AN_IMAGE = 8
 the 4M set; the authors' selection is not published."""
 
 LISTED = "images"
-"""Name of the list of images among the files; each other file has the name of the list that its items have."""
+"""Name of the list of images among the files. Each of the other files is named after the list that its items contain."""
 
 
 def vg_names(image_id: int, others: frozenset[str] = frozenset()) -> MediaNames:
@@ -83,8 +83,8 @@ def _image_values(value: Any) -> dict[str, Any]:
 
 
 def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
-    """Yields the items of a file by image. An item contains the list ``name``; a file without any such item is a different
-    file."""
+    """Yields the items of a file by image. An item contains the list ``name``; a file without any such item is not Visual
+    Genome's."""
     fitting = False
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
@@ -148,9 +148,9 @@ def _regions(size: tuple[int, int], texts: Mapping[str, tuple[str, str]], counts
 def described_box(
     size: tuple[int, int], location: str, value: Mapping[str, Any], text: Any, counts: Counts
 ) -> dict[str, Any] | None:
-    """Returns ``caption`` and ``bb`` of a box with its text, in an image of the given width and height in pixels; None, after
-    counting the reason, if the box or the text is unusable. Objects name the sides of their boxes w and h, regions width and
-    height."""
+    """Returns ``caption`` and ``bb`` of a box with its text, in an image of the given width and height in pixels. If the box or
+    the text is unusable, counts the reason and returns None. The sides of a box are called w and h in objects, and width and
+    height in regions."""
     sides = ("w", "h") if "w" in value else ("width", "height")
     absent = [key for key in ("x", "y", *sides) if value.get(key) is None]
     if absent:
@@ -201,7 +201,7 @@ VISUAL_GENOME = DataSet(
         "image_data.json": "sizes of the images, and their ids in COCO and on Flickr",
         "objects.json, attributes.json": "objects with attributes",
         "region_descriptions.json": "described regions",
-        "VG_100K/, VG_100K_2/": "images (images.zip, images2.zip), apart or merged",
+        "VG_100K/, VG_100K_2/": "images (images.zip, images2.zip), separate or merged",
     },
     sizes={"images": 108_077},
     makes=(

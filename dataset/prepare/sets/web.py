@@ -42,7 +42,9 @@ def _sbu_pairs(files: Files, counts: Counts) -> Iterator[Pair]:
     for count, (url, caption) in enumerate(itertools.zip_longest(urls, captions, fillvalue=end)):
         if url == end or caption == end:
             longer = [*files.values()][-1 if url == end else 0]
-            raise UserError(f"{longer}: more than the {count:,} entries of the other side; is one of them cut off?")
+            raise UserError(
+                f"{longer}: more entries than the other side, which has {count:,}; is one of them truncated?"
+            )
         counts.read["pairs"] += 1
         yield Pair(url[0], url[1].strip(), caption[1])
 
@@ -97,7 +99,7 @@ SBU = DataSet(
 CC3M = DataSet(
     title="Conceptual Captions (CC3M)",
     home="ai.google.com/research/ConceptualCaptions",
-    licence="free to use, as its home states; images under their own terms",
+    licence="free to use, according to its website; images under their own terms",
     files={CC3M_TSV: "captions and URLs"},
     sizes={"pairs": 3_318_333},
     makes=Pairs(files_named(pairs=CC3M_TSV), partial(_pairs_of_lines, ("caption", "url"))),
@@ -106,7 +108,7 @@ CC3M = DataSet(
 CC12M = DataSet(
     title="Conceptual 12M (CC12M)",
     home="github.com/google-research-datasets/conceptual-12m",
-    licence="free to use, as its home states; images under their own terms",
+    licence="free to use, according to its website; images under their own terms",
     files={CC12M_TSV: "URLs and captions"},
     sizes={"pairs": 12_423_374},
     makes=Pairs(files_named(pairs=CC12M_TSV), partial(_pairs_of_lines, ("url", "caption"))),

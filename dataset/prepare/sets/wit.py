@@ -1,7 +1,7 @@
 """IGLUE's WIT: images of Wikipedia and their captions in eleven languages.
 
-Each user downloads the images, and adds them in base64 as ``image_content`` to the official files. Captions with one URL are
-captions of one image; lines without a caption are skipped.
+Each user downloads the images, and adds them in base64 as ``image_content`` to the official files. Captions that share a URL
+belong to the same image; lines without a caption are skipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FILE = re.compile(r"(?:train|val|test)_[a-z]{2}\.jsonl")
 
 
 def _files(raw: RawFolder) -> Files:
-    """Finds the files in the given folder, and in folders of the name of the data set."""
+    """Finds the files in the given folder, and in folders named after the data set."""
     names = sorted(name for name in raw.files if _FILE.fullmatch(name))
     found = {name.removesuffix(".jsonl"): raw.find(name, below=FOLDER) for name in names}
     files = {name: file for name, file in found.items() if file is not None}

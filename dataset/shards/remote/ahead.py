@@ -12,19 +12,19 @@ from collections.abc import Callable, Hashable
 
 from utils.errors import UserError
 
-_ASKED = 1 << 14
+_MAX_REMEMBERED = 1 << 14
 """Number of recent jobs that are remembered, so that the records of a block do not request it again."""
 _PAUSE_S = 60.0
 
 logger = logging.getLogger(__name__)
 
 
-class Ahead:
+class Prefetcher:
     """Runs jobs that prefetch blocks into the cache, in the order of requests.
 
-    If the cache cannot keep a block, jobs are dropped for :data:`_PAUSE_S`, because their blocks would be fetched twice. A thread
-    whose job fails waits for the same time, and then continues with the next job. Only the first of several consecutive pauses
-    is logged.
+    If the cache cannot store a block, jobs are dropped for :data:`_PAUSE_S`, because their blocks would be fetched twice. A
+    thread whose job fails waits for the same time, and then continues with the next job. Only the first of several consecutive
+    pauses is logged.
 
     Args:
         threads: number of threads. They end with the process.
@@ -32,48 +32,47 @@ class Ahead:
 
     def __init__(self, threads: int):
         self._jobs: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
-        self._asked: OrderedDict[Hashable, None] = OrderedDict()
+        self._requested: OrderedDict[Hashable, None] = OrderedDict()
         self._ended = threading.Event()
         self._dropped_until = 0.0
-        self._told = False
+        self._reported = False
         atexit.register(self._ended.set)  # connections are closed next, while the threads still run
         for number in range(threads):
             threading.Thread(target=self._work, name=f"blocks-ahead-{number}", daemon=True).start()
 
-    def ask(self, block: Hashable, bring: Callable[[], bool]) -> None:
-        """Queues the job ``bring``, unless ``block`` was requested recently. The job returns False if the cache cannot keep
-        it."""
-        if block in self._asked or self._drops():
+    def submit(self, block: Hashable, job: Callable[[], bool]) -> None:
+        """Queues ``job``, unless ``block`` was requested recently. ``job`` returns False if the cache cannot store the block."""
+        if block in self._requested or self._drops():
             return
-        self._asked[block] = None
-        if len(self._asked) > _ASKED:
-            self._asked.popitem(last=False)
-        self._jobs.put(bring)
+        self._requested[block] = None
+        if len(self._requested) > _MAX_REMEMBERED:
+            self._requested.popitem(last=False)
+        self._jobs.put(job)
 
     def _drops(self) -> bool:
         return self._ended.is_set() or time.monotonic() < self._dropped_until
 
     def _work(self) -> None:
         while True:
-            bring = self._jobs.get()
+            job = self._jobs.get()
             if self._drops():
                 continue
             try:
-                kept = bring()
+                kept = job()
             except UserError as error:
                 # The reader of the block requests it again, and raises the error if it persists.
                 self._report(str(error))
                 self._ended.wait(_PAUSE_S)
                 continue
             if kept:
-                self._told = False
+                self._reported = False
             else:
                 self._dropped_until = time.monotonic() + _PAUSE_S
-                self._report("the cache does not keep them")
+                self._report("the cache cannot store them")
 
     def _report(self, reason: str) -> None:
-        if not self._told and not self._ended.is_set():
+        if not self._reported and not self._ended.is_set():
             logger.warning(
                 "prefetching of blocks pauses for %g s at a time until this is resolved: %s", _PAUSE_S, reason
             )
-        self._told = True
+        self._reported = True

@@ -1,6 +1,6 @@
 """Data sets on the Hugging Face Hub, as entries ``hf:ORG/NAME[@REVISION][/FOLDER_OR_PATTERN]``.
 
-An entry becomes the files of one commit: files in the Hub cache if they are there, otherwise URLs that contain the commit,
+An entry is resolved to the files of one commit: the files in the Hub cache if they exist, otherwise URLs that contain the commit,
 or downloaded files.
 """
 
@@ -82,11 +82,10 @@ def glob_escaped(text: str) -> str:
 
 
 def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
-    """Returns the files of an entry: from the Hub cache, without using the network, if they are there; otherwise, as set in the
-    config.
+    """Returns the files of an entry. Files in the Hub cache are used without accessing the network; other files are streamed or
+    downloaded, as set in the config.
 
-    The files of a data set in the Hub cache are used as they are, since the branch may have changed on the Hub; name a commit
-    to be sure.
+    Cached files are used even if the branch has since changed on the Hub. Name a commit to pin the version.
 
     Raises:
         UserError: in one line, if the data set does not exist, has no such files, is gated or private, or the Hub cannot be
@@ -122,8 +121,8 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
 
 
 def files_of_copy(folder: Path, key: str) -> list[Path]:
-    """Returns the Parquet files of a data set of the Hub that was copied to a folder: of the split ``train`` if there is one. The
-    list is empty if the folder has no card."""
+    """Returns the Parquet files of a Hub data set that was copied to a folder: the files of the split ``train`` if there is one,
+    otherwise all of them. The list is empty if the folder has no card."""
     if not (folder / _CARD).is_file():
         return []
     files = _files_in(folder, HubEntry(folder.name, None, ""))
@@ -134,7 +133,8 @@ def files_of_copy(folder: Path, key: str) -> list[Path]:
 
 
 def pinned(entry: str, key: str) -> str:
-    """Returns an entry with the current commit as its revision: of the Hub cache if the files are there, otherwise of the Hub.
+    """Returns an entry with its current commit as the revision. The commit comes from the Hub cache if it contains the files,
+    otherwise from the Hub.
 
     Raises:
         UserError: see :func:`find_hub`.
@@ -149,9 +149,9 @@ def pinned(entry: str, key: str) -> str:
 
 
 def _cached(wanted: HubEntry) -> Path | None:
-    """Returns the folder of the data set in the Hub cache, which is named after the commit; None if it lacks files.
+    """Returns the folder of the data set in the Hub cache, which is named after the commit, or None if files are missing.
 
-    The cache lists the files of commits that it downloaded. Without such a list, the files that are there are taken as complete.
+    The cache lists the files of commits that it downloaded. Without such a list, the cached files are assumed to be complete.
     """
     from huggingface_hub import snapshot_download
 
@@ -165,7 +165,7 @@ def _cached(wanted: HubEntry) -> Path | None:
         from huggingface_hub import get_cached_repo_tree
 
         listed = wanted.select([file.path for file in get_cached_repo_tree(wanted.name, **where)])
-    except Exception:  # the list is missing, or the package is older
+    except Exception:  # the list is missing, or the package is too old
         listed = found
     return folder if found and found == listed else None
 
@@ -222,7 +222,7 @@ def _failed(wanted: HubEntry, key: str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
     said = " ".join(str(error).split())[:200]
-    return UserError(f"{key}: {wanted}: the Hub answers {type(error).__name__}: {said}; try again, or {_COPY}")
+    return UserError(f"{key}: {wanted}: the Hub responded with {type(error).__name__}: {said}; try again, or {_COPY}")
 
 
 def _licence_in(folder: Path) -> Any:
@@ -246,7 +246,7 @@ def _report(key: str, entry: str, commit: str, files: int, how: str) -> None:
 @functools.cache
 def _report_copy(key: str, folder: str, files: int) -> None:
     if distributed.rank() == 0:
-        logger.info("%s: %s: %d files of a copy of a data set of the Hub", key, folder, files)
+        logger.info("%s: %s: %d files from a local copy of a Hub data set", key, folder, files)
 
 
 def _report_licence(name: str, licence: Any) -> None:
@@ -257,6 +257,6 @@ def _report_licence(name: str, licence: Any) -> None:
 def _report_once(name: str, licence: str | None) -> None:
     if distributed.rank() == 0:
         if licence:
-            logger.info("licence of %s: %s, as its card states", name, licence)
+            logger.info("licence of %s: %s, according to its card", name, licence)
         else:
-            logger.warning("licence of %s: its card states none; check whether you may use it", name)
+            logger.warning("licence of %s: not stated on its card; check whether you may use it", name)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from dataset.shards.remote.ahead import Ahead
+from dataset.shards.remote.ahead import Prefetcher
 from dataset.shards.remote.transports import RequestError, Transport, open_transport
 from utils.addresses import scheme_of
 from utils.block_cache import Block, BlockCache
@@ -27,7 +27,8 @@ from utils.files import cache_folder, expanded
 T = TypeVar("T")
 
 BLOCK_BYTES = 1 << 20
-"""Size of a block, and of a request, in bytes. Two nodes that read neighbouring runs of records both fetch the block between."""
+"""Size of a block, and of a request, in bytes. Two nodes that read neighbouring runs of records both fetch the block on the
+boundary."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 20.0
 _FEW = 6
 """Maximum number of attempts, over a few seconds, for a host that never responded to this process: its URL may be wrong."""
@@ -75,7 +76,7 @@ class _Wanted(NamedTuple):
     """A block of a file; see :meth:`Server.block`."""
 
     address: str
-    told: str
+    shown: str
     state: tuple[int, int]
     number: int
 
@@ -90,7 +91,7 @@ class _Wanted(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the block in the cache."""
-        return hashlib.sha256(f"{self.told} {self.state} {self.start}-{self.end}".encode()).hexdigest()[:40]
+        return hashlib.sha256(f"{self.shown} {self.state} {self.start}-{self.end}".encode()).hexdigest()[:40]
 
 
 class Server:
@@ -111,16 +112,16 @@ class Server:
         self._process = -1
         self._inherited: list[Any] = []
         self._answered: set[str] = set()
-        self._start_anew()
+        self._reset()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         # Connections opened before a fork belong to the parent process, so they are neither used nor closed.
         if self._process != -1:
             self._inherited.append(self._transports)
         self._process = os.getpid()
         self._transports: dict[str, Transport] = {}
         self._cache: BlockCache | None = None
-        self._ahead: Ahead | None = None
+        self._prefetcher: Prefetcher | None = None
         self._opening = threading.Lock()
         self.failed = 0
 
@@ -130,56 +131,60 @@ class Server:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def state(self, address: str, told: str) -> tuple[int, int]:
-        """Returns the size in bytes and the version of a file. ``told``: the URL for messages.
+    def state(self, address: str, shown: str) -> tuple[int, int]:
+        """Returns the size in bytes and the version of a file. ``shown`` is the URL for messages.
 
         Raises:
             UserError: if the file cannot be read.
         """
-        piece = self.request(address, told, lambda transport: transport.read(address, 0, 1))
+        piece = self.request(address, shown, lambda transport: transport.read(address, 0, 1))
         return piece.size, piece.version
 
-    def block(self, address: str, told: str, state: tuple[int, int], number: int) -> Block:
+    def block(self, address: str, shown: str, state: tuple[int, int], number: int) -> Block:
         """Returns block ``number`` of a file.
 
         Args:
             address: URL of the file.
-            told: the URL for messages.
+            shown: the URL for messages.
             state: state of the file when it was indexed.
             number: index of the block.
 
         Raises:
             UserError: if the block cannot be read, or the file has changed.
         """
-        wanted = _Wanted(address, told, state, number)
-        # The time limit includes the time in which another process tries to fetch the block, because the trainer waits for a
+        wanted = _Wanted(address, shown, state, number)
+        # The time limit includes the time that another process spends trying to fetch the block, because the trainer waits for a
         # worker only for a limited time.
         began = time.monotonic()
         return self._blocks().get(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, began))
 
-    def expect(self, address: str, told: str, state: tuple[int, int], number: int) -> None:
+    def prefetch(self, address: str, shown: str, state: tuple[int, int], number: int) -> None:
         """Prefetches a block in another thread; see :meth:`block` for the arguments.
 
-        A request that fails :data:`_FEW` times is dropped. It is made again when the block is read.
+        A request that fails :data:`_FEW` times is dropped, and repeated when the block is read.
         """
         blocks = self._blocks()
-        if self._ahead is None:
-            self._ahead = Ahead(self.config.ahead)
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self.config.ahead)
 
-        def bring() -> bool:
-            wanted = _Wanted(address, told, state, number)
-            return blocks.bring(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, brief=True))
+        def job() -> bool:
+            wanted = _Wanted(address, shown, state, number)
+            return blocks.ensure(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, brief=True))
 
-        self._ahead.ask((told, number), bring)
+        self._prefetcher.submit((shown, number), job)
 
     def _fetch(self, wanted: _Wanted, began: float | None = None, brief: bool = False) -> bytes:
-        address, told, state, _ = wanted
+        address, shown, state, _ = wanted
         piece = self.request(
-            address, told, lambda transport: transport.read(address, wanted.start, wanted.end), began=began, brief=brief
+            address,
+            shown,
+            lambda transport: transport.read(address, wanted.start, wanted.end),
+            began=began,
+            brief=brief,
         )
         if (piece.size, piece.version) != state:
             raise UserError(
-                f"{self.key}: {told} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now); rebuild "
+                f"{self.key}: {shown} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now); rebuild "
                 "the index with python run.py index-shards"
             )
         return piece.content
@@ -187,7 +192,7 @@ class Server:
     def request(
         self,
         address: str,
-        told: str,
+        shown: str,
         ask: Callable[[Transport], T],
         *,
         began: float | None = None,
@@ -197,7 +202,7 @@ class Server:
 
         Args:
             address: URL of the file. A host that never responded to this process is tried only :data:`_FEW` times.
-            told: the URL for messages.
+            shown: the URL for messages.
             ask: makes the request.
             began: time (``time.monotonic``) since which the caller has been waiting; if None, now.
             brief: try at most :data:`_FEW` times.
@@ -208,7 +213,7 @@ class Server:
         transport, host = self._transport(address), urlsplit(address).netloc
         began = time.monotonic() if began is None else began
         # Jitter, so that processes that failed together do not retry together.
-        rng = random.Random(f"{told} {os.getpid()}")
+        rng = random.Random(f"{shown} {os.getpid()}")
         for count in itertools.count(1):
             try:
                 answer = ask(transport)
@@ -216,11 +221,11 @@ class Server:
                 left = began + 60 * self.config.retry_minutes - time.monotonic()
                 if not error.again:
                     reason = f"{error}; check the URL and the permission to read it"
-                    raise UserError(f"{self.key}: {told}: {reason}") from None
+                    raise UserError(f"{self.key}: {shown}: {reason}") from None
                 if left <= 0 or (count >= _FEW and (brief or host not in self._answered)):
                     reason = f"{error}; {self._gave_up(host, count, time.monotonic() - began)}"
-                    raise UserError(f"{self.key}: {told}: {reason}") from None
-                self._report(told, error)
+                    raise UserError(f"{self.key}: {shown}: {reason}") from None
+                self._report(shown, error)
                 wait = min(_FIRST_WAIT_S * 2 ** min(count - 1, 30), _LONGEST_WAIT_S) * rng.uniform(0.5, 1)
                 time.sleep(min(wait if brief else max(wait, error.wait_s), left))
             else:
@@ -234,15 +239,15 @@ class Server:
             return f"{tried}; check the server and the network, or raise data.remote.retry_minutes"
         return f"{tried}, all without a response; check the URL, the server and the network"
 
-    def _report(self, told: str, error: RequestError) -> None:
+    def _report(self, shown: str, error: RequestError) -> None:
         """Logs the 1st, 10th, 100th, … failure."""
         self.failed += 1
         if str(self.failed).strip("0") == "1":
-            logger.warning("%s: %s; retrying (failed requests of this process: %d)", told, error, self.failed)
+            logger.warning("%s: %s; retrying (failed requests of this process: %d)", shown, error, self.failed)
 
     def _transport(self, address: str) -> Transport:
         if self._process != os.getpid():
-            self._start_anew()
+            self._reset()
         scheme = scheme_of(address)
         with self._opening:
             if scheme not in self._transports:
@@ -251,7 +256,7 @@ class Server:
 
     def _blocks(self) -> BlockCache:
         if self._process != os.getpid():
-            self._start_anew()
+            self._reset()
         if self._cache is None:
             self._cache = open_cache(self.config)
         return self._cache

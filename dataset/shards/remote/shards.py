@@ -18,16 +18,16 @@ from utils.addresses import scheme_of
 from utils.errors import UserError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_MOST = 1_000_000
+_MAX_FILES = 1_000_000
 """Maximum number of files of an entry."""
 _BUFFER = 1 << 16
 """Size in bytes of the read buffer. It is larger than Python's default, because each copy from a block is a Python call."""
 
 
 class RemoteShard:
-    """A shard at a URL, with the part of the interface of :class:`pathlib.Path` that readers of shards use.
+    """A shard at a URL, with the subset of the interface of :class:`pathlib.Path` that shard readers use.
 
-    Its string is the URL without the query after "?", which may be a signature.
+    Its string form is the URL without the query after "?", which may contain a signature.
     """
 
     __slots__ = ("_query", "_server", "_shown")
@@ -77,13 +77,13 @@ class RemoteShard:
         """Returns block ``number`` of the shard; see :meth:`~dataset.shards.remote.server.Server.block`."""
         return self._server.block(self._shown + self._query, self._shown, state, number)
 
-    def expect(self, state: tuple[int, int], start: int, end: int) -> None:
-        """Prefetches the bytes ``start`` … ``end`` - 1; see :meth:`~dataset.shards.remote.server.Server.expect`."""
+    def prefetch(self, state: tuple[int, int], start: int, end: int) -> None:
+        """Prefetches the bytes ``start`` … ``end`` - 1; see :meth:`~dataset.shards.remote.server.Server.prefetch`."""
         for number in range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1):
-            self._server.expect(self._shown + self._query, self._shown, state, number)
+            self._server.prefetch(self._shown + self._query, self._shown, state, number)
 
     @property
-    def fetches_ahead(self) -> bool:
+    def prefetches(self) -> bool:
         return self._server.config.ahead > 0
 
 
@@ -107,7 +107,7 @@ class _Content(io.RawIOBase):
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._state[0]}[whence]
         if self._at < 0:
             self._at = 0
-            raise ValueError("a position before the start of the file")
+            raise ValueError("the position is before the start of the file")
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
@@ -150,9 +150,9 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
             )
     if "@" in _parts(entry, key).netloc:
         raise UserError(f"{key}: a URL of {scheme} has a user or password in it, which would be logged; remove them")
-    addresses = list(itertools.islice(_expanded(entry), _MOST + 1))
-    if len(addresses) > _MOST:
-        raise UserError(f"{key}: {entry.partition('?')[0]} has more than {_MOST:,} files; write smaller ranges")
+    addresses = list(itertools.islice(_expanded(entry), _MAX_FILES + 1))
+    if len(addresses) > _MAX_FILES:
+        raise UserError(f"{key}: {entry.partition('?')[0]} has more than {_MAX_FILES:,} files; write smaller ranges")
     found: list[str] = []
     for address in addresses:
         listed = address + "*" if address.endswith("/") else address

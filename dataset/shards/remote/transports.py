@@ -15,9 +15,9 @@ _EMPTY = re.compile(r"bytes \*/0")
 _QUERY = re.compile(r"\?[^\s'\"]*")
 _BUSY = (408, 425, 429)
 _CONNECT_S = 10.0
-"""Maximum time to connect, in seconds. An unused URL may never respond."""
+"""Maximum time to connect, in seconds. Some hosts never respond."""
 _BUFFER = 1 << 20
-"""Number of bytes that a connection receives before it pauses. With aiohttp's default, pauses take more time than the rest."""
+"""Number of bytes that a connection receives before it pauses. With aiohttp's default, most of the time is spent pausing."""
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs"}
 
 
@@ -69,22 +69,22 @@ def open_transport(address: str, timeout_s: float, key: str) -> Transport:
     Raises:
         UserError: if the package for its protocol is not installed.
     """
-    scheme, told = scheme_of(address), address.partition("?")[0]
+    scheme, shown = scheme_of(address), address.partition("?")[0]
     try:
         return Http(timeout_s) if scheme in ("http", "https") else Store(scheme, timeout_s)
     except (ImportError, ValueError) as error:  # ValueError: no such protocol
         if isinstance(error, ImportError):
             package = _PACKAGES.get(scheme, f"a package for {scheme} ({error})")
             remedy = 'pip install ".[remote]"' if scheme in _PACKAGES else "install it"
-            raise UserError(f"{key}: {told}: needs {package}, which is not installed: {remedy}") from None
-        raise UserError(f"{key}: {told}: fsspec: {error}") from None
+            raise UserError(f"{key}: {shown}: needs {package}, which is not installed: {remedy}") from None
+        raise UserError(f"{key}: {shown}: fsspec: {error}") from None
 
 
 class Http:
     """HTTP(S) with range requests in fsspec's session.
 
-    fsspec's ``cat_file`` does not check responses: it would accept the whole file from a server without ranges, or the bytes of
-    another file. Proxies are not used, and the only environment variables that are read are fsspec's.
+    fsspec's ``cat_file`` does not check responses: it would accept the complete file from a server that does not support ranges,
+    or the bytes of a different file. Proxies are not used, and the only environment variables that are read are fsspec's.
     """
 
     def __init__(self, timeout_s: float):
@@ -144,7 +144,7 @@ class Http:
 
 
 def _without_queries(text: str) -> str:
-    """Removes the queries after "?" from all URLs in a message, including redirects. A query may be a signature."""
+    """Removes the queries after "?" from all URLs in a message, including redirects. A query may contain a signature."""
     return _QUERY.sub("", text)
 
 
@@ -200,7 +200,7 @@ class Store:
             content = self._files.cat_file(address, start=start, end=end) if start < end else b""
         except (FileNotFoundError, PermissionError) as error:
             raise RequestError(f"{type(error).__name__}: {error}", again=False) from None
-        except Exception as error:  # each package has its own
+        except Exception as error:  # each package raises its own exceptions
             again = type(error).__name__ not in ("NoCredentialsError", "PartialCredentialsError")
             raise RequestError(f"{type(error).__name__}: {error}", again=again) from None
         if len(content) != max(0, end - start):

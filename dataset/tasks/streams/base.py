@@ -142,7 +142,8 @@ class StreamConfig(Config):
 
 
 def _warn_of_small_cache(shards: Shards, order: Order, share: float) -> None:
-    """Warns if the cache is so small that blocks will be fetched repeatedly. ``share``: share of all ranks on this machine."""
+    """Warns if the cache is so small that blocks will be fetched repeatedly. ``share`` is the fraction of all ranks that run on
+    this machine."""
     room = shards.remote.cache_gb * 1e9
     if isinstance(order, BlockOrder):
         in_use = min(1.0, order.records_in_use / len(shards)) * min(1.0, share) * shards.cached_bytes
@@ -195,12 +196,12 @@ class ImageRecordsConfig(StreamConfig):
 
 
 class CleanSetConfig(Config):
-    """A smaller set of better pairs, which is used for some whole steps. The other, noisy steps have no matching loss (released
-    for the 1B set).
+    """A smaller set of cleaner pairs, which all ranks use in some steps. The other steps use the noisy set and have no matching
+    loss (as in the released code for the 1B set).
 
     The number of steps in an epoch is computed from the size of the stream's own, noisy set, and includes the steps of both sets.
-    An epoch therefore reads only the share 1 - ``probability`` of the noisy set, each record at most once. Which records are read
-    differs between epochs.
+    An epoch therefore reads only the fraction 1 - ``probability`` of the noisy set, each record at most once, and the records
+    differ between epochs.
     """
 
     files: InputShards = Field(description="shards of the clean pairs, in the same forms as the stream's `files`")

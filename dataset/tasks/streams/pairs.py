@@ -106,8 +106,8 @@ class PairStream(ABC):
     def rows(
         self, number: int, clean: bool, account: Account
     ) -> tuple[Tensor, MaskedText, Tensor, list[EncodedWording]]:
-        """Returns the pixels, the texts and the mask of the rows that count, for micro-batch ``number``; and all texts of each
-        row."""
+        """Returns the pixels, the texts, the mask of the rows that count, and all texts of each row, for micro-batch
+        ``number``."""
         source = self.sources[clean]
         assert source is not None
         example = partial(self.example, caption_key=self.caption_keys[clean])

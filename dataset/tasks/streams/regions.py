@@ -38,7 +38,7 @@ FIRST_RECORDS, MAX_RECORDS = 20, 300
 
 
 class RegionStreamConfig(ImageRecordsConfig):
-    """Images with described boxes; a row is a text with its box or boxes, or the image's whole caption."""
+    """Images with described boxes. A row is a text with its box or boxes, or the caption of the whole image."""
 
     records_key = "max_images"
 
@@ -65,9 +65,9 @@ class RegionStreamConfig(ImageRecordsConfig):
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One text of an image, with its long text and its hard negatives: its relative box (cx, cy, w, h), the patches
-    (P,) that it covers, and whether it describes the whole image or several boxes. A text about several boxes has the whole image
-    as its box, which no loss uses."""
+    """One text of an image, with its long text and its hard negatives, its relative box (cx, cy, w, h), the mask (P,) of the
+    patches that the box covers, and whether the text describes the whole image or several boxes. For several boxes, ``box`` is
+    the whole image, which no loss uses."""
 
     texts: EncodedWording
     box: Box
@@ -96,10 +96,11 @@ class RegionStream:
         self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
 
     def first_boxes(self) -> tuple[list[tuple[Box, str]], list[RegionRecord]]:
-        """Reads the first :data:`FIRST_RECORDS` records, and if they have no box, records from all over the data until one has.
+        """Reads the first :data:`FIRST_RECORDS` records. If none of them has a box, reads records spread over all data until one
+        has.
 
         Returns:
-            The boxes as they are in the records, each with its location; and the records that could be read.
+            The boxes as written in the records, each with its location; and the records that could be read.
         """
         shards = self.source.shards
         indices = [*range(min(FIRST_RECORDS, len(shards)))]
@@ -155,7 +156,7 @@ class RegionStream:
         for _ in range(self.config.batch_size - len(rows)):
             image = int(counts.argmin())
             counts[image] += 1
-            laid.append((image, False, self._whole(EncodedWording(self.text.filler()))))
+            laid.append((image, False, self._whole_image_row(EncodedWording(self.text.filler()))))
         laid.sort(key=lambda entry: entry[0])
         image_index, all_rows = [image for image, _, _ in laid], [row for _, _, row in laid]
         texts = [row.texts for row in all_rows]
@@ -196,7 +197,7 @@ class RegionStream:
             (width, height),
             rng,
             crop=self.config.crop,
-            most=self.config.max_regions - len(caption),
+            max_elements=self.config.max_regions - len(caption),
             min_inside=self.config.min_inside,
         )
         texts = [self._element_text(element, phrases, record.location, rng, broken) for element, _ in visible]
@@ -207,7 +208,7 @@ class RegionStream:
         if flip and all(wording.may_flip(self.config.careful_flip) for wording in used):
             image = hflip(image)
             visible = [(element, [flip_box(box) for box in boxes]) for element, boxes in visible]
-        rows = [self._whole(self.text_maker.encode(wording, rng)) for wording in caption]
+        rows = [self._whole_image_row(self.text_maker.encode(wording, rng)) for wording in caption]
         for wording, (_, boxes) in zip(texts, visible, strict=True):
             if wording is not None:
                 rows.append(self._row(self.text_maker.encode(wording, rng), boxes))
@@ -258,7 +259,7 @@ class RegionStream:
         cx, cy, w, h = (part * side for part, side in zip(box, (width, height, width, height), strict=True))
         return patch_mask((cx - w / 2, cy - h / 2, w, h), self.image_size, self.patch_size)
 
-    def _whole(self, texts: EncodedWording) -> RegionRow:
+    def _whole_image_row(self, texts: EncodedWording) -> RegionRow:
         rows, columns = grid_of(self.image_size, self.patch_size)
         mask = torch.ones(rows * columns, dtype=torch.bool)
         return RegionRow(texts, WHOLE_BOX, mask, is_image=True)

@@ -45,7 +45,8 @@ class TextStream:
 
 
 class TranslationStream:
-    """A stream of texts with translations. In each pair, a random one of the two texts is masked (as released)."""
+    """A stream of texts with translations. In each pair, one of the two texts, chosen at random, is masked, as in the released
+    code."""
 
     def __init__(self, config: TranslationStreamConfig, source: RecordSource, text: TextProcessor):
         self.config, self.source, self.text = config, source, text

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from batches.pretraining import HardNegatives, LongTexts
-from dataset.records.schema import Description, RawRecord, Texts, spoken
+from dataset.records.schema import Description, RawRecord, Texts, texts_in_language
 from dataset.shards.readers import Shards
 from dataset.tasks.account import filled
 from dataset.tasks.streams.base import ImageRecordsConfig
@@ -25,7 +25,7 @@ SAMPLED = 50
 """Number of records of a stream, spread over its shards, in which hard negatives are counted before training."""
 
 FEW_HARD_NEGATIVES = 0.1
-"""Share of texts with a hard negative below which a warning is given."""
+"""A warning is logged if the fraction of texts with a hard negative is below this value."""
 ADD_SOURCES = "add other sources, or hard_negatives to the records (docs/records.md), or set hard_negatives to null"
 """The remedy for few hard negatives."""
 
@@ -49,7 +49,7 @@ class Wording:
 
 @dataclass(frozen=True)
 class EncodedWording:
-    """A :class:`Wording` as tokens: ``hard_negatives`` has the token ids of each."""
+    """A :class:`Wording` as tokens: ``hard_negatives`` contains the token ids of each hard negative."""
 
     text: TextExample
     long: TextExample | None = None
@@ -58,7 +58,8 @@ class EncodedWording:
 
 @dataclass(frozen=True)
 class HardNegativeCounts:
-    """Number of sampled ``texts``, number of texts ``having`` a hard negative, and number of such texts by source."""
+    """Number of sampled ``texts``, number of texts ``having`` a hard negative, and number of texts with a hard negative by
+    source."""
 
     texts: int
     having: int
@@ -73,8 +74,8 @@ class HardNegativeCounts:
         return f"{_percent(self.having, self.texts)} of {self.texts:,} sampled texts have a hard negative ({sources})"
 
 
-def _percent(count: int, of: int) -> str:
-    return f"{100 * count / max(1, of):.1f} %"
+def _percent(count: int, total: int) -> str:
+    return f"{100 * count / max(1, total):.1f} %"
 
 
 class TextMaker:
@@ -142,22 +143,22 @@ class TextMaker:
         return HardNegativeCounts(texts, having, {source: counts[source] for source in by_source})
 
     def encode(self, wording: Wording, rng: np.random.Generator) -> EncodedWording:
-        """Encodes the texts, the captions with a masked copy of each. Hard negatives that are equal to their caption because both
-        are cut are skipped."""
+        """Encodes the texts; captions also get a masked copy. Hard negatives that equal their caption after truncation are
+        skipped."""
         text = self.text.encode(wording.text, rng)
         long = None if wording.long is None else self.text.encode(wording.long, rng)
         negatives = [self.text.token_ids(negative) for negative in wording.hard_negatives]
         return EncodedWording(text, long, tuple(ids for ids in negatives if ids != text.ids))
 
     def stacked_long_texts(self, examples: Sequence[EncodedWording]) -> LongTexts | None:
-        """Returns the long captions of a batch; None if they have no separate losses."""
+        """Returns the long captions of a batch, or None if they have no separate losses."""
         if self.length != "both":
             return None
         rows, valid = filled([example.long for example in examples], self.text.filler)
         return LongTexts(self.text.collate(rows), valid)
 
     def stacked_hard_negatives(self, examples: Sequence[EncodedWording]) -> HardNegatives | None:
-        """Returns the hard negatives of a batch; None if the stream has none."""
+        """Returns the hard negatives of a batch, or None if the stream has none."""
         if self.hard_negatives is None:
             return None
         count, filler = self.hard_negatives.count, self.text.filler().ids
@@ -166,7 +167,7 @@ class TextMaker:
         return HardNegatives(self.text.stack_plain(rows), torch.arange(count) < counts[:, None])
 
     def _language_of(self, text: str, texts: Texts) -> str | None:
-        """Returns the language of a text that was chosen among texts by language; None if it has none."""
+        """Returns the language of a text that was chosen from texts by language, or None if it has no language."""
         for each in texts:
             for language in each if isinstance(each, Mapping) else ():
                 if text in self._cleaned([(each,)], language):
@@ -176,7 +177,9 @@ class TextMaker:
     def _cleaned(self, several: Iterable[Texts], language: str | None) -> list[str]:
         """Returns all usable texts in a language, including texts without a language."""
         found = []
-        for text in (text for texts in several for alternative in texts for text in spoken(alternative, language)):
+        for text in (
+            text for texts in several for alternative in texts for text in texts_in_language(alternative, language)
+        ):
             with suppress(ValueError):  # nothing is left of it
                 found.append(clean_caption(text, self.text.max_words))
         return found

@@ -19,7 +19,7 @@ from dataset.formats.annotations import (
     texts_of,
     wanted_splits,
 )
-from dataset.records.schema import BrokenRecordError, RawRecord, parse_text_record, spoken
+from dataset.records.schema import BrokenRecordError, RawRecord, parse_text_record, texts_in_language
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 
@@ -305,7 +305,7 @@ def test_annotations_and_shards_accept_the_same_texts(value):
     outcomes = []
     for read in (
         lambda: texts_of(row(1, caption=value), "caption"),
-        lambda: [each for text in parse_text_record(raw, "caption").texts for each in spoken(text, None)],
+        lambda: [each for text in parse_text_record(raw, "caption").texts for each in texts_in_language(text, None)],
     ):
         try:
             outcomes.append(read())
@@ -355,5 +355,5 @@ def test_an_official_file_names_its_format_where_the_task_reads_it(write):
         read_records(path, KEY, ("karpathy",))
     with pytest.raises(UserError, match=naming("Karpathy's", "task")):
         read_records(path, KEY, ("refcoco",))
-    with pytest.raises(UserError, match=naming("JSON lines", "drop format")):
+    with pytest.raises(UserError, match=naming("JSON lines", "remove format")):
         read_json(write('{"n": 1}\n{"n": 2}\n'), KEY)

@@ -325,7 +325,7 @@ def options(raw: Path, out: Path, lines: list[str] | None = None, **changes: Any
         "verify": False,
         "overwrite": False,
         "workers": 1,
-        "tell": (lines if lines is not None else []).append,
+        "report": (lines if lines is not None else []).append,
     }
     return Options(**(wish | changes))
 

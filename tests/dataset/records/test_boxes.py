@@ -15,8 +15,8 @@ from dataset.records.boxes import (
     crop_around,
     elements_inside,
     flip_box,
+    fraction_inside,
     patch_mask,
-    share_inside,
     visible_box,
     visible_elements,
 )
@@ -74,7 +74,7 @@ def test_a_crop_contains_its_whole_element_and_can_reach_every_border():
     rng = np.random.default_rng(0)
     box, width, height = (5.5, 3.2, 10.1, 6.8), 20, 12
     crops = [crop_around(box, width, height, rng) for _ in range(500)]
-    assert all(share_inside(box, crop) == pytest.approx(1.0) for crop in crops)
+    assert all(fraction_inside(box, crop) == pytest.approx(1.0) for crop in crops)
     assert {crop.x0 for crop in crops} == set(range(6))
     assert {crop.y0 for crop in crops} == set(range(4))
     assert {crop.x1 for crop in crops} == set(range(16, 21))
@@ -146,7 +146,7 @@ def test_elements_stay_if_enough_of_their_box_is_visible():
     rng = np.random.default_rng(0)
     kept_first, shares = set(), set()
     for _ in range(100):
-        crop, visible = visible_elements(elements, (10, 10), rng, crop=True, most=3, min_inside=0.5)
+        crop, visible = visible_elements(elements, (10, 10), rng, crop=True, max_elements=3, min_inside=0.5)
         inside = {element.name: pixels_inside(element.boxes[0], crop) for element in elements}
         names = [element.name for element, _ in visible]
         assert inside[names[0]] == 1
@@ -162,7 +162,7 @@ def test_exactly_half_inside_is_not_enough():
     """Boxes that extend beyond the border of the image, without a crop."""
     half, more = (8.0, 0.0, 4.0, 4.0), (7.0, 0.0, 4.0, 4.0)
     rng = np.random.default_rng(0)
-    _, visible = visible_elements(boxes(half, more), (10, 10), rng, crop=False, most=3, min_inside=0.5)
+    _, visible = visible_elements(boxes(half, more), (10, 10), rng, crop=False, max_elements=3, min_inside=0.5)
     assert [element.boxes for element, _ in visible] == [(more,)]
 
 
@@ -171,7 +171,9 @@ def test_the_element_that_the_crop_was_chosen_for_always_stays(min_inside):
     rng = np.random.default_rng(0)
     for box in ((0.0, 0.0, 4.0, 4.0), (2.3, 1.1, 3.3, 6.2)):
         for _ in range(20):
-            crop, visible = visible_elements(boxes(box), (10, 10), rng, crop=True, most=3, min_inside=min_inside)
+            crop, visible = visible_elements(
+                boxes(box), (10, 10), rng, crop=True, max_elements=3, min_inside=min_inside
+            )
             (_, [(_, _, w, h)]) = visible[0]
             assert (w * (crop.x1 - crop.x0), h * (crop.y1 - crop.y0)) == pytest.approx(box[2:])
 
@@ -182,7 +184,7 @@ def test_a_phrase_with_several_boxes_stays_if_all_of_them_are_visible():
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(60):
-        crop, visible = visible_elements([two, one], (10, 10), rng, crop=True, most=2, min_inside=0.5)
+        crop, visible = visible_elements([two, one], (10, 10), rng, crop=True, max_elements=2, min_inside=0.5)
         inside = {element.name: min(pixels_inside(box, crop) for box in element.boxes) for element in (two, one)}
         assert {element.name for element, _ in visible} == {name for name, share in inside.items() if share > 0.5}
         assert all(len(shown) == len(element.boxes) for element, shown in visible)
@@ -208,13 +210,13 @@ def test_elements_are_limited_and_cropping_can_be_disabled():
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(60):
-        crop, found = visible_elements(elements, (10, 10), rng, crop=False, most=4, min_inside=0.5)
+        crop, found = visible_elements(elements, (10, 10), rng, crop=False, max_elements=4, min_inside=0.5)
         assert crop == Crop(0, 0, 10, 10)
         assert len(found) == 4
         seen |= {element.name for element, _ in found}
     assert len(seen) == 10
-    assert visible_elements([], (10, 10), rng, crop=True, most=4, min_inside=0.5)[1] == []
-    assert visible_elements(elements, (10, 10), rng, crop=True, most=0, min_inside=0.5)[1] == []
+    assert visible_elements([], (10, 10), rng, crop=True, max_elements=4, min_inside=0.5)[1] == []
+    assert visible_elements(elements, (10, 10), rng, crop=True, max_elements=0, min_inside=0.5)[1] == []
 
 
 def test_flipping_twice_changes_nothing():

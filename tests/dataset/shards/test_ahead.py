@@ -17,7 +17,7 @@ from dataset.shards.readers import Shards
 from dataset.shards.remote import ahead as remote_ahead
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
-from dataset.shards.remote.ahead import Ahead
+from dataset.shards.remote.ahead import Prefetcher
 from dataset.shards.remote.server import RemoteConfig
 from dataset.tasks.streams.base import StreamConfig
 from tests.messages import OneLine, naming
@@ -118,9 +118,9 @@ def test_an_error_of_prefetching_is_raised_by_the_reader(stream, server):
 def test_upcoming_batches_are_half_a_window_ahead_in_the_same_lane():
     order = BlockOrder([400], 5, lanes=2, block_records=4, step=2, seed=0, stream="images")
     assert order.window_records == 64
-    assert list(order.soon(7, first=False)) == [7 + 6 * 2]
-    assert list(order.soon(7, first=True)) == list(range(7, 20, 2))
-    assert {order.lane(number) for number in order.soon(7, first=True)} == {1}
+    assert list(order.to_prefetch(7, first=False)) == [7 + 6 * 2]
+    assert list(order.to_prefetch(7, first=True)) == list(range(7, 20, 2))
+    assert {order.lane(number) for number in order.to_prefetch(7, first=True)} == {1}
 
 
 def test_prefetching_does_not_change_the_order():
@@ -128,7 +128,7 @@ def test_prefetching_does_not_change_the_order():
         BlockOrder([400, 31], 5, lanes=2, block_records=4, step=2, seed=0, stream="images") for _ in range(2)
     )
     for number in range(400):
-        for later in ahead.soon(number, first=number < 2):
+        for later in ahead.to_prefetch(number, first=number < 2):
             ahead.batch(later)
         assert ahead.batch(number) == plain.batch(number)
 
@@ -141,7 +141,7 @@ def test_threads_that_need_the_same_block_fetch_it_once(tmp_path):
         time.sleep(0.05)
         return b"block"
 
-    threads = [threading.Thread(target=cache.bring, args=(f"{1:040x}", 5, fetch)) for _ in range(4)]
+    threads = [threading.Thread(target=cache.ensure, args=(f"{1:040x}", 5, fetch)) for _ in range(4)]
     for thread in threads:
         thread.start()
     assert cache.get(f"{1:040x}", 5, fetch) == b"block"
@@ -161,7 +161,7 @@ def test_a_process_forked_during_a_fetch_holds_no_lock(tmp_path):
 
     cache.get(f"{1:040x}", 5, fetch)
     next(tmp_path.rglob(f"{1:040x}")).unlink()
-    done = threading.Thread(target=BlockCache(tmp_path, 1 << 20).bring, args=(f"{1:040x}", 5, lambda: b"block"))
+    done = threading.Thread(target=BlockCache(tmp_path, 1 << 20).ensure, args=(f"{1:040x}", 5, lambda: b"block"))
     done.start()
     done.join(5)
     assert not done.is_alive()
@@ -172,7 +172,7 @@ def test_a_process_forked_during_a_fetch_holds_no_lock(tmp_path):
 @pytest.mark.parametrize("fault", ["full", "outage"])
 def test_prefetching_pauses_while_it_fails_and_then_continues(fault, monkeypatch, caplog):
     monkeypatch.setattr(remote_ahead, "_PAUSE_S", 0.3)
-    ahead, brought, faulty = Ahead(1), [], [True]
+    ahead, brought, faulty = Prefetcher(1), [], [True]
 
     def bring(number: int) -> bool:
         brought.append((number, time.monotonic()))
@@ -181,13 +181,13 @@ def test_prefetching_pauses_while_it_fails_and_then_continues(fault, monkeypatch
         return not faulty[0]
 
     for number in range(3):
-        ahead.ask(number, lambda number=number: bring(number))
+        ahead.submit(number, lambda number=number: bring(number))
         until(lambda: brought)
         time.sleep(0.02)
     assert [number for number, _ in brought] == [0]
     faulty[0] = False
     until(lambda: time.monotonic() > brought[0][1] + 0.35)
-    ahead.ask(3, lambda: bring(3))
+    ahead.submit(3, lambda: bring(3))
     expected = [0, 3] if fault == "full" else [0, 1, 2, 3]
     until(lambda: [number for number, _ in brought] == expected)
     assert brought[1][1] - brought[0][1] >= 0.3
@@ -195,9 +195,9 @@ def test_prefetching_pauses_while_it_fails_and_then_continues(fault, monkeypatch
 
 
 def test_a_block_is_requested_once():
-    ahead, brought = Ahead(2), []
+    ahead, brought = Prefetcher(2), []
     for number in [1, 2, 1, 2, 1]:
-        ahead.ask(number, lambda number=number: brought.append(number) or True)
+        ahead.submit(number, lambda number=number: brought.append(number) or True)
     until(lambda: len(brought) == 2)
     time.sleep(0.02)
     assert sorted(brought) == [1, 2]
@@ -215,7 +215,7 @@ def test_a_process_ends_quietly_while_blocks_are_fetched(stream, server, tmp_pat
         f"remote = RemoteConfig(cache={str(tmp_path / 'other')!r}, ahead=4)",
         f"made = Shards(['{server.url}/a.jsonl'], index_folder={str(tmp_path / 'index')!r}, remote=remote)",
         "for number in range(len(made)):",
-        "    made.expect(number)",
+        "    made.prefetch(number)",
         "made.read(0)",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)

@@ -103,9 +103,9 @@ def test_ranks_that_divide_the_lanes_read_the_same_steps_from_separate_lanes(lan
     assert steps[1] == steps[2] == steps[4]
 
 
-@pytest.mark.parametrize(("lanes", "ranks", "would_do"), [(8, 3, "1, 2, 4 or 8"), (1, 2, "1"), (7, 14, "1 or 7")])
-def test_other_rank_counts_are_rejected_with_the_supported_ones(lanes, ranks, would_do):
-    with pytest.raises(UserError, match=naming(f"data.images.lanes = {lanes}", f"{ranks} ranks", would_do)):
+@pytest.mark.parametrize(("lanes", "ranks", "supported"), [(8, 3, "1, 2, 4 or 8"), (1, 2, "1"), (7, 14, "1 or 7")])
+def test_other_rank_counts_are_rejected_with_the_supported_ones(lanes, ranks, supported):
+    with pytest.raises(UserError, match=naming(f"data.images.lanes = {lanes}", f"{ranks} ranks", supported)):
         check_ranks(lanes, ranks, "data.images.lanes")
     check_ranks(lanes, lanes, "data.images.lanes")
     check_ranks(lanes, 1, "data.images.lanes")

@@ -197,7 +197,7 @@ def test_downloaded_files_are_read_without_network(opened, server, monkeypatch, 
         assert ids(opened("hf:org/pairs/data/train-*")) == TRAIN
     assert not server.asked
     assert "2 files of commit " + "a" * 40 + ", from the Hub cache" in caplog.text
-    assert caplog.text.count("licence of org/pairs: cc-by-4.0, as its card states") == 1
+    assert caplog.text.count("licence of org/pairs: cc-by-4.0, according to its card") == 1
 
 
 def test_files_missing_from_the_cache_are_noticed(opened, server):
@@ -208,9 +208,9 @@ def test_files_missing_from_the_cache_are_noticed(opened, server):
 @pytest.mark.parametrize(
     ("licence", "line"),
     [
-        ("mit", "licence of org/pairs: mit, as its card states"),
-        (["mit", "cc0-1.0"], "licence of org/pairs: mit, cc0-1.0, as its card states"),
-        (None, "licence of org/pairs: its card states none"),
+        ("mit", "licence of org/pairs: mit, according to its card"),
+        (["mit", "cc0-1.0"], "licence of org/pairs: mit, cc0-1.0, according to its card"),
+        (None, "licence of org/pairs: not stated on its card"),
     ],
 )
 def test_the_licence_is_logged_once(opened, server, caplog, licence, line):
@@ -228,7 +228,7 @@ def test_a_local_copy_has_its_training_split_and_logs_the_licence(tmp_path, serv
         (tmp_path / "pairs" / name).write_bytes(content)
     shards = Shards([str(tmp_path / "pairs")], key="data.images.files", index_folder=tmp_path / "index")
     assert [shards.read(number).values["n"] for number in range(len(shards))] == list(range(2 * ROWS))
-    assert f"licence of {tmp_path / 'pairs'}: cc-by-4.0, as its card states" in caplog.text
+    assert f"licence of {tmp_path / 'pairs'}: cc-by-4.0, according to its card" in caplog.text
 
 
 def test_a_missing_data_set_revision_or_file_is_reported_in_one_line(opened, server):

@@ -206,7 +206,7 @@ def test_an_index_of_many_shards_that_cannot_be_written_is_an_error(
     monkeypatch.setattr(making, bound, value)
     message = (
         rf"^files: the index of 9 shards of 0.0 GB cannot be kept in {tmp_path / 'file'} \(File exists\), and every process .*; "
-        "set data.cache_index to a folder that can be written and has room$"
+        "set data.cache_index to a writable folder with enough space$"
     )
     with pytest.raises(UserError, match=message):
         open_index(lines, tmp_path / "file", "files")

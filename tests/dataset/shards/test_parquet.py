@@ -178,8 +178,8 @@ def test_a_row_group_is_prefetched(opened, server, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "BLOCK_BYTES", 300)
     write(tmp_path / "served" / "a.parquet", group=10)
     shards = opened(f"{server.url}/a.parquet", ahead=2)
-    assert shards.fetches_ahead
-    shards.expect(13)
+    assert shards.prefetches
+    shards.prefetch(13)
     group = shards.index.row_group(0, 13)
     blocks = group.end // 300 - group.start // 300 + 1
     until(lambda: server.sent["a.parquet"] >= 300 * (blocks - 1))
@@ -188,7 +188,7 @@ def test_a_row_group_is_prefetched(opened, server, tmp_path, monkeypatch):
     footer = -(-shards.index.state(0)[0] // 300)
     assert server.requests - before <= footer - group.end // 300
     server.requests = 0
-    shards.expect(13)  # the row is in the cache
+    shards.prefetch(13)  # the row is in the cache
     time.sleep(0.05)
     assert server.requests == 0
 

@@ -45,16 +45,16 @@ def test_a_table_returns_the_questions_it_was_built_from():
 def test_groups_contain_each_question_once_with_others_about_its_image():
     """The questions of the table are about 40 images, five per image. Every third question is kept separate from the others."""
     table = QuestionTable([question(n) for n in range(200)])
-    apart = [n % 3 == 0 for n in range(200)]
-    groups = QuestionGroups(table, 2, apart)
+    separate = [n % 3 == 0 for n in range(200)]
+    groups = QuestionGroups(table, 2, separate)
     assert sorted(number for group in groups for number in group) == list(range(200))
     assert [group[0] for group in groups] == sorted(group[0] for group in groups)
     for group in groups:
         assert group == sorted(group) and len(group) <= 2
-        assert len({table.source(number).path for number in group}) == len({apart[number] for number in group}) == 1
+        assert len({table.source(number).path for number in group}) == len({separate[number] for number in group}) == 1
     assert list(groups)[:4] == [[0, 3], [1, 2], [4], [5, 7]]
     assert [len(group) for group in QuestionGroups(table, 9)] == 40 * [5]
-    assert list(QuestionGroups(table, 1, apart)) == [[number] for number in range(200)]
+    assert list(QuestionGroups(table, 1, separate)) == [[number] for number in range(200)]
 
 
 def test_images_without_a_file_are_never_shared():

@@ -239,7 +239,10 @@ def test_wrong_files_are_reported_in_one_line(picture, write, source):
             official(questions, annotations=answers),
             r"1 missing key \(.*q\.json: questions\[0\]: .*a\.json has no question_id 1000\)",
         ),
-        (official(write("b.json", {"annotations": [{}]}), annotations=answers), "has no list 'questions', as VQA v2's"),
+        (
+            official(write("b.json", {"annotations": [{}]}), annotations=answers),
+            "has no list 'questions', so it is not VQA v2's",
+        ),
         (source(questions), r"q\.json is VQA v2's file of questions, not records; set format: vqa2$"),
         (
             official(questions, annotations=write("c.json", {"annotations": [{"question_id": 1}]})),
