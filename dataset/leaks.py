@@ -181,8 +181,11 @@ def _known(image: Source | KnownImage) -> KnownImage:
 
 
 def _identity(source: Source, folders: dict[Path, str]) -> str:
-    """Returns the real path of an image, or the hash of its content if the image is contained in a record. ``folders``: cache of
-    real paths."""
+    """Returns the real path of an image, or the hash of its content if the image is contained in a record.
+
+    Args:
+        folders: cache of real paths.
+    """
     if source.path is None:
         return _digest(source) or source.location
     parent = source.path.parent

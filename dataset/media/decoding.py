@@ -177,10 +177,11 @@ def decoded(
 ) -> Generator[Tensor, None, None]:
     """Yields the ``wanted`` frames of a file as (3, H, W) uint8 RGB. Each frame is decoded on demand.
 
-    ``wanted``: indices of frames, ascending and without duplicates.
-
     Raises:
         BrokenRecordError: "unreadable video" if a frame cannot be decoded.
+
+    Args:
+        wanted: indices of frames, ascending and without duplicates.
     """
     frames = _BACKENDS[backend](path, index, wanted, clock)
     try:

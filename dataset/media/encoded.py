@@ -39,7 +39,11 @@ _BLOCK_ROWS = 16
 
 
 class JPEGFrame(NamedTuple):
-    """Frame header of a JPEG file. ``at``: offset of the header in the file."""
+    """Frame header of a JPEG file.
+
+    Attributes:
+        at: offset of the header in the file.
+    """
 
     at: int
     width: int

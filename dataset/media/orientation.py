@@ -33,7 +33,11 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def jpeg_orientation(content: bytes, end: int) -> int:
-    """Returns the orientation of a JPEG file, or 1 if it has none. ``end``: offset of its frame header, where the search ends."""
+    """Returns the orientation of a JPEG file, or 1 if it has none.
+
+    Args:
+        end: offset of its frame header, where the search ends.
+    """
     if content.find(_EXIF, 0, end) < 0:  # most files have no EXIF data, so their segments need not be parsed
         return 1
     at = 2

@@ -238,7 +238,11 @@ def _read_links_of_coco(raw: RawFolder, links: Links) -> None:
 
 
 def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
-    """Returns a reader of Karpathy's file of COCO or Flickr30K; ``data_set``: prefix of the ids."""
+    """Returns a reader of Karpathy's file of COCO or Flickr30K.
+
+    Args:
+        data_set: prefix of the ids.
+    """
 
     def read(file: RawFile) -> Iterator[tuple[str, str]]:
         with file.open() as stream:

@@ -17,19 +17,31 @@ def are_relative(boxes: np.ndarray) -> bool:
 
 
 def outside_images(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Returns (N,) bool: True if a box (N, 4), read as x, y, width, height, leaves its image. ``sizes``: (N, 2)."""
+    """Returns (N,) bool: True if a box (N, 4), read as x, y, width, height, leaves its image.
+    Args:
+        boxes: (N, 4), in pixels.
+        sizes: (N, 2), width and height of the images.
+    """
     far = boxes[:, :2] + boxes[:, 2:]
     return (boxes[:, :2] < -BOX_TOLERANCE_PX).any(axis=1) | (far > sizes + BOX_TOLERANCE_PX).any(axis=1)
 
 
 def fit_as_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Returns (N,) bool: True if a box (N, 4), read as x1, y1, x2, y2, is inside its image. ``sizes``: (N, 2)."""
+    """Returns (N,) bool: True if a box (N, 4), read as x1, y1, x2, y2, is inside its image.
+    Args:
+        boxes: (N, 4), in pixels.
+        sizes: (N, 2), width and height of the images.
+    """
     rising = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (boxes[:, :2] >= -BOX_TOLERANCE_PX).all(axis=1)
     return np.asarray(rising & (boxes[:, 2:] <= sizes + BOX_TOLERANCE_PX).all(axis=1))
 
 
 def look_like_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
-    """Returns True if boxes (N, 4) seem to be x1, y1, x2, y2. ``sizes``: (N, 2), width and height of their images."""
+    """Returns True if boxes (N, 4) seem to be x1, y1, x2, y2.
+
+    Args:
+        sizes: (N, 2), width and height of their images.
+    """
     if not len(boxes):
         return False
     fits = fit_as_corners(boxes, sizes)

@@ -354,10 +354,13 @@ def _captions_of(raw: RawRecord, key: str) -> Texts:
 
 
 def element_in(value: Any, name: str, location: str) -> Element:
-    """Parses a phrase with its boxes. ``name``: name of the element in messages.
+    """Parses a phrase with its boxes.
 
     Raises:
         BrokenRecordError: "missing key", "wrong type", "empty text" or "bad text".
+
+    Args:
+        name: name of the element in messages.
     """
     if not isinstance(value, dict):
         raise BrokenRecordError("wrong type", location, f"{name} is {_type_name(value)}, not an object")
@@ -376,8 +379,12 @@ def element_in(value: Any, name: str, location: str) -> Element:
 
 
 def _other_texts(values: Mapping[str, Any], prefix: str, location: str) -> dict[str, Texts]:
-    """Returns the long captions and hard negatives of an image or element, by the names of their fields. ``prefix``: prefix of
-    the keys in messages. Unlike a caption, they may be empty."""
+    """Returns the long captions and hard negatives of an image or element, by the names of their fields. Unlike a caption, they
+    may be empty.
+
+    Args:
+        prefix: prefix of the keys in messages.
+    """
     keys = {"long_captions": "long_caption", "hard_negatives": "hard_negatives"}
     return {
         name: texts_in(values[key], f"{prefix}{key}", location)
@@ -398,10 +405,13 @@ def boxes_in(value: Any, name: str, location: str) -> tuple[Box, ...]:
 
 
 def box_in(value: Any, name: str, location: str) -> Box:
-    """Parses a box, [x, y, width, height]. ``name``: name of the value in messages.
+    """Parses a box, [x, y, width, height].
 
     Raises:
         BrokenRecordError: "wrong type" unless the value is a list of four finite numbers.
+
+    Args:
+        name: name of the value in messages.
     """
     try:
         if isinstance(value, list) and len(value) == 4 and not any(isinstance(item, bool | str) for item in value):
@@ -432,11 +442,13 @@ def check_text(text: str, key: str, location: str) -> None:
 
 
 def texts_in(value: Any, key: str, location: str) -> Texts:
-    """Parses alternatives: a text, a dictionary of texts by language, or a list of these. ``key``: key of the value, for
-    messages.
+    """Parses alternatives: a text, a dictionary of texts by language, or a list of these.
 
     Raises:
         BrokenRecordError: "wrong type", "empty text" or "bad text".
+
+    Args:
+        key: key of the value, for messages.
     """
     items: Sequence[Any] = value if isinstance(value, list) else [value]
     for item in items:

@@ -212,7 +212,11 @@ class _OpenFiles:
         return file
 
     def open(self, shard: int, path: ShardFile, state: tuple[int, int]) -> BinaryIO:
-        """Opens the file of a shard. ``state``: state of the shard when it was indexed."""
+        """Opens the file of a shard.
+
+        Args:
+            state: state of the shard when it was indexed.
+        """
         file = self._files[shard] = open_shard(path, state)
         if len(self._files) > max(1, min(_OPEN_FILES, open_files.limit() // _SHARE_OF_LIMIT)):
             self._files.popitem(last=False)[1].close()

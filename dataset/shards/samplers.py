@@ -80,7 +80,8 @@ class Order(Protocol):
     def to_prefetch(self, number: int, *, first: bool) -> range:
         """Returns the micro-batches to prefetch while micro-batch ``number`` is read.
 
-        ``first``: True if ``number`` is the first micro-batch of its :meth:`lane` that this process reads.
+        Args:
+            first: True if ``number`` is the first micro-batch of its :meth:`lane` that this process reads.
         """
         ...
 

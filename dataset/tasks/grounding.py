@@ -192,7 +192,11 @@ class GroundingExample:
 
 
 class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
-    """Batches of phrases with their images. An epoch contains every phrase once. ``counts``: see :func:`read_phrases`."""
+    """Batches of phrases with their images. An epoch contains every phrase once.
+
+    Args:
+        counts: see :func:`read_phrases`.
+    """
 
     name = "phrases"
 

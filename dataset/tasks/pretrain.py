@@ -259,10 +259,11 @@ class Steps:
 def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str, RecordSource]:
     """Opens the records of each stream. The clean set of a stream is named ``<name>/clean``.
 
-    ``step``: number of micro-batches in a global batch, over all ``ranks``.
-
     Raises:
         UserError: if there are no files or no records, or in the cases of :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
+
+    Args:
+        step: number of micro-batches in a global batch, over all ``ranks``.
     """
     streams = data.streams()
     files = {name: stream.paths for name, stream in streams.items()}

@@ -96,7 +96,8 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
         """Returns the fields that :class:`~batches.questions.QuestionBatch` and
         :class:`~batches.questions.ClassifiedBatch` have in common.
 
-        ``valid``: (I,) bool, the examples that count.
+        Args:
+            valid: (I,) bool, True for the examples that count.
         """
         questions = torch.tensor([len(example.questions) for example in examples])
         answers = torch.tensor([len(answers) for example in examples for answers in example.answers])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tools.plan.search import largest_that_fits, share_out
+from tools.plan.search import divide_batch, largest_that_fits
 
 
 @pytest.mark.parametrize("start", [1, 8, 100, 5000])
@@ -62,4 +62,4 @@ def test_costs_that_flatten_near_the_limit_do_not_cause_many_tries(most, start):
     ],
 )
 def test_the_published_batch_is_divided_into_the_fewest_micro_batches(total, gpus, largest, shared):
-    assert share_out(total, gpus, largest) == shared
+    assert divide_batch(total, gpus, largest) == shared

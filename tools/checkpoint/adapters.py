@@ -50,8 +50,8 @@ def extract(run: str, out: str) -> str:
         )
     about = read_about(file)
     config_of(about, str(file))
-    trained, base = _parted(tensors, _frozen_parts(config))
-    folder = _free_place(out)
+    trained, base = _split_tensors(tensors, _frozen_parts(config))
+    folder = _new_folder(out)
     with new_folder(folder) as made:
         save_weights(made / ADAPTERS, trained, {HEADER: about[HEADER], BASE: digest(base)})
         _copy_beside(config.parent, made)
@@ -80,20 +80,20 @@ def merge(source: str, base: str, out: str) -> str:
     trained, about = read_weight_file(file, merge=False).tensors, read_about(file)
     model = _model_on(folder, base, about)
     state = model.state_dict()
-    if digest(_parted(state, _frozen_parts(folder / CONFIG_FILE))[1]) != about.get(BASE):
+    if digest(_split_tensors(state, _frozen_parts(folder / CONFIG_FILE))[1]) != about.get(BASE):
         raise UserError(
             f"--base {base}: the adapters of {source} were trained on other weights; give the weights that the run "
             "started from"
         )
     model.load_state_dict({**state, **trained})
-    target = _free_place(out)
+    target = _new_folder(out)
     with new_folder(target) as made:
         save_weights(made / MODEL_FILE, merged(model.state_dict(), about, str(file)))
         _copy_beside(folder, made)
     return f"{source} and {base} -> {target}: a model for x2vlm.load, run.py predict and init.checkpoint\n"
 
 
-def _parted(tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _split_tensors(tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Returns the tensors that a run with adapters trains, and the tensors that it does not change, with the names they have in a
     model without adapters.
 
@@ -142,7 +142,7 @@ def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
     return model
 
 
-def _free_place(out: str) -> Path:
+def _new_folder(out: str) -> Path:
     """Returns the path of a new folder.
 
     Raises:

@@ -37,8 +37,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of two files, in our names. ``only``: names in the first and in the second file only; ``other``: lines on
-    shapes and dtypes."""
+    """The comparison of two files, in our names.
+
+    Attributes:
+        only: names that only the first file contains, and names that only the second contains.
+        other: lines about different shapes and dtypes.
+    """
 
     equal: int
     only: tuple[list[str], list[str]]
@@ -50,8 +54,8 @@ class Comparison:
         return not (self.other or self.differences or any(self.only))
 
 
-def compare(first: str, second: str, most: int) -> tuple[bool, str]:
-    """Returns whether two weight files are equal bit for bit, and lines that list the differences, up to ``most`` of each kind.
+def compare(first: str, second: str, max_lines: int) -> tuple[bool, str]:
+    """Returns whether two weight files are equal bit for bit, and up to ``max_lines`` lines for each kind of difference.
 
     Raises:
         UserError: if a file cannot be read.
@@ -60,19 +64,19 @@ def compare(first: str, second: str, most: int) -> tuple[bool, str]:
     found = compare_states(*(_in_our_names(file) for file in files))
     lines = [f"A {files[0]}", f"B {files[1]}", f"{found.equal} tensors are equal bit for bit"]
     for letter, names in zip("AB", found.only, strict=True):
-        lines += _listed(f"only in {letter}", [shown(name) for name in names], most)
-    lines += _listed("with a different shape or dtype", found.other, most)
+        lines += _listed(f"only in {letter}", [shown(name) for name in names], max_lines)
+    lines += _listed("with a different shape or dtype", found.other, max_lines)
     numbers = [f"{each.absolute:<10.3g} {each.relative:<10.3g} {shown(each.name)}" for each in found.differences]
-    lines += _listed("with different values: largest absolute and relative difference", numbers, most)
+    lines += _listed("with different values: largest absolute and relative difference", numbers, max_lines)
     lines.append("equal" if found.same else "different")
     return found.same, "\n".join(lines) + "\n"
 
 
-def _listed(title: str, lines: Sequence[str], most: int) -> list[str]:
+def _listed(title: str, lines: Sequence[str], max_lines: int) -> list[str]:
     if not lines:
         return []
-    more = [f"  … and {len(lines) - most} more; --all lists them"] if len(lines) > most else []
-    return [f"{len(lines)} {title}:", *(f"  {line}" for line in lines[:most]), *more]
+    more = [f"  … and {len(lines) - max_lines} more; --all lists them"] if len(lines) > max_lines else []
+    return [f"{len(lines)} {title}:", *(f"  {line}" for line in lines[:max_lines]), *more]
 
 
 def _in_our_names(file: Path) -> dict[str, Tensor]:
@@ -123,11 +127,11 @@ def largest_differences(first: Tensor, second: Tensor) -> tuple[float, float]:
             continue
         one, two = _real(one), _real(two)
         alike = (one == two) | (one.isnan() & two.isnan())
-        apart = (one - two).abs().masked_fill(alike, 0.0)
+        distance = (one - two).abs().masked_fill(alike, 0.0)
         scale = torch.maximum(one.abs(), two.abs())
-        share = (apart / scale).masked_fill(alike, 0.0)
+        share = (distance / scale).masked_fill(alike, 0.0)
         share = share.masked_fill(scale.isinf() & ~alike, math.inf)
-        absolute, relative = torch.maximum(absolute, apart.max()), torch.maximum(relative, share.max())
+        absolute, relative = torch.maximum(absolute, distance.max()), torch.maximum(relative, share.max())
     return absolute.item(), relative.item()
 
 

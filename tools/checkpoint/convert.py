@@ -111,19 +111,19 @@ def _to_ours(file: Path, tensors: Mapping[str, Tensor], shared_words: bool | Non
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     _require_equal(file, to_published(ours, form)[0], tensors)
-    return _apart(ours), form
+    return _with_separate_memory(ours), form
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_separate_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give each tensor separate memory, as safetensors requires: a file may contain one tensor under two names that no model
     ties."""
     seen: set[int] = set()
-    apart = {}
+    separate = {}
     for name, tensor in tensors.items():
         memory = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if memory in seen else tensor
+        separate[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
-    return apart
+    return separate
 
 
 def _to_published(file: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,10 +40,10 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
         rows.append(("adapters", _adapters(outline)))
     rows += [
         ("contents", _contents(found, outline)),
-        ("file", f"{file.stat().st_size:,} bytes, {outline.held}"),
+        ("file", f"{file.stat().st_size:,} bytes, {outline.storage}"),
         ("intact", why),
     ]
-    if found.kind and with_configs and not outline.apart:
+    if found.kind and with_configs and not outline.only_adapters:
         rows.append(("usable as", _starts(found)))
     lines = [str(file)]
     for label, text in rows:
@@ -54,7 +54,7 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
 
 
 def _kind(found: Recognised, outline: Outline) -> str:
-    if outline.apart:
+    if outline.only_adapters:
         return "ours, adapters without the weights they belong to"
     if found.kind is None:
         return "not recognised: neither one of our models, nor X²-VLM, X-VLM, CCLM, BEiT-2, BERT, RoBERTa or XLM-R"
@@ -101,7 +101,7 @@ def _adapters(outline: Outline) -> str:
         if isinstance(lora, dict) and "rank" in lora
         else "whose config is missing"
     )
-    if outline.apart:
+    if outline.only_adapters:
         return f"{outline.adapters} {rank}; `run.py checkpoint merge` merges them with the weights they were trained on"
     return f"{outline.adapters} {rank}, which are merged into the weights when the file is read"
 
@@ -112,7 +112,7 @@ def _stack(stack: Stack) -> str:
 
 
 def _contents(found: Recognised, outline: Outline) -> str:
-    """Parameters: numbers of tensors, excluding copies and buffers."""
+    """Describes the number of parameters and tensors, excluding copies and buffers."""
     parameters = 0
     for shape in found.shapes.values():
         size = 1

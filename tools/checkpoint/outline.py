@@ -39,17 +39,24 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Outline:
-    """``shapes``: of all tensors except adapters, which are merged when a file is read; ``adapters``: their number. ``dtypes``:
-    counts of each dtype; ``held``: how the file stores the tensors; ``about``: our entry in its header; ``apart``: True if the
-    file has adapters without the weights they belong to."""
+    """The outline of a weight file.
+
+    Attributes:
+        shapes: shapes of all tensors except adapters, which are merged when a file is read.
+        adapters: number of adapter tensors.
+        dtypes: number of tensors of each dtype.
+        storage: how the file stores the tensors.
+        about: our entry in the header of the file.
+        only_adapters: True if the file contains adapters without the weights they belong to.
+    """
 
     path: Path
     shapes: Shapes
     dtypes: Counter[str]
-    held: str
+    storage: str
     about: dict[str, Any]
     adapters: int = 0
-    apart: bool = False
+    only_adapters: bool = False
 
     @property
     def stored(self) -> int:
@@ -96,12 +103,12 @@ def read_outline(path: Path) -> Outline:
     dtypes: Counter[str] = Counter()
     for tensor in file.tensors.values():
         dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
-    held = "a PyTorch file" if zipfile.is_zipfile(path) else "a PyTorch file of the old format"
-    held += f", weights in `{file.key}`" if file.key else ""
-    held += f", without the prefix {file.prefix}" if file.prefix else ""
+    storage = "a PyTorch file" if zipfile.is_zipfile(path) else "a PyTorch file of the old format"
+    storage += f", weights in `{file.key}`" if file.key else ""
+    storage += f", without the prefix {file.prefix}" if file.prefix else ""
     beside = [shown(name) for name in file.beside]
-    held += f"; it also contains {', '.join(beside[:6])}{', …' if len(beside) > 6 else ''}" if beside else ""
-    return Outline(path, shapes, dtypes, held, {})
+    storage += f"; it also contains {', '.join(beside[:6])}{', …' if len(beside) > 6 else ''}" if beside else ""
+    return Outline(path, shapes, dtypes, storage, {})
 
 
 def _of_safetensors(path: Path) -> Outline:
@@ -118,11 +125,11 @@ def _of_safetensors(path: Path) -> Outline:
     except (SafetensorError, OSError, RuntimeError) as error:
         raise unreadable(path, error) from None
     prefix = wrapper_of(shapes)
-    held = "safetensors" + (f", without the prefix {prefix}" if prefix else "")
+    storage = "safetensors" + (f", without the prefix {prefix}" if prefix else "")
     plain = {plain_name(name.removeprefix(prefix)): shape for name, shape in shapes.items() if not is_adapter(name)}
     adapters = (len(shapes) - len(plain)) // 2
     return Outline(
-        path, plain, dtypes, held, about, adapters, bool(adapters) and not any(INNER in name for name in shapes)
+        path, plain, dtypes, storage, about, adapters, bool(adapters) and not any(INNER in name for name in shapes)
     )
 
 
@@ -134,7 +141,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def integrity(outline: Outline) -> tuple[bool, str]:
-    """Returns whether a file is unchanged, as far as this can be checked, and what was compared."""
+    """Returns whether a file is intact, as far as this can be checked, and which check was made."""
     path = outline.path
     if NAME.fullmatch(path.parent.name) and path.name == MODEL_FILE and (path.parent / MANIFEST).is_file():
         fault = fault_of(path.parent)

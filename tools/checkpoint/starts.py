@@ -25,7 +25,7 @@ _GRID = 4
 
 
 class Candidate(NamedTuple):
-    """A config: its path relative to ``configs/``, its section ``init``, its encoders."""
+    """A config, with its path relative to ``configs/``, its section ``init``, and its model."""
 
     name: str
     init: dict[str, Any]
@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
 def starts(found: Recognised) -> tuple[str, list[str]]:
     """Returns the key that takes the file, or "" if none does, and the configs of ``configs/`` whose encoders have its shapes."""
     if found.names != THEIR_OWN:
-        fits, key = _fits_whole, "init.checkpoint"
+        fits, key = _fits_model, "init.checkpoint"
     elif found.vision is not None:
         fits, key = _fits_vision, "init.vision"
     elif found.text is not None:
@@ -57,7 +57,7 @@ def candidates() -> tuple[Candidate, ...]:
     return tuple(listed)
 
 
-def _fits_whole(found: Recognised, candidate: Candidate) -> bool:
+def _fits_model(found: Recognised, candidate: Candidate) -> bool:
     init = candidate.init
     if init.get("vision"):
         return False
@@ -96,8 +96,11 @@ def _parts(shapes: Shapes, prefixes: tuple[str, ...]) -> Shapes:
 
 
 def encoders_of(model: ModelConfig, words: int | None) -> Shapes | None:
-    """Returns the shapes of a config's encoders, or None if they cannot be built. ``words``: vocabulary size, if the config does
-    not set it."""
+    """Returns the shapes of a config's encoders, or None if they cannot be built.
+
+    Args:
+        words: vocabulary size to use if the config does not set it.
+    """
     vision = model.vision.model_copy(update={"video": None, "drop_path": 0.0})
     if vision.positions == "backbone" and vision.backbone.startswith("beit"):
         vision = vision.model_copy(update={"image_size": _GRID * (vision.patch_size or 16)})

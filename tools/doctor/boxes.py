@@ -80,9 +80,9 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
     first = sized[int(outside.argmax())]
     example = f"{list(first.box)} in an image of {first.size} at {first.location}"
     corners = (outside & fit_as_corners(numbers, sizes)).sum() / max(1, outside.sum())
-    turned = fraction_on_rotated_view(numbers, sizes, orientations)
-    findings = _orientation_findings(sized, outside, turned if turned > max(0.5, corners) else 0.0, example, key)
-    if look_like_corners(numbers, sizes) and corners > turned:
+    rotated = fraction_on_rotated_view(numbers, sizes, orientations)
+    findings = _orientation_findings(sized, outside, rotated if rotated > max(0.5, corners) else 0.0, example, key)
+    if look_like_corners(numbers, sizes) and corners > rotated:
         fact = (
             f"boxes look like x1, y1, x2, y2: {int(outside.sum()):,} of {len(sized):,} extend beyond their image as "
             f"x, y, width, height, and nearly all fit as corners, such as {example}"
@@ -92,19 +92,23 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
 
 
 def _orientation_findings(
-    boxes: list[RawBox], outside: np.ndarray, turned: float, example: str, key: str
+    boxes: list[RawBox], outside: np.ndarray, rotated: float, example: str, key: str
 ) -> list[Finding]:
-    """Returns the finding for images with an EXIF orientation. ``turned``: the fraction of the boxes ``outside`` the stored
-    images that lie inside the rotated images, or 0 if rotation does not explain them."""
+    """Returns the finding for images with an EXIF orientation.
+
+    Args:
+        rotated: the fraction of the boxes ``outside`` the stored images that lie inside the rotated images, or 0 if rotation does
+            not explain them.
+    """
     images = {each.location: each.orientation for each in boxes}
     count = sum(orientation > 1 for orientation in images.values())
     if not count:
         return []
     fact = f"{count:,} of {len(images):,} images with boxes have an EXIF orientation; boxes refer to the stored pixels"
-    if not turned:
+    if not rotated:
         return [Finding("warning", key, fact, STORED)]
     fact += (
-        f", but {turned:.0%} of the {int(outside.sum()):,} boxes that extend beyond the stored image lie inside the "
+        f", but {rotated:.0%} of the {int(outside.sum()):,} boxes that extend beyond the stored image lie inside the "
         f"rotated image, such as {example}"
     )
     return [Finding("warning", key, fact, TURNED)]

@@ -56,7 +56,7 @@ def check_data(subject: Subject, report: Report) -> None:
 
 @contextmanager
 def _logged(name: str, level: int) -> Iterator[list[str]]:
-    """Collects what a module logs inside the context, from a level on."""
+    """Collects what a module logs inside the context, at ``level`` or above."""
     messages: list[str] = []
     handler = logging.Handler(level)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]

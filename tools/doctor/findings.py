@@ -87,7 +87,7 @@ class Report:
         return 1 if refused else 0
 
     def _number(self, finding: Finding) -> tuple[int, bool]:
-        """Returns the number of a finding, and whether an equal finding was reported before, perhaps for another location."""
+        """Returns the number of a finding, and whether an equal finding was already reported, perhaps for another location."""
         for number, (other, places) in enumerate(zip(self.findings, self._places, strict=True), start=1):
             if (other.level, other.fact, other.remedy) == (finding.level, finding.fact, finding.remedy):
                 places += [] if finding.place in places else [finding.place]

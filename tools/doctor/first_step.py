@@ -95,7 +95,7 @@ def _take_steps(trainer: Any, batch: Batch, report: Report) -> None:
         if pending.copied is not None:
             pending.copied.synchronize()
         values = dict(zip(pending.names, pending.values.tolist(), strict=True))
-        report.add("step", step_findings(name, values), _told(name, values, time.perf_counter() - started) + how)
+        report.add("step", step_findings(name, values), _step_text(name, values, time.perf_counter() - started) + how)
 
 
 def _trainer(subject: Subject, stack: ExitStack) -> Any:
@@ -146,6 +146,6 @@ def _shown(values: dict[str, float]) -> list[str]:
     return [*list(values)[: list(values).index("loss") + 1], "grad_norm"]
 
 
-def _told(name: str, values: dict[str, float], seconds: float) -> str:
+def _step_text(name: str, values: dict[str, float], seconds: float) -> str:
     said = ", ".join(f"{key.removeprefix(f'{name}/')} {values[key]:.3g}" for key in _shown(values))
     return f"{f'{name}: ' if name else ''}{said} ({seconds:.1f} s)"

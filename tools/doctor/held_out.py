@@ -24,7 +24,7 @@ VIDEOS = 5
 
 
 def check_images(subject: Subject, key: str, items: Any) -> str:
-    """Decode a sample of a split's images; returns a text with their number.
+    """Decode a sample of a split's images; returns a text that says how many were decoded.
 
     Raises:
         UserError: for the first image that cannot be read; a held-out set must be complete.
@@ -47,7 +47,8 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
 
 
 def check_records(subject: Subject) -> str:
-    """Read a sample of the held-out pre-training records in the same way as evaluation; returns a text with their number.
+    """Read a sample of the held-out pre-training records in the same way as evaluation; returns a text that says how many were
+    read.
 
     Raises:
         NotCheckedError: if the tokenizer could not be loaded.
@@ -58,8 +59,8 @@ def check_records(subject: Subject) -> str:
         raise NotCheckedError("the tokenizer is needed")
     config, rng = subject.config, np.random.default_rng(subject.config.seed)
 
-    def at_random(most: int) -> Choose:
-        return lambda count: rng.choice(count, min(most, count), replace=False).tolist()
+    def at_random(max_records: int) -> Choose:
+        return lambda count: rng.choice(count, min(max_records, count), replace=False).tolist()
 
     processor = TextProcessor(tokenizer, config.data.text)
     reader = HeldOutReader(config.evaluation, config.data, config.model.vision, processor, at_random(IMAGES))

@@ -1,4 +1,5 @@
-"""Checks how well questions can be answered without their images, and whether the run that this run starts from did better."""
+"""Checks how well questions can be answered without their images, and whether the run that provides the initial weights did
+better."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ MAX_ACCURACY = 0.9
 
 
 def check_image_blind(subject: Subject, report: Report) -> None:
-    """Check the image-blind baseline of each held-out split, and the evaluation of the run that this run starts from."""
+    """Check the image-blind baseline of each held-out split, and the evaluation of the run that provides the initial weights."""
     if not isinstance(subject.config, VQAConfig | VideoQAConfig):
         return
     with report.check("image-blind"):
@@ -48,7 +49,7 @@ def check_image_blind(subject: Subject, report: Report) -> None:
 
 def start_not_above(subject: Subject) -> list[Finding]:
     """Returns a finding for each accuracy of the run in ``init.checkpoint`` that is not above its image-blind baseline."""
-    folder = _run_of_start(subject)
+    folder = _starting_run(subject)
     if folder is None:
         return []
     run = read_run(folder, folder.name, brief=True)
@@ -64,12 +65,12 @@ def start_not_above(subject: Subject) -> list[Finding]:
     return findings
 
 
-def _run_of_start(subject: Subject) -> Path | None:
+def _starting_run(subject: Subject) -> Path | None:
     checkpoint = subject.config.init.checkpoint
     if checkpoint is None:
         return None
     try:
         config = run_config_of(find_weights(expanded(checkpoint)))
-    except (UserError, OSError):  # the check of the weights reports it
+    except (UserError, OSError):  # the check of the weights reports the error
         return None
     return None if config is None else config.parent

@@ -66,7 +66,7 @@ def outside(gpus: int, tensors: int) -> int:
 
 
 def memory_findings(subject: Subject, total: float, text: str, key: str) -> list[Finding]:
-    """Returns a warning if the available device has less memory."""
+    """Returns a warning if the available device has less memory than the step needs."""
     if subject.device.type == "cuda":
         there, what = float(torch.cuda.get_device_properties(subject.device).total_memory), "this GPU has"
     elif subject.gpus > 1:

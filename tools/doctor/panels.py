@@ -28,7 +28,11 @@ SIDE = 224
 
 def panels_of(batch: Any, tokenizer: Any, classes: Mapping[int, str] | None = None) -> list[Panel]:
     """Returns panels of the first examples of each stream in a batch. A batch of an unknown class is drawn from its fields
-    ``pixels``, ``text`` and ``boxes_cxcywh``; ``classes``: names of labels, as far as known."""
+    ``pixels``, ``text`` and ``boxes_cxcywh``.
+
+    Args:
+        classes: the known names of labels.
+    """
     if isinstance(batch, PretrainBatch):
         return [panel for name, part in batch.streams().items() for panel in _of_stream(name, part, tokenizer, {})]
     return list(_of_stream("", batch, tokenizer, classes or {}))
@@ -55,7 +59,11 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
 
 
 def _boxes_of(row: int, boxes: Tensor, present: Tensor | None) -> tuple[PairOfBoxes, ...]:
-    """Returns the boxes of an example, which has one text. ``boxes``: (N, 4), or (N, M, 4) with ``present`` (N, M) bool."""
+    """Returns the boxes of an example, which has one text.
+
+    Args:
+        boxes: (N, 4), or (N, M, 4) with ``present`` (N, M) bool.
+    """
     if present is None:
         return drawn_boxes(boxes[row : row + 1])
     own = drawn_boxes(boxes[row][present[row]])
@@ -111,7 +119,10 @@ def as_image(pixels: Tensor) -> np.ndarray:
 
 def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None) -> list[Line]:
     """Returns the text of an example as the model receives it; masked positions are in quotes, followed by the original tokens.
-    ``box``: the box that the text describes."""
+
+    Args:
+        box: the box that the text describes.
+    """
     key = None if box is None else (box.colour, box.number)
     if isinstance(text, MaskedText):
         length = int(text.mask[row].sum())

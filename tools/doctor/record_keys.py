@@ -32,10 +32,10 @@ OTHERS |= {"url", "kind"}
 """Keys that records may have for other purposes: ids, and keys that another task reads."""
 OF_TEXTS = {"long_caption", "hard_negatives"}
 """Keys of a record or phrase that pre-training reads if its config says so."""
-OF_PHRASES = {"bb", "caption", "attributes", "grain"}
+PHRASE_KEYS = {"bb", "caption", "attributes", "grain"}
 """Keys of a phrase that pre-training and grounding read."""
 CAPTIONED = {"image", "video", "video_id", "caption"}
-OF_TASKS: dict[type[Any], set[str]] = {
+TASK_KEYS: dict[type[Any], set[str]] = {
     RetrievalConfig: CAPTIONED,
     CaptioningConfig: CAPTIONED,
     GroundingConfig: {"image", "elems"},
@@ -57,8 +57,12 @@ OTHER_NAMES = {
 
 
 class _Sampled(NamedTuple):
-    """Some records of a file, or their phrases: the file's ``key`` in the config, the keys that are ``read``, and the ``others``
-    that are known. ``only_given``: hard negatives are only taken from records."""
+    """Some records of a file, or their phrases, with the file's ``key`` in the config, the keys that are ``read``, and ``others``
+    that are known.
+
+    Attributes:
+        only_given: whether hard negatives are only taken from records.
+    """
 
     key: str
     read: set[str]
@@ -79,9 +83,11 @@ def check_record_keys(subject: Subject, report: Report) -> None:
             listed = [record["elems"] for record in sampled.records if isinstance(record.get("elems"), list)]
             phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
             _check_texts(sampled, [*sampled.records, *phrases], report)
-            if shares := _shares_of_phrases(phrases, grounds=subject.config.task == "grounding"):
+            if shares := _phrase_fractions(phrases, grounds=subject.config.task == "grounding"):
                 report.ok("phrases", f"{sampled.key}: {shares}")
-            _check_keys(_Sampled(sampled.key, OF_PHRASES, OTHERS | {"exhaustive"}, phrases), "phrases in elems", report)
+            _check_keys(
+                _Sampled(sampled.key, PHRASE_KEYS, OTHERS | {"exhaustive"}, phrases), "phrases in elems", report
+            )
 
 
 def _check_keys(sampled: _Sampled, what: str, report: Report) -> None:
@@ -141,10 +147,11 @@ def _cleaned(texts: Any) -> Iterator[str]:
             yield from _cleaned(each)
 
 
-def _shares_of_phrases(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> str:
-    """Describes the shares of phrases of kinds that earlier versions did not have; returns "" without such phrases.
+def _phrase_fractions(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> str:
+    """Describes which fractions of the phrases have features that previous versions did not support; returns "" if none has.
 
-    ``grounds``: for a grounding run, which trains on sets of boxes or skips them.
+    Args:
+        grounds: whether the run is a grounding run, which trains on sets of boxes or skips them.
     """
     boxes = [phrase["bb"] for phrase in phrases if isinstance(phrase.get("bb"), list)]
     counts = {
@@ -190,7 +197,7 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
                     set(sources) == {"given"},
                 )
         return
-    of_task = next((keys for task, keys in OF_TASKS.items() if isinstance(config, task)), None)
+    of_task = next((keys for task, keys in TASK_KEYS.items() if isinstance(config, task)), None)
     if of_task is None or subject.missing_below("data.train"):
         return
     train = config.data.train

@@ -51,7 +51,7 @@ def check_sample(subject: Subject, report: Report) -> None:
 
 
 def check_hard_negatives(batches: list[Batch], report: Report) -> None:
-    """Reports the share of the captions that have a hard negative, and warns if there are few."""
+    """Reports the fraction of the captions that have a hard negative, and warns if it is small."""
     parts: dict[str, list[Any]] = {}
     for batch in batches:
         for name, part in batch.streams().items() if isinstance(batch, PretrainBatch) else ():

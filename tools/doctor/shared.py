@@ -43,7 +43,7 @@ def check_shared(subject: Subject, report: Report) -> None:
             training = sources_of(_required_items(subject))
             held_out = sources_of(subject.held_out[key])
             shared = shared_images(training, held_out)
-            _tell(shared, key, "", report)
+            _report_shared(shared, key, "", report)
             _check_looks(training, held_out, shared, key, subject.config.seed, report)
 
 
@@ -56,7 +56,7 @@ def _required_items(subject: Subject) -> Any:
     return items
 
 
-def _tell(found: SharedImages, key: str, of: str, report: Report) -> None:
+def _report_shared(found: SharedImages, key: str, of: str, report: Report) -> None:
     how = "by id, path and content" if found.contents_compared else "by id and path; too many files to compare contents"
     if not found.shared:
         report.ok("shared images", f"none of {found.held_out:,} in {key} is in training{of} ({how})")
@@ -146,7 +146,7 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
                 ours += found
                 notes += [f"; {read:,} of {there:,} records of data.{name} read"] if read < there else []
             shared = shared_images(ours, held_out)
-            _tell(shared, key, "".join(notes), report)
+            _report_shared(shared, key, "".join(notes), report)
             trained, measured = [each.source for each in ours], [each.source for each in held_out]
             _check_looks(trained, measured, shared, key, subject.config.seed, report)
 

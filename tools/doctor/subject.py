@@ -1,4 +1,4 @@
-"""The run that the doctor examines: its config, and the parts that can be built from it. Any part may be missing."""
+"""The run that the doctor examines: its config, and the components that can be built from it, any of which may be missing."""
 
 from __future__ import annotations
 
@@ -34,12 +34,16 @@ TEXTS_OF_AN_IMAGE = 3
 
 @dataclass
 class Subject:
-    """A run, and the parts of it that could be built so far.
+    """A run, and the components of it that could be built so far.
 
-    ``missing``: missing inputs, with the config keys that name them. ``model``: on the meta device. ``training``: makes tiny
-    micro-batches of the training data; ``held_out``: splits by config key; ``batches``: micro-batches of the sample.
-    ``weights_fit``: the weights of ``init`` can be loaded. ``unfetched``: the model of ``init.text``, if a run has to download
-    it.
+    Attributes:
+        missing: missing inputs, with the config keys that name them.
+        model: the model on the meta device.
+        training: maker of tiny micro-batches of the training data.
+        held_out: held-out splits by config key.
+        batches: micro-batches of the sample.
+        weights_fit: whether the weights of ``init`` can be loaded.
+        unfetched: the model of ``init.text``, if a run has to download it.
     """
 
     choice: Choice
@@ -122,7 +126,7 @@ class Subject:
         """Read the training data, with tiny micro-batches.
 
         Raises:
-            NotCheckedError: if a part is missing.
+            NotCheckedError: if the tokenizer, the model or an input is missing.
             UserError: if the data cannot be used.
         """
         self.require_inputs("data.")
@@ -156,7 +160,7 @@ class Subject:
         return isinstance(self.model, AligningModel)
 
     def make_inputs(self) -> None:
-        """Let the task write the files that it generates itself."""
+        """Let the task write the files that it generates."""
         self.task.make_inputs(self.config)
         self.missing = missing_inputs(self.config)
 
@@ -180,10 +184,10 @@ def _small_stream(stream: Any) -> Any:
     return stream.model_copy(update={"batch_size": texts, "max_images": min(ROWS, stream.max_images)})
 
 
-def shorten(names: Sequence[str], most: int = 3) -> str:
+def shorten(names: Sequence[str], max_names: int = 3) -> str:
     """Returns the first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + more
 
 
 def _freeze(config: Any, model: Any) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 class TextLog:
     """Wraps a tokenizer, to which it forwards all calls, and counts tokens.
 
-    ``tokens``: number of tokens of all texts, excluding special tokens; ``unknown``: number of unknown tokens by word.
+    Attributes:
+        tokens: number of tokens of all texts, excluding special tokens.
+        unknown: number of unknown tokens by word.
     """
 
     def __init__(self, tokenizer: Any):

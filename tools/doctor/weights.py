@@ -74,7 +74,7 @@ def _check_loading(subject: Subject, report: Report) -> None:
 
 
 def counts(report: LoadReport) -> str:
-    """Summarises what happens to a file's tensors, in numbers."""
+    """Counts what happens to a file's tensors."""
     return (
         f"{report.source}: {len(report.loaded)} loaded ({len(report.resized)} of them resized), {len(report.copied)} copied, "
         f"{len(report.dropped)} dropped, {len(report.unused)} without a counterpart"
@@ -115,7 +115,7 @@ def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[s
             "warning",
             "init.checkpoint",
             fact,
-            "check that this is the right file, and that it was trained with this section model",
+            "check that this is the right file, and that it was trained with this model section",
         )
     ]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.migrate.lists import by_split, captioned, phrases, question_sources, shards, statements, video_questions
-from tools.migrate.source import APART, SINGLE, VISION_JSON, Source
+from tools.migrate.source import SEPARATE, SINGLE, VISION_JSON, Source
 from utils.errors import UserError
 
 REQUIRED = object()
@@ -132,17 +132,17 @@ def size_of(value: Any, key: str, source: Source) -> str:
     return size
 
 
-def first_weights(value: Any, key: str, source: Source) -> Any:
+def initial_vision_weights(value: Any, key: str, source: Source) -> Any:
     """Returns the weights of the vision encoder, or null with --checkpoint."""
     return file(value, key, source) if source.checkpoint is None else None
 
 
-def first_words(value: Any, key: str, source: Source) -> Any:
+def initial_text_weights(value: Any, key: str, source: Source) -> Any:
     """Returns the weights of the text encoder, or null with --checkpoint."""
     return encoder(value, key, source) if source.checkpoint is None else None
 
 
-def replaced_words(value: Any, key: str, source: Source) -> Any:
+def replacement_text_weights(value: Any, key: str, source: Source) -> Any:
     """Returns the weights of the text encoder, if they replace the text encoder of the checkpoint."""
     return encoder(source.get("text_encoder"), "text_encoder", source) if value or source.checkpoint is None else None
 
@@ -152,7 +152,7 @@ def root_of_paths(value: Any, key: str, source: Source) -> Any:
     return str(source.root) if value else None
 
 
-def words_of_videos(value: Any, key: str, source: Source) -> Any:
+def video_max_words(value: Any, key: str, source: Source) -> Any:
     """Returns the limit for videos; captions of images are limited to 30 words."""
     return value if source.get("is_video") else 30
 
@@ -162,12 +162,12 @@ def fusion_layers(value: Any, key: str, source: Source) -> Any:
     return int(source.number(key) - source.number("text_fusion_start_at"))
 
 
-def lowest_factor(value: Any, key: str, source: Source) -> float:
+def min_rate_factor(value: Any, key: str, source: Source) -> float:
     """Returns the minimum learning rate as a factor."""
     return source.number(key) / source.number("optimizer.lr")
 
 
-def own_size(value: Any, key: str, source: Source) -> Any:
+def patch_size(value: Any, key: str, source: Source) -> Any:
     """Returns null for 16, the patch size of BEiT-2."""
     return None if value == 16 else value
 
@@ -291,36 +291,36 @@ KEYS: list[Key] = [
     Key("use_swin", "", "Swin transformers are not supported as vision encoders", only=False),
     Key("use_swin_v2", "", "Swin transformers are not supported as vision encoders", only=False),
     Key("vision_config", "model.vision.backbone", "base or large, taken from the file name", read=backbone, default=REQUIRED),
-    Key(f"{VISION_JSON}ckpt", "init.vision", "null with --checkpoint", read=first_weights, default=REQUIRED,
+    Key(f"{VISION_JSON}ckpt", "init.vision", "null with --checkpoint", read=initial_vision_weights, default=REQUIRED,
         tasks=PRETRAIN),
     Key(f"{VISION_JSON}ckpt", "", "fine-tuning starts from --checkpoint", tasks=FINE_TUNING),
     Key(f"{VISION_JSON}vision_width", "", "determined by model.vision.backbone"),
     Key(f"{VISION_JSON}patch_size", "", "determined by model.vision.backbone"),
     Key("image_res", "model.vision.image_size", default=REQUIRED),
-    Key("patch_size", "model.vision.patch_size", "null means the backbone's patch size, 16", read=own_size, default=None),
+    Key("patch_size", "model.vision.patch_size", "null means the backbone's patch size, 16", read=patch_size, default=None),
     Key("local_attn_depth", "", "not used by the authors' code"),
     Key("frame_len", "model.vision.video.frames"),
     Key("add_frame_pos", "", "frames have trained position embeddings", only=True),
     Key("video_encoding", "", "model.vision.video.pooling is mean", only="avgpool"),
     Key("model_type", "model.word_table",
         "CrossViewLM: separate encoders for text and fusion, and a separate word table", read=lambda *_: "own",
-        tasks=PRETRAIN, layout=APART),
+        tasks=PRETRAIN, layout=SEPARATE),
     Key("model_type", "", "model.text and model.fusion determine the layout of the model", tasks=FINE_TUNING,
-        layout=APART),
+        layout=SEPARATE),
     Key("model_type", "", "model.text and model.fusion determine the layout of the model", layout=SINGLE),
     Key("text_encoder", "model.text.encoder", read=encoder, default=REQUIRED),
-    Key("text_encoder", "init.text", "null with --checkpoint", read=first_words, default=REQUIRED, tasks=PRETRAIN),
+    Key("text_encoder", "init.text", "null with --checkpoint", read=initial_text_weights, default=REQUIRED, tasks=PRETRAIN),
     Key("text_num_hidden_layers", "model.fusion.layers",
         "minus text_fusion_start_at, since the authors' key counts both encoders",
         read=fusion_layers, default=REQUIRED, layout=SINGLE),
     Key("text_fusion_start_at", "model.text.arch.layers", default=REQUIRED, layout=SINGLE),
-    Key("text_num_hidden_layers", "model.text.arch.layers", default=REQUIRED, layout=APART),
-    Key("cross_num_hidden_layers", "model.fusion.layers", default=REQUIRED, layout=APART),
-    Key("cross_encoder", "", "model.fusion sets its sizes; its weights come from the checkpoint", layout=APART),
+    Key("text_num_hidden_layers", "model.text.arch.layers", default=REQUIRED, layout=SEPARATE),
+    Key("cross_num_hidden_layers", "model.fusion.layers", default=REQUIRED, layout=SEPARATE),
+    Key("cross_encoder", "", "model.fusion sets its sizes; its weights come from the checkpoint", layout=SEPARATE),
     Key("is_xvlm_ckpt", "", "recognised from the tensors of the weight file"),
     Key("xvlm_ckpt_text_num_hidden_layers", "", "recognised from the tensors of the weight file"),
     Key("replace_text_encoder", "init.text", "the value of text_encoder, if it replaces the checkpoint's",
-        read=replaced_words),
+        read=replacement_text_weights),
     Key("dropout", "model.text.dropout", default=0.1),
     Key("text_drop_path_rate", "model.text.drop_path", "drops entire texts instead of positions", default=0.0),
     Key("cross_drop_path_rate", "model.fusion.drop_path", "drops entire texts instead of positions", default=0.0),
@@ -425,7 +425,7 @@ KEYS: list[Key] = [
     # Texts.
     Key("max_words", "", "texts are truncated to max_tokens words, then to max_tokens tokens", tasks=PRETRAIN),
     Key("max_words", "", "training captions are only truncated to max_tokens", tasks=CAPTIONING),
-    Key("max_words", "data.text.max_words", "30 for images, as in the authors' code", read=words_of_videos, default=30,
+    Key("max_words", "data.text.max_words", "30 for images, as in the authors' code", read=video_max_words, default=30,
         tasks=RETRIEVAL),
     *masking("data.text", MASKS),
     Key("max_tokens", "data.text.max_tokens", default=REQUIRED, tasks=(*RETRIEVAL, *NLVR, *VQA, *VIDEO_QA, *GROUNDING)),
@@ -453,7 +453,7 @@ KEYS: list[Key] = [
     Key("schedular.lr", "", "optimizer.lr is used instead, as in the authors' code"),
     Key("schedular.epochs", "train.epochs", default=REQUIRED),
     Key("schedular.num_warmup_steps", "schedule.warmup_steps", default=0),
-    Key("min_lr", "schedule.min_rate", "divided by the learning rate", read=lowest_factor, default=0.0,
+    Key("min_lr", "schedule.min_rate", "divided by the learning rate", read=min_rate_factor, default=0.0,
         tasks=FINE_TUNING),
     Key("min_lr", "", "not used by the authors' script", tasks=PRETRAIN),
     Key("accelerator.FP16_OPT_LEVEL", "train.precision", "O0 is fp32; O1 and O2 are fp16 with autocast instead of apex",

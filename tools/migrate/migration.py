@@ -18,7 +18,7 @@ from models.checkpoints.recognise import recognise
 from tasks.kinds import ROOT, find_task
 from tools.checkpoint.outline import read_outline, weights_at
 from tools.migrate.keys import ENCODERS, KEYS, REQUIRED, UNSET, Key, needs, size_of
-from tools.migrate.source import APART, VISION_JSON, Source, read_source
+from tools.migrate.source import SEPARATE, VISION_JSON, Source, read_source
 from utils.config import bind
 from utils.config_files import Places, read_config, shown_value, unknown_key
 from utils.errors import UserError
@@ -41,7 +41,7 @@ PRESETS = {
 }
 """For each task, the preset with the settings that are hard-coded in the authors' code. For pre-training, this is the preset with
 all streams of English pre-training."""
-PRESET_APART = {"pretrain": "pretrain_multilingual"}
+SEPARATE_PRESETS = {"pretrain": "pretrain_multilingual"}
 """Presets for models with separate encoders for text and fusion, if they differ."""
 OF_PRESETS = (
     *(
@@ -202,7 +202,7 @@ def _effective(lines: Sequence[Line], origins: Mapping[str, str]) -> list[Line]:
 def _preset(source: Source) -> dict[str, Any]:
     """Returns the settings that are hard-coded in the authors' code, and the sizes of the encoders."""
     folder = ROOT / "configs" / "presets"
-    names = {**PRESETS, **(PRESET_APART if source.layout == APART else {})}
+    names = {**PRESETS, **(SEPARATE_PRESETS if source.layout == SEPARATE else {})}
     values = read_config(folder / f"{names[source.task]}.yaml", [])
     for key in OF_PRESETS:
         _remove(values, key)
@@ -217,7 +217,7 @@ def _preset(source: Source) -> dict[str, Any]:
                 values["data"].pop(stream, None)
     size = size_of(source.get("vision_config"), "vision_config", source)
     text = _preset_of_encoder("text_encoder", source)
-    fusion = _preset_of_encoder("cross_encoder", source) if source.layout == APART else text
+    fusion = _preset_of_encoder("cross_encoder", source) if source.layout == SEPARATE else text
     for part, preset in (("vision", size), ("text", text), ("fusion", fusion)):
         sizes = read_config(folder / f"{preset}.yaml", [])["model"][part]
         values.setdefault("model", {})[part] = {**sizes, **values.get("model", {}).get(part, {})}

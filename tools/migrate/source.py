@@ -13,7 +13,7 @@ from utils.config_files import Places, nearest_place, read_with_places, shown_va
 from utils.errors import UserError
 from utils.files import read_json
 
-SINGLE, APART = "XVLM", "CrossViewLM"
+SINGLE, SEPARATE = "XVLM", "CrossViewLM"
 """The two layouts of the authors' models: a single BERT with layers for text and fusion, or separate encoders."""
 
 MARKERS = {
@@ -60,8 +60,8 @@ class Source:
 
     @property
     def layout(self) -> str:
-        """:data:`SINGLE` or :data:`APART`."""
-        return APART if self.get("model_type") == APART or self.get("cross_encoder") is not None else SINGLE
+        """:data:`SINGLE` or :data:`SEPARATE`."""
+        return SEPARATE if self.get("model_type") == SEPARATE or self.get("cross_encoder") is not None else SINGLE
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns the value of a dotted key, or ``default`` if the config does not have the key."""
@@ -99,7 +99,11 @@ class Source:
         return value
 
     def wrong(self, key: str, wanted: str) -> UserError:
-        """Returns the error for a value of the wrong type. ``wanted``: description of the expected type."""
+        """Returns the error for a value of the wrong type.
+
+        Args:
+            wanted: description of the expected type.
+        """
         value = self.get(key)
         fact = f"{key} is missing" if value is None else f"{key} = {shown_value(value)} is not {wanted}"
         return UserError(f"{self.place(key)}: {fact}; give {wanted}, in the file or as {key}=... after --out")

@@ -17,7 +17,7 @@ from utils.flags import File, Positive, PositiveReal, Share, named
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class PlanFlags:
-    """The planned run, and its GPUs.
+    """The planned run and its GPUs.
 
     Attributes:
         config: YAML file; see configs/ (default: the task's own).

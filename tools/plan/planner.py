@@ -21,7 +21,7 @@ from tasks.base import set_up_training
 from tasks.kinds import Choice
 from tools.plan.flags import PlanFlags
 from tools.plan.scaling import RANKS, Scale, scale_of
-from tools.plan.search import largest_that_fits, share_out
+from tools.plan.search import divide_batch, largest_that_fits
 from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
 from tools.plan.table import Plan, Setting
 from tools.plan.target import CONTEXT, FRAGMENTATION, Target
@@ -109,7 +109,7 @@ class Planner:
     def _split(self, ranks: int, largest: int) -> tuple[int, int]:
         """Returns the examples in a micro-batch and the accumulation for the global batch on ``ranks`` GPUs."""
         train, total = self.config.train, self._global_batch(ranks)
-        size, accumulation = share_out(total, ranks, largest)
+        size, accumulation = divide_batch(total, ranks, largest)
         if accumulation > 1 and train.captures_graphs:
             raise UserError(
                 f"train.compile = {train.compile} allows only one micro-batch per step, but only {largest:,} of the "
@@ -123,7 +123,8 @@ class Planner:
         """With ``--nodes``, returns the step on the requested number of GPUs and on :data:`RANKS`, and the unsupported numbers of
         GPUs with the reason.
 
-        ``largest``: the largest micro-batch on the requested number of GPUs.
+        Args:
+            largest: the largest micro-batch on the requested number of GPUs.
         """
         scales, refused = [], {}
         for ranks in sorted({*RANKS, self.ranks}) if self.flags.nodes else []:
@@ -134,11 +135,14 @@ class Planner:
         return scales, refused
 
     def _scale(self, ranks: int, known: int) -> Scale:
-        """Returns the step on ``ranks`` GPUs. ``known``: the largest micro-batch on the requested number of GPUs; it is similar
-        for other numbers of GPUs."""
+        """Returns the step on ``ranks`` GPUs.
+
+        Args:
+            known: the largest micro-batch on the requested number of GPUs; it is similar for other numbers of GPUs.
+        """
         self.config.data.check_ranks(ranks)
         largest, share = known, math.ceil(self._global_batch(ranks) / ranks)
-        if ranks != self.ranks:  # no search is needed if the whole share of a GPU fits
+        if ranks != self.ranks:  # no search is needed if all examples of a GPU fit
             fits = share <= known and self._cost(share, ranks) <= self.target.memory
             largest = share if fits else self._largest(ranks, known)
         size, accumulation = self._split(ranks, largest)

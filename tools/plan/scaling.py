@@ -79,14 +79,14 @@ def scale_of(
     )
 
 
-def scaling_lines(scales: Sequence[Scale], refused: dict[int, str], asked: int) -> list[str]:
-    """Returns a table with a line for each number of GPUs, and what each rank sends on the ``asked`` number of GPUs."""
-    parts = next(", ".join(_parts(scale)) for scale in scales if scale.ranks == asked)
+def scaling_lines(scales: Sequence[Scale], refused: dict[int, str], requested: int) -> list[str]:
+    """Returns a table with a line for each number of GPUs, and what each rank sends on the ``requested`` number of GPUs."""
+    parts = next(", ".join(_parts(scale)) for scale in scales if scale.ranks == requested)
     return [
         *aligned(_rows(scales)),
         *(f"{ranks:,} GPUs: {reason}" for ranks, reason in refused.items()),
         "",
-        f"each of {asked:,} GPUs sends per step: {parts or 'nothing'}",
+        f"each of {requested:,} GPUs sends per step: {parts or 'nothing'}",
     ]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 
-def share_out(total: int, gpus: int, largest: int) -> tuple[int, int]:
+def divide_batch(total: int, gpus: int, largest: int) -> tuple[int, int]:
     """Returns the micro-batch size (at most ``largest``) and the accumulation for a global batch of ``total`` on ``gpus``.
 
     The accumulation is the smallest that gives exactly ``total``, if it is at most twice the smallest that fits. Otherwise it is

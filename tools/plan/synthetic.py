@@ -147,11 +147,11 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
     )
 
 
-def _regions_of_images(regions: int, images: int, most: int) -> list[int]:
-    """Returns the number of regions of each image: ``most`` for the first, if every other image still gets one; equal shares for
-    the others."""
+def _regions_of_images(regions: int, images: int, max_regions: int) -> list[int]:
+    """Returns the number of regions of each image: ``max_regions`` for the first, if every other image still gets one, and equal
+    numbers for the others."""
     images = min(images, regions)
-    first = min(max(most, -(-regions // images)), regions - images + 1)
+    first = min(max(max_regions, -(-regions // images)), regions - images + 1)
     others = images - 1
     share, rest = divmod(regions - first, others) if others else (0, 0)
     return [first, *(share + (index < rest) for index in range(others))]
@@ -241,7 +241,12 @@ def _one_size(config: Any) -> dict[str, int]:
 
 
 class Synthetic(NamedTuple):
-    """How to plan a task. ``sizes``: config -> size keys with values; ``batch``: config and model -> micro-batch."""
+    """How to plan a task.
+
+    Attributes:
+        sizes: returns the config keys of the sizes with their values, given the config.
+        batch: returns a micro-batch, given the config and the model.
+    """
 
     sizes: Callable[[Any], dict[str, int]]
     batch: Callable[[Any, Any], Batch]

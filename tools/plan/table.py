@@ -10,11 +10,14 @@ from tools.plan.scaling import Scale, scaling_lines
 
 @dataclass(frozen=True)
 class Setting:
-    """A micro-batch and its accumulation.
+    """A micro-batch and its accumulation. Unknown values are None.
 
-    ``sizes``: config keys with values; ``memory``: bytes per GPU, by use; ``step_s``: time of an optimiser step in seconds;
-    ``samples_per_s``: examples of all streams on all GPUs; ``tflop_per_gpu``: FLOPs per GPU in an optimiser step, in units of
-    1e12. Unknown values are None.
+    Attributes:
+        sizes: config keys of the sizes, with their values.
+        memory: bytes per GPU, by use.
+        step_s: time of an optimiser step in seconds.
+        samples_per_s: examples of all streams on all GPUs.
+        tflop_per_gpu: FLOPs per GPU in an optimiser step, in units of 1e12.
     """
 
     sizes: dict[str, int]
@@ -29,10 +32,16 @@ class Setting:
 class Plan:
     """The plan of a run; its fields are the keys of ``run.py plan --json``.
 
-    ``global_batch``: examples of the leading stream per step, ``asked_batch``: the requested number. ``largest``: the largest
-    micro-batch that fits; ``chosen``: the micro-batch for the global batch; ``overrides``: config keys and values for it.
-    ``steps``: steps of the whole run, None if unknown. ``gpus``: number of GPUs on all nodes. With ``nodes``, ``scaling`` also
-    has other numbers of GPUs, and ``refused`` has the unsupported numbers with the reason.
+    Attributes:
+        global_batch: examples of the leading stream per step.
+        asked_batch: the requested global batch.
+        largest: the largest micro-batch that fits.
+        chosen: the micro-batch for the global batch.
+        overrides: config keys and values for the chosen micro-batch.
+        steps: number of steps of the run; None if unknown.
+        gpus: number of GPUs on all nodes.
+        scaling: with ``nodes``, the step on this and other numbers of GPUs.
+        refused: with ``nodes``, the unsupported numbers of GPUs, each with the reason.
     """
 
     config: str

@@ -23,7 +23,7 @@ class Target:
     """The GPU of a plan.
 
     Raises:
-        UserError: if its memory is unknown, more than this GPU has, or it lacks the config's precision.
+        UserError: if the memory is unknown or more than this GPU has, or the GPU does not support the config's precision.
     """
 
     def __init__(self, flags: PlanFlags, train: TrainConfig):

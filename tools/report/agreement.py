@@ -24,8 +24,12 @@ Predictions = Mapping[Path, Sequence[SplitPredictions]]
 
 @dataclass(frozen=True)
 class Answer:
-    """The prediction of a column's first run. ``right``: None if the runs of the column disagree; ``share``: how many of them are
-    right, in words, if there are several."""
+    """The prediction of a column's first run.
+
+    Attributes:
+        right: None if the runs of the column disagree.
+        share: how many of the runs are right, in words, if there are several.
+    """
 
     right: bool | None
     text: str
@@ -35,7 +39,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class CommonExample:
-    """An example that all runs predicted. ``pictures``: its images, unless the answers contain images."""
+    """An example that all runs predicted.
+
+    Attributes:
+        pictures: images of the example, unless the answers contain images.
+    """
 
     number: int
     subject: str
@@ -47,7 +55,9 @@ class CommonExample:
 class CommonSplit:
     """A split that several runs predicted, with examples on which they differ.
 
-    ``columns``: names of the runs or groups; ``of_seeds``: whether a column has several runs.
+    Attributes:
+        columns: names of the runs or groups.
+        of_seeds: whether a column has several runs.
     """
 
     split: str
@@ -59,18 +69,23 @@ class CommonSplit:
 
 @dataclass(frozen=True)
 class _Row:
-    """An example as each run of each column judges it. ``shares``: mean score of each column, from 0 to 1."""
+    """An example as each run of each column judges it.
+
+    Attributes:
+        shares: mean score of each column, from 0 to 1.
+    """
 
     by_column: list[list[Judged]]
     shares: list[float]
 
     @property
-    def apart(self) -> float:
+    def spread(self) -> float:
         return max(self.shares) - min(self.shares)
 
 
 def common_splits(columns: Sequence[Group], predictions: Predictions, room: Room, count: int = 12) -> list[CommonSplit]:
-    """Returns the splits whose same examples several columns predicted, with up to ``count`` examples on which they differ."""
+    """Returns the splits for which several columns predicted the same examples, with up to ``count`` examples on which they
+    differ."""
     found = []
     names = dict.fromkeys(split.split for group in columns for run in group.runs for split in predictions[run.folder])
     for name in names:
@@ -104,12 +119,12 @@ def _common(
     if pretrains:
         means = [sum(row.shares[column] for row in rows) / len(rows) for column in range(len(known))]
         shares = ", ".join(f"{group.name} {100 * mean:.1f} %" for (group, _), mean in zip(known, means, strict=True))
-        text = f"Average share of an example's boxes and ranks that are right: {shares}."
+        text = f"Average fraction of an example's boxes and ranks that are right: {shares}."
     else:
         every, none = sum(min(row.shares) == 1 for row in rows), sum(max(row.shares) == 0 for row in rows)
         mixed = len(rows) - every - none
         text = f"{every:,} of {len(rows):,} examples are right in all runs, {none:,} in none, {mixed:,} in some."
-    chosen = _most_apart(rows, count)
+    chosen = _most_different(rows, count)
     if chosen:
         text += " The examples that differ most are below."
     examples = [_example(row, [splits for _, splits in known], room) for row in chosen]
@@ -117,15 +132,16 @@ def _common(
     return CommonSplit(name, text, [group.name for group, _ in known], of_seeds, examples)
 
 
-def _most_apart(rows: Sequence[_Row], count: int) -> list[_Row]:
-    """Returns the examples on which the columns differ most; if too many differ equally, spread over the split."""
-    differ = sorted((row for row in rows if row.apart > 0), key=lambda row: -row.apart)
-    most = [row for row in differ if row.apart == differ[0].apart]
+def _most_different(rows: Sequence[_Row], count: int) -> list[_Row]:
+    """Returns the examples on which the columns differ most; if too many differ equally, the examples are spread over the
+    split."""
+    differ = sorted((row for row in rows if row.spread > 0), key=lambda row: -row.spread)
+    most = [row for row in differ if row.spread == differ[0].spread]
     return differ[:count] if len(most) <= count else most[:: len(most) // max(1, count)][:count]
 
 
 def _example(row: _Row, by_column: Sequence[Sequence[SplitPredictions]], room: Room) -> CommonExample:
-    """Returns an example with its images once, or each column's boxes next to its answer."""
+    """Returns an example with its images shown once, or with each column's boxes next to its answer."""
     first = [some[0] for some in row.by_column]
     panels = [
         panel_of(splits[0], example, splits[0].predictions[example.number], Counter())

@@ -90,7 +90,7 @@ class Chart:
     Args:
         title: title above the chart.
         lines: its lines.
-        unit: follows values in the title; " %" also formats the values, which are shares.
+        unit: text after values in the title; " %" means that the values are fractions, which are shown in percent.
         may_be_log: use a logarithmic axis if the values span orders of magnitude.
         mark: a step to mark, and its label.
         from_zero: include zero in the axis.
@@ -276,15 +276,17 @@ def javascript() -> str:
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     try:
         return str(vl_convert.javascript_bundle(EXPORTS, version))
-    except ValueError:  # vl-convert is older or newer than altair; Vega-Lite can also read charts of other versions
+    except (
+        ValueError
+    ):  # vl-convert and altair have different versions; Vega-Lite can also read charts of other versions
         return str(vl_convert.javascript_bundle(EXPORTS))
 
 
-def _every(items: Sequence[Any], most: int) -> list[Any]:
-    """Returns up to ``most`` of the items, evenly spread, with the first and the last."""
-    if len(items) <= most:
+def _every(items: Sequence[Any], max_items: int) -> list[Any]:
+    """Returns up to ``max_items`` items, evenly spread, with the first and the last."""
+    if len(items) <= max_items:
         return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
+    return [items[round(place * (len(items) - 1) / (max_items - 1))] for place in range(max_items)]
 
 
 def _hover(lines: Sequence[Line]) -> list[tuple[float, ...]]:

@@ -21,7 +21,7 @@ from utils.errors import UserError
 LONGEST = 300
 """Maximum number of characters of a value that are shown."""
 MISSING = "—"
-"""Shown instead of the value of a key that a config lacks."""
+"""Text that is shown for a key that a config lacks."""
 
 Flat = dict[str, Any]
 
@@ -38,8 +38,12 @@ def flat(values: Any, prefix: str = "") -> Flat:
 
 @dataclass(frozen=True)
 class ConfigLine:
-    """A line of a config as YAML. ``marked``: whether the value differs from the default of its key; ``default``: that default,
-    or empty."""
+    """A line of a config as YAML.
+
+    Attributes:
+        marked: whether the value differs from the default of its key.
+        default: the default of the key, or empty.
+    """
 
     text: str
     marked: bool = False
@@ -56,8 +60,13 @@ class ShownConfig:
 
 @dataclass(frozen=True)
 class Differences:
-    """The keys whose values differ, with a value for each column. ``same``: number of other keys; ``without``: names of columns
-    without a config; ``missing``: whether some configs lack a key."""
+    """The keys whose values differ, with a value for each column.
+
+    Attributes:
+        same: number of other keys.
+        without: names of columns without a config.
+        missing: whether some configs lack a key.
+    """
 
     columns: list[str]
     rows: list[tuple[str, list[str]]]
@@ -125,7 +134,7 @@ def _defaults(config: dict[str, Any]) -> Flat | None:
 
 def _defaults_in(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, field in type(section).model_fields.items():
-        if name == "task":  # says which config it is
+        if name == "task":  # identifies the config
             continue
         value, key = getattr(section, name), f"{prefix}{name}"
         if isinstance(value, BaseModel):

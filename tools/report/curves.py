@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tools.report.charts import Chart, Line
 from tools.report.facts import best_step, selecting_metric
 from tools.report.groups import Group
-from tools.runs.names import MEMORY, is_of_training
+from tools.runs.names import MEMORY, is_training_value
 from tools.runs.reading import Run
 from tools.runs.series import Series
 from utils.printing import written
@@ -27,7 +27,7 @@ SPEED = {
     "tflops_per_s": ("TFLOP/s", ""),
     "utilisation": ("utilisation of the peak", " %"),
 }
-"""Display names of the throughput values in ``metrics.jsonl``, and their units. Shares have the unit " %"."""
+"""Display names of the throughput values in ``metrics.jsonl``, and their units. Fractions have the unit " %"."""
 FIRST_VALIDATION = 9
 """Validation curves that are shown at once; the rest are collapsed."""
 
@@ -36,8 +36,13 @@ Select = Callable[[Run], dict[str, Series]]
 
 @dataclass(frozen=True)
 class Curves:
-    """Charts of a section. ``legend``: name and colour of each line, if several charts share them; ``more``: charts that are
-    collapsed; ``note``: explains the lines and bands, or why charts are missing."""
+    """Charts of a section.
+
+    Attributes:
+        legend: name and colour of each line, if several charts share the lines.
+        more: charts that are initially collapsed.
+        note: explanation of the lines and bands, or of why charts are missing.
+    """
 
     legend: list[tuple[str, int]]
     charts: list[Chart]
@@ -61,7 +66,11 @@ class Validation:
 
 @dataclass(frozen=True)
 class Throughput:
-    """``of_seeds``: whether a column of the table has several runs."""
+    """The throughput of the runs: a table of medians, and curves.
+
+    Attributes:
+        of_seeds: whether a column of the table has several runs.
+    """
 
     table: Numbers | None
     of_seeds: bool
@@ -72,7 +81,7 @@ def training_curves(groups: Sequence[Group]) -> Curves:
     """Returns the losses, the gradient norm, and the learning rate."""
     runs = _runs(groups)
     names = _names(runs, _metrics)
-    losses = [name for name in names if is_of_training(name)]
+    losses = [name for name in names if is_training_value(name)]
     if all(_same(run, name, "loss") for run in runs for name in losses[:2]):  # the only loss is the total
         losses = ["loss", *losses[2:]]
     losses.sort(key=lambda name: (name in PARTS[1:], name != PARTS[0]))

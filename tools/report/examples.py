@@ -24,7 +24,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SplitPredictions:
-    """The judged predictions of a run's split. ``held_out``: None if the data cannot be read; ``why`` is the reason."""
+    """The judged predictions of a run's split.
+
+    Attributes:
+        held_out: the held-out data, or None if they cannot be read.
+        why: the reason why they cannot be read.
+    """
 
     split: str
     predictions: Sequence[Mapping[str, Any]]
@@ -84,7 +89,12 @@ class Card:
 
 @dataclass(frozen=True)
 class ShownSplit:
-    """The shown predictions of a split. ``images``: maximum number of pictures in a card; ``remarks``: what cannot be shown."""
+    """The shown predictions of a split.
+
+    Attributes:
+        images: maximum number of pictures in a card.
+        remarks: what cannot be shown.
+    """
 
     split: str
     summary: str
@@ -96,8 +106,12 @@ class ShownSplit:
 
 @dataclass(frozen=True)
 class ShownPredictions:
-    """The predictions of a run. ``note``: why predictions are missing; ``sheets``: sheets of examples drawn by the run itself, by
-    name."""
+    """The predictions of a run.
+
+    Attributes:
+        note: why predictions are missing.
+        sheets: sheets of examples drawn by the run itself, by name.
+    """
 
     note: str = ""
     splits: Sequence[ShownSplit] = ()

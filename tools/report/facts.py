@@ -18,7 +18,12 @@ TimedText = tuple[str, str]
 
 @dataclass(frozen=True)
 class Facts:
-    """The head of a page. ``listed``: names and values of known facts; ``remarks``: files that cannot be read, and why."""
+    """The head of a page.
+
+    Attributes:
+        listed: names and values of known facts.
+        remarks: files that cannot be read, and why.
+    """
 
     name: str
     state: State
@@ -38,8 +43,13 @@ class BrokenRecords:
 
 @dataclass(frozen=True)
 class Faults:
-    """Problems of a run. ``known``: false if the run has no events; ``read``: how many records were read; ``notes``: skipped
-    steps and values that are not finite."""
+    """Problems of a run.
+
+    Attributes:
+        known: false if the run has no events.
+        read: how many records were read.
+        notes: skipped steps and values that are not finite.
+    """
 
     known: bool
     read: str

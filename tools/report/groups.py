@@ -41,7 +41,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed; often a single run. ``colour``: index of its colour on the page."""
+    """Runs that differ only in their seed; often a single run.
+
+    Attributes:
+        colour: index of its colour on the page.
+    """
 
     name: str
     colour: int
@@ -69,7 +73,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 
 def columns_of(groups: Sequence[Group]) -> list[Group]:
-    """Returns what a comparison has a column for: the groups, or the runs of the only group."""
+    """Returns the columns of a comparison: the groups, or the runs of the group if there is only one."""
     if len(groups) > 1:
         return list(groups)
     return [Group(run.name, number, (run,)) for number, run in enumerate(groups[0].runs)]

@@ -27,7 +27,7 @@ from utils.errors import UserError
 MAX_RECORDS = 200_000
 """Maximum number of held-out pre-training records that are searched for the predicted records."""
 IDENTITIES = {"phrase": "text", "sentence": "sentence", "question_id": "question_id"}
-"""Keys of predictions, and the item field that each repeats."""
+"""Keys of predictions, each with the field of the item that it repeats."""
 
 Prediction = Mapping[str, Any]
 Draw = Callable[[int, Prediction], Panel | None]
@@ -35,8 +35,12 @@ Draw = Callable[[int, Prediction], Panel | None]
 
 
 class HeldOutSplit:
-    """A split for its predictions. ``items``: as the task reads them; None for pre-training, whose predictions contain everything
-    except the images. ``legend``: explains the panels."""
+    """The data of a split, for showing its predictions.
+
+    Attributes:
+        items: the items as the task reads them; None for pre-training, whose predictions contain everything except the images.
+        legend: explanation of the panels.
+    """
 
     def __init__(self, items: Any | None, draw: Draw, legend: str):
         self.items, self.draw, self.legend = items, draw, legend
@@ -66,7 +70,8 @@ def read_split(run: Run, split: str, predictions: Sequence[Prediction]) -> HeldO
 
 
 def _without_model(kind: type[FineTuneTask[Any, Any, Any]], config: Config) -> FineTuneTask[Any, Any, Any]:
-    """Returns a task that can only draw: its constructor would build the model. It draws panels from the split and the config."""
+    """Returns a task that can only draw panels, from the split and the config. Its constructor is skipped, since it would build
+    the model."""
     task = kind.__new__(kind)
     task.config = config
     return task

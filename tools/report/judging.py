@@ -1,4 +1,5 @@
-"""Judges which predictions of a run are right, by the file itself if it says so, otherwise by the annotations of the split."""
+"""Judges which predictions of a run are right, from the prediction file if it says so, otherwise from the annotations of the
+split."""
 
 from __future__ import annotations
 
@@ -24,8 +25,14 @@ LONGEST = 200
 
 @dataclass(frozen=True)
 class Judged:
-    """A prediction. ``score``: lower is worse, None if unknown; ``right``: None if the task does not define right and wrong;
-    ``subject``: the text that it is about; ``answer``: the prediction in a few words."""
+    """A prediction.
+
+    Attributes:
+        score: a score for which lower is worse; None if unknown.
+        right: whether the prediction is right; None if the task does not define right and wrong.
+        subject: the text that the prediction is about.
+        answer: the prediction in a few words.
+    """
 
     number: int
     subject: str

@@ -20,8 +20,11 @@ Metric = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A metric of one run. ``share``: its value as a fraction of 100 %, shown as a bar, with ``chance`` marked; None without a
-    bar."""
+    """A metric of one run.
+
+    Attributes:
+        share: the value as a fraction of 100 %, shown as a bar with ``chance`` marked; None if there is no bar.
+    """
 
     name: str
     cells: list[str]
@@ -31,7 +34,12 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class SplitMetrics:
-    """The metrics of a run's split. ``warning``: what the values suggest is wrong; ``note``: sizes, rules, files and weights."""
+    """The metrics of a run's split.
+
+    Attributes:
+        warning: a problem that the values suggest.
+        note: sizes, rules, files and weights.
+    """
 
     split: str
     columns: list[str]
@@ -112,7 +120,7 @@ def splits_of(metrics: Iterable[Metric]) -> set[str]:
 
 
 def percent(value: float, unit: str) -> str:
-    """Returns a value as tables show it: a share in percent, a score times 100."""
+    """Returns a value as tables show it: a fraction in percent, a score times 100."""
     return f"{100 * value:.1f}" + (" %" if unit == "share" else "")
 
 

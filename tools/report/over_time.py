@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OverTime:
-    """The predictions of several validations for the same examples. ``rows``: index and text of each example, and the prediction
-    for it at each of ``steps``, None if missing; ``kept``: number of validations whose predictions the run keeps."""
+    """The predictions of several validations for the same examples.
+
+    Attributes:
+        rows: index and text of each example, and the prediction for it at each of ``steps``, None if missing.
+        kept: number of validations whose predictions the run keeps.
+    """
 
     steps: list[int]
     rows: list[tuple[int, str, list[Judged | None]]]
@@ -37,7 +41,7 @@ class OverTime:
 
 
 def over_time(run: Run) -> OverTime | None:
-    """Returns the predictions that a run keeps of its validations; None if it keeps none."""
+    """Returns the predictions that a run keeps of its validations, or None if it keeps none."""
     kept = read_kept(run)
     if not kept:
         return None
@@ -67,7 +71,11 @@ def read_kept(run: Run) -> dict[int, Predictions]:
 
 
 def _judged(run: Run, predictions: Predictions, questions: Any | None) -> dict[int, Judged]:
-    """Returns the predictions of one validation by the index of their example; ``questions``: see :func:`_questions`."""
+    """Returns the predictions of one validation by the index of their example.
+
+    Args:
+        questions: see :func:`_questions`.
+    """
     numbers = [int(one["number"]) for one in predictions]
     plain = [{name: value for name, value in one.items() if name != "number"} for one in predictions]
     known = questions is not None and max(numbers) < len(questions)

@@ -41,7 +41,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class RunSections:
-    """Everything that the page shows of one run; ``colour``: index of its colour."""
+    """Everything that the page shows of one run.
+
+    Attributes:
+        colour: index of its colour.
+    """
 
     facts: Facts
     colour: int
@@ -57,8 +61,12 @@ class RunSections:
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run in the table of a comparison. ``group``: name of its group, if it has several runs; ``remarks``: files that cannot be
-    read."""
+    """A run in the table of a comparison.
+
+    Attributes:
+        group: name of its group, if it has several runs.
+        remarks: files that cannot be read.
+    """
 
     name: str
     colour: int
@@ -73,9 +81,11 @@ class RunRow:
 class Comparison:
     """Everything that the page shows of several runs side by side.
 
-    ``groups``: runs that differ only in their seed, the columns of ``metrics``; ``alone``: every run as a separate group, the
-    columns of ``every_run``, which is None if it would equal ``metrics``; ``causes``: config keys that differ and may explain a
-    difference.
+    Attributes:
+        groups: groups of runs that differ only in their seed; these are the columns of ``metrics``.
+        alone: every run as a separate group; these are the columns of ``every_run``.
+        every_run: metrics of every run, or None if they would equal ``metrics``.
+        causes: config keys that differ and may explain a difference.
     """
 
     groups: list[Group]

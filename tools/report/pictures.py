@@ -38,7 +38,11 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of an example. ``right``: True to frame it as a right answer."""
+    """An image of an example.
+
+    Attributes:
+        right: whether the image is framed as a right answer.
+    """
 
     image: Embedded
     label: str
@@ -46,7 +50,11 @@ class Picture:
 
 
 class Room:
-    """Counts the characters of the images in a page. ``left_out``: number of images that exceeded the limit."""
+    """Limits the total size of the images in a page by counting their characters.
+
+    Attributes:
+        left_out: number of images that exceeded the limit.
+    """
 
     def __init__(self, size: int = PAGE_BYTES):
         self.left, self.left_out = size, 0

@@ -1,4 +1,5 @@
-"""Says which of several runs or groups is best in the metric that matters, by how much, and whether this exceeds the noise."""
+"""Determines which of several runs or groups is best in the metric that matters, by how much, and whether this exceeds the
+noise."""
 
 from __future__ import annotations
 
@@ -19,8 +20,12 @@ examples, or nothing."""
 
 @dataclass(frozen=True)
 class Side:
-    """A group in a verdict. ``half_interval``: half the width of the metric's 95 % interval, averaged over its runs;
-    ``examples``: number of test examples."""
+    """A group in a verdict.
+
+    Attributes:
+        half_interval: half the width of the metric's 95 % interval, averaged over its runs.
+        examples: number of test examples.
+    """
 
     name: str
     colour: int
@@ -31,7 +36,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Gap:
-    """How far a side is behind the best one. ``margin``: half the width of the difference's 95 % interval; None if unknown."""
+    """How far a side is behind the best one.
+
+    Attributes:
+        margin: half the width of the difference's 95 % interval; None if unknown.
+    """
 
     side: Side
     difference: float
@@ -46,8 +55,13 @@ class Gap:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The comparison of one metric on one split. ``gaps``: the other sides, ordered from good to bad; ``unit``: unit of the
-    metric in ``evaluation.json``; ``missing``: groups in which no run has measured the metric."""
+    """The comparison of one metric on one split.
+
+    Attributes:
+        gaps: the other sides, ordered from good to bad.
+        unit: unit of the metric in ``evaluation.json``.
+        missing: groups in which no run has measured the metric.
+    """
 
     split: str
     metric: str
@@ -72,7 +86,7 @@ def verdicts(groups: Sequence[Group]) -> list[Verdict]:
 
 def gap(best: Side, other: Side) -> Gap:
     """Compares two sides. With several seeds on both sides, the margin comes from Welch's t-test; otherwise it is computed from
-    the intervals of both metrics, or from the number of test examples behind both shares."""
+    the intervals of both metrics, or from the numbers of test examples behind both proportions."""
     difference = abs(best.spread.mean - other.spread.mean)
     sides = (best, other)
     deviations = [(side.spread.deviation, side.spread.count) for side in sides if side.spread.deviation is not None]
@@ -100,8 +114,8 @@ def _welch(one: tuple[float, int], other: tuple[float, int]) -> float:
 
 
 def _binomial(*shares: tuple[float, int]) -> float:
-    """Returns the margin of the difference of two shares, given each share and its number of examples, by the method of Agresti
-    and Caffo: a success and a failure are added to each, so that 0 of 7 is not certain."""
+    """Returns the margin of the difference of two proportions, given each proportion and its number of examples, by the method of
+    Agresti and Caffo: a success and a failure are added to each, so that 0 of 7 is not certain."""
     variance = 0.0
     for share, count in shares:
         share = (share * count + 1) / (count + 2)
@@ -147,7 +161,7 @@ def _side(group: Group, split: str, metric: str) -> Side | None:
         ends = metrics[metric].get("interval")
         if isinstance(ends, list) and len(ends) == 2 and all(number_of(end) is not None for end in ends):
             halves.append((ends[1] - ends[0]) / 2)
-        # The first number of the split counts its examples; only a share of them has a binomial standard error.
+        # The first number of the split counts its examples; only a proportion of them has a binomial standard error.
         size = next((number_of(each.get("value")) for each in metrics.values() if each.get("unit") == "count"), None)
         if size is not None and size >= 1 and metrics[metric].get("unit") == "share" and 0 <= value <= 1:
             sizes.append(int(size))

@@ -22,8 +22,10 @@ OTHER_CELL = "cell "
 class ReadyCell:
     """A cell and the inputs of its run.
 
-    ``weights``: the file or the run's folder that the run starts from, or None for random weights. ``overrides``: all overrides
-    of the run. ``missing``: paths that do not exist, each with the config keys that name it.
+    Attributes:
+        weights: the file or the run's folder that the run starts from, or None for random weights.
+        overrides: all overrides of the run.
+        missing: paths that do not exist, each with the config keys that name it.
     """
 
     cell: Cell

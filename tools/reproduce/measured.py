@@ -20,7 +20,8 @@ Interval = tuple[float, float]
 class Number:
     """A number of a cell, in percent: as published, and as measured with each seed.
 
-    ``intervals``: the 95 % interval over examples for each measured value; None if the run has none.
+    Attributes:
+        intervals: the 95 % interval over examples for each measured value, or None if the run has no interval.
     """
 
     split: str
@@ -46,7 +47,8 @@ class Number:
 
     @property
     def interval(self) -> Interval | None:
-        """The interval of the only seed; None if it has none, or for several seeds, whose spread is more informative."""
+        """The interval if there is only one seed; None if it has no interval, or for several seeds, whose spread is more
+        informative."""
         return self.intervals[0] if len(self.intervals) == 1 else None
 
     def as_json(self) -> dict[str, Any]:
@@ -145,7 +147,11 @@ def numbers_of(cell: Cell, runs: Sequence[Path]) -> list[Number]:
 
 
 def table_of(numbers: Sequence[Number], published: str) -> str:
-    """Formats the numbers: measured, published, and the difference. ``published``: the header of the published column."""
+    """Formats the numbers: measured, published, and the difference.
+
+    Args:
+        published: the header of the published column.
+    """
     width = max(len(f"{number.split} {number.metric}") for number in numbers)
     room = max(12, *(len(number.text()) for number in numbers))
     lines = [f"{'':{width}}  {'measured':>{room}}  {published:>9}  difference"]

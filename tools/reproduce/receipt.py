@@ -26,7 +26,7 @@ def receipt_of(
         ready: the cell, as it was run.
         runs: by seed, the command, the folder, the seconds and the sources of each run.
         numbers: the cell's numbers.
-        remarks: facts that a reader of the numbers has to know.
+        remarks: what a reader of the numbers needs to know.
     """
     cell, code = ready.cell, code_identity()
     return {

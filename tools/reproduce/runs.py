@@ -29,8 +29,9 @@ from utils.flags import WrongValueError, read_by
 class Run:
     """A run or, with ``evaluates``, an evaluation of other weights: its config, folder, overrides and placement.
 
-    ``draws``: bootstrap draws for the intervals of its metrics, 0 for no intervals. ``weights``: the file or folder that it
-    starts from; a finished run is recognised by their content, too.
+    Attributes:
+        draws: bootstrap draws for the intervals of its metrics, 0 for no intervals.
+        weights: the file or folder that the run starts from. A finished run is also recognised by the content of its weights.
     """
 
     config: str
@@ -42,7 +43,11 @@ class Run:
     weights: str | None = None
 
     def command(self, *, measure: bool = False) -> list[str]:
-        """Returns the arguments of ``run.py``; ``measure``: evaluate the finished run's own weights again, without training."""
+        """Returns the arguments of ``run.py``.
+
+        Args:
+            measure: evaluate the finished run's own weights again, without training.
+        """
         draws = [f"evaluation.bootstrap={self.draws}"] if self.draws else []
         flags = RunFlags(
             config=self.config, output=self.folder, resume=not self.evaluates, evaluate=self.evaluates or measure
@@ -55,7 +60,7 @@ class Run:
 
 
 def make(run: Run) -> dict[str, Any]:
-    """Make a run, unless it was finished before; returns its record: command, folder, sources, draws, and seconds, including
+    """Make a run, unless it is already finished; returns its record: command, folder, sources, draws, and seconds, including
     interrupted attempts.
 
     A finished run that has no intervals, or intervals from a different number of draws, is measured again but not trained.
@@ -98,7 +103,7 @@ def make(run: Run) -> dict[str, Any]:
 
 
 def finished(run: Run) -> dict[str, Any] | None:
-    """Returns the record of an earlier run of the same command, or None if the run did not finish."""
+    """Returns the record of a previous run of the same command, or None if the run did not finish."""
     noted = _noted(run)
     return noted if noted.get("finished") and (run.folder / EVALUATION_FILE).is_file() else None
 
@@ -106,7 +111,7 @@ def finished(run: Run) -> dict[str, Any] | None:
 def _noted(run: Run) -> dict[str, Any]:
     """Returns the record of the last run of the same command; empty if there was no such run."""
     noted = _read_note(run)
-    # Earlier versions wrote the same arguments in a different order.
+    # Previous versions wrote the same arguments in a different order.
     return noted if sorted(noted.get("command") or ()) == sorted(run.identity()) else {}
 
 

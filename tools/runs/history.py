@@ -22,7 +22,7 @@ class History:
     """The history of a run. If a run resumes from an earlier step, skipped steps and best weights after that step are discarded.
 
     Attributes:
-        complete: false if ``events.jsonl`` is missing, as in runs of earlier versions, so that nothing is known.
+        complete: false if ``events.jsonl`` is missing, as in runs of previous versions, so that nothing is known.
         started, ended: the times of the first and last event.
         command, version: the command line and the version of the latest process that trains.
         stops_and_resumptions: stops and resumptions, with their times.
@@ -30,7 +30,7 @@ class History:
         records: counts of the records read for batches, summed over the processes that ended normally.
         annotations: the annotation files with broken records, by config key, as read by the latest process that trains.
         read_kinds: broken records in batches, by kind.
-        steps: number of steps that the run is to train.
+        steps: number of steps that the run will train.
         selects: the metric that selects the best weights.
         weights: where the initial weights come from.
         unknown_events: names of events of a newer version.

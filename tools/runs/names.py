@@ -10,10 +10,10 @@ NO_LOSS = re.compile(r"(step_s|elapsed_s|data_wait|utilisation|[a-z]+_per_s)$|lr
 OF_UPDATES = ("grad_norm", "loss_scale")
 
 
-def is_of_training(name: str) -> bool:
-    """True if a value is a loss, or describes the update, like the gradient norm."""
+def is_training_value(name: str) -> bool:
+    """True if a value is a loss or describes the update, such as the gradient norm."""
     return not NO_LOSS.match(name) and not MEMORY.search(name)
 
 
 def is_loss(name: str) -> bool:
-    return is_of_training(name) and name not in OF_UPDATES
+    return is_training_value(name) and name not in OF_UPDATES

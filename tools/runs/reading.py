@@ -50,8 +50,13 @@ NEVER_STARTED = "never started"
 
 
 class State(NamedTuple):
-    """``name``: running, hanging, killed, stopped, failed, cut, finished or :data:`NEVER_STARTED`; ``text``: the state in words;
-    ``well``: whether the run is in order."""
+    """The state of a run.
+
+    Attributes:
+        name: running, hanging, killed, stopped, failed, cut, finished or :data:`NEVER_STARTED`.
+        text: the state in words.
+        well: whether nothing is wrong with the run.
+    """
 
     name: str
     text: str
@@ -60,7 +65,12 @@ class State(NamedTuple):
 
 @dataclass
 class Run:
-    """A run. ``name``: its display name; ``remarks``: files that could not be read, and why."""
+    """A run.
+
+    Attributes:
+        name: its display name.
+        remarks: files that could not be read, and why.
+    """
 
     folder: Path
     name: str
@@ -86,14 +96,14 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Number of steps that the run is to train; None if neither its config nor its events say it."""
+        """Number of steps that the run will train; None if neither its config nor its events contain it."""
         train = (self.config or {}).get("train")
         steps = train.get("steps") if isinstance(train, dict) else None
         return steps if isinstance(steps, int) else self.history.steps
 
     @cached_property
     def step(self) -> int | None:
-        """The last known step: the last logged step, or the step of a later checkpoint. None if there is neither."""
+        """The last known step: the last logged step, or the step of a later checkpoint. None if neither exists."""
         saved = [step for step, _ in checkpoint_folders(self.folder / CHECKPOINTS)]
         return max([*saved, *filter(None, [self.metrics.last_step])], default=None)
 
@@ -133,7 +143,7 @@ class Run:
         return State("hanging", f"killed or hanging {where}: nothing was written for {quiet / 60:.0f} minutes", False)
 
     def _owner(self) -> dict[str, Any]:
-        """Returns the facts that the folder's lock records about the process holding it; empty without a lock."""
+        """Returns what the folder's lock records about the process that holds it; empty if there is no lock."""
         for name in (LOCK_FILE, LEASE_FILE):
             try:
                 text = read_text(self.folder / name, errors="replace")
@@ -167,10 +177,13 @@ class Run:
 
 
 def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
-    """Returns the runs, each with the shortest name that distinguishes it from the others; ``brief``: see :func:`read_run`.
+    """Returns the runs, each with the shortest name that distinguishes it from the others.
 
     Raises:
         UserError: if a folder is not a run's folder, or is given twice.
+
+    Args:
+        brief: see :func:`read_run`.
     """
     paths = [expanded(folder) for folder in folders]
     real = [os.path.realpath(path) for path in paths]
@@ -181,10 +194,13 @@ def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
 
 
 def read_run(folder: Path, name: str, brief: bool = False) -> Run:
-    """Read a run; ``brief``: read only the end of its metrics and a bounded part of its events.
+    """Read a run.
 
     Raises:
         UserError: if the folder does not exist, or contains no run.
+
+    Args:
+        brief: read only the end of its metrics and a bounded part of its events.
     """
     if not folder.is_dir():
         raise UserError(

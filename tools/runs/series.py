@@ -1,4 +1,5 @@
-"""The values of a run over its steps, read line by line: memory is bounded for files of any length, and all extremes are kept."""
+"""The values of a run over its steps. They are read line by line, so that memory is bounded for files of any length. All extremes
+are kept."""
 
 from __future__ import annotations
 
@@ -57,8 +58,12 @@ class Bucket:
 
 
 class Series:
-    """One value over the steps. ``first``, ``last``: its first and last finite points; ``not_finite``: number of values that were
-    NaN or infinite."""
+    """One value over the steps.
+
+    Attributes:
+        first, last: its first and last finite points.
+        not_finite: number of values that were NaN or infinite.
+    """
 
     def __init__(self) -> None:
         self.buckets: list[Bucket] = []
@@ -123,7 +128,12 @@ class Series:
 
 @dataclass
 class Metrics:
-    """The series in a file by name. ``damaged``: numbers of the first lines without metrics; ``damaged_count``: their total."""
+    """The series in a file by name.
+
+    Attributes:
+        damaged: numbers of the first lines without metrics.
+        damaged_count: number of all lines without metrics.
+    """
 
     series: dict[str, Series] = field(default_factory=dict)
     lines: int = 0
@@ -207,7 +217,8 @@ def _read_from(path: Path, start: int) -> Metrics:
 def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
     """Yield the lines of a file with their numbers. Of a line that is too long, only the first piece is returned.
 
-    ``start``: the byte from which to read; the line that contains it is skipped, and numbers count from the next line.
+    Args:
+        start: the byte from which to read; the line that contains it is skipped, and numbers count from the next line.
     """
     with path.open("rb") as opened:
         opened.seek(max(0, start - 1))  # a line that begins exactly at this byte is kept

@@ -1,4 +1,4 @@
-"""Determines how a run is doing from its folder, in bounded time: numbers for a terminal page and for scripts."""
+"""Determines from its folder, in bounded time, how a run is doing. The result is shown in a terminal or read by scripts."""
 
 from __future__ import annotations
 
@@ -34,8 +34,14 @@ class Rate:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss. ``last``: last logged value; ``mean``: mean of the recent lines; ``before``: mean of the same number of lines
-    before them; ``trend``: falling, rising or level, None if too few lines were logged."""
+    """A loss.
+
+    Attributes:
+        last: last logged value.
+        mean: mean of the recent lines.
+        before: mean of the same number of lines before the recent lines.
+        trend: falling, rising or level, None if too few lines were logged.
+    """
 
     last: float
     mean: float
@@ -45,8 +51,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A checkpoint. ``fault``: what is wrong with it, or None if no fault was found; ``hashed``: whether its hashes were
-    checked."""
+    """A checkpoint.
+
+    Attributes:
+        fault: what is wrong with it, or None if no fault was found.
+        hashed: whether its hashes were checked.
+    """
 
     step: int
     age_s: float
@@ -57,8 +67,12 @@ class SavedStep:
 
 @dataclass(frozen=True)
 class Validation:
-    """The last validation. ``metric``: the metric that selects weights, None if no event names it; ``best``: its best
-    value."""
+    """The last validation.
+
+    Attributes:
+        metric: the metric that selects weights, None if no event names it.
+        best: the best value of this metric.
+    """
 
     step: int
     values: dict[str, float]
@@ -72,8 +86,12 @@ class Validation:
 class Ranks:
     """How long the ranks take for their own part of a step, according to the last line.
 
-    ``slowest``: the slowest rank; ``slowest_s``: its time; ``data_s``: the part of this time that it waited for data;
-    ``median_s``: the median of the other ranks; ``share``: fraction of the recent lines in which it was the slowest.
+    Attributes:
+        slowest: the slowest rank.
+        slowest_s: time of the slowest rank.
+        data_s: how much of this time the slowest rank waited for data.
+        median_s: the median of the other ranks.
+        share: fraction of the recent lines in which this rank was the slowest.
     """
 
     slowest: int
@@ -87,9 +105,15 @@ class Ranks:
 class Status:
     """The state of a run; None or empty means unknown.
 
-    ``left_s``: time for the remaining steps; ``elapsed_s``: time spent on the finished steps; ``quiet_s``: time since the last
-    write; ``course``: the loss over the whole run; ``broken``: broken records by kind, None if they are not counted yet;
-    ``stops``, ``warnings``: with their times, only the newest warnings; ``remarks``: files that could not be read.
+    Attributes:
+        left_s: time for the remaining steps.
+        elapsed_s: time spent on the finished steps.
+        quiet_s: time since the last write.
+        course: the loss over the whole run.
+        broken: broken records by kind, None if they are not counted yet.
+        stops: the stops, with their times.
+        warnings: the newest warnings, with their times.
+        remarks: files that could not be read.
     """
 
     name: str
@@ -124,8 +148,11 @@ class Status:
 
 
 def status_of(run: Run, hashes: bool = False) -> Status:
-    """Returns the status of a run that was read with ``brief``; ``hashes``: also verify the hashes of its checkpoints, which
-    reads all their bytes."""
+    """Returns the status of a run that was read with ``brief``.
+
+    Args:
+        hashes: also verify the hashes of its checkpoints, which reads all their bytes.
+    """
     series, history, step = run.metrics.series, run.history, run.step or 0
     recent, overall = _rates(series)
     elapsed = series.get("elapsed_s")

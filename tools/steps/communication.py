@@ -38,19 +38,19 @@ class Exchange:
         content: content of the tensors.
         kind: kind of collective.
         calls: number of calls in a step; None for one call per bucket of DDP or group of FSDP2.
-        whole: bytes of the whole tensor, over all calls: the result of an all-gather, the argument of any other collective.
-        among: number of ranks that take part; None for all ranks.
+        whole: bytes of the full tensor, over all calls: the result of an all-gather, or the argument of any other collective.
+        participants: number of ranks that take part; None for all ranks.
     """
 
     content: str
     kind: Kind
     calls: int | None
     whole: int
-    among: int | None = None
+    participants: int | None = None
 
     def sent(self, ranks: int) -> float:
         """Returns the bytes that a rank sends, and receives, in a step if the ranks form a ring."""
-        ranks = self.among or ranks
+        ranks = self.participants or ranks
         return ROUNDS[self.kind] * self.whole * (ranks - 1) / ranks
 
 
@@ -65,7 +65,7 @@ class StepSizes:
         embed_dim: width of an embedding; each example has two embeddings.
         accumulation: number of micro-batches.
         chunks: number of micro-batches whose embeddings are gathered at once (``model.contrastive.chunks``).
-        groups: what a rank gathers together with FSDP2; None with DDP.
+        groups: the parameters that a rank gathers together with FSDP2; None with DDP.
         mesh: the mesh of FSDP2; None with DDP.
     """
 
@@ -99,22 +99,22 @@ class StepSizes:
             Exchange("gradients of embeddings", "reduce-scatter", calls, embeddings),
         ]
         return [
-            *self._of_parameters(),
+            *self._parameter_exchanges(),
             *(contrastive if calls else []),
             Exchange("counts and losses", "all-reduce", 2, sums * FLOAT32),
         ]
 
-    def _of_parameters(self) -> list[Exchange]:
+    def _parameter_exchanges(self) -> list[Exchange]:
         """Returns the exchanges of weights and gradients."""
         if self.mesh is None or self.groups is None:
             return [Exchange("gradients", "all-reduce", None, self.gradients)]
-        among, groups = self.mesh.shard, self.groups
+        participants, groups = self.mesh.shard, self.groups
         # Blocks are gathered for the forward and again for the backward pass; gradient caching adds a forward pass.
         cached = self.chunks > 1
         gathered = (groups.rest + (2 + cached) * sum(groups.blocks)) * self.accumulation
         found = [
-            Exchange("weights", "all-gather", None, gathered, among),
-            Exchange("gradients", "reduce-scatter", None, self.gradients * self.accumulation, among),
+            Exchange("weights", "all-gather", None, gathered, participants),
+            Exchange("gradients", "reduce-scatter", None, self.gradients * self.accumulation, participants),
             Exchange("norm and scalars", "all-reduce", 1 + groups.scalars, (1 + groups.scalars) * FLOAT32),
         ]
         if self.mesh.replicate > 1:

@@ -1,7 +1,7 @@
 """Estimates the memory of a training step with fake tensors, which have shapes but no contents.
 
-The trainer runs its real step on them. So the estimate covers all options of the config, and the model does not have to fit into
-this machine's memory.
+The trainer runs its real step on the fake tensors, so the estimate covers all options of the config, and the model does not have
+to fit into this machine's memory.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from engine.trainer import Trainer
 from optim import OptimConfig
 from optim.setup import encoders_in
 from scheduler import ScheduleConfig
-from tools.steps.other_ranks import as_one_of
+from tools.steps.other_ranks import simulated_ranks
 from utils import distributed
 from utils.errors import UserError
 from utils.tensors import tensor_bytes
 
 WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS = "weights", "gradients", "optimiser", "activations"
-OF_BLOCKS = "gradients of blocks"
+BLOCK_GRADIENTS = "gradients of blocks"
 """Gradients that FSDP2 scatters during the backward pass."""
 AVERAGE = "average"
 
@@ -92,7 +92,7 @@ class FakeSteps:
         blocks = [block for encoder in encoders_in(model) for block in encoder.blocks_to_shard]
         of_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
         for parameter in trainable(model):
-            use = OF_BLOCKS if id(parameter) in of_blocks else GRADIENTS
+            use = BLOCK_GRADIENTS if id(parameter) in of_blocks else GRADIENTS
             parameter.register_post_accumulate_grad_hook(partial(self._is_gradient, use))
         self.trainer.optimizer.register_step_pre_hook(lambda *_: self.live.name_next(OPTIMISER))
         self.trainer.optimizer.register_step_post_hook(lambda *_: self.live.name_next(ACTIVATIONS))
@@ -113,7 +113,7 @@ class FakeSteps:
         """
         self._step(make_batch, ranks)
         peak = self.live.at_peak
-        gradients, activations = peak[GRADIENTS] + peak[OF_BLOCKS], peak[ACTIVATIONS]
+        gradients, activations = peak[GRADIENTS] + peak[BLOCK_GRADIENTS], peak[ACTIVATIONS]
         if gradients_stay:
             gradients, activations = tensor_bytes(trainable(self.trainer.model)), self.live.most_activations
         return StepMemory(peak[WEIGHTS], gradients, peak[OPTIMISER], activations, peak[AVERAGE])
@@ -123,9 +123,9 @@ class FakeSteps:
     ) -> StepMemory:
         """Returns the memory of a step with FSDP2; see :meth:`memory`.
 
-        The peak is either while activations are kept, when a rank also holds the weights and gradients of two blocks; or at the
-        end, when gradients outside the blocks are copied to be scattered. ``tests/distributed/test_memory_of_ranks.py`` compares
-        both with what ranks allocate.
+        The peak occurs either while activations are kept, when a rank also holds the weights and gradients of two blocks, or at
+        the end, when gradients outside the blocks are copied to be scattered. ``tests/distributed/test_memory_of_ranks.py``
+        compares both with what ranks allocate.
 
         Args:
             make_batch: makes the micro-batch for the model.
@@ -136,12 +136,12 @@ class FakeSteps:
         Raises:
             UserError: if the step depends on the contents of its tensors.
         """
-        with self.live.counting({OF_BLOCKS: 1 / shard}):
+        with self.live.counting({BLOCK_GRADIENTS: 1 / shard}):
             self._step(make_batch, ranks)
         peak, model = self.live.at_peak, self.trainer.model
         groups, trained = Groups.of(model), Groups.of(model, trained=True)
         share = tensor_bytes(trainable(model)) // shard
-        gradients = peak[GRADIENTS] + peak[OF_BLOCKS] // shard
+        gradients = peak[GRADIENTS] + peak[BLOCK_GRADIENTS] // shard
         if gradients_stay and chunks_of(model) == 1:  # otherwise the step above already had several micro-batches
             gradients += share
         gathered = groups.peak + 2 * max(trained.blocks, default=0)
@@ -154,7 +154,7 @@ class FakeSteps:
     def _step(self, make_batch: Callable[[nn.Module], Any], ranks: int) -> None:
         """Runs a step; ``live`` records its peak."""
         try:
-            with self._fake_tensors(), as_one_of(ranks):
+            with self._fake_tensors(), simulated_ranks(ranks):
                 batches = [make_batch(self.trainer.model)] * chunks_of(self.trainer.model)
                 if not self.started:
                     self.trainer.train_step(batches)
@@ -244,8 +244,9 @@ class _NoData:
 class LiveMemory(TorchDispatchMode):
     """Counts the bytes of live storages by use.
 
-    ``at_peak``: the counts when the total was largest; ``most_activations``: the largest count of activations, possibly at a
-    different time.
+    Attributes:
+        at_peak: the counts when the total was largest.
+        most_activations: the largest count of activations, possibly at a different time.
     """
 
     def __init__(self) -> None:
@@ -269,7 +270,7 @@ class LiveMemory(TorchDispatchMode):
 
     @contextlib.contextmanager
     def counting(self, shares: Mapping[str, float]) -> Iterator[None]:
-        """A context in which only a share of each of these uses counts in the total."""
+        """A context in which only a fraction of each of these uses counts towards the total."""
         self.shares = shares
         try:
             yield

@@ -14,7 +14,7 @@ from utils import distributed
 
 
 @contextmanager
-def as_one_of(ranks: int) -> Iterator[None]:
+def simulated_ranks(ranks: int) -> Iterator[None]:
     """Replace :func:`utils.distributed.start_gather` by a function that returns tensors of the size that ``ranks`` ranks gather.
 
     Each rank is assumed to have the same examples as this one. Nothing is sent, and the gradients differ from a real run's.

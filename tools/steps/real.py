@@ -15,7 +15,7 @@ from engine.precision import Precision
 from engine.train_config import TrainConfig
 from optim import OptimConfig
 from tools.steps.fake import StepMemory, chunks_of, trainable, trainer_of
-from tools.steps.other_ranks import as_one_of
+from tools.steps.other_ranks import simulated_ranks
 from utils.tensors import tensor_bytes
 
 T = TypeVar("T")
@@ -84,7 +84,8 @@ class RealSteps:
     def memory(
         self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool, ranks: int = 1
     ) -> StepMemory | None:
-        """Returns the memory of a step on one micro-batch, or on all that a loss spans; None if it does not fit.
+        """Returns the memory of a step on one micro-batch, or on all micro-batches that a loss spans; None if the step does not
+        fit.
 
         See :meth:`tools.steps.fake.FakeSteps.memory`. With ``gradients_stay``, the step has a second micro-batch. CUDA graphs
         allow only one, so the bytes of the gradients are added instead: a slight overestimate, since some exist at the peak
@@ -94,7 +95,7 @@ class RealSteps:
         adds_gradients = gradients_stay and self.captures_graphs
         fewest = 2 if gradients_stay and not adds_gradients else 1
         batches = [batch] * max(fewest, chunks_of(self.trainer.model))
-        with as_one_of(ranks):
+        with simulated_ranks(ranks):
             peak = self._run_fresh(lambda: self._peak(batches))
         if peak is None:
             return None
@@ -106,7 +107,7 @@ class RealSteps:
         return StepMemory(weights, gradients, 2 * gradients, peak - weights - 3 * gradients - average, average)
 
     def seconds(self, make_batch: Callable[[nn.Module], Any]) -> float | None:
-        """Returns the seconds of a step on one micro-batch that is on the device, after warm-up steps; None if it does not
+        """Returns the seconds of a step on one micro-batch that is on the device, after warm-up steps; None if the step does not
         fit."""
         batch = make_batch(self.trainer.model)
         return self._run_fresh(lambda: self._time(batch))
@@ -155,7 +156,7 @@ class RealSteps:
         return None
 
     def _clean_up(self) -> None:
-        """Free the memory of earlier steps, and limit torch's allocator again."""
+        """Free the memory of previous steps, and limit torch's allocator again."""
         self.trainer.optimizer.zero_grad(set_to_none=True)
         if self.trainer.config.compile:
             torch._dynamo.reset()  # each size is a new shape, and the compiler gives up after a few shapes

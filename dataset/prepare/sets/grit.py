@@ -66,7 +66,11 @@ def _add_span(
     counts: Counts,
     location: str,
 ) -> None:
-    """Adds a phrase and its box. ``texts``: cleaned phrases by their offsets, since a phrase with several boxes is repeated."""
+    """Adds a phrase and its box.
+
+    Args:
+        texts: cleaned phrases by their offsets, since a phrase with several boxes is repeated.
+    """
     if not isinstance(span, list) or len(span) < 6:
         counts.leave_out("wrong type", location, f"{str(span)[:60]} is not two offsets and a box")
         return

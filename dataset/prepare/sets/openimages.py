@@ -51,7 +51,11 @@ IMAGES = ImageFiles("openimages", re.compile(r"[0-9a-f]{16}\.jpg"))
 
 
 def image_names(image: str, ids: Ids = frozenset()) -> MediaNames:
-    """Returns the names of an image; ``ids``: known ids of the photograph in other data sets."""
+    """Returns the names of an image.
+
+    Args:
+        ids: known ids of the photograph in other data sets.
+    """
     return MediaNames(ids | {f"openimages:{image}"}, [f"{image}.jpg"], f"train_{image[:1]}/{image}.jpg")
 
 

@@ -37,7 +37,11 @@ LISTED = "images"
 
 
 def vg_names(image_id: int, others: frozenset[str] = frozenset()) -> MediaNames:
-    """Returns the names of an image of Visual Genome or GQA. ``others``: its ids in other data sets."""
+    """Returns the names of an image of Visual Genome or GQA.
+
+    Args:
+        others: its ids in other data sets.
+    """
     return MediaNames(frozenset({f"vg:{image_id}"}) | others, [f"{image_id}.jpg"], f"images/{image_id}.jpg")
 
 

@@ -70,7 +70,11 @@ class RemoteShard:
         return self._server.state(self._shown + self._query, self._shown)
 
     def open(self, state: tuple[int, int] | None = None) -> BinaryIO:
-        """Opens the shard as a file. ``state``: state of the shard when it was indexed; if None, the current state."""
+        """Opens the shard as a file.
+
+        Args:
+            state: state of the shard when it was indexed; if None, the current state.
+        """
         return io.BufferedReader(_Content(self, state or self.state()), _BUFFER)
 
     def block(self, state: tuple[int, int], number: int) -> bytes | memoryview:

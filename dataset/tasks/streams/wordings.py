@@ -120,7 +120,11 @@ class TextMaker:
         return Wording(text, long, tuple(negatives))
 
     def count_hard_negatives(self, shards: Shards, described: Callable[[RawRecord], Described]) -> HardNegativeCounts:
-        """Counts the texts with a hard negative in a sample of records. ``described``: parses a record."""
+        """Counts the texts with a hard negative in a sample of records.
+
+        Args:
+            described: parses a record into its texts.
+        """
         assert self.hard_negatives is not None
         by_source = {source: copy(self) for source in self.hard_negatives.sources}
         for source, maker in by_source.items():
