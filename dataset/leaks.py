@@ -201,14 +201,14 @@ def _copies(
     sizes = {identity: _size(image.source) for identity, image in held_out.items()}
     wanted = set(sizes.values()) - {None, 0}
     by_digest: dict[str, list[tuple[str, _TrainingFile]]] = {}
-    there: set[int] = set()
+    training_sizes: set[int] = set()
     found: list[tuple[str, _TrainingFile]] = []
     read = 0
     for identity, file in training.items():
         size = file.size if file.source is None else _size(file.source)
         if size is None or size not in wanted:
             continue
-        there.add(size)
+        training_sizes.add(size)
         read += size if file.source is not None else 0
         if read > MAX_BYTES:
             return found, False
@@ -217,7 +217,7 @@ def _copies(
             by_digest.setdefault(digest, []).append((identity, file))
     for identity, image in held_out.items():
         size = sizes[identity]
-        if size is None or size not in there:
+        if size is None or size not in training_sizes:
             continue
         read += size
         if read > MAX_BYTES:

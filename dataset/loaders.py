@@ -233,5 +233,5 @@ class BatchLoader:
         if held:
             raise self.broken.none_usable(next(iter(self.broken.unusable)))
         # A resumed run may read too few records to check the fraction.
-        whole = consumed == 0 or self.broken.read >= self.broken.enough
-        logger.info(self.broken.finish() if whole else self.broken.summary())
+        counts_are_complete = consumed == 0 or self.broken.read >= self.broken.enough
+        logger.info(self.broken.finish() if counts_are_complete else self.broken.summary())

@@ -226,8 +226,8 @@ def wanted_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: s
     counts = Counter(found)
     missing = [name for name in wanted if not counts[name]]
     if missing:
-        there = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
-        raise UserError(f"{key}: no record of {path} is in split {', '.join(missing)}; splits in the file: {there}")
+        listed = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
+        raise UserError(f"{key}: no record of {path} is in split {', '.join(missing)}; splits in the file: {listed}")
 
 
 class ImageFiles:

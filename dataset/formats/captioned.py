@@ -101,7 +101,7 @@ class CaptionedImages:
         captions = [self.captions_of(image) for image in images]
         return CaptionedImages(
             images=SourceColumn([self.images[image] for image in images]),
-            captions=TextColumn(caption for of_image in captions for caption in of_image),
+            captions=TextColumn(caption for image_captions in captions for caption in image_captions),
             image_of_caption=np.repeat(np.arange(len(captions)), list(map(len, captions))),
             ids=TextColumn(self.ids[image] for image in images),
         )
@@ -157,19 +157,19 @@ def _rows_in_language(
 ) -> list[Row | BrokenRecordError]:
     """Drops the rows whose captions are by language but have no text in ``language``."""
     rows, kept = list(all_rows), list[Row | BrokenRecordError]()
-    there: dict[str, None] = {}
+    languages: dict[str, None] = {}
     for row in rows:
         value = row.values.get("caption") if isinstance(row, Row) else None
         spoken = [
             name for each in (value if isinstance(value, list) else [value]) if isinstance(each, dict) for name in each
         ]
-        there |= dict.fromkeys(map(str, spoken))
+        languages |= dict.fromkeys(map(str, spoken))
         if not spoken or language in spoken:
             kept.append(row)
-    if rows and not there:
+    if rows and not languages:
         raise UserError(f"{key}: the captions of {path} are plain texts, not by language; remove `language`")
     if rows and not kept:
-        raise UserError(f"{key}: {path} has no text in language {language!r}; its languages: {', '.join(there)}")
+        raise UserError(f"{key}: {path} has no text in language {language!r}; its languages: {', '.join(languages)}")
     if len(kept) < len(rows):
         logger.info(
             "%s: %d of %d records of %s have no text in %r", key, len(rows) - len(kept), len(rows), path, language

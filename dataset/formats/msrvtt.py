@@ -53,8 +53,8 @@ def read_table(path: str, columns: tuple[str, ...], key: str) -> dict[int, dict[
     reader = csv.DictReader(io.StringIO(read_text(path, key)))
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing:
-        there = ", ".join(reader.fieldnames or ()) or "none"
-        raise UserError(f"{key}: {path} has no column {', '.join(missing)}; columns: {there[:200]}")
+        found = ", ".join(reader.fieldnames or ()) or "none"
+        raise UserError(f"{key}: {path} has no column {', '.join(missing)}; columns: {found[:200]}")
     rows = dict((reader.line_num, row) for row in reader if any(row.values()))  # noqa: C402 - line_num changes with each row
     if not rows:
         raise UserError(f"{key}: {path} has a header but no rows")

@@ -73,8 +73,8 @@ class Videos:
         """Returns the first of ``names`` that exists. The cache key is the list of names, as a path "7" and an id 7 have
         different names."""
         if names not in self._found:
-            there = (self.folder / name for name in names)
-            self._found[names] = next((path for path in there if _exists(path)), None)
+            paths = (self.folder / name for name in names)
+            self._found[names] = next((path for path in paths if _exists(path)), None)
         return self._found[names]
 
     def _missing(self, what: str, location: str) -> BrokenRecordError:

@@ -26,16 +26,16 @@ def question_rows(path: str, images: ImageFiles, key: str) -> Iterator[Row | Bro
             yield error
             continue
         for index, values in enumerate(listed):
-            asked = Row(values if isinstance(values, dict) else {}, f"{row.location}.qas[{index}]")
+            question = Row(values if isinstance(values, dict) else {}, f"{row.location}.qas[{index}]")
             try:
-                answer = asked.get("answer", str).lower().strip().rstrip(".")
-                image = _image_file(asked.get("image_id", int), images)
+                answer = question.get("answer", str).lower().strip().rstrip(".")
+                image = _image_file(question.get("image_id", int), images)
             except BrokenRecordError as error:
                 yield error
                 continue
             yield Row(
-                {**asked.values, "question_id": asked.values.get("qa_id"), "image": image, "answer": answer},
-                asked.location,
+                {**question.values, "question_id": question.values.get("qa_id"), "image": image, "answer": answer},
+                question.location,
             )
 
 

@@ -93,16 +93,16 @@ def draw_crop(
     Returns:
         Top, left, height and width.
     """
-    least, greatest = (aspect * ratio for ratio in config.ratio)
-    low, high = math.log(least), math.log(greatest)
+    min_ratio, max_ratio = (aspect * ratio for ratio in config.ratio)
+    low, high = math.log(min_ratio), math.log(max_ratio)
     for _ in range(_CROP_ATTEMPTS):
         area = height * width * rng.uniform(*config.scale)
         ratio = math.exp(rng.uniform(low, high))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    w = min(width, max(1, round(height * greatest)))
-    h = min(height, max(1, round(width / least)))
+    w = min(width, max(1, round(height * max_ratio)))
+    h = min(height, max(1, round(width / min_ratio)))
     return (height - h) // 2, (width - w) // 2, h, w
 
 

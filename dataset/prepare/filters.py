@@ -31,7 +31,7 @@ class Filters:
     @property
     def needed(self) -> list[str]:
         """The columns that these filters need."""
-        asked = {
+        active = {
             "width": self.min_side > 0,
             "height": self.min_side > 0,
             "similarity": self.min_similarity > -1,
@@ -39,7 +39,7 @@ class Filters:
             "unsafe": self.max_unsafe < 1,
             "watermark": self.max_watermark < 1,
         }
-        return [name for name, is_asked in asked.items() if is_asked]
+        return [name for name, is_active in active.items() if is_active]
 
     def reason(self, row: Mapping[str, Any]) -> str | None:
         """Returns the reason for excluding a pair, given its columns, or None if the pair is used. A missing value never passes a

@@ -330,9 +330,11 @@ def _name(path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) 
     """Returns the name of a piece in the cache. The names of all pieces of a row group begin with the same digits, so the pieces
     share a lock."""
     file = path if isinstance(path, RemoteShard) else os.path.abspath(path)
-    of_group = hashlib.sha256(f"{file} {state} row group {group.number}".encode("utf-8", "surrogateescape")).hexdigest()
-    of_piece = hashlib.sha256(f"{of_group} {piece} {_rows_of_piece(group)}".encode()).hexdigest()
-    return of_group[:20] + of_piece[:20]
+    group_digest = hashlib.sha256(
+        f"{file} {state} row group {group.number}".encode("utf-8", "surrogateescape")
+    ).hexdigest()
+    piece_digest = hashlib.sha256(f"{group_digest} {piece} {_rows_of_piece(group)}".encode()).hexdigest()
+    return group_digest[:20] + piece_digest[:20]
 
 
 def _without_nulls(value: Any) -> Any:

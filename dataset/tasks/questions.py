@@ -125,8 +125,8 @@ class QuestionGroups:
         self._rows = np.argsort(kinds, kind="stable")
         in_order = kinds[self._rows]
         first_of_kind = np.flatnonzero(np.diff(in_order, prepend=in_order[:1] - 1))
-        within = np.arange(len(table)) - np.repeat(first_of_kind, np.diff(first_of_kind, append=len(table)))
-        starts = np.flatnonzero(within % max_questions == 0)
+        index_in_image = np.arange(len(table)) - np.repeat(first_of_kind, np.diff(first_of_kind, append=len(table)))
+        starts = np.flatnonzero(index_in_image % max_questions == 0)
         order = np.argsort(self._rows[starts])
         self._starts, self._ends = starts[order], np.append(starts[1:], len(table))[order]
 

@@ -110,9 +110,9 @@ def hard_negatives(
         elif english:
             made = _exchanged(text, known, rng) if source == "exchanged" else _replaced(text, known, rng)
             by_source.append(list(islice(made, config.count)))
-    turns = max(map(len, by_source), default=0)
-    in_turns = [each[turn] for turn in range(turns) for each in by_source if turn < len(each)]
-    return list(dict.fromkeys(in_turns))[: config.count]
+    rounds = max(map(len, by_source), default=0)
+    alternating = [each[index] for index in range(rounds) for each in by_source if index < len(each)]
+    return list(dict.fromkeys(alternating))[: config.count]
 
 
 def _replaced(text: str, truths: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
@@ -131,12 +131,12 @@ def _exchanged(text: str, truths: Sequence[str], rng: np.random.Generator) -> It
     "a red star and a blue heart" becomes "a blue star and a red heart"."""
     words = text.split(" ")
     present = {word for truth in truths for word in truth.split(" ") if word in _CONTRADICTING}
-    places = _replaceable(words)
-    pairs = [(index, other) for index in places for other in _CONTRADICTING[words[index]] if other in present]
+    positions = _replaceable(words)
+    pairs = [(index, other) for index in positions for other in _CONTRADICTING[words[index]] if other in present]
     for index, other in shuffled(rng, pairs):
-        there = [place for place in places if words[place] == other]
-        changed = {index: other} | ({there[0]: words[index]} if there else {})
-        if not all(_may_be_true(words, place, word, truths) for place, word in changed.items()):
+        positions_of_other = [position for position in positions if words[position] == other]
+        changed = {index: other} | ({positions_of_other[0]: words[index]} if positions_of_other else {})
+        if not all(_may_be_true(words, position, word, truths) for position, word in changed.items()):
             yield _with_words(words, changed)
 
 

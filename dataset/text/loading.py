@@ -91,14 +91,14 @@ def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTo
     The template of special tokens around a text is not compared, and neither is the decoder, because they do not change the token
     ids that a model reads. A tokenizer and its saved copy therefore count as equal.
     """
-    here, there = ours.get_vocab(), theirs.get_vocab()
-    if len(here) != len(there):
-        return f"it has {len(here):,} tokens instead of {len(there):,}"
-    if moved := sorted(token for token, number in there.items() if here.get(token) != number):
-        known = [token for token in moved if token in here] or moved
-        now = f"has id {here[known[0]]}" if known[0] in here else "is missing"
-        count = f"{len(moved):,} of its {len(there):,} tokens have"
-        return f"{count} a different id: {known[0]!r} {now} instead of {there[known[0]]}"
+    our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
+    if len(our_ids) != len(their_ids):
+        return f"it has {len(our_ids):,} tokens instead of {len(their_ids):,}"
+    if moved := sorted(token for token, number in their_ids.items() if our_ids.get(token) != number):
+        known = [token for token in moved if token in our_ids] or moved
+        now = f"has id {our_ids[known[0]]}" if known[0] in our_ids else "is missing"
+        count = f"{len(moved):,} of its {len(their_ids):,} tokens have"
+        return f"{count} a different id: {known[0]!r} {now} instead of {their_ids[known[0]]}"
     for name in ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token"):
         if getattr(ours, name) != getattr(theirs, name):
             return f"its {name} is {getattr(ours, name)!r} instead of {getattr(theirs, name)!r}"

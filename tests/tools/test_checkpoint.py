@@ -267,7 +267,7 @@ class Trap:
 def test_no_code_in_a_file_is_executed(command, tmp_path, capsys):
     torch.save({"model": {"a": torch.ones(1)}, "hook": Trap(tmp_path / "trapped")}, tmp_path / "x.pth")
     more = {"inspect": (), "convert": ("--out", tmp_path / "o.safetensors"), "compare": (tmp_path / "x.pth",)}[command]
-    assert OneLine("no code") in error_of(capsys, command, tmp_path / "x.pth", *more).splitlines()
+    assert OneLine("never run") in error_of(capsys, command, tmp_path / "x.pth", *more).splitlines()
     assert not (tmp_path / "trapped").exists()
 
 

@@ -112,11 +112,11 @@ def test_a_mean_line_has_a_range_where_all_seeds_have_values():
         one.add(step, value)
     for step, value in ((5, 4.0), (15, 8.0)):
         other.add(step, value)
-    line = Line.of_seeds([one, other], "x", 0)
+    line = Line.mean_of_seeds([one, other], "x", 0)
     # At 5, 10 and 15, the first run has 2, 3 and 4, and the second one has 4, 6 and 8.
     assert line.points == [(5, 3.0), (10, 4.5), (15, 6.0)]
     assert line.band == [(2.0, 4.0), (3.0, 6.0), (4.0, 8.0)]
-    assert Line.of_seeds([one, other], "x", 0, 100.0).points[0] == (5, 300.0)
+    assert Line.mean_of_seeds([one, other], "x", 0, 100.0).points[0] == (5, 300.0)
 
 
 def _items(value):

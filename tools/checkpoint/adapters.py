@@ -55,9 +55,9 @@ def extract(run: str, out: str) -> str:
     with new_folder(folder) as made:
         save_weights(made / ADAPTERS, trained, {HEADER: about[HEADER], BASE: digest(base)})
         _copy_beside(config.parent, made)
-    size, whole = (folder / ADAPTERS).stat().st_size, file.stat().st_size
+    size, full_size = (folder / ADAPTERS).stat().st_size, file.stat().st_size
     return (
-        f"{file} -> {folder}: {len(trained)} of {len(tensors)} tensors, {size / 1e6:.1f} of {whole / 1e6:.1f} MB; to "
+        f"{file} -> {folder}: {len(trained)} of {len(tensors)} tensors, {size / 1e6:.1f} of {full_size / 1e6:.1f} MB; to "
         f"restore the model, with the WEIGHTS that the run started from: python run.py checkpoint merge {folder} "
         "--base WEIGHTS --out FOLDER\n"
     )
@@ -105,8 +105,8 @@ def _split_tensors(tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> tupl
     kept = tuple(f"{part}." for part in frozen)
     trained, base = {}, {}
     for name, tensor in tensors.items():
-        of_base = name.startswith(kept) or (name.startswith(targets) and not name.startswith(OUTSIDE_BLOCKS))
-        if is_adapter(name) or not of_base:
+        in_base = name.startswith(kept) or (name.startswith(targets) and not name.startswith(OUTSIDE_BLOCKS))
+        if is_adapter(name) or not in_base:
             trained[name] = tensor
         else:
             base[plain_name(name)] = tensor

@@ -35,12 +35,12 @@ def check_data(subject: Subject, report: Report) -> None:
     with (
         report.check("training"),
         _logged("dataset.formats.annotations", logging.WARNING) as left_out,
-        _logged("dataset.shards.remote.hub", logging.INFO) as of_hub,
+        _logged("dataset.shards.remote.hub", logging.INFO) as hub_log,
     ):
         training = subject.read_training()
         records = ", ".join(f"{count:,} {name}" for name, count in training.stream_sizes.items())
         report.add("training", [_left_out(line) for line in left_out], records)
-        for line in of_hub:
+        for line in hub_log:
             report.ok("hub", line)
     _check_held_out(subject, report)
     with report.check("batch"):

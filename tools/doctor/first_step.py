@@ -147,5 +147,5 @@ def _shown(values: dict[str, float]) -> list[str]:
 
 
 def _step_text(name: str, values: dict[str, float], seconds: float) -> str:
-    said = ", ".join(f"{key.removeprefix(f'{name}/')} {values[key]:.3g}" for key in _shown(values))
-    return f"{f'{name}: ' if name else ''}{said} ({seconds:.1f} s)"
+    text = ", ".join(f"{key.removeprefix(f'{name}/')} {values[key]:.3g}" for key in _shown(values))
+    return f"{f'{name}: ' if name else ''}{text} ({seconds:.1f} s)"

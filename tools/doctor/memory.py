@@ -68,15 +68,15 @@ def outside(gpus: int, tensors: int) -> int:
 def memory_findings(subject: Subject, total: float, text: str, key: str) -> list[Finding]:
     """Returns a warning if the available device has less memory than the step needs."""
     if subject.device.type == "cuda":
-        there, what = float(torch.cuda.get_device_properties(subject.device).total_memory), "this GPU has"
+        available, what = float(torch.cuda.get_device_properties(subject.device).total_memory), "this GPU has"
     elif subject.gpus > 1:
         return []
     else:
-        there, what = free_memory(), "this machine has no GPU, and its free memory is"
-    if total <= there:
+        available, what = free_memory(), "this machine has no GPU, and its free memory is"
+    if total <= available:
         return []
     remedy = f"lower {key}, use a larger device, or let `python run.py plan` find the largest micro-batch"
-    return [Finding("warning", key, f"{text}, and {what} {there / 1e9:.1f} GB", remedy)]
+    return [Finding("warning", key, f"{text}, and {what} {available / 1e9:.1f} GB", remedy)]
 
 
 def free_memory() -> float:

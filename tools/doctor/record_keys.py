@@ -197,8 +197,8 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
                     set(sources) == {"given"},
                 )
         return
-    of_task = next((keys for task, keys in TASK_KEYS.items() if isinstance(config, task)), None)
-    if of_task is None or subject.missing_below("data.train"):
+    task_keys = next((keys for task, keys in TASK_KEYS.items() if isinstance(config, task)), None)
+    if task_keys is None or subject.missing_below("data.train"):
         return
     train = config.data.train
     for index, split in enumerate(train if isinstance(train, list) else [train]):
@@ -206,7 +206,7 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
             key = f"data.train[{index}]" if isinstance(train, list) and len(train) > 1 else "data.train"
             rows = [row.values for row in read_rows(_file(split), key) if isinstance(row, Row)]
             chosen = rng.choice(len(rows), min(RECORDS, len(rows)), replace=False)
-            yield _Sampled(key, of_task, OTHERS, [rows[row] for row in sorted(chosen.tolist())])
+            yield _Sampled(key, task_keys, OTHERS, [rows[row] for row in sorted(chosen.tolist())])
 
 
 def _file(split: Any) -> str:

@@ -57,9 +57,9 @@ def check_hard_negatives(batches: list[Batch], report: Report) -> None:
         for name, part in batch.streams().items() if isinstance(batch, PretrainBatch) else ():
             if getattr(part, "hard_negatives", None) is not None:
                 parts.setdefault(name, []).append(part)
-    for name, of_stream in parts.items():
-        texts = sum(int(part.valid.sum()) for part in of_stream)
-        share = sum(int(part.hard_negatives.valid.any(dim=1).sum()) for part in of_stream) / max(1, texts)
+    for name, stream_parts in parts.items():
+        texts = sum(int(part.valid.sum()) for part in stream_parts)
+        share = sum(int(part.hard_negatives.valid.any(dim=1).sum()) for part in stream_parts) / max(1, texts)
         fact = f"{share:.1%} of {texts:,} texts have a hard negative"
         few = Finding(
             "warning",

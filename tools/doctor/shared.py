@@ -138,13 +138,13 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
             continue
         with report.check("shared images"):
             subject.require_inputs(key, *(f"data.{name}" for name in training))
-            held_out, read, there = _read(files, stream, subject, key)
+            held_out, read, total = _read(files, stream, subject, key)
             ours: list[KnownImage] = []
-            notes = [f"; {read:,} of {there:,} held-out records read"] if read < there else []
+            notes = [f"; {read:,} of {total:,} held-out records read"] if read < total else []
             for name, own in training.items():
-                found, read, there = _read(own.paths, own, subject, f"data.{name}.files")
+                found, read, total = _read(own.paths, own, subject, f"data.{name}.files")
                 ours += found
-                notes += [f"; {read:,} of {there:,} records of data.{name} read"] if read < there else []
+                notes += [f"; {read:,} of {total:,} records of data.{name} read"] if read < total else []
             shared = shared_images(ours, held_out)
             _report_shared(shared, key, "".join(notes), report)
             trained, measured = [each.source for each in ours], [each.source for each in held_out]

@@ -68,7 +68,7 @@ class Subject:
 
     def missing_below(self, *prefixes: str) -> list[str]:
         """Returns the keys that name a missing input and begin with one of the prefixes."""
-        keys = [key for of_path in self.missing.values() for key in of_path]
+        keys = [key for names in self.missing.values() for key in names]
         return [key for key in keys if key.startswith(prefixes)]
 
     def require_inputs(self, *prefixes: str) -> None:

@@ -115,8 +115,8 @@ def _questions(name: str, key: str, source: Source) -> dict[str, Any]:
         source.files.append((path, f"missing; judging by its name, its images belong to {of}"))
         return {"format": "records", "questions": path, "images": source.file(roots[of])}
     rows = read_rows(path, key)
-    of_rows = {str(row.values.get("dataset", "vqa")) for row in rows if isinstance(row, Row)}
-    if len(of_rows) == 1 and (of := of_rows.pop()) in roots:
+    data_sets = {str(row.values.get("dataset", "vqa")) for row in rows if isinstance(row, Row)}
+    if len(data_sets) == 1 and (of := data_sets.pop()) in roots:
         source.files.append((path, f"read unchanged: {counted(len(rows), 'row', 'rows')}"))
         return {"format": "records", "questions": path, "images": source.file(roots[of])}
 

@@ -87,7 +87,7 @@ def as_table(plan: Plan) -> str:
 
 def _rows(plan: Plan) -> list[tuple[str, ...]]:
     largest, chosen, steps = plan.largest, plan.chosen, plan.steps
-    whole = "the whole run" if steps is None else f"time of all {steps:,} steps"
+    time_label = "the whole run" if steps is None else f"time of all {steps:,} steps"
     return [
         ("", "largest that fits", f"{plan.global_batch:,} examples per step"),
         *((key, f"{largest.sizes[key]:,}", f"{chosen.sizes[key]:,}") for key in chosen.sizes),
@@ -101,7 +101,7 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
         ("step time", *(or_unknown(setting.step_s, "{:.3g} s") for setting in (largest, chosen))),
         ("samples per second", *(or_unknown(setting.samples_per_s, "{:,.0f}") for setting in (largest, chosen))),
         ("time of 1,000 steps", "", _duration(chosen.step_s, 1000)),
-        (whole, "", "in epochs: give --records" if steps is None else _duration(chosen.step_s, steps)),
+        (time_label, "", "in epochs: give --records" if steps is None else _duration(chosen.step_s, steps)),
     ]
 
 

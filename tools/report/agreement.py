@@ -57,13 +57,13 @@ class CommonSplit:
 
     Attributes:
         columns: names of the runs or groups.
-        of_seeds: whether a column has several runs.
+        several_seeds: whether a column has several runs.
     """
 
     split: str
     text: str
     columns: list[str]
-    of_seeds: bool
+    several_seeds: bool
     examples: list[CommonExample]
 
 
@@ -128,8 +128,8 @@ def _common(
     if chosen:
         text += " The examples that differ most are below."
     examples = [_example(row, [splits for _, splits in known], room) for row in chosen]
-    of_seeds = any(len(splits) > 1 for _, splits in known)
-    return CommonSplit(name, text, [group.name for group, _ in known], of_seeds, examples)
+    several_seeds = any(len(splits) > 1 for _, splits in known)
+    return CommonSplit(name, text, [group.name for group, _ in known], several_seeds, examples)
 
 
 def _most_different(rows: Sequence[_Row], count: int) -> list[_Row]:

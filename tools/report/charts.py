@@ -70,7 +70,7 @@ class Line:
         return cls(label, colour, smooth, points) if smooth else cls(label, colour, points)
 
     @classmethod
-    def of_seeds(cls, several: Sequence[Series], label: str, colour: int, scale: float = 1.0) -> Line:
+    def mean_of_seeds(cls, several: Sequence[Series], label: str, colour: int, scale: float = 1.0) -> Line:
         """Returns the mean line of runs that differ only in their seed, with its band, over the steps that all runs reached."""
         lines = [np.array(scaled(series.smoothed() or series.points(), scale)) for series in several]
         low, high = max(line[0, 0] for line in lines), min(line[-1, 0] for line in lines)

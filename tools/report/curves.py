@@ -69,11 +69,11 @@ class Throughput:
     """The throughput of the runs: a table of medians, and curves.
 
     Attributes:
-        of_seeds: whether a column of the table has several runs.
+        several_seeds: whether a column of the table has several runs.
     """
 
     table: Numbers | None
-    of_seeds: bool
+    several_seeds: bool
     curves: Curves
 
 
@@ -130,8 +130,8 @@ def throughput(groups: Sequence[Group]) -> Throughput:
         if name != "tflops_per_s":
             charts.append(Chart(title, _lines(groups, name, _metrics), unit, from_zero=True))
     table = Numbers([group.name for group in groups] if len(groups) > 1 else [], rows)
-    of_seeds = any(len(group.runs) > 1 for group in groups)
-    return Throughput(table, of_seeds, _curves(groups, [chart for chart in charts if chart.drawn], ""))
+    several_seeds = any(len(group.runs) > 1 for group in groups)
+    return Throughput(table, several_seeds, _curves(groups, [chart for chart in charts if chart.drawn], ""))
 
 
 def _lines(groups: Sequence[Group], name: str, select: Select, scale: float = 1.0) -> list[Line]:
@@ -140,7 +140,7 @@ def _lines(groups: Sequence[Group], name: str, select: Select, scale: float = 1.
     for group in groups:
         several = [select(run)[name] for run in group.runs if name in select(run)]
         if len(several) > 1:
-            lines.append(Line.of_seeds(several, group.name, group.colour, scale))
+            lines.append(Line.mean_of_seeds(several, group.name, group.colour, scale))
         elif several:
             lines.append(Line.of(several[0], group.name, group.colour, scale))
     return lines

@@ -79,9 +79,9 @@ def _judged(run: Run, predictions: Predictions, questions: Any | None) -> dict[i
     numbers = [int(one["number"]) for one in predictions]
     plain = [{name: value for name, value in one.items() if name != "number"} for one in predictions]
     known = questions is not None and max(numbers) < len(questions)
-    asked = [questions[number] for number in numbers] if known and questions is not None else None
+    items = [questions[number] for number in numbers] if known and questions is not None else None
     try:
-        found = judged(plain, asked, run.task)
+        found = judged(plain, items, run.task)
     except MALFORMED as error:
         run.remarks.append(
             f"{VALIDATION_PREDICTIONS_FILE}: not in the format of task {run.task} ({type(error).__name__}: {error})"

@@ -70,8 +70,10 @@ def chosen(table: str | None, row: str | None, column: str | None) -> list[Cell]
         for flag, value in zip(named, (table, row, column), strict=True):
             if value and value not in named[flag] and nearest(value, named[flag]):
                 raise UserError(f"{flag}: {unknown(value, named[flag])}")
-        asked = " ".join(f"{flag} {value}" for flag, value in zip(known, (table, row, column), strict=True) if value)
-        raise UserError(f"{asked}: no such cell; known are {listed}")
+        requested = " ".join(
+            f"{flag} {value}" for flag, value in zip(known, (table, row, column), strict=True) if value
+        )
+        raise UserError(f"{requested}: no such cell; known are {listed}")
     return found
 
 

@@ -90,9 +90,9 @@ class FakeSteps:
         with self.live.named(AVERAGE):
             self.live.register(self.trainer.trained.average.tensors)
         blocks = [block for encoder in encoders_in(model) for block in encoder.blocks_to_shard]
-        of_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
+        block_parameters = {id(parameter) for block in blocks for parameter in block.parameters()}
         for parameter in trainable(model):
-            use = BLOCK_GRADIENTS if id(parameter) in of_blocks else GRADIENTS
+            use = BLOCK_GRADIENTS if id(parameter) in block_parameters else GRADIENTS
             parameter.register_post_accumulate_grad_hook(partial(self._is_gradient, use))
         self.trainer.optimizer.register_step_pre_hook(lambda *_: self.live.name_next(OPTIMISER))
         self.trainer.optimizer.register_step_post_hook(lambda *_: self.live.name_next(ACTIVATIONS))

@@ -75,12 +75,12 @@ def _has_instances(file: RawFile) -> bool:
     return False
 
 
-def read_instances(title: str, of_coco: bool, files: Files, scratch: Path, options: Options) -> Source:
+def read_instances(title: str, from_coco: bool, files: Files, scratch: Path, options: Options) -> Source:
     """Reads the objects of one or more files for region records, one for each image of a file.
 
     Args:
         title: name of the data set, for messages.
-        of_coco: whether the images are from COCO, where each image has had two names.
+        from_coco: whether the images are from COCO, where each image has had two names.
         files: the annotation files.
         scratch: folder for temporary files.
         options: the user's options.
@@ -103,7 +103,7 @@ def read_instances(title: str, of_coco: bool, files: Files, scratch: Path, optio
                 for image in folder[name].first("images"):
                     path = json.loads(image.text)["file_name"]
                     names = names_of_path(path)
-                    if of_coco:
+                    if from_coco:
                         names = image_names(int(image.key), Path(path).parent.name or "train2017")
                     rows = folder[name].find("annotations", image.key)
                     yield AnnotatedMedia(names, image.location, (name, image.text, rows))

@@ -208,8 +208,8 @@ def files_named(**names: str | tuple[str, ...]) -> Callable[[RawFolder], Files]:
 
     def find(raw: RawFolder) -> Files:
         choices = {key: (each,) if isinstance(each, str) else each for key, each in names.items()}
-        there = {key: next(filter(raw.find, each), each[0]) for key, each in choices.items()}
-        return dict(zip(there, raw.need(*there.values()), strict=True))
+        names_by_key = {key: next(filter(raw.find, each), each[0]) for key, each in choices.items()}
+        return dict(zip(names_by_key, raw.need(*names_by_key.values()), strict=True))
 
     return find
 

@@ -67,8 +67,8 @@ def blip3_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, 
         counts.leave_out("image without boxes", location)
         return None
     counts.made["objects"] += phrases.boxes
-    whole = long_text(row[CAPTION], counts, location) if row[CAPTION] is not None else None
-    return {**({"long_caption": whole} if whole is not None else {}), "elems": phrases.elements()}
+    long_caption = long_text(row[CAPTION], counts, location) if row[CAPTION] is not None else None
+    return {**({"long_caption": long_caption} if long_caption is not None else {}), "elems": phrases.elements()}
 
 
 def phrase_before(text: str) -> str:

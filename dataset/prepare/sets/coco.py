@@ -40,8 +40,8 @@ def _files(*contents: str) -> Callable[[RawFolder], Files]:
 
     def find(raw: RawFolder) -> Files:
         years = (SPLITS_2014, SPLITS_2017)
-        there = (splits for splits in years if any(raw.find(f"captions_{split}.json") for split in splits))
-        splits = next(there, SPLITS_2014)
+        complete = (splits for splits in years if any(raw.find(f"captions_{split}.json") for split in splits))
+        splits = next(complete, SPLITS_2014)
         official = {"captions": "captions", "objects": "instances"}
         names = {f"{each}_{split}": f"{official[each]}_{split}.json" for each in contents for split in splits}
         return files_named(**names)(raw)

@@ -106,9 +106,9 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
             elements.append(element)
     text, longer = row.get("short_caption"), row.get("caption")
     short = cleaned_text(text, counts, f"{image.location}: short_caption") if text is not None else None
-    whole = long_text(longer, counts, f"{image.location}: caption") if longer is not None else None
+    long_caption = long_text(longer, counts, f"{image.location}: caption") if longer is not None else None
     made = {"boxes": len(elements), "hard negatives": sum(len(each.get("hard_negatives", ())) for each in elements)}
-    keys = {"long_caption": whole} if whole is not None else {}
+    keys = {"long_caption": long_caption} if long_caption is not None else {}
     yield from region_record(image, None, elements, made, counts, [short] if short is not None else [], **keys)
 
 
@@ -123,8 +123,8 @@ def _element(value: Any, size: tuple[int, int], counts: Counts, location: str) -
         return None
     element: dict[str, Any] = {"caption": text, "bb": box, "grain": "region"}
     if value.get("long_expr") is not None:
-        whole = long_text(value["long_expr"], counts, f"{location}.long_expr")
-        element |= {"long_caption": whole} if whole is not None else {}
+        long_caption = long_text(value["long_expr"], counts, f"{location}.long_expr")
+        element |= {"long_caption": long_caption} if long_caption is not None else {}
     if value.get("flag_short_neg") == 1:
         negatives = value.get("short_expr_negs")
         listed = list(negatives.values()) if isinstance(negatives, dict) else negatives

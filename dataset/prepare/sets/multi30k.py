@@ -36,16 +36,16 @@ def _files(raw: RawFolder) -> Files:
         captions = [f"{described}.{n}.{language}" for language in DESCRIBED for n in range(1, CAPTIONS + 1)]
         names[TASK_2] += [f"{described}_images.txt", *captions]
     found: dict[str, RawFile] = {}
-    for task, of_task in names.items():
-        files = {f"{task}/{name}": raw.find(name, below=task) for name in of_task}
-        there = {name: file for name, file in files.items() if file is not None}
-        if len(there) < len(files) and (there or task == TASK_1):
-            missing = ", ".join(name for name in files if name not in there)
+    for task, file_names in names.items():
+        files = {f"{task}/{name}": raw.find(name, below=task) for name in file_names}
+        existing = {name: file for name, file in files.items() if file is not None}
+        if len(existing) < len(files) and (existing or task == TASK_1):
+            missing = ", ".join(name for name in files if name not in existing)
             roots = ", ".join(map(str, raw.roots))
             raise UserError(
                 f"{roots}: missing files of Multi30K, plain or gzipped: {missing}; give --raw a copy of multi30k/dataset"
             )
-        found |= there
+        found |= existing
     return found
 
 

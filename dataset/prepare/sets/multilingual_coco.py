@@ -99,13 +99,13 @@ def _coco_cn(files: Files) -> dict[str, Captions]:
                 raise UserError(f"{location}: no tab between image and caption")
             captions[name.split("#")[0]].append("".join(text.split()))
     splits: dict[str, Captions] = {split: {} for split in SPLITS}
-    for split, of_split in splits.items():
+    for split, split_captions in splits.items():
         for location, line in lines_of(files[f"coco_cn_{split}"]):
             name = line.strip()
             if name and name not in captions:
                 raise UserError(f"{location}: {name!r} has no caption in {CHINESE}")
             if name:
-                of_split[_path_of(name, location)] = captions[name]
+                split_captions[_path_of(name, location)] = captions[name]
     return splits
 
 

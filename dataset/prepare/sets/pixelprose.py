@@ -28,12 +28,12 @@ def pixelprose_record(
     if row["vlm_caption"] is None:
         counts.leave_out("no long caption", location)
         return None
-    whole = long_text(row["vlm_caption"], counts, location)
-    if whole is None:
+    long_caption = long_text(row["vlm_caption"], counts, location)
+    if long_caption is None:
         return None
     text = cleaned_text(row["original_caption"], counts, location) if row["original_caption"] is not None else None
     counts.made["long captions"] += 1
-    return {**({"caption": text} if text is not None else {}), "long_caption": whole}
+    return {**({"caption": text} if text is not None else {}), "long_caption": long_caption}
 
 
 PIXELPROSE = DataSet(

@@ -163,8 +163,8 @@ def with_times(cleaned: Sequence[str], words: Sequence[tuple[str, float]]) -> li
     before them, or of the first matched word. If no word is matched, the times are unknown, and the list is empty.
     """
     plain = [_WORD.sub("", word.lower()) for word in cleaned]
-    said = [_WORD.sub("", word.lower()) for word, _ in words]
-    blocks = difflib.SequenceMatcher(None, said, plain, autojunk=False).get_matching_blocks()
+    raw_words = [_WORD.sub("", word.lower()) for word, _ in words]
+    blocks = difflib.SequenceMatcher(None, raw_words, plain, autojunk=False).get_matching_blocks()
     known = {block.b + n: words[block.a + n][1] for block in blocks for n in range(block.size)}
     if not known:
         return []
