@@ -46,7 +46,7 @@ class LoadingConfig(Config):
     pixels: Literal["shown", "stored"] = Field(
         "shown",
         description="shown: apply the EXIF orientation, except for images with boxes, which refer to stored pixels, and put "
-        "transparent pixels on white; stored: neither (released)",
+        "transparent pixels on white; stored: neither, as in the released code",
     )
 
     @property

@@ -64,7 +64,7 @@ def run_with_limit(clock: Clock, work: Callable[[], T]) -> T:
     """
     _HANGING[:] = [thread for thread in _HANGING if thread.is_alive()]
     if len(_HANGING) >= _MAX_HANGING:
-        message = f"{_MAX_HANGING} earlier videos still hang in the decoder; try another backend"
+        message = f"{_MAX_HANGING} previous videos still hang in the decoder; try another backend"
         raise BrokenRecordError("unreadable video", clock.location, message)
     done: list[T] = []
     failed: list[BaseException] = []

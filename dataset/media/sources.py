@@ -15,7 +15,7 @@ from dataset.records.schema import ImageSource
 
 class SourceColumn(Sequence[ImageSource | VideoSource]):
     """A column of images, or of videos, that stores their paths and locations, and makes a source when it is accessed. Sources
-    without a path are kept as they are."""
+    without a path are stored unchanged."""
 
     def __init__(self, sources: Sequence[ImageSource | VideoSource]):
         self._paths = RepeatedTextColumn("" if source.path is None else str(source.path) for source in sources)

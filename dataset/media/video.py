@@ -51,7 +51,7 @@ class VideoReadingConfig(Config):
     )
     same_view: bool = Field(
         False,
-        description="augment all frames of a video in the same way (released: each frame has its own crop, flip and colours)",
+        description="augment all frames of a video in the same way (the released code draws crop, flip and colours per frame)",
     )
 
 

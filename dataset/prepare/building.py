@@ -38,8 +38,8 @@ FORM = ("missing key", "wrong type", "bad json", "wrong columns")
 """Reasons that suggest a damaged or wrong file."""
 
 IMAGES = "images"
-"""Name of the image folder in a folder of records. Once a file of records is complete, so are its images, which files may
-share."""
+"""Name of the image folder in a folder of records. Several files of records may share images. Once a file of records is complete,
+all of its images are complete too."""
 
 _JOURNAL_MANIFEST = "_journal/manifest.json"
 
@@ -97,7 +97,7 @@ def build_folder(
         fill: writes the shards to the given folder, and adds an entry for each complete shard.
         overwrite: make an existing folder again.
         max_broken: maximum fraction of malformed entries. If more are malformed, no folder is made.
-        facts: returns further entries of the manifest, after the shards were written.
+        facts: returns additional entries of the manifest; called after the shards were written.
         hashed: whether the manifest contains a hash of each shard. If False, it only contains the sizes, for shards that are too
             large to read again.
 

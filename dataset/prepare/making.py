@@ -86,7 +86,7 @@ def _make_splits(preparation: Preparation, splits: Splits) -> None:
 
     def fill(output: OutputFolder) -> Counts:
         total = Counts()
-        for entry in output.entries.values():  # of an earlier run that was interrupted
+        for entry in output.entries.values():  # from a previous run that was interrupted
             total.add(Counts.from_values(entry.counts))
         counts = Counts()
         for name, records in splits.read(files, output.out, options, counts).items():

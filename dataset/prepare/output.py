@@ -58,11 +58,11 @@ class OutputFolder:
         manifest: path of the manifest below ``out``. Each command has its own.
         arguments: everything that determines the content, as JSON values.
         owned: files and folders that the command writes below ``out``. Only these and files with an entry may be removed.
-        overwrite: remove the output of earlier runs of the command.
+        overwrite: remove the output of previous runs of the command.
 
     Attributes:
         complete: True if the folder already had a manifest with these arguments on entry. Nothing is removed in this case.
-        entries: the finished files by name, including the files of earlier runs.
+        entries: the finished files by name, including files of previous runs.
 
     Raises:
         UserError: on entry, if the folder was made with different arguments, has files of a different origin, is being filled by

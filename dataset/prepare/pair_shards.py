@@ -33,8 +33,8 @@ MAX_OTHER_SHAPE = 0.5
 def take_shard(job: FileJob) -> Counts:
     """Puts a shard of img2dataset in place, linked if all its records may be used; runs in a worker process, on any machine.
 
-    The JSON members have URLs, sizes, and further columns of the list that img2dataset has kept. A damaged shard is
-    skipped and counted.
+    The JSON members have URLs, sizes, and the additional columns of the list that img2dataset kept. A damaged shard is skipped
+    and counted.
     """
     counts, kept = Counts(), set[str]()  # only names, since the images of a shard would fill the memory of a process
     try:

@@ -318,7 +318,7 @@ def parquet(
 
 
 def _is_finished(folder: OutputFolder, job: _Job, source: str, source_bytes: int) -> bool:
-    """Returns True if an earlier run made the file from the same shard, and neither has changed in size."""
+    """Returns True if a previous run made the file from the same shard, and neither file has changed in size."""
     entry = folder.entries.get(job.target.name)
     if entry is None or (entry.source, entry.source_bytes) != (source, source_bytes):
         return False

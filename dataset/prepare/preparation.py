@@ -99,7 +99,7 @@ class Preparation:
             folder: path of the folder.
             arguments: everything that determines its content.
             fill: writes its shards; see :func:`~dataset.prepare.building.build_folder`.
-            facts: returns further entries of the manifest.
+            facts: returns additional entries of the manifest.
             sizes: official counts to compare with; if None, the official counts of the data set.
             hashed: see :func:`~dataset.prepare.building.build_folder`.
             index: make the index of its shards.

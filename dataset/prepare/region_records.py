@@ -43,7 +43,7 @@ def region_record(
         made: counts by unit, such as 3 objects, that are added to ``counts`` if there is a record.
         counts: receives the counts.
         captions: captions of the whole image.
-        keys: further keys of the record.
+        keys: additional keys of the record.
     """
     if not elements and not captions:
         counts.leave_out("image without boxes", image.location)
@@ -80,9 +80,7 @@ def stored_size(path: Path) -> tuple[int, int] | None:
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as header:
             return header.size
-    except (
-        Exception
-    ):  # Pillow's readers raise many kinds of errors on malformed bytes; --verify and training report them
+    except Exception:  # Pillow's readers raise many kinds of errors, which --verify and training report
         return None
 
 

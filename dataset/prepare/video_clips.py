@@ -30,7 +30,7 @@ class Video(NamedTuple):
     """The texts of a video.
 
     Attributes:
-        values: further keys of the records.
+        values: additional keys of the records.
         clips: the clips in order; if None, the complete video is one clip with the text ``text``.
         text: text of the complete video.
     """

@@ -176,6 +176,6 @@ def _by_kind(members: Sequence[Member]) -> list[Member | None]:
 
 def _location(path: ShardFile, members: Sequence[Member]) -> str:
     if not members:
-        raise tarfile.ReadError("no member of the record is there")
+        raise tarfile.ReadError("no member of the record was found")
     first = next((member for member in _by_kind(members) if member is not None), members[0])
     return f"{path}:{first.name}"

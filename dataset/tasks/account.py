@@ -49,8 +49,8 @@ class Account:
 
         Args:
             stream: stream of the record.
-            location: location of the record, as far as it is known before the record is read. It is reported if the worker hangs
-                or is killed.
+            location: location of the record, as precisely as it is known before the record is read. It is reported if the worker
+                hangs or is killed.
 
         Raises:
             UserError: if it is raised in the context, because a UserError is not caused by a record.

@@ -27,14 +27,14 @@ class QuestionsDataConfig(FineTuneDataConfig):
     )
     careful_flip: bool = Field(
         True,
-        description="do not flip if the question or an answer has the word left or right; English only (released: "
-        "also as a part of other words)",
+        description="do not flip if the question or an answer has the word left or right; English only (the released "
+        "code also flags words that contain them)",
     )
     questions_per_example: int = Field(
         1,
         ge=1,
         description="maximum number of questions about the same image or video in an example. The image or video of an example "
-        "is read and encoded once, and batch_size counts examples. 1 (released): each question is an example",
+        "is read and encoded once, and batch_size counts examples. 1 (as in the released code): each question is an example",
     )
 
 

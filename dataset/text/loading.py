@@ -88,8 +88,8 @@ def token_ids_digest(tokenizer: PreTrainedTokenizerFast) -> str:
 def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) -> str | None:
     """Describes briefly why two tokenizers give different token ids for the same text; returns None if they give equal ids.
 
-    The template of special tokens around a text is not compared, and neither is the decoder, because they do not change the token
-    ids that a model reads. A tokenizer and its saved copy therefore count as equal.
+    The template of special tokens around a text and the decoder are not compared, because they do not change the token ids that a
+    model reads. A tokenizer and its saved copy therefore count as equal.
     """
     our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
     if len(our_ids) != len(their_ids):

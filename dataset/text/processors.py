@@ -53,7 +53,8 @@ class TextLimits(Config):
     max_words: int | None = Field(
         None,
         ge=1,
-        description="maximum number of words in a text, split at spaces; the rest is cut off; null: max_tokens, as released",
+        description="maximum number of words in a text, split at spaces; the rest is cut off; null: max_tokens, as in the "
+        "released code",
     )
 
 

@@ -141,7 +141,7 @@ def read_source(
         root: folder that relative paths in the config are relative to.
         out: output folder.
         work: temporary folder that will be renamed to ``out``.
-        options: further attributes of :class:`Source`.
+        options: other attributes of :class:`Source`.
 
     Raises:
         UserError: if a file cannot be read, the config is one of ours, or the task is not given and not recognised.

@@ -19,7 +19,7 @@ from tools.runs.series import Point, Series
 from utils.printing import written
 
 COLOURS = 8
-"""Number of line colours in the style sheet; further lines are dashed."""
+"""Number of line colours in the style sheet; additional lines are dashed."""
 COLUMNS = 200
 """Maximum number of step intervals per line; each interval keeps its minimum and its maximum."""
 MAX_POINTS = 2000
@@ -276,9 +276,7 @@ def javascript() -> str:
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     try:
         return str(vl_convert.javascript_bundle(EXPORTS, version))
-    except (
-        ValueError
-    ):  # vl-convert and altair have different versions; Vega-Lite can also read charts of other versions
+    except ValueError:  # the versions of vl-convert and altair differ, but Vega-Lite can read charts of other versions
         return str(vl_convert.javascript_bundle(EXPORTS))
 
 

@@ -66,7 +66,7 @@ def make(run: Run) -> dict[str, Any]:
     A finished run that has no intervals, or intervals from a different number of draws, is measured again but not trained.
 
     Raises:
-        UserError: if the run failed, or was trained from weights other than those now at the path.
+        UserError: if the run failed, or was trained from weights that differ from the weights now at the path.
     """
     started_from = None if run.weights is None else weights_identity(run.weights)["sha256"]
     done = finished(run)

@@ -32,7 +32,7 @@ from utils.folder_lock import LEASE_FILE, LOCK_FILE
 QUIET_S = 900.0
 """A run was killed or hangs if its folder is locked and nothing has been written for this many seconds."""
 QUIET_LINES = 3.0
-"""If lines of metrics are further apart than :data:`QUIET_S`, the limit is this multiple of their distance."""
+"""If lines of metrics are written at longer intervals than :data:`QUIET_S`, the limit is this multiple of the interval."""
 TAIL_BYTES = 500_000
 """Size of the end of the metrics that is read if the whole file is not needed: about 700 lines."""
 EVENTS_BYTES = 8_000_000

@@ -275,18 +275,14 @@ def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
 
 def _ranks(series: dict[str, Series]) -> Ranks | None:
     """Returns the times of the ranks in the last line, or None if it has none, for example if a run continues with one rank."""
-    slowest_series, newest = series.get("ranks/slowest"), series.get("elapsed_s")
-    if (
-        slowest_series is None
-        or slowest_series.last is None
-        or (newest and newest.last and newest.last[0] > slowest_series.last[0])
-    ):
+    ranks, newest = series.get("ranks/slowest"), series.get("elapsed_s")
+    if ranks is None or ranks.last is None or (newest and newest.last and newest.last[0] > ranks.last[0]):
         return None
     names = ("slowest", "slowest_s", "slowest_data_s", "median_s")
     slowest, slowest_s, data_s, median_s = (_last(series.get(f"ranks/{name}")) for name in names)
     if slowest is None or slowest_s is None or median_s is None:
         return None
-    numbers = _recent(slowest_series)
+    numbers = _recent(ranks)
     return Ranks(int(slowest), slowest_s, data_s or 0.0, median_s, numbers.count(slowest) / len(numbers))
 
 

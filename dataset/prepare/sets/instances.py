@@ -34,7 +34,7 @@ _KEPT = ("caption", "category_id", "bbox")
 """The keys of an annotation that are read."""
 
 _SHORT = 400
-"""An annotation of at most this number of characters is stored as it is."""
+"""An annotation of at most this number of characters is stored unchanged."""
 
 
 def read_objects(

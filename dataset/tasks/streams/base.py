@@ -141,12 +141,17 @@ class StreamConfig(Config):
         return RecordSource(shards, order, name=name, seed=seed, weights=weights)
 
 
-def _warn_of_small_cache(shards: Shards, order: Order, share: float) -> None:
-    """Warns if the cache is so small that blocks will be fetched repeatedly. ``share`` is the fraction of all ranks that run on
-    this machine."""
+def _warn_of_small_cache(shards: Shards, order: Order, rank_fraction: float) -> None:
+    """Warns if the cache is so small that blocks will be fetched repeatedly.
+
+    Args:
+        shards: the shards.
+        order: order of the records.
+        rank_fraction: fraction of all ranks that run on this machine.
+    """
     room = shards.remote.cache_gb * 1e9
     if isinstance(order, BlockOrder):
-        in_use = min(1.0, order.records_in_use / len(shards)) * min(1.0, share) * shards.cached_bytes
+        in_use = min(1.0, order.records_in_use / len(shards)) * min(1.0, rank_fraction) * shards.cached_bytes
         reason = "a machine uses {} of blocks at a time"
         remedy = "or set fewer lanes, or a smaller block_records"
     else:

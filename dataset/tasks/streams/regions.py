@@ -51,10 +51,11 @@ class RegionStreamConfig(ImageRecordsConfig):
         5, ge=1, description="maximum number of examples per image, including the caption of the whole image"
     )
     min_inside: float = Field(
-        0.5, ge=0, lt=1, description="skip boxes of which at most this share of the area is inside the crop"
+        0.5, ge=0, lt=1, description="skip boxes of which at most this fraction of the area is inside the crop"
     )
     careful_flip: bool = Field(
-        True, description="do not flip if one of the texts says left or right; English only (released 4M: flips)"
+        True,
+        description="do not flip if one of the texts says left or right; English only (the released 4M code flips)",
     )
     crop: bool = Field(True, description="crop at random around one of the boxes; false: use the whole image")
     whole_image_rows: bool = Field(
