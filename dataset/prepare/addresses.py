@@ -43,8 +43,8 @@ class Addresses(Protocol):
         ...
 
     def list_arguments(self) -> Mapping[str, Any] | None:
-        """Returns the values that determine the content of the list, or None if the shards are already downloaded and there is no
-        list."""
+        """Returns the values that determine the content of the list, or None if there is no list because the shards are already
+        downloaded."""
         ...
 
     def write_list(self, output: OutputFolder) -> Counts:

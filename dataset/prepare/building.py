@@ -228,7 +228,7 @@ def _write_shard(path: Path, parts: Iterator[_Made], on_part: Callable[[int], ob
 
 
 def _refuse_unusable(counts: Counts, name: str, max_broken: float) -> None:
-    """Raises :class:`UserError` if too many entries are malformed, or no record is left."""
+    """Raises :class:`UserError` if too many entries are malformed or no record is left."""
     broken = {reason: counts.left_out[reason] for reason in FORM if counts.left_out[reason]}
     read, bad = sum(counts.read.values()), sum(broken.values())
     if bad > max_broken * read:

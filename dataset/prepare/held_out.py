@@ -359,8 +359,9 @@ def _unexpected(file: RawFile, location: str, error: Exception) -> UserError:
     return UserError(f"{file}: {location} does not have the official form ({type(error).__name__}: {error})")
 
 
-def _named(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:
-    """Returns a function that finds the first of the files that exists, in a folder called ``below`` if it is given."""
+def _first_of(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:
+    """Returns a function that finds the first of these files that exists; if ``below`` is given, only files in a folder of this
+    name count."""
     return lambda raw: next((file for name in names if (file := raw.find(name, below)) is not None), None)
 
 
@@ -379,34 +380,36 @@ def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
 
 SPLITS: dict[str, HeldOutSplits] = {
     "karpathy_coco": HeldOutSplits(
-        "COCO (Karpathy)", "dataset_coco.json", _named("dataset_coco.json"), _karpathy("coco")
+        "COCO (Karpathy)", "dataset_coco.json", _first_of("dataset_coco.json"), _karpathy("coco")
     ),
     "karpathy_flickr30k": HeldOutSplits(
-        "Flickr30K (Karpathy)", "dataset_flickr30k.json", _named("dataset_flickr30k.json"), _karpathy("flickr")
+        "Flickr30K (Karpathy)", "dataset_flickr30k.json", _first_of("dataset_flickr30k.json"), _karpathy("flickr")
     ),
-    "refcoco": HeldOutSplits("RefCOCO", "refcoco/refs(unc).p", _named("refs(unc).p", below="refcoco"), _references),
-    "refcoco+": HeldOutSplits("RefCOCO+", "refcoco+/refs(unc).p", _named("refs(unc).p", below="refcoco+"), _references),
+    "refcoco": HeldOutSplits("RefCOCO", "refcoco/refs(unc).p", _first_of("refs(unc).p", below="refcoco"), _references),
+    "refcoco+": HeldOutSplits(
+        "RefCOCO+", "refcoco+/refs(unc).p", _first_of("refs(unc).p", below="refcoco+"), _references
+    ),
     "refcocog": HeldOutSplits(
-        "RefCOCOg", "refcocog/refs(umd).p", _named("refs(umd).p", "refs(google).p", below="refcocog"), _references
+        "RefCOCOg", "refcocog/refs(umd).p", _first_of("refs(umd).p", "refs(google).p", below="refcocog"), _references
     ),
     "vqa2": HeldOutSplits(
         "VQA v2",
         "v2_OpenEnded_mscoco_test2015_questions.json",
-        _named("v2_OpenEnded_mscoco_test2015_questions.json", "image_info_test2015.json"),
+        _first_of("v2_OpenEnded_mscoco_test2015_questions.json", "image_info_test2015.json"),
         _questions,
     ),
     "entities_val": HeldOutSplits("Flickr30K Entities", "val.txt", _of_entities("val.txt"), _entities("val")),
     "entities_test": HeldOutSplits("Flickr30K Entities", "test.txt", _of_entities("test.txt"), _entities("test")),
-    "ref_l4_val": HeldOutSplits("Ref-L4", "ref-l4-val.parquet", _named("ref-l4-val.parquet"), _ref_l4("val")),
-    "ref_l4_test": HeldOutSplits("Ref-L4", "ref-l4-test.parquet", _named("ref-l4-test.parquet"), _ref_l4("test")),
+    "ref_l4_val": HeldOutSplits("Ref-L4", "ref-l4-val.parquet", _first_of("ref-l4-val.parquet"), _ref_l4("val")),
+    "ref_l4_test": HeldOutSplits("Ref-L4", "ref-l4-test.parquet", _first_of("ref-l4-test.parquet"), _ref_l4("test")),
 }
 """Downstream splits by name."""
 
 VIDEO_SPLITS: dict[str, HeldOutSplits] = {
     "msrvtt": HeldOutSplits(
-        "MSR-VTT", "MSRVTT_data.json", _named("MSRVTT_data.json", "test_videodatainfo.json"), _msrvtt
+        "MSR-VTT", "MSRVTT_data.json", _first_of("MSRVTT_data.json", "test_videodatainfo.json"), _msrvtt
     ),
-    "msvd": HeldOutSplits("MSVD", "youtube_mapping.txt", _named("youtube_mapping.txt"), _msvd),
+    "msvd": HeldOutSplits("MSVD", "youtube_mapping.txt", _first_of("youtube_mapping.txt"), _msvd),
 }
 """Downstream splits of videos by name; the ids are from YouTube."""
 

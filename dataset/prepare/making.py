@@ -50,7 +50,7 @@ def prepare(name: str, options: Options) -> None:
 
 def _make_records(preparation: Preparation, records: Records) -> None:
     options, raw, folder = preparation.options, preparation.raw, preparation.options.out / records.folder
-    held_out = HeldOut() if records.held_out_split else preparation.held_out  # an evaluation split is itself held out
+    held_out = HeldOut() if records.held_out_split else preparation.held_out  # an evaluation split is held out itself
     finder: Finder = (
         ImageFinder(raw, records.image_files, held_out, options.missing, preparation.verified)
         if records.image_files is not None

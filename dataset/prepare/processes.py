@@ -51,13 +51,13 @@ def in_order(
             try:
                 result = future.result()
             except BrokenProcessPool:
-                result = _alone(work, job, died)
+                result = _run_alone(work, job, died)
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _alone(work: Callable[[J], R], job: J, died: Callable[[J], R]) -> R:
+def _run_alone(work: Callable[[J], R], job: J, died: Callable[[J], R]) -> R:
     with _pool(1) as pool:
         try:
             return pool.submit(work, job).result()

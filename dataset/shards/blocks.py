@@ -163,7 +163,7 @@ class BlockOrder:
         for window in held:
             if window.first <= position < window.first + len(window.records):
                 return window
-        return _hold(held, self._make_window(lane, position))
+        return _keep_last_two(held, self._make_window(lane, position))
 
     def _make_window(self, lane: int, position: int) -> Window:
         own = self.lanes[lane]
@@ -192,14 +192,14 @@ class BlockOrder:
         windows = self._windows_of(own.records)
         shares = np.arange(1, windows + 1) * own.records // windows
         cuts = np.concatenate([[0], np.searchsorted(ends, shares, side="left") + 1])
-        return _hold(held, _Row(epoch, blocks, ends, cuts))
+        return _keep_last_two(held, _Row(epoch, blocks, ends, cuts))
 
     def _windows_of(self, records: int) -> int:
         """Returns the number of windows of a lane with this number of records."""
         return max(1, records // (self.window_records + self.block_records))
 
 
-def _hold(held: list[H], made: H) -> H:
+def _keep_last_two(held: list[H], made: H) -> H:
     """Appends an object to a list that keeps the last two, and returns the object."""
     held.append(made)
     del held[:-2]

@@ -67,7 +67,7 @@ def open_index(
         found = _current(folder / f"{name}.index", paths, key, ask)
         if found is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(folder / f"{name}.lock", key):
+            with _build_lock(folder / f"{name}.lock", key):
                 found = _current(folder / f"{name}.index", paths, key, ask)
                 if found is None:
                     make_index(folder / f"{name}.index", paths, states_of(paths, key), key, workers)
@@ -300,8 +300,9 @@ def _remove_stale(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path, key: str) -> Iterator[None]:
-    """Waits until no other process builds this index. On file systems without locks, every process builds it."""
+def _build_lock(path: Path, key: str) -> Iterator[None]:
+    """Context manager that waits until no other process builds this index. On file systems without locks, every process builds
+    it."""
     with path.open("a") as file:
         reported = False
         while True:

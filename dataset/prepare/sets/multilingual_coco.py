@@ -43,11 +43,11 @@ def _read(files: Files, folder: Path, options: Options, counts: Counts) -> Mappi
         japanese |= _stair(files[name])
     chinese = _coco_cn(files)
     splits = {
-        f"karpathy_{split}": _records({"en": captions, "ja": _of(captions, japanese)})
+        f"karpathy_{split}": _records({"en": captions, "ja": _only(captions, japanese)})
         for split, captions in english.items()
     }
     small = dict(islice(english["test"].items(), SMALL_TEST))
-    splits["karpathy_test_1k"] = _records({"en": small, "ja": _of(small, japanese)})
+    splits["karpathy_test_1k"] = _records({"en": small, "ja": _only(small, japanese)})
     splits |= {f"coco_cn_{split}": _records({"zh": captions}) for split, captions in chinese.items()}
     splits["joint_train"] = _records(_joint_training(english, japanese, chinese))
     return splits
@@ -121,14 +121,14 @@ def _joint_training(
     english: Mapping[str, Captions], japanese: Captions, chinese: Mapping[str, Captions]
 ) -> dict[str, Captions]:
     held_out = {name for split in ("val", "test") for captions in (english, chinese) for name in captions[split]}
-    training = {"en": english["train"], "ja": _of(english["train"], japanese), "zh": chinese["train"]}
+    training = {"en": english["train"], "ja": _only(english["train"], japanese), "zh": chinese["train"]}
     return {
         language: {name: texts for name, texts in captions.items() if name not in held_out}
         for language, captions in training.items()
     }
 
 
-def _of(images: Iterable[str], captions: Captions) -> Captions:
+def _only(images: Iterable[str], captions: Captions) -> Captions:
     return {name: captions[name] for name in images if name in captions}
 
 

@@ -147,12 +147,12 @@ def _record(names_of: Mapping[str, Names], image: Found, counts: Counts) -> Iter
         if text is not None:
             _add(phrases, [text], instance.get("bbox"), "object", size, image.location, counts)
     made["objects"] = phrases.boxes
-    absent = [{**each, "bbox": []} for each in _own(row, "absent") if isinstance(each, dict)]
+    absent = [{**each, "bbox": []} for each in _extension(row, "absent") if isinstance(each, dict)]
     for region in [*_listed(row, "grounding", "regions", counts, image.location), *absent]:
         phrase = region.get("phrase")
         if isinstance(phrase, list) and all(isinstance(part, str) for part in phrase):
             phrase = " ".join(phrase)
-        texts = cleaned_texts([phrase, *_own(region, "alternatives")], counts, image.location)
+        texts = cleaned_texts([phrase, *_extension(region, "alternatives")], counts, image.location)
         if texts:
             grain = "object" if region.get("grain") == "object" else "region"
             _add(phrases, texts, region.get("bbox"), grain, size, image.location, counts)
@@ -165,8 +165,8 @@ def _record(names_of: Mapping[str, Names], image: Found, counts: Counts) -> Iter
     yield from region_record(image, size, phrases.elements(), numbers, counts, texts)
 
 
-def _own(values: Mapping[str, Any], key: str) -> list[Any]:
-    """Returns the list under a key that only our own lines have (:mod:`dataset.prepare.to_odvg`)."""
+def _extension(values: Mapping[str, Any], key: str) -> list[Any]:
+    """Returns the list under a key that only lines written by this project have (:mod:`dataset.prepare.to_odvg`)."""
     found = values.get(key)
     return found if isinstance(found, list) else []
 

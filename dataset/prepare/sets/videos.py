@@ -100,7 +100,7 @@ def _howto(files: Files, options: Options) -> Videos:
             try:
                 starts, ends, texts = (piece.value[key] for key in ("start", "end", "text"))
                 clips = [
-                    Clip(float(start), float(end), _said(text))
+                    Clip(float(start), float(end), _clip_text(text))
                     for start, end, text in zip(starts, ends, texts, strict=True)
                 ]
             except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -110,7 +110,7 @@ def _howto(files: Files, options: Options) -> Videos:
                 yield _of_youtube(str(piece.key), clips, location)
 
 
-def _said(text: Any) -> str:
+def _clip_text(text: Any) -> str:
     """Returns the text of a clip, which may also be a number. A missing text is ``NaN`` or null."""
     return "" if text is None or text != text else str(text)
 
