@@ -3,13 +3,18 @@
 The vision encoder of ``configs/presets/tiny.yaml`` is trained from scratch to classify the shape and the colour of each object in
 the demo's scenes from the mean of the object's patches, with a linear patch embedding and with a convolutional stem. Scenes of
 the validation split are held out. The accuracy is an upper bound on what region descriptions can teach the encoder.
+
+``python -m benchmarks.shapes RUN...`` measures instead what the vision encoders of finished runs know: it freezes them and fits
+linear classifiers on the same means.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,6 +31,7 @@ from utils.commands import call
 from utils.config_files import read_config
 from utils.flags import Positive
 from utils.progress import progress_bar
+from x2vlm import load
 
 Stem = Literal["linear", "convolutions"]
 MAX_OBJECTS = 5
@@ -118,7 +124,48 @@ def accuracies(namer: Namer, held_out: Scenes) -> tuple[float, float]:
     return shape, colour
 
 
+@torch.no_grad()
+def object_states(vision: VisionEncoder, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the mean patch of each of N objects (N, D), and the objects' shapes and colours, (N,) int64."""
+    batches = torch.arange(len(scenes.pixels)).split(100)
+    states = torch.cat([scenes.patches[rows] @ vision.patches(scenes.pixels[rows]) for rows in batches])
+    there = scenes.shapes != NOTHING
+    return states[there], scenes.shapes[there], scenes.colours[there]
+
+
+def linear_accuracy(training: Tensor, labels: Tensor, held_out: Tensor, held_out_labels: Tensor) -> float:
+    """Fits a linear classifier to states (N, D) with a small L2 penalty, and returns its accuracy on held-out states."""
+    mean, deviation = training.mean(dim=0), training.std(dim=0) + 1e-5
+    training, held_out = ((states - mean) / deviation for states in (training, held_out))
+    classifier = nn.Linear(training.shape[1], int(labels.max()) + 1)
+    optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=200)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(classifier(training), labels) + 1e-3 * classifier.weight.square().sum()
+        loss.backward()
+        return loss.item()
+
+    optimizer.step(closure)
+    return float((classifier(held_out).argmax(dim=1) == held_out_labels).float().mean())
+
+
+def probe(runs: Sequence[Path], scenes: int, held_out: int, seed: int) -> Iterator[str]:
+    """Yields a line of the table for each finished run."""
+    for run in runs:
+        vision = load(run).network.vision
+        states, *labels = object_states(vision, scenes_of("train", scenes, vision.patch_size))
+        unseen, *unseen_labels = object_states(vision, scenes_of("val", held_out, vision.patch_size))
+        torch.manual_seed(seed)
+        shape, colour = (
+            linear_accuracy(states, each, unseen, theirs) for each, theirs in zip(labels, unseen_labels, strict=True)
+        )
+        yield f"{run!s:30}{shape:8.1%}{colour:8.1%}\n"
+
+
 def shapes(
+    runs: list[Path] | None = None,
+    /,
     *,
     steps: Positive = 900,
     batch_size: Positive = 64,
@@ -129,12 +176,17 @@ def shapes(
     """Trains the tiny vision encoder to classify shapes and colours, with both stems, and prints the accuracies.
 
     Args:
+        runs: folders of runs on the demo's scenes; if given, their vision encoders are probed instead.
         steps: number of training steps.
         batch_size: number of scenes per step.
         scenes: number of training scenes.
         held_out: number of validation scenes.
         seed: seed of the weights and of the order of scenes.
     """
+    if runs:
+        sys.stdout.write(f"{'run':30}{'shape':>8}{'colour':>8}\n")
+        sys.stdout.writelines(probe(runs, scenes, held_out, seed))
+        return 0
     patch_size = Namer("linear").vision.patch_size
     training, validation = scenes_of("train", scenes, patch_size), scenes_of("val", held_out, patch_size)
     sys.stdout.write(f"{'stem':14}{'shape':>8}{'colour':>8}{'ms/step':>9}\n")

@@ -30,6 +30,9 @@ MAX_OF_A_KIND = 2
 _ASKED = attribute_sets("", "shape", "size", "texture", "size shape", "texture shape", "size texture")
 """Sets of attributes that name an object in questions about its colour."""
 
+_NAMED_WITHOUT_SHAPE = attribute_sets("colour", "size colour", "texture colour", "size", "texture", "size texture")
+"""Sets of attributes that name an object in questions about its shape."""
+
 _COUNTED: tuple[Looks, ...] = (
     Looks(),
     *(Looks(colour=word) for word in COLOURS),
@@ -50,7 +53,8 @@ class Question(NamedTuple):
 def ask_about(scene: Scene) -> tuple[Question, ...]:
     """Returns up to :data:`MAX_OF_A_KIND` different questions of each kind. They depend only on the scene."""
     rng = scene.rng(QUESTION_STREAM)
-    return (*_colours(scene, rng), *_counts(scene, rng), *_relations(scene, rng), *_existences(scene, rng))
+    others = (*_colours(scene, rng), *_counts(scene, rng), *_relations(scene, rng), *_existences(scene, rng))
+    return (*others, *_shapes(scene, rng))
 
 
 def _colours(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -60,6 +64,15 @@ def _colours(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
         if clear and asked < MAX_OF_A_KIND:
             asked += 1
             yield Question(f"what colour is the {one_of(rng, clear).name()}?", scene.objects[index].colour, "other")
+
+
+def _shapes(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    asked = 0
+    for index in rng.permutation(len(scene.objects)):
+        clear = [mention for mention in named_by(scene, int(index), _NAMED_WITHOUT_SHAPE) if mention.is_clear()]
+        if clear and asked < MAX_OF_A_KIND:
+            asked += 1
+            yield Question(f"what is the {one_of(rng, clear).name()}?", scene.objects[index].shape, "other")
 
 
 def _counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:

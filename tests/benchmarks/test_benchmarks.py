@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from benchmarks import (
     answer_ranking,
@@ -454,3 +455,21 @@ def test_the_benchmark_of_shapes_trains_both_stems_and_measures_held_out_objects
     assert shapes.shapes(steps=2, batch_size=2, scenes=4, held_out=3) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == ["stem", "linear", "convolutions", "(chance:"]
+
+
+def test_the_benchmark_of_shapes_probes_the_vision_encoders_of_runs(monkeypatch, capsys):
+    network = SimpleNamespace(vision=shapes.Namer("linear").vision)
+    monkeypatch.setattr(shapes, "load", lambda run: SimpleNamespace(network=network))
+    assert shapes.shapes([Path("runs/a"), Path("runs/b")], scenes=20, held_out=4) == 0
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["run", "shape", "colour"]
+    assert [line.split()[0] for line in (first, second)] == ["runs/a", "runs/b"]
+    assert first.split()[1:] == second.split()[1:]
+
+
+def test_a_linear_classifier_finds_what_states_contain_and_nothing_else():
+    labels = torch.arange(60) % 3
+    noise = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    states = torch.cat([F.one_hot(labels, 3).float(), noise], dim=1)
+    assert shapes.linear_accuracy(states[:30], labels[:30], states[30:], labels[30:]) == 1.0
+    assert shapes.linear_accuracy(noise[:30], labels[:30], noise[30:], labels[30:]) < 0.7

@@ -8,7 +8,7 @@ import pytest
 
 from tests.demo.scene_texts import COUNTS, fitting, further, read, scene_of
 
-TYPES = {"what colour": "other", "how many": "number", "what is": "other", "is there": "yes/no"}
+TYPES = {"what colour": "other", "how many": "number", "what is": "other", "is there": "yes/no", "what shape": "other"}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,9 @@ def answer(scene, question: str) -> str:
         return str(len(fitting(scene, match[1])))
     if match := re.fullmatch(r"is there an? (.*)\?", question):
         return "yes" if fitting(scene, match[1]) else "no"
+    if match := re.fullmatch(r"what is the (.*shape)\?", question):
+        (obj,) = fitting(scene, match[1])
+        return obj.shape
     match = re.fullmatch(r"what is (left of|right of|above|below) the (.*)\?", question)
     assert match is not None, question
     (reference,) = fitting(scene, match[2])
@@ -33,7 +36,8 @@ def answer(scene, question: str) -> str:
 
 
 def kind(question: str) -> str:
-    return " ".join(question.split()[:2])
+    """The first two words of a question, or "what shape" for a question such as "what is the red shape?"."""
+    return "what shape" if question.startswith("what is the") else " ".join(question.split()[:2])
 
 
 def test_every_answer_matches_the_image_and_is_repeated_ten_times(questions):
