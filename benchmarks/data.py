@@ -27,7 +27,7 @@ from dataset.tasks.pretrain import DataConfig, PretrainBatches
 from dataset.tasks.streams.pairs import ImageStream
 from engine.devices import ASSUMED_UTILISATION, PEAKS
 from utils.commands import call
-from utils.flags import Positive, PositiveReal, Share, one_of, read_by, whole_number
+from utils.flags import Fraction, Positive, PositiveReal, one_of, read_by, whole_number
 
 _MAX_DIFFERENCE = 0.5
 """Maximum mean difference in grey levels; Pillow and torch round differently in a bicubic resize."""
@@ -153,7 +153,7 @@ def main(
     small: bool = False,
     quality: Annotated[int, read_by(whole_number(1, 100))] = 90,
     gpu: Annotated[str, read_by(one_of(list(PEAKS)))] = "h100",
-    utilisation: Share = ASSUMED_UTILISATION,
+    utilisation: Fraction = ASSUMED_UTILISATION,
     step_images_per_s: PositiveReal | None = None,
 ) -> int:
     """Speed of the data pipeline of pre-training, on one core.

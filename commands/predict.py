@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from commands.models import MAX_DRAWN, ModelFlags, check_save, report_broken
 from utils.commands import STANDARD_INPUT
 from utils.errors import UserError
-from utils.flags import SEVERAL, File, ModelName, Share, named, read_by, sentence
+from utils.flags import SEVERAL, File, Fraction, ModelName, named, non_blank, read_by
 from utils.printing import printed
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -50,12 +50,12 @@ def predict(
     *,
     model: ModelName,
     image: Annotated[list[File], SEVERAL],
-    text: Annotated[tuple[Annotated[str, read_by(sentence)], ...], named("TEXT")] = (),
+    text: Annotated[tuple[Annotated[str, read_by(non_blank)], ...], named("TEXT")] = (),
     answers: File | None = None,
     decode: Annotated[Literal["rank", "beam"] | None, Parameter(show_choices=False)] = None,
     layer: int | None = None,
     all_: bool = False,
-    threshold: Share | None = None,
+    threshold: Fraction | None = None,
     save: Path | None = None,
     json_: bool = False,
     running: ModelFlags = ModelFlags(),

@@ -20,7 +20,7 @@ from dataset.prepare.options import Options, VideoOptions
 from dataset.prepare.sets.base import ParquetPairs, Splits
 from utils.cores import usable_cores
 from utils.errors import UserError
-from utils.flags import PositiveReal, named, read_by, unknown, whole_number, within
+from utils.flags import PositiveReal, named, number_within, read_by, unknown, whole_number
 from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
@@ -58,10 +58,10 @@ class LaionFlags:
     """
 
     min_side: Annotated[int, read_by(whole_number(0, 100_000))] = 0
-    min_similarity: Annotated[float, read_by(within(-1, 1))] = -1.0
+    min_similarity: Annotated[float, read_by(number_within(-1, 1))] = -1.0
     safety: Safety = "NSFW"
-    max_unsafe: Annotated[float, read_by(within(0, 1))] = 1.0
-    max_watermark: Annotated[float, read_by(within(0, 1))] = 1.0
+    max_unsafe: Annotated[float, read_by(number_within(0, 1))] = 1.0
+    max_watermark: Annotated[float, read_by(number_within(0, 1))] = 1.0
     ray: str | None = None
 
 
@@ -109,7 +109,7 @@ def prepare(
     missing: Path | None = None,
     verify: bool = False,
     overwrite: bool = False,
-    max_broken: Annotated[float, read_by(within(0, 1))] = Options.max_broken,
+    max_broken: Annotated[float, read_by(number_within(0, 1))] = Options.max_broken,
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
     laion: LaionFlags = LaionFlags(),
     videos: VideoFlags = VideoFlags(),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tasks.kinds import choose
 from utils.config import load_config
 from utils.errors import UserError
-from utils.flags import File, Override, Share, named, read_by, whole_number
+from utils.flags import File, Fraction, Override, named, read_by, whole_number
 
 if TYPE_CHECKING:
     from metrics.box_sets import ScoredBoxes
@@ -26,7 +26,7 @@ def rescore(
     *overrides: Override,
     config: File,
     predictions: Annotated[tuple[str, ...], named("FILE")],
-    threshold: Share | None = None,
+    threshold: Fraction | None = None,
     bootstrap: Annotated[int, read_by(whole_number(0))] | None = None,
     out: Path | None = None,
 ) -> int:

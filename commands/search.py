@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from commands.models import MAX_DRAWN, ModelFlags, check_save
 from utils.errors import UserError
-from utils.flags import ModelName, Positive, PositiveReal, alone_or, read_by, sentence, whole_number
+from utils.flags import ModelName, Positive, PositiveReal, alone_or, non_blank, read_by, whole_number
 from utils.printing import counted, printed
 from x2vlm.search import CACHE_GB
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def search(
     index: Path,
-    texts: list[Annotated[str, read_by(sentence)]],
+    texts: list[Annotated[str, read_by(non_blank)]],
     /,
     *,
     top: Positive = 10,
     rerank: Annotated[int, read_by(whole_number(0))] = 64,
-    locate: Annotated[str | bool, alone_or(sentence, "PHRASE")] = False,
+    locate: Annotated[str | bool, alone_or(non_blank, "PHRASE")] = False,
     save: Path | None = None,
     json_: bool = False,
     cache_gb: PositiveReal = CACHE_GB,

@@ -19,7 +19,7 @@ from engine.throughput import Throughput
 from engine.train_config import TrainConfig
 from engine.watch import Watch, pop_times
 from utils import distributed
-from utils.distributed import whole_tensor
+from utils.distributed import full_tensor
 from utils.errors import UserError
 from utils.events import SkippedStep, finite
 from utils.files import replacing
@@ -218,7 +218,7 @@ class Reporter:
         """Describes the weights that are not finite; returns None if all weights are finite. Waits for the device."""
         self.has_checked_weights = True
         named = [(name, weight.detach()) for name, weight in (self.weights() if self.weights else ())]
-        bad_weights = [name for name, weight in named if not bool(whole_tensor(weight.isfinite().all()))]
+        bad_weights = [name for name, weight in named if not bool(full_tensor(weight.isfinite().all()))]
         return f"{len(bad_weights)} of {len(named)} tensors, first {bad_weights[0]}" if bad_weights else None
 
     def _describe_rate(self, step: int) -> str:

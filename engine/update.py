@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.parallel.strategy import Parallel
 from engine.precision import Precision
-from utils.distributed import local_part
+from utils.distributed import local_shard
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class GuardedUpdate:
         norm = self.parallel.gradient_norm(gradients)
         if self.clip_grad_norm is not None:
             factor = (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1)  # as in torch.nn.utils.clip_grad_norm_
-            torch._foreach_mul_([local_part(each) for each in gradients], factor)
+            torch._foreach_mul_([local_shard(each) for each in gradients], factor)
         return norm
 
     def force_skip_if(self, not_finite: Tensor) -> None:

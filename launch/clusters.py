@@ -92,7 +92,7 @@ def detect_context(environment: Mapping[str, str]) -> LaunchContext | None:
     if variables.has("SLURM_JOB_ID") and (variables.has("SLURM_STEP_ID") or variables.has("SLURM_STEPID")):
         return _slurm_context(variables)
     if variables.has("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"):
-        nodes = variables.number("WORLD_SIZE", least=1)
+        nodes = variables.number("WORLD_SIZE", minimum=1)
         return _fixed_context("PyTorchJob", variables, nodes, variables.index("RANK", count=nodes, of="nodes"), None)
     return None
 
@@ -135,7 +135,7 @@ def nodes_left_out(environment: Mapping[str, str]) -> str | None:
     variables = Variables(environment)
     if not variables.has("SLURM_JOB_ID", "SLURM_NNODES") or variables.has("SLURM_STEP_ID"):
         return None
-    if (nodes := variables.number("SLURM_NNODES", least=1)) == 1:
+    if (nodes := variables.number("SLURM_NNODES", minimum=1)) == 1:
         return None
     return (
         f"SLURM job {variables.text('SLURM_JOB_ID')} has {nodes} nodes, but this run uses only one; start it with srun to use "
@@ -145,7 +145,7 @@ def nodes_left_out(environment: Mapping[str, str]) -> str | None:
 
 def _torchrun_context(variables: Variables) -> LaunchContext:
     """Returns the context of a rank that was started by torchrun, or by another launcher that sets the same variables."""
-    ranks = variables.number("WORLD_SIZE", least=1)
+    ranks = variables.number("WORLD_SIZE", minimum=1)
     number = variables.index("RANK", count=ranks, of="ranks")
     rank = Rank(number, variables.index("LOCAL_RANK", count=ranks, of="ranks"), ranks)
     master = None if rank.world_size == 1 else f"{variables.text('MASTER_ADDR')}:{variables.port('MASTER_PORT')}"
@@ -162,7 +162,7 @@ def _torchrun_flags_context(variables: Variables) -> LaunchContext:
     if variables.has("PET_NPROC_PER_NODE") or variables.has("PET_N_PROC_PER_NODE"):
         names = ("PET_NPROC_PER_NODE", "PET_N_PROC_PER_NODE")
         if not re.fullmatch("[a-z]+", variables.text(*names)):  # auto, gpu, cpu
-            processes = variables.number(*names, least=1)
+            processes = variables.number(*names, minimum=1)
     name = "Kubernetes (PET_*)"
     if not variables.has("PET_RDZV_ENDPOINT"):
         rank = variables.index("PET_NODE_RANK", "RANK", count=nodes.max, of="nodes") if nodes.max > 1 else 0
@@ -191,8 +191,8 @@ def _slurm_context(variables: Variables) -> LaunchContext:
     Otherwise, each task is a rank."""
     job = variables.number("SLURM_JOB_ID")
     name = f"SLURM job {job}"
-    nodes = variables.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", least=1)
-    tasks = variables.number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", least=1)
+    nodes = variables.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", minimum=1)
+    tasks = variables.number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", minimum=1)
     processes = variables.number("SLURM_GPUS_ON_NODE") if variables.has("SLURM_GPUS_ON_NODE") else None
     if tasks == 1:
         return LaunchContext(name, processes=processes or None)

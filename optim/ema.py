@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from utils.config import Config
-from utils.distributed import local_part
+from utils.distributed import local_shard
 
 CHUNK = 64 * 2**20
 """Maximum number of elements to update at a time, since each update needs a temporary copy."""
@@ -45,7 +45,7 @@ class WeightAverage:
         self.tensors = [weight.detach().clone() for weight in self._weights]
         self._other = {id(weight): tensor for weight, tensor in zip(self._weights, self.tensors, strict=True)}
         self._chunks = list(
-            _chunks([local_part(each.detach()) for each in self._weights], list(map(local_part, self.tensors)))
+            _chunks([local_shard(each.detach()) for each in self._weights], list(map(local_shard, self.tensors)))
         )
         self._is_in_model = False
 

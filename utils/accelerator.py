@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def best_device(index: int | None = None) -> torch.device:
-    """Returns a GPU if one is available, otherwise the CPU. ``index``: index of the GPU; None for the current GPU."""
+    """Returns the GPU with the given ``index`` (by default, the current GPU), or the CPU if no GPU is available."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda" if index is None else f"cuda:{index}")
 
 
 def device_module(device: torch.device) -> Any:
-    """Returns the module with the streams and events of an asynchronous device, such as ``torch.cuda``; None for the CPU."""
+    """Returns the torch module that manages the streams and events of a device, such as ``torch.cuda``, or None for the CPU."""
     return None if device.type == "cpu" else torch.get_device_module(device)
 
 
@@ -25,14 +25,14 @@ def device_bytes(device: torch.device) -> int | None:
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
-def send(numbers: Tensor, device: torch.device) -> Tensor:
+def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor from the host to ``device`` without blocking the host; on the CPU, returns the tensor itself."""
-    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def start_copy_to_host(values: Tensor) -> tuple[Tensor, Any]:
-    """Starts copying a tensor to the host. Returns the copy and the event to wait for; None if the copy can be read
-    immediately."""
+    """Starts copying a tensor to the host. Returns the copy, and an event to wait for before reading it. The event is None if the
+    copy can be read immediately."""
     module = device_module(values.device)
     if module is None:
         return values, None

@@ -1,9 +1,9 @@
-"""An on-disk cache of blocks that are expensive to fetch or compute, with a size limit shared by all processes of a machine.
+"""An on-disk cache of blocks that are expensive to fetch or compute, with a size limit shared by all processes on a machine.
 
-A block is a file with the content, followed by a digest of the content and the block's name. Blocks are written atomically, and
-read through a memory map after the digest has been verified. They are distributed over :data:`SHELVES` folders ("shelves"), each
-with an equal share of the limit and a file that records the total size of its blocks, so that a process scans a shelf only when
-it has to evict blocks.
+Each block is stored in a file: its content, followed by a digest of the content and the block's name. Blocks are written
+atomically and read through a memory map, after their digest has been verified. They are distributed over :data:`SHELVES` folders
+("shelves"), each with an equal share of the limit and a file that records the total size of its blocks, so that a process scans a
+shelf only when it has to evict blocks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 SHELVES = 64
 _DIGEST = 16
 _NEW, _TOTAL = ".new", ".total"
-"""Files in a shelf: the block that is being written, and the total size of all blocks in bytes."""
+"""Names of two files in a shelf: the block that is being written, and the total size of all blocks in bytes."""
 _MAPPED = 256
 """Max number of blocks that a process keeps mapped; a mapped block takes disk space until the process unmaps it."""
-_CHECKED = 1 << 16
+_MAX_VERIFIED = 1 << 16
 """Max number of blocks that a process remembers as verified."""
 _LOCKS = 1024
 _ROOM = 0.9
@@ -48,10 +48,10 @@ class BlockCache:
     Args:
         folder: folder of the cache; created if missing.
         bound: max total size of all blocks, in bytes. The least recently used blocks are evicted first.
-        remedy: advice for the warning that the folder cannot be written.
-        kind: prefix of the names of the locks. Two caches in one folder need different kinds if fetching a block of one cache
-            fetches blocks of the other.
-        digest: computes the digest of a name and a content, in 16 bytes; if None, SHA-256.
+        remedy: advice that ends the warning that the folder cannot be written.
+        kind: prefix of the lock names. Two caches in the same folder need different prefixes if fetching a block of one cache
+            also fetches blocks of the other; otherwise, they would deadlock.
+        digest: function that computes a 16-byte digest of a block's name and content; by default, SHA-256.
     """
 
     def __init__(
@@ -65,30 +65,30 @@ class BlockCache:
         self.folder, self.shelf_bound, self.remedy, self.kind = folder, bound // SHELVES, remedy, kind
         self._digest = digest or sha256_digest
         self._mapped: OrderedDict[str, tuple[Block, float]] = OrderedDict()
-        self._checked: dict[str, int] = {}
+        self._verified: dict[str, int] = {}
 
     @staticmethod
     def min_bound(size: int) -> int:
-        """Returns the min ``bound`` at which blocks of ``size`` bytes can be cached: each shelf then has room for one block."""
+        """Returns the minimum ``bound`` for caching blocks of ``size`` bytes: each shelf then has room for one block."""
         return (size + _DIGEST) * SHELVES
 
     def get(self, name: str, size: int | None, fetch: Callable[[], Block]) -> Block:
         """Returns the block ``name`` of ``size`` bytes from memory, from the folder, or from ``fetch``, which is called by one
-        process at a time. ``size``: None if only ``fetch`` knows it. Blocks whose names begin with the same 8 digits share a
-        lock, so ``fetch`` may also :meth:`add` such blocks."""
+        process at a time. ``size`` is None if only ``fetch`` knows the size. Blocks whose names begin with the same 8 digits
+        share a lock, so while ``fetch`` runs for one of them, it may also :meth:`add` the others."""
         now = time.monotonic()
         block, used = self._mapped.get(name, (None, 0.0))
         if block is not None and now - used < _USED_S:
             self._mapped.move_to_end(name)
             return block
         path = self._path(name)
-        block = self._use(path, block) if block is not None else self._open(path, size)
+        block = self._touch(path, block) if block is not None else self._open(path, size)
         if block is None:
-            with self._alone_with(name):
+            with self._lock_block(name):
                 block = self._open(path, size)
                 if block is None:
                     block = fetch()
-                    self._keep(path, block)
+                    self._store(path, block)
                     block = self._open(path, size) or block
         self._mapped[name] = block, now
         self._mapped.move_to_end(name)
@@ -103,78 +103,78 @@ class BlockCache:
     def ensure(self, name: str, size: int, fetch: Callable[[], bytes]) -> bool:
         """Fetches a block into the folder unless it is there; returns True if the folder contains it now."""
         path = self._path(name)
-        if self._is_there(path, size):
+        if self._is_stored(path, size):
             return True
-        with self._alone_with(name):
-            return self._is_there(path, size) or self._keep(path, fetch())
+        with self._lock_block(name):
+            return self._is_stored(path, size) or self._store(path, fetch())
 
     def add(self, name: str, content: Block) -> bool:
-        """Stores a block whose content is already known; returns True if it is in the folder now."""
+        """Stores a block whose content is already known. Returns True if the block is in the folder afterwards."""
         path = self._path(name)
-        return self._is_there(path, len(content)) or self._keep(path, content)
+        return self._is_stored(path, len(content)) or self._store(path, content)
 
     def has(self, name: str) -> bool:
         """Returns True if the block ``name`` is in the folder."""
         return self._path(name).exists()
 
-    def _is_there(self, path: Path, size: int) -> bool:
+    def _is_stored(self, path: Path, size: int) -> bool:
         try:
             return os.stat(path).st_size == size + _DIGEST
         except OSError:
             return False
 
-    def _alone_with(self, name: str) -> AbstractContextManager[bool]:
-        return self._alone(f"{self.kind}-{int(name[:8], 16) % _LOCKS:04d}")
+    def _lock_block(self, name: str) -> AbstractContextManager[bool]:
+        return self._lock(f"{self.kind}-{int(name[:8], 16) % _LOCKS:04d}")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{int(name[-8:], 16) % SHELVES:02d}" / name
 
-    def _use(self, path: Path, block: Block) -> Block:
+    def _touch(self, path: Path, block: Block) -> Block:
         """Update the access time of a block. Another process may have evicted its file."""
         with suppress(OSError):
             os.utime(path)
         return block
 
     def _open(self, path: Path, size: int | None) -> Block | None:
-        """Map a block from the folder. Returns None if the block is missing or damaged; damaged blocks are deleted."""
+        """Memory-map a block from the folder. Returns None if the block is missing or damaged; damaged blocks are deleted."""
         try:
             status = os.stat(path)
             if status.st_size == size + _DIGEST if size is not None else status.st_size >= _DIGEST:
                 view = _mapped(path, status.st_size)
-                if self._is_whole(path.name, status.st_ino, view):
-                    return self._use(path, view[:-_DIGEST])
+                if self._is_intact(path.name, status.st_ino, view):
+                    return self._touch(path, view[:-_DIGEST])
         except (OSError, RuntimeError):  # torch raises RuntimeError if the file has been deleted in the meantime
             return None
         logger.warning("%s is damaged; the block is fetched again", path)
-        with suppress(OSError), self._alone(f"shelf-{path.parent.name}"):
+        with suppress(OSError), self._lock(f"shelf-{path.parent.name}"):
             (path.parent / _TOTAL).unlink(missing_ok=True)
             path.unlink()
         return None
 
-    def _is_whole(self, name: str, file: int, content: memoryview) -> bool:
+    def _is_intact(self, name: str, file: int, content: memoryview) -> bool:
         """Returns True if the content matches the digest; each file is verified only once."""
-        if self._checked.get(name) == file:
+        if self._verified.get(name) == file:
             return True
         if self._digest(name, content[:-_DIGEST]) != content[-_DIGEST:]:
             return False
-        self._note(name, file)
+        self._mark_verified(name, file)
         return True
 
-    def _note(self, name: str, file: int) -> None:
+    def _mark_verified(self, name: str, file: int) -> None:
         """Remember that a file has been verified."""
-        if len(self._checked) >= _CHECKED:
-            self._checked.clear()
-        self._checked[name] = file
+        if len(self._verified) >= _MAX_VERIFIED:
+            self._verified.clear()
+        self._verified[name] = file
 
-    def _keep(self, path: Path, content: Block) -> bool:
-        """Store a block, evicting others if necessary. If the disk is full or read-only, blocks are only kept in memory."""
+    def _store(self, path: Path, content: Block) -> bool:
+        """Store a block, evicting others if necessary. If the disk is full or read-only, blocks are kept only in memory."""
         needed, shelf = len(content) + _DIGEST, path.parent
         if needed > self.shelf_bound:
             return False
         try:
-            with self._alone(f"shelf-{shelf.name}") as alone:
+            with self._lock(f"shelf-{shelf.name}") as locked:
                 shelf.mkdir(parents=True, exist_ok=True)
-                total = _read_total(shelf) if alone else None
+                total = _read_total(shelf) if locked else None
                 if total is None or total + needed > self.shelf_bound:
                     total = _make_room(shelf, int(_ROOM * self.shelf_bound), self.shelf_bound - needed)
                 try:
@@ -185,13 +185,13 @@ class BlockCache:
                     # The disk may have been filled by other programs: free half of the shelf and retry.
                     self._write(path, content, _make_room(shelf, total // 2, total // 2))
         except OSError as error:
-            _warn_not_kept(self.folder, error.strerror or str(error), self.remedy)
+            _warn_not_cached(self.folder, error.strerror or str(error), self.remedy)
             return False
         return True
 
     def _write(self, path: Path, content: Block, total: int) -> None:
-        """Write a block to its shelf, whose blocks currently have ``total`` bytes."""
-        # There is one temporary name per shelf, so that the leftover of a killed process is overwritten.
+        """Write a block to its shelf, whose blocks currently take ``total`` bytes."""
+        # There is one temporary name per shelf, so that a file left behind by a killed process is overwritten.
         temporary = path.parent / _NEW
         with temporary.open("wb") as file:
             file.write(content)
@@ -199,10 +199,10 @@ class BlockCache:
         # The total is updated first: if the process is killed in between, the total is too large, and the next scan corrects it.
         _write_total(path.parent, total + len(content) + _DIGEST)
         os.replace(temporary, path)
-        self._note(path.name, os.stat(path).st_ino)
+        self._mark_verified(path.name, os.stat(path).st_ino)
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[bool]:
+    def _lock(self, name: str) -> Iterator[bool]:
         """Hold a lock that excludes other processes and threads. On disks without locks, continue without one. Yields True if the
         lock is held."""
         try:
@@ -210,13 +210,13 @@ class BlockCache:
             folder.mkdir(parents=True, exist_ok=True)
             file = (folder / name).open("a")
         except OSError as error:
-            _warn_not_kept(self.folder, error.strerror or str(error), self.remedy)
+            _warn_not_cached(self.folder, error.strerror or str(error), self.remedy)
             yield False
             return
         with file:
-            # Unlike lockf, flock also excludes other threads. The lock is only released with the last copy of the file
-            # descriptor, and processes forked in the meantime have a copy, so it is released explicitly before the file is
-            # closed.
+            # Unlike lockf, flock also excludes other threads. Closing the file releases the lock only if no other process has a
+            # copy of the file descriptor, and processes forked in the meantime have one. The lock is therefore released
+            # explicitly.
             locked = False
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -245,13 +245,13 @@ def _write_total(shelf: Path, total: int) -> None:
         os.close(file)
 
 
-def _make_room(shelf: Path, room: int, most: int) -> int:
-    """Scan a shelf and, if it is too large, evict the least recently used blocks; returns the remaining number of bytes.
+def _make_room(shelf: Path, room: int, limit: int) -> int:
+    """Scan a shelf and, if it is too large, evict the least recently used blocks. Returns the number of bytes that remain.
 
     Args:
         shelf: the folder.
-        room: max number of bytes left after blocks are evicted.
-        most: number of bytes above which blocks are evicted.
+        room: max number of bytes that may remain after an eviction.
+        limit: number of bytes above which blocks are evicted.
     """
     blocks = []
     (shelf / _NEW).unlink(missing_ok=True)
@@ -261,11 +261,11 @@ def _make_room(shelf: Path, room: int, most: int) -> int:
                 status = entry.stat()
                 blocks.append((status.st_mtime, status.st_size, entry.path))
     total = sum(size for _, size, _ in blocks)
-    if total > most:
+    if total > limit:
         for _, size, path in sorted(blocks):
             Path(path).unlink(missing_ok=True)
             total -= size
-            if total <= min(room, most):
+            if total <= min(room, limit):
                 break
     return total
 
@@ -278,7 +278,7 @@ def _mapped(path: Path, size: int) -> memoryview:
 
 
 def sha256_digest(name: str, content: Block) -> bytes:
-    """Returns a digest that finds any damage."""
+    """Returns a digest that detects any damage."""
     # The digest covers the name because, on disks without locks, a process may overwrite the temporary file of another block.
     digest = hashlib.sha256(name.encode())
     digest.update(content)
@@ -286,10 +286,10 @@ def sha256_digest(name: str, content: Block) -> bytes:
 
 
 def crc_digest(name: str, content: Block) -> bytes:
-    """Returns a digest that finds accidental damage with a probability of 1 - 2^-32, and takes less than half the time."""
+    """Returns a digest that detects accidental damage with a probability of 1 - 2^-32, in less than half the time of SHA-256."""
     return sha256_digest(name, b"%d %d" % (len(content), zlib.crc32(content)))
 
 
 @functools.cache
-def _warn_not_kept(folder: Path, reason: str, remedy: str) -> None:
+def _warn_not_cached(folder: Path, reason: str, remedy: str) -> None:
     logger.warning("blocks cannot be cached in %s: %s; %s", folder, reason, remedy)

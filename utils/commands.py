@@ -73,7 +73,7 @@ class CommandLine(NamedTuple):
 
 class HelpFormatter:
     """cyclopts's help formatter, which also joins the lines of a flag's description, and shows the names of positional arguments
-    in the usage: ``RUNS...`` if there may be several."""
+    in the usage line, with dots if several are allowed: ``RUNS...``."""
 
     def __init__(self, command: Callable[..., int]):
         self.command = command
@@ -89,7 +89,7 @@ class HelpFormatter:
     def render_usage(self, console: Any, options: Any, usage: Any) -> None:
         positionals = self._positionals
         flags = [word for word in usage.plain.split() if not word.startswith("[ARGS")]
-        flags = flags[: len(flags) - sum(positionals.values())]  # drops cyclopts's own labels of required arguments
+        flags = flags[: len(flags) - sum(positionals.values())]  # drop cyclopts's labels for required arguments
         named = [label if required else f"[{label}]" for label, required in positionals.items()]
         if any("..." not in label for label in positionals) and "COMMAND" in flags:
             flags.remove("COMMAND")  # the first positional argument is the command
@@ -102,7 +102,8 @@ class HelpFormatter:
 
     @cached_property
     def _positionals(self) -> dict[str, bool]:
-        """Names of the positional arguments, and whether each is required. Assembling cyclopts's arguments would take 6 ms."""
+        """Returns the names of the positional arguments, and whether each is required. Getting them from cyclopts would take 6
+        ms."""
         found = {}
         for parameter in inspect.signature(self.command, eval_str=True).parameters.values():
             if parameter.kind is not parameter.KEYWORD_ONLY:
@@ -249,8 +250,8 @@ def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list
 
 
 def _strings_of(argument: Argument, value: Any) -> list[str]:
-    """Returns the strings from which a flag's value is parsed; a tuple with its own parser is a single string, such as
-    ``0,1``."""
+    """Returns the strings from which a flag's value is parsed; a tuple with a custom parser is parsed from a single string, such
+    as ``0,1``."""
     if type(value) is tuple and argument.parameter.converter:
         return [",".join(map(str, value))]
     return list(map(str, value)) if type(value) in (list, tuple) else [str(value)]
@@ -306,20 +307,20 @@ def _message(error: CycloptsError, app: App, keys: Keys) -> str:
 
 def _value_message(error: CoercionError, token: Token, keys: Keys) -> str:
     if (wrong := _wrong_value(error)) is not None:
-        fact = str(wrong)
+        problem = str(wrong)
         if isinstance(wrong, NotAnOverrideError) and (near := _nearest_keys(token.value, keys)):
-            fact += f"; did you mean {' or '.join(f'{key}=VALUE' for key in near)}?"
-        return f"{token.keyword}: {fact}" if token.keyword else fact
+            problem += f"; did you mean {' or '.join(f'{key}=VALUE' for key in near)}?"
+        return f"{token.keyword}: {problem}" if token.keyword else problem
     if get_origin(error.target_type) is Literal:
-        fact = unknown(token.value, get_args(error.target_type))
-        return f"{token.keyword}: {fact}" if token.keyword else fact
+        problem = unknown(token.value, get_args(error.target_type))
+        return f"{token.keyword}: {problem}" if token.keyword else problem
     if error.target_type in NUMBERS:
         return f"{token.keyword}: {token.value!r} is not {NUMBERS[error.target_type]}"
     return str(error)
 
 
 def _wrong_value(error: BaseException) -> WrongValueError | None:
-    """Returns the :mod:`utils.flags` error that led to this one. For list values, cyclopts does not set it as the cause."""
+    """Returns the :mod:`utils.flags` error that led to ``error``. For list values, cyclopts does not set it as the cause."""
     earlier = error.__cause__ or error.__context__
     if earlier is None or isinstance(earlier, WrongValueError):
         return earlier

@@ -31,7 +31,7 @@ from utils.config_files import (
 
 class WhenResumed(Enum):
     """Whether a key may change when a run is resumed. A field declares this in its annotation (``Annotated[int, MAY_CHANGE]``),
-    and a section with its ``when_resumed``. A field without a declaration inherits from its section."""
+    and a section in its ``when_resumed``. A field without a declaration inherits from its section."""
 
     STAYS = "the key affects training"
     CHANGES_METRICS = "the key may change, but in a finished run it would change the metrics that are kept"
@@ -49,7 +49,7 @@ class Config(BaseModel):
     """Applies to the keys of this section; if None, the enclosing section decides."""
 
     earlier_values: ClassVar[Mapping[str, Any]] = {}
-    """For keys that earlier versions lacked: the values that correspond to what those versions did; see
+    """Values for keys that older versions lacked, which reproduce the behaviour of those versions; see
     :func:`with_previous_defaults`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -111,7 +111,7 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
 
 
 def _causes(error: ValidationError) -> list[dict[str, Any]]:
-    """Returns the errors, except for lists that are too short only because their items are invalid."""
+    """Returns the individual errors, omitting "too short" errors of lists that are only too short because items are invalid."""
     found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
     locations: list[tuple[int | str, ...]] = [each["loc"] for each in found]
 
@@ -125,7 +125,7 @@ def with_previous_defaults(saved: Any, schema: type[Config]) -> Any:
     """Returns the values of a saved config, completed with :attr:`Config.earlier_values`.
 
     A saved config contains all keys that existed when it was saved. The defaults of some newer keys would change what the run
-    computes, so these keys get the values that earlier versions used.
+    computes, so these keys get the values that reproduce the behaviour of older versions.
     """
     if not isinstance(saved, dict):
         return saved
@@ -179,8 +179,8 @@ def _owner(schema: type[Config], location: Sequence[Any]) -> type[Config] | None
 
 
 def fields_of(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yields every field of a config class and of its sections, with its path. In a path, ``[]`` is any list entry, and
-    ``<name>`` is any name that the user chooses."""
+    """Yields every field of a config class and of its sections, with its path. In a path, ``[]`` stands for any list entry, and
+    ``<name>`` for any name that the user chooses."""
     for name, field in schema.model_fields.items():
         path = f"{prefix}{name}"
         yield path, field

@@ -24,7 +24,7 @@ MAX_FINDINGS = 20
 MAX_SHOWN = 200
 """Max number of characters that are shown of an invalid value."""
 MAX_FILES = 100
-"""Max number of files that a config may inherit from, counting repetitions."""
+"""Max number of files that a config may inherit from. A file that is inherited twice counts twice."""
 
 Places = dict[KeyPath, str]
 
@@ -63,8 +63,8 @@ def read_with_places(path: str | Path, overrides: Sequence[str]) -> tuple[dict[s
 
 
 def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns the plain, unbound values of a config with its bases and overrides, ignoring malformed overrides, which binding
-    reports.
+    """Returns the plain, unbound values of a config with its bases and overrides, ignoring malformed overrides, which are
+    reported when the config is bound.
 
     Raises:
         ConfigError: if a file cannot be read.
@@ -76,8 +76,8 @@ def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
-    """Returns the plain, unbound value of a top-level key, or None if the key is missing or the config cannot be read (which
-    binding reports)."""
+    """Returns the plain, unbound value of a top-level key, or None if the key is missing or the config cannot be read. Binding
+    the config reports such errors."""
     try:
         values = read_config(path, overrides)
     except ConfigError:
@@ -228,7 +228,8 @@ def unknown_key(name: str, place: str, known: Sequence[str]) -> str:
     Args:
         name: path of the key, such as ``train.batch_size``.
         place: location of the key.
-        known: paths of the valid keys, in which ``[]`` is any list entry and ``<name>`` is any name that the user chooses.
+        known: paths of the valid keys, in which ``[]`` stands for any list entry and ``<name>`` for any name that the user
+            chooses.
     """
     close = nearest_keys(name, known)
     section, dot, _ = name.rpartition(".")

@@ -86,14 +86,14 @@ def gather_objects(value: T) -> list[T]:
 
 
 def built_on_rank_0() -> AbstractContextManager[Any]:
-    """Context in which modules are built on rank 0, and with shapes but without content on others, until
+    """Context in which modules are built on rank 0, and as shapes without content on the other ranks, until
     :func:`move_from_rank_0`."""
     return nullcontext() if rank() == 0 else torch.device("meta")
 
 
 @torch.no_grad()
 def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
-    """Move a module to a device, with the parameters and buffers that it has on rank 0. Its DTensors are left unchanged."""
+    """Move a module to a device, and copy its parameters and buffers from rank 0 to all ranks. DTensors are left unchanged."""
     if not is_distributed():
         module.to(device)
         return
@@ -116,13 +116,13 @@ def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
             raise RuntimeError(f"{name} cannot be received from rank 0; does the model keep a view of it?") from error
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """Returns this rank's part of a DTensor, which shares its memory; any other tensor is returned unchanged."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Returns this rank's shard of a DTensor, without copying it. Any other tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """Returns a DTensor as a whole tensor, for which all ranks must call this; any other tensor is returned unchanged."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gathers a full tensor from a DTensor; all ranks must call this together. Any other tensor is returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -194,7 +194,7 @@ def set_timeout(minutes: float) -> None:
         # Public since torch 2.15, which deprecates the private name; older versions have only the private name.
         change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         for group in list(dist.distributed_c10d._world.pg_map):  # including the process groups of FSDP2's meshes
-            if group.group_desc != SAVING:  # disks of the ranks may differ in speed
+            if group.group_desc != SAVING:  # the disks of some ranks may be slower
                 change(timedelta(minutes=minutes), group)
 
 
@@ -250,7 +250,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
         dist.init_process_group("gloo", timeout=timedelta(minutes=timeout_min))
     try:
         yield device
-        barrier()  # rank 0 may still evaluate or save when the others have finished
+        barrier()  # rank 0 may still be evaluating or saving when the others have finished
     except RuntimeError as error:
         if _peer_is_gone(error):
             raise PeerLostError(PEER_GONE) from None

@@ -46,7 +46,7 @@ PACKAGES = (
 
 
 class UserError(Exception):
-    """A mistake in the user's input (a config, a file or a flag). The message states the fact, the value, the location and the
+    """A mistake in the user's input (a config, a file or a flag). The message states the problem, the value, the location and the
     remedy; ``status`` is the exit status of the command."""
 
     status = MISTAKE

@@ -133,7 +133,7 @@ class SkippedRecord(Event):
 
 
 class BrokenKind(BaseModel):
-    """Broken records, or parts of records, of one kind. ``count``: their number, None if they have not been counted yet;
+    """Broken records, or parts of records, of one kind. ``count``: how many there are, None if they have not been counted yet;
     ``first`` and ``message``: the location of the first one, and what is wrong with it."""
 
     model_config = ConfigDict(frozen=True)
@@ -155,14 +155,14 @@ class CountedRecords(Event):
     key: str | None = None
 
     def share(self) -> str:
-        """Says how many of the records are broken."""
+        """Returns a summary of how many records are broken."""
         file = "" if self.key is None else f"{self.key}: "
         if not self.broken:
             return f"{file}{self.read} records read, none broken"
         return f"{file}{self.broken} of {self.read} records ({100 * self.broken / max(self.read, 1):.1f} %) are broken"
 
     def listed(self) -> str:
-        """Returns the kinds of broken records, with the first of each."""
+        """Lists the kinds of broken records, each with its first record."""
         return "; ".join(
             f"{kind.count} {kind.kind} (first: {': '.join(filter(None, [kind.first, kind.message]))})"
             for kind in self.kinds
@@ -211,7 +211,7 @@ class Stalled(Event):
     stacks: str | None
 
     def details(self) -> str:
-        """Returns the end of the sentence: where the stacks are, and which ranks are silent."""
+        """Returns the end of the message: where the stacks are, and which ranks are silent."""
         stacks = "" if self.stacks is None else f"; its stacks are in {self.stacks}"
         silent = (
             f"; rank {rank} has stopped sending heartbeats, last seen in {phase}"
@@ -312,7 +312,7 @@ class EventLines(logging.Formatter):
         return json.dumps({"time": time, "event": _NAMES[type(event)], **event.model_dump()}, ensure_ascii=False)
 
 
-def is_fact(record: logging.LogRecord) -> bool:
+def is_event_or_warning(record: logging.LogRecord) -> bool:
     """True if a log record belongs in ``events.jsonl``: an event or a warning."""
     return isinstance(record.msg, Event) or record.levelno >= logging.WARNING
 
@@ -348,7 +348,7 @@ def read_events(path: Path, max_bytes: int | None = None) -> Iterator[Noted | Un
                 yield _event_of(number, line)
             if max_bytes is not None and first < size and file.tell() > first:
                 file.seek(size - max_bytes + first)
-                file.readline(LONGEST_LINE)  # the rest of a line
+                file.readline(LONGEST_LINE)  # skip the rest of the current line
                 first = size
 
 

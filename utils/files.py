@@ -1,4 +1,4 @@
-"""Reads files that we wrote, and writes files atomically: after a crash, a file has either its old or its new content."""
+"""Reads regular files, and writes files atomically: after a crash, a file has either its old or its new content."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     handle = os.open(temporary, os.O_RDONLY)
     try:
         _lock_alone(handle, path)
-        for left in temporary.iterdir():  # leftovers of a process that was killed
+        for left in temporary.iterdir():  # left behind by a process that was killed
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         try:
             yield temporary
@@ -151,7 +151,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _lock_alone(folder: int, path: Path) -> None:
-    """Lock the open temporary ``folder`` of ``path`` until it is closed. On disks without locks, do nothing."""
+    """Lock ``folder``, the open temporary folder of ``path``, until its descriptor is closed. On disks without locks, do
+    nothing."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(folder)

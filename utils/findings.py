@@ -10,7 +10,7 @@ Level = Literal["warning", "refused"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A fact with its numbers, the ``place`` it refers to (a config key, or a file and line), and the remedy.
+    """What a check found (``fact``, with its numbers), where (``place``, a config key or a file and line), and the ``remedy``.
 
     ``refused``: the run would fail or learn nothing; ``warning``: it may be intentional.
     """

@@ -46,14 +46,18 @@ ANY_NUMBER = Parameter(consume_multiple=0)
 """Marks a list like SEVERAL, but the flag may also be given without a value."""
 
 
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     """Returns a parser for integers within bounds."""
 
     def number(text: str) -> int:
         # isdigit would accept ²
-        if text.isascii() and text.isdecimal() and least <= int(text) and (most is None or int(text) <= most):
+        if text.isascii() and text.isdecimal() and minimum <= int(text) and (maximum is None or int(text) <= maximum):
             return int(text)
-        wanted = f"a number from {least:,} to {most:,}" if most is not None else f"a whole number of at least {least}"
+        wanted = (
+            f"a number from {minimum:,} to {maximum:,}"
+            if maximum is not None
+            else f"a whole number of at least {minimum}"
+        )
         raise WrongValueError(f"{text!r} is not {wanted}")
 
     return number
@@ -62,18 +66,18 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 positive = whole_number(1)
 
 
-def within(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
-    """Returns a parser for finite numbers from ``least`` to ``most``, excluding ``least`` itself if ``above``."""
+def number_within(minimum: float, maximum: float, *, above: bool = False) -> Callable[[str], float]:
+    """Returns a parser for finite numbers from ``minimum`` to ``maximum``. If ``above``, excludes ``minimum`` itself."""
 
     def number(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most or not math.isfinite(value) or (above and value == least):
+        if not minimum <= value <= maximum or not math.isfinite(value) or (above and value == minimum):
             first = "above" if above else "from"
-            last = "" if most == math.inf else f" {'and at most' if above else 'to'} {most:g}"
-            raise WrongValueError(f"{text!r} is not a number {first} {least:g}{last}")
+            last = "" if maximum == math.inf else f" {'and at most' if above else 'to'} {maximum:g}"
+            raise WrongValueError(f"{text!r} is not a number {first} {minimum:g}{last}")
         return value
 
     return number
@@ -104,8 +108,8 @@ def nearest(text: str, names: Iterable[str]) -> str | None:
     return folded[close[0]] if close else None
 
 
-def sentence(text: str) -> str:
-    """Parses a text that must not be blank."""
+def non_blank(text: str) -> str:
+    """Returns ``text``, which must not be blank."""
     if not text.strip():
         raise WrongValueError(f"{text!r} is blank; give a text")
     return text
@@ -120,8 +124,8 @@ def override(text: str) -> str:
 
 
 Positive = Annotated[int, read_by(positive)]
-PositiveReal = Annotated[float, read_by(within(0, math.inf, above=True))]
-Share = Annotated[float, read_by(within(0, 1, above=True))]
+PositiveReal = Annotated[float, read_by(number_within(0, math.inf, above=True))]
+Fraction = Annotated[float, read_by(number_within(0, 1, above=True))]
 Override = Annotated[str, read_by(override, name="key=value")]
 File = Annotated[str, named("FILE")]
 ModelName = Annotated[str, named("MODEL")]

@@ -64,16 +64,16 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         ends = time.monotonic() + self.wait_s
-        told = False
+        warned = False
         while True:
             try:
                 return self._take()
             except FolderInUseError as error:
                 if time.monotonic() >= ends:
                     raise
-                if not told:
+                if not warned:
                     logger.warning("%s; waiting up to %.0f s (--wait)", str(error).partition(";")[0], self.wait_s)
-                told = True
+                warned = True
             time.sleep(POLL_S)
 
     def _take(self) -> FolderLock:
@@ -147,7 +147,8 @@ class FolderLock:
         return True
 
     def _age(self) -> float | None:
-        """Returns the seconds since the lease was renewed, measured with the disk's clock, or None if there is no lease."""
+        """Returns the seconds since the lease was renewed, measured by the clock of the file system, or None if there is no
+        lease."""
         probe = self.path.with_name(f"{LEASE_FILE}.{self._token}")
         probe.touch()
         try:

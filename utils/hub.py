@@ -1,5 +1,5 @@
-"""Resolves folders and models of the Hugging Face Hub. All downloads go through this module, which checks first that the Hub can
-be reached."""
+"""Finds the files of models, in local folders or on the Hugging Face Hub. All downloads go through this module, which first
+checks that the Hub can be reached."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def check_hub(name: str, key: str, remedy: str = "give a folder with the model's
     check_reach(f"{key}: {name} is not a local folder and not in the Hub cache", remedy)
 
 
-def check_reach(fact: str, remedy: str = "try again where it can be reached") -> None:
-    """Raise a :class:`UserError` if the Hub is not reachable, with the ``fact`` that makes it necessary and the ``remedy``."""
+def check_reach(problem: str, remedy: str = "try again where it can be reached") -> None:
+    """Raise a :class:`UserError` if the Hub is not reachable. Its message begins with ``problem`` and ends with ``remedy``."""
     from huggingface_hub import constants
 
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
     if reason:
-        raise UserError(f"{fact}, and {constants.ENDPOINT} cannot be reached ({reason}); {remedy}")
+        raise UserError(f"{problem}, and {constants.ENDPOINT} cannot be reached ({reason}); {remedy}")
 
 
 def looks_like_path(name: str) -> bool:
@@ -106,7 +106,7 @@ def _fetched(name: str, files: Sequence[str], key: str, beside: Sequence[str]) -
 
 
 def hub_headers(address: str) -> dict[str, str]:
-    """Returns the headers with which the Hub gives a file to the logged-in user; empty for other URLs."""
+    """Returns the headers that authorise the logged-in user to download a file from the Hub; empty for other URLs."""
     if "/datasets/" not in address or "/resolve/" not in address:
         return {}
     from huggingface_hub import constants, get_token

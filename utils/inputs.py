@@ -103,7 +103,7 @@ def missing_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> dict[str,
     """Returns the missing paths, each with the keys that name it. ``leave_out``: sections to ignore."""
     missing: dict[str, list[str]] = {}
     for key, kind, path in inputs_of(config):
-        if key.partition(".")[0] not in leave_out and not _is_there(kind, path):
+        if key.partition(".")[0] not in leave_out and not _exists(kind, path):
             missing.setdefault(path, []).append(key)
     return missing
 
@@ -151,7 +151,7 @@ def pattern_of(path: Path) -> str:
     return os.path.join(glob.escape(str(folder)), path.relative_to(folder)) if folder != path else str(path)
 
 
-def _is_there(kind: Kind, value: str) -> bool:
+def _exists(kind: Kind, value: str) -> bool:
     if kind == "shards" and (is_address(value) or is_hub(value)):
         return True  # only the server knows whether it exists
     path = expanded(value)

@@ -8,14 +8,14 @@ from typing import BinaryIO
 PIECE_BYTES = 1 << 20
 
 
-def bounded_lines(file: BinaryIO, longest: int, within: bool = False) -> Iterator[tuple[int, str]]:
-    """Yields the lines from the current position on, numbered from 1 and truncated to ``longest`` bytes.
+def bounded_lines(file: BinaryIO, longest: int, mid_line: bool = False) -> Iterator[tuple[int, str]]:
+    """Yields the lines that follow the current position, numbered from 1 and truncated to ``longest`` bytes.
 
-    ``within``: True if the position is in the middle of a line, the rest of which is then skipped.
+    ``mid_line``: the current position is in the middle of a line, so the rest of this line is skipped.
     """
     number = 0
-    while line := file.readline(PIECE_BYTES if within else longest):
-        if not within:
+    while line := file.readline(PIECE_BYTES if mid_line else longest):
+        if not mid_line:
             number += 1
             yield number, line.decode("utf-8", "replace")
-        within = not line.endswith(b"\n")
+        mid_line = not line.endswith(b"\n")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import PeerLostError, UserError
-from utils.events import Event, EventLines, Failed, LostRank, is_fact
+from utils.events import Event, EventLines, Failed, LostRank, is_event_or_warning
 from utils.files import check_regular
 
 
@@ -90,7 +90,7 @@ def set_up(log_file: Path | None = None, events_file: Path | None = None) -> Non
         root.addHandler(_appending(log_file, logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")))
     if events_file is not None:
         events = _appending(events_file, EventLines())
-        events.addFilter(is_fact)
+        events.addFilter(is_event_or_warning)
         root.addHandler(events)
     root.setLevel(logging.INFO)
     threading.excepthook = _thread_failed

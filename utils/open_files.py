@@ -13,7 +13,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-OWN = 48
+BASE_FILES = 48
 """Number of files that a training process needs without workers: logs, libraries, connections to other ranks, and some shards."""
 PER_WORKER = 12
 """Number of files that a training process needs per worker: two pipes, and shared memory for the tensors of a batch."""
@@ -40,7 +40,7 @@ def check_limit(workers: int) -> None:
         if soft != hard:
             with contextlib.suppress(OSError, ValueError):  # the real limit of macOS is lower than the one it reports
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    needed = OWN + PER_WORKER * workers
+    needed = BASE_FILES + PER_WORKER * workers
     if limit() < needed:
         raise UserError(
             f"a process may have {limit()} files open (ulimit -n), but this run with data.workers={workers} needs {needed}; "

@@ -12,8 +12,8 @@ def counted(number: int, one: str, more: str) -> str:
 
 
 def printed(text: str, encoding: str | None = None) -> str:
-    """Returns a text on one line, and escapes characters that ``encoding`` (by default, the encoding of standard output)
-    lacks."""
+    """Returns a text on one line, and escapes characters that ``encoding`` (by default, the encoding of standard output) cannot
+    represent."""
     wanted = encoding or sys.stdout.encoding or "utf-8"
     return text.replace("\n", "\\n").encode(wanted, "backslashreplace").decode(wanted)
 

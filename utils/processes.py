@@ -26,7 +26,7 @@ WAIT_S = 240
 (90 s)."""
 
 GRACE_S = 120
-"""Default number of seconds that a run has to exit after a signal."""
+"""Default number of seconds within which a run must exit after a signal."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""

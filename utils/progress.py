@@ -1,4 +1,4 @@
-"""Progress bars, which are redrawn in place on a screen and print a line every 30 seconds to a file."""
+"""Progress bars. In a terminal, they are redrawn in place; in a file, they print a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tqdm import tqdm
 SECONDS_ON_A_SCREEN, SECONDS_IN_A_FILE = 0.5, 30.0
 LINE = "{percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 COUNT = "{n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-"""Without a known total."""
+"""The format without a known total."""
 
 
 def progress_bar(
     items: Iterable[Any] | None = None, *, total: int | None, quiet: bool = False, **options: Any
 ) -> tqdm[Any]:
     """Creates a progress bar with remaining time, which iterates over ``items`` or is updated manually; hidden if ``quiet``.
-    ``total``: number of items, None if unknown; ``options`` are passed to tqdm."""
+    ``total``: number of items, or None if unknown; ``options`` are passed to tqdm."""
     if sys.stderr.isatty():
         return tqdm(items, total=total, disable=quiet, mininterval=SECONDS_ON_A_SCREEN, dynamic_ncols=True, **options)
     return LineBar(

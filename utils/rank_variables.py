@@ -33,25 +33,25 @@ class Variables:
             f"{names[0]} is not set, although {self._others()} indicate a job; start the job with the scheduler, or unset them"
         )
 
-    def number(self, *names: str, least: int = 0, most: int | None = None, reason: str = "") -> int:
-        """Returns the number in the first of ``names`` that is set, which must be within ``least`` and ``most``. ``reason``:
-        explains ``most`` in the error."""
+    def number(self, *names: str, minimum: int = 0, maximum: int | None = None, reason: str = "") -> int:
+        """Returns the number in the first of ``names`` that is set, which must lie between ``minimum`` and ``maximum``.
+        ``reason`` explains the maximum in the error."""
         text = self.text(*names)
         name = next(name for name in names if self.has(name))
         number = whole_number(text)
         if number is None:
             raise UserError(f"{name} = {text!r} is not a number; the launcher or the scheduler should have set one")
-        if number < least or (most is not None and number > most):
-            wanted = f"{least} or more" if most is None else f"within {least} .. {most}{reason}"
+        if number < minimum or (maximum is not None and number > maximum):
+            wanted = f"{minimum} or more" if maximum is None else f"within {minimum} .. {maximum}{reason}"
             raise UserError(f"{name} = {number} is not {wanted}; check how the launcher or the scheduler sets it")
         return number
 
     def port(self, *names: str) -> int:
-        return self.number(*names, least=1, most=LAST_PORT)
+        return self.number(*names, minimum=1, maximum=LAST_PORT)
 
     def index(self, *names: str, count: int, of: str) -> int:
         """Returns the index, from 0, of one of ``count`` nodes or ranks."""
-        return self.number(*names, most=count - 1, reason=f" ({count} {of})")
+        return self.number(*names, maximum=count - 1, reason=f" ({count} {of})")
 
     def _others(self) -> str:
         known = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "PET_NNODES", "PET_NODE_RANK", "SLURM_JOB_ID")
@@ -68,8 +68,8 @@ def check_rank(environment: Mapping[str, str]) -> None:
     does not exist."""
     variables = Variables(environment)
     if variables.has("RANK", "WORLD_SIZE"):
-        variables.index("RANK", count=variables.number("WORLD_SIZE", least=1), of="ranks")
+        variables.index("RANK", count=variables.number("WORLD_SIZE", minimum=1), of="ranks")
     if variables.has("LOCAL_RANK"):
         variables.number("LOCAL_RANK")
-    if variables.has("WORLD_SIZE", "MASTER_PORT") and variables.number("WORLD_SIZE", least=1) > 1:
+    if variables.has("WORLD_SIZE", "MASTER_PORT") and variables.number("WORLD_SIZE", minimum=1) > 1:
         variables.port("MASTER_PORT")

@@ -28,7 +28,7 @@ class TensorSpool:
         self.count = 0
 
     def append(self, tensors: Tensor) -> None:
-        """Append N tensors, (N, ...), of the same shape and dtype as the earlier tensors.
+        """Append N tensors, (N, ...), of the same shape and dtype as the previous tensors.
 
         Raises:
             UserError: if the disk is full.

@@ -1,4 +1,4 @@
-"""Sizes of tensors, and modules without content."""
+"""Sizes of tensors, and modules on the meta device."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from utils.errors import UserError
 from utils.files import replacing
 
 ABOUT = "about"
-"""Entry of the header, which holds JSON with the hash under ``sha256``. We use a single entry because safetensors writes several
-in random order."""
+"""Entry of the header: a JSON object with the hash under ``sha256``. There is only one entry, because safetensors writes several
+entries in random order."""
 
 TOKEN_IDS = "token_ids"
-"""Key in this entry: the digest of the token ids that the weights were trained with (:mod:`dataset.text.loading`)."""
+"""Key in this entry for the digest of the token ids that the weights were trained with (:mod:`dataset.text.loading`)."""
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
@@ -36,9 +36,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(contiguous, temporary, metadata=header)
-        temporary.chmod(
-            mode
-        )  # the usual mode of new files; newer versions of safetensors make files readable only by the owner
+        # The usual mode of new files. Newer versions of safetensors make files readable only by the owner.
+        temporary.chmod(mode)
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ Lines = dict[KeyPath, int]
 
 
 class YamlError(Exception):
-    """A text does not contain plain values. ``problem``: the fact and the remedy; ``line``: line number, from 1."""
+    """A text does not contain plain values. ``problem``: what is wrong, and the remedy; ``line``: line number, from 1."""
 
     def __init__(self, line: int, problem: str):
         super().__init__(f"line {line}: {problem}")
@@ -81,7 +81,7 @@ _CHECK = "check quotes, brackets and indentation"
 @lru_cache(maxsize=256)
 def _compose(text: str) -> Node | None:
     """Returns the nodes of a text, which callers must not modify. Cached, because a command reads each config file several times:
-    for its task, its kind and its values."""
+    for its task, for its type and for its values."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer
     yaml.max_depth = MAX_DEPTH

@@ -31,7 +31,7 @@ from engine.parallel.strategy import Parallel, copied_to_host
 from engine.train_config import ShardingConfig
 from optim.setup import encoders_in
 from utils import distributed
-from utils.distributed import local_part, whole_tensor
+from utils.distributed import full_tensor, local_shard
 from utils.tensors import on_meta, tensor_bytes
 
 
@@ -94,7 +94,7 @@ class Sharded(Parallel):
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         norms = [
-            nn.utils.get_total_norm([local_part(each) for each in gradients if isinstance(each, DTensor) is sharded])
+            nn.utils.get_total_norm([local_shard(each) for each in gradients if isinstance(each, DTensor) is sharded])
             for sharded in (True, False)
         ]
         sharded_square, scalar_square = (norm.square() for norm in norms)
@@ -118,7 +118,7 @@ class Sharded(Parallel):
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(whole_tensor(parameters[name]))
+                parameter.copy_(full_tensor(parameters[name]))
             for buffer, own in zip(model.buffers(), self.model.buffers(), strict=True):
                 buffer.copy_(own)
         return model.train(self.model.training)

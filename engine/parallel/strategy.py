@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from utils.distributed import whole_tensor
+from utils.distributed import full_tensor
 
 
 class Parallel(ABC):
@@ -106,7 +106,7 @@ def copied_to_host(value: Any, keep: bool = True) -> Any:
         keep: if False, this rank takes part in the communication but returns None.
     """
     if isinstance(value, Tensor):
-        tensor = whole_tensor(value.detach())
+        tensor = full_tensor(value.detach())
         return torch.empty_like(tensor, device="cpu").copy_(tensor) if keep else None
     if isinstance(value, dict):
         copied = {key: copied_to_host(part, keep) for key, part in value.items()}

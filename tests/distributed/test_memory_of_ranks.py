@@ -20,7 +20,7 @@ from tests.tools.test_plan import ALONE, BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
 from tools.steps.fake import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, chunks_of, trainable, trainer_of
 from utils.config import load_config
-from utils.distributed import local_part
+from utils.distributed import local_shard
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +161,7 @@ class Allocated:
             parameter.grad = None
         states = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
         kept = [*trainer.model.parameters(), *trainer.model.buffers(), *states, *trainer.trained.average.tensors]
-        before = sum(local_part(tensor).untyped_storage().nbytes() for tensor in kept)
+        before = sum(local_shard(tensor).untyped_storage().nbytes() for tensor in kept)
         gc.collect()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
             trainer.train_step(batches)

@@ -23,7 +23,7 @@ from tests.engine.test_ema import as_format_1
 from tests.messages import OneLine
 from tests.ranks import on_ranks
 from utils.config import load_config
-from utils.distributed import local_part
+from utils.distributed import local_shard
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def bytes_of(run: Trainer) -> float:
     parameters = list(run.model.parameters())
     tensors = [*parameters, *(each.grad for each in parameters if each.grad is not None), *states]
     assert isinstance(run.model.box_head[0].weight, DTensor) == (run.config.parallel not in ("auto", "ddp"))
-    return float(sum(each.numel() * each.element_size() for each in map(local_part, tensors)))
+    return float(sum(each.numel() * each.element_size() for each in map(local_shard, tensors)))
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float = 1e-9) -> None:
@@ -204,7 +204,7 @@ class SavedAndRead:
         run = trainer(self.folder, self.tiny, *STEPS, "train.parallel=fsdp")
         run.train_step(list(run.loader.batches(0, 1)))
         _, states = run.trained.optimizer_state()
-        before = {name: local_part(state).clone() for name, state in states.items()}
+        before = {name: local_shard(state).clone() for name, state in states.items()}
         saving = run.parallel.start_saving(states, self.folder / "shards")
         for state in states.values():
             state.zero_()
@@ -214,7 +214,7 @@ class SavedAndRead:
             "the checkpoint must not contain pickles"
         )
         return all(
-            torch.equal(local_part(read[name.rpartition("/")[0]][name.rpartition("/")[2]]), before[name])
+            torch.equal(local_shard(read[name.rpartition("/")[0]][name.rpartition("/")[2]]), before[name])
             for name in before
         )
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.messages import OneLine
 from utils.commands import FLAGS, STANDARD_INPUT, argv_of, call
-from utils.flags import SEVERAL, Override, Positive, Share, alone_or, positive, read_by, sentence
+from utils.flags import SEVERAL, Fraction, Override, Positive, alone_or, non_blank, positive, read_by
 
 CALLS: list[dict[str, object]] = []
 
@@ -34,8 +34,8 @@ def paint(
     image: Annotated[list[str], SEVERAL],
     place: Place = Place(),
     out: Path = Path("out.png"),
-    text: list[Annotated[str, read_by(sentence)]] | None = None,
-    share: Share = 1.0,
+    text: list[Annotated[str, read_by(non_blank)]] | None = None,
+    share: Fraction = 1.0,
     layer: int | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     as_json: bool = False,
@@ -131,10 +131,10 @@ def test_a_mistake_is_reported_in_one_line_with_the_nearest_name(words, message,
 
 def find(
     index: Path,
-    texts: list[Annotated[str, read_by(sentence)]],
+    texts: list[Annotated[str, read_by(non_blank)]],
     /,
     *,
-    locate: Annotated[str | bool, alone_or(sentence, "PHRASE")] = False,
+    locate: Annotated[str | bool, alone_or(non_blank, "PHRASE")] = False,
     seeds: Annotated[tuple[int, ...], read_by(lambda text: tuple(map(int, text.split(","))), n_tokens=1)] = (),
     text: tuple[str, ...] = (),
     top: Positive = 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.messages import naming
-from utils.flags import WrongValueError, one_of, override, positive, sentence, whole_number, within
+from utils.flags import WrongValueError, non_blank, number_within, one_of, override, positive, whole_number
 
 
 def test_a_misspelled_name_is_reported_with_the_nearest():
@@ -22,9 +22,9 @@ def test_a_misspelled_name_is_reported_with_the_nearest():
     [
         (positive, "3", 3),
         (whole_number(0, 10), "10", 10),
-        (within(-1, 1), "-1e0", -1.0),
-        (within(0, 1, above=True), "1", 1.0),
-        (sentence, "a dog", "a dog"),
+        (number_within(-1, 1), "-1e0", -1.0),
+        (number_within(0, 1, above=True), "1", 1.0),
+        (non_blank, "a dog", "a dog"),
         (override, "a.b=c=d", "a.b=c=d"),
     ],
 )
@@ -40,11 +40,11 @@ def test_a_value_is_parsed(read, text, value):
         (positive, "²"),
         (positive, "1.0"),
         (whole_number(0, 10), "11"),
-        (within(-1, 1), "nan"),
-        (within(-1, 1), "1.1"),
-        (within(0, float("inf"), above=True), "0"),
-        (within(0, float("inf"), above=True), "inf"),
-        (sentence, " "),
+        (number_within(-1, 1), "nan"),
+        (number_within(-1, 1), "1.1"),
+        (number_within(0, float("inf"), above=True), "0"),
+        (number_within(0, float("inf"), above=True), "inf"),
+        (non_blank, " "),
         (override, "a.b"),
     ],
 )

@@ -11,7 +11,7 @@ from engine.devices import ASSUMED_UTILISATION, PEAKS
 from tasks.flag import TaskName
 from utils.commands import FLAGS
 from utils.errors import UserError
-from utils.flags import File, Positive, PositiveReal, Share, named
+from utils.flags import File, Fraction, Positive, PositiveReal, named
 
 
 @FLAGS
@@ -42,7 +42,7 @@ class PlanFlags:
     network: Annotated[PositiveReal | None, named("GB/S")] = None
     memory: Annotated[PositiveReal | None, named("GB")] = None
     gpu: Annotated[str | None, Parameter(choices=PEAKS, show_choices=False)] = None
-    utilisation: Share = ASSUMED_UTILISATION
+    utilisation: Fraction = ASSUMED_UTILISATION
     global_batch: Positive | None = None
     records: Positive | None = None
     estimate: bool = False

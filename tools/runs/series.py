@@ -222,7 +222,7 @@ def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
     """
     with path.open("rb") as opened:
         opened.seek(max(0, start - 1))  # a line that begins exactly at this byte is kept
-        yield from bounded_lines(opened, LONGEST_LINE, within=start > 0)
+        yield from bounded_lines(opened, LONGEST_LINE, mid_line=start > 0)
 
 
 def _metrics_of(line: str) -> dict[str, float | None] | None:
