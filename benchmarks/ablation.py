@@ -16,7 +16,7 @@ from utils.files import write_text
 SCENES = Path("data/scenes")
 
 
-def only(descriptions: slice, records: Path) -> Iterator[str]:
+def keep_descriptions(descriptions: slice, records: Path) -> Iterator[str]:
     """Yields the lines of the records with only some of the descriptions of each box. The first description names the object
     itself ("a small green star"). The others describe it by its relation to another object, like region descriptions."""
     for line in records.read_text(encoding="utf-8").splitlines():
@@ -33,7 +33,7 @@ def variants(folder: Path) -> dict[str, list[str]]:
     for name, descriptions in {"object": slice(0, 1), "region": slice(1, None)}.items():
         path = folder / f"{name}_descriptions.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(f"{line}\n" for line in only(descriptions, SCENES / "train.jsonl")))
+        write_text(path, "".join(f"{line}\n" for line in keep_descriptions(descriptions, SCENES / "train.jsonl")))
         regions[name] = [f"data.regions.files=[{path}]", f"data.regions.image_root={SCENES}"]
     return {
         "all": [],
@@ -48,9 +48,9 @@ def variants(folder: Path) -> dict[str, list[str]]:
 def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/ablation")) -> int:
     """Ablation of the paper's method on the demo; run make scenes first.
 
-    The demo is trained for 300 steps unchanged, and without one part of the method at a time: region descriptions, object
+    The demo is trained for 300 steps unchanged, and without one component of the method at a time: region descriptions, object
     descriptions, both, the box losses, the matching loss. run.py sweep starts the runs and prints the table; docs/ablations.md
-    has the results.
+    shows the results.
 
     Args:
         steps: number of steps per run.

@@ -50,7 +50,7 @@ def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
     return steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=False)
 
 
-def measure_of(task: str) -> str:
+def metric_of(task: str) -> str:
     """Returns the metric that selects the weights of a task."""
     kind = choose(f"configs/demo/{task}.yaml", [], None).load().task
     assert issubclass(kind, FineTuneTask)
@@ -60,9 +60,10 @@ def measure_of(task: str) -> str:
 def main(*tasks: str, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/adapters")) -> int:
     """Compares adapters with full fine-tuning on the demo's tasks; run make demo first.
 
-    Each task is fine-tuned from the demo's pre-trained model for the same number of steps: all weights, low-rank adapters, and
-    all weights except the vision and text encoders. run.py sweep starts and resumes the runs. The benchmark prints the metric
-    that selects the weights, on the test split, and the planned memory of a step. docs/finetuning.md has the results.
+    Each task is fine-tuned from the demo's pre-trained model for the same number of steps in three ways: all weights, low-rank
+    adapters, and all weights except the vision and text encoders. run.py sweep starts and resumes the runs. The benchmark prints
+    the metric that selects the weights, on the test split, and the planned memory of a step. docs/finetuning.md shows the
+    results.
 
     Args:
         tasks: the tasks (default: all).
@@ -82,9 +83,9 @@ def main(*tasks: str, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/adapte
         status |= code
         if code == 2:  # nothing was measured; the sweep has printed the error
             continue
-        measured, measure = json.loads((folder / "sweep.json").read_text(encoding="utf-8")), measure_of(task)
-        entries = [shown([run[measure] for run in measured[name]]) for name in VARIANTS]
-        rows.append(f"| `{task}`: {measure} | {' | '.join(entries)} |")
+        measured, metric = json.loads((folder / "sweep.json").read_text(encoding="utf-8")), metric_of(task)
+        entries = [shown([run[metric] for run in measured[name]]) for name in VARIANTS]
+        rows.append(f"| `{task}`: {metric} | {' | '.join(entries)} |")
     lines = [f"| | {' | '.join(VARIANTS)} |", f"|---|{'---|' * len(VARIANTS)}", *rows]
     for path in (*(f"configs/demo/{task}.yaml" for task in tasks or TASKS), LARGER):
         sizes = [f"{memory_of(path, overrides).total / 1e6:,.0f} MB" for overrides in VARIANTS.values()]

@@ -19,7 +19,7 @@ from utils.commands import call
 from utils.flags import Positive
 
 LENGTHS = {1: 2050, 2: 800, 3: 230, 4: 40, 5: 8, 6: 1}
-"""Word pieces of a candidate -> number of candidates, 3,129 in all."""
+"""Number of word pieces -> number of candidates of this length, 3,129 in total."""
 
 K = 128
 QUESTION_TOKENS = (5, 14)
@@ -37,19 +37,19 @@ def build(width: int, layers: int, vocab: int) -> AnswerDecoder:
     return AnswerDecoder(config, arch, sizes).eval()
 
 
-def draw_candidates(vocab: int, share: float, generator: torch.Generator) -> list[list[int]]:
-    """Draws distinct answers as token ids: a fraction ``share`` of :data:`LENGTHS`, at least one per length."""
+def draw_candidates(vocab: int, fraction: float, generator: torch.Generator) -> list[list[int]]:
+    """Draws distinct answers as token ids: a ``fraction`` of :data:`LENGTHS`, at least one per length."""
     frequency = 1 / torch.arange(10, 10 + vocab - FIRST_WORD, dtype=torch.float64)
     answers: dict[tuple[int, ...], None] = {}
     for length, number in LENGTHS.items():
-        goal = len(answers) + max(1, round(number * share))
+        goal = len(answers) + max(1, round(number * fraction))
         while len(answers) < goal:
             pieces = torch.multinomial(frequency, length, replacement=True, generator=generator)
             answers[tuple((FIRST_WORD + pieces).tolist())] = None
     return [[CLS, *answer, SEP] for answer in answers]
 
 
-def naive_way(
+def rank_naively(
     decoder: AnswerDecoder, questions: PackedTexts, candidates: list[list[int]], k: int, ranking: Ranking
 ) -> RankedAnswers:
     """Ranks candidates with a straightforward implementation: the first step for all questions at once, then one call per
@@ -117,29 +117,29 @@ def main(*, rounds: Positive = 5, small: bool = False) -> int:
     """
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    width, layers, vocab, share, number = (64, 2, 1200, 0.05, 2) if small else (768, 6, 30522, 1.0, 4)
+    width, layers, vocab, fraction, number = (64, 2, 1200, 0.05, 2) if small else (768, 6, 30522, 1.0, 4)
     k = 16 if small else K
     decoder = build(width, layers, vocab)
-    candidates = draw_candidates(vocab, share, generator)
+    candidates = draw_candidates(vocab, fraction, generator)
     tree = AnswerTree(candidates)
     ratios = []
-    for place in range(rounds + 1):
+    for round_ in range(rounds + 1):
         questions = draw_questions(number, width, generator)
         started = time.perf_counter()
-        expected = naive_way(decoder, questions, candidates, k, "likelihood")
+        expected = rank_naively(decoder, questions, candidates, k, "likelihood")
         naive_s = time.perf_counter() - started
         started = time.perf_counter()
         ranked = rank_answers(decoder, questions, tree, k, "likelihood")
         ours_s = time.perf_counter() - started
         difference = compare(ranked, expected)
-        if place:  # the first round warms up
+        if round_:  # the first round warms up
             ratios.append(naive_s / ours_s)
             sys.stdout.write(
                 f"{number} questions: baseline {1e3 * naive_s / number:.0f} ms each, ours {1e3 * ours_s / number:.0f} "
                 f"ms, ratio {ratios[-1]:.2f}, probabilities differ by {difference:.1e}\n"
             )
     ranked = rank_answers(decoder, questions, tree, k, "released")
-    compare(ranked, naive_way(decoder, questions, candidates, k, "released"))
+    compare(ranked, rank_naively(decoder, questions, candidates, k, "released"))
     pieces = sum(map(len, candidates)) / len(candidates) - 2
     sys.stdout.write(
         f"{len(candidates)} candidates of {pieces:.2f} word pieces on average, k = {k}, {torch.get_num_threads()} threads\n"

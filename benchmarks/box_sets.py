@@ -68,9 +68,9 @@ def regions_of(model: Model, items: list[Phrase]) -> list[ScoredBoxes]:
     return found
 
 
-def of_regions(path: Path) -> dict[str, tuple[Evaluation, float]]:
-    """Returns metrics on the test phrases, for all phrases and for phrases with several boxes. Both use the threshold that is
-    best on the validation phrases."""
+def region_metrics(path: Path) -> dict[str, tuple[Evaluation, float]]:
+    """Returns metrics on the test phrases, with two thresholds: the best on all validation phrases, and the best on those with
+    several boxes."""
     model = load(path)
     splits = {
         split: read_phrases(GroundingSplitConfig(annotations=SCENES.format(split)), "data", 0.0, ANY_NUMBER)
@@ -116,7 +116,7 @@ def main(
         with ThreadPoolExecutor(jobs) as pool:
             runs = {(way, seed): pool.submit(trained, way, seed, folder) for way in WAYS for seed in seeds}
             results = {way: [runs[way, seed].result() for seed in seeds] for way in WAYS}
-        regions = of_regions(model)
+        regions = region_metrics(model)
         sets, published = results["set head"], results["published head"]
         rows: list[tuple[str, str | None]] = [("N-acc", None)]
         rows += [(f"{kind}: {EXACT}", None) for kind in list(KINDS)[1:]]
@@ -124,13 +124,13 @@ def main(
         width = max(len(name) for name, _ in rows)
         titles = "".join(f"{title:>18}" for title in regions)
         sys.stdout.write(f"{'':{width}}  {'set head':>20}  {'published head':>20}{titles}\n")
-        for name, of_published in rows:
+        for name, published_name in rows:
             ours = "".join(f"{100 * run[name]:7.1f}" for run in sets)
-            theirs = "" if of_published is None else "".join(f"{100 * run[of_published]:7.1f}" for run in published)
+            theirs = "" if published_name is None else "".join(f"{100 * run[published_name]:7.1f}" for run in published)
             others = "".join(f"{100 * evaluation[name].value:18.1f}" for evaluation, _ in regions.values())
             sys.stdout.write(f"{name:{width}}  {ours:>20}  {theirs:>20}{others}\n")
         thresholds = ", ".join(
-            f"{title} with a probability of at least {least:g}" for title, (_, least) in regions.items()
+            f"{title} with a probability of at least {threshold:g}" for title, (_, threshold) in regions.items()
         )
         sys.stdout.write(f"(x 100; seeds {', '.join(map(str, seeds))}; {thresholds})\n")
         return 0

@@ -64,9 +64,9 @@ def timed(decoder: Decoder, images: int) -> tuple[float, Generated]:
 def main(*, rounds: Positive = 5, images: int = 32, small: bool = False) -> int:
     """Speed of caption generation with and without a KV cache, for the base model.
 
-    Both alternate in one process: beam search with 3 beams and 20 word pieces per caption. Both project each image once and run
-    the same search; without the cache, every step recomputes all previous tokens. Since weights are random, captions are forced
-    to 20 pieces. Both must generate the same words. The last line is the median ratio of the times.
+    The two variants alternate in one process: beam search with 3 beams and 20 word pieces per caption. Both project each image
+    once and run the same search; without the cache, every step recomputes all previous tokens. Since weights are random, captions
+    are forced to 20 pieces. Both must generate the same words. The last line is the median ratio of the times.
 
     Args:
         rounds: number of pairs of measurements.

@@ -26,7 +26,7 @@ def main(*, rounds: Positive = 3, small: bool = False) -> int:
 
     The model is X²-VLM base with AdamW's state, about 3 GB. In a blocking save, the loop waits until the checkpoint is written,
     hashed and synced. In the asynchronous save that runs use, the loop waits only while the states are copied, and a thread does
-    the rest. Both alternate without overlap.
+    the rest. The two kinds of saves alternate without overlapping.
 
     The last line is the median ratio of the waiting times, asynchronous over blocking.
 

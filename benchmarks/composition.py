@@ -27,7 +27,7 @@ WAYS = {
     "without": ["data.images.hard_negatives=null", "data.regions.hard_negatives=null"],
     "with": [],
 }
-MEASURE = "accuracy"
+METRIC = "accuracy"
 RECALLS = [f"{way} R@1 ({score})" for score in ("cosine", "reranked") for way in ("image to text", "text to image")]
 """Metrics on whole scenes and their captions, which show the cost of hard negatives."""
 
@@ -82,7 +82,7 @@ def main(
     """Effect of hard negative texts in the demo: the fraction of images in drawn pairs that prefer their own text, and the
     recalls on whole scenes.
 
-    For each seed, the demo's model is trained further on captions that state a single fact, with and without hard negatives.
+    For each seed, the demo's model is trained further on captions that make a single statement, with and without hard negatives.
     Complete runs are skipped. The confidence intervals are over images, for the mean over seeds. Run make demo first.
 
     Args:
@@ -110,7 +110,7 @@ def main(
             sys.stdout.write(f"{way}\n")
             for score, results in suite.results(mean_of(judged), draws=1000).items():
                 for index, result in enumerate(results):
-                    if result.measure == MEASURE and result.interval is not None:
+                    if result.measure == METRIC and result.interval is not None:
                         low, high = (100 * end for end in result.interval)
                         each = " ".join(f"{100 * of_seed[score][index].value:5.1f}" for of_seed in of_seeds)
                         row = f"  {score:8} {result.row:10} {100 * result.value:5.1f} [{low:.1f}, {high:.1f}]"

@@ -111,14 +111,14 @@ def measure(work: Work, ours: Runtime, exported: Runtime, rounds: int) -> str:
 def main(*, rounds: Positive = 11, threads: Positive = 2, small: bool = False) -> int:
     """Compares the speed of a model in torch and of its export to ONNX.
 
-    Both alternate on the same images, texts and pairs, in one process with the same number of threads. Their results must agree
-    to 1e-4. A ratio is the time of torch over the time of onnxruntime in a round; the table has medians over the rounds. Weights,
-    pixels and tokens are random, because the time depends only on sizes. Reading and resizing images is the same for both and is
-    not timed.
+    The two runtimes alternate on the same images, texts and pairs, in one process with the same number of threads. Their results
+    must agree within 1e-4. A ratio is the time of torch over the time of onnxruntime in a round; the table shows medians over the
+    rounds. Weights, pixels and tokens are random, because the time depends only on sizes. Reading and resizing images is the same
+    for both and is not timed.
 
     Args:
         rounds: number of pairs of measurements.
-        threads: number of threads of both.
+        threads: number of threads for both.
         small: smoke test with a small model.
 
     Examples:

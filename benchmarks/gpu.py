@@ -214,14 +214,14 @@ def main(
     - eager: our code, not compiled;
     - compiled: our code, compiled as in train.compile (true if that is false), with texts padded as in the trainer.
 
-    All ways cycle through the same few batches. The first line lists the examples of a step. Each way then has a line with
-    samples per second; milliseconds of data, forward, backward, optimiser and communication; memory; and utilisation. Data is the
-    copy to the device, which overlaps with the previous step in a run. Communication is the time that the all-reduce of gradients
-    adds to the backward pass; contrastive embeddings are gathered in parallel with the fusion encoder. Utilisation is FLOPs from
-    models.core.flops over the device's dense peak (train.peak_tflops for unknown devices).
+    All ways cycle through the same small set of batches. The first line lists the examples of a step. Each way then has a line
+    with samples per second; milliseconds of data, forward, backward, optimiser and communication; memory; and utilisation. Data
+    is the copy to the device, which overlaps with the previous step in a run. Communication is the time that the all-reduce of
+    gradients adds to the backward pass; contrastive embeddings are gathered in parallel with the fusion encoder. Utilisation is
+    FLOPs from models.core.flops over the device's dense peak (train.peak_tflops for unknown devices).
 
     If a way does not fit into memory, its line says "out of memory". The last line is the ratio of the fastest way to the first;
-    the line before it names them. Without a GPU, the benchmark runs on the CPU.
+    the line before it names both ways. Without a GPU, the benchmark runs on the CPU.
 
     Args:
         overrides: config values, such as data.images.batch_size=64 train.recompute=[vision] train.compile=reduce-overhead.

@@ -313,9 +313,9 @@ TABLES: dict[str, Callable[[Any], list[str]]] = {
 
 
 def make(steps: Sequence[Step], out: Path, facts: dict[str, Any], *, cpu: bool, minutes: float) -> dict[str, Any]:
-    """Runs the steps that are not done yet, writes the receipt after each step, and returns it.
+    """Runs the steps that are not done yet, writes the receipt after each step, and returns the receipt.
 
-    Steps that failed before are run after the others. Results from other sources, versions or devices are discarded.
+    Steps that failed in a previous call are run last. Results of different sources, versions or devices are discarded.
 
     Args:
         steps: all steps of the receipt.
@@ -353,8 +353,8 @@ def make(steps: Sequence[Step], out: Path, facts: dict[str, Any], *, cpu: bool, 
         left = minutes - (time.monotonic() - started) / 60
         if left <= 0:
             break
-        most = min(left, sum(each.minutes for each in due[number:]))
-        sys.stdout.write(f"{number + 1}/{len(due)} {step.name}; at most {most:.0f} minutes left\n")
+        remaining = min(left, sum(each.minutes for each in due[number:]))
+        sys.stdout.write(f"{number + 1}/{len(due)} {step.name}; at most {remaining:.0f} minutes left\n")
         sys.stdout.flush()
         done[step.name] = run_step(step, out, left, environment)
         sys.stdout.write(f"    {done[step.name]['seconds']:.0f} s: {done[step.name]['failure'] or 'done'}\n")
@@ -392,7 +392,7 @@ def main(*, out_: Path | None = None, cpu: bool = False, minutes: Positive = MIN
         out_: folder of the receipt (default: runs/gpu, runs/gpu_on_cpu).
         cpu: run all steps on the CPU at small sizes, to try them.
         minutes: no step starts after this time; rerun the command to continue.
-        machine_: print facts about the machine; the benchmark calls itself with this flag in a separate process.
+        machine_: print information about the machine; the benchmark calls itself with this flag in a separate process.
 
     Examples:
         python -m benchmarks.gpu_receipt

@@ -36,7 +36,7 @@ def main(*, rounds: Positive = 9, count: Positive = 1, small: bool = False) -> i
     The step is engine.trainer.Trainer.train_step of the base model at 224 px in float32, on 8 image-text pairs and 12 regions of
     4 images. Steps with and without hard negatives alternate in one process.
 
-    The last line is the median ratio of the times, with over without.
+    The last line is the median ratio of the times: with hard negatives over without.
 
     Args:
         rounds: number of measurements of each.

@@ -158,8 +158,8 @@ def main(*, steps: Positive = 50, small: bool = False) -> int:
     for all losses, and has the same number of parameters as the model, each with a single element. Counts and FLOPs are computed
     with the real model on the meta device. Since nothing is copied on the CPU, "data" is only the bookkeeping of the loader.
 
-    The table has the median and the mean of each phase; means include the lines of metrics, medians do not. The last line is the
-    median, over steps, of the sum of the phases.
+    The table shows the median and the mean of each phase. The means include the steps that write a line of metrics; the medians
+    do not. The last line is the median, over steps, of the sum of the phases.
 
     Args:
         steps: number of timed steps.

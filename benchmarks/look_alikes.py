@@ -48,15 +48,15 @@ def _photograph(path: Path) -> Image.Image:
 def main(folder: Path, /, *, photographs: Positive = 300, copied: Positive = 60) -> int:
     """Measures how many copies of photographs run.py leaks --perceptual finds.
 
-    FOLDER contains 300 or more photographs of different subjects. Copies of some photographs (crops, half the size, recompressed,
-    grey, brighter) are compared with all photographs. For both thresholds of dataset.look_alikes, the benchmark prints the
-    fraction of copies that are matched with their original, and the number of false alarms, pairs of different photographs that
-    are matched.
+    FOLDER must contain 300 or more photographs of different subjects. Copies of some photographs (crops, half the size,
+    recompressed, grey, brighter) are compared with all photographs. For both thresholds of dataset.look_alikes, the benchmark
+    prints the fraction of copies that are matched with their original, and the number of false alarms (pairs of different
+    photographs that are matched).
 
     Args:
         folder: folder of the photographs.
         photographs: number of photographs to compare.
-        copied: number of photographs to make copies of.
+        copied: number of photographs to copy.
 
     Examples:
         python -m benchmarks.look_alikes FOLDER

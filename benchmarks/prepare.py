@@ -30,7 +30,7 @@ from utils.flags import Positive
 TARGET = 10_000
 """Target rate, in rows per second and process."""
 REGIONS, OBJECTS = 50, 35
-"""Numbers per image in Visual Genome."""
+"""Numbers of regions and objects per image in Visual Genome."""
 COCO_CAPTIONS, COCO_OBJECTS = 5, 7
 _WORDS = (
     "a",

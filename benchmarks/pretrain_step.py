@@ -74,12 +74,12 @@ def main(*, rounds: Positive = 7, small: bool = False) -> int:
 
     The step is engine.trainer.Trainer.train_step (forward, backward, clipping, AdamW) of the base model at 224 px in float32, on
     8 image-text pairs and 12 regions of 4 images. The backbone is timm's BEiT-2 base, forward and backward, on the same 12 images
-    in one batch, with fused attention and drop path 0.1. Both alternate in one process, in training mode.
+    in one batch, with fused attention and drop path 0.1. The step and the backbone alternate in one process, in training mode.
 
-    The last line is the median ratio of the times. The line before it is the ratio of the fastest times, which is least sensitive
-    to other programs. The memory is the process's peak before the backbone is built. Virtual machines may reclaim memory that is
-    idle for some seconds; to prevent this, put MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 before the command
-    (benchmarks/README.md).
+    The last line is the median ratio of the times. The line before it is the ratio of the fastest times, which is the least
+    sensitive to other programs. The memory is the process's peak before the backbone is built. Virtual machines may reclaim
+    memory that is idle for some seconds; to prevent this, put MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 before the
+    command (benchmarks/README.md).
 
     Args:
         rounds: number of pairs of measurements.

@@ -71,15 +71,15 @@ def _finish(device: torch.device) -> None:
         module.synchronize(device)
 
 
-def lines_of(found: dict[str, Any], most: int) -> list[str]:
-    """Returns the lines of the report, with at most ``most`` kernels."""
+def lines_of(found: dict[str, Any], limit: int) -> list[str]:
+    """Returns the lines of the report, with at most ``limit`` kernels."""
     lines = [f"{found['milliseconds_per_step']:.1f} ms/step, including the profiler's overhead"]
     if found["idle"] is not None:
         lines.append(f"the device is idle {found['idle']:.0%} of the time")
     lines += [f"attention: {count:g} calls per step, {name}" for name, count in found["attention"].items()]
-    shown = found["kernels"][:most]
+    shown = found["kernels"][:limit]
     lines += [f"{each['share']:6.1%} {each['milliseconds_per_step']:9.2f} ms  {each['name'][:100]}" for each in shown]
-    rest = sum(each["share"] for each in found["kernels"][most:])
+    rest = sum(each["share"] for each in found["kernels"][limit:])
     return [*lines, f"{rest:6.1%}               {len(found['kernels']) - len(shown)} others"]
 
 
@@ -94,9 +94,9 @@ def main(
 ) -> int:
     """Profiles a pre-training step by kernel and attention backend.
 
-    After a warm-up, a few steps of the trainer run under the profiler. The benchmark prints the kernels by their share of the
-    device time (on a CPU: operators by their share of the CPU time), the number of attention calls per backend, and the fraction
-    of time in which the device was idle. --trace FILE writes the complete trace for https://ui.perfetto.dev.
+    After a warm-up, a few steps of the trainer run under the profiler. The benchmark prints the kernels by their fraction of the
+    device time (on a CPU: operators by their fraction of the CPU time), the number of attention calls per backend, and the
+    fraction of time in which the device was idle. --trace FILE writes the complete trace for https://ui.perfetto.dev.
 
     Args:
         steps: number of profiled steps.

@@ -23,7 +23,7 @@ from utils.errors import UserError, one_line_errors
 from utils.flags import Override, Positive
 
 RANKS = 2
-FIRST = 3
+UNTIMED = 3
 """Number of steps that are not timed, since DDP rebuilds its buckets after the first step."""
 
 
@@ -37,13 +37,13 @@ def _rank(rank: int, port: int, overrides: list[str], small: bool, steps: int) -
     trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
     batch = pretrain_batch(config.data, model.vision, len(model.text.word_embeddings), seed=rank)
     seconds = []
-    for _ in range(FIRST + steps):
+    for _ in range(UNTIMED + steps):
         dist.barrier()
         started = time.perf_counter()
         trainer.train_step([batch])
         seconds.append(time.perf_counter() - started)
     if rank == 0:
-        sys.stdout.write(f"{statistics.median(seconds[FIRST:])}\n")
+        sys.stdout.write(f"{statistics.median(seconds[UNTIMED:])}\n")
     dist.destroy_process_group()
 
 
@@ -80,7 +80,7 @@ def main(
     Args:
         other: folder of another checkout, which may be older.
         rounds: number of measurements of each.
-        steps: number of steps per measurement; the median counts.
+        steps: number of steps per measurement, of which the median is used.
         small_: smoke test with a small model and batch.
         measure_: only print the seconds of a step, with the code in PYTHONPATH.
         overrides_: config values to override.

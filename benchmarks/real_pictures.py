@@ -31,7 +31,7 @@ from x2vlm.model import Model
 
 RECORDS = Path("data/real/records")
 SOURCES = ("emoji_google", "emoji_fluent", "clipart")
-SIDE, OF_EACH_SOURCE, COMPOSITES, NEAREST = 240, 4, 12, 3
+SIDE, PER_SOURCE, COMPOSITES, NEAREST = 240, 4, 12, 3
 NAMES_LEGEND = "three nearest names of the source by cosine · tick: the correct name, which is in brackets below"
 
 
@@ -57,7 +57,7 @@ def names(model: Model, choice: random.Random) -> Sheet:
         held_out = records(f"test_{source}")
         texts = [record["caption"] for record in held_out]
         embedded = model.embed_texts(texts)
-        for record in choice.sample(held_out, OF_EACH_SOURCE):
+        for record in choice.sample(held_out, PER_SOURCE):
             image = image_of(record)
             best = np.argsort(-(model.embed_images([image]) @ embedded.T)[0])[:NEAREST]
             lines = [Line(texts[place], right=texts[place] == record["caption"]) for place in best]

@@ -112,7 +112,7 @@ def main(runs: list[Path], /, *, split: Literal["val", "test"] = "test") -> int:
 
     For each source separately, names are ranked for each picture and pictures for each name, by cosine and with re-ranking, and
     masked words of names are predicted. Then names of cut-outs are located in composites, and names of divisions in maps. For
-    several runs, such as three seeds, the tables have means with standard deviations. Results that are newer than the run and the
+    several runs, such as three seeds, the tables show means with standard deviations. Results that are newer than the run and the
     records are reused.
 
     Args:

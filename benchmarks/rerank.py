@@ -68,9 +68,9 @@ def main(*, rounds: Positive = 5, small: bool = False) -> int:
 
     The benchmark compares models.inference.reranking.score_pairs with a common implementation as the baseline: k pairs per call,
     texts padded to 40 tokens for attention, the image's keys and values projected for every pair, all states of the last block
-    computed, fused attention. Both alternate in one process and score the same pairs of an image. Ours also scores the pairs of
-    the other direction, as in an evaluation; its time is divided by the number of all pairs. Weights, patches and texts are
-    random, because the time depends only on sizes. The last line is the median ratio of the times per pair.
+    computed, fused attention. The two alternate in one process and score the same pairs of an image. Our function also scores the
+    pairs of the other direction, as in an evaluation; its time is divided by the number of all pairs. Weights, patches and texts
+    are random, because the time depends only on sizes. The last line is the median ratio of the times per pair.
 
     Args:
         rounds: number of pairs of measurements.

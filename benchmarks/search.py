@@ -34,8 +34,8 @@ def unit(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
 def main(*, images: int = 1_000_000, width: int = 256, searches: int = 51) -> int:
     """Speed of the first stage of a search over many images.
 
-    The embeddings are random: a million, of the width of X²-VLM base, memory-mapped from a file in the page cache. Each search
-    has a different query. Encoding the text and re-ranking are not timed.
+    The embeddings are a million random vectors of the width that X²-VLM base uses, memory-mapped from a file in the page cache.
+    Each search has a different query. Encoding the text and re-ranking are not timed.
 
     Args:
         images: number of embeddings.

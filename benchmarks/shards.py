@@ -129,10 +129,10 @@ def main(
     """Speed of indexing tars, and cost of opening 130,000 of them.
 
     The first part writes tars of small images with captions and JSON, and indexes them from the page cache, with one process and
-    with two. The second part creates one empty file for each shard of the paper's largest data set, and an index of the size for
-    all of its records (sparse, so it takes no disk space). It opens the index in a separate process and prints the seconds, the
-    anonymous memory beyond imports, the open files, and how many positions per second are mapped to locations of records, in
-    random order and in block order.
+    with two. The second part creates one empty file for each shard of the paper's largest data set, and an index as large as all
+    of its records need (a sparse file, which takes no disk space). It opens the index in a separate process and prints the
+    seconds, the anonymous memory beyond imports, the open files, and how many positions per second are mapped to locations of
+    records, in random order and in block order.
 
     Args:
         tars: number of tars to index.

@@ -41,7 +41,7 @@ CASES: list[tuple[str, list[str], Sequence[int]]] = [
     ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=1"], (4, 8)),
     ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=2"], (2, 8)),
 ]
-"""Config, overrides, and numbers of examples of the leading stream in a micro-batch."""
+"""Config, overrides, and the numbers of examples in a micro-batch of the leading stream."""
 
 ON_GPU: list[tuple[str, list[str], Sequence[int]]] = [
     ("configs/pretrain/base_4m.yaml", ["train.global_batch=null"], (16, 48, 96)),

@@ -28,18 +28,19 @@ CLS_ID, SEP_ID, MASK_ID, FIRST_RANDOM = range(FIRST_WORD, FIRST_WORD + 4)
 
 @dataclass(frozen=True)
 class Lengths:
-    """Distribution of the number of tokens in a text, including [CLS] and [SEP]: normal, clamped to ``least`` and ``most``."""
+    """Distribution of the number of tokens in a text, including [CLS] and [SEP]: normal, clamped to ``minimum`` and
+    ``maximum``."""
 
     mean: float
     spread: float
-    least: int = 3
-    most: int = 30
+    minimum: int = 3
+    maximum: int = 30
 
     def sample(self, count: int, generator: torch.Generator) -> list[int]:
         """Returns ``count`` lengths: evenly spaced quantiles in random order, so that even small samples have the right mean."""
         normal = statistics.NormalDist(self.mean, self.spread)
         quantiles = [round(normal.inv_cdf((index + 0.5) / count)) for index in range(count)]
-        clamped = [min(max(length, self.least), self.most) for length in quantiles]
+        clamped = [min(max(length, self.minimum), self.maximum) for length in quantiles]
         return [clamped[index] for index in torch.randperm(count, generator=generator).tolist()]
 
 
@@ -75,7 +76,7 @@ class Writer:
     def token_lists(self, stream: str, count: int, limits: TextDataConfig) -> list[list[int]]:
         """Returns ``count`` texts with lengths typical of a stream, between [CLS] and [SEP]."""
         lengths = LENGTHS[stream]
-        lengths = replace(lengths, mean=self.longer * lengths.mean, most=limits.max_tokens)
+        lengths = replace(lengths, mean=self.longer * lengths.mean, maximum=limits.max_tokens)
         return [self.token_list(length) for length in lengths.sample(count, self.generator)]
 
     def token_list(self, length: int) -> list[int]:

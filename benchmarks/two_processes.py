@@ -28,7 +28,7 @@ DETERMINISTIC = (
     *("model.text.dropout=0", "model.text.attention_dropout=0", "model.vision.drop_path=0", "train.precision=fp32"),
     *("train.global_batch=null", "optim.lr=0.001"),
 )
-BOUND = 1e-4
+MAX_DIFFERENCE = 1e-4
 """Maximum relative difference of a loss, since kernels of different sizes sum in a different order."""
 
 
@@ -120,7 +120,7 @@ def main(
         )
         keep(json_, {"backend": backend, "steps": steps, "losses": len(one[0]), "largest_difference": worst})
         sys.stdout.write(f"{len(one[0])} losses over {steps} steps differ by at most {worst:.1e}\n")
-        return 0 if worst <= BOUND else 1
+        return 0 if worst <= MAX_DIFFERENCE else 1
 
     return run()
 

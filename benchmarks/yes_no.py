@@ -130,9 +130,9 @@ def main(
 
     The text encoder, the fusion encoder and the answer decoder of configs/demo/vqa.yaml are trained from scratch to answer
     questions such as "is there a red star?". Images are symbolic and need no vision encoder: each object consists of ten patches
-    with the same fixed code of its colour, its shape and a position, among sixty patches of background. So the benchmark shows
-    how the scale of the initial weights affects text-dependent attention, without the minutes that a vision encoder takes.
-    Questions are balanced: half of the answers are yes, and no question is more likely to be true than another.
+    with the same fixed code of its colour, its shape and a position, among sixty patches of background. The benchmark therefore
+    shows how the scale of the initial weights affects text-dependent attention, without the minutes that a vision encoder would
+    take. Questions are balanced: half of the answers are yes, and no question is more likely to be true than another.
 
     Args:
         init_std_: standard deviations of the initial weights.

@@ -40,14 +40,14 @@ MAX_OBJECTS = 2
 MIN_DISTANCE = 0.5
 """Minimum distance that an object moves, as a fraction of the available distance."""
 
-MAKING = 1
+DATA_VERSION = 1
 """Version number, increased when the same arguments give different images or texts."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip. Its ``frames`` are scenes that differ in the position of the last object, which is drawn last, so nothing hides
-    it."""
+    """A clip. Its ``frames`` are scenes that differ only in the position of the last object. This object is drawn last, so that
+    nothing hides it."""
 
     frames: tuple[Scene, ...]
     direction: Direction
@@ -105,13 +105,13 @@ def build(
     progress: bool = False,
 ) -> None:
     """Writes ``out/retrieval_{split}.jsonl``, ``out/questions_{split}.jsonl``, ``out/answers.json``, ``out/frames/`` and, last,
-    ``out/clips.json``. The tokenizer of the scenes is used; it spells words that it does not know.
+    ``out/clips.json``. The clips use the tokenizer of the scenes, which splits unknown words into letters.
 
     Raises:
         UserError: if the folder was made with different arguments, contains files of a different origin, or cannot be written.
     """
     counts = {"train": train, "val": val, "test": test}
-    arguments = {"seed": seed, **counts, "size": size, "frames": frames, "making": MAKING}
+    arguments = {"seed": seed, **counts, "size": size, "frames": frames, "making": DATA_VERSION}
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
         return

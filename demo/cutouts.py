@@ -1,4 +1,4 @@
-"""Cut-outs from any source: reads them, and puts several on a background with their exact boxes."""
+"""Reads cut-outs from any source, and places several of them on a background with exact boxes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_cutout(content: Path | bytes) -> Image.Image:
     """Reads the visible part of a picture, RGBA.
 
     Raises:
-        UnusableCutoutError: if the picture cannot be read, is much too large or too small, or is invisible.
+        UnusableCutoutError: if the picture cannot be read, is far too large or too small, or is invisible.
     """
     try:
         with Image.open(content if isinstance(content, Path) else io.BytesIO(content), formats=FORMATS) as image:

@@ -31,7 +31,7 @@ OWNED = (*(f"{split}.jsonl" for split in SPLITS), "frames", "tokenizer")
 VARIATION = "\ufe0f"
 """Variation selector that requests a coloured image; CLDR omits it from most characters."""
 
-MAKING = 1
+DATA_VERSION = 1
 """Version number, increased when the same arguments give different images or texts."""
 
 Names = dict[str, dict[str, str]]
@@ -65,7 +65,7 @@ def build(
         UserError: if a package is missing or damaged, a split would be empty, or ``out`` cannot be used.
     """
     archives = [find_package(packages, name).name for name in (*NAMES, ANIMATIONS)]
-    arguments = {"packages": archives, "side": side, "frames": frames, "vocab_size": vocab_size, "making": MAKING}
+    arguments = {"packages": archives, "side": side, "frames": frames, "vocab_size": vocab_size, "making": DATA_VERSION}
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
         return

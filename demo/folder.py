@@ -1,5 +1,5 @@
-"""Shared code of commands that fill a folder with a data set: their flags, and the folder, which is complete once it has its
-file of facts."""
+"""Shared code of commands that fill a folder with a data set: their flags, and the folder itself. The last file that a command
+writes describes the data set (the facts); the folder is complete once this file exists."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Folder(NamedTuple):
 
     Attributes:
         out: path of the folder; created if missing.
-        facts_name: name of the file of facts, which is written last.
+        facts_name: name of the file with the facts, which is written last.
         owned: files and folders that the command writes, and may replace.
         arguments: arguments of the command, which are compared with the arguments of a complete folder.
         overwrite: replace the contents if they were made with different arguments.
@@ -129,7 +129,7 @@ def fill_folder(
     summary: Callable[[dict[str, Any]], str],
     **arguments: Any,
 ) -> int:
-    """Fills the folder with ``build(out, **arguments)``, shows a progress bar, and prints one line of facts; returns 0."""
+    """Fills the folder with ``build(out, **arguments)``, shows a progress bar, and prints a one-line summary; returns 0."""
 
     def fill() -> None:
         build(output.out, **arguments, overwrite=output.overwrite, progress=True)

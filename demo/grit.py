@@ -1,5 +1,5 @@
 """``python -m demo.grit``: writes scenes of the demo in GRIT's published format, and then in the format in which img2dataset
-stores downloaded images. docs/data.md prepares them like a data set from the web."""
+stores downloaded images. docs/data.md describes how to prepare them like a data set from the web."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _rows(scenes: Path, count: int) -> Iterator[dict[str, Any]]:
 
 
 def write_parquet(scenes: Path, out: Path, count: int) -> int:
-    """Writes ``coyo_0_snappy.parquet``, named as GRIT's own files are; returns the number of rows."""
+    """Writes ``coyo_0_snappy.parquet``, with the name pattern of GRIT's files; returns the number of rows."""
     check_pyarrow("demo.grit")
     import pyarrow
     import pyarrow.parquet

@@ -37,7 +37,7 @@ PACKAGE_CODES = {"zh_CN": "zh"}
 
 FACTS = "stamps.json"
 OWNED = (*(f"{kind}{split}.jsonl" for kind in ("", "regions_") for split in SPLITS), "images", "tokenizer")
-MAKING = 1
+DATA_VERSION = 1
 """Version number, increased when the same arguments give different images or texts."""
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def build(
     """
     arguments = {
         "stamps": str(stamps), "seed": seed, "side": side, "regions": regions, "languages": list(languages),
-        "vocab_size": vocab_size, "making": MAKING,
+        "vocab_size": vocab_size, "making": DATA_VERSION,
     }  # fmt: skip
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
@@ -214,11 +214,11 @@ def stamps(
 ) -> int:
     """Make records from Debian's package tuxpaint-stamps-default.
 
-    The package (GPL-2; install it, do not redistribute it) has photographed and drawn cut-outs, each with a caption in many
-    languages. The command makes two kinds of records: images (one cut-out on a soft background, with its caption by language) and
-    regions (one to four cut-outs next to each other, with their exact boxes). A cut-out is in only one split, for both kinds, and
-    cut-outs with the same English caption are in the same split. The split depends only on the caption, not on the seed. Letters,
-    digits and coins are skipped.
+    The package (GPL-2; you may install it, but do not redistribute it) contains photographed and drawn cut-outs, each with a
+    caption in many languages. The command makes two kinds of records: images (one cut-out on a soft background, with its caption
+    by language) and regions (one to four cut-outs next to each other, with their exact boxes). A cut-out is in only one split,
+    for both kinds, and cut-outs with the same English caption are in the same split. The split depends only on the caption, not
+    on the seed. Letters, digits and coins are skipped.
 
     The tokenizer is trained on the English captions of the training split; --languages en de fr adds more languages.
 

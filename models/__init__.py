@@ -11,7 +11,7 @@ Read in this order:
 4. :mod:`models.core.contrastive`, :mod:`models.core.matching`, :mod:`models.core.heads`: the heads.
 5. :mod:`models.core.packing`, :mod:`models.core.keys_values`: texts without padding; keys and values, projected only once.
 
-:mod:`models.tasks` has the models for fine-tuning, :mod:`models.inference` ranks answers and texts with trained models, and
+:mod:`models.tasks` contains the models for fine-tuning, :mod:`models.inference` ranks answers and texts with trained models, and
 :mod:`models.checkpoints` loads weights.
 
 Each axis of a tensor has one letter:

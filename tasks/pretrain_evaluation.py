@@ -31,7 +31,7 @@ from models.core.backbones.config import VisionConfig
 from models.core.heads import masked_positions
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
-from models.inference.reranking import RERANKING_SCORE, RULES, RerankingScore
+from models.inference.reranking import ORDER_NOTES, RERANKING_SCORE, RerankingScore
 from models.pretraining.model import PretrainModel
 from tasks.drawing import (
     BOX_LEGEND,
@@ -242,7 +242,7 @@ class PretrainEvaluator:
         rankings = search.rank(len(captioned), read, captions)
         chance, numbers = 1 / len(captioned), np.arange(len(captioned))
         metrics = [count(size, len(captioned))]
-        sum_rule = f"the {self.config.candidates} best by cosine re-ranked{RULES['sum']}"
+        sum_rule = f"the {self.config.candidates} best by cosine re-ranked{ORDER_NOTES['sum']}"
         reranked_rule = sum_rule if self.config.score == "sum" else None
         for name, stage, rule in (("cosine", rankings.cosine, None), ("reranked", rankings.reranked, reranked_rule)):
             image_ranks, text_ranks = stage.ranks(numbers)

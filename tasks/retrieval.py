@@ -19,7 +19,7 @@ from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
 from models.core.contrastive import AligningConfig
-from models.inference.reranking import RERANKING_SCORE, RULES, RerankingScore
+from models.inference.reranking import ORDER_NOTES, RERANKING_SCORE, RerankingScore
 from models.tasks.retrieval import RetrievalModel
 from tasks.base import video_frames
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
@@ -103,7 +103,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         rankings = search.rank(len(items.images), partial(self._read, read, items.images), captions)
         metrics = [count(f"{medium}s", len(items.images)), count("captions", len(captions))]
         chance = chance_recalls(items.captions_per_image, len(captions), medium)
-        rule = f"the {config.candidates} best by cosine re-ranked" + RULES[config.score]
+        rule = f"the {config.candidates} best by cosine re-ranked" + ORDER_NOTES[config.score]
         for suffix, stage, stage_rule in (("", rankings.reranked, rule), (" (cosine)", rankings.cosine, None)):
             ranks = stage.ranks(items.image_of_caption)
             scores = recall_scores(*ranks, items.image_of_caption, medium)

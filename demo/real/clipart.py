@@ -1,6 +1,6 @@
 """Pictures of Open Clip Art, with titles and keywords from the RDF data of their SVG files.
 
-The titles need cleaning. Some are the title of a whole collection ("Lemon SVG theme", 431 times), so the name of the file is used
+The titles need cleaning. Some are the title of a whole collection ("Lemon SVG theme", 431 times), so the file name is used
 instead. Others are in Italian or French. A title is used only if more than half of its words occur in the other sources.
 """
 
@@ -27,7 +27,7 @@ THEME = re.compile(r"-theme(/|$)")
 """Folders of icon themes. Their pictures are named after programs and actions."""
 
 COLLECTION = 5
-"""If more than this number of pictures have the same title, it is the title of a collection."""
+"""If more pictures than this have the same title, it is the title of a collection."""
 
 _GENERIC_WORDS = word_set(
     "icon icons sign signs symbol symbols shape shapes clip art clipart cliparts computer theme themes people "
@@ -49,9 +49,9 @@ ABBREVIATIONS = word_set("bw bb bwh aj elem rpg md")
 """Black and white, initials of authors, and other words in file names that do not describe the picture."""
 
 COMMON_KEYWORD = 4
-"""A word that is a keyword of at least this number of pictures counts as English."""
+"""A word counts as English if it is a keyword of at least this number of pictures."""
 
-NO_PLACES = word_set("semaphore signal building")
+NON_PLACE_WORDS = word_set("semaphore signal building")
 """Words in the titles of flags that are not flags of a place."""
 
 LINKED = re.compile(r"<(?:svg:)?image\b[^>]*?href=\"(?!data:)")
@@ -184,7 +184,7 @@ def clean_title(relative: PurePosixPath, title: str, english: Collection[str], *
     if "flags" in relative.parts or (is_map and "geography" in relative.parts):
         # Names of places are proper names in all languages.
         bare = [word for word in words if word.casefold() not in ("flag", "map", "national", "of", "the")]
-        if not bare or NO_PLACES & {word.casefold() for word in bare}:
+        if not bare or NON_PLACE_WORDS & {word.casefold() for word in bare}:
             raise UnusableCutoutError("generic title")
         return f"{'map' if is_map else 'flag'} of {' '.join(bare).title()}"
     if set(concept) <= GENERIC:

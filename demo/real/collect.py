@@ -54,7 +54,7 @@ def collect(packages: Path) -> Collection:
     Raises:
         UserError: if a package is missing or damaged.
     """
-    share = share_of(packages)
+    share = share_folder_of(packages)
     annotations = read_annotations(packages)
     cutouts: dict[str, list[Cutout]] = {}
     left_out: dict[str, Counter[str]] = {}
@@ -78,9 +78,9 @@ def collect(packages: Path) -> Collection:
     return collection
 
 
-def share_of(packages: Path) -> Callable[[str], Path]:
-    """Returns a function that finds the share folder with the files of a Debian package: unpacked in ``packages``, or the
-    system's. Its argument is the name of the package's folder."""
+def share_folder_of(packages: Path) -> Callable[[str], Path]:
+    """Returns a function that maps the name of a Debian package's folder to the ``share`` folder that contains it: the one
+    unpacked in ``packages``, or the system's."""
 
     def share(name: str) -> Path:
         unpacked = packages / "usr/share"
@@ -142,8 +142,8 @@ def split_cutouts(
 
 
 def _with_harmless_keywords(cutout: Cutout, split: ConceptSplit) -> Cutout:
-    """Removes keywords that would add a held-out concept to the text, also together with the words before them: "flower" after
-    "magnolia white" if "white flower" is held out."""
+    """Removes keywords that would add a held-out concept to the text, alone or together with the words before them: "flower"
+    after "magnolia white" if "white flower" is held out."""
     kept: tuple[str, ...] = ()
     for keyword in cutout.keywords:
         longer = replace(cutout, keywords=(*kept, keyword))

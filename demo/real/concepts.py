@@ -1,15 +1,13 @@
 """Decides which concepts are held out, for all sources together.
 
-A *concept* is a name without the details in which variants of the same thing differ: case, articles, singular or plural, and, for
-emoji, gender, skin tone and direction. The split cannot be decided separately for each source: "A red kangaroo." in one source
-would teach the "kangaroo" that another source holds out. All names are therefore split together, by three rules. :func:`leaks`
-checks the second rule.
+A *concept* is a name without the details that distinguish variants of the same object: case, articles, singular or plural, and,
+for emoji, gender, skin tone and direction. The split cannot be decided separately for each source: "A red kangaroo." in one
+source would teach the "kangaroo" that another source holds out. All names are therefore split together, so that three conditions
+hold. :func:`leaks` checks the second condition.
 
-1. A concept is in one split only, in all sources.
-2. A concept of val or test never occurs in a training text, neither as the whole text nor as a part ("kangaroo" in "a red
-   kangaroo").
-3. A concept that occurs in more than :data:`MAX_WITHIN` other concepts ("face", "hand") is in training, because holding it out
-   would exclude all these concepts from training.
+1. A concept is in one split only, in all sources. 2. A concept of val or test never occurs in a training text, neither as the
+complete text nor as part of it ("kangaroo" in "a red kangaroo"). 3. A concept that occurs in more than :data:`MAX_CONTAINING` other
+concepts ("face", "hand") is in training, because holding it out would exclude all these concepts from training.
 
 Parts of a held-out concept may be in training: "kangaroo" if "red kangaroo" is held out. Synonyms are not detected.
 """
@@ -23,7 +21,7 @@ from dataclasses import dataclass
 
 from dataset.prepare.folders import split_by_hash
 
-MAX_WITHIN = 3
+MAX_CONTAINING = 3
 """A concept that occurs in more than this number of other concepts is never held out."""
 
 
@@ -72,7 +70,7 @@ def _singular(word: str) -> str:
 
 
 def parts_of(concept: Concept) -> Iterator[Concept]:
-    """Yields all runs of words in a concept, including the whole concept."""
+    """Yields all runs of consecutive words in a concept, including the complete concept."""
     for start in range(len(concept)):
         for stop in range(start + 1, len(concept) + 1):
             yield concept[start:stop]
@@ -80,7 +78,7 @@ def parts_of(concept: Concept) -> Iterator[Concept]:
 
 @dataclass(frozen=True)
 class ConceptSplit:
-    """The split of each concept of a collection. ``held_out`` has the concepts of val and test, with their split."""
+    """The split of each concept of a collection. ``held_out`` contains the concepts of val and test, with their split."""
 
     held_out: Mapping[Concept, str]
     common: frozenset[Concept]
@@ -94,7 +92,7 @@ class ConceptSplit:
         for concept in every:
             within.update(part for part in set(parts_of(concept)) - {concept} if part in every)
         drawn = {concept: split_by_hash(" ".join(concept)) for concept in every}
-        common = frozenset(name for name, split in drawn.items() if split != "train" and within[name] > MAX_WITHIN)
+        common = frozenset(name for name, split in drawn.items() if split != "train" and within[name] > MAX_CONTAINING)
         held_out = {name: split for name, split in drawn.items() if split != "train" and name not in common}
         return ConceptSplit(held_out, common)
 

@@ -12,8 +12,8 @@ THUMBNAIL = 16
 GREY = 128
 NEAR = 0.05
 """Pictures with a smaller distance are near-duplicates. In all sources, nearly every pair below 0.03 is the same drawing. From
-0.03 to 0.06, some pairs are icons of the same design (an "eject button" and an "upwards button"). Above, no drawings are the
-same."""
+0.03 to 0.06, some pairs are icons of the same design (an "eject button" and an "upwards button"). Above 0.06, no two pictures are
+the same drawing."""
 
 Thumbnails = NDArray[np.float32]
 """(N, 16 * 16 * 3), in [-0.5, 0.5]."""
@@ -36,7 +36,7 @@ def near(some: Thumbnails, others: Thumbnails) -> NDArray[np.int64]:
     """Returns, for each of ``some``, the index of its nearest near-duplicate in ``others``, or -1 if it has none.
 
     The distance of two pictures is the sum of their differences, divided by the sum of their distances from an empty picture. It
-    is 0 for equal pictures and at most 1. Without this normalisation, all thin drawings would be similar, as they are mostly
+    is 0 for equal pictures and at most 1. Without this normalisation, all thin drawings would be similar, because they are mostly
     empty.
     """
     indices = np.full(len(some), -1, dtype=np.int64)

@@ -1,6 +1,6 @@
 """Static emoji of two styles, with their English names and keywords from Unicode's CLDR.
 
-Emoji with skin tones are skipped, because they are five more pictures of the same thing, with names that differ in one word.
+Emoji with skin tones are skipped, because they are five more pictures of the same emoji, with names that differ in a single word.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STYLES = {
     "emoji_google": ("emoji-datasource-google", "package/img/google/64/", ".png"),
     "emoji_fluent": ("lobehub-fluent-emoji-3d", "package/assets/", ".webp"),
 }
-"""The package, the folder of its pictures, and their suffix, by source."""
+"""For each source: the package, the folder of its pictures, and the suffix of the pictures."""
 
 SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
 MAX_KEYWORDS = 3

@@ -22,7 +22,8 @@ MIN_PIXELS = 64
 """Divisions with fewer pixels are skipped."""
 
 WORLDWIDE = frozenset({"countries", "continents", "oceans and basins"})
-"""Kinds of maps that are always in training. Holding out "Europe" would hold out the names of all countries in all sources."""
+"""Kinds of maps that are always in training. Holding out "Europe" would exclude the names of all its countries from the training
+data of all sources."""
 
 HUES = {15: "red", 45: "orange", 70: "yellow", 165: "green", 200: "cyan", 255: "blue", 290: "purple", 340: "pink"}
 """Upper bounds of hue angles in degrees; larger angles are red."""

@@ -27,8 +27,8 @@ from demo.real.maps import Map
 
 WHITE, DARK = (255, 255, 255), (64, 64, 64)
 BRIGHT = 215
-"""If the mean colour of a cut-out is brighter in all channels, the background is dark grey, as the cut-out would be invisible on
-white."""
+"""If the mean colour of a cut-out is brighter in all channels, the background is dark grey, because the cut-out would be
+invisible on white."""
 
 
 def single_records(

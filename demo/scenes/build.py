@@ -45,7 +45,7 @@ MULTILINGUAL_LIMIT = 1500
 DRAWING = 12
 """Version number, increased when the same arguments give different images or texts, so that older folders are recognised."""
 
-_WORTH_A_PROCESS = 1000
+_MIN_SCENES_FOR_PROCESSES = 1000
 
 SceneRecords = tuple[dict[str, list[Record]], ImageLooks]
 """The records of a scene by task, and the looks of its objects."""
@@ -75,7 +75,9 @@ def build(
     """
     width, height = (size, size) if isinstance(size, int) else size
     counts = {"train": train, "val": val, "test": test}
-    arguments = {"seed": seed, **counts, "size": [width, height], "drawing": DRAWING} | ({"long": True} if long else {})
+    arguments = {"seed": seed, **counts, "size": [width, height], "drawing": DATA_VERSION} | (
+        {"long": True} if long else {}
+    )
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
         return
@@ -100,7 +102,7 @@ def build(
 def _train_tokenizers(folder: Folder) -> dict[str, int]:
     """Trains the tokenizers on the texts and answers of the training split, and writes the list of answers.
 
-    Returns the sizes of the vocabularies for the file of facts.
+    Returns the sizes of the vocabularies, for the facts.
     """
     answers = Counter(record["answer"][0] for record in _read(folder.out, "vqa_train"))
     by_frequency = sorted(answers, key=lambda answer: (-answers[answer], answer))
@@ -147,14 +149,14 @@ def _write_scenes(
 ) -> Iterator[ImageLooks]:
     """Writes the images and records of a split, and yields the looks of the objects of each image.
 
-    Large splits are drawn by one process per core. Files are written line by line, so they are never in memory as a whole.
+    Large splits are drawn by one process per core. Files are written line by line, so that they are never completely in memory.
     """
     for folder in (split,) if split == "train" else (split, f"pairs_{split}"):
         (out / "images" / folder).mkdir(parents=True, exist_ok=True)
     draw = partial(_draw, out, seed, split, size, long=long)
     with ExitStack() as stack:
         scenes: Iterator[SceneRecords] = map(draw, range(count))
-        if count >= _WORTH_A_PROCESS:
+        if count >= _MIN_SCENES_FOR_PROCESSES:
             scenes = stack.enter_context(ProcessPoolExecutor(usable_cores())).map(draw, range(count), chunksize=32)
         paths = {task: out / f"{task}{split}.jsonl" for task in TASKS}
         files = {

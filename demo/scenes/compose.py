@@ -1,8 +1,8 @@
 """Chooses the objects of a scene and their positions, as a pure function of seed, split and index.
 
-The *composition* of a scene is the set of (shape, colour) of its objects. They differ within a scene, so that "a red star" is
-never ambiguous. The split of a composition is determined by its hash and never changes. Compositions are unique in the validation
-and test splits.
+The *composition* of a scene is the set of the (shape, colour) pairs of its objects. No two objects of a scene have the same pair,
+so that "a red star" is never ambiguous. The split of a composition is determined by its hash and never changes. Compositions are
+unique in the validation and test splits.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ GAP = 1
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A drawn object: its names, its form (lengths in pixels), its colours, and ``box``, the tight box of its pixels."""
+    """An object: the words that describe it, its form (lengths in pixels), its colours, and ``box``, the tight box of its
+    pixels."""
 
     shape: str
     colour: str
@@ -167,7 +168,7 @@ def _lay_out(rng: np.random.Generator, composition: Composition, width: int, hei
         named = shuffled(rng, composition)
         sizes = _draw_sizes(rng, len(named))
         placed: list[SceneObject] = []
-        # Large objects first, because there is always a corner left for a small one.
+        # Place large objects first, because there is always a corner left for a small one.
         for (shape, colour), size in sorted(zip(named, sizes, strict=True), key=lambda item: item[1]):
             obj = place(rng, shape, colour, size, width, height, [other.box for other in placed])
             if obj is None:

@@ -29,8 +29,8 @@ MAX_ATTRIBUTES = 2
 MAX_PLACES = 2
 
 PLACE_MARGIN = 0.1
-"""Minimum distance between the leftmost object of several and the next object, both between their centres and between their left
-edges, as a fraction of the shorter side of the image. The same applies to the other sides."""
+"""Minimum distance between the leftmost of several objects and the next object, both between their centres and between their left
+edges, as a fraction of the shorter side of the image. Analogous for the other sides."""
 
 Attributes = frozenset[str]
 """The attributes that a phrase names: "size", "texture", "colour", "shape". Without "shape", the noun is the word "shape"."""
@@ -41,7 +41,7 @@ def attribute_sets(*sets: str) -> tuple[Attributes, ...]:
     return tuple(frozenset(names.split()) for names in sets)
 
 
-EVERYTHING: Attributes = frozenset({"size", "texture", "colour", "shape"})
+ALL_ATTRIBUTES: Attributes = frozenset({"size", "texture", "colour", "shape"})
 _SUBJECTS = attribute_sets("shape", "size shape", "texture shape", "colour shape", "colour", "size")
 _REFERENCES = attribute_sets("colour shape", "size colour shape", "shape", "colour")
 _SUBSETS: tuple[Attributes, ...] = tuple(
@@ -117,7 +117,7 @@ class Description(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def describe_scene(scene: Scene) -> Description:
-    """Returns the description of ``scene``, which depends only on the scene. It is cached, as several records need it."""
+    """Returns the description of ``scene``, which depends only on the scene. It is cached, because several records need it."""
     rng = scene.rng(TEXT_STREAM)
     listed = tuple(int(index) for index in rng.permutation(len(scene.objects)))
     return Description(_relation_phrases(scene, rng), listed, *_chain(scene))
@@ -135,12 +135,13 @@ def clearly(scene: Scene, relation: str, subject: SceneObject, reference: SceneO
 
 
 def vaguely(relation: str, subject: SceneObject, reference: SceneObject) -> bool:
-    """Returns True if ``relation`` is arguably true: the centre of the subject is on the right side of the reference's centre."""
+    """Returns True if ``relation`` is arguably true: the centre of the subject is on the correct side of the reference's
+    centre."""
     axis, sign = RELATIONS[relation]
     return sign * (reference.centre[axis] - subject.centre[axis]) > 0
 
 
-def looks_of(obj: SceneObject, attributes: Attributes = EVERYTHING) -> Looks:
+def looks_of(obj: SceneObject, attributes: Attributes = ALL_ATTRIBUTES) -> Looks:
     """Returns the given attributes of an object. A plain texture is never mentioned."""
     values = {name: getattr(obj, name) for name in attributes}
     return Looks(**{name: word for name, word in values.items() if word != PLAIN})
@@ -211,7 +212,7 @@ def _chain(scene: Scene) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
 def refer_in_scene(scene: Scene) -> tuple[tuple[Phrase, ...], tuple[Phrase, ...]]:
     """Returns phrases with attributes ("the small star") and phrases with a side ("the leftmost red shape").
 
-    They depend only on the scene. A scene with one object has no such phrases, because it needs no distinction.
+    They depend only on the scene. A scene with one object has no such phrases, because there is nothing to distinguish it from.
     """
     if len(scene.objects) == 1:
         return (), ()

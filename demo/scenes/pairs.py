@@ -1,4 +1,4 @@
-"""Minimal pairs: two scenes that differ in one fact, each with the text that is true of it and wrong about the other scene.
+"""Minimal pairs: two scenes that differ in a single respect, each with a text that is true only of this scene.
 
 Each text is right for one scene and wrong for the other scene, so a model that ignores the image cannot do better than chance.
 """
@@ -21,12 +21,12 @@ from demo.scenes.vocabulary import RELATIONS, SHAPES, TEXTURES
 from utils.sequences import shuffled
 
 COUNTS = ("one shape", *(f"{number} shapes" for number in NUMBERS.values()))
-"""The text about each number of objects, from 1."""
+"""The text for each number of objects, from 1."""
 
-MORE = {1: 1.0, 2: 0.6, 3: 0.5, 4: 0.25, 5: 0.0}
+ADD_PROBABILITY = {1: 1.0, 2: 0.6, 3: 0.5, 4: 0.25, 5: 0.0}
 """Probability that an object is added rather than removed, by the number of objects."""
-OF_FIVE = 1 / 3
-"""Fraction of the scenes with five objects that have a pair about their number. With these values and
+FIVE_OBJECTS_FRACTION = 1 / 3
+"""Fraction of the scenes with five objects that get a pair about the number of objects. With these values and
 :data:`~demo.scenes.vocabulary.OBJECT_COUNTS`, each text about a number is right as often as it is wrong."""
 
 OPPOSITES = {
@@ -38,7 +38,7 @@ OPPOSITES = {
 
 
 class MinimalPair(NamedTuple):
-    """A scene's ``text``, and an ``other`` scene that differs in one fact, with the text that is true of it."""
+    """A scene's ``text``, and an ``other`` scene that differs in a single respect, with the text that is true of it."""
 
     kind: str
     text: str
@@ -61,7 +61,7 @@ def _fits(scene: Scene, made: tuple[str, Scene, str]) -> bool:
 
 
 Made = Iterator[tuple[str, Scene, str]]
-"""The text, the other scene, and its text, in random order of possibilities."""
+"""The possible pairs in random order: the text, the other scene, and its text."""
 
 
 def _colours(scene: Scene, rng: np.random.Generator) -> Made:
@@ -94,9 +94,9 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Made:
 def _count(scene: Scene, rng: np.random.Generator) -> Made:
     """An object is removed or added: "three shapes", "two shapes"."""
     count = len(scene.objects)
-    if count == len(COUNTS) and rng.random() >= OF_FIVE:
+    if count == len(COUNTS) and rng.random() >= FIVE_OBJECTS_FRACTION:
         return
-    for other in (_with_one_more if rng.random() < MORE[count] else _with_one_less)(scene, rng):
+    for other in (_with_one_more if rng.random() < ADD_PROBABILITY[count] else _with_one_less)(scene, rng):
         yield COUNTS[count - 1], other, COUNTS[len(other.objects) - 1]
 
 

@@ -25,7 +25,7 @@ from demo.scenes.describe import (
 from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
 from utils.sequences import shuffled
 
-MAX_OF_A_KIND = 2
+MAX_PER_KIND = 2
 
 _ASKED = attribute_sets("", "shape", "size", "texture", "size shape", "texture shape", "size texture")
 """Sets of attributes that name an object in questions about its colour."""
@@ -39,7 +39,7 @@ _COUNTED: tuple[Looks, ...] = (
     *(Looks(size=word) for word in SIZES),
     *(Looks(texture=word) for word in TEXTURES if word != PLAIN),
 )
-"""Objects to count. They are never named by shape, so that only one plural is needed."""
+"""Descriptions of objects to count. They never mention the shape, so that only one plural is needed."""
 
 
 class Question(NamedTuple):
@@ -51,7 +51,7 @@ class Question(NamedTuple):
 
 
 def ask_about(scene: Scene) -> tuple[Question, ...]:
-    """Returns up to :data:`MAX_OF_A_KIND` different questions of each kind. They depend only on the scene."""
+    """Returns up to :data:`MAX_PER_KIND` different questions of each kind. They depend only on the scene."""
     rng = scene.rng(QUESTION_STREAM)
     others = (*_colours(scene, rng), *_counts(scene, rng), *_relations(scene, rng), *_existences(scene, rng))
     return (*others, *_shapes(scene, rng))
@@ -61,7 +61,7 @@ def _colours(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     asked = 0
     for index in rng.permutation(len(scene.objects)):
         clear = [mention for mention in named_by(scene, int(index), _ASKED) if mention.is_clear()]
-        if clear and asked < MAX_OF_A_KIND:
+        if clear and asked < MAX_PER_KIND:
             asked += 1
             yield Question(f"what colour is the {one_of(rng, clear).name()}?", scene.objects[index].colour, "other")
 
@@ -79,7 +79,7 @@ def _counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     by_number: dict[int, list[Looks]] = {}
     for looks in _COUNTED:
         by_number.setdefault(_number(scene, looks), []).append(looks)
-    for number in shuffled(rng, list(by_number))[:MAX_OF_A_KIND]:
+    for number in shuffled(rng, list(by_number))[:MAX_PER_KIND]:
         yield Question(f"how many {one_of(rng, by_number[number]).name()}s are there?", str(number), "number")
 
 
@@ -91,7 +91,7 @@ def _relations(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
             there = [other for other, obj in enumerate(scene.objects) if vaguely(relation, obj, reference)]
             if len(there) == 1 and clearly(scene, relation, scene.objects[there[0]], reference):
                 clear.append((index, relation, there[0]))
-    for index, relation, other in first_of_each(shuffled(rng, clear), lambda triple: triple[2], MAX_OF_A_KIND):
+    for index, relation, other in first_of_each(shuffled(rng, clear), lambda triple: triple[2], MAX_PER_KIND):
         reference_name = reference_to(scene, index, rng).name()
         yield Question(f"what is {relation} the {reference_name}?", scene.objects[other].shape, "other")
 

@@ -20,7 +20,8 @@ TASKS = ("", "retrieval_", "refer_", "sets_", "pairs_", "vqa_", "captioning_", "
 """Prefixes of the file names; the records for pre-training are in ``{split}.jsonl``."""
 
 ANNOTATORS = 10
-"""Number of answers to a question, as in VQA v2, whose accuracy depends on all of them. Here, all answers are equal."""
+"""Number of answers to a question, as in VQA v2, whose accuracy compares a prediction with all of them. Here, all answers are
+equal."""
 
 
 def records_of(scene: Scene, *, long: bool = False) -> dict[str, list[Record]]:
@@ -72,8 +73,8 @@ def referring_records(scene: Scene) -> list[Record]:
     """Returns records of phrases that fit exactly one object: ``id``, ``image`` and ``elems`` with ``bb``, ``caption``,
     ``grain``.
 
-    ``grain`` is the way in which the phrase identifies its object: "relation", "attribute" or "place". Each phrase is a separate
-    element, also in train, so an object may have several. A scene with one object has no record.
+    ``grain`` says how the phrase identifies its object: "relation", "attribute" or "place". Each phrase is a separate element,
+    also in train, so an object may have several. A scene with one object has no record.
     """
     attributes, places = refer_in_scene(scene)
     by_grain = {"relation": describe_scene(scene).relations, "attribute": attributes, "place": places}
@@ -100,8 +101,8 @@ def set_records(scene: Scene) -> list[Record]:
 def pair_records(scene: Scene) -> list[Record]:
     """Returns the minimal pairs of a scene, each with its ``kind``.
 
-    In the training split, these are image-text records of the scene, whose ``hard_negatives`` has the text of the other scene. In
-    the other splits, a record has both ``images`` and their ``captions``, and is a case for ``run.py benchmark``.
+    In the training split, these are image-text records of the scene, whose ``hard_negatives`` contains the text of the other
+    scene. In the other splits, a record has both ``images`` and their ``captions``, and is a case for ``run.py benchmark``.
     """
     name = _name(scene.split, scene.index)
     if scene.split == "train":

@@ -15,7 +15,7 @@ from utils.sequences import shuffled
 Kind = Literal["absent", "one", "several"]
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-OF_ABSENT = {"two": 0.85, "three": 0.1, "four": 0.04, "five": 0.01}
+ABSENT_NUMBERS = {"two": 0.85, "three": 0.1, "four": 0.04, "five": 0.01}
 """Frequencies of numbers in phrases that fit no object; similar to the frequencies in phrases that fit objects."""
 
 MAX_PHRASES = 2
@@ -76,7 +76,7 @@ def _phrase(scene: Scene, looks: Looks, rng: np.random.Generator) -> SetPhrase:
     elif count == 1 or (count == 0 and is_singular):
         text = f"the {looks.name()}"
     else:
-        number = NUMBERS[count] if count else str(rng.choice(list(OF_ABSENT), p=list(OF_ABSENT.values())))
+        number = NUMBERS[count] if count else str(rng.choice(list(ABSENT_NUMBERS), p=list(OF_ABSENT.values())))
         text = f"the {number} {_plural(looks)}"
     return SetPhrase("absent" if not objects else "one" if count == 1 else "several", text, objects)
 

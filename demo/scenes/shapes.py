@@ -37,9 +37,9 @@ class Raster(NamedTuple):
     """The pixels of an object, cropped to its tight box.
 
     Attributes:
-        coverage: (h, w) float32, share of each pixel that the object covers: 0, or in [VISIBLE, 1]. No border row or column is
+        coverage: (h, w) float32, fraction of each pixel that the object covers: 0, or in [VISIBLE, 1]. No border row or column is
             all 0.
-        accent: (h, w) float32 in [0, 1], share of each pixel with the second tone of the texture.
+        accent: (h, w) float32 in [0, 1], fraction of each pixel with the second tone of the texture.
     """
 
     coverage: Plane

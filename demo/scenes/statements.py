@@ -18,12 +18,12 @@ from demo.scenes.compose import STATEMENT_STREAM, one_of, stream
 from demo.scenes.describe import Looks
 from demo.scenes.vocabulary import COLOURS, OBJECT_COUNTS, PLAIN, SHAPES, SIDES, SIZES, TEXTURES
 
-TURNS = ("both", "either", "side", "both", "either", "side", "one", "more")
+KIND_CYCLE = ("both", "either", "side", "both", "either", "side", "one", "more")
 """The kinds of statements, which alternate. For most of them, finding an object in one image is helpful. A small model cannot
-learn the other kinds alone within minutes, because no single image makes such a statement more likely."""
+learn the other kinds by themselves within minutes, because no single image makes such a statement more likely."""
 
-EXCHANGED = 0.25
-"""Share of statements about a side for which the false pair is the true pair in reverse order."""
+REVERSED_FRACTION = 0.25
+"""Fraction of statements about a side for which the false pair is the true pair in reverse order."""
 
 TRIES = 12
 """Number of attempts for a kind of statement before the next kind is tried."""
@@ -49,7 +49,7 @@ Codes = NDArray[np.int8]
 
 Mask = NDArray[np.bool_]
 
-_HAD = [names.split() for names in ("colour", "colour", "colour", "texture colour", "colour shape")]
+_PRESENT = [names.split() for names in ("colour", "colour", "colour", "texture colour", "colour shape")]
 """Sets of attributes that name an object of an image. They always include the colour, because the pre-trained demo model
 recognises colours well, but hardly recognises shapes without colours."""
 
@@ -60,7 +60,8 @@ _COUNTED = [
 
 
 class StatementSet(NamedTuple):
-    """A statement, its ``number`` in the split, and the (left, right) images for which it is true and for which it is false."""
+    """A statement, its index in the split (``number``), and the (left, right) images for which it is true and for which it is
+    false."""
 
     number: int
     text: str
@@ -89,10 +90,10 @@ def statement_sets(seed: int, split: str, images: Sequence[ImageLooks], count: i
 def _new_statement(
     codes: Codes, number: int, rng: np.random.Generator, seen: set[str]
 ) -> tuple[str, TwoImages, TwoImages] | None:
-    for turn in range(len(TURNS)):
+    for turn in range(len(KIND_CYCLE)):
         for _ in range(TRIES):
             try:
-                drawn = _draw(TURNS[(number + turn) % len(TURNS)], codes, rng)
+                drawn = _draw(KIND_CYCLE[(number + turn) % len(TURNS)], codes, rng)
             except _NotFoundError:
                 continue
             if drawn[0] not in seen:
@@ -107,7 +108,7 @@ def _draw(kind: str, codes: Codes, rng: np.random.Generator) -> tuple[str, TwoIm
         _NotFoundError: if there are no such images for the drawn looks.
     """
     template, choose = _KINDS[kind]
-    search = _Search(codes, rng, _COUNTED if kind == "more" else _HAD)
+    search = _Search(codes, rng, _COUNTED if kind == "more" else _PRESENT)
     side = one_of(rng, SIDES)
     opposite = SIDES[1] if side == SIDES[0] else SIDES[0]
     text = template.format(name=search.looks.name(), one=search.looks.indefinite(), side=side, opposite=opposite)
@@ -199,7 +200,7 @@ def _side(search: _Search) -> Choice:
     count, near = search.count, search.near
     has = search.pick(count > 0)
     lacks = search.pick((count == 0) & search.like(has), near)
-    if search.rng.random() < EXCHANGED:
+    if search.rng.random() < REVERSED_FRACTION:
         return (has, lacks), (lacks, has)
     opposite = search.pick(((count > 0) == search.chance()) & search.other_than(has, lacks))
     return (has, opposite), (lacks, opposite)

@@ -33,7 +33,7 @@ PLAIN = "plain"
 TEXTURES = (PLAIN, "striped", "dotted", "checked")
 
 SIZES: dict[str, tuple[float, float]] = {"small": (0.20, 0.25), "large": (0.33, 0.41)}
-"""Bounds of the extent of an object, as a fraction of the shorter side of the image. No size is between small and large."""
+"""Bounds of the extent of an object, as a fraction of the shorter side of the image. There is a gap between small and large."""
 
 MAX_LARGE = {1: 1, 2: 2, 3: 3, 4: 2, 5: 1}
 """Maximum number of large objects, by the number of objects in the scene."""

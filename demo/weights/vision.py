@@ -1,7 +1,7 @@
 """Reads DINOv2 from an ONNX graph: converts its tensors to timm's names, and runs the graph for comparison.
 
 An exported graph keeps the names of biases and norms, but not the names of matrices: a product ``x @ W`` has an anonymous,
-transposed W. The sum after the product adds a named bias, which identifies W.
+transposed W. The addition that follows the product has a named bias, which identifies W.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ grid."""
 
 @dataclass(frozen=True)
 class Form:
-    """Facts about a published file that our tensor names do not show: its layout, and the computed tensors that are missing in
-    it."""
+    """Properties of a published file that our tensor names do not show: its layout, and the computed tensors that it lacks."""
 
     layout: Layout
     absent: tuple[str, ...] = ()
@@ -52,7 +51,7 @@ class Form:
         """Returns plain values for the header of a file."""
         return {
             "masked_words": self.layout.masked_words,
-            "fused_apart": self.layout.fused_apart,
+            "fused_apart": self.layout.separate_fusion,
             "absent": list(self.absent),
         }
 
@@ -64,12 +63,12 @@ class Form:
             UserError: if ``values`` are not the values of a form.
         """
         try:
-            masked_words, fused_apart, absent = values["masked_words"], values["fused_apart"], values["absent"]
+            masked_words, separate_fusion, absent = values["masked_words"], values["fused_apart"], values["absent"]
         except (TypeError, KeyError):
             masked_words = None
-        if not isinstance(masked_words, bool) or not isinstance(fused_apart, bool) or not isinstance(absent, list):
+        if not isinstance(masked_words, bool) or not isinstance(separate_fusion, bool) or not isinstance(absent, list):
             raise UserError(f"the header's {PUBLISHED!r} is {values!r:.80}; convert the published file again")
-        return Form(Layout(layout.text_layers, masked_words, fused_apart), tuple(map(str, absent)))
+        return Form(Layout(layout.text_layers, masked_words, separate_fusion), tuple(map(str, absent)))
 
 
 def was_published(path: str | Path) -> bool:
@@ -80,18 +79,18 @@ def was_published(path: str | Path) -> bool:
 def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) -> tuple[dict[str, Tensor], Form]:
     """Rename tensors from the published names to ours, and drop the copies and buffers that :func:`to_published` restores.
 
-    Tensors that our models do not have keep their names, as do buffers that differ from those that we compute.
+    Tensors without a counterpart in our models keep their names, as do buffers whose values differ from the computed ones.
 
     Args:
         state: tensors of a published file.
         shared_words: True if the answer decoder uses the text encoder's word table; equal copies of the table are then dropped.
-            If None, True for files with XLM-R, as in the authors' code.
+            If None, this is assumed for files with XLM-R, as in the authors' code.
 
     Raises:
         UserError: if two copies of a tied tensor differ, or if two tensors would get the same name.
     """
     layout = Layout.of_published(state)
-    left_out = _copies_of(state, layout.fused_apart if shared_words is None else shared_words)
+    left_out = _copies_of(state, layout.separate_fusion if shared_words is None else shared_words)
     computed = computed_buffers(_without(state, left_out))
     rename, ours = published_to_ours(layout.text_layers), {}
     for name, tensor in state.items():
@@ -117,8 +116,8 @@ def to_published(ours: Mapping[str, Tensor], form: Form | None = None) -> tuple[
             model.
 
     Returns:
-        The tensors with their published names, where tied tensors occur twice with a shared storage; and the names that have no
-        published counterpart.
+        The tensors under their published names, and the names that have no published counterpart. Tied tensors occur twice and
+        share their storage.
     """
     layout = Layout.of_ours({name: tuple(tensor.shape) for name, tensor in ours.items()})
     form = form or Form(layout)
@@ -192,7 +191,8 @@ def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], 
 
 
 def grid_side(rows: int) -> int | None:
-    """Side of the square patch grid to which a table of ``rows`` position biases belongs; None if no grid has this table."""
+    """Side of the square patch grid to which a table of ``rows`` position biases belongs; None if no square grid has a table of
+    this size."""
     side = offsets_side(rows)
     return None if side is None else (side + 1) // 2
 

@@ -35,7 +35,7 @@ class WeightFile:
     Attributes:
         tensors: the tensors by name.
         key: key of the nested dictionary that contained the tensors; None if the tensors were not nested.
-        beside: names of everything else in the file.
+        beside: names of all other entries in the file.
         prefix: prefix that was removed from every name.
     """
 
@@ -116,7 +116,7 @@ def _require_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
             what = "is repeated from fewer numbers" if plain else f"is {tensor.layout} on {tensor.device}"
             raise UserError(
-                f"{path}: the tensor {name[:120]!r} {what}, as no weight is; save the weights again as plain tensors"
+                f"{path}: the tensor {name[:120]!r} {what}, unlike any weight; save the weights again as plain tensors"
             )
         total += tensor.nbytes
     size = path.stat().st_size

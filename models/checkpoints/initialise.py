@@ -113,10 +113,10 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
 def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
     """The parameters that train at ``lr * lr_mult``: all parameters that a loaded file left fresh, and all random heads.
 
-    A table of frame positions that a file fills only in part counts as fresh (as released).
+    A table of frame positions that a file fills only in part counts as fresh (as in the released code).
 
-    An encoder for which no file was given starts from scratch on purpose and trains at ``lr``. Heads do not, even if the whole
-    model starts from scratch (as released).
+    An encoder for which no file was given starts from scratch on purpose, so it trains at ``lr``. Heads train at ``lr * lr_mult``
+    even if the whole model starts from scratch (as released).
     """
     loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
     covered = {name for report in reports for name in report.fresh} - loaded
@@ -131,8 +131,8 @@ def random_parameters(model: XVLM, reports: list[LoadReport]) -> list[str]:
 
 
 def loaded_weights(model: XVLM, reports: list[LoadReport]) -> LoadedWeights:
-    """Returns where the weights come from. The summary has the numbers of parameters from each file and of random parameters, by
-    part of the model; the details list the random parameters and what happened to the tensors of each file."""
+    """Returns where the weights come from. The summary counts the parameters from each file and the random parameters, by part of
+    the model; the details list the random parameters and what happened to the tensors of each file."""
     random = random_parameters(model, reports)
     counts = [f"{_parts(sorted(report.loaded))} from {report.source}" for report in reports]
     lines = []
@@ -188,8 +188,8 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
 
 
 def _require_same_model(report: LoadReport, model: XVLM) -> None:
-    """Raises :class:`UserError` if weights of a library do not fit the backbone: a parameter is missing in the weights, or a
-    block in the weights is missing in the model. Other tensors, such as those of a head, may remain unused."""
+    """Raises :class:`UserError` if weights of a library do not fit the backbone: a parameter is missing from the weights, or a
+    block in the weights is missing from the model. Other tensors, such as those of a head, may remain unused."""
     missing = [name for name in report.fresh if name.startswith(BACKBONE)]
     surplus = [name for name in report.unused if re.search(r"\.\d+\.", name)]
     if missing and not surplus and all(LAYER_SCALE.search(name) for name in missing):
@@ -206,7 +206,7 @@ def _require_same_model(report: LoadReport, model: XVLM) -> None:
 
 
 def _text_weights(model: XVLM, source: str) -> dict[str, Tensor]:
-    """The weights of a text encoder. Weights of the library's own models are loaded by the library, since it knows their older
+    """The weights of a text encoder. Models of the library are loaded by the library, which also knows their older parameter
     names."""
     if isinstance(model.text, HubTextEncoder) and not expanded(source).is_file():
         config = copy.deepcopy(model.text.model.config)
@@ -230,7 +230,7 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
     kept, layers = _bert_state(state, report)
     if alone:
         for name in [name for name in kept if not name.startswith("text.")]:
-            report.dropped[name] = "the checkpoint's is kept"
+            report.dropped[name] = "kept from the checkpoint"
             del kept[name]
     wanted, fused = len(model.text.encoder.layer), len(model.fusion.layer)
     if not layers or layers % wanted:
@@ -262,7 +262,7 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
 def _init_hub_text(
     model: XVLM, text: HubTextEncoder, state: dict[str, Tensor], report: LoadReport, alone: bool
 ) -> LoadReport:
-    """Load an encoder outside the BERT and RoBERTa families, whose file has Hugging Face's names. The fusion encoder stays
+    """Load an encoder outside the BERT and RoBERTa families, whose file uses Hugging Face's names. The fusion encoder stays
     fresh."""
     prefix = f"{text.model.base_model_prefix}."
     assign(model, state, report, lambda name: f"text.model.{name.removeprefix(prefix)}")

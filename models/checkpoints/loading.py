@@ -1,4 +1,4 @@
-"""Loading of whole checkpoints into whole models. Tensors that are missing, resized or unused are always reported."""
+"""Loading of complete checkpoints into complete models. Tensors that are missing, resized or unused are always reported."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
     """
     report = LoadReport(source, published=True)
     kept: dict[str, Tensor] = {}
-    fused_apart = any(name.startswith(SEPARATE_FUSION) for name in state)
-    twice = {**TIED, **SHARED_WORDS} if fused_apart and OWN_WORDS not in model.state_dict() else TIED
+    separate_fusion = any(name.startswith(SEPARATE_FUSION) for name in state)
+    twice = {**TIED, **SHARED_WORDS} if separate_fusion and OWN_WORDS not in model.state_dict() else TIED
     for name, tensor in state.items():
         ending = name.rsplit(".", 1)[-1]
         if ending in DROPPED:
@@ -89,7 +89,7 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
             report.dropped[name] = f"tied to {twice[name]}"
         else:
             kept[name] = tensor
-    rename = published_to_ours(_text_layers(model, state, source, fused_apart, new_text))
+    rename = published_to_ours(_text_layers(model, state, source, separate_fusion, new_text))
     if new_text:
         kept = _without_text(kept, report, rename)
     assign(model, kept, report, rename)
@@ -97,11 +97,11 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
     return report
 
 
-def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, fused_apart: bool, new_text: bool) -> int:
+def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, separate_fusion: bool, new_text: bool) -> int:
     """The number of layers in the file that belong to its text encoder."""
     fused = len(model.fusion.layer)
     found = 1 + max((int(match[1]) for name in state if (match := LAYER.fullmatch(name))), default=-1)
-    in_text = found if fused_apart else found - fused
+    in_text = found if separate_fusion else found - fused
     if new_text and in_text >= 1:
         return in_text
     if isinstance(model.text, HubTextEncoder):
@@ -111,7 +111,7 @@ def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, fused_apart
     wanted = len(model.text.encoder.layer)
     if in_text != wanted:
         what = f"{found} text layers, the model {wanted}"
-        if not fused_apart:
+        if not separate_fusion:
             what = f"{found} text and fusion layers, the model {wanted} + {fused}"
         raise UserError(f"{source}: has {what}; {REMEDY}")
     return wanted
@@ -207,7 +207,7 @@ def _rows(table: Tensor) -> int:
 
 
 def _fit_frames(name: str, tensor: Tensor, parameter: Tensor, report: LoadReport) -> Tensor:
-    """The first frames of ``tensor``. Missing frames are taken from ``parameter`` (as released)."""
+    """The first frames of ``tensor``. Missing frames are taken from ``parameter`` (as in the released code)."""
     if tensor.dim() != 4 or tensor.shape[2:] != parameter.shape[2:]:
         return tensor
     both = min(tensor.shape[1], parameter.shape[1])

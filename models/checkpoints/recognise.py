@@ -125,7 +125,7 @@ def in_our_names(names: Collection[str]) -> dict[str, str]:
     if is_published(names):
         layout = Layout.of_published(names)
         rename = published_to_ours(layout.text_layers)
-        copies = {**TIED, **(SHARED_WORDS if layout.fused_apart else {})}
+        copies = {**TIED, **(SHARED_WORDS if layout.separate_fusion else {})}
         kept = [name for name in names if not is_buffer(name) and copies.get(name) not in names and not _is_mask(name)]
         return {rename(name) or name: name for name in kept}
     if any(name.startswith("vision.backbone.") for name in names):

@@ -13,7 +13,7 @@ from typing import Any
 from utils.errors import UserError
 
 STATE_KEYS = ("model", "module", "state_dict")
-"""Keys under which checkpoints store their weights if they also contain other things."""
+"""Keys under which checkpoints store their weights if they also contain other entries."""
 _PLAIN = ("torch.", "collections.OrderedDict", "argparse.Namespace", "_codecs.encode", "builtins.set")
 """Classes and functions that weight files may refer to."""
 _LEGACY_HEADERS = 3
@@ -43,8 +43,8 @@ def check_start(path: Path) -> None:
 
 
 def refusal(path: Path, error: Exception) -> UserError:
-    """The error for a file that PyTorch refuses to load as weights. It says what else the file pickles, and how to save the
-    weights alone."""
+    """The error for a file that PyTorch refuses to load as weights. Its message names what else the file pickles, and explains
+    how to save only the weights."""
     names, content = _inspect(path)
     if not names:
         named = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))

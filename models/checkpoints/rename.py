@@ -1,4 +1,4 @@
-"""Tables that map published names to ours and back. All mapping between the two naming schemes is in this module."""
+"""Tables that map published names to ours and back. All conversion between the two naming schemes happens in this module."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ class Layout:
     """Properties of a published file that decide which of several published names corresponds to one of our names.
 
     Attributes:
-        text_layers: number of layers of the text encoder, without the fusion.
+        text_layers: number of layers of the text encoder, without the fusion encoder.
         masked_words: see :data:`MASKED_WORDS`.
-        fused_apart: see :data:`SEPARATE_FUSION`.
+        separate_fusion: see :data:`SEPARATE_FUSION`.
     """
 
     text_layers: int
     masked_words: bool
-    fused_apart: bool
+    separate_fusion: bool
 
     @staticmethod
     def of_published(names: Collection[str]) -> Layout:
@@ -151,7 +151,7 @@ def ours_to_published(layout: Layout) -> Callable[[str], str | None]:
         match = _OUR_LAYER.fullmatch(name)
         if name in names:
             published = names[name]
-        elif match and (match[1] == "text.encoder" or not layout.fused_apart):
+        elif match and (match[1] == "text.encoder" or not layout.separate_fusion):
             layer = int(match[2]) + (layout.text_layers if match[1] == "fusion" else 0)
             published = f"{stack}.{layer}.{match[3]}"
         else:

@@ -14,7 +14,7 @@ from utils.errors import UserError
 class LoadReport:
     """A record of what happened to the tensors of a file and to the parameters of a model.
 
-    Names are ours (on the model side), except in ``dropped`` and ``unused``, where they are the file's. Parameters in ``partly``
+    Names are the model's names, except in ``dropped`` and ``unused``, which contain the file's names. Parameters in ``partly``
     were loaded, except for some rows, which are fresh.
     """
 
@@ -32,7 +32,8 @@ class LoadReport:
     """True if the file's text encoder was skipped, because the model has a different text encoder."""
 
     def lines(self) -> list[str]:
-        """Lines for a log: counts of the file's tensors, then all tensors that were not simply loaded, grouped by module."""
+        """Returns lines for a log: counts of the file's tensors, then all tensors that were not simply loaded, grouped by
+        module."""
         counts = (
             f"{self.source}: {len(self.loaded)} loaded, {len(self.resized)} of them resized, {len(self.copied)} "
             f"copied, {len(self.dropped)} dropped, {len(self.unused)} unused in the file"
@@ -55,8 +56,8 @@ class LoadReport:
             spare = {int(match[1]) for name in self.unused if (match := pattern.match(name))}
             missing = {int(match[1]) for name in self.fresh if (match := pattern.match(name))}
             loaded = {int(match[1]) for name in self.loaded if (match := pattern.match(name))}
-            # A layer with only some fresh parameters is of a different kind and left to the caller. A file may lack an
-            # encoder.
+            # A layer in which only some parameters are fresh is a different problem, which is left to the caller. A file may lack
+            # an encoder.
             missing = missing - loaded if loaded else set()
             if spare or missing:
                 difference = _layers(len(spare), "more") if spare else _layers(len(missing), "fewer")

@@ -1,4 +1,5 @@
-"""Settings that the shapes of weights do not show. With different values, trained weights load but compute different results."""
+"""Settings that the shapes of weights do not show. If one of them differs, trained weights load without an error but compute
+different results."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def _sides(size: ImageSize) -> str:
 
 
 def unlike_published(model: XVLM) -> list[str]:
-    """Lines for a log: settings in which a model that has loaded a published file differs from all published models."""
+    """Returns lines for a log: the settings in which a model that has loaded a published file differs from all published
+    models."""
     parts = {"model.fusion": model.fusion.config}
     if isinstance(model.text, TextEncoder):
         parts["model.text.arch"] = model.text.block_config

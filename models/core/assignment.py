@@ -14,8 +14,8 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
 
     This is the method of shortest augmenting paths (Jonker and Volgenant, 1987, "A shortest augmenting path algorithm for dense
     and sparse linear assignment problems"), for all examples at once. Targets are added one by one. Each target takes the query
-    at the end of a shortest augmenting path, along which earlier targets may change their queries. The number of steps depends on
-    the shapes alone, so the host never waits for the device.
+    at the end of a shortest augmenting path, along which previously assigned targets may switch to other queries. The number of
+    steps depends on the shapes alone, so the host never waits for the device.
 
     Args:
         costs: (N, M, K), the costs of assigning M targets to K queries, with M <= K.
@@ -29,7 +29,7 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
     """
     count, targets, queries = costs.shape
     if targets > queries:
-        raise ValueError(f"{targets} targets cannot have a query each, as there are {queries}")
+        raise ValueError(f"{targets} targets cannot each have a query, since there are only {queries} queries")
     every = torch.arange(count, device=costs.device)
     target_duals, query_duals = costs.new_zeros(count, targets), costs.new_zeros(count, queries)  # dual variables
     query_of = torch.full((count, targets), FREE, device=costs.device)
@@ -38,7 +38,7 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
         searching = present[:, new]
         distance = torch.full_like(query_duals, torch.inf)
         visited = torch.zeros_like(distance, dtype=torch.bool)
-        before = torch.full_like(target_of, new)  # the previous target on the shortest path to each query
+        previous = torch.full_like(target_of, new)  # the previous target on the shortest path to each query
         shortest = costs.new_zeros(count)
         target, end = torch.full_like(every, new), torch.zeros_like(every)
         for _ in range(new + 1):  # at most `new` queries are taken
@@ -46,7 +46,7 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
             through = shortest.unsqueeze(1) + reduced
             shorter = searching.unsqueeze(1) & ~visited & (through < distance)
             distance = torch.where(shorter, through, distance)
-            before = torch.where(shorter, target.unsqueeze(1), before)
+            previous = torch.where(shorter, target.unsqueeze(1), previous)
             least, nearest = distance.masked_fill(visited, torch.inf).min(dim=1)
             shortest, end = torch.where(searching, least, shortest), torch.where(searching, nearest, end)
             visited[every, end] |= searching
@@ -59,7 +59,7 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
         target_duals[:, new] += shortest
         walking = present[:, new]
         for _ in range(new + 1):
-            target = before[every, end]
+            target = previous[every, end]
             target_of[every, end] = torch.where(walking, target, target_of[every, end])
             following = query_of[every, target]
             query_of[every, target] = torch.where(walking, end, following)

@@ -1,6 +1,6 @@
 """The post-norm transformer block of BERT with an optional cross-attention (section 3.3), and stacks of such blocks.
 
-Parameters have the same names as in Hugging Face. States are packed, (T, D), and attention pads them
+Parameters have the same names as in Hugging Face's BERT. States are packed, (T, D), and attention pads them
 (:mod:`models.core.packing`).
 """
 
@@ -43,7 +43,7 @@ class BlockConfig(Config):
         """Sizes of block ``index`` in a stack of ``blocks``.
 
         The drop path rate rises linearly from 0 in the first block to ``drop_path`` in the last. If ``drop_path`` is set, it
-        replaces the dropout on residual branches (as released).
+        replaces the dropout on residual branches (as in the released code).
         """
         depth = index / (blocks - 1) if blocks > 1 else 0.0
         dropout = 0.0 if self.drop_path else self.dropout
@@ -131,7 +131,7 @@ class Attention(nn.Module):
         """Keys and values (..., D) of ``states`` (..., D')."""
         return self.self["key"](states), self.self["value"](states)
 
-    def to_own_text(
+    def attend_to_own_text(
         self,
         states: Tensor,
         packing: Packing,
@@ -158,7 +158,7 @@ class Attention(nn.Module):
         attended = query_packing.pack(self.attend(query, keys, values, bias))
         return self.output(attended, query_states, query_packing), query_packing
 
-    def to_keys_values(self, states: Tensor, packing: Packing, keys_values: Sequence[KeysValues]) -> Tensor:
+    def attend_to_keys_values(self, states: Tensor, packing: Packing, keys_values: Sequence[KeysValues]) -> Tensor:
         """Cross-attention: tokens attend to keys and values that have been projected beforehand.
 
         Args:
@@ -234,9 +234,9 @@ class Block(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """Run the block; arguments and result as in :meth:`BlockStack.forward`, with the keys and values of this block only."""
-        states, packing = self.attention.to_own_text(states, packing, bias, queries, cache)
+        states, packing = self.attention.attend_to_own_text(states, packing, bias, queries, cache)
         if self.crossattention is not None and keys_values:
-            states = self.crossattention.to_keys_values(states, packing, keys_values)
+            states = self.crossattention.attend_to_keys_values(states, packing, keys_values)
         return self.output(self.intermediate(states), states, packing)
 
 
@@ -355,8 +355,8 @@ def linear_dtype(states: Tensor) -> torch.dtype:
 
 
 def heads_error(width: int, heads: int) -> str | None:
-    """An error message if ``heads`` does not divide ``width``, which names the nearest numbers of heads that do; otherwise
-    None."""
+    """Returns an error message if ``heads`` does not divide ``width``, otherwise None. The message suggests the nearest valid
+    numbers of heads."""
     if width % heads == 0:
         return None
     divisors = [number for number in range(1, width + 1) if width % number == 0]
@@ -365,7 +365,7 @@ def heads_error(width: int, heads: int) -> str | None:
 
 
 def init_bert_weights(module: nn.Module, std: float) -> None:
-    """BERT's initialisation: normal weights, zero biases, unit norms."""
+    """BERT's initialisation: normally distributed weights, zero biases, and norms with weight 1."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):

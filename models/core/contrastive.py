@@ -170,11 +170,11 @@ class ContrastiveHead(nn.Module):
 
     @property
     def scalars(self) -> tuple[nn.Parameter, ...]:
-        """The parameters of the loss itself: the temperature, and with the sigmoid loss the bias."""
+        """The parameters of the loss itself: the temperature and, with the sigmoid loss, the bias."""
         return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
 
     def clamp_temperature(self) -> None:
-        """Clamp the temperature to its range (0.001 to 0.5 as released). To be called before each forward pass."""
+        """Clamp the temperature to its range (0.001 to 0.5 in the released code). Call this before each forward pass."""
         with torch.no_grad():
             self.temperature.clamp_(self.config.least_temperature, MAX_TEMPERATURE)
 

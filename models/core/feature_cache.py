@@ -57,14 +57,14 @@ class FeatureCache:
         if self._name is None:
             self._name = self._check(normalised)
         autocast = torch.get_autocast_dtype(pixels.device.type) if torch.is_autocast_enabled(pixels.device.type) else ""
-        names = [self._of(image, str(autocast)) for image in pixels.cpu().numpy()]
+        names = [self._key(image, str(autocast)) for image in pixels.cpu().numpy()]
         kept = [self.cache.read(name, self._bytes) for name in names]
-        missing = [number for number, block in enumerate(kept) if block is None]
+        missing = [index for index, block in enumerate(kept) if block is None]
         states = normalised.new_empty(len(names), *self._shape)
-        for number, block in enumerate(kept):
+        for index, block in enumerate(kept):
             if block is not None:
                 state = np.frombuffer(block, np.float32).reshape(self._shape)
-                states[number] = torch.from_numpy(state.copy()).to(states)  # torch does not accept read-only memory
+                states[index] = torch.from_numpy(state.copy()).to(states)  # torch does not accept read-only memory
         if missing:
             fresh = self._first_blocks(normalised[missing]).float()
             states[missing] = fresh.to(states)
@@ -72,7 +72,7 @@ class FeatureCache:
                 self.cache.ensure(names[number], self._bytes, state.tobytes)
         return self.backbone.patches_after_block(normalised, self.blocks - 1, states)
 
-    def _of(self, image: np.ndarray, autocast: str) -> str:
+    def _key(self, image: np.ndarray, autocast: str) -> str:
         return hashlib.sha256(f"{self._name} {autocast} {image.shape}\n".encode() + image.tobytes()).hexdigest()
 
     @torch.no_grad()
@@ -96,10 +96,10 @@ class FeatureCache:
             )
         self._shape = tuple(first.shape[1:])
         self._bytes = 4 * first[0].numel()
-        if self.max_bytes < (least := BlockCache.min_bound(self._bytes)):
+        if self.max_bytes < (min_bytes := BlockCache.min_bound(self._bytes)):
             raise UserError(
                 f"optim.freeze.cache.gigabytes is {self.max_bytes / 1e9:g}, which is too few to keep any states; "
-                f"give {math.ceil(least / 1e6) / 1e3:g} or more"
+                f"give {math.ceil(min_bytes / 1e6) / 1e3:g} or more"
             )
         module = self.backbone.module
         after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)

@@ -1,16 +1,15 @@
 """The FLOPs of a training step, computed on the host from sizes alone.
 
 The sizes of a model's parts are read once and turned into coefficients: multiply-accumulates for each image, token, or pair of a
-query and a key (:class:`ModelCost`). The FLOPs of a step are products of these with the counts of its micro-batch, such as the
-sum of the lengths of texts.
+query and a key (:class:`ModelCost`). The FLOPs of a step are these coefficients multiplied by the counts of its micro-batches,
+such as the total length of the texts.
 
 We count the minimum arithmetic needed to compute the losses and their gradients:
 
-- each image, or frame of a video, goes through the backbone once, and is projected to keys and values once per layer;
-- texts count with their true length, without padding, and examples that do not count are skipped;
-- if only [CLS] is read (matching, boxes, classes), or only masked words in pre-training, the last layer computes states at these
-  query positions only, and just keys and values for the other tokens;
-- words are predicted only at masked positions.
+- each image, or frame of a video, goes through the backbone once, and is projected to keys and values once per layer; - texts
+count with their true length, without padding, and invalid examples are skipped; - if only [CLS] is read (matching, boxes,
+classes), or only masked words in pre-training, the last layer computes states at these query positions only, and just keys and
+values for the other tokens; - words are predicted only at masked positions.
 
 A multiply-accumulate is two FLOPs, plus two for each of its factors that has a gradient (:func:`step_flops`). For a frozen
 encoder, we therefore count only the forward pass. For a frozen fusion encoder that passes gradients on to other parts, we count
@@ -298,8 +297,8 @@ class ContrastiveCost:
         )
 
     def run(self, images: int, texts: int, hard_negatives: int = 0) -> int:
-        """FLOPs of three things: the embeddings; the similarities between this rank's pairs and the pairs of all ranks, in both
-        directions; and the similarities of hard negatives to their own images."""
+        """FLOPs of the embeddings; of the similarities between this rank's pairs and the pairs of all ranks, in both directions;
+        and of the similarities of hard negatives to their own images."""
         pairs = (images + texts) // 2
         similarity = (2 * pairs * pairs * distributed.world_size() + hard_negatives) * self.width
         return images * self.image + (texts + hard_negatives) * self.text + step_flops(similarity, True, True)
@@ -433,7 +432,7 @@ class ModelCost:
             tokens: number of tokens of each text.
             frames: number of frames per video; 1 for images.
             queries: see :meth:`StackCost.run`.
-            images: number of images or videos that the examples share; if None, each example has its own.
+            images: number of images or videos that the examples share; if None, each example has an image or video of its own.
         """
         examples, keys = len(tokens), self.vision.keys(frames)
         images = examples if images is None else images

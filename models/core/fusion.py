@@ -158,7 +158,7 @@ class FusionPass:
         return self.texts.packing if self.queries is None else self.queries.packing
 
     def select(self, index: Tensor) -> FusionPass:
-        """The texts with the indices ``index`` (M,), in that order. Needs a row of keys and values for each text."""
+        """The texts with the indices ``index`` (M,), in that order. This requires one row of keys and values per text."""
         return FusionPass(
             self.texts.select(index),
             None if self.keys_values is None else self.keys_values.select(index),
@@ -230,8 +230,10 @@ class FusionQueue:
     def _fuse(self, passes: Sequence[FusionPass]) -> Sequence[Tensor]:
         """The fused states (Q, D) of each pass."""
         # Texts that share a row of keys and values stay together: if they were split up, each would need a copy of the row.
-        alone = all(each.keys_values is None or len(each.keys_values) == each.texts.packing.count for each in passes)
-        cut = self.fusion.length_cut([each.texts.packing for each in passes]) if alone else None
+        one_row_each = all(
+            each.keys_values is None or len(each.keys_values) == each.texts.packing.count for each in passes
+        )
+        cut = self.fusion.length_cut([each.texts.packing for each in passes]) if one_row_each else None
         if cut is not None:
             return self._fuse_by_length(passes, cut)
         texts = PackedTexts.concat([each.texts for each in passes])

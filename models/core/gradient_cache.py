@@ -23,12 +23,12 @@ from models.core.losses import EmbeddedPairs
 
 @dataclass(frozen=True)
 class CachedLoss:
-    """The share of one micro-batch in a contrastive loss over several.
+    """The contribution of one micro-batch to a contrastive loss over several micro-batches.
 
     Attributes:
-        value: (), the share of the loss.
-        embeddings: gradients of the whole loss with respect to :meth:`EmbeddedPairs.embeddings`.
-        scalars: (), shares of the gradients with respect to the parameters of the loss (:attr:`ContrastiveHead.scalars`).
+        value: (), the contribution to the loss.
+        embeddings: gradients of the complete loss with respect to :meth:`EmbeddedPairs.embeddings`.
+        scalars: (), contributions to the gradients with respect to the parameters of the loss (:attr:`ContrastiveHead.scalars`).
     """
 
     value: Tensor
@@ -82,7 +82,7 @@ def cached_losses(head: ContrastiveHead, embedded: Sequence[Sequence[EmbeddedPai
 
 
 def _losses(head: ContrastiveHead, embedded: Sequence[EmbeddedPairs]) -> list[CachedLoss]:
-    """The shares of the micro-batches in one contrastive loss."""
+    """The contributions of the micro-batches to one contrastive loss."""
     sizes = [len(each.image) for each in embedded]
     with torch.enable_grad():
         parts = zip(*(each.embeddings() for each in embedded), strict=True)

@@ -28,11 +28,11 @@ _LIMITS = {
 
 
 def part_config(name: str, part: Literal["text", "vision"], key: str, beside: Sequence[str] = ()) -> Any:
-    """Returns the configuration of an encoder, which may be part of a model of images and texts.
+    """Returns the configuration of an encoder, which may be part of a vision-language model.
 
     Args:
         name: a name on the Hub, or a folder.
-        part: name of the encoder in a model of images and texts.
+        part: name of the encoder in a vision-language model.
         key: config key that contains the name, for messages.
         beside: additional files to download if they exist.
 
@@ -57,7 +57,7 @@ def part_config(name: str, part: Literal["text", "vision"], key: str, beside: Se
 
 
 def model_class(hub_config: Any) -> Any:
-    """Returns the library's class of an encoder, given its configuration.
+    """Returns the library's class for an encoder, given its configuration.
 
     Raises:
         UserError: if the library has no encoder of this kind.
@@ -65,7 +65,7 @@ def model_class(hub_config: Any) -> Any:
     import transformers
 
     mapped = transformers.MODEL_MAPPING.get(type(hub_config), None)
-    if mapped is None:  # text encoders in models of images and texts have classes, but no entry in the mapping
+    if mapped is None:  # text encoders of vision-language models have classes, but no entry in the mapping
         mapped = getattr(transformers, f"{type(hub_config).__name__.removesuffix('Config')}Model", None)
     if mapped is None:
         raise UserError(f"transformers has no encoder for {hub_config.model_type!r}; choose another model")
@@ -97,7 +97,7 @@ def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A context without transformers' progress bars and tables of unused weights; our own report lists the weights."""
+    """A context that silences transformers' progress bars and tables of unused weights. Our own report lists these weights."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

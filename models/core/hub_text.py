@@ -47,7 +47,7 @@ class HubTextEncoder(nn.Module):
                 "to 0"
             )
         self.model: Any = model_class(hub_config)._from_config(_with_dropout(hub_config, config))
-        # Unused, and DDP waits for the gradient of every parameter.
+        # Both are unused, and DDP would wait for the gradients of their parameters.
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None
         if isinstance(getattr(self.model, "head", None), nn.Linear):  # SigLIP's head, on the pooled text

@@ -19,7 +19,8 @@ class KeysValues:
     Attributes:
         layers: for each layer, the keys and the values, (R', K, D) each.
         biases: (R', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; None = attend to all states. There is one
-            bias for each pass that attends to these rows (:class:`models.core.fusion.FusionQueue`): one until they are merged.
+            bias for each pass that attends to these rows (:class:`models.core.fusion.FusionQueue`): a single bias until passes
+            are merged.
         rows: (R,) int64, indices of the selected rows among the R' stored rows. Selected rows are copied only when they are used.
             If None, all stored rows are used, in order.
     """
@@ -101,8 +102,8 @@ class KeysValues:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros of ``shape``. In memory, the last axis is padded to a multiple of 8 elements, because GPU attention kernels require
-    this alignment for a bias."""
+    """Returns zeros of ``shape``. In memory, the last axis is padded to a multiple of 8 elements, because GPU attention kernels
+    require this alignment for a bias."""
     *others, length = shape
     return torch.zeros(*others, -(-length // 8) * 8, dtype=dtype, device=device)[..., :length]
 

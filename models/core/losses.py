@@ -34,12 +34,12 @@ class EmbeddedPairs(NamedTuple):
 
     Attributes:
         image, text: (N, E) L2-normalised embeddings.
-        valid: (N,) bool, the pairs that count.
+        valid: (N,) bool, True for the pairs that count.
         group: (N,) int64. Within a group, the text of each pair matches the images of all other pairs: in pre-training, the pairs
             have equal texts; in retrieval, they have the same image.
         same_group: how the contrastive loss treats pairs of the same group.
         hard_negatives: (N, K, E) embeddings of texts that are negatives of pair n alone.
-        hard_valid: (N, K) bool, the hard negatives that count.
+        hard_valid: (N, K) bool, True for the hard negatives that count.
     """
 
     image: Tensor
@@ -68,9 +68,9 @@ def contrastive(
 ) -> Tensor:
     """Eq. 1: the mean of the cross-entropies in both directions, summed over this rank's valid pairs.
 
-    With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as released for retrieval). More
-    than :data:`COLUMNS` pairs are compared in chunks, and their similarities are recomputed in the backward pass, so memory does
-    not grow with the number of ranks. Each image is also compared with its own hard negatives.
+    With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as in the released code for
+    retrieval). More than :data:`COLUMNS` pairs are compared in chunks, and their similarities are recomputed in the backward
+    pass, so memory does not grow with the number of ranks. Each image is also compared with its own hard negatives.
 
     Args:
         local: the N pairs of this rank.

@@ -4,7 +4,7 @@ Linear layers and norms treat every token alike, so they run on packed tokens, w
 texts, padded to the longest of them: (N, L, D). A :class:`Packing` converts between the two layouts, and :class:`PackedTexts`
 combine token states with their packing.
 
-Reading the lengths of texts back from a GPU would force a device sync. Therefore T is a number that the host knows, and it may be
+Reading the lengths of texts back from a GPU would force a device sync. Therefore, T is a number known to the host, which may be
 larger than the number of tokens. Spare tokens come after the real tokens of their batch, have arbitrary finite values, and are
 never read. For example, texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens with the padded indices 0, 1, 2 and 3.
 With T = 5, one spare token follows, with the padded index 6.
@@ -219,16 +219,16 @@ def packings_of(texts: Sequence[Text]) -> list[Packing]:
     return [by_mask[id(text.mask)] for text in texts]
 
 
-MAX_DIVIDED_SHARE = 0.55
-"""Texts are divided into short and long texts if this reduces the number of padded tokens to this share or less. If each image
-has a short and a long caption, the share is a little more than one half."""
+MAX_DIVIDED_FRACTION = 0.55
+"""Texts are divided into short and long texts if this reduces the number of padded tokens to this fraction or less. If each image
+has a short and a long caption, the fraction is a little more than one half."""
 
 
 def length_cut(packings: Sequence[Packing]) -> int | None:
     """The length that divides texts into short and long texts, which can then be processed in separate calls.
 
     Attention pads all texts of a call to the longest of them, so that a few long texts slow down all others. Two calls are faster
-    if they have far fewer padded tokens (:data:`MAX_DIVIDED_SHARE`).
+    if they have far fewer padded tokens (:data:`MAX_DIVIDED_FRACTION`).
 
     Returns:
         The number of tokens of the longest short text; None if one call is faster, or if the lengths are not in host memory.
@@ -239,7 +239,7 @@ def length_cut(packings: Sequence[Packing]) -> int | None:
     short = torch.arange(1, len(lengths) + 1)
     padded = short * lengths + (len(lengths) - short) * lengths[-1]
     best = int(padded.argmin())
-    return int(lengths[best]) if int(padded[best]) <= MAX_DIVIDED_SHARE * int(padded[-1]) else None
+    return int(lengths[best]) if int(padded[best]) <= MAX_DIVIDED_FRACTION * int(padded[-1]) else None
 
 
 def on_host(tensor: Tensor) -> bool:

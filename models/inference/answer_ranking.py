@@ -1,8 +1,9 @@
 """Ranking of candidate answers by their likelihood under the decoder (appendix A.1).
 
-As released, only the k candidates with the most likely first tokens are scored in full. Candidates share prefixes: the distinct
-prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder processes all nodes together, each only
-once; a node attends only to itself and its ancestors. A question's keys and values are projected once for all its nodes.
+As in the released code, only the k candidates with the most likely first tokens are scored in full. Candidates share prefixes:
+the distinct prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder processes all nodes together,
+each only once; a node attends only to itself and its ancestors. A question's keys and values are projected once for all its
+nodes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ROOT = 0
 """The node of [CLS], the first token of every answer."""
 
 NONE = -1
-"""Padding after shorter paths."""
+"""Padding at the end of shorter paths."""
 
 
 class AnswerTree:
@@ -103,7 +104,7 @@ def rank_answers(
         tree: tree of the candidates.
         k: number of candidates that are scored in full.
         ranking: how candidates are scored, and how ties are broken (:func:`best_first`).
-        nodes_per_call: approximate maximum number of nodes per call; if None, a default for the device, CPU or GPU.
+        nodes_per_call: approximate maximum number of nodes per call; if None, a default for the device (CPU or GPU).
     """
     if nodes_per_call is None:
         nodes_per_call = 640 if questions.states.device.type == "cpu" else 8192
@@ -144,7 +145,7 @@ def _calls(nodes: Sequence[Ints], max_nodes: int) -> Iterator[tuple[range, list[
     """Group adjacent questions, given by their nodes, into calls of at most about ``max_nodes`` nodes, including padding.
 
     Yields for each call the range of its questions, and their nodes without :data:`NONE`. A question with more nodes than
-    ``max_nodes`` has a separate call.
+    ``max_nodes`` gets a call by itself.
     """
     start = widest = 0
     for question, question_nodes in enumerate(nodes):

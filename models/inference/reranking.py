@@ -30,7 +30,7 @@ RERANKING_SCORE = (
     "log-odds plus the cosine divided by the temperature"
 )
 """Description of the config key."""
-RULES: dict[RerankingScore, str] = {
+ORDER_NOTES: dict[RerankingScore, str] = {
     "matching": "",
     "sum": " by the matching head's log-odds plus the cosine divided by the temperature",
 }
@@ -119,7 +119,10 @@ def score_each(
 
     Args:
         score: function that maps the index of an image and M texts to their scores (M,), in float32 or higher precision.
-        texts, bank, tokens_per_call: as in :func:`score_pairs`. Returns: as in :func:`score_pairs`.
+        texts, bank, tokens_per_call: as in :func:`score_pairs`.
+
+    Returns:
+        For each image, the scores of its texts, in order.
     """
     device = bank.texts.states.device
     if tokens_per_call is None:

@@ -50,7 +50,7 @@ class PretrainContrastiveConfig(ContrastiveConfig):
 
     @field_validator("identical_texts", mode="before")
     @classmethod
-    def _one_word_for_all(cls, value: Any) -> Any:
+    def _same_for_all_streams(cls, value: Any) -> Any:
         return dict.fromkeys(IdenticalTexts.model_fields, value) if isinstance(value, str) else value
 
 

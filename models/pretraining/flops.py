@@ -26,8 +26,8 @@ def work_of(
 ) -> Work:
     """Counts the examples, images, tokens and FLOPs of a batch in host memory.
 
-    If a requested loss is not counted here, the FLOPs are unknown (NaN). ``shares_images``: True if the images are encoded for a
-    different stream and count as examples of that stream.
+    If a requested loss is not counted here, the FLOPs are unknown (NaN). ``shares_images``: True if another stream encodes these
+    images and counts them.
     """
     match batch:
         case TextBatch():
@@ -68,7 +68,7 @@ def _regions(cost: ModelCost, stream: RegionTextStream, batch: RegionBatch, requ
     images = len(np.unique(batch.image_index.numpy()[batch.valid.numpy()]))
     flops: float = cost.vision.encode(images) + cost.vision.pool_regions(regions)
     if stream.needs("fusion", requested):
-        # All patches once, the mean of every region, and the mean of every whole image, which boxes are predicted from.
+        # All patches once, the mean of every region, and the mean of every whole image, from which boxes are predicted.
         flops += cost.fusion.project(images * keys + regions)
     flops += _pairs(cost, stream, batch, tokens, keys, requested)
     if stream.needs("box_head", requested):

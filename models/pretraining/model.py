@@ -58,7 +58,7 @@ class PretrainModel(XVLM):
         self.contrastive = ContrastiveHead(config, self.vision.width, width)
         self.matching_head = MatchingHead(width)
         self.box_head = BoxHead(width)
-        # BERT's head belongs to the text encoder's family, and so does its eps (as released).
+        # The word head is part of BERT, so its eps is the text encoder's (as in the released code).
         self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
         factors = (streams or StreamWeights()).model_dump()
         all_streams = self._build_streams(config, weights or LossWeights(), factors)
@@ -125,7 +125,8 @@ class PretrainModel(XVLM):
         return {name: images[id(batches[name].pixels)] for name in with_images}, texts
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
-        """The divisor of each loss: the number of pairs, words or boxes of this micro-batch. Needs no forward pass."""
+        """The divisor of each loss: the number of pairs, words or boxes of this micro-batch. This does not need a forward
+        pass."""
         batches = batch.streams()
         counts: dict[str, Tensor] = {}
         for name, losses in self.requested(batch).items():

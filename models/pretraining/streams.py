@@ -1,7 +1,7 @@
 """The streams of pre-training and their losses (section 3.3). The ``losses`` of each stream follow :mod:`models.reference`.
 
 To add a loss, give it a weight in :class:`LossWeights`, declare and compute it in a stream here, and add it to
-:mod:`models.reference`. ``docs/architecture.md`` has a worked example. :mod:`models.pretraining.flops` counts the FLOPs.
+:mod:`models.reference`. ``docs/architecture.md`` contains a worked example. :mod:`models.pretraining.flops` counts the FLOPs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from utils.config import Config
 
 
 class LossWeights(Config):
-    """Weights of the losses in equation 6. In the paper all are 1. A loss with weight 0 is not computed."""
+    """Weights of the losses in equation 6. In the paper, all weights are 1. A loss with weight 0 is not computed."""
 
     contrastive: float = Field(1.0, ge=0, description="weight of the contrastive loss (paper, equation 1)")
     matching: float = Field(1.0, ge=0, description="weight of the matching loss (paper, equation 2)")
@@ -64,10 +64,11 @@ class Loss(Generic[B]):
 
     Attributes:
         name: name of the loss.
-        weight: factor of the loss in equation 6; the factor of the stream is multiplied by it.
+        weight: factor of the loss in equation 6, in addition to the factor of the stream.
         trains: the parts of the model that the loss trains. The name of a module includes all parameters in it; ``*`` matches one
             component of a name, such as the index of a block.
-        count: function that returns the divisor of the loss for a batch, a scalar: the number of valid pairs, words or boxes.
+        count: function that returns the divisor of the loss for a batch as a scalar tensor: the number of valid pairs, words or
+            boxes.
     """
 
     name: str
@@ -177,7 +178,7 @@ class Stream(ABC, Generic[B]):
         return [part for loss in self.declared if loss.name in requested for part in loss.trains]
 
     def needs(self, part: str, requested: Collection[str]) -> bool:
-        """True if any of the ``requested`` losses trains this part of the model, or a part of it."""
+        """True if any of the ``requested`` losses trains this part of the model, or a submodule of it."""
         return any(each == part or each.startswith(f"{part}.") for each in self.trained_by(requested))
 
 
@@ -294,7 +295,8 @@ class RegionTextStream(Stream[RegionBatch]):
 
 
 class TextStream(Stream[TextBatch]):
-    """Texts without images. Masked words are predicted without cross-attention in the fusion encoder (as released)."""
+    """Texts without images. Masked words are predicted without cross-attention in the fusion encoder (as in the released
+    code)."""
 
     encoders = ("text",)
     has_images = False

@@ -1,4 +1,4 @@
-"""Visual grounding: the box that a phrase refers to (appendix A.1), or its boxes."""
+"""Visual grounding: the box or boxes that a phrase refers to (appendix A.1)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ class GroundingModel(XVLM):
         return self.cost.fuse_pairs(tokens) + Work(flops=self.cost.head("box_head", len(tokens)))
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
-        """Boxes (N, 4) of N texts in their images, by the published head: centre and size in 0..1. ``pixels`` (N, 3, H, W)."""
+        """Boxes (N, 4) of N texts in their images, predicted by the published head: centre and size in 0..1. ``pixels`` (N, 3, H,
+        W)."""
         return self.box_head(self.fusion.cls(*self.encode(pixels, text)))
 
     def locate_all(self, pixels: Tensor, text: Text) -> BoxSet:

@@ -32,7 +32,7 @@ class VideoQAModel(XVLM):
 
     def forward(self, batch: ClassifiedBatch) -> Losses:
         """The cross-entropy of each answer in a micro-batch times its weight, as a sum. Answers that are not in the list of
-        candidates are ignored (as released)."""
+        candidates are ignored (as in the released code)."""
         logits = self.classify(batch.pixels, batch.text, batch.image_of_question).index_select(
             0, batch.question_of_answer
         )

@@ -28,7 +28,7 @@ from utils.config import Config
 from utils.errors import UserError
 
 AnswerDecoding = Literal["rank", "beam"]
-"""How a question is answered. "rank": with the likeliest candidate in a list; "beam": with a text that beam search generates."""
+"""How a question is answered. "rank" picks the likeliest candidate from a list; "beam" generates a text with beam search."""
 
 
 class AnswerBeamConfig(BeamConfig):
@@ -87,8 +87,8 @@ class AnswerDecoder(BlockStack):
     ):
         """Build the decoder with random weights.
 
-        With XLM-R as the text encoder, the decoder is still BERT (as released), with 512 positions, two token types, and the eps
-        of the fusion encoder.
+        With XLM-R as the text encoder, the decoder is still BERT (as in the released code), with 512 positions, two token types,
+        and the eps of the fusion encoder.
 
         Args:
             config: config of the model.

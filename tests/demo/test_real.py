@@ -14,7 +14,7 @@ from dataset.prepare.folders import split_by_hash
 from demo.cutouts import UnusableCutoutError
 from demo.real import __main__ as command
 from demo.real import clipart, concepts, duplicates, maps
-from demo.real.concepts import MAX_WITHIN, ConceptSplit, concept_of, leaks
+from demo.real.concepts import MAX_CONTAINING, ConceptSplit, concept_of, leaks
 from tests.demo.real_packages import NAMES, encoded, picture, write_clipart, write_emoji, write_maps, write_stamps
 from tests.demo.scene_texts import read
 from utils.commands import call
@@ -231,7 +231,7 @@ def test_a_concept_within_many_others_is_trained_on_unless_a_text_contains_a_hel
     assert split.split(held_out) == "test"
     assert not split.may_train(f"A big {TEST_NAME}, toy") and split.may_train(TRAIN_NAME)
     assert split.may_train(TEST_NAME.split()[1])
-    many = [(*held_out, f"toy{number}") for number in range(MAX_WITHIN + 1)]
+    many = [(*held_out, f"toy{number}") for number in range(MAX_CONTAINING + 1)]
     assert ConceptSplit.of([held_out, *many]).split(held_out) == "train"
     assert ConceptSplit.of([held_out, *many[1:]]).split(held_out) == "test"
 

@@ -194,4 +194,4 @@ def test_small_tables_of_wide_grids_do_not_fill_the_memory():
 
 
 def test_a_table_without_rows_is_accepted():
-    assert not Layout.of_ours({"text.embeddings.token_type_embeddings.weight": ()}).fused_apart
+    assert not Layout.of_ours({"text.embeddings.token_type_embeddings.weight": ()}).separate_fusion

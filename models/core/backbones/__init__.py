@@ -29,7 +29,7 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
     """Builds the backbone that ``config`` names, with random weights.
 
     Raises:
-        UserError: if the library does not have this model, cannot build it in the given sizes, or the model does not return a
+        UserError: if the library does not have this model, cannot build it with the given sizes, or the model does not return a
             state for each patch.
     """
     try:
@@ -46,8 +46,8 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
 
 
 def save_backbone_config(config: VisionConfig, folder: Path) -> None:
-    """Copies the files that are needed to build the backbone into a folder, if its name is not enough; ``hf:FOLDER`` then builds
-    it on any machine."""
+    """Copies the files that are needed to build the backbone into a folder, if its name alone is not enough. The name
+    ``hf:FOLDER`` then works on any machine."""
     library = library_of(config.backbone)
     if library.save_config is not None:
         library.save_config(config.backbone, folder)

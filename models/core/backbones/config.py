@@ -31,7 +31,7 @@ PUBLISHED_PIXELS = {
 
 
 def _without_timm(name: object) -> object:
-    """Removes the prefix ``timm:``, which names of weights have and names of models do not."""
+    """Removes the prefix ``timm:``, which occurs in names of weights but not in names of models."""
     return name.removeprefix(TIMM) if isinstance(name, str) else name
 
 

@@ -65,7 +65,7 @@ class HubBackbone(VisionBackbone):
             raise UserError(f"model.vision.backbone: {config.backbone}: {str(error).splitlines()[0]}") from None
         _disable_function_caches(module)
         if getattr(module, "pooler", None) is not None:
-            module.pooler = None  # unused, and DDP waits for the gradient of every parameter
+            module.pooler = None  # unused, and DDP would wait for its gradients
         if config.layer_scale is None:
             for block in _blocks_of(module, config.backbone):
                 for child in [child for child, _ in block.named_children() if child.startswith("layer_scale")]:

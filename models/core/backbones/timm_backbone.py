@@ -72,7 +72,7 @@ class TimmBackbone(VisionBackbone):
                 grid_of(config.image_size, patch_size), patch_size, module.num_features
             )
         if getattr(module, "attn_pool", None) is not None:
-            module.attn_pool = None  # unused, and DDP waits for the gradient of every parameter
+            module.attn_pool = None  # unused, and DDP would wait for its gradients
         super().__init__(module, name, _blocks_of(module, name), module.num_features, patch_size, config.image_size)
         if config.positions == "sincos":
             _set_sincos_positions(module, name)
