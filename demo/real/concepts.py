@@ -5,9 +5,11 @@ for emoji, gender, skin tone and direction. The split cannot be decided separate
 source would teach the "kangaroo" that another source holds out. All names are therefore split together, so that three conditions
 hold. :func:`leaks` checks the second condition.
 
-1. A concept is in one split only, in all sources. 2. A concept of val or test never occurs in a training text, neither as the
-complete text nor as part of it ("kangaroo" in "a red kangaroo"). 3. A concept that occurs in more than :data:`MAX_CONTAINING` other
-concepts ("face", "hand") is in training, because holding it out would exclude all these concepts from training.
+1. A concept is in one split only, in all sources.
+2. A concept of val or test never occurs in a training text, neither as the complete text nor as part of it ("kangaroo" in "a red
+   kangaroo").
+3. A concept that occurs in more than :data:`MAX_CONTAINING` other concepts ("face", "hand") is in training, because holding it
+   out would exclude all these concepts from training.
 
 Parts of a held-out concept may be in training: "kangaroo" if "red kangaroo" is held out. Synonyms are not detected.
 """

@@ -76,7 +76,7 @@ def _phrase(scene: Scene, looks: Looks, rng: np.random.Generator) -> SetPhrase:
     elif count == 1 or (count == 0 and is_singular):
         text = f"the {looks.name()}"
     else:
-        number = NUMBERS[count] if count else str(rng.choice(list(ABSENT_NUMBERS), p=list(OF_ABSENT.values())))
+        number = NUMBERS[count] if count else str(rng.choice(list(ABSENT_NUMBERS), p=list(ABSENT_NUMBERS.values())))
         text = f"the {number} {_plural(looks)}"
     return SetPhrase("absent" if not objects else "one" if count == 1 else "several", text, objects)
 

@@ -93,7 +93,7 @@ def _new_statement(
     for turn in range(len(KIND_CYCLE)):
         for _ in range(TRIES):
             try:
-                drawn = _draw(KIND_CYCLE[(number + turn) % len(TURNS)], codes, rng)
+                drawn = _draw(KIND_CYCLE[(number + turn) % len(KIND_CYCLE)], codes, rng)
             except _NotFoundError:
                 continue
             if drawn[0] not in seen:

@@ -6,10 +6,11 @@ such as the total length of the texts.
 
 We count the minimum arithmetic needed to compute the losses and their gradients:
 
-- each image, or frame of a video, goes through the backbone once, and is projected to keys and values once per layer; - texts
-count with their true length, without padding, and invalid examples are skipped; - if only [CLS] is read (matching, boxes,
-classes), or only masked words in pre-training, the last layer computes states at these query positions only, and just keys and
-values for the other tokens; - words are predicted only at masked positions.
+- each image, or frame of a video, goes through the backbone once, and is projected to keys and values once per layer;
+- texts count with their true length, without padding, and invalid examples are skipped;
+- if only [CLS] is read (matching, boxes, classes), or only masked words in pre-training, the last layer computes states at these
+  query positions only, and just keys and values for the other tokens;
+- words are predicted only at masked positions.
 
 A multiply-accumulate is two FLOPs, plus two for each of its factors that has a gradient (:func:`step_flops`). For a frozen
 encoder, we therefore count only the forward pass. For a frozen fusion encoder that passes gradients on to other parts, we count
