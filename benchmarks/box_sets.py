@@ -80,8 +80,8 @@ def region_metrics(path: Path) -> dict[str, tuple[Evaluation, float]]:
     thresholds = [MIN_PROBABILITY, *np.arange(0.1, 1.0, 0.05).round(2).tolist(), 0.97, 0.99]
     on_val = {each: evaluate_sets(splits["val"], found["val"], each).values() for each in thresholds}
     chosen = {}
-    for title, measure in (("regions", EXACT), ("regions, several", SEVERAL_EXACT)):
-        _, best = max((values[measure], each) for each, values in on_val.items())
+    for title, metric in (("regions", EXACT), ("regions, several", SEVERAL_EXACT)):
+        _, best = max((values[metric], each) for each, values in on_val.items())
         chosen[title] = evaluate_sets(splits["test"], found["test"], best), best
     return chosen
 

@@ -162,9 +162,7 @@ def why_no_file(path: Path) -> str:
     except FileNotFoundError:
         there = [each.name for each in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, there, n=1)
-        return (
-            f"no such config file; {f'did you mean {path.parent / near[0]}?' if near else 'configs/ has the configs'}"
-        )
+        return f"no such config file; {f'did you mean {path.parent / near[0]}?' if near else 'see the configs in configs/'}"
     except (OSError, ValueError) as error:
         return f"no such config file ({getattr(error, 'strerror', None) or error}); check the path"
     return (

@@ -140,11 +140,11 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
             )
             return 2
         except Exception as error:
-            told = of_surroundings(error) if isinstance(error, OSError) else None
-            if (told := told or of_full_disk(error)) is None:
+            converted = of_surroundings(error) if isinstance(error, OSError) else None
+            if (converted := converted or of_full_disk(error)) is None:
                 raise
             _drop_output()
-            return report(told)
+            return report(converted)
 
     return wrapped
 

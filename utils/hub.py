@@ -96,9 +96,9 @@ def _fetched(name: str, files: Sequence[str], key: str, beside: Sequence[str]) -
         try:
             folder = Path(snapshot_download(name, allow_patterns=[file, *beside], etag_timeout=REACH_S))
         except Exception as error:  # whatever the network layer raises
-            said = " ".join(str(error).split())[:200]
+            details = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{key}: {name} is not a local folder, and downloading it from the Hub failed ({type(error).__name__}: {said})"
+                f"{key}: {name} is not a local folder, and downloading it from the Hub failed ({type(error).__name__}: {details})"
             ) from None
         if next(folder.glob(file), None):
             return folder

@@ -50,7 +50,7 @@ def check_limit(workers: int) -> None:
 
 def too_many(error: BaseException) -> UserError | None:
     """Returns a one-line error if ``error`` was caused by the limit on open files, otherwise None."""
-    told = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(
+    reached = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(
         part in str(error) for part in (os.strerror(errno.EMFILE), "items of ancdata")
     )
-    return UserError(f"too many open files: the limit is {limit()} (ulimit -n); {_REMEDY}") if told else None
+    return UserError(f"too many open files: the limit is {limit()} (ulimit -n); {_REMEDY}") if reached else None

@@ -1,6 +1,6 @@
-"""Minimal pairs: two scenes that differ in a single respect, each with a text that is true only of this scene.
+"""Minimal pairs: two scenes that differ in a single respect, each with a text that is true only of that scene.
 
-Each text is right for one scene and wrong for the other scene, so a model that ignores the image cannot do better than chance.
+A model that ignores the image therefore cannot do better than chance.
 """
 
 from __future__ import annotations

@@ -234,7 +234,9 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
             del kept[name]
     wanted, fused = len(model.text.encoder.layer), len(model.fusion.layer)
     if not layers or layers % wanted:
-        raise UserError(f"init.text: {source} has {layers} layers, which cannot be thinned to model.text's {wanted}")
+        raise UserError(
+            f"init.text: {source} has {layers} layers, which cannot be reduced to the {wanted} of model.text"
+        )
     if fused > wanted and not alone:
         raise UserError(f"init.text: the fusion's {fused} layers cannot be copied from {wanted} text layers")
     step = layers // wanted

@@ -195,7 +195,9 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
             resized = model.vision.vision_backbone.resized(name.removeprefix(BACKBONE), tensor)
     except ValueError as error:
         key = "model.text.max_positions" if of_text else "model.vision.image_size"
-        raise UserError(f"{report.source}: {name} cannot be resized: {error}; set {key} to the checkpoint's") from None
+        raise UserError(
+            f"{report.source}: {name} cannot be resized: {error}; set {key} to the value of the checkpoint"
+        ) from None
     if resized is not tensor:
         report.resized[name] = f"{_rows(tensor)} to {_rows(resized)} rows"
     return resized

@@ -53,7 +53,7 @@ SHARED_WORDS = {
     "text_decoder.bert.embeddings.word_embeddings.weight": "text_encoder.embeddings.word_embeddings.weight",
 }
 """Tensors that files with XLM-R also store twice, if the answer decoder shares XLM-R's words: copy -> original. In other files,
-which are those with BERT and those of the released xGQA script, the two tensors differ."""
+namely files with BERT and files written by the released xGQA script, the two tensors differ."""
 
 VOCABULARY_TENSORS = re.compile(r"text\..*|(decoder\.)?word_head\.(bias|decoder\..*)|decoder\.embeddings\..*")
 """Our parameters that are replaced together with the text encoder: its own parameters, and all parameters with a row for each

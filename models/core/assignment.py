@@ -19,10 +19,10 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
 
     Args:
         costs: (N, M, K), the costs of assigning M targets to K queries, with M <= K.
-        present: (N, M) bool, False for targets that do not count.
+        present: (N, M) bool, False for targets to ignore.
 
     Returns:
-        (N, M) int64, the query of each target; :data:`FREE` for targets that do not count.
+        (N, M) int64, the query of each target; :data:`FREE` for ignored targets.
 
     Raises:
         ValueError: if there are more targets than queries.

@@ -241,8 +241,8 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """A stack of blocks with the parameter names ``layer.N``. It is compiled as a whole; gradient checkpointing works block by
-    block."""
+    """A stack of blocks with the parameter names ``layer.N``. The stack is compiled as a single unit; gradient checkpointing
+    works block by block."""
 
     def __init__(self, blocks: int, config: BlockConfig, cross_width: int | None = None):
         super().__init__()

@@ -98,7 +98,7 @@ class FeatureCache:
         self._bytes = 4 * first[0].numel()
         if self.max_bytes < (min_bytes := BlockCache.min_bound(self._bytes)):
             raise UserError(
-                f"optim.freeze.cache.gigabytes is {self.max_bytes / 1e9:g}, which is too few to keep any states; "
+                f"optim.freeze.cache.gigabytes is {self.max_bytes / 1e9:g}, which is too small to cache any states; "
                 f"give {math.ceil(min_bytes / 1e6) / 1e3:g} or more"
             )
         module = self.backbone.module

@@ -45,7 +45,7 @@ def part_config(name: str, part: Literal["text", "vision"], key: str, beside: Se
     try:
         found: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{key}: {name} has no configuration that can be used: {_reason(error)}") from None
+        raise UserError(f"{key}: {name} has no usable configuration: {_reason(error)}") from None
     found = getattr(found, f"{part}_config", found)
     for size, most in _LIMITS.items():
         value = getattr(found, size, None)
@@ -90,7 +90,7 @@ def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
                 str(folder), config=hub_config, trust_remote_code=False, weights_only=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{key}: {name} has no weights that can be used: {_reason(error)}") from None
+        raise UserError(f"{key}: {name} has no usable weights: {_reason(error)}") from None
     random = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     return {name: weight for name, weight in model.state_dict().items() if name not in random}
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class KeysValues:
     """Keys and values for cross-attention: R rows of K states, projected once per layer.
 
-    A row is an image, a region, a video, a question or a text. The keys and values of an image depend on the image alone, so all
-    texts that attend to it share them.
+    A row is an image, a region, a video, a question or a text. The keys and values of an image depend only on the image, so all
+    texts that attend to the image share them.
 
     Attributes:
         layers: for each layer, the keys and the values, (R', K, D) each.

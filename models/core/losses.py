@@ -34,12 +34,12 @@ class EmbeddedPairs(NamedTuple):
 
     Attributes:
         image, text: (N, E) L2-normalised embeddings.
-        valid: (N,) bool, True for the pairs that count.
+        valid: (N,) bool, True for the pairs that enter the loss.
         group: (N,) int64. Within a group, the text of each pair matches the images of all other pairs: in pre-training, the pairs
             have equal texts; in retrieval, they have the same image.
         same_group: how the contrastive loss treats pairs of the same group.
         hard_negatives: (N, K, E) embeddings of texts that are negatives of pair n alone.
-        hard_valid: (N, K) bool, True for the hard negatives that count.
+        hard_valid: (N, K) bool, True for the hard negatives that enter the loss.
     """
 
     image: Tensor

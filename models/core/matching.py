@@ -102,7 +102,7 @@ def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Te
     """Mask (N, N) of the pairs that may serve as each other's negatives: symmetric, False on the diagonal.
 
     Args:
-        valid: (N,) bool, the pairs that count.
+        valid: (N,) bool, True for the pairs that enter the loss.
         group: (N,) int64.
         same_group: how pairs of the same group are treated. They are negatives of each other only with "negative".
     """
@@ -133,9 +133,8 @@ def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
 def sample(weights: Tensor) -> Tensor:
     """Sample an index (N,) int64 for each row of ``weights`` (N, M), in proportion to the weights.
 
-    If all weights of a row are zero, the sampled index is the row's own index, so that a text that does not count is not replaced
-    by a longer text. Unlike ``multinomial``, this function does not force a device sync, and does not raise an error for such a
-    row.
+    If all weights of a row are zero, the sampled index is the row's own index, so that an unused text is not replaced by a longer
+    one. Unlike ``multinomial``, this function does not force a device sync, and does not raise an error for such a row.
     """
     noise = torch.empty_like(weights).exponential_()
     own = torch.arange(len(weights), device=weights.device)

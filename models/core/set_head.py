@@ -144,8 +144,8 @@ def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor)
     Args:
         found: the predicted boxes of N phrases.
         boxes: (N, M, 4) true boxes, centre and size.
-        present: (N, M) bool, boxes that exist.
-        valid: (N,) bool, phrases that count.
+        present: (N, M) bool, True for boxes that exist.
+        valid: (N,) bool, True for the phrases that enter the loss.
     """
     present = present & valid.unsqueeze(1)
     queries = assign(_costs(found, boxes), present)

@@ -64,7 +64,7 @@ class Loss(Generic[B]):
 
     Attributes:
         name: name of the loss.
-        weight: factor of the loss in equation 6, in addition to the factor of the stream.
+        weight: factor of the loss in equation 6, which is multiplied by the factor of the stream.
         trains: the parts of the model that the loss trains. The name of a module includes all parameters in it; ``*`` matches one
             component of a name, such as the index of a block.
         count: function that returns the divisor of the loss for a batch as a scalar tensor: the number of valid pairs, words or

@@ -73,8 +73,8 @@ class GroundingModel(XVLM):
         return self.cost.fuse_pairs(tokens) + Work(flops=self.cost.head("box_head", len(tokens)))
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
-        """Boxes (N, 4) of N texts in their images, predicted by the published head: centre and size in 0..1. ``pixels`` (N, 3, H,
-        W)."""
+        """Boxes (N, 4) of N texts in their images, predicted by the published head: centre and size in 0..1. ``pixels``: (N, 3,
+        H, W)."""
         return self.box_head(self.fusion.cls(*self.encode(pixels, text)))
 
     def locate_all(self, pixels: Tensor, text: Text) -> BoxSet:

@@ -108,7 +108,7 @@ def test_without_weights_the_new_text_encoder_is_reported_as_initialised_randoml
     assert fresh == {f"text.{name}" for name, _ in model.text.named_parameters()}
     weights = loaded_weights(model, reports)
     first, others = weights.sources, weights.details
-    assert first == OneLine(f"{len(fresh)} of text", "random")
+    assert first == OneLine(f"{len(fresh)} of text", "randomly initialised")
     assert others.count("  random text.*") == 1
     assert sum("text.embeddings.word_embeddings.weight" in line for line in others) == 1, (
         "the text encoder of the file must be dropped"
@@ -142,7 +142,7 @@ def test_a_text_encoder_of_another_width_is_projected_and_other_parts_are_kept(c
     states = encoded(model, ids, ids.ne(1)).padded()
     assert states.shape == (2, 4, 16)
     weights = loaded_weights(model, reports)
-    assert weights.sources == OneLine("2 of text", "random")
+    assert weights.sources == OneLine("2 of text", "randomly initialised")
     assert [line for line in weights.details if "random" in line] == [
         "  random text.projection.weight",
         "  random text.projection.bias",

@@ -77,7 +77,7 @@ def test_a_broken_file_is_reported_in_one_line(write, text, message):
 
 
 def test_a_missing_file_and_a_malformed_override_are_named(write, tmp_path):
-    with pytest.raises(ConfigError, match="no such config file; configs/ has the configs"):
+    with pytest.raises(ConfigError, match="no such config file; see the configs in configs/"):
         load_config(tmp_path / "none.yaml", [], Outer)
     path = write("a.yaml", "optim: {lr: 1}\n")
     with pytest.raises(ConfigError, match=r"no such config file; did you mean .*/a\.yaml\?"):

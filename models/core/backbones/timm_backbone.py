@@ -148,7 +148,7 @@ def pixels_of(name: str) -> PixelStatistics:
     """Returns the pixel statistics of a timm model by name."""
     settings = _published_settings(name)
     if settings is None:
-        raise UserError(f"model.vision.backbone: timm has no model {name!r}; `timm.list_models()` lists those it has")
+        raise UserError(f"model.vision.backbone: timm has no model {name!r}; `timm.list_models()` lists all models")
     return PixelStatistics(tuple(settings.mean), tuple(settings.std))
 
 
@@ -234,7 +234,7 @@ def _create(config: VisionConfig) -> Any:
         )
     if not timm.is_model(config.backbone):
         near = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; `timm.list_models()` lists those it has"
+        hint = f"; did you mean {', '.join(near)}?" if near else "; `timm.list_models()` lists all models"
         raise UserError(f"model.vision.backbone: timm has no model {config.backbone!r}{hint}")
     if config.patch_size is not None:
         check_image_size(config.image_size, config.patch_size)
