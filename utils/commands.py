@@ -320,10 +320,10 @@ def _value_message(error: CoercionError, token: Token, keys: Keys) -> str:
 
 def _wrong_value(error: BaseException) -> WrongValueError | None:
     """Returns the :mod:`utils.flags` error that led to ``error``. For list values, cyclopts does not set it as the cause."""
-    earlier = error.__cause__ or error.__context__
-    if earlier is None or isinstance(earlier, WrongValueError):
-        return earlier
-    return _wrong_value(earlier)
+    cause = error.__cause__ or error.__context__
+    if cause is None or isinstance(cause, WrongValueError):
+        return cause
+    return _wrong_value(cause)
 
 
 def _nearest_keys(name: str, keys: Keys) -> list[str]:

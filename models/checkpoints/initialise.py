@@ -238,7 +238,7 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
             f"init.text: {source} has {layers} layers, which cannot be reduced to the {wanted} of model.text"
         )
     if fused > wanted and not alone:
-        raise UserError(f"init.text: the fusion's {fused} layers cannot be copied from {wanted} text layers")
+        raise UserError(f"init.text: the {fused} fusion layers cannot be copied from {wanted} text layers")
     step = layers // wanted
     chosen: dict[str, Tensor] = {}
     for name, tensor in kept.items():

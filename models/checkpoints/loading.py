@@ -110,9 +110,9 @@ def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, separate_fu
         )
     wanted = len(model.text.encoder.layer)
     if in_text != wanted:
-        what = f"{found} text layers, the model {wanted}"
+        what = f"{found} text layers, but the model has {wanted}"
         if not separate_fusion:
-            what = f"{found} text and fusion layers, the model {wanted} + {fused}"
+            what = f"{found} text and fusion layers, but the model has {wanted} + {fused}"
         raise UserError(f"{source}: has {what}; {REMEDY}")
     return wanted
 
@@ -147,7 +147,9 @@ def assign(
             continue
         tensor = fit(ours, tensor, parameters[ours], model, report)
         if tensor.shape != parameters[ours].shape:
-            problems.append(f"{name} is {tuple(tensor.shape)}, the model's {ours} {tuple(parameters[ours].shape)}")
+            problems.append(
+                f"{name} is {tuple(tensor.shape)}, but the model's {ours} is {tuple(parameters[ours].shape)}"
+            )
             continue
         with torch.no_grad():
             parameters[ours].copy_(tensor)
@@ -156,7 +158,7 @@ def assign(
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         remedy = f"; {REMEDY}" if any("'s text." in problem for problem in problems) else ""
         if not remedy and report.text_left_out:
-            remedy = "; give model.fusion the width, heads, intermediate and eps of the checkpoint's fusion"
+            remedy = "; give model.fusion the width, heads, intermediate and eps of the checkpoint's fusion encoder"
         raise UserError(f"{report.source}: shapes differ: {'; '.join(problems[:3])}{more}{remedy}")
     loaded = set(report.loaded)
     report.fresh = [name for name in parameters if name not in loaded]
@@ -218,6 +220,6 @@ def _fit_frames(name: str, tensor: Tensor, parameter: Tensor, report: LoadReport
     if both < parameter.shape[1]:
         report.partly.append(name)
     report.resized[name] = (
-        f"the first {both} frames of {tensor.shape[1]} in the file, {parameter.shape[1]} in the model"
+        f"the first {both} of {tensor.shape[1]} frames in the file, for {parameter.shape[1]} frames in the model"
     )
     return fitted

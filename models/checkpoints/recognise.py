@@ -139,8 +139,8 @@ def in_our_names(names: Collection[str]) -> dict[str, str]:
 def _kind_of(shapes: Shapes, ours: Shapes) -> tuple[str | None, str]:
     """The kind of the file, and which naming scheme it uses."""
     if is_published(shapes):
-        apart = any(name.startswith(SEPARATE_FUSION) for name in shapes)
-        multilingual = apart or ours.get(WORDS, ())[:1] == (XLM_R_WORDS,)
+        separate_fusion = any(name.startswith(SEPARATE_FUSION) for name in shapes)
+        multilingual = separate_fusion or ours.get(WORDS, ())[:1] == (XLM_R_WORDS,)
         if any(TABLE.fullmatch(name) for name in ours) and not _is_swin(shapes):
             return "X²-VLM with XLM-R (CCLM)" if multilingual else "X²-VLM", "published"
         older = next((vision for vision, is_of in OLDER.items() if any(map(is_of.match, shapes))), None)

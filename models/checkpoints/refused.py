@@ -29,9 +29,9 @@ def check_start(path: Path) -> None:
         raise UserError(f"{path} is empty, not a weight file; fetch or copy it again")
     if start.startswith(b"version https://git-lfs"):
         size = re.search(rb"^size (\d+)$", start, re.MULTILINE)
-        whole = f"a file of {int(size[1]):,} bytes" if size else "a file"
+        target = f"a file of {int(size[1]):,} bytes" if size else "a file"
         raise UserError(
-            f"{path} is a git-lfs pointer to {whole}, not the weights; run `git lfs pull` in its repository"
+            f"{path} is a git-lfs pointer to {target}, not the weights; run `git lfs pull` in its repository"
         )
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         raise UserError(

@@ -149,7 +149,7 @@ def stretch_positions(table: Tensor, rows: int, first: int = 0) -> Tensor:
 
 
 class Embeddings(nn.Module):
-    """Word, position and type embeddings, with BERT's parameter names. RoBERTa counts the positions of tokens from ``pad_id`` + 1.
+    """Word, position and type embeddings, with BERT's parameter names. RoBERTa's positions start at ``pad_id + 1``.
 
     If ``with_words`` is False, the word table is passed to each call.
     """

@@ -197,7 +197,9 @@ def test_a_pretraining_checkpoint_loads_as_published_for_any_number_of_frames(na
     assert message == (
         []
         if frames == 3
-        else [f"  resized {FRAME_POSITIONS}: the first {both} frames of 3 in the file, {frames} in the model"]
+        else [
+            f"  resized {FRAME_POSITIONS}: the first {both} of 3 frames in the file, for {frames} frames in the model"
+        ]
     )
 
 
