@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
 
-from benchmarks.loader_rates import CONFIG, SMALL, WHOLE, Files, print_loaders, print_needs
+from benchmarks.loader_rates import CONFIG, FULL, SMALL, Files, print_loaders, print_needs
 from benchmarks.records import write_records, write_videos
 from dataset.media.augment import RandAugment, draw_crop, hflip, resize, stack_views
 from dataset.media.encoded import EncodedImage, crop
@@ -184,7 +184,7 @@ def main(
     Examples:
         python -m benchmarks.data
     """
-    scale = SMALL if small else WHOLE
+    scale = SMALL if small else FULL
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -114,8 +114,8 @@ def measure(way: str, config: PretrainConfig, timing: Timing, device: torch.devi
     communication = max(0.0, phases[backward] - statistics.median(step[backward] for step in steps_without_sync))
     step_s = statistics.median(sum(step) for step in steps) / 1000
     work = sum((model.work(batch) for batch in batches), Work())
-    share = accumulation / len(batches)
-    work_per_step = Work(samples=work.samples * share, flops=work.flops * share)
+    factor = accumulation / len(batches)
+    work_per_step = Work(samples=work.samples * factor, flops=work.flops * factor)
     return _print_way(way, train, device, work_per_step, (phases, communication, step_s))
 
 

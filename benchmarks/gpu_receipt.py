@@ -150,14 +150,14 @@ def run_step(step: Step, out: Path, minutes: float, environment: dict[str, str])
     started = time.monotonic()
     failures: list[str] = []
     kept: dict[str, Any] = {"step": step.name}
-    with log.open("w", encoding="utf-8") as said:
+    with log.open("w", encoding="utf-8") as output:
         for words in step.commands:
             command = [str(numbers) if word == "NUMBERS" else word for word in words]
             kept["command"] = shlex.join(["python" if word == PYTHON else word for word in words])
-            said.write(f"$ {shlex.join(command)}\n")
-            said.flush()
+            output.write(f"$ {shlex.join(command)}\n")
+            output.flush()
             left = 60 * min(step.minutes, minutes) - (time.monotonic() - started)
-            status = _run(command, environment, said, max(left, 1))
+            status = _run(command, environment, output, max(left, 1))
             if status == 0:
                 failures = []
                 break
@@ -186,11 +186,11 @@ def _without_paths(value: Any, out: Path) -> Any:
     return [_without_paths(each, out) for each in value] if isinstance(value, list) else value
 
 
-def _run(command: list[str], environment: dict[str, str], said: IO[str], seconds: float) -> int | None:
+def _run(command: list[str], environment: dict[str, str], output: IO[str], seconds: float) -> int | None:
     """Runs a command and returns its exit status. If it takes longer than ``seconds``, kills it with all its child processes and
     returns None."""
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
         return process.wait(seconds)
@@ -410,9 +410,9 @@ def main(*, out_: Path | None = None, cpu: bool = False, minutes: Positive = MIN
                 "torch finds no GPU; give --cpu (make gpu CPU=1) to try all steps on the CPU at small sizes"
             )
         out = (out_ or ROOT / "runs" / ("gpu_on_cpu" if cpu else "gpu")).absolute()
-        asked = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]
+        command = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]
         facts = json.loads(
-            subprocess.run(asked, cwd=ROOT, env=_environment(cpu), stdout=subprocess.PIPE, check=True).stdout
+            subprocess.run(command, cwd=ROOT, env=_environment(cpu), stdout=subprocess.PIPE, check=True).stdout
         )
         digest = code_identity()["sha256"][:8]  # keeps the demo's runs of other sources separate
         steps = list(steps_of(out / f"runs-{digest}", cpu=cpu))

@@ -63,7 +63,7 @@ class Scale:
     config: tuple[str, ...] = ()
 
 
-WHOLE = Scale(images=64, videos=2, seconds=16, divide=1, records=256, batches=6)
+FULL = Scale(images=64, videos=2, seconds=16, divide=1, records=256, batches=6)
 SMALL = Scale(
     images=8,
     videos=1,

@@ -14,7 +14,7 @@ from PIL import Image
 from dataset.media.encoded import FORMATS
 from demo.folder import LANGUAGES
 from demo.scenes.backgrounds import paint_background, pick_background
-from demo.scenes.compose import Box, apart
+from demo.scenes.compose import Box, are_apart
 from demo.scenes.vocabulary import RGB
 
 MAX_PIXELS = 4096 * 4096
@@ -95,7 +95,7 @@ def place_cutouts(rng: np.random.Generator, members: Sequence[Cutout], side: int
         w, h = pixels.size
         for _ in range(30):
             x, y = int(rng.integers(0, side - w + 1)), int(rng.integers(0, side - h + 1))
-            if all(apart((x, y, w, h), other.box) for other in placed):
+            if all(are_apart((x, y, w, h), other.box) for other in placed):
                 placed.append(PlacedCutout(cutout, pixels, (x, y, w, h)))
                 break
     return placed

@@ -109,10 +109,10 @@ def _division(found: ElementTree.Element, pixels: NDArray[np.uint8]) -> Division
     """Returns a division with the box of the pixels of its colour, or None if it has too few pixels or no name."""
     name = " ".join((found.findtext("name") or "").split())
     rgb = [int(found.findtext(f"color/{channel}") or 0) for channel in ("red", "green", "blue")]
-    own = (pixels == np.array(rgb, dtype=np.uint8)).all(axis=2)
-    if not concept_of(name) or own.sum() < MIN_PIXELS:
+    mask = (pixels == np.array(rgb, dtype=np.uint8)).all(axis=2)
+    if not concept_of(name) or mask.sum() < MIN_PIXELS:
         return None
-    rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     y, x = int(rows[0]), int(columns[0])
     box = (x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
     return Division(name, box, colour_name(*rgb))

@@ -207,13 +207,13 @@ def place(
         x = int(rng.integers(GAP, width - w - GAP + 1))
         y = int(rng.integers(GAP, height - h - GAP + 1))
         box = (x, y, w, h)
-        if all(apart(box, other, GAP) for other in taken):
+        if all(are_apart(box, other, GAP) for other in taken):
             rgb, accent = _lit(tones.rgb, light), _lit(tones.accent, light)
             return SceneObject(shape, colour, form.texture, size, form, rgb, accent, box)
     return None
 
 
-def apart(first: Box, second: Box, gap: int = 0) -> bool:
+def are_apart(first: Box, second: Box, gap: int = 0) -> bool:
     """Returns True if there are at least ``gap`` pixels between two boxes."""
     (x, y, w, h), (left, top, width, height) = first, second
     beside = x + w + gap <= left or left + width + gap <= x

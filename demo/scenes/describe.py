@@ -123,7 +123,7 @@ def describe_scene(scene: Scene) -> Description:
     return Description(_relation_phrases(scene, rng), listed, *_chain(scene))
 
 
-def clearly(scene: Scene, relation: str, subject: SceneObject, reference: SceneObject) -> bool:
+def clearly_true(scene: Scene, relation: str, subject: SceneObject, reference: SceneObject) -> bool:
     """Returns True if ``relation`` is clearly true: the boxes do not overlap along its axis, and the centres are far apart along
     the axis and closer to each other across it."""
     axis, sign = RELATIONS[relation]
@@ -134,7 +134,7 @@ def clearly(scene: Scene, relation: str, subject: SceneObject, reference: SceneO
     return apart and along >= MARGIN * min(scene.width, scene.height) and along >= DOMINANCE * across
 
 
-def vaguely(relation: str, subject: SceneObject, reference: SceneObject) -> bool:
+def arguably_true(relation: str, subject: SceneObject, reference: SceneObject) -> bool:
     """Returns True if ``relation`` is arguably true: the centre of the subject is on the correct side of the reference's
     centre."""
     axis, sign = RELATIONS[relation]
@@ -168,7 +168,7 @@ def _relation_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, .
         (mention, relation, other)
         for index, other in itertools.permutations(range(len(scene.objects)), 2)
         for relation in RELATIONS
-        if clearly(scene, relation, scene.objects[index], scene.objects[other])
+        if clearly_true(scene, relation, scene.objects[index], scene.objects[other])
         for mention in named_by(scene, index, _SUBJECTS)
     ]
     general_last = bool(rng.integers(2))
@@ -188,7 +188,7 @@ def _could_mean(subject: Mention, relation: str, reference: int) -> list[int]:
     """Returns the objects to which a relational phrase could refer, including unclear cases."""
     objects = subject.scene.objects
     others = [index for index in subject.fitting() if index != reference]
-    return [index for index in others if vaguely(relation, objects[index], objects[reference])]
+    return [index for index in others if arguably_true(relation, objects[index], objects[reference])]
 
 
 def reference_to(scene: Scene, index: int, rng: np.random.Generator) -> Mention:
@@ -203,7 +203,9 @@ def _chain(scene: Scene) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
     along = x if max(x) - min(x) >= max(y) - min(y) else y
     order = sorted(range(len(scene.objects)), key=lambda index: along[index])
     links = [
-        next((name for name in RELATIONS if clearly(scene, name, scene.objects[first], scene.objects[second])), None)
+        next(
+            (name for name in RELATIONS if clearly_true(scene, name, scene.objects[first], scene.objects[second])), None
+        )
         for first, second in itertools.pairwise(order)
     ]
     return tuple(order), tuple(links)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from demo.scenes.compose import LONG_STREAM, Scene, SceneObject
-from demo.scenes.describe import attribute_sets, clearly, looks_of
+from demo.scenes.describe import attribute_sets, clearly_true, looks_of
 from demo.scenes.vocabulary import RELATIONS
 from utils.sequences import shuffled
 
@@ -25,7 +25,7 @@ def long_caption(scene: Scene) -> str:
         f"the {looks_of(subject, _NAME).name()} is {relation} the {looks_of(reference, _NAME).name()}"
         for subject, reference in itertools.permutations(scene.objects, 2)
         for relation in RELATIONS
-        if clearly(scene, relation, subject, reference)
+        if clearly_true(scene, relation, subject, reference)
     ]
     return f"{', '.join([*shuffled(rng, objects), *shuffled(rng, relations)])}"
 

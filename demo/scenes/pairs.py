@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from demo.scenes.compose import GAP, PAIRS_STREAM, Scene, SceneObject, apart, one_of, place, split_of
-from demo.scenes.describe import attribute_sets, clearly, looks_of
+from demo.scenes.compose import GAP, PAIRS_STREAM, Scene, SceneObject, are_apart, one_of, place, split_of
+from demo.scenes.describe import attribute_sets, clearly_true, looks_of
 from demo.scenes.sets import NUMBERS
 from demo.scenes.vocabulary import RELATIONS, SHAPES, TEXTURES
 from utils.sequences import shuffled
@@ -87,7 +87,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Made:
             continue
         for relation in shuffled(rng, list(RELATIONS)):
             opposite = OPPOSITES[relation]
-            if clearly(scene, relation, one, two) and clearly(other, opposite, moved[first], moved[second]):
+            if clearly_true(scene, relation, one, two) and clearly_true(other, opposite, moved[first], moved[second]):
                 yield f"{_name(one)} {relation} {_name(two)}", other, f"{_name(one)} {opposite} {_name(two)}"
 
 
@@ -153,4 +153,4 @@ def _is_laid_out(scene: Scene) -> bool:
     inside = all(
         min(x, y) >= GAP and x + w <= scene.width - GAP and y + h <= scene.height - GAP for x, y, w, h in boxes
     )
-    return inside and all(apart(one, two, GAP) for one, two in itertools.combinations(boxes, 2))
+    return inside and all(are_apart(one, two, GAP) for one, two in itertools.combinations(boxes, 2))

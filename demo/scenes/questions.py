@@ -14,13 +14,13 @@ import numpy as np
 from demo.scenes.compose import QUESTION_STREAM, Scene, one_of
 from demo.scenes.describe import (
     Looks,
+    arguably_true,
     attribute_sets,
-    clearly,
+    clearly_true,
     first_of_each,
     looks_of,
     named_by,
     reference_to,
-    vaguely,
 )
 from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
 from utils.sequences import shuffled
@@ -88,8 +88,8 @@ def _relations(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     clear: list[tuple[int, str, int]] = []
     for index, reference in enumerate(scene.objects):
         for relation in RELATIONS:
-            there = [other for other, obj in enumerate(scene.objects) if vaguely(relation, obj, reference)]
-            if len(there) == 1 and clearly(scene, relation, scene.objects[there[0]], reference):
+            there = [other for other, obj in enumerate(scene.objects) if arguably_true(relation, obj, reference)]
+            if len(there) == 1 and clearly_true(scene, relation, scene.objects[there[0]], reference):
                 clear.append((index, relation, there[0]))
     for index, relation, other in first_of_each(shuffled(rng, clear), lambda triple: triple[2], MAX_PER_KIND):
         reference_name = reference_to(scene, index, rng).name()

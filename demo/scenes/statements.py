@@ -3,7 +3,8 @@
 Each statement has two images for which it is true and two images for which it is false, so that the text alone is not
 informative. The false pair is the true pair in reverse order, or the true pair with one image replaced by an image with the same
 number of objects. The number of objects is therefore not informative either, unless the statement is about it. In half of the
-cases, an image that does not fit the statement has an object that fits except for one attribute, if the split has such an image.
+cases, an image that does not fit the statement contains an object that fits except for one attribute, if the split has such an
+image.
 """
 
 from __future__ import annotations
@@ -190,12 +191,13 @@ class _Search:
         return int(indices[self.rng.integers(len(indices))])
 
 
-# Each function chooses images for one kind of statement. The first image of a pair is at the side that the statement names.
+# Each function chooses images for one kind of statement. The first image of a pair is on the side that the statement names. A
+# matching object has the looks of the search.
 
 
 def _side(search: _Search) -> Choice:
-    """The false pair has another image at the side of the statement. In half of the cases, the opposite image also has such an
-    object, so that its mere presence is hardly informative. Sometimes, the false pair is the true pair in reverse order
+    """The false pair has another image on the side of the statement. In half of the cases, the opposite image also has a matching
+    object, so that the presence of one is hardly informative. Sometimes, the false pair is the true pair in reverse order
     instead."""
     count, near = search.count, search.near
     has = search.pick(count > 0)
@@ -207,7 +209,7 @@ def _side(search: _Search) -> Choice:
 
 
 def _both(search: _Search) -> Choice:
-    """In the false pair, one image lacks such an object."""
+    """In the false pair, one image has no matching object."""
     count, near = search.count, search.near
     stays = search.pick(count > 0)
     has = search.pick((count > 0) & search.other_than(stays))
@@ -216,7 +218,7 @@ def _both(search: _Search) -> Choice:
 
 
 def _either(search: _Search) -> Choice:
-    """In the false pair, neither image has such an object; in the true pair, one has."""
+    """In the false pair, neither image has a matching object; in the true pair, one has."""
     count, near = search.count, search.near
     has = search.pick(count > 0)
     lacks = search.pick((count == 0) & search.like(has), near)
@@ -225,7 +227,7 @@ def _either(search: _Search) -> Choice:
 
 
 def _one(search: _Search) -> Choice:
-    """In the false pair, both images have such an object, or neither has."""
+    """In the false pair, both images have a matching object, or neither has."""
     count, near = search.count, search.near
     has = search.pick(count > 0)
     lacks = search.pick(count == 0, near)
@@ -235,8 +237,8 @@ def _one(search: _Search) -> Choice:
 
 
 def _more(search: _Search) -> Choice:
-    """The false pair is the true pair in reverse order, or one image is replaced so that the first image does not have more such
-    objects than the second.
+    """The false pair is the true pair in reverse order, or one image is replaced so that the first image does not have more
+    matching objects than the second.
 
     With "more shapes", the statement is about the number of objects. Otherwise, all images have the same number of objects.
     """

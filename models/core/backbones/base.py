@@ -157,8 +157,8 @@ class VisionBackbone(ABC):
         if later:
             end = next(number for number, identity in enumerate(identities) if identity in later)
         else:
-            own = {id(parameter) for each in self.blocks for parameter in each.parameters()}
-            end = 1 + max(number for number, identity in enumerate(identities) if identity in own)
+            in_blocks = {id(parameter) for each in self.blocks for parameter in each.parameters()}
+            end = 1 + max(number for number, identity in enumerate(identities) if identity in in_blocks)
         return set(names[:end])
 
     def output_of_block(self, pixels: Tensor, block: int) -> Tensor:
