@@ -141,7 +141,7 @@ def _configs_in(value: Any, key: str) -> Iterator[tuple[Config, str]]:
     elif isinstance(value, dict):
         yield from ((part, f"{key}.{name}") for name, part in value.items() if isinstance(part, Config))
     elif isinstance(value, list | tuple):
-        yield from ((part, f"{key}[{number}]") for number, part in enumerate(value) if isinstance(part, Config))
+        yield from ((part, f"{key}[{index}]") for index, part in enumerate(value) if isinstance(part, Config))
 
 
 def pattern_of(path: Path) -> str:

@@ -196,12 +196,12 @@ def clean_title(relative: PurePosixPath, title: str, english: Collection[str], *
 
 def clean_keywords(keywords: list[str], name: str, english: Collection[str]) -> tuple[str, ...]:
     """Returns the keywords that are English and add information to the name."""
-    said = {*concept_of(name), *GENERIC}
+    redundant = {*concept_of(name), *GENERIC}
     kept: list[str] = []
     for keyword in keywords:
         words = concept_of(keyword.replace("_", " "))
         plain = re.fullmatch(r"[a-z_ ]+", keyword, re.IGNORECASE)
-        if plain and words and all(word in english for word in words) and not set(words) <= said:
+        if plain and words and all(word in english for word in words) and not set(words) <= redundant:
             kept.append(keyword.replace("_", " ").lower())
-            said |= set(words)
+            redundant |= set(words)
     return tuple(kept[:MAX_KEYWORDS])

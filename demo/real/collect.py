@@ -205,7 +205,7 @@ def split_maps(
     texts = [*training_texts, *(found.caption for found in by_split["train"])]
     trained: set[Concept] = {part for text in texts for part in parts_of(concept_of(text))}
     for name in SPLITS:
-        for number, found in enumerate(by_split[name]):
+        for index, found in enumerate(by_split[name]):
             kept = [division for division in found.divisions if split.may_train(division.name)]
             if name == "train":
                 trained |= {part for division in kept for part in parts_of(division.concept)}
@@ -214,6 +214,6 @@ def split_maps(
                 kept = [division for division in kept if division.concept not in trained | other]
             left_out[f"division that another split names, in {name}"] += len(found.divisions) - len(kept)
             captioned = name != "train" or split.may_train(found.caption)
-            by_split[name][number] = found._replace(divisions=kept, captioned=captioned)
+            by_split[name][index] = found._replace(divisions=kept, captioned=captioned)
         by_split[name] = [found for found in by_split[name] if found.divisions]
     return by_split

@@ -28,18 +28,21 @@ class IdenticalTexts(Config):
     """How pairs with equal texts in a batch are treated, for each stream."""
 
     images: Identical = Field(
-        "negative", description="negative: examples with equal texts are negatives of each other; ignore: they are not"
+        "negative",
+        description="negative: examples with equal texts are negatives of each other; ignore: such pairs are not compared",
     )
     videos: Identical = Field(
-        "negative", description="negative: examples with equal texts are negatives of each other; ignore: they are not"
+        "negative",
+        description="negative: examples with equal texts are negatives of each other; ignore: such pairs are not compared",
     )
     translations: Identical = Field(
-        "negative", description="negative: examples with equal texts are negatives of each other; ignore: they are not"
+        "negative",
+        description="negative: examples with equal texts are negatives of each other; ignore: such pairs are not compared",
     )
     regions: Identical = Field(
         "ignore",
-        description="negative: regions with equal texts, such as 'a man', are negatives of each other; ignore: they "
-        "are not",
+        description="negative: regions with equal texts, such as 'a man', are negatives of each other; ignore: such "
+        "pairs are not compared",
     )
 
 

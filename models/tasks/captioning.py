@@ -32,7 +32,7 @@ class CaptioningLossConfig(Config):
         0.1,
         ge=0,
         lt=1,
-        description="label smoothing: the share of the target probability that is spread over all words",
+        description="label smoothing: fraction of the target probability that is spread over all words",
     )
 
 
