@@ -24,9 +24,8 @@ class _ScreenHandler(logging.Handler):
     """Prints lines above the progress bar, so that they do not break it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # the terminal is closed or the disk is full; the line is still in the log file
+        # If the terminal is closed or the disk is full, the line is still in the log file.
+        with contextlib.suppress(OSError):
             tqdm.write(self.format(record), file=sys.stderr)
 
 

@@ -88,7 +88,7 @@ def _losses(head: ContrastiveHead, embedded: Sequence[EmbeddedPairs]) -> list[Ca
         parts = zip(*(each.embeddings() for each in embedded), strict=True)
         embeddings = [torch.cat(part).detach().requires_grad_() for part in parts]
         hard_valid = [each.hard_valid for each in embedded if each.hard_valid is not None]
-        whole = EmbeddedPairs(
+        all_pairs = EmbeddedPairs(
             embeddings[0],
             embeddings[1],
             torch.cat([each.valid for each in embedded]),
@@ -97,9 +97,9 @@ def _losses(head: ContrastiveHead, embedded: Sequence[EmbeddedPairs]) -> list[Ca
             embeddings[2] if hard_valid else None,
             torch.cat(hard_valid) if hard_valid else None,
         )
-        loss = head.start_loss(whole)()
+        loss = head.start_loss(all_pairs)()
         gradients = torch.autograd.grad(loss, (*embeddings, *head.scalars))
-    share = 1 / len(embedded)
-    scalars = tuple(gradient * share for gradient in gradients[len(embeddings) :])
+    fraction = 1 / len(embedded)
+    scalars = tuple(gradient * fraction for gradient in gradients[len(embeddings) :])
     micro_batches = zip(*(gradient.split(sizes) for gradient in gradients[: len(embeddings)]), strict=True)
-    return [CachedLoss(loss.detach() * share, own, scalars) for own in micro_batches]
+    return [CachedLoss(loss.detach() * fraction, gradients_of_batch, scalars) for gradients_of_batch in micro_batches]

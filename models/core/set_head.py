@@ -86,9 +86,8 @@ class BoxSetHead(nn.Module):
         )
         self.decoder = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(width))
         with torch.no_grad():
-            for (
-                block
-            ) in self.decoder.layers:  # with equal projections, a query initially attends to patches near its cell
+            # With equal projections, a query initially attends to patches near its cell.
+            for block in self.decoder.layers:
                 weight = block.multihead_attn.in_proj_weight
                 weight[:width] = weight[width : 2 * width]
         self.box, self.belongs, self.asked = MLPHead(width, 4), nn.Linear(width, 1), nn.Linear(width, width)

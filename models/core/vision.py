@@ -189,10 +189,10 @@ class VisionEncoder(nn.Module):
         """
         patches = images.patches
         count, length, width = patches.shape
-        weight = patch_mask.to(patches.dtype) / patch_mask.sum(dim=1, keepdim=True)
+        patch_weights = patch_mask.to(patches.dtype) / patch_mask.sum(dim=1, keepdim=True)
         # A single matrix product over all patches of the batch avoids copies, and its backward pass adds in a fixed order.
-        weights = weight.new_zeros(patch_mask.shape[0], count, length)
-        weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, length), weight.unsqueeze(1))
+        weights = patch_weights.new_zeros(patch_mask.shape[0], count, length)
+        weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, length), patch_weights.unsqueeze(1))
         with torch.autocast(patches.device.type, enabled=False):
             mean = weights.view(-1, count * length) @ patches.reshape(count * length, width)
         return Concepts(patches, mean, patch_mask, image_index)
