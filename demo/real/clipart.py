@@ -145,9 +145,8 @@ def read_description(path: Path) -> Description:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         text = content.decode("latin-1")
-    title = re.search(
-        r"<dc:title[^>]*>(.*?)</dc:title>", text, re.DOTALL
-    )  # followed by the titles of creator and publisher
+    # The first title is the picture's; the titles of its creator and publisher follow.
+    title = re.search(r"<dc:title[^>]*>(.*?)</dc:title>", text, re.DOTALL)
     keywords = [_plain(keyword) for keyword in re.findall(r"<rdf:li[^>]*>(.*?)</rdf:li>", text, re.DOTALL)]
     authors = re.findall(r"<dc:creator[^>]*>(.*?)</dc:creator>", text, re.DOTALL)
     is_link = LINKED.search(text) is not None and SHAPE.search(text) is None

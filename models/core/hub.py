@@ -123,9 +123,8 @@ def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:
                 f"train.recompute: {type(model).__name__} does not support gradient checkpointing; remove `{part}`"
             )
         return
-    name = (
-        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    )  # the name in older versions
+    # Older versions call it gradient checkpointing.
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if enabled:
         getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
     else:

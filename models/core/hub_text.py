@@ -126,9 +126,8 @@ class HubTextEncoder(nn.Module):
         """Maximum number of tokens of a text; None if the architecture sets no limit."""
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
         table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
-        padding_index = getattr(
-            table, "padding_idx", None
-        )  # like RoBERTa, some encoders start positions after the padding index
+        # Like RoBERTa, some encoders start positions after the padding index.
+        padding_index = getattr(table, "padding_idx", None)
         return positions if positions is None or padding_index is None else positions - padding_index - 1
 
     @property

@@ -84,9 +84,8 @@ def contrastive(
         blocks = []
         if queries is local.image and local.hard_negatives is not None:
             hard = hard_similarity(local, temperature).logsumexp(dim=1)
-            blocks.append(
-                (hard, torch.zeros_like(hard), torch.zeros_like(local.group))
-            )  # hard negatives are never positives
+            # Hard negatives are never positives.
+            blocks.append((hard, torch.zeros_like(hard), torch.zeros_like(local.group)))
         for start in range(0, count, COLUMNS):
             block = slice(start, start + COLUMNS)
             theirs = all_ranks.group[block], all_ranks.valid[block]

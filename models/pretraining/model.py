@@ -118,9 +118,8 @@ class PretrainModel(XVLM):
         packed = iter(self.text(all_texts) if all_texts else [])
         texts = {name: {text: next(packed) for text in stream_texts} for name, stream_texts in to_encode.items()}
         with_images = [name for name, losses in requested.items() if losses and self.streams[name].has_images]
-        pixels = {
-            id(batches[name].pixels): batches[name].pixels for name in with_images
-        }  # streams may share their images
+        # Streams may share their images.
+        pixels = {id(batches[name].pixels): batches[name].pixels for name in with_images}
         images = dict(zip(pixels, self.vision.encode(list(pixels.values())) if pixels else [], strict=True))
         return {name: images[id(batches[name].pixels)] for name in with_images}, texts
 

@@ -102,9 +102,8 @@ class AnswerDecoder(BlockStack):
                 f"model.fusion.width is {block.width}, but the answer decoder predicts words from states of this "
                 f"width with word embeddings of width {arch.width}; set model.fusion.width to {arch.width}"
             )
-        self.shared = (
-            () if text is None else (text,)
-        )  # in a tuple, so that it does not become a submodule of the decoder
+        # The text encoder is in a tuple, so that it does not become a submodule of the decoder.
+        self.shared = () if text is None else (text,)
         if text is not None or arch.family != "bert":
             bert_sizes = {"family": "bert", "max_positions": 512, "token_types": 2, "eps": block.eps}
             arch = arch.model_copy(update=bert_sizes)
