@@ -12,7 +12,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import expanded
 
-OWN_FOLDERS = ("data", "runs", "weights", "checkpoints")
+CHECKOUT_FOLDERS = ("data", "runs", "weights", "checkpoints")
 """Folders of a checkout. A name that begins with one of them is a path, even if it does not exist yet."""
 
 HUB, TIMM = "hf:", "timm:"
@@ -21,7 +21,7 @@ HUB, TIMM = "hf:", "timm:"
 REACH_S = 4.0
 
 
-def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str] = ()) -> Path:
+def local_folder(name: str, files: Sequence[str], key: str, extra_files: Sequence[str] = ()) -> Path:
     """Returns the local folder ``name``, or the folder in the Hub cache that contains the model, which is downloaded if
     necessary.
 
@@ -30,7 +30,7 @@ def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str
             with ``hf:``.
         files: names or patterns of the required file, in order of preference; the first match is downloaded.
         key: config key that names the model, for messages.
-        beside: additional files to download if they exist.
+        extra_files: additional files to download if they exist.
 
     Raises:
         UserError: if the folder does not exist and the model is not available. A name that looks like a path is not looked up on
@@ -42,7 +42,7 @@ def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str
         return folder
     if looks_like_path(name):
         raise UserError(f"{key}: {name} does not exist; check the path (it is relative to {Path.cwd()})")
-    return _cached(name, files) or _fetched(name, files, key, beside)
+    return _cached(name, files) or _fetched(name, files, key, extra_files)
 
 
 def is_local(name: str, files: Sequence[str]) -> bool:
@@ -74,7 +74,7 @@ def looks_like_path(name: str) -> bool:
         or "\\" in name
         or "/" in rest
         or Path(name).suffix in (".json", ".txt", ".model", ".pt", ".pth", ".th", ".bin", ".safetensors")
-        or bool(rest and (first in OWN_FOLDERS or Path(first).is_dir()))
+        or bool(rest and (first in CHECKOUT_FOLDERS or Path(first).is_dir()))
     )
 
 
@@ -88,13 +88,13 @@ def _cached(name: str, files: Sequence[str]) -> Path | None:
     return folder if any(next(folder.glob(pattern), None) for pattern in files) else None
 
 
-def _fetched(name: str, files: Sequence[str], key: str, beside: Sequence[str]) -> Path:
+def _fetched(name: str, files: Sequence[str], key: str, extra_files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     check_hub(name, key)
     for file in files:
         try:
-            folder = Path(snapshot_download(name, allow_patterns=[file, *beside], etag_timeout=REACH_S))
+            folder = Path(snapshot_download(name, allow_patterns=[file, *extra_files], etag_timeout=REACH_S))
         except Exception as error:  # whatever the network layer raises
             details = " ".join(str(error).split())[:200]
             raise UserError(
@@ -120,7 +120,7 @@ def _unreachable(address: str) -> str | None:
     have no timeout."""
     reasons: list[str | None] = []
 
-    def ask() -> None:
+    def connect() -> None:
         request = urllib.request.Request(address, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=REACH_S).close()
@@ -130,7 +130,7 @@ def _unreachable(address: str) -> str | None:
         except OSError as error:
             reasons.append(str(getattr(error, "reason", error)))
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(REACH_S)
     return reasons[0] if reasons else f"no answer in {REACH_S:g} s"

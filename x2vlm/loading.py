@@ -166,7 +166,7 @@ def _weights_of(source: str) -> Path:
             source.removeprefix(HUB),
             ["model.safetensors"],
             source,
-            beside=["*.yaml", "*.json", "tokenizer/*", "vision/*"],
+            extra_files=["*.yaml", "*.json", "tokenizer/*", "vision/*"],
         )
         return find_weights(folder)
     path = expanded(source)

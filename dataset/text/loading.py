@@ -40,7 +40,7 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
     from transformers import AutoTokenizer, BertTokenizer
 
     name = str(name_or_folder)
-    folder = local_folder(name, FILES, key, beside=BESIDE)
+    folder = local_folder(name, FILES, key, extra_files=BESIDE)
     is_bare = (folder / "vocab.txt").is_file() and not (folder / "tokenizer.json").is_file()
     has_config = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
     try:

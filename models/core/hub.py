@@ -27,21 +27,21 @@ _LIMITS = {
 """Maximum sizes in a configuration. Without them, building a model from a damaged file could take hours."""
 
 
-def part_config(name: str, part: Literal["text", "vision"], key: str, beside: Sequence[str] = ()) -> Any:
+def part_config(name: str, part: Literal["text", "vision"], key: str, extra_files: Sequence[str] = ()) -> Any:
     """Returns the configuration of an encoder, which may be part of a vision-language model.
 
     Args:
         name: a name on the Hub, or a folder.
         part: name of the encoder in a vision-language model.
         key: config key that contains the name, for messages.
-        beside: additional files to download if they exist.
+        extra_files: additional files to download if they exist.
 
     Raises:
         UserError: if there is no such configuration, or if a size in it is implausibly large.
     """
     from transformers import AutoConfig
 
-    folder = local_folder(name, (CONFIG,), key, beside=beside)
+    folder = local_folder(name, (CONFIG,), key, extra_files=extra_files)
     try:
         found: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, RecursionError) as error:
@@ -83,7 +83,7 @@ def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
     Raises:
         UserError: if the weights do not exist, or are not in the cache and cannot be downloaded.
     """
-    folder: Path = local_folder(name, WEIGHTS, key, beside=("*.json",))
+    folder: Path = local_folder(name, WEIGHTS, key, extra_files=("*.json",))
     try:
         with _quiet():
             model, info = model_class(hub_config).from_pretrained(

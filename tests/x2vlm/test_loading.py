@@ -224,7 +224,7 @@ def test_a_user_defined_task_is_reported(run, tmp_path):
 def test_a_model_on_the_hub_is_downloaded_as_a_folder(run, monkeypatch):
     asked = []
 
-    def local_folder(name, files, key, beside):
+    def local_folder(name, files, key, extra_files):
         asked.append((name, key))
         return run("grounding")
 

@@ -136,7 +136,7 @@ def pixels_of(backbone: str) -> PixelStatistics:
     Raises:
         UserError: if the file is missing or has no statistics.
     """
-    file = local_folder(hub_name(backbone), (CONFIG,), KEY, beside=(PROCESSOR,)) / PROCESSOR
+    file = local_folder(hub_name(backbone), (CONFIG,), KEY, extra_files=(PROCESSOR,)) / PROCESSOR
     try:
         values = parse_json(file.read_text(encoding="utf-8"))
         values = values.get("image_processor", values)
@@ -152,7 +152,7 @@ def pixels_of(backbone: str) -> PixelStatistics:
 def save_config(backbone: str, folder: Path) -> None:
     """Copies the files of a model that :class:`HubBackbone` needs into a folder, whose path then replaces the model's name."""
     vision_config_of(hub_name(backbone)).save_pretrained(str(folder))
-    processor = local_folder(hub_name(backbone), (CONFIG,), KEY, beside=(PROCESSOR,)) / PROCESSOR
+    processor = local_folder(hub_name(backbone), (CONFIG,), KEY, extra_files=(PROCESSOR,)) / PROCESSOR
     if processor.is_file():
         write_text(folder / PROCESSOR, processor.read_text(encoding="utf-8"))
 
@@ -168,7 +168,7 @@ def vision_config_of(name: str, key: str = KEY) -> Any:
     Raises:
         UserError: as raised there, and if the model is not a ViT.
     """
-    found = part_config(name, "vision", key, beside=(PROCESSOR,))
+    found = part_config(name, "vision", key, extra_files=(PROCESSOR,))
     if not all(
         isinstance(getattr(found, size, None), int) for size in ("num_hidden_layers", "hidden_size", "patch_size")
     ):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def given_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str] = ()) -> Path:
+def given_folder(name: str, files: Sequence[str], key: str, extra_files: Sequence[str] = ()) -> Path:
     """Replaces :func:`utils.hub.local_folder`: the model's own config contains the configurations of its encoders."""
     return Path(name.removeprefix("hf:"))
 
