@@ -365,7 +365,7 @@ def test_a_row_group_is_decoded_once_by_all_processes(opened, tmp_path, monkeypa
 
 
 def test_an_empty_cache_budget_gives_the_same_rows(opened, tmp_path, monkeypatch, pieces):
-    monkeypatch.setattr("utils.block_cache.BlockCache._keep", lambda *_: False)
+    monkeypatch.setattr("utils.block_cache.BlockCache._store", lambda *_: False)
     _compare(opened(write(tmp_path / "a.parquet")))
 
 
