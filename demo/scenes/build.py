@@ -42,7 +42,7 @@ VOCABULARY_LIMIT = 512
 MULTILINGUAL_LIMIT = 1500
 """Maximum number of entries of the tokenizer that is trained on the captions in all languages."""
 
-DRAWING = 12
+DATA_VERSION = 12
 """Version number, increased when the same arguments give different images or texts, so that older folders are recognised."""
 
 _MIN_SCENES_FOR_PROCESSES = 1000

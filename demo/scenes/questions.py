@@ -6,13 +6,15 @@ existence with the answer yes and one with the answer no, and a number is drawn 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from demo.scenes.compose import QUESTION_STREAM, Scene, one_of
+from demo.scenes.compose import QUESTION_STREAM, Scene, SceneObject, one_of
 from demo.scenes.describe import (
+    Attributes,
     Looks,
     arguably_true,
     attribute_sets,
@@ -27,10 +29,10 @@ from utils.sequences import shuffled
 
 MAX_PER_KIND = 2
 
-_ASKED = attribute_sets("", "shape", "size", "texture", "size shape", "texture shape", "size texture")
+_WITHOUT_COLOUR = attribute_sets("", "shape", "size", "texture", "size shape", "texture shape", "size texture")
 """Sets of attributes that name an object in questions about its colour."""
 
-_NAMED_WITHOUT_SHAPE = attribute_sets("colour", "size colour", "texture colour", "size", "texture", "size texture")
+_WITHOUT_SHAPE = attribute_sets("colour", "size colour", "texture colour", "size", "texture", "size texture")
 """Sets of attributes that name an object in questions about its shape."""
 
 _COUNTED: tuple[Looks, ...] = (
@@ -53,26 +55,32 @@ class Question(NamedTuple):
 def ask_about(scene: Scene) -> tuple[Question, ...]:
     """Returns up to :data:`MAX_PER_KIND` different questions of each kind. They depend only on the scene."""
     rng = scene.rng(QUESTION_STREAM)
-    others = (*_colours(scene, rng), *_counts(scene, rng), *_relations(scene, rng), *_existences(scene, rng))
-    return (*others, *_shapes(scene, rng))
+    kinds = (_colours, _counts, _relations, _existences, _shapes)
+    return tuple(itertools.chain.from_iterable(kind(scene, rng) for kind in kinds))
 
 
 def _colours(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    asked = 0
-    for index in rng.permutation(len(scene.objects)):
-        clear = [mention for mention in named_by(scene, int(index), _ASKED) if mention.is_clear()]
-        if clear and asked < MAX_PER_KIND:
-            asked += 1
-            yield Question(f"what colour is the {one_of(rng, clear).name()}?", scene.objects[index].colour, "other")
+    for name, obj in _named_objects(scene, rng, _WITHOUT_COLOUR):
+        yield Question(f"what colour is the {name}?", obj.colour, "other")
 
 
 def _shapes(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    asked = 0
+    """Asks for shapes directly, since the other questions teach the model to recognise shapes only slowly."""
+    for name, obj in _named_objects(scene, rng, _WITHOUT_SHAPE):
+        yield Question(f"what is the {name}?", obj.shape, "other")
+
+
+def _named_objects(
+    scene: Scene, rng: np.random.Generator, sets: tuple[Attributes, ...]
+) -> Iterator[tuple[str, SceneObject]]:
+    """Yields up to :data:`MAX_PER_KIND` objects, each with a name that fits no other object. ``sets``: the attributes that a name
+    may mention."""
+    named = 0
     for index in rng.permutation(len(scene.objects)):
-        clear = [mention for mention in named_by(scene, int(index), _NAMED_WITHOUT_SHAPE) if mention.is_clear()]
-        if clear and asked < MAX_OF_A_KIND:
-            asked += 1
-            yield Question(f"what is the {one_of(rng, clear).name()}?", scene.objects[index].shape, "other")
+        clear = [mention for mention in named_by(scene, int(index), sets) if mention.is_clear()]
+        if clear and named < MAX_PER_KIND:
+            named += 1
+            yield one_of(rng, clear).name(), scene.objects[index]
 
 
 def _counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
