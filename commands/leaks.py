@@ -30,6 +30,7 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.files import replacing
 from utils.flags import File, Positive, named
+from utils.printing import counted
 from utils.progress import progress_bar
 
 MAX_PRINTED = 5
@@ -39,10 +40,10 @@ NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome"}
 """Names of the data sets that provide ids."""
 
 EXACT = (
-    "compared: ids, paths and equal bytes; add --perceptual to find resized, recompressed, recoloured or cropped copies "
+    "compared by id, path and content; add --perceptual to find resized, recompressed, recoloured or cropped copies "
     "too\n"
 )
-EXACT_TOO = "compared: ids, paths and equal bytes of all images, and the appearance of"
+EXACT_AND_SAMPLED = "compared by id, path and content, and by the appearance of"
 
 NOT_COMPARED = "; too many files to compare their contents"
 
@@ -125,7 +126,7 @@ def leaks(
     not_checked = [*image_sets.not_checked, *_broken({**image_sets.training, **image_sets.held_out})]
     for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
-    sys.stdout.write(EXACT if not perceptual else f"{EXACT_TOO} a sample of {sample:,} images per set\n")
+    sys.stdout.write(EXACT if not perceptual else f"{EXACT_AND_SAMPLED} a sample of {sample:,} images per set\n")
     if out is not None:
         sys.stdout.write(f"{out}: {table.rows:,} pairs of a training image and a held-out image\n")
     return 1 if table.rows else 3 if not_checked else 0
@@ -345,18 +346,21 @@ def _broken(image_sets: Mapping[str, Iterable[KnownImage]]) -> list[str]:
 
 
 def _print_unshared(training: str, splits: Mapping[str, SharedImages]) -> None:
-    """Print the splits that share no image with a training set, in one line."""
+    """Print the splits that share no image with a training set, on one line."""
     if splits:
-        sizes = ", ".join(f"{found.held_out:,} of {split}" for split, found in splits.items())
+        sizes = ", ".join(
+            f"{counted(found.held_out, 'image', 'images')} of {split}" for split, found in splits.items()
+        )
         compared = all(found.contents_compared for found in splits.values())
-        sys.stdout.write(f"{training} has none of {sizes}{'' if compared else NOT_COMPARED}\n")
+        sys.stdout.write(f"{training} contains none of {sizes}{'' if compared else NOT_COMPARED}\n")
 
 
 def _print_shared(training: str, split: str, found: SharedImages) -> None:
     """Print the images that a training set and a split share."""
     how = ", ".join(f"{found.count(each):,} by {each}" for each in ("id", "path", "content") if found.count(each))
     compared = "" if found.contents_compared else NOT_COMPARED
-    sys.stdout.write(f"{training} has {found.shared:,} of {found.held_out:,} ({how}) of {split}{compared}\n")
+    images = counted(found.held_out, "image", "images")
+    sys.stdout.write(f"{training} contains {found.shared:,} of {images} of {split} ({how}){compared}\n")
     for pair in found.pairs[:MAX_PRINTED]:
         sys.stdout.write(f"  {pair.held_out} is {pair.training}\n")
     if found.shared > MAX_PRINTED:

@@ -122,7 +122,7 @@ def save_best(
         header = {"validation": {"step": step, **metrics}, **(about or {})}
         save_weights(path, weights, header)
     except Exception as error:
-        logger.warning("%s", cannot_save(path.parent, f"the best weights, of step {step},", error))
+        logger.warning("%s", cannot_save(path.parent, f"the best weights (step {step})", error))
         return False
     return True
 
@@ -134,7 +134,7 @@ def cannot_save(folder: Path, what: str, error: BaseException) -> str:
         return cannot_save(folder, f"{what} of rank {rank}", cause)
     reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     try:
-        space = f" with {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
+        space = f" with {shutil.disk_usage(folder).free / 1e6:,.0f} MB of disk space left"
     except OSError:
         space = ""
     return f"{folder}: {what} cannot be written ({reason}){space}; free some space; older checkpoints are kept"

@@ -371,7 +371,7 @@ class Trainer:
         norm = update.clip()
         self._reached("clip")
         if not scaler.is_enabled():
-            # With fp16, gradients may overflow: the scaler skips the step and lowers the scale.
+            # With fp16, gradients may overflow; then the scaler skips the step and lowers the scale.
             not_finite = not_finite | ~norm.isfinite()
         update.step_unless(not_finite)
         self.trained.average.update(self.step, skipped=not_finite | ~norm.isfinite())

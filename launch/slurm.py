@@ -56,7 +56,7 @@ def _option(text: str) -> str:
     if key.replace("-", "_") in OPTIONS:  # a second --time would bypass the check of the first
         raise WrongValueError(f"{text!r}: give --{key} directly, without --sbatch")
     if key in RESERVED_OPTIONS:
-        raise WrongValueError(f"{text!r}: run.py sets {key} itself; use its own flags")
+        raise WrongValueError(f"{text!r}: run.py sets {key}; use run.py's flags instead")
     return text.lstrip("-")
 
 
@@ -112,7 +112,7 @@ class SlurmFlags:
         for name in ("master", "node_rank"):
             if getattr(placement, name) is not None:
                 raise UserError(
-                    f"--{name.replace('_', '-')}: SLURM assigns the nodes of a job; remove this flag with --slurm"
+                    f"--{name.replace('_', '-')}: with --slurm, SLURM assigns the nodes of a job; remove this flag"
                 )
 
 

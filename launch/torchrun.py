@@ -138,8 +138,8 @@ def _share_cores(processes: int) -> None:
 
 
 def _torchrun_flags(context: LaunchContext, processes: int) -> list[str]:
-    """Returns torchrun's flags for the nodes and ranks of the job. None is omitted, because torchrun would read missing flags
-    from ``PET_*`` variables."""
+    """Returns torchrun's flags for the nodes and ranks of the job. All flags are given, because torchrun would read
+    missing flags from ``PET_*`` variables."""
     flags = [f"--nproc-per-node={processes}", f"--nnodes={context.nodes}"]
     if context.master is None:
         return [*flags, "--max-restarts=0", "--standalone"]
@@ -204,32 +204,32 @@ def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception
 
 @contextlib.contextmanager
 def _exit_if_signal_unhandled(received_s: Sequence[float]) -> Iterator[None]:
-    """Context in which this process ends if a stop signal is still missing in ``received_s`` after :data:`UNHANDLED_S` seconds.
+    """Context in which this process ends if a stop signal is still missing from ``received_s`` after :data:`UNHANDLED_S` seconds.
     In this case, the process is waiting for other nodes inside torch, where Python cannot handle signals, and no rank has started
     yet.
 
     A process that is forked inside the context writes its own signals to the same pipe, so the context must not outlast the job.
     """
-    arrived, arrive = os.pipe()
-    os.set_blocking(arrive, False)
-    previous = signal.set_wakeup_fd(arrive, warn_on_full_buffer=False)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
     def watch() -> None:
-        while signums := os.read(arrived, 1):
+        while signums := os.read(read_end, 1):
             signum = signal.Signals(signums[0])
             if signum in STOP_SIGNALS:
                 time.sleep(UNHANDLED_S)
                 if not received_s:
                     os.write(2, f"{signal_name(signum)}: ended while waiting for the other nodes\n".encode())
                     os._exit(status_of_stop(signum))
-        os.close(arrived)
+        os.close(read_end)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(previous)
-        os.close(arrive)  # ends the thread
+        os.close(write_end)  # ends the thread
 
 
 def _ended_by(rank: int, name: str) -> str:

@@ -160,7 +160,9 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
     for part in targets:
         found = _layers_to_adapt(model, part, config.layers)
         if not found:
-            raise UserError(f"optim.lora.targets: no linear layer of {part} trains in this run; remove it")
+            raise UserError(
+                f"optim.lora.targets: no linear layer of {part} trains in this run; remove {part} from the targets"
+            )
         layers += found
     _check_rank(model, config.rank, layers)
     outside = [each for name, each in model.named_parameters() if name.startswith(OUTSIDE_BLOCKS)]

@@ -308,7 +308,10 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
     for key, names in kept.items():
         if names:
             logger.warning(
-                "optim.%s: %d tensors keep their random values, such as %s; see init", key, len(names), names[0]
+                "optim.%s: %d tensors, such as %s, keep their random values; check the keys of init",
+                key,
+                len(names),
+                names[0],
             )
     return fresh_parameters(model, reports)
 

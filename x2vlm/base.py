@@ -151,10 +151,10 @@ class LoadedModel:
         cleaned = [self.cleaned(text, question=questions) for text in texts]
         pieces, limit = [self.text.pieces(text)[0] for text in cleaned], self.text.limits.max_tokens
         if long := [text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > limit - 2]:
-            logger.warning("%d texts are truncated to %d tokens, such as %.60r", len(long), limit, long[0])
+            logger.warning("%d texts are truncated to %d tokens, for example %.60r", len(long), limit, long[0])
         affected = [text for text, ids in zip(cleaned, pieces, strict=True) if self.text.unk_id in ids]
         if unknown := [word for text in affected for word in self.text.unknown(text)]:
-            logger.warning("%d words are unknown to the tokenizer, such as %.60r", len(unknown), unknown[0])
+            logger.warning("%d words are unknown to the tokenizer, for example %.60r", len(unknown), unknown[0])
         return to_device(self.text.encode_plain(cleaned), self.runtime.device)
 
     def encoded(self, texts: Sequence[str]) -> PackedTexts:
@@ -266,5 +266,5 @@ def as_texts(texts: Any) -> list[str]:
     """Returns texts as a list; a single text becomes a list of one."""
     listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) else [texts]
     if odd := [text for text in listed if not isinstance(text, str)]:
-        raise UserError(f"{odd[0]!r} is not a text")
+        raise UserError(f"{odd[0]!r} is not a string")
     return listed

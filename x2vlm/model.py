@@ -144,7 +144,7 @@ class Model(LoadedModel):
             threshold = self._threshold() if threshold is None else threshold
             if not (isinstance(threshold, int | float) and 0 < threshold <= 1):
                 raise UserError(
-                    f"locate: threshold is {threshold!r}, which is not a probability; give a number above 0, up to 1"
+                    f"locate: threshold is {threshold!r}, which is not a probability; give a number above 0 and at most 1"
                 )
         elif threshold is not None:
             raise UserError("locate: threshold is for boxes='all'; omit it")

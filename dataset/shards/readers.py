@@ -51,7 +51,7 @@ class Shards:
         ask: ask servers whether remote shards have changed since they were indexed.
 
     Attributes:
-        prefetches: True if :meth:`prefetch` prefetches.
+        prefetches: True if :meth:`prefetch` has any effect.
         remote: settings for remote shards.
         cached_bytes: bytes that an epoch reads through the cache: total size of the remote shards, and of the decoded rows of the
             Parquet shards.
@@ -81,7 +81,7 @@ class Shards:
         self.sizes = self.index.sizes
         for shard in self.index.incomplete_tars() if distributed.rank() == 0 else []:
             found = f"{self.sizes[shard]} records were found; check that the file is complete"
-            logger.warning("%s: %s lacks the end of a tar; %s", key, self.paths[shard], found)
+            logger.warning("%s: %s has no end-of-archive marker; %s", key, self.paths[shard], found)
         self._files = _OpenFiles()
         self._rows = ParquetRows(self.remote)
         self.prefetches = any(isinstance(path, RemoteShard) and path.prefetches for path in self.paths)

@@ -73,7 +73,7 @@ def test_prepared_records_contain_no_held_out_image(raw, out, tmp_path, leaks):
     status, printed, error = leaks(config, test)
     assert (status, error) == (3, "")
     assert printed.splitlines()[:3] == [
-        f"{config} {out}/{folder} has none of 5 of {test} evaluation.test.test"
+        f"{config} {out}/{folder} contains none of 5 images of {test} evaluation.test.test"
         for folder in ("coco", "vg", "vg_regions")
     ]
 
@@ -124,7 +124,7 @@ def test_the_users_own_images_are_found_by_path_and_by_content(tmp_path, leaks):
         in printed.splitlines()
     )
     status, printed, _ = leaks(config, retrieval(tmp_path, tmp_path / "other.jpg"))
-    assert status == 3 and "has none of 1 of" in printed
+    assert status == 3 and "contains none of 1 image of" in printed
 
 
 def test_downloaded_images_in_shards_are_found_by_their_urls(tmp_path, leaks):
@@ -135,7 +135,7 @@ def test_downloaded_images_in_shards_are_found_by_their_urls(tmp_path, leaks):
     image = tmp_path / f"flickr30k-images/{official.FLICKR_TEST}.jpg"
     official.image(image)
     status, printed, _ = leaks(pretraining(tmp_path, folder), retrieval(tmp_path, image))
-    assert status == 1 and "has 1 of 1 (1 by id)" in printed
+    assert status == 1 and "contains 1 of 1 image of" in printed and "(1 by id)" in printed
 
 
 def test_five_leaks_are_printed_and_the_table_has_all(tmp_path, leaks):
@@ -200,7 +200,7 @@ def test_official_splits_are_compared_by_id_without_images(raw, out, tmp_path, l
     )
     assert "COCO (Karpathy) test: coco:42 is " in printed
     status, printed, _ = leaks(config, "--held-out", raw / "refcoco")
-    assert status == 0 and "has none of " in printed and "of RefCOCO testA" in printed
+    assert status == 0 and "contains none of " in printed and "of RefCOCO testA" in printed
     assert sum(line.startswith(f"{config} ") for line in printed.splitlines()) == 1
     (tmp_path / "empty").mkdir()
     status, _, error = leaks(config, "--held-out", tmp_path / "empty")
@@ -243,7 +243,7 @@ def test_the_table_has_every_training_record_of_a_held_out_image(tmp_path, leaks
     write(folder / "part.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     table = tmp_path / "new/table.tsv"
     status, printed, _ = leaks(pretraining(tmp_path, folder), retrieval(tmp_path, folder / "a.jpg"), "--out", table)
-    assert status == 1 and "has 1 of 1 (1 by path)" in printed
+    assert status == 1 and "contains 1 of 1 image of" in printed and "(1 by path)" in printed
     rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
     assert [(row[2], row[3].rpartition("part.jsonl")[2]) for row in rows] == [
         ("path", ":1"),
@@ -263,7 +263,7 @@ def test_crops_and_recompressed_copies_are_found_by_perceptual_hash(tmp_path, le
     config, table = pretraining(tmp_path, folder), tmp_path / "table.tsv"
     test = retrieval(tmp_path, *(tmp_path / f"{name}.jpg" for name in ("crop", "small", "other")))
     status, printed, _ = leaks(config, test)
-    assert status == 3 and "has none of 3" in printed and "--perceptual" in printed
+    assert status == 3 and "contains none of 3 images" in printed and "--perceptual" in printed
     status, printed, _ = leaks(config, test, "--perceptual", "--out", table)
     assert status == 1 and OneLine("2 pairs", "4 x 3 images") in printed.splitlines()
     rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]

@@ -487,7 +487,7 @@ def test_the_tensors_that_a_checkpoint_would_load_are_reported(suffix, whole, do
     status, printed = doctor(*argv, f"init.checkpoint={path}")
     assert status == 0, printed
     assert f"{len(weights)} loaded (0 of them resized)" in printed
-    assert ("start from random values: fusion.layer" in printed) is not whole
+    assert ("randomly initialised: fusion.layer" in printed) is not whole
     assert (FINE in printed) is whole
 
 

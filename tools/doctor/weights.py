@@ -12,6 +12,7 @@ from tasks.base import check_length, load_initial
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject, shorten
 from utils.findings import Finding
+from utils.printing import counted
 
 ENCODERS = ("vision.", "text.", "fusion.")
 
@@ -106,10 +107,8 @@ def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[s
     missing = [name for name in random if name.startswith(ENCODERS)]
     if not missing:
         return []
-    fact = (
-        f"{len(missing)} parameters of the encoders are not in the file and start from random values: "
-        f"{_listed(missing)}"
-    )
+    count = counted(len(missing), "encoder parameter is", "encoder parameters are")
+    fact = f"{count} missing from the file and randomly initialised: {_listed(missing)}"
     return [
         Finding(
             "warning",

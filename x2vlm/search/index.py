@@ -138,7 +138,7 @@ class ImageIndex:
         Args:
             text: a sentence.
             top: maximum number of hits.
-            rerank: number of images, the best by cosine, that the matching head scores; 0 to skip re-ranking.
+            rerank: how many of the best images by cosine the matching head re-ranks; 0 to skip re-ranking.
             locate: True to find, in each hit, the box that the text describes, or a phrase to find the box of this phrase.
 
         Raises:

@@ -98,7 +98,7 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / LOCK).exists():
-            _check_empty(out)  # no lock file must be created in a folder with other files
+            _check_empty(out)  # do not create a lock file in a folder that contains other files
         with _locked(out):
             _check_empty(out)
             about = _continued(out, about)
@@ -181,7 +181,7 @@ class _Parts:
         self.out, self.about, self.embedded = out, about, 0
         self.contents: dict[_File, str] = {}
         self.rows: dict[str, tuple[int, int]] = {}
-        """For each content, the index of its part and its row in the part."""
+        """For each distinct file, the index of its part and its row in the part."""
         self.parts: list[np.ndarray] = []
         if about.made:
             try:

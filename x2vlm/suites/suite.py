@@ -280,13 +280,13 @@ def require_images(paths: Sequence[Path], suite: Suite[Any]) -> None:
     """
     if missing := [path for path in dict.fromkeys(paths) if not path.is_file()]:
         raise UserError(
-            f"{len(missing):,} images of {suite.title} are missing, such as {missing[0]}; see {suite.published_at}"
+            f"{len(missing):,} images of {suite.title} are missing, for example {missing[0]}; see {suite.published_at}"
         )
 
 
 def unreadable_note(reasons: Sequence[str]) -> list[str]:
     """Returns a note about images that could not be read, if there are any."""
-    return [f"{len(reasons):,} images could not be read, such as {reasons[0]}"] if reasons else []
+    return [f"{len(reasons):,} images could not be read, for example {reasons[0]}"] if reasons else []
 
 
 def chosen_kinds(known: Sequence[str], kinds: Sequence[str], suite: Suite[Any]) -> list[str]:

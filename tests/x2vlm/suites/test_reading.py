@@ -108,7 +108,7 @@ def test_another_format_is_reported_in_one_line(text, message, tmp_path):
 def test_missing_images_are_reported_unless_their_kind_is_not_measured(tmp_path):
     FOLDERS["winoground"][0](tmp_path)
     (tmp_path / "images/ex_1_img_0.png").unlink()
-    with pytest.raises(UserError, match=r"1 images of Winoground are missing, such as .*ex_1_img_0\.png; see "):
+    with pytest.raises(UserError, match=r"1 images of Winoground are missing, for example .*ex_1_img_0\.png; see "):
         suite_named("winoground").read(tmp_path, ())
     assert len(suite_named("winoground").read(tmp_path, ["object"])) == 1
 

@@ -170,5 +170,5 @@ def test_mistakes_are_reported_before_the_model_is_loaded(scenes_folder, tmp_pat
     with pytest.raises(UserError, match="is a file; give a folder"):
         benchmark("winoground", model="none", data=tmp_path, out=tmp_path / "file")
     (tmp_path / "images/ex_1_img_0.png").unlink()
-    with pytest.raises(UserError, match="1 images of Winoground are missing, such as"):
+    with pytest.raises(UserError, match="1 images of Winoground are missing, for example"):
         benchmark("winoground", model="none", data=tmp_path)

@@ -72,7 +72,7 @@ def test_an_unreadable_image_is_skipped_and_counted(name, model, tmp_path):
     )
     assert len(judged.examples) == len(judged.kinds)
     assert broken in judged.notes[0]
-    assert judged.notes[0].startswith("1 images could not be read, such as ")
+    assert judged.notes[0].startswith("1 images could not be read, for example ")
 
 
 def refcoco_with_two_images(folder: Path) -> None:
@@ -99,7 +99,7 @@ def test_messages_about_refcoco_name_only_existing_options(tmp_path):
     assert "data.max_broken" not in str(error.value)
     path.write_text(intact, encoding="utf-8")
     (tmp_path / "train2014/COCO_train2014_000000000008.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 images of RefCOCO are missing, such as .*8\.jpg; see github"):
+    with pytest.raises(UserError, match=r"1 images of RefCOCO are missing, for example .*8\.jpg; see github"):
         suite.read(tmp_path, ())
     (tmp_path / "refs(unc).p").write_bytes(b"no pickle")
     with pytest.raises(UserError) as error:
@@ -205,4 +205,4 @@ def test_an_unreadable_image_of_a_class_is_skipped(model, tmp_path):
     assert len(judged.kinds) == 3
     templates, unread = judged.notes[:2]
     assert templates == "2 classes; templates: a photo of a {c}"
-    assert "1 images could not be read, such as " in unread
+    assert "1 images could not be read, for example " in unread
