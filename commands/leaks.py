@@ -348,9 +348,7 @@ def _broken(image_sets: Mapping[str, Iterable[KnownImage]]) -> list[str]:
 def _print_unshared(training: str, splits: Mapping[str, SharedImages]) -> None:
     """Print the splits that share no image with a training set, on one line."""
     if splits:
-        sizes = ", ".join(
-            f"{counted(found.held_out, 'image', 'images')} of {split}" for split, found in splits.items()
-        )
+        sizes = ", ".join(f"{counted(found.held_out, 'image', 'images')} of {split}" for split, found in splits.items())
         compared = all(found.contents_compared for found in splits.values())
         sys.stdout.write(f"{training} contains none of {sizes}{'' if compared else NOT_COMPARED}\n")
 
