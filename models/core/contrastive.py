@@ -78,7 +78,7 @@ class AligningConfig(ModelConfig):
         0.07,
         gt=0,
         le=MAX_TEMPERATURE,
-        description="initial temperature of the contrastive loss; the temperature is learned, within "
+        description="initial temperature of the contrastive loss; the temperature is learned, between "
         "`contrastive.least_temperature` and 0.5",
     )
     contrastive: ContrastiveConfig = ContrastiveConfig()
@@ -87,7 +87,7 @@ class AligningConfig(ModelConfig):
     def _temperature_is_in_its_range(self) -> AligningConfig:
         if self.temperature < (low := self.contrastive.least_temperature):
             raise ValueError(
-                f"temperature is {self.temperature:g}, but contrastive.least_temperature {low:g}; raise the "
+                f"temperature is {self.temperature:g}, but contrastive.least_temperature is {low:g}; raise the "
                 "temperature or lower the limit"
             )
         return self

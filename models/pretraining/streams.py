@@ -251,7 +251,7 @@ class RegionTextStream(Stream[RegionBatch]):
         assert images is not None
         regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
         # Start the contrastive loss first, so that its gather overlaps with the fusion. Adjacent passes over the
-        # same keys share one attention call. Queue the matching loss last, because its negatives read other rows.
+        # same keys share one attention call. Queue the matching loss last, because its negatives attend to other keys.
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
         if aligns(requested):

@@ -51,7 +51,7 @@ def test_an_identity_to_another_width_is_rejected():
 
 
 def test_an_initial_temperature_below_its_range_is_rejected():
-    with pytest.raises(ValueError, match=r"temperature is 0.03.*contrastive.least_temperature 0.07"):
+    with pytest.raises(ValueError, match=r"temperature is 0.03.*contrastive.least_temperature is 0.07"):
         AligningConfig(temperature=0.03, contrastive=ContrastiveConfig(least_temperature=0.07))
 
 

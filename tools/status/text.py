@@ -140,7 +140,9 @@ def _records(status: Status) -> str:
 def _starts(status: Status) -> str:
     parts = []
     if status.starts > 1 or status.resumed:
-        parts.append(f"{max(status.starts, status.resumed)} starts, {status.resumed} of which resumed a checkpoint")
+        parts.append(
+            f"{max(status.starts, status.resumed)} starts, {status.resumed} of which resumed from a checkpoint"
+        )
     if status.skipped_steps:
         parts.append(f"{status.skipped_steps:,} steps skipped, since a loss or gradient was not finite")
     if status.stops:
