@@ -214,7 +214,7 @@ OF_EVALUATIONS = {
     "copies to the host: tasks/two_stage.py TwoStageRetrieval._nearest": RESULTS,
     "copies to the host: tasks/two_stage.py TwoStageRetrieval._rerank": RESULTS,
     "copies to the host: tasks/pretrain_evaluation.py PretrainEvaluator._predict_boxes": RESULTS,
-    "copies to the host: tasks/pretrain_evaluation.py PretrainEvaluator._words": RESULTS,
+    "copies to the host: tasks/pretrain_evaluation.py PretrainEvaluator._masked_words": RESULTS,
     "copies to the host: tasks/finetune.py FineTuneTask.outputs": RESULTS,
     "copies to the host: tasks/inference.py finite": "scores, of which none may be NaN before a prediction is chosen",
     "copies to the host: models/inference/reranking.py TextBank.of": "lengths of all texts, once, to sort them by length",
