@@ -36,7 +36,7 @@ class Event(BaseModel):
 
 
 class Started(Event):
-    """A process of rank 0 started. ``command``: its command line; ``ranks``: number of ranks; ``trains``: false if it only
+    """Rank 0 started. ``command``: its command line; ``ranks``: number of ranks; ``trains``: false if it only
     evaluates."""
 
     command: list[str]
