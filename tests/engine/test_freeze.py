@@ -249,7 +249,7 @@ def test_random_weights_that_never_train_cause_a_warning(tmp_path, tiny_override
     assert not warnings(caplog)
     pretraining(tmp_path / "random", tiny_overrides, "optim.freeze={vision: true, text: 3}")
     (line,) = warnings(caplog)
-    assert line == OneLine("optim.freeze", "random", "see init") and re.search(r"\d+ tensors.* vision\.\w", line)
+    assert line == OneLine("optim.freeze", "random", "keys of init") and re.search(r"\d+ tensors.* vision\.\w", line)
     caplog.clear()
     pretraining(
         tmp_path / "loaded", tiny_overrides, "optim.freeze.vision=true", f"init.checkpoint={tmp_path / 'first'}"

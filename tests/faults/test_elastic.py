@@ -190,7 +190,8 @@ def test_nodes_can_be_lost_join_and_leave_and_each_record_is_trained_in_order(tm
         assert min(line["step"] for line in after) == max(line["step"] for line in before) + 1, (
             "a checkpoint must be saved first"
         )
-    assert OneLine("2 nodes") in first.errors.splitlines()
+    # Torch chooses the node that reports the restart.
+    assert OneLine("2 nodes") in [*first.errors.splitlines(), *third.errors.splitlines()]
 
     assert straight.wait(120) == 0, (tmp_path / "undisturbed.txt").read_text()[-3000:]
     undisturbed = trajectory(trained(tmp_path / "straight"))
