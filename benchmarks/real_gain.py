@@ -1,4 +1,4 @@
-"""Gain from pre-training the small real model: ``python -m benchmarks.real_gain``, after ``make real``."""
+"""Gain from pre-training the emoji and clip art model: ``python -m benchmarks.real_gain``, after ``make real``."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def main(
     cpu: Positive = 2,
     output: Path = Path("runs/real/gain"),
 ) -> int:
-    """Gain from pre-training the small real model; run make real first.
+    """Gain from pre-training the emoji and clip art model; run make real first.
 
     Models for retrieval, grounding and captioning are fine-tuned for the same number of steps from the pre-trained model, from
     only its initial encoders, and from random weights. From random weights, all parameters train, at the learning rate that

@@ -1,4 +1,4 @@
-"""Draws predictions of the small real model. ``python -m benchmarks.real_pictures RUN --seed 1 --out docs`` drew the images in
+"""Draws predictions of the emoji and clip art model. ``python -m benchmarks.real_pictures RUN --seed 1 --out docs`` drew the images in
 docs/real_model.md."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from x2vlm.model import Model
 RECORDS = Path("data/real/records")
 SOURCES = ("emoji_google", "emoji_fluent", "clipart")
 SIDE, PER_SOURCE, COMPOSITES, NEAREST = 240, 4, 12, 3
-NAMES_LEGEND = "three nearest names of the source by cosine · tick: the correct name, which is in brackets below"
+NAMES_LEGEND = "three nearest names in the same source, by cosine · tick: the correct name · in brackets: the correct name"
 
 
 def records(name: str) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ def names(model: Model, choice: random.Random) -> Sheet:
             best = np.argsort(-(model.embed_images([image]) @ embedded.T)[0])[:NEAREST]
             lines = [Line(texts[place], right=texts[place] == record["caption"]) for place in best]
             panels.append(Panel(resized(image), (*lines, Line(f"({record['caption']})", faint=True))))
-    return Sheet("held-out images and their nearest names", NAMES_LEGEND, panels)
+    return Sheet("Held-out images and their nearest names", NAMES_LEGEND, panels)
 
 
 def boxes(model: Model, choice: random.Random) -> Sheet:
@@ -71,7 +71,7 @@ def boxes(model: Model, choice: random.Random) -> Sheet:
     composites = records("regions_test_composites")
     free = [one for one in composites if not stamps & {part["caption"] for part in one["elems"]}]
     panels = [composite(model, record) for record in choice.sample(free, COMPOSITES)]
-    return Sheet("held-out composites and the boxes of names", BOX_LEGEND, panels)
+    return Sheet("Boxes of names in pictures of held-out objects", BOX_LEGEND, panels)
 
 
 def composite(model: Model, record: dict[str, Any]) -> Panel:
@@ -89,7 +89,7 @@ def composite(model: Model, record: dict[str, Any]) -> Panel:
 
 
 def main(run: Path, /, *, seed: int = 0, out_: Path | None = None) -> int:
-    """Draws predictions of the small real model; docs/real_model.md shows two such drawings.
+    """Draws predictions of the emoji and clip art model; docs/real_model.md shows two such drawings.
 
     real_names.png shows the nearest names of held-out images, and real_boxes.png the boxes of names in held-out composites. The
     images are chosen randomly by the seed, whether predictions are right or wrong. Stamps are excluded, because their licence

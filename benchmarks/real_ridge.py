@@ -1,4 +1,4 @@
-"""Two linear baselines for the small real model: ``python -m benchmarks.real_ridge``, after its data has been made
+"""Two linear baselines for the emoji and clip art model: ``python -m benchmarks.real_ridge``, after its data has been made
 (docs/real_model.md)."""
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def baseline(splits: dict[str, Encoded], layers: int) -> tuple[float, dict[str, 
 
 
 def main(*, records: Path = Path("data/real/records")) -> int:
-    """Two linear baselines for the small real model; make its data first (docs/real_model.md).
+    """Two linear baselines for the emoji and clip art model; make its data first (docs/real_model.md).
 
     For each source separately, ridge regression predicts MiniLM's embedding of a picture's first caption (the mean of the token
     states) from DINOv2's features of the picture. Held-out captions are then ranked for each held-out picture by their cosine

@@ -1,4 +1,4 @@
-"""Measures the small real model on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``."""
+"""Measures the emoji and clip art model on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def table(runs: Sequence[dict[str, Metrics]]) -> str:
 
 
 def main(runs: list[Path], /, *, split: Literal["val", "test"] = "test") -> int:
-    """Measures the small real model on pictures of held-out concepts.
+    """Measures the emoji and clip art model on pictures of held-out concepts.
 
     For each source separately, names are ranked for each picture and pictures for each name, by cosine and with re-ranking, and
     masked words of names are predicted. Then names of cut-outs are located in composites, and names of divisions in maps. For

@@ -19,7 +19,7 @@ LOCATED = {
     "000010.png": ["the red triangle right of the cyan diamond", "a large striped cyan star"],
 }
 WANTED = "a large striped blue cross, a large checked green circle and a small pink star"
-HEADINGS = (f"Which of 200 scenes has {WANTED}? The best", "The second-best")
+HEADINGS = (f"Search in 200 scenes: {WANTED}. Rank 1", "Rank 2")
 SENTENCE = "a pink star and a green circle"
 
 
@@ -30,7 +30,7 @@ def main(run: str) -> None:
         for scene, phrases in LOCATED.items():
             (boxes,) = model.locate([SCENES / scene], [phrases])
             panel = figures.located(model.read, str(SCENES / scene), boxes, phrases)
-            panels.append(replace(panel, above=(Line("Where is it?"),)))
+            panels.append(replace(panel, above=(Line("Boxes of two phrases"),)))
         index = model.index(SCENES, Path(name, "index"))
         hits = index.search(WANTED, top=2)
         panels += [
@@ -41,7 +41,7 @@ def main(run: str) -> None:
             model.read, str(SCENES / "000001.png"), model.explain(SCENES / "000001.png", SENTENCE), SENTENCE, 9
         )
         figures.draw(panels, Path(name, "above.png"))
-        figures.draw([replace(maps, above=(Line("Where does it look for each word?"),))], Path(name, "below.png"))
+        figures.draw([replace(maps, above=(Line(f"Where the model looks for each word of: {SENTENCE}"),))], Path(name, "below.png"))
         above, below = (Image.open(Path(name, f"{part}.png")).convert("RGB") for part in ("above", "below"))
         canvas = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
         canvas.paste(above, (0, 0))

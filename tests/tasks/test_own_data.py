@@ -45,7 +45,10 @@ SMALL = [
     *("model.fusion.layers=1", "data.workers=0", "train.steps=3", "train.checkpoint_every=3"),
 ]
 """A model and a run that take seconds."""
-BATCH = {"pretrain": ["data.images.batch_size=4", "data.regions.batch_size=4", "data.regions.max_images=2"]}
+BATCH = {
+    "pretrain": ["data.images.batch_size=4", "data.regions.batch_size=4", "data.regions.max_images=2"],
+    "vqa": ["data.batch_size=4", "train.steps=null"],  # this config sets epochs
+}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def panels_of(index: ImageIndex, hits: Sequence[Hit], heading: str = "") -> list
     above = (Line(heading),) if heading else ()
     panels = []
     for hit in hits:
-        score = "" if hit.score is None else f"image {hit.score:.2f} · "
+        score = "" if hit.score is None else f"probability {hit.score:.2f} · "
         ranked_by = "" if hit.sum is None else f"sum {hit.sum:+.1f} · "
         label = f"{ranked_by}{score}cosine {hit.cosine:+.2f}"
         if hit.box is None:
