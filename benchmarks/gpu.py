@@ -43,7 +43,7 @@ WAYS = ("plain", "eager", "compiled")
 
 
 def padding_of(config: PretrainConfig) -> Padding:
-    """Returns the padding of the way "plain": as in the released code, to the maximum numbers of tokens in the config."""
+    """Returns the padding of the way "plain": as in the authors' code, to the maximum numbers of tokens in the config."""
     return Padding(*(text_limits(config.data, stream).max_tokens for stream in ("images", "translations")))
 
 
@@ -164,7 +164,7 @@ def _utilisation(tflops: float, peak: float | None) -> str:
     if math.isnan(tflops):
         return "utilisation unknown, since the FLOPs of this text encoder are unknown"
     return f"{tflops:.2f} TFLOP/s, " + (
-        f"utilisation {100 * tflops / peak:.1f} %"
+        f"utilisation {100 * tflops / peak:.1f}%"
         if peak
         else "utilisation unknown, since the peak of this device is unknown; set train.peak_tflops"
     )
@@ -209,7 +209,7 @@ def main(
     The benchmark runs steps of the trainer (engine.trainer.Trainer.train_step) with the config's streams, precision, optimiser,
     accumulation and train.recompute, in three ways that compute the same losses:
 
-    - plain: the computation of the released code (benchmarks.plain_path), without gradient checkpointing, with texts padded to
+    - plain: the computation of the authors' code (benchmarks.plain_path), without gradient checkpointing, with texts padded to
       the config's maximum;
     - eager: our code, not compiled;
     - compiled: our code, compiled as in train.compile (true if that is false), with texts padded as in the trainer.

@@ -29,7 +29,7 @@ def copies(image: Image.Image, rng: random.Random) -> Iterator[tuple[str, Image.
     yield "half size", image.resize((width // 2, height // 2))
     yield "JPEG 30", _jpeg(image, 30)
     yield "grey", image.convert("L")
-    yield "brightness +25 %", ImageEnhance.Brightness(image).enhance(1.25)
+    yield "brightness +25%", ImageEnhance.Brightness(image).enhance(1.25)
 
 
 def _jpeg(image: Image.Image, quality: int) -> Image.Image:

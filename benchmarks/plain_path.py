@@ -1,4 +1,4 @@
-"""Baseline: the pre-training losses, computed as in the released code (:mod:`models.reference`), with texts padded to one length.
+"""Baseline: the pre-training losses, computed as in the authors' code (:mod:`models.reference`), with texts padded to one length.
 
 The baseline encodes each stream and each set of masked texts separately, and copies the patches of an image for each region. Each
 fusion pass is a separate call, which projects the keys and values of each example and computes all states of all blocks. Words

@@ -1,5 +1,5 @@
-"""Draws predictions of the emoji and clip art model. ``python -m benchmarks.real_pictures RUN --seed 1 --out docs`` drew the images in
-docs/real_model.md."""
+"""Draws predictions of the emoji and clip art model. ``python -m benchmarks.real_pictures RUN --seed 1 --out docs`` drew the
+images in docs/real_model.md."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ from x2vlm.model import Model
 RECORDS = Path("data/real/records")
 SOURCES = ("emoji_google", "emoji_fluent", "clipart")
 SIDE, PER_SOURCE, COMPOSITES, NEAREST = 240, 4, 12, 3
-NAMES_LEGEND = "three nearest names in the same source, by cosine · tick: the correct name · in brackets: the correct name"
+NAMES_LEGEND = (
+    "three nearest names in the same source, by cosine · tick: the correct name · in brackets: the correct name"
+)
 
 
 def records(name: str) -> list[dict[str, Any]]:

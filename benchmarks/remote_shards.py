@@ -107,7 +107,7 @@ def main(*, tars: int = 8, per_tar: int = 2000, rounds_: int = 5) -> int:
     """Compares the speed of shards on a server and on disk.
 
     One process reads tars of pictures in block order: from disk, from a server on this machine that answers every request, and
-    from a server that fails 1 % of the requests. Pictures are augmented for training, as in a run, and in a second measurement
+    from a server that fails 1% of the requests. Pictures are augmented for training, as in a run, and in a second measurement
     only decoded. Each round starts with an empty cache of segments, but with an existing index. Blocks are so small that an epoch
     has several windows, as with more data. Finally, two nodes each read half of the lanes, in blocks of the default size; the
     benchmark prints the bytes that one node fetches, as a multiple of its share.

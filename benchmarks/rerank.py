@@ -112,7 +112,7 @@ def main(*, rounds: Positive = 5, small: bool = False) -> int:
     if not small:
         share = shared_pairs(generator)
         sys.stdout.write(
-            f"not included in the ratio: {100 * share:.1f} % of the {K * (IMAGES + CAPTIONS)} pairs occur in both "
+            f"not included in the ratio: {100 * share:.1f}% of the {K * (IMAGES + CAPTIONS)} pairs occur in both "
             "directions and are scored once (synthetic embeddings)\n"
         )
     sys.stdout.write(f"mean length {lengths.float().mean():.1f} tokens, {torch.get_num_threads()} threads\n")

@@ -40,7 +40,7 @@ def main(*, model_: str, records: Path = Path("data/scenes/test.jsonl"), count: 
             hits.append(hit)
             areas.append(area)
     sys.stdout.write(
-        f"{len(hits)} phrases: {100 * np.mean(hits):.1f} % point at their box; chance {100 * np.mean(areas):.1f} %\n"
+        f"{len(hits)} phrases: {100 * np.mean(hits):.1f}% point at their box; chance {100 * np.mean(areas):.1f}%\n"
     )
     return 0
 

@@ -148,7 +148,7 @@ def main(
         for seed in seeds:
             found.append(Learner(init_std, seed).learn(steps, images, seed))
         shown = ", ".join(f"{100 * accuracy:.1f}" for accuracy in found)
-        sys.stdout.write(f"init_std {init_std:g}: {shown} % of held-out questions correct (seeds {seeds})\n")
+        sys.stdout.write(f"init_std {init_std:g}: {shown}% of held-out questions correct (seeds {seeds})\n")
         sys.stdout.flush()
     return 0
 

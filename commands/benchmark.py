@@ -47,7 +47,7 @@ def benchmark(
             or an export.
         data: folder with the files of the suite; if a file is missing, the error says where it is published.
         kinds: kinds of examples, separated by spaces (default: all).
-        bootstrap: number of bootstrap draws for the 95 % intervals; 0 for no intervals.
+        bootstrap: number of bootstrap draws for the 95% intervals; 0 for no intervals.
         out: folder for receipt.json, table.txt, and all examples with their scores in cases.jsonl.
 
     Examples:

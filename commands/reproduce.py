@@ -48,7 +48,7 @@ class ReproduceFlags:
         evaluate: evaluate the weights as they are, without training.
         seeds: seeds of the runs, one run each (default: the config's seed).
         output: folder of runs and receipts.
-        intervals: show the 95 % interval of each number over the held-out examples, from this number of bootstrap draws (1000 if
+        intervals: show the 95% interval of each number over the held-out examples, from this number of bootstrap draws (1000 if
             no number follows the flag); finished runs are evaluated again, but not trained again.
         small: run a version that takes a few seconds, for cells that have one; it shows that the steps work, but does not
             reproduce the number.
@@ -196,6 +196,6 @@ def _remarks(ready_cell: ReadyCell, numbers: Sequence[Number], request: _Request
         remarks.append(f"far from the published numbers: by up to {max(differences):.1f} points")
     if any(number.interval for number in numbers):
         remarks.append(
-            "in brackets: 95 % bootstrap interval over the held-out examples, which does not include the spread over seeds"
+            "in brackets: 95% bootstrap interval over the held-out examples, which does not include the spread over seeds"
         )
     return remarks

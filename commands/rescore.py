@@ -43,7 +43,7 @@ def rescore(
         config: YAML file of a grounding run, whose evaluation.test names the splits; the images of the splits must exist.
         predictions: JSON list of predictions; may be repeated.
         threshold: minimum probability at which a box counts as predicted (default: evaluation.threshold).
-        bootstrap: number of bootstrap draws for the 95 % intervals; 0 for no intervals (default: evaluation.bootstrap).
+        bootstrap: number of bootstrap draws for the 95% intervals; 0 for no intervals (default: evaluation.bootstrap).
         out: JSON file to write all numbers to.
 
     Examples:

@@ -46,7 +46,7 @@ class LoadingConfig(Config):
     pixels: Literal["shown", "stored"] = Field(
         "shown",
         description="shown: apply the EXIF orientation, except for images with boxes, which refer to stored pixels, and put "
-        "transparent pixels on white; stored: neither, as in the released code",
+        "transparent pixels on white; stored: neither, as in the authors' code",
     )
 
     @property
@@ -144,7 +144,7 @@ class BrokenRecordLog:
                     self.stream_sizes[stream], _FEW
                 ):  # otherwise, other streams would mask that all are broken
                     raise self.none_usable(stream)
-            limit = f"more than data.max_broken = {100 * self.max_broken:.3g} %"
+            limit = f"more than data.max_broken = {100 * self.max_broken:.3g}%"
             tolerated = "data.max_broken" if self.broken_records <= self.read / 2 else None
             found = self.summary()
             raise UserError(f"{found.share()}, {limit}: {found.listed()}; {remedy_for(self.kinds, tolerated)}")

@@ -50,7 +50,7 @@ MIDDLE = 0.7
 """Fraction of each side of an image that its middle covers, which is searched for in the other image."""
 
 SCALES = tuple(1.05**-step for step in range(11))
-"""Ratios of the sides of an image to the sides of an image from which it may be cropped: down to 0.61, which is 38 % of the
+"""Ratios of the sides of an image to the sides of an image from which it may be cropped: down to 0.61, which is 38% of the
 area."""
 
 MIN_CONTRAST = 4.0

@@ -41,7 +41,10 @@ def main(run: str) -> None:
             model.read, str(SCENES / "000001.png"), model.explain(SCENES / "000001.png", SENTENCE), SENTENCE, 9
         )
         figures.draw(panels, Path(name, "above.png"))
-        figures.draw([replace(maps, above=(Line(f"Where the model looks for each word of: {SENTENCE}"),))], Path(name, "below.png"))
+        figures.draw(
+            [replace(maps, above=(Line(f"Where the model looks for each word of: {SENTENCE}"),))],
+            Path(name, "below.png"),
+        )
         above, below = (Image.open(Path(name, f"{part}.png")).convert("RGB") for part in ("above", "below"))
         canvas = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
         canvas.paste(above, (0, 0))

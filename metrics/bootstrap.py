@@ -74,7 +74,7 @@ def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.9
 
 
 def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
-    """Returns Wilson's 95 % interval of a fraction of ``count`` independent examples (Newcombe, Statistics in Medicine 17, 1998,
+    """Returns Wilson's 95% interval of a fraction of ``count`` independent examples (Newcombe, Statistics in Medicine 17, 1998,
     method 3). Unlike the bootstrap interval of equal examples, it is never a single point.
 
     >>> [round(end, 4) for end in wilson_interval(1.0, 5)]

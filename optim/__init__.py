@@ -17,11 +17,11 @@ from utils.config import Config
 from utils.errors import UserError
 
 NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
-"""A parameter whose name contains one of these strings has no weight decay, as in the released code. The strings match position
+"""A parameter whose name contains one of these strings has no weight decay, as in the authors' code. The strings match position
 bias tables and ``fc_norm``, but not LayerScale, the temperature, embeddings or the norm inside an MLP head."""
 
 NO_MODULE = ("vision.frame_positions",)
-"""Parameters that train at ``lr`` although their module has a separate learning rate, as in the released code."""
+"""Parameters that train at ``lr`` although their module has a separate learning rate, as in the authors' code."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -147,7 +147,7 @@ def parameter_groups(
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     """Builds AdamW with fused kernels.
 
-    Torch applies weight decay before the update; the released code applies it afterwards (p - lr * wd * p', where p' is the
+    Torch applies weight decay before the update; the authors' code applies it afterwards (p - lr * wd * p', where p' is the
     updated value). The results differ by lr * wd * |update|, which is at most 1e-6 of an update at the published rates.
 
     Raises:

@@ -36,8 +36,8 @@ class ScheduleConfig(Config):
 def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
     """Returns the factor on the learning rate, as a function of the step (counted from 0).
 
-    ``linear`` is the schedule of the released code: the factor is 0 at step 0 and 1 at the end of the warm-up. With a fractional
-    number of warm-up steps and ``min_rate``, the peak is slightly above 1, as in the released code.
+    ``linear`` is the schedule of the authors' code: the factor is 0 at step 0 and 1 at the end of the warm-up. With a fractional
+    number of warm-up steps and ``min_rate``, the peak is slightly above 1, as in the authors' code.
 
     Raises:
         UserError: if the warm-up is longer than the run.

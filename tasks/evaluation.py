@@ -22,7 +22,7 @@ Unit = Literal["share", "score", "count"]
 for BLEU or CIDEr. count: the size of a set, an integer."""
 
 BOOTSTRAP = (
-    "number of bootstrap draws for the 95 % interval of each metric that is a mean over examples; 0: no intervals; 1000 is "
+    "number of bootstrap draws for the 95% interval of each metric that is a mean over examples; 0: no intervals; 1000 is "
     "enough for tables. Examples of the same image, or statements of the same sentence, are drawn together"
 )
 """Description of ``evaluation.bootstrap``."""
@@ -40,7 +40,7 @@ class Metric:
         rule: how the value is measured, if there are several ways.
         published: the published value, in the unit of ``value``.
         scores: scores of the examples, if the value is their mean, or the mean of several such means.
-        interval: the 95 % interval over examples, if requested.
+        interval: the 95% interval over examples, if requested.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Evaluation:
         return {metric.name: metric.as_json() | ({} if metric.unit == "count" else facts) for metric in self.metrics}
 
     def with_intervals(self, draws: int, seed: int) -> Evaluation:
-        """Returns a copy with the 95 % interval of each metric that has example scores; for 0 draws, the evaluation is
+        """Returns a copy with the 95% interval of each metric that has example scores; for 0 draws, the evaluation is
         unchanged."""
         if not draws:
             return self
@@ -142,7 +142,7 @@ class Evaluation:
         width = max(len(name) for name in (*(metric.name for metric in shown), title))
         published = any(metric.published is not None for metric in shown)
         room = 17 if any(metric.interval is not None for metric in shown) else 0
-        header = "  95 % interval".ljust(room) if room else ""
+        header = "  95% interval".ljust(room) if room else ""
         lines = [f"{title:{width}}  measured{header}  chance" + ("  published" if published else "")]
         for metric in shown:
             chance, ends = metric.shown(metric.chance)[1:], metric.shown_interval()

@@ -53,7 +53,7 @@ class VQAOptimConfig(OptimConfig):
     fresh_decoder: bool = Field(
         True,
         description="train the answer decoder with lr * lr_mult, although it starts as a copy of the fusion encoder "
-        "(large_lr_for_dec in the released code)",
+        "(large_lr_for_dec in the authors' code)",
     )
 
 
@@ -75,7 +75,7 @@ class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
     )
     decode: AnswerDecoding = Field(
         "rank",
-        description="rank: answer with the best candidate (as in the released code); beam: generate a free-form answer with "
+        description="rank: answer with the best candidate (as in the authors' code); beam: generate a free-form answer with "
         "beam search",
     )
     beam: AnswerBeamConfig = Field(AnswerBeamConfig(), description="settings of the beam search, for decode: beam")
@@ -243,7 +243,7 @@ def question_panel(question: Question, answer: str, score: float | None, read: I
     right if ``score`` is at least 0.5; ``score`` is None without annotators' answers."""
     counts = Counter(question.answers).most_common()
     given = ", ".join(text if times == 1 else f"{text} ×{times}" for text, times in counts) or "none given"
-    points = f" ({100 * score:.0f} %)" if score is not None and 0 < score < 1 else ""
+    points = f" ({100 * score:.0f}%)" if score is not None and 0 < score < 1 else ""
     lines = (
         Line(question.question),
         Line(f"predicted: {answer}{points}", None if score is None else score >= 0.5),

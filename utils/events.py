@@ -159,7 +159,7 @@ class CountedRecords(Event):
         file = "" if self.key is None else f"{self.key}: "
         if not self.broken:
             return f"{file}{self.read} records read, none broken"
-        return f"{file}{self.broken} of {self.read} records ({100 * self.broken / max(self.read, 1):.1f} %) are broken"
+        return f"{file}{self.broken} of {self.read} records ({100 * self.broken / max(self.read, 1):.1f}%) are broken"
 
     def listed(self) -> str:
         """Lists the kinds of broken records, each with its first record."""

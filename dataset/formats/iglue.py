@@ -11,7 +11,7 @@ from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 
 ENTAILMENT = ("contradiction", "entailment", "neutral")
-"""Labels of XVNLI, in the order of their classes in the released code."""
+"""Labels of XVNLI, in the order of their classes in the authors' code."""
 
 FLICKR_FOLDER, COCO_FOLDER, GQA_FOLDER = "flickr30k/flickr30k-images", "coco/val2014", "gqa/images"
 """Folders of the images, relative to ``images``."""

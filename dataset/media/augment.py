@@ -1,4 +1,4 @@
-"""The augmentation of the released code, for (3, H, W) uint8 tensors. Images are normalised later, on the device.
+"""The augmentation of the authors' code, for (3, H, W) uint8 tensors. Images are normalised later, on the device.
 
 All random numbers come from the generator that the caller passes.
 """
@@ -51,7 +51,7 @@ class RegionAugmentConfig(Config):
 
 
 class AugmentConfig(RegionAugmentConfig):
-    """Augmentation of a training image. The defaults are those of the released code.
+    """Augmentation of a training image. The defaults are those of the authors' code.
 
     To use whole images, set ``scale: [1, 1]``, and ``ratio`` to a range that includes the ratios of the images.
     """
@@ -146,7 +146,7 @@ def training_view(
 
 
 def evaluation_view(image: Tensor | EncodedImage, size: ImageSize) -> Tensor:
-    """Resizes the whole image to ``size``, without a centre crop, as in the released code."""
+    """Resizes the whole image to ``size``, without a centre crop, as in the authors' code."""
     return resize(pixels_of(image), size).contiguous()
 
 
@@ -166,8 +166,8 @@ class RandAugment:
     """The released RandAugment: operations drawn with replacement, each applied with probability 0.5.
 
     The operations are Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX, TranslateY and Rotate.
-    Geometric operations have a random sign. On the fixture from the released code, all operations agree exactly except Sharpness,
-    which clips values that the released code lets wrap around.
+    Geometric operations have a random sign. On the fixture from the authors' code, all operations agree exactly except Sharpness,
+    which clips values that the authors' code lets wrap around.
 
     Args:
         ops: number of operations per image.
@@ -212,7 +212,7 @@ def _auto_contrast(planes: Planes, _: float) -> Planes:
 
 
 def _equalize(planes: Planes, _: float) -> Planes:
-    """Flattens the histogram of each channel. As in the released code, pixels at the highest occupied level are not counted when
+    """Flattens the histogram of each channel. As in the authors' code, pixels at the highest occupied level are not counted when
     the step is computed."""
     tables = []
     for plane in planes:

@@ -26,7 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PixelsAre = Literal["shown", "unturned", "stored"]
 """How a file is converted to pixels. "shown": as people see the image, with its EXIF orientation applied and transparent pixels
 on white. "unturned": the same without the EXIF orientation, for images with boxes. "stored": without the EXIF orientation and
-with the alpha channel dropped, as in the released code."""
+with the alpha channel dropped, as in the authors' code."""
 
 _NOT_AN_IMAGE = f"not an image in a supported format ({', '.join(FORMATS)})"
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)

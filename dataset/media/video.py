@@ -51,7 +51,7 @@ class VideoReadingConfig(Config):
     )
     same_view: bool = Field(
         False,
-        description="augment all frames of a video in the same way (the released code draws crop, flip and colours per frame)",
+        description="augment all frames of a video in the same way (the authors' code draws crop, flip and colours per frame)",
     )
 
 

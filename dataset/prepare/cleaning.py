@@ -94,7 +94,7 @@ def _corners(value: Any, counts: Counts, location: str) -> Box | None:
 
 
 def cleaned_text(value: Any, counts: Counts, location: str) -> str | None:
-    """Resolves the HTML entities of a text (``&gt;`` becomes ``>``) and cleans it as the released code does
+    """Resolves the HTML entities of a text (``&gt;`` becomes ``>``) and cleans it as the authors' code does
     (:func:`~dataset.text.processors.clean_caption`). Returns None, after counting the reason, if the text cannot be used."""
     text = _plain_text(value, counts, location)
     try:

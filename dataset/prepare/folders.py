@@ -15,7 +15,7 @@ SPLITS = ("train", "val", "test")
 
 
 def split_by_hash(key: str) -> str:
-    """Returns the split of a key, which does not depend on a seed: "train" for 80 % of keys, "val" for 10 %, "test" for 10 %."""
+    """Returns the split of a key, which does not depend on a seed: "train" for 80% of keys, "val" for 10%, "test" for 10%."""
     bucket = int.from_bytes(hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest(), "big") % 100
     return "train" if bucket < 80 else "val" if bucket < 90 else "test"
 

@@ -144,7 +144,7 @@ def patch_mask(box_xywh: Sequence[float], image_size: ImageSize, patch_size: int
     """Returns a mask of the patches that a box touches: (P,) bool, row-major, with at least one True.
 
     ``box_xywh`` is in pixels of the input. The mask covers the columns floor(x / p) up to ceil((x + w) / p), and the same for
-    rows, clamped to the grid. This is the mask of the released code without the entry for [CLS]. An edge within a millionth of a
+    rows, clamped to the grid. This is the mask of the authors' code without the entry for [CLS]. An edge within a millionth of a
     patch of a grid line counts as being on the line, so that rounding in a flip or a resize does not add a row of patches.
     """
     rows, columns = grid_of(image_size, patch_size)

@@ -17,7 +17,7 @@ from dataset.media.video import VideoSource, video_source
 from dataset.records.schema import BrokenRecordError, RawRecord, Texts, broken_key, texts_in
 
 NO_SPEECH = "[music]"
-"""Transcript of a clip without speech; such clips are not used, as in the released code."""
+"""Transcript of a clip without speech; such clips are not used, as in the authors' code."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def choose_clip(
     """Draws a random clip with speech, and returns it with its captions.
 
     With ``join``, neighbouring clips of a continuous video are added on a random side, until the clips with speech have
-    ``min_frames`` frames or there are no more clips. This is the released ``sample_clip_ids``, except that in the released code
+    ``min_frames`` frames or there are no more clips. This is the released ``sample_clip_ids``, except that in the authors' code
     the first clip may have no speech.
 
     Raises:

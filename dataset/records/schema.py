@@ -277,7 +277,7 @@ def image_of(value: Any, key: str, location: str, folder: Path, image_is: ImageI
 def place_box(box: Box, width: int, height: int, location: str, name: str) -> Box:
     """Checks that a box is inside its image of ``width`` x ``height`` pixels. An excess of up to one pixel is clamped.
 
-    Apart from the tolerance, this is the check of the released code: x, y >= 0; w, h > 0; x + w <= width; y + h <= height.
+    Apart from the tolerance, this is the check of the authors' code: x, y >= 0; w, h > 0; x + w <= width; y + h <= height.
 
     Raises:
         BrokenRecordError: "degenerate box" or "box outside image".

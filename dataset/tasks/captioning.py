@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 
 class CaptioningDataConfig(MediaDataConfig):
-    """Training captions. They are not cleaned; only the tokenizer may change case and punctuation (as in the released code)."""
+    """Training captions. They are not cleaned; only the tokenizer may change case and punctuation (as in the authors' code)."""
 
     train: CaptionedSplitConfig
     text: TextDataConfig = Field(
@@ -92,7 +92,7 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def tokens(self, caption: str, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Returns the tokens of [CLS], prompt, caption and [SEP], and the positions of the tokens to predict.
 
-        The tokens are truncated to ``max_tokens``. As in the released code, a truncated text has no [SEP], because the caption
+        The tokens are truncated to ``max_tokens``. As in the authors' code, a truncated text has no [SEP], because the caption
         does not end there.
         """
         pieces, continues = self.text.pieces(caption)

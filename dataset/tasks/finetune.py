@@ -211,7 +211,7 @@ def media_view(
 
 
 def cleaned(text: str, max_words: int, location: str) -> str:
-    """Cleans a text in the way the released code cleans captions.
+    """Cleans a text in the way the authors' code cleans captions.
 
     Raises:
         BrokenRecordError: "empty text" if nothing is left.
@@ -223,7 +223,7 @@ def cleaned(text: str, max_words: int, location: str) -> str:
 
 
 def cleaned_question(text: str, max_words: int, location: str) -> str:
-    """Cleans a question in the way the released code cleans questions, which differs from how it cleans captions.
+    """Cleans a question in the way the authors' code cleans questions, which differs from how it cleans captions.
 
     Raises:
         BrokenRecordError: "empty text" if nothing is left of its first ``max_words`` words.

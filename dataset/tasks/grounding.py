@@ -86,7 +86,7 @@ class GroundingDataConfig(FineTuneDataConfig):
     train: GroundingSplitConfig
     crop: bool = Field(True, description="crop at random around the box; false: use the whole image")
     careful_flip: bool = Field(
-        True, description="do not flip if the phrase says left or right; English only (as in the released code)"
+        True, description="do not flip if the phrase says left or right; English only (as in the authors' code)"
     )
     augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="flip and colours")
 

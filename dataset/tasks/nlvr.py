@@ -63,7 +63,7 @@ class NLVRDataConfig(FineTuneDataConfig):
         description="augmentation, drawn separately for each image of a statement",
     )
     careful_flip: bool = Field(
-        False, description="do not flip if the text says left or right; English only (the released code flips)"
+        False, description="do not flip if the text says left or right; English only (the authors' code flips)"
     )
 
 

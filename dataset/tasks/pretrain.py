@@ -242,7 +242,7 @@ class Steps:
     def draw(self, step: int) -> tuple[set[str], tuple[str, ...]]:
         """Returns the streams that use their clean set in a step, and the streams without a matching loss in this step.
 
-        As in the released code, no stream has a matching loss if the images are noisy, because the model would learn that wrong
+        As in the authors' code, no stream has a matching loss if the images are noisy, because the model would learn that wrong
         pairs match. If only the videos are noisy, only the videos have no matching loss.
         """
         taken = {

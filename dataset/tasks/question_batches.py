@@ -34,7 +34,7 @@ class QuestionsDataConfig(FineTuneDataConfig):
         1,
         ge=1,
         description="maximum number of questions about the same image or video in an example. The image or video of an example "
-        "is read and encoded once, and batch_size counts examples. 1 (as in the released code): each question is an example",
+        "is read and encoded once, and batch_size counts examples. 1 (as in the authors' code): each question is an example",
     )
 
 

@@ -46,7 +46,7 @@ class Question:
         return self.source.location
 
     def weighted_answers(self) -> list[tuple[str, float]]:
-        """Returns each distinct answer with the fraction of annotators who gave it, times the weight, as in the released code.
+        """Returns each distinct answer with the fraction of annotators who gave it, times the weight, as in the authors' code.
 
         A blank answer counts as an annotator but is not returned, so that the model does not learn empty answers.
         """

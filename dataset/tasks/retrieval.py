@@ -26,7 +26,7 @@ class RetrievalDataConfig(MediaDataConfig):
         default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="maximum length of a caption"
     )
     careful_flip: bool = Field(
-        False, description="do not flip if the caption says left or right; English only (the released code flips)"
+        False, description="do not flip if the caption says left or right; English only (the authors' code flips)"
     )
 
 

@@ -124,7 +124,7 @@ def read_classes(path: str, key: str, classes: int) -> list[str]:
 class VideoQABatches(QuestionBatches[VideoQADataConfig]):
     """Batches of questions with their videos. An epoch contains every question once.
 
-    As in the released code, a question whose answer is not a candidate is read but has no loss.
+    As in the authors' code, a question whose answer is not a candidate is read but has no loss.
     """
 
     def __init__(self, data: VideoQADataConfig, *, classes: Sequence[str], **options: Any):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GENOME_WEIGHT = 0.5
-"""Weight of the single answer to a question of Visual Genome, as in the released code."""
+"""Weight of the single answer to a question of Visual Genome, as in the authors' code."""
 
 COMMON = 9
 """An answer is a candidate if it is the most frequent answer to at least this number of questions. VQA v2's list was made by this

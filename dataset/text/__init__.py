@@ -1,1 +1,1 @@
-"""Texts: the clean-up of the released code, tokenization, and masking."""
+"""Texts: the clean-up of the authors' code, tokenization, and masking."""

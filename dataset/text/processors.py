@@ -1,4 +1,4 @@
-"""Turns captions into tokens: the clean-up of the released code, whole-word and skip-gram masking, and padding to the longest in
+"""Turns captions into tokens: the clean-up of the authors' code, whole-word and skip-gram masking, and padding to the longest in
 a batch."""
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TextLimits(Config):
         None,
         ge=1,
         description="maximum number of words in a text, split at spaces; the rest is cut off; null: max_tokens, as in the "
-        "released code",
+        "authors' code",
     )
 
 
@@ -133,7 +133,7 @@ def clean_alternatives(texts: Texts, language: str | None, max_words: int, locat
 
 def mentions_side(text: str) -> bool:
     """Returns True if mirroring the image would make the text wrong, because it has the word left or right (or leftmost,
-    rightward, right-hand, …). English only. The released code searches for substrings, which also match "bright" and "leftover".
+    rightward, right-hand, …). English only. The authors' code searches for substrings, which also match "bright" and "leftover".
     """
     return _SIDE.search(text) is not None
 
@@ -255,7 +255,7 @@ class TextProcessor(PlainTextProcessor):
             if draw < 0.8:
                 masked[position] = self.mask_id
             elif draw < 0.9:
-                # Uniform over the whole vocabulary, including special and unused entries, as in the released code.
+                # Uniform over the whole vocabulary, including special and unused entries, as in the authors' code.
                 masked[position] = int(rng.integers(self.vocab_size))
         return TextExample(ids, masked, positions)
 

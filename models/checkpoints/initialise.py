@@ -113,10 +113,10 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
 def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
     """The parameters that train at ``lr * lr_mult``: all parameters that a loaded file left fresh, and all random heads.
 
-    A table of frame positions that a file fills only in part counts as fresh (as in the released code).
+    A table of frame positions that a file fills only in part counts as fresh (as in the authors' code).
 
     An encoder for which no file was given starts from scratch on purpose, so it trains at ``lr``. Heads train at ``lr * lr_mult``
-    even if the whole model starts from scratch (as released).
+    even if the whole model starts from scratch (as in the authors' code).
     """
     loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
     covered = {name for report in reports for name in report.fresh} - loaded
@@ -222,7 +222,7 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
     With ``alone``, only the text encoder is loaded, because the fusion encoder and the word head come from a checkpoint.
 
     If the file has k times the layers of the text encoder, every k-th layer is used: layers 1, 3, … 23 to reduce 24 layers to 12,
-    as the released code does for BERT large. The authors have not published how they made the 12-layer file for their `large`.
+    as the authors' code does for BERT large. The authors have not published how they made the 12-layer file for their `large`.
     """
     report = LoadReport(source)
     if isinstance(model.text, HubTextEncoder):

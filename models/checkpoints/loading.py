@@ -211,7 +211,7 @@ def _rows(table: Tensor) -> int:
 
 
 def _fit_frames(name: str, tensor: Tensor, parameter: Tensor, report: LoadReport) -> Tensor:
-    """The first frames of ``tensor``. Missing frames are taken from ``parameter`` (as in the released code)."""
+    """The first frames of ``tensor``. Missing frames are taken from ``parameter`` (as in the authors' code)."""
     if tensor.dim() != 4 or tensor.shape[2:] != parameter.shape[2:]:
         return tensor
     both = min(tensor.shape[1], parameter.shape[1])

@@ -43,7 +43,7 @@ class BlockConfig(Config):
         """Sizes of block ``index`` in a stack of ``blocks``.
 
         The drop path rate rises linearly from 0 in the first block to ``drop_path`` in the last. If ``drop_path`` is set, it
-        replaces the dropout on residual branches (as in the released code).
+        replaces the dropout on residual branches (as in the authors' code).
         """
         depth = index / (blocks - 1) if blocks > 1 else 0.0
         dropout = 0.0 if self.drop_path else self.dropout
@@ -89,7 +89,7 @@ class QueryPositions:
 class ResidualOutput(nn.Module):
     """Linear, dropout, drop path, residual, LayerNorm.
 
-    Drop path drops whole texts. (The released code drops the same position of all texts in the batch.)
+    Drop path drops whole texts. (The authors' code drops the same position of all texts in the batch.)
     """
 
     def __init__(self, inputs: int, config: BlockConfig):

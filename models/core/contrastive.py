@@ -59,7 +59,7 @@ class ContrastiveConfig(Config):
     gradient: Literal["exact", "released"] = Field(
         "exact",
         description="gradient with several ranks. exact: the same gradient as in one process with the whole batch; "
-        "released: with several ranks, embeddings receive 1/ranks of this gradient, because the released code passes "
+        "released: with several ranks, embeddings receive 1/ranks of this gradient, because the authors' code passes "
         "no gradient to gathered embeddings (the gradient of the temperature is exact)",
     )
     chunks: Annotated[int, Field(ge=1)] | Literal["step"] = Field(
@@ -174,7 +174,7 @@ class ContrastiveHead(nn.Module):
         return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
 
     def clamp_temperature(self) -> None:
-        """Clamp the temperature to its range (0.001 to 0.5 in the released code). Call this before each forward pass."""
+        """Clamp the temperature to its range (0.001 to 0.5 in the authors' code). Call this before each forward pass."""
         with torch.no_grad():
             self.temperature.clamp_(self.config.least_temperature, MAX_TEMPERATURE)
 

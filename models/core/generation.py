@@ -41,7 +41,7 @@ class BeamConfig(Config):
     max_length: int = Field(
         50,
         ge=1,
-        description="maximum number of tokens, including the end token; the released code also counts the prompt, "
+        description="maximum number of tokens, including the end token; the authors' code also counts the prompt, "
         "and adds one token per image in the batch",
     )
     min_length: int = Field(5, ge=0, description="minimum number of tokens before the end token")

@@ -41,7 +41,7 @@ class WordHead(nn.Module):
     """BERT's head for masked words (eq. 3).
 
     Its output table is the word embedding table, which is passed to each call. With ``own_table``, the head has a separate table
-    (as in the released code for XLM-R).
+    (as in the authors' code for XLM-R).
     """
 
     def __init__(self, width: int, vocab_size: int, eps: float = 1e-12, *, own_table: bool = False):

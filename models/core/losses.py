@@ -68,7 +68,7 @@ def contrastive(
 ) -> Tensor:
     """Eq. 1: the mean of the cross-entropies in both directions, summed over this rank's valid pairs.
 
-    With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as in the released code for
+    With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as in the authors' code for
     retrieval). More than :data:`COLUMNS` pairs are compared in chunks, and their similarities are recomputed in the backward
     pass, so memory does not grow with the number of ranks. Each image is also compared with its own hard negatives.
 
@@ -216,7 +216,7 @@ def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
 def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, excluded: Tensor) -> Tensor:
     """Divergence of the predicted words from a smoothed target, summed over the labelled tokens.
 
-    The target is ``1 - smoothing`` for the label; all other words except ``excluded`` share the rest evenly (as released for
+    The target is ``1 - smoothing`` for the label; all other words except ``excluded`` share the rest evenly (as in the authors' code for
     captioning).
 
     Args:
@@ -249,7 +249,7 @@ def box_l1(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 def box_giou(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """The GIoU loss of eq. 5: the sum of 1 - GIoU over the valid boxes; shapes as in :func:`box_l1`.
 
-    A degenerate box affects only its own example (in the released code it sets the loss of the whole batch to zero).
+    A degenerate box affects only its own example (in the authors' code it sets the loss of the whole batch to zero).
     """
     per_box = 1 - giou(corners(predicted), corners(target))
     return per_box.masked_fill(~valid, 0).sum()

@@ -123,7 +123,7 @@ def matching_count(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tenso
 
 
 def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
-    """Unnormalised sampling weights (N, M): softmax over the row plus 1e-5, and zero where not allowed (as in the released code).
+    """Unnormalised sampling weights (N, M): softmax over the row plus 1e-5, and zero where not allowed (as in the authors' code).
 
     ``similarity`` (N, M) is already divided by the temperature; row i weighs the negatives of pair i.
     """

@@ -1,6 +1,6 @@
 """Ranking of candidate answers by their likelihood under the decoder (appendix A.1).
 
-As in the released code, only the k candidates with the most likely first tokens are scored in full. Candidates share prefixes:
+As in the authors' code, only the k candidates with the most likely first tokens are scored in full. Candidates share prefixes:
 the distinct prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder processes all nodes together,
 each only once; a node attends only to itself and its ancestors. A question's keys and values are projected once for all its
 nodes.

@@ -58,7 +58,7 @@ class PretrainModel(XVLM):
         self.contrastive = ContrastiveHead(config, self.vision.width, width)
         self.matching_head = MatchingHead(width)
         self.box_head = BoxHead(width)
-        # The word head is part of BERT, so its eps is the text encoder's (as in the released code).
+        # The word head is part of BERT, so its eps is the text encoder's (as in the authors' code).
         self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
         factors = (streams or StreamWeights()).model_dump()
         all_streams = self._build_streams(config, weights or LossWeights(), factors)

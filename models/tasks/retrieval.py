@@ -23,7 +23,7 @@ from models.core.xvlm import XVLM
 class RetrievalModel(XVLM):
     """The contrastive head and the matching head of pre-training, applied to image-text pairs.
 
-    Captions of one image are never each other's negatives (as in the released code).
+    Captions of one image are never each other's negatives (as in the authors' code).
     """
 
     forward_methods = ("embed",)

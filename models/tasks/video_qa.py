@@ -32,7 +32,7 @@ class VideoQAModel(XVLM):
 
     def forward(self, batch: ClassifiedBatch) -> Losses:
         """The cross-entropy of each answer in a micro-batch times its weight, as a sum. Answers that are not in the list of
-        candidates are ignored (as in the released code)."""
+        candidates are ignored (as in the authors' code)."""
         logits = self.classify(batch.pixels, batch.text, batch.image_of_question).index_select(
             0, batch.question_of_answer
         )
@@ -41,7 +41,7 @@ class VideoQAModel(XVLM):
         return {"answers": Term((per_answer * batch.weights).masked_fill(~valid, 0).sum(), 1.0)}
 
     def counts(self, batch: ClassifiedBatch) -> dict[str, Tensor]:
-        """Divisor of the loss: the number of valid questions with a candidate among their answers (as released)."""
+        """Divisor of the loss: the number of valid questions with a candidate among their answers (as in the authors' code)."""
         labels = torch.zeros(len(batch.valid), dtype=torch.int64, device=batch.valid.device)
         has_label = labels.index_add(0, batch.question_of_answer, (batch.labels != IGNORE).long()) > 0
         return {"answers": (has_label & batch.valid).sum()}

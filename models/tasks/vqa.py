@@ -87,7 +87,7 @@ class AnswerDecoder(BlockStack):
     ):
         """Build the decoder with random weights.
 
-        With XLM-R as the text encoder, the decoder is still BERT (as in the released code), with 512 positions, two token types,
+        With XLM-R as the text encoder, the decoder is still BERT (as in the authors' code), with 512 positions, two token types,
         and the eps of the fusion encoder.
 
         Args:
@@ -183,7 +183,7 @@ class VQAModel(XVLM):
         return {"answers": Term(per_answer.masked_fill(~valid, 0).sum(), 1.0)}
 
     def counts(self, batch: QuestionBatch) -> dict[str, Tensor]:
-        """Divisor of the loss: the number of valid questions (as released)."""
+        """Divisor of the loss: the number of valid questions (as in the authors' code)."""
         return {"answers": batch.valid.sum()}
 
     def work(self, batch: QuestionBatch) -> Work:
@@ -214,10 +214,10 @@ class VQAModel(XVLM):
         return beam_search(AnswerWriter(self.decoder, self.decoder.project_texts(fused)), prompt, end, config)
 
     def copied_from(self) -> dict[str, str]:
-        """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion layers (as released).
+        """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion layers (as in the authors' code).
 
         If the decoder has its own word table, its embeddings and word head start from the pre-trained weights with BERT, and from
-        random weights with XLM-R (both as released). If the word table is shared, only the word head is copied; the released code
+        random weights with XLM-R (both as released). If the word table is shared, only the word head is copied; the authors' code
         has no such option. The key and value projections of the cross-attention are copied only if images and texts have the same
         width; otherwise their shapes differ.
         """

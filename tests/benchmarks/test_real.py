@@ -1,4 +1,4 @@
-"""Benchmarks of the emoji and clip art model: ridge baselines, tables of held-out sources, and starting points for fine-tuning."""
+"""Benchmarks of the emoji and clip art model: ridge baselines, tables of held-out sources, starting points of fine-tuning."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_original_and_reviewed_annotations_give_their_own_numbers(folder, capsys
     low, high = numbers["original"][exact]["interval"]
     assert low < 3 / 4 < high
     printed = capsys.readouterr().out
-    assert "original" in printed and "reviewed" in printed and "95 % interval" in printed
+    assert "original" in printed and "reviewed" in printed and "95% interval" in printed
 
 
 def test_single_boxes_are_scored_as_in_refcoco(folder):

@@ -134,7 +134,7 @@ def test_broken_records_are_logged_once_per_kind_with_file_and_line(loader, writ
     assert f"{file}:5: missing key: no 'image'" in text
     assert f"{file}:2: bad json" in text or f"{file}:4: bad json" in text
     summary = str(own.broken.finish())
-    assert summary == OneLine("3 of 6", "50.0 %", "2 bad json")
+    assert summary == OneLine("3 of 6", "50.0%", "2 bad json")
     assert f"1 missing key (first: {file}:5: no 'image'" in summary
 
 
@@ -155,7 +155,7 @@ def test_a_run_with_too_many_broken_records_stops_with_a_summary(loader, write_l
     file = write_lines("some.jsonl", [*[make_pair(n) for n in range(9)], "{"])
     own = loader(workers, images=ImageStreamConfig(files=[file], batch_size=5), regions=None, texts=None)
     message = (
-        r"^1 of 10 records \(10.0 %\) are broken, more than data.max_broken = 1 %: 1 bad json \(first: .*some.jsonl:10: .*\); "
+        r"^1 of 10 records \(10.0%\) are broken, more than data.max_broken = 1%: 1 bad json \(first: .*some.jsonl:10: .*\); "
         r"fix or remove them, or raise data.max_broken$"
     )
     with pytest.raises(UserError, match=message):
@@ -171,10 +171,10 @@ def batch(read: int, *broken: tuple[str, str]) -> PretrainBatch:
 def test_the_share_of_broken_records_is_checked_after_enough_records_or_at_the_end():
     log = BrokenRecordLog(0.01, {"images": 5000})
     log.add(batch(500, *[("bad json", f"a:{n}") for n in range(9)]))
-    with pytest.raises(UserError, match=r"9 of 500 records \(1.8 %\)"):
+    with pytest.raises(UserError, match=r"9 of 500 records \(1.8%\)"):
         log.finish()
     log.add(batch(500))
-    with pytest.raises(UserError, match=naming("11 of 1001", "1.1 %", "9 bad json", "2 empty text", "b:1")):
+    with pytest.raises(UserError, match=naming("11 of 1001", "1.1%", "9 bad json", "2 empty text", "b:1")):
         log.add(batch(1, ("empty text", "b:1"), ("empty text", "b:2")))
 
 
@@ -191,7 +191,7 @@ def test_a_stream_without_usable_records_is_named_if_too_many_records_are_broken
 def test_a_record_with_several_broken_parts_counts_once():
     log = BrokenRecordLog(0.02, {"images": 100})
     log.add(batch(100, *[("degenerate box", "a:1")] * 5, ("degenerate box", "a:2")))
-    assert str(log.finish()) == OneLine("2 of 100", "2.0 %", "6 degenerate box", "a:1")
+    assert str(log.finish()) == OneLine("2 of 100", "2.0%", "6 degenerate box", "a:1")
     assert str(BrokenRecordLog(0.0, {"images": 10}).finish()) == "0 records read, none broken"
 
 

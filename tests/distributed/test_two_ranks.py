@@ -136,7 +136,7 @@ def test_two_ranks_give_the_text_pair_losses_and_gradients_of_one(tmp_path):
 
 
 class ReleasedGather(torch.autograd.Function):
-    """The gather of the released code: only the local slice has a gradient, and the gradient is not summed over ranks."""
+    """The gather of the authors' code: only the local slice has a gradient, and the gradient is not summed over ranks."""
 
     @staticmethod
     def forward(ctx, tensor):

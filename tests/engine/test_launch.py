@@ -53,6 +53,6 @@ def test_too_many_broken_records_stop_both_ranks_without_a_traceback(tmp_path, t
     files = f"data.images.files=[{tmp_path}/broken.jsonl]"
     with Job(tmp_path / "run", *tiny_overrides, files, "train.steps=60") as job:
         assert job.statuses() == [2, 2]
-    assert "more than data.max_broken = 1 %" in job.errors
+    assert "more than data.max_broken = 1%" in job.errors
     assert "bad json (first: " in job.errors
     assert "Traceback" not in job.errors

@@ -143,7 +143,7 @@ def test_bert_fills_text_and_fusion_and_leaves_cross_attention_fresh(model, tmp_
 
 
 def test_half_as_many_layers_are_initialised_from_every_second_bert_layer(model, tmp_path):
-    """For 12 layers from BERT large, the released code uses layers 1, 3, … 23."""
+    """For 12 layers from BERT large, the authors' code uses layers 1, 3, … 23."""
     state = bert_state(layers=4)
     save_file({k: v.clone() for k, v in state.items()}, tmp_path / "model.safetensors")
     (report,) = initialise(model, InitConfig(text=str(tmp_path)))

@@ -127,7 +127,7 @@ def swin(names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize(("words", "expected"), [(30522, "X-VLM"), (250002, "CCLM")])
 def test_older_models_are_recognised_by_their_vision_encoder_and_vocabulary(words, expected):
-    """The names are from the released code of X-VLM and CCLM. Both have a single stack of text and fusion layers."""
+    """The names are from the authors' code of X-VLM and CCLM. Both have a single stack of text and fusion layers."""
     names = shapes("pretrain_base") | {"text_encoder.bert.embeddings.word_embeddings.weight": (words, 768)}
     found = recognise(swin(names))
     assert (found.kind, found.task, found.image_size) == (f"{expected} with a Swin transformer", "pretrain", 224)

@@ -24,7 +24,7 @@ STATE = {"a.weight": torch.ones(2), "b": torch.zeros(1)}
 
 @pytest.fixture
 def released(monkeypatch) -> type:
-    """A class of the released code that can be imported while a file is written."""
+    """A class of the authors' code that can be imported while a file is written."""
     module = types.ModuleType("released_utils")
     module.AttrDict = type("AttrDict", (dict,), {"__module__": "released_utils"})
     monkeypatch.setitem(sys.modules, "released_utils", module)

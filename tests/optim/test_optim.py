@@ -1,4 +1,4 @@
-"""Parameter groups and AdamW compared with the released code (golden `optim_groups_*.json`, `adamw_*.npz`)."""
+"""Parameter groups and AdamW compared with the authors' code (golden `optim_groups_*.json`, `adamw_*.npz`)."""
 
 import json
 import sys

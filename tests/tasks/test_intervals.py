@@ -62,10 +62,10 @@ def test_a_finished_run_can_be_evaluated_again_with_intervals(overrides, tmp_pat
     tiny = overrides("retrieval")
     before = start(tmp_path / "run", tiny)
     assert drawn == [] and all("interval" not in metric for metric in before.values())
-    assert "95 % interval" not in capsys.readouterr().out
+    assert "95% interval" not in capsys.readouterr().out
     options = [*tiny, "evaluation.bootstrap=50"]
     after = start(tmp_path / "run", options, "--resume", "--evaluate")
-    assert "95 % interval" in capsys.readouterr().out
+    assert "95% interval" in capsys.readouterr().out
     assert {draws for _, draws, _ in drawn} == {50}
     low, high = after["mean recall"]["interval"]
     assert low <= before["mean recall"]["value"] <= high and low < high

@@ -313,11 +313,11 @@ def test_a_run_logs_how_many_texts_have_hard_negatives(tiny_overrides, caplog):
     message = [record for record in caplog.records if "have a hard negative" in record.getMessage()]
     images, regions = message
     assert images.levelname == "WARNING"
-    assert images.getMessage().startswith("data.images: 0.0 % of ")
+    assert images.getMessage().startswith("data.images: 0.0% of ")
     assert "add other sources, or hard_negatives to the records" in images.getMessage()
     assert regions.levelname == "INFO"
-    assert regions.getMessage().startswith("data.regions: 100.0 % of ")
-    assert "given 0.0 %, exchanged " in regions.getMessage() and ", replaced 100.0 %" in regions.getMessage()
+    assert regions.getMessage().startswith("data.regions: 100.0% of ")
+    assert "given 0.0%, exchanged " in regions.getMessage() and ", replaced 100.0%" in regions.getMessage()
 
 
 def test_hard_negatives_join_the_contrastive_and_the_matching_loss(tiny_overrides, scenes_folder):

@@ -53,7 +53,7 @@ def test_the_history_of_a_resumed_run_has_steps_stops_and_broken_records(tmp_pat
         "stopped by SIGTERM: saved step 20",
         "resuming from runs/x/checkpoints/step-00000020",
     ]
-    assert history.records.share() == "7 of 300 records (2.3 %) are broken"
+    assert history.records.share() == "7 of 300 records (2.3%) are broken"
     kinds = {kind.kind: (kind.count, kind.first, kind.message) for kind in history.kinds}
     assert kinds == {"bad json": (5, "a.jsonl:3", "Expecting ','"), "missing image": (2, "a.jsonl:9", "")}
     assert history.warnings == [("2026-01-02 04:00:02", "something else")]
@@ -114,8 +114,8 @@ def test_an_annotation_file_is_read_at_every_start_and_counts_once(tmp_path):
     assert started.trains
     history = read(tmp_path, event_lines(started, file, COUNTED, started, file))
     assert history.shares() == [
-        "7 of 300 records (2.3 %) are broken",
-        "data.train: 3 of 50 records (6.0 %) are broken",
+        "7 of 300 records (2.3%) are broken",
+        "data.train: 3 of 50 records (6.0%) are broken",
     ]
     kinds = [(kind.kind, kind.count, kind.first, kind.message) for kind in history.kinds]
     assert kinds == [("bad json", 8, "a.jsonl:3", "Expecting ','"), ("missing image", 2, "a.jsonl:9", "")]

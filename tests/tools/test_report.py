@@ -41,8 +41,8 @@ def test_the_page_of_a_run_shows_the_contents_of_its_files(make, tmp_path, capsy
     assert "0.1, sources abababababab; 0.2, sources cdcdcdcdcdcd" in text
     assert "configs/my.yaml" in text and "<dd>optim.lr=0.1</dd>" in text
     assert "62 of vision from old.safetensors" in text
-    assert rows_with(text, "IoU &gt;= 0.5")[0] == "IoU >= 0.5 50.0 % 12.5 % 75.0 %".replace(">", "&gt;")
-    assert rows_with(text, "right throughout") == ["right throughout 25.0 %"]
+    assert rows_with(text, "IoU &gt;= 0.5")[0] == "IoU >= 0.5 50.0% 12.5% 75.0%".replace(">", "&gt;")
+    assert rows_with(text, "right throughout") == ["right throughout 25.0%"]
     assert "7 phrases; by rule; f.jsonl" in text
     charts = charts_of(text)
     expected = {"loss (total)", "l1", "learning rate", "IoU >= 0.5", "samples per second", "step time"}
@@ -50,7 +50,7 @@ def test_the_page_of_a_run_shows_the_contents_of_its_files(make, tmp_path, capsy
     assert points_of(charts["IoU >= 0.5"]) == [(5, 0.25), (10, 0.5)]
     assert charts["IoU >= 0.5"]["datasets"]["hover"]["rows"][-1] == [10, 0.5]  # the values at the pointer
     assert rows_with(text, "samples per second") == ["samples per second 55.5 (51 to 60)"]
-    assert rows_with(text, "waiting for data") == ["waiting for data 25 % (25 to 25)"]
+    assert rows_with(text, "waiting for data") == ["waiting for data 25% (25 to 25)"]
     assert OneLine("no predictions") in text.splitlines()
     printed = capsys.readouterr().out
     assert printed.startswith("run: finished, 10 steps\n".replace("run", f"{tmp_path.name}/run"))
@@ -174,7 +174,7 @@ def test_broken_records_are_shown_by_kind(make, tmp_path):
         BrokenKind(kind="missing image", count=2, first="a.jsonl:9"),
     ]
     text = report(tmp_path, make(events=event_lines(*START, CountedRecords(read=300, broken=7, kinds=kinds))))
-    assert "7 of 300 records (2.3 %) are broken" in text
+    assert "7 of 300 records (2.3%) are broken" in text
     assert rows_with(text, "<td>bad json</td>") == ["bad json 5 a.jsonl:3"]
     assert rows_with(text, "<td>missing image</td>") == ["missing image 2 a.jsonl:9"]
 

@@ -125,7 +125,7 @@ def test_the_page_shows_which_group_is_better_by_how_much_and_why(make, tmp_path
     assert OneLine("optim.lr", "0.1 against 0.2") in verdict.split("</p>")
     assert rows_with(section(text, "Config differences"), "optim.lr") == ["optim.lr 0.1 0.2"]
     metrics = section(text, "Metrics").split("<details>")[0]
-    assert rows_with(metrics, "accuracy") == ["accuracy 52.0 ± 2.0 % 62.0 ± 2.0 %"]
+    assert rows_with(metrics, "accuracy") == ["accuracy 52.0 ± 2.0% 62.0 ± 2.0%"]
     assert rows_with(metrics, "3 seeds")[0].count("3 seeds") == 2
     loss = charts_of(text)["loss (total)"]["datasets"]
     assert {row[2] for row in loss["lines"]["rows"]} == {11, 21}
@@ -135,7 +135,7 @@ def test_the_page_shows_which_group_is_better_by_how_much_and_why(make, tmp_path
 def test_the_seeds_of_a_single_config_have_a_spread_and_no_winner(make, tmp_path):
     text = report(tmp_path, *seeds_of(make, "only", 0.1, 0.50, 0.52, 0.54))
     verdict = section(text, "Verdict")
-    assert "52.0 ± 2.0 %" in verdict and "better" not in verdict
+    assert "52.0 ± 2.0%" in verdict and "better" not in verdict
     assert points_of(charts_of(text)["loss (total)"], "bands")
 
 

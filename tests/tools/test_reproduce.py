@@ -172,7 +172,7 @@ def test_a_finished_run_gets_intervals_without_training(cell, fake_runs, capsys)
     assert {"--resume", "--evaluate", "seed=0", "evaluation.bootstrap=1000"} <= set(again)
     printed = capsys.readouterr().out
     assert "80.0 [78.0, 81.0]" in printed and OneLine("measured again") in printed.splitlines()
-    assert OneLine("95 %", "bootstrap") in printed.splitlines()
+    assert OneLine("95%", "bootstrap") in printed.splitlines()
     masked = next(each for each in read_receipt(cell)["numbers"] if each["metric"] == "masked word")
     assert masked["intervals"] == [[78.0, 81.0]] and masked["spread"] is None
     for name in ("demo-tiny-pretraining/receipt.md", "table_demo.html"):

@@ -22,7 +22,7 @@ def divide_batch(total: int, gpus: int, largest: int) -> tuple[int, int]:
 
 
 def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) -> int:
-    """Returns the largest number of examples whose ``cost`` is at most ``limit``, up to 2 % too low, or 0 if not even one fits.
+    """Returns the largest number of examples whose ``cost`` is at most ``limit``, up to 2% too low, or 0 if not even one fits.
 
     A finite cost grows roughly linearly, so the next guess is where the line through two costs meets the limit. Near the limit,
     costs may grow more slowly, since the allocator returns cached memory: if the guess is known to be too large, the search

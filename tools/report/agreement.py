@@ -118,7 +118,7 @@ def _common(
         rows.append(_Row(by_column, [sum(some) / len(some) for some in scores]))
     if pretrains:
         means = [sum(row.shares[column] for row in rows) / len(rows) for column in range(len(known))]
-        shares = ", ".join(f"{group.name} {100 * mean:.1f} %" for (group, _), mean in zip(known, means, strict=True))
+        shares = ", ".join(f"{group.name} {100 * mean:.1f}%" for (group, _), mean in zip(known, means, strict=True))
         text = f"Average fraction of an example's boxes and ranks that are right: {shares}."
     else:
         every, none = sum(min(row.shares) == 1 for row in rows), sum(max(row.shares) == 0 for row in rows)

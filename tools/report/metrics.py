@@ -23,7 +23,7 @@ class MetricRow:
     """A metric of one run.
 
     Attributes:
-        share: the value as a fraction of 100 %, shown as a bar with ``chance`` marked; None if there is no bar.
+        share: the value as a fraction of 100%, shown as a bar with ``chance`` marked; None if there is no bar.
     """
 
     name: str
@@ -87,7 +87,7 @@ def compared_metrics(groups: Sequence[Group]) -> ComparedMetrics:
         sections.append((split, rows))
     training = []
     for title, name, lower in (
-        ("loss, mean of the last 5 %", "loss", True),
+        ("loss, mean of the last 5%", "loss", True),
         ("samples per second", "samples_per_s", False),
     ):
         series = [[run.metrics.series[name] for run in group.runs if name in run.metrics.series] for group in groups]
@@ -125,7 +125,7 @@ def percent(value: float, unit: str) -> str:
 
 
 def spread_text(spread: Spread, unit: str) -> str:
-    """Returns a mean and its standard deviation over seeds: 71.2 ± 0.8 %."""
+    """Returns a mean and its standard deviation over seeds: 71.2 ± 0.8%."""
     if spread.deviation is None:
         return percent(spread.mean, unit)
     return f"{100 * spread.mean:.1f} ± {percent(spread.deviation, unit)}"
@@ -135,7 +135,7 @@ def _split(split: str, metrics: Mapping[str, Metric]) -> SplitMetrics:
     shown = {name: metric for name, metric in metrics.items() if metric.get("unit") != "count"}
     columns: list[tuple[str, Callable[[Metric], str]]] = [("measured", lambda metric: _value(metric, "value"))]
     if any("interval" in metric for metric in shown.values()):
-        columns.append(("95 % interval", _interval))
+        columns.append(("95% interval", _interval))
     for key in ("chance", "published"):
         if any(isinstance(metric.get(key), int | float) for metric in shown.values()):
             columns.append((key, lambda metric, key=key: _value(metric, key)))  # type: ignore[misc]

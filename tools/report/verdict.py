@@ -23,7 +23,7 @@ class Side:
     """A group in a verdict.
 
     Attributes:
-        half_interval: half the width of the metric's 95 % interval, averaged over its runs.
+        half_interval: half the width of the metric's 95% interval, averaged over its runs.
         examples: number of test examples.
     """
 
@@ -39,7 +39,7 @@ class Gap:
     """How far a side is behind the best one.
 
     Attributes:
-        margin: half the width of the difference's 95 % interval; None if unknown.
+        margin: half the width of the difference's 95% interval; None if unknown.
     """
 
     side: Side

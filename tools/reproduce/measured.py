@@ -21,7 +21,7 @@ class Number:
     """A number of a cell, in percent: as published, and as measured with each seed.
 
     Attributes:
-        intervals: the 95 % interval over examples for each measured value, or None if the run has no interval.
+        intervals: the 95% interval over examples for each measured value, or None if the run has no interval.
     """
 
     split: str
@@ -96,7 +96,7 @@ def read_evaluation(run: Path) -> dict[str, dict[str, float]]:
 
 
 def read_intervals(run: Path) -> dict[str, dict[str, Interval]]:
-    """Returns the 95 % intervals of a finished run's metrics, if any, in percent. Raises like :func:`read_evaluation`."""
+    """Returns the 95% intervals of a finished run's metrics, if any, in percent. Raises like :func:`read_evaluation`."""
     return {
         split: {
             name: (100 * metric["interval"][0], 100 * metric["interval"][1])

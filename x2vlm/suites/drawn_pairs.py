@@ -30,5 +30,5 @@ SUITE = CaseSuite(
     chance={"accuracy": 1 / 2, "text": 1 / 4, "image": 1 / 4, "group": 1 / 6},
     summaries={"all": ("micro", ())},
     note="each text is right once and wrong once, so a model that does not see the images reaches an accuracy of 50 "
-    "%, a text score of 0 % and, by chance, an image score of 25 %",
+    "%, a text score of 0% and, by chance, an image score of 25%",
 )

@@ -80,7 +80,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Result:
-    """One result of a suite: its value in 0..1, the number of examples, the 95 % interval, the values of the baselines, and the
+    """One result of a suite: its value in 0..1, the number of examples, the 95% interval, the values of the baselines, and the
     chance level."""
 
     row: str
@@ -247,7 +247,7 @@ class Suite(ABC, Generic[C]):
 
 
 def _interval(value: float, drawn: np.ndarray, units: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a mean from its bootstrap draws. Draws without any example of a kind are NaN and ignored."""
+    """Returns the 95% interval of a mean from its bootstrap draws. Draws without any example of a kind are NaN and ignored."""
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return wilson_interval(value, units) if np.isclose(low, high, rtol=0, atol=1e-12) else (float(low), float(high))
 
@@ -381,7 +381,7 @@ def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], judged: Ju
     all_results = [result for each in results.values() for result in each]
     width = max(len(result.name) for result in all_results)
     has_chance = any(result.chance is not None for result in all_results)
-    titles = ["     N", "measured", "95 % interval ", "text only", "image only"]
+    titles = ["     N", "measured", "95% interval ", "text only", "image only"]
     titles += ["chance"] * has_chance + ["best published"] * bool(suite.published)
     for score, each in results.items():
         lines += ["", f"{score} ({SCORES[score]})" if score in SCORES else score, "  ".join([" " * width, *titles])]

@@ -84,5 +84,5 @@ SUITE = CaseSuite(
         ),
     ),
     note="the accuracy is the official pairwise accuracy (acc_r), with log-odds instead of the logit; language "
-    "models without images reach about 60 %",
+    "models without images reach about 60%",
 )

@@ -202,7 +202,7 @@ class ImageRecordsConfig(StreamConfig):
 
 class CleanSetConfig(Config):
     """A smaller set of cleaner pairs, which all ranks use in some steps. The other steps use the noisy set and have no matching
-    loss (as in the released code for the 1B set).
+    loss (as in the authors' code for the 1B set).
 
     The number of steps in an epoch is computed from the size of the stream's own, noisy set, and includes the steps of both sets.
     An epoch therefore reads only the fraction 1 - ``probability`` of the noisy set, each record at most once, and the records

@@ -38,7 +38,7 @@ class ImageStreamConfig(ImageRecordsConfig):
 
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation of the images")
     careful_flip: bool = Field(
-        False, description="do not flip if the caption says left or right; English only (the released code flips)"
+        False, description="do not flip if the caption says left or right; English only (the authors' code flips)"
     )
 
 
@@ -57,7 +57,7 @@ class VideoStreamConfig(StreamConfig):
     min_frames: int = Field(8, ge=1, description="clips are joined until they have this number of frames")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation of the frames")
     careful_flip: bool = Field(
-        False, description="do not flip if the caption says left or right; English only (the released code flips)"
+        False, description="do not flip if the caption says left or right; English only (the authors' code flips)"
     )
     reading: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
     clean: CleanSetConfig | None = Field(

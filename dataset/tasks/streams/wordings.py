@@ -75,7 +75,7 @@ class HardNegativeCounts:
 
 
 def _percent(count: int, total: int) -> str:
-    return f"{100 * count / max(1, total):.1f} %"
+    return f"{100 * count / max(1, total):.1f}%"
 
 
 class TextMaker:

@@ -41,7 +41,7 @@ def test_positions_at_a_fixed_distance_are_not_records_at_a_fixed_distance(strid
     for digit in (distances, distances // 100, distances % 100):
         common = np.bincount(digit).max() / len(digit)
         assert common < 0.02, "some distances are much more frequent than others"
-    assert len(np.unique(distances)) > 0.55 * len(distances), "of random distances, 63 % differ"
+    assert len(np.unique(distances)) > 0.55 * len(distances), "of random distances, 63% differ"
 
 
 def test_the_order_is_the_same_in_every_version():

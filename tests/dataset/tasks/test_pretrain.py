@@ -520,7 +520,7 @@ def test_hard_negatives_are_absent_by_default(maker, write_lines, make_pair):
 
 
 def test_an_image_is_not_flipped_if_a_hard_negative_would_become_true(maker, write_lines, make_pair):
-    """This also holds if captions that say left or right do not prevent flips, as in the released code."""
+    """This also holds if captions that say left or right do not prevent flips, as in the authors' code."""
     record = {**make_pair(0), "caption": "a star", "hard_negatives": ["a star on the left"]}
     file = write_lines("a.jsonl", [record])
     mirrored = WHOLE.model_copy(update={"flip": 1.0})

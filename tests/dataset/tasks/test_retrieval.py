@@ -335,7 +335,7 @@ def test_an_image_damaged_after_the_check_is_an_invalid_row(batches, tmp_path):
 def test_too_many_damaged_images_stop_the_run(batches, tmp_path):
     maker = batches(workers=0)
     (tmp_path / "images" / "1.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=naming("data.max_broken = 1 %", "3 unreadable image")):
+    with pytest.raises(UserError, match=naming("data.max_broken = 1%", "3 unreadable image")):
         list(BatchLoader(maker, maker.data).batches(consumed=0, count=4))
 
 

@@ -1,4 +1,4 @@
-"""From captions to masked tokens. The golden values were computed by the released code."""
+"""From captions to masked tokens. The golden values were computed by the authors' code."""
 
 from __future__ import annotations
 
