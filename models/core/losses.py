@@ -216,8 +216,8 @@ def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
 def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, excluded: Tensor) -> Tensor:
     """Divergence of the predicted words from a smoothed target, summed over the labelled tokens.
 
-    The target is ``1 - smoothing`` for the label; all other words except ``excluded`` share the rest evenly (as in the authors' code for
-    captioning).
+    The target is ``1 - smoothing`` for the label; all other words except ``excluded`` share the rest evenly, as in the authors'
+    code for captioning.
 
     Args:
         logits: (Q, V).

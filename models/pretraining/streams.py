@@ -329,8 +329,8 @@ class TextStream(Stream[TextBatch]):
 class TranslationStream(Stream[TranslationBatch]):
     """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621).
 
-    As in the authors' code, the first text takes the place of an image in the contrastive and the matching loss, and both texts go through
-    the text projection. Masked words of the first text are predicted with the translation.
+    As in the authors' code, the first text takes the place of an image in the contrastive and the matching loss, and both texts
+    go through the text projection. Masked words of the first text are predicted with the translation.
     """
 
     encoders = ("text",)

@@ -214,10 +214,11 @@ class VQAModel(XVLM):
         return beam_search(AnswerWriter(self.decoder, self.decoder.project_texts(fused)), prompt, end, config)
 
     def copied_from(self) -> dict[str, str]:
-        """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion layers (as in the authors' code).
+        """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion layers, as in the
+        authors' code.
 
         If the decoder has its own word table, its embeddings and word head start from the pre-trained weights with BERT, and from
-        random weights with XLM-R (both as released). If the word table is shared, only the word head is copied; the authors' code
+        random weights with XLM-R (both as in the authors' code). If the word table is shared, only the word head is copied; the authors' code
         has no such option. The key and value projections of the cross-attention are copied only if images and texts have the same
         width; otherwise their shapes differ.
         """
