@@ -34,16 +34,13 @@ class Board:
         wings = [(x, y), (x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx), (x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx)]
         self.pen.polygon([(a * SCALE, b * SCALE) for a, b in wings], INK)
 
-    def note(self, x: int, y: int, text: str) -> None:
-        self.pen.text((x * SCALE, y * SCALE), text, INK, font(11), anchor="lm")
-
 
 def main() -> None:
     board = Board(820, 372)
     board.box(
         20, 292, 250, 62, VISION, "images and boxes", "one backbone pass per image,", "however many regions it has"
     )
-    board.box(20, 196, 250, 62, VISION, "vision encoder", "BEiT-2 (any timm ViT)", "patches, each normed")
+    board.box(20, 196, 250, 62, VISION, "vision encoder", "BEiT-2 (any timm ViT)", "a state for each patch")
     board.box(
         20,
         92,
@@ -66,15 +63,15 @@ def main() -> None:
         "cross-attention from text to patches;",
         "keys and values once per image",
     )
-    board.box(20, 14, 250, 46, LOSS, "contrastive", "concept and text embeddings (eq. 1)")
+    board.box(20, 14, 250, 46, LOSS, "contrastive", "concept and text embeddings (equation 1)")
     board.box(
         300,
         14,
         500,
         46,
         LOSS,
-        "matching  ·  masked words  ·  box in the whole image",
-        "hard negatives (2)   ·   (3)   ·   L1 + GIoU (4, 5)",
+        "matching  ·  masked words  ·  boxes",
+        "equation 2   ·   equation 3   ·   equations 4, 5      the loss is the sum of all (equation 6)",
     )
     board.arrow((145, 292), (145, 260))
     board.arrow((145, 196), (145, 164))
@@ -84,7 +81,6 @@ def main() -> None:
     board.arrow((550, 240), (410, 240), (410, 164))
     board.arrow((550, 214), (285, 214), (285, 37), (272, 37))
     board.arrow((410, 92), (410, 62))
-    board.note(556, 127, "their sum is equation 6")
     board.image.save(Path(__file__).parent / "model.png", optimize=True)
 
 

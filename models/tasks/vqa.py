@@ -219,8 +219,8 @@ class VQAModel(XVLM):
 
         If the decoder has its own word table, its embeddings and word head start from the pre-trained weights with BERT, and from
         random weights with XLM-R (both as in the authors' code). If the word table is shared, only the word head is copied; the
-        authors' code has no such option. The key and value projections of the cross-attention are copied only if images and texts have the same
-        width; otherwise their shapes differ.
+        authors' code has no such option. The key and value projections of the cross-attention are copied only if images and texts
+        have the same width; otherwise their shapes differ.
         """
         assert isinstance(self.text, TextEncoder)
         is_bert = self.text.arch.family == "bert"
