@@ -16,8 +16,8 @@ class LeftToRightText:
     """Texts for captioning, with a causal mask and with a [MASK] token at each position where the model predicts a word.
 
     A [MASK] is inserted before each token to predict. The [MASK] has the same position as this token, and attends to itself and
-    to all earlier tokens. No other token attends to it (X²-VLM, section 4.3, following Zeng and Nie). This way, words are
-    predicted in training exactly as in generation.
+    to all earlier tokens. No other token attends to it (X²-VLM, section 4.3 of the paper, following Zeng and Nie). This way,
+    words are predicted in training exactly as in generation.
 
     Attributes:
         ids: (N, L) int64, token ids.

@@ -73,7 +73,8 @@ class VideoTextBatch:
 
 @dataclass(frozen=True)
 class RegionBatch:
-    """Texts about regions, objects or whole images, and the I images they share (one backbone pass per image, section 3.2).
+    """Texts about regions, objects or whole images, and the I images they share (one backbone pass per image, section 3.2 of the
+    paper).
 
     By default, the box losses ignore texts about whole images and texts about several boxes.
 

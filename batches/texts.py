@@ -24,7 +24,7 @@ class Text:
 
 @dataclass(frozen=True)
 class MaskedText:
-    """Texts and a masked copy of each (X²-VLM, section 3.3, eq. 3), right-padded to the longest text of the batch.
+    """Texts and a masked copy of each (X²-VLM, section 3.3 of the paper, eq. 3), right-padded to the longest text of the batch.
 
     If the host knows the number of tokens and of masked tokens, each step saves a device sync.
 

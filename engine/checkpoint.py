@@ -38,7 +38,7 @@ from engine.manifest import (
 from engine.run_files import BEST_FILE, CONFIG_FILE
 from utils.errors import UserError
 from utils.files import sync_file
-from utils.weight_file import refuse_inflating, save_weights
+from utils.weight_file import reject_zip_bomb, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Checkpoint:
         """
         file = self.folder / TRAINING_FILE
         try:
-            refuse_inflating(file)
+            reject_zip_bomb(file)
             return torch.load(file, map_location="cpu", weights_only=True)
         except UserError as error:
             raise UserError(f"{error}; {REMEDY}") from None
@@ -230,7 +230,7 @@ def find_weights(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"init.checkpoint: {path}: no such file or run folder; train it first, or give another path")
+        raise UserError(f"init.checkpoint: {path}: no such file or run folder; train it first, or use another path")
     if (path / BEST_FILE).is_file():
         return path / BEST_FILE
     if (path / MODEL_FILE).is_file():
@@ -238,7 +238,7 @@ def find_weights(path: Path) -> Path:
     checkpoints = list_checkpoints(path / CHECKPOINTS)
     if not checkpoints:
         raise UserError(
-            f"{path}: contains neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*; give a weight file"
+            f"{path}: contains neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*; use a weight file"
         )
     faults: list[str] = []
     for checkpoint in reversed(checkpoints):
@@ -249,7 +249,7 @@ def find_weights(path: Path) -> Path:
         _warn_once(f"skipped a checkpoint with damaged weights: {fault}")
     raise UserError(
         f"no checkpoint in {path / CHECKPOINTS} has intact weights: {'; '.join(faults)}; restore one from a backup, "
-        "or give another run or file"
+        "or use another run or file"
     )
 
 

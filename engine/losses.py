@@ -48,7 +48,7 @@ def count_step(
     names = list(counts_of_batches[0])
     if reserved := RESERVED_NAMES.intersection(names):
         raise ValueError(
-            f"a loss is named {sorted(reserved)[0]!r}, which is the name of another metric; give it another name"
+            f"a loss is named {sorted(reserved)[0]!r}, which is the name of another metric; rename the loss"
         )
     counts = sum_tensors([torch.stack([counts[name] for name in names]) for counts in counts_of_batches])
     after("counts")

@@ -99,13 +99,13 @@ class RunFolder:
             raise UserError(f"{path}: the ranks see different files; --output must be on a disk that all nodes share")
         if newest and not saved.exists():
             raise UserError(
-                f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing; give another --output"
+                f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing; use another --output"
             )
         if started and not resume:
             remedy = (
                 "add --resume to resume it" if newest else "it has no checkpoint: delete it unless it is still running"
             )
-            raise UserError(f"{path} already contains a run; {remedy}, or give another --output")
+            raise UserError(f"{path} already contains a run; {remedy}, or use another --output")
         if started:
             folder._require_same_config(saved, config, evaluate)
         fault = None
@@ -118,7 +118,7 @@ class RunFolder:
                     next(folder.checkpoints.iterdir(), None)  # raises if it is not a folder
             except OSError as error:
                 name = error.filename2 or error.filename or path
-                fault = f"--output {path}: {name} cannot be written: {error.strerror}; give another folder"
+                fault = f"--output {path}: {name} cannot be written: {error.strerror}; use another folder"
         if fault := distributed.gather_objects(fault)[0]:
             raise UserError(fault)
         folder.resumed = folder._newest_intact() if checkpoints else None
@@ -173,7 +173,7 @@ class RunFolder:
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
             raise UserError(
-                f"{saved}: this run had a different config: {'; '.join(changed[:3])}{more}; give another --output, "
+                f"{saved}: this run had a different config: {'; '.join(changed[:3])}{more}; use another --output, "
                 f"with init.checkpoint={self.path}{'' if evaluate else ' to start from its weights'}"
             )
 

@@ -108,7 +108,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _has_one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
+            raise ValueError("set either steps or epochs")
         return self
 
     @model_validator(mode="before")

@@ -109,7 +109,7 @@ def launch_context(placement: Placement, environment: Mapping[str, str]) -> Laun
             rank = detected.node_rank
         if rank is None and not nodes.elastic and nodes.max > 1:
             raise UserError(
-                f"--nodes {nodes}: also give --node-rank R, the rank of this node, from 0 to {nodes.max - 1}"
+                f"--nodes {nodes}: also pass --node-rank R, the rank of this node, from 0 to {nodes.max - 1}"
             )
         return LaunchContext("flags", nodes, None if nodes.elastic else rank or 0, placement.master)
     context = detect_context(environment)
@@ -125,7 +125,7 @@ def launch_context(placement: Placement, environment: Mapping[str, str]) -> Laun
             raise UserError(f"{flag} {value}: this process is already a rank ({context}); remove {flag}")
         if flag in ("--nodes", "--node-rank") and value != getattr(context, flag[2:].replace("-", "_")):
             raise UserError(
-                f"{flag} {value}: this process was started as {context}; remove {flag}, or give --master too"
+                f"{flag} {value}: this process was started as {context}; remove {flag}, or pass --master too"
             )
     return context
 

@@ -121,7 +121,7 @@ def config_of(flags: RunFlags, task: str | None) -> str | None:
     saved = flags.output / CONFIG_FILE
     if not saved.is_file():
         problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
-        raise UserError(f"--output {flags.output} --resume: {problem}; give the folder of a run, or --config")
+        raise UserError(f"--output {flags.output} --resume: {problem}; pass the folder of a run, or --config")
     return str(saved)
 
 

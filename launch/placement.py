@@ -77,7 +77,7 @@ class Placement:
     def check(self) -> None:
         """Raises :class:`UserError` if the flags contradict each other."""
         if self.gpus is not None and self.cpu is not None:
-            raise UserError(f"--gpus {self.gpus} and --cpu {self.cpu} are mutually exclusive; give one of them")
+            raise UserError(f"--gpus {self.gpus} and --cpu {self.cpu} are mutually exclusive; use one of them")
         nodes = self.nodes or ONE_NODE
         if self.master and nodes == ONE_NODE:
             raise UserError("--master needs --nodes N")

@@ -26,7 +26,7 @@ def check_ranks(choice: Choice, rank_counts: Sequence[int], flags: str) -> None:
     if len(rank_counts) > 1 and config.train.global_batch is None:
         raise UserError(
             f"{flags} needs train.global_batch: without it, a different number of nodes would change which records a step uses; "
-            "give train.global_batch=N"
+            "set train.global_batch=N"
         )
     for ranks in rank_counts:
         try:

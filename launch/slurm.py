@@ -52,9 +52,9 @@ def _option(text: str) -> str:
     """Checks an sbatch option and returns it without leading dashes."""
     key = text.lstrip("-").partition("=")[0]
     if not re.fullmatch(r"[a-z][a-z0-9-]*", key) or "\n" in text:
-        raise WrongValueError(f"{text!r} is not an sbatch option; give one such as constraint=a100")
+        raise WrongValueError(f"{text!r} is not an sbatch option; use one such as constraint=a100")
     if key.replace("-", "_") in OPTIONS:  # a second --time would bypass the check of the first
-        raise WrongValueError(f"{text!r}: give --{key} directly, without --sbatch")
+        raise WrongValueError(f"{text!r}: pass --{key} directly, without --sbatch")
     if key in RESERVED_OPTIONS:
         raise WrongValueError(f"{text!r}: run.py sets {key}; use run.py's flags instead")
     return text.lstrip("-")
@@ -67,7 +67,7 @@ def _time(text: str) -> str:
         return text
     if match is None or _seconds(text) == 0:
         raise WrongValueError(
-            f"{text!r} is not a SLURM time; give minutes, minutes:seconds, hours:minutes:seconds, days-hours, "
+            f"{text!r} is not a SLURM time; use minutes, minutes:seconds, hours:minutes:seconds, days-hours, "
             "days-hours:minutes or days-hours:minutes:seconds"
         )
     return text
@@ -261,7 +261,7 @@ def _check_folder(job: Job) -> None:
     """Raises :class:`UserError` if the folder contains a run and --resume was not given. The job itself always resumes."""
     if job.flags.resume or job.flags.evaluate or not (job.folder / METRICS_FILE).exists():
         return
-    raise UserError(f"{job.folder} already contains a run; add --resume to resume it, or give another --output")
+    raise UserError(f"{job.folder} already contains a run; add --resume to resume it, or use another --output")
 
 
 def _check_nodes(job: Job) -> None:
@@ -273,7 +273,7 @@ def _check_nodes(job: Job) -> None:
     if per_node is not None:
         check_ranks(job.choice, [count * per_node for count in nodes.counts], f"--nodes {nodes}")
     elif nodes.min < nodes.max:
-        raise UserError(f"--nodes {nodes}: also give --gpus N, the number of GPUs per node")
+        raise UserError(f"--nodes {nodes}: also pass --gpus N, the number of GPUs per node")
 
 
 def _seconds(text: str) -> float:

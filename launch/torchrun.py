@@ -262,7 +262,7 @@ def processes_of(placement: Placement, context: LaunchContext) -> int:
     if placement.gpus is None and context.processes is not None:
         if available and context.processes > available:
             raise UserError(
-                f"{context}: {context.processes} processes on this node, but only {available} GPUs are visible; give --gpus N"
+                f"{context}: {context.processes} processes on this node, but only {available} GPUs are visible; pass --gpus N"
             )
         return context.processes
     return placement.gpus or max(1, available)

@@ -33,7 +33,7 @@ from models.pretraining.streams import RegionTextStream, Stream, TextStream, Tra
 
 @dataclass(frozen=True)
 class Padded:
-    """``states`` (N, L, D) of texts or images, and ``mask`` (N, L) bool, True = attend; if None, all states are attended to."""
+    """States (N, L, D) of texts or images. ``mask`` (N, L) is boolean, True = attend; if None, all states are attended to."""
 
     states: Tensor
     mask: Tensor | None = None
@@ -43,7 +43,7 @@ class Padded:
         return Padded(self.states[index], None if self.mask is None else self.mask[index])
 
     def followed_by(self, other: Padded) -> Padded:
-        """These sequences, followed by the sequences of ``other``, padded to the longest of them. Both must have a mask."""
+        """Appends the sequences of ``other`` and pads all sequences to the longest. Both ``Padded`` objects must have a mask."""
         assert self.mask is not None and other.mask is not None
         length = max(self.states.shape[1], other.states.shape[1])
         states = [F.pad(each.states, (0, 0, 0, length - each.states.shape[1])) for each in (self, other)]
@@ -52,7 +52,10 @@ class Padded:
 
 
 def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor, Losses]:
-    """The loss of a step with one micro-batch on one rank (eq. 6), and all losses of all streams, as sums."""
+    """Returns the loss of a step with one micro-batch on one rank (eq. 6), and each loss of each stream, summed over examples.
+
+    A stream is one type of training data, such as image-text pairs or videos.
+    """
     model.contrastive.clamp_temperature()
     terms: Losses = {}
     loss = torch.zeros((), device=model.contrastive.temperature.device)
@@ -70,7 +73,7 @@ def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor
 
 
 def stream_losses(model: PretrainModel, stream: Stream[Any], batch: Any) -> dict[str, Tensor]:
-    """The losses of one stream, as sums."""
+    """The losses of one stream, each summed over the examples."""
     match stream:
         case RegionTextStream():
             return region_text_losses(model, batch, stream.same_group, stream.has_box(batch))
@@ -85,8 +88,8 @@ def stream_losses(model: PretrainModel, stream: Stream[Any], batch: Any) -> dict
 def region_text_losses(
     model: PretrainModel, batch: RegionBatch, same_group: SameGroup, has_box: Tensor
 ) -> dict[str, Tensor]:
-    """The five losses of R texts about regions of I images (section 3.3)."""
-    images = model.vision(batch.pixels)  # the patches (I, P, D), and their mean for each image
+    """The five losses of R texts about regions of I images (section 3.3 of the paper)."""
+    images = model.vision(batch.pixels)  # the patches (I, P, D) of each image, and their mean (I, D)
     regions = model.vision.regions(images, batch.patch_mask, batch.image_index)  # the mean of each region's patches
     text = encode(model.text, batch.text.ids, batch.text.mask)
     hard = hard_negatives(model, batch)
@@ -140,8 +143,16 @@ def pairs_of(
     hard: Padded | None,
     same_group: SameGroup,
 ) -> EmbeddedPairs:
-    """Image-text pairs; ``image`` (N, E) contains the image embeddings. Pairs with equal texts form a group. ``hard``: the hard
-    negatives from the data, as returned by :func:`hard_negatives`."""
+    """Embeds the texts of image-text pairs. Pairs with equal texts form a group, and are not negatives of each other.
+
+    Args:
+        model: the model that embeds the texts.
+        batch: the pairs.
+        image: (N, E), the image embeddings.
+        text: the encoded texts.
+        hard: the hard negatives from the data, as returned by :func:`hard_negatives`.
+        same_group: see :class:`~models.core.losses.EmbeddedPairs`.
+    """
     pairs = EmbeddedPairs(image, embed_text(model, text), batch.valid, batch.text.text_id, same_group)
     if hard is None or isinstance(batch, VideoTextBatch | TranslationBatch) or batch.hard_negatives is None:
         return pairs
@@ -156,7 +167,7 @@ def embed_text(model: PretrainModel, text: Padded) -> Tensor:
 
 
 def hard_negatives(model: PretrainModel, batch: ImageTextBatch | VideoTextBatch | RegionBatch) -> Padded | None:
-    """Encode the hard negative texts from the data, (N * K, L, D)."""
+    """Encodes the batch's hard negative texts, K for each of N pairs, to (N * K, L, D)."""
     if isinstance(batch, VideoTextBatch) or batch.hard_negatives is None:
         return None
     return encode(model.text, batch.hard_negatives.text.ids, batch.hard_negatives.text.mask)
@@ -166,8 +177,7 @@ def matching_loss(
     model: PretrainModel, text: Padded, image: Padded, pairs: EmbeddedPairs, hard: Padded | None = None
 ) -> Tensor:
     """Eq. 2: do a text and an image match? The loss covers matched pairs, pairs with a negative text and pairs with a negative
-    image. Negatives are sampled by the similarity of their embeddings; negative texts can also be the pair's own hard
-    negatives."""
+    image. More similar negatives are sampled more often. Negative texts can also come from the pair's hard negatives."""
     allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
     negative_image, negative_text = model.matching_head.sample_hard_negatives(model.contrastive, pairs, allowed)
     fused = [

@@ -64,7 +64,7 @@ class FreezeConfig(Config):
         """Raises a single error. Pydantic itself would report one error per type, and would accept 0 as false."""
         if isinstance(value, bool) or (isinstance(value, int) and value >= 1):
             return value
-        raise ValueError("give true (the whole run), false, or a number of steps, at least 1")
+        raise ValueError("use true (the whole run), false, or a number of steps, at least 1")
 
     @model_validator(mode="after")
     def _blocks_are_frozen(self) -> FreezeConfig:

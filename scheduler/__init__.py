@@ -46,7 +46,7 @@ def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
     if warmup > total_steps:
         raise UserError(
             f"schedule.warmup_steps is {warmup:g}, but the run has {total_steps} steps and would never reach its learning rate; "
-            "lower it, or give a fraction of the steps, such as 0.1"
+            "lower it, or use a fraction of the steps, such as 0.1"
         )
     return lambda step: (
         step / warmup if step < warmup else DECAYS[config.kind](step, warmup, total_steps, config.min_rate)

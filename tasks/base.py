@@ -21,7 +21,7 @@ from engine.run_plan import RunPlan
 from engine.train_config import TrainConfig
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loaded_weights, random_parameters
-from models.checkpoints.settings import model_section, require_same_settings, unlike_published
+from models.checkpoints.settings import differences_from_published, model_section, require_same_settings
 from models.core.backbones import save_backbone_config
 from models.core.hub_text import hub_config_of
 from models.core.xvlm import XVLM, ModelConfig
@@ -351,8 +351,8 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
                 run,
             )
         else:
-            require_same_settings(model, section, str(run), new_text=report.text_left_out)
-    elif report.published and (differences := unlike_published(model)):
+            require_same_settings(model, section, str(run), new_text=report.text_skipped)
+    elif report.published and (differences := differences_from_published(model)):
         logger.warning("%s: %s; is this difference intended?", weights, "; ".join(differences))
 
 

@@ -14,7 +14,7 @@ from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import inputs_of
-from utils.weight_file import read_about
+from utils.weight_file import read_metadata
 
 Training = Literal["zero-shot", "fine-tuned", "pre-trained", "unknown"]
 """How weights were trained. zero-shot: no run trained them on this task. fine-tuned: a run trained them on this task.
@@ -119,10 +119,10 @@ def _config_of(checkpoint: str) -> dict[str, Any] | None:
 
 def _best_step(path: Path) -> str:
     """Returns the step of a run's best weights, as a suffix for their name; empty if an earlier version wrote them."""
-    validation = read_about(path).get("validation")
+    validation = read_metadata(path).get("validation")
     return f", step {validation['step']}" if validation else ""
 
 
 def _averaged(path: Path) -> str:
     """Returns a suffix for the name of the weights if ``optim.ema`` averaged them, else an empty string."""
-    return ", averaged" if path.is_file() and "ema" in read_about(path) else ""
+    return ", averaged" if path.is_file() and "ema" in read_metadata(path) else ""

@@ -58,7 +58,7 @@ class BlockCache:
         self,
         folder: Path,
         bound: int,
-        remedy: str = "give another folder",
+        remedy: str = "use another folder",
         kind: str = "block",
         digest: Callable[[str, Block], bytes] | None = None,
     ):

@@ -298,7 +298,7 @@ def _message(error: CycloptsError, app: App, keys: Keys) -> str:
         flag = error.keyword or error.argument.name
         return f"{flag} {'needs a value' if error.keyword else 'is missing'}; see {name} --help"
     if isinstance(error, RepeatArgumentError):
-        return f"{error.token.keyword} was given twice; give it once"
+        return f"{error.token.keyword} was given twice; pass it once"
     if isinstance(error, CoercionError) and error.token is not None:
         return _value_message(error, error.token, keys)
     return str(error)
@@ -336,7 +336,7 @@ def _unknown_flag(word: str, arguments: ArgumentCollection, keys: Keys) -> str:
     given = word.partition("=")[0]
     name = given.lstrip("-").replace("-", "_")
     if any(argument.index is not None and argument.name == name.upper() for argument in arguments):
-        return f"{given} is not a flag; give {name.upper()} without a flag"
+        return f"{given} is not a flag; pass {name.upper()} without a flag"
     takes_overrides = any(argument.field_info.name == OVERRIDES for argument in arguments)
     near = _nearest_keys(name, keys) if takes_overrides else []
     is_key = any(name in (key, key.rpartition(".")[2]) for key in near)

@@ -156,7 +156,7 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
     if error["type"] == "extra_forbidden":
         return unknown_key(name, place, [key for key, _ in fields_of(schema)])
     if error["type"] == "missing":
-        return f"{place}: {name} is missing; add it or give {name}=... on the command line"
+        return f"{place}: {name} is missing; add it or pass {name}=... on the command line"
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "model_type" and (section := _owner(schema, location)) is not None:
         message = f"is a section; set keys inside it: {', '.join(section.model_fields)}"

@@ -166,9 +166,7 @@ def why_no_file(path: Path) -> str:
     except (OSError, ValueError) as error:
         return f"no such config file ({getattr(error, 'strerror', None) or error}); check the path"
     return (
-        "is a folder, not a config file; give a file in it"
-        if path.is_dir()
-        else "is not a plain file; give a YAML file"
+        "is a folder, not a config file; use a file in it" if path.is_dir() else "is not a plain file; use a YAML file"
     )
 
 

@@ -82,7 +82,7 @@ def of_surroundings(error: OSError) -> UserError | None:
     """Converts an error about an inaccessible file to one line; returns None if it does not name a file or has a different
     cause."""
     if isinstance(error, NotRegularError):
-        return UserError(f"{error.filename}: {error.strerror}; remove it, or give another path")
+        return UserError(f"{error.filename}: {error.strerror}; remove it, or use another path")
     if error.errno not in _OF_SURROUNDINGS or not isinstance(error.filename, str | bytes | os.PathLike):
         return None
     # When moving a file fails, the second name is the target, and the first is a temporary file.

@@ -142,7 +142,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                raise UserError(f"{path}: another process has written it in the meantime; give another path") from None
+                raise UserError(f"{path}: another process has written it in the meantime; use another path") from None
             sync_file(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -159,6 +159,6 @@ def _lock_alone(folder: int, path: Path) -> None:
         if not status.st_nlink or (path.exists() and os.path.samestat(status, path.stat())):
             raise BlockingIOError  # the other process finished after we opened the folder
     except BlockingIOError:
-        raise UserError(f"{path}: another process is writing it; wait until it is done, or give another path") from None
+        raise UserError(f"{path}: another process is writing it; wait until it is done, or use another path") from None
     except OSError:
         return

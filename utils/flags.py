@@ -111,7 +111,7 @@ def nearest(text: str, names: Iterable[str]) -> str | None:
 def non_blank(text: str) -> str:
     """Returns ``text``, which must not be blank."""
     if not text.strip():
-        raise WrongValueError(f"{text!r} is blank; give a text")
+        raise WrongValueError(f"{text!r} is blank; pass some text")
     return text
 
 

@@ -90,7 +90,7 @@ class FolderLock:
                 self._lease()
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UserError(f"--output {self.folder}: cannot be written: {reason}; give another folder") from None
+            raise UserError(f"--output {self.folder}: cannot be written: {reason}; use another folder") from None
         return self
 
     def __exit__(
@@ -181,4 +181,4 @@ class FolderLock:
             who = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
         except (ValueError, KeyError, TypeError):
             who = "another process"
-        return FolderInUseError(f"{self.folder} is in use by {who}; wait for it, stop it, or give another --output")
+        return FolderInUseError(f"{self.folder} is in use by {who}; wait for it, stop it, or use another --output")

@@ -51,7 +51,7 @@ def is_local(name: str, files: Sequence[str]) -> bool:
     return expanded(name).is_dir() or (not looks_like_path(name) and _cached(name, files) is not None)
 
 
-def check_hub(name: str, key: str, remedy: str = "give a folder with the model's files") -> None:
+def check_hub(name: str, key: str, remedy: str = "use a folder with the model's files") -> None:
     """Raise a :class:`UserError` with the ``remedy`` if the Hub is not reachable. ``key`` is the config key that names the model
     or data set to download."""
     check_reach(f"{key}: {name} is not a local folder and not in the Hub cache", remedy)

@@ -12,7 +12,7 @@ def _checked(size: Any) -> Any:
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
     if all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
         return size
-    raise ValueError("give the side of a square in pixels, or [height, width]")
+    raise ValueError("use the side of a square in pixels, or [height, width]")
 
 
 ImageSize = Annotated[int | tuple[int, int], BeforeValidator(_checked)]

@@ -104,7 +104,7 @@ def _appending(path: Path, formatter: logging.Formatter) -> _FileHandler:
         _end_last_line(path)
         handler = _FileHandler(path, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; give another --output") from None
+        raise UserError(f"{path} cannot be written: {error.strerror}; use another --output") from None
     handler.setFormatter(formatter)
     return handler
 

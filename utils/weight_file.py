@@ -40,7 +40,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
         temporary.chmod(mode)
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """Returns the values in the header entry of a safetensors file; empty if another program wrote the file.
 
     Raises:
@@ -63,9 +63,9 @@ def trained_token_ids(path: Path) -> str | None:
     """Returns the digest of the token ids that the weights were trained with, or None if the file does not contain it.
 
     Raises:
-        UserError: see :func:`read_about`.
+        UserError: see :func:`read_metadata`.
     """
-    stated = read_about(path).get(TOKEN_IDS) if path.suffix == ".safetensors" and path.is_file() else None
+    stated = read_metadata(path).get(TOKEN_IDS) if path.suffix == ".safetensors" and path.is_file() else None
     return stated if isinstance(stated, str) else None
 
 
@@ -82,11 +82,11 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def is_damaged(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     """Returns True if ``tensors``, just read from the safetensors file ``path``, differ from what :func:`save_weights` wrote.
     Returns False for files written by other programs, which have no hash."""
-    stated = read_about(path).get("sha256")
+    stated = read_metadata(path).get("sha256")
     return stated is not None and stated != digest(tensors)
 
 
-def refuse_inflating(path: Path) -> None:
+def reject_zip_bomb(path: Path) -> None:
     """Raises :class:`UserError` for a torch archive that would expand when unpacked; torch itself never compresses its
     archives."""
     try:

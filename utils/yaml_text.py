@@ -203,7 +203,9 @@ def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
 def _merged(key_node: Node, value_node: Node) -> list[MappingNode]:
     sources = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
     if not all(isinstance(source, MappingNode) for source in sources):
-        raise YamlError(_line(key_node), "<< merges a mapping or a list of mappings; give it an alias of one, as *name")
+        raise YamlError(
+            _line(key_node), "<< merges a mapping or a list of mappings; write an alias of one, such as *name"
+        )
     return list(sources)
 
 
@@ -241,7 +243,7 @@ def _integer(node: ScalarNode) -> int:
     base = {"0x": 16, "0o": 8, "0b": 2}.get(digits[:2], 10)
     number = int(text, base) if len(text) <= 100 else None  # int() refuses thousands of digits
     if number is None or number not in _INTEGERS:
-        raise YamlError(_line(node), f"{_short(node.value)} does not fit into 64 bits; give a smaller number")
+        raise YamlError(_line(node), f"{_short(node.value)} does not fit into 64 bits; use a smaller number")
     return number
 
 
@@ -251,7 +253,7 @@ def _float(node: ScalarNode) -> float:
         return float(text.replace(".", ""))
     number = float(text)
     if math.isinf(number):
-        raise YamlError(_line(node), f"{_short(node.value)} is beyond the range of a float; give a smaller number")
+        raise YamlError(_line(node), f"{_short(node.value)} is beyond the range of a float; use a smaller number")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Strict loading of weights, with a report, from published checkpoints, BEiT-2 and BERT files, and our own files."""
+"""Loading of weights from published checkpoints, BEiT-2 and BERT files, and our own files. Every tensor is reported."""
 
 from models.checkpoints.initialise import InitConfig, initialise
 from models.checkpoints.loading import load_published, load_weights

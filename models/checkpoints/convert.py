@@ -1,7 +1,7 @@
-"""Conversion of weights from the published names to ours and back, bit for bit.
+"""Conversion of weights from the tensor names of the published checkpoints to our names and back, bit for bit.
 
-Tensors are renamed. Copies and computed buffers, which exist only in published files, are dropped in one direction and restored
-in the other.
+Published files also contain copies of tensors, and buffers that can be computed. Conversion to our names drops them; conversion
+to the published names restores them.
 """
 
 from __future__ import annotations
@@ -29,26 +29,30 @@ from models.checkpoints.rename import (
 from models.core.backbones.tables import offsets_side
 from utils.errors import UserError
 from utils.files import expanded
-from utils.weight_file import read_about
+from utils.weight_file import read_metadata
 
 PUBLISHED = "published"
-"""Key in the header of a converted file. The value is a :class:`Form`, as plain values."""
+"""Key in the header of a converted file. Its value describes a :class:`Form`; see :meth:`Form.as_plain`."""
 BIAS_TABLES = re.compile(r"(vision_encoder\.(?:.*\.)?)relative_position_bias_table")
 POSITIONS = re.compile(r"(.*\.embeddings\.)position_embeddings\.weight")
 MAX_INDEX_BYTES = 4 << 30
-"""Maximum number of bytes for the indices of all tables. The size of an index grows with the fourth power of the side of its
-grid."""
+"""Maximum total size in bytes of the position-bias indices of a file. An index grows with the fourth power of its grid's side."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """Properties of a published file that our tensor names do not show: its layout, and the computed tensors that it lacks."""
+    """Properties of a published file that our tensor names do not show.
+
+    Attributes:
+        layout: decides which published name corresponds to one of our names.
+        absent: published names of copies and buffers that the file lacks although the authors' code usually saves them.
+    """
 
     layout: Layout
     absent: tuple[str, ...] = ()
 
     def as_plain(self) -> dict[str, Any]:
-        """Returns plain values for the header of a file."""
+        """Returns the form as JSON-compatible values for the header of a file."""
         return {
             "masked_words": self.layout.masked_words,
             "fused_apart": self.layout.separate_fusion,
@@ -56,8 +60,8 @@ class Form:
         }
 
     @staticmethod
-    def of_plain(values: Any, layout: Layout) -> Form:
-        """Read the values of :meth:`as_plain`. The number of text layers is taken from ``layout``.
+    def from_plain(values: Any, layout: Layout) -> Form:
+        """Creates a form from the values that :meth:`as_plain` returned. The number of text layers is taken from ``layout``.
 
         Raises:
             UserError: if ``values`` are not the values of a form.
@@ -72,8 +76,8 @@ class Form:
 
 
 def was_published(path: str | Path) -> bool:
-    """True if a weight file has our names and was converted from the published names."""
-    return Path(path).suffix == ".safetensors" and PUBLISHED in read_about(expanded(path))
+    """True if a weight file was converted from the published names to ours."""
+    return Path(path).suffix == ".safetensors" and PUBLISHED in read_metadata(expanded(path))
 
 
 def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) -> tuple[dict[str, Tensor], Form]:
@@ -90,11 +94,11 @@ def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) ->
         UserError: if two copies of a tied tensor differ, or if two tensors would get the same name.
     """
     layout = Layout.of_published(state)
-    left_out = _copies_of(state, layout.separate_fusion if shared_words is None else shared_words)
-    computed = computed_buffers(_without(state, left_out))
+    copies = _copies_of(state, layout.separate_fusion if shared_words is None else shared_words)
+    computed = computed_buffers(_without(state, copies))
     rename, ours = published_to_ours(layout.text_layers), {}
     for name, tensor in state.items():
-        if name in left_out or (name in computed and same_bits(computed[name](), tensor)):
+        if name in copies or (name in computed and same_bits(computed[name](), tensor)):
             continue
         kept = None if is_buffer(name) else rename(name)
         if (target := kept or name) in ours:
@@ -102,8 +106,8 @@ def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) ->
                 f"{name} is a second tensor for {target}; the file mixes two layouts: use the original file"
             )
         ours[target] = tensor
-    made = _published(ours, layout)
-    absent = tuple(name for name in made if name not in state)
+    restored = _published(ours, layout)
+    absent = tuple(name for name in restored if name not in state)
     return ours, Form(layout, absent)
 
 
@@ -191,8 +195,8 @@ def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], 
 
 
 def grid_side(rows: int) -> int | None:
-    """Side of the square patch grid to which a table of ``rows`` position biases belongs; None if no square grid has a table of
-    this size."""
+    """Returns the side of the square patch grid whose table of position biases has ``rows`` rows, or None if there is no such
+    grid."""
     side = offsets_side(rows)
     return None if side is None else (side + 1) // 2
 
@@ -212,7 +216,8 @@ def _position_ids(length: int) -> Tensor:
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    """True if two CPU tensors have the same dtype, shape and bytes. Equal values can have different bytes: 0.0 and -0.0."""
+    """True if two CPU tensors have the same dtype, shape and bytes. Equal values can have different bytes, such as 0.0 and
+    -0.0."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return torch.equal(_bytes(first), _bytes(second))

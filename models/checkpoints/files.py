@@ -19,13 +19,14 @@ from optim.lora import has_adapters, merged
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import local_folder
-from utils.weight_file import is_damaged, read_about, refuse_inflating
+from utils.weight_file import is_damaged, read_metadata, reject_zip_bomb
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile add to every name."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-_INFLATED = 8
-"""Maximum ratio of the bytes of a file's tensors to its size. Published files store some tensors only once for two names."""
+_MAX_EXPANSION = 8
+"""Maximum ratio of the total size of a file's tensors to the size of the file. The ratio can exceed 1, because published files
+store some tensors only once under two names."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class WeightFile:
     Attributes:
         tensors: the tensors by name.
         key: key of the nested dictionary that contained the tensors; None if the tensors were not nested.
-        beside: names of all other entries in the file.
+        other_entries: names of all other entries in the file.
         prefix: prefix that was removed from every name.
     """
 
     tensors: dict[str, Tensor]
     key: str | None = None
-    beside: tuple[str, ...] = ()
+    other_entries: tuple[str, ...] = ()
     prefix: str = ""
 
 
@@ -74,9 +75,9 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
             if is_damaged(path, tensors):
                 raise UserError(f"{path} is damaged: its weights do not match their hash; use a different file")
             if merge and has_adapters(tensors):
-                tensors = merged(tensors, read_about(path), str(path))
+                tensors = merged(tensors, read_metadata(path), str(path))
             return _unwrapped(tensors)
-        refuse_inflating(path)
+        reject_zip_bomb(path)
         # Published checkpoints contain their command line in addition to the weights. An argparse namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Map the file into memory, so that only the tensors that are used are read. Files in torch's old format cannot be
@@ -90,16 +91,16 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
     except Exception as error:  # a damaged pickle can raise almost any exception
         raise refusal(path, error) from None
     key = next((key for key in STATE_KEYS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
-    beside: list[object] = [] if key is None else [name for name in content if name != key]
+    other_entries: list[object] = [] if key is None else [name for name in content if name != key]
     content = content if key is None else content[key]
     named = content.items() if isinstance(content, dict) else ()
     tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
-        held = ", ".join(str(key) for key in content)[:120] if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: contains no weights, but {held or 'nothing'}")
+        found = ", ".join(str(key) for key in content)[:120] if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path}: contains no weights, but {found or 'nothing'}")
     _require_plain(path, tensors)
-    beside += [name for name in content if str(name) not in tensors]
-    return _unwrapped(tensors, key, tuple(str(name) for name in beside))
+    other_entries += [name for name in content if str(name) not in tensors]
+    return _unwrapped(tensors, key, tuple(str(name) for name in other_entries))
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
@@ -109,7 +110,8 @@ def unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _require_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises :class:`UserError` for tensors that are not stored as plain numbers: a few bytes could expand to terabytes."""
+    """Raises :class:`UserError` for tensors that are not stored as plain numbers, because a few bytes could expand to
+    terabytes."""
     total = 0
     for name, tensor in tensors.items():
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
@@ -120,7 +122,7 @@ def _require_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
             )
         total += tensor.nbytes
     size = path.stat().st_size
-    if total > _INFLATED * size:
+    if total > _MAX_EXPANSION * size:
         raise UserError(
             f"{path}: its tensors take {total:,} bytes, and the file has {size:,}; save each tensor once with "
             "torch.save"
@@ -135,14 +137,18 @@ def wrapper_of(names: Mapping[str, object]) -> str:
     return prefix
 
 
-def _unwrapped(tensors: dict[str, Tensor], key: str | None = None, beside: tuple[str, ...] = ()) -> WeightFile:
-    """A weight file whose tensors have the names of the model, without prefix."""
+def _unwrapped(tensors: dict[str, Tensor], key: str | None = None, other_entries: tuple[str, ...] = ()) -> WeightFile:
+    """A weight file without the prefix that DistributedDataParallel or torch.compile has added to the names."""
     prefix = wrapper_of(tensors)
-    return WeightFile({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, key, beside, prefix)
+    return WeightFile({name.removeprefix(prefix): value for name, value in tensors.items()}, key, other_entries, prefix)
 
 
 def read_hub_weights(source: str, key: str) -> dict[str, Tensor]:
-    """Read the weights of a Hugging Face folder or name. ``key`` is the config key that named it.
+    """Reads the weights of a Hugging Face model, from a folder or by its name on the Hub.
+
+    Args:
+        source: the folder or the name.
+        key: the config key that contains ``source``, for error messages.
 
     Raises:
         UserError: if ``source`` is neither a local folder nor a model on the Hub or in its cache.

@@ -1,7 +1,7 @@
 """Initialisation of models.
 
-Pre-training starts from a BEiT-2 file and a BERT folder or name (section 4.2). All other runs start from a checkpoint, whose text
-encoder may be replaced (section 4.6).
+Pre-training starts from a BEiT-2 file and a BERT folder or name (section 4.2 of the paper). All other runs start from a
+checkpoint, whose text encoder may be replaced (section 4.6 of the paper).
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from utils.files import expanded
 from utils.hub import looks_like_path
 from utils.inputs import InputFile, InputModel, InputWeights
 
-NOT_OURS = {
+IGNORED_MODULES = {
     "head": "classifier",
     "lm_head": "BEiT's own pre-training head",
     "mask_token": "BEiT's own pre-training input",
     "pooler": "BERT's pooler",
     "seq_relationship": "BERT's next-sentence head",
 }
+"""Modules of published BEiT and BERT files that X²-VLM does not have, with the reason that is reported."""
 _TEXT_ALONE = ("text.",)
 _TEXT_AND_ABOVE = ("text.", "fusion.", "word_head.")
 LAYER_SCALE = re.compile(r"\.(gamma(_[12])?|ls[12]\.\w+|layer_scale\d?\.\w+|lambda[12])$")
-"""Suffixes of the names of LayerScale factors in the libraries."""
+"""Suffixes of the names of LayerScale factors in timm and transformers."""
 TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)")
 
 
@@ -73,10 +74,10 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         UserError: if a file cannot be read or does not fit the model.
     """
     if config.checkpoint and config.vision:
-        raise UserError("init: give either checkpoint, or vision and text, but not both checkpoint and vision")
+        raise UserError("init: set either checkpoint, or vision and text, but not both checkpoint and vision")
     if config.new_text and not config.checkpoint:
         raise UserError(
-            "init.new_text says that init.checkpoint has a different text encoder; give init.checkpoint, or remove "
+            "init.new_text says that init.checkpoint has a different text encoder; set init.checkpoint, or remove "
             "init.new_text"
         )
     if config.checkpoint:
@@ -84,7 +85,7 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         report = load_weights(model, config.checkpoint, new_text=replaced)
         if not report.loaded:
             raise UserError(
-                f"init.checkpoint: {config.checkpoint} contains no tensor of this model; give a checkpoint of X²-VLM "
+                f"init.checkpoint: {config.checkpoint} contains no tensor of this model; use a checkpoint of X²-VLM "
                 "or a run"
             )
         if config.text is None:
@@ -98,8 +99,8 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         published = pretrained_weights(config.vision, "init.vision")
         if published is None and not expanded(config.vision).is_file() and not looks_like_path(config.vision):
             raise UserError(
-                f"init.vision: {config.vision} is not a file; for weights from timm give timm:{config.vision}, for "
-                f"weights on the Hub hf:{config.vision}"
+                f"init.vision: {config.vision} is not a file; for weights from timm, use timm:{config.vision}, for "
+                f"weights on the Hub, hf:{config.vision}"
             )
         report = init_vision(model, published or read_weights(config.vision), config.vision)
         if published is not None:
@@ -111,9 +112,10 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
 
 
 def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
-    """The parameters that train at ``lr * lr_mult``: all parameters that a loaded file left fresh, and all random heads.
+    """The parameters that train at ``lr * lr_mult``: all parameters that a loaded file did not contain, and all randomly
+    initialised heads.
 
-    A table of frame positions that a file fills only in part counts as fresh (as in the authors' code).
+    A table of frame positions that a file fills only partly also belongs to them (as in the authors' code).
 
     An encoder for which no file was given starts from scratch on purpose, so it trains at ``lr``. Heads train at ``lr * lr_mult``
     even if the whole model starts from scratch (as in the authors' code).
@@ -131,12 +133,12 @@ def random_parameters(model: XVLM, reports: list[LoadReport]) -> list[str]:
 
 
 def loaded_weights(model: XVLM, reports: list[LoadReport]) -> LoadedWeights:
-    """Returns where the weights come from. The summary counts the parameters from each file and the random parameters, by part of
-    the model; the details list the random parameters and what happened to the tensors of each file."""
+    """Returns where the weights come from. The summary counts the parameters from each file and the random parameters in each
+    module of the model. The details list the random parameters and what happened to the tensors of each file."""
     random = random_parameters(model, reports)
     counts = [f"{_parts(sorted(report.loaded))} from {report.source}" for report in reports]
     lines = []
-    if reports and reports[0].text_left_out:
+    if reports and reports[0].text_skipped:
         fusion = model.fusion.config
         sizes = f"width {fusion.width}, {fusion.heads} heads, intermediate {fusion.intermediate}, eps {fusion.eps:g}"
         lines.append("  the text encoder differs from the checkpoint's")
@@ -153,7 +155,7 @@ def loaded_weights(model: XVLM, reports: list[LoadReport]) -> LoadedWeights:
 
 
 def _parts(names: Sequence[str]) -> str:
-    """The number of names in each part of the model."""
+    """The number of parameter names in each top-level module of the model."""
     parts = Counter(name.split(".")[0] for name in names)
     return ", ".join(f"{count} of {part}" for part, count in parts.items()) or "none"
 
@@ -170,7 +172,7 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     kept: dict[str, Tensor] = {}
     parameters = model.state_dict()
     for name, tensor in state.items():
-        why = NOT_OURS.get(name.split(".")[0]) or DROPPED.get(name.rsplit(".", 1)[-1])
+        why = IGNORED_MODULES.get(name.split(".")[0]) or DROPPED.get(name.rsplit(".", 1)[-1])
         if f"{BACKBONE}{name}" in parameters:
             why = None
         if why:
@@ -188,8 +190,8 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
 
 
 def _require_same_model(report: LoadReport, model: XVLM) -> None:
-    """Raises :class:`UserError` if weights of a library do not fit the backbone: a parameter is missing from the weights, or a
-    block in the weights is missing from the model. Other tensors, such as those of a head, may remain unused."""
+    """Raises :class:`UserError` if weights from timm or transformers do not fit the backbone: a parameter is missing from the
+    weights, or a block in the weights is missing from the model. Other tensors, such as those of a head, may remain unused."""
     missing = [name for name in report.fresh if name.startswith(BACKBONE)]
     surplus = [name for name in report.unused if re.search(r"\.\d+\.", name)]
     if missing and not surplus and all(LAYER_SCALE.search(name) for name in missing):
@@ -206,23 +208,25 @@ def _require_same_model(report: LoadReport, model: XVLM) -> None:
 
 
 def _text_weights(model: XVLM, source: str) -> dict[str, Tensor]:
-    """The weights of a text encoder. Models of the library are loaded by the library, which also knows their older parameter
-    names."""
+    """The weights of a text encoder. Encoders from transformers are loaded by transformers, which also knows their older
+    parameter names."""
     if isinstance(model.text, HubTextEncoder) and not expanded(source).is_file():
         config = copy.deepcopy(model.text.model.config)
-        if model.config.text.max_positions is not None:  # the library itself does not load a table of a different size
+        if model.config.text.max_positions is not None:  # transformers does not load a table of a different size
             config.max_position_embeddings = hub_config_of(source).max_position_embeddings
         return part_weights(source, config, "init.text")
     return read_hub_weights(source, "init.text")
 
 
 def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool = False) -> LoadReport:
-    """Load BERT weights into the text encoder, and copy its last layers to the fusion layers, whose cross-attention stays fresh.
+    """Loads BERT weights into the text encoder, and copies its last layers to the fusion layers, whose cross-attention keeps its
+    random weights.
 
     With ``alone``, only the text encoder is loaded, because the fusion encoder and the word head come from a checkpoint.
 
-    If the file has k times the layers of the text encoder, every k-th layer is used: layers 1, 3, … 23 to reduce 24 layers to 12,
-    as the authors' code does for BERT large. The authors have not published how they made the 12-layer file for their `large`.
+    If the file has k times as many layers as the text encoder, every k-th layer is used. For example, layers 1, 3, … 23 reduce 24
+    layers to 12, as the authors' code does for BERT large. The authors have not published how they made the 12-layer file for
+    their `large` model.
     """
     report = LoadReport(source)
     if isinstance(model.text, HubTextEncoder):
@@ -264,8 +268,8 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
 def _init_hub_text(
     model: XVLM, text: HubTextEncoder, state: dict[str, Tensor], report: LoadReport, alone: bool
 ) -> LoadReport:
-    """Load an encoder outside the BERT and RoBERTa families, whose file uses Hugging Face's names. The fusion encoder stays
-    fresh."""
+    """Loads a text encoder outside the BERT and RoBERTa families, whose file uses Hugging Face's names. The fusion encoder keeps
+    its random weights."""
     prefix = f"{text.model.base_model_prefix}."
     assign(model, state, report, lambda name: f"text.model.{name.removeprefix(prefix)}")
     report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]
@@ -279,7 +283,8 @@ def _bert_state(state: dict[str, Tensor], report: LoadReport) -> tuple[dict[str,
     kept: dict[str, Tensor] = {}
     layers = 0
     for name, tensor in state.items():
-        why = next((reason for part, reason in NOT_OURS.items() if part in name.split(".") and part != "lm_head"), None)
+        modules = set(name.split(".")) - {"lm_head"}  # lm_head is RoBERTa's word head
+        why = next((reason for module, reason in IGNORED_MODULES.items() if module in modules), None)
         if name.rsplit(".", 1)[-1] in DROPPED:
             why = DROPPED[name.rsplit(".", 1)[-1]]
         if TIED_TO_EMBEDDING.fullmatch(name):

@@ -32,8 +32,8 @@ from utils.errors import UserError
 BACKBONE = "vision.backbone."
 """Prefix of the parameter names of the vision backbone."""
 TEXT_POSITIONS = re.compile(r"(text|decoder)\.(.*\.)?position_embeddings?\.weight")
-"""Names of the position tables of text encoders, ours or a library's, and of answer decoders."""
-OWN_WORDS = "decoder.embeddings.word_embeddings.weight"
+"""Names of the position tables of text encoders, built from our blocks or by transformers, and of answer decoders."""
+DECODER_WORDS = "decoder.embeddings.word_embeddings.weight"
 """A parameter that a model has only if its answer decoder does not share the text encoder's word table."""
 
 
@@ -44,7 +44,7 @@ REMEDY = (
 
 
 def load_weights(model: XVLM, path: str | Path, *, new_text: bool = False) -> LoadReport:
-    """Load one of our own checkpoint files or a published one into ``model``; see :func:`load_published`.
+    """Loads one of our checkpoint files or a published one into ``model``; see :func:`load_published`.
 
     Adapters in the file are merged into the weights of their layers, unless the model also has adapters.
     """
@@ -64,12 +64,17 @@ def load_weights(model: XVLM, path: str | Path, *, new_text: bool = False) -> Lo
 
 
 def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_text: bool = False) -> LoadReport:
-    """Load a state dict with the published names. Bias tables are resized to the model's grid.
+    """Loads a state dict with the published names. Tables of position biases are resized to the model's grid of patches.
 
     Parameters that are not in the file stay unchanged and are reported as fresh. Tensors without a parameter in the model are
-    reported as unused. Call :meth:`LoadReport.require_complete` to turn fresh parameters and unused tensors into an error. With
-    ``new_text``, the model's text encoder differs from the file's: the text encoder, and all parameters with a row for each entry
-    of its vocabulary, stay unchanged.
+    reported as unused. Call :meth:`LoadReport.require_complete` to turn fresh parameters and unused tensors into an error.
+
+    Args:
+        model: the model to load the tensors into.
+        state: the tensors by their published names.
+        source: name of the file, for the report and for error messages.
+        new_text: True if the model's text encoder differs from the file's. The text encoder, and all parameters with a row for
+            each entry of its vocabulary, then stay unchanged.
 
     Raises:
         UserError: if a shape or the depth of an encoder does not fit, or if two copies of a tied tensor differ.
@@ -77,16 +82,16 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
     report = LoadReport(source, published=True)
     kept: dict[str, Tensor] = {}
     separate_fusion = any(name.startswith(SEPARATE_FUSION) for name in state)
-    twice = {**TIED, **SHARED_WORDS} if separate_fusion and OWN_WORDS not in model.state_dict() else TIED
+    copies = {**TIED, **SHARED_WORDS} if separate_fusion and DECODER_WORDS not in model.state_dict() else TIED
     for name, tensor in state.items():
         ending = name.rsplit(".", 1)[-1]
         if ending in DROPPED:
             report.dropped[name] = DROPPED[ending]
-        elif name in twice and twice[name] in state:
-            if not torch.equal(tensor, state[twice[name]]):
+        elif name in copies and copies[name] in state:
+            if not torch.equal(tensor, state[copies[name]]):
                 remedy = "; set model.decoder.word_table=own" if name in SHARED_WORDS else ""
-                raise UserError(f"{source}: {name} differs from {twice[name]}, to which the model ties it{remedy}")
-            report.dropped[name] = f"tied to {twice[name]}"
+                raise UserError(f"{source}: {name} differs from {copies[name]}, to which the model ties it{remedy}")
+            report.dropped[name] = f"tied to {copies[name]}"
         else:
             kept[name] = tensor
     rename = published_to_ours(_text_layers(model, state, source, separate_fusion, new_text))
@@ -98,7 +103,7 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
 
 
 def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, separate_fusion: bool, new_text: bool) -> int:
-    """The number of layers in the file that belong to its text encoder."""
+    """The number of layers of the file's text encoder, without the fusion layers."""
     fused = len(model.fusion.layer)
     found = 1 + max((int(match[1]) for name in state if (match := LAYER.fullmatch(name))), default=-1)
     in_text = found if separate_fusion else found - fused
@@ -121,7 +126,7 @@ def _without_text(
     state: dict[str, Tensor], report: LoadReport, rename: Callable[[str], str | None]
 ) -> dict[str, Tensor]:
     """The tensors that do not depend on the file's text encoder. The others are reported as dropped."""
-    report.text_left_out = True
+    report.text_skipped = True
     kept = {}
     for name, tensor in state.items():
         if VOCABULARY_TENSORS.fullmatch(rename(name) or ""):
@@ -157,8 +162,10 @@ def assign(
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         remedy = f"; {REMEDY}" if any("'s text." in problem for problem in problems) else ""
-        if not remedy and report.text_left_out:
-            remedy = "; give model.fusion the width, heads, intermediate and eps of the checkpoint's fusion encoder"
+        if not remedy and report.text_skipped:
+            remedy = (
+                "; set width, heads, intermediate and eps in model.fusion to those of the checkpoint's fusion encoder"
+            )
         raise UserError(f"{report.source}: shapes differ: {'; '.join(problems[:3])}{more}{remedy}")
     loaded = set(report.loaded)
     report.fresh = [name for name in parameters if name not in loaded]
@@ -179,9 +186,9 @@ def _copies(
 
 
 def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:
-    """Resize ``tensor`` to ``parameter`` if it is a table of position biases or positions for a different grid, of frame
-    positions for a different number of frames, or, with ``model.text.max_positions``, of token positions. Other tensors are
-    returned unchanged."""
+    """Resizes ``tensor`` to the shape of ``parameter`` if it is a position table: biases or positions of patches for a different
+    grid, frame positions for a different number of frames, or, with ``model.text.max_positions``, token positions. Other tensors
+    are returned unchanged."""
     if name == FRAME_POSITIONS and tensor.shape != parameter.shape:
         return _fit_frames(name, tensor, parameter, report)
     stretches = model.config.text.max_positions is not None
@@ -211,15 +218,15 @@ def _rows(table: Tensor) -> int:
 
 
 def _fit_frames(name: str, tensor: Tensor, parameter: Tensor, report: LoadReport) -> Tensor:
-    """The first frames of ``tensor``. Missing frames are taken from ``parameter`` (as in the authors' code)."""
+    """Copies the positions of the first frames from ``tensor``; the rest come from ``parameter`` (as in the authors' code)."""
     if tensor.dim() != 4 or tensor.shape[2:] != parameter.shape[2:]:
         return tensor
-    both = min(tensor.shape[1], parameter.shape[1])
+    shared = min(tensor.shape[1], parameter.shape[1])
     fitted = parameter.detach().clone()
-    fitted[:, :both] = tensor[:, :both]
-    if both < parameter.shape[1]:
+    fitted[:, :shared] = tensor[:, :shared]
+    if shared < parameter.shape[1]:
         report.partly.append(name)
     report.resized[name] = (
-        f"the first {both} of {tensor.shape[1]} frames in the file, for {parameter.shape[1]} frames in the model"
+        f"the first {shared} of {tensor.shape[1]} frames in the file, for {parameter.shape[1]} frames in the model"
     )
     return fitted

@@ -1,5 +1,5 @@
-"""Recognises weight files by the names and shapes of their tensors alone: model, task, sizes, resolution, frames and
-vocabulary."""
+"""Recognises the model, task, sizes, resolution, frames and vocabulary of a weight file from the names and shapes of its
+tensors."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ VOCABULARIES = {
     50265: ("RoBERTa", "RoBERTa, English"),
     250002: ("XLM-R", "XLM-R, 100 languages"),
 }
-"""Vocabulary size of each published tokenizer -> name of the encoder, and a description of the tokenizer with its languages."""
+"""Maps the vocabulary size of each published tokenizer to the encoder's name and a description of the tokenizer."""
 SIZES = {(768, 12): "base", (1024, 24): "large"}
-"""Width and number of layers of a vision encoder, or of BERT."""
-THEIR_OWN = "their own"
+"""Maps the width and the number of layers of a vision encoder, or of BERT, to the name of the size."""
+OTHER_NAMES = "their own"
 TABLE = re.compile(r"vision\.backbone\.(?:.*\.)?relative_position_bias_table")
-OLDER = {
+OLDER_VISION_ENCODERS = {
     "a Swin transformer": re.compile(r"vision_encoder\.layers\.\d+\.blocks\."),
     "CLIP's vision transformer": re.compile(r"vision_encoder\.encoder\.layers\.\d+\."),
     "a vision transformer without relative positions": re.compile(r"vision_encoder\.blocks\.\d+\."),
 }
-"""Vision encoders of X-VLM and CCLM, whose other parts have the same names as in X²-VLM. The first matching pattern applies."""
+"""Vision encoders of X-VLM and CCLM. The other modules of these models have the same names as in X²-VLM. The first matching
+pattern applies."""
 XLM_R_WORDS = 250002
 SWIN_MASK = "vision_encoder.layers.0.blocks.1.attn_mask"
-"""Name pattern of a buffer of Swin transformers, (windows, patches per window, patches per window)."""
+"""Name of an attention mask in Swin transformers, of shape (windows, patches per window, patches per window)."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Sizes of an encoder. ``heads`` may be None, because shapes do not always show the number of heads."""
+    """Sizes of an encoder. ``heads`` is None if the shapes do not show the number of heads."""
 
     width: int
     layers: int
@@ -59,12 +60,12 @@ class Stack:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The kind and the sizes of a weight file. Values are None for parts that are not in the file, and for sizes that no shape
-    shows.
+    """The model in a weight file, and its sizes. Values are None for modules that are not in the file, and for sizes that the
+    shapes do not show.
 
     Attributes:
-        kind: such as "X²-VLM"; None if the file was not recognised.
-        names: "ours", "published" or :data:`THEIR_OWN`.
+        kind: name of the model, such as "X²-VLM"; None if the file was not recognised.
+        names: naming scheme of the tensors: "ours", "published" or :data:`OTHER_NAMES`.
         shapes: shapes of the tensors, by our names, without copies and buffers.
         grid: number of patches along a side of an image.
     """
@@ -94,9 +95,9 @@ def recognise(shapes: Shapes) -> Recognised:
     """Recognise a file from the names and shapes of its tensors."""
     names = in_our_names(shapes)
     ours = {name: shapes[file_name] for name, file_name in names.items()}
-    kind, whose = _kind_of(shapes, ours)
+    kind, naming = _kind_and_naming(shapes, ours)
     if kind is None:
-        return Recognised(None, whose, ours)
+        return Recognised(None, naming, ours)
     table = next((shape for name, shape in ours.items() if TABLE.fullmatch(name) and len(shape) == 2), None)
     swin = _is_swin(shapes)
     grid = None if swin else _grid(ours, table)
@@ -105,9 +106,9 @@ def recognise(shapes: Shapes) -> Recognised:
     frames = ours.get(FRAME_POSITIONS, ())
     return Recognised(
         kind,
-        whose,
+        naming,
         ours,
-        task=None if whose == THEIR_OWN else _task_of(ours),
+        task=None if naming == OTHER_NAMES else _task_of(ours),
         vision=None if swin else _stack(ours, "vision.backbone.blocks", "norm1.weight", table[1] if table else None),
         text=_stack(ours, "text.encoder.layer", "output.dense.bias"),
         fusion=_stack(ours, "fusion.layer", "output.dense.bias"),
@@ -136,25 +137,25 @@ def in_our_names(names: Collection[str]) -> dict[str, str]:
     return {bert_to_ours(name) or name: name for name in kept}
 
 
-def _kind_of(shapes: Shapes, ours: Shapes) -> tuple[str | None, str]:
-    """The kind of the file, and which naming scheme it uses."""
+def _kind_and_naming(shapes: Shapes, ours: Shapes) -> tuple[str | None, str]:
+    """The name of the model in the file, and the naming scheme of the tensors."""
     if is_published(shapes):
         separate_fusion = any(name.startswith(SEPARATE_FUSION) for name in shapes)
         multilingual = separate_fusion or ours.get(WORDS, ())[:1] == (XLM_R_WORDS,)
         if any(TABLE.fullmatch(name) for name in ours) and not _is_swin(shapes):
             return "X²-VLM with XLM-R (CCLM)" if multilingual else "X²-VLM", "published"
-        older = next((vision for vision, is_of in OLDER.items() if any(map(is_of.match, shapes))), None)
+        older = next((vision for vision, is_of in OLDER_VISION_ENCODERS.items() if any(map(is_of.match, shapes))), None)
         return (f"{'CCLM' if multilingual else 'X-VLM'} with {older}" if older else None), "published"
     if any(name.startswith("vision.backbone.") for name in shapes):
         return "ours", "ours"
     if _is_vit(shapes):
         beit = any(TABLE.fullmatch(name) for name in ours) or "blocks.0.attn.q_bias" in shapes
-        return "BEiT-2 (BEiT has the same names)" if beit else "a vision transformer of timm", THEIR_OWN
+        return "BEiT-2 (BEiT has the same names)" if beit else "a vision transformer of timm", OTHER_NAMES
     if len(ours.get(WORDS, ())) == 2 and any(name.startswith("text.encoder.layer.") for name in ours):
         token_types = ours.get("text.embeddings.token_type_embeddings.weight", (2,))[:1]
         known, _ = VOCABULARIES.get(ours[WORDS][0], ("", ""))
-        return known or ("of RoBERTa's family" if token_types == (1,) else "of BERT's family"), THEIR_OWN
-    return None, THEIR_OWN
+        return known or ("of RoBERTa's family" if token_types == (1,) else "of BERT's family"), OTHER_NAMES
+    return None, OTHER_NAMES
 
 
 def _is_mask(name: str) -> bool:
@@ -167,7 +168,7 @@ def _is_vit(names: Collection[str]) -> bool:
 
 
 def _is_swin(names: Collection[str]) -> bool:
-    return any(map(OLDER["a Swin transformer"].match, names))
+    return any(map(OLDER_VISION_ENCODERS["a Swin transformer"].match, names))
 
 
 def _task_of(ours: Mapping[str, tuple[int, ...]]) -> str:
@@ -191,7 +192,8 @@ def _task_of(ours: Mapping[str, tuple[int, ...]]) -> str:
 
 
 _RELATIONS = 3
-"""Number of classes of XVNLI. Its classifier sees one image, just as the classifier of video_qa sees one video."""
+"""Number of classes in XVNLI, a task of ``nlvr``. Its classifier sees one image, just as the classifier of ``video_qa`` sees one
+video; the number of classes distinguishes the two."""
 
 
 def _stack(ours: Shapes, prefix: str, width_of: str, heads: int | None = None) -> Stack | None:
@@ -202,7 +204,7 @@ def _stack(ours: Shapes, prefix: str, width_of: str, heads: int | None = None) -
 
 
 def _grid(ours: Shapes, table: tuple[int, ...] | None) -> int | None:
-    """Number of patches along a side, from a table of relative or absolute positions."""
+    """Number of patches along a side of the image, computed from a table of relative or absolute positions."""
     if table is not None and table[0] > CLS_ROWS:
         return grid_side(table[0])
     absolute = ours.get("vision.backbone.pos_embed", ())

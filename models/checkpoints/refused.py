@@ -1,5 +1,5 @@
-"""Errors for weight files that are refused: what the file is or contains, and the remedy. Nothing in a pickle is imported or
-run."""
+"""Errors for weight files that cannot be loaded safely. Messages say what the file contains and what to do. Nothing in a pickle
+is imported or run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ STATE_KEYS = ("model", "module", "state_dict")
 _PLAIN = ("torch.", "collections.OrderedDict", "argparse.Namespace", "_codecs.encode", "builtins.set")
 """Classes and functions that weight files may refer to."""
 _LEGACY_HEADERS = 3
-"""Number of pickles that precede the content in a file in torch's old format: magic number, version, machine."""
-_NAMED = 3
+"""Number of pickles that precede the content of a file in torch's old format: magic number, version and machine properties."""
+_MAX_NAMES = 3
+"""Maximum number of classes that an error message names."""
 
 
 def check_start(path: Path) -> None:
@@ -43,8 +44,8 @@ def check_start(path: Path) -> None:
 
 
 def refusal(path: Path, error: Exception) -> UserError:
-    """The error for a file that PyTorch refuses to load as weights. Its message names what else the file pickles, and explains
-    how to save only the weights."""
+    """The error for a file that PyTorch refuses to load as weights. Its message names the classes and functions that the file
+    pickles in addition to weights, and explains how to save only the weights."""
     names, content = _inspect(path)
     if not names:
         named = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
@@ -52,7 +53,8 @@ def refusal(path: Path, error: Exception) -> UserError:
     if not names:
         reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
         return UserError(f"{path} is not a weight file of torch or safetensors ({reason})")
-    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    listed = ", ".join(names[:_MAX_NAMES]) + more
     key = next((key for key in STATE_KEYS if isinstance(content, dict) and key in content), None)
     if key is not None:
         what, part = f"its `{key}`", f"[{key!r}]"
@@ -95,7 +97,8 @@ class _Inert:
 
 
 class _PickleInspector(pickle.Unpickler):
-    """Builds plain containers, and inert objects for everything else. ``names`` collects suspicious classes and functions."""
+    """Builds plain containers, and inert placeholders for everything else. ``names`` collects the classes and functions that
+    weights do not need."""
 
     def __init__(self, file: Any):
         super().__init__(file, encoding="latin1")
@@ -114,7 +117,8 @@ class _PickleInspector(pickle.Unpickler):
 
 
 def _inspect(path: Path) -> tuple[list[str], Any]:
-    """The classes and functions that a file pickles in addition to weights, and the content of the file, with inert objects.
+    """The classes and functions that a file pickles in addition to weights, and the content of the file, with inert placeholders
+    for objects.
 
     Returns an empty list and None if the file cannot be inspected.
     """

@@ -1,4 +1,4 @@
-"""Tables that map published names to ours and back. All conversion between the two naming schemes happens in this module."""
+"""Tables that map the tensor names of the published checkpoints to ours and back. All renaming happens in this module."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PREFIXES = {
 }
 NAMES = {"temp": "contrastive.temperature", "absolute_frame_pos_embed": "vision.frame_positions"}
 SEPARATE_FUSION = "cross_encoder."
-"""Prefix that occurs only in files whose fusion encoder is separate from the text encoder. These are the files with XLM-R."""
+"""Prefix of the fusion encoder in files that store it separately from the text encoder. These are the files with XLM-R."""
 MASKED_WORDS = ("text_encoder.bert.", "text_encoder.cls.")
-"""Prefixes that occur only in files whose text encoder is transformers' BERT for masked words, with its word head."""
+"""Prefixes that occur only in files whose text encoder is transformers' ``BertForMaskedLM``, which includes a word head."""
 NO_MASKED_WORDS = ("text_encoder.embeddings.", "mlm_head.")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -38,7 +38,7 @@ DROPPED = {
     "position_ids": "recomputed from the length",
     "one_hot": "the target of label smoothing, recomputed",
 }
-"""Buffers of the published files that our models compute."""
+"""Buffers in published files that our models compute instead: the last component of the name -> the reported reason."""
 
 TIED = {
     "text_encoder.cls.predictions.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",
@@ -52,12 +52,12 @@ TIED = {
 SHARED_WORDS = {
     "text_decoder.bert.embeddings.word_embeddings.weight": "text_encoder.embeddings.word_embeddings.weight",
 }
-"""Tensors that files with XLM-R also store twice, if the answer decoder shares XLM-R's words: copy -> original. In other files,
-namely files with BERT and files written by the released xGQA script, the two tensors differ."""
+"""Tensors that files with XLM-R also store twice, if the answer decoder shares XLM-R's word table: copy -> original. The two
+tensors differ in files with BERT, and in files written by the authors' xGQA script."""
 
 VOCABULARY_TENSORS = re.compile(r"text\..*|(decoder\.)?word_head\.(bias|decoder\..*)|decoder\.embeddings\..*")
-"""Our parameters that are replaced together with the text encoder: its own parameters, and all parameters with a row for each
-word."""
+"""Names of our parameters that are replaced together with the text encoder: the encoder's parameters, and all parameters with a
+row for each word."""
 
 
 def published_to_ours(text_layers: int) -> Callable[[str], str | None]:
@@ -84,7 +84,7 @@ def published_to_ours(text_layers: int) -> Callable[[str], str | None]:
 
 
 def is_published(names: Collection[str]) -> bool:
-    """True if a file has the published names. A file with our names can still contain a buffer with its published name."""
+    """True if a file uses the published names. (A file with our names can still contain a buffer under its published name.)"""
     return _any(names, "vision_encoder.") and not _any(names, "vision.backbone.")
 
 
@@ -112,17 +112,18 @@ class Layout:
         cross-attention."""
         layers = [match for match in map(LAYER.fullmatch, names) if match]
         fused = [int(match[1]) for match in layers if match[2].startswith("crossattention.")]
-        in_all = 1 + max((int(match[1]) for match in layers), default=-1)
-        apart = _any(names, SEPARATE_FUSION)
+        layer_count = 1 + max((int(match[1]) for match in layers), default=-1)
+        separate_fusion = _any(names, SEPARATE_FUSION)
         masked_words = _any(names, MASKED_WORDS)
-        return Layout(in_all if apart else min(fused, default=in_all), masked_words, apart)
+        text_layers = layer_count if separate_fusion else min(fused, default=layer_count)
+        return Layout(text_layers, masked_words, separate_fusion)
 
     @staticmethod
     def of_ours(shapes: Shapes) -> Layout:
-        """The layout in which the authors' code would save a model with these names and shapes of ours.
+        """The layout in which the authors' code would save a model that has these tensors under our names.
 
-        With BERT, the text encoder and the fusion encoder form one stack; with XLM-R, which has one token type, they are
-        separate. If there is a word head without its own table, the text encoder is a BERT for masked words.
+        With BERT, the text encoder and the fusion encoder form one stack. With XLM-R, which has one token type, they are
+        separate. If there is a word head without its own word table, the text encoder is a ``BertForMaskedLM``.
         """
         layers = [int(match[1]) for match in map(_OUR_TEXT_LAYER.match, shapes) if match]
         token_types = shapes.get("text.embeddings.token_type_embeddings.weight", (2,))
@@ -177,7 +178,8 @@ def stored_twice(names: Collection[str], layout: Layout) -> dict[str, str]:
 
 
 def bert_to_ours(name: str) -> str | None:
-    """Rename a tensor of a BERT or RoBERTa file to our name, for embeddings, layers and the word head; None for the rest."""
+    """Returns our name of a tensor in a BERT or RoBERTa file. Only embeddings, layers and the word head have one; for all other
+    tensors, it returns None."""
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     for prefix in ("bert.", "roberta."):
         name = name.removeprefix(prefix)

@@ -14,8 +14,19 @@ from utils.errors import UserError
 class LoadReport:
     """A record of what happened to the tensors of a file and to the parameters of a model.
 
-    Names are the model's names, except in ``dropped`` and ``unused``, which contain the file's names. Parameters in ``partly``
-    were loaded, except for some rows, which are fresh.
+    Names are the model's names, except in ``dropped`` and ``unused``, which contain the file's names.
+
+    Attributes:
+        source: the file or model that the tensors come from.
+        loaded: parameters that were loaded.
+        partly: parameters of which some rows were not in the file.
+        resized: parameters that were resized, with a description.
+        copied: parameters that were copied from a different tensor, with its name.
+        fresh: parameters that were not in the file and kept their initial values.
+        dropped: tensors that were skipped on purpose, with the reason.
+        unused: tensors without a counterpart in the model.
+        published: True if the file uses the published names.
+        text_skipped: True if the file's text encoder was skipped, because the model has a different text encoder.
     """
 
     source: str
@@ -27,9 +38,7 @@ class LoadReport:
     dropped: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     published: bool = False
-    """The file has the published names."""
-    text_left_out: bool = False
-    """True if the file's text encoder was skipped, because the model has a different text encoder."""
+    text_skipped: bool = False
 
     def lines(self) -> list[str]:
         """Returns lines for a log: counts of the file's tensors, then all tensors that were not simply loaded, grouped by
@@ -51,13 +60,13 @@ class LoadReport:
         """Raise a :class:`UserError` if an encoder does not have the same number of layers in the file and the model. Without
         this check, half an encoder could be loaded without any error."""
         for encoder, pattern in _LAYERS.items():
-            if encoder == "text" and self.text_left_out:
+            if encoder == "text" and self.text_skipped:
                 continue
             spare = {int(match[1]) for name in self.unused if (match := pattern.match(name))}
             missing = {int(match[1]) for name in self.fresh if (match := pattern.match(name))}
             loaded = {int(match[1]) for name in self.loaded if (match := pattern.match(name))}
-            # A layer in which only some parameters are fresh is a different problem, which is left to the caller. A file may lack
-            # an encoder.
+            # A layer in which only some parameters are fresh is a different problem, which is left to the caller. It is not an
+            # error if the file lacks an encoder.
             missing = missing - loaded if loaded else set()
             if spare or missing:
                 difference = _layers(len(spare), "more") if spare else _layers(len(missing), "fewer")
@@ -111,15 +120,17 @@ def by_module(names: Iterable[str]) -> list[str]:
 
 
 def _by_part(copied: dict[str, str]) -> list[tuple[str, str]]:
-    """Pairs of target and origin. Pairs that differ only in the ends of their names, such as all pairs of a layer, are merged."""
+    """Pairs of target and origin. Pairs that differ only in the same last components of both names, such as all parameters of a
+    layer, are merged."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for names in copied.items():
-        to, of = (_pattern(name).split(".") for name in names)
-        while len(to) > 1 and len(of) > 1 and to[-1] == of[-1]:
-            to, of = to[:-1], of[:-1]
-        groups.setdefault((".".join(to), ".".join(of)), []).append(names)
+        target, origin = (_pattern(name).split(".") for name in names)
+        while len(target) > 1 and len(origin) > 1 and target[-1] == origin[-1]:
+            target, origin = target[:-1], origin[:-1]
+        groups.setdefault((".".join(target), ".".join(origin)), []).append(names)
     return [
-        names[0] if len(names) == 1 else (f"{to}.* ({len(names)})", f"{of}.*") for (to, of), names in groups.items()
+        names[0] if len(names) == 1 else (f"{target}.* ({len(names)})", f"{origin}.*")
+        for (target, origin), names in groups.items()
     ]
 
 

@@ -1,5 +1,5 @@
-"""Settings that the shapes of weights do not show. If one of them differs, trained weights load without an error but compute
-different results."""
+"""Comparison of settings that cannot be seen in the shapes of weights. If such a setting differs, trained weights load without an
+error but compute different results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Settings = dict[str, Any]
 
 
 def unseen_settings(config: ModelConfig) -> Settings:
-    """The settings of a model that shapes do not show, including settings that come from its text encoder."""
+    """The settings of a model that the shapes of its weights do not show, including settings that come from its text encoder."""
     text, vision, fusion = _text_settings(config.text), config.vision, config.fusion
     return {
         "model.vision.backbone": vision.backbone,
@@ -62,7 +62,7 @@ def _text_settings(config: TextConfig) -> Settings:
 
 
 def model_section(values: Mapping[str, Any]) -> ModelConfig | None:
-    """The encoders in a run's plain config; None if the config is from a different version and cannot be compared."""
+    """The encoders' settings in a run's config; None if the config is from a different version and cannot be compared."""
     section = with_previous_defaults(values.get("model"), ModelConfig)
     if not isinstance(section, dict):
         return None
@@ -92,7 +92,7 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
         and value != ours[key]
         and not (new_text and key.startswith("model.text."))
     }
-    if _ambiguous(model.config.vision.image_size, trained.vision.image_size):
+    if _tables_misfit(model.config.vision.image_size, trained.vision.image_size):
         key = "model.vision.image_size"
         ours[key], wrong[key] = (_sides(config.vision.image_size) for config in (model.config, trained))
     if wrong:
@@ -105,13 +105,13 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
         )
 
 
-def _ambiguous(ours: ImageSize, theirs: ImageSize) -> bool:
-    """True if position tables do not fit, although their lengths may not show it. Tables for a grid that is not square are never
-    resized, and grids with the same number of patches have tables of the same length.
+def _tables_misfit(ours: ImageSize, trained: ImageSize) -> bool:
+    """True if trained position tables cannot be used for our image size, although their lengths may not show it. Tables for a
+    grid that is not square are never resized, and grids with the same number of patches have tables of the same length.
     """
-    (height, width), (their_height, their_width) = sides_of(ours), sides_of(theirs)
-    differ = (height, width) != (their_height, their_width)
-    return differ and (their_height != their_width or height * width == their_height * their_width)
+    (height, width), (trained_height, trained_width) = sides_of(ours), sides_of(trained)
+    differ = (height, width) != (trained_height, trained_width)
+    return differ and (trained_height != trained_width or height * width == trained_height * trained_width)
 
 
 def _sides(size: ImageSize) -> str:
@@ -119,9 +119,9 @@ def _sides(size: ImageSize) -> str:
     return "[{},{}]".format(*sides_of(size))
 
 
-def unlike_published(model: XVLM) -> list[str]:
-    """Returns lines for a log: the settings in which a model that has loaded a published file differs from all published
-    models."""
+def differences_from_published(model: XVLM) -> list[str]:
+    """Returns the settings in which a model that has loaded a published file differs from all published models, as lines for a
+    log."""
     parts = {"model.fusion": model.fusion.config}
     if isinstance(model.text, TextEncoder):
         parts["model.text.arch"] = model.text.block_config

@@ -1,4 +1,4 @@
-"""The minimum-cost assignment of targets to queries, computed on the device."""
+"""Minimum-cost assignment of targets (the boxes of an image) to queries (the predicted boxes), computed on the device."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ FREE = -1
 def assign(costs: Tensor, present: Tensor) -> Tensor:
     """Assigns the targets of each example to distinct queries at the minimum total cost.
 
-    This is the method of shortest augmenting paths (Jonker and Volgenant, 1987, "A shortest augmenting path algorithm for dense
-    and sparse linear assignment problems"), for all examples at once. Targets are added one by one. Each target takes the query
-    at the end of a shortest augmenting path, along which previously assigned targets may switch to other queries. The number of
-    steps depends on the shapes alone, so the host never waits for the device.
+    All examples are solved in parallel by the method of shortest augmenting paths (Jonker and Volgenant, 1987, "A shortest
+    augmenting path algorithm for dense and sparse linear assignment problems"). Targets are added one by one. Each target takes
+    the query at the end of a shortest augmenting path, along which previously assigned targets may switch to other queries. The
+    number of steps depends on the shapes alone, so the host never waits for the device.
 
     Args:
         costs: (N, M, K), the costs of assigning M targets to K queries, with M <= K.
         present: (N, M) bool, False for targets to ignore.
 
     Returns:
-        (N, M) int64, the query of each target; :data:`FREE` for ignored targets.
+        (N, M) int64, the index of each target's query; :data:`FREE` for ignored targets.
 
     Raises:
         ValueError: if there are more targets than queries.
@@ -47,8 +47,8 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
             shorter = searching.unsqueeze(1) & ~visited & (through < distance)
             distance = torch.where(shorter, through, distance)
             previous = torch.where(shorter, target.unsqueeze(1), previous)
-            least, nearest = distance.masked_fill(visited, torch.inf).min(dim=1)
-            shortest, end = torch.where(searching, least, shortest), torch.where(searching, nearest, end)
+            minimum, nearest = distance.masked_fill(visited, torch.inf).min(dim=1)
+            shortest, end = torch.where(searching, minimum, shortest), torch.where(searching, nearest, end)
             visited[every, end] |= searching
             taken_by = target_of[every, end]
             searching = searching & (taken_by != FREE)

@@ -1,4 +1,4 @@
-"""The post-norm transformer block of BERT with an optional cross-attention (section 3.3), and stacks of such blocks.
+"""The post-norm transformer block of BERT with an optional cross-attention (section 3.3 of the paper), and stacks of such blocks.
 
 Parameters have the same names as in Hugging Face's BERT. States are packed, (T, D), and attention pads them
 (:mod:`models.core.packing`).
@@ -52,7 +52,7 @@ class BlockConfig(Config):
 
 @dataclass(frozen=True)
 class QueryPositions:
-    """The tokens whose states the last block computes: up to W tokens of each of N texts.
+    """The tokens for which the last block computes states: up to W tokens of each of N texts.
 
     Attributes:
         positions: (N, W) int64, positions in the padded texts.
@@ -81,7 +81,8 @@ class QueryPositions:
         return QueryPositions(self.positions.index_select(0, index), packing)
 
     def tokens_of(self, packing: Packing) -> Tensor:
-        """Indices (Q,) of the query positions among the tokens of ``packing``. The index of a spare position is arbitrary."""
+        """Indices (Q,) of the query positions among the tokens of ``packing``. Spare positions, which fill up the packing, get
+        arbitrary indices."""
         text = self.packing.text_index.clamp(max=packing.count - 1)
         return packing.starts.index_select(0, text) + self.packing.pack(self.positions)
 
@@ -170,15 +171,16 @@ class Attention(nn.Module):
             (T, D).
         """
         queries = packing.pad(self.self["query"](states))
-        # (N, L, D) -> (N / S, S * L, D): the S texts of a pass that attend to the same row are neighbours. In the last block, W
-        # query positions take the place of L.
+        # (N, L, D) -> (N / S, S * L, D): the S texts of a pass that attend to the same row are neighbours. In the last block, L
+        # is replaced by the W query positions.
         sizes = [each.passes * len(each) for each in keys_values]
         parts = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)
         attended = [self._attend_to_rows(part, each) for part, each in zip(parts, keys_values, strict=True)]
         return self.output(packing.pack(torch.cat(attended).view(queries.shape)), states, packing)
 
     def _attend_to_rows(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
-        """``queries`` (passes * R, S * L, D) attend to the R rows of keys and values; each pass has queries for each row."""
+        """Attends from ``queries`` (passes * R, S * L, D) to the R rows of keys and values. Each pass has queries for each
+        row."""
         passes, (keys, values) = keys_values.passes, keys_values.read()
         # All passes attend to a row in one call, with passes * S * L queries, so that its keys and values are read only once.
         by_row = queries.unflatten(0, (passes, -1)).transpose(0, 1)
@@ -207,7 +209,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and a feed-forward layer, each with its own residual and norm.
+    """Self-attention, cross-attention and a feed-forward layer, each followed by a residual connection and a norm.
 
     ``cross_width`` is the width of the states that the cross-attention reads; if None, the block has no cross-attention.
     """
@@ -233,7 +235,8 @@ class Block(nn.Module):
         queries: QueryPositions | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Run the block; arguments and result as in :meth:`BlockStack.forward`, with the keys and values of this block only."""
+        """Runs the block. Arguments and result are those of :meth:`BlockStack.forward`, but ``keys_values`` contains only the
+        keys and values of this block."""
         states, packing = self.attention.attend_to_own_text(states, packing, bias, queries, cache)
         if self.crossattention is not None and keys_values:
             states = self.crossattention.attend_to_keys_values(states, packing, keys_values)
@@ -258,13 +261,13 @@ class BlockStack(nn.Module):
 
     @property
     def blocks_to_shard(self) -> list[Block]:
-        """See :class:`optim.setup.EncoderBlocks`. Blocks with cross-attention run once per stream, and project keys and values
-        beforehand."""
+        """See :class:`optim.setup.EncoderBlocks`. Blocks with cross-attention are not sharded, because they can run several times
+        in a step and project keys and values in separate calls."""
         return [block for block in self.blocks if block.crossattention is None]
 
     def length_cut(self, packings: Sequence[Packing]) -> int | None:
-        """See :func:`models.core.packing.length_cut`. None if the blocks are sharded (FSDP2), since all ranks must then run them
-        the same number of times, or if they are compiled, since each new shape could trigger a recompilation."""
+        """See :func:`models.core.packing.length_cut`. Returns None if the blocks are sharded (FSDP2), since all ranks must then
+        run the blocks the same number of times, or compiled, since each new shape could trigger a recompilation."""
         one_call = isinstance(self.layer[0], FSDPModule) or self._compiled_call_impl is not None
         return None if one_call else length_cut(packings)
 
@@ -282,16 +285,17 @@ class BlockStack(nn.Module):
         Args:
             states: (T, D).
             packing: the packing of the tokens.
-            bias: added to the scores of self-attention (:func:`attention_bias`); it broadcasts to (N, H, W or L, K).
+            bias: added to the scores of self-attention (:func:`attention_bias`); must broadcast to (N, H, L, K), or to
+                (N, H, W, K) with query positions.
             keys_values: keys and values for all layers, in the order of the texts that attend to them; if empty, cross-attention
                 is skipped, as for texts without an image.
-            queries: the tokens whose states the last block computes; if None, all tokens. Earlier blocks compute all states,
+            queries: the tokens for which the last block computes states; if None, all tokens. Earlier blocks compute all states,
                 since the next block attends to all tokens.
             cache: keys and values of earlier tokens in self-attention. The keys and values of this call are appended to the
-                cache, and K counts all of them.
+                cache, and K is their total number.
 
         Returns:
-            (Q, D); without query positions Q = T.
+            (Q, D), the states of the query positions; Q = T if ``queries`` is None.
         """
         for index, block in enumerate(self.blocks):
             block_keys_values = tuple(each.layer(index) for each in keys_values)
@@ -333,9 +337,9 @@ class BlockStack(nn.Module):
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a mask into the bias that ``scaled_dot_product_attention`` adds to the scores: 0 = attend, -inf = do not.
+    """Turns a mask into the bias that ``scaled_dot_product_attention`` adds to the scores: 0 = attend, -inf = do not.
 
-    Given a boolean mask, attention kernels would convert it again in every layer.
+    Attention also accepts boolean masks, but would convert them again in every layer.
 
     Args:
         mask: (N, K) bool, or (N, L, K) with a mask per query; True = attend.
@@ -349,9 +353,9 @@ def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def linear_dtype(states: Tensor) -> torch.dtype:
-    """Dtype of a linear layer's output for ``states``: under autocast, the autocast dtype."""
-    kind = states.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    """Dtype of a linear layer's output for the input ``states``: the autocast dtype under autocast, otherwise unchanged."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 def heads_error(width: int, heads: int) -> str | None:

@@ -1,4 +1,4 @@
-"""The contrastive loss between images and texts (section 3.3, eq. 1)."""
+"""The contrastive loss between images and texts (section 3.3 of the paper, eq. 1)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_TEMPERATURE = 0.5
 
 
 class ContrastiveConfig(Config):
-    """Settings of the contrastive loss, which covers the global batch."""
+    """Settings of the contrastive loss, which is computed over the global batch."""
 
     loss: Literal["softmax", "sigmoid"] = Field(
         "softmax",
@@ -71,7 +71,7 @@ class ContrastiveConfig(Config):
 
 
 class AligningConfig(ModelConfig):
-    """The shared model with the joint space of images and texts, for pre-training and retrieval."""
+    """The encoders' settings plus those of the joint embedding space of images and texts, for pre-training and retrieval."""
 
     embed_dim: int = Field(256, ge=1, le=MAX_WIDTH, description="width of the contrastive embeddings")
     temperature: float = Field(
@@ -104,7 +104,7 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
 
 
 class ContrastiveHead(nn.Module):
-    """Projections to the joint space, and the temperature."""
+    """Projects images and texts to the joint embedding space, and computes the contrastive loss with a learned temperature."""
 
     bias: nn.Parameter | None
 
@@ -124,8 +124,8 @@ class ContrastiveHead(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(model.temperature))
         self.register_parameter("bias", nn.Parameter(torch.tensor(config.bias)) if config.loss == "sigmoid" else None)
         self.cached: Iterator[Callable[[EmbeddedPairs, Sequence[Tensor]], Tensor]] | None = None
-        """Functions that compute the losses of the next forward passes from the pairs of a pass and :attr:`scalars`; see
-        :mod:`models.core.gradient_cache`."""
+        """With gradient caching (:mod:`models.core.gradient_cache`), functions that replace the losses of the next forward
+        passes. Their arguments are the pairs of a pass and :attr:`scalars`."""
 
     def embed_pairs(
         self,
@@ -137,11 +137,12 @@ class ContrastiveHead(nn.Module):
         hard_negatives: PackedTexts | None = None,
         hard_valid: Tensor | None = None,
     ) -> EmbeddedPairs:
-        """Embed N pairs. For the other arguments, see :class:`EmbeddedPairs`.
+        """Embeds N pairs.
 
         Args:
             images: N images, videos or regions; for translations, N texts.
             texts: N texts.
+            valid, group, same_group, hard_valid: see :class:`EmbeddedPairs`.
             hard_negatives: N * K texts; the K texts of pair n begin at n * K.
         """
         first = self.embed_text(images) if isinstance(images, PackedTexts) else self.embed_image(images)
@@ -149,7 +150,7 @@ class ContrastiveHead(nn.Module):
         return EmbeddedPairs(first, self.embed_text(texts), valid, group, same_group, hard, hard_valid)
 
     def embed_image(self, concepts: Concepts) -> Tensor:
-        """Normalised embeddings (R, E) of visual concepts, in float32 or higher precision."""
+        """Normalised embeddings (R, E) of visual concepts (images, videos or regions), in float32 or higher precision."""
         return F.normalize(losses.at_least_float32(self.vision_proj(concepts.mean)), dim=1)
 
     def embed_text(self, texts: PackedTexts) -> Tensor:
@@ -174,7 +175,7 @@ class ContrastiveHead(nn.Module):
         return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
 
     def clamp_temperature(self) -> None:
-        """Clamp the temperature to its range (0.001 to 0.5 in the authors' code). Call this before each forward pass."""
+        """Clamps the temperature to its range (0.001 to 0.5 in the authors' code). Call this method before each forward pass."""
         with torch.no_grad():
             self.temperature.clamp_(self.config.least_temperature, MAX_TEMPERATURE)
 
@@ -189,12 +190,12 @@ class ContrastiveHead(nn.Module):
             return losses.hard_similarity(pairs, self.temperature)
 
     def start_loss(self, pairs: EmbeddedPairs) -> Callable[[], Tensor]:
-        """Start the loss (eq. 1, or the sigmoid loss) over the global batch, summed over this rank's valid pairs. Every rank
-        computes its own sum.
+        """Starts computing the contrastive loss (eq. 1, or the sigmoid loss). Each valid pair of this rank is compared with the
+        pairs of all ranks, and the losses are summed over this rank's valid pairs.
 
         The method returns while the embeddings (N, E) of all ranks are still being gathered, so that the caller can start other
         work. The returned function waits for the embeddings and computes the loss. Its gradient is the gradient of the
-        single-process loss, or 1/ranks of it, depending on ``config.gradient``.
+        single-process loss, or 1/ranks of this gradient, depending on ``config.gradient``.
         """
         if self.cached is not None:
             return partial(next(self.cached), pairs, self.scalars)

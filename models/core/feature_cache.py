@@ -1,8 +1,8 @@
-"""A disk cache for the output of the vision encoder's frozen blocks, which is computed once per image.
+"""A disk cache for the output of the vision encoder's frozen blocks, so that it is computed once per image.
 
 As long as the first blocks are frozen, their output depends only on the pixels of an image and on the weights of these blocks.
-The cache is therefore keyed by a hash of the pixels and the weights, and augmentations, epochs and runs share it. To the cache, a
-different crop of an image is a different image.
+The cache is therefore keyed by a hash of the pixels and the weights, and can be shared by epochs and runs. Two crops of an image
+have different keys.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.weight_file import digest
 
-REMEDY = "give a different folder in optim.freeze.cache.folder"
+REMEDY = "set optim.freeze.cache.folder to a different folder"
 TOLERANCE = 1e-4
-"""Maximum difference between states with and without the cache, relative to the largest state."""
+"""Maximum difference between states with and without the cache, relative to the largest absolute value."""
 
 
 class FeatureCache:
-    """Caches the states of images after the first ``blocks`` blocks of a ``backbone``.
+    """Caches the states of images after the first ``blocks`` blocks of ``backbone``.
 
     Args:
         backbone: the backbone, whose first blocks are frozen and in evaluation mode.
@@ -48,28 +48,28 @@ class FeatureCache:
         """Digest of the frozen weights, which is part of each key; None before the first call."""
 
     def patches(self, pixels: Tensor, normalised: Tensor) -> Tensor:
-        """Normed patch states (N, P, D) of images.
+        """Returns the backbone's output for images: patch states (N, P, D) after the last norm.
 
         Args:
-            pixels: (N, 3, H, W) uint8, from which the keys of the cache are computed.
-            normalised: (N, 3, H, W) float, the same images as input for the backbone.
+            pixels: (N, 3, H, W) uint8; the cache keys are computed from these pixels.
+            normalised: (N, 3, H, W) float, the same images, normalised for the backbone.
         """
         if self._name is None:
             self._name = self._check(normalised)
         autocast = torch.get_autocast_dtype(pixels.device.type) if torch.is_autocast_enabled(pixels.device.type) else ""
         names = [self._key(image, str(autocast)) for image in pixels.cpu().numpy()]
-        kept = [self.cache.read(name, self._bytes) for name in names]
-        missing = [index for index, block in enumerate(kept) if block is None]
+        cached = [self.cache.read(name, self._bytes) for name in names]
+        missing = [index for index, content in enumerate(cached) if content is None]
         states = normalised.new_empty(len(names), *self._shape)
-        for index, block in enumerate(kept):
-            if block is not None:
-                state = np.frombuffer(block, np.float32).reshape(self._shape)
+        for index, content in enumerate(cached):
+            if content is not None:
+                state = np.frombuffer(content, np.float32).reshape(self._shape)
                 states[index] = torch.from_numpy(state.copy()).to(states)  # torch does not accept read-only memory
         if missing:
             fresh = self._first_blocks(normalised[missing]).float()
             states[missing] = fresh.to(states)
-            for number, state in zip(missing, fresh.cpu().numpy(), strict=True):
-                self.cache.ensure(names[number], self._bytes, state.tobytes)
+            for index, state in zip(missing, fresh.cpu().numpy(), strict=True):
+                self.cache.ensure(names[index], self._bytes, state.tobytes)
         return self.backbone.patches_after_block(normalised, self.blocks - 1, states)
 
     def _key(self, image: np.ndarray, autocast: str) -> str:
@@ -82,14 +82,14 @@ class FeatureCache:
 
     @torch.no_grad()
     def _check(self, normalised: Tensor) -> str:
-        """Check that running the blocks separately gives the same states as running the whole backbone, and that the states of an
-        image fit into the cache. Returns the digest of the frozen weights."""
+        """Checks that running the frozen blocks and the other blocks separately gives the same states as running the whole
+        backbone, and that the states of an image fit into the cache. Returns the digest of the frozen weights."""
         image = normalised[:1]
         with _evaluating(self.backbone.module):
             first = self._first_blocks(image)
             whole = self.backbone.patches(image)
-            apart = self.backbone.patches_after_block(image, self.blocks - 1, first)
-        if not (apart - whole).abs().max() <= TOLERANCE * whole.abs().max():
+            separate = self.backbone.patches_after_block(image, self.blocks - 1, first)
+        if not (separate - whole).abs().max() <= TOLERANCE * whole.abs().max():
             raise UserError(
                 "optim.freeze.cache: the blocks of this backbone have inputs other than the previous states; remove "
                 "this setting"
@@ -99,7 +99,7 @@ class FeatureCache:
         if self.max_bytes < (min_bytes := BlockCache.min_bound(self._bytes)):
             raise UserError(
                 f"optim.freeze.cache.gigabytes is {self.max_bytes / 1e9:g}, which is too small to cache any states; "
-                f"give {math.ceil(min_bytes / 1e6) / 1e3:g} or more"
+                f"set it to {math.ceil(min_bytes / 1e6) / 1e3:g} or more"
             )
         module = self.backbone.module
         after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)

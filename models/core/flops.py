@@ -1,24 +1,24 @@
 """The FLOPs of a training step, computed on the host from sizes alone.
 
-The sizes of a model's parts are read once and turned into coefficients: multiply-accumulates for each image, token, or pair of a
-query and a key (:class:`ModelCost`). The FLOPs of a step are these coefficients multiplied by the counts of its micro-batches,
+The sizes of a model's modules are read once and turned into coefficients (:class:`ModelCost`): FLOPs per image, per token, and
+per pair of a query and a key. The FLOPs of a step are the sum of these coefficients multiplied by counts from its micro-batches,
 such as the total length of the texts.
 
 We count the minimum arithmetic needed to compute the losses and their gradients:
 
 - each image, or frame of a video, goes through the backbone once, and is projected to keys and values once per layer;
 - texts count with their true length, without padding, and invalid examples are skipped;
-- if only [CLS] is read (matching, boxes, classes), or only masked words in pre-training, the last layer computes states at these
-  query positions only, and just keys and values for the other tokens;
+- if only the [CLS] state is needed (matching, boxes, classes), or only the states of masked words, the last layer computes states
+  at these query positions only; for the other tokens, it computes only keys and values;
 - words are predicted only at masked positions.
 
-A multiply-accumulate is two FLOPs, plus two for each of its factors that has a gradient (:func:`step_flops`). For a frozen
-encoder, we therefore count only the forward pass. For a frozen fusion encoder that passes gradients on to other parts, we count
-everything except the gradients of its weights. A layer that reads the states of a frozen encoder has no gradient for them. We
-count matrix products, convolutions and attention. We do not count norms, activations, softmax, lookups, masks or the optimiser,
-which take a few per cent of the time and do not use tensor cores. A mask within a sequence (causal, or the patches of a region)
-does not reduce the count. Recomputation that saves memory (gradient checkpointing, the backward pass of fused attention) is not
-counted.
+A multiply-accumulate counts as two FLOPs, plus two for each of its factors that has a gradient (:func:`step_flops`). For a frozen
+encoder, we therefore count only the forward pass. For a frozen fusion encoder that passes gradients on to other modules, we count
+everything except the gradients of its weights. A layer that reads the states of a frozen encoder computes no gradient for these
+states. We count matrix products, convolutions and attention. We do not count norms, activations, softmax, lookups, masks or the
+optimiser, which take a few per cent of the time and do not use tensor cores. A mask within a sequence (causal, or the patches of
+a region) does not reduce the count. Recomputation that saves memory (gradient checkpointing, the backward pass of fused
+attention) is not counted.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from optim.lora import UP
 from utils import distributed
 
 Lengths = npt.NDArray[np.int64]
-"""A number for each text: its tokens, its query positions, or the keys that it attends to."""
+"""A count for each text: its tokens, its query positions, or the keys that it attends to."""
 
 
 def step_flops(macs: int, *gradients: bool) -> int:
-    """FLOPs of multiply-accumulates in a step. ``gradients``: whether each factor has a gradient; factors without a gradient may
-    be omitted."""
+    """FLOPs of ``macs`` multiply-accumulates in a training step, forward and backward. Each of ``gradients`` is True if one of
+    the two factors has a gradient; factors without a gradient may be omitted."""
     return 2 * macs * (1 + sum(gradients))
 
 
 def trains(module: nn.Module) -> bool:
-    """True if any parameter of a part is trained. We assume that a part is trained or frozen as a whole."""
+    """True if any parameter of a module is trained. We assume that a module is trained or frozen as a whole."""
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
@@ -69,12 +69,12 @@ def counted_flops(run: Callable[[], Tensor]) -> int:
 
 
 def lengths(mask: Tensor, valid: Tensor) -> Lengths:
-    """Number of True values for each valid example: ``mask`` (N, L) bool, ``valid`` (N,) bool, both on the host."""
+    """Number of True values for each valid example. ``mask`` (N, L) bool and ``valid`` (N,) bool must be in host memory."""
     return np.count_nonzero(mask.numpy()[valid.numpy()], axis=1)
 
 
 def frames_of(pixels: Tensor) -> int:
-    """Number of images per example: 1 for images (I, 3, H, W), F for videos (I, F, 3, H, W)."""
+    """Number of frames per example: 1 for images (I, 3, H, W), F for videos (I, F, 3, H, W)."""
     return pixels.shape[1] if pixels.dim() == 5 else 1
 
 
@@ -93,7 +93,7 @@ def linear_macs(*modules: nn.Module | None) -> int:
 
 def linear_flops(states: bool, *modules: nn.Module | None) -> int:
     """FLOPs of a step for one state that passes through all linear layers of ``modules``, including the gradients of trained
-    weights. ``states``: whether the input states have gradients; the states between the two layers of an adapter always do."""
+    weights. ``states`` is True if the input states have gradients; the states between the two layers of an adapter always do."""
     total = 0
     for module in modules:
         for name, part in () if module is None else module.named_modules():
@@ -105,7 +105,7 @@ def linear_flops(states: bool, *modules: nn.Module | None) -> int:
 
 @dataclass(frozen=True)
 class VisionCost:
-    """The vision encoder.
+    """Cost of the vision encoder.
 
     Attributes:
         image: FLOPs of a step for encoding an image or frame into patches.
@@ -137,7 +137,7 @@ class VisionCost:
         return images * self.image
 
     def pool_regions(self, regions: int) -> int:
-        """FLOPs of the mean of each region's patches. The weights of this mean have no gradient."""
+        """FLOPs of averaging the patches of each region. The weights of this mean have no gradient."""
         return step_flops(regions * self.patches * self.width, self.trains)
 
     def keys(self, frames: int = 1) -> int:
@@ -170,9 +170,9 @@ class BlockCost:
 
         Args:
             block: the block; its ``crossattention`` may be None.
-            weights: whether the block is trained.
-            states: whether the input states have gradients.
-            cross: whether the states that texts attend to have gradients; if None, cross-attention is skipped.
+            weights: True if the block is trained.
+            states: True if the input states have gradients.
+            cross: True if the states that texts attend to have gradients; if None, cross-attention is skipped.
         """
         attention, crossattention = block.attention, block.crossattention
         after = states or weights  # whether queries, keys and values, and everything after them, have gradients
@@ -241,12 +241,12 @@ class StackCost:
 
     @cached_property
     def attending(self) -> tuple[BlockCost, BlockCost]:
-        """Cost of all blocks before the last one in total, and cost of the last block, with cross-attention."""
+        """With cross-attention: the total cost of all blocks except the last, and the cost of the last block."""
         return self._inner_and_last(self.cross)
 
     @cached_property
     def alone(self) -> tuple[BlockCost, BlockCost]:
-        """Cost of all blocks before the last one in total, and cost of the last block, without cross-attention."""
+        """Without cross-attention: the total cost of all blocks except the last, and the cost of the last block."""
         return self._inner_and_last(None)
 
     def _inner_and_last(self, cross: bool | None) -> tuple[BlockCost, BlockCost]:
@@ -262,8 +262,9 @@ class StackCost:
 
         Args:
             tokens: number of tokens of each text.
-            keys: number of keys of the cross-attention, for each text or the same for all; if None, cross-attention is skipped.
-            queries: number of states that the last block computes for each text; if None, all states.
+            keys: number of keys of the cross-attention, one number per text or one for all texts; if None, cross-attention is
+                skipped.
+            queries: number of states that the last block computes, one number per text or one for all texts; if None, all states.
         """
         inner, last = self.alone if keys is None else self.attending
         if queries is None:
@@ -280,8 +281,12 @@ class StackCost:
 
 @dataclass(frozen=True)
 class ContrastiveCost:
-    """Cost of the contrastive head: FLOPs of projecting an ``image`` or a ``text`` to the joint space, and the ``width`` of this
-    space."""
+    """Cost of the contrastive head.
+
+    Attributes:
+        image, text: FLOPs of projecting an image or a text to the joint embedding space.
+        width: width of this space.
+    """
 
     image: int
     text: int
@@ -298,8 +303,8 @@ class ContrastiveCost:
         )
 
     def run(self, images: int, texts: int, hard_negatives: int = 0) -> int:
-        """FLOPs of the embeddings; of the similarities between this rank's pairs and the pairs of all ranks, in both directions;
-        and of the similarities of hard negatives to their own images."""
+        """FLOPs of the embeddings, of the similarities between this rank's pairs and the pairs of all ranks in both directions,
+        and of the similarities between images and their hard negatives."""
         pairs = (images + texts) // 2
         similarity = (2 * pairs * pairs * distributed.world_size() + hard_negatives) * self.width
         return images * self.image + (texts + hard_negatives) * self.text + step_flops(similarity, True, True)
@@ -307,8 +312,14 @@ class ContrastiveCost:
 
 @dataclass(frozen=True)
 class HeadCost:
-    """Cost of a head on individual states: multiply-accumulates of its first layer (``entry``), of its other layers (``rest``),
-    and of a word table of the text encoder that it reads (``words``)."""
+    """Cost of a head that processes individual states.
+
+    Attributes:
+        entry: multiply-accumulates of the first layer.
+        rest: multiply-accumulates of the other layers.
+        words: multiply-accumulates of the product with the text encoder's word table; 0 if the head does not use the table.
+        words_train: True if the word table is trained.
+    """
 
     entry: int
     rest: int
@@ -323,13 +334,13 @@ class HeadCost:
         return HeadCost(entry, sum(rest), words.numel() if tied else 0, words.requires_grad)
 
     def flops(self, states: bool) -> int:
-        """FLOPs of a step for one state. ``states``: whether the state has a gradient."""
+        """FLOPs of a step for one state. ``states`` is True if the state has a gradient."""
         entry, rest = step_flops(self.entry, True, states), step_flops(self.rest, True, True)
         return entry + rest + step_flops(self.words, self.words_train, True)
 
 
-NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive", "set_head")
-"""Parts of a model that are not heads on individual states."""
+NOT_STATE_HEADS = ("vision", "text", "fusion", "decoder", "contrastive", "set_head")
+"""Modules of a model that are not heads on individual states."""
 
 
 @dataclass(frozen=True)
@@ -342,10 +353,10 @@ class MeasuredTextCost:
 
     @staticmethod
     def of(run: Callable[[int], int], projection: int) -> MeasuredTextCost:
-        """Coefficients derived from ``run(L)``, the FLOPs of a text of L tokens, at three lengths. ``projection``: additional
-        FLOPs per state."""
-        powers = np.vander(_MEASURED, 3)  # FLOPs are pair * L^2 + token * L + text
-        pair, token, text = np.linalg.solve(powers, [run(length) for length in _MEASURED]).round().tolist()
+        """Derives the coefficients from ``run(L)``, the FLOPs of a text of L tokens, at three lengths. ``projection`` is the
+        number of additional FLOPs per state."""
+        powers = np.vander(_LENGTHS, 3)  # FLOPs are pair * L^2 + token * L + text
+        pair, token, text = np.linalg.solve(powers, [run(length) for length in _LENGTHS]).round().tolist()
         return MeasuredTextCost(text, token + projection, pair)
 
     def run(self, tokens: Lengths) -> float:
@@ -354,16 +365,17 @@ class MeasuredTextCost:
         return float(self.text * len(lengths) + self.token * lengths.sum() + self.pair * (lengths**2).sum())
 
 
-_MEASURED = (8, 12, 16)
+_LENGTHS = (8, 12, 16)
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Coefficients of a model's parts.
+    """Costs of the modules of a model.
 
     Attributes:
+        vision, text, fusion: costs of the encoders.
         heads: costs of the heads, by their names in the model.
-        texts_train: whether the states of texts have gradients.
+        texts_train: True if the states of texts have gradients.
         contrastive: cost of the contrastive head; None if the model does not have one.
         decoder: cost of the answer decoder, including the prediction of a word from every state; None if the model has no
             decoder.
@@ -381,7 +393,7 @@ class ModelCost:
     def of(model: Any) -> ModelCost:
         """Coefficients of a :class:`models.core.xvlm.XVLM`."""
         text, contrastive, decoder = model.text, getattr(model, "contrastive", None), getattr(model, "decoder", None)
-        others = ((name, child) for name, child in model.named_children() if name not in NO_HEADS)
+        others = ((name, child) for name, child in model.named_children() if name not in NOT_STATE_HEADS)
         images_train, texts_train = trains(model.vision), trains(text)
         projection = step_flops(linear_macs(getattr(text, "projection", None)), texts_train, texts_train)
         fusion = StackCost.of(model.fusion, states=texts_train, cross=images_train)
@@ -403,7 +415,7 @@ class ModelCost:
 
     @cached_property
     def of_texts(self) -> ModelCost:
-        """Coefficients for a fusion encoder that attends to texts or has no cross-attention."""
+        """The same costs for a fusion encoder that attends to texts or skips cross-attention."""
         return replace(self, fusion=replace(self.fusion, cross=self.texts_train))
 
     def encode_texts(self, tokens: Lengths) -> float:
@@ -420,8 +432,8 @@ class ModelCost:
         return self.contrastive.run(images, texts, hard_negatives)
 
     def match(self, tokens: Lengths, keys: Lengths | int) -> int:
-        """FLOPs of the matching loss: each text with its image, a hard negative text with the image, and the text with a hard
-        negative image. The length of the negative text is not known in advance, so we use the length of the matched text."""
+        """FLOPs of the matching loss, which fuses each text with its image and with a hard negative image, and a hard negative
+        text with the image. The length of the negative text is not known in advance, so we use the length of the matched text."""
         return 3 * (self.fusion.run(tokens, keys, queries=1) + self.head("matching_head", len(tokens)))
 
     def fuse_pairs(
@@ -433,7 +445,7 @@ class ModelCost:
             tokens: number of tokens of each text.
             frames: number of frames per video; 1 for images.
             queries: see :meth:`StackCost.run`.
-            images: number of images or videos that the examples share; if None, each example has an image or video of its own.
+            images: number of images or videos that the examples share; if None, each example has a separate image or video.
         """
         examples, keys = len(tokens), self.vision.keys(frames)
         images = examples if images is None else images

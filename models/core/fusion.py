@@ -1,4 +1,5 @@
-"""The fusion encoder: texts attend to images, regions, videos or other texts through cross-attention (section 3.3)."""
+"""The fusion encoder: texts attend to images, regions, videos or other texts through cross-attention (section 3.3 of the
+paper)."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ from utils.errors import UserError
 class FusionConfig(Config):
     """Sizes of the fusion encoder.
 
-    A size that is null is taken from the text encoder. Sizes that are set do not change when the text encoder is replaced.
+    Sizes that are null are taken from the text encoder. Sizes that are set do not change when the text encoder is replaced.
     """
 
     layers: int = Field(6, ge=1, le=MAX_BLOCKS, description="number of blocks")
@@ -99,8 +100,8 @@ class FusionEncoder(BlockStack):
         return PackedTexts(fused(), texts.packing)
 
     def project_concepts(self, concepts: Concepts) -> KeysValues:
-        """Keys and values of visual concepts, one row per concept: the mean patch, then the patches. For regions see
-        :meth:`project_regions`."""
+        """Keys and values of visual concepts, one row per concept: first the mean of the patches, then the patches. Concepts that
+        are regions are projected by :meth:`project_regions`."""
         if concepts.patch_mask is None:
             return self.project(concepts.tokens())
         return self.project_regions(concepts, Concepts.whole(concepts.patches))[0]
@@ -108,9 +109,10 @@ class FusionEncoder(BlockStack):
     def project_regions(self, regions: Concepts, images: Concepts) -> tuple[KeysValues, KeysValues]:
         """Keys and values of R regions, and of the whole image of each region.
 
-        Both results contain the same tensors. A row holds the region's mean patch, its image's mean patch, and all patches of the
-        image. Each state is projected once and then copied into the rows that need it. The bias for regions hides the image's
-        mean and the patches outside the region; the bias for whole images hides the region's mean.
+        Both results contain the same tensors and differ only in their biases. A row holds the mean of the region's patches, the
+        mean of the image's patches, and all patches of the image. Each state is projected once and then copied into the rows that
+        need it. The bias for regions hides the image's mean and the patches outside the region; the bias for whole images hides
+        the region's mean.
         """
         assert regions.patch_mask is not None and regions.image_index is not None
         patches, image_index = regions.patches, regions.image_index
@@ -144,8 +146,8 @@ class FusionPass:
 
     Attributes:
         texts: N texts.
-        keys_values: the keys and values that they attend to; None if cross-attention is skipped.
-        queries: the tokens whose fused states are needed; None if all are.
+        keys_values: the keys and values that the texts attend to; None if cross-attention is skipped.
+        queries: the tokens whose fused states are needed; None if all tokens are needed.
     """
 
     texts: PackedTexts
@@ -158,7 +160,8 @@ class FusionPass:
         return self.texts.packing if self.queries is None else self.queries.packing
 
     def select(self, index: Tensor) -> FusionPass:
-        """The texts with the indices ``index`` (M,), in that order. This requires one row of keys and values per text."""
+        """A pass of the texts with the indices ``index`` (M,), in that order. Each text must have a separate row of keys and
+        values."""
         return FusionPass(
             self.texts.select(index),
             None if self.keys_values is None else self.keys_values.select(index),
@@ -170,9 +173,9 @@ class FusionQueue:
     """Collects texts to be fused, so that the texts of several losses are fused in one call.
 
     :meth:`cls`, :meth:`tokens` and :meth:`at_positions` each queue a pass of N texts and return a function, which returns the
-    fused states once :meth:`run` has been called. ``keys_values`` has R rows, each for S = N / R texts: text n attends to row n
-    // S. S must be equal in all passes of a queue. If ``keys_values`` is None, cross-attention is skipped, as for texts without
-    an image; in this case it must be None in every pass.
+    fused states once :meth:`run` has been called. ``keys_values`` has R rows, each for S = N / R texts: text n attends to row
+    ``n // S``. S must be equal in all passes of a queue. If ``keys_values`` is None, cross-attention is skipped, as for texts
+    without an image; ``keys_values`` must then be None in every pass.
 
     The order of the passes does not change the results, but it does change the speed: passes that attend to the same keys and
     values share one call of attention only if they are neighbours in the queue.
@@ -248,14 +251,14 @@ class FusionQueue:
         return fused.split([each.fused_packing.tokens for each in passes])
 
     def _fuse_by_length(self, passes: Sequence[FusionPass], cut: int) -> list[Tensor]:
-        """The fused states of each pass, computed in one call for texts of at most ``cut`` tokens and another call for longer
+        """The fused states of each pass, computed in one call for texts of at most ``cut`` tokens and in a second call for longer
         texts."""
         # Passes with the same packing get the same indices, so that they can still share attention to the same rows.
         packings = {id(each.texts.packing): each.texts.packing for each in passes}
         indices = {key: packing.short_and_long(cut) for key, packing in packings.items()}
         parts: list[list[tuple[Tensor, PackedTexts]]] = [[] for _ in passes]
-        for kind in range(2):
-            chosen = [indices[id(each.texts.packing)][kind] for each in passes]
+        for group in range(2):  # short texts, then long texts
+            chosen = [indices[id(each.texts.packing)][group] for each in passes]
             used = [index for index, texts in enumerate(chosen) if len(texts)]
             selected = [passes[index].select(chosen[index]) for index in used]
             for index, each, states in zip(used, selected, self._fuse(selected), strict=True):

@@ -82,7 +82,7 @@ class Generated:
     """N generated texts.
 
     Attributes:
-        tokens: (N, max_length) int64, without prompt and end token; :data:`~batches.base.IGNORE` after the end.
+        tokens: (N, max_length) int64, without the prompt and the end token, and padded with :data:`~batches.base.IGNORE`.
         ended: (N,) bool, True if the end token was generated.
         score: (N,) log-likelihoods after the length penalty, in float32 or higher precision.
     """
@@ -93,7 +93,7 @@ class Generated:
 
 
 class Decoder(Protocol):
-    """Predicts the next token of hypotheses, and keeps their states between calls."""
+    """Predicts the next token of hypotheses (partly generated texts), and keeps their states between calls."""
 
     def start(self, prompt: Tensor) -> Tensor:
         """Logits (N, V) after ``prompt`` (N, P)."""
@@ -122,13 +122,14 @@ class CachedDecoder(ABC):
 
     @abstractmethod
     def append(self, tokens: Tensor) -> Tensor:
-        """Append ``tokens`` (N, L) to the tokens of earlier calls, and return the logits (N, V) of the next token."""
+        """Appends ``tokens`` (N, L) to the tokens of earlier calls, and returns the logits (N, V) of the next token."""
 
 
 def generate(
     decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, uniforms: Tensor | None = None
 ) -> Generated:
-    """Continue each prompt in ``prompt`` (N, P) up to the token ``end``. ``uniforms``: see :func:`sample`."""
+    """Continues each prompt in ``prompt`` (N, P) up to the token ``end``, by beam search or sampling. ``uniforms`` are random
+    numbers for sampling; see :func:`sample`."""
     if config.sampling is None:
         return beam_search(decoder, prompt, end, config)
     assert uniforms is not None, "config.sampling is set, but uniforms are missing; pass random numbers (N, max_length)"
@@ -136,10 +137,10 @@ def generate(
 
 
 def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: BeamConfig) -> Generated:
-    """Search for the most likely continuation of each prompt in ``prompt`` (N, P) with ``config.beams`` hypotheses.
+    """Searches for the most likely continuation of each prompt in ``prompt`` (N, P) with ``config.beams`` hypotheses.
 
-    The result is the best hypothesis that either ended in any step or is still open at the maximum length. The search stops when
-    no open hypothesis of any prompt can become better than the best one found.
+    The result is the best of all hypotheses that have ended or have reached the maximum length. The search stops when, for every
+    prompt, no open hypothesis can become better than the best result so far.
     """
     count, beams, longest = len(prompt), config.beams, config.max_length
     tokens = prompt.new_full((count, 1, longest), IGNORE)
@@ -171,7 +172,7 @@ def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: BeamConfig) 
 
 
 def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, uniforms: Tensor) -> Generated:
-    """Continue each prompt in ``prompt`` (N, P) by sampling token by token.
+    """Continues each prompt in ``prompt`` (N, P) by sampling token by token.
 
     The scores are log-likelihoods before temperature and ``top_p``.
 
@@ -180,7 +181,7 @@ def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, u
         prompt: (N, P) int64.
         end: id of the end token.
         config: settings, with ``sampling`` set.
-        uniforms: (N, max_length) uniform random numbers in 0..1. They are the only source of randomness, so a text does not
+        uniforms: (N, max_length), uniform random numbers in 0..1. They are the only source of randomness, so a text does not
             depend on the other texts in its batch.
     """
     assert config.sampling is not None
@@ -205,10 +206,11 @@ def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, u
 
 
 def sample_token(likelihood: Tensor, config: SamplingConfig, uniform: Tensor) -> Tensor:
-    """Sample a token (N,) per sequence from log-likelihoods (N, V), using uniform random numbers ``uniform`` (N,) in 0..1."""
+    """Samples a token (N,) for each sequence from the log-likelihoods (N, V), using uniform random numbers ``uniform`` (N,) in
+    0..1."""
     probability, token = (likelihood / config.temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    # A sum of integers does not depend on their order. A cumulative sum of floats on a GPU does, so PyTorch refuses to compute
-    # it when deterministic algorithms are required.
+    # A sum of integers does not depend on the order of addition, but a cumulative sum of floats on a GPU does, so PyTorch refuses
+    # to compute it when deterministic algorithms are required.
     units = (probability.double() * UNITS).long()
     units_before = units.cumsum(dim=1) - units
     nucleus = units * (units_before < math.ceil(config.top_p * UNITS))
@@ -219,8 +221,8 @@ def sample_token(likelihood: Tensor, config: SamplingConfig, uniform: Tensor) ->
 
 
 def forbid(likelihood: Tensor, tokens: Tensor, end: int, config: BeamConfig) -> None:
-    """Set ``likelihood`` (N, K, V) to -inf for end tokens that come too early, and for tokens that would repeat an n-gram of
-    ``tokens`` (N, K, L)."""
+    """Sets ``likelihood`` (N, beams, V) to -inf for end tokens that come too early, and for tokens that would repeat an n-gram of
+    ``tokens`` (N, beams, L)."""
     length, size = tokens.shape[2], config.no_repeat_ngram
     if length < config.min_length:
         likelihood[:, :, end] = -torch.inf

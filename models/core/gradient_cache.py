@@ -1,10 +1,10 @@
-"""Gradient caching (Gao et al., 2021, arXiv:2101.06983): the contrastive loss over several micro-batches, with the activations
-of only one micro-batch in memory.
+"""Gradient caching (Gao et al., 2021, arXiv:2101.06983): computes the contrastive loss over several micro-batches while keeping
+the activations of only one micro-batch in memory.
 
-First, all micro-batches are embedded without storing activations, which gives the loss over all of them and its gradient with
-respect to each embedding. Then each micro-batch goes through its usual forward and backward pass, in which the contrastive loss
-is replaced by a linear function of the embeddings with this gradient. The sum over the micro-batches is the exact gradient,
-provided that dropout draws the same random numbers both times.
+First, all micro-batches are embedded without storing activations. From the embeddings, we compute the loss over all micro-batches
+and its gradient with respect to each embedding. Then each micro-batch goes through its usual forward and backward pass, in which
+the contrastive loss is replaced by a linear function of the embeddings with this gradient. The sum over the micro-batches is the
+exact gradient, provided that dropout draws the same random numbers both times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CachedLoss:
     Attributes:
         value: (), the contribution to the loss.
         embeddings: gradients of the complete loss with respect to :meth:`EmbeddedPairs.embeddings`.
-        scalars: (), contributions to the gradients with respect to the parameters of the loss (:attr:`ContrastiveHead.scalars`).
+        scalars: () each, contributions to the gradients of the temperature and the bias (:attr:`ContrastiveHead.scalars`).
     """
 
     value: Tensor
@@ -48,23 +48,23 @@ def spanning(
     head: ContrastiveHead,
     embed: Callable[[Any], Sequence[EmbeddedPairs]],
     micro_batches: Sequence[Any],
-    before: Callable[[int], None],
+    seed: Callable[[int], None],
 ) -> Iterator[None]:
-    """A context in which the forward passes of these micro-batches, in this order, use contrastive losses over all these
-    micro-batches.
+    """A context in which the forward passes of these micro-batches use contrastive losses over all of the micro-batches. The
+    forward passes must run in the given order.
 
     Args:
         head: contrastive head of the model.
         embed: returns the pairs of each contrastive loss of a micro-batch, in the order of the forward pass.
         micro_batches: micro-batches of this rank in one step.
-        before: seeds the random number generators for micro-batch i. It is called here, and the caller must call it again before
-            each forward pass.
+        seed: seeds the random number generators for micro-batch i. ``spanning`` calls it before embedding each micro-batch, and
+            the caller must call it again before each forward pass.
     """
     head.clamp_temperature()
     embedded = []
     with torch.no_grad():
         for index, batch in enumerate(micro_batches):
-            before(index)
+            seed(index)
             embedded.append(embed(batch))
     with cached_losses(head, embedded):
         yield
@@ -72,7 +72,7 @@ def spanning(
 
 @contextmanager
 def cached_losses(head: ContrastiveHead, embedded: Sequence[Sequence[EmbeddedPairs]]) -> Iterator[None]:
-    """See :func:`spanning`. ``embedded``: for each micro-batch, the pairs of each of its contrastive losses."""
+    """The second half of :func:`spanning`. ``embedded`` contains, for each micro-batch, the pairs of each contrastive loss."""
     by_loss = [_losses(head, micro_batches) for micro_batches in zip(*embedded, strict=True)]
     head.cached = iter([cached.loss for micro_batch in zip(*by_loss, strict=True) for cached in micro_batch])
     try:

@@ -1,4 +1,4 @@
-"""Heads on the states of the fusion encoder, for boxes (eq. 4), masked words (eq. 3) and classes."""
+"""Heads on the fusion encoder's states, which predict boxes (eq. 4), masked words (eq. 3) or classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BoxHead(MLPHead):
         super().__init__(width, 4)
 
     def forward(self, cls: Tensor) -> Tensor:
-        """Boxes (N, 4) from states (N, D): centre and size in 0..1, in float32 or higher precision."""
+        """Predicts boxes (N, 4) from states (N, D), as (cx, cy, w, h) in 0..1 and in float32 or higher precision."""
         return at_least_float32(super().forward(cls)).sigmoid()
 
 
@@ -65,8 +65,8 @@ class WordHead(nn.Module):
         text: MaskedText,
         word_embeddings: Tensor,
     ) -> Callable[[], Tensor]:
-        """Queue masked texts. After the queue has run, the returned function computes the loss of their masked words (eq. 3),
-        summed over the words.
+        """Queues masked texts for fusion. After the queue has run, the returned function computes the loss of their masked words
+        (eq. 3), summed over the words.
 
         Args:
             queue: the queue of the fusion encoder.
@@ -81,11 +81,11 @@ class WordHead(nn.Module):
 
 
 def masked_positions(text: MaskedText) -> tuple[QueryPositions, Tensor]:
-    """The masked tokens of a batch of texts, packed.
+    """Packs the positions and labels of the masked tokens in a batch of texts.
 
     Returns:
-        The positions of these tokens, which are the only positions at which the fusion encoder computes states for the word head;
-        and ``labels`` (Q,) int64, the original token ids, :data:`~batches.base.IGNORE` for spare tokens.
+        The positions of the masked tokens, at which the fusion encoder computes states for the word head; and ``labels`` (Q,)
+        int64, their original token ids, with :data:`~batches.base.IGNORE` for spare tokens.
     """
     packing = Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
     labels = packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)

@@ -33,7 +33,7 @@ def part_config(name: str, part: Literal["text", "vision"], key: str, extra_file
     Args:
         name: a name on the Hub, or a folder.
         part: name of the encoder in a vision-language model.
-        key: config key that contains the name, for messages.
+        key: config key that contains the name, for error messages.
         extra_files: additional files to download if they exist.
 
     Raises:
@@ -47,20 +47,20 @@ def part_config(name: str, part: Literal["text", "vision"], key: str, extra_file
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{key}: {name} has no usable configuration: {_reason(error)}") from None
     found = getattr(found, f"{part}_config", found)
-    for size, most in _LIMITS.items():
+    for size, limit in _LIMITS.items():
         value = getattr(found, size, None)
-        if isinstance(value, int) and value > most:
+        if isinstance(value, int) and value > limit:
             raise UserError(
-                f"{name}: {size} = {value:,} in its config.json is more than {most:,}; is the file damaged?"
+                f"{name}: {size} = {value:,} in its config.json is more than {limit:,}; is the file damaged?"
             )
     return found
 
 
 def model_class(hub_config: Any) -> Any:
-    """Returns the library's class for an encoder, given its configuration.
+    """Returns the class in transformers for an encoder, given its configuration.
 
     Raises:
-        UserError: if the library has no encoder of this kind.
+        UserError: if transformers has no such encoder.
     """
     import transformers
 
@@ -73,12 +73,12 @@ def model_class(hub_config: Any) -> Any:
 
 
 def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
-    """Returns the weights of an encoder, keyed by the library's parameter names.
+    """Returns the weights of an encoder, keyed by the parameter names in transformers.
 
     Args:
         name: a name on the Hub, or a folder; the weights come from the Hub cache, or are downloaded.
         hub_config: the configuration of the encoder.
-        key: config key that names the weights, for messages.
+        key: config key that contains the name, for error messages.
 
     Raises:
         UserError: if the weights do not exist, or are not in the cache and cannot be downloaded.
@@ -97,7 +97,7 @@ def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A context that silences transformers' progress bars and tables of unused weights. Our own report lists these weights."""
+    """A context that silences transformers' progress bars and tables of unused weights. Our load report lists these weights."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -115,7 +115,8 @@ def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:
     """Turns gradient checkpointing of a model's blocks on or off.
 
     Raises:
-        UserError: if the model does not support it; ``part`` is its name in ``train.recompute``.
+        UserError: if the model does not support gradient checkpointing. The message suggests removing ``part`` from the config
+            key ``train.recompute``.
     """
     if not model.supports_gradient_checkpointing:
         if enabled:
@@ -123,7 +124,7 @@ def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:
                 f"train.recompute: {type(model).__name__} does not support gradient checkpointing; remove `{part}`"
             )
         return
-    # Older versions call it gradient checkpointing.
+    # Only newer versions of transformers call this activation checkpointing.
     name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if enabled:
         getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})

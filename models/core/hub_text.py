@@ -1,4 +1,5 @@
-"""Text encoders by Hugging Face name or folder: our own blocks for the BERT and RoBERTa families, and an adapter for others."""
+"""Text encoders that are named by a Hugging Face name or folder. The BERT and RoBERTa families are built from our blocks; all
+others are wrapped by an adapter."""
 
 from __future__ import annotations
 
@@ -30,14 +31,15 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 """Names of our two dropout settings in Hugging Face configurations."""
 
 _EPS = ("layer_norm_eps", "norm_eps")
-"""Names of the setting for the epsilon of norms."""
+"""Names of the setting for the epsilon of norms in Hugging Face configurations."""
 
 _CAUSAL = ("clip_text_model", "clipseg_text_model", "owlvit_text_model", "owlv2_text_model")
-"""Encoders in transformers that read from left to right, in addition to its language models."""
+"""Text encoders in transformers that read from left to right although they are not language models."""
 
 
 class HubTextEncoder(nn.Module):
-    """An adapter for all other Hugging Face encoders, which supports only padding masks. ``width``: see :class:`TextEncoder`."""
+    """An adapter for Hugging Face encoders outside the BERT and RoBERTa families. It supports only padding masks. ``width``: see
+    :class:`TextEncoder`."""
 
     def __init__(self, config: TextConfig, hub_config: Any, width: int | None = None):
         super().__init__()
@@ -47,7 +49,7 @@ class HubTextEncoder(nn.Module):
                 "to 0"
             )
         self.model: Any = model_class(hub_config)._from_config(_with_dropout(hub_config, config))
-        # Both are unused, and DDP would wait for the gradients of their parameters.
+        # Remove the pooler and the head, which are unused: DDP would wait for the gradients of their parameters.
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None
         if isinstance(getattr(self.model, "head", None), nn.Linear):  # SigLIP's head, on the pooled text
@@ -93,7 +95,8 @@ class HubTextEncoder(nn.Module):
             )
 
     def _without_content(self, length: int) -> Callable[[], Tensor]:
-        """Returns a function that runs a copy of the model on the meta device, on one text of ``length`` tokens."""
+        """Returns a function that runs a copy of the model on one text of ``length`` tokens. The copy is on the meta device, so
+        nothing is computed."""
         model = on_meta(self.model, self.model)
         set_gradient_checkpointing(model, False, "text")
         model.warn_if_padding_and_no_attention_mask = lambda *inputs: None  # the model looks for padding in the ids
@@ -109,7 +112,7 @@ class HubTextEncoder(nn.Module):
         """See :class:`optim.setup.EncoderBlocks`.
 
         Raises:
-            UserError: if the Hugging Face model does not support it.
+            UserError: if the Hugging Face model does not support gradient checkpointing.
         """
         set_gradient_checkpointing(self.model, enabled, "text")
 
@@ -135,7 +138,7 @@ class HubTextEncoder(nn.Module):
         return self.model.get_input_embeddings().weight
 
     def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
-        """See :meth:`TextEncoder.forward`. Hugging Face's layers need all texts padded to the longest."""
+        """See :meth:`TextEncoder.forward`. All texts are padded to the longest text, as Hugging Face's layers require."""
         longest = max(text.ids.shape[1] for text in texts)
         ids, mask = (
             torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
@@ -152,8 +155,8 @@ class HubTextEncoder(nn.Module):
 
 
 def _with_dropout(hub_config: Any, config: TextConfig) -> Any:
-    """Returns a copy of a Hugging Face configuration with the run's dropout. Logs a warning for each dropout setting that the
-    configuration lacks."""
+    """Returns a copy of a Hugging Face configuration with the dropout rates of our config. Logs a warning for each dropout
+    setting that the Hugging Face configuration lacks."""
     result = copy.deepcopy(hub_config)
     settings = {
         "dropout": (_DROPOUT, config.dropout),
@@ -171,12 +174,13 @@ def _with_dropout(hub_config: Any, config: TextConfig) -> Any:
 def build_text_encoder(
     config: TextConfig, vocab_size: int | None, width: int | None = None
 ) -> TextEncoder | HubTextEncoder:
-    """Build the encoder that ``config`` names, with random weights.
+    """Builds the encoder that ``config`` names, with random weights.
 
     Args:
         config: the encoder and its dropout.
         vocab_size: number of entries of the tokenizer; None if unknown. It is used if the architecture has no vocabulary size.
-        width: width of the states; if None, the encoder's own width.
+        width: width of the output states; if it differs from the encoder's hidden size, the states are projected; if None, they
+            are not.
 
     Raises:
         UserError: if ``arch`` is null and ``encoder`` has no Hugging Face configuration, or if the vocabulary does not fit.
@@ -207,7 +211,7 @@ def build_text_encoder(
 
 
 def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:
-    """Check that every entry of the tokenizer has a word embedding. If either number is unknown (None), nothing is checked.
+    """Checks that every entry of the tokenizer has a word embedding. If either number is unknown (None), nothing is checked.
 
     Raises:
         UserError: if the tokenizer has more entries than the encoder has embeddings.
@@ -220,7 +224,7 @@ def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:
 
 
 def architecture_of(hub_config: Any) -> TextArchitecture:
-    """Sizes of our encoder from a Hugging Face configuration of the BERT or RoBERTa families."""
+    """Converts a Hugging Face configuration of the BERT or RoBERTa family to the sizes of our text encoder."""
     return TextArchitecture(
         family=BERT_FAMILY[hub_config.model_type],
         vocab_size=hub_config.vocab_size,
@@ -237,7 +241,7 @@ def architecture_of(hub_config: Any) -> TextArchitecture:
 
 
 def is_bert_family(hub_config: Any) -> bool:
-    """True if a Hugging Face configuration belongs to the BERT or RoBERTa family. Such encoders run on our own blocks."""
+    """True if a Hugging Face configuration belongs to the BERT or RoBERTa family. Encoders of these families use our blocks."""
     return hub_config.model_type in BERT_FAMILY
 
 

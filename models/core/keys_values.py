@@ -1,4 +1,4 @@
-"""Keys and values that are projected only once, for the states that texts attend to and for generated tokens."""
+"""Keys and values that are projected only once: for the states that texts attend to, and for the tokens generated so far."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class KeysValues:
     texts that attend to the image share them.
 
     Attributes:
-        layers: for each layer, the keys and the values, (R', K, D) each.
-        biases: (R', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; None = attend to all states. There is one
-            bias for each pass that attends to these rows (:class:`models.core.fusion.FusionQueue`): a single bias until passes
-            are merged.
+        layers: for each layer, the keys and the values, each (R', K, D), where R' is the number of stored rows.
+        biases: a bias (R', 1, 1, K) for each pass that attends to these rows (:class:`models.core.fusion.FusionQueue`); there is
+            a single bias until passes are merged. Biases are added to the attention scores: 0 = attend, -inf = do not. None
+            stands for attending to all states.
         rows: (R,) int64, indices of the selected rows among the R' stored rows. Selected rows are copied only when they are used.
             If None, all stored rows are used, in order.
     """
@@ -48,7 +48,7 @@ class KeysValues:
         return replace(self, rows=rows if self.rows is None else self.rows.index_select(0, rows))
 
     def split(self, sizes: Sequence[int]) -> list[KeysValues]:
-        """Split the rows, in order and without a copy, into parts of ``sizes`` rows."""
+        """Splits the rows, in order and without copying them, into groups of ``sizes`` rows."""
         assert self.rows is None, "selected rows cannot be split: split before selecting"
         biases = [[None] * len(sizes) if bias is None else bias.split(list(sizes)) for bias in self.biases]
         layers = [zip(keys.split(list(sizes)), values.split(list(sizes)), strict=True) for keys, values in self.layers]
@@ -56,10 +56,10 @@ class KeysValues:
 
     @staticmethod
     def merge(passes: Sequence[KeysValues]) -> list[KeysValues]:
-        """Merge adjacent passes with the same rows of the same tensors, so that their texts share one call of attention.
+        """Merges adjacent passes with the same rows of the same tensors, so that their texts share one call of attention.
 
-        For example, texts about regions attend to the same tensors twice: to the whole image for their boxes, and only to their
-        region for the other losses. The biases of merged passes may differ, but either all or none must be None.
+        For example, texts about regions attend to the same tensors twice: to the whole image to predict their boxes, and only to
+        their region for the other losses. The biases of merged passes may differ, but either all or none of them must be None.
         """
         merged: list[KeysValues] = []
         for each in passes:
@@ -76,17 +76,17 @@ class KeysValues:
         return merged
 
     def layer(self, index: int) -> KeysValues:
-        """The keys and values of the layer ``index`` only."""
+        """Returns the keys and values of layer ``index`` only."""
         return replace(self, layers=(self.layers[index],))
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, K, D), if there is one layer; selected rows are copied."""
+        """Returns the keys and the values, each (R, K, D), of the only layer. Selected rows are copied."""
         ((keys, values),), rows = self.layers, self.rows
         return (keys, values) if rows is None else (keys.index_select(0, rows), values.index_select(0, rows))
 
     def joined_bias(self, queries_per_row: int) -> Tensor | None:
-        """The bias (R, 1, 1, K) that all passes share, or (R, 1, passes * queries_per_row, K) if their biases differ.
-        ``queries_per_row``: number of queries per row in each pass."""
+        """Returns the bias (R, 1, 1, K) if all passes have the same bias. Otherwise, returns the biases of all passes, repeated
+        for each query, (R, 1, passes * queries_per_row, K). ``queries_per_row`` is the number of queries per row in each pass."""
         first, rows = self.biases[0], self.rows
         if first is None:
             return None
@@ -109,7 +109,8 @@ def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
 
 
 class KVCache:
-    """Keys and values (N, H, L, d) of all earlier tokens of N hypotheses, for each self-attention of a decoder."""
+    """Keys and values (N, H, L, d) of all earlier tokens of N hypotheses (partly generated texts), for each self-attention layer
+    of a decoder."""
 
     def __init__(self) -> None:
         self.layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}

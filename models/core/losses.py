@@ -1,6 +1,7 @@
-"""The losses of equations 1-5, as pure functions that return sums.
+"""The losses of equations 1-5 of the paper, as pure functions that return sums over examples.
 
-The divisor covers all ranks and micro-batches, so the caller divides (see :class:`batches.losses.Term`).
+The caller turns a sum into a mean, because the number of examples to divide by includes those of all ranks and micro-batches (see
+:class:`batches.losses.Term`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from batches.base import IGNORE
 
 COLUMNS = 4096
-"""Maximum number of pairs that the contrastive loss compares with this rank's pairs at a time."""
+"""Maximum number of pairs of all ranks that the contrastive loss compares with this rank's pairs at a time."""
 
 SameGroup = Literal["negative", "ignore", "positive"]
-"""How two pairs of the same group are treated: as negatives of each other, ignored, or as positives."""
+"""How the loss treats two pairs of the same group: as negatives of each other, not at all, or as positives."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32 if its precision is lower, and unchanged otherwise, so that a float64 model stays in float64."""
+    """Converts ``tensor`` to float32 if its precision is lower. A float64 tensor is returned unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -33,12 +34,12 @@ class EmbeddedPairs(NamedTuple):
     """The embeddings of N pairs of an image and a text; for translations, of two texts.
 
     Attributes:
-        image, text: (N, E) L2-normalised embeddings.
+        image, text: (N, E), L2-normalised embeddings.
         valid: (N,) bool, True for the pairs that enter the loss.
-        group: (N,) int64. Within a group, the text of each pair matches the images of all other pairs: in pre-training, the pairs
-            have equal texts; in retrieval, they have the same image.
-        same_group: how the contrastive loss treats pairs of the same group.
-        hard_negatives: (N, K, E) embeddings of texts that are negatives of pair n alone.
+        group: (N,) int64, the group of each pair. Within a group, each text also matches the images of the other pairs: in
+            pre-training, the pairs of a group have equal texts; in retrieval, they have the same image.
+        same_group: how the contrastive loss treats two pairs of the same group.
+        hard_negatives: (N, K, E), embeddings of K texts for each pair, which are negatives of this pair only.
         hard_valid: (N, K) bool, True for the hard negatives that enter the loss.
     """
 
@@ -51,11 +52,11 @@ class EmbeddedPairs(NamedTuple):
     hard_valid: Tensor | None = None
 
     def embeddings(self) -> list[Tensor]:
-        """The embeddings of images, texts and, if there are any, hard negatives."""
+        """Returns the embeddings of the images, the texts and, if there are any, the hard negatives."""
         return [self.image, self.text, *([] if self.hard_negatives is None else [self.hard_negatives])]
 
     def with_embeddings(self, embeddings: Sequence[Tensor]) -> EmbeddedPairs:
-        """Returns a copy of the pairs with these :meth:`embeddings`."""
+        """Returns a copy of the pairs with other embeddings, in the order of :meth:`embeddings`."""
         image, text, *hard = embeddings
         return self._replace(image=image, text=text, hard_negatives=hard[0] if hard else None)
 
@@ -69,13 +70,14 @@ def contrastive(
     """Eq. 1: the mean of the cross-entropies in both directions, summed over this rank's valid pairs.
 
     With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as in the authors' code for
-    retrieval). More than :data:`COLUMNS` pairs are compared in chunks, and their similarities are recomputed in the backward
-    pass, so memory does not grow with the number of ranks. Each image is also compared with its own hard negatives.
+    retrieval). If there are more than :data:`COLUMNS` pairs, they are compared in chunks, and their similarities are recomputed
+    in the backward pass, so memory does not grow with the number of ranks. Each image is also compared with its hard negatives.
 
     Args:
         local: the N pairs of this rank.
-        all_ranks: the pairs of all ranks in order of rank; pair ``offset + i`` is local pair i.
-        temperature: () divisor of the similarities.
+        all_ranks: the pairs of all ranks, in order of rank.
+        offset: index in ``all_ranks`` of this rank's first pair.
+        temperature: scalar tensor by which the similarities are divided.
     """
     count = len(all_ranks.valid)
     run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _compare if count <= COLUMNS else partial(_recomputed, _compare)
@@ -88,8 +90,8 @@ def contrastive(
             blocks.append((hard, torch.zeros_like(hard), torch.zeros_like(local.group)))
         for start in range(0, count, COLUMNS):
             block = slice(start, start + COLUMNS)
-            theirs = all_ranks.group[block], all_ranks.valid[block]
-            blocks.append(run(queries, keys[block], temperature, local.group, theirs, offset - start, local.same_group))
+            labels = all_ranks.group[block], all_ranks.valid[block]
+            blocks.append(run(queries, keys[block], temperature, local.group, labels, offset - start, local.same_group))
         log_totals, positive_sums, positives = (torch.stack(part) for part in zip(*blocks, strict=True))
         likelihood = positive_sums.sum(dim=0) / positives.sum(dim=0) - log_totals.logsumexp(dim=0)
         loss = loss - likelihood.masked_fill(~local.valid, 0).sum() / 2
@@ -109,17 +111,18 @@ def sigmoid_contrastive(
 
     Args:
         local, all_ranks, offset, temperature: as in :func:`contrastive`.
-        bias: (), added to the similarities after division; it reflects that most images and texts do not match.
+        bias: scalar tensor that is added to the similarities after the division; it reflects that most images and texts do not
+            match.
     """
     count = len(all_ranks.valid)
     loss = local.image.new_zeros(())
     for queries, keys in ((local.image, all_ranks.text), (local.text, all_ranks.image)):
         for start in range(0, count, COLUMNS):
             block = slice(start, start + COLUMNS)
-            theirs = all_ranks.group[block], all_ranks.valid[block]
+            labels = all_ranks.group[block], all_ranks.valid[block]
             arguments = (
                 *(queries, keys[block], temperature, bias),
-                *(local.group, theirs, offset - start, local.same_group),
+                *(local.group, labels, offset - start, local.same_group),
             )
             per_query = (
                 _pairwise_sigmoid(*arguments) if count <= COLUMNS else _recomputed(_pairwise_sigmoid, *arguments)
@@ -132,8 +135,8 @@ def sigmoid_contrastive(
 
 
 def hard_similarity(pairs: EmbeddedPairs, temperature: Tensor) -> Tensor:
-    """Similarities (N, K) of the images to their own hard negatives, divided by the temperature. For invalid hard negatives, this
-    is a large negative number without a gradient."""
+    """Similarities (N, K) of the images to their hard negatives, divided by the temperature. The similarity to an invalid hard
+    negative is a large negative number without a gradient."""
     assert pairs.hard_negatives is not None and pairs.hard_valid is not None
     logits = torch.einsum("ne,nke->nk", pairs.image, pairs.hard_negatives) / temperature
     return logits.masked_fill(~pairs.hard_valid, torch.finfo(logits.dtype).min / 2)
@@ -145,26 +148,29 @@ def _pairwise_sigmoid(
     temperature: Tensor,
     bias: Tensor,
     group: Tensor,
-    theirs: tuple[Tensor, Tensor],
+    key_labels: tuple[Tensor, Tensor],
     offset: int,
     same_group: SameGroup,
 ) -> Tensor:
-    """The sigmoid losses (N,) of N queries, each summed over M keys; arguments as in :func:`_compare`."""
-    hidden, positive = _roles(group, theirs, offset, same_group)
+    """The sigmoid losses (N,) of N queries, each summed over M keys. For the arguments, see :func:`_compare`."""
+    hidden, positive = _ignored_and_positive(group, key_labels, offset, same_group)
     logits = queries @ keys.t() / temperature + bias
     return -F.logsigmoid(torch.where(positive, logits, -logits)).masked_fill(hidden, 0).sum(dim=1)
 
 
-def _roles(group: Tensor, theirs: tuple[Tensor, Tensor], offset: int, same_group: SameGroup) -> tuple[Tensor, Tensor]:
-    """Two masks (N, M): the keys that a query ignores, and the keys that match it; arguments as in :func:`_compare`."""
-    their_group, their_valid = theirs
+def _ignored_and_positive(
+    group: Tensor, key_labels: tuple[Tensor, Tensor], offset: int, same_group: SameGroup
+) -> tuple[Tensor, Tensor]:
+    """Two masks (N, M): the keys that a query ignores, and the keys that match the query. For the arguments, see
+    :func:`_compare`."""
+    key_group, key_valid = key_labels
     index = torch.arange(len(group), device=group.device) + offset
-    itself = index.unsqueeze(1) == torch.arange(len(their_group), device=group.device)
-    equal = (group.unsqueeze(1) == their_group.unsqueeze(0)) & their_valid | itself
-    hidden = ~their_valid & ~itself
+    same_pair = index.unsqueeze(1) == torch.arange(len(key_group), device=group.device)
+    equal = (group.unsqueeze(1) == key_group.unsqueeze(0)) & key_valid | same_pair
+    ignored = ~key_valid & ~same_pair
     if same_group == "ignore":
-        hidden = hidden | equal & ~itself
-    return hidden, equal if same_group == "positive" else itself
+        ignored = ignored | equal & ~same_pair
+    return ignored, equal if same_group == "positive" else same_pair
 
 
 def _compare(
@@ -172,33 +178,33 @@ def _compare(
     keys: Tensor,
     temperature: Tensor,
     group: Tensor,
-    theirs: tuple[Tensor, Tensor],
+    key_labels: tuple[Tensor, Tensor],
     offset: int,
     same_group: SameGroup,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare the embeddings of N queries with the embeddings of M keys.
+    """Compares the embeddings of N queries with the embeddings of M keys.
 
     Args:
         queries, keys: (N, E) and (M, E).
-        temperature: () divisor of the similarities.
-        group: (N,) groups of the queries.
-        theirs: ``group`` and ``valid`` (M,) of the keys.
+        temperature: scalar tensor by which the similarities are divided.
+        group: (N,), the groups of the queries.
+        key_labels: ``group`` and ``valid`` of the keys, each (M,).
         offset: query i and key ``offset + i`` are the same pair.
-        same_group: how a query and a key of the same group are treated.
+        same_group: how the loss treats a query and a key of the same group.
 
     Returns:
-        For each query, (N,): the log of the sum of exponentials over the keys, the sum over its positives, and the number of
-        positives.
+        Three tensors (N,) with a value for each query: the log of the sum of exponentials over the keys, the sum of the
+        similarities to its positives, and the number of its positives.
     """
-    hidden, positive = _roles(group, theirs, offset, same_group)
+    hidden, positive = _ignored_and_positive(group, key_labels, offset, same_group)
     # A large negative number instead of -inf, so that a chunk in which all columns are hidden has a gradient of 0, not NaN.
     logits = (queries @ keys.t() / temperature).masked_fill(hidden, torch.finfo(queries.dtype).min / 2)
     return logits.logsumexp(dim=1), logits.masked_fill(~positive, 0).sum(dim=1), positive.sum(dim=1)
 
 
 def _recomputed(compare: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``compare`` with gradient checkpointing: it is called again in the backward pass, so that only its results stay in
-    memory."""
+    """Calls ``compare`` with gradient checkpointing: only its results stay in memory, and it is called again in the backward
+    pass."""
     return checkpoint(compare, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
@@ -209,21 +215,22 @@ def matching(logits: Tensor, matched: Tensor, valid: Tensor) -> Tensor:
 
 
 def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 3, summed over the masked tokens. ``logits`` (Q, V); ``labels`` (Q,) int64, :data:`IGNORE` for unlabelled tokens."""
+    """Eq. 3, summed over the masked tokens. ``logits`` are (Q, V), and ``labels`` (Q,) int64, :data:`IGNORE` for unlabelled
+    tokens."""
     return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE, reduction="sum")
 
 
 def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, excluded: Tensor) -> Tensor:
     """Divergence of the predicted words from a smoothed target, summed over the labelled tokens.
 
-    The target is ``1 - smoothing`` for the label; all other words except ``excluded`` share the rest evenly, as in the authors'
-    code for captioning.
+    The target probability of the label is ``1 - smoothing``. All other words except ``excluded`` share the rest evenly, as in the
+    authors' code for captioning.
 
     Args:
         logits: (Q, V).
         labels: (Q,) int64, :data:`IGNORE` for tokens without a label.
         smoothing: in 0..1; 0 gives the cross-entropy.
-        excluded: (Q,) int64, the word ([CLS]) whose target is 0 at each token.
+        excluded: (Q,) int64, the word whose target probability is 0 at each token ([CLS]).
     """
     labelled = labels != IGNORE
     label = labels.masked_fill(~labelled, 0).unsqueeze(1)
@@ -240,8 +247,8 @@ def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, excluded: T
 
 
 def box_l1(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """The L1 loss of eq. 5, summed over the four coordinates (cx, cy, w, h) of the valid boxes. Boxes (N, 4), ``valid`` (N,)
-    bool."""
+    """The L1 loss of eq. 5, summed over the four coordinates (cx, cy, w, h) of the valid boxes. ``predicted`` and ``target`` are
+    (N, 4), and ``valid`` is (N,) bool."""
     per_box = (predicted - target).abs().sum(dim=1)
     return per_box.masked_fill(~valid, 0).sum()
 
@@ -256,13 +263,14 @@ def box_giou(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 def corners(boxes_cxcywh: Tensor) -> Tensor:
-    """Convert boxes (N, 4) from centre and size to left, top, right, bottom."""
+    """Converts boxes (N, 4) from (cx, cy, w, h) to (left, top, right, bottom)."""
     centre, size = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:]
     return torch.cat([centre - size / 2, centre + size / 2], dim=1)
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (N,) in [-1, 1] of box n in ``a`` and box n in ``b``, (N, 4) corners; finite for boxes without area."""
+    """Generalised IoU (N,) in [-1, 1] of box n in ``a`` and box n in ``b``, both (N, 4) as corners. The result is finite for
+    boxes without area."""
     tiny = torch.finfo(a.dtype).tiny
     overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
     areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(dim=1) for box in (a, b)]

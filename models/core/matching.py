@@ -1,4 +1,4 @@
-"""The matching loss with hard negatives (section 3.3, eq. 2)."""
+"""The matching loss with hard negatives (section 3.3 of the paper, eq. 2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from models.core.packing import PackedTexts
 
 
 class MatchingHead(MLPHead):
-    """Classifies fused [CLS] states (N, D): do the text and the image match? Class 1 of the logits (N, 2) is "matched"."""
+    """Classifies whether a text and an image match, from the fused [CLS] states (N, D). Class 1 of the logits (N, 2) is
+    "matched"."""
 
     def __init__(self, width: int):
         super().__init__(width, 2)
@@ -31,15 +32,15 @@ class MatchingHead(MLPHead):
         contrastive: ContrastiveHead,
         hard_negatives: PackedTexts | None = None,
     ) -> Callable[[], Tensor]:
-        """Queue N matched pairs, and the pairs with hard negatives. After the queue has run, the returned function computes the
-        loss.
+        """Queues N matched pairs and their pairs with hard negatives for fusion. After the queue has run, the returned function
+        computes the loss.
 
         Args:
             queue: the queue of the fusion encoder.
             texts: N texts.
             keys_values: keys and values of the images, one row per text.
-            pairs: embeddings of the images and texts, whose similarities determine the sampling of negatives.
-            contrastive: the head that embedded them.
+            pairs: embeddings of the images and texts; negatives are sampled by their similarities.
+            contrastive: the head that embedded the pairs.
             hard_negatives: N * K texts, from which the negative text of a pair can also be sampled.
         """
         allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
@@ -58,8 +59,8 @@ class MatchingHead(MLPHead):
     def sample_hard_negatives(
         self, contrastive: ContrastiveHead, pairs: EmbeddedPairs, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sample a negative image and a negative text for each of N pairs, with a preference for similar ones. Both come from the
-        local batch; texts can also come from the K hard negatives of the pair.
+        """Samples a negative image and a negative text for each of N pairs, with a preference for similar images and texts. They
+        come from this rank's batch; texts can also come from the pair's K hard negatives.
 
         Args:
             contrastive: the head that embedded the pairs.
@@ -67,31 +68,35 @@ class MatchingHead(MLPHead):
             allowed: (N, N) bool, as returned by :func:`allowed_negatives`.
 
         Returns:
-            (N,) int64, the index of the pair whose image (for translations, whose first text) is a negative for text n; and (N,)
-            int64, the index of the text that is a negative for image n, in the concatenation of the N texts and the N * K hard
-            negatives. Both are undefined for a pair without allowed negatives.
+            Two tensors (N,) int64. The first contains, for each text, the index of the pair whose image (for translations, whose
+            first text) is the negative. The second contains, for each image, the index of the negative text in the concatenation
+            of the N texts and the N * K hard negatives. For pairs without allowed negatives, the values are undefined.
         """
         similarity = contrastive.similarity(pairs.image, pairs.text)
         negative_image = self.sample_negatives(similarity.t(), allowed)
         if pairs.hard_negatives is None or pairs.hard_valid is None:
             return negative_image, self.sample_negatives(similarity, allowed)
         count, each, _ = pairs.hard_negatives.shape
-        to_own = contrastive.hard_similarity(pairs)
+        hard_similarity = contrastive.hard_similarity(pairs)
         column = self.sample_negatives(
-            torch.cat([similarity, to_own], dim=1), torch.cat([allowed, pairs.hard_valid], dim=1)
+            torch.cat([similarity, hard_similarity], dim=1), torch.cat([allowed, pairs.hard_valid], dim=1)
         )
-        own_first = torch.arange(count, device=column.device) * each  # column N + k of row n is its hard negative k
-        return negative_image, torch.where(column < count, column, column + own_first)
+        first_hard = (
+            torch.arange(count, device=column.device) * each
+        )  # column N + k of row n is pair n's hard negative k
+        return negative_image, torch.where(column < count, column, column + first_hard)
 
     def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
         """The index (N,) of one negative for each row of ``similarity`` (N, M)."""
         return sample(negative_weights(similarity, allowed))
 
     def loss(self, fused: Sequence[Tensor], has_negatives: Tensor) -> Tensor:
-        """Eq. 2 from fused [CLS] states (N, D) of matched pairs, then of pairs with hard negatives.
+        """Computes eq. 2.
 
-        ``has_negatives`` (N,) bool: a pair without negatives is skipped entirely, since matched pairs alone would only teach the
-        model to always predict "matched".
+        Args:
+            fused: fused [CLS] states, each (N, D): first of the matched pairs, then of the pairs with hard negatives.
+            has_negatives: (N,) bool. A pair without negatives is skipped entirely, since matched pairs alone would only teach the
+                model to always predict "matched".
         """
         logits = self(torch.cat(list(fused)))
         matched = torch.arange(len(logits), device=logits.device) < len(has_negatives)
@@ -99,12 +104,12 @@ class MatchingHead(MLPHead):
 
 
 def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tensor:
-    """Mask (N, N) of the pairs that may serve as each other's negatives: symmetric, False on the diagonal.
+    """Returns the symmetric mask (N, N) of the pairs that may serve as each other's negatives.
 
     Args:
         valid: (N,) bool, True for the pairs that enter the loss.
-        group: (N,) int64.
-        same_group: how pairs of the same group are treated. They are negatives of each other only with "negative".
+        group: (N,) int64, the group of each pair.
+        same_group: how the loss treats two pairs of the same group. They are negatives of each other only with "negative".
     """
     allowed = valid.unsqueeze(0) & valid.unsqueeze(1)
     allowed = allowed & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
@@ -114,8 +119,8 @@ def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Te
 
 
 def matching_count(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tensor:
-    """The divisor of the matching loss: three classified pairs for each pair that has negatives. Arguments as in
-    :func:`allowed_negatives`."""
+    """The number by which the matching loss is divided: three classified pairs for each pair that has negatives. For the
+    arguments, see :func:`allowed_negatives`."""
     if same_group == "negative":  # all valid pairs are negatives of each other
         count = valid.sum()
         return 3 * count * (count > 1)
@@ -123,19 +128,20 @@ def matching_count(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tenso
 
 
 def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
-    """Unnormalised sampling weights (N, M): softmax over the row plus 1e-5, and zero where not allowed (as in the authors' code).
+    """Returns unnormalised sampling weights (N, M): the softmax over the row plus 1e-5, and zero where ``allowed`` is False (as
+    in the authors' code).
 
-    ``similarity`` (N, M) is already divided by the temperature; row i weighs the negatives of pair i.
+    ``similarity`` (N, M) has already been divided by the temperature. Row i of the result weighs the negatives of pair i.
     """
     return (at_least_float32(similarity).softmax(dim=1) + 1e-5) * allowed
 
 
 def sample(weights: Tensor) -> Tensor:
-    """Sample an index (N,) int64 for each row of ``weights`` (N, M), in proportion to the weights.
+    """Samples an index (N,) int64 for each row of ``weights`` (N, M), in proportion to the weights.
 
-    If all weights of a row are zero, the sampled index is the row's own index, so that an unused text is not replaced by a longer
-    one. Unlike ``multinomial``, this function does not force a device sync, and does not raise an error for such a row.
+    If all weights of a row are zero, the result is the index of the row, so that an unused text is not replaced by a longer one.
+    Unlike ``multinomial``, this function does not force a device sync, and does not raise an error for a row of zeros.
     """
     noise = torch.empty_like(weights).exponential_()
-    own = torch.arange(len(weights), device=weights.device)
-    return torch.where(weights.any(dim=1), (weights / noise).argmax(dim=1), own)
+    row = torch.arange(len(weights), device=weights.device)
+    return torch.where(weights.any(dim=1), (weights / noise).argmax(dim=1), row)

@@ -1,13 +1,13 @@
 """Texts without padding.
 
 Linear layers and norms treat every token alike, so they run on packed tokens, without padding: (T, D). Attention needs separate
-texts, padded to the longest of them: (N, L, D). A :class:`Packing` converts between the two layouts, and :class:`PackedTexts`
+texts, padded to the longest text: (N, L, D). A :class:`Packing` converts between the two layouts, and :class:`PackedTexts`
 combine token states with their packing.
 
-Reading the lengths of texts back from a GPU would force a device sync. Therefore, T is a number known to the host, which may be
-larger than the number of tokens. Spare tokens come after the real tokens of their batch, have arbitrary finite values, and are
-never read. For example, texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens with the padded indices 0, 1, 2 and 3.
-With T = 5, one spare token follows, with the padded index 6.
+Reading the lengths of texts back from a GPU would force a device sync. T is therefore chosen on the host, and may be larger than
+the number of tokens. The remaining T positions hold spare tokens, which come after the real tokens of their batch, have arbitrary
+finite values, and are never read. For example, texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens with the padded
+indices 0, 1, 2 and 3. With T = 5, one spare token follows, with the padded index 6.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from batches.texts import Text
 
 @dataclass(frozen=True)
 class Packing:
-    """The position of each of T packed tokens in N texts that are padded to L.
+    """Maps T packed tokens to their positions in N texts that are padded to L tokens.
 
     Attributes:
         lengths: (N,) int64, number of tokens of each text.
         starts: (N,) int64, index of each text's first packed token.
         length: L.
-        padded_index: (T,) int64, text * L + position of each token; N * L for a spare token.
-        dense: True if T = N * L. In this case the packed and the padded layout are identical, and nothing has to be moved. There
-            is padding instead of spare tokens, and each padding token has its own padded index.
+        padded_index: (T,) int64, index of each token in the padded layout, which is text * L + position; N * L for a spare token.
+        dense: True if T = N * L. In this case, the packed and the padded layout are identical, and nothing has to be moved. There
+            are padding tokens instead of spare tokens, and each padding token has a different padded index.
     """
 
     lengths: Tensor
@@ -50,8 +50,8 @@ class Packing:
         Args:
             lengths: (N,) int64, number of tokens of each text.
             length: L, the length to which attention pads the texts.
-            tokens: T, at least the sum of ``lengths``. If None, the tokens are counted if the lengths are in host memory;
-                otherwise T is the padded size N * L, which avoids a device sync.
+            tokens: T, at least the sum of ``lengths``. If None, T is the sum if the lengths are in host memory. Otherwise, it is
+                the padded size N * L, which avoids a device sync.
         """
         count = len(lengths)
         if tokens is None:
@@ -74,8 +74,8 @@ class Packing:
 
     @staticmethod
     def concat(parts: Sequence[Packing]) -> Packing:
-        """The packing of all texts in ``parts``, padded to the longest text. The spare tokens of each part stay behind its real
-        tokens."""
+        """The packing of all texts in ``parts``, padded to the longest text. Each part's spare tokens stay directly after its
+        real tokens."""
         if len(parts) == 1:
             return parts[0]
         length, count = max(part.length for part in parts), sum(part.count for part in parts)
@@ -116,14 +116,14 @@ class Packing:
         return self.padded_index // self.length
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(T, D) -> (N, L, D). Positions after the end of a text have finite values, and attention masks them."""
+        """Converts (T, D) to (N, L, D). Positions after the end of a text have finite values and must be masked in attention."""
         width = packed.shape[1]
         if self.dense:
             return packed.view(self.count, self.length, width)
         return _spread(packed, self.padded_index, self.count * self.length).view(self.count, self.length, width)
 
     def pack(self, padded: Tensor) -> Tensor:
-        """(N, L, ...) -> (T, ...)."""
+        """Converts (N, L, ...) to (T, ...)."""
         flat = padded.flatten(0, 1)
         return flat if self.dense else cast(Tensor, _Pack.apply(flat, self.padded_index))
 
@@ -134,7 +134,7 @@ class Packing:
 
 
 def _spread(packed: Tensor, padded_index: Tensor, count: int) -> Tensor:
-    """(T, ...) -> (count, ...): each token at its padded index, zeros elsewhere. An extra row for spare tokens is dropped."""
+    """Converts (T, ...) to (count, ...), with each token at its padded index and zeros elsewhere. Spare tokens are dropped."""
     return packed.new_zeros(count + 1, *packed.shape[1:]).index_copy_(0, padded_index, packed)[:-1]
 
 
@@ -159,7 +159,7 @@ class _Pack(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class PackedTexts:
-    """Token states of N texts: ``states`` (T, D) and their packing."""
+    """The token states (T, D) of N texts, and their packing."""
 
     states: Tensor
     packing: Packing
@@ -170,13 +170,13 @@ class PackedTexts:
         return self.states.index_select(0, self.packing.starts)
 
     def padded(self) -> Tensor:
-        """(N, L, D)."""
+        """The token states in the padded layout, (N, L, D)."""
         return self.packing.pad(self.states)
 
     def select(self, index: Tensor, tokens: int | None = None, length: int | None = None) -> PackedTexts:
         """The texts with the indices ``index`` (M,), in that order.
 
-        ``tokens`` and ``length`` are arguments of :meth:`Packing.of`. Without ``length``, texts are padded to the longest
+        ``tokens`` and ``length`` are passed to :meth:`Packing.of`. If ``length`` is None, texts are padded to the longest
         selected text or, if the lengths are not in host memory, to L.
         """
         lengths = self.packing.lengths.index_select(0, index)
@@ -194,7 +194,8 @@ class PackedTexts:
 
     @staticmethod
     def join(parts: Sequence[tuple[Tensor, PackedTexts]], packing: Packing) -> PackedTexts:
-        """Undo selections: the texts of every part return to the indices (M,) with which they were selected from ``packing``."""
+        """Undoes selections: the texts of every part return to the indices (M,) with which they were selected from
+        ``packing``."""
         order = torch.cat([index for index, _ in parts]).argsort()
         return PackedTexts.concat([part for _, part in parts])._arranged(order, packing)
 
@@ -205,7 +206,7 @@ class PackedTexts:
 
     @staticmethod
     def split(states: Tensor, packings: Sequence[Packing]) -> list[PackedTexts]:
-        """Undo a concatenation: split the concatenated ``states`` (T, D) into the texts of each packing."""
+        """Undoes a concatenation: splits the concatenated ``states`` (T, D) into the texts of each packing."""
         parts = states.split([packing.tokens for packing in packings])
         return list(itertools.starmap(PackedTexts, zip(parts, packings, strict=True)))
 
@@ -225,13 +226,13 @@ has a short and a long caption, the fraction is a little more than one half."""
 
 
 def length_cut(packings: Sequence[Packing]) -> int | None:
-    """The length that divides texts into short and long texts, which can then be processed in separate calls.
+    """Chooses the length at which texts are divided into short and long texts, to be processed in separate calls.
 
-    Attention pads all texts of a call to the longest of them, so that a few long texts slow down all others. Two calls are faster
-    if they have far fewer padded tokens (:data:`MAX_DIVIDED_FRACTION`).
+    Attention pads all texts of a call to the longest text, so a few long texts slow down all others. Two calls are faster if they
+    have far fewer padded tokens in total (:data:`MAX_DIVIDED_FRACTION`).
 
     Returns:
-        The number of tokens of the longest short text; None if one call is faster, or if the lengths are not in host memory.
+        The maximum number of tokens of a short text; None if one call is faster, or if the lengths are not in host memory.
     """
     if not all(on_host(packing.lengths) for packing in packings) or not any(packing.count for packing in packings):
         return None

@@ -1,4 +1,4 @@
-"""A head that predicts several boxes, one box or none for a phrase."""
+"""A head that predicts any number of boxes for a phrase, including none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from models.core.packing import PackedTexts
 from utils.config import Config
 
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
-"""Weights of the errors in probabilities and boxes, in the assignment and in the loss (Carion et al., 2020, "End-to-end object
+"""Weights of the probability, L1 and GIoU errors, in the assignment and in the loss (Carion et al., 2020, "End-to-end object
 detection with transformers", section A.4)."""
 
 INITIAL_PROBABILITY = 0.1
@@ -42,14 +42,18 @@ class BoxSetConfig(Config):
 
 
 class BoxSet(NamedTuple):
-    """K boxes for each of N phrases: ``boxes`` (N, K, 4), centre and size in 0..1; ``logits`` (N, K), the log-odds that a box
-    belongs to the phrase. Both are in float32 or higher precision."""
+    """K boxes for each of N phrases, in float32 or higher precision.
+
+    Attributes:
+        boxes: (N, K, 4), as (cx, cy, w, h) in 0..1.
+        logits: (N, K), the log-odds that each box belongs to the phrase.
+    """
 
     boxes: Tensor
     logits: Tensor
 
     def best(self) -> tuple[Tensor, Tensor]:
-        """For each phrase, the box (N, 4) that most probably belongs to it, and the log-odds (N,) of this box."""
+        """Returns the most probable box of each phrase (N, 4), and the log-odds (N,) of these boxes."""
         logits, index = self.logits.max(dim=1)
         return self.boxes.gather(1, index.view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1), logits
 
@@ -57,9 +61,9 @@ class BoxSet(NamedTuple):
 class BoxSetHead(nn.Module):
     """Predicts a set of boxes from a fused phrase and the patches of its image.
 
-    Each of K queries starts at a cell of a grid over the image. It attends to the other queries, to the fused tokens of the
-    phrase, and to the patches. Its box is an offset from its cell. The log-odds that the box belongs to the phrase are a product
-    of the query's state and the phrase's [CLS] state.
+    Each of K queries starts at a cell of a grid over the image, and attends to the other queries, to the fused tokens of the
+    phrase, and to the patches. A query's box is predicted as an offset from its cell. The log-odds that the box belongs to the
+    phrase are a product of the query's state and the phrase's [CLS] state.
 
     Args:
         config: sizes of the head.
@@ -98,11 +102,11 @@ class BoxSetHead(nn.Module):
         self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, fused: PackedTexts, patches: Tensor) -> BoxSet:
-        """The boxes of N phrases.
+        """Predicts the boxes of N phrases.
 
         Args:
             fused: states of all tokens of the phrases, fused with their images.
-            patches: (N, P, V), patches of each phrase's image.
+            patches: (N, P, V), the patches of each phrase's image, of width V.
         """
         tokens, images = fused.padded(), self.patches(patches) + self.positions
         seen = F.pad(fused.packing.mask, (0, images.shape[1]), value=True)
@@ -116,11 +120,11 @@ class BoxSetHead(nn.Module):
         return BoxSet(boxes.sigmoid(), at_least_float32(self.belongs(states) + likeness).squeeze(2))
 
     def step_flops(self, tokens: Lengths, fused: bool, images: bool) -> int:
-        """FLOPs of a step for phrases with these numbers of tokens. ``fused`` and ``images``: whether the states of the fused
-        phrases and of the patches have gradients."""
+        """FLOPs of a step for phrases with the numbers of tokens ``tokens``. ``fused`` is True if the states of the fused phrases
+        have gradients, and ``images`` is True if the patches have gradients."""
         width, queries, patches = self.belongs.in_features, len(self.queries), len(self.positions)
         memory, phrases, layers = tokens + patches, len(tokens), len(self.decoder.layers)
-        # Self-attention has four projections of a query, cross-attention two; then the feed-forward layers.
+        # A query has four projections in self-attention and two in cross-attention, followed by the feed-forward layers.
         query_macs = (
             4 * width * width
             + 2 * width * width
@@ -137,12 +141,12 @@ class BoxSetHead(nn.Module):
 
 
 def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor) -> Losses:
-    """Losses under the minimum-cost assignment of true boxes to queries: L1 and GIoU (eq. 5) of the assigned boxes, and the
-    cross-entropy of predicting whether a query is assigned to a true box.
+    """Assigns true boxes to queries at the minimum total cost, and returns the losses: L1 and GIoU (eq. 5) of the assigned boxes,
+    and the cross-entropy of predicting whether a query is assigned to a true box.
 
     Args:
         found: the predicted boxes of N phrases.
-        boxes: (N, M, 4) true boxes, centre and size.
+        boxes: (N, M, 4), the true boxes as (cx, cy, w, h).
         present: (N, M) bool, True for boxes that exist.
         valid: (N,) bool, True for the phrases that enter the loss.
     """
@@ -150,7 +154,7 @@ def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor)
     queries = assign(_costs(found, boxes), present)
     rows = queries.clamp(min=0).unsqueeze(2).expand(-1, -1, 4)
     assigned, true = found.boxes.gather(1, rows).flatten(0, 1), boxes.flatten(0, 1)
-    # Boxes that do not exist are written to an extra last column, which is cut off.
+    # Boxes that do not exist are written to an additional last column, which is cut off.
     taken = F.pad(torch.zeros_like(found.logits), (0, 1))
     taken = taken.scatter(1, queries.masked_fill(queries == FREE, found.logits.shape[1]), 1.0)[:, :-1]
     belongs = F.binary_cross_entropy_with_logits(found.logits, taken, reduction="none").sum(dim=1)

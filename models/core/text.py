@@ -87,7 +87,7 @@ class TextArchitecture(Config):
 
 
 class TextConfig(Config):
-    """The text encoder and its dropout."""
+    """The text encoder, the maximum length of texts, and dropout."""
 
     encoder: InputModel = Field(
         "bert-base-uncased",
@@ -123,14 +123,14 @@ class TextConfig(Config):
 
 
 KEPT_POSITIONS = 20
-"""Number of positions that do not change when a table is stretched, so that short texts, which are the most frequent, keep their
-positions."""
+"""Number of positions that do not change when a position table is stretched, so that short texts, which are the most frequent,
+keep their position embeddings."""
 
 
 def stretch_positions(table: Tensor, rows: int, first: int = 0) -> Tensor:
-    """Resize a table of positions (M, D) to (``rows``, D).
+    """Resizes a position table (M, D) to (``rows``, D).
 
-    A longer table keeps its first 20 positions, and the other positions are interpolated linearly over the remaining range
+    To make a table longer, its first 20 positions are kept, and the others are interpolated linearly over the remaining range
     (Long-CLIP, arXiv:2403.15378, section 3.1). A shorter table loses its last positions.
 
     Args:
@@ -149,7 +149,7 @@ def stretch_positions(table: Tensor, rows: int, first: int = 0) -> Tensor:
 
 
 class Embeddings(nn.Module):
-    """Word, position and type embeddings, with BERT's parameter names. RoBERTa's positions start at ``pad_id + 1``.
+    """Sum of word, position and token type embeddings, with BERT's parameter names. RoBERTa's positions start at ``pad_id + 1``.
 
     If ``with_words`` is False, the word table is passed to each call.
     """
@@ -171,10 +171,10 @@ class Embeddings(nn.Module):
         """Embeddings (..., D) of ``ids``.
 
         Args:
-            ids: (...,) int64, such as (T,) of packed tokens or (N, L).
-            positions: indices in the position table, of the same shape; if None, the positions follow the order of the tokens in
-                ``ids`` (N, L).
-            words: (V, D), the word table, if this module does not have its own.
+            ids: (...,) int64, such as packed tokens (T,) or padded texts (N, L).
+            positions: indices into the position table, of the same shape as ``ids``; if None, tokens are numbered in the order of
+                ``ids``, which must be (N, L).
+            words: (V, D), the word table, if the module was built without one.
         """
         if positions is None:
             positions = self.positions(ids)
@@ -187,7 +187,7 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(embedded + types + self.position_embeddings(positions)))
 
     def positions(self, ids: Tensor) -> Tensor:
-        """Positions (N, L) of ``ids`` (N, L), in the order of the tokens."""
+        """Indices (N, L) into the position table for ``ids`` (N, L), in the order of the tokens."""
         if self.arch.family == "roberta":
             is_token = ids.ne(self.arch.pad_id)
             return is_token.cumsum(dim=1) * is_token + self.arch.pad_id
@@ -225,7 +225,7 @@ class TextEncoder(nn.Module):
         return self.embeddings.word_embeddings.weight
 
     def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
-        """Encode several batches of texts in one pass."""
+        """Encodes several batches of texts in one pass."""
         packings = packings_of(texts)
         # A single lookup for all batches, because the gradient of each lookup is a table as large as the vocabulary.
         ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
@@ -245,8 +245,8 @@ class TextEncoder(nn.Module):
         return self.encoder(embedded.states, packing, attention_bias(packing.mask, linear_dtype(embedded.states)))
 
     def decode(self, ids: Tensor, positions: Tensor, bias: Tensor, cache: KVCache | None = None) -> Tensor:
-        """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), counted from 0; ``bias`` and ``cache`` as in
-        :meth:`BlockStack.forward`."""
+        """Returns the states (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), which are counted from 0. For ``bias`` and
+        ``cache``, see :meth:`BlockStack.forward`."""
         embedded = self.embeddings(ids, positions + self.arch.first_position).flatten(0, 1)
         return self._project(
             self.encoder(embedded, Packing.padded(len(ids), ids.shape[1], ids.device), bias, cache=cache)
@@ -257,7 +257,7 @@ class TextEncoder(nn.Module):
 
 
 def block_config(config: TextConfig, arch: TextArchitecture) -> BlockConfig:
-    """The block sizes of an architecture, with the run's dropout."""
+    """Combines the block sizes of an architecture with the dropout rates of the config."""
     return BlockConfig(
         width=arch.width,
         heads=arch.heads,

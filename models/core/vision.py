@@ -1,5 +1,5 @@
-"""The vision encoder, with a backbone from timm or Hugging Face. Images, regions and videos are means of its normed patches
-(section 3.2)."""
+"""The vision encoder, with a backbone from timm or Hugging Face. Images, regions and videos are represented by the mean of their
+patch states after the last norm (section 3.2 of the paper)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FRAME_POSITIONS = "vision.frame_positions"
 
 @dataclass(frozen=True)
 class Concepts:
-    """R visual concepts (section 3.2): images, videos, or regions that share the patches of I images.
+    """R visual concepts (section 3.2 of the paper): images, videos, or regions that share the patches of I images.
 
     Attributes:
-        patches: (I, P, D) normed patch states.
-        mean: (R, D) mean of each concept's patches, which represents the concept as [CLS] represents a text.
+        patches: (I, P, D), patch states after the last norm.
+        mean: (R, D), the mean of each concept's patches, which represents the concept as [CLS] represents a text.
         patch_mask: (R, P) bool, True = a patch of the concept; None if concept r is the whole image r.
-        image_index: (R,) int64, the image of each concept; None if concept r is the whole image r.
+        image_index: (R,) int64, the index of each concept's image; None if concept r is the whole image r.
     """
 
     patches: Tensor
@@ -40,11 +40,12 @@ class Concepts:
 
     @staticmethod
     def whole(patches: Tensor) -> Concepts:
-        """Whole images or videos from their patches (I, P, D)."""
+        """Creates concepts that are whole images or videos, from their patches (I, P, D)."""
         return Concepts(patches, patches.mean(dim=1))
 
     def tokens(self) -> Tensor:
-        """The published layout (R, 1 + P, D): the ``mean`` of a concept, then a copy of all patches of its image."""
+        """Returns the states in the published layout (R, 1 + P, D): the ``mean`` of each concept, then a copy of all patches of
+        its image."""
         patches = self.patches if self.image_index is None else self.patches.index_select(0, self.image_index)
         return torch.cat([self.mean.unsqueeze(1), patches], dim=1)
 
@@ -75,14 +76,14 @@ class VisionEncoder(nn.Module):
         self.register_parameter("frame_positions", _frame_table(config.video, self.width) if config.video else None)
 
     def forward(self, pixels: Tensor) -> Concepts:
-        """Encode whole images or videos; ``pixels`` as in :meth:`encode`."""
+        """Encodes whole images or videos. ``pixels`` is one of the batches of :meth:`encode`."""
         return self.encode([pixels])[0]
 
     def encode(self, batches: Sequence[Tensor]) -> list[Concepts]:
-        """Encode several batches of whole images or videos in one pass of the backbone.
+        """Encodes several batches of whole images or videos in one pass of the backbone.
 
         Args:
-            batches: images (I, 3, H, W) or videos (I, F, 3, H, W), uint8 in 0..255 or float already normalised.
+            batches: images (I, 3, H, W) or videos (I, F, 3, H, W), as uint8 in 0..255 or as normalised floats.
         """
         dtypes = {pixels.dtype for pixels in batches}
         assert len(dtypes) == 1, (
@@ -96,7 +97,7 @@ class VisionEncoder(nn.Module):
         ]
 
     def video(self, patches: Tensor) -> Concepts:
-        """Combine the patches (I, F, P, D) of frames into videos. The position embedding of a frame is added to its patches.
+        """Combines the patches (I, F, P, D) of frames into videos. The position embedding of a frame is added to its patches.
 
         By default, patches are averaged over time, and a video has P patches, like an image (as published). The average does not
         depend on the order of the frames. With ``pooling: tokens``, all F * P patches are kept, frame by frame.
@@ -110,12 +111,12 @@ class VisionEncoder(nn.Module):
         return Concepts.whole(patches.mean(dim=1) if self.config.video.pooling == "mean" else patches.flatten(1, 2))
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """Normed patch states (I, P, D) of ``pixels`` (I, 3, H, W), row-major."""
-        stored = pixels
+        """Patch states (I, P, D) of ``pixels`` (I, 3, H, W) after the last norm, in row-major order."""
+        given = pixels
         if pixels.dtype == torch.uint8:
             pixels = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
-        if self.features is not None and stored.dtype == torch.uint8:
-            patches = self.features.patches(stored, pixels)
+        if self.features is not None and given.dtype == torch.uint8:
+            patches = self.features.patches(given, pixels)
         else:
             patches = self.vision_backbone.patches(pixels)
         return patches if self.patch_positions is None else patches + self.patch_positions
@@ -126,7 +127,7 @@ class VisionEncoder(nn.Module):
         return self.vision_backbone.blocks
 
     def freeze_blocks(self, count: int) -> None:
-        """Permanently freeze everything before block ``count``.
+        """Permanently freezes everything that runs before block ``count``, counting from 0.
 
         Raises:
             UserError: if the backbone has no block ``count``.
@@ -135,7 +136,7 @@ class VisionEncoder(nn.Module):
         if count >= blocks:
             raise UserError(
                 f"optim.freeze.vision_blocks is {count}, but the vision encoder has {blocks} blocks; "
-                f"give at most {blocks - 1}, or set optim.freeze.vision to true"
+                f"set it to at most {blocks - 1}, or set optim.freeze.vision to true"
             )
         self._frozen_blocks = count
         before = self.vision_backbone.names_before(count)
@@ -155,9 +156,11 @@ class VisionEncoder(nn.Module):
         return levels
 
     def keep_features(self, folder: Path, max_bytes: int) -> None:
-        """Cache the output of the frozen blocks, or of all blocks if :meth:`freeze_blocks` was not called, in ``folder``.
+        """Starts caching the output of the frozen blocks, or of all blocks if :meth:`freeze_blocks` was not called.
 
-        The folder contains at most ``max_bytes`` bytes.
+        Args:
+            folder: the cache folder.
+            max_bytes: maximum size of the folder in bytes.
         """
         self.features = FeatureCache(
             self.vision_backbone, self._frozen_blocks or len(self.vision_backbone.blocks), folder, max_bytes
@@ -167,7 +170,7 @@ class VisionEncoder(nn.Module):
         """See :class:`optim.setup.EncoderBlocks`.
 
         Raises:
-            UserError: if the backbone does not support it.
+            UserError: if the backbone does not support gradient checkpointing.
         """
         self.vision_backbone.set_gradient_checkpointing(enabled)
 
@@ -176,16 +179,16 @@ class VisionEncoder(nn.Module):
         self.vision_backbone.compile(**options)
 
     def call_projections(self) -> None:
-        """Make each block call its linear layers, so that adapters on these layers take effect."""
+        """Makes each block call its linear layers, so that adapters on these layers take effect."""
         self.vision_backbone.call_projections()
 
     def regions(self, images: Concepts, patch_mask: Tensor, image_index: Tensor) -> Concepts:
-        """Build R regions that share the patches of their images, without running the backbone again or copying patches.
+        """Creates R regions that share the patches of their images, without running the backbone again or copying patches.
 
         Args:
             images: I whole images.
             patch_mask: (R, P) bool, at least one True per region.
-            image_index: (R,) int64, the image of each region.
+            image_index: (R,) int64, the index of each region's image.
         """
         patches = images.patches
         count, length, width = patches.shape
@@ -199,10 +202,12 @@ class VisionEncoder(nn.Module):
 
 
 def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
-    """Frame positions (1, F, 1, D). The shape is as published, and so is the initialisation if ``pooling`` is ``mean``.
+    """Creates the frame positions (1, F, 1, D). The shape is as published, and so is the initialisation if ``pooling`` is
+    ``mean``.
 
-    With ``pooling: tokens`` the fusion encoder has to distinguish frames, so the table starts with sine-cosine positions at the
-    scale of the patches. At a scale of 0.02, the fusion encoder would ignore the positions for hundreds of steps.
+    With ``pooling: tokens``, the fusion encoder has to distinguish frames, so the table is initialised with sine-cosine positions
+    at the scale of the patches. With random values at a scale of 0.02, the fusion encoder would ignore the positions for hundreds
+    of steps.
     """
     if config.pooling == "tokens":
         return nn.Parameter(sincos_positions(config.frames, 1, width).view(1, config.frames, 1, width))

@@ -1,4 +1,4 @@
-"""The encoders that all tasks share: the vision encoder, the text encoder and the fusion encoder (section 3)."""
+"""The encoders that all tasks share: the vision encoder, the text encoder and the fusion encoder (section 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.config import Config
 
 
 class ModelConfig(Config):
-    """The shared model."""
+    """Settings of the encoders, which all tasks share."""
 
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
@@ -28,12 +28,12 @@ class ModelConfig(Config):
 
     @property
     def chunks(self) -> int | Literal["step"]:
-        """Number of micro-batches of a rank that a loss spans: see :class:`engine.task.TaskModel`."""
+        """Number of micro-batches per rank over which a loss is computed; see :class:`engine.task.TaskModel`."""
         return 1
 
 
 class XVLM(nn.Module):
-    """The encoders of X²-VLM (section 3). The model of each task adds its heads and ``forward(batch)``."""
+    """The encoders of X²-VLM (section 3 of the paper). The model of each task adds its heads and ``forward(batch)``."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None):
         super().__init__()
@@ -45,7 +45,7 @@ class XVLM(nn.Module):
     def encode(
         self, pixels: Tensor | None, text: Text, image_of_text: Tensor | None = None
     ) -> tuple[PackedTexts, KeysValues | None]:
-        """Encode N texts, and project the images that they attend to into keys and values.
+        """Encodes N texts, and projects the images that they attend to into keys and values.
 
         Args:
             pixels: (I, 3, H, W), or (I, F, 3, H, W) for videos; if None, the texts do not attend to images.
@@ -60,7 +60,7 @@ class XVLM(nn.Module):
 
     @cached_property
     def cost(self) -> ModelCost:
-        """Coefficients of the FLOPs of a step."""
+        """Coefficients from which the FLOPs of a step are computed."""
         return ModelCost.of(self)
 
     @property
@@ -69,6 +69,6 @@ class XVLM(nn.Module):
         return self.config.chunks
 
     def copied_from(self) -> dict[str, str]:
-        """Parameters that start as copies of other parameters if a pre-training checkpoint does not contain them: name -> name in
-        the pre-training model."""
+        """Parameters that start as copies of other parameters, because a pre-training checkpoint does not contain them. Maps
+        their names to the names of the copied parameters in the pre-training model."""
         return {}

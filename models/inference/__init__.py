@@ -1,1 +1,1 @@
-"""Scoring with a trained model: ranking candidate answers, and re-ranking texts for images."""
+"""Scoring with trained models: ranking of candidate answers, and re-ranking of texts for images."""

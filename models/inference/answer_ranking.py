@@ -1,9 +1,9 @@
-"""Ranking of candidate answers by their likelihood under the decoder (appendix A.1).
+"""Ranking of candidate answers by their likelihood under the answer decoder (appendix A.1 of the paper).
 
-As in the authors' code, only the k candidates with the most likely first tokens are scored in full. Candidates share prefixes:
-the distinct prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder processes all nodes together,
-each only once; a node attends only to itself and its ancestors. A question's keys and values are projected once for all its
-nodes.
+As in the authors' code, only the k candidates with the most likely first tokens are scored completely. Candidates share prefixes,
+so the distinct prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder processes all nodes of a
+tree together, and each node only once. A node attends only to itself and its ancestors. The keys and values of a question are
+projected once for all nodes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from models.tasks.vqa import AnswerDecoder
 from utils.accelerator import send
 
 Ranking = Literal["likelihood", "released"]
-"""How a candidate is scored. "likelihood": the sum of the log-probabilities of its tokens, by the chain rule. "released": the
-same sum, in which the log-probability of the first token counts twice."""
+"""How a candidate is scored. "likelihood" is the sum of the log-probabilities of its tokens. "released" (as in the authors' code)
+counts the log-probability of the first token twice."""
 
 Ints = NDArray[np.int64]
 
@@ -39,17 +39,17 @@ class AnswerTree:
     """A prefix tree of C candidate answers.
 
     Args:
-        candidates: token ids of each candidate, including the classification token, which is the same for all, and the separator.
+        candidates: token ids of each candidate, from [CLS], which all candidates share, to [SEP].
 
     Attributes:
         tokens: (nodes,), the token of each node.
-        depths: (nodes,), the position of each node in the answers that contain the node.
-        path: (C, D), the nodes of each candidate below the root, in order, padded with :data:`NONE`.
-        following: (C, 1 + D), the tokens that follow the root and each node of the path; the last one is the separator.
+        depths: (nodes,), the position of each node's token in the answers that contain the node.
+        path: (C, D), the nodes of each candidate in order, without the root, padded with :data:`NONE`.
+        following: (C, 1 + D), the tokens that follow the root and each node of the path; the last token is [SEP].
         ancestors: (nodes, D), the path from the root to each node, including the node but not the root.
 
     Raises:
-        ValueError: if there are no candidates, or if a candidate has no token between the classification token and the separator.
+        ValueError: if there are no candidates, or if a candidate has no token between [CLS] and [SEP].
     """
 
     def __init__(self, candidates: Sequence[Sequence[int]]):
@@ -80,7 +80,7 @@ class RankedAnswers:
     """The k best candidates of N questions, most likely first.
 
     Attributes:
-        ids: (N, k) int64, indices in the list of candidates.
+        ids: (N, k) int64, indices into the list of candidates.
         probabilities: (N, k), softmax over the scores of these k candidates, in float32 or higher precision.
     """
 
@@ -96,13 +96,13 @@ def rank_answers(
     ranking: Ranking,
     nodes_per_call: int | None = None,
 ) -> RankedAnswers:
-    """Rank the candidates of each question.
+    """Ranks the candidates for each question.
 
     Args:
         decoder: the answer decoder, in evaluation mode.
         questions: N fused questions.
         tree: tree of the candidates.
-        k: number of candidates that are scored in full.
+        k: number of candidates that are scored completely.
         ranking: how candidates are scored, and how ties are broken (:func:`best_first`).
         nodes_per_call: approximate maximum number of nodes per call; if None, a default for the device (CPU or GPU).
     """
@@ -124,10 +124,10 @@ def rank_answers(
 
 
 def best_first(scores: Tensor, k: int, ranking: Ranking) -> Tensor:
-    """Indices (N, k) of the k best of ``scores`` (N, C), best first.
+    """Returns the indices (N, k) of the k highest ``scores`` (N, C), best first.
 
-    Ties are frequent, since candidates share prefixes. Ties are broken in favour of the earlier candidate. With "released" the
-    order is left to ``topk``, which differs between CPU and GPU.
+    Ties are frequent, since candidates share prefixes, and are broken in favour of the earlier candidate. With "released", the
+    order of ties is left to ``topk``, which differs between CPU and GPU.
     """
     if ranking == "released":
         return scores.topk(k, dim=1).indices
@@ -142,10 +142,14 @@ def _first_tokens(decoder: AnswerDecoder, questions: KeysValues, tree: AnswerTre
 
 
 def _calls(nodes: Sequence[Ints], max_nodes: int) -> Iterator[tuple[range, list[Ints]]]:
-    """Group adjacent questions, given by their nodes, into calls of at most about ``max_nodes`` nodes, including padding.
+    """Groups adjacent questions into calls of at most about ``max_nodes`` nodes, including padding.
 
-    Yields for each call the range of its questions, and their nodes without :data:`NONE`. A question with more nodes than
-    ``max_nodes`` gets a call by itself.
+    Args:
+        nodes: the nodes of each question.
+        max_nodes: approximate maximum number of nodes per call. A question with more nodes is processed in a separate call.
+
+    Yields:
+        For each call, the range of its questions, and their nodes without :data:`NONE`.
     """
     start = widest = 0
     for question, question_nodes in enumerate(nodes):
@@ -165,7 +169,7 @@ class _Subtrees:
         self.ids = np.full((len(nodes), width), tree.tokens[ROOT])
         self.depths = np.zeros((len(nodes), width), dtype=np.int64)
         self.mask = np.zeros((len(nodes), width, width), dtype=bool)
-        self.mask[:, :, 0] = True  # padding attends to the root as well: attending to nothing would give NaN
+        self.mask[:, :, 0] = True  # padding attends to the root as well, because attending to nothing gives NaN
         self.positions = np.zeros((*candidates.shape, tree.path.shape[1]), dtype=np.int64)
         for question, question_nodes in enumerate(nodes):
             end = 1 + len(question_nodes)
@@ -181,7 +185,7 @@ class _Subtrees:
         self.mask[question, 1 + node, 1 + np.searchsorted(nodes, ancestors[node, level])] = True
 
     def score(self, decoder: AnswerDecoder, keys_values: KeysValues, device: torch.device) -> Tensor:
-        """For each candidate, the sum (N, k) of the log-probabilities of its tokens after the first, including the separator."""
+        """Sums the log-probabilities of each candidate's tokens after the first token, including [SEP]. Returns (N, k)."""
         ids, depths, mask, positions, on_path, following = (
             send(torch.from_numpy(array), device)
             for array in (self.ids, self.depths, self.mask, self.positions, self.on_path, self.following)
@@ -198,7 +202,7 @@ class _Subtrees:
 
 
 def _padded(lists: Sequence[Sequence[int]], width: int) -> Ints:
-    """Array (len(lists), width) of ``lists``, padded with :data:`NONE`."""
+    """Converts ``lists`` to an array (len(lists), width), padded with :data:`NONE`."""
     padded = np.full((len(lists), width), NONE, dtype=np.int64)
     for index, numbers in enumerate(lists):
         padded[index, : len(numbers)] = numbers

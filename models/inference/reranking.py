@@ -1,7 +1,7 @@
-"""Re-ranking: matching scores of many texts for few images (appendix A.1).
+"""Re-ranking: computes the matching scores of a few images with many texts each (appendix A.1 of the paper).
 
 To save work, an image's keys and values are projected once for all its texts, the texts are packed without padding, and the last
-block computes only [CLS].
+block computes only the [CLS] state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RERANKING_SCORE = (
     "score by which re-ranked pairs are sorted. matching: the logit of the matching head (published); sum: its "
     "log-odds plus the cosine divided by the temperature"
 )
-"""Description of the config key."""
+"""Description of the config key ``evaluation.score``."""
 ORDER_NOTES: dict[RerankingScore, str] = {
     "matching": "",
     "sum": " by the matching head's log-odds plus the cosine divided by the temperature",
@@ -43,8 +43,9 @@ class TextBank:
 
     Attributes:
         texts: the encoded texts.
-        index: (N,) int64, the index in ``texts`` of each text in the bank; on the CPU, where the calls are planned.
-        lengths: (N,) int64, the number of tokens of each text in the bank; also on the CPU.
+        index: (N,) int64, the index in ``texts`` of each text in the bank. Both ``index`` and ``lengths`` are on the CPU, where
+            the calls of the fusion encoder are planned.
+        lengths: (N,) int64, the number of tokens of each text in the bank.
     """
 
     texts: PackedTexts
@@ -62,14 +63,18 @@ class TextBank:
         return TextBank(self.texts, self.index[order], self.lengths[order])
 
     def select(self, texts: Tensor) -> PackedTexts:
-        """The texts with the indices ``texts`` (M,), int64 on the CPU. Attention pads them to the longest selected text."""
+        """Returns the texts with the indices ``texts`` (M,), which are int64 and on the CPU. Attention pads the texts to the
+        longest selected text."""
         lengths, index = self.lengths[texts], send(self.index[texts], self.texts.states.device)
         return self.texts.select(index, int(lengths.sum()), int(lengths.max()))
 
 
 def matching_margin(head: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Logits (N, 2) of [CLS] states (N, D) whose second column, which :func:`score_pairs` reads, is the logit of "matched" minus
-    the logit of "not matched". Its sigmoid is the probability that the pair matches."""
+    """Wraps a matching head so that the second column of its logits, which :func:`score_pairs` reads, is the logit of "matched"
+    minus the logit of "not matched". The sigmoid of this difference is the probability that the pair matches.
+
+    The returned function maps [CLS] states (N, D) to (N, 2).
+    """
 
     def margins(cls: Tensor) -> Tensor:
         logits = at_least_float32(head(cls))
@@ -87,7 +92,7 @@ def score_pairs(
     bank: TextBank,
     tokens_per_call: int | None = None,
 ) -> list[Tensor]:
-    """Compute the matching logits of images and their candidate texts.
+    """Computes the matching logits of images and their candidate texts.
 
     Args:
         fusion: the fusion encoder.
@@ -96,7 +101,7 @@ def score_pairs(
         texts: for each image, the indices of its texts in ``bank`` (int64, on the CPU).
         bank: the encoded texts.
         tokens_per_call: maximum number of tokens per call, including padding; if the texts of an image have more tokens, they are
-            split into several calls. If None, a number that fits into a CPU's caches or that fills a GPU.
+            split into several calls. If None, the number fits into a CPU's caches or fills a GPU.
 
     Returns:
         For each image, the logits of the class "matched" in the order of its texts, in float32 or higher precision.
@@ -115,11 +120,11 @@ def score_each(
     bank: TextBank,
     tokens_per_call: int | None = None,
 ) -> list[Tensor]:
-    """Compute scores of images and their candidate texts. Texts of similar lengths are scored in the same call.
+    """Computes the scores of images and their candidate texts. Texts of similar lengths are scored in the same call.
 
     Args:
         score: function that maps the index of an image and M texts to their scores (M,), in float32 or higher precision.
-        texts, bank, tokens_per_call: as in :func:`score_pairs`.
+        texts, bank, tokens_per_call: see :func:`score_pairs`.
 
     Returns:
         For each image, the scores of its texts, in order.
@@ -137,7 +142,8 @@ def score_each(
 
 
 def _similar_lengths(lengths: Tensor, tokens_per_call: int) -> Iterator[Tensor]:
-    """Sort texts by length, split them into calls of at most ``tokens_per_call`` tokens with padding, and yield their indices."""
+    """Sorts texts by length, splits them into calls of at most ``tokens_per_call`` tokens including padding, and yields the
+    indices of each call's texts."""
     order = lengths.argsort(stable=True)
     start = 0
     while start < len(order):

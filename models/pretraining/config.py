@@ -13,7 +13,8 @@ Identical = Literal["ignore", "negative"]
 
 
 class StreamWeights(Config):
-    """Factor of each stream's losses; None if the run does not use the stream."""
+    """The factor by which the losses of each stream (type of training data) are multiplied; None if the run does not use the
+    stream."""
 
     images: float | None = 1.0
     regions: float | None = 1.0
@@ -25,7 +26,7 @@ class StreamWeights(Config):
 
 
 class IdenticalTexts(Config):
-    """How pairs with equal texts in a batch are treated, for each stream."""
+    """How each stream treats pairs with equal texts in a batch."""
 
     images: Identical = Field(
         "negative",

@@ -1,4 +1,4 @@
-"""The FLOPs of the pre-training streams. :mod:`models.core.flops` explains what is counted."""
+"""The FLOPs of the pre-training streams (types of training data). :mod:`models.core.flops` explains what is counted."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ from models.core.flops import Lengths, ModelCost, frames_of, lengths
 from models.pretraining.streams import RegionTextStream, Stream, hard_negatives_in
 
 COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})
-"""The losses whose FLOPs are counted here."""
+"""The losses whose FLOPs this module counts."""
 
 
 def work_of(
     cost: ModelCost, stream: Stream[Any], batch: Any, requested: Collection[str], *, shares_images: bool = False
 ) -> Work:
-    """Counts the examples, images, tokens and FLOPs of a batch in host memory.
+    """Counts the examples, images, tokens and FLOPs of a batch in host memory. If a requested loss is not in :data:`COUNTED`, the
+    FLOPs are unknown (NaN).
 
-    If a requested loss is not counted here, the FLOPs are unknown (NaN). ``shares_images``: True if another stream encodes these
-    images and counts them.
+    Args:
+        cost: the costs of the model's modules.
+        stream: the stream of the batch.
+        batch: the batch.
+        requested: names of the losses that are computed.
+        shares_images: True if another stream encodes the same images and counts them.
     """
     match batch:
         case TextBatch():

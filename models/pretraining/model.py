@@ -1,7 +1,8 @@
-"""Multi-grained pre-training (section 3.3, eqs. 1-6).
+"""Multi-grained pre-training (section 3.3 of the paper, eqs. 1-6).
 
-The text encoder and the vision encoder run once for all streams. Then each stream computes its losses with one call of the fusion
-encoder (:mod:`models.pretraining.streams`). :mod:`models.reference` computes the same losses in the simplest way.
+A stream is one type of training data, such as image-text pairs or videos. The text encoder and the vision encoder run once for
+all streams. Then each stream computes its losses with one call of the fusion encoder (:mod:`models.pretraining.streams`).
+:mod:`models.reference` computes the same losses in the simplest way.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from utils.errors import UserError
 
 
 class PretrainModel(XVLM):
-    """The encoders and the four heads of section 3.3. ``forward(batch)`` computes all losses of all streams."""
+    """The encoders and the four heads of section 3.3 of the paper. ``forward(batch)`` computes all losses of all streams."""
 
     forward_methods = ("embed",)
     """Methods other than ``forward`` that use the parameters; see :mod:`engine.parallel.fsdp`."""
@@ -65,10 +66,12 @@ class PretrainModel(XVLM):
         self.streams = {name: stream for name, stream in all_streams.items() if factors[name] is not None}
         self._freeze_untrained(all_streams.values())
         self._untrained: dict[tuple[tuple[str, ...], ...], list[nn.Parameter]] = {}
-        """Cache of :meth:`_untrained_by`, keyed by the losses of a step: going through all parameters takes milliseconds."""
+        """Cache of :meth:`_untrained_by`, keyed by the losses of a step, because iterating over all parameters takes
+        milliseconds."""
 
     def forward(self, batch: PretrainBatch) -> Losses:
-        """All losses of a micro-batch, as sums; :func:`batches.losses.weighted_sum` adds them up (eq. 6)."""
+        """Returns all losses of a micro-batch, each summed over its examples. :func:`batches.losses.weighted_sum` combines them
+        (eq. 6)."""
         self.contrastive.clamp_temperature()
         batches, requested = batch.streams(), self.requested(batch)
         images, texts = self.encode_streams(batches, requested)
@@ -82,8 +85,8 @@ class PretrainModel(XVLM):
         return terms
 
     def requested(self, batch: PretrainBatch) -> dict[str, list[str]]:
-        """The losses to compute for a micro-batch, by stream, in the order of the streams. Streams without losses are omitted;
-        the list is empty if the only loss of a stream is not computed in this step."""
+        """Returns the names of the losses to compute for a micro-batch, by stream, in the order of the streams. Streams without
+        losses are omitted. The list of a stream is empty if its only loss is not computed in this step."""
         batches = batch.streams()
         assert batches.keys() <= self.streams.keys(), (
             f"the batch has {list(batches)}, the run only {list(self.streams)}"
@@ -101,15 +104,15 @@ class PretrainModel(XVLM):
     def encode_streams(
         self, batches: Mapping[str, Any], requested: Mapping[str, Collection[str]]
     ) -> tuple[dict[str, Concepts], dict[str, dict[str, PackedTexts]]]:
-        """Encode the texts and images of all streams, in one pass of each encoder.
+        """Encodes the texts and images of all streams, in one pass of each encoder.
 
         Args:
             batches: the batch of each stream.
-            requested: as :meth:`requested` returns them.
+            requested: names of the losses to compute, as returned by :meth:`requested`.
 
         Returns:
-            The images of each stream that has images, and the texts of each stream, with the names that
-            :meth:`Stream.texts_to_encode` gives them.
+            The encoded images by stream, for streams with images; and the encoded texts by stream and by the names from
+            :meth:`Stream.texts_to_encode`.
         """
         to_encode = {
             name: self.streams[name].texts_to_encode(batches[name], losses) for name, losses in requested.items()
@@ -118,14 +121,14 @@ class PretrainModel(XVLM):
         packed = iter(self.text(all_texts) if all_texts else [])
         texts = {name: {text: next(packed) for text in stream_texts} for name, stream_texts in to_encode.items()}
         with_images = [name for name, losses in requested.items() if losses and self.streams[name].has_images]
-        # Streams may share their images.
+        # Two streams can share their images.
         pixels = {id(batches[name].pixels): batches[name].pixels for name in with_images}
         images = dict(zip(pixels, self.vision.encode(list(pixels.values())) if pixels else [], strict=True))
         return {name: images[id(batches[name].pixels)] for name in with_images}, texts
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
-        """The divisor of each loss: the number of pairs, words or boxes of this micro-batch. This does not need a forward
-        pass."""
+        """Returns the number by which each loss is divided: the number of pairs, words or boxes in this micro-batch. This does
+        not need a forward pass."""
         batches = batch.streams()
         counts: dict[str, Tensor] = {}
         for name, losses in self.requested(batch).items():
@@ -151,10 +154,10 @@ class PretrainModel(XVLM):
         return [len(batches[name].valid) for name, losses in self.requested(batch).items() if "contrastive" in losses]
 
     def spanning(
-        self, micro_batches: Sequence[PretrainBatch], before: Callable[[int], None]
+        self, micro_batches: Sequence[PretrainBatch], seed: Callable[[int], None]
     ) -> AbstractContextManager[None]:
         """See :class:`engine.task.TaskModel`."""
-        return spanning(self.contrastive, self.embed, micro_batches, before)
+        return spanning(self.contrastive, self.embed, micro_batches, seed)
 
     def embed(self, batch: PretrainBatch) -> list[EmbeddedPairs]:
         """The embedded pairs of each contrastive loss. The forward pass begins with the same computation."""
@@ -167,13 +170,21 @@ class PretrainModel(XVLM):
         ]
 
     def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
-        """Eq. 4: predict the box (N, 4) of each of N texts in a whole image, centre and size in 0..1. ``image_index`` (N,) int64:
-        the image of each text."""
+        """Eq. 4: predicts the box of each of N texts in a whole image.
+
+        Args:
+            texts: N encoded texts.
+            images: the encoded images.
+            image_index: (N,) int64, the index of each text's image.
+
+        Returns:
+            Boxes (N, 4), as (cx, cy, w, h) in 0..1.
+        """
         return self.box_head(self.fusion.cls(texts, self.fusion.project_concepts(images).select(image_index)))
 
     def predict_words(self, texts: PackedTexts, images: Concepts, positions: QueryPositions) -> Tensor:
-        """Logits (Q, V) of the words at some positions of N texts, in order. The words of text n are predicted from text n and
-        image n."""
+        """Returns the logits (Q, V) of the words at ``positions`` in N texts, in order. The words of text n are predicted from
+        text n and image n."""
         queue = FusionQueue(self.fusion)
         fused = queue.at_positions(texts, self.fusion.project_concepts(images), positions)
         queue.run()
@@ -182,7 +193,7 @@ class PretrainModel(XVLM):
     def _build_streams(
         self, config: PretrainModelConfig, weights: LossWeights, factors: dict[str, float | None]
     ) -> dict[str, Stream[Any]]:
-        """Build all streams, by name. Streams that the run does not have get the factor 0.
+        """Builds all streams, by name. Streams that the run does not use get the factor 0.
 
         Raises:
             UserError: if the model does not fit the streams of the run.
@@ -190,21 +201,21 @@ class PretrainModel(XVLM):
         if factors["translations"] is not None and self.vision.width != self.text.width:
             raise UserError(
                 "data.translations: the fusion encoder attends to texts as well as images, but images have width "
-                f"{self.vision.width} and texts {self.text.width}; give model.vision and model.fusion the same width, "
+                f"{self.vision.width} and texts {self.text.width}; use the same width in model.vision and model.fusion, "
                 "or remove data.translations"
             )
         same_group = config.contrastive.identical_texts.model_dump()
         return {
-            name: kind(name, factors[name] or 0.0, weights, same_group.get(name.removeprefix(LONG), "negative"))
-            for name, kind in STREAMS.items()
+            name: stream(name, factors[name] or 0.0, weights, same_group.get(name.removeprefix(LONG), "negative"))
+            for name, stream in STREAMS.items()
         }
 
     def _freeze_untrained(self, streams: Collection[Stream[Any]]) -> None:
-        """Freeze the parameters that only losses outside this run would train. Frozen parameters cost nothing, and DDP does not
-        wait for their gradients.
+        """Freezes the parameters that are trained only by losses that this run does not compute. Frozen parameters cost nothing,
+        and DDP does not wait for their gradients.
 
         Raises:
-            ValueError: if no loss of any stream declares that it trains some parameter.
+            ValueError: if there is a parameter that no loss of any stream declares to train.
         """
         declared = self.trained_by((stream, [loss.name for loss in stream.declared]) for stream in streams)
         trained = self.trained_by((stream, stream.weights) for stream in streams)
@@ -218,14 +229,14 @@ class PretrainModel(XVLM):
                 parameter.requires_grad_(False)
 
     def trained_by(self, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
-        """Names of the parameters that these losses train, according to their declarations. ``losses``: streams, each with the
-        names of its losses."""
-        parts = {part for stream, requested in losses for part in stream.trained_by(requested)}
-        return {name for name, _ in self.named_parameters() if any(includes(part, name) for part in parts)}
+        """Returns the names of the parameters that ``losses`` train, according to the losses' declarations. ``losses`` contains
+        streams, each with the names of its losses."""
+        modules = {module for stream, requested in losses for module in stream.trained_by(requested)}
+        return {name for name, _ in self.named_parameters() if any(includes(module, name) for module in modules)}
 
     def _untrained_by(self, requested: Mapping[str, Collection[str]]) -> list[nn.Parameter]:
-        """The parameters that the streams of this batch train in other steps, but that the ``requested`` losses of this step do
-        not train. In a run, every batch has all streams."""
+        """The parameters that the ``requested`` losses of this step do not train, but that the same streams train in other steps.
+        All batches of a run contain the same streams."""
         key = tuple((name, *losses) for name, losses in requested.items())
         if key not in self._untrained:
             streams = {name: self.streams[name] for name in requested}
@@ -236,7 +247,7 @@ class PretrainModel(XVLM):
 
 
 def zero_loss(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
-    """A zero on ``device`` that depends on all ``parameters``, because DDP waits for the gradient of every parameter, even in a
-    step that does not train it. FSDP2 does not wait for them, so sharded parameters are skipped."""
+    """Returns a zero on ``device`` that depends on all ``parameters``, because DDP waits for the gradient of every parameter,
+    even in a step that does not train the parameter. FSDP2 does not wait for gradients, so sharded parameters are skipped."""
     zero = torch.zeros((), device=device)
     return sum((0 * parameter.sum() for parameter in parameters if not isinstance(parameter, DTensor)), zero)

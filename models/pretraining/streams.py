@@ -1,6 +1,7 @@
-"""The streams of pre-training and their losses (section 3.3). The ``losses`` of each stream follow :mod:`models.reference`.
+"""The streams of pre-training and their losses (section 3.3 of the paper). A stream is one type of training data, such as
+image-text pairs or videos. The ``losses`` methods compute the same losses as :mod:`models.reference`.
 
-To add a loss, give it a weight in :class:`LossWeights`, declare and compute it in a stream here, and add it to
+To add a loss, add its weight to :class:`LossWeights`, declare and compute the loss in a stream in this module, and add it to
 :mod:`models.reference`. ``docs/architecture.md`` contains a worked example. :mod:`models.pretraining.flops` counts the FLOPs.
 """
 
@@ -43,7 +44,7 @@ class LossWeights(Config):
 
 
 class Modules(Protocol):
-    """The encoders and heads that streams use: the children of :class:`models.pretraining.model.PretrainModel`."""
+    """The encoders and heads that streams use. :class:`models.pretraining.model.PretrainModel` has these attributes."""
 
     vision: VisionEncoder
     text: TextEncoder | HubTextEncoder
@@ -55,20 +56,20 @@ class Modules(Protocol):
 
 
 B = TypeVar("B", bound=ImageTextBatch | VideoTextBatch | RegionBatch | TranslationBatch | TextBatch)
-"""The batch of a stream."""
+"""Type of a stream's batches."""
 
 
 @dataclass(frozen=True)
 class Loss(Generic[B]):
-    """The declaration of a loss by a stream. :meth:`Stream.losses` computes the loss.
+    """A stream's declaration of a loss. :meth:`Stream.losses` computes the loss.
 
     Attributes:
         name: name of the loss.
         weight: factor of the loss in equation 6, which is multiplied by the factor of the stream.
-        trains: the parts of the model that the loss trains. The name of a module includes all parameters in it; ``*`` matches one
-            component of a name, such as the index of a block.
-        count: function that returns the divisor of the loss for a batch as a scalar tensor: the number of valid pairs, words or
-            boxes.
+        trains: names of the modules and parameters that the loss trains. The name of a module stands for all parameters in it.
+            ``*`` matches one component of a name, such as the index of a block.
+        count: function that returns the number by which the loss of a batch is divided (the number of valid pairs, words or
+            boxes), as a scalar tensor.
     """
 
     name: str
@@ -78,10 +79,10 @@ class Loss(Generic[B]):
 
 
 class Stream(ABC, Generic[B]):
-    """One source of training examples, with its losses. By default, examples are pairs of an image and a text.
+    """One type of training data, with its losses. By default, examples are pairs of an image and a text.
 
     Attributes:
-        same_group: how pairs with equal texts are treated.
+        same_group: how the losses treat pairs with equal texts.
         declared: all losses of the stream.
         weights: the factor of each loss in equation 6; losses with factor 0 are omitted.
     """
@@ -98,7 +99,7 @@ class Stream(ABC, Generic[B]):
         self.weights = {loss.name: factor * loss.weight for loss in self.declared if factor * loss.weight}
 
     def declare(self, weights: LossWeights) -> list[Loss[B]]:
-        """Declare all losses of the stream."""
+        """Declares all losses of the stream."""
         return [
             Loss(
                 "contrastive",
@@ -121,11 +122,11 @@ class Stream(ABC, Generic[B]):
         ]
 
     def texts_to_encode(self, batch: B, requested: Collection[str]) -> dict[str, Text]:
-        """The texts to encode for the ``requested`` losses, by name."""
+        """The texts that must be encoded for the ``requested`` losses, by name."""
         texts = {}
         if any(loss != "mlm" for loss in requested):
             texts["plain"] = batch.text.plain()
-        if aligns(requested) and (hard := hard_negatives_in(batch)) is not None:
+        if has_contrastive(requested) and (hard := hard_negatives_in(batch)) is not None:
             texts["hard_negatives"] = hard.text
         if "mlm" in requested:
             texts["masked"] = batch.text.masked_copy()
@@ -140,20 +141,20 @@ class Stream(ABC, Generic[B]):
         texts: Mapping[str, PackedTexts],
         requested: Collection[str],
     ) -> dict[str, Tensor]:
-        """The ``requested`` losses of a micro-batch, as sums. :attr:`Loss.count` counts the summands.
+        """Computes the ``requested`` losses of a micro-batch, each as a sum over the examples that :attr:`Loss.count` counts.
 
         Args:
             model: the encoders and heads.
             batch: the micro-batch.
             images: the encoded images or videos of the batch; None if the stream has no images.
-            texts: the encoded texts of the batch, by the names that :meth:`texts_to_encode` gives them.
+            texts: the encoded texts of the batch, by the names from :meth:`texts_to_encode`.
             requested: names of the losses to compute in this step.
         """
 
     def embed(
         self, model: Modules, batch: B, images: Concepts | None, texts: Mapping[str, PackedTexts]
     ) -> EmbeddedPairs:
-        """The embedded pairs for the contrastive loss; arguments as in :meth:`losses`."""
+        """Embeds the pairs for the contrastive loss. For the arguments, see :meth:`losses`."""
         assert images is not None
         return self.embed_pairs(model, batch, images, texts["plain"], texts.get("hard_negatives"))
 
@@ -165,7 +166,7 @@ class Stream(ABC, Generic[B]):
         texts: PackedTexts,
         hard_negatives: PackedTexts | None = None,
     ) -> EmbeddedPairs:
-        """Embed the pairs of a batch. For translations, ``images`` are texts."""
+        """Embeds the pairs of a batch. For translations, ``images`` are the first texts."""
         hard = hard_negatives_in(batch)
         return model.contrastive.embed_pairs(
             *(images, texts, batch.valid, batch.text.text_id, self.same_group),
@@ -174,12 +175,12 @@ class Stream(ABC, Generic[B]):
         )
 
     def trained_by(self, requested: Collection[str]) -> list[str]:
-        """The parts of the model that the ``requested`` losses train, named as in :attr:`Loss.trains`."""
-        return [part for loss in self.declared if loss.name in requested for part in loss.trains]
+        """The modules and parameters that the ``requested`` losses train, named as in :attr:`Loss.trains`."""
+        return [module for loss in self.declared if loss.name in requested for module in loss.trains]
 
-    def needs(self, part: str, requested: Collection[str]) -> bool:
-        """True if any of the ``requested`` losses trains this part of the model, or a submodule of it."""
-        return any(each == part or each.startswith(f"{part}.") for each in self.trained_by(requested))
+    def needs(self, module: str, requested: Collection[str]) -> bool:
+        """True if any of the ``requested`` losses trains this module or one of its submodules."""
+        return any(each == module or each.startswith(f"{module}.") for each in self.trained_by(requested))
 
 
 class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
@@ -196,7 +197,7 @@ class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
         assert images is not None
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
-        if aligns(requested):
+        if has_contrastive(requested):
             pairs = self.embed(model, batch, images, texts)
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
@@ -215,14 +216,14 @@ class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
 
 
 class VideoTextStream(ImageTextStream):
-    """Videos with their texts. The vision encoder turns each video into one concept, so the rest works as for images."""
+    """Videos with their texts. The vision encoder turns each video into one visual concept, so the losses work as for images."""
 
     encoders = ("vision.backbone", "vision.frame_positions", "text")
 
 
 class RegionTextStream(Stream[RegionBatch]):
-    """Regions, objects and whole images with their texts (section 3.2). A text is aligned with the patches of its region, and its
-    box is predicted from the whole image.
+    """Regions, objects and whole images with their texts (section 3.2 of the paper). A text is aligned with the patches of its
+    region, and its box is predicted from the whole image.
 
     Attributes:
         whole_image_boxes: True if box losses are also computed for texts about whole images.
@@ -250,11 +251,11 @@ class RegionTextStream(Stream[RegionBatch]):
     ) -> dict[str, Tensor]:
         assert images is not None
         regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
-        # Start the contrastive loss first, so that its gather overlaps with the fusion. Adjacent passes over the
+        # Start the contrastive loss first, so that gathering the embeddings overlaps with the fusion. Adjacent passes over the
         # same keys share one attention call. Queue the matching loss last, because its negatives attend to other keys.
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
-        if aligns(requested):
+        if has_contrastive(requested):
             pairs = self.embed_pairs(model, batch, regions, texts["plain"], texts.get("hard_negatives"))
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
@@ -295,8 +296,7 @@ class RegionTextStream(Stream[RegionBatch]):
 
 
 class TextStream(Stream[TextBatch]):
-    """Texts without images. Masked words are predicted without cross-attention in the fusion encoder (as in the released
-    code)."""
+    """Texts without images. The fusion encoder predicts masked words without cross-attention (as in the authors' code)."""
 
     encoders = ("text",)
     has_images = False
@@ -329,8 +329,8 @@ class TextStream(Stream[TextBatch]):
 class TranslationStream(Stream[TranslationBatch]):
     """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621).
 
-    As in the authors' code, the first text takes the place of an image in the contrastive and the matching loss, and both texts
-    go through the text projection. Masked words of the first text are predicted with the translation.
+    As in the authors' code, the first text replaces the image in the contrastive and the matching loss, and the embeddings of
+    both texts are computed by the text projection. Masked words of the first text are predicted with the help of the translation.
     """
 
     encoders = ("text",)
@@ -351,7 +351,7 @@ class TranslationStream(Stream[TranslationBatch]):
         translation = texts["translation"]
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
-        if aligns(requested):
+        if has_contrastive(requested):
             pairs = self.embed(model, batch, images, texts)
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
@@ -375,13 +375,13 @@ class TranslationStream(Stream[TranslationBatch]):
 
 
 def hard_negatives_in(batch: Any) -> HardNegatives | None:
-    """The hard negatives of the texts of a batch, if its stream has any."""
+    """The hard negative texts in a batch; None if its stream has none."""
     hard: HardNegatives | None = getattr(batch, "hard_negatives", None)
     return hard
 
 
-def aligns(requested: Collection[str]) -> bool:
-    """True if any of the losses needs embeddings. The matching loss uses them to sample hard negatives by similarity."""
+def has_contrastive(requested: Collection[str]) -> bool:
+    """True if any of the losses needs embeddings. (The matching loss uses embeddings to sample hard negatives by similarity.)"""
     return "contrastive" in requested or "matching" in requested
 
 
@@ -394,12 +394,13 @@ STREAMS: dict[str, type[Stream[Any]]] = {
     "long_images": ImageTextStream,
     "long_regions": RegionTextStream,
 }
-"""Streams by their names in configs, batches and losses. Streams of long captions share the images of a different stream. Hard
-negatives are always sampled in this order, which makes them reproducible."""
+"""Streams by their names in configs, batches and losses. ``long_images`` and ``long_regions`` contain long captions of the images
+in ``images`` and ``regions``. Hard negatives are always sampled in the order of this dictionary, so that runs are
+reproducible."""
 
 
-def includes(part: str, parameter: str) -> bool:
-    """True if ``part``, a name as in :attr:`Loss.trains`, includes this parameter."""
-    steps: Sequence[str] = part.split(".")
-    found = parameter.split(".")[: len(steps)]
-    return len(found) == len(steps) and all(step in ("*", name) for step, name in zip(steps, found, strict=True))
+def includes(module: str, parameter: str) -> bool:
+    """True if ``module``, a name as in :attr:`Loss.trains`, contains this parameter."""
+    pattern: Sequence[str] = module.split(".")
+    found = parameter.split(".")[: len(pattern)]
+    return len(found) == len(pattern) and all(each in ("*", name) for each, name in zip(pattern, found, strict=True))

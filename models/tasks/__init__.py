@@ -1,1 +1,1 @@
-"""The models of the fine-tuning tasks (appendix A.1)."""
+"""The models of the fine-tuning tasks (appendix A.1 of the paper)."""

@@ -1,4 +1,4 @@
-"""Image captioning by left-to-right masked language modelling (X²-VLM, section 4.3)."""
+"""Image captioning by left-to-right masked language modelling (X²-VLM, section 4.3 of the paper)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CaptioningLossConfig(Config):
 
 @dataclass(frozen=True)
 class CaptionTokens:
-    """Token ids for generation: the ``prompt`` with its [CLS], the ``end`` ([SEP]), ``mask`` ([MASK]) and ``pad``."""
+    """Token ids for generation: ``prompt`` (including [CLS]), ``end`` ([SEP]), ``mask`` ([MASK]) and ``pad``."""
 
     prompt: tuple[int, ...]
     end: int
@@ -47,8 +47,8 @@ class CaptionTokens:
 
 
 class CaptioningModel(XVLM):
-    """Uses the text encoder and the fusion encoder as one decoder, in which every token attends to the image, to itself and to
-    earlier tokens."""
+    """Generates captions. The text encoder and the fusion encoder are used as one decoder, in which every token attends to the
+    image, to itself and to earlier tokens."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None, loss: CaptioningLossConfig | None = None):
         super().__init__(config, vocab_size)
@@ -64,11 +64,11 @@ class CaptioningModel(XVLM):
                 f"model.fusion.width is {self.text.width}, but captioning predicts words from the fusion encoder's "
                 f"states with word embeddings of width {embedding_width}; set model.fusion.width to {embedding_width}"
             )
-        # The eps of the text encoder's family, as in the pre-training model from which training starts.
+        # Use the eps of the text encoder, like the word head of the pre-training model from which training starts.
         self.word_head = WordHead(embedding_width, vocabulary, self.text.block_config.eps)
 
     def forward(self, batch: CaptioningBatch) -> Losses:
-        """Loss of the words of a micro-batch, as a sum."""
+        """Returns the loss of the words in a micro-batch, as a sum."""
         logits = self.logits(batch.text, self.project_images(batch.pixels))
         labels = batch.text.labels.masked_fill(~batch.valid.unsqueeze(1), IGNORE)
         starts = batch.text.ids[:, :1].expand_as(labels)
@@ -77,12 +77,12 @@ class CaptioningModel(XVLM):
         return {"words": Term(total, 1.0)}
 
     def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
-        """Divisor of the loss: the predicted tokens of the valid examples."""
+        """Returns the number by which the loss is divided: the number of predicted tokens in valid examples."""
         return {"words": (batch.text.labels.ne(IGNORE) & batch.valid.unsqueeze(1)).sum()}
 
     def work(self, batch: CaptioningBatch) -> Work:
-        """See :class:`engine.task.TaskModel`. The [MASK] inserted before each predicted token counts as a token, and the last
-        block computes the states of all tokens."""
+        """See :class:`engine.task.TaskModel`. The [MASK] tokens that are inserted before predicted tokens are counted, too, and
+        the last block computes the states of all tokens."""
         assert isinstance(self.text, TextEncoder)
         tokens = lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
         predicted = lengths(batch.text.labels != IGNORE, batch.valid)
@@ -90,18 +90,19 @@ class CaptioningModel(XVLM):
         return fused + Work(flops=self.cost.head("word_head", int(predicted.sum())))
 
     def project_images(self, pixels: Tensor) -> KeysValues:
-        """The keys and values of images (I, 3, H, W) that captions attend to."""
+        """Projects images (I, 3, H, W) to the keys and values that captions attend to."""
         return self.fusion.project_concepts(self.vision(pixels))
 
     def logits(self, text: LeftToRightText, images: KeysValues) -> Tensor:
-        """Logits (N, W, V) at the [MASK]s of N texts; text n attends to row n // S of the N / S rows of ``images``."""
+        """Returns the logits (N, W, V) at the [MASK] tokens of N texts. ``images`` has N / S rows, and text n attends to row
+        ``n // S``."""
         states = self.decode(text.ids, text.mask, text.positions, images)
         return self.word_head(gather_positions(states, text.mask_indices), self.text.word_embeddings)
 
     def generate(
         self, images: KeysValues, tokens: CaptionTokens, config: DecodingConfig, uniforms: Tensor | None = None
     ) -> Generated:
-        """Generate a caption for each image; see :func:`~models.core.generation.generate`."""
+        """Generates a caption for each image; see :func:`~models.core.generation.generate`."""
         prompt = send(torch.tensor(tokens.prompt), images.device).expand(len(images), -1)
         return generate(CaptionDecoder(self, images, tokens.mask), prompt, tokens.end, config, uniforms)
 
@@ -112,9 +113,9 @@ class CaptioningModel(XVLM):
 
         Args:
             ids: (N, L) int64.
-            mask: (N or 1, L, K) bool, True = attend; K includes the tokens in the cache.
-            positions: (N, L) int64, from 0.
-            images: keys and values of N / S images; text n attends to image n // S.
+            mask: (N, L, K) or (1, L, K) bool, True = attend; K includes the tokens in the cache.
+            positions: (N, L) int64, counted from 0.
+            images: keys and values of N / S images; text n attends to image ``n // S``.
             cache: keys and values of earlier tokens; the keys and values of ``ids`` are appended.
         """
         assert isinstance(self.text, TextEncoder)
@@ -148,7 +149,7 @@ class CaptionDecoder(CachedDecoder):
 
 
 def gather_positions(states: Tensor, positions: Tensor) -> Tensor:
-    """States (N, W, D) at ``positions`` (N, W) of ``states`` (N, L, D)."""
+    """Returns the rows of ``states`` (N, L, D) at ``positions`` (N, W), as (N, W, D)."""
     count, length, width = states.shape
     flat = positions + torch.arange(count, device=positions.device).unsqueeze(1) * length
     return states.flatten(0, 1).index_select(0, flat.flatten()).view(count, -1, width)

@@ -1,4 +1,4 @@
-"""Visual grounding: the box or boxes that a phrase refers to (appendix A.1)."""
+"""Visual grounding: predicts the box or boxes that a phrase refers to (appendix A.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.core.xvlm import XVLM, ModelConfig
 
 
 class GroundingModelConfig(ModelConfig):
-    """A grounding model."""
+    """The encoders and the head of a grounding model."""
 
     box_set: BoxSetConfig | None = Field(
         None,
@@ -34,8 +34,8 @@ class GroundingModelConfig(ModelConfig):
 
 
 class GroundingModel(XVLM):
-    """The box head of pre-training (eq. 4) locates a phrase from its [CLS] state, fused with the whole image. With ``box_set``, a
-    different head predicts a set of boxes instead."""
+    """Locates phrases in images. By default, the box head of pre-training (eq. 4) predicts one box from the phrase's [CLS] state,
+    fused with the whole image. With ``box_set``, a different head predicts a set of boxes instead."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None, box_set: BoxSetConfig | None = None):
         super().__init__(config, vocab_size)
@@ -47,7 +47,8 @@ class GroundingModel(XVLM):
             self.set_head = BoxSetHead(box_set, self.text.width, heads, vision.width, vision.grid)
 
     def forward(self, batch: GroundingBatch) -> Losses:
-        """L1 and GIoU losses (eq. 5) of a micro-batch, as sums; for sets, see :func:`models.core.set_head.box_set_losses`."""
+        """Returns the L1 and GIoU losses (eq. 5) of a micro-batch, as sums. For sets of boxes, see
+        :func:`models.core.set_head.box_set_losses`."""
         if self.set_head is not None:
             found = self.locate_all(batch.pixels, batch.text)
             return box_set_losses(found, batch.boxes_cxcywh, batch.present, batch.valid)
@@ -58,7 +59,8 @@ class GroundingModel(XVLM):
         }
 
     def counts(self, batch: GroundingBatch) -> dict[str, Tensor]:
-        """Divisors of the losses: the number of boxes in valid examples and, for sets, the number of valid examples."""
+        """Returns the numbers by which the losses are divided: the number of boxes in valid examples and, for sets of boxes, the
+        number of valid examples."""
         boxes = (batch.present & batch.valid.unsqueeze(1)).sum()
         counts = {"l1": boxes, "giou": boxes}
         return counts if self.set_head is None else {**counts, "belongs": batch.valid.sum()}
@@ -73,18 +75,18 @@ class GroundingModel(XVLM):
         return self.cost.fuse_pairs(tokens) + Work(flops=self.cost.head("box_head", len(tokens)))
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
-        """Boxes (N, 4) of N texts in their images, predicted by the published head: centre and size in 0..1. ``pixels``: (N, 3,
-        H, W)."""
+        """Predicts one box for each of N texts with the published head. ``pixels`` (N, 3, H, W) contains the image of each text.
+        Returns boxes (N, 4), as (cx, cy, w, h) in 0..1."""
         return self.box_head(self.fusion.cls(*self.encode(pixels, text)))
 
     def locate_all(self, pixels: Tensor, text: Text) -> BoxSet:
-        """The sets of boxes for N texts in their images. ``pixels`` (N, 3, H, W)."""
+        """Predicts a set of boxes for each of N texts. ``pixels`` (N, 3, H, W) contains the image of each text."""
         concepts = self.vision(pixels)
         (texts,) = self.text([text])
         return self.box_sets(texts, concepts, torch.arange(len(pixels), device=pixels.device))
 
     def box_sets(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> BoxSet:
-        """The sets of boxes for N texts; text n is located in image ``image_index[n]``."""
+        """Predicts a set of boxes for each of N encoded texts. Text n is located in image ``image_index[n]``."""
         assert self.set_head is not None, "the model was built without box_set"
         fused = self.fusion.tokens(texts, self.fusion.project_concepts(images).select(image_index))
         return self.set_head(fused, images.patches.index_select(0, image_index))

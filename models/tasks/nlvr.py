@@ -1,4 +1,4 @@
-"""Visual reasoning: is a statement true of two images (appendix A.1), or does an image entail it?"""
+"""Visual reasoning: is a statement true of two images (appendix A.1 of the paper), or does an image entail it?"""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from models.core.xvlm import XVLM, ModelConfig
 
 
 class NLVRModelConfig(ModelConfig):
-    """The shared model and a classifier."""
+    """The encoders and a classifier."""
 
     images: int = Field(2, ge=1, le=2, description="number of images per statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
     classes: int = Field(2, ge=2, description="number of labels. 2: false, true; 3: contradiction, entailment, neutral")
 
 
 class NLVRModel(XVLM):
-    """The fusion encoder fuses the statement with its images one by one; a classifier reads their concatenated [CLS] states."""
+    """Classifies statements about images. The fusion encoder fuses a statement with each of its images separately, and a
+    classifier reads the concatenated [CLS] states."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None, *, images: int = 2, classes: int = 2):
         super().__init__(config, vocab_size)
@@ -33,13 +34,13 @@ class NLVRModel(XVLM):
         self.classifier = MLPHead(images * self.text.width, classes)
 
     def forward(self, batch: StatementBatch) -> Losses:
-        """The cross-entropy of a micro-batch, as a sum."""
+        """Returns the cross-entropy of a micro-batch, as a sum."""
         logits = self.classify(batch.pixels, batch.text)
         per_example = F.cross_entropy(at_least_float32(logits), batch.label, reduction="none")
         return {"classes": Term(per_example.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
     def counts(self, batch: StatementBatch) -> dict[str, Tensor]:
-        """Divisor of the loss: the number of valid examples."""
+        """Returns the number by which the loss is divided: the number of valid examples."""
         return {"classes": batch.valid.sum()}
 
     def work(self, batch: StatementBatch) -> Work:
@@ -54,9 +55,9 @@ class NLVRModel(XVLM):
         return Work(statements, images, int(tokens.sum()), flops)
 
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
-        """Logits (N, C) of the classes of N statements.
+        """Returns the logits (N, C) of the classes of N statements.
 
-        ``pixels`` (images * N, 3, H, W): all first (left) images, then all second (right) images.
+        ``pixels`` (images * N, 3, H, W) contains all first (left) images, then all second (right) images.
         """
         keys_values, (statements,) = self.fusion.project_concepts(self.vision(pixels)), self.text([text])
         queue = FusionQueue(self.fusion)

@@ -1,4 +1,5 @@
-"""Image-text retrieval (A.1): the matching loss, and the contrastive loss with all captions of an image as positives."""
+"""Image-text retrieval (appendix A.1 of the paper), trained with the matching loss, and with the contrastive loss with all
+captions of an image as positives."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class RetrievalModel(XVLM):
         self.matching_head = MatchingHead(self.text.width)
 
     def forward(self, batch: RetrievalBatch) -> Losses:
-        """The contrastive and the matching loss of a micro-batch, as sums."""
+        """Returns the contrastive and the matching loss of a micro-batch, as sums."""
         self.contrastive.clamp_temperature()
         images, texts = self._encode(batch)
         pairs = self._embed(batch, images, texts)
@@ -53,17 +54,18 @@ class RetrievalModel(XVLM):
         return [len(batch.valid)]
 
     def spanning(
-        self, micro_batches: Sequence[RetrievalBatch], before: Callable[[int], None]
+        self, micro_batches: Sequence[RetrievalBatch], seed: Callable[[int], None]
     ) -> AbstractContextManager[None]:
         """See :class:`engine.task.TaskModel`."""
-        return spanning(self.contrastive, self.embed, micro_batches, before)
+        return spanning(self.contrastive, self.embed, micro_batches, seed)
 
     def embed(self, batch: RetrievalBatch) -> list[EmbeddedPairs]:
         """The embedded pairs for the contrastive loss. The forward pass begins with the same computation."""
         return [self._embed(batch, *self._encode(batch))]
 
     def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """Divisors of the losses: the number of valid pairs, and the number of pairs that the matching loss classifies."""
+        """Returns the numbers by which the losses are divided: the number of valid pairs, and the number of pairs that the
+        matching loss classifies."""
         return {
             "contrastive": batch.valid.sum(),
             "matching": matching_count(batch.valid, batch.group, "positive"),

@@ -1,7 +1,8 @@
-"""Self-critical training for captioning (Rennie et al. 2017), which reinforces sampled captions that beat the other captions of
-their image.
+"""Self-critical training for captioning (Rennie et al. 2017), which reinforces sampled captions that get a higher reward than the
+other captions of their image.
 
-This is an optional second stage after likelihood training. Strong captioning systems use such a stage; the paper does not.
+Self-critical training is an optional second stage after training with cross-entropy. Strong captioning systems use it, but the
+paper does not.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionToke
 from utils.config import Config
 
 Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]
-"""Computes the rewards of captions from their token ids, including the end token if there is one, and their references."""
+"""Computes the rewards of captions from their token ids (including the end token, if there is one) and their references."""
 
 
 class SelfCriticalConfig(Config):
@@ -45,7 +46,7 @@ class SelfCriticalConfig(Config):
 
 
 class SelfCriticalModel(CaptioningModel):
-    """:class:`~models.tasks.captioning.CaptioningModel` whose loss is the negative expected reward.
+    """A captioning model whose loss is the negative expected reward.
 
     Call :meth:`set_reward` before the first step.
     """
@@ -55,12 +56,12 @@ class SelfCriticalModel(CaptioningModel):
     tokens: CaptionTokens
 
     def set_reward(self, reward: Reward, tokens: CaptionTokens, config: SelfCriticalConfig) -> None:
-        """Set the reward function, the special tokens, and the sampling settings."""
+        """Sets the reward function, the special tokens, and the sampling settings."""
         self.reward, self.tokens, self.critic = reward, tokens, config
 
     def forward(self, batch: CaptioningBatch) -> Losses:
-        """The losses ``policy``, which has the gradient of the negative expected reward, and ``reward``, which only serves to log
-        the reward."""
+        """Returns two losses: ``policy``, which has the gradient of the negative expected reward, and ``reward``, the mean
+        reward, which has weight 0 and is only logged."""
         count, samples = len(batch.pixels), self.critic.samples
         images = self.project_images(batch.pixels)
         captions = self._captions(self._sample(images))
@@ -74,7 +75,7 @@ class SelfCriticalModel(CaptioningModel):
         return {"policy": Term(policy, 1.0), "reward": Term(mean, 0.0)}
 
     def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
-        """Divisor of both losses: the number of valid images."""
+        """Returns the number by which both losses are divided: the number of valid images."""
         return {"policy": batch.valid.sum(), "reward": batch.valid.sum()}
 
     def work(self, batch: CaptioningBatch) -> Work:
@@ -84,7 +85,7 @@ class SelfCriticalModel(CaptioningModel):
 
     @torch.no_grad()
     def _sample(self, images: KeysValues) -> Generated:
-        """Sample captions without dropout. The captions of an image are adjacent."""
+        """Samples captions without dropout. The captions of an image are adjacent."""
         config = DecodingConfig(
             beams=1,
             min_length=1,
@@ -103,7 +104,7 @@ class SelfCriticalModel(CaptioningModel):
             self.train(training)
 
     def _captions(self, generated: Generated) -> list[list[int]]:
-        """Token ids of the captions, including the end token if there is one."""
+        """Token ids of the captions, including the end token, if there is one."""
         return [
             [*(token for token in tokens if token != IGNORE), *([self.tokens.end] if ended else [])]
             for tokens, ended in zip(generated.tokens.tolist(), generated.ended.tolist(), strict=True)
@@ -113,8 +114,8 @@ class SelfCriticalModel(CaptioningModel):
         """Differentiable log-likelihoods (N * samples,) of the captions at the sampling temperature."""
         prompt = self.tokens.prompt
         texts = [[*prompt, *tokens] for tokens in captions]
-        places = [list(range(len(prompt), len(text))) for text in texts]
-        text = to_device(LeftToRightText.of(texts, places, self.tokens.mask, self.tokens.pad), images.device)
+        predicted = [list(range(len(prompt), len(text))) for text in texts]
+        text = to_device(LeftToRightText.of(texts, predicted, self.tokens.mask, self.tokens.pad), images.device)
         logits = self.logits(text, images) / self.critic.temperature
         labelled = text.labels != IGNORE
         labels = text.labels.masked_fill(~labelled, 0).unsqueeze(2)

@@ -1,4 +1,4 @@
-"""Video question answering as classification over candidate answers (section 4.5, appendix A.1)."""
+"""Video question answering as classification over candidate answers (section 4.5 of the paper, appendix A.1)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from models.core.xvlm import XVLM, ModelConfig
 
 
 class VideoQAModelConfig(ModelConfig):
-    """The shared model and a classifier."""
+    """The encoders and a classifier."""
 
     classes: int = Field(ge=2, description="number of candidate answers in evaluation.answers")
 
 
 class VideoQAModel(XVLM):
-    """The fusion encoder fuses question and video; a classifier reads the fused [CLS] state."""
+    """Answers questions about videos. The fusion encoder fuses question and video, and a classifier reads the fused [CLS]
+    state."""
 
     def __init__(self, config: VideoQAModelConfig, vocab_size: int | None = None):
         super().__init__(config, vocab_size)
         self.classifier = MLPHead(self.text.width, config.classes)
 
     def forward(self, batch: ClassifiedBatch) -> Losses:
-        """The cross-entropy of each answer in a micro-batch times its weight, as a sum. Answers that are not in the list of
-        candidates are ignored (as in the authors' code)."""
+        """Returns the cross-entropy of the answers in a micro-batch, summed with the answers' weights. Answers that are not in
+        the list of candidates are ignored (as in the authors' code)."""
         logits = self.classify(batch.pixels, batch.text, batch.image_of_question).index_select(
             0, batch.question_of_answer
         )
@@ -41,7 +42,8 @@ class VideoQAModel(XVLM):
         return {"answers": Term((per_answer * batch.weights).masked_fill(~valid, 0).sum(), 1.0)}
 
     def counts(self, batch: ClassifiedBatch) -> dict[str, Tensor]:
-        """Divisor of the loss: the number of valid questions with a candidate among their answers (as in the authors' code)."""
+        """Returns the number by which the loss is divided: the number of valid questions with at least one answer in the list of
+        candidates (as in the authors' code)."""
         labels = torch.zeros(len(batch.valid), dtype=torch.int64, device=batch.valid.device)
         has_label = labels.index_add(0, batch.question_of_answer, (batch.labels != IGNORE).long()) > 0
         return {"answers": (has_label & batch.valid).sum()}
@@ -58,11 +60,11 @@ class VideoQAModel(XVLM):
         text: Text,
         video_of_question: Tensor | None = None,
     ) -> Tensor:
-        """Logits (N, C) of the C candidates for N questions.
+        """Returns the logits (N, C) of the C candidates for N questions.
 
         Args:
             pixels: (I, F, 3, H, W) or (I, 3, H, W); if None, the logits depend only on the questions.
             text: N questions.
-            video_of_question: (N,) int64, the video of each question; if None, question n is about video n.
+            video_of_question: (N,) int64, the index of each question's video; if None, question n is about video n.
         """
         return self.classifier(self.fusion.cls(*self.encode(pixels, text, video_of_question)))

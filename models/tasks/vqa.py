@@ -1,4 +1,4 @@
-"""Question answering: an answer decoder attends to the question fused with the image (section 4.3, appendix A.1)."""
+"""Question answering: an answer decoder attends to the question fused with the image (section 4.3 of the paper, appendix A.1)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from utils.config import Config
 from utils.errors import UserError
 
 AnswerDecoding = Literal["rank", "beam"]
-"""How a question is answered. "rank" picks the likeliest candidate from a list; "beam" generates a text with beam search."""
+"""How a question is answered. "rank" selects the most likely candidate from a list; "beam" generates an answer by beam search."""
 
 
 class AnswerBeamConfig(BeamConfig):
@@ -59,7 +59,7 @@ class DecoderConfig(Config):
 
 
 class VQAModelConfig(ModelConfig):
-    """The shared model and an answer decoder."""
+    """The encoders and an answer decoder."""
 
     decoder: DecoderConfig = DecoderConfig()
 
@@ -80,21 +80,21 @@ class VQAModelConfig(ModelConfig):
 
 
 class AnswerDecoder(BlockStack):
-    """BERT as a left-to-right language model that attends to questions, with embeddings and a word head."""
+    """A left-to-right language model with BERT's architecture that attends to questions, with embeddings and a word head."""
 
     def __init__(
         self, config: VQAModelConfig, arch: TextArchitecture, block: BlockConfig, text: TextEncoder | None = None
     ):
-        """Build the decoder with random weights.
+        """Builds the decoder with random weights.
 
-        With XLM-R as the text encoder, the decoder is still BERT (as in the authors' code), with 512 positions, two token types,
-        and the eps of the fusion encoder.
+        Even if the text encoder is XLM-R, the decoder has BERT's architecture (as in the authors' code), with 512 positions, two
+        token types, and the eps of the fusion encoder.
 
         Args:
             config: config of the model.
             arch: sizes of the text encoder.
             block: sizes of the fusion blocks.
-            text: the text encoder whose word table the decoder shares; if None, the decoder has its own table.
+            text: the text encoder whose word table the decoder shares; if None, the decoder has a separate table.
         """
         super().__init__(config.decoder_layers, block, block.width)
         if arch.width != block.width:
@@ -125,9 +125,9 @@ class AnswerDecoder(BlockStack):
 
         Args:
             ids: (A, L) int64.
-            mask: (A or 1, L, K) bool, True = attend; K includes the tokens in the cache.
-            questions: keys and values of A / S fused questions; answer a attends to question a // S.
-            positions: (A, L) int64, from 0; if None, in order.
+            mask: (A, L, K) or (1, L, K) bool, True = attend; K includes the tokens in the cache.
+            questions: keys and values of A / S fused questions; answer a attends to question ``a // S``.
+            positions: (A, L) int64, counted from 0; if None, the tokens are numbered in order.
             cache: keys and values of earlier tokens; the keys and values of ``ids`` are appended.
         """
         if positions is not None:
@@ -138,7 +138,7 @@ class AnswerDecoder(BlockStack):
         return states.view(*ids.shape, -1)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits of the next token, (..., V), in float32 or higher precision."""
+        """Returns the logits (..., V) of the next token, in float32 or higher precision."""
         return at_least_float32(self.word_head(states, self.words))
 
     @property
@@ -151,7 +151,8 @@ class AnswerDecoder(BlockStack):
 
 
 class VQAModel(XVLM):
-    """The fusion encoder fuses question and image. The decoder answers from the fused states of all tokens of the question.
+    """Answers questions about images. The fusion encoder fuses question and image, and the decoder generates or ranks answers
+    from the fused states of all tokens of the question.
 
     Raises:
         UserError: for a text encoder outside the BERT and RoBERTa families, whose sizes the decoder shares.
@@ -169,7 +170,7 @@ class VQAModel(XVLM):
         self.decoder = AnswerDecoder(config, self.text.arch, self.fusion.config, shared)
 
     def forward(self, batch: QuestionBatch) -> Losses:
-        """The cross-entropy of the tokens of all answers in a micro-batch, weighted by answer, as a sum."""
+        """Returns the cross-entropy of all answer tokens in a micro-batch, summed with the answers' weights."""
         fused = self.fuse_questions(batch.pixels, batch.text, batch.image_of_question)
         questions = self.decoder.project_texts(fused)
         ids, mask, question_index = batch.answers.ids, batch.answers.mask, batch.question_of_answer
@@ -183,7 +184,7 @@ class VQAModel(XVLM):
         return {"answers": Term(per_answer.masked_fill(~valid, 0).sum(), 1.0)}
 
     def counts(self, batch: QuestionBatch) -> dict[str, Tensor]:
-        """Divisor of the loss: the number of valid questions (as in the authors' code)."""
+        """Returns the number by which the loss is divided: the number of valid questions (as in the authors' code)."""
         return {"answers": batch.valid.sum()}
 
     def work(self, batch: QuestionBatch) -> Work:
@@ -199,40 +200,40 @@ class VQAModel(XVLM):
         return fused + Work(tokens=int(answers.sum()), flops=flops)
 
     def fuse_questions(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
-        """Fuse N questions with their images; arguments as in :meth:`models.core.xvlm.XVLM.encode`."""
+        """Fuses N questions with their images. For the arguments, see :meth:`models.core.xvlm.XVLM.encode`."""
         return self.fusion.tokens(*self.encode(pixels, text, image_of_question))
 
     def generate(self, fused: PackedTexts, start: int, end: int, config: BeamConfig) -> Generated:
-        """Generate an answer to each of N fused questions; see :func:`~models.core.generation.beam_search`.
+        """Generates an answer to each of N fused questions; see :func:`~models.core.generation.beam_search`.
 
         Args:
-            fused: the questions, as :meth:`fuse_questions` returns them.
+            fused: the questions, as returned by :meth:`fuse_questions`.
             start, end: ids of [CLS] and [SEP].
             config: settings of the beam search.
         """
         prompt = torch.full((fused.packing.count, 1), start, device=fused.states.device)
-        return beam_search(AnswerWriter(self.decoder, self.decoder.project_texts(fused)), prompt, end, config)
+        return beam_search(AnswerGenerator(self.decoder, self.decoder.project_texts(fused)), prompt, end, config)
 
     def copied_from(self) -> dict[str, str]:
         """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion layers, as in the
         authors' code.
 
-        If the decoder has its own word table, its embeddings and word head start from the pre-trained weights with BERT, and from
-        random weights with XLM-R (both as in the authors' code). If the word table is shared, only the word head is copied; the
-        authors' code has no such option. The key and value projections of the cross-attention are copied only if images and texts
-        have the same width; otherwise their shapes differ.
+        If the decoder has a separate word table, its embeddings and word head start from the pre-trained weights if the text
+        encoder is BERT, and from random weights if it is XLM-R (as in the authors' code). If the word table is shared, only the
+        word head is copied; the authors' code does not have this option. The key and value projections of the cross-attention are
+        copied only if images and texts have the same width, because their shapes would differ otherwise.
         """
         assert isinstance(self.text, TextEncoder)
         is_bert = self.text.arch.family == "bert"
         equal_width = self.vision.width == self.text.width
         sources = {}
         for name in self.decoder.state_dict():
-            part, _, rest = name.partition(".")
-            if part == "layer":
-                number, _, inner = rest.partition(".")
+            module, _, rest = name.partition(".")
+            if module == "layer":
+                index, _, inner = rest.partition(".")
                 if equal_width or not inner.startswith(("crossattention.self.key.", "crossattention.self.value.")):
-                    sources[f"decoder.{name}"] = f"fusion.layer.{self._fusion_layer(int(number))}.{inner}"
-            elif part != "embeddings":
+                    sources[f"decoder.{name}"] = f"fusion.layer.{self._fusion_layer(int(index))}.{inner}"
+            elif module != "embeddings":
                 if is_bert or self.decoder.shared:
                     sources[f"decoder.{name}"] = name
             elif is_bert and not self.decoder.shared:
@@ -240,8 +241,9 @@ class VQAModel(XVLM):
         return sources
 
     def _fusion_layer(self, layer: int) -> int:
-        """The fusion layer from which a decoder layer starts. A decoder of half the depth starts from the layers with an odd
-        index in the stack of text and fusion layers, counted from 0 (as released: 13, 15, 17 of 12 + 6)."""
+        """The index of the fusion layer from which a decoder layer starts. A decoder of half the depth starts from the layers
+        with an odd index in the stack of text and fusion layers, counted from 0 (in the authors' code: 13, 15 and 17 of 12 + 6
+        layers)."""
         if len(self.decoder.layer) == len(self.fusion.layer):
             return layer
         assert isinstance(self.text, TextEncoder)
@@ -249,8 +251,8 @@ class VQAModel(XVLM):
         return first_odd + 2 * layer
 
 
-class AnswerWriter(CachedDecoder):
-    """Predicts the next token of an answer. ``questions``: keys and values of the fused questions."""
+class AnswerGenerator(CachedDecoder):
+    """Predicts the next token of an answer. ``questions`` contains the keys and values of the fused questions."""
 
     def __init__(self, decoder: AnswerDecoder, questions: KeysValues):
         super().__init__()
@@ -266,6 +268,7 @@ class AnswerWriter(CachedDecoder):
 
 
 def left_to_right(mask: Tensor) -> Tensor:
-    """Masks per query (N, L, L) from padding masks (N, L): a token attends to itself and to the tokens before it."""
+    """Turns padding masks (N, L) into causal masks (N, L, L), with which a token attends to itself and to the tokens before
+    it."""
     length = mask.shape[1]
     return torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() & mask.unsqueeze(1)

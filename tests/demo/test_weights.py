@@ -20,7 +20,7 @@ from models.core.backbones.config import PUBLISHED_PIXELS
 from tests.messages import naming
 from utils.commands import call
 from utils.errors import UserError
-from utils.weight_file import read_about
+from utils.weight_file import read_metadata
 
 WIDTH, DEPTH, PATCH, GRID, STORED_GRID = 64, 2, 14, 2, 4
 PREFIX = "backbone.encoder.layer."
@@ -161,7 +161,7 @@ def test_unnamed_matrices_get_the_name_of_the_bias_of_their_layer(built):
 
 @needs_onnx
 def test_the_header_states_the_pixel_range_of_the_weights(built):
-    about = read_about(built / "vision.safetensors")
+    about = read_metadata(built / "vision.safetensors")
     assert {key: tuple(about[key]) for key in PUBLISHED_PIXELS} == PUBLISHED_PIXELS
     assert about["depth"] == DEPTH and about["heads"] == 1
 

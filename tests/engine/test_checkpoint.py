@@ -27,7 +27,7 @@ from models.checkpoints.files import read_weights
 from tests.engine.toy import Line
 from tests.messages import OneLine, naming
 from utils.errors import UserError
-from utils.weight_file import read_about, save_weights
+from utils.weight_file import read_metadata, save_weights
 
 
 def written(folder, step: int = 3):
@@ -140,7 +140,7 @@ def test_a_renamed_checkpoint_is_not_mistaken_for_another_step(tmp_path):
 
 def test_a_flipped_bit_in_weights_is_detected_by_every_reader(tmp_path):
     assert save_best(tmp_path / "best.safetensors", 3, Line().state_dict(), {"score": 0.5})
-    assert read_about(tmp_path / "best.safetensors")["validation"] == {"step": 3, "score": 0.5}
+    assert read_metadata(tmp_path / "best.safetensors")["validation"] == {"step": 3, "score": 0.5}
     flip_a_bit(tmp_path / "best.safetensors", -1)
     with pytest.raises(UserError, match=naming("best.safetensors", "damaged")):
         read_weights(tmp_path / "best.safetensors")

@@ -30,7 +30,7 @@ from tests.messages import naming
 from tests.ranks import on_two_ranks
 from tools.steps.fake import FakeSteps
 from utils.errors import UserError
-from utils.weight_file import read_about
+from utils.weight_file import read_metadata
 
 EMA = {"decay": 0.6}
 
@@ -197,7 +197,7 @@ def test_validations_measure_the_average_and_it_becomes_the_best_weights(tmp_pat
         assert close(seen, averaged(weights[: 2 * number + 3], 0.6))
         assert not same(seen, weights[2 * number + 2])
     assert same(load_file(tmp_path / "best.safetensors"), task.seen[1])
-    assert read_about(tmp_path / "best.safetensors")["ema"] == {"decay": 0.6, "warmup": True}
+    assert read_metadata(tmp_path / "best.safetensors")["ema"] == {"decay": 0.6, "warmup": True}
     line = "step 4: validation score 0.3000 of the averaged weights, the best so far"
     assert line in caplog.messages
 

@@ -227,7 +227,7 @@ def test_another_freeze_is_another_config(tiny_overrides, tmp_path, before, now)
     (tmp_path / "metrics.jsonl").touch()
     RunFolder.open(tmp_path, first, resume=True)
     reported = (
-        f"different config: optim.freeze.vision was {before.title()} and is now {now.title()}; give another --output"
+        f"different config: optim.freeze.vision was {before.title()} and is now {now.title()}; use another --output"
     )
     with pytest.raises(UserError, match=reported):
         RunFolder.open(tmp_path, second, resume=True)

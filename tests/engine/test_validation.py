@@ -271,7 +271,7 @@ def test_a_path_without_weights_is_reported_in_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         find_weights(tmp_path)
     expected = (
-        f"{tmp_path}: contains neither best.safetensors, model.safetensors nor checkpoints/step-*; give a weight file"
+        f"{tmp_path}: contains neither best.safetensors, model.safetensors nor checkpoints/step-*; use a weight file"
     )
     assert str(error.value) == expected
     with pytest.raises(UserError, match=naming("init.checkpoint", f"{tmp_path}/gone")):

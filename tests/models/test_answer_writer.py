@@ -11,7 +11,7 @@ from batches.base import IGNORE
 from models.core.generation import DecodingConfig
 from models.core.packing import PackedTexts, Packing
 from models.inference.answer_ranking import AnswerTree, rank_answers
-from models.tasks.vqa import AnswerBeamConfig, AnswerWriter, left_to_right
+from models.tasks.vqa import AnswerBeamConfig, AnswerGenerator, left_to_right
 from tests.models.test_golden_vqa import naive_scores, small_model
 
 CLS, SEP, WORDS = 2, 3, range(5, 9)
@@ -28,11 +28,11 @@ def test_a_step_returns_the_logits_for_the_whole_answer_so_far(family):
     model = small_model(family=family, pad_id=1 if family == "roberta" else 0)
     questions = model.decoder.project_texts(fused_questions())
     ids = torch.randint(5, 40, (6, 4), generator=torch.Generator().manual_seed(2))
-    writer = AnswerWriter(model.decoder, questions)
-    found = [writer.start(ids[::2, :1])]  # two hypotheses per question from the first step on
+    generator = AnswerGenerator(model.decoder, questions)
+    found = [generator.start(ids[::2, :1])]  # two hypotheses per question from the first step on
     sources = torch.arange(3).repeat_interleave(2)
     for position in range(1, 4):
-        found.append(writer.step(ids[:, position], sources))
+        found.append(generator.step(ids[:, position], sources))
         sources = torch.arange(6)
     ids[1::2, 0] = ids[::2, 0]
     states = model.decoder.decode(ids, left_to_right(torch.ones_like(ids).bool()), questions)

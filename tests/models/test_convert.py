@@ -98,7 +98,7 @@ def test_golden_files_survive_the_round_trip_bit_for_bit(file):
     with safe_open(GOLDEN / file, "pt") as opened:
         assert set(opened.keys()) == state.keys()
     ours, form = to_ours(state)
-    assert_same(to_published(ours, Form.of_plain(json.loads(json.dumps(form.as_plain())), form.layout))[0], state)
+    assert_same(to_published(ours, Form.from_plain(json.loads(json.dumps(form.as_plain())), form.layout))[0], state)
 
 
 def test_a_file_without_buffers_or_tied_copies_stays_without_them():

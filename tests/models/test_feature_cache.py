@@ -150,7 +150,7 @@ def test_a_limit_that_keeps_nothing_is_rejected_with_the_smallest_useful_one(tmp
     built = encoder("vit_small_patch14_dinov2")
     pixels = images(built)
     built.keep_features(tmp_path, 40_000)
-    with pytest.raises(UserError, match=naming("optim.freeze.cache.gigabytes is 4e-05", "give 0.001")):
+    with pytest.raises(UserError, match=naming("optim.freeze.cache.gigabytes is 4e-05", "set it to 0.001")):
         built.patches(pixels)
     built.keep_features(tmp_path, 42_000)
     built.patches(pixels)

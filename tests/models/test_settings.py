@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from models.checkpoints.settings import model_section, require_same_settings, unlike_published, unseen_settings
+from models.checkpoints.settings import (
+    differences_from_published,
+    model_section,
+    require_same_settings,
+    unseen_settings,
+)
 from models.core.backbones.config import VisionConfig
 from models.core.fusion import FusionConfig
 from models.core.hub_text import build_text_encoder
@@ -108,12 +113,14 @@ def test_settings_unknown_to_a_run_are_not_compared(tmp_path):
 
 
 def test_published_models_have_one_head_per_64_of_width():
-    assert unlike_published(XVLM(TRAINED)) == []
-    assert unlike_published(XVLM(changed("fusion", heads=4))) == [OneLine("model.fusion.heads", "4", "128", "64")]
-    assert unlike_published(XVLM(changed("fusion", eps=1e-5))) == [
+    assert differences_from_published(XVLM(TRAINED)) == []
+    assert differences_from_published(XVLM(changed("fusion", heads=4))) == [
+        OneLine("model.fusion.heads", "4", "128", "64")
+    ]
+    assert differences_from_published(XVLM(changed("fusion", eps=1e-5))) == [
         "model.fusion.eps is 1e-05, in published models 1e-12"
     ]
-    assert len(unlike_published(XVLM(changed("arch", heads=1)))) == 2
+    assert len(differences_from_published(XVLM(changed("arch", heads=1)))) == 2
 
 
 @pytest.mark.parametrize(

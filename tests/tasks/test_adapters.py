@@ -20,7 +20,7 @@ from run import main
 from tests.tasks.painted import KINDS
 from tests.tasks.test_finetune import start
 from utils.errors import UserError
-from utils.weight_file import read_about, save_weights
+from utils.weight_file import read_metadata, save_weights
 from x2vlm import load
 
 LORA = "optim.lora={rank: 2, lr: 0.01}"
@@ -174,7 +174,7 @@ def test_a_file_without_the_scale_of_its_adapters_is_rejected(whole, tmp_path):
         read_weights(tmp_path / "model.safetensors")
     tensors = load_file(whole / "best.safetensors")
     tensors.pop(next(name for name in tensors if name.endswith("lora_A.default.weight")))
-    about = {"lora": read_about(whole / "best.safetensors")["lora"]}
+    about = {"lora": read_metadata(whole / "best.safetensors")["lora"]}
     save_weights(tmp_path / "cut.safetensors", tensors, about)
     with pytest.raises(UserError, match=naming("part of an adapter")):
         read_weights(tmp_path / "cut.safetensors")

@@ -88,7 +88,7 @@ def test_blocks_stay_in_memory_if_the_folder_is_not_writable(tmp_path, caplog):
     blocks = BlockCache(tmp_path / "file" / "cache", 1 << 20)
     assert blocks.get(NAMES[0], 5, lambda: b"block") == b"block"
     assert blocks.get(NAMES[0], 5, fetch_none) == b"block"
-    assert "cannot be cached in" in caplog.text and "; give another folder" in caplog.text
+    assert "cannot be cached in" in caplog.text and "; use another folder" in caplog.text
 
 
 def test_a_block_larger_than_a_shelf_is_not_kept(tmp_path):

@@ -24,7 +24,7 @@ from tools.checkpoint.outline import weights_at
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import expanded, new_folder
-from utils.weight_file import digest, read_about, save_weights
+from utils.weight_file import digest, read_metadata, save_weights
 
 BASE = "base_sha256"
 """Header entry: the hash of the weights that the run did not change."""
@@ -48,7 +48,7 @@ def extract(run: str, out: str) -> str:
             f"{file}: is not in a run's folder, and adapters cannot be used without its {CONFIG_FILE}; give the run's "
             "folder"
         )
-    about = read_about(file)
+    about = read_metadata(file)
     config_of(about, str(file))
     trained, base = _split_tensors(tensors, _frozen_parts(config))
     folder = _new_folder(out)
@@ -77,7 +77,7 @@ def merge(source: str, base: str, out: str) -> str:
         raise UserError(
             f"{source}: contains no {CONFIG_FILE}; copy the whole folder written by `run.py checkpoint adapters`"
         )
-    trained, about = read_weight_file(file, merge=False).tensors, read_about(file)
+    trained, about = read_weight_file(file, merge=False).tensors, read_metadata(file)
     model = _model_on(folder, base, about)
     state = model.state_dict()
     if digest(_split_tensors(state, _frozen_parts(folder / CONFIG_FILE))[1]) != about.get(BASE):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.checkpoints.convert import PUBLISHED, Form, same_bits, to_ours, to_published
 from models.checkpoints.files import read_weight_file
-from models.checkpoints.loading import OWN_WORDS, load_weights
+from models.checkpoints.loading import DECODER_WORDS, load_weights
 from models.checkpoints.recognise import Recognised, recognise
 from models.checkpoints.rename import Layout
 from tasks.kinds import choose
@@ -18,7 +18,7 @@ from tools.checkpoint.outline import shown, weights_at
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import expanded, replacing
-from utils.weight_file import read_about, save_weights
+from utils.weight_file import read_metadata, save_weights
 
 SUFFIXES = {"ours": (".safetensors",), "published": (".th", ".pth", ".pt", ".bin")}
 STATE = "model"
@@ -43,7 +43,7 @@ def convert(source: str, out: str, form: str | None, config: str | None, overwri
         save_weights(target, ours, {PUBLISHED: made.as_plain()})
         less = len(read.tensors) - len(ours)
         note = f"{len(ours)} tensors; {less} copies and buffers are computed on the way back"
-        left = [*read.beside, *([f"the prefix {read.prefix}"] if read.prefix else [])]
+        left = [*read.other_entries, *([f"the prefix {read.prefix}"] if read.prefix else [])]
     else:
         published = _to_published(file, read.tensors)
         with replacing(target) as temporary, temporary.open("wb") as opened:
@@ -102,7 +102,7 @@ def _check_config(file: Path, config: str | None, found: Recognised) -> bool | N
             f"{file}: lacks {len(report.fresh)} parameters of the model of {config}, the first {report.fresh[0]}; "
             "give the config that the weights were trained with"
         )
-    return OWN_WORDS not in model.state_dict()
+    return DECODER_WORDS not in model.state_dict()
 
 
 def _to_ours(file: Path, tensors: Mapping[str, Tensor], shared_words: bool | None) -> tuple[dict[str, Tensor], Form]:
@@ -128,12 +128,12 @@ def _with_separate_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _to_published(file: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     form = None
-    if file.suffix == ".safetensors" and PUBLISHED in (about := read_about(file)):
+    if file.suffix == ".safetensors" and PUBLISHED in (about := read_metadata(file)):
         layout = Layout.of_ours({name: tuple(tensor.shape) for name, tensor in ours.items()})
-        form = Form.of_plain(about[PUBLISHED], layout)
+        form = Form.from_plain(about[PUBLISHED], layout)
     try:
         published, unnamed = to_published(ours, form)
-        back, _ = to_ours(published, shared_words=OWN_WORDS not in ours)
+        back, _ = to_ours(published, shared_words=DECODER_WORDS not in ours)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     if unnamed:

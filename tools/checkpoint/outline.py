@@ -20,7 +20,7 @@ from optim.lora import INNER, is_adapter, plain_name
 from tasks.base import ADAPTERS
 from utils.errors import UserError
 from utils.files import expanded
-from utils.weight_file import is_damaged, read_about
+from utils.weight_file import is_damaged, read_metadata
 
 DTYPES = {
     "F64": "float64",
@@ -106,7 +106,7 @@ def read_outline(path: Path) -> Outline:
     storage = "a PyTorch file" if zipfile.is_zipfile(path) else "a PyTorch file of the old format"
     storage += f", weights in `{file.key}`" if file.key else ""
     storage += f", without the prefix {file.prefix}" if file.prefix else ""
-    beside = [shown(name) for name in file.beside]
+    beside = [shown(name) for name in file.other_entries]
     storage += f"; it also contains {', '.join(beside[:6])}{', …' if len(beside) > 6 else ''}" if beside else ""
     return Outline(path, shapes, dtypes, storage, {})
 
@@ -121,7 +121,7 @@ def _of_safetensors(path: Path) -> Outline:
                 entry = file.get_slice(name)
                 shapes[name] = tuple(entry.get_shape())
                 dtypes[DTYPES.get(entry.get_dtype(), entry.get_dtype())] += _product(shapes[name])
-        about = read_about(path)
+        about = read_metadata(path)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise unreadable(path, error) from None
     prefix = wrapper_of(shapes)

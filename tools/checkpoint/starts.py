@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from models.checkpoints.recognise import TABLE, THEIR_OWN, WORDS, Recognised
+from models.checkpoints.recognise import OTHER_NAMES, TABLE, WORDS, Recognised
 from models.checkpoints.rename import Shapes
 from models.checkpoints.settings import model_section
 from models.core.vision import FRAME_POSITIONS
@@ -34,7 +34,7 @@ class Candidate(NamedTuple):
 
 def starts(found: Recognised) -> tuple[str, list[str]]:
     """Returns the key that takes the file, or "" if none does, and the configs of ``configs/`` whose encoders have its shapes."""
-    if found.names != THEIR_OWN:
+    if found.names != OTHER_NAMES:
         fits, key = _fits_model, "init.checkpoint"
     elif found.vision is not None:
         fits, key = _fits_vision, "init.vision"

@@ -161,12 +161,12 @@ class Planner:
         """Returns the sizes that determine the communication of a step."""
         model, config = self.meta_model, self.config.model
         batch = self._batch(examples)(model)
-        aligns = isinstance(model, AligningModel)
+        has_contrastive = isinstance(model, AligningModel)
         return StepSizes(
             gradients=tensor_bytes(trainable(model)),
             losses=len(model.counts(batch)),
-            examples=model.compared(batch) if aligns else [],
-            embed_dim=config.embed_dim if aligns else 0,
+            examples=model.compared(batch) if has_contrastive else [],
+            embed_dim=config.embed_dim if has_contrastive else 0,
             accumulation=accumulation,
             chunks=chunks_in(config.chunks, accumulation),
             groups=self.groups,

@@ -1,4 +1,5 @@
-"""Vision backbones: an interface (:mod:`.base`), and a file with an adapter for each library, which :data:`LIBRARIES` lists."""
+"""Vision backbones: an interface (:mod:`.base`), and an adapter for each library (timm and transformers). :data:`LIBRARIES` lists
+the adapters."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from utils.files import expanded
 from utils.hub import TIMM
 
 LIBRARIES = (hub_backbone.LIBRARY, timm_backbone.LIBRARY)
-"""The libraries; the last one handles all names without a prefix."""
+"""The libraries. The last library handles all names without a prefix."""
 
 _checked: set[VisionConfig] = set()
 """Configs whose backbones have already been checked in this process."""
@@ -29,8 +30,8 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
     """Builds the backbone that ``config`` names, with random weights.
 
     Raises:
-        UserError: if the library does not have this model, cannot build it with the given sizes, or the model does not return a
-            state for each patch.
+        UserError: if the library does not have this model or cannot build it with the given sizes, or if the model does not
+            return a state for each patch.
     """
     try:
         backbone = library_of(config.backbone).adapter(config)
@@ -46,7 +47,7 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
 
 
 def save_backbone_config(config: VisionConfig, folder: Path) -> None:
-    """Copies the files that are needed to build the backbone into a folder, if its name alone is not enough. The name
+    """Copies the files that are needed to build the backbone into a folder, unless its name is enough to build it. The name
     ``hf:FOLDER`` then works on any machine."""
     library = library_of(config.backbone)
     if library.save_config is not None:
@@ -66,11 +67,15 @@ def backbone_pixels(name: str) -> PixelStatistics:
 
 
 def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
-    """Returns published weights by name, such as ``timm:beitv2_base_patch16_224.in1k_ft_in22k`` or ``hf:facebook/dinov2-base``,
-    or from the folder of a Hugging Face model; None if ``source`` is something else.
+    """Returns weights that a library can load; None if ``source`` is something else.
+
+    Args:
+        source: a name such as ``timm:beitv2_base_patch16_224.in1k_ft_in22k`` or ``hf:facebook/dinov2-base``, or the folder of a
+            Hugging Face model.
+        key: the config key that contains ``source``, for error messages.
 
     Raises:
-        UserError: if there are no such weights; the message names the config ``key``.
+        UserError: if the library does not have these weights.
     """
     for library in LIBRARIES:
         prefix = library.prefix or TIMM

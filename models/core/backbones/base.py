@@ -1,4 +1,4 @@
-"""The interface of vision backbones. Each library has an adapter; only adapters use the internals of a backbone."""
+"""The interface of vision backbones. Each library has an adapter, and only the adapters use the internals of a backbone."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class PixelStatistics(NamedTuple):
 
 
 class Library(NamedTuple):
-    """The declaration of an adapter.
+    """A library of backbones, and the functions of its adapter.
 
     Attributes:
         prefix: prefix of its models' names in a config; empty for the library that handles all other names.
         adapter: builds a backbone from the config of the vision encoder.
         pixels_of: returns the pixel statistics of a model, given its name in the config.
         pretrained_weights: returns the weights published under a name (without the prefix), keyed by the parameter names of
-            :attr:`VisionBackbone.module`; the second argument is the config key, for messages.
-        save_config: copies the files that the adapter needs for a model, given its name in the config, into a folder, whose path
-            then replaces the name; None if the name is enough.
+            :attr:`VisionBackbone.module`. The second argument is the config key to name in error messages.
+        save_config: copies the files that are needed to build a model into a folder, given the model's name in the config. The
+            path of the folder then replaces the name. None if a name is always enough to build a model.
     """
 
     prefix: str
@@ -46,11 +46,11 @@ class Library(NamedTuple):
 
 
 class VisionBackbone(ABC):
-    """A backbone that turns an image into a grid of normed patch states.
+    """A backbone that turns an image into a grid of patch states after the last norm.
 
     Attributes:
         module: the library's model; its parameters have the library's names.
-        name: the name in the config, for messages.
+        name: the name in the config, for error messages.
         blocks: the blocks in the order in which they run, for freezing and the feature cache.
         width: width D of the patch states.
         patch_size: side of a patch in pixels; for a convolutional model, side of the area that a state covers.
@@ -75,27 +75,27 @@ class VisionBackbone(ABC):
 
     @abstractmethod
     def states(self, pixels: Tensor) -> Tensor:
-        """Normed states (I, T + P, D) of normalised ``pixels`` (I, 3, H, W): T prefix tokens such as [CLS], then the P patches,
-        row-major."""
+        """States (I, T + P, D) of normalised ``pixels`` (I, 3, H, W) after the last norm: T prefix tokens such as [CLS], then the
+        P patches in row-major order."""
 
     @abstractmethod
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Turn gradient checkpointing of the blocks on or off.
+        """Turns gradient checkpointing of the blocks on or off.
 
         Raises:
-            UserError: if the backbone does not support it.
+            UserError: if the backbone does not support gradient checkpointing.
         """
 
     @abstractmethod
     def compile(self, **options: Any) -> None:
-        """Compile the backbone; parameter names do not change."""
+        """Compiles the backbone. Parameter names do not change."""
 
-    def call_projections(self) -> None:  # noqa: B027 - most backbones do
-        """Make each block call its linear layers, so that adapters on these layers take effect."""
+    def call_projections(self) -> None:  # noqa: B027 - most backbones call their linear layers anyway
+        """Makes each block call its linear layers, so that adapters on these layers take effect."""
 
     def targets(self, name: str) -> list[str]:
-        """Names of the parameters to which the tensor ``name`` of a weight file is copied. Some files contain a single tensor for
-        a parameter that each block of the module has."""
+        """Names of the parameters to which the tensor ``name`` of a weight file is copied. There can be several, because some
+        files contain only one tensor for a parameter of which each block has a copy."""
         return [name]
 
     def resized(self, name: str, tensor: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class VisionBackbone(ABC):
         """Runs the backbone on an image without content.
 
         Raises:
-            UserError: if it does not return exactly one state per patch.
+            UserError: if the backbone does not return exactly one state per patch.
         """
         copy = on_meta(self, self.module)
         expected = (1, self.grid[0] * self.grid[1], self.width)
@@ -139,7 +139,7 @@ class VisionBackbone(ABC):
         return torch.empty(1, 3, height, width, device=next(self.module.parameters()).device)
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """Normed patch states (I, P, D) of normalised ``pixels`` (I, 3, H, W), row-major."""
+        """Patch states (I, P, D) of normalised ``pixels`` (I, 3, H, W) after the last norm, in row-major order."""
         return self._without_prefix(self.states(pixels))
 
     def _without_prefix(self, states: Tensor) -> Tensor:
@@ -147,22 +147,22 @@ class VisionBackbone(ABC):
         return states[:, states.shape[1] - rows * columns :]
 
     def names_before(self, block: int) -> set[str]:
-        """Names of the parameters that are used before the block with the index ``block``; if ``block`` is the number of blocks,
-        before the end of the last block. Libraries define the components of a model in the order in which they run, so a layer
-        between two stages counts as used before the second stage."""
+        """Names of the parameters that are used before the block with the index ``block`` or, if ``block`` is the number of
+        blocks, before the end of the last block. Libraries define the modules of a model in the order in which they run, so a
+        layer between two stages is used before the second stage."""
         names, identities = zip(
             *((name, id(parameter)) for name, parameter in self.module.named_parameters()), strict=True
         )
         later = {id(parameter) for each in self.blocks[block:] for parameter in each.parameters()}
         if later:
-            end = next(number for number, identity in enumerate(identities) if identity in later)
+            end = next(index for index, identity in enumerate(identities) if identity in later)
         else:
             in_blocks = {id(parameter) for each in self.blocks for parameter in each.parameters()}
-            end = 1 + max(number for number, identity in enumerate(identities) if identity in in_blocks)
+            end = 1 + max(index for index, identity in enumerate(identities) if identity in in_blocks)
         return set(names[:end])
 
     def output_of_block(self, pixels: Tensor, block: int) -> Tensor:
-        """Output of the block with the index ``block``; later blocks do not run."""
+        """Runs the backbone up to the block with the index ``block``, and returns the output of this block."""
         found: list[Any] = []
 
         def stop(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -182,8 +182,8 @@ class VisionBackbone(ABC):
         return output
 
     def patches_after_block(self, pixels: Tensor, block: int, output: Tensor) -> Tensor:
-        """Patch states (I, P, D), given the ``output`` of the block with the index ``block``. This block and earlier blocks do
-        not run."""
+        """Computes the patch states (I, P, D) from the ``output`` of the block with the index ``block``. This block and earlier
+        blocks do not run."""
         with self._replaced(block, output), torch.compiler.set_stance("force_eager"):
             return self.patches(pixels)
 
@@ -209,7 +209,7 @@ def _first_input(*inputs: Any, **options: Any) -> Any:
 
 
 def check_image_size(image_size: ImageSize, patch_size: int) -> None:
-    """Raises :class:`UserError` if ``patch_size`` does not divide the sides of the image. Not every library checks this."""
+    """Raises :class:`UserError` if a side of the image is not a multiple of ``patch_size``. Not every library checks this."""
     for side in sides_of(image_size):
         if side % patch_size:
             below = side - side % patch_size

@@ -36,7 +36,7 @@ def _without_timm(name: object) -> object:
 
 
 class VisionConfig(Config):
-    """The vision encoder: a model by name. Sizes that are null are taken from the backbone."""
+    """The vision encoder. Sizes that are null are taken from the backbone."""
 
     earlier_values = PUBLISHED_PIXELS
 

@@ -1,4 +1,4 @@
-"""Vision models of the Hugging Face Hub, by name or folder."""
+"""Backbones from transformers, named by a Hugging Face name or folder."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _SETTINGS = {
     "pos_embed_jitter": None,
     "pos_embed_rescale": None,
 }
-"""Settings that remove the head, which would have no gradient, and the random position augmentation of DINOv3's own
-pre-training."""
+"""Settings that remove the head, which would not get a gradient, and the random position augmentation that DINOv3 was pre-trained
+with."""
 
 logger = logging.getLogger(__name__)
 
 
 class HubBackbone(VisionBackbone):
-    """A vision model from transformers. The library's code adapts the position embeddings to the image size.
+    """A vision model from transformers. The library adapts the position embeddings to the image size.
 
-    The variant of SigLIP 2 for native resolutions takes rows of patches instead of an image.
+    SigLIP 2's variant for native resolutions takes a sequence of patches as input instead of an image.
     """
 
     def __init__(self, config: VisionConfig):
@@ -85,9 +85,9 @@ class HubBackbone(VisionBackbone):
             os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
         for parameter_name, parameter in module.named_parameters():
             if parameter_name.endswith("mask_token"):
-                parameter.requires_grad_(False)  # only used in its own pre-training
+                parameter.requires_grad_(False)  # only used when the backbone was pre-trained
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in arguments else {}
-        # CLIP applies the norm only to the state that it pools.
+        # CLIP applies the norm only to the pooled state.
         self._norm = module.post_layernorm if hub_config.model_type == "clip_vision_model" else nn.Identity()
         if getattr(hub_config, "image_size", config.image_size) != config.image_size:
             self._check_image_size(config)
@@ -99,9 +99,9 @@ class HubBackbone(VisionBackbone):
                 backbone = on_meta(self, self.module)
                 backbone.states(backbone.image())
         except (RuntimeError, ValueError):
-            own = self.module.config.image_size
+            only_size = self.module.config.image_size
             raise UserError(
-                f"model.vision.image_size: {config.backbone} takes images of {own} pixels only; set it to {own}"
+                f"model.vision.image_size: {config.backbone} takes images of {only_size} pixels only; set it to {only_size}"
             ) from None
 
     def states(self, pixels: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ class HubBackbone(VisionBackbone):
         return normed
 
     def _as_patches(self, pixels: Tensor) -> dict[str, Tensor | None]:
-        """The input (I, P, p * p * 3) of a model that takes rows of patches. The pixels of a patch are in row-major order, with
-        three colours per pixel."""
+        """The input of a model that takes a sequence of patches (I, P, p * p * 3), where p is the side of a patch. The pixels of
+        a patch are in row-major order, with three colours per pixel."""
         side = self.patch_size
         patches = F.unfold(pixels, side, stride=side).transpose(1, 2)
         patches = patches.unflatten(2, (3, side * side)).transpose(2, 3).flatten(2)
@@ -166,13 +166,13 @@ def vision_config_of(name: str, key: str = KEY) -> Any:
     """Returns the configuration of a vision model; see :func:`models.core.hub.part_config`.
 
     Raises:
-        UserError: as raised there, and if the model is not a ViT.
+        UserError: if the configuration cannot be loaded, or if the model is not a ViT.
     """
     found = part_config(name, "vision", key, extra_files=(PROCESSOR,))
     if not all(
         isinstance(getattr(found, size, None), int) for size in ("num_hidden_layers", "hidden_size", "patch_size")
     ):
-        remedy = f"give {TIMM}{name}" if found.model_type == "timm_wrapper" else "choose a ViT, or a timm model"
+        remedy = f"use {TIMM}{name}" if found.model_type == "timm_wrapper" else "choose a ViT, or a timm model"
         raise UserError(f"{key}: {name} is a {found.model_type!r}, not a ViT of transformers; {remedy}")
     for setting, value in _SETTINGS.items():
         if hasattr(found, setting):
@@ -181,7 +181,7 @@ def vision_config_of(name: str, key: str = KEY) -> Any:
 
 
 def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
-    """Applies the sizes and rates that the run's config sets."""
+    """Applies the sizes and rates that our config sets."""
     ratio = hub_config.intermediate_size / hub_config.hidden_size if hasattr(hub_config, "intermediate_size") else None
     sizes = {"hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.heads}
     for key, value in sizes.items():
@@ -203,8 +203,8 @@ def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
 
 
 def _disable_function_caches(module: nn.Module) -> None:
-    """Disable the function caches in the library's module. A plan or a check runs these functions on tensors without content,
-    which would stay in the caches and be used by training in the same process."""
+    """Disables the function caches in the library's module. ``run.py plan`` and the check of a backbone call these functions with
+    tensors without content. The results would stay in the caches and be used when training in the same process."""
     source = sys.modules[type(module).__module__]
     for name, function in list(vars(source).items()):
         if "func_with_cache" in getattr(getattr(function, "__code__", None), "co_freevars", ()):

@@ -1,4 +1,4 @@
-"""Fixed positions of patches."""
+"""Fixed position embeddings of patches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from utils.errors import UserError
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Two-dimensional sine-cosine positions (rows * columns, width) in [-1, 1]; half the channels encode y, half x.
+    """Two-dimensional sine-cosine positions (rows * columns, width) in [-1, 1]. The first half of the channels encodes y, the
+    second half x.
 
     Raises:
         UserError: if ``width`` is not a multiple of 4.

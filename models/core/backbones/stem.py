@@ -1,4 +1,4 @@
-"""A convolutional stem, which replaces the patch embedding of a ViT."""
+"""A convolutional stem that replaces the patch embedding of a ViT."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from utils.errors import UserError
 class ConvolutionalStem(nn.Sequential):
     """Convolutions with strides of 2 or 3 that turn each patch into a state, instead of a single linear layer.
 
-    Convolutions detect edges and corners anywhere in a patch. The linear layer has separate weights for each pixel position, so a
-    small model that is trained from scratch needs thousands of steps to tell shapes apart. After Xiao et al. (arXiv:2106.14881),
-    but with GroupNorm: BatchNorm would make the states of an image depend on the other images in the batch.
+    Convolutions detect edges and corners anywhere in a patch. A linear layer has separate weights for each pixel position, so a
+    small model that is trained from scratch needs thousands of steps to tell shapes apart. The stem follows Xiao et al.
+    (arXiv:2106.14881), but uses GroupNorm, because BatchNorm would make the states of an image depend on the other images in the
+    batch.
     """
 
     def __init__(self, grid: tuple[int, int], patch_size: int, width: int):
-        """``grid``: rows and columns of patches. ``width``: width of the states; the number of channels doubles with each stride,
-        up to ``width``.
+        """Builds the stem.
+
+        Args:
+            grid: rows and columns of patches.
+            patch_size: side of a patch in pixels.
+            width: width of the states. The number of channels doubles with each convolution, up to ``width``.
 
         Raises:
             UserError: if ``patch_size`` is not a product of twos and threes.
@@ -32,12 +37,12 @@ class ConvolutionalStem(nn.Sequential):
             layers += [convolution, nn.GroupNorm(1, following), nn.GELU()]
             channels = following
         super().__init__(*layers, nn.Conv2d(channels, width, 1))
-        # The attributes of timm's patch embeddings that we use.
+        # Attributes that timm's patch embeddings have and that we use.
         self.patch_size = (patch_size, patch_size)
         self.grid_size = grid
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """States (I, P, D) of the patches of ``pixels`` (I, 3, H, W), row-major."""
+        """States (I, P, D) of the patches of ``pixels`` (I, 3, H, W), in row-major order."""
         states: Tensor = super().forward(pixels)
         return states.flatten(2).transpose(1, 2)
 

@@ -1,8 +1,8 @@
 """Resizing of position tables to a different patch grid.
 
-BEiT's relative position biases are resized as the authors do (reference behaviour, 1): the patch offsets of the source table are
-spread in a geometric progression, and a bicubic spline through them is evaluated at the target's offsets. The three rows for the
-[CLS] token are kept. Absolute positions, as in other ViTs, are resized by bicubic interpolation, as in DINOv2.
+BEiT's relative position biases are resized as in the authors' code: the patch offsets of the source table are spread in a
+geometric progression, and a bicubic spline through them is evaluated at the target's offsets. The three rows for the [CLS] token
+are kept. Absolute positions, which other ViTs use, are resized by bicubic interpolation, as in DINOv2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ CLS_ROWS = 3
 
 
 def resize_bias_table(table: Tensor, rows: int, columns: int) -> Tensor:
-    """Resize ((2A - 1)^2 + 3, heads) to ((2R - 1) (2C - 1) + 3, heads), for a grid of R ``rows`` and C ``columns``.
+    """Resizes a table of position biases to a grid of R ``rows`` and C ``columns``: from ((2A - 1)^2 + 3, heads), for a square
+    grid of side A, to ((2R - 1) (2C - 1) + 3, heads).
 
     Raises:
         ValueError: if the table does not belong to a square grid.
@@ -26,27 +27,27 @@ def resize_bias_table(table: Tensor, rows: int, columns: int) -> Tensor:
     # Imported here because the import takes a second, and most runs do not resize a table.
     from scipy.interpolate import RectBivariateSpline
 
-    high, wide = 2 * rows - 1, 2 * columns - 1
-    if table.shape[0] == high * wide + CLS_ROWS:
+    height, width = 2 * rows - 1, 2 * columns - 1
+    if table.shape[0] == height * width + CLS_ROWS:
         return table
     source_side = table_side(table.shape[0])
     offsets, extra = table[:-CLS_ROWS], table[-CLS_ROWS:]
-    (source_y, read_y), (source_x, read_x) = (_offsets(source_side, side) for side in (high, wide))
+    (source_y, read_y), (source_x, read_x) = (_offsets(source_side, side) for side in (height, width))
     grids = offsets.double().numpy().reshape(source_side, source_side, -1)
     resized = [
         RectBivariateSpline(source_y, source_x, grids[:, :, head], kx=3, ky=3, s=0)(read_y, read_x)
         for head in range(grids.shape[2])
     ]
-    flat = torch.from_numpy(np.stack(resized, axis=2).reshape(high * wide, -1)).to(table.dtype)
+    flat = torch.from_numpy(np.stack(resized, axis=2).reshape(height * width, -1)).to(table.dtype)
     return torch.cat([flat, extra])
 
 
 def resize_positions(table: Tensor, rows: int, columns: int, tokens: int) -> Tensor:
-    """Resize absolute positions (1, T + A^2, D) to (1, T + R C, D), for a grid of R ``rows`` and C ``columns``. The
-    positions of the T ``tokens`` before the patches ([CLS], registers) are kept.
+    """Resizes absolute positions from (1, T + A^2, D), for a square grid of side A, to (1, T + R C, D), for a grid of R ``rows``
+    and C ``columns``. The positions of the T ``tokens`` before the patches ([CLS], registers) are kept.
 
-    The interpolation is bicubic without antialiasing, which is how DINOv2 resizes its table for each image size. With a smoothed
-    table, the outputs would differ from the authors' code.
+    The interpolation is bicubic without antialiasing, which is how DINOv2 resizes its table for each image size. With
+    antialiasing, the outputs would differ from those of DINOv2's code.
 
     Raises:
         ValueError: if the table does not belong to a square grid.
@@ -62,13 +63,13 @@ def resize_positions(table: Tensor, rows: int, columns: int, tokens: int) -> Ten
 
 
 def offsets_side(rows: int) -> int | None:
-    """Side S of the S x S patch offsets in a table of ``rows`` position biases; None if the patch grid is not square."""
+    """Returns S for a table whose ``rows`` position biases belong to S x S patch offsets, or None if the grid is not square."""
     side = math.isqrt(max(0, rows - CLS_ROWS))
     return side if side % 2 and side * side == rows - CLS_ROWS else None
 
 
 def table_side(rows: int) -> int:
-    """Side S of the patch offsets in a table that can be resized.
+    """Returns S for a table of S x S patch offsets that can be resized; see :func:`offsets_side`.
 
     Raises:
         ValueError: if the table does not belong to a square patch grid, or is too small.
@@ -85,7 +86,7 @@ def _offsets(source_side: int, target_side: int) -> tuple[np.ndarray, np.ndarray
     """Positions of the source's offsets along a side, and the positions at which the spline is evaluated."""
     target = np.arange(target_side) - target_side // 2
     source = target.astype(float) if source_side == target_side else _spread(source_side, target_side)
-    # The spread offsets can end before the target's last offset. Beyond them, the spline keeps its last value.
+    # The spread offsets can end before the target's last offset. Beyond the last spread offset, the spline keeps its last value.
     return source, np.clip(target, source[0], source[-1])
 
 

@@ -1,4 +1,4 @@
-"""Backbones from timm, by name: all ViTs, and convolutional models with stages of blocks, such as ConvNeXt."""
+"""Backbones from timm: all ViTs, and convolutional models with stages of blocks, such as ConvNeXt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from utils.image_size import grid_of
 BIAS_TABLE = "relative_position_bias_table"
 """Suffix of the names of BEiT's tables of relative position biases."""
 SHARED_BIAS_TABLE = f"rel_pos_bias.{BIAS_TABLE}"
-"""Name of the table in BEiT files that all blocks share."""
+"""Name of the table that all blocks share in BEiT files."""
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Names under which timm saves weight files for the Hub."""
 POSITIONS = "pos_embed"
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 class TimmBackbone(VisionBackbone):
     """A timm model.
 
-    The states of a ViT are its tokens, and the states of a convolutional model are the cells of its last feature map. States are
-    normed before they are averaged, whereas timm norms the average in some models.
+    The states of a ViT are its tokens, and the states of a convolutional model are the cells of its last feature map. The norm is
+    applied before states are averaged, whereas some timm models apply it to the average.
     """
 
     def __init__(self, config: VisionConfig):
@@ -81,7 +81,7 @@ class TimmBackbone(VisionBackbone):
         features: Tensor = self.module.forward_features(pixels)
         if self._is_vit:
             return getattr(self.module, "fc_norm", _IDENTITY)(features)
-        norm = getattr(self.module.head, "norm", _IDENTITY)  # ConvNeXt itself norms the average
+        norm = getattr(self.module.head, "norm", _IDENTITY)  # ConvNeXt applies this norm to the average
         return norm(features).flatten(2).transpose(1, 2)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -94,7 +94,7 @@ class TimmBackbone(VisionBackbone):
                 ) from None
 
     def step_flops(self) -> int:
-        """Counted from sizes alone for a ViT, since counting the operations that torch runs takes up to three seconds."""
+        """Computed from sizes for a ViT, since counting the operations that torch runs takes up to three seconds."""
         if not self._has_patch_embed or not all(
             hasattr(block, "attn") and hasattr(block, "norm1") for block in self.blocks
         ):
@@ -122,7 +122,7 @@ class TimmBackbone(VisionBackbone):
     def targets(self, name: str) -> list[str]:
         """BEiT's files have one table of position biases for all blocks."""
         if name == SHARED_BIAS_TABLE:
-            return [f"blocks.{number}.attn.{BIAS_TABLE}" for number in range(len(self.blocks))]
+            return [f"blocks.{index}.attn.{BIAS_TABLE}" for index in range(len(self.blocks))]
         return [name]
 
     def resized(self, name: str, tensor: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class TimmBackbone(VisionBackbone):
         self.module.forward_features = torch.compile(self.module.forward_features, **options)
 
     def call_projections(self) -> None:
-        """By default, timm's BEiT and EVA read the weight of one layer without calling the layer."""
+        """Changes timm's BEiT and EVA models, which by default read the weight of one layer without calling the layer."""
         for module in self.module.modules():
             if getattr(module, "qkv_bias_separate", None) is False:
                 module.qkv_bias_separate = True
@@ -158,7 +158,7 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
 
     Args:
         name: name of the model, with or without the tag of its weights.
-        key: config key that names the weights, for messages.
+        key: config key that contains the name, for error messages.
 
     Raises:
         UserError: if timm has no weights under this name, or if the weights are not in the cache and cannot be downloaded.
@@ -199,10 +199,11 @@ def _weights_of_folder(folder: Path, key: str) -> dict[str, Tensor]:
 
 
 def _weights_of_file(name: str, file: Path, **sizes: Any) -> dict[str, Tensor]:
-    """Returns the tensors in a file that belong to the model, under timm's names.
+    """Returns the tensors of a file that belong to the model, under timm's names.
 
-    timm converts files from other projects, but it also resizes tables and leaves parameters that the file lacks at random
-    values. From a file with timm's names, therefore, only the tensors in it are returned.
+    timm converts files from other projects, but it also resizes tables, and parameters that are not in the file keep random
+    values. If the file uses timm's names, this function therefore returns only tensors that are in the file, in their original
+    size.
 
     Args:
         name: name of the model.
@@ -229,7 +230,7 @@ def _published_settings(name: str) -> Any:
 def _create(config: VisionConfig) -> Any:
     if ":" in config.backbone:
         raise UserError(
-            f"model.vision.backbone: {config.backbone!r} has an unknown prefix; give the name of a timm model "
+            f"model.vision.backbone: {config.backbone!r} has an unknown prefix; use the name of a timm model "
             "without one, or hf: and the name or folder of a Hugging Face model"
         )
     if not timm.is_model(config.backbone):
