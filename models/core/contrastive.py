@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,8 +37,9 @@ class ContrastiveConfig(Config):
         description="initial value of the learned bias of the sigmoid loss. The best value for an untrained model is "
         "the negative logarithm of the number of examples in a global batch (SigLIP: -10)",
     )
-    least_temperature: float = Field(
+    min_temperature: float = Field(
         0.001,
+        validation_alias=AliasChoices("min_temperature", "least_temperature"),  # saved runs may contain the previous name
         gt=0,
         le=MAX_TEMPERATURE,
         description="lower limit of the learned temperature. On small data sets the images are memorised, the "
@@ -79,15 +80,15 @@ class AligningConfig(ModelConfig):
         gt=0,
         le=MAX_TEMPERATURE,
         description="initial temperature of the contrastive loss; the temperature is learned, between "
-        "`contrastive.least_temperature` and 0.5",
+        "`contrastive.min_temperature` and 0.5",
     )
     contrastive: ContrastiveConfig = ContrastiveConfig()
 
     @model_validator(mode="after")
     def _temperature_is_in_its_range(self) -> AligningConfig:
-        if self.temperature < (low := self.contrastive.least_temperature):
+        if self.temperature < (low := self.contrastive.min_temperature):
             raise ValueError(
-                f"temperature is {self.temperature:g}, but contrastive.least_temperature is {low:g}; raise the "
+                f"temperature is {self.temperature:g}, but contrastive.min_temperature is {low:g}; raise the "
                 "temperature or lower the limit"
             )
         return self
@@ -177,7 +178,7 @@ class ContrastiveHead(nn.Module):
     def clamp_temperature(self) -> None:
         """Clamps the temperature to its range (0.001 to 0.5 in the authors' code). Call this method before each forward pass."""
         with torch.no_grad():
-            self.temperature.clamp_(self.config.least_temperature, MAX_TEMPERATURE)
+            self.temperature.clamp_(self.config.min_temperature, MAX_TEMPERATURE)
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
         """Cosine similarities (R, N), divided by the temperature, between all embeddings ``image`` (R, E) and ``text`` (N, E)."""

@@ -51,8 +51,12 @@ def test_an_identity_to_another_width_is_rejected():
 
 
 def test_an_initial_temperature_below_its_range_is_rejected():
-    with pytest.raises(ValueError, match=r"temperature is 0.03.*contrastive.least_temperature is 0.07"):
-        AligningConfig(temperature=0.03, contrastive=ContrastiveConfig(least_temperature=0.07))
+    with pytest.raises(ValueError, match=r"temperature is 0.03.*contrastive.min_temperature is 0.07"):
+        AligningConfig(temperature=0.03, contrastive=ContrastiveConfig(min_temperature=0.07))
+
+
+def test_saved_configs_may_contain_the_previous_name_of_the_minimum_temperature():
+    assert ContrastiveConfig.model_validate({"least_temperature": 0.05}) == ContrastiveConfig(min_temperature=0.05)
 
 
 def test_an_initial_temperature_above_its_range_is_rejected():
@@ -61,7 +65,7 @@ def test_an_initial_temperature_above_its_range_is_rejected():
 
 
 def test_the_temperature_stays_in_its_range():
-    one = head(least_temperature=0.05)
+    one = head(min_temperature=0.05)
     for value, kept in ((0.01, 0.05), (0.3, 0.3), (2.0, 0.5)):
         one.temperature.data.fill_(value)
         one.clamp_temperature()
