@@ -1,6 +1,7 @@
 """The batch types that data loaders produce and models consume, and the losses that models return. There is one module per task.
 
-``models`` and ``dataset`` never import each other; both import these types. Axes: N examples, L tokens, I images, R regions, F
-frames, A answers, P patches, H and W pixels. Masks are boolean: True means that a token is attended to, or that an example
-counts. A batch contains tensors and ``records``, the locations of the records from which its examples were made.
+``models`` and ``dataset`` never import each other, but both import these types. Axes of tensors are N examples, L tokens, I
+images, R regions, F frames, A answers, P patches, H and W pixels. Masks are boolean: True means that a token is attended to, or
+that an example enters the loss. A batch contains tensors and ``records``, the locations of the records from which its examples
+were made.
 """

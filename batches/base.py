@@ -22,7 +22,7 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         key: the config key that sets the size.
-        size: number of examples of the leading stream.
+        size: number of examples of the leading stream, the type of training data whose records are counted by epochs.
     """
 
     key: str
@@ -34,10 +34,10 @@ class BrokenRecord:
     """A record that could not be used.
 
     Attributes:
-        kind: the kind of fault, such as ``bad json`` or ``missing key``.
+        kind: type of the fault, such as ``bad json`` or ``missing key``.
         location: ``file:line`` of the record.
         message: what is wrong.
-        traceback: the traceback if the exception was unexpected, else "".
+        traceback: the traceback of an unexpected exception, otherwise "".
     """
 
     kind: str
@@ -47,7 +47,8 @@ class BrokenRecord:
 
 
 class RecordCount(NamedTuple):
-    """Number of records that were read from a stream for a batch, and number of records among them that became examples."""
+    """Number of records that were read from a stream (a type of training data) for a batch, and how many of them became
+    examples."""
 
     read: int
     usable: int
@@ -83,7 +84,7 @@ def to_device(batch: B, device: torch.device) -> B:
 
 
 def map_tensors(value: Any, function: Any) -> Any:
-    """Returns a copy of a batch, or of a field of a batch, in which every tensor is replaced by ``function(tensor)``."""
+    """Returns a copy of a batch, or of one of its fields, in which every tensor is replaced by ``function(tensor)``."""
     if isinstance(value, Tensor):
         return function(value)
     if is_dataclass(value) and not isinstance(value, type):

@@ -21,7 +21,7 @@ class LeftToRightText:
 
     Attributes:
         ids: (N, L) int64, token ids.
-        mask: (N, L, L) bool, True = attend. The first L axis is the token that attends.
+        mask: (N, L, L) bool, True = attend. The first L axis indexes the tokens that attend, the second those attended to.
         positions: (N, L) int64, positions of the tokens, starting at 0.
         mask_indices: (N, W) int64, indices of the [MASK] tokens, 0 where unused.
         labels: (N, W) int64, the tokens to predict, :data:`IGNORE` where unused.
@@ -35,8 +35,13 @@ class LeftToRightText:
 
     @staticmethod
     def of(texts: TokenIds, targets: TokenIds, mask_id: int, pad_id: int) -> LeftToRightText:
-        """Builds the batch from ``texts`` (token ids) and ``targets`` (for each text, the indices of the tokens to predict, in
-        ascending order)."""
+        """Builds the batch.
+
+        Args:
+            texts: token ids of each text.
+            targets: for each text, the indices of the tokens to predict, in ascending order.
+            mask_id, pad_id: ids of the [MASK] and padding tokens.
+        """
         ids, positions, mask_indices, labels = [], [], [], []
         for text, indices in zip(texts, targets, strict=True):
             # Pairs (index, is_token): a [MASK] sorts before the token with the same index.
@@ -67,7 +72,7 @@ class CaptioningBatch(Batch):
         pixels: (N, 3, H, W) uint8.
         text: N captions.
         references: all captions of each image, unmodified.
-        valid: (N,) bool, examples that count.
+        valid: (N,) bool, True for examples that enter the loss.
     """
 
     pixels: Tensor

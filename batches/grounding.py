@@ -17,9 +17,9 @@ class GroundingBatch(Batch):
     Attributes:
         pixels: (N, 3, H, W) uint8.
         text: N phrases.
-        boxes_cxcywh: (N, M, 4) float32, centre and size relative to the image.
+        boxes_cxcywh: (N, M, 4) float32, as (cx, cy, w, h) relative to the image.
         present: (N, M) bool, False for boxes that are only padding.
-        valid: (N,) bool, examples that count.
+        valid: (N,) bool, True for examples that enter the loss.
     """
 
     pixels: Tensor

@@ -1,4 +1,4 @@
-"""Return types of models: losses as sums, and the size of a step."""
+"""What models return: losses as sums over examples, and the size of a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Term(NamedTuple):
     """A loss before it is averaged.
 
     Attributes:
-        total: scalar, sum over the examples or tokens that count.
+        total: scalar, the sum over valid examples or tokens.
         weight: factor on the loss in equation 6 (:func:`weighted_sum`).
     """
 
@@ -28,12 +28,12 @@ Losses = dict[str, Term]
 
 
 def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Computes the loss of a step by equation 6: the sum of weight * total / divisor over all losses.
+    """Computes the loss of a step by equation 6 of the paper: the sum of weight * total / divisor over all losses.
 
     Args:
         losses: losses of a micro-batch.
-        divisors: for each loss, the number of examples or tokens that count, at least 1: the model's ``counts(batch)``, summed
-            over the ranks and micro-batches of the step.
+        divisors: for each loss, the number by which its total is divided: the model's ``counts(batch)``, summed over the ranks
+            and micro-batches of the step, and at least 1.
 
     Returns:
         The averaged losses, (K,) for K losses, and their weighted sum, a scalar.
@@ -54,7 +54,7 @@ class Work:
     """Size of a step. A value is NaN if it is unknown before the step or not counted.
 
     Attributes:
-        samples: number of examples that count.
+        samples: number of valid examples.
         images: number of images, including video frames.
         tokens: number of tokens, excluding padding and masked copies.
         flops: FLOPs of the forward and backward passes (:mod:`models.core.flops`).

@@ -18,7 +18,7 @@ class StatementBatch(Batch):
         pixels: (K N, 3, H, W) uint8, all first (left) images, then all second (right) images.
         text: N statements.
         label: (N,) int64, 1 = true or entailed.
-        valid: (N,) bool, examples that count.
+        valid: (N,) bool, True for examples that enter the loss.
     """
 
     pixels: Tensor

@@ -1,4 +1,4 @@
-"""Batches for pre-training, one type per stream."""
+"""Batches for pre-training. There is one class for each stream, that is, for each type of training data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LongTexts:
 
     Attributes:
         text: N long captions.
-        valid: (N,) bool, examples that count and have both a long and a short caption.
+        valid: (N,) bool, True for valid examples that have both a long and a short caption.
     """
 
     text: MaskedText
@@ -30,7 +30,7 @@ class HardNegatives:
 
     Attributes:
         text: N * K texts; the texts of example n start at index n * K.
-        valid: (N, K) bool, texts that count.
+        valid: (N, K) bool, True for texts that enter the loss.
     """
 
     text: Text
@@ -44,7 +44,7 @@ class ImageTextBatch:
     Attributes:
         pixels: (N, 3, H, W) uint8, or normalised float.
         text: N captions.
-        valid: (N,) bool, examples that count.
+        valid: (N,) bool, True for examples that enter the loss.
         long: long captions, which have separate losses.
         hard_negatives: wrong texts for each image.
     """
@@ -61,9 +61,9 @@ class VideoTextBatch:
     """Video-text pairs.
 
     Attributes:
-        pixels: (N, F, 3, H, W) uint8, or normalised float: the frames of each video, in order.
+        pixels: (N, F, 3, H, W) uint8, or normalised float, the frames of each video in order.
         text: N captions.
-        valid: (N,) bool, examples that count.
+        valid: (N,) bool, True for examples that enter the loss.
     """
 
     pixels: Tensor
@@ -73,20 +73,21 @@ class VideoTextBatch:
 
 @dataclass(frozen=True)
 class RegionBatch:
-    """Texts about regions, objects or whole images, and the I images they share (one backbone pass per image, section 3.2 of the
-    paper).
+    """Texts about regions, objects or whole images, and the I images that these texts share. Each image goes through the backbone
+    only once (section 3.2 of the paper).
 
     By default, the box losses ignore texts about whole images and texts about several boxes.
 
     Attributes:
         pixels: (I, 3, H, W) uint8, or normalised float.
-        image_index: (R,) int64, the image of each region. It is **ascending**, so that the regions of an image are adjacent.
-        patch_mask: (R, P) bool, the patches of each region, row-major, at least one.
-        boxes_cxcywh: (R, 4) float32, centre and size relative to the image.
+        image_index: (R,) int64, the index of each region's image, **in ascending order**, so that an image's regions are
+            adjacent.
+        patch_mask: (R, P) bool, True for the patches of each region, in row-major order; at least one per region.
+        boxes_cxcywh: (R, 4) float32, as (cx, cy, w, h) relative to the image.
         is_image: (R,) bool, True if the text describes the whole image.
         several_boxes: (R,) bool, True if the text describes several boxes, all of whose patches are in ``patch_mask``.
         text: R texts.
-        valid: (R,) bool, examples that count.
+        valid: (R,) bool, True for examples that enter the loss.
         long: long captions of the regions, which have separate losses.
         hard_negatives: wrong texts for each region.
     """
@@ -109,7 +110,7 @@ class TextBatch:
 
     Attributes:
         text: N texts.
-        valid: (N,) bool, examples that count.
+        valid: (N,) bool, True for examples that enter the loss.
     """
 
     text: MaskedText
@@ -123,7 +124,7 @@ class TranslationBatch:
     Attributes:
         text: N texts.
         other: the N translations.
-        valid: (N,) bool, examples that count.
+        valid: (N,) bool, True for examples that enter the loss.
     """
 
     text: MaskedText
@@ -140,8 +141,8 @@ class PretrainBatch(Batch):
     """A micro-batch of every pre-training stream. Streams that the run does not use are None.
 
     Attributes:
-        images, regions, texts, videos, translations: the streams.
-        unmatched: names of the streams without a matching loss in this step, equal on all ranks.
+        images, regions, texts, videos, translations: the micro-batch of each stream.
+        unmatched: names of the streams whose matching loss is not computed in this step; equal on all ranks.
     """
 
     images: ImageTextBatch | None

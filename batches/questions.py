@@ -17,10 +17,10 @@ class QuestionBatch(Batch):
     Attributes:
         pixels: (I, 3, H, W) uint8.
         text: N questions.
-        answers: A answers with [CLS] and [SEP].
+        answers: A answers, including [CLS] and [SEP].
         question_of_answer: (A,) int64, index of each answer's question.
         weights: (A,) float32, weights of the answers' losses.
-        valid: (N,) bool, questions that count.
+        valid: (N,) bool, True for questions that enter the loss.
         image_of_question: (N,) int64, index of each question's image; if None, question n is about image n.
     """
 
@@ -43,7 +43,7 @@ class ClassifiedBatch(Batch):
         labels: (A,) int64, index of each answer in the candidate list, :data:`IGNORE` if it is not in the list.
         question_of_answer: (A,) int64, index of each answer's question.
         weights: (A,) float32, weights of the answers' losses.
-        valid: (N,) bool, questions that count.
+        valid: (N,) bool, True for questions that enter the loss.
         image_of_question: (N,) int64, index of each question's image or video; if None, question n is about image or video n.
     """
 

@@ -17,8 +17,8 @@ class RetrievalBatch(Batch):
     Attributes:
         pixels: (N, 3, H, W) uint8 for images, (N, F, 3, H, W) for videos.
         text: N captions.
-        group: (N,) int64, equal if and only if two captions belong to the same image, which makes them positives of each other.
-        valid: (N,) bool, examples that count.
+        group: (N,) int64, equal if and only if two captions belong to the same image. Such captions match each other's image.
+        valid: (N,) bool, True for examples that enter the loss.
     """
 
     pixels: Tensor

@@ -24,16 +24,16 @@ class Text:
 
 @dataclass(frozen=True)
 class MaskedText:
-    """Texts and a masked copy of each (X²-VLM, section 3.3 of the paper, eq. 3), right-padded to the longest text of the batch.
+    """Texts and a masked copy of each text (section 3.3 of the paper, eq. 3), right-padded to the longest text of the batch.
 
-    If the host knows the number of tokens and of masked tokens, each step saves a device sync.
+    If the host knows the numbers of tokens and of masked tokens, each step saves a device sync.
 
     Attributes:
         ids: (N, L) int64, token ids.
         mask: (N, L) bool, True = token, False = padding. Every text has at least one token.
         masked_ids: (N, L) int64, the ids after masking.
         positions: (N, W) int64, masked positions, padded with zeros at the end.
-        labels: (N, W) int64, the original ids; :data:`IGNORE` in padding, and everywhere in examples that do not count.
+        labels: (N, W) int64, the original ids at these positions; :data:`IGNORE` in padding and in invalid examples.
         text_id: (N,) int64, equal if and only if the texts are equal.
         tokens: total number of tokens, or a slightly larger number; None if the host does not know it.
         masked: total number of masked tokens, or a slightly larger number; None if the host does not know it.

@@ -56,11 +56,11 @@ def main(*, rounds: Positive = 3, small: bool = False) -> int:
 
         def save_and_wait(step: int) -> None:
             weights, saving = started(step)
-            write_checkpoint(Path(folder), step, weights, {}, states=saving)
+            write_checkpoint(Path(folder), step, weights, {}, states_written=saving)
 
         def save(step: int) -> None:
             weights, saving = started(step)
-            writer.save(step, weights, None, {}, states=saving)
+            writer.save(step, weights, None, {}, states_written=saving)
 
         for number in range(rounds):
             waited = seconds(lambda step=2 * number: save_and_wait(step))  # type: ignore[misc]

@@ -29,7 +29,7 @@ from benchmarks.step_config import (
 )
 from engine.devices import peak_of
 from engine.train_config import TrainConfig
-from launch.torchrun import let_segments_grow
+from launch.torchrun import use_expandable_segments
 from tasks.pretrain import PretrainConfig
 from tools.plan.synthetic import text_limits
 from tools.steps.fake import trainer_of
@@ -239,7 +239,7 @@ def main(
         raise UserError("--small sets the config; remove --small or --config")
     path, start = SMALL if small else (config or CONFIG, [])
     timing = Timing(rounds, warm_up, small)
-    let_segments_grow()
+    use_expandable_segments()
     values = config_for(path, [*start, *overrides])
     with distributed.process_group() as device:
         if device.type == "cuda":

@@ -57,9 +57,9 @@ class Stub(nn.Module):
 class StubTask:
     """A task with the stub as its model. It is also its own loader."""
 
-    selects: str | None = None
-    validated: Sequence[Mapping[str, Any]] = ()
-    about: Mapping[str, Any] = MappingProxyType({})
+    selection_metric: str | None = None
+    validation_predictions: Sequence[Mapping[str, Any]] = ()
+    metadata: Mapping[str, Any] = MappingProxyType({})
     examples_per_batch = records_per_batch = epoch_size = 1
     micro_batch = MicroBatch("the micro-batch", 1)
 

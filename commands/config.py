@@ -11,7 +11,7 @@ from typing import Any
 from tasks import TASKS
 from tasks.kinds import choose, find_task
 from tools.config.keys import Key, keys_of
-from utils.config import Config, fields_of, load_with_places
+from utils.config import Config, fields_of, load_with_locations
 from utils.errors import UserError
 
 DEFAULT = "default"
@@ -80,7 +80,7 @@ def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
 def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) -> Iterator[str]:
     """Yield two lines for each value of a config: path, value and location; then its meaning."""
     schema = choose(path, overrides, None).load().config
-    config, places = load_with_places(path, overrides, schema)
+    config, places = load_with_locations(path, overrides, schema)
     meanings = {key.path: key.meaning for key in keys_of(schema)}
     for keys, value in _values(config):
         name = ".".join(keys)

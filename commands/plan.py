@@ -28,12 +28,12 @@ def plan(*overrides: Override, flags: PlanFlags = PlanFlags(), json_: bool = Fal
     choice = choose(flags.config, overrides, flags.task)
     choice.check_keys()
     # Imported here, so that --help and misspelled keys do not wait for torch.
-    from launch.torchrun import let_segments_grow
+    from launch.torchrun import use_expandable_segments
     from tools.plan.planner import Planner
     from tools.plan.table import as_table
     from utils.distributed import process_group
 
-    let_segments_grow()
+    use_expandable_segments()
     with process_group():  # sets up a GPU as a run does
         made = Planner(choice, flags).plan()
     sys.stdout.write((json.dumps(asdict(made), indent=2) if json_ else as_table(made)) + "\n")

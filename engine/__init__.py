@@ -1,1 +1,1 @@
-"""The training loop, mixed precision, checkpoints and the run folder. Nothing here depends on a particular task."""
+"""The training loop, mixed precision, checkpoints and the run folder. Nothing in this package depends on a particular task."""

@@ -1,7 +1,7 @@
 """Checkpoints of a run.
 
-Each checkpoint is a folder that is written atomically. Its manifest contains the sizes and checksums of its files, so that later
-changes are detected. Only the newest checkpoints are kept.
+Each checkpoint is a folder that is written atomically. Its manifest, ``manifest.json``, contains the sizes and checksums of its
+files, so that later changes are detected. Only the newest checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Checkpoint:
         return self.folder / MODEL_FILE
 
     @property
-    def states(self) -> Path | None:
-        """The folder with the tensors of the optimiser state, or None for a checkpoint of format 1, which keeps them in the file
-        that :meth:`training_state` reads."""
+    def states_folder(self) -> Path | None:
+        """The folder with the tensors of the optimiser state. None for a checkpoint of format 1, which stores these tensors in
+        the file that :meth:`training_state` reads."""
         folder = self.folder / STATES
         return folder if folder.is_dir() else None
 
@@ -82,7 +82,7 @@ class Checkpoint:
         """Returns the optimiser state without its tensors, the state of the loss scaler, the position in the data and the
         counters.
 
-        Loading never executes code from the file. In checkpoints that earlier versions wrote, this state also contains the
+        Loading never executes code from the file. In checkpoints written by earlier versions, this state also contains the
         optimiser's tensors.
 
         Raises:
@@ -141,8 +141,8 @@ def write_checkpoint(
     training: Mapping[str, Any],
     *,
     unaveraged: Mapping[str, Tensor] | None = None,
-    about: Mapping[str, Any] | None = None,
-    states: Future[Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    states_written: Future[Any] | None = None,
 ) -> Checkpoint:
     """Writes a checkpoint atomically: its folder is renamed to the final name only once it is complete. Replaces an existing
     checkpoint of this step.
@@ -150,23 +150,23 @@ def write_checkpoint(
     Args:
         folder: the folder that contains the run's checkpoints.
         step: number of completed optimiser steps.
-        weights: the model's weights on the CPU; no two tensors share memory.
-        training: the state that :meth:`Checkpoint.training_state` returns: tensors and plain values.
-        unaveraged: if ``weights`` are averaged, the weights before averaging; if None, the run does not average its weights.
-        about: entries for the header of the model file.
-        states: future that completes once :data:`~engine.manifest.STATES` has been written to the folder that
+        weights: the model's weights on the CPU. No two tensors may share memory.
+        training: the state that :meth:`Checkpoint.training_state` will return, as tensors and plain values.
+        unaveraged: the unaveraged weights, if ``weights`` are averaged; None if the run does not average its weights.
+        metadata: entries for the header of the model file.
+        states_written: future that completes once :data:`~engine.manifest.STATES` has been written to the folder that
             :func:`create_temporary_folder` created. If None, the checkpoint has no such folder, and this function calls
             :func:`create_temporary_folder` itself.
     """
     final = folder / f"step-{step:08d}"
-    temporary = create_temporary_folder(folder, step) if states is None else temporary_folder(folder, step)
-    save_weights(temporary / MODEL_FILE, weights, about)
+    temporary = create_temporary_folder(folder, step) if states_written is None else temporary_folder(folder, step)
+    save_weights(temporary / MODEL_FILE, weights, metadata)
     if unaveraged is not None:
         save_weights(temporary / UNAVERAGED_FILE, unaveraged)
     with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch.save would hide the error of a full disk
         torch.save(dict(training), file)
-    if states is not None:
-        states.result()
+    if states_written is not None:
+        states_written.result()
     written = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
     files = {
         path.relative_to(temporary).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of(path)}
@@ -176,7 +176,7 @@ def write_checkpoint(
     (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
         sync_file(path)
-    # The old checkpoint is removed last: removal takes time, and a process killed in between would leave neither checkpoint.
+    # The old checkpoint is removed last: removal takes time, and a process killed during it would leave neither checkpoint.
     replaced = _set_aside(final) if final.exists() else None
     os.replace(temporary, final)
     sync_file(folder)
@@ -199,8 +199,8 @@ def temporary_folder(folder: Path, step: int) -> Path:
 
 
 def remove_old(folder: Path, keep: int, step: int) -> None:
-    """Removes all but the newest ``keep`` checkpoints up to ``step``. Checkpoints of later steps are ignored, because they are
-    damaged."""
+    """Removes all but the newest ``keep`` checkpoints up to ``step``. Checkpoints of later steps, which can only be damaged ones
+    that the run did not resume from, are ignored."""
     for old in [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step <= step][:-keep]:
         shutil.rmtree(_set_aside(old.folder))
 
@@ -254,8 +254,8 @@ def find_weights(path: Path) -> Path:
 
 
 def _weights_fault(checkpoint: Checkpoint) -> str | None:
-    """Describes what is wrong with a checkpoint's weights. Returns None if they are intact, or if the checkpoint has no manifest
-    because an earlier version wrote it."""
+    """Describes what is wrong with a checkpoint's weights. Returns None if the weights are intact, or if the checkpoint has no
+    manifest because it was written by an earlier version."""
     times = []
     for file in (checkpoint.folder / MANIFEST, checkpoint.model_file):
         try:
@@ -267,7 +267,8 @@ def _weights_fault(checkpoint: Checkpoint) -> str | None:
 
 @functools.lru_cache(maxsize=32)
 def _weights_fault_at(folder: Path, *times: int) -> str | None:
-    """Cached, because a run looks up its initial weights several times, and hashing a large file takes seconds."""
+    """See :func:`_weights_fault`. Results are cached by modification times, because a run looks up its initial weights several
+    times, and hashing a large file takes seconds."""
     return fault_of(folder, (MODEL_FILE,))
 
 

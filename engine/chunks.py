@@ -1,4 +1,5 @@
-"""Iterates over the micro-batches of a step when a loss spans several of them (``model.contrastive.chunks``)."""
+"""Iterates over the micro-batches of a step, also if a loss is computed over several micro-batches
+(``model.contrastive.chunks``)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def seeded_micro_batches(
     Args:
         model: model of the task.
         micro_batches: the micro-batches of this rank, on the device.
-        chunks: number of micro-batches that a loss spans.
+        chunks: number of micro-batches over which a loss is computed.
         autocast: returns the context for a forward pass.
         seed: seeds torch's generators for the micro-batch with the given index.
     """

@@ -48,7 +48,7 @@ PEAKS = {
     "h200": Peak("H200", 989.4, 494.7, 66.9),
     "h200-nvl": Peak("H200 NVL", 835.5, 417.5, 60),
 }
-"""Peaks by the short key used on the command line. Data-sheet values "with sparsity" are halved."""
+"""Peaks by the short name that is used on the command line. Data-sheet values "with sparsity" are halved."""
 
 ASSUMED_UTILISATION = 0.35
 """Utilisation assumed when the time of a training step is estimated."""

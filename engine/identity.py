@@ -12,13 +12,15 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What the steps of a run depend on besides its config.
+    """Everything besides its config that the steps of a run depend on.
+
+    A stream is one type of training data. The leading stream is the one whose records are counted by epochs and batch sizes.
 
     Attributes:
         ranks: number of processes.
         records_per_step: records of the leading stream in a step, over all ranks.
         steps: total number of steps of the run.
-        records: number of records of each stream; the leading stream is first.
+        records: number of records of each stream. The leading stream comes first.
         data: digests of the data files, by config key.
     """
 
@@ -33,8 +35,8 @@ class RunIdentity:
         return asdict(self)
 
     @classmethod
-    def of_state(cls, state: Mapping[str, Any]) -> RunIdentity:
-        """Builds the identity from plain values. Ignores ``order_needs_ranks``, which only earlier versions wrote."""
+    def from_state(cls, state: Mapping[str, Any]) -> RunIdentity:
+        """Creates the identity from plain values. Ignores the value ``order_needs_ranks``, which only earlier versions wrote."""
         return cls(**{name: value for name, value in state.items() if name != "order_needs_ranks"})
 
     def check_resumes(self, saved: RunIdentity, folder: Path, records_per_batch: int) -> list[str]:
@@ -42,7 +44,7 @@ class RunIdentity:
         resuming.
 
         Args:
-            saved: identity saved in the checkpoint.
+            saved: the identity that was saved in the checkpoint.
             folder: folder of the run.
             records_per_batch: records of the leading stream in a micro-batch of one rank.
 

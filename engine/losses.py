@@ -1,4 +1,5 @@
-"""Computes the divisors of a step's losses over all ranks and micro-batches."""
+"""Computes the numbers by which the losses of a step are divided, such as the number of valid pairs over all ranks and
+micro-batches."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ class StepCounts(NamedTuple):
     """Counts of a step over all ranks and micro-batches, on the device.
 
     Attributes:
-        divisors: for each loss, a scalar of at least 1.
+        divisors: for each loss, the number to divide it by, as a scalar of at least 1.
         work: size and FLOPs of the step, (4,) float32, in the order of :data:`~batches.losses.WORK`.
     """
 
@@ -32,14 +33,14 @@ def count_step(
 ) -> StepCounts:
     """Computes the divisors of the losses and the work of a step, before its forward pass.
 
-    Counting happens on the host, and all counts are sent in a single copy, because every small operation on a GPU would be a
-    kernel launch.
+    Counting happens on the host, and all counts are sent to the device in a single copy, because every small operation on a GPU
+    would need a kernel launch.
 
     Args:
         model: model of the task.
         micro_batches: the micro-batches of this rank, on the host.
         device: device to send the counts to.
-        after: called with the name of the phase after the phases "counts" and "work".
+        after: called after the phases "counts" and "work" (:data:`engine.trainer.PHASES`), with the name of the phase.
 
     Raises:
         ValueError: if a loss has a reserved name.

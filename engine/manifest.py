@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint, which reveals any change to its files. This module does not import torch."""
+"""The manifest of a checkpoint, a list of its files with their sizes and checksums. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from utils.files import open_regular, read_json
 
 FORMAT = 3
-"""Format version of a checkpoint. A checkpoint with a later version or without a manifest is rejected. In versions 1 and 2,
-:data:`TRAINING_FILE` stores optimiser states by parameter index, either all of them or only those that FSDP2 did not shard."""
+"""Format version of a checkpoint. Checkpoints with a later version or without a manifest are rejected. In versions 1 and 2,
+:data:`TRAINING_FILE` stores optimiser states by parameter index: in version 1 all of them, in version 2 those that FSDP2 did not
+shard."""
 
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"
@@ -34,8 +35,8 @@ def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
 
 
 def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = True) -> str | None:
-    """Checks the files of a checkpoint against its manifest. Describes the first fault in one line, or returns None if the files
-    are intact.
+    """Checks the files of a checkpoint against its manifest. Returns a description of the first fault in one line, or None if the
+    files are intact.
 
     Args:
         folder: folder of the checkpoint.

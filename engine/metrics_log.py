@@ -1,5 +1,5 @@
-"""Writes the metrics of a run to ``metrics.jsonl``, ``validation.jsonl`` and the trackers. Some predictions of each validation go
-to ``validation_predictions.jsonl``."""
+"""Writes the metrics of a run to ``metrics.jsonl``, ``validation.jsonl`` and the trackers (TensorBoard and Weights & Biases), and
+some predictions from each validation pass to ``validation_predictions.jsonl``."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from utils.files import open_regular, parse_json, write_text
 from utils.lines import bounded_lines
 
 LONGEST_LINE = 10_000_000
-"""Maximum length of a line in bytes. Longer lines count as damaged. The longest lines are the predictions of a validation."""
+"""Maximum length of a line in bytes. Longer lines count as damaged. The longest lines contain the predictions from a validation
+pass."""
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Writes ``metrics.jsonl`` (a line per logged step) and ``validation.jsonl`` (a line per validation), and shows both in the
-    trackers of the run.
+    """Writes ``metrics.jsonl`` (a line per logged step) and ``validation.jsonl`` (a line per validation pass), and sends the
+    values of both to the run's trackers.
 
-    If a line cannot be written, for example because the disk is full, the loss is reported and training continues.
+    If a line cannot be written, for example because the disk is full, a warning is logged and training continues.
     """
 
     def __init__(self, folder: RunFolder, after_step: int, wandb: WandbConfig | None = None):
-        """Opens the files for appending and removes lines after step ``after_step``, since a run may have been killed after it
-        wrote these lines but before it saved its next checkpoint."""
+        """Opens the files for appending, and removes all lines of steps after ``after_step``. A run that was killed before it
+        saved its next checkpoint leaves such lines."""
         self._trackers: list[Tracker] = open_trackers(folder, wandb)
         streams = ((folder.metrics, ""), (folder.validation, "validation/"))
         past = [(values, prefix) for path, prefix in streams for values in keep_until(path, after_step)]
@@ -40,8 +41,8 @@ class MetricsLog:
             self._show(values, prefix)
         self._metrics = _Lines(folder.metrics)
         self._validation = _Lines(folder.validation)
-        remove_later(folder.validated, after_step)
-        self._validated = _Lines(folder.validated)
+        remove_after_step(folder.validation_predictions, after_step)
+        self._predictions = _Lines(folder.validation_predictions)
 
     def write(self, values: dict[str, float]) -> None:
         """Appends one line of ``values``, which must contain ``step``."""
@@ -51,12 +52,12 @@ class MetricsLog:
     def write_validation(
         self, step: int, values: dict[str, float], predictions: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        """Appends the metrics of the validation after ``step``, and its ``predictions``, if there are any."""
+        """Appends the metrics of the validation pass after ``step``, and its ``predictions``, if there are any."""
         self._validation.append({"step": step, **values})
         self._validation.sync()
         if predictions:
-            self._validated.append({"step": step, "predictions": list(predictions)})
-            self._validated.sync()
+            self._predictions.append({"step": step, "predictions": list(predictions)})
+            self._predictions.sync()
         self._show({"step": step, **values}, "validation/")
 
     def sync(self) -> None:
@@ -68,7 +69,7 @@ class MetricsLog:
     def close(self) -> None:
         self._metrics.close()
         self._validation.close()
-        self._validated.close()
+        self._predictions.close()
         for tracker in self._trackers:
             tracker.close()
 
@@ -122,7 +123,8 @@ class _Lines:
 
 
 def keep_until(path: Path, step: int) -> list[dict[str, float]]:
-    """Removes the lines after ``step`` and, with a warning, the lines that do not contain metrics; returns the rest."""
+    """Removes the lines of steps after ``step`` and, with a warning, the lines that do not contain metrics. Returns the values in
+    the remaining lines."""
     if not path.exists():
         return []
     kept, invalid = [], []
@@ -140,8 +142,8 @@ def keep_until(path: Path, step: int) -> list[dict[str, float]]:
     return kept
 
 
-def remove_later(path: Path, step: int) -> None:
-    """Removes the lines of predictions after ``step``, and truncated lines."""
+def remove_after_step(path: Path, step: int) -> None:
+    """Removes the predictions of steps after ``step``, and truncated lines."""
     if not path.exists():
         return
     kept = []
@@ -155,14 +157,14 @@ def remove_later(path: Path, step: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a file with their line numbers. Only line feeds end a line; str.splitlines() also splits at separators
-    that JSON allows inside strings."""
+    """Yields the lines of a file with their line numbers. Only line feeds end a line, whereas str.splitlines() would also split
+    at separators that JSON allows inside strings."""
     with open_regular(path) as file:
         yield from bounded_lines(file, LONGEST_LINE)
 
 
 def _metrics_in(line: str) -> dict[str, float] | None:
-    """Returns the numbers of a line, with null as NaN, or None if the line is truncated or contains anything other than
+    """Returns the numbers in a line, with null as NaN. Returns None if the line is truncated or contains anything other than
     numbers."""
     try:
         values = parse_json(line)

@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 PrecisionName = Literal["bf16", "fp16", "fp32", "O0", "O1", "O2"]
 APEX_LEVELS = {"O0": "fp32", "O1": "fp16", "O2": "fp16"}
-"""Maps the levels of apex.amp in the released configs to our names. NVIDIA has removed apex.amp."""
+"""Maps the levels of apex.amp, which the authors' configs use, to our names. NVIDIA has removed apex.amp."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def check_precision(name: PrecisionName, device: torch.device, key: str) -> None
     """Checks that ``device`` supports this precision.
 
     Raises:
-        UserError: if bf16 is requested and the GPU lacks it; the message names the config key ``key``.
+        UserError: if bf16 is requested but the GPU does not support it. The message names the config key ``key``.
     """
     if name == "bf16" and device.type == "cuda" and not has_bf16():
         raise UserError(f"{key}: this GPU does not support bf16; use {key}=fp16")

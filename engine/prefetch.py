@@ -22,8 +22,8 @@ class HostAndDevice(NamedTuple):
 def prefetch(batches: Iterator[Any], device: torch.device) -> Generator[HostAndDevice]:
     """Yields each micro-batch with its copy on ``device``.
 
-    A GPU copies on a separate stream. Since the host runs ahead of the GPU, the GPU is still computing the previous step when the
-    host requests the next micro-batch, and the copy overlaps with that computation.
+    On a GPU, copies run on a separate CUDA stream. Since the host runs ahead of the GPU, the GPU is still computing the previous
+    step when the host requests the next micro-batch, and the copy overlaps with that computation.
     """
     module = device_module(device)
     copying = module.Stream(device) if module else None

@@ -47,9 +47,9 @@ class RankTimes:
         self._steps = 0
         self.single_rank = distributed.world_size() == 1
 
-    def noting_waits(self) -> AbstractContextManager[None]:
-        """Context that excludes waits for other ranks from the time of this rank's forward passes."""
-        return nullcontext() if self.single_rank else distributed.noting_waits(self._waiting_for_ranks)
+    def recording_waits(self) -> AbstractContextManager[None]:
+        """Context that measures waits for other ranks and excludes them from the time of this rank's forward passes."""
+        return nullcontext() if self.single_rank else distributed.recording_waits(self._waiting_for_ranks)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -76,9 +76,9 @@ class RankTimes:
     def values_to_sum(self, stop_requested: bool, step: int, like: Tensor) -> tuple[list[str], Tensor]:
         """Returns the names and values that this rank adds to the sum over all ranks.
 
-        The first value is 1 if this rank was asked to stop. If the step is logged, two values per rank follow: the time for its
-        own work, and the part of this time that it waited for data, in seconds per step since the previous logged step. Each rank
-        returns zeros for the other ranks, so that the sum contains the values of all ranks.
+        The first value is 1 if this rank was asked to stop. If the step is logged, two values per rank follow: the time that the
+        rank spent on its own work, and how much of this time it waited for data, in seconds per step since the previous logged
+        step. Each rank returns zeros for the other ranks, so that the sum contains the values of all ranks.
         """
         if self.single_rank or (step % self.log_every and step != self.steps):
             return ["stop_requested"], like.new_full((1,), float(stop_requested))
@@ -90,7 +90,7 @@ class RankTimes:
         return names, send(torch.tensor(values, dtype=like.dtype), like.device)
 
     def _add_up(self) -> None:
-        """Adds up the intervals that have ended. On a GPU, the intervals of the latest steps may not have ended yet."""
+        """Adds up the intervals that have ended. On a GPU, the intervals of the latest steps may still be running."""
         while self._spans and _is_over(self._spans[0][2]):
             sign, began, ended = self._spans.popleft()
             self._forward_s += sign * _seconds(began, ended)

@@ -1,4 +1,5 @@
-"""Reads the losses and metrics of a step one step late, logs them, and stops a run with too many non-finite steps."""
+"""Reads the losses and metrics of each step while the next step runs, logs them, and stops a run if too many steps have a
+non-finite loss or gradient."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from engine.watch import Watch, pop_times
 from utils import distributed
 from utils.distributed import full_tensor
 from utils.errors import UserError
-from utils.events import SkippedStep, finite
+from utils.events import SkippedStep, finite_or_none
 from utils.files import replacing
 
 MIN_SHOWN_DATA_WAIT = 0.05
-"""The progress bar shows the wait for data if it takes at least this fraction of the time."""
+"""The progress bar shows the time spent waiting for data if it is at least this fraction of the total time."""
 
 COMPILE_STEPS = 8
 """Number of steps excluded from rates at the start of a run with compiled encoders, since new shapes may still be compiled."""
@@ -95,7 +96,7 @@ class Tally:
 
 
 class Reporter:
-    """Reads the values of a step, updates the metrics and the progress bar, and stops a run with too many non-finite steps.
+    """Reads the values of a step, updates the metrics and the progress bar, and stops a run if too many steps are not finite.
 
     Args:
         config: the config section ``train``.
@@ -107,8 +108,8 @@ class Reporter:
         folder: folder of the run.
         metrics: log of the metrics; None on ranks that write nothing.
         progress: progress bar.
-        weights: returns the model's parameters with their names, equal on all ranks. The parameters are read only after a
-            non-finite step; if ``weights`` is None, they are never read.
+        weights: returns the model's parameters with their names, in the same order on all ranks. The parameters are read only
+            after a non-finite step; if ``weights`` is None, they are never read.
     """
 
     def __init__(
@@ -172,9 +173,10 @@ class Reporter:
         self.throughput.exclude(seconds)
 
     def _not_finite(self, pending: PendingStep, values: dict[str, float], local_not_finite: bool) -> None:
-        """Counts a skipped step. If there are too many, or the weights are not finite, saves the batch and raises.
+        """Counts a skipped step. If too many steps were skipped, or the weights are not finite, saves the batch and raises an
+        error.
 
-        All ranks read the same flag, so all of them call this, and no rank raises before every rank has saved its batch.
+        All ranks read the same flag, so all ranks call this method, and no rank raises before every rank has saved its batch.
 
         Raises:
             UserError: if more than ``train.max_skipped_steps`` steps were skipped, or if the weights themselves are not finite,
@@ -186,13 +188,13 @@ class Reporter:
         bad_weights = self._describe_bad_weights() if too_many or not self.has_checked_weights else None
         if not too_many and not bad_weights:
             logger.warning(
-                SkippedStep(step=pending.step, losses={name: finite(value) for name, value in values.items()})
+                SkippedStep(step=pending.step, losses={name: finite_or_none(value) for name, value in values.items()})
             )
             return
         file = save_bad_batch(self.folder, pending.step, pending.micro_batches)
         records = [record for batch in pending.micro_batches for record in getattr(batch, "records", ())]
         ranks = distributed.gather_objects((local_not_finite, str(file), records))
-        # A gradient can overflow although all losses are finite. Then any rank may have caused it.
+        # A gradient can overflow although all losses are finite. In this case, any rank may have caused the overflow.
         suspects = [rank for rank in ranks if rank[0]] or ranks
         _, path, names = suspects[0]
         shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
@@ -229,8 +231,8 @@ class Reporter:
 
 
 def save_bad_batch(folder: Path, step: int, micro_batches: list[Any]) -> Path:
-    """Saves the micro-batches of a step as plain dictionaries of tensors, readable with ``torch.load(...,
-    weights_only=True)``."""
+    """Saves the micro-batches of a step as plain dictionaries of tensors, which ``torch.load(..., weights_only=True)`` can
+    read."""
     path = folder / f"bad-batch-step-{step:08d}-rank-{distributed.rank()}.pt"
     with replacing(path) as temporary:
         torch.save([_as_plain(batch) for batch in micro_batches], temporary)

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def locked(path: Path, wait_s: float = 0) -> Iterator[None]:
-    """Context in which this run holds the lock of the folder. Rank 0 takes the lock; if this fails, all ranks raise.
+    """Context in which this run holds the lock of its folder. Rank 0 takes the lock. If rank 0 fails, all ranks raise an error.
 
     Args:
         path: folder of the run.
@@ -63,7 +63,7 @@ class RunFolder:
         self.best = path / BEST_FILE
         self.metrics = path / METRICS_FILE
         self.validation = path / VALIDATION_FILE
-        self.validated = path / VALIDATION_PREDICTIONS_FILE
+        self.validation_predictions = path / VALIDATION_PREDICTIONS_FILE
         self.log = path / LOG_FILE
         self.events = path / EVENTS_FILE
         self.tensorboard = path / TENSORBOARD_FOLDER
@@ -78,14 +78,13 @@ class RunFolder:
     def open(
         cls, path: Path, config: Config, resume: bool, evaluate: bool = False
     ) -> tuple[RunFolder, Checkpoint | None]:
-        """Creates or opens the folder. Returns the folder and its newest intact checkpoint, which is None if it has no
-        checkpoints.
+        """Creates or opens the folder. Returns the folder and its newest intact checkpoint, or None if it has no checkpoints.
 
         Raises:
-            NotRegularError: if one of its files is a FIFO or a folder.
-            UserError: if the folder is not writable, contains a run although ``resume`` is false, or contains a run with a
-                different config. With ``evaluate``, the evaluation config must match too, because the new metrics would
-                replace the run's metrics.
+            NotRegularError: if one of the run's files is a FIFO or a folder.
+            UserError: if the folder is not writable, if it contains a run although ``resume`` is False, or if it contains a run
+                with a different config. With ``evaluate``, the evaluation config must also be the same, because the new metrics
+                would replace the run's metrics.
         """
         folder = cls(path)
         for file_name in (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_PREDICTIONS_FILE):
@@ -139,8 +138,8 @@ class RunFolder:
         return checkpoint
 
     def restore_config(self) -> None:
-        """Rewrites ``config.yaml`` if it is missing because the folder was deleted or renamed during the run. Checkpoints cannot
-        be resumed without it."""
+        """Rewrites ``config.yaml`` if the folder was deleted or renamed during the run. Without this file, checkpoints cannot be
+        resumed."""
         saved = self.path / CONFIG_FILE
         if self._config is None or saved.exists():
             return
@@ -163,7 +162,7 @@ class RunFolder:
         return self.log if rank == 0 else self.path / "logs" / f"rank-{rank:05d}.txt"
 
     def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
-        may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.CHANGES_METRICS])]
+        may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.AFFECTS_METRICS])]
         before, now = _flat(_with_defaults(read_yaml(saved), type(config))), _flat(config.model_dump(mode="json"))
         changed = [
             f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"

@@ -1,4 +1,4 @@
-"""The plan of a run: the number of micro-batches per step, and the number of steps, for a given number of ranks."""
+"""Computes the plan of a run on a given number of ranks: the number of micro-batches per step, and the number of steps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The sizes of a run on a given number of ranks.
+    """The sizes of a run on a given number of ranks. The leading stream is the type of training data whose records are counted by
+    epochs and batch sizes.
 
     Attributes:
         ranks: number of processes.
         accumulation: micro-batches per step and rank.
-        chunks: number of micro-batches of a rank that the contrastive loss spans.
+        chunks: number of micro-batches of a rank over which the contrastive loss is computed.
         records_per_step: records of the leading stream in a step, over all ranks.
         epoch_size: records of the leading stream in an epoch; None before the data are read.
         steps: optimiser steps of the run; None if the config sets epochs and the data have not been read yet.
-        validate_every: steps between validations; None if the config does not set it and the data have not been read yet.
+        validate_every: steps between validation passes; None if the config does not set this number and the data have not been
+            read yet.
     """
 
     ranks: int
@@ -58,7 +60,7 @@ class RunPlan:
 
         Args:
             train, optim, schedule: sections of the config.
-            data: the section ``data`` of the config, or a loader.
+            data: the config section ``data``, or a loader.
             chunks: ``model.contrastive.chunks``.
             ranks: number of processes.
             epoch_size: records of the leading stream in an epoch; None before the data are read.
@@ -102,7 +104,7 @@ def _accumulation(train: TrainConfig, data: TrainingData, ranks: int) -> int:
 
 
 def chunks_in(chunks: int | Literal["step"], accumulation: int) -> int:
-    """Returns the number of micro-batches of a rank that the contrastive loss spans (``model.contrastive.chunks``).
+    """Returns the number of micro-batches of a rank over which the contrastive loss is computed (``model.contrastive.chunks``).
 
     Raises:
         UserError: if this number does not divide the number of micro-batches per step and rank.
@@ -127,10 +129,11 @@ def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, gra
         global_batch: ``train.global_batch``.
         micro_batch: size of a micro-batch.
         ranks: number of processes.
-        graphs: the mode of ``train.compile`` if it captures CUDA graphs, which allow only one micro-batch per step, else None.
+        graphs: the mode of ``train.compile`` if it captures CUDA graphs, which allow only one micro-batch per step; otherwise
+            None.
 
     Raises:
-        UserError: if the global batch is not divisible; the message gives the nearest sizes that work.
+        UserError: if the global batch is not divisible. The message suggests the nearest sizes that work.
     """
     per_pass = micro_batch.size * ranks
     count, rest = divmod(global_batch, per_pass)
@@ -154,8 +157,8 @@ def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, gra
 
 
 def _micro_batch_sizes(global_batch: int, size: int, ranks: int, *, single: bool) -> list[int]:
-    """Returns the nearest smaller and larger divisors of the number of examples per rank and step. With ``single``, returns only
-    this number itself."""
+    """Suggests sizes of a micro-batch: the divisors of the number of examples per rank and step that are closest to ``size``.
+    With ``single``, a step has only one micro-batch, so the only possible size is this number."""
     per_rank, rest = divmod(global_batch, ranks)
     if rest or not per_rank:
         return []

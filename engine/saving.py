@@ -1,4 +1,5 @@
-"""Saves checkpoints in the background: the training loop waits only while states are copied, and a thread writes them to disk."""
+"""Saves checkpoints in the background: the training loop waits only while states are copied to host memory, and a thread writes
+them to disk."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run to ``folder``, one at a time, and keeps the newest ``keep``.
+    """Writes the checkpoints of a run to ``folder``, one at a time, and keeps the newest ``keep`` checkpoints.
 
     If a checkpoint cannot be written, for example because the disk is full, a warning is logged, older checkpoints are kept, and
     training continues.
@@ -40,21 +41,21 @@ class CheckpointWriter:
         weights: dict[str, Tensor],
         unaveraged: dict[str, Tensor] | None,
         training: dict[str, Any],
-        about: Mapping[str, Any] | None = None,
-        states: Future[Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        states_written: Future[Any] | None = None,
     ) -> None:
         """Waits until the previous checkpoint has been written, then starts writing the checkpoint of ``step``.
 
-        See :func:`engine.checkpoint.write_checkpoint` for the arguments. They must be copies that training does not change.
+        See :func:`engine.checkpoint.write_checkpoint` for the arguments. Tensors must be copies that training does not change.
         """
         self.wait()
-        arguments = (step, weights, unaveraged, training, dict(about or {}), states)
+        arguments = (step, weights, unaveraged, training, dict(metadata or {}), states_written)
         self._thread = threading.Thread(target=self._write, args=arguments, name=f"save step {step}")
         self._thread.start()
 
     def create_folder(self, step: int) -> bool:
-        """Waits for the previous checkpoint and creates the folder for ``step``. Returns False if the folder cannot be
-        created."""
+        """Waits for the previous checkpoint, and creates the temporary folder for the checkpoint of ``step``. Returns False if
+        the folder cannot be created."""
         self.wait()
         try:
             create_temporary_folder(self.folder, step)
@@ -85,19 +86,27 @@ class CheckpointWriter:
         weights: dict[str, Tensor],
         unaveraged: dict[str, Tensor] | None,
         training: dict[str, Any],
-        about: dict[str, Any],
-        states: Future[Any] | None,
+        metadata: dict[str, Any],
+        states_written: Future[Any] | None,
     ) -> None:
         try:
-            write_checkpoint(self.folder, step, weights, training, unaveraged=unaveraged, about=about, states=states)
+            write_checkpoint(
+                self.folder,
+                step,
+                weights,
+                training,
+                unaveraged=unaveraged,
+                metadata=metadata,
+                states_written=states_written,
+            )
             remove_old(self.folder, self.keep, step)
             self._fault = None
             logger.info(SavedCheckpoint(step=step))
         # A full disk raises OSError, or whatever exception the writing library turns it into.
         except Exception as error:
-            if states is not None:
+            if states_written is not None:
                 with suppress(Exception):
-                    states.result()  # wait; otherwise, other ranks could still write to the folder while it is removed
+                    states_written.result()  # wait; otherwise, other ranks could still write to the folder while it is removed
             self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
@@ -107,7 +116,11 @@ class CheckpointWriter:
 
 
 def save_best(
-    path: Path, step: int, weights: dict[str, Tensor], metrics: dict[str, float], about: Mapping[str, Any] | None = None
+    path: Path,
+    step: int,
+    weights: dict[str, Tensor],
+    metrics: dict[str, float],
+    metadata: Mapping[str, Any] | None = None,
 ) -> bool:
     """Replaces the best weights of a run. If the write fails, logs a warning, keeps the old file and returns False.
 
@@ -115,11 +128,11 @@ def save_best(
         path: the file of the best weights.
         step: number of completed steps.
         weights: the model's weights, copied to host memory.
-        metrics: metrics of the validation, which are stored with the step under ``validation`` in the file's header.
-        about: additional entries for the header.
+        metrics: metrics of the validation pass, which are stored with the step under ``validation`` in the file's header.
+        metadata: additional entries for the header.
     """
     try:
-        header = {"validation": {"step": step, **metrics}, **(about or {})}
+        header = {"validation": {"step": step, **metrics}, **(metadata or {})}
         save_weights(path, weights, header)
     except Exception as error:
         logger.warning("%s", cannot_save(path.parent, f"the best weights (step {step})", error))

@@ -1,4 +1,4 @@
-"""Reports where a run hangs if it makes no progress."""
+"""Watches a run and reports where it hangs if it makes no progress."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BEAT_S = 1.0
 
 
 class Heartbeats:
-    """Publishes the state of this rank, and reads the states of the other ranks, in a store that all ranks share.
+    """Publishes the state of this rank in a store that all ranks share, and reads the states of the other ranks from the store.
 
-    The thread of :class:`StallWatch` sends the heartbeats, so they stop if a process is stopped or its machine is lost. Without a
-    process group, nothing is sent.
+    The thread of :class:`StallWatch` sends the heartbeats, so they stop if a process is suspended or its machine is lost. Without
+    a process group, nothing is sent.
     """
 
     def __init__(self) -> None:
@@ -56,11 +56,11 @@ class Heartbeats:
 
 
 class StallWatch:
-    """Reports when no step has finished for ``stall_s`` seconds, and again each time the wait has doubled.
+    """Logs a report when no step has finished for ``stall_s`` seconds, and again each time the wait has doubled.
 
     The report names the rank, the step, the phase, and the ranks without a heartbeat. The stacks of all threads of this rank are
-    written to ``log``. Outside training steps, such as during set-up and validation, long waits are normal. There, the report
-    names the activity and is logged as information rather than as a warning.
+    written to ``log``. Outside training steps, such as during set-up and validation, long waits are normal. In this case, the
+    report names the activity and is logged as information rather than as a warning.
     """
 
     def __init__(self, stall_s: float, log: Path | None):
@@ -79,7 +79,7 @@ class StallWatch:
         """Context that watches its block for stalls.
 
         Args:
-            activity: what the block does; if None, it runs training steps.
+            activity: what the block does; None if it runs training steps.
         """
         self._activity = activity
         self.finished(self.step)

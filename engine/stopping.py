@@ -1,10 +1,10 @@
 """Stops a run on request, at a point from which it can be resumed.
 
 A signal sets a flag. During training steps, the flag is part of the all-reduce of the losses, so all ranks stop after the same
-step, without extra synchronisation. Set-up, validation and evaluation do not change the weights. During these, a thread saves a
-checkpoint of the steps so far, if needed, and ends the process immediately. Rank 0 ends first. The other ranks continue until
-then, because rank 0 may already have finished the evaluation and need them. Once rank 0 has ended, the threads of the other ranks
-end their processes too, whatever these are waiting for.
+step, without extra synchronisation. Set-up, validation and evaluation do not change the weights, so during these, a thread saves
+a checkpoint of the steps so far, if needed, and ends the process immediately. Rank 0 ends first. The other ranks continue until
+rank 0 has ended, because rank 0 may already have finished the evaluation and need them. Then a thread in each of the other ranks
+ends its process, whatever the process is waiting for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from utils import distributed, events
 from utils.errors import PeerLostError, report
-from utils.processes import ECHO_S, GRACE_S, MISTAKE, signal_name, status_of_stop, stop_signals
+from utils.processes import DUPLICATE_SIGNAL_S, GRACE_S, USER_ERROR, signal_name, status_of_stop, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class StopRequest:
         self._received_s: float | None = None
         """Time of the first signal to this process."""
         self._known_s: float | None = None
-        """Time at which the watching thread first saw a signal, to this process or to another rank."""
+        """Time at which the watching thread first saw a signal to this process or to another rank."""
         self.store = distributed.shared_store("stop")
         self._rank_0_ended = False
         """True if rank 0 has ended while this rank is still running."""
@@ -90,9 +90,9 @@ class StopRequest:
         return status_of_stop(self.signum or signal.SIGTERM)
 
     @contextmanager
-    def at_once(self, save: Callable[[], str] = lambda: "nothing has been trained yet") -> Iterator[None]:
-        """Context in which a request ends the process immediately. Before it ends, rank 0 calls ``save``, which returns a message
-        for the log."""
+    def ending_immediately(self, save: Callable[[], str] = lambda: "nothing has been trained yet") -> Iterator[None]:
+        """Context in which a request ends the process immediately. Before its process ends, rank 0 calls ``save``, which returns
+        a message for the log."""
         with self._lock:
             outer, self._save = self._save, save
         try:
@@ -105,7 +105,7 @@ class StopRequest:
         now = time.monotonic()
         if self._received_s is None:
             self._received_s = now
-        elif now - self._received_s > ECHO_S:
+        elif now - self._received_s > DUPLICATE_SIGNAL_S:
             os._exit(128 + signum)
         self.signum = self.signum or signum
 
@@ -136,8 +136,8 @@ class StopRequest:
             self._rank_0_ended, self.store = True, None
 
     def _may_end(self) -> bool:
-        """True if this rank should end: rank 0 after a signal, the other ranks once rank 0 has ended, since the launcher then
-        stops all ranks."""
+        """True if this rank should end. Rank 0 ends after a signal. The other ranks end once rank 0 has ended, since the launcher
+        then stops all ranks."""
         if self.signum is None:
             return self._rank_0_ended
         self._known_s = self._known_s or time.monotonic()
@@ -145,7 +145,7 @@ class StopRequest:
         return self._rank_0_ended or late or self.store is None or distributed.rank() == 0
 
     def _end(self, save: Callable[[], str]) -> None:
-        """Ends this process without Python's cleanup, because threads and workers may be in any state."""
+        """Ends this process without Python's cleanup, since threads and workers may be in any state."""
         status = self.status if self._status_of_rank_0 is None else self._status_of_rank_0
         if distributed.rank() == 0:
             try:
@@ -153,11 +153,11 @@ class StopRequest:
             # The process ends anyway, with a status on which schedulers do not requeue the run, since it would only fail again.
             except Exception as error:
                 logger.warning(events.Stopped(by=self.name, message=f"the checkpoint could not be saved: {error}"))
-                status = MISTAKE
+                status = USER_ERROR
             with contextlib.suppress(RuntimeError):  # the process that hosts the store has ended
                 if self.store is not None:
                     self.store.set("ended", str(status))
-                    if status == MISTAKE:
+                    if status == USER_ERROR:
                         time.sleep(2 * POLL_S)  # the other ranks must read the store, which this process may host
         elif self.signum is None:
             status = report(PeerLostError(distributed.PEER_GONE))

@@ -19,23 +19,23 @@ class TaskModel(Protocol):
 
     @property
     def chunks(self) -> int | Literal["step"]:
-        """Number of micro-batches of a rank that a loss spans. With 1, each micro-batch has its own losses; with "step", a loss
-        spans all micro-batches of a step."""
+        """Number of micro-batches of a rank over which a loss is computed. With 1, each micro-batch has separate losses; with
+        "step", a loss covers all micro-batches of a step."""
 
-    def spanning(self, micro_batches: Sequence[Any], before: Callable[[int], None]) -> AbstractContextManager[None]:
-        """Context in which the forward passes of these micro-batches, in order, return losses that span all of them. Used only if
-        losses span more than one micro-batch.
+    def spanning(self, micro_batches: Sequence[Any], seed: Callable[[int], None]) -> AbstractContextManager[None]:
+        """Context in which the forward passes of these micro-batches, in order, return losses that cover all of the
+        micro-batches. Used only if :attr:`chunks` is not 1.
 
-        ``before(i)`` seeds the random numbers of micro-batch i. This method calls it, and the caller must call it again before
-        the forward pass of micro-batch i.
+        ``seed(i)`` seeds the random number generators for micro-batch i. This method calls it, and the caller must call it again
+        before the forward pass of micro-batch i.
         """
 
     def __call__(self, batch: Any) -> Losses:
         """Returns all losses of a micro-batch, as sums over examples or tokens."""
 
     def counts(self, batch: Any) -> dict[str, Tensor]:
-        """Returns the divisors of the losses, as scalars by name. The names must be equal on all ranks. ``batch`` is on the host,
-        since counting happens before the forward pass."""
+        """Returns the number by which each loss is divided, as scalar tensors by the name of the loss. The names must be equal on
+        all ranks. ``batch`` is on the host, since counting happens before the forward pass."""
 
     def work(self, batch: Any) -> Work:
         """Returns the size and the FLOPs of a training step on a micro-batch. ``batch`` is on the host."""
@@ -46,7 +46,7 @@ class TrainingData(Protocol):
 
     @property
     def records_per_batch(self) -> int:
-        """Number of records of the leading stream that a rank reads for a micro-batch."""
+        """Number of records of the leading stream (see :class:`Loader`) that a rank reads for a micro-batch."""
 
     @property
     def micro_batch(self) -> MicroBatch:
@@ -59,9 +59,11 @@ class TrainingData(Protocol):
 class Loader(TrainingData, Protocol):
     """Yields micro-batches that depend only on their index, so that a resumed run equals an uninterrupted one.
 
+    A stream is one type of training data. The leading stream is the one whose records are counted by epochs and batch sizes.
+
     Attributes:
         examples_per_batch: number of examples in a micro-batch, over all streams.
-        stream_sizes: number of records of each stream; the leading stream is first.
+        stream_sizes: number of records of each stream. The leading stream comes first.
     """
 
     examples_per_batch: int
@@ -83,14 +85,14 @@ class Task(Protocol):
     fresh: set[str]
     """Names of the parameters that train at ``lr * lr_mult``."""
 
-    about: Mapping[str, Any]
-    """Entries for the header of the task's weight files."""
+    metadata: Mapping[str, Any]
+    """Metadata for the header of the task's weight files."""
 
-    selects: str | None
+    selection_metric: str | None
     """Name of the metric of :meth:`validate` that selects the best weights; higher is better. If None, the task is never
     validated and the last weights are the result."""
 
-    validated: Sequence[Mapping[str, Any]]
+    validation_predictions: Sequence[Mapping[str, Any]]
     """Predictions of the last :meth:`validate` for a few fixed examples, as JSON objects. Empty if no predictions are kept."""
 
     def train_loader(self) -> Loader:

@@ -16,7 +16,7 @@ from utils.processes import GRACE_S
 
 
 class ShardingConfig(Config):
-    """Groups of ranks that share a copy of the model (HSDP), such as the GPUs of a machine."""
+    """Groups of ranks that share one copy of the model (HSDP), such as the GPUs of a machine."""
 
     shard: int = Field(ge=1, description="ranks that share a copy of the model")
     replicate: int = Field(ge=1, description="number of copies; shard x replicate is the number of ranks")
@@ -146,7 +146,7 @@ class TrainConfig(Config):
 
     @property
     def setting_without_fsdp(self) -> str | None:
-        """A setting of this config that does not work with FSDP2, or None if all settings do."""
+        """A setting of this config that does not work with FSDP2, or None if there is none."""
         if self.compile:
             return "compile"
         return f"precision = {self.precision}" if self.precision in ("fp16", "O1", "O2") else None

@@ -83,9 +83,9 @@ class Trained:
         self.adapters_checked = optim.lora is None
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Entries for the header of a weight file that describe averaged weights and adapters."""
-        return {**self.average.about, **(self.optim.lora.about if self.optim.lora else {})}
+    def metadata(self) -> dict[str, Any]:
+        """Metadata for the header of a weight file that describes averaged weights and adapters."""
+        return {**self.average.metadata, **(self.optim.lora.metadata if self.optim.lora else {})}
 
     def check_adapters(self) -> None:
         """Checks, after the first backward pass, that the model calls every layer that has an adapter.
@@ -122,8 +122,8 @@ class Trained:
         return True
 
     def resume_average(self, checkpoint: Checkpoint) -> None:
-        """Loads the unaveraged weights of a checkpoint into the model. Before this call, both the model and the
-        average hold the averaged weights, which come from the checkpoint's model file.
+        """Loads the unaveraged weights of a checkpoint into the model. Before this call, both the model and the average hold the
+        averaged weights from the checkpoint's model file.
 
         Raises:
             UserError: if the checkpoint has averaged weights and this run does not, or vice versa.
@@ -153,8 +153,8 @@ class Trained:
         Raises:
             UserError: if the state cannot be read.
         """
-        states = state.setdefault("state", {})  # by parameter index, as earlier versions wrote it
-        read = {} if checkpoint.states is None else self._read_states(checkpoint.states)
+        states = state.setdefault("state", {})  # by parameter index, as in checkpoints written by earlier versions
+        read = {} if checkpoint.states_folder is None else self._read_states(checkpoint.states_folder)
         for index, (name, parameter) in enumerate(self._optimised()):
             parameter_state = states.setdefault(index, {})
             for key, value in parameter_state.items():
@@ -183,7 +183,7 @@ class Trained:
                         f"{full_name} has shape {tuple(stored.size)}, its parameter {tuple(parameter.shape)}"
                     )
                 if sum(chunk.sizes.numel() for chunk in stored.chunks) != stored.size.numel():
-                    raise ValueError(f"a part of {full_name} is missing")
+                    raise ValueError(f"{full_name} is incomplete")
             with warnings.catch_warnings():  # DCP warns that it does not use other ranks, as no_dist requests
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                 dcp.load(read, storage_reader=reader, no_dist=True)
@@ -197,7 +197,7 @@ class Trained:
         return by_parameter
 
     def _optimised(self) -> list[tuple[str, nn.Parameter]]:
-        """Returns names and parameters in the order in which the optimiser indexes them."""
+        """Returns the names and parameters in the optimiser's order."""
         return [
             pair for group in self.optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)
         ]
@@ -208,7 +208,7 @@ class Trained:
             group["lr"] = group["peak_lr"] * factor
 
     def learning_rates(self, step: int, factor: float) -> dict[str, float]:
-        """Returns the learning rates by group name in step ``step``, counted from 0. Each rate is ``factor`` times its peak."""
+        """Returns the learning rates of step ``step``, counted from 0, by group name. Each rate is ``factor`` times its peak."""
         return {name: peak * factor for name, (peak, first) in self._peaks.items() if first <= step}
 
     def _set_frozen(self, frozen: tuple[str, ...]) -> None:
@@ -222,7 +222,7 @@ class Trained:
         self.optimizer = build_optimizer(self.groups, self.optim)
 
     def _check_parts(self, trainable: Iterable[str]) -> None:
-        """Raises :class:`UserError` if ``optim.freeze`` names a part that would not train in this run anyway."""
+        """Raises :class:`UserError` if ``optim.freeze`` names an encoder that would not train in this run anyway."""
         counts = Counter(name.partition(".")[0] for name in trainable)
         for part in self.freeze.steps:
             if not counts[part]:

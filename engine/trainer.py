@@ -1,7 +1,7 @@
 """The training loop.
 
-A step never waits for the device. Its losses, and a flag that marks non-finite losses, stay on the device, and the host reads
-them one step late. The device itself skips a step with a non-finite loss or gradient, on all ranks.
+The host never waits for the device during a step. The losses, and a flag that marks non-finite losses, stay on the device, and
+the host reads them one step later. If a loss or gradient is not finite, the update is skipped on the device, on all ranks.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ PHASES = (
 )
 """The phases of a step, in order.
 
-"rates" sets the learning rates. "counts" and "work" compute the divisors of the losses and the FLOPs (:mod:`engine.losses`).
-"numbers" starts copying the losses and metrics to the host. "data" and "report" take place in :meth:`Trainer._train`, the other
-phases in :meth:`Trainer.train_step`.
+"data" waits for the micro-batches. "rates" sets the learning rates. "counts" and "work" compute the FLOPs and the numbers by
+which the losses are divided (:mod:`engine.losses`). "numbers" starts copying the losses and metrics to the host. "report" reads
+the values of the previous step. "data" and "report" take place in :meth:`Trainer._train`, the other phases in
+:meth:`Trainer.train_step`.
 """
 
 
@@ -186,7 +187,7 @@ class Trainer:
         progress = progress_bar(total=self.steps, quiet=not main, initial=self.step, unit="step")
         report = self._reporter(metrics, progress)
         try:
-            with self.stall.watching(), self.times.noting_waits():
+            with self.stall.watching(), self.times.recording_waits():
                 self._train(batches, metrics, report)
         except BaseException:
             batches.close()  # makes the loader log the records that it has read
@@ -209,7 +210,7 @@ class Trainer:
         stop_requested = False
         if self.validations.due:
             self._validate(metrics, report)
-            self._save(metrics)  # otherwise a finished run would repeat this validation at each --resume
+            self._save(metrics)  # otherwise a finished run would repeat this validation pass at each --resume
         while self.step < self.steps:
             with self.times.waiting_for_data():
                 pairs = [next(batches) for _ in range(self.accumulation)]
@@ -233,15 +234,16 @@ class Trainer:
                 if self.validations.due:
                     self._validate(metrics, report)
                 self._save(metrics)
-            # The first step can be slow, as can the next few if encoders are compiled. After them, a shorter timeout applies.
+            # The first step can be slow, as can the next few steps if encoders are compiled. After these steps, use a shorter
+            # timeout.
             if self.step == self.first_step + (COMPILE_STEPS if self.config.compile else 1):
                 distributed.set_timeout(self.config.step_timeout_min)
 
     def _stopped(self, metrics: MetricsLog | None) -> Stopped | UserError:
         """Saves a checkpoint after a request to stop. Returns the exception to raise on all ranks.
 
-        If the checkpoint cannot be written, this is a :class:`UserError`. Otherwise, a scheduler would restart the run and lose
-        the same steps over and over.
+        If the checkpoint cannot be written, the exception is a :class:`UserError`, so that schedulers do not restart the run,
+        which would lose the same steps over and over.
         """
         message, fault = "", None
         distributed.set_timeout(self.config.start_timeout_min)  # the other ranks wait while rank 0 writes
@@ -284,19 +286,19 @@ class Trainer:
         if self.parallel.needs_all_ranks and self._saved != self.step:
             self._save(metrics)  # a rank that is asked to stop during validation cannot save without the others
         with self.trained.average.in_model():
-            with self.parallel.full_model(), self.stall.doing("a validation"), self._stopping_at_once(metrics):
+            with self.parallel.full_model(), self.stall.doing("a validation"), self._stopping_immediately(metrics):
                 distributed.set_timeout(self.config.start_timeout_min)
                 values = self.validations.validate()
             self.validations.record(self.step, values, metrics)
         distributed.set_timeout(self.config.step_timeout_min)
         report.exclude(time.perf_counter() - started)
 
-    def _stopping_at_once(self, metrics: MetricsLog | None) -> AbstractContextManager[None]:
-        """Context in which a request to stop saves a checkpoint and ends the process at once, if a rank can save without the
-        others. Must not be active while averaged weights are swapped into or out of the model."""
+    def _stopping_immediately(self, metrics: MetricsLog | None) -> AbstractContextManager[None]:
+        """Context in which a request to stop saves a checkpoint and ends the process immediately. If saving needs all ranks, the
+        context does nothing. Must not be active while averaged weights are swapped into or out of the model."""
         if self.parallel.needs_all_ranks:
             return nullcontext()
-        return self.stop.at_once(partial(self._save_and_describe, metrics))
+        return self.stop.ending_immediately(partial(self._save_and_describe, metrics))
 
     def train_step(self, micro_batches: list[Any], on_device: list[Any] | None = None) -> PendingStep:
         """Enqueues one optimiser step.
@@ -340,9 +342,9 @@ class Trainer:
         return pending
 
     def _seed(self, micro_batch: int) -> None:
-        """Seeds the random numbers of a micro-batch of this rank: dropout and hard negatives. The seed depends only on the run's
-        seed and the position of the micro-batch in the run, so a resumed run needs no generator state, and the number of ranks
-        does not matter."""
+        """Seeds the random number generators, which dropout and the sampling of hard negatives use, for a micro-batch of this
+        rank. The seed depends only on the run's seed and the position of the micro-batch in the run, so a resumed run needs no
+        generator state, and the number of ranks does not matter."""
         index = micro_batch * distributed.world_size() + distributed.rank()
         seed_generators(mix_seed(self.seed, self.step, index), self.device)
 
@@ -371,7 +373,7 @@ class Trainer:
         norm = update.clip()
         self._reached("clip")
         if not scaler.is_enabled():
-            # With fp16, gradients may overflow; then the scaler skips the step and lowers the scale.
+            # With fp16, gradients may overflow. In this case, the scaler skips the step and lowers the scale.
             not_finite = not_finite | ~norm.isfinite()
         update.step_unless(not_finite)
         self.trained.average.update(self.step, skipped=not_finite | ~norm.isfinite())
@@ -384,7 +386,7 @@ class Trainer:
         return PendingStep(self.step + 1, names, values, copied, micro_batches, time.perf_counter())
 
     def _save(self, metrics: MetricsLog | None) -> None:
-        """Starts writing a checkpoint of the current step. Rank 0 writes the states that are equal on all ranks."""
+        """Starts writing a checkpoint of the current step. States that are equal on all ranks are written by rank 0."""
         if self.parallel.needs_all_ranks:
             distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still be writing a checkpoint
         self._wait_for_saving()  # before the states are copied again
@@ -410,9 +412,9 @@ class Trainer:
             return
         metrics.sync()
         self.folder.restore_config()
-        about = {**self.task.about, **self.trained.about}
+        metadata = {**self.task.metadata, **self.trained.metadata}
         weights, unaveraged, training = copies
-        self.writer.save(self.step, weights, unaveraged, training, about, self._states_saved)
+        self.writer.save(self.step, weights, unaveraged, training, metadata, self._states_saved)
 
     def _start_saving(self, states: dict[str, Tensor]) -> Future[Any] | None:
         """Starts writing the optimiser states. Returns None if this rank does not write, or if the folder cannot be created."""
@@ -435,7 +437,7 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         run = self.folder.path
         for change in self.identity.check_resumes(
-            RunIdentity.of_state(state["run"]), run, self.loader.records_per_batch
+            RunIdentity.from_state(state["run"]), run, self.loader.records_per_batch
         ):
             if distributed.rank() == 0:
                 logger.warning("%s: %s", run, change)

@@ -1,5 +1,5 @@
-"""Updates the parameters at the end of a step: clips the gradient, and skips the update if a loss or the gradient is not
-finite."""
+"""Updates the parameters at the end of a step. The gradient is clipped, and the update is skipped if a loss or the gradient is
+not finite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GuardedUpdate:
     parallel: Parallel
 
     def clip(self) -> Tensor:
-        """Clips the gradient if there is a limit. Returns the norm before clipping."""
+        """Clips the gradient if ``clip_grad_norm`` is set. Returns the norm before clipping."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = self.parallel.gradient_norm(gradients)
         if self.clip_grad_norm is not None:

@@ -12,19 +12,19 @@ from engine.saving import save_best
 from engine.task import Task
 from engine.trained import Trained
 from utils import distributed
-from utils.events import Validated, finite
+from utils.events import Validated, finite_or_none
 
 logger = logging.getLogger(__name__)
 
 
 class Validations:
-    """Validates a task, and keeps the best weights so far in ``best.safetensors``.
+    """Validates a task, and saves the best weights so far in ``best.safetensors``.
 
     Args:
-        task: the task. The best weights are those with the highest metric ``task.selects``; if ``selects`` is None, the task is
-            never validated.
-        plan: plan of the run. A validation always follows the last step.
-        trained: the model's weights. If weights are averaged, the caller swaps the averages into the model for the validation.
+        task: the task. The best weights are those with the highest metric ``task.selection_metric``; if ``selection_metric`` is
+            None, the task is never validated.
+        plan: plan of the run. The last step is always followed by a validation pass.
+        trained: the model's weights. If weights are averaged, the caller swaps the averages into the model for validation.
         folder: folder of the run.
     """
 
@@ -33,40 +33,48 @@ class Validations:
         self.best: float | None = None
         """Highest value of the metric so far."""
         self.due = False
-        """True if the validation after the current step still has to run."""
+        """True if a validation pass must still run after the current step."""
 
     def set_due(self, step: int) -> None:
-        """Sets :attr:`due` to True if a validation follows ``step``, else to False."""
+        """Sets :attr:`due` to True if a validation pass follows ``step``, otherwise to False."""
         assert self.run_plan.validate_every is not None
-        self.due = self.task.selects is not None and (
+        self.due = self.task.selection_metric is not None and (
             step % self.run_plan.validate_every == 0 or step == self.run_plan.steps
         )
 
     def validate(self) -> dict[str, float]:
-        """Runs a validation on all ranks and returns its metrics."""
+        """Runs a validation pass on all ranks and returns its metrics."""
         metrics = self.task.validate()
         self.due = False
         return metrics
 
     def record(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:
-        """Logs the metrics of a validation, and saves the weights if they are the best so far.
+        """Logs the metrics of a validation pass, and saves the weights if they are the best so far.
 
         Args:
             step: number of completed steps.
             metrics: the metrics, equal on all ranks.
             log: log of the metrics; None on ranks that write nothing.
         """
-        assert self.task.selects is not None
-        value = metrics[self.task.selects]
+        assert self.task.selection_metric is not None
+        value = metrics[self.task.selection_metric]
         better = not math.isnan(value) and (self.best is None or value > self.best)
         better = distributed.gather_objects(better)[0]  # ranks must agree, or they would wait for each other below
         weights = self.trained.parallel.gathered(dict(self.task.model.state_dict())) if better else None
         if log is not None:
-            log.write_validation(step, metrics, self.task.validated)
-            about = {**self.task.about, **self.trained.about}
-            better = weights is not None and save_best(self.folder.best, step, weights, metrics, about)
+            log.write_validation(step, metrics, self.task.validation_predictions)
+            metadata = {**self.task.metadata, **self.trained.metadata}
+            better = weights is not None and save_best(self.folder.best, step, weights, metrics, metadata)
         better = distributed.gather_objects(better)[0]  # rank 0 may have failed to write
         if better:
             self.best = value
         averaged = self.trained.average.config is not None
-        logger.info(Validated(step=step, metric=self.task.selects, value=finite(value), best=better, averaged=averaged))
+        logger.info(
+            Validated(
+                step=step,
+                metric=self.task.selection_metric,
+                value=finite_or_none(value),
+                best=better,
+                averaged=averaged,
+            )
+        )

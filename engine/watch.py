@@ -1,4 +1,5 @@
-"""Warns about problems that would be visible in the curves: a slow rank, a jump in the loss, a drop in throughput."""
+"""Warns about problems that would be visible in plots of the metrics: a slow rank, a jump in the loss, or a drop in
+throughput."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ MAX_HISTORY = 20
 MIN_HISTORY = 10
 """Minimum number of previous values needed for a comparison."""
 MIN_STEPS = 10
-"""A value is the mean over at least this many steps."""
+"""Each compared value is a mean over at least this many steps."""
 PATIENCE = 3
 """Number of consecutive values after which a slow rank or low throughput is reported."""
 MIN_DEVIATIONS = 6.0
@@ -35,16 +36,16 @@ median by at least SLOW_FRACTION of the step time."""
 
 RANKS = ("ranks/slowest", "ranks/slowest_s", "ranks/slowest_data_s", "ranks/median_s")
 """Names in ``metrics.jsonl``: the slowest rank, the time for its own work, how much of this time it spent waiting for data, and
-the median time of the other ranks, all in seconds per step."""
+the median time of the other ranks. Times are in seconds per step."""
 
 TIMES = re.compile(r"ranks/(\d+)/(own_s|data_s)")
 
 
 class Watch:
-    """Checks the metrics of a run as they are logged. All ranks may call it; only rank 0 warns.
+    """Checks the metrics of a run as they are logged. All ranks can use this class, but only rank 0 logs warnings.
 
-    The loss and the throughput are compared with their own history, and each rank with the other ranks. When an encoder is
-    unfrozen, the history is reset.
+    The loss and the throughput are compared with their previous values, and each rank is compared with the other ranks. When an
+    encoder is unfrozen, the previous values are discarded.
 
     Args:
         elapsed_s: total time of the steps before this process resumed the run.
@@ -58,7 +59,7 @@ class Watch:
         self._rank_s: dict[str, float] = defaultdict(float)
         """Times of the ranks, in seconds, summed over all steps since the last check."""
         self._logged = 0
-        """Number of losses in ``_losses`` that previous lines of metrics already cover."""
+        """Number of losses in ``_losses`` that were already covered by previous lines of metrics."""
         self._elapsed_s = elapsed_s
 
     def _reset(self, frozen: Collection[str]) -> None:
@@ -77,14 +78,14 @@ class Watch:
         frozen: Collection[str],
         elapsed_s: float,
     ) -> dict[str, float]:
-        """Checks the steps since the last line of metrics. Returns the entries about ranks for the new line; empty for a single
+        """Checks the steps since the last line of metrics. Returns the values :data:`RANKS` for the new line; empty for a single
         rank.
 
         Args:
             step: step of the line.
-            times: times of the ranks, named as by :meth:`~engine.rank_times.RankTimes.values_to_sum`.
-            rates: rates over the steps since the last line, named as by :meth:`~engine.throughput.Throughput.rates`.
-            frozen: the frozen parts of the model; if they have changed, an encoder was unfrozen.
+            times: times of the ranks, with the names from :meth:`~engine.rank_times.RankTimes.values_to_sum`.
+            rates: rates over the steps since the last line, as returned by :meth:`~engine.throughput.Throughput.rates`.
+            frozen: the frozen encoders. If they have changed, an encoder was unfrozen.
             elapsed_s: total time of all steps.
         """
         if frozenset(frozen) != self._frozen:
@@ -158,7 +159,7 @@ def compare_ranks(times: dict[str, float]) -> dict[str, float]:
 
 
 class _History:
-    """The history of a value. Outliers are excluded from it, unless they persist."""
+    """The history of a value. Outliers are excluded from the history, unless they persist."""
 
     def __init__(self, is_outlier: Callable[[float, Sequence[float]], bool], patience: int):
         self.is_outlier, self.patience = is_outlier, patience

@@ -1,8 +1,8 @@
 """Detects from environment variables how a job was launched: by torchrun, by PyTorchJob or TrainJob on Kubernetes, or by SLURM.
 
-Sources of the variable names: torchrun's manual (``LOCAL_RANK`` and so on for ranks, ``PET_*`` for its flags); Kubeflow's
-training operator (``pkg/controller.v1/pytorch``: envvar.go, elastic.go) and trainer (``pkg/runtime/framework/plugins/torch``);
-and srun's manual.
+The names of the variables come from torchrun's manual (``LOCAL_RANK`` and others for ranks, ``PET_*`` for its flags), from
+Kubeflow's training operator (``pkg/controller.v1/pytorch``: envvar.go, elastic.go) and trainer
+(``pkg/runtime/framework/plugins/torch``), and from srun's manual.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PORT = 29500
 """Default port of node 0, as in torchrun."""
 
 SLURM_PORTS = range(15000, 25000)
-"""Ports for SLURM jobs, chosen by job ID so that two jobs on one node use different ports. They are below the kernel's ephemeral
-ports."""
+"""Ports for SLURM jobs, which are chosen by the job's ID so that two jobs on one node use different ports. They are below the
+kernel's ephemeral ports."""
 
 
 class Rank(NamedTuple):
@@ -46,12 +46,12 @@ class LaunchContext:
     """How a job was launched, and the role of this process in it.
 
     Attributes:
-        name: what started this process, for messages.
+        name: what started this process, such as "torchrun", for messages.
         nodes: number of nodes in the job.
-        node_rank: rank of this node; None if the rendezvous assigns it.
+        node_rank: rank of this node; None if it is assigned at the rendezvous, where the nodes of an elastic job meet.
         master: HOST:PORT of node 0 or of the rendezvous; None for a single node, which does not need an address.
         processes: number of ranks on this node; if None, one per GPU, or one if there is no GPU.
-        max_restarts: number of failures after which an elastic job ends; if None, the default.
+        max_restarts: number of failures after which an elastic job ends; None for the default.
         rank: the rank of this process; None if this process starts the ranks of its node.
     """
 
@@ -98,7 +98,7 @@ def detect_context(environment: Mapping[str, str]) -> LaunchContext | None:
 
 
 def launch_context(placement: Placement, environment: Mapping[str, str]) -> LaunchContext:
-    """Determines the launch context from the flags, and from the environment for flags that are not given.
+    """Determines the launch context from the flags, or from the environment if a flag is not set.
 
     Raises:
         UserError: if flags contradict the environment, or the address of node 0 or the rank of this node is missing.
@@ -130,7 +130,7 @@ def launch_context(placement: Placement, environment: Mapping[str, str]) -> Laun
     return context
 
 
-def nodes_left_out(environment: Mapping[str, str]) -> str | None:
+def unused_nodes_warning(environment: Mapping[str, str]) -> str | None:
     """Returns a warning if this process runs in a SLURM job with several nodes but was not started by srun, otherwise None."""
     variables = Variables(environment)
     if not variables.has("SLURM_JOB_ID", "SLURM_NNODES") or variables.has("SLURM_STEP_ID"):
@@ -146,8 +146,8 @@ def nodes_left_out(environment: Mapping[str, str]) -> str | None:
 def _torchrun_context(variables: Variables) -> LaunchContext:
     """Returns the context of a rank that was started by torchrun, or by another launcher that sets the same variables."""
     ranks = variables.number("WORLD_SIZE", minimum=1)
-    number = variables.index("RANK", count=ranks, of="ranks")
-    rank = Rank(number, variables.index("LOCAL_RANK", count=ranks, of="ranks"), ranks)
+    global_rank = variables.index("RANK", count=ranks, of="ranks")
+    rank = Rank(global_rank, variables.index("LOCAL_RANK", count=ranks, of="ranks"), ranks)
     master = None if rank.world_size == 1 else f"{variables.text('MASTER_ADDR')}:{variables.port('MASTER_PORT')}"
     return LaunchContext("torchrun" if variables.has("TORCHELASTIC_RUN_ID") else "a launcher", master=master, rank=rank)
 
@@ -205,12 +205,12 @@ def _slurm_context(variables: Variables) -> LaunchContext:
     node_rank = variables.index("SLURM_NODEID", count=nodes, of="nodes")
     if tasks == nodes:
         return LaunchContext(name, Nodes(nodes, nodes), node_rank, master, processes or None)
-    number = variables.index("SLURM_PROCID", count=tasks, of="tasks")
-    rank = Rank(number, variables.index("SLURM_LOCALID", count=tasks, of="tasks"), tasks, bound=True)
+    global_rank = variables.index("SLURM_PROCID", count=tasks, of="tasks")
+    rank = Rank(global_rank, variables.index("SLURM_LOCALID", count=tasks, of="tasks"), tasks, bound=True)
     return LaunchContext(name, Nodes(nodes, nodes), node_rank, master, rank=rank)
 
 
 def first_host(hosts: str) -> str:
-    """Returns the first host of a SLURM host list: node03 for ``node[03-05,9],big1``."""
+    """Returns the first host of a SLURM host list, such as node03 for ``node[03-05,9],big1``."""
     first = re.split(r",(?![^\[]*\])", hosts)[0]
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)

@@ -1,4 +1,4 @@
-"""The command that runs a task. It starts ``python -m tasks.run`` on every rank."""
+"""The command that runs a task, ``python run.py`` without a subcommand. It starts ``python -m tasks.run`` on every rank."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from launch.clusters import LaunchContext
     from tasks.kinds import Choice
 
-TOP = Path(__file__).parents[__name__.count(".")]
-"""The folder of this checkout, or the folder that contains x2vlm if the project is installed (as x2vlm.launch.command)."""
+IMPORT_FOLDER = Path(__file__).parents[__name__.count(".")]
+"""The folder from which our modules are imported: the folder of this checkout or, if the project is installed (as
+x2vlm.launch.command), the folder that contains x2vlm."""
 
 
 def run_task(
@@ -55,7 +56,7 @@ def run_task(
         python run.py --task my/counting --cpu 2 optim.lr=3e-5
     """
     # Imported here to keep --help fast.
-    from launch.clusters import launch_context, nodes_left_out
+    from launch.clusters import launch_context, unused_nodes_warning
     from launch.torchrun import become_rank, environment_of_ranks, processes_of, torchrun
     from tasks.kinds import choose
 
@@ -70,8 +71,8 @@ def run_task(
     context = launch_context(placement, os.environ)
     if context.name != "flags" and context.first:
         sys.stderr.write(f"started as {context}\n")
-    elif context.nodes == ONE_NODE and (left_out := nodes_left_out(os.environ)):
-        sys.stderr.write(f"{left_out}\n")
+    elif context.nodes == ONE_NODE and (warning := unused_nodes_warning(os.environ)):
+        sys.stderr.write(f"{warning}\n")
     flags = replace(flags, config=str(choice.config))
     if context.rank is not None:
         become_rank(context)
@@ -81,16 +82,16 @@ def run_task(
         _check_elastic(choice, flags, context, processes)
         context = context if max_restarts is None else replace(context, max_restarts=max_restarts)
         flags = replace(flags, wait=flags.wait or WAIT_S)
-    words = argv_of(run_rank, choice.source.argument, *overrides, flags=flags)
+    arguments = argv_of(run_rank, choice.source.argument, *overrides, flags=flags)
     with environment_of_ranks():
         # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORT_FOLDER), os.environ.get("PYTHONPATH")]))
         os.environ["PYTHONSAFEPATH"] = "1"
-        return torchrun(context, processes, ["--module", "tasks.run", *words], grace_of(choice.config, overrides))
+        return torchrun(context, processes, ["--module", "tasks.run", *arguments], grace_of(choice.config, overrides))
 
 
 def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:
-    """Returns the SLURM job. Its nodes run this command again, without the flags of the SLURM job."""
+    """Returns the SLURM job. Its nodes run the same command without the flags for SLURM."""
     folder = (
         flags.output or default_output(choice, evaluates_other_weights=flags.evaluate and not flags.resume)
     ).absolute()
@@ -99,21 +100,21 @@ def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: Slur
         config=str(choice.config.absolute()),
         output=folder,
         wait=flags.wait or WAIT_S,
-        # With --resume, --evaluate evaluates the run in the folder.
+        # If --resume is also set, --evaluate evaluates the run in the folder.
         resume=flags.resume or not flags.evaluate,
     )
-    words = argv_of(
+    arguments = argv_of(
         run_task,
         *choice.overrides,
         task=choice.source.argument,
         flags=flags_of_node,
         placement=Placement(gpus=placement.gpus, cpu=placement.cpu),
     )
-    return slurm.Job(choice, flags, placement, options, folder, words)
+    return slurm.Job(choice, flags, placement, options, folder, arguments)
 
 
 def config_of(flags: RunFlags, task: str | None) -> str | None:
-    """Returns the config from the command line or, when resuming, the config saved by the run."""
+    """Returns the config from the command line or, when resuming without one, the config that the run has saved."""
     if flags.config is not None or task is not None or not (flags.resume and flags.output):
         return flags.config
     from utils.config_files import why_no_file
@@ -140,8 +141,8 @@ def _check_elastic(choice: Choice, flags: RunFlags, context: LaunchContext, proc
 
 
 def grace_of(config: Path, overrides: Sequence[str]) -> int:
-    """Returns ``train.grace_s``, or its default if the config cannot be read or the value is invalid; the ranks report
-    such errors."""
+    """Returns ``train.grace_s``, or its default if the config cannot be read or the value is invalid. In these cases, the ranks
+    report the error."""
     from utils.config_files import peek
 
     train = peek(config, overrides, "train")

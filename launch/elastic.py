@@ -1,7 +1,8 @@
-"""Jobs whose nodes may join and leave: torch's elastic agent, customised for how our ranks end.
+"""Jobs whose nodes may join and leave. They use torch's elastic agent, adapted to the exit statuses of our ranks.
 
-The agents of the nodes meet at a rendezvous. When a node joins or is lost, all ranks stop and restart from the newest checkpoint
-on the nodes that are then available. The agent follows "Customization" in the documentation of torch.distributed.elastic.
+An agent runs on each node, and the agents meet at a rendezvous. When a node joins or is lost, all ranks stop and then restart
+from the newest checkpoint on the available nodes. Our agent is written as described in the section "Customization" of the
+documentation of torch.distributed.elastic.
 """
 
 from __future__ import annotations
@@ -20,17 +21,16 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.run import config_from_args
 
 from utils.errors import PeerLostError
-from utils.processes import INTERRUPTED, MISTAKE, REQUEUE
+from utils.processes import INTERRUPTED, REQUEUE, USER_ERROR
 
-OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Environment variable that gives the ranks a new store each time they start. The store of the agents outlives the ranks, and
-would keep old stop requests and the addresses of lost nodes."""
+SEPARATE_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Environment variable that makes the ranks create a new store each time they start. They must not share the agents' store, which
+outlives the ranks and would keep old stop requests and the addresses of lost nodes."""
 
 
 class Agent(LocalElasticAgent):
-    """Starts and restarts the ranks of a node. After a node is lost or a rank fails, they restart until
-    the job's limit is reached. After a stop that another node requested, they always restart. After a user error, they never
-    restart."""
+    """Starts and restarts the ranks of a node. After a node is lost or a rank fails, the ranks restart until the job's limit is
+    reached. After a stop that another node requested, they always restart. After a user error, they never restart."""
 
     grace_s: int = 30
     """Seconds that ranks have to save a checkpoint and exit."""
@@ -39,7 +39,7 @@ class Agent(LocalElasticAgent):
         result = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
             statuses = {failure.exitcode for failure in result.failures.values()}
-            if MISTAKE in statuses:
+            if USER_ERROR in statuses:
                 self._remaining_restarts = 0
             elif statuses & {REQUEUE, INTERRUPTED}:
                 self._remaining_restarts += 1  # the agent counts an orderly stop as a failure
@@ -68,10 +68,10 @@ def run_elastic(arguments: Namespace, grace_s: int) -> None:
     Raises:
         ChildFailedError: if a rank failed and the job may not restart.
         PeerLostError: if the job ended on another node, or the nodes lost contact with each other.
-        SignalException: if this process received a signal: this node leaves, and the others continue.
+        SignalException: if this process received a signal. This node then leaves the job, and the others continue.
         RendezvousError, RuntimeError: if the nodes cannot reach each other at the start.
     """
-    os.environ[OWN_STORE] = "1"
+    os.environ[SEPARATE_STORE] = "1"
     config, entrypoint, rank_arguments = config_from_args(arguments)
     agent, handler = _agent_of(config, entrypoint, rank_arguments, grace_s)
     try:
@@ -84,7 +84,7 @@ def run_elastic(arguments: Namespace, grace_s: int) -> None:
             f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost contact with each other ({reason}); when the node "
             f"of {config.rdzv_endpoint} is available again, run the same command to resume from the newest checkpoint"
         ) from None
-    # Not reached after a signal: this node then leaves, but the rendezvous stays open and the other nodes continue.
+    # This is not reached after a signal. In this case, the node leaves, but the rendezvous stays open for the other nodes.
     handler.shutdown()
     if result is None and agent.get_worker_group().state != WorkerState.INIT:
         raise PeerLostError("the job ended on another node, which reports the reason")
@@ -95,7 +95,7 @@ def run_elastic(arguments: Namespace, grace_s: int) -> None:
 
 
 def _agent_of(config: Any, entrypoint: Any, rank_arguments: list[str], grace_s: int) -> tuple[Agent, Any]:
-    """Returns the agent that runs the ranks of this node and its rendezvous, both configured by torchrun's ``config``."""
+    """Returns the agent that runs the ranks of this node, and the rendezvous. Both are configured by torchrun's ``config``."""
     if signals := getattr(config, "signals_to_handle", None):  # since torch 2.10
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = signals
     handler = get_rendezvous_handler(

@@ -13,8 +13,8 @@ from utils.rank_variables import LAST_PORT, whole_number
 
 
 class Nodes(NamedTuple):
-    """The number of nodes of a job, from ``min`` to ``max``. If ``elastic``, it may change during the job, and the ranks then
-    restart."""
+    """The number of nodes of a job, from ``min`` to ``max``. If ``elastic`` is True, the number may change during the job, and
+    the ranks then restart."""
 
     min: int
     max: int
@@ -43,8 +43,8 @@ def parse_nodes(text: str) -> Nodes:
 
 
 def check_address(address: str, name: str) -> None:
-    """Raises :class:`UserError` unless the address is HOST:PORT with a valid port. ``name`` identifies the address in the
-    error."""
+    """Raises :class:`UserError` unless the address is HOST:PORT with a valid port. ``name`` is the name of the address for the
+    error message."""
     host, _, port = address.rpartition(":")
     number = whole_number(port)
     if not host or number is None:

@@ -10,12 +10,12 @@ from utils.errors import UserError
 
 
 def check_ranks(choice: Choice, rank_counts: Sequence[int], flags: str) -> None:
-    """Checks that the run supports these numbers of ranks, and that its steps do not depend on them. Imports the task.
+    """Checks that the run supports these numbers of ranks, and that its steps do not depend on the number. Imports the task.
 
     Args:
         choice: the task and its config.
         rank_counts: the numbers of ranks that the job may have.
-        flags: the flags that allow these rank_counts, for messages.
+        flags: the flags that allow these numbers, for error messages.
 
     Raises:
         UserError: if there are several numbers and ``train.global_batch`` is not set, or if the global batch, the chunks or the

@@ -1,8 +1,8 @@
-"""``run.py --slurm``: writes a SLURM job script that runs a task, and submits it.
+"""Implements ``run.py --slurm``, which writes a SLURM job script that runs a task, and submits it.
 
-The same script is used for the first start, for each requeue and for a restart after a lost node: ``--resume`` continues from the
-newest checkpoint, or starts the run if there is no checkpoint. The script requeues the job only if the run stopped in an orderly
-way (exit status 75). Sources: the manuals of sbatch, srun and scontrol.
+The same script is used for the first start, for each requeue and for a restart after a lost node, because ``--resume`` continues
+from the newest checkpoint, or starts the run if there is no checkpoint. The script requeues the job only if the run saved a
+checkpoint and stopped on request (exit status 75). See the manuals of sbatch, srun and scontrol.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ LOG = "slurm-%j.txt"
 """Name of the job's output file in the run's folder. %j is the job ID, which stays the same when the job is requeued."""
 
 MARGIN_S = 120
-"""Seconds between the end of ``train.grace_s`` and the job's time limit, since SLURM may signal up to a minute early or late."""
+"""Seconds between the end of ``train.grace_s`` and the job's time limit. A margin is needed because SLURM may send the signal up
+to a minute early or late."""
 
 MAX_NOTICE_S = 65535
 """Maximum time that sbatch accepts in --signal, in seconds."""
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
-"""minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds."""
+"""Matches minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes and days-hours:minutes:seconds."""
 
 OPTIONS = ("time", "partition", "account", "qos", "cpus_per_task", "mem", "job_name")
 """Flags of this module that need --slurm, in addition to --sbatch and --dry-run."""
 
 RESERVED_OPTIONS = ("nodes", "ntasks-per-node", "ntasks", "gpus-per-node", "signal", "requeue", "open-mode", "output")
-"""sbatch options that are reserved for the script."""
+"""sbatch options that users cannot set, because the script sets them."""
 
 
 def _option(text: str) -> str:
@@ -126,7 +127,7 @@ class Job:
         placement: devices and nodes of the run.
         options: options of the job.
         folder: absolute path of the run's folder.
-        words: the arguments of ``run.py`` on each node.
+        arguments: the arguments of ``run.py`` on each node.
     """
 
     choice: Choice
@@ -134,11 +135,12 @@ class Job:
     placement: Placement
     options: SlurmFlags
     folder: Path
-    words: list[str]
+    arguments: list[str]
 
 
 def submit(job: Job) -> int:
-    """Writes the script to the run's folder and submits it, or prints it with ``--dry-run``. Returns the exit status.
+    """Writes the job script to the run's folder and submits it. With ``--dry-run``, only prints the script. Returns the exit
+    status.
 
     Raises:
         UserError: if the config is invalid, the folder already contains a run, the time limit is too short to save a checkpoint,
@@ -169,8 +171,8 @@ def submit(job: Job) -> int:
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
         raise UserError(f"sbatch refused {file}: {reason}; change the flags, or --sbatch KEY=VALUE")
-    number = done.stdout.strip().splitlines()[-1].partition(";")[0]  # NUMBER;CLUSTER if there are several clusters
-    sys.stdout.write(f"job {number}: {file}; output in {job.folder / LOG.replace('%j', number)}\n")
+    job_id = done.stdout.strip().splitlines()[-1].partition(";")[0]  # ID;CLUSTER if there are several clusters
+    sys.stdout.write(f"job {job_id}: {file}; output in {job.folder / LOG.replace('%j', job_id)}\n")
     return 0
 
 
@@ -190,19 +192,19 @@ def script(job: Job, grace_s: int) -> str:
             f"--time {job.options.time}: the run is asked to stop {notice_s} s before the end (train.grace_s = "
             f"{grace_s}, plus {MARGIN_S}), so it would not train at all; increase --time"
         )
-    words, options = _command(job), _options(job, notice_s)
-    for value in (str(Path.cwd()), *words, *options):
+    command, options = _command(job), _options(job, notice_s)
+    for value in (str(Path.cwd()), *command, *options):
         if any(ord(character) < ord(" ") for character in value):
             raise UserError(
                 f"--slurm: {value!r} contains a line break or another control character, which a SLURM script must "
                 "not contain; rename it"
             )
     lines = [f"#SBATCH {shlex.quote(f'--{option}')}" for option in options]
-    command = shlex.join(["srun", "--kill-on-bad-exit=0", "--wait=0", *words])
+
     return TEMPLATE.format(
         options="\n".join(lines),
         folder=shlex.quote(str(Path.cwd())),
-        command=command,
+        command=shlex.join(["srun", "--kill-on-bad-exit=0", "--wait=0", *command]),
         status=REQUEUE,
         notice_s=notice_s,
     )
@@ -252,21 +254,22 @@ def _options(job: Job, notice_s: int) -> list[str]:
 
 def _command(job: Job) -> list[str]:
     """Returns the command that runs on each node."""
-    top = Path(__file__).parents[__name__.count(".")]
-    start = [str(top / "run.py")] if (top / "run.py").is_file() else ["-m", "x2vlm"]
-    return [sys.executable, *start, *job.words]
+    program = Path(__file__).parents[__name__.count(".")] / "run.py"
+    start = [str(program)] if program.is_file() else ["-m", "x2vlm"]
+    return [sys.executable, *start, *job.arguments]
 
 
 def _check_folder(job: Job) -> None:
-    """Raises :class:`UserError` if the folder contains a run and --resume was not given. The job itself always resumes."""
+    """Raises :class:`UserError` if the folder contains a run and --resume was not passed. (The job's own command always contains
+    --resume.)"""
     if job.flags.resume or job.flags.evaluate or not (job.folder / METRICS_FILE).exists():
         return
     raise UserError(f"{job.folder} already contains a run; add --resume to resume it, or use another --output")
 
 
 def _check_nodes(job: Job) -> None:
-    """Raises :class:`UserError`, before the job waits in the queue, if the run could not continue with one of the possible
-    numbers of nodes."""
+    """Raises :class:`UserError` if the run does not support one of the possible numbers of nodes. Without this check, the job
+    would wait in the queue before it fails."""
     from launch.ranks import check_ranks  # imports torch
 
     nodes, per_node = job.placement.nodes or ONE_NODE, job.placement.gpus or job.placement.cpu

@@ -1,4 +1,4 @@
-"""Starts a job through torchrun on this machine's GPUs or cores, as a single node or as one of several."""
+"""Starts a job through torchrun on this machine's GPUs or cores. The machine is the only node of the job, or one of several."""
 
 from __future__ import annotations
 
@@ -20,16 +20,24 @@ from launch.clusters import LaunchContext
 from launch.placement import Placement
 from utils.cores import usable_cores
 from utils.errors import UserError
-from utils.processes import ECHO_S, GRACE_S, MISTAKE, STOP_SIGNALS, signal_name, status_of_stop, stop_signals
+from utils.processes import (
+    DUPLICATE_SIGNAL_S,
+    GRACE_S,
+    STOP_SIGNALS,
+    USER_ERROR,
+    signal_name,
+    status_of_stop,
+    stop_signals,
+)
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
 
 HANDLED_BY_TORCHRUN = "SIGQUIT"
-"""The signal that torchrun forwards itself. We forward the other signals, :data:`~utils.processes.STOP_SIGNALS`."""
+"""The signal that torchrun forwards. We forward the other signals, :data:`~utils.processes.STOP_SIGNALS`."""
 
 MAX_RESTARTS = 10
-"""Default number of failures on a node after which an elastic job ends; joining nodes are not counted."""
+"""Default number of failures on a node after which an elastic job ends. Restarts because a node has joined do not count."""
 
 RENDEZVOUS = "x2vlm"
 """ID of a job at its rendezvous."""
@@ -37,23 +45,23 @@ RENDEZVOUS = "x2vlm"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 UNHANDLED_S = 3.0
-"""Time limit in seconds for Python to handle a signal. After this time, the signal counts as unhandled."""
+"""Number of seconds after which a signal that Python has not handled counts as unhandled."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
-"""Start of a valid entry of CUDA_VISIBLE_DEVICES."""
+"""Matches the start of a valid entry in CUDA_VISIBLE_DEVICES."""
 
 
 def torchrun(context: LaunchContext, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
-    """Runs a command on every rank. Returns the job's exit status (128 + n if signal n ended it).
+    """Runs a command on every rank. Returns the job's exit status (128 + n if signal n ended the job).
 
-    A signal is forwarded to the ranks, which have ``grace_s`` seconds to exit. The exit status is then 75, on which schedulers
-    requeue, or 130 after Ctrl-C. It is 2 if a rank could not stop cleanly, for example because the checkpoint could not be
-    written. A second signal kills all ranks immediately.
+    A signal is forwarded to the ranks, which have ``grace_s`` seconds to exit. The exit status is then 75, for which schedulers
+    requeue the job, or 130 after Ctrl-C. The exit status is 2 if a rank could not stop cleanly, for example because the
+    checkpoint could not be written. A second signal kills all ranks immediately.
 
     Args:
         context: the nodes of the job, including this node.
         processes: number of ranks on this node.
-        command: a script and its arguments; or ``--module``, a module and its arguments.
+        command: a script and its arguments, or ``--module``, a module and its arguments.
         grace_s: time limit in seconds for ranks to exit after a signal.
 
     Raises:
@@ -89,8 +97,8 @@ def torchrun(context: LaunchContext, processes: int, command: Sequence[str], gra
             return 128 - failure.exitcode
         except SignalException as stopped:
             signum = int(stopped.sigval)
-            if MISTAKE in statuses:  # the rank has printed its error
-                return MISTAKE
+            if USER_ERROR in statuses:  # the rank has printed its error
+                return USER_ERROR
             return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
         except (RendezvousError, ConnectionError, TimeoutError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -100,7 +108,7 @@ def torchrun(context: LaunchContext, processes: int, command: Sequence[str], gra
 
 @contextlib.contextmanager
 def environment_of_ranks() -> Iterator[None]:
-    """Undoes changes to the environment, which ranks inherit, when the context ends."""
+    """Context in which the environment may be changed for the ranks, which inherit it. The changes are undone at the end."""
     previous = dict(os.environ)
     try:
         yield
@@ -111,19 +119,19 @@ def environment_of_ranks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _statuses_of_ranks() -> Iterator[list[int]]:
-    """Collects the exit statuses of this node's ranks when torchrun ends them after a signal; torchrun itself only reports the
+    """Collects the exit statuses of this node's ranks when torchrun ends them after a signal, since torchrun reports only the
     signal."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     statuses: list[int] = []
     shut_down = LocalElasticAgent._shutdown
 
-    def shut_down_and_keep(agent: LocalElasticAgent, *arguments: Any, **options: Any) -> None:
+    def shut_down_and_collect(agent: LocalElasticAgent, *arguments: Any, **options: Any) -> None:
         shut_down(agent, *arguments, **options)
         handlers = getattr(agent._pcontext, "subprocess_handlers", {})
         statuses[:] = [handler.proc.returncode for handler in handlers.values()]
 
-    LocalElasticAgent._shutdown = shut_down_and_keep  # type: ignore[method-assign,assignment]
+    LocalElasticAgent._shutdown = shut_down_and_collect  # type: ignore[method-assign,assignment]
     try:
         yield statuses
     finally:
@@ -133,12 +141,12 @@ def _statuses_of_ranks() -> Iterator[list[int]]:
 def _share_cores(processes: int) -> None:
     """Gives each rank an equal share of this machine's cores, unless the user has set the number of threads."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    # Waiting threads yield their cores early because the loader's workers and other programs need them.
+    # Make waiting threads yield their cores early, because the loader's workers and other programs need the cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _torchrun_flags(context: LaunchContext, processes: int) -> list[str]:
-    """Returns torchrun's flags for the nodes and ranks of the job. All flags are given, because torchrun would read
+    """Returns torchrun's flags for the nodes and ranks of the job. All flags are set explicitly, because torchrun would read
     missing flags from ``PET_*`` variables."""
     flags = [f"--nproc-per-node={processes}", f"--nnodes={context.nodes}"]
     if context.master is None:
@@ -155,11 +163,12 @@ def _torchrun_flags(context: LaunchContext, processes: int) -> list[str]:
 
 
 def _silence_torchrun() -> None:
-    """Silences torchrun's loggers, one by one because each has a separate level. Otherwise, torchrun's report would bury the
-    error that the job prints.
+    """Silences torchrun's loggers, so that torchrun's report does not bury the error that the job prints. Each logger has a
+    separate level, so all of them must be silenced.
 
-    Also hides a message that Python prints if the rendezvous is garbage-collected in the thread of its timer: the finaliser stops
-    the timer and then tries to join the current thread."""
+    This function also hides a message that Python prints if the rendezvous is garbage-collected in the thread of its timer. In
+    this case, the finaliser stops the timer and then tries to join the current thread.
+    """
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -181,7 +190,7 @@ def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception
     def receive(signum: int, _: object) -> None:
         now = time.monotonic()
         if received_s:
-            if now - received_s[0] > ECHO_S:
+            if now - received_s[0] > DUPLICATE_SIGNAL_S:
                 os._exit(128 + signum)
             return
         received_s.append(now)
@@ -204,11 +213,12 @@ def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception
 
 @contextlib.contextmanager
 def _exit_if_signal_unhandled(received_s: Sequence[float]) -> Iterator[None]:
-    """Context in which this process ends if a stop signal is still missing from ``received_s`` after :data:`UNHANDLED_S` seconds.
-    In this case, the process is waiting for other nodes inside torch, where Python cannot handle signals, and no rank has started
-    yet.
+    """Context in which this process ends if Python has not handled a stop signal after :data:`UNHANDLED_S` seconds, so that
+    ``received_s`` is still empty. In this case, the process is waiting for other nodes inside torch, where Python cannot handle
+    signals, and no rank has started yet.
 
-    A process that is forked inside the context writes its own signals to the same pipe, so the context must not outlast the job.
+    Processes that are forked inside the context report their signals through the same pipe, so the context must not outlast the
+    job.
     """
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -245,8 +255,8 @@ def _ended_by(rank: int, name: str) -> str:
 
 
 def processes_of(placement: Placement, context: LaunchContext) -> int:
-    """Returns the number of ranks on this node: from the flags, from the scheduler, or one per GPU. Without GPUs, ranks run on
-    the CPU.
+    """Returns the number of ranks on this node, which is set by the flags or by the scheduler; by default, there is one rank per
+    GPU. Without GPUs, ranks run on the CPU.
 
     Raises:
         UserError: if there are too few GPUs.
@@ -258,7 +268,7 @@ def processes_of(placement: Placement, context: LaunchContext) -> int:
     if placement.gpus is not None and placement.gpus > available:
         raise UserError(f"--gpus {placement.gpus}: this machine has {available} GPUs; use --cpu N to run on the CPU")
     if available:
-        let_segments_grow()
+        use_expandable_segments()
     if placement.gpus is None and context.processes is not None:
         if available and context.processes > available:
             raise UserError(
@@ -287,10 +297,10 @@ def become_rank(context: LaunchContext) -> None:
     if rank.bound:  # SLURM starts the same number of tasks on each node; other launchers set this variable
         os.environ["LOCAL_WORLD_SIZE"] = str(-(-rank.world_size // context.nodes.max))
     if gpus:
-        let_segments_grow()
+        use_expandable_segments()
 
 
-def let_segments_grow() -> None:
+def use_expandable_segments() -> None:
     """Enables expandable segments in torch's CUDA allocator, unless the user has configured it. With fixed segments, allocations
     whose sizes vary from step to step cause fragmentation."""
     if not any(name in os.environ for name in ALLOCATOR):

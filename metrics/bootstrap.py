@@ -1,7 +1,8 @@
 """Bootstrap confidence intervals of metrics, which estimate how much a metric would vary with other held-out examples.
 
 Examples that share an image or a sentence are not independent, so whole groups of examples are resampled (cluster bootstrap). The
-interval is between percentiles of the resampled means (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+ends of the interval are percentiles of the resampled means (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter
+13).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 MAX_DRAWN = 1 << 22
-"""Maximum number of groups to draw at once, over several resamples. Their indices need 32 MiB."""
+"""Maximum total number of groups to draw at a time for several resamples. Their indices take 32 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +36,13 @@ class Scores:
 
 
 def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.95) -> tuple[float, float] | None:
-    """Computes the bootstrap interval of the mean of the means of ``scores`` with the percentile method.
+    """Computes the bootstrap interval of a metric, which is the mean of the means of ``scores``, by the percentile method.
 
-    The interval covers only the choice of held-out examples. The randomness of training changes a metric too.
+    The interval reflects only the choice of held-out examples. A metric also varies with the randomness of training.
 
     Args:
         scores: components of one metric, all with the same groups. Each resample draws the same groups for all components.
-        draws: number of resamples; a resample has the same number of groups as the data, drawn with replacement.
+        draws: number of resamples. For each resample, as many groups as in the data are drawn with replacement.
         seed: seed of the resamples.
         level: fraction of the resampled means inside the interval.
 
@@ -75,7 +76,7 @@ def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.9
 
 def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
     """Returns Wilson's 95% interval of a fraction of ``count`` independent examples (Newcombe, Statistics in Medicine 17, 1998,
-    method 3). Unlike the bootstrap interval of equal examples, it is never a single point.
+    method 3). Unlike a bootstrap interval, it is never a single point, even if all examples are equal.
 
     >>> [round(end, 4) for end in wilson_interval(1.0, 5)]
     [0.5655, 1.0]
@@ -93,11 +94,11 @@ def _by_group(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return names, sums, np.bincount(group_of, minlength=len(names))
 
 
-def resampled(groups: Sequence[Any] | np.ndarray, draws: int, seed: int, at_once: int) -> Iterator[np.ndarray]:
-    """Yields how often each example is drawn in each resample, (up to ``at_once``, N) float64, for means that are not covered by
-    :func:`interval`. Examples of a group are drawn together."""
+def resampled(groups: Sequence[Any] | np.ndarray, draws: int, seed: int, chunk: int) -> Iterator[np.ndarray]:
+    """Draws bootstrap resamples for statistics that :func:`interval` does not cover. Yields arrays (up to ``chunk``, N) float64,
+    which contain how often each of N examples is drawn in each resample. Examples of a group are drawn together."""
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     rng = np.random.default_rng(seed)
-    for start in range(0, draws, at_once):
-        counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(at_once, draws - start))
+    for start in range(0, draws, chunk):
+        counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(chunk, draws - start))
         yield counts[:, group_of].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Accuracy of classification, and consistency of groups."""
+"""Accuracy of classification, and consistency over groups of examples."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
 
 
 def consistency(correct: np.ndarray, groups: Sequence[str]) -> float:
-    """Returns the fraction of groups whose items are all correct (the second metric of NLVR2, whose groups are the image pairs of
-    a statement).
+    """Returns the fraction of groups whose items are all correct. This is the second metric of NLVR2, where a group contains all
+    image pairs of a statement.
 
     >>> consistency(np.array([True, True, True, False]), ["a", "a", "b", "b"])
     0.5

@@ -1,4 +1,4 @@
-"""Checks that scores are finite. Comparisons with NaN are false, so NaN could silently count as a hit or as a miss."""
+"""Checks that scores are finite. Comparisons with NaN are false, so NaN could silently count as a hit or a miss."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def check_finite(values: np.ndarray, what: str, *, unscored: bool = False) -> np
 
     Args:
         values: scores, boxes or logits of any shape.
-        what: name of the values in the message, such as "cosine similarities".
-        unscored: allow -inf, which marks candidates that were not scored.
+        what: name of the values for the error message, such as "cosine similarities".
+        unscored: True to allow -inf, which marks candidates that were not scored.
 
     Raises:
         UserError: if a value is NaN or infinite.
     """
-    finite = np.isfinite(values) | np.isneginf(values) if unscored else np.isfinite(values)
-    if not finite.all():
+    is_finite = np.isfinite(values) | np.isneginf(values) if unscored else np.isfinite(values)
+    if not is_finite.all():
         raise UserError(
-            f"{(~finite).sum():,} of {values.size:,} {what} are NaN or infinite, so metrics cannot be computed; the weights are "
-            "damaged or training diverged: use an earlier checkpoint, or evaluation.precision=fp32 if it was lower"
+            f"{(~is_finite).sum():,} of {values.size:,} {what} are NaN or infinite, so metrics cannot be computed; the weights "
+            "are damaged or training diverged: use an earlier checkpoint, or evaluation.precision=fp32 if it was lower"
         )
     return values

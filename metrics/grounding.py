@@ -1,4 +1,4 @@
-"""Accuracy of boxes, with plain IoU and with the IoU of the published script."""
+"""Accuracy of boxes, with plain IoU and with the IoU of the published evaluation script for RefCOCO."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from metrics.finite import check_finite
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Computes plain intersection over union of N pairs of boxes, (N, 4) as centre and size.
+    """Computes the plain intersection over union of N pairs of boxes, each (N, 4) as (cx, cy, w, h).
 
     Returns:
         (N,) in 0..1; 0 if both boxes are empty.
@@ -23,11 +23,11 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Computes the IoU of the published RefCOCO evaluation, (N,), for N pairs of boxes, (N, 4) in pixels as left, top, width,
-    height.
+    """Computes the IoU (N,) of N pairs of boxes as in the published RefCOCO evaluation. Boxes are (N, 4), in pixels, as left,
+    top, width and height.
 
-    The published evaluation counts whole pixels and includes the last pixel, so an overlap of at most one pixel along an axis
-    counts as 0. Other overlaps, and the areas, are the same as in :func:`iou`.
+    The published evaluation counts whole pixels and includes the last pixel. An overlap of at most one pixel along an axis
+    therefore counts as 0. All other overlaps, and the areas, are the same as in :func:`iou`.
 
     >>> pixel_iou(np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([[5.0, 0.0, 10.0, 10.0]])).round(4)
     array([0.3333])
@@ -40,7 +40,8 @@ def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def accuracy_at_iou(predicted: np.ndarray, true: np.ndarray, threshold: float = 0.5) -> float:
-    """Returns the fraction of boxes whose plain IoU with the true box is at least ``threshold``, or NaN if there are no boxes."""
+    """Returns the fraction of predicted boxes whose plain IoU with the true box is at least ``threshold``, or NaN if there are no
+    boxes."""
     return fraction_at_least(iou(predicted, true), threshold)
 
 
@@ -54,7 +55,7 @@ def fraction_at_least(overlaps: np.ndarray, threshold: float = 0.5) -> float:
 
 
 def _over_union(overlap: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns the intersection over union of N pairs; raises :class:`UserError` if a coordinate is not finite."""
+    """Divides the overlaps of N pairs of boxes by their unions. Raises :class:`UserError` if a coordinate is not finite."""
     check_finite(np.concatenate([a, b]), "coordinates of boxes")
     union = a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1) - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)

@@ -8,18 +8,19 @@ from metrics.bootstrap import Scores
 from metrics.finite import check_finite
 
 RECALL_AT = (1, 5, 10)
-"""The values of K for which recall is reported (table 3)."""
+"""The values of K for which recall is reported (table 3 of the paper)."""
 
 NO_MATCH = np.iinfo(np.int64).max
-"""Rank of a query without a scored true candidate."""
+"""Rank of a query none of whose true candidates were scored."""
 
 
 def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
-    """Returns the rank, from 0, of the best true candidate of each query, (Q,) int64. Ties count against the query.
+    """Returns the rank (Q,) of each query's best true candidate, counted from 0. Ties count against the query. If none of a
+    query's true candidates were scored, the rank is :data:`NO_MATCH`.
 
     Args:
         scores: (Q, C), higher is better; -inf for candidates that were not scored.
-        matches: (Q, C) bool, True = true candidate. A query without a scored true candidate has rank :data:`NO_MATCH`.
+        matches: (Q, C) bool, True = true candidate.
 
     Raises:
         UserError: if a score is NaN or +inf.
@@ -31,12 +32,12 @@ def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
 
 
 def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: str = "image") -> dict[str, float]:
-    """Computes recalls in both directions, their means over K = 1, 5, 10, and ``mean recall``, the mean over both directions
-    (table 6).
+    """Computes recalls in both directions, their means over K = 1, 5, 10, and ``mean recall``, the mean over both directions (as
+    in table 6 of the paper).
 
     Args:
-        image_ranks: (I,) rank of the best true text of each image (text retrieval, TR in table 3).
-        text_ranks: (T,) rank of the image of each text (image retrieval, IR in table 3).
+        image_ranks: (I,), rank of each image's best true text (text retrieval, TR in table 3).
+        text_ranks: (T,), rank of each text's image (image retrieval, IR in table 3).
         medium: "image" or "video", for the names of the metrics.
 
     >>> retrieval_recalls(np.array([0, 6]), np.array([0, 0, 4, 11]))["mean recall"]
@@ -51,15 +52,13 @@ def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: s
 def recall_scores(
     image_ranks: np.ndarray, text_ranks: np.ndarray, image_of_text: np.ndarray, medium: str = "image"
 ) -> dict[str, tuple[Scores, ...]]:
-    """Computes the scores of individual queries, whose means are the metrics of :func:`retrieval_recalls`, with the same names.
+    """Computes the scores of individual queries. Their means are the metrics of :func:`retrieval_recalls`, with the same names.
 
     Texts are grouped by image. The mean over both directions has two components.
 
     Args:
-        image_ranks: see :func:`retrieval_recalls`.
-        text_ranks: see :func:`retrieval_recalls`.
-        image_of_text: (T,) index of the image of each text.
-        medium: see :func:`retrieval_recalls`.
+        image_ranks, text_ranks, medium: see :func:`retrieval_recalls`.
+        image_of_text: (T,), index of each text's image.
     """
     directions = {
         f"{medium} to text": (image_ranks, np.arange(len(image_ranks))),
@@ -75,9 +74,10 @@ def recall_scores(
 
 
 def chance_recalls(captions_per_image: np.ndarray, captions: int, medium: str = "image") -> dict[str, float]:
-    """Computes the expected recalls of a random order, with the names of :func:`retrieval_recalls`.
+    """Computes the expected recalls if candidates are ranked at random, with the names of :func:`retrieval_recalls`.
 
-    For an image with c of T captions, at least one of them is among the first K with probability 1 - C(T - c, K) / C(T, K).
+    If an image has c of the T captions, at least one of its captions is among the first K with probability
+    1 - C(T - c, K) / C(T, K).
 
     >>> chance_recalls(np.array([1, 1, 2, 1]), 5)["text to image R@1"]
     0.25

@@ -1,9 +1,10 @@
-"""Accuracy of answers to questions: soft accuracy as in the official VQA v2 evaluation, or exact match if there are few answers.
+"""Accuracy of answers to questions: soft accuracy as in the official VQA v2 evaluation, or exact match if questions have few
+answers.
 
-This module follows the later official release, which treats predictions and annotators' answers in the same way: if the
-annotators disagree, all answers and the prediction are fully normalised; if all annotators wrote the same answer, nothing is
-normalised, and the prediction must equal this answer. The earlier release, which is often copied into research code, fully
-normalises predictions, but only the punctuation of the annotators' answers.
+This module follows the later official release, which treats predictions and annotators' answers alike. If the annotators
+disagree, all answers and the prediction are fully normalised. If all annotators wrote the same answer, nothing is normalised, and
+the prediction must equal this answer. The earlier release, which is often copied into research code, fully normalises
+predictions, but only the punctuation of the annotators' answers.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ why's won't would've wouldn't y'all you'd you'll you're you've
 couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've somebody'd've someone'd've something'd've
 there'd've they'd've we'd've who'd've wouldn't've y'all'd've y'all'll you'd've
 """
-"""All contractions of the official table. It does not change "shes", "wed" or "hell"."""
+"""All contractions in the official table. The table does not contain "she's", "we'd" or "he'll"."""
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = int(re.UNICODE)
-"""Maximum number of periods to remove. The official code mistakenly passes a flag as this number."""
+"""Maximum number of periods to remove. (The official code mistakenly passes a flag as the count.)"""
 
 
 def _misspellings() -> dict[str, str]:
@@ -58,21 +59,22 @@ CONTRACTIONS = _misspellings()
 
 
 def normalize_answer(answer: str) -> str:
-    """Normalises an answer: lower case, no punctuation or articles, digits for numbers to ten, apostrophes in contractions.
+    """Normalises an answer: converts it to lower case, removes punctuation and articles, writes numbers up to ten as digits, and
+    restores apostrophes in contractions.
 
-    A punctuation mark is replaced by a space. It is removed instead if this mark occurs next to a space in the answer, or if the
-    answer contains a comma between digits. A period is removed unless a digit follows.
+    A punctuation mark is replaced by a space. It is removed without a space if the same mark occurs next to a space anywhere in
+    the answer, or if the answer contains a comma between digits. A period is removed unless a digit follows.
 
     >>> normalize_answer("Two dogs, and the cat doesnt")
     "2 dogs and cat doesn't"
     >>> normalize_answer("red/white"), normalize_answer("1,000 a-b"), normalize_answer("2.5 ft.")
     ('red white', '1000 ab', '2.5 ft')
     """
-    drops = _COMMA_IN_NUMBER.search(answer) is not None
+    comma_in_number = _COMMA_IN_NUMBER.search(answer) is not None
     text = answer
     for mark in PUNCTUATION:
-        beside_space = f"{mark} " in answer or f" {mark}" in answer
-        text = text.replace(mark, "" if drops or beside_space else " ")
+        next_to_space = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if comma_in_number or next_to_space else " ")
     text = _PERIOD.sub("", text, count=_MAX_PERIODS)
     words = (NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
@@ -81,7 +83,8 @@ def normalize_answer(answer: str) -> str:
 def soft_accuracy(predicted: str, answers: Sequence[str]) -> float:
     """Returns the agreement of the annotators with a prediction, in 0..1.
 
-    It is the mean over annotators of min(1, n / 3), where n is the number of other annotators who gave the predicted answer.
+    The agreement is the mean over annotators of min(1, n / 3), where n is the number of other annotators who gave the predicted
+    answer.
 
     Args:
         predicted: the predicted answer.
@@ -107,11 +110,12 @@ def exact_match(predicted: str, answers: Sequence[str]) -> float:
     return float(normalize_answer(_clean(predicted)) in wanted)
 
 
-def accuracy_rule(answers: Iterable[Sequence[str]]) -> str:
-    """Returns how accuracy is measured on a data set: :data:`SOFT` if every question has at least four answers, else
+def accuracy_type(answers: Iterable[Sequence[str]]) -> str:
+    """Returns how accuracy is measured on a data set: :data:`SOFT` if every question has at least four answers, otherwise
     :data:`EXACT`.
 
-    Soft accuracy needs three annotators in addition to the excluded one. With fewer, no prediction can reach an accuracy of 1.
+    Soft accuracy needs three annotators in addition to the one that is left out. With fewer annotators, no prediction can reach
+    an accuracy of 1.
     """
     return SOFT if all(len(given) >= MIN_ANNOTATORS for given in answers) else EXACT
 

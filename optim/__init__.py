@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, freezing, adapters, and averaged weights."""
+"""The optimiser: AdamW with the parameter groups of the authors' code, freezing, adapters, and averaged weights."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from utils.config import Config
 from utils.errors import UserError
 
 NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
-"""A parameter whose name contains one of these strings has no weight decay, as in the authors' code. The strings match position
-bias tables and ``fc_norm``, but not LayerScale, the temperature, embeddings or the norm inside an MLP head."""
+"""A parameter whose name contains one of these strings has no weight decay, as in the authors' code. The strings match tables of
+position biases and ``fc_norm``, but not LayerScale, the temperature, embeddings or the norm inside an MLP head."""
 
-NO_MODULE = ("vision.frame_positions",)
-"""Parameters that train at ``lr`` although their module has a separate learning rate, as in the authors' code."""
+NEITHER_ENCODER = ("vision.frame_positions",)
+"""Parameters that train at ``lr`` although the encoder that contains them has a separate learning rate, as in the authors'
+code."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Config):
-    """Peak learning rates and the constants of AdamW."""
+    """Learning rates, constants of AdamW, freezing, adapters and averaged weights."""
 
     lr: float = Field(gt=0, description="peak learning rate")
     lr_mult: float = Field(2.0, gt=0, description="factor on lr for parameters that are not loaded from a checkpoint")
@@ -67,7 +68,7 @@ class OptimConfig(Config):
 
     @property
     def frozen(self) -> FreezeConfig:
-        """The section ``freeze``."""
+        """The section ``freeze``, or its defaults if it is null."""
         return self.freeze or FreezeConfig()
 
     @model_validator(mode="after")
@@ -100,11 +101,14 @@ class OptimConfig(Config):
 
 
 def learning_rate(name: str, config: OptimConfig, fresh: Collection[str]) -> float:
-    """Returns the peak learning rate of the parameter ``name``: the rate of its module if this is set, else ``lr``, or
-    ``lr * lr_mult`` if the parameter is fresh. Adapters have a separate rate."""
+    """Returns the peak learning rate of the parameter ``name``.
+
+    Adapters have a separate rate. Other parameters have the rate of their encoder, if it is set. Otherwise, they have ``lr``, or
+    ``lr * lr_mult`` if they are fresh (not loaded from a checkpoint).
+    """
     if config.lora is not None and is_adapter(name):
         return config.lora.lr or config.lr
-    if config.vision_lr is not None and config.text_lr is not None and name not in NO_MODULE:
+    if config.vision_lr is not None and config.text_lr is not None and name not in NEITHER_ENCODER:
         if name.startswith("vision."):
             return config.vision_lr
         if name.startswith("fusion."):
@@ -122,7 +126,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups the trainable parameters by learning rate and weight decay, in order of first appearance.
 
-    In addition to torch's entries, each group has a ``name``, the ``names`` of its parameters, and ``peak_lr``.
+    In addition to the entries that torch needs, each group has a ``name``, the ``names`` of its parameters, and ``peak_lr``.
 
     Args:
         parameters: names and parameters of the model.
@@ -147,7 +151,7 @@ def parameter_groups(
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     """Builds AdamW with fused kernels.
 
-    Torch applies weight decay before the update; the authors' code applies it afterwards (p - lr * wd * p', where p' is the
+    Torch applies weight decay before the update, but the authors' code applies it afterwards (p' - lr * wd * p', where p' is the
     updated value). The results differ by lr * wd * |update|, which is at most 1e-6 of an update at the published rates.
 
     Raises:

@@ -14,7 +14,7 @@ from utils.config import Config
 from utils.distributed import local_shard
 
 CHUNK = 64 * 2**20
-"""Maximum number of elements to update at a time, since each update needs a temporary copy."""
+"""Maximum number of elements to update at a time, because an update needs a temporary copy of them."""
 
 
 class EmaConfig(Config):
@@ -31,8 +31,8 @@ class EmaConfig(Config):
 class WeightAverage:
     """The moving average of ``weights``, initialised with their current values.
 
-    The average has the device and the dtype of the weights, which is float32 in every precision of a run. Each rank averages the
-    weights that it holds, without communication. Buffers are not averaged, because they are constants in our models.
+    The average has the device and the dtype of the weights. The dtype is float32, whatever the precision of a run. Each rank
+    averages the weights that it holds, without communication. Buffers are not averaged, because they are constants in our models.
 
     Args:
         weights: the parameters that train at some point in the run.
@@ -50,8 +50,8 @@ class WeightAverage:
         self._is_in_model = False
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Entries for the header of a file with averaged weights; empty without an average."""
+    def metadata(self) -> dict[str, Any]:
+        """Metadata for the header of a file with averaged weights. Empty if weights are not averaged."""
         return {} if self.config is None else {"ema": self.config.model_dump()}
 
     @torch.no_grad()
@@ -60,8 +60,8 @@ class WeightAverage:
 
         Args:
             step: the step, counted from 0.
-            skipped: True if the step was skipped, in which case the average does not change. A boolean tensor on the device, so
-                that the host does not wait for it.
+            skipped: boolean scalar, True if the step was skipped. In this case, the average does not change. This is a tensor on
+                the device, so that the host does not have to wait for its value.
         """
         if self.config is None:
             return
@@ -86,8 +86,8 @@ class WeightAverage:
         self._exchange(True)
 
     def states(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """Returns the state of ``model`` with the averaged weights, and with the unaveraged weights. Without an average, returns
-        the state and None."""
+        """Returns the state of ``model`` with averaged weights, and the state with unaveraged weights. If weights are not
+        averaged, returns the only state and None."""
         current = dict(model.state_dict(keep_vars=True))
         if self.config is None:
             return current, None
@@ -100,14 +100,14 @@ class WeightAverage:
         if averaged is self._is_in_model:
             return
         for weight, average in zip(self._weights, self.tensors, strict=True):
-            held = weight.clone()
+            previous = weight.clone()
             weight.copy_(average)
-            average.copy_(held)
+            average.copy_(previous)
         self._is_in_model = averaged
 
 
 def _chunks(weights: list[Tensor], averages: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yields lists of weights and averages with at most :data:`CHUNK` elements, or with a single tensor."""
+    """Yields lists of weights and averages with at most :data:`CHUNK` elements, or with a single larger tensor."""
     chunk: tuple[list[Tensor], list[Tensor]] = ([], [])
     size = 0
     for weight, average in zip(weights, averages, strict=True):

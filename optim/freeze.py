@@ -11,14 +11,14 @@ from utils.config import Config
 from utils.errors import UserError
 
 FrozenFor = bool | Annotated[int, Field(ge=1)]
-"""How long a part is frozen: for the whole run (True), never (False), or for this number of steps at the start of the run."""
+"""How long an encoder is frozen: for the whole run (True), never (False), or for this number of steps at the start of the run."""
 
 
 PARTS = ("vision", "text", "fusion")
 
 
 class FeatureCacheConfig(Config):
-    """On-disk cache of the outputs of the vision encoder's frozen blocks, by image."""
+    """On-disk cache of the outputs of the vision encoder's frozen blocks for each image."""
 
     folder: str | None = Field(
         None, description="folder of the cache, shared by runs and processes; null: in the user's cache folder"
@@ -29,7 +29,7 @@ class FeatureCacheConfig(Config):
 
 
 class FreezeConfig(Config):
-    """Encoders to freeze. Heads and an answer decoder always train."""
+    """Encoders to freeze. Heads and the answer decoder always train."""
 
     vision: FrozenFor = Field(
         False,
@@ -61,7 +61,8 @@ class FreezeConfig(Config):
     @field_validator("vision", "text", "fusion", mode="before")
     @classmethod
     def _is_a_switch_or_steps(cls, value: Any) -> Any:
-        """Raises a single error. Pydantic itself would report one error per type, and would accept 0 as false."""
+        """Raises one error for any invalid value. Without this validator, pydantic would report one error per type, and would
+        accept 0 as false."""
         if isinstance(value, bool) or (isinstance(value, int) and value >= 1):
             return value
         raise ValueError("use true (the whole run), false, or a number of steps, at least 1")
@@ -79,38 +80,39 @@ class FreezeConfig(Config):
 
     @property
     def steps(self) -> dict[str, float]:
-        """Number of steps for which each frozen part is frozen; infinite for the whole run."""
+        """For each encoder that is frozen at the start, the number of steps for which it is frozen; infinite for the whole
+        run."""
         values: dict[str, bool | int] = {part: getattr(self, part) for part in PARTS}
         return {part: math.inf if value is True else value for part, value in values.items() if value}
 
     def frozen_at(self, step: int) -> tuple[str, ...]:
-        """Returns the parts that are frozen in step ``step``, counted from 0."""
+        """Returns the encoders that are frozen in step ``step``, counted from 0."""
         return tuple(part for part, steps in self.steps.items() if step < steps)
 
     def trains_from(self, name: str) -> float:
         """Returns the first step, counted from 0, in which the parameter ``name`` trains, or infinity if it never trains. Ignores
-        ``vision_blocks``, since these blocks are frozen in the model itself."""
+        ``vision_blocks``, since the model freezes these blocks."""
         return self.steps.get(name.partition(".")[0], 0)
 
     def at_end(self) -> FreezeConfig:
-        """Returns a config that freezes only the parts that are frozen for the whole run."""
-        return FreezeConfig(**dict.fromkeys(self.frozen_for_good, True))
+        """Returns a config that freezes only the encoders that are frozen for the whole run."""
+        return FreezeConfig(**dict.fromkeys(self.always_frozen, True))
 
     @property
-    def frozen_for_good(self) -> tuple[str, ...]:
-        """Parts that are frozen for the whole run."""
+    def always_frozen(self) -> tuple[str, ...]:
+        """Encoders that are frozen for the whole run."""
         return tuple(part for part, steps in self.steps.items() if math.isinf(steps))
 
     @property
     def unfrozen_after(self) -> dict[str, int]:
-        """Number of steps for which parts are frozen, for the parts that are unfrozen during the run."""
+        """For each encoder that is unfrozen during the run, the number of steps for which it is frozen."""
         return {part: int(steps) for part, steps in self.steps.items() if not math.isinf(steps)}
 
     def check_steps(self, total: int) -> None:
-        """Checks that parts that are frozen for a number of steps are unfrozen before the run ends.
+        """Checks that encoders that are frozen for a number of steps are unfrozen before the run ends after ``total`` steps.
 
         Raises:
-            UserError: if a part would be frozen for the whole run.
+            UserError: if such an encoder would stay frozen for the whole run.
         """
         for part, steps in self.unfrozen_after.items():
             if total <= steps:

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2021) for linear layers, using the library peft.
 
-The layer's weight W stays fixed, and the adapter ``alpha / rank * B @ A`` is trained, where A is (rank, inputs) and B is
-(outputs, rank). B is initialised with zeros.
+The weight W of a layer stays fixed, and the adapter ``alpha / rank * B @ A``, which is added to W, is trained. A is (rank,
+inputs) and B is (outputs, rank). B is initialised with zeros.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class LoraConfig(Config):
 
     @property
     def scaling(self) -> float:
-        """Factor on B A."""
+        """The factor by which B A is multiplied."""
         return self.alpha / self.rank
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Entry for the header of a weight file that describes its adapters."""
+    def metadata(self) -> dict[str, Any]:
+        """Metadata for the header of a weight file that describes its adapters."""
         return {HEADER: self.model_dump()}
 
 
@@ -70,11 +70,11 @@ def check_package(config: LoraConfig | None) -> None:
 
 
 def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], config: LoraConfig) -> None:
-    """Replaces linear layers with adapted layers. All other parameters in ``parts`` are frozen, so only the adapters train.
+    """Adds adapters to linear layers. All other parameters in ``parts`` are frozen, so only the adapters train.
 
     Args:
-        parts: parts of a model, by name.
-        layers: full names of the linear layers, all of which are in these parts.
+        parts: modules of a model, by name.
+        layers: full names of the linear layers, all of which are in these modules.
         config: config of the adapters.
 
     Raises:
@@ -86,15 +86,15 @@ def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], con
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(layers)
     )
-    # A container without a config, because peft would mistake the model's config for a Hugging Face config.
-    holder = nn.ModuleDict(dict(parts))
-    peft.inject_adapter_in_model(settings, holder)
-    adapted = {name.removesuffix(DOWN) for name, _ in holder.named_parameters() if name.endswith(DOWN)}
+    # Wrap the modules in a container without a config, because peft would mistake the model's config for a Hugging Face config.
+    container = nn.ModuleDict(dict(parts))
+    peft.inject_adapter_in_model(settings, container)
+    adapted = {name.removesuffix(DOWN) for name, _ in container.named_parameters() if name.endswith(DOWN)}
     assert adapted == set(layers), f"peft has not adapted exactly the requested layers: {adapted ^ set(layers)}"
 
 
 def is_adapter(name: str) -> bool:
-    """True if a parameter is the A or B of an adapter."""
+    """True if a parameter is one of the two matrices of an adapter."""
     return name.endswith((DOWN, UP))
 
 
@@ -104,23 +104,23 @@ def has_adapters(names: Iterable[str]) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """Returns the name of a parameter in the model without adapters."""
+    """Returns the name that a parameter has in the model without adapters."""
     return name.replace(INNER, ".")
 
 
-def merged(tensors: Mapping[str, Tensor], about: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+def merged(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """Merges the adapters of a file into the weights of their layers: W + alpha / rank * B A.
 
     Args:
         tensors: tensors of the file.
-        about: header of the file.
-        source: name of the file, for messages.
+        metadata: metadata from the header of the file.
+        source: name of the file, for error messages.
 
     Raises:
         UserError: if the header does not contain the config of the adapters, an adapter is incomplete, or the weight that an
             adapter belongs to is missing.
     """
-    config = config_of(about, source)
+    config = config_of(metadata, source)
     _check_weights(tensors, source)
     result = {}
     for name, tensor in tensors.items():
@@ -139,7 +139,7 @@ def merged(tensors: Mapping[str, Tensor], about: Mapping[str, Any], source: str)
 
 
 def _check_weights(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises :class:`UserError` if weights that adapters belong to are missing, as in a file of ``run.py checkpoint
+    """Raises :class:`UserError` if the weights that adapters belong to are missing, as in files written by ``run.py checkpoint
     adapters``."""
     layers = {name.removesuffix(DOWN).removesuffix(UP) for name in tensors if is_adapter(name)}
     missing = [layer for layer in layers if f"{layer}{INNER}weight" not in tensors]
@@ -155,16 +155,16 @@ def _check_weights(tensors: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def config_of(about: Mapping[str, Any], source: str) -> LoraConfig:
+def config_of(metadata: Mapping[str, Any], source: str) -> LoraConfig:
     """Returns the config of the adapters from the header of a file.
 
     Raises:
         UserError: if the config is missing or damaged.
     """
     try:
-        return LoraConfig.model_validate(about[HEADER])
+        return LoraConfig.model_validate(metadata[HEADER])
     except (KeyError, ValueError):
-        found = json.dumps(about.get(HEADER))[:80]
+        found = json.dumps(metadata.get(HEADER))[:80]
         raise UserError(
             f"{source}: contains adapters, but the entry {HEADER!r} of its header is {found} instead of their config; "
             "use the file that the run wrote"

@@ -1,7 +1,8 @@
 """Prepares a model for training: freezes parts, adds adapters, enables gradient checkpointing, and compiles encoders.
 
-The functions work on any model. A part is a direct child of the model, identified by its name. An encoder declares what it
-supports by implementing the methods of :class:`EncoderBlocks`; a part without these methods can still be frozen.
+The functions work on any model. A part is a direct child module of the model, identified by its name. Encoders that support
+gradient checkpointing, compiling and sharding implement the methods of :class:`EncoderBlocks`. Parts without these methods can be
+frozen.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from optim.lora import PARTS, LoraConfig, inject_adapters
 from utils.errors import UserError
 
 OUTSIDE_BLOCKS = ("vision.frame_positions", "text.projection.", "decoder.word_head.", "decoder.embeddings.")
-"""Prefixes of parameters outside the part's blocks. Fine-tuning initialises them randomly, so they train even if the part has
-adapters."""
+"""Prefixes of parameters outside the blocks of a part. Fine-tuning initialises these parameters randomly, so they train even if
+the part has adapters."""
 MAX_COMPILATIONS = 64
-"""Maximum number of compilations per function; a step has fewer variants than this. Torch's default limit is 8."""
+"""Maximum number of compilations per function. A step never needs this many. Torch's default limit is 8."""
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class CallsProjections(Protocol):
 
 @runtime_checkable
 class HasLevels(Protocol):
-    """A part of a model whose blocks run one after the other; each block is a level."""
+    """A part of a model whose blocks run one after the other. Each block is a level."""
 
     def levels_above(self) -> dict[str, int]:
         """Returns the number of levels above each parameter: 0 after the last block, 1 in the last block, and so on."""
@@ -70,13 +71,13 @@ def encoders_in(module: nn.Module) -> Iterator[EncoderBlocks]:
 
 
 def set_gradient_checkpointing(model: nn.Module, parts: Collection[str]) -> None:
-    """Enables gradient checkpointing in these parts only, which takes less memory and more time.
+    """Enables gradient checkpointing in ``parts`` and disables it elsewhere. It saves memory and takes more time.
 
     Only the inputs of blocks, and the keys and values for cross-attention, are kept for the backward pass.
 
     Args:
         model: the model.
-        parts: any of "vision", "text", "fusion"; "fusion" includes an answer decoder.
+        parts: any of "vision", "text" and "fusion". "fusion" includes the answer decoder.
 
     Raises:
         UserError: if an encoder does not support gradient checkpointing.
@@ -90,8 +91,8 @@ def compile_encoders(model: nn.Module, **options: Any) -> None:
     """Compiles all encoders with ``torch.compile``, passing on the options.
 
     The code between the encoders is not compiled, because it depends on values that are known only on the host. By default, torch
-    gives up on a function after 8 compilations. This function raises the limit, because the fusion encoder has a variant for each
-    stream and set of losses.
+    stops compiling a function after 8 compilations. We raise this limit, because the fusion encoder is compiled once for each
+    stream (type of training data) and each set of losses.
     """
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, MAX_COMPILATIONS)
@@ -100,14 +101,15 @@ def compile_encoders(model: nn.Module, **options: Any) -> None:
 
 
 def set_frozen(model: nn.Module, parts: Collection[str]) -> None:
-    """Freezes these parts, and unfreezes all other parts that a previous call froze.
+    """Freezes ``parts``, and unfreezes all other parts that a previous call froze.
 
-    A frozen part has no gradients and stays in evaluation mode, so its outputs depend only on its inputs. Gradients still flow
-    through it to trainable parts. Parameters that were not trainable before freezing are not trainable after unfreezing either.
+    The parameters of a frozen part have no gradients, and the part stays in evaluation mode, so its outputs depend only on its
+    inputs. Gradients still flow through a frozen part to trainable parts. Parameters that were not trainable before freezing are
+    not trainable after unfreezing either.
 
     Args:
         model: the model.
-        parts: names of direct children, such as "vision", "text" (including word embeddings that heads share) or "fusion".
+        parts: names of parts, such as "vision", "text" (including word embeddings that heads share) or "fusion".
     """
     for name, part in model.named_children():
         is_frozen = "frozen_parameters" in part.__dict__
@@ -143,12 +145,12 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
 
     Args:
         model: the model.
-        config: config of the adapters. If it lists no parts, all parts that can have adapters get them, except frozen parts.
-        frozen: parts that never train and get no adapters, unless the config lists them.
+        config: config of the adapters. If it does not list parts, all parts that can have adapters get them, except frozen parts.
+        frozen: parts that never train. They do not get adapters unless the config lists them.
 
     Raises:
-        UserError: if the model lacks a listed part, nothing would train in a part, or the rank of the adapters is too high for
-            every weight.
+        UserError: if the model lacks a listed part, if nothing would train in a part, or if the rank of the adapters is not below
+            the rank of any weight.
     """
     present = [part for part in PARTS if hasattr(model, part)]
     if missing := [part for part in config.targets or () if part not in present]:
@@ -178,14 +180,14 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
 
 
 def _layers_to_adapt(model: nn.Module, part: str, layers: str) -> list[str]:
-    """Returns the names of the trainable linear layers in the blocks of ``part``: all layers, or only the attention layers."""
+    """Returns the names of the trainable linear layers in the blocks of ``part``: all of them, or only those of attention."""
     return [
         name
         for inner, module in model.get_submodule(part).named_modules()
         if isinstance(module, nn.Linear)
         and module.weight.requires_grad
         and not (name := f"{part}.{inner}").startswith(OUTSIDE_BLOCKS)
-        and (layers == "all" or any("att" in step for step in inner.split(".")))
+        and (layers == "all" or any("att" in component for component in inner.split(".")))
     ]
 
 

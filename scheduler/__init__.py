@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions that return a factor on the learning rate for each step."""
+"""Learning-rate schedules: pure functions that return the factor on the learning rate in each step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Schedule = Callable[[int], float]
 
 
 class ScheduleConfig(Config):
-    """A factor on the learning rate: warm-up from 0 to 1, then decay."""
+    """The factor on the learning rate, which rises from 0 to 1 in the warm-up and then decays."""
 
     kind: Literal["linear", "cosine", "constant"] = Field("linear", description="shape of the decay after the warm-up")
     warmup_steps: float = Field(
@@ -34,10 +34,10 @@ class ScheduleConfig(Config):
 
 
 def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
-    """Returns the factor on the learning rate, as a function of the step (counted from 0).
+    """Returns a function that maps a step, counted from 0, to the factor on the learning rate.
 
-    ``linear`` is the schedule of the authors' code: the factor is 0 at step 0 and 1 at the end of the warm-up. With a fractional
-    number of warm-up steps and ``min_rate``, the peak is slightly above 1, as in the authors' code.
+    ``linear`` is the schedule of the authors' code: the factor is 0 at step 0 and 1 at the end of the warm-up. With ``min_rate``
+    and a number of warm-up steps that is not an integer, the peak is slightly above 1, as in the authors' code.
 
     Raises:
         UserError: if the warm-up is longer than the run.

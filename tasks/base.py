@@ -110,9 +110,9 @@ class BaseTask(ABC, Generic[C, M, B]):
     the constructor. The constructor of a subclass must call this constructor first.
     """
 
-    selects: str | None = None
+    selection_metric: str | None = None
 
-    validated: Sequence[Mapping[str, Any]] = ()
+    validation_predictions: Sequence[Mapping[str, Any]] = ()
 
     takes_videos: ClassVar[bool] = False
     """True if the task supports videos, which ``model.vision.video`` enables."""
@@ -123,7 +123,7 @@ class BaseTask(ABC, Generic[C, M, B]):
     def __init__(self, config: C, parts: Parts[M, B]):
         self.config = config
         self.tokenizer, self.model, self.fresh = parts.tokenizer, parts.model, set(parts.fresh)
-        self.about: Mapping[str, Any] = {TOKEN_IDS: token_ids_digest(self.tokenizer)}
+        self.metadata: Mapping[str, Any] = {TOKEN_IDS: token_ids_digest(self.tokenizer)}
         self.training, self.loader = parts.training, parts.loader
 
     @classmethod

@@ -33,7 +33,7 @@ from tasks.image_blind import ADVICE, not_beaten
 from tasks.inference import device_of, evaluating, progress
 from tasks.tables import check_name, read_tables
 from utils import accelerator, distributed
-from utils.config import MAY_CHANGE, STAYS, Config, WhenResumed
+from utils.config import MAY_CHANGE, MUST_NOT_CHANGE, Config, WhenResumed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,7 +53,7 @@ P = TypeVar("P")
 class HeldOutConfig(Config, Generic[S]):
     """The held-out splits of a fine-tuning task, and how they are evaluated."""
 
-    when_resumed = WhenResumed.CHANGES_METRICS
+    when_resumed = WhenResumed.AFFECTS_METRICS
 
     batch_size: Annotated[int, MAY_CHANGE] = Field(
         32, ge=1, description="number of items in a forward pass: images, videos, questions or statements"
@@ -62,7 +62,7 @@ class HeldOutConfig(Config, Generic[S]):
         "fp32", description="precision of forward passes; O0 is fp32, O1 and O2 are fp16 (apex's names)"
     )
     # A resumed run must not change this split, since the best weights so far were selected with it.
-    validation: Annotated[S | None, STAYS] = Field(
+    validation: Annotated[S | None, MUST_NOT_CHANGE] = Field(
         None, description="split that selects the best weights; null: the run keeps its last weights"
     )
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
@@ -127,7 +127,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         super().__init__(config, parts)
         self.held_out = held_out
         self.text = PlainTextProcessor(self.tokenizer, config.data.text)
-        self.selects = None if held_out.validation is None else self.measure
+        self.selection_metric = None if held_out.validation is None else self.measure
 
     @classmethod
     def build(cls, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
@@ -199,7 +199,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         """See :class:`engine.task.Task`."""
         with evaluating(self.model, self.config.evaluation.precision):
             evaluation = self.evaluate(self.held_out.validation)
-        values, self.validated = evaluation.values(), _sample(evaluation.predictions or ())
+        values, self.validation_predictions = evaluation.values(), _sample(evaluation.predictions or ())
         if self.measure not in values:
             known = ", ".join(values)
             raise ValueError(f"{type(self).__name__}.measure is {self.measure!r}, but evaluate() returns {known}")

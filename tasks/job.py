@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks import TASKS
 from utils.commands import FLAGS, execute
-from utils.errors import UserError, of_surroundings
+from utils.errors import UserError, file_access_error
 from utils.flags import File, Override, Positive
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
                     logger.warning(events.Stopped(by=stop.name, message=str(stopped)))
                 return stopped.status
     except Exception as error:
-        reported = of_surroundings(error) if isinstance(error, OSError) else None
-        log.keep_error(reported or error)
+        reported = file_access_error(error) if isinstance(error, OSError) else None
+        log.log_error(reported or error)
         if reported is not None:
             raise reported from error
         raise
@@ -130,7 +130,7 @@ def _run(
     from tasks.pinned import with_pinned_data
     from utils import distributed, events, log
 
-    with stop.at_once():
+    with stop.ending_immediately():
         folder, checkpoint = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
         log.set_up(folder.log_of(distributed.rank()), folder.events if distributed.rank() == 0 else None)
         started = events.Started(command=sys.argv, ranks=distributed.world_size(), trains=not flags.evaluate)
@@ -141,7 +141,7 @@ def _run(
             task_class.make_inputs(config)
             config = _with_available_inputs(config, folder, checkpoint, flags)
             config = with_pinned_data(
-                config, folder.path, resumes=flags.resume, leave_out=("data",) if flags.evaluate else ()
+                config, folder.path, resumes=flags.resume, ignored_sections=("data",) if flags.evaluate else ()
             )
             task = task_class.build(config, checkpoint, trains=not flags.evaluate)
         if flags.evaluate:
@@ -149,7 +149,7 @@ def _run(
     if not flags.evaluate:
         _train(task, folder, device, checkpoint, stop)
     again = "rerun the same command" if flags.resume or flags.evaluate else "rerun with --resume"
-    with stop.at_once(lambda: f"the evaluation is not finished; {again} to finish it"):
+    with stop.ending_immediately(lambda: f"the evaluation is not finished; {again} to finish it"):
         distributed.set_timeout(config.train.start_timeout_min)
         with _watched("the evaluation", config, folder):
             results = task.report(folder)
@@ -180,7 +180,7 @@ def _train(
     from utils.distributed import gather_objects, rank
 
     config = task.config
-    with stop.at_once(), _watched("the set-up", config, folder):
+    with stop.ending_immediately(), _watched("the set-up", config, folder):
         check_start(task)
         check_held_out_media(task)
         if rank() == 0:

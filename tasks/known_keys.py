@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from utils.config_files import ConfigError, nearest_place, read_with_places, unknown_key
+from utils.config_files import ConfigError, nearest_location, read_with_locations, unknown_key
 
 FILE = Path(__file__).parent.parent / "configs/keys.json"
 
@@ -32,12 +32,12 @@ def check_keys(task: str, path: Path, overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: with one line per unknown key, or if the file cannot be read.
     """
-    values, places = read_with_places(path, overrides)
+    values, places = read_with_locations(path, overrides)
     keys = known_keys(task)
     unknown = list(_unknown(values, "", (), keys))
     if unknown:
         raise ConfigError(
-            [unknown_key(".".join(name), nearest_place(name, places, str(path)), keys) for name in unknown]
+            [unknown_key(".".join(name), nearest_location(name, places, str(path)), keys) for name in unknown]
         )
 
 

@@ -21,7 +21,7 @@ PINS = "hub.json"
 C = TypeVar("C", bound=Config)
 
 
-def with_pinned_data(config: C, run: Path, *, resumes: bool, leave_out: tuple[str, ...] = ()) -> C:
+def with_pinned_data(config: C, run: Path, *, resumes: bool, ignored_sections: tuple[str, ...] = ()) -> C:
     """Returns the config with a commit in each entry ``hf:ORG/NAME`` of its shards.
 
     Rank 0 looks up the commits, or reads the commits that the run started with. If this fails, all ranks raise the error.
@@ -30,7 +30,7 @@ def with_pinned_data(config: C, run: Path, *, resumes: bool, leave_out: tuple[st
         config: config of a run.
         run: folder of the run.
         resumes: True if the run resumes or is evaluated.
-        leave_out: sections to ignore.
+        ignored_sections: sections to ignore.
 
     Raises:
         UserError: see :func:`~dataset.shards.remote.hub.find_hub`.
@@ -38,7 +38,7 @@ def with_pinned_data(config: C, run: Path, *, resumes: bool, leave_out: tuple[st
     entries = {
         entry: key
         for key, kind, entry in inputs_of(config)
-        if kind == "shards" and is_hub(entry) and key.partition(".")[0] not in leave_out
+        if kind == "shards" and is_hub(entry) and key.partition(".")[0] not in ignored_sections
     }
     if not entries:
         return config

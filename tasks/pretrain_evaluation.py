@@ -62,7 +62,7 @@ MAX_BOXES = 10
 class EvaluationConfig(Config):
     """Held-out records. Retrieval uses the first caption of each record, and separately the first long caption."""
 
-    when_resumed = WhenResumed.CHANGES_METRICS
+    when_resumed = WhenResumed.AFFECTS_METRICS
 
     files: InputShards = Field(
         [],

@@ -23,7 +23,7 @@ from dataset.tasks.vqa import QuestionsConfig
 from launch.command import run_task
 from tasks import TASKS
 from tasks.kinds import choose
-from utils.commands import read_words
+from utils.commands import parse_arguments
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -106,9 +106,9 @@ def test_the_job_of_kubernetes_runs_a_command_that_exists(monkeypatch):
 
 def check_run(arguments: list[str]) -> None:
     if arguments[0] in run.COMMANDS:
-        read_words(run.COMMANDS[arguments[0]].load(), arguments[1:], "run.py")
+        parse_arguments(run.COMMANDS[arguments[0]].load(), arguments[1:], "run.py")
         return
-    _, given = read_words(run_task, arguments, "run.py")
+    _, given = parse_arguments(run_task, arguments, "run.py")
     given.apply_defaults()
     overrides, task, flags = (given.arguments[name] for name in ("overrides", "task", "flags"))
     if flags.config is None and task is None:

@@ -1,4 +1,4 @@
-"""The accelerator of this process, and copies to and from it that do not block the host."""
+"""Selects the accelerator (GPU) of this process, and copies tensors to and from it without blocking the host."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def device_bytes(device: torch.device) -> int | None:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor from the host to ``device`` without blocking the host; on the CPU, returns the tensor itself."""
+    """Copies a tensor from the host to ``device`` without blocking the host. If ``device`` is the CPU, returns the tensor."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def start_copy_to_host(values: Tensor) -> tuple[Tensor, Any]:
-    """Starts copying a tensor to the host. Returns the copy, and an event to wait for before reading it. The event is None if the
-    copy can be read immediately."""
+    """Starts copying a tensor to the host. Returns the copy, and an event to wait for before the copy is read. The event is None
+    if the copy can be read immediately."""
     module = device_module(values.device)
     if module is None:
         return values, None

@@ -1,4 +1,5 @@
-"""URLs of remote files, such as ``https://host/path`` and ``s3://bucket/path``, and data sets on the Hugging Face Hub."""
+"""Recognises URLs of remote files, such as ``https://host/path`` and ``s3://bucket/path``, and data sets on the Hugging Face
+Hub."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 HUB = "hf:"
-"""Prefix of an entry for a data set on the Hub, ``hf:ORG/NAME``."""
+"""Prefix of a path in a config that names a data set on the Hub: ``hf:ORG/NAME``."""
 
 
 def is_hub(entry: str) -> bool:

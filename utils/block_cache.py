@@ -1,9 +1,9 @@
 """An on-disk cache of blocks that are expensive to fetch or compute, with a size limit shared by all processes on a machine.
 
-Each block is stored in a file: its content, followed by a digest of the content and the block's name. Blocks are written
-atomically and read through a memory map, after their digest has been verified. They are distributed over :data:`SHELVES` folders
-("shelves"), each with an equal share of the limit and a file that records the total size of its blocks, so that a process scans a
-shelf only when it has to evict blocks.
+Each block is stored in a file that contains the block's content, followed by a digest of the content and the block's name. Blocks
+are written atomically and read through a memory map, after their digest has been verified. They are distributed over
+:data:`SHELVES` folders ("shelves"). Each shelf has an equal share of the size limit, and a file that records the total size of
+its blocks, so that a process scans a shelf only when it has to evict blocks.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ _DIGEST = 16
 _NEW, _TOTAL = ".new", ".total"
 """Names of two files in a shelf: the block that is being written, and the total size of all blocks in bytes."""
 _MAPPED = 256
-"""Max number of blocks that a process keeps mapped; a mapped block takes disk space until the process unmaps it."""
+"""Maximum number of blocks that a process keeps mapped. An evicted block takes disk space until all processes have unmapped
+it."""
 _MAX_VERIFIED = 1 << 16
-"""Max number of blocks that a process remembers as verified."""
+"""Maximum number of blocks that a process remembers as verified."""
 _LOCKS = 1024
 _ROOM = 0.9
 """When a shelf is full, blocks are evicted until it is below this fraction of its limit, so that shelves are scanned rarely."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _USED_S = 30.0
-"""Seconds after which the access time of a block in use is updated again."""
+"""Seconds after which the access time of a mapped block is updated again when the block is used."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,11 @@ class BlockCache:
     :meth:`ensure`.
 
     Args:
-        folder: folder of the cache; created if missing.
-        bound: max total size of all blocks, in bytes. The least recently used blocks are evicted first.
-        remedy: advice that ends the warning that the folder cannot be written.
+        folder: folder of the cache. It is created if it does not exist.
+        bound: maximum total size of all blocks in bytes. The least recently used blocks are evicted first.
+        remedy: advice at the end of the warning that is logged if the folder cannot be written.
         kind: prefix of the lock names. Two caches in the same folder need different prefixes if fetching a block of one cache
-            also fetches blocks of the other; otherwise, they would deadlock.
+            also fetches blocks of the other cache; otherwise, they would deadlock.
         digest: function that computes a 16-byte digest of a block's name and content; by default, SHA-256.
     """
 
@@ -69,13 +70,18 @@ class BlockCache:
 
     @staticmethod
     def min_bound(size: int) -> int:
-        """Returns the minimum ``bound`` for caching blocks of ``size`` bytes: each shelf then has room for one block."""
+        """Returns the minimum ``bound`` for caching blocks of ``size`` bytes, with which each shelf has room for one block."""
         return (size + _DIGEST) * SHELVES
 
     def get(self, name: str, size: int | None, fetch: Callable[[], Block]) -> Block:
-        """Returns the block ``name`` of ``size`` bytes from memory, from the folder, or from ``fetch``, which is called by one
-        process at a time. ``size`` is None if only ``fetch`` knows the size. Blocks whose names begin with the same 8 digits
-        share a lock, so while ``fetch`` runs for one of them, it may also :meth:`add` the others."""
+        """Returns a block from memory, from the folder, or by calling ``fetch``.
+
+        Args:
+            name: name of the block. Blocks whose names begin with the same 8 digits share a lock, so while ``fetch`` runs for one
+                of these blocks, it may also :meth:`add` the others.
+            size: size of the block in bytes; None if only ``fetch`` knows the size.
+            fetch: returns the block. Only one process at a time calls it.
+        """
         now = time.monotonic()
         block, used = self._mapped.get(name, (None, 0.0))
         if block is not None and now - used < _USED_S:
@@ -101,7 +107,8 @@ class BlockCache:
         return self._open(self._path(name), size)
 
     def ensure(self, name: str, size: int, fetch: Callable[[], bytes]) -> bool:
-        """Fetches a block into the folder unless it is there; returns True if the folder contains it now."""
+        """Fetches a block into the folder unless the folder already contains it. Returns True if the folder contains the block
+        afterwards."""
         path = self._path(name)
         if self._is_stored(path, size):
             return True
@@ -130,13 +137,13 @@ class BlockCache:
         return self.folder / f"{int(name[-8:], 16) % SHELVES:02d}" / name
 
     def _touch(self, path: Path, block: Block) -> Block:
-        """Update the access time of a block. Another process may have evicted its file."""
+        """Updates the access time of a block, unless another process has evicted its file. Returns the block."""
         with suppress(OSError):
             os.utime(path)
         return block
 
     def _open(self, path: Path, size: int | None) -> Block | None:
-        """Memory-map a block from the folder. Returns None if the block is missing or damaged; damaged blocks are deleted."""
+        """Memory-maps a block in the folder. Returns None if the block is missing or damaged. Damaged blocks are deleted."""
         try:
             status = os.stat(path)
             if status.st_size == size + _DIGEST if size is not None else status.st_size >= _DIGEST:
@@ -152,7 +159,7 @@ class BlockCache:
         return None
 
     def _is_intact(self, name: str, file: int, content: memoryview) -> bool:
-        """Returns True if the content matches the digest; each file is verified only once."""
+        """Returns True if the content matches the digest. Each file is verified only once."""
         if self._verified.get(name) == file:
             return True
         if self._digest(name, content[:-_DIGEST]) != content[-_DIGEST:]:
@@ -161,13 +168,14 @@ class BlockCache:
         return True
 
     def _mark_verified(self, name: str, file: int) -> None:
-        """Remember that a file has been verified."""
+        """Remembers that a file has been verified."""
         if len(self._verified) >= _MAX_VERIFIED:
             self._verified.clear()
         self._verified[name] = file
 
     def _store(self, path: Path, content: Block) -> bool:
-        """Store a block, evicting others if necessary. If the disk is full or read-only, blocks are kept only in memory."""
+        """Stores a block, and evicts others if necessary. Returns False if the block cannot be stored, for example because the
+        disk is full or read-only. Blocks are then kept only in memory."""
         needed, shelf = len(content) + _DIGEST, path.parent
         if needed > self.shelf_bound:
             return False
@@ -190,21 +198,21 @@ class BlockCache:
         return True
 
     def _write(self, path: Path, content: Block, total: int) -> None:
-        """Write a block to its shelf, whose blocks currently take ``total`` bytes."""
+        """Writes a block to its shelf, whose blocks currently take ``total`` bytes."""
         # There is one temporary name per shelf, so that a file left behind by a killed process is overwritten.
         temporary = path.parent / _NEW
         with temporary.open("wb") as file:
             file.write(content)
             file.write(self._digest(path.name, content))
-        # The total is updated first: if the process is killed in between, the total is too large, and the next scan corrects it.
+        # The total is updated first. If the process is then killed, the total is too large, and the next scan corrects it.
         _write_total(path.parent, total + len(content) + _DIGEST)
         os.replace(temporary, path)
         self._mark_verified(path.name, os.stat(path).st_ino)
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[bool]:
-        """Hold a lock that excludes other processes and threads. On disks without locks, continue without one. Yields True if the
-        lock is held."""
+        """Context in which this thread holds a lock that excludes other processes and threads. Yields True if the lock is held,
+        or False on disks that do not support locks."""
         try:
             folder = self.folder / "locks"
             folder.mkdir(parents=True, exist_ok=True)
@@ -214,9 +222,8 @@ class BlockCache:
             yield False
             return
         with file:
-            # Unlike lockf, flock also excludes other threads. Closing the file releases the lock only if no other process has a
-            # copy of the file descriptor, and processes forked in the meantime have one. The lock is therefore released
-            # explicitly.
+            # Unlike lockf, flock also excludes other threads. Closing the file does not release the lock if a process that was
+            # forked in the meantime has a copy of the file descriptor, so the lock is released explicitly.
             locked = False
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -246,11 +253,11 @@ def _write_total(shelf: Path, total: int) -> None:
 
 
 def _make_room(shelf: Path, room: int, limit: int) -> int:
-    """Scan a shelf and, if it is too large, evict the least recently used blocks. Returns the number of bytes that remain.
+    """Scans a shelf and, if it is too large, evicts the least recently used blocks. Returns the number of bytes that remain.
 
     Args:
         shelf: the folder.
-        room: max number of bytes that may remain after an eviction.
+        room: maximum number of bytes that may remain if blocks are evicted.
         limit: number of bytes above which blocks are evicted.
     """
     blocks = []
@@ -271,7 +278,7 @@ def _make_room(shelf: Path, room: int, limit: int) -> int:
 
 
 def _mapped(path: Path, size: int) -> memoryview:
-    """Map the bytes of a file. Python's mmap would keep a file descriptor open for each of :data:`_MAPPED` blocks."""
+    """Maps a file into memory. Python's mmap is not used, because it would keep a file descriptor open for each mapped block."""
     import torch
 
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy().data.toreadonly()

@@ -5,9 +5,10 @@ value, and ``*overrides`` collects the remaining arguments. Flags that several c
 with :data:`FLAGS`. The "Args" section of the docstring describes the flags, "Examples" is printed at the end of the help, and
 "Returns" describes the exit statuses. :mod:`utils.flags` defines the types of values.
 
-cyclopts parses the arguments and prints the help. Of the four libraries we tried, only cyclopts both accepts a flag with several
-values (``--records a b``) and lets us word the errors. It takes 81 ms of CPU time to run a small command and 163 ms to print its
-help; typer takes 150 and 136 ms, pydantic-settings 164 and 162 ms, tyro 85 and 88 ms, and argparse 27 and 33 ms.
+cyclopts parses the arguments and prints the help. Of the four libraries that we tried, only cyclopts both accepts a flag with
+several values (``--records a b``) and lets us write the error messages. It takes 81 ms of CPU time to run a small command and 163
+ms to print its help. In comparison, typer takes 150 and 136 ms, pydantic-settings 164 and 162 ms, tyro 85 and 88 ms, and argparse
+27 and 33 ms.
 """
 
 from __future__ import annotations
@@ -61,19 +62,19 @@ class DashedText(str):
 Keys = Callable[[], Sequence[str]]
 
 NUMBERS = {int: "a whole number", float: "a number"}
-"""How errors describe the values of a type."""
+"""Descriptions of the values of each type, for error messages."""
 
 
 class CommandLine(NamedTuple):
-    """The command line of a command: the parser of its arguments, and the text printed after the help of its flags."""
+    """The parser of a command's arguments, and the text that is printed after the help of its flags."""
 
     app: App
     end_of_help: str
 
 
 class HelpFormatter:
-    """cyclopts's help formatter, which also joins the lines of a flag's description, and shows the names of positional arguments
-    in the usage line, with dots if several are allowed: ``RUNS...``."""
+    """Extends cyclopts's help formatter: joins the lines of a flag's description, and shows the names of positional arguments in
+    the usage line. Names are followed by dots if several values are allowed, as in ``RUNS...``."""
 
     def __init__(self, command: Callable[..., int]):
         self.command = command
@@ -93,7 +94,8 @@ class HelpFormatter:
         named = [label if required else f"[{label}]" for label, required in positionals.items()]
         if any("..." not in label for label in positionals) and "COMMAND" in flags:
             flags.remove("COMMAND")  # the first positional argument is the command
-        # A flag with several values takes all words up to the next flag, so single positional arguments come before the flags.
+        # A flag with several values takes all arguments up to the next flag, so single positional arguments come before the
+        # flags.
         single = [label for label in named if "..." not in label]
         several = [label for label in named if "..." in label]
         name = next((index for index, word in enumerate(flags) if word[0] in "-["), len(flags))
@@ -102,7 +104,7 @@ class HelpFormatter:
 
     @cached_property
     def _positionals(self) -> dict[str, bool]:
-        """Returns the names of the positional arguments, and whether each is required. cyclopts would need 6 ms for this."""
+        """Maps the names of the positional arguments to whether they are required. Asking cyclopts would take 6 ms."""
         found = {}
         for parameter in inspect.signature(self.command, eval_str=True).parameters.values():
             if parameter.kind is not parameter.KEYWORD_ONLY:
@@ -122,25 +124,25 @@ class HelpFormatter:
 
 @one_line_errors
 def call(command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Keys = tuple) -> int:
-    """Run a command like :func:`execute`, but print user errors as one line and return exit status 2 for them."""
+    """Runs a command like :func:`execute`, but prints user errors as one line and returns exit status 2 for them."""
     return execute(command, argv, name, keys)
 
 
 def execute(command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Keys = tuple) -> int:
-    """Run a command and return its exit status.
+    """Runs a command and returns its exit status.
 
     Args:
-        command: the function, or its :func:`command_line`.
+        command: the function, or the command line that :func:`command_line` has built for it.
         argv: the arguments after the command's name. A lone ``-`` means standard input.
         name: name of the command as shown in its help.
-        keys: returns the config keys that overrides may set, to help users who write a key as a flag.
+        keys: returns the config keys that overrides may set. They are suggested to users who write a key as a flag.
 
     Raises:
-        UserError: if the command line is invalid, or the command raises it.
+        UserError: if the command line is invalid, or if the command raises such an error.
     """
     command, argv, name = _subcommand(command, argv, name)
     command = command if isinstance(command, CommandLine) else command_line(command, name)
-    function, bound = read_words(command, argv, name, keys)
+    function, bound = parse_arguments(command, argv, name, keys)
     status = function(*bound.args, **bound.kwargs)
     if status is None:  # cyclopts has printed the help
         sys.stdout.write(command.end_of_help)
@@ -148,36 +150,37 @@ def execute(command: Callable[..., int] | CommandLine, argv: Sequence[str], name
     return int(status)
 
 
-def read_words(
+def parse_arguments(
     command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Keys = tuple
 ) -> tuple[Callable[..., int | None], inspect.BoundArguments]:
-    """Returns the function that :func:`call` would run, with its arguments.
+    """Returns the function that :func:`call` would run, and its arguments.
 
     Raises:
         UserError: if the command line is invalid.
     """
     command, argv, name = _subcommand(command, argv, name)
     app = (command if isinstance(command, CommandLine) else command_line(command, name)).app
-    words = list(map(_word, argv))
-    _refuse_values_of_switches(app, words)
+    arguments = list(map(_converted, argv))
+    _reject_values_of_switches(app, arguments)
     try:
-        function, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
+        function, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False, verbose=False)
     except CycloptsError as error:
         raise UserError(_message(error, app, keys)) from None
     return function, bound
 
 
-def _word(text: str) -> str:
+def _converted(text: str) -> str:
+    """Replaces a lone dash by the path of standard input, and marks values that begin with a dash."""
     if text == "-":
         return STANDARD_INPUT
     return DashedText(text) if text.startswith("-") and " " in text.partition("=")[0] else text
 
 
-def _refuse_values_of_switches(app: App, words: Sequence[str]) -> None:
-    """Raises UserError for ``--resume=no``, which cyclopts would accept for a ``bool``."""
-    flags = words[: words.index("--")] if "--" in words else words
+def _reject_values_of_switches(app: App, arguments: Sequence[str]) -> None:
+    """Raises :class:`UserError` if a switch has a value, as in ``--resume=no``, which cyclopts would accept."""
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
     values = {
-        name: value for name, equals, value in (word.partition("=") for word in flags) if equals and name[:1] == "-"
+        name: value for name, equals, value in (flag.partition("=") for flag in flags) if equals and name[:1] == "-"
     }
     for argument in app.assemble_argument_collection(parse_docstring=False) if values else ():
         if argument.is_flag() and (name := argument.name) in values:
@@ -187,8 +190,8 @@ def _refuse_values_of_switches(app: App, words: Sequence[str]) -> None:
 def _subcommand(
     command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str
 ) -> tuple[Callable[..., int] | CommandLine, Sequence[str], str]:
-    """If the first argument names a subcommand, returns the subcommand, the remaining arguments and its full name; otherwise
-    returns the inputs."""
+    """If the first argument names a subcommand, returns the subcommand, the remaining arguments and the subcommand's full name.
+    Otherwise, returns the inputs."""
     subcommands = subcommands_of(command)
     if argv and argv[0] in subcommands:
         return _subcommand(subcommands[argv[0]].load(), argv[1:], f"{name} {argv[0]}")
@@ -214,10 +217,10 @@ def command_line(command: Callable[..., int], name: str) -> CommandLine:
 
 
 def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list[str]:
-    """Returns the arguments with which :func:`call` would run ``command(*overrides, **values)``, omitting default values.
+    """Returns the arguments with which :func:`call` would run ``command(*overrides, **values)``. Default values are omitted.
 
-    Positional arguments, passed by keyword or as the first of ``overrides``, precede the flags, because a flag with several
-    values takes all arguments up to the next flag.
+    Positional arguments, which can be passed by keyword or as the first of ``overrides``, precede the flags, because a flag with
+    several values takes all arguments up to the next flag.
 
     Raises:
         TypeError: if a name in ``values`` is not a parameter of the command.
@@ -225,7 +228,7 @@ def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list
     if unknown_names := values.keys() - inspect.signature(command).parameters:
         raise TypeError(f"{command.__name__} has no parameter {', '.join(sorted(unknown_names))}")
     positionals: list[str] = []
-    words: list[str] = []
+    flags: list[str] = []
     for argument in command_line(command, "").app.assemble_argument_collection(parse_docstring=False):
         if argument.field_info.kind is inspect.Parameter.VAR_POSITIONAL or argument.children:
             continue
@@ -234,22 +237,22 @@ def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list
         if argument.index is not None:
             positionals += _strings_of(argument, value) if name in values and value is not None else ()
         elif value is True or (value == [] and default is None):  # an explicitly given list may be empty
-            words.append(argument.name)
+            flags.append(argument.name)
         elif value is not None and value is not False and value != default:
             strings = _strings_of(argument, value)
             if argument.token_count()[0] > 1:  # a pair, such as --stair A B
-                words += [argument.name, *strings]
+                flags += [argument.name, *strings]
                 continue
             for each in strings:
                 # A value that begins with a dash would be treated as a flag.
-                words += [f"{argument.name}={each}"] if each.startswith("-") else [argument.name, each]
+                flags += [f"{argument.name}={each}"] if each.startswith("-") else [argument.name, each]
     positionals += overrides
     dashed = any(each.startswith("-") for each in positionals)
-    return [*words, "--", *positionals] if dashed else [*positionals, *words]
+    return [*flags, "--", *positionals] if dashed else [*positionals, *flags]
 
 
 def _strings_of(argument: Argument, value: Any) -> list[str]:
-    """Returns the strings from which a flag's value is parsed; a tuple with a custom parser is parsed from a single string, such
+    """Returns the strings from which a flag's value is parsed. A tuple with a custom parser is parsed from a single string, such
     as ``0,1``."""
     if type(value) is tuple and argument.parameter.converter:
         return [",".join(map(str, value))]
@@ -263,7 +266,8 @@ def _in_dataclass(values: dict[str, Any], name: str, default: Any) -> Any:
 
 
 def _description(command: Callable[..., Any]) -> str:
-    """Returns the docstring up to its first section, with each paragraph on one line; the help wraps it to the terminal width."""
+    """Returns the docstring up to its first section, with each paragraph on one line. (The help wraps lines to the width of the
+    terminal.)"""
     text = re.split(r"^\w+:\n", inspect.getdoc(command) or "", maxsplit=1, flags=re.MULTILINE)[0]
     return re.sub(r"(?<=\S)\n(?=\S)", " ", text).strip()
 
@@ -285,7 +289,7 @@ def _shown_default(value: Any) -> str | None:
 
 
 def _message(error: CycloptsError, app: App, keys: Keys) -> str:
-    """Returns the message for an invalid command line: what is wrong, and the closest flag or config key."""
+    """Returns the message for an invalid command line, which says what is wrong and suggests the closest flag or config key."""
     name = app.name[0]
     if isinstance(error, UnknownOptionError):
         return _unknown_flag(error.token.keyword or error.token.value, error.argument_collection, keys)
@@ -319,7 +323,8 @@ def _value_message(error: CoercionError, token: Token, keys: Keys) -> str:
 
 
 def _wrong_value(error: BaseException) -> WrongValueError | None:
-    """Returns the :mod:`utils.flags` error that led to ``error``. For list values, cyclopts does not set it as the cause."""
+    """Returns the error from :mod:`utils.flags` that led to ``error``, or None. (For list values, cyclopts does not set it as the
+    cause, but as the context.)"""
     cause = error.__cause__ or error.__context__
     if cause is None or isinstance(cause, WrongValueError):
         return cause

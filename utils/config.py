@@ -1,6 +1,6 @@
-"""The config system, which binds values from config files and overrides to typed models.
+"""The config system. It binds the values from config files and from the command line to typed models.
 
-:mod:`utils.config_files` reads the files. Binding reports all unknown, missing or mistyped keys at once, with the file, the line
+:mod:`utils.config_files` reads the files. Binding reports all unknown, missing or mistyped keys together, with the file, the line
 and the closest valid name.
 """
 
@@ -21,35 +21,36 @@ from ruamel.yaml import YAML
 from utils.config_files import (
     COMMAND_LINE,
     ConfigError,
-    Places,
-    nearest_place,
-    read_with_places,
+    Locations,
+    nearest_location,
+    read_with_locations,
     shown_value,
     unknown_key,
 )
 
 
 class WhenResumed(Enum):
-    """Whether a key may change when a run is resumed. A field declares this in its annotation (``Annotated[int, MAY_CHANGE]``),
-    and a section in its ``when_resumed``. A field without a declaration inherits from its section."""
+    """Says whether a key may change when a run is resumed. A field declares its value in its annotation
+    (``Annotated[int, MAY_CHANGE]``), and a section in the class variable ``when_resumed``. Fields without a declaration inherit
+    from their section."""
 
-    STAYS = "the key affects training"
-    CHANGES_METRICS = "the key may change, but in a finished run it would change the metrics that are kept"
+    MUST_NOT_CHANGE = "the key affects training"
+    AFFECTS_METRICS = "the key may change, but in a finished run it would change the metrics that are kept"
     MAY_CHANGE = "the key may change"
 
 
 MAY_CHANGE = WhenResumed.MAY_CHANGE
-STAYS = WhenResumed.STAYS
+MUST_NOT_CHANGE = WhenResumed.MUST_NOT_CHANGE
 
 
 class Config(BaseModel):
     """Base class of all config sections. Sections are immutable and reject unknown keys and non-finite numbers."""
 
     when_resumed: ClassVar[WhenResumed | None] = None
-    """Applies to the keys of this section; if None, the enclosing section decides."""
+    """Default for the keys of this section; if None, the default of the enclosing section applies."""
 
-    earlier_values: ClassVar[Mapping[str, Any]] = {}
-    """Values for keys that older versions lacked, which reproduce the behaviour of those versions; see
+    previous_defaults: ClassVar[Mapping[str, Any]] = {}
+    """For keys that older versions did not have, the values that reproduce the behaviour of those versions; see
     :func:`with_previous_defaults`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -57,7 +58,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _reject_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Reject true and false as numbers; pydantic would convert them to 1 and 0."""
+        """Rejects true and false as numbers, because pydantic would convert them to 1 and 0."""
         assert info.field_name is not None
         types_of_field = _leaf_types(cls.model_fields[info.field_name].annotation)
         values = value if isinstance(value, list) else [value]
@@ -84,22 +85,28 @@ C = TypeVar("C", bound=Config)
 
 
 def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> C:
-    """Read ``path`` with its bases, apply ``a.b=value`` overrides and bind the result to ``schema``.
+    """Reads a config file and its bases, applies overrides of the form ``a.b=value``, and binds the result to ``schema``.
 
     Raises:
         ConfigError: with one line per unreadable file and per unknown, missing or mistyped key.
     """
-    return load_with_places(path, overrides, schema)[0]
+    return load_with_locations(path, overrides, schema)[0]
 
 
-def load_with_places(path: str | Path, overrides: Sequence[str], schema: type[C]) -> tuple[C, Places]:
-    """Like :func:`load_config`, but also returns the location of each key, ``file:line`` or :data:`COMMAND_LINE`."""
-    values, places = read_with_places(path, overrides)
-    return bind(values, schema, places, str(path)), places
+def load_with_locations(path: str | Path, overrides: Sequence[str], schema: type[C]) -> tuple[C, Locations]:
+    """Like :func:`load_config`, but also returns the location of each key, as ``file:line`` or :data:`COMMAND_LINE`."""
+    values, locations = read_with_locations(path, overrides)
+    return bind(values, schema, locations, str(path)), locations
 
 
-def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = None, source: str = "config") -> C:
-    """Bind plain values to ``schema``. ``places``: location of each key (``file:line``), for error messages.
+def bind(values: Mapping[str, Any], schema: type[C], locations: Locations | None = None, source: str = "config") -> C:
+    """Binds plain values to a typed config.
+
+    Args:
+        values: the values by key.
+        schema: class of the config.
+        locations: location of each key (``file:line``), for error messages.
+        source: name of the whole config, for error messages about keys without a location.
 
     Raises:
         ConfigError: see :func:`load_config`.
@@ -107,29 +114,30 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([_finding(each, schema, places or {}, source) for each in _causes(error)]) from None
+        raise ConfigError([_finding(each, schema, locations or {}, source) for each in _causes(error)]) from None
 
 
 def _causes(error: ValidationError) -> list[dict[str, Any]]:
-    """Returns the individual errors, omitting "too short" errors of lists that are only too short because items are invalid."""
+    """Returns the individual errors. Errors about lists that are too short are omitted if the reason is that items are
+    invalid."""
     found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
-    locations: list[tuple[int | str, ...]] = [each["loc"] for each in found]
+    paths: list[tuple[int | str, ...]] = [each["loc"] for each in found]
 
     def follows(kind: str, own: tuple[int | str, ...]) -> bool:
-        return kind == "too_short" and any(len(loc) > len(own) and loc[: len(own)] == own for loc in locations)
+        return kind == "too_short" and any(len(loc) > len(own) and loc[: len(own)] == own for loc in paths)
 
     return [each for each in found if not follows(each["type"], each["loc"])]
 
 
 def with_previous_defaults(saved: Any, schema: type[Config]) -> Any:
-    """Returns the values of a saved config, completed with :attr:`Config.earlier_values`.
+    """Returns the values of a saved config, to which :attr:`Config.previous_defaults` have been added.
 
     A saved config contains all keys that existed when it was saved. The defaults of some newer keys would change what the run
     computes, so these keys get the values that reproduce the behaviour of older versions.
     """
     if not isinstance(saved, dict):
         return saved
-    filled = {**{name: value for name, value in schema.earlier_values.items() if name not in saved}, **saved}
+    filled = {**{name: value for name, value in schema.previous_defaults.items() if name not in saved}, **saved}
     for name, field in schema.model_fields.items():
         section = _config_class(field.annotation)
         if section is not None and name in filled:
@@ -138,7 +146,7 @@ def with_previous_defaults(saved: Any, schema: type[Config]) -> Any:
 
 
 def dump_config(config: Config) -> str:
-    """Returns the resolved config as YAML, which :func:`load_config` reads back as an equal config."""
+    """Returns the complete config as YAML. :func:`load_config` reads it back as an equal config."""
     stream = io.StringIO()
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False
@@ -148,24 +156,24 @@ def dump_config(config: Config) -> str:
     return stream.getvalue()
 
 
-def _finding(error: dict[str, Any], schema: type[Config], places: Places, source: str) -> str:
-    location = tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-")))
-    name = ".".join(str(part) for part in location) or "config"
-    keys = tuple(str(part) for part in location)
-    place = nearest_place(keys, places, source)
+def _finding(error: dict[str, Any], schema: type[Config], locations: Locations, source: str) -> str:
+    path = tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    name = ".".join(str(part) for part in path) or "config"
+    keys = tuple(str(part) for part in path)
+    location = nearest_location(keys, locations, source)
     if error["type"] == "extra_forbidden":
-        return unknown_key(name, place, [key for key, _ in fields_of(schema)])
+        return unknown_key(name, location, [key for key, _ in fields_of(schema)])
     if error["type"] == "missing":
-        return f"{place}: {name} is missing; add it or pass {name}=... on the command line"
+        return f"{location}: {name} is missing; add it or pass {name}=... on the command line"
     message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "model_type" and (section := _owner(schema, location)) is not None:
+    if error["type"] == "model_type" and (section := _owner(schema, path)) is not None:
         message = f"is a section; set keys inside it: {', '.join(section.model_fields)}"
     if isinstance(error["input"], Mapping | BaseModel):
-        overridden = any(where == COMMAND_LINE and key[: len(keys)] == keys for key, where in places.items())
-        if overridden and place != COMMAND_LINE:
-            place = f"{COMMAND_LINE} and {place}"
-        return f"{place}: {name}: {message}"
-    return f"{place}: {name} = {shown_value(error['input'])}: {message}"
+        overridden = any(where == COMMAND_LINE and key[: len(keys)] == keys for key, where in locations.items())
+        if overridden and location != COMMAND_LINE:
+            location = f"{COMMAND_LINE} and {location}"
+        return f"{location}: {name}: {message}"
+    return f"{location}: {name} = {shown_value(error['input'])}: {message}"
 
 
 def _owner(schema: type[Config], location: Sequence[Any]) -> type[Config] | None:
@@ -179,8 +187,8 @@ def _owner(schema: type[Config], location: Sequence[Any]) -> type[Config] | None
 
 
 def fields_of(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yields every field of a config class and of its sections, with its path. In a path, ``[]`` stands for any list entry, and
-    ``<name>`` for any name that the user chooses."""
+    """Yields the path of every field in a config class and in its sections, and the field. In a path, ``[]`` stands for any list
+    entry, and ``<name>`` for any name that the user chooses."""
     for name, field in schema.model_fields.items():
         path = f"{prefix}{name}"
         yield path, field
@@ -190,7 +198,7 @@ def fields_of(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, Fie
 
 def when_resumed(schema: type[Config], key: str) -> WhenResumed:
     """Returns whether ``key``, a path in a config of class ``schema``, may change when a run is resumed."""
-    found, section = schema.when_resumed or STAYS, schema
+    found, section = schema.when_resumed or MUST_NOT_CHANGE, schema
     for part in key.split("."):
         field = section.model_fields.get(part)
         if field is None:  # a name chosen by the user, or a list index
@@ -204,7 +212,7 @@ def when_resumed(schema: type[Config], key: str) -> WhenResumed:
 
 
 def sections_of(annotation: Any, path: str) -> Iterator[tuple[str, type[Config]]]:
-    """Yields the config classes in an annotation, each with the path of its keys."""
+    """Yields the config classes in an annotation, each with the path that precedes its keys."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Config) and origin is None:
         yield path, annotation

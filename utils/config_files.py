@@ -1,8 +1,9 @@
-"""Reads config files, which are YAML files with inheritance, and command-line overrides as plain values.
+"""Reads config files and command-line overrides as plain values.
 
-Files follow YAML 1.2: ``1e-4`` is a number, ``no`` is a string, and a repeated key is an error. ``<<: *name`` merges as in YAML
-1.1. ``base:`` lists one or more files whose values the file inherits; their paths are relative to the file itself. ``a.b=value``
-on the command line overrides the values of the file and of its bases. :mod:`utils.config` binds the values to types.
+Config files are written in YAML 1.2: ``1e-4`` is a number, ``no`` is a string, and a repeated key is an error. ``<<: *name``
+merges mappings as in YAML 1.1. ``base:`` lists one or more files from which a file inherits values. The paths of bases are
+relative to this file. ``a.b=value`` on the command line overrides the values of the file and of its bases. :mod:`utils.config`
+binds the values to types.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ COMMAND_LINE = "command line"
 """Location of an override."""
 
 MAX_FINDINGS = 20
-"""Max number of config errors that are shown."""
+"""Maximum number of config errors that are shown."""
 MAX_SHOWN = 200
-"""Max number of characters that are shown of an invalid value."""
+"""Maximum number of characters that are shown of an invalid value."""
 MAX_FILES = 100
-"""Max number of files that a config may inherit from. A file that is inherited twice counts twice."""
+"""Maximum number of files that a config may inherit from. A file that is inherited twice counts twice."""
 
-Places = dict[KeyPath, str]
+Locations = dict[KeyPath, str]
+"""Locations by the path of the key, as ``file:line`` or :data:`COMMAND_LINE`."""
 
 
 class ConfigError(UserError):
@@ -41,30 +43,30 @@ class ConfigError(UserError):
 
 
 def _printable(text: str) -> str:
-    """Escapes line breaks and control characters, which names and values from a file may contain, so that a string fits on a
+    """Escapes line breaks and control characters, which names and values in a file may contain, so that the text fits on one
     line."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def read_with_places(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Places]:
-    """Returns the plain, unbound values of a config with its bases and overrides, and the location of each key.
+def read_with_locations(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Locations]:
+    """Returns the plain values of a config, including its bases and overrides, and the location of each key.
 
     Raises:
         ConfigError: if a file cannot be read, or an override is malformed.
     """
-    places: Places = {}
-    values = _read_with_bases(Path(path), places, chain=())
+    locations: Locations = {}
+    values = _read_with_bases(Path(path), locations, chain=())
     findings: list[str] = []
     for override in overrides:
-        _apply_override(values, override, places, findings)
+        _apply_override(values, override, locations, findings)
     if findings:
         raise ConfigError(findings)
-    return values, places
+    return values, locations
 
 
 def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns the plain, unbound values of a config with its bases and overrides, ignoring malformed overrides, which are
-    reported when the config is bound.
+    """Returns the plain values of a config, including its bases and overrides. Malformed overrides are ignored, because they are
+    reported when the config is bound to its type.
 
     Raises:
         ConfigError: if a file cannot be read.
@@ -76,8 +78,8 @@ def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
-    """Returns the plain, unbound value of a top-level key, or None if the key is missing or the config cannot be read. Binding
-    the config reports such errors."""
+    """Returns the plain value of a top-level key, or None if the key is missing or the config cannot be read. These errors are
+    reported when the config is bound to its type."""
     try:
         values = read_config(path, overrides)
     except ConfigError:
@@ -89,22 +91,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file as plain values, without bases or binding.
 
     Raises:
-        ConfigError: if it cannot be read.
+        ConfigError: if the file cannot be read.
     """
     return _read_yaml(path, {})
 
 
 def _read_with_bases(
-    path: Path, places: Places, chain: tuple[Path, ...], files: list[Path] | None = None
+    path: Path, locations: Locations, chain: tuple[Path, ...], files: list[Path] | None = None
 ) -> dict[str, Any]:
-    """Returns the values of a file merged over the values of its bases. ``chain``: the files that led to this one; ``files``: all
-    files read so far."""
+    """Returns the values of a file, merged over the values of its bases.
+
+    Args:
+        path: the file.
+        locations: the locations of the keys, to which this function adds.
+        chain: the files through which this file is inherited, to detect cycles.
+        files: all files that have been read so far.
+    """
     files = [] if files is None else files
     files.append(path)
     if len(files) > MAX_FILES:
         raise ConfigError([f"{path}: the config inherits from more than {MAX_FILES} files; inherit from fewer"])
-    own_places: Places = {}
-    document = _read_yaml(path, own_places)
+    own_locations: Locations = {}
+    document = _read_yaml(path, own_locations)
     absolute = Path(os.path.realpath(path))
     if absolute in chain:
         raise ConfigError([f"{path}: base files form a cycle: {' -> '.join(p.name for p in (*chain, path))}"])
@@ -113,7 +121,7 @@ def _read_with_bases(
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(
-            [f"{own_places[('base',)]}: base must be a file name or a list of file names, not {shown_value(bases)}"]
+            [f"{own_locations[('base',)]}: base must be a file name or a list of file names, not {shown_value(bases)}"]
         )
     values: dict[str, Any] = {}
     for base in bases:
@@ -122,14 +130,14 @@ def _read_with_bases(
             raise ConfigError(
                 [f"{path}: base file {base_path} does not exist; base is relative to the file that sets it"]
             )
-        _merge(values, _read_with_bases(base_path, places, (*chain, absolute), files))
-    places.update({keys: place for keys, place in own_places.items() if keys[0] != "base"})
+        _merge(values, _read_with_bases(base_path, locations, (*chain, absolute), files))
+    locations.update({keys: location for keys, location in own_locations.items() if keys[0] != "base"})
     _merge(values, document)
     return values
 
 
-def _read_yaml(path: Path, places: Places) -> dict[str, Any]:
-    """Returns the values of a file, and adds the locations of its keys to ``places``."""
+def _read_yaml(path: Path, locations: Locations) -> dict[str, Any]:
+    """Returns the values of a file, and adds the locations of its keys to ``locations``."""
     # Path.is_file would raise for a name that is too long or in a folder without permission.
     if not os.path.isfile(path):
         raise ConfigError([f"{path}: {why_no_file(path)}"])
@@ -151,7 +159,7 @@ def _read_yaml(path: Path, places: Places) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError([f"{path}:1: a config is a mapping of keys to values, not a {type(values).__name__}"])
-    places.update({keys: f"{path}:{line}" for keys, line in lines.items()})
+    locations.update({keys: f"{path}:{line}" for keys, line in lines.items()})
     return values
 
 
@@ -160,8 +168,8 @@ def why_no_file(path: Path) -> str:
     try:
         path.stat()
     except FileNotFoundError:
-        there = [each.name for each in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, there, n=1)
+        existing = [each.name for each in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, existing, n=1)
         return f"no such config file; {f'did you mean {path.parent / near[0]}?' if near else 'see the configs in configs/'}"
     except (OSError, ValueError) as error:
         return f"no such config file ({getattr(error, 'strerror', None) or error}); check the path"
@@ -171,7 +179,7 @@ def why_no_file(path: Path) -> str:
 
 
 def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
-    """Merge mappings key by key; any other value, including a list, replaces the old value."""
+    """Merges mappings key by key. Any other value, including a list, replaces the old value."""
     for key, value in update.items():
         if isinstance(value, dict) and isinstance(target.get(key), dict):
             _merge(target[key], value)
@@ -179,7 +187,7 @@ def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
             target[key] = value
 
 
-def _apply_override(values: dict[str, Any], override: str, places: Places, findings: list[str]) -> None:
+def _apply_override(values: dict[str, Any], override: str, locations: Locations, findings: list[str]) -> None:
     name, equals, text = override.partition("=")
     keys = tuple(name.split("."))
     if not equals or not all(keys):
@@ -203,27 +211,27 @@ def _apply_override(values: dict[str, Any], override: str, places: Places, findi
         if not isinstance(child, dict):
             child = {}
             node[key] = child
-            places[keys[:depth]] = COMMAND_LINE
+            locations[keys[:depth]] = COMMAND_LINE
         node = child
     node[keys[-1]] = value
-    for replaced in [path for path in places if path[: len(keys)] == keys]:
-        del places[replaced]
-    _record_override(value, places, keys)
+    for replaced in [path for path in locations if path[: len(keys)] == keys]:
+        del locations[replaced]
+    _record_override(value, locations, keys)
 
 
-def _record_override(value: Any, places: Places, keys: KeyPath) -> None:
-    places[keys] = COMMAND_LINE
+def _record_override(value: Any, locations: Locations, keys: KeyPath) -> None:
+    locations[keys] = COMMAND_LINE
     if isinstance(value, dict):
         for key, child in value.items():
-            _record_override(child, places, (*keys, key))
+            _record_override(child, locations, (*keys, key))
 
 
-def unknown_key(name: str, place: str, known: Sequence[str]) -> str:
-    """Returns the error message for an unknown key, which suggests the closest keys of the whole config.
+def unknown_key(name: str, location: str, known: Sequence[str]) -> str:
+    """Returns the error message for an unknown key, which suggests the closest keys in the whole config.
 
     Args:
         name: path of the key, such as ``train.batch_size``.
-        place: location of the key.
+        location: location of the key.
         known: paths of the valid keys, in which ``[]`` stands for any list entry and ``<name>`` for any name that the user
             chooses.
     """
@@ -232,13 +240,14 @@ def unknown_key(name: str, place: str, known: Sequence[str]) -> str:
     prefix = section + dot
     inside = dict.fromkeys(key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix))
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(inside)}"
-    return f"{place}: {name} is not a key of this config; {hint}"
+    return f"{location}: {name} is not a key of this config; {hint}"
 
 
 def nearest_keys(name: str, known: Sequence[str]) -> list[str]:
-    """Returns up to three keys that the user may have meant by a misspelled or misplaced key, most likely first.
+    """Returns up to three keys that the user may have meant by a misspelled or misplaced key, with the most likely key first.
 
-    A similar name in the same section is preferred, then the same name in other sections, then similar names anywhere.
+    Similar names in the same section are preferred to equal names in other sections, and these to similar names in other
+    sections.
     """
     section, _, last = name.rpartition(".")
     sections = {".".join(key.split(".")[:end]) for key in known for end in range(1, key.count(".") + 1)}
@@ -258,9 +267,9 @@ def shown_value(value: Any) -> str:
     return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
-def nearest_place(keys: KeyPath, places: Places, source: str) -> str:
+def nearest_location(keys: KeyPath, locations: Locations, source: str) -> str:
     """Returns the location of a key or of its innermost known section, or ``source`` if neither is known."""
     for end in range(len(keys), 0, -1):
-        if keys[:end] in places:
-            return places[keys[:end]]
+        if keys[:end] in locations:
+            return locations[keys[:end]]
     return source

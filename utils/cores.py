@@ -1,4 +1,4 @@
-"""Number of CPU cores that this process may use."""
+"""Determines the number of CPU cores that this process may use."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ PROCESS_CGROUP = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    """Returns the smaller of the process's CPU affinity and its cgroup's CPU quota; at least 1.
+    """Returns the number of CPU cores that the process's CPU affinity and its cgroup's CPU quota allow; at least 1.
 
-    A container on a shared machine sees all cores of the machine, but its quota may allow only a few.
+    A container on a shared machine sees all cores of the machine, but its quota may allow it to use only a few.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Rounded down, because with one thread too many the kernel throttles the cgroup for the rest of each period.
+    # Round down, because with one thread too many, the kernel throttles the cgroup for the rest of each period.
     return max(1, min([cores, *(int(quota) for quota in _quotas())]))
 
 
 def _quotas() -> list[float]:
     """Returns the CPU quotas, in cores, of this process's cgroup and its parents."""
     quotas = [_quota_v2(folder) for folder in _with_parents(CGROUPS, _process_group(""))]
-    first = CGROUPS / "cpu"
-    quotas += [_quota_v1(folder) for folder in _with_parents(first, _process_group("cpu"))]
+    quotas += [_quota_v1(folder) for folder in _with_parents(CGROUPS / "cpu", _process_group("cpu"))]
     return [quota for quota in quotas if quota is not None]
 
 
 def _process_group(controller: str) -> str:
-    """Returns the path of this process's cgroup below the root of ``controller`` ("" for cgroup v2, which has a single tree)."""
+    """Returns the path of this process's cgroup below the root of a controller. ``controller`` is "" for cgroup v2, which has a
+    single tree."""
     for line in _read(PROCESS_CGROUP).splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):

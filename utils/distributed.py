@@ -1,4 +1,4 @@
-"""Ranks and collectives. Without a process group, every function behaves as on a single rank."""
+"""Ranks, collectives and process groups. Without a process group, every function behaves as on a single rank."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ SAVING = "saving"
 """Name of the process group in which threads write checkpoints."""
 
 _around_waits: Callable[[], AbstractContextManager[None]] = nullcontext
-"""Set by :func:`noting_waits`."""
+"""Returns the context for each wait; set by :func:`recording_waits`."""
 
-# The single-tensor variants, since the variants for lists of tensors copy. Newer versions of torch rename both functions.
+# Use the functions for single tensors, since those for lists of tensors copy. Newer versions of torch rename both functions.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
 
@@ -86,14 +86,14 @@ def gather_objects(value: T) -> list[T]:
 
 
 def built_on_rank_0() -> AbstractContextManager[Any]:
-    """Context in which modules are built on rank 0, and as shapes without content on the other ranks, until
-    :func:`move_from_rank_0`."""
+    """Context in which modules get weights only on rank 0. On the other ranks, their tensors have shapes but no content until
+    :func:`move_from_rank_0` copies the weights."""
     return nullcontext() if rank() == 0 else torch.device("meta")
 
 
 @torch.no_grad()
 def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
-    """Move a module to a device, and copy its parameters and buffers from rank 0 to all ranks. DTensors are left unchanged."""
+    """Moves a module to a device, and copies its parameters and buffers from rank 0 to all ranks. DTensors are left unchanged."""
     if not is_distributed():
         module.to(device)
         return
@@ -105,7 +105,7 @@ def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
         else:
             content = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         dist.broadcast(torch.view_as_real(content) if content.is_complex() else content, 0)
-        # The tensor gets new content but remains the same object, which several modules may share.
+        # The tensor must remain the same object, because several modules may share it.
         if not tensor.is_meta:
             tensor.data = content
             continue
@@ -122,13 +122,13 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gathers a full tensor from a DTensor; all ranks must call this together. Any other tensor is returned unchanged."""
+    """Gathers a full tensor from a DTensor. All ranks must call this function. Any other tensor is returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
-def noting_waits(context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """While active, every wait for a gather in a forward pass is wrapped in a new ``context``, which can measure the wait."""
+def recording_waits(context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Context in which every wait for a gather in a forward pass is wrapped in a new ``context``, which can measure the wait."""
     global _around_waits
     before, _around_waits = _around_waits, context
     try:
@@ -138,10 +138,10 @@ def noting_waits(context: Callable[[], AbstractContextManager[None]]) -> Iterato
 
 
 def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start concatenating the tensors of all ranks along axis 0, in rank order: (n, ...) -> (ranks * n, ...), with the same n on
-    all ranks.
+    """Starts concatenating the tensors (n, ...) of all ranks along axis 0, in rank order. The result is (ranks * n, ...), and n
+    must be the same on all ranks.
 
-    The gradient is exact: it is the gradient of the sum of all ranks' losses with respect to this rank's tensor.
+    The gradient is that of the sum of all ranks' losses with respect to this rank's tensor.
 
     Returns:
         A function that waits for the result and returns it.
@@ -184,12 +184,12 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
-    """Identity whose gradient is multiplied by ``factor``."""
+    """Returns the tensor unchanged, but multiplies its gradient by ``factor``."""
     return _ScaleGradient.apply(tensor, factor)
 
 
 def set_timeout(minutes: float) -> None:
-    """Change how long ranks wait for each other from now on."""
+    """Changes how long ranks wait for each other."""
     if is_distributed():
         # Public since torch 2.15, which deprecates the private name; older versions have only the private name.
         change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
@@ -199,16 +199,16 @@ def set_timeout(minutes: float) -> None:
 
 
 def shared_store(name: str) -> dist.Store | None:
-    """Returns a key-value store, named ``name``, that all ranks share, or None without a process group. It uses a separate
-    connection, so that another thread may use it."""
+    """Returns a key-value store that all ranks share, or None without a process group. The store has a separate connection, so
+    that another thread may use it. ``name`` distinguishes it from other stores."""
     if not is_distributed():
         return None
     return dist.PrefixStore(name, dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
 
 
 def record_collectives(folder: Path) -> None:
-    """Configure NCCL's flight recorder to write the last collectives of each rank to ``folder/collectives_rank_<n>`` when a
-    collective times out. Settings made by the user are kept. Call this before creating the process group."""
+    """Configures NCCL's flight recorder to write the last collectives of each rank to ``folder/collectives_rank_<n>`` when a
+    collective times out. Settings made by the user are kept. Call this function before creating the process group."""
     settings = {
         ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"): str(RECORDED_COLLECTIVES),
         ("TORCH_NCCL_DUMP_ON_TIMEOUT",): "1",
@@ -221,11 +221,15 @@ def record_collectives(folder: Path) -> None:
 
 @contextmanager
 def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None) -> Iterator[torch.device]:
-    """Join the process group that torchrun's environment variables describe, if any; yields this rank's device.
+    """Context in which this process is in the process group that torchrun's environment variables describe, if there is one.
+    Yields this rank's device.
 
-    ``timeout_min``: minutes that ranks wait for each other, until :func:`set_timeout` changes it. ``records``: the folder for
-    :func:`record_collectives`. The backend is NCCL with CUDA, otherwise gloo. Unless a rank fails, no rank leaves before the
-    others. Only this function reads torchrun's environment variables.
+    The backend is NCCL with CUDA, otherwise gloo. Unless a rank fails, no rank leaves before the others. No other function reads
+    torchrun's environment variables.
+
+    Args:
+        timeout_min: minutes that ranks wait for each other, until :func:`set_timeout` changes this time.
+        records: the folder for :func:`record_collectives`; if None, collectives are not recorded.
 
     Raises:
         PeerLostError: if the connection to another rank breaks, or a rank times out.
@@ -260,7 +264,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
                 "that hangs reports it after train.stall_s seconds, and writes its stacks to its log in the run's folder"
             ) from None
         raise
-    # Skipped after an error: closing the connections would stop the other ranks before this rank has reported its error.
+    # Not done after an error, because closing the connections would stop the other ranks before this rank has reported its error.
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Errors that users see as one line instead of a traceback."""
+"""Errors that are reported to users as one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec
 
-from utils.processes import MISTAKE, PEER_LOST
+from utils.processes import PEER_LOST, USER_ERROR
 
 P = ParamSpec("P")
 
@@ -46,14 +46,14 @@ PACKAGES = (
 
 
 class UserError(Exception):
-    """A mistake in the user's input (a config, a file or a flag). The message states the problem, the value, the location and the
-    remedy; ``status`` is the exit status of the command."""
+    """An error in the user's input (a config, a file or a flag). The message states the problem, the value, the location and the
+    remedy. ``status`` is the exit status of the command."""
 
-    status = MISTAKE
+    status = USER_ERROR
 
 
 class PeerLostError(UserError):
-    """Another rank was lost. This is not a user error, and the run may continue without that rank."""
+    """Another rank was lost. The user has made no error, and the run may continue without the lost rank."""
 
     status = PEER_LOST
 
@@ -65,7 +65,7 @@ class NotRegularError(OSError):
         super().__init__(errno.EINVAL, reason, os.fspath(path))
 
 
-_OF_SURROUNDINGS = (
+_FILE_ACCESS = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -78,12 +78,12 @@ _OF_SURROUNDINGS = (
 )
 
 
-def of_surroundings(error: OSError) -> UserError | None:
-    """Converts an error about an inaccessible file to one line; returns None if it does not name a file or has a different
-    cause."""
+def file_access_error(error: OSError) -> UserError | None:
+    """Converts an error about an inaccessible file to a one-line error. Returns None if ``error`` does not name a file, or has a
+    different cause."""
     if isinstance(error, NotRegularError):
         return UserError(f"{error.filename}: {error.strerror}; remove it, or use another path")
-    if error.errno not in _OF_SURROUNDINGS or not isinstance(error.filename, str | bytes | os.PathLike):
+    if error.errno not in _FILE_ACCESS or not isinstance(error.filename, str | bytes | os.PathLike):
         return None
     # When moving a file fails, the second name is the target, and the first is a temporary file.
     name = os.fsdecode(error.filename2 if error.filename2 is not None else error.filename)
@@ -91,11 +91,11 @@ def of_surroundings(error: OSError) -> UserError | None:
     return UserError(f"{name}: {error.strerror}; {remedy}")
 
 
-def of_full_disk(error: Exception) -> UserError | None:
-    """Converts an error to one line if a disk is full or a quota is exceeded and ``error`` does not name the file; otherwise
-    returns None.
+def full_disk_error(error: Exception) -> UserError | None:
+    """Converts an error that was caused by a full disk or an exceeded quota to a one-line error. Returns None for other causes.
 
-    Writing to an open file raises an OSError without a file name, and libraries that write files convert it to their own errors.
+    Such an error does not always name the file: writing to an open file raises an OSError without a file name, and libraries that
+    write files convert it to other types of errors.
     """
     codes = (errno.ENOSPC, errno.EDQUOT)
     code = getattr(error, "errno", None)
@@ -108,14 +108,15 @@ def of_full_disk(error: Exception) -> UserError | None:
 
 
 def _drop_output() -> None:
-    """Discard further standard output; otherwise Python would try to flush it at exit and print another error."""
+    """Discards further standard output. Otherwise, Python would try to flush it at exit and print another error."""
     with contextlib.suppress(OSError, ValueError):  # stdout may not be a file, as in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap a command's ``main`` so that a :class:`UserError`, or an error that :func:`of_surroundings` or :func:`of_full_disk`
-    recognises, is printed to stderr as one line. Returns its exit status, which is 2 except for :class:`PeerLostError`."""
+    """Wraps a command's ``main`` so that a :class:`UserError`, or an error that :func:`file_access_error` or
+    :func:`full_disk_error` recognises, is printed to stderr as one line. The wrapped function then returns the error's exit
+    status, which is 2 except for :class:`PeerLostError`."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -140,8 +141,8 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
             )
             return 2
         except Exception as error:
-            converted = of_surroundings(error) if isinstance(error, OSError) else None
-            if (converted := converted or of_full_disk(error)) is None:
+            converted = file_access_error(error) if isinstance(error, OSError) else None
+            if (converted := converted or full_disk_error(error)) is None:
                 raise
             _drop_output()
             return report(converted)
@@ -150,9 +151,9 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def report(error: UserError) -> int:
-    """Print an error to stderr as one line, without delay on rank 0; returns its exit status."""
+    """Prints an error to stderr as one line, on ranks other than 0 after a delay. Returns the exit status of the error."""
     if os.environ.get("RANK", "0") != "0":
-        # Most errors occur on all ranks, and the launcher stops the other ranks once one has exited, so usually only rank 0
+        # Most errors occur on all ranks, and the launcher stops all other ranks once a rank has exited, so usually only rank 0
         # prints the error. An error that occurs only on this rank is printed after the delay.
         time.sleep(SILENCE_S)
     sys.stderr.write(f"error: {error}\n")

@@ -1,11 +1,11 @@
-"""The events of a run, which it writes to ``events.jsonl``, one JSON object per line.
+"""The events of a run. A run writes its events to ``events.jsonl``, one JSON object per line.
 
-Code reports something about the run by logging an event instead of a string::
+Code reports that something has happened by logging an event instead of a string::
 
     logger.warning(SkippedStep(step=7, losses={"loss": math.nan}))
 
-The screen and ``log.txt`` show the event's message, ``str(event)``. ``events.jsonl`` contains its fields. Tools read only the
-fields, so a message may be reworded at any time. Any other warning is written as :class:`Warned`.
+The screen and ``log.txt`` show the event's message, ``str(event)``. ``events.jsonl`` contains the event's fields. Tools read only
+the fields, so messages may be reworded at any time. Any other warning is written as :class:`Warned`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from utils.lines import bounded_lines
 from utils.version import VERSION
 
 SCHEMA = 1
-"""Version of the events. It is incremented when the meaning of a field changes; new events and new fields do not change it."""
+"""Version of the events. It is incremented when the meaning of a field changes, but not for new events or fields."""
 LONGEST_LINE = 1_000_000
-"""Maximum size of an event in bytes; a longer line counts as damaged."""
+"""Maximum length of a line in bytes. Longer lines count as damaged."""
 
 
 class Event(BaseModel):
@@ -36,7 +36,7 @@ class Event(BaseModel):
 
 
 class Started(Event):
-    """Rank 0 started. ``command``: its command line; ``ranks``: number of ranks; ``trains``: false if it only
+    """Rank 0 started, with the command line ``command``, in a run with ``ranks`` ranks. ``trains`` is false if the run only
     evaluates."""
 
     command: list[str]
@@ -51,7 +51,7 @@ class Started(Event):
 
 
 class SkippedCheckpoint(Event):
-    """A checkpoint is damaged, so an older one is used. ``fault``: which checkpoint, and what is wrong with it."""
+    """A checkpoint is damaged, so an older checkpoint is used. ``fault`` names the checkpoint and says what is wrong with it."""
 
     fault: str
 
@@ -60,7 +60,7 @@ class SkippedCheckpoint(Event):
 
 
 class Resumed(Event):
-    """Training resumes after ``step``, from the checkpoint ``folder``."""
+    """Training resumes after ``step``, from the checkpoint in ``folder``."""
 
     step: int
     folder: str
@@ -70,8 +70,8 @@ class Resumed(Event):
 
 
 class LoadedWeights(Event):
-    """A model was initialised. ``sources``: how many tensors of each part come from which file, or are random; ``details``: lines
-    about individual tensors."""
+    """A model was initialised. ``sources`` says how many tensors of each module come from which file, or are random. ``details``
+    contains lines about individual tensors."""
 
     sources: str
     details: list[str] = []
@@ -81,7 +81,7 @@ class LoadedWeights(Event):
 
 
 class BuiltModel(Event):
-    """A model was built. ``parameters``: number of its parameters."""
+    """A model with this number of ``parameters`` was built."""
 
     parameters: int
 
@@ -90,8 +90,9 @@ class BuiltModel(Event):
 
 
 class Planned(Event):
-    """The sizes of a training run. ``records``: number of records in each stream; ``examples_per_step``: number of examples in a
-    step over all ranks; ``epochs``: number of passes over the first stream."""
+    """The sizes of a training run were computed. ``records`` is the number of records in each stream (type of training data),
+    ``examples_per_step`` the number of examples in a step over all ranks, and ``epochs`` the number of passes over the first
+    stream."""
 
     records: dict[str, int]
     examples_per_step: int
@@ -107,8 +108,8 @@ class Planned(Event):
 
 
 class SkippedStep(Event):
-    """The weights were not updated after ``step``, because a loss or gradient was not finite. ``losses``: the losses by name,
-    null if not finite."""
+    """The weights were not updated after ``step``, because a loss or gradient was not finite. ``losses`` contains the losses by
+    name, with null for those that are not finite."""
 
     step: int
     losses: dict[str, float | None]
@@ -121,7 +122,7 @@ class SkippedStep(Event):
 
 
 class SkippedRecord(Event):
-    """The first broken record of its ``kind`` was skipped. ``location``: file and line, or shard and member."""
+    """The first broken record of its ``kind`` was skipped. ``location`` is its file and line, or its shard and member."""
 
     location: str
     kind: str
@@ -133,8 +134,8 @@ class SkippedRecord(Event):
 
 
 class BrokenKind(BaseModel):
-    """Broken records, or parts of records, of one kind. ``count``: how many there are, None if they have not been counted yet;
-    ``first`` and ``message``: the location of the first one, and what is wrong with it."""
+    """Broken records, or parts of records, of one kind. ``count`` is their number, or None if they have not been counted yet.
+    ``first`` is the location of the first of them, and ``message`` says what is wrong with it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -146,8 +147,8 @@ class BrokenKind(BaseModel):
 
 class CountedRecords(Event):
     """A process of rank 0 counted the records that it read (``read``), and how many of them were broken and skipped (``broken``).
-    ``kinds``: the kinds of broken records, most frequent first; ``key``: config key of the annotation file that was read at the
-    start, null for the records of all batches."""
+    ``kinds`` lists the kinds of broken records, most frequent first. ``key`` is the config key of an annotation file that was
+    read at the start, or null for the records of all batches."""
 
     read: int
     broken: int
@@ -173,9 +174,9 @@ class CountedRecords(Event):
 
 
 class Validated(Event):
-    """A validation after ``step``. ``metric``: the metric that selects the weights; ``value``: its value, null if it is not
-    finite; ``best``: whether the best weights were replaced; ``averaged``: whether the averaged weights were validated.
-    ``validation.jsonl`` has all metrics."""
+    """A validation pass ran after ``step``. ``value`` is the value of ``metric``, which selects the best weights, or null if it
+    is not finite. ``best`` is true if the best weights were replaced, and ``averaged`` is true if averaged weights were
+    validated. ``validation.jsonl`` contains all metrics."""
 
     step: int
     metric: str
@@ -199,9 +200,9 @@ class SavedCheckpoint(Event):
 
 
 class Stalled(Event):
-    """A rank has not finished a step for ``waited_s`` seconds, and is in ``phase`` of ``step``. ``silent_ranks``: the other ranks
-    that have stopped sending heartbeats, with the last known phase of each; ``stacks``: the file with the stacks of the rank's
-    threads."""
+    """A rank has not finished a step for ``waited_s`` seconds, and is in ``phase`` of ``step``. ``silent_ranks`` contains the
+    other ranks that have stopped sending heartbeats, with the last known phase of each. ``stacks`` is the file with the stacks of
+    the rank's threads."""
 
     rank: int
     waited_s: float
@@ -211,7 +212,7 @@ class Stalled(Event):
     stacks: str | None
 
     def details(self) -> str:
-        """Returns the end of the message: where the stacks are, and which ranks are silent."""
+        """Returns the end of the message, which says where the stacks are and which ranks are silent."""
         stacks = "" if self.stacks is None else f"; its stacks are in {self.stacks}"
         silent = (
             f"; rank {rank} has stopped sending heartbeats, last seen in {phase}"
@@ -236,7 +237,7 @@ class LostRank(Event):
 
 
 class Stopped(Event):
-    """The run was asked to stop. ``by``: the signal; ``message``: what was saved."""
+    """The run was asked to stop, by the signal ``by``. ``message`` says what was saved."""
 
     by: str
     message: str
@@ -246,7 +247,7 @@ class Stopped(Event):
 
 
 class Failed(Event):
-    """The run ended with an error. ``traceback``: null for a user error, whose message is self-explanatory."""
+    """The run ended with an error. ``traceback`` is null for a user error, whose message is self-explanatory."""
 
     message: str
     traceback: str | None = None
@@ -263,7 +264,7 @@ class Finished(Event):
 
 
 class Warned(Event):
-    """Any other warning. ``logger``: name of the module that warned."""
+    """Any other warning was logged, by the module ``logger``."""
 
     message: str
     logger: str
@@ -296,8 +297,8 @@ EVENTS: dict[str, type[Event]] = {
 _NAMES = {kind: name for name, kind in EVENTS.items()}
 
 
-def finite(value: float) -> float | None:
-    """Returns ``value``, or None, JSON's null, if it is not finite."""
+def finite_or_none(value: float) -> float | None:
+    """Returns ``value``, or None if it is not finite, because JSON cannot represent infinity and NaN."""
     return value if math.isfinite(value) else None
 
 
@@ -313,11 +314,11 @@ class EventLines(logging.Formatter):
 
 
 def is_event_or_warning(record: logging.LogRecord) -> bool:
-    """True if a log record belongs in ``events.jsonl``: an event or a warning."""
+    """True if a log record belongs in ``events.jsonl``, that is, if it is an event or a warning."""
     return isinstance(record.msg, Event) or record.levelno >= logging.WARNING
 
 
-class Noted(NamedTuple):
+class TimedEvent(NamedTuple):
     """An event with its time, in the time zone of this machine."""
 
     time: datetime
@@ -325,20 +326,20 @@ class Noted(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A line of ``events.jsonl`` that is not an event. ``unknown``: the name of the event if a newer version wrote it, None if
-    the line is damaged."""
+    """A line of ``events.jsonl`` that is not a known event. ``line`` is its number. ``unknown`` is the name of the event if it
+    was written by a newer version, or None if the line is damaged."""
 
     line: int
     unknown: str | None
 
 
-def read_events(path: Path, max_bytes: int | None = None) -> Iterator[Noted | Unreadable]:
+def read_events(path: Path, max_bytes: int | None = None) -> Iterator[TimedEvent | Unreadable]:
     """Yields the events of a run, in order, in bounded memory.
 
     Args:
         path: path of ``events.jsonl``.
-        max_bytes: if the file is larger, only this many bytes are read: a tenth of them from its start, the rest from its end; if
-            None, the whole file is read.
+        max_bytes: maximum number of bytes to read. If the file is larger, a tenth of them is read from the start of the file, and
+            the rest from its end. If None, the whole file is read.
     """
     size = path.stat().st_size
     first = size if max_bytes is None or size <= max_bytes else max_bytes // 10
@@ -352,7 +353,7 @@ def read_events(path: Path, max_bytes: int | None = None) -> Iterator[Noted | Un
                 first = size
 
 
-def _event_of(number: int, line: str) -> Noted | Unreadable:
+def _event_of(number: int, line: str) -> TimedEvent | Unreadable:
     try:
         values: Any = json.loads(line)
         time = datetime.fromisoformat(values["time"]).astimezone()
@@ -365,6 +366,6 @@ def _event_of(number: int, line: str) -> Noted | Unreadable:
         return Unreadable(number, name[:100])
     fields: Mapping[str, Any] = {key: value for key, value in values.items() if key not in ("time", "event")}
     try:
-        return Noted(time, EVENTS[name].model_validate(fields))
+        return TimedEvent(time, EVENTS[name].model_validate(fields))
     except ValidationError:
         return Unreadable(number, None)

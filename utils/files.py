@@ -1,4 +1,4 @@
-"""Reads regular files, and writes files atomically: after a crash, a file has either its old or its new content."""
+"""Reads regular files, and writes files atomically, so that after a crash, a file has either its old or its new content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISCHR: "a dev
 
 
 def expanded(path: str | Path) -> Path:
-    """Expands ``~`` to the home folder. Unlike ``Path.expanduser``, leaves the path unchanged if there is no home folder."""
+    """Expands ``~`` to the home folder. If there is no home folder, the path is returned unchanged, whereas ``Path.expanduser``
+    would raise an error."""
     return Path(os.path.expanduser(path))
 
 
@@ -39,7 +40,8 @@ def cache_folder() -> Path | None:
 def open_regular(path: Path) -> BufferedReader:
     """Opens a regular file for reading.
 
-    The file is opened without blocking and checked before any byte is read: a FIFO would block, and a device never ends.
+    The file is opened without blocking and checked before any byte is read, because a FIFO would block, and a device may never
+    end.
 
     Raises:
         NotRegularError: if the path is not a regular file.
@@ -55,7 +57,11 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def check_regular(path: Path) -> None:
-    """Raise the errors of :func:`open_regular` for a file that a library will open. A missing file is accepted."""
+    """Checks that a file that a library will open is a regular file or does not exist.
+
+    Raises:
+        NotRegularError: if the path exists, but is not a regular file.
+    """
     if os.path.exists(path):
         _check_regular(path, path.stat())
 
@@ -67,7 +73,7 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
 
 
 def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
-    """Returns the text of a regular file with "\\n" as line ends. Raises UnicodeDecodeError and the errors of
+    """Returns the text of a regular file, with "\\n" at the end of each line. Raises UnicodeDecodeError and the errors of
     :func:`open_regular`."""
     with open_regular(path) as file:
         text = file.read().decode(encoding, errors)
@@ -92,7 +98,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
+    """Flushes a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -101,14 +107,15 @@ def sync_file(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` atomically."""
+    """Replaces the file ``path`` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary file in the same folder, which replaces ``path`` if the block ends without an exception."""
+    """Context that yields a temporary file in the folder of ``path``. The temporary file replaces ``path`` if the block ends
+    without an exception."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -121,7 +128,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder next to ``path``, which is renamed to ``path`` if the block ends without an exception.
+    """Context that yields a temporary folder next to ``path``. The folder is renamed to ``path`` if the block ends without an
+    exception.
 
     Raises:
         UserError: if another process is writing the same folder, or has written it in the meantime.
@@ -131,12 +139,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     handle = os.open(temporary, os.O_RDONLY)
     try:
         _lock_alone(handle, path)
-        for left in temporary.iterdir():  # left behind by a process that was killed
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        for leftover in temporary.iterdir():  # left behind by a process that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
         try:
             yield temporary
-            for written in temporary.rglob("*"):
-                sync_file(written)
+            for each in temporary.rglob("*"):
+                sync_file(each)
             try:
                 temporary.rename(path)
             except OSError as error:
@@ -151,8 +159,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _lock_alone(folder: int, path: Path) -> None:
-    """Lock ``folder``, the open temporary folder of ``path``, until its descriptor is closed. On disks without locks, do
-    nothing."""
+    """Locks the temporary folder of ``path``, whose descriptor is ``folder``, until the descriptor is closed. On disks that do
+    not support locks, does nothing."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(folder)

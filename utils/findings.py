@@ -1,4 +1,4 @@
-"""Findings of checks of a config and its data, for the start of a run and for ``run.py doctor``."""
+"""Problems that are found when a config and its data are checked, at the start of a run or by ``run.py doctor``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ Level = Literal["warning", "refused"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found (``fact``, with its numbers), where (``place``, a config key or a file and line), and the ``remedy``.
+    """A problem that a check has found.
 
-    ``refused``: the run would fail or learn nothing; ``warning``: it may be intentional.
+    Attributes:
+        level: "refused" if the run would fail or learn nothing; "warning" if the problem may be intentional.
+        place: a config key, or a file and line.
+        fact: the problem, with its numbers.
+        remedy: what to do.
     """
 
     level: Level

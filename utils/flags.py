@@ -1,4 +1,4 @@
-"""Types for the values of flags: ``gpus: Positive`` accepts a whole number of at least 1."""
+"""Types for the values of command-line flags. For example, ``gpus: Positive`` accepts a whole number of at least 1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cyclopts.token import Token
 
 
 class WrongValueError(ValueError):
-    """An argument is not a valid value of a flag. The message says why."""
+    """An argument is not a valid value for a flag. The message says why."""
 
 
 class NotAnOverrideError(WrongValueError):
@@ -20,7 +20,7 @@ class NotAnOverrideError(WrongValueError):
 
 
 def read_by(read: Callable[[str], Any], **options: Any) -> Parameter:
-    """Marks a type whose values ``read`` parses from an argument. ``read`` raises WrongValueError for an invalid value."""
+    """Marks a type of flag whose value is parsed by ``read``. ``read`` raises WrongValueError for an invalid value."""
 
     def convert(_: type, tokens: Sequence[Token]) -> Any:
         return read(str(tokens[0].value))
@@ -29,25 +29,25 @@ def read_by(read: Callable[[str], Any], **options: Any) -> Parameter:
 
 
 def alone_or(read: Callable[[str], Any], name: str) -> Parameter:
-    """Marks a type ``bool | ...``: without a value, the flag is True; otherwise ``read`` parses the value. The help calls the
-    value ``name``."""
+    """Marks a type ``bool | ...`` for a flag whose value is optional. Without a value, the flag is True; otherwise, ``read``
+    parses the value. ``name`` is the name of the value in the help."""
     return read_by(read, n_tokens=1, accepts_keys=False, metavar=f"[{name}]")
 
 
 def named(name: str) -> Parameter:
-    """Marks a type whose values the help calls ``name``, or a list whose flag takes one such value and may be repeated."""
+    """Sets the name of a flag's value in the help. If the type is a list, the flag takes one value and may be repeated."""
     return Parameter(metavar=name)
 
 
 SEVERAL = Parameter(consume_multiple=1)
-"""Marks a list: the flag takes all arguments up to the next flag, and may be repeated."""
+"""Marks a list whose flag takes all arguments up to the next flag, and may be repeated."""
 
 ANY_NUMBER = Parameter(consume_multiple=0)
-"""Marks a list like SEVERAL, but the flag may also be given without a value."""
+"""Like SEVERAL, but the flag may also be passed without a value."""
 
 
 def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    """Returns a parser for integers within bounds."""
+    """Returns a parser for integers from ``minimum`` to ``maximum``."""
 
     def number(text: str) -> int:
         # isdigit would accept ²
@@ -67,7 +67,7 @@ positive = whole_number(1)
 
 
 def number_within(minimum: float, maximum: float, *, above: bool = False) -> Callable[[str], float]:
-    """Returns a parser for finite numbers from ``minimum`` to ``maximum``. If ``above``, excludes ``minimum`` itself."""
+    """Returns a parser for finite numbers from ``minimum`` to ``maximum``. If ``above`` is True, ``minimum`` is excluded."""
 
     def number(text: str) -> float:
         try:
@@ -102,14 +102,14 @@ def unknown(text: str, names: Sequence[str]) -> str:
 
 
 def nearest(text: str, names: Iterable[str]) -> str | None:
-    """Returns the name closest to a misspelled one, ignoring case, or None if no name is close."""
+    """Returns the name that is closest to a misspelled name, ignoring case, or None if no name is close."""
     folded = {name.casefold(): name for name in names}
     close = difflib.get_close_matches(text.casefold(), folded, n=1)
     return folded[close[0]] if close else None
 
 
 def non_blank(text: str) -> str:
-    """Returns ``text``, which must not be blank."""
+    """Parses a text, which must not be blank."""
     if not text.strip():
         raise WrongValueError(f"{text!r} is blank; pass some text")
     return text
@@ -129,4 +129,4 @@ Fraction = Annotated[float, read_by(number_within(0, 1, above=True))]
 Override = Annotated[str, read_by(override, name="key=value")]
 File = Annotated[str, named("FILE")]
 ModelName = Annotated[str, named("MODEL")]
-"""A run's folder, a weight file, hub:owner/name, or an export."""
+"""The folder of a run, a weight file, hub:owner/name, or an exported model."""

@@ -1,4 +1,4 @@
-"""A lock that allows only one process on any machine to write to a folder."""
+"""A lock that allows only one process, on any machine, to write to a folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from utils.files import parse_json, read_text
 LOCK_FILE = ".lock"
 LEASE_FILE = ".lease"
 RENEW_S = 20.0
-"""Interval at which a lease is renewed."""
+"""Interval in seconds at which a lease is renewed."""
 STALE_S = 180.0
-"""Age after which a lease is considered abandoned by its process."""
+"""Age in seconds after which a lease counts as abandoned by its process."""
 POLL_S = 1.0
-"""Interval at which a folder that is in use is checked again."""
+"""Interval in seconds at which a folder that is in use is checked again."""
 SETTLE_S = 2.0
-"""Time to wait after taking over a stale lease: if several processes take it over at once, the last writer wins."""
+"""Seconds to wait after taking over a stale lease. If several processes take it over at the same time, the last writer wins."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """Error numbers of a disk that does not support locks."""
@@ -41,18 +41,19 @@ class FolderInUseError(UserError):
 
 
 class FolderLock:
-    """Context manager that locks a folder for this process until the block or the process ends; the folder is created if missing.
+    """Context manager that locks a folder for this process until the block or the process ends. The folder is created if it does
+    not exist.
 
-    It holds a kernel lock on ``folder/.lock``, which records the host and the process. The lock is released when the process is
-    killed, and is not inherited by forked workers. On disks without locks, it holds a lease instead, ``folder/.lease``, which a
-    thread renews; an expired lease may be taken over.
+    The lock is a kernel lock on the file ``.lock`` in the folder, which records the host and the process. The lock is released
+    when the process is killed, and is not inherited by forked workers. On disks that do not support locks, a lease is used
+    instead: the file ``.lease``, which a thread renews. Another process may take over a lease that has expired.
 
     Args:
         folder: the folder to lock.
         wait_s: seconds to wait if another process uses the folder.
 
     Raises:
-        UserError: (on entering) if another process uses the folder, or the folder cannot be written.
+        UserError: when the context is entered, if another process uses the folder, or if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, wait_s: float = 0):
@@ -109,9 +110,9 @@ class FolderLock:
                 # With flock, forked workers would share the lock, and a hanging worker would hold it after the run.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                held = error.errno in (errno.EACCES, errno.EAGAIN)
+                is_locked = error.errno in (errno.EACCES, errno.EAGAIN)
                 file.close()
-                if held:
+                if is_locked:
                     raise self._taken() from None
                 raise
             if self.path.exists() and os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
@@ -123,7 +124,7 @@ class FolderLock:
         file.flush()
 
     def _lease(self) -> None:
-        """Create the file, or take over a stale one."""
+        """Creates the lease, or takes over a stale lease."""
         while not self._created():
             age = self._age()
             if age is None:
@@ -138,7 +139,7 @@ class FolderLock:
         threading.Thread(target=self._renew, daemon=True, name="lease").start()
 
     def _created(self) -> bool:
-        """Try to create the lease; returns False if one already exists."""
+        """Tries to create the lease. Returns False if a lease already exists."""
         try:
             with self.path.open("x", encoding="utf-8") as file:
                 file.write(self._owner())

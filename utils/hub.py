@@ -1,4 +1,4 @@
-"""Finds the files of models, in local folders or on the Hugging Face Hub. All downloads go through this module, which first
+"""Locates the files of models, in local folders or on the Hugging Face Hub. All downloads go through this module, which first
 checks that the Hub can be reached."""
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from utils.errors import UserError
 from utils.files import expanded
 
 CHECKOUT_FOLDERS = ("data", "runs", "weights", "checkpoints")
-"""Folders of a checkout. A name that begins with one of them is a path, even if it does not exist yet."""
+"""Folders of a checkout. A name that begins with one of these folders is a path, even if the path does not exist yet."""
 
 HUB, TIMM = "hf:", "timm:"
-"""Prefixes of the names of models in a config, by library."""
+"""Prefixes of the names of models in a config, for models from the Hub and from timm."""
 
 REACH_S = 4.0
 
@@ -26,15 +26,15 @@ def local_folder(name: str, files: Sequence[str], key: str, extra_files: Sequenc
     necessary.
 
     Args:
-        name: a folder, or a model on the Hub such as ``bert-base-uncased`` or ``google-bert/bert-base-uncased``; either may begin
-            with ``hf:``.
-        files: names or patterns of the required file, in order of preference; the first match is downloaded.
-        key: config key that names the model, for messages.
+        name: a folder, or a model on the Hub such as ``bert-base-uncased`` or ``google-bert/bert-base-uncased``. The name may
+            begin with ``hf:``.
+        files: names or patterns of the required file, in order of preference. The first match is downloaded.
+        key: config key that names the model, for error messages.
         extra_files: additional files to download if they exist.
 
     Raises:
-        UserError: if the folder does not exist and the model is not available. A name that looks like a path is not looked up on
-            the Hub. Without network, the error is raised within five seconds.
+        UserError: if the folder does not exist and the model is not available. Names that look like paths are not looked up on
+            the Hub. Without a network connection, the error is raised within five seconds.
     """
     name = name.removeprefix(HUB)
     folder = expanded(name)
@@ -52,13 +52,21 @@ def is_local(name: str, files: Sequence[str]) -> bool:
 
 
 def check_hub(name: str, key: str, remedy: str = "use a folder with the model's files") -> None:
-    """Raise a :class:`UserError` with the ``remedy`` if the Hub is not reachable. ``key`` is the config key that names the model
-    or data set to download."""
+    """Checks that the Hub can be reached before a model or data set is downloaded.
+
+    Args:
+        name: the model or data set.
+        key: the config key that names it.
+        remedy: what to do if the Hub cannot be reached.
+
+    Raises:
+        UserError: if the Hub cannot be reached.
+    """
     check_reach(f"{key}: {name} is not a local folder and not in the Hub cache", remedy)
 
 
 def check_reach(problem: str, remedy: str = "try again where it can be reached") -> None:
-    """Raise a :class:`UserError` if the Hub is not reachable. Its message begins with ``problem`` and ends with ``remedy``."""
+    """Raises a :class:`UserError` if the Hub cannot be reached. The message begins with ``problem`` and ends with ``remedy``."""
     from huggingface_hub import constants
 
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
@@ -116,8 +124,8 @@ def hub_headers(address: str) -> dict[str, str]:
 
 
 def _unreachable(address: str) -> str | None:
-    """Returns the reason why the URL ``address`` is unreachable, or None if it responds. Runs in a thread because DNS lookups
-    have no timeout."""
+    """Returns the reason why the server at the URL ``address`` cannot be reached, or None if it responds. The request runs in a
+    thread, because DNS lookups have no timeout."""
     reasons: list[str | None] = []
 
     def connect() -> None:

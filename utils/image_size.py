@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 
 def _checked(size: Any) -> Any:
-    """Validates a size, with a single error; pydantic would report one error for each type of the union."""
+    """Validates a size. Reports a single error, whereas pydantic would report one error for each type of the union."""
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
     if all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
         return size

@@ -1,6 +1,6 @@
-"""Finds the files and folders that a config names as inputs, and reports all missing ones at once before work starts.
+"""Collects the files and folders that a config names as inputs, and reports all missing inputs together before work starts.
 
-A config declares inputs by their type: ``annotations: InputFile``, ``images: InputFolder | None``.
+Fields of a config declare inputs by their type, such as ``annotations: InputFile`` or ``images: InputFolder | None``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from utils.hub import HUB, TIMM, looks_like_path
 
 C = TypeVar("C", bound=Config)
 Kind = Literal["file", "folder", "shards", "weights", "model"]
-"""Kinds of inputs. "shards" are files, patterns or folders; "weights" are a file or a run's folder; a "model" is a folder or the
-name of a model on the Hub."""
+"""Types of inputs. "shards" are files, patterns or folders; "weights" are a file or the folder of a run; a "model" is a folder or
+the name of a model on the Hub."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ NO_TOKENIZER = "learn one from your texts with `python run.py tokenizer`, or nam
 
 
 class WeightedShards(Config):
-    """An entry with a weight in a list of shards."""
+    """An entry of a list of shards, with a weight."""
 
     path: str = Field(description="a file, pattern, folder or URL")
     weight: float = Field(
@@ -58,7 +58,7 @@ def _is_weighted(entry: Any) -> str:
     return "function-weighted" if isinstance(entry, Mapping | WeightedShards) else "function-path"
 
 
-# The location of an error includes the tag; messages omit parts that begin with "function-".
+# In pydantic's errors, the location of a key includes the tag. Our messages omit tags, which begin with "function-".
 _Entry = Annotated[
     Annotated[str, Tag("function-path")] | Annotated[WeightedShards, Tag("function-weighted")],
     Discriminator(_is_weighted),
@@ -67,7 +67,7 @@ InputWeightedShards = Annotated[list[_Entry], Input("shards")]
 
 
 def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, Kind, str]]:
-    """Yields every input that the config names: the key, the kind and the path."""
+    """Yields the key, the type and the path of every input in the config."""
     for name, field in type(config).model_fields.items():
         value, key = getattr(config, name), f"{prefix}{name}"
         mark = _mark(field)
@@ -80,7 +80,7 @@ def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, Kind, str
 
 
 def with_shards(config: C, change: Callable[[str], str]) -> C:
-    """Returns the config with ``change`` applied to the path of every entry of shards."""
+    """Returns a copy of the config in which ``change`` has been applied to the path of every entry in lists of shards."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, WeightedShards):
@@ -99,18 +99,19 @@ def with_shards(config: C, change: Callable[[str], str]) -> C:
     return config.model_copy(update=updates)
 
 
-def missing_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """Returns the missing paths, each with the keys that name it. ``leave_out``: sections to ignore."""
+def missing_inputs(config: Config, ignored_sections: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """Returns the paths of missing inputs, each with the keys that contain the path. The keys in ``ignored_sections`` are not
+    checked."""
     missing: dict[str, list[str]] = {}
     for key, kind, path in inputs_of(config):
-        if key.partition(".")[0] not in leave_out and not _exists(kind, path):
+        if key.partition(".")[0] not in ignored_sections and not _exists(kind, path):
             missing.setdefault(path, []).append(key)
     return missing
 
 
-def check_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> None:
+def check_inputs(config: Config, ignored_sections: tuple[str, ...] = ()) -> None:
     """Raises a :class:`UserError` that lists all missing inputs."""
-    missing = missing_inputs(config, leave_out)
+    missing = missing_inputs(config, ignored_sections)
     if not missing:
         return
     sources = "docs/data.md, docs/checkpoints.md and the first lines of the config"
@@ -125,7 +126,7 @@ def check_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> None:
 
 
 def _mark(field: FieldInfo) -> Input | None:
-    """Returns the mark of a field that names an input."""
+    """Returns the mark of a field that is an input, or None."""
     # For an optional input, the mark is on a member of the union.
     marks = [*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part))]
     return next((mark for mark in marks if isinstance(mark, Input)), None)

@@ -1,4 +1,5 @@
-"""Reads the lines of a file in bounded memory, since files may be damaged, for example by a hole of gigabytes of zeros."""
+"""Reads the lines of a file in bounded memory, since a damaged file may contain extremely long lines, such as gigabytes of
+zeros."""
 
 from __future__ import annotations
 
@@ -9,10 +10,8 @@ PIECE_BYTES = 1 << 20
 
 
 def bounded_lines(file: BinaryIO, longest: int, mid_line: bool = False) -> Iterator[tuple[int, str]]:
-    """Yields the lines that follow the current position, numbered from 1 and truncated to ``longest`` bytes.
-
-    ``mid_line``: the current position is in the middle of a line, so the rest of this line is skipped.
-    """
+    """Yields the lines that follow the current position, numbered from 1 and truncated to ``longest`` bytes. If ``mid_line`` is
+    True, the current position is in the middle of a line, and the rest of this line is skipped."""
     number = 0
     while line := file.readline(PIECE_BYTES if mid_line else longest):
         if not mid_line:

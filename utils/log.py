@@ -1,4 +1,4 @@
-"""Sets up the standard ``logging`` module. Every rank logs to a file; on the screen, rank 0 shows everything, and the other ranks
+"""Sets up Python's ``logging``. Every rank logs to a file. On the screen, rank 0 shows all messages, and the other ranks show
 only warnings."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _ScreenHandler(logging.Handler):
 
 
 class _FileHandler(logging.handlers.WatchedFileHandler):
-    """Reopens the file if it was deleted or renamed. If the disk is full, lines appear only on the screen."""
+    """Reopens the log file if it was deleted or renamed. If the disk is full, lines appear only on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
@@ -41,9 +41,9 @@ class _FileHandler(logging.handlers.WatchedFileHandler):
         pass
 
 
-def keep_error(error: Exception) -> None:
-    """Write an error that ends this process to its log and to the events of the run, with a traceback unless it is a user error.
-    The error is printed on the screen elsewhere."""
+def log_error(error: Exception) -> None:
+    """Writes an error that ends this process to the log file and to the events of the run, with a traceback unless it is a user
+    error. The caller prints the error on the screen."""
     event: Event
     if isinstance(error, PeerLostError):
         event = LostRank(message=str(error))
@@ -61,17 +61,17 @@ def keep_error(error: Exception) -> None:
 
 
 def _thread_failed(error: threading.ExceptHookArgs) -> None:
-    """Log one line for a thread that ended with an exception; the code that waits for the thread reports the consequences."""
+    """Logs one line for a thread that ended with an exception. The code that waits for the thread reports the consequences."""
     name = "a thread" if error.thread is None else f"the thread {error.thread.name}"
     logging.getLogger(__name__).warning("%s ended with %s: %s", name, error.exc_type.__name__, error.exc_value)
 
 
 def set_up(log_file: Path | None = None, events_file: Path | None = None) -> None:
-    """Configure the root logger of this process.
+    """Configures the root logger of this process.
 
     Args:
-        log_file: all messages are appended to it.
-        events_file: events and warnings are appended to it, as JSON lines; see :mod:`utils.events`.
+        log_file: file to which all messages are appended; None for no file.
+        events_file: file to which events and warnings are appended as JSON lines (see :mod:`utils.events`); None for no file.
 
     Raises:
         UserError: if a file cannot be written.
@@ -110,7 +110,7 @@ def _appending(path: Path, formatter: logging.Formatter) -> _FileHandler:
 
 
 def _end_last_line(path: Path) -> None:
-    """End the last line of a file if an earlier process was killed while it wrote that line."""
+    """Ends the last line of a file if an earlier process was killed while it wrote this line."""
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb+") as file:

@@ -1,4 +1,4 @@
-"""The limit on the number of open files of a process, and the error for reaching it."""
+"""Checks and raises the limit on the number of files that a process may have open, and recognises errors caused by the limit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 BASE_FILES = 48
-"""Number of files that a training process needs without workers: logs, libraries, connections to other ranks, and some shards."""
+"""Number of files that a training process needs without data workers, for logs, libraries, connections to other ranks, and some
+shards."""
 PER_WORKER = 12
-"""Number of files that a training process needs per worker: two pipes, and shared memory for the tensors of a batch."""
+"""Number of files that a training process needs per data worker, for two pipes and for the shared memory of a batch's tensors."""
 
 _REMEDY = "raise the limit in the shell or the job script, for example with `ulimit -n 4096`, or lower data.workers"
 
@@ -27,10 +28,10 @@ def limit() -> int:
 
 
 def check_limit(workers: int) -> None:
-    """Raise this process's limit as far as the system allows.
+    """Raises this process's limit as far as the system allows.
 
     Args:
-        workers: data worker processes of this rank.
+        workers: number of data workers of this rank.
 
     Raises:
         UserError: if the limit is too low for the run.

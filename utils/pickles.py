@@ -1,4 +1,4 @@
-"""Reads pickles as plain data without executing any code in them."""
+"""Reads pickles that contain only plain data, without executing any code in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTAINERS = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler for lists, dictionaries (including ``defaultdict`` of numbers), strings and numbers; rejects everything else."""
+    """Unpickles lists, dictionaries (including ``defaultdict`` with numbers), strings and numbers. Rejects everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -33,7 +33,8 @@ def read_plain_pickle(path: str, key: str) -> Any:
     """Reads the plain data in a pickle without executing code. Python 2 strings are decoded as Latin-1.
 
     Raises:
-        UserError: (naming the config ``key``) if the file is missing or damaged, or contains anything other than plain data.
+        UserError: if the file is missing or damaged, or contains anything other than plain data. The message names the config key
+            ``key``.
     """
     try:
         with expanded(path).open("rb") as stream:

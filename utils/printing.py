@@ -7,19 +7,19 @@ import sys
 
 
 def counted(number: int, one: str, more: str) -> str:
-    """Formats a number with its noun: "1 image", "2,000 images"."""
+    """Formats a number with its noun, such as "1 image" or "2,000 images"."""
     return f"{number:,} {one if number == 1 else more}"
 
 
 def printed(text: str, encoding: str | None = None) -> str:
-    """Returns a text on one line, and escapes characters that ``encoding`` (by default, the encoding of standard output) cannot
-    represent."""
+    """Formats a text for printing on one line. Escapes line breaks, and characters that ``encoding`` (by default, the encoding of
+    standard output) cannot represent."""
     wanted = encoding or sys.stdout.encoding or "utf-8"
     return text.replace("\n", "\\n").encode(wanted, "backslashreplace").decode(wanted)
 
 
-def written(value: float, digits: int = 4) -> str:
-    """Formats a number with a few digits: 12,500 · 0.0123 · 3e-07."""
+def format_number(value: float, digits: int = 4) -> str:
+    """Formats a number with a few digits, such as 12,500, 0.0123 or 3e-07."""
     if value == 0:
         return "0"
     if not math.isfinite(value):

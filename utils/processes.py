@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, exit statuses, and child processes that do not outlive their parent."""
+"""Signals that ask a run to stop, exit statuses, and functions for child processes that must not outlive their parent."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, si
 terminal (such as a lost ssh connection), and the CPU time limit."""
 
 REQUEUE = 75
-"""Exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL, on which schedulers requeue)."""
+"""Exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL, for which schedulers requeue a job)."""
 
 PEER_LOST = 69
-"""Exit status of a rank that lost another rank (EX_UNAVAILABLE). Lower than :data:`REQUEUE`, since srun returns the highest
-status."""
+"""Exit status of a rank that lost another rank (EX_UNAVAILABLE). It must be lower than :data:`REQUEUE`, since srun returns the
+highest status."""
 
-MISTAKE = 2
+USER_ERROR = 2
 """Exit status after a user error, which a restart would not fix."""
 
 WAIT_S = 240
-"""Time after which the lock of a process on a lost node has expired: longer than a lease lasts, and longer than NFS servers take
-(90 s)."""
+"""Seconds after which the lock of a process on a lost node has expired. This is longer than a lease lasts, and longer than an NFS
+server takes to release a lock (90 s)."""
 
 GRACE_S = 120
 """Default number of seconds within which a run must exit after a signal."""
@@ -31,9 +31,9 @@ GRACE_S = 120
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
-ECHO_S = 1.0
-"""Signals within this many seconds count as one: a scheduler signals each process of a job, the launcher also forwards its own
-signal, and `timeout` sends each signal twice."""
+DUPLICATE_SIGNAL_S = 1.0
+"""Signals within this many seconds count as one signal: a scheduler signals each process of a job, the launcher also forwards the
+signal that it has received, and `timeout` sends each signal twice."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -52,7 +52,7 @@ def signal_name(signum: int) -> str:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent exits for any reason. Only supported on Linux."""
+    """Asks the kernel to kill this process when its parent exits for any reason. Does nothing on systems other than Linux."""
     if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
@@ -62,8 +62,8 @@ def die_with_parent() -> None:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Returns the signals that this process handles: all of :data:`STOP_SIGNALS`, except SIGHUP under ``nohup``, which starts
-    programs with SIGHUP ignored."""
+    """Returns the signals that this process handles. These are all of :data:`STOP_SIGNALS`, except SIGHUP under ``nohup``, which
+    starts programs with SIGHUP ignored."""
     return [
         signum
         for signum in STOP_SIGNALS
@@ -72,6 +72,7 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def ignore_stop_signals() -> None:
-    """Ignore stop signals in a child process: schedulers signal every process of a job, but only the parent should react."""
+    """Makes a child process ignore stop signals, since schedulers signal every process of a job, but only the parent should
+    react."""
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

@@ -11,14 +11,20 @@ from tqdm import tqdm
 SECONDS_ON_A_SCREEN, SECONDS_IN_A_FILE = 0.5, 30.0
 LINE = "{percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 COUNT = "{n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-"""The format without a known total."""
+"""The format if the total is unknown."""
 
 
 def progress_bar(
     items: Iterable[Any] | None = None, *, total: int | None, quiet: bool = False, **options: Any
 ) -> tqdm[Any]:
-    """Creates a progress bar with remaining time, which iterates over ``items`` or is updated manually; hidden if ``quiet``.
-    ``total``: number of items, or None if unknown; ``options`` are passed to tqdm."""
+    """Creates a progress bar that shows the remaining time.
+
+    Args:
+        items: items over which the bar iterates; if None, the caller updates the bar.
+        total: number of items; None if unknown.
+        quiet: hide the bar.
+        options: other arguments of tqdm.
+    """
     if sys.stderr.isatty():
         return tqdm(items, total=total, disable=quiet, mininterval=SECONDS_ON_A_SCREEN, dynamic_ncols=True, **options)
     return LineBar(
@@ -35,8 +41,7 @@ def progress_bar(
 
 
 class LineBar(tqdm):
-    """A progress bar for files: prints one line per interval, starting when the first interval ends, and the final state unless
-    ``leave`` is false."""
+    """A progress bar for files. It prints a line at the end of each interval, and the final state unless ``leave`` is False."""
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
@@ -51,7 +56,7 @@ class LineBar(tqdm):
         """Does nothing, since lines in a file cannot be cleared."""
 
     def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
-        """Print a line, except with ``nolock``, which tqdm passes to redraw a bar after a log line."""
+        """Prints a line, unless tqdm wants to redraw the bar after a log line (``nolock``)."""
         if not nolock:
             super().refresh(nolock, lock_args)
 
@@ -59,7 +64,7 @@ class LineBar(tqdm):
         """Does nothing, since a file has no cursor."""
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
-        """Set the end of the next line, without printing a line."""
+        """Sets the end of the next line, without printing a line."""
         super().set_postfix_str(s, refresh=False)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Environment variables in which launchers and schedulers pass a process its rank, with errors that name the variables."""
+"""Reads the environment variables in which launchers and schedulers pass a process its rank. Errors name the variables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ LAST_PORT = 65535
 
 
 def whole_number(text: str) -> int | None:
-    """Parses decimal digits; returns None for any other text. ``str.isdigit`` would also accept ²."""
+    """Parses decimal digits. Returns None for any other text. (``str.isdigit`` would also accept ².)"""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 class Variables:
-    """Reads variables of an environment."""
+    """Reads the variables in an environment."""
 
     def __init__(self, environment: Mapping[str, str]):
         self._environment = environment
@@ -34,8 +34,8 @@ class Variables:
         )
 
     def number(self, *names: str, minimum: int = 0, maximum: int | None = None, reason: str = "") -> int:
-        """Returns the number in the first of ``names`` that is set, which must lie between ``minimum`` and ``maximum``.
-        ``reason`` explains the maximum in the error."""
+        """Returns the value of the first of ``names`` that is set, which must be a number from ``minimum`` to ``maximum``.
+        ``reason`` explains the maximum in the error message."""
         text = self.text(*names)
         name = next(name for name in names if self.has(name))
         number = whole_number(text)
@@ -50,7 +50,8 @@ class Variables:
         return self.number(*names, minimum=1, maximum=LAST_PORT)
 
     def index(self, *names: str, count: int, of: str) -> int:
-        """Returns the index, from 0, of one of ``count`` nodes or ranks."""
+        """Returns the value of the first of ``names`` that is set, which must be the index, counted from 0, of one of ``count``
+        nodes or ranks."""
         return self.number(*names, maximum=count - 1, reason=f" ({count} {of})")
 
     def _others(self) -> str:
@@ -64,8 +65,8 @@ def is_rank(environment: Mapping[str, str]) -> bool:
 
 
 def check_rank(environment: Mapping[str, str]) -> None:
-    """Raises :class:`UserError` if the variables of this rank are inconsistent, in which case ranks would wait for a rank that
-    does not exist."""
+    """Raises :class:`UserError` if the variables of this rank are inconsistent. Otherwise, ranks could wait for a rank that does
+    not exist."""
     variables = Variables(environment)
     if variables.has("RANK", "WORLD_SIZE"):
         variables.index("RANK", count=variables.number("WORLD_SIZE", minimum=1), of="ranks")

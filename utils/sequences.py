@@ -1,4 +1,4 @@
-"""Stacks the token ids of several texts into a tensor, hashes them for comparison, and shuffles sequences."""
+"""Stacks the token ids of several texts into a tensor, hashes texts for comparison, and shuffles sequences."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
 
 
 def text_ids(ids: Tensor, mask: Tensor) -> Tensor:
-    """Hashes each text: ``ids`` and ``mask`` (N, L) -> (N,) int64, equal if and only if the ids are equal (up to 64-bit
-    collisions).
+    """Hashes each text. ``ids`` and ``mask`` are (N, L), and the result is (N,) int64. Two hashes are equal if and only if the
+    texts are equal (up to 64-bit collisions).
 
     The hash is a polynomial in the ids modulo 2^64, so padding does not change it.
     """
@@ -34,7 +34,8 @@ def text_ids(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def stack_rows(rows: Sequence[Sequence[int]], fill: int, length: int | None = None) -> Tensor:
-    """Stacks lists of integers into an (N, L) int64 tensor, right-padded with ``fill`` to the longest list or to ``length``."""
+    """Stacks N lists of integers into an (N, L) int64 tensor. Lists are right-padded with ``fill`` to the longest list or to
+    ``length``."""
     lengths = np.array([len(row) for row in rows], np.int64)
     width = int(lengths.max(initial=0)) if length is None else length
     out = np.full((len(rows), width), fill, np.int64)

@@ -1,4 +1,4 @@
-"""An on-disk store for tensors of the same shape."""
+"""Temporary on-disk storage for tensors of the same shape."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from utils.errors import UserError
 
 
 class TensorSpool:
-    """Tensors of the same shape and dtype in a temporary file, appended in order and read back in blocks.
+    """Stores tensors of the same shape and dtype in a temporary file. Tensors are appended in order and read back in blocks.
 
-    Memory use does not grow with the number of tensors. With enough free memory, the system's file cache makes reading as fast as
-    reading from memory.
+    Memory use does not grow with the number of tensors. If there is enough free memory, the system's file cache makes reading
+    from the file as fast as reading from memory.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class TensorSpool:
         self.count = 0
 
     def append(self, tensors: Tensor) -> None:
-        """Append N tensors, (N, ...), of the same shape and dtype as the previous tensors.
+        """Appends N tensors, passed as one tensor (N, ...), of the same shape and dtype as the previous tensors.
 
         Raises:
             UserError: if the disk is full.
@@ -43,22 +43,23 @@ class TensorSpool:
             self._file.write(array.tobytes())
             self._file.flush()
         except OSError as error:
-            written = f"{self.count * self._bytes_each / 1e9:.1f} GB"
+            size = f"{self.count * self._bytes_each / 1e9:.1f} GB"
             raise UserError(
-                f"{tempfile.gettempdir()}: cannot hold more than {written} of image states ({error.strerror}); "
+                f"{tempfile.gettempdir()}: cannot hold more than {size} of image states ({error.strerror}); "
                 "set TMPDIR to a larger disk"
             ) from None
         self.count += len(array)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Returns tensors ``start`` to ``stop`` (exclusive), (N, ...), or fewer at the end."""
+        """Returns the tensors with the indices ``start`` to ``stop`` (exclusive), as one tensor (N, ...). Indices after the last
+        tensor are ignored."""
         start, stop = min(start, self.count), min(stop, self.count)
         self._file.seek(start * self._bytes_each)
         content = bytearray(self._file.read((stop - start) * self._bytes_each))
         return torch.from_numpy(np.frombuffer(content, dtype=self._dtype).reshape(stop - start, *self._shape))
 
     def close(self) -> None:
-        """Free the disk space."""
+        """Frees the disk space."""
         self._file.close()
 
     def __enter__(self) -> TensorSpool:

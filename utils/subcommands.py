@@ -16,14 +16,15 @@ class Command(NamedTuple):
     help: str
 
     def load(self) -> Callable[..., int]:
-        """Import the module and return the function."""
+        """Imports the module and returns the function."""
         module, _, function = self.target.partition(":")
         command: Callable[..., int] = getattr(importlib.import_module(module), function)
         return command
 
 
 def with_subcommands(table: Mapping[str, Command]) -> Callable[[F], F]:
-    """Decorates a command with subcommands. The command's own function runs if the first argument is not a subcommand."""
+    """Returns a decorator that adds subcommands to a command. The decorated function runs if the first argument is not a
+    subcommand."""
 
     def add(command: F) -> F:
         command.subcommands = table  # type: ignore[attr-defined]
@@ -33,6 +34,6 @@ def with_subcommands(table: Mapping[str, Command]) -> Callable[[F], F]:
 
 
 def subcommands_of(command: Any) -> Mapping[str, Command]:
-    """Returns the subcommands of a command by name; most commands do not have any."""
+    """Returns the subcommands of a command by name. The result is empty for most commands."""
     table: Mapping[str, Command] = getattr(command, "subcommands", {})
     return table

@@ -1,4 +1,4 @@
-"""Suffixes that identify images and videos in a folder or an archive. A file that is given by name is read regardless of its
+"""Suffixes that identify images and videos in a folder or an archive. A file that is named explicitly is read regardless of its
 suffix."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sizes of tensors, and modules on the meta device."""
+"""Computes the sizes of tensors, and copies modules to the meta device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def on_meta(owner: Owner, module: nn.Module) -> Owner:
-    """Returns a copy of ``owner`` whose ``module`` is on the meta device: its tensors have shapes but no content, so running it
-    takes no memory."""
+    """Returns a copy of ``owner`` in which ``module`` is on the meta device. Tensors on the meta device have shapes but no
+    content, so running the module takes no memory."""
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         empty = torch.empty_like(tensor, device="meta")

@@ -1,4 +1,4 @@
-"""Weight files that detect corruption: safetensors files with a hash of the tensors in the header."""
+"""Reads and writes weight files that detect corruption: safetensors files with a hash of the tensors in the header."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.files import replacing
 
-ABOUT = "about"
-"""Entry of the header: a JSON object with the hash under ``sha256``. There is only one entry, because safetensors writes several
-entries in random order."""
+HEADER_ENTRY = "about"
+"""Name of the entry in the header of a weight file. Its value is a JSON object that contains the hash under ``sha256``. We use
+only one entry, because safetensors writes several entries in random order."""
 
 TOKEN_IDS = "token_ids"
-"""Key in this entry for the digest of the token ids that the weights were trained with (:mod:`dataset.text.loading`)."""
+"""Key in this JSON object for the digest of the token ids that the weights were trained with (:mod:`dataset.text.loading`)."""
 
 
-def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
-    """Atomically replace ``path`` with a safetensors file of ``tensors``, which must be on the CPU.
+def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Atomically replaces ``path`` with a safetensors file. Equal arguments result in equal files.
 
-    ``about``: additional values for the header entry. Equal tensors and values result in equal files.
+    Args:
+        path: the file to write.
+        tensors: the tensors by name, on the CPU.
+        metadata: additional values for the header.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    header = {ABOUT: json.dumps({"sha256": digest(contiguous), **(about or {})})}
+    header = {HEADER_ENTRY: json.dumps({"sha256": digest(contiguous), **(metadata or {})})}
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -41,20 +44,20 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Returns the values in the header entry of a safetensors file; empty if another program wrote the file.
+    """Returns the metadata in the header of a safetensors file. The result is empty if another program wrote the file.
 
     Raises:
         UserError: if the entry is not a JSON object, so that its hash cannot be trusted.
     """
     with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(ABOUT, "{}")
+        text = (file.metadata() or {}).get(HEADER_ENTRY, "{}")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise UserError(
-            f"{path}: damaged: the header entry {ABOUT!r} is not a JSON object; copy or download the file again"
+            f"{path}: damaged: the header entry {HEADER_ENTRY!r} is not a JSON object; copy or download the file again"
         )
     return values
 

@@ -1,4 +1,5 @@
-"""Parses YAML into plain values with line numbers. Any input results in values or in one :class:`YamlError`, in bounded time.
+"""Parses YAML into plain values with line numbers. For any input, the parser returns values or raises one :class:`YamlError`, in
+bounded time.
 
 ruamel.yaml parses the text into nodes. We construct the values ourselves because ruamel's constructors raise various exceptions
 for unusual input, expand aliases without limit, and lose the line numbers of merged keys.
@@ -20,10 +21,10 @@ from ruamel.yaml.reader import ReaderError
 
 MAX_CHARACTERS = 1_000_000
 MAX_NODES = 20_000
-"""Max number of values in a text, including keys and expanded aliases. The parser reads about 20,000 values per second."""
+"""Maximum number of values in a text, including keys and expanded aliases. The parser reads about 20,000 values per second."""
 MAX_DEPTH = 64
 MAX_KEY = 200
-"""Max number of characters of a key."""
+"""Maximum number of characters in a key."""
 
 _TAG = "tag:yaml.org,2002:"
 _INTEGERS = range(-(2**63), 2**64)
@@ -33,7 +34,8 @@ Lines = dict[KeyPath, int]
 
 
 class YamlError(Exception):
-    """A text does not contain plain values. ``problem``: what is wrong, and the remedy; ``line``: line number, from 1."""
+    """A text cannot be parsed into plain values. ``problem`` says what is wrong and what to do, and ``line`` is the line number,
+    counted from 1."""
 
     def __init__(self, line: int, problem: str):
         super().__init__(f"line {line}: {problem}")
@@ -80,8 +82,8 @@ _CHECK = "check quotes, brackets and indentation"
 
 @lru_cache(maxsize=256)
 def _compose(text: str) -> Node | None:
-    """Returns the nodes of a text, which callers must not modify. Cached, because a command reads each config file several times:
-    for its task, for its type and for its values."""
+    """Returns the nodes of a text, which callers must not modify. The result is cached, because a command reads each config file
+    several times: for its task, for its type and for its values."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer
     yaml.max_depth = MAX_DEPTH
@@ -127,7 +129,7 @@ class _Bounds:
         self.open: set[int] = set()
 
     def check(self, node: Node) -> tuple[int, int]:
-        """Returns the number of values below a node and their depth. Each node is visited once, however many aliases it has."""
+        """Returns the number of values in a node and their depth. Each node is visited once, however many aliases it has."""
         if id(node) in self.open:
             raise YamlError(_line(node), f"&{node.anchor} contains itself by *{node.anchor}; write out the value")
         if id(node) not in self.sizes:
@@ -174,7 +176,7 @@ def _tag(node: Node) -> str:
 
 
 def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
-    """Returns the key and value nodes by key: first the keys of the mapping itself, then merged keys that it does not define.
+    """Returns the key and value nodes by key: first the keys of the mapping, then merged keys that the mapping does not define.
     Earlier merged mappings take precedence."""
     own: dict[str, tuple[Node, Node]] = {}
     merged: list[MappingNode] = []

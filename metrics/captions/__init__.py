@@ -17,7 +17,7 @@ __all__ = ["caption_metrics", "caption_scores", "tokenize", "tokenize_references
 def caption_metrics(
     candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
 ) -> dict[str, float]:
-    """Computes ``BLEU-1`` to ``BLEU-4`` and ``ROUGE-L`` in 0..1, and ``CIDEr`` in 0..10, like the standard evaluation.
+    """Computes ``BLEU-1`` to ``BLEU-4`` and ``ROUGE-L`` in 0..1, and ``CIDEr`` in 0..10, like the standard COCO evaluation.
 
     See :func:`caption_scores` for arguments and errors.
     """
@@ -27,20 +27,20 @@ def caption_metrics(
 def caption_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Computes the metrics of :func:`caption_metrics`. For metrics that are means over images, also returns the scores of the
-    images, (I,).
+    """Computes the metrics of :func:`caption_metrics`. For ROUGE-L and CIDEr, which are means over images, also returns the score
+    of each image, (I,).
 
-    BLEU is computed over the corpus and is not a mean. The CIDEr score of an image depends on other images only through the
-    document frequencies.
+    BLEU is computed over the corpus and is not a mean over images. The CIDEr score of an image depends on other images only
+    through the document frequencies (see :class:`~metrics.captions.cider.DocumentFrequencies`).
 
-    The order of images affects only the few tokens that depend on the next caption; see :func:`metrics.captions.ptb.tokenize`.
+    The order of images affects only a few tokens, which depend on the next caption; see :func:`metrics.captions.ptb.tokenize`.
     Papers report all metrics times 100.
 
     Args:
         candidates: the generated caption of each image.
         references: the annotated captions of each image; at least one.
-        frequencies: document frequencies of another corpus for CIDEr; if None, they are counted in the references, as is
-            standard.
+        frequencies: document frequencies of another corpus for CIDEr; if None, they are counted in the references, as in the
+            standard evaluation.
 
     Raises:
         ValueError: if there are no images, the number of candidates differs from the number of images, or an image has no
@@ -61,6 +61,6 @@ def caption_scores(
 
 
 def tokenize_references(references: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Tokenizes the captions of all images as one text (see :func:`tokenize`), and groups the result by image."""
+    """Tokenizes the captions of all images as one text (see :func:`tokenize`), and groups the tokenized captions by image."""
     tokens = iter(tokenize([caption for image_references in references for caption in image_references]))
     return [[next(tokens) for _ in image_references] for image_references in references]

@@ -10,14 +10,14 @@ from metrics.captions.ngrams import count_ngrams
 
 _NO_MATCH = 1e-15
 _NO_GUESS = 1e-9
-"""The standard evaluation adds these to matches and lengths to avoid division by 0."""
+"""Small numbers that the standard COCO evaluation adds to matches and lengths to avoid division by 0."""
 
 
 def corpus_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], max_n: int = 4) -> list[float]:
     """Computes BLEU-1 to BLEU-``max_n`` in 0..1, for one candidate per image, like the standard evaluation.
 
     Counts are summed over the corpus. The reference length of a candidate is the length of the reference that is closest in
-    length, or of the shorter one of two equally close references. Captions are tokens separated by spaces
+    length; if two references are equally close, it is the shorter length. In captions, tokens are separated by spaces
     (:func:`metrics.captions.ptb.tokenize`).
 
     >>> [round(score, 4) for score in corpus_bleu(["a dog runs"], [["a dog runs fast"]], max_n=2)]

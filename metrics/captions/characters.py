@@ -1,8 +1,9 @@
-"""Non-ASCII characters that the standard caption tokenizer takes as letters, marks, digits and symbols; it drops all others.
+"""Tables of the non-ASCII characters that the tokenizer of the standard caption evaluation treats as letters, marks, digits and
+symbols. It drops all other non-ASCII characters.
 
-The tables were observed by giving each character of the basic plane to the tokenizer, alone and inside words and numbers. The
-tokenizer uses an older version of Unicode than Python, so ``unicodedata`` would give different results for some scripts. Each
-table is a list of code points and ranges of code points, in hexadecimal.
+The tables were made by passing each character of the basic multilingual plane to the tokenizer, alone and inside words and
+numbers. The tokenizer uses an older version of Unicode than Python, so ``unicodedata`` would return different results for some
+scripts. Each table is a list of code points and ranges of code points, in hexadecimal.
 """
 
 LETTERS = """

@@ -1,4 +1,4 @@
-"""CIDEr-D, which the standard evaluation calls CIDEr."""
+"""CIDEr-D, which the standard COCO evaluation calls CIDEr."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ class DocumentFrequencies:
 class CiderD:
     """Computes CIDEr-D with given document frequencies.
 
-    The vectors of references are cached, so scoring is fast enough for every step of self-critical training. The score is 10
-    times the mean over n = 1..4, and over references, of the cosine between vectors of n-gram counts weighted by inverse document
-    frequency. Counts are clipped to the counts of the reference, and a difference in length is penalised (CIDEr, sec. 5 and
-    appendix). As in the standard evaluation, the length of a caption is its number of bigrams.
+    A caption is represented by vectors of n-gram counts, weighted by inverse document frequency. The score is 10 times the mean
+    cosine between the vectors of a candidate and a reference, over n = 1..4 and over references. Counts are clipped to the counts
+    of the reference, and a difference in length is penalised (section 5 and appendix of the CIDEr paper). As in the standard
+    evaluation, the length of a caption is its number of bigrams. The vectors of references are cached, so scoring is fast enough
+    for every step of self-critical training.
 
     Args:
         frequencies: document frequencies of the evaluated references (in the standard evaluation) or of the training captions (in
             training).
-        kept_references: maximum number of cached vectors of references, about 7 kB each.
+        max_cached: maximum number of references to cache, about 7 kB each.
     """
 
-    def __init__(self, frequencies: DocumentFrequencies, kept_references: int = 10_000) -> None:
+    def __init__(self, frequencies: DocumentFrequencies, max_cached: int = 10_000) -> None:
         self.frequencies = frequencies
         self._log_images = math.log(frequencies.images) if frequencies.images else 0.0
-        self._reference = lru_cache(kept_references)(self._vector)
+        self._reference = lru_cache(max_cached)(self._vector)
 
     def scores(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-        """Computes CIDEr-D of each candidate against the references of its image, (N,) in 0..10. Captions must be tokenized.
+        """Computes the CIDEr-D (N,) of each candidate against the references of its image, in 0..10. Captions must be tokenized.
 
         >>> tokenized = [["a cat sits", "the cat"], ["a dog runs"]]
         >>> CiderD(DocumentFrequencies.of(tokenized)).scores(["a cat sits", "a cat sits"], tokenized).round(4)
@@ -71,7 +72,7 @@ class CiderD:
         )
 
     def _vector(self, caption: str) -> tuple[dict[Ngram, float], list[float], int]:
-        """Returns the weights by n-gram, their norms by n, and the length of a caption."""
+        """Returns the weights of a caption's n-grams, the norm of the weights for each n, and the caption's length."""
         norms = [0.0] * MAX_N
         weights = {}
         for ngram, count in count_ngrams(caption, MAX_N).items():
@@ -100,7 +101,7 @@ class CiderD:
 def cider_d(
     candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
 ) -> np.ndarray:
-    """Computes CIDEr-D of one candidate per image, (N,) in 0..10. The score of the corpus is the mean.
+    """Computes the CIDEr-D (N,) of one candidate per image, in 0..10. The score of the corpus is the mean.
 
     Args:
         candidates: tokenized candidates.

@@ -13,17 +13,18 @@ from utils.files import expanded, read_json
 from utils.pickles import read_plain_pickle
 
 TABLE, IMAGES = "document_frequency", "ref_len"
-"""Keys of the common pickles, such as ``coco-train-df.p``, in which ``ref_len`` is the number of images, not its logarithm."""
+"""Keys in the pickles that are in common use, such as ``coco-train-df.p``. ``ref_len`` is the number of images, not its
+logarithm."""
 
 
 def read_document_frequencies(path: str, key: str) -> DocumentFrequencies:
     """Reads document frequencies from a ``.json`` file or a pickle. Code in the pickle is never run.
 
-    Both contain ``{"ref_len": images, "document_frequency": {"a dog": number of images with this n-gram, …}}``.
+    The file contains ``{"ref_len": number of images, "document_frequency": {"a dog": number of images with this n-gram, …}}``.
 
     Args:
         path: the file.
-        key: config key of the file, for messages.
+        key: the config key that contains the path, for error messages.
 
     Raises:
         UserError: if the file does not exist, is damaged, or is not a table of document frequencies.

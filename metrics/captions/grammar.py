@@ -1,7 +1,7 @@
-"""The rules of :mod:`metrics.captions.ptb`, which define tokens and how they are written.
+"""The rules of the caption tokenizer (:mod:`metrics.captions.ptb`), which define what a token is and how it is output.
 
-At each position, the rule with the longest match applies; the context after the token counts towards the length. If several
-matches are equally long, the first rule applies. So the order matters only for rules that can match the same text.
+At each position, the rule with the longest match applies. The length of a match includes the context that must follow the token.
+If several matches are equally long, the first rule applies, so the order matters only for rules that can match the same text.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from metrics.captions import characters
 
 
 class Rule(NamedTuple):
-    """A rule for one kind of token."""
+    """A rule for one type of token."""
 
     pattern: re.Pattern[str]
-    """Group 1 is the token; the rest is context that must follow."""
-    written: Callable[[str], str]
-    """Maps group 1 to its token, or to several tokens separated by spaces; empty if the text is dropped."""
+    """Group 1 matches the token. The rest matches the context that must follow."""
+    output: Callable[[str], str]
+    """Maps the text of group 1 to a token, or to several tokens separated by spaces; empty if the text is dropped."""
 
 
 def _any_of(words: str) -> str:
-    """Returns a pattern for the longest matching word of ``words``, which are separated by spaces."""
+    """Returns a pattern that matches the longest possible word in ``words``, a list separated by spaces."""
     return "(?:" + "|".join(sorted(words.split(), key=len, reverse=True)) + ")"
 
 
@@ -32,7 +32,7 @@ def _any_of_any_case(words: str) -> str:
 
 
 def _any_of_capitalized(words: str) -> str:
-    """Returns a pattern for one of ``words``, in which the case of the first letter is significant."""
+    """Returns a pattern that matches one of ``words``. Only the case of the first letter is significant."""
     return "(?:" + "|".join(word[0] + _any_case(word[1:]) for word in words.split()) + ")"
 
 
@@ -44,7 +44,7 @@ def _class_of(ranges: str) -> str:
     return "".join("-".join(f"\\u{end}" for end in part.split("-")) for part in ranges.split())
 
 
-# How tokens are written.
+# How tokens are output.
 
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
@@ -170,8 +170,8 @@ _APOSTROPHIZED = _any_case(
 )
 
 
-def _rule(token: str, written: Callable[[str], str] = _as_is, context: str = "") -> Rule:
-    return Rule(re.compile(f"({token}){context}"), written)
+def _rule(token: str, output: Callable[[str], str] = _as_is, context: str = "") -> Rule:
+    return Rule(re.compile(f"({token}){context}"), output)
 
 
 RULES = (

@@ -1,4 +1,4 @@
-"""METEOR and SPICE, which exist only as Java programs. They are run through the optional package pycocoevalcap."""
+"""METEOR and SPICE, which exist only as Java programs. The optional package pycocoevalcap runs them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SCORERS = {"METEOR": ("pycocoevalcap.meteor.meteor", "Meteor"), "SPICE": ("pycoc
 def java_metrics(
     candidates: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str]
 ) -> dict[str, float]:
-    """Computes the metrics in ``names``, in 0..1, for tokenized captions (:func:`metrics.captions.tokenize`).
+    """Computes the metrics in ``names`` for tokenized captions (:func:`metrics.captions.tokenize`). The metrics are in 0..1.
 
     SPICE downloads its models on first use.
 
     Raises:
-        UserError: see :func:`check_java_metrics`, or if the program failed.
+        UserError: if a name is unknown, if pycocoevalcap or Java is missing, or if the program failed.
     """
     check_java_metrics(names)
     references_by_image = {index: list(texts) for index, texts in enumerate(references)}
@@ -49,8 +49,8 @@ def java_metrics(
 
 
 def _release(meteor: Any) -> None:
-    """Prepares a failed Meteor for its destructor. The destructor waits for the lock that Meteor still holds, and then closes the
-    pipe to a program that may have ended."""
+    """Prepares a ``Meteor`` object that has failed for its destructor. Otherwise, the destructor would wait for a lock that the
+    object still holds, and then close the pipe to a program that may have ended."""
     if (lock := getattr(meteor, "lock", None)) is not None and lock.locked():
         lock.release()
     with contextlib.suppress(OSError, AttributeError):
@@ -71,8 +71,8 @@ def check_java_metrics(names: Sequence[str]) -> None:
     if not names:
         return
     needs = f"{names[0]} needs" if len(names) == 1 else f"{' and '.join(names)} need"
-    drop = "or remove this metric" if len(names) == 1 else "or remove these metrics"
+    alternative = "or remove this metric" if len(names) == 1 else "or remove these metrics"
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise UserError(f'{needs} pycocoevalcap, which is not installed: pip install ".[captions]", {drop}')
+        raise UserError(f'{needs} pycocoevalcap, which is not installed: pip install ".[captions]", {alternative}')
     if shutil.which("java") is None:
-        raise UserError(f"{needs} Java, and there is no java on the PATH: install a Java runtime, {drop}")
+        raise UserError(f"{needs} Java, and there is no java on the PATH: install a Java runtime, {alternative}")

@@ -11,10 +11,10 @@ BETA = 1.2
 
 
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """Computes ROUGE-L in 0..1 for one candidate per image, (N,), like the standard evaluation. The score of the corpus is the
-    mean.
+    """Computes the ROUGE-L (N,) of one candidate per image in 0..1, like the standard COCO evaluation. The score of the corpus is
+    the mean.
 
-    Precision and recall are each the maximum over the references. Words are separated by single spaces, so an empty caption has
+    Precision and recall are each the maximum over the references. Captions are split at single spaces, so an empty caption has
     one empty word.
 
     >>> rouge_l(["a dog runs fast"], [["a dog runs"]]).round(4)

@@ -29,7 +29,7 @@ RERANKING_SCORE = (
     "score by which re-ranked pairs are sorted. matching: the logit of the matching head (published); sum: its "
     "log-odds plus the cosine divided by the temperature"
 )
-"""Description of the config key ``evaluation.score``."""
+"""Description of the config key ``score``."""
 ORDER_NOTES: dict[RerankingScore, str] = {
     "matching": "",
     "sum": " by the matching head's log-odds plus the cosine divided by the temperature",

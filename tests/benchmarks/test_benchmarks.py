@@ -36,7 +36,7 @@ from engine import trainer
 from engine.trainer import PHASES
 from tests.dataset.prepare.official import photograph
 from tests.messages import OneLine
-from utils.commands import call, read_words
+from utils.commands import call, parse_arguments
 
 SMALLER = (
     "model.text.arch={family: bert, width: 32, layers: 1, heads: 2, intermediate: 64, max_positions: 64}",
@@ -309,7 +309,7 @@ def test_each_batch_is_used_once_before_timing_starts(way, flags, steps, monkeyp
     taken = []
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, steps, _: taken.append(steps) or [[1.0] * 4])
     monkeypatch.setattr(trainer, "compile_encoders", lambda *_, **__: None)
-    _, given = read_words(gpu.main, [*flags, "--ways", way], "gpu")
+    _, given = parse_arguments(gpu.main, [*flags, "--ways", way], "gpu")
     given.apply_defaults()
     overrides, *timing = (given.arguments[name] for name in ("overrides", "rounds", "warm_up", "small"))
     small_config, small = step_config.SMALL

@@ -17,7 +17,7 @@ import pytest
 from commands import COMMANDS
 from run import main
 from tests.messages import OneLine
-from utils.commands import argv_of, call, read_words
+from utils.commands import argv_of, call, parse_arguments
 from utils.subcommands import subcommands_of
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_unusual_texts_and_paths_survive_the_round_trip_through_words(name):
         values = {key: value for key, value in values.items() if value is not None}
         if missing := [each.name for each in named if each.default is each.empty and each.name not in values]:
             pytest.skip(f"{missing[0]} does not accept any text")
-        _, bound = read_words(command, argv_of(command, **values), name)
+        _, bound = parse_arguments(command, argv_of(command, **values), name)
         for key, value in values.items():
             assert bound.arguments.get(key, inspect.signature(command).parameters[key].default) == value
 

@@ -149,8 +149,8 @@ def as_format_1(checkpoint: Checkpoint) -> None:
     """Rewrites a checkpoint in the format of earlier versions: the optimiser states are stored by index in the file of the
     remaining state."""
     training = checkpoint.training_state()
-    tensors = load_file(checkpoint.states / "tensors.safetensors")
-    shutil.rmtree(checkpoint.states)
+    tensors = load_file(checkpoint.states_folder / "tensors.safetensors")
+    shutil.rmtree(checkpoint.states_folder)
     names = [name for group in training["optimizer"]["param_groups"] for name in group["names"]]
     training["optimizer"]["state"] = {
         index: {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}

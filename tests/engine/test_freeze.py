@@ -209,7 +209,7 @@ def test_a_checkpoint_has_all_weights_and_states_of_the_parts_that_train(whole):
         assert {part_of(name) for name in names} & {"vision", "text"} == {
             p for p, until in STEPS.items() if step > until
         }
-        tensors = checkpoint.states / "tensors.safetensors"
+        tensors = checkpoint.states_folder / "tensors.safetensors"
         assert {name.rpartition("/")[0] for name in load_file(tensors)} == names
         sizes.append(tensors.stat().st_size)
         assert checkpoint.model_file.stat().st_size == checkpoints(whole)[6].model_file.stat().st_size

@@ -13,16 +13,16 @@ from engine.metrics_log import keep_until
 from engine.run_folder import RunFolder
 from tests.engine.toy import trainer
 from tests.messages import naming
-from utils.config import MAY_CHANGE, STAYS, Config, WhenResumed
+from utils.config import MAY_CHANGE, MUST_NOT_CHANGE, Config, WhenResumed
 from utils.errors import NotRegularError, UserError
 
 
 class Evaluation(Config):
-    when_resumed = WhenResumed.CHANGES_METRICS
+    when_resumed = WhenResumed.AFFECTS_METRICS
 
     batch_size: Annotated[int, MAY_CHANGE] = 1
     limit: int = 1
-    validation: Annotated[str, STAYS] = "a"
+    validation: Annotated[str, MUST_NOT_CHANGE] = "a"
 
 
 class Run(Config):

@@ -13,7 +13,7 @@ from engine.stopping import POLL_S, StopRequest
 from tests.ranks import CONTEXT, become_rank, free_port, on_each_of_two
 from utils import distributed
 from utils.errors import UserError
-from utils.processes import MISTAKE, PEER_LOST, REQUEUE
+from utils.processes import PEER_LOST, REQUEUE, USER_ERROR
 
 
 @pytest.mark.parametrize("signalled", [0, 1])
@@ -35,7 +35,7 @@ def test_a_rank_ends_after_rank_0_is_gone_whatever_it_waits_for():
 
 def leave_the_other(rank: int, port: int) -> None:
     become_rank(rank, 2, port)
-    with distributed.process_group(), StopRequest() as stop, stop.at_once():
+    with distributed.process_group(), StopRequest() as stop, stop.ending_immediately():
         dist.barrier()
         if rank == 0:
             os._exit(5)
@@ -46,7 +46,7 @@ def end_an_evaluation(rank: int, signalled: int) -> None:
     """The signal arrives when rank 0 has left the section that can be ended at once, and rank 1 is still in it."""
     started = time.monotonic()
     with distributed.process_group(), StopRequest(grace_s=90) as stop:
-        with stop.at_once():
+        with stop.ending_immediately():
             dist.barrier()
             if rank == 1:
                 ask(rank, signalled)
@@ -78,7 +78,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_the_status_of_a
         process.start()
     for process in ranks:
         process.join(60)
-    assert [process.exitcode for process in ranks] == [MISTAKE, MISTAKE]
+    assert [process.exitcode for process in ranks] == [USER_ERROR, USER_ERROR]
 
 
 def cannot_save(rank: int, port: int) -> None:
@@ -87,7 +87,7 @@ def cannot_save(rank: int, port: int) -> None:
     def save() -> str:
         raise UserError("No space left on device")
 
-    with distributed.process_group(), StopRequest() as stop, stop.at_once(save):
+    with distributed.process_group(), StopRequest() as stop, stop.ending_immediately(save):
         dist.barrier()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.checkpoint import Checkpoint, find_weights, list_checkpoints
-from engine.metrics_log import remove_later
+from engine.metrics_log import remove_after_step
 from engine.run_plan import steps_of
 from engine.saving import save_best
 from engine.train_config import TrainConfig
@@ -316,7 +316,7 @@ def test_predictions_of_validations_are_kept_up_to_the_resumed_checkpoint(tmp_pa
     class Predicting(ToyTask):
         def validate(self):
             values = super().validate()
-            self.validated = [{"number": 0, "answer": f"ü\u2028{values['score']}", "none": float("nan")}]
+            self.validation_predictions = [{"number": 0, "answer": f"ü\u2028{values['score']}", "none": float("nan")}]
             return values
 
     trainer(tmp_path, Predicting(scores=[0.1, 0.2, 0.3]), validate_every=2, steps=6).fit()
@@ -326,5 +326,5 @@ def test_predictions_of_validations_are_kept_up_to_the_resumed_checkpoint(tmp_pa
     assert [line["predictions"][0]["answer"] for line in kept] == ["ü\u20280.1", "ü\u20280.2", "ü\u20280.3"]
     with path.open("a") as file:
         file.write('{"step": 7, "pre')
-    remove_later(path, 4)
+    remove_after_step(path, 4)
     assert [json.loads(line)["step"] for line in path.open(encoding="utf-8")] == [2, 4]

@@ -221,7 +221,7 @@ def test_on_a_device_times_are_added_once_their_events_completed(monkeypatch):
     def step() -> None:
         with ranks.waiting_for_data():
             pass
-        with ranks.noting_waits():
+        with ranks.recording_waits():
             ranks.reached("work")
             with distributed._around_waits():
                 pass

@@ -79,14 +79,14 @@ class ToyLoader:
 class ToyTask:
     """``scores`` are the results of successive validations; if None, the task has no validation."""
 
-    validated = ()
+    validation_predictions = ()
 
     def __init__(self, poison: set[int] | None = None, scores: list[float] | None = None):
         self.scores = scores
-        self.selects = None if scores is None else "score"
+        self.selection_metric = None if scores is None else "score"
         self.model = Line()
         self.fresh: set[str] = set()
-        self.about: dict[str, str] = {}
+        self.metadata: dict[str, str] = {}
         self.loader = ToyLoader(poison or set())
 
     def train_loader(self) -> ToyLoader:

@@ -13,7 +13,7 @@ from tests.faults.conftest import STEPS, Job, lines, pause
 from tests.messages import OneLine
 from tools.runs.history import read_history
 from utils.events import LostRank
-from utils.processes import ECHO_S
+from utils.processes import DUPLICATE_SIGNAL_S
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
         ranks = job.ranks()
         os.kill(ranks[0], signal.SIGSTOP)  # the run cannot stop gracefully
         os.kill(job.process.pid, signal.SIGTERM)
-        time.sleep(ECHO_S + 0.1)
+        time.sleep(DUPLICATE_SIGNAL_S + 0.1)
         started = time.monotonic()
         os.kill(job.process.pid, signal.SIGTERM)
         job.wait(20)

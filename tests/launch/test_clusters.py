@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launch import torchrun
-from launch.clusters import LaunchContext, Rank, detect_context, first_host, launch_context, nodes_left_out
+from launch.clusters import LaunchContext, Rank, detect_context, first_host, launch_context, unused_nodes_warning
 from launch.placement import Nodes, Placement, parse_nodes
 from tests.messages import OneLine, naming
 from utils.commands import call
@@ -179,10 +179,10 @@ def test_a_contradiction_is_reported_in_one_line(flags, environment, message):
 
 
 def test_a_job_of_several_nodes_without_srun_is_reported():
-    assert nodes_left_out(BATCH) == OneLine("SLURM job 12017", "2 nodes", "srun")
-    assert nodes_left_out(STEP) is None
-    assert nodes_left_out(BATCH | {"SLURM_NNODES": "1"}) is None
-    assert nodes_left_out({}) is None
+    assert unused_nodes_warning(BATCH) == OneLine("SLURM job 12017", "2 nodes", "srun")
+    assert unused_nodes_warning(STEP) is None
+    assert unused_nodes_warning(BATCH | {"SLURM_NNODES": "1"}) is None
+    assert unused_nodes_warning({}) is None
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_an_impossible_number_is_reported_before_anything_waits(environment, mes
 
 def test_node_counts_of_a_job_must_be_ascii_digits():
     with pytest.raises(UserError, match="SLURM_NNODES = '²' is not a number"):
-        nodes_left_out(BATCH | {"SLURM_NNODES": "²"})
+        unused_nodes_warning(BATCH | {"SLURM_NNODES": "²"})
 
 
 def test_an_impossible_rank_is_also_reported_by_the_task_scripts(monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 
 from tests.messages import OneLine
 from tests.ranks import free_port
-from utils.processes import MISTAKE, PEER_LOST, REQUEUE
+from utils.processes import PEER_LOST, REQUEUE, USER_ERROR
 
 ROOT = Path(__file__).parent.parent.parent
 LAUNCH = """
@@ -55,7 +55,7 @@ def launch(folder: Path, times: int, stop: str, restarts: int) -> tuple[subproce
         (f"sys.exit({PEER_LOST})", 1, 2, 0),
         (f"sys.exit({PEER_LOST})", 0, 1, PEER_LOST),
         (f"sys.exit({REQUEUE})", 0, 2, 0),
-        (f"sys.exit({MISTAKE})", 5, 1, MISTAKE),
+        (f"sys.exit({USER_ERROR})", 5, 1, USER_ERROR),
     ],
     ids=["killed", "lost a peer", "lost a peer too often", "stopped gracefully", "mistake"],
 )

@@ -112,7 +112,7 @@ def test_cider_d_with_the_table_of_a_corpus_scores_a_subset_as_in_the_corpus():
 
 
 def test_cider_d_caches_references_and_repeats_its_scores():
-    scorer = CiderD(DocumentFrequencies.of(REFERENCE_TOKENS), kept_references=20)
+    scorer = CiderD(DocumentFrequencies.of(REFERENCE_TOKENS), max_cached=20)
     for _ in range(2):
         np.testing.assert_allclose(scorer.scores(TOKENS[:9], REFERENCE_TOKENS[:9]), GOLDEN["CIDEr"][:9], atol=1e-9)
 

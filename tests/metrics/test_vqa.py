@@ -25,8 +25,8 @@ def test_accuracy_is_averaged_over_leaving_out_each_annotator(same, expected):
 
 def test_soft_accuracy_needs_answers_that_can_get_full_marks():
     assert vqa.soft_accuracy("cat", ["cat"] * 3) < 1 == vqa.soft_accuracy("cat", ["cat"] * 4)
-    assert vqa.accuracy_rule([["cat"] * 4, ["dog"] * 10]) == vqa.SOFT
-    assert vqa.accuracy_rule([["cat"] * 3, ["dog"] * 10]) == vqa.EXACT
+    assert vqa.accuracy_type([["cat"] * 4, ["dog"] * 10]) == vqa.SOFT
+    assert vqa.accuracy_type([["cat"] * 3, ["dog"] * 10]) == vqa.EXACT
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_merged_weights_give_the_losses_of_the_adapters(name):
     model, batch = adapted(fine_tuning, name)
     plain, _ = fine_tuning(name)
     config = LoraConfig(rank=2)
-    plain.load_state_dict(merged(model.state_dict(), config.about, "a file"))
+    plain.load_state_dict(merged(model.state_dict(), config.metadata, "a file"))
     with torch.no_grad():
         torch.manual_seed(1)
         with_adapters = model.eval()(batch)

@@ -27,7 +27,7 @@ def test_a_part_is_frozen_for_the_whole_run_or_the_first_steps(tmp_path):
     freeze = loaded(tmp_path, "optim.freeze={vision: true, text: 3}").optim.frozen
     assert freeze.steps == {"vision": math.inf, "text": 3}
     assert freeze.frozen_at(0) == freeze.frozen_at(2) == ("vision", "text")
-    assert freeze.frozen_at(3) == freeze.frozen_at(10**9) == freeze.frozen_for_good == ("vision",)
+    assert freeze.frozen_at(3) == freeze.frozen_at(10**9) == freeze.always_frozen == ("vision",)
     assert freeze.at_end() == FreezeConfig(vision=True)
 
 
@@ -50,7 +50,7 @@ def test_without_the_section_nothing_is_frozen_and_the_config_is_unchanged(tmp_p
 
 def test_blocks_and_their_cache_need_a_frozen_part(tmp_path):
     freeze = loaded(tmp_path, "optim.freeze={vision: 3, vision_blocks: 2, cache: {gigabytes: 1}}").optim.frozen
-    assert freeze.steps == {"vision": 3} and freeze.frozen_for_good == () and freeze.cache.gigabytes == 1
+    assert freeze.steps == {"vision": 3} and freeze.always_frozen == () and freeze.cache.gigabytes == 1
     assert loaded(tmp_path, "optim.freeze={vision: true, cache: {}}").optim.frozen.cache.folder is None
     for wrong, message in {
         "{vision: true, vision_blocks: 2}": "vision is true, which freezes all blocks; remove vision_blocks",

@@ -33,7 +33,7 @@ def test_targets_are_unique_parts(targets):
 def test_merging_adds_the_scaled_product_and_keeps_the_rest():
     w, bias, a, b = torch.randn(5, 3), torch.randn(5), torch.randn(2, 3), torch.randn(5, 2)
     tensors = {"x.q.base_layer.weight": w, "x.q.base_layer.bias": bias, f"x.q{DOWN}": a, f"x.q{UP}": b, "y.weight": a}
-    result = merged(tensors, LoraConfig(rank=2, alpha=6).about, "a file")
+    result = merged(tensors, LoraConfig(rank=2, alpha=6).metadata, "a file")
     assert result.keys() == {"x.q.weight", "x.q.bias", "y.weight"}
     torch.testing.assert_close(result["x.q.weight"], w + 3 * b @ a)
     assert result["x.q.bias"] is bias
@@ -41,7 +41,7 @@ def test_merging_adds_the_scaled_product_and_keeps_the_rest():
 
 def test_adapters_without_base_weights_are_not_dropped_silently():
     """If all base weights are missing, the file contains only adapters. If one is missing, the file is damaged."""
-    about = LoraConfig(rank=2).about
+    about = LoraConfig(rank=2).metadata
     alone = {f"x.q{DOWN}": torch.ones(2, 3), f"x.q{UP}": torch.ones(5, 2), "head.weight": torch.ones(2)}
     with pytest.raises(UserError, match=naming("a file", "run.py checkpoint merge")):
         merged(alone, about, "a file")

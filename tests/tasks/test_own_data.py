@@ -30,7 +30,7 @@ from tasks import job
 from tasks.kinds import choose
 from tests.messages import OneLine
 from tests.tasks.painted import LOOKS, box_of, rows_of, write_pictures
-from utils.commands import read_words
+from utils.commands import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/own_data.md").read_text(encoding="utf-8")
@@ -132,7 +132,7 @@ def test_the_walkthrough_of_the_page_runs_as_printed(newcomer, capsys):
         if "_base.yaml" in command:
             continue  # needs the authors' weights; tests/recipes loads the config
         if arguments[:2] == ["prepare", "own"]:  # tests/dataset/prepare/test_own.py converts such files
-            assert read_words(own, arguments[2:], "own")[1].arguments["out"].parts[:2] == ("data", "own")
+            assert parse_arguments(own, arguments[2:], "own")[1].arguments["out"].parts[:2] == ("data", "own")
             continue
         if arguments[0] == "tokenizer":
             expanded = [path for word in arguments for path in (sorted(glob.glob(word)) if "*" in word else [word])]
@@ -142,7 +142,7 @@ def test_the_walkthrough_of_the_page_runs_as_printed(newcomer, capsys):
             assert run.main([*arguments, *SMALL[:-1], *BATCH["pretrain"]]) == 0
             assert (newcomer / "first_batch.png").is_file()
             continue
-        _, given = read_words(run_task, arguments, "run.py")
+        _, given = parse_arguments(run_task, arguments, "run.py")
         given.apply_defaults()
         overrides, task, flags = (given.arguments[name] for name in ("overrides", "task", "flags"))
         choice = choose(config_of(flags, task), overrides, task)

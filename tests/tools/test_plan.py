@@ -24,7 +24,7 @@ from tools.plan.synthetic import SYNTHETIC, batch_sizes, scaled, synthetic_batch
 from tools.plan.table import Plan, as_table
 from tools.steps import real as real_steps
 from tools.steps.real import RealSteps
-from utils.commands import read_words
+from utils.commands import parse_arguments
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -52,7 +52,7 @@ MEMORY = ["--memory", "0.9"]
 
 def planner_of(words: list[str]) -> Planner:
     """The planner for a command line."""
-    _, given = read_words(command, words, "run.py plan")
+    _, given = parse_arguments(command, words, "run.py plan")
     flags = given.arguments["flags"]
     return Planner(choose(flags.config, given.arguments.get("overrides", ()), flags.task), flags)
 

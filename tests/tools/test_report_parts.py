@@ -13,7 +13,7 @@ from tools.report.charts import Chart, Line, thinned
 from tools.report.judging import chosen, judged, lines_of
 from tools.runs import series as reading
 from tools.runs.series import Series, read_metrics
-from utils.printing import written
+from utils.printing import format_number
 
 
 def test_a_long_series_keeps_extremes_mean_and_ends_in_bounded_memory():
@@ -94,7 +94,13 @@ def test_an_axis_is_logarithmic_only_over_orders_of_magnitude():
 
 
 def test_numbers_are_abbreviated():
-    assert [written(v) for v in (0.0, 12_500.0, 0.0123456, 3e-7, 250.0)] == ["0", "12,500", "0.01235", "3e-07", "250"]
+    assert [format_number(v) for v in (0.0, 12_500.0, 0.0123456, 3e-7, 250.0)] == [
+        "0",
+        "12,500",
+        "0.01235",
+        "3e-07",
+        "250",
+    ]
 
 
 def test_names_from_files_are_chart_titles_and_never_field_names():

@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from tests.messages import OneLine, naming
-from utils.config import MAY_CHANGE, STAYS, Config, WhenResumed, dump_config, load_config, when_resumed
+from utils.config import MAY_CHANGE, MUST_NOT_CHANGE, Config, WhenResumed, dump_config, load_config, when_resumed
 from utils.config_files import ConfigError
 
 
@@ -198,11 +198,11 @@ class Split(Config):
 
 
 class Evaluation(Config):
-    when_resumed = WhenResumed.CHANGES_METRICS
+    when_resumed = WhenResumed.AFFECTS_METRICS
 
     limit: int = 1
     panels: Annotated[int, MAY_CHANGE] = 1
-    validation: Annotated[Split | None, STAYS] = None
+    validation: Annotated[Split | None, MUST_NOT_CHANGE] = None
     test: dict[str, Split] = Field(default_factory=dict)
 
 
@@ -217,17 +217,17 @@ class Run(Config):
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("lr", STAYS),
+        ("lr", MUST_NOT_CHANGE),
         ("workers", MAY_CHANGE),
-        ("evaluation", WhenResumed.CHANGES_METRICS),
-        ("evaluation.limit", WhenResumed.CHANGES_METRICS),
+        ("evaluation", WhenResumed.AFFECTS_METRICS),
+        ("evaluation.limit", WhenResumed.AFFECTS_METRICS),
         ("evaluation.panels", MAY_CHANGE),
-        ("evaluation.validation", STAYS),
-        ("evaluation.validation.file", STAYS),
-        ("evaluation.test.mine.file", WhenResumed.CHANGES_METRICS),
+        ("evaluation.validation", MUST_NOT_CHANGE),
+        ("evaluation.validation.file", MUST_NOT_CHANGE),
+        ("evaluation.test.mine.file", WhenResumed.AFFECTS_METRICS),
         ("evaluation.test.mine.shown", MAY_CHANGE),
         ("remote.file", MAY_CHANGE),
-        ("parts.0.file", STAYS),
+        ("parts.0.file", MUST_NOT_CHANGE),
         ("parts.0.shown", MAY_CHANGE),
     ],
 )

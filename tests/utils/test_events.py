@@ -67,12 +67,12 @@ def test_other_messages_are_recorded_only_if_they_are_warnings(folder):
 
 
 def test_the_error_that_ends_a_process_is_recorded(folder):
-    log.keep_error(UserError("data.train: gone"))
-    log.keep_error(PeerLostError("rank 1 is gone"))
+    log.log_error(UserError("data.train: gone"))
+    log.log_error(PeerLostError("rank 1 is gone"))
     try:
         raise ValueError("wrong")
     except ValueError as error:
-        log.keep_error(error)
+        log.log_error(error)
     lines = lines_of(folder)
     assert [line["event"] for line in lines] == ["failed", "lost_rank", "failed"]
     assert lines[0]["message"] == "data.train: gone" and lines[2]["message"] == "ValueError: wrong"
@@ -80,7 +80,7 @@ def test_the_error_that_ends_a_process_is_recorded(folder):
 
 
 def test_non_finite_values_are_written_as_null(folder):
-    logging.getLogger("x").warning(events.SkippedStep(step=1, losses={"loss": events.finite(float("nan"))}))
+    logging.getLogger("x").warning(events.SkippedStep(step=1, losses={"loss": events.finite_or_none(float("nan"))}))
     assert lines_of(folder)[0]["losses"] == {"loss": None}
 
 
@@ -90,7 +90,7 @@ def test_a_line_that_a_killed_process_left_unfinished_does_not_damage_the_next(f
     file.write_text('{"time": "2026-01-02T03:0')
     log.set_up(folder / "log.txt", file)
     logging.getLogger("x").info(events.Finished())
-    assert [type(each) for each in events.read_events(file)] == [events.Unreadable, events.Noted]
+    assert [type(each) for each in events.read_events(file)] == [events.Unreadable, events.TimedEvent]
 
 
 @pytest.mark.parametrize(

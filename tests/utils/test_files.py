@@ -14,7 +14,7 @@ from engine.manifest import fault_of
 from engine.metrics_log import keep_until
 from tests.messages import OneLine, naming
 from utils import log
-from utils.errors import NotRegularError, UserError, of_surroundings
+from utils.errors import NotRegularError, UserError, file_access_error
 from utils.files import check_regular, new_folder, open_regular, parse_json, read_json, read_text
 from x2vlm.export.files import read_about
 
@@ -35,7 +35,7 @@ def test_a_fifo_a_folder_and_a_device_are_rejected_without_waiting(fifo, tmp_pat
         for read in (open_regular, check_regular, read_text, read_json):
             with pytest.raises(NotRegularError, match=naming(kind, "regular file")) as caught:
                 read(path)
-            assert str(of_surroundings(caught.value)) == OneLine(path, kind)
+            assert str(file_access_error(caught.value)) == OneLine(path, kind)
         with pytest.raises(BrokenRecordError, match=naming(path, kind)):
             read_file(path, 100, "p")
     check_regular(tmp_path / "absent")

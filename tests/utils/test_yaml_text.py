@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 from tests.messages import OneLine, naming
-from utils.config import Config, load_config, load_with_places
+from utils.config import Config, load_config, load_with_locations
 from utils.config_files import ConfigError, read_config, read_yaml
 from utils.yaml_text import MAX_CHARACTERS, MAX_DEPTH, YamlError, parse
 
@@ -56,7 +56,7 @@ def test_a_merged_key_has_the_location_where_it_is_written(tmp_path):
         load_config(path, [], Whole)
     assert [line.split(" = ")[0] for line in error.value.findings] == [f"{path}:7: names.two.y"]
     path.write_text("names:\n  one: &one\n    x: 1\n    y: 2\n  two:\n    <<: *one\noptim:\n  lr: 1\n")
-    places = load_with_places(path, [], Whole)[1]
+    places = load_with_locations(path, [], Whole)[1]
     assert places["names", "two", "x"] == f"{path}:3"
     assert places["names", "two"] == f"{path}:5"
 

@@ -121,7 +121,7 @@ def _frozen_parts(config: Path) -> tuple[str, ...]:
     """
     choice = choose(str(config), [], None)
     run: Any = load_config(choice.config, [], choice.load().config)
-    frozen: tuple[str, ...] = run.optim.frozen.frozen_for_good
+    frozen: tuple[str, ...] = run.optim.frozen.always_frozen
     return frozen
 
 

@@ -46,7 +46,7 @@ def keys_of(schema: type[Config]) -> Iterator[Key]:
     for path, field in fields_of(schema):
         has_sections = next(sections_of(field.annotation, path), None) is not None
         if not has_sections or _takes_other_values(field.annotation) or field.description or _changes_defaults(field):
-            may_change = when_resumed(schema, path) is not WhenResumed.STAYS
+            may_change = when_resumed(schema, path) is not WhenResumed.MUST_NOT_CHANGE
             yield Key(path, type_of(field), default_of(field), field.description or "", may_change)
 
 

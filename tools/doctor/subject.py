@@ -192,5 +192,5 @@ def shorten(names: Sequence[str], max_names: int = 3) -> str:
 
 def _freeze(config: Any, model: Any) -> None:
     """Freeze the parts that never train in the run."""
-    if frozen := config.optim.frozen.frozen_for_good:
+    if frozen := config.optim.frozen.always_frozen:
         set_frozen(model, frozen)

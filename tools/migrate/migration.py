@@ -20,7 +20,7 @@ from tools.checkpoint.outline import read_outline, weights_at
 from tools.migrate.keys import ENCODERS, KEYS, REQUIRED, UNSET, Key, needs, size_of
 from tools.migrate.source import SEPARATE, VISION_JSON, Source, read_source
 from utils.config import bind
-from utils.config_files import Places, read_config, shown_value, unknown_key
+from utils.config_files import Locations, read_config, shown_value, unknown_key
 from utils.errors import UserError
 from utils.files import new_folder, write_text
 
@@ -183,7 +183,7 @@ def convert(source: Source) -> Migrated:
         _put(values, "init.checkpoint", source.checkpoint)
     if source.gpus is not None:
         _put(values, "train.global_batch", _global_batch(values, source))
-    places: Places = {tuple(ours.split(".")): f"{source.place(key)} ({key})" for ours, key in origins.items()}
+    places: Locations = {tuple(ours.split(".")): f"{source.place(key)} ({key})" for ours, key in origins.items()}
     bind(values, find_task(source.task).load().config, places, str(source.path))
     return Migrated(values, origins, [*_effective(lines, origins), *_unknown(source, rows)])
 

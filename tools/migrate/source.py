@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.config_files import Places, nearest_place, read_with_places, shown_value
+from utils.config_files import Locations, nearest_location, read_with_locations, shown_value
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -49,7 +49,7 @@ class Source:
 
     path: Path
     values: Mapping[str, Any]
-    places: Places
+    places: Locations
     task: str
     root: Path
     out: Path
@@ -74,7 +74,7 @@ class Source:
 
     def place(self, key: str) -> str:
         """Returns the location of a dotted key, ``file:line``."""
-        return nearest_place(tuple(key.split(".")), self.places, str(self.path))
+        return nearest_location(tuple(key.split(".")), self.places, str(self.path))
 
     def number(self, key: str) -> float:
         """Returns the value of a key, which must be a number.
@@ -146,7 +146,7 @@ def read_source(
     Raises:
         UserError: if a file cannot be read, the config is one of ours, or the task is not given and not recognised.
     """
-    values, places = read_with_places(path, overrides)
+    values, places = read_with_locations(path, overrides)
     if isinstance(values.get("model"), dict) and isinstance(values.get("data"), dict):
         raise UserError(f"{path} is already a config of this project; use it with run.py --config {path}")
     if task is None:

@@ -58,7 +58,7 @@ class Planner:
         self.vocabulary = self._vocabulary()
         with torch.device("meta"):
             self.meta_model = self._build()
-        if frozen := self.config.optim.frozen.frozen_for_good:
+        if frozen := self.config.optim.frozen.always_frozen:
             set_frozen(self.meta_model, frozen)
         self.needed = state_bytes(self.meta_model, average=self.config.optim.ema is not None)
         self.groups = Groups.of(self.meta_model)

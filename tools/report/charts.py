@@ -16,7 +16,7 @@ import numpy as np
 import vl_convert
 
 from tools.runs.series import Point, Series
-from utils.printing import written
+from utils.printing import format_number
 
 COLOURS = 8
 """Number of line colours in the style sheet; additional lines are dashed."""
@@ -136,7 +136,7 @@ class Chart:
         if len(self.drawn) != 1:
             return ""
         value = self.drawn[0].points[-1][1]
-        return f"{written(100 * value if self.unit == ' %' else value)}{self.unit}"
+        return f"{format_number(100 * value if self.unit == ' %' else value)}{self.unit}"
 
     @property
     def spec(self) -> dict[str, Any]:

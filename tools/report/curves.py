@@ -11,7 +11,7 @@ from tools.report.groups import Group
 from tools.runs.names import MEMORY, is_training_value
 from tools.runs.reading import Run
 from tools.runs.series import Series
-from utils.printing import written
+from utils.printing import format_number
 
 PARTS = ("loss", "grad_norm", "loss_scale")
 """Values of ``metrics.jsonl`` that are listed first and last among the losses."""
@@ -195,7 +195,7 @@ def _speed(several: Sequence[Series], unit: str) -> str:
 
 
 def _written(value: float, unit: str, digits: int = 4) -> str:
-    return f"{written(100 * value if unit == ' %' else value, digits)}{unit}"
+    return f"{format_number(100 * value if unit == ' %' else value, digits)}{unit}"
 
 
 def _unit_of(runs: Sequence[Run], name: str) -> tuple[float, str]:

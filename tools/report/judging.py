@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metrics.captions import caption_scores
-from metrics.vqa import SOFT, accuracy_rule, exact_match, soft_accuracy
+from metrics.vqa import SOFT, accuracy_type, exact_match, soft_accuracy
 from tasks.box_sets import summary_of
 from tasks.drawing import Line
 
@@ -218,7 +218,7 @@ def _answer(number: int, prediction: Prediction, question: Any, task: str) -> Ju
     if task == "video_qa":
         score = float(question.most_frequent() == answer)
     else:
-        rule = soft_accuracy if accuracy_rule([question.answers]) == SOFT else exact_match
+        rule = soft_accuracy if accuracy_type([question.answers]) == SOFT else exact_match
         score = rule(answer, question.answers)
     return Judged(number, question.question, answer, score, score >= 0.5)
 

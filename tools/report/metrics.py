@@ -10,7 +10,7 @@ from typing import Any
 from tasks.image_blind import ADVICE, not_beaten
 from tools.report.groups import Group, Spread
 from tools.runs.reading import Run
-from utils.printing import written
+from utils.printing import format_number
 
 LOWER = re.compile(r"loss|error|perplexity|(median|mean) rank|distance", re.I)
 """Names of metrics for which lower is better; for all others, higher is better."""
@@ -190,7 +190,7 @@ def _cells(spreads: Sequence[Spread | None], texts: Sequence[str], *, lower: boo
 def _number(spread: Spread | None) -> str:
     if spread is None:
         return ""
-    return written(spread.mean) + ("" if spread.deviation is None else f" ± {written(spread.deviation, 2)}")
+    return format_number(spread.mean) + ("" if spread.deviation is None else f" ± {format_number(spread.deviation, 2)}")
 
 
 def _value(metric: Metric, key: str) -> str:

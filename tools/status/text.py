@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from tools.runs.series import Point
 from tools.status.facts import Loss, Status
-from utils.printing import written
+from utils.printing import format_number
 
 LABEL = 13
 NARROWEST, WIDEST = 60, 140
@@ -62,7 +62,7 @@ def _rate(status: Status) -> str:
     parts = []
     for rate, when in ((status.recent, "recently"), (status.overall, "overall")):
         numbers = [
-            f"{written(value, 3)} {unit}"
+            f"{format_number(value, 3)} {unit}"
             for value, unit in ((rate.steps_per_s, "steps/s"), (rate.samples_per_s, "samples/s"))
             if value is not None
         ]
@@ -90,7 +90,7 @@ def _losses(status: Status) -> str:
 
 
 def _loss(loss: Loss) -> str:
-    return f"{written(loss.last)} {ARROWS[loss.trend]}".rstrip()
+    return f"{format_number(loss.last)} {ARROWS[loss.trend]}".rstrip()
 
 
 def _validation(status: Status) -> str:
@@ -98,10 +98,14 @@ def _validation(status: Status) -> str:
     if found is None:
         return ""
     if found.metric is None or found.value is None or found.best is None:
-        shown = ", ".join(f"{name} {written(value)}" for name, value in list(found.values.items())[:MAX_METRICS])
+        shown = ", ".join(f"{name} {format_number(value)}" for name, value in list(found.values.items())[:MAX_METRICS])
         return f"step {found.step:,}: {shown}"
-    best = "the best so far" if found.best_step == found.step else f"best {written(found.best)} at {found.best_step:,}"
-    return f"step {found.step:,}: {found.metric} {written(found.value)}, {best}"
+    best = (
+        "the best so far"
+        if found.best_step == found.step
+        else f"best {format_number(found.best)} at {found.best_step:,}"
+    )
+    return f"step {found.step:,}: {found.metric} {format_number(found.value)}, {best}"
 
 
 def _checkpoints(status: Status) -> str:
@@ -119,8 +123,8 @@ def _ranks(status: Status) -> str:
     parts = []
     if (ranks := status.ranks) is not None:
         own, data = (
-            f"{written(ranks.slowest_s, 3)} s for its own part of a step",
-            f"{written(ranks.data_s, 3)} s of it waiting for data",
+            f"{format_number(ranks.slowest_s, 3)} s for its own part of a step",
+            f"{format_number(ranks.data_s, 3)} s of it waiting for data",
         )
         factor = f"{ranks.slowest_s / ranks.median_s if ranks.median_s > 0 else 1.0:.2f} times the median"
         often = f"the slowest in {ranks.share:.0%} of the recent lines"
@@ -179,10 +183,10 @@ def _cells(status: Status) -> tuple[str, ...]:
         status.name,
         status.state,
         step,
-        "" if speed is None else written(speed, 3),
+        "" if speed is None else format_number(speed, 3),
         left,
         "" if loss is None else _loss(loss),
-        "" if best is None else written(best),
+        "" if best is None else format_number(best),
         ", ".join(notes),
     )
     return tuple(printable(cell) for cell in cells)

@@ -217,9 +217,9 @@ def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device:
 class _NoData:
     """A task without data; it is also its own empty loader."""
 
-    selects: str | None = None
-    validated: Sequence[Mapping[str, Any]] = ()
-    about: Mapping[str, Any] = MappingProxyType({})
+    selection_metric: str | None = None
+    validation_predictions: Sequence[Mapping[str, Any]] = ()
+    metadata: Mapping[str, Any] = MappingProxyType({})
     examples_per_batch = records_per_batch = epoch_size = 1
     micro_batch = MicroBatch("the micro-batch", 1)
 

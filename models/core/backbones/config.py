@@ -38,7 +38,7 @@ def _without_timm(name: object) -> object:
 class VisionConfig(Config):
     """The vision encoder. Sizes that are null are taken from the backbone."""
 
-    earlier_values = PUBLISHED_PIXELS
+    previous_defaults = PUBLISHED_PIXELS
 
     backbone: Annotated[str, BeforeValidator(_without_timm)] = Field(
         "beitv2_base_patch16_224",

@@ -10,7 +10,7 @@ from PIL import Image
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.tasks.nlvr import NLVRSplitConfig, check_statements, read_statements
 from dataset.tasks.vqa import QuestionsConfig, read_questions
-from metrics.vqa import EXACT, accuracy_rule, exact_match
+from metrics.vqa import EXACT, accuracy_type, exact_match
 from tests.messages import naming
 from utils.errors import UserError
 
@@ -87,7 +87,7 @@ def test_xgqa_counts_only_exact_answers(write, tmp_path):
     config = gqa_config("gqa", write(content, "gqa/images/n16.jpg"), tmp_path)
     (item,) = read_questions(config, "evaluation.test.de", 0.0, answered=True)
     assert (item.question_id, item.question) == ("2014", "Ist es bewölkt?")
-    assert accuracy_rule([item.answers]) == EXACT
+    assert accuracy_type([item.answers]) == EXACT
     assert exact_match("no", item.answers) == 1
     assert exact_match("yes", item.answers) == 0
 
