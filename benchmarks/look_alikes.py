@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance
 
-from dataset.look_alikes import MIN_CORRELATION, SURE, look_of, similar
+from dataset.look_alikes import MIN_CORRELATION, WARN_CORRELATION, look_of, similar
 from utils.commands import call
 from utils.flags import Positive
 from utils.suffixes import IMAGE_SUFFIXES
@@ -69,7 +69,7 @@ def main(folder: Path, /, *, photographs: Positive = 300, copied: Positive = 60)
     originals, looks = [look_of(image) for image in chosen], [look_of(copy) for _, _, copy in made]
     pairs = len(looks) * (len(originals) - 1)
     sys.stdout.write(f"| found | {' | '.join(names)} | false alarms in {pairs:,} pairs |\n")
-    for threshold in (MIN_CORRELATION, SURE):
+    for threshold in (MIN_CORRELATION, WARN_CORRELATION):
         found = list(similar(looks, originals, threshold))
         hits = [made[copy][1] for copy, original in found if made[copy][0] == original]
         shares = " | ".join(f"{hits.count(name) / min(copied, len(chosen)):.2f}" for name in names)

@@ -52,7 +52,7 @@ def index_shards(
     from dataset.shards.readers import Shards  # imports torch, which takes seconds
 
     for key, files in lists.items():
-        shards = Shards(files, key=key, index_folder=folder, remote=remote, workers=workers, ask=True)
+        shards = Shards(files, key=key, index_folder=folder, remote=remote, workers=workers, ask_servers=True)
         where = shards.index.folder or "memory alone"
         sys.stdout.write(f"{key}: {len(shards):,} records in {len(shards.paths):,} shards; {where}\n")
         sys.stdout.flush()

@@ -23,11 +23,11 @@ def read_file(path: Path, limit: int, location: str, kind: str = "image") -> byt
     Args:
         path: the file.
         limit: maximum size in bytes.
-        location: location of the record, for messages.
-        kind: kind of medium, such as "image", for the kind of the error.
+        location: location of the record, to name in error messages.
+        kind: medium that the file contains, such as "image"; part of the error's kind.
 
     Raises:
-        BrokenRecordError: "missing <kind>" if the file does not exist, "unreadable <kind>" if it is not a regular file or too
+        BrokenRecordError: "missing <kind>" if the file does not exist, "unreadable <kind>" if it is not a regular file or is too
             large.
     """
     try:

@@ -1,7 +1,8 @@
 """Ids that identify the same photograph in several public data sets, such as COCO, Visual Genome and Flickr30K.
 
-An id is a text: ``coco:391895``, ``flickr:4385058960`` (a photograph on Flickr) or ``vg:2407890``. Visual Genome and GQA use the
-same ids. Two images with a common id are the same photograph, even if their file names and sizes differ.
+An id is a string: ``coco:391895``, ``flickr:4385058960`` (a photograph on Flickr) or ``vg:2407890``. Visual Genome and GQA use
+the
+same ids. Two images with an id in common are the same photograph, even if their file names and sizes differ.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Ids = frozenset[str]
 """All known ids of an image; empty if the image belongs to none of these data sets."""
 
 ID_KEYS = {"coco_id": "coco", "flickr_id": "flickr", "vg_id": "vg"}
-"""Keys of a record that have an id, and the data set of the id."""
+"""Keys of a record that contain an id, and the data set that the id belongs to."""
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|(?:^|/))(\d{12})(?:\D|$)")
 _FLICKR_URL = re.compile(
@@ -28,8 +29,9 @@ _BY_FOLDER = (  # the greedy start finds the innermost folder of a name
 
 
 def ids_in_path(path: str) -> Ids:
-    """Returns the id in the path of an image: the name of a COCO image (2014 to 2017), or a number in a folder of a known data
-    set. If the path has two such folders, the inner one is used."""
+    """Returns the id in an image's path: the name of a COCO image (2014 to 2017), or a number as file name in a folder of a known
+    data
+    set. If the path contains folders of two data sets, the inner one is used."""
     if match := _COCO.search(path):
         return frozenset({f"coco:{int(match[1])}"})
     found = [(match.start(1), of, int(match[2])) for pattern, of in _BY_FOLDER if (match := pattern.match(path))]
@@ -37,7 +39,7 @@ def ids_in_path(path: str) -> Ids:
 
 
 def id_number(value: Any) -> int | None:
-    """Parses an id in a file: an integer, a float (pandas writes 391895.0 if other ids are missing), or a text."""
+    """Parses an id from a file: an integer, a float (pandas writes 391895.0 if other ids are missing), or a string."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
         return int(value)
     if isinstance(value, float) and value.is_integer():

@@ -1,8 +1,9 @@
-"""Finds images or videos that training and a held-out split share. Such images inflate the metrics of the held-out split.
+"""Finds images or videos that the training data and a held-out split share. Shared images inflate the metrics of the held-out
+split.
 
-:func:`shared_images` compares paths and then bytes, so it finds the same file under several paths (links, copies with another
-name, images in shards). It also finds photographs that two public data sets share, by their ids (:mod:`dataset.image_ids`).
-:mod:`dataset.look_alikes` finds images that were recompressed, resized or cropped.
+:func:`shared_images` compares paths and then bytes, so it detects the same file under several paths (links, copies with another
+name, images in shards). It also detects photographs that two public data sets share, by their ids (:mod:`dataset.image_ids`).
+:mod:`dataset.look_alikes` detects images that were recompressed, resized or cropped.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ Source = ImageSource | VideoSource
 How = Literal["id", "path", "content", "look"]
 
 MAX_FILES = 20_000
-"""Maximum number of files, in training and in the held-out splits each, for comparing contents. With more, only ids and paths are
+"""Maximum number of training files, and of held-out files, whose contents are compared. With more files, only ids and paths are
 compared."""
 
 MAX_BYTES = 300_000_000
-"""Maximum number of bytes to read for comparing contents. Further files are only compared by id and path."""
+"""Maximum number of bytes to read for comparing contents. After that, files are only compared by id and path."""
 
 
 class KnownImage(NamedTuple):
@@ -39,7 +40,8 @@ class KnownImage(NamedTuple):
 
 
 class SharedImage(NamedTuple):
-    """An image of a held-out split that is also in training: its locations in both, and how it was found."""
+    """A held-out image that is also in the training data: its location in the held-out split and in the training data, and how
+    the match was found."""
 
     held_out: str
     training: str
@@ -48,14 +50,14 @@ class SharedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class SharedImages:
-    """Images of a held-out split that are also in training.
+    """Images of a held-out split that are also in the training data.
 
     Attributes:
         pairs: each shared image once, with the first training record that contains it.
         held_out: number of distinct images in the split.
         contents_compared: False if contents were not compared, because there were too many files or bytes.
-        sets: data sets of the ids in the split.
-        training_sets: number of training records for each combination of data sets of their ids.
+        sets: data sets that the ids in the split belong to.
+        training_sets: number of training records whose ids belong to each combination of data sets.
     """
 
     pairs: tuple[SharedImage, ...]
@@ -69,7 +71,7 @@ class SharedImages:
         return len(self.pairs)
 
     def count(self, how: How) -> int:
-        """Returns the number of images that were found in the given way."""
+        """Returns the number of images that were matched by the given method."""
         return sum(pair.how == how for pair in self.pairs)
 
 
@@ -80,7 +82,7 @@ def known_image(source: Source, values: Mapping[str, Any] | None = None) -> Know
 
 
 def shared_images(training: Iterable[Source | KnownImage], held_out: Iterable[Source | KnownImage]) -> SharedImages:
-    """Finds the images or videos of one held-out split that are also in ``training``; see :func:`shared_with_splits`."""
+    """Finds the images or videos of one held-out split that are also in ``training``, like :func:`shared_with_splits`."""
     return shared_with_splits(training, {"": held_out})[""]
 
 
@@ -98,20 +100,20 @@ def shared_with_splits(
     Args:
         training: training images.
         splits: held-out images by the name of their split.
-        all_ids: adds the ids of the same photograph in other data sets.
-        on_pair: called when a pair is found, with the name of the split and the pair of a held-out image and a training record.
+        all_ids: function that adds the ids that the same photograph has in other data sets.
+        on_pair: called for each match between a held-out image and a training record, with the name of the split and the match.
     """
     folders: dict[Path, str] = {}
     members = {
         name: {_identity(each.source, folders): each for each in map(_known, split)} for name, split in splits.items()
     }
-    theirs = {identity: image for split in members.values() for identity, image in split.items()}
+    held_out = {identity: image for split in members.values() for identity, image in split.items()}
     by_id: dict[str, list[str]] = {}
-    for identity, image in theirs.items():
+    for identity, image in held_out.items():
         for each in all_ids(image.ids):
             by_id.setdefault(each, []).append(identity)
     found: dict[str, tuple[str, How]] = {}
-    ours: dict[str, _TrainingFile] = {}
+    training_files: dict[str, _TrainingFile] = {}
     training_sets: Counter[frozenset[str]] = Counter()
 
     def add(identity: str, location: str, how: How) -> None:
@@ -123,20 +125,20 @@ def shared_with_splits(
     for image in map(_known, training):
         own = _identity(image.source, folders)
         training_sets[_sets(image.ids)] += 1
-        if own in theirs:
+        if own in held_out:
             add(own, image.source.location, "path")
         for identity in dict.fromkeys(each for known in sorted(image.ids) for each in by_id.get(known, ())):
             if identity != own:
                 add(identity, image.source.location, "id")
-        if own not in ours and len(ours) <= MAX_FILES:
-            ours[own] = _TrainingFile.of(image.source)
-        if own in ours:
-            ours[own].images.append((image.source.location, image.ids))
-    complete = max(len(ours), len(theirs)) <= MAX_FILES
+        if own not in training_files and len(training_files) <= MAX_FILES:
+            training_files[own] = _TrainingFile.of(image.source)
+        if own in training_files:
+            training_files[own].images.append((image.source.location, image.ids))
+    complete = max(len(training_files), len(held_out)) <= MAX_FILES
     if complete:
-        copies, complete = _copies(ours, theirs)
+        copies, complete = _copies(training_files, held_out)
         for identity, file in copies:
-            ids = all_ids(theirs[identity].ids)
+            ids = all_ids(held_out[identity].ids)
             for location, own_ids in file.images:
                 if not ids & own_ids:
                     add(identity, location, "content")
@@ -145,8 +147,8 @@ def shared_with_splits(
 
 @dataclass
 class _TrainingFile:
-    """A training file, with the locations and ids of the records that use it. If the image is contained in a record, only its
-    size and hash are kept."""
+    """A training file, with the locations and ids of the records that use it. For an image stored inside a record, only size and
+    hash are kept."""
 
     size: int | None
     digest: str | None
@@ -181,7 +183,7 @@ def _known(image: Source | KnownImage) -> KnownImage:
 
 
 def _identity(source: Source, folders: dict[Path, str]) -> str:
-    """Returns the real path of an image, or the hash of its content if the image is contained in a record.
+    """Returns the real path of an image, or the hash of its content if the image is stored inside a record.
 
     Args:
         folders: cache of real paths.
@@ -196,8 +198,10 @@ def _identity(source: Source, folders: dict[Path, str]) -> str:
 def _copies(
     training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownImage]
 ) -> tuple[list[tuple[str, _TrainingFile]], bool]:
-    """Returns the identities of held-out images with the training files that have the same content under a different identity,
-    and whether all contents were compared: False if the limit of bytes was reached. Only files of equal size are read."""
+    """Returns the identities of held-out images, each with a training file that has the same content under a different identity.
+    The second
+    result is False if the limit of bytes was reached, so that not all contents were compared. Only files of equal size are
+    read."""
     sizes = {identity: _size(image.source) for identity, image in held_out.items()}
     wanted = set(sizes.values()) - {None, 0}
     by_digest: dict[str, list[tuple[str, _TrainingFile]]] = {}
@@ -248,7 +252,7 @@ def _digest(source: Source) -> str | None:
 
 
 def _embedded(source: Source) -> bytes | None:
-    """Returns the content of an image, or of the frames of a video, that is contained in a record."""
+    """Returns the content of an image, or of the frames of a video, if it is stored inside a record; otherwise None."""
     try:
         if isinstance(source, VideoSource):
             return b"".join(frame.load() for frame in source.frames)

@@ -19,16 +19,16 @@ from utils.events import BrokenKind, CountedRecords, SkippedRecord
 
 logger = logging.getLogger(__name__)
 
-_ENOUGH_TO_JUDGE = 1000
+_MIN_RECORDS = 1000
 _FEW = 8
-"""If too many records are broken, the error blames a stream if at least this number of its records were read and all of them are
-broken."""
+"""If too many records are broken and at least this number of records of one stream was read, all of them broken, the error names
+that stream."""
 _FIRST = 100
-"""At least one of this number of records at the start of each stream must be usable, otherwise the run stops."""
+"""The run stops if the first records of a stream, up to this number, are all broken."""
 
 
 class LoadingConfig(Config):
-    """Settings for loading batches that are common to all tasks."""
+    """Settings for loading batches that all tasks have in common."""
 
     text: TextLimits = Field(default_factory=TextLimits, description="maximum length of a text")
     workers: Annotated[int, MAY_CHANGE] = Field(
@@ -37,7 +37,7 @@ class LoadingConfig(Config):
     worker_timeout_s: Annotated[float, MAY_CHANGE] = Field(
         TIMEOUT_S,
         gt=0,
-        description="a worker that makes no batch for this time, in seconds, is killed and replaced",
+        description="time in seconds after which a worker that has not made a batch is killed and replaced",
     )
     max_broken: Annotated[float, MAY_CHANGE] = Field(
         0.01, ge=0, le=1, description="maximum fraction of broken records; the run stops if it is exceeded"
@@ -45,8 +45,8 @@ class LoadingConfig(Config):
     max_pixels: int = Field(80_000_000, ge=1, description="images with more pixels are broken records")
     pixels: Literal["shown", "stored"] = Field(
         "shown",
-        description="shown: apply the EXIF orientation, except for images with boxes, which refer to stored pixels, and put "
-        "transparent pixels on white; stored: neither, as in the authors' code",
+        description="shown: apply the EXIF orientation (except to images with boxes, because boxes refer to stored pixels) and "
+        "put transparent pixels on white; stored: do neither, as in the authors' code",
     )
 
     @property
@@ -56,7 +56,7 @@ class LoadingConfig(Config):
 
     @property
     def records_per_batch(self) -> int:
-        """Number of records of the leading stream that a rank reads for a micro-batch."""
+        """Number of records of the leading stream (the first one in the config) that a rank reads for a micro-batch."""
         return self.micro_batch.size
 
     def check_ranks(self, ranks: int) -> None:
@@ -75,7 +75,7 @@ class BrokenRecordLog:
 
     def __init__(self, max_broken: float, stream_sizes: Mapping[str, int]):
         self.max_broken, self.stream_sizes = max_broken, stream_sizes
-        self.enough = min(sum(stream_sizes.values()), _ENOUGH_TO_JUDGE)
+        self.enough = min(sum(stream_sizes.values()), _MIN_RECORDS)
         self.read = 0
         self.unusable: dict[str, int] = {}
         """Number of records read from each stream without a usable record so far."""
@@ -87,10 +87,13 @@ class BrokenRecordLog:
     def add(self, batch: Batch) -> None:
         """Counts the records of a batch.
 
-        For the fraction, a record counts once, even if several of its parts are broken. Each broken part counts towards its kind.
+        In the fraction of broken records, a record counts once, even if several of its parts are broken. In the counts by kind,
+        each broken
+        part counts.
 
         Raises:
-            UserError: with the summary, if the fraction is exceeded, or the first 100 records of a stream are all broken.
+            UserError: if the fraction is exceeded, or if the first 100 records of a stream are all broken. The message contains
+                the summary.
         """
         self.read += batch.read
         for stream, count in batch.counts.items():
@@ -130,7 +133,7 @@ class BrokenRecordLog:
         return self.summary()
 
     def summary(self) -> CountedRecords:
-        """Returns the number of records that were read and of broken records, with the first location of each kind."""
+        """Returns the number of records that were read, and the number of broken records with the first location of each kind."""
         kinds = [
             BrokenKind(kind=kind, count=count, first=self.first[kind].location, message=self.first[kind].message)
             for kind, count in self.kinds.most_common()
@@ -142,7 +145,7 @@ class BrokenRecordLog:
             for stream, read in self.unusable.items():
                 if read >= min(
                     self.stream_sizes[stream], _FEW
-                ):  # otherwise, other streams would mask that all are broken
+                ):  # otherwise, other streams would hide that all records of this stream are broken
                     raise self.none_usable(stream)
             limit = f"more than data.max_broken = {100 * self.max_broken:.3g}%"
             tolerated = "data.max_broken" if self.broken_records <= self.read / 2 else None
@@ -154,7 +157,7 @@ class BatchMaker(Protocol):
     """Makes micro-batch u of a run as a function of u alone.
 
     Attributes:
-        stream_sizes: number of records of each stream, the leading stream first.
+        stream_sizes: number of records of each stream; the leading stream comes first.
         examples_per_batch: number of examples in a micro-batch, over all streams.
         records_per_batch: number of records of the leading stream that are read for a micro-batch.
     """
@@ -171,13 +174,14 @@ class BatchMaker(Protocol):
 class BatchLoader:
     """Loads the micro-batches of one rank with worker processes.
 
-    Micro-batch u does not depend on the process that makes it, and a rank takes the indices ``consumed + k * world_size + rank``.
+    Micro-batch u does not depend on the process that makes it, and a rank takes the micro-batches ``consumed + k * world_size +
+    rank``.
     Batches therefore do not depend on the number of workers. A run that is resumed after ``consumed`` micro-batches (over all
     ranks) reads the same batches as an uninterrupted run, even on a different number of ranks.
 
     Args:
         maker: makes the batches.
-        config: settings of workers, and the maximum fraction of broken records.
+        config: settings for workers, and the maximum fraction of broken records.
         rank: rank of this process.
         world_size: number of processes that share the data.
     """

@@ -1,8 +1,9 @@
 """Finds images that look alike: resized, recompressed or recoloured copies of a photograph, and crops.
 
 :mod:`dataset.leaks` compares ids, paths and bytes. This module compares pixels, in two steps. First, the crop-resistant hash of
-the library imagehash proposes pairs. It has a hash for each bright or dark segment of an image, and one similar segment is
-enough. Then the middle of one image is searched for in the other image at several scales, by normalised cross-correlation of
+the library imagehash proposes pairs: it hashes each bright or dark segment of an image, and two images become a pair if one
+segment is similar.
+Then the middle of one image is searched for in the other image at several scales, by normalised cross-correlation of
 small grey images.
 """
 
@@ -39,9 +40,10 @@ times as long."""
 MAX_BITS = 14
 """Maximum distance between the hashes of two segments, out of 64 bits."""
 
-MIN_CORRELATION, SURE = 0.85, 0.94
-"""Minimum normalised cross-correlation of the middle of one image with a part of the other, to list a pair, and to warn about a
-pair. The table in docs/data.md shows how many copies and how many false alarms each threshold finds."""
+MIN_CORRELATION, WARN_CORRELATION = 0.85, 0.94
+"""Minimum normalised cross-correlation between the middle of one image and a part of the other: the first value to list a pair,
+the second to
+warn about it. The table in docs/data.md shows how many copies each threshold detects, and how many false alarms it causes."""
 
 SIDE = 48
 """Longer side of the grey images that are correlated, in pixels."""
@@ -50,8 +52,7 @@ MIDDLE = 0.7
 """Fraction of each side of an image that its middle covers, which is searched for in the other image."""
 
 SCALES = tuple(1.05**-step for step in range(11))
-"""Ratios of the sides of an image to the sides of an image from which it may be cropped: down to 0.61, which is 38% of the
-area."""
+"""Ratios of the sides of a crop to the sides of the original image: down to 0.61, which is 38% of the area."""
 
 MIN_CONTRAST = 4.0
 """Minimum standard deviation of grey levels. Flatter parts of images look alike by chance."""
@@ -62,7 +63,8 @@ CHUNK = 2048
 
 @dataclass(frozen=True)
 class Look:
-    """Two descriptions of an image: the hashes of its segments, as rows of 64 values 1 or -1, and a small grey image."""
+    """Two descriptions of an image's appearance: the hashes of its segments (each a row of 64 values, 1 or -1), and a small grey
+    copy."""
 
     segments: np.ndarray[Any, np.dtype[np.float32]]
     grey: Image.Image
@@ -91,7 +93,7 @@ def require() -> None:
     """Raises :class:`UserError` if imagehash is not installed."""
     if not available():
         raise UserError(
-            'comparing images by their looks needs imagehash, which is not installed: pip install ".[leaks]"'
+            'comparing images by appearance needs imagehash, which is not installed: pip install ".[leaks]"'
         )
 
 
@@ -133,31 +135,35 @@ def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> 
 
 
 def similar(
-    ours: Sequence[Look], theirs: Sequence[Look], min_correlation: float = MIN_CORRELATION, seconds: float = math.inf
+    images: Sequence[Look],
+    other_images: Sequence[Look],
+    min_correlation: float = MIN_CORRELATION,
+    seconds: float = math.inf,
 ) -> Iterator[tuple[int, int]]:
-    """Yields the indices of pairs that look alike, one of ``ours`` and one of ``theirs``.
+    """Yields pairs of images that look alike, as an index into ``images`` and an index into ``other_images``.
 
     Args:
-        ours: looks of some images.
-        theirs: looks of other images.
-        min_correlation: :data:`MIN_CORRELATION` or :data:`SURE`.
+        images: looks of some images.
+        other_images: looks of the images to compare them with.
+        min_correlation: :data:`MIN_CORRELATION` or :data:`WARN_CORRELATION`.
         seconds: time limit in seconds, after which no further pair is compared.
     """
     until = time.perf_counter() + seconds
-    candidates = list(_candidates(ours, theirs))
+    candidates = list(_candidates(images, other_images))
     for one, other in progress_bar(candidates, total=len(candidates), desc="comparing", unit="pair", leave=False):
         if time.perf_counter() > until:
             break
-        if correlation(ours[one], theirs[other]) >= min_correlation:
+        if correlation(images[one], other_images[other]) >= min_correlation:
             yield one, other
 
 
-def _candidates(ours: Sequence[Look], theirs: Sequence[Look]) -> Iterator[tuple[int, int]]:
-    """Yields the pairs with a similar segment. Distances are computed as matrix products with :data:`CHUNK` rows."""
-    if not ours or not theirs:
+def _candidates(images: Sequence[Look], other_images: Sequence[Look]) -> Iterator[tuple[int, int]]:
+    """Yields the pairs of images that have a similar segment. Distances are computed as matrix products with :data:`CHUNK`
+    rows."""
+    if not images or not other_images:
         return
-    others, other_of = _stacked(theirs)
-    rows, row_of = _stacked(ours)
+    others, other_of = _stacked(other_images)
+    rows, row_of = _stacked(images)
     seen: set[tuple[int, int]] = set()
     for start in range(0, len(rows), CHUNK):
         near = rows[start : start + CHUNK] @ others.T >= 64 - 2 * MAX_BITS
@@ -172,7 +178,7 @@ def _stacked(looks: Iterable[Look]) -> tuple[np.ndarray[Any, Any], np.ndarray[An
 
 
 def correlation(one: Look, other: Look) -> float:
-    """Returns the maximum correlation of the middle of an image with a part of the other, in both directions and at all
+    """Returns the maximum correlation between the middle of one image and a part of the other, over both directions and all
     :data:`SCALES`."""
     return max(_best(part, whole, scale) for part, whole in ((one, other), (other, one)) for scale in SCALES)
 

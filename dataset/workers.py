@@ -1,4 +1,4 @@
-"""Worker processes that make batches. Workers that hang or are killed are replaced."""
+"""Runs worker processes that make batches. Workers that hang or are killed are replaced."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ TIMEOUT_S = 600.0
 """Default time limit for a batch, in seconds."""
 
 reading: ContextVar[Callable[[str], object]] = ContextVar("reading")
-"""In a worker, this is called with the location of each record before it is read. The location is reported if the worker hangs or
+"""In a worker, this function is called with the location of each record before the record is read. The location is reported if
+the worker hangs or
 is killed."""
 
 _NO_MEMORY = 88
@@ -91,12 +92,12 @@ def in_workers(
 
 
 class _LostWorkerError(Exception):
-    """A worker hangs or was killed. The message contains the index of the worker and the location of the record that it was
+    """Raised if a worker hangs or was killed. The message contains the worker's index and the location of the record that it was
     reading."""
 
 
 class _Pool:
-    """A pool of worker processes for some numbers."""
+    """A pool of worker processes that make the batches for a list of ``numbers``."""
 
     def __init__(self, make: Callable[[int], Any], numbers: Sequence[int], workers: int, timeout_s: float):
         self.workers, self.timeout_s = min(workers, len(numbers)), timeout_s
@@ -132,7 +133,8 @@ class _Pool:
             UserError: if ``make`` raises it.
         """
         try:
-            # Torch already distributes the first numbers here, and raises if a worker is lost at one of them.
+            # Torch already sends the first numbers to the workers here, and raises if a worker is lost while it makes one of
+            # these batches.
             iterator = iter(self.loader)
             if self.children:
                 self._watch_children()
@@ -160,11 +162,11 @@ class _Pool:
             self.waiting_since = None
 
     def _watch_children(self) -> None:
-        # Also called at the end of the process. Python would otherwise wait for the workers if an error has left the loop.
+        # Also called when this process ends. Otherwise, if an error ended the loop, Python would wait for the workers.
         self.kill_children = Finalize(None, _kill, args=(self.children,), exitpriority=0)
         threading.Thread(target=self._kill_if_late, daemon=True, name="watch workers").start()
         if threading.current_thread() is threading.main_thread():
-            # Torch's handler would raise at any point of the main thread, for example in the middle of a step.
+            # Torch's signal handler would raise at any point of the main thread, for example in the middle of a step.
             self.handler = signal.signal(signal.SIGCHLD, self._child_ended)
 
     def _child_ended(self, _: int, __: FrameType | None) -> None:
@@ -190,7 +192,7 @@ class _Pool:
         return self.made % self.workers
 
     def end(self) -> None:
-        """Kills the remaining workers, because waiting for a worker that hangs would take forever."""
+        """Kills the remaining workers instead of waiting for them, because some may hang."""
         self.ended.set()
         _kill(self.children)
         if self.kill_children is not None:
@@ -233,7 +235,7 @@ def _kill(children: Sequence[BaseProcess]) -> None:
 
 
 def _listing(children: list[BaseProcess]) -> BaseContext:
-    """Returns torch's default context for starting processes, changed to append all processes to ``children``.
+    """Returns torch's default context for starting processes, changed so that it appends all processes to ``children``.
 
     ``multiprocessing.active_children()`` is not enough, because it omits a process that ends immediately, and its exit status.
     """
@@ -260,7 +262,8 @@ def _begin(board: Tensor, worker: int) -> None:
 
 
 def _not_handed_over(error: Exception, batch: object) -> None:
-    """Ends the worker; called in the thread that sends a batch if sending fails. Python would print a traceback and lose the
+    """Ends the worker. Called if sending a batch fails, in the thread that sends it; Python would only print a traceback and lose
+    the
     batch."""
     if _memory_is_full(error) is None:
         traceback.print_exception(error)

@@ -323,7 +323,7 @@ def _with_published(evaluations: Mapping[str, Evaluation], name: str) -> dict[st
 
 
 def location_of(items: Sequence[Any], index: int) -> str:
-    """Returns the location of an item, for messages."""
+    """Returns the location of an item, to name in error messages."""
     return str(getattr(items[index], "location", f"record {index}"))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dataset.formats.captioned import CaptionedImages
 from dataset.media.video import VideoSource
-from dataset.records.broken import not_whole
+from dataset.records.broken import held_out_error
 from dataset.records.schema import ImageSource
 from dataset.tasks.questions import QuestionTable
 from dataset.text.processors import TextProcessor
@@ -56,7 +56,7 @@ def _check_splits(task: FineTuneTask[Any, Any, Any], until: float) -> None:
         try:
             task.held_out.view(sources[index])
         except Exception as error:
-            raise not_whole(error, sources[index].location) from None
+            raise held_out_error(error, sources[index].location) from None
         count += 1
     if sources:
         logger.info("this rank decoded %d of %d held-out images and videos without errors", count, len(sources))

@@ -44,7 +44,7 @@ def finite(scores: Tensor, what: str) -> Tensor:
 
     Args:
         scores: (N, ...).
-        what: name of the scores, for messages.
+        what: name of the scores, to name in error messages.
 
     Raises:
         UserError: if a score is NaN or infinite. ``argmax`` and ``topk`` would treat NaN as the highest score.

@@ -112,7 +112,7 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
 
     Args:
         values: plain values by section.
-        source: the file that the values come from, for messages.
+        source: the file that the values come from, to name in error messages.
 
     Raises:
         UserError: the task is not among :data:`TASK_MODELS`, or a value is not valid.

@@ -1,1 +1,1 @@
-"""Readers of the official files of data sets. They return rows with their location: file and line, or file and index."""
+"""Readers for data sets' official files. They return rows with their locations: file and line, or file and index."""

@@ -1,7 +1,8 @@
 """Annotation files that fit into memory, as JSON arrays or JSON lines. They are checked before any work starts.
 
-A split is read completely. Its broken rows are counted by kind. If there are too many, training does not start, and one line
-reports the counts with the first location of each kind. An evaluated split must not have broken rows.
+A split is read completely, and its broken rows are counted by kind of fault. If too many rows are broken, training does not
+start, and a one-line
+message reports the counts with the first location of each kind. A split for evaluation must not have broken rows.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _OFFICIAL = {
 
 @dataclass(frozen=True)
 class Row:
-    """An annotation as read, and its location: ``file:line``, or ``file[index]`` in an array."""
+    """One entry of an annotation file, as read, and its location: ``file:line``, or ``file[index]`` in an array."""
 
     values: dict[str, Any]
     location: str
@@ -59,7 +60,7 @@ class Row:
         """Returns the value of ``key``, which must be of type ``kind``.
 
         Raises:
-            BrokenRecordError: "missing key" or "wrong type"; "bad text" in the cases of
+            BrokenRecordError: "missing key" or "wrong type"; "bad text" for the reasons listed in
                 :func:`~dataset.records.schema.check_text`.
         """
         value = self.values.get(key)
@@ -77,7 +78,7 @@ def read_json(path: str, key: str) -> Any:
     """Reads a JSON file.
 
     Raises:
-        UserError: with the config ``key``, if the file does not exist or is not JSON.
+        UserError: if the file does not exist or is not JSON. The message names the config ``key``.
     """
     try:
         return json.loads(read_text(path, key))
@@ -96,7 +97,7 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
     """Reads the rows of a JSON array of objects or of JSON lines. A line that is not an object is returned as an error.
 
     Raises:
-        UserError: with the config ``key``, if the file does not exist, is empty, or has a different format.
+        UserError: if the file does not exist, is empty, or has a different format. The message names the config ``key``.
     """
     text = read_text(path, key)
     if form := foreign_form(text[:100_000], arrays=True):
@@ -117,11 +118,11 @@ def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row
 
     Args:
         path: the file.
-        key: config key of the file, for messages.
+        key: config key of the file, to name in error messages.
         formats: official formats that the config supports. If the file has one of them, the error message suggests it.
 
     Raises:
-        UserError: with the config ``key``; see :func:`read_rows`. Also if the file is an official file.
+        UserError: for the reasons listed in :func:`read_rows`, or if the file is an official file.
     """
     rows = read_rows(path, key)
     first = rows[0].values if isinstance(rows[0], Row) else {}
@@ -154,12 +155,12 @@ def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list
     Args:
         content: the JSON object.
         name: key of the list.
-        path: path of the file, for messages.
-        key: config key of the file, for messages.
-        what: the expected kind of file, for messages.
+        path: path of the file, to name in error messages.
+        key: config key of the file, to name in error messages.
+        what: the expected kind of file, to name in error messages.
 
     Raises:
-        UserError: with the config ``key``, if there is no such list, which means that the file is not the expected one.
+        UserError: if there is no list ``name``, because this is then not the expected file. The message names the config ``key``.
     """
     values = content.get(name) if isinstance(content, dict) else None
     if not isinstance(values, list):
@@ -211,17 +212,17 @@ def parse_rows(
     return parsed
 
 
-def wanted_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: str) -> None:
-    """Checks that every requested split has a record.
+def check_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: str) -> None:
+    """Checks that at least one record belongs to each requested split.
 
     Args:
         found: split of each record.
         wanted: requested splits.
-        key: config key, for messages.
-        path: path of the file, for messages.
+        key: config key, to name in error messages.
+        path: path of the file, to name in error messages.
 
     Raises:
-        UserError: with the list of splits in the file.
+        UserError: if a requested split has no record. The message lists the splits in the file.
     """
     counts = Counter(found)
     missing = [name for name in wanted if not counts[name]]
@@ -231,7 +232,7 @@ def wanted_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: s
 
 
 class ImageFiles:
-    """The images of a data set by relative path. The file system is queried once for each image."""
+    """Looks up a data set's images by relative path. The file system is queried once for each image."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -268,7 +269,7 @@ class ImageFiles:
 
 
 def images_folder(images: str | None, annotations: str) -> Path:
-    """Returns the folder of relative image paths, which defaults to the folder of the annotation file."""
+    """Returns the folder that relative image paths start from: ``images``, or by default the annotation file's folder."""
     return expanded(images) if images is not None else expanded(annotations).parent
 
 
@@ -326,13 +327,15 @@ def read_text(path: str, key: str) -> str:
     """Reads a text file.
 
     Raises:
-        UserError: with the config ``key``, if the file does not exist or cannot be read.
+        UserError: if the file does not exist or cannot be read. The message names the config ``key``.
     """
     try:
         return read_regular(expanded(path), "utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
     except UnicodeDecodeError:
-        raise UserError(f"{key}: {path} is not UTF-8 text; give a file of annotations, or save it as UTF-8") from None
+        raise UserError(
+            f"{key}: {path} is not UTF-8 text; set it to an annotation file, or save the file as UTF-8"
+        ) from None
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be read: {error.strerror}; check the path") from None

@@ -29,10 +29,12 @@ class CaptionedSplitConfig(Config):
     """A split of an image-text or video-text data set.
 
     With ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"image", "caption", "image_id"}``. The caption
-    is a text or a list of texts, or a dictionary of these by language. Rows with the same ``image_id`` (or with the same image,
+    is a text, a list of texts, or a dictionary that maps languages to texts or lists of texts. Rows with the same ``image_id``
+    (or with the same image,
     if rows have no ``image_id``) are captions of the same image. Rows about videos have ``video`` or ``video_id`` instead of
-    ``image``; ``video`` is the path of a video file, of a JSON list of base64 images or of a folder of images, or such a list
-    itself.
+    ``image``. ``video`` is a list of base64 images, or the path of a video file, of a JSON file with a list of base64 images, or
+    of a folder of
+    images.
     """
 
     format: Literal["records", "karpathy", "msrvtt", "xflickrco"] = Field(
@@ -46,8 +48,8 @@ class CaptionedSplitConfig(Config):
     )
     images: InputFolder | None = Field(
         None,
-        description="folder of relative paths; for xFlickr&CO, the folder that contains flickr30k and coco; null: the folder "
-        "of the annotations",
+        description="folder that relative paths start from; for xFlickr&CO, the folder that contains flickr30k and coco; null: "
+        "the folder of the annotations",
     )
     listed: InputFile | None = Field(
         None,
@@ -115,8 +117,8 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
     """Reads and checks a split. Every image or video must exist.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be used, a split has no record, more than the fraction
-            ``max_broken`` of the rows is broken, or two images have the same image_id.
+        UserError: if the file cannot be used, a split has no record, more than the fraction
+            ``max_broken`` of the rows is broken, or two images have the same image_id. The message names the config ``key``.
     """
     folder = images_folder(config.images, config.annotations)
     images, videos = ImageFiles(folder), Videos(folder)
@@ -155,7 +157,7 @@ def _rows(config: CaptionedSplitConfig, key: str) -> Iterable[Row | BrokenRecord
 def _rows_in_language(
     language: str, all_rows: Iterable[Row | BrokenRecordError], key: str, path: str
 ) -> list[Row | BrokenRecordError]:
-    """Drops the rows whose captions are by language but have no text in ``language``."""
+    """Drops the rows whose captions have no text in ``language``. Captions must be dictionaries by language."""
     rows, kept = list(all_rows), list[Row | BrokenRecordError]()
     languages: dict[str, None] = {}
     for row in rows:

@@ -14,7 +14,7 @@ ENTAILMENT = ("contradiction", "entailment", "neutral")
 """Labels of XVNLI, in the order of their classes in the authors' code."""
 
 FLICKR_FOLDER, COCO_FOLDER, GQA_FOLDER = "flickr30k/flickr30k-images", "coco/val2014", "gqa/images"
-"""Folders of the images, relative to ``images``."""
+"""Folders of the images, relative to the config's ``images`` folder."""
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,8 @@ Rows = Iterable[Row | BrokenRecordError]
 
 
 def xflickrco_rows(path: str, key: str) -> Rows:
-    """Returns rows of xFlickr&CO with image, caption and image_id, from ``sentences``, ``id`` and ``img_path``, which is the name
+    """Returns rows of xFlickr&CO with image, caption and image_id. They are made from ``sentences``, ``id`` and ``img_path``,
+    which is the name
     of an image of Flickr30K or COCO."""
 
     def captioned(row: Row) -> Row:
@@ -35,7 +36,8 @@ def xflickrco_rows(path: str, key: str) -> Rows:
 
 
 def xvnli_rows(path: str, key: str) -> Rows:
-    """Returns rows of XVNLI with sentence, label and images, from ``sentence2`` (the hypothesis; the premise is not read),
+    """Returns rows of XVNLI with sentence, label and images. They are made from ``sentence2`` (the hypothesis; the premise is not
+    read),
     ``gold_label`` and ``Flikr30kID`` (sic). Rows without a label, on which the annotators did not agree, are skipped."""
 
     def statement(row: Row) -> Row:
@@ -57,8 +59,9 @@ def xvnli_rows(path: str, key: str) -> Rows:
 
 
 def marvl_rows(path: str, key: str) -> Rows:
-    """Returns rows of MaRVL with sentence, label and images, from ``caption``, ``label``, ``left_img`` and ``right_img``. If an
-    image name has no folder, the folder is ``concept``."""
+    """Returns rows of MaRVL with sentence, label and images. They are made from ``caption``, ``label``, ``left_img`` and
+    ``right_img``. If an
+    image name has no folder, the value of ``concept`` is the folder."""
 
     def statement(row: Row) -> Row:
         sides = [row.get(side, str) for side in ("left_img", "right_img")]
@@ -71,12 +74,12 @@ def marvl_rows(path: str, key: str) -> Rows:
 
 
 def gqa_rows(path: str, key: str) -> Rows:
-    """Returns rows of question_id, question, image and answer from a file of GQA or xGQA, which is an object of questions by id.
-
+    """Returns rows of question_id, question, image and answer from a file of GQA or xGQA, which is a JSON object that maps ids to
+    questions.
     The answers are in English for all languages.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be read or has a different format.
+        UserError: if the file cannot be read or has a different format. The message names the config ``key``.
     """
     content = read_json(path, key)
     if not isinstance(content, dict) or not all(isinstance(asked, Mapping) for asked in list(content.values())[:1]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dataset.formats.annotations import Row, converted, listed_rows, read_json, wanted_splits
+from dataset.formats.annotations import Row, check_splits, converted, listed_rows, read_json
 from dataset.records.schema import BrokenRecordError
 
 
@@ -12,11 +12,12 @@ def captioned_rows(path: str, splits: Sequence[str], key: str) -> Iterable[Row |
     """Returns the images of the given splits as rows of image, caption (a list) and image_id.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be read or is not one of Karpathy's files, or a split has no image.
+        UserError: if the file cannot be read or is not one of Karpathy's files, or a split has no image. The message names the
+            config ``key``.
     """
     rows = listed_rows(read_json(path, key), "images", path, key, "Karpathy's file")
     split_of = [row.values.get("split") if isinstance(row, Row) else None for row in rows]
-    wanted_splits([str(split) for split in split_of], splits, key, path)
+    check_splits([str(split) for split in split_of], splits, key, path)
     wanted = [
         row for row, split in zip(rows, split_of, strict=True) if split in splits or isinstance(row, BrokenRecordError)
     ]

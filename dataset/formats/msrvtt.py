@@ -17,10 +17,11 @@ def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | Broken
         path: ``MSRVTT_data.json`` (``{"videos", "sentences": [{"video_id", "caption"}]}``), or a CSV file with the columns
             video_id and sentence (``MSRVTT_JSFUSION_test.csv``).
         listed: a CSV file whose column video_id lists the videos to read; if None, all videos are read.
-        key: config key of ``path``, for messages.
+        key: config key of ``path``, to name in error messages.
 
     Raises:
-        UserError: with ``key``, if a file cannot be read or lacks a column, or no sentence belongs to a listed video.
+        UserError: if a file cannot be read or lacks a column, or no sentence belongs to a listed video. The message names
+            ``key``.
     """
     wanted = (
         None
@@ -45,10 +46,10 @@ def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | Broken
 
 
 def read_table(path: str, columns: tuple[str, ...], key: str) -> dict[int, dict[str, str]]:
-    """Reads the rows of a CSV file with a header, by the line on which each row ends.
+    """Reads a CSV file with a header, and returns each row under the number of the line on which the row ends.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be read, is empty, or lacks a column.
+        UserError: if the file cannot be read, is empty, or lacks a column. The message names the config ``key``.
     """
     reader = csv.DictReader(io.StringIO(read_text(path, key)))
     missing = [column for column in columns if column not in (reader.fieldnames or ())]

@@ -11,8 +11,9 @@ _IDENTIFIER = re.compile(r"([a-z]+\d*)-(\d+)-(\d+)-(\d+)")
 
 
 def statement_row(row: Row) -> Row:
-    """Adds the two ``images`` of the official layout (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``) to a row;
-    sentence, label and identifier are unchanged."""
+    """Adds the paths of the two ``images`` in the official layout (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``) to a
+    row.
+    Sentence, label and identifier are unchanged."""
     identifier = row.get("identifier", str)
     match = _IDENTIFIER.fullmatch(identifier)
     if not match:
@@ -25,10 +26,9 @@ def statement_row(row: Row) -> Row:
 
 
 def sentence_id(row: Row) -> str | None:
-    """Returns the identifier of a row (split-set-pair-sentence) without the pair, which is equal for all rows with the same
-    sentence.
+    """Returns the identifier of a row (split-set-pair-sentence) without the pair; rows with the same sentence have equal results.
 
-    Returns None if a row has no such identifier.
+    Returns None if the row has no identifier of this form.
     """
     match = _IDENTIFIER.fullmatch(str(row.values.get("identifier")))
     return f"{match[1]}-{match[2]}-{match[4]}" if match else None

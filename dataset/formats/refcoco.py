@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dataset.formats.annotations import Row, converted, read_json, wanted_splits
+from dataset.formats.annotations import Row, check_splits, converted, read_json
 from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 from utils.pickles import read_plain_pickle
@@ -20,16 +20,17 @@ NO_TARGET = -1
 
 def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> Iterable[Row | BrokenRecordError]:
     """Returns the references of the given splits as rows of image, size (width, height), boxes (x, y, w, h as in the file),
-    phrases and split. A reference of gRefCOCO has several boxes, one or none.
+    phrases and split. A reference in gRefCOCO may have several boxes, one box or none.
 
     Raises:
-        UserError: with the config ``key``, if a file cannot be read or has a different format, or a split has no reference.
+        UserError: if a file cannot be read or has a different format, or a split has no reference. The message names the config
+            ``key``.
     """
     is_json = Path(refs).suffix == ".json"
     listed = read_json(refs, f"{key}.refs") if is_json else read_plain_pickle(refs, f"{key}.refs")
     if not isinstance(listed, list) or not all(isinstance(ref, dict) for ref in listed):
         raise UserError(f"{key}.refs: {refs} is not a list of references")
-    wanted_splits([str(ref.get("split")) for ref in listed], splits, key, refs)
+    check_splits([str(ref.get("split")) for ref in listed], splits, key, refs)
     content = read_json(instances, f"{key}.instances")
     try:
         boxes = {annotation["id"]: annotation["bbox"] for annotation in content["annotations"]}

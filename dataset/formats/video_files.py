@@ -12,14 +12,15 @@ from dataset.records.schema import BrokenRecordError
 from utils.suffixes import VIDEO_SUFFIXES
 
 NUMBERED = ("video{}", "vid{}", "video_{}", "{}")
-"""File names of MSR-VTT and MSVD by number: the official names, the names of a mapping file, and the released lists of frames."""
+"""File names of MSR-VTT and MSVD by number: official names, names in a mapping file, and names of the authors' lists of
+frames."""
 
 
 class Videos:
     """The videos of a data set, by path or by id. The file system is queried once for each video.
 
     Args:
-        folder: folder of relative paths.
+        folder: folder that relative paths start from.
         names: file names without suffix by id, if they differ from the ids (MSVD).
     """
 
@@ -70,8 +71,8 @@ class Videos:
         return path
 
     def _find(self, names: tuple[str, ...]) -> Path | None:
-        """Returns the first of ``names`` that exists. The cache key is the list of names, as a path "7" and an id 7 have
-        different names."""
+        """Returns the first of ``names`` that exists. The cache key is the list of names, because a path "7" and an id 7 have
+        different lists."""
         if names not in self._found:
             paths = (self.folder / name for name in names)
             self._found[names] = next((path for path in paths if _exists(path)), None)

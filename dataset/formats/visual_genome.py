@@ -12,10 +12,10 @@ IMAGE_FOLDERS = ("", "VG_100K/", "VG_100K_2/")
 
 
 def question_rows(path: str, images: ImageFiles, key: str) -> Iterator[Row | BrokenRecordError]:
-    """Yields rows of question_id, question, image and answer. The answer is in lower case and without its full stop.
+    """Yields rows of question_id, question, image and answer. The answer is in lower case and has no full stop.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be read.
+        UserError: if the file cannot be read. The message names the config ``key``.
     """
     for row in read_rows(path, key):
         try:

@@ -12,16 +12,16 @@ from utils.errors import UserError
 
 
 def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row | BrokenRecordError]:
-    """Returns rows of question_id, question and image (``train2014/COCO_train2014_….jpg``, as in the official layout). If there
-    is a file of ``annotations``, rows also have answer (a list of ten) and answer_type. Rows are made lazily, so that they are
+    """Returns rows of question_id, question and image (``train2014/COCO_train2014_….jpg``, as in the official layout). With an
+    ``annotations`` file, rows also have answer (a list of ten) and answer_type. Rows are made lazily, so that they are
     never all in memory at once.
 
     Raises:
-        UserError: with the config ``key``, if a file cannot be read or is not a file of VQA v2.
+        UserError: if a file cannot be read or is not a file of VQA v2. The message names the config ``key``.
     """
     content = read_json(path, key)
     rows = listed_rows(content, "questions", path, key, "VQA v2's file of questions")
-    # test-dev2015 is a part of test2015, and has the same images.
+    # test-dev2015 is a subset of test2015, and its images are in the folder test2015.
     subset = str(content.get("data_subtype", "")).replace("test-dev", "test")
     if not subset:
         raise UserError(f"{key}: {path} lacks VQA v2's 'data_subtype'")

@@ -1,1 +1,1 @@
-"""Images and videos: encoded bytes to uint8 tensors, augmentation, and the views that training and evaluation see."""
+"""Images and videos: decodes them to uint8 tensors, augments them, and makes the views that training and evaluation see."""

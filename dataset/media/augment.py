@@ -1,4 +1,4 @@
-"""The augmentation of the authors' code, for (3, H, W) uint8 tensors. Images are normalised later, on the device.
+"""The image augmentation of the authors' code, for (3, H, W) uint8 tensors. Images are normalised later, on the device.
 
 All random numbers come from the generator that the caller passes.
 """
@@ -28,12 +28,13 @@ _CROP_ATTEMPTS = 10
 _LEVELS = np.arange(256)
 
 _FRAME = 2
-"""Width of the border of :data:`FILL` around a warped image, in pixels. Both neighbours of a position outside the image lie in
-the border."""
+"""Width in pixels of the border (filled with :data:`FILL`) around a warped image. Both neighbours of a position outside the image
+lie in
+this border."""
 _CHANNEL_BITS, _WEIGHT_BITS = np.uint64(21), np.uint64(10)
 _EACH_CHANNEL = np.uint64(1 | 1 << 21 | 1 << 42)
 _HALF = np.uint64(512)
-"""Half of 1024, the sum of the weights; added in order to round to the nearest integer."""
+"""Half of 1024, the sum of the weights. It is added before the division, so that the result is rounded to the nearest integer."""
 
 Planes = np.ndarray
 """(3, H, W) uint8, contiguous."""
@@ -41,7 +42,7 @@ Affine = tuple[float, float, float, float, float, float]
 
 
 class RegionAugmentConfig(Config):
-    """Augmentation of an image with boxes. The crop is chosen from the boxes, and RandAugment uses only the colour operations."""
+    """Augmentation of an image with boxes. The boxes determine the crop, and RandAugment uses only the colour operations."""
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     rand_augment_ops: int = Field(
@@ -76,7 +77,7 @@ class AugmentConfig(RegionAugmentConfig):
 def random_resized_crop(
     image: Tensor | EncodedImage, size: ImageSize, config: AugmentConfig, rng: np.random.Generator
 ) -> Tensor:
-    """Crops a random part of ``image`` and resizes it to ``size``, (3, H, W), with antialiased bicubic interpolation."""
+    """Crops a random part of ``image`` and resizes it to ``size``, with antialiased bicubic interpolation. Returns (3, H, W)."""
     height, width = sides_of(size)
     part = draw_crop(image.shape[1], image.shape[2], config, rng, width / height)
     return resize(crop(image, *part), size)
@@ -85,9 +86,10 @@ def random_resized_crop(
 def draw_crop(
     height: int, width: int, config: AugmentConfig, rng: np.random.Generator, aspect: float = 1.0
 ) -> tuple[int, int, int, int]:
-    """Draws a random part of an image, for an input whose ratio of width to height is ``aspect``.
+    """Draws a random crop of an image, for a model input whose ratio of width to height is ``aspect``.
 
-    The area is uniform in ``config.scale``, and the ratio is log-uniform in ``config.ratio``. After ten draws that do not fit,
+    The area is uniform in ``config.scale``, and the ratio is log-uniform in ``config.ratio``. If ten draws do not fit into the
+    image,
     the largest central crop with an allowed ratio is used (like torchvision's ``RandomResizedCrop``).
 
     Returns:
@@ -107,12 +109,15 @@ def draw_crop(
 
 
 def resize(image: Tensor, size: ImageSize) -> Tensor:
-    """Resizes (3, H, W) uint8 to ``size``, (3, h, w) uint8, bicubic with antialiasing. The aspect ratio is not kept."""
+    """Resizes an image, (3, H, W) uint8, to ``size`` by antialiased bicubic interpolation, and returns (3, h, w) uint8. The
+    aspect ratio may
+    change."""
     return _resize(image, *sides_of(size))
 
 
 def shrink(image: Tensor, short_side: int) -> Tensor:
-    """Shrinks (3, H, W) uint8 so that its shorter side is at most ``short_side``, bicubic with antialiasing.
+    """Shrinks an image, (3, H, W) uint8, by antialiased bicubic interpolation, so that its shorter side is at most
+    ``short_side``.
 
     The aspect ratio is kept. A smaller image is returned unchanged.
     """
@@ -138,7 +143,8 @@ def training_view(
     *,
     may_flip: bool,
 ) -> Tensor:
-    """Makes a random crop of ``size``, mirrors it with probability ``config.flip`` if ``may_flip``, and applies RandAugment."""
+    """Makes a random crop and resizes it to ``size``, mirrors it with probability ``config.flip`` if ``may_flip``, and applies
+    RandAugment."""
     view = random_resized_crop(image, size, config, rng)
     if rng.random() < config.flip and may_flip:
         view = hflip(view)
@@ -163,15 +169,17 @@ def hflip(image: Tensor) -> Tensor:
 
 
 class RandAugment:
-    """The released RandAugment: operations drawn with replacement, each applied with probability 0.5.
+    """The authors' RandAugment: operations drawn with replacement, each applied with probability 0.5.
 
     The operations are Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX, TranslateY and Rotate.
-    Geometric operations have a random sign. On the fixture from the authors' code, all operations agree exactly except Sharpness,
-    which clips values that the authors' code lets wrap around.
+    Geometric operations have a random sign. On test values computed with the authors' code, all operations agree exactly except
+    Sharpness,
+    which clips values that overflow in the authors' code.
 
     Args:
         ops: number of operations per image.
-        magnitude: from 0 to 10. At 7, factors are 1.36, shears 0.21, shifts 7 px, and angles 21 degrees.
+        magnitude: strength of the operations, from 0 to 10. At 7, colour factors are 1.36, shears 0.21, shifts 7 px, and angles
+            21 degrees.
         colour_only: omit the geometric operations, which would move objects out of their boxes.
     """
 
@@ -212,7 +220,8 @@ def _auto_contrast(planes: Planes, _: float) -> Planes:
 
 
 def _equalize(planes: Planes, _: float) -> Planes:
-    """Flattens the histogram of each channel. As in the authors' code, pixels at the highest occupied level are not counted when
+    """Flattens the histogram of each channel. As in the authors' code, pixels at the highest level that occurs are not counted
+    when
     the step is computed."""
     tables = []
     for plane in planes:
@@ -232,7 +241,9 @@ def _brightness(planes: Planes, factor: float) -> Planes:
 
 
 def _sharpness(planes: Planes, factor: float) -> Planes:
-    """Extrapolates (``factor`` > 1) away from the image smoothed by a 3 x 3 kernel with weights 1, and 5 in the middle.
+    """Sharpens: extrapolates from a smoothed copy to the image and (with ``factor`` > 1) beyond it. The smoothing kernel is 3 x
+    3, with
+    weight 5 in the middle and weights 1 around it.
 
     The outermost pixels are unchanged.
     """
@@ -278,7 +289,7 @@ def _warp(planes: Planes, source: Affine) -> Planes:
     """Warps the planes: the pixel at (x, y) is read from (a x + b y + c, d x + e y + f). The first pixel is at (0, 0).
 
     Interpolation is bilinear with a resolution of 1/32 pixel and OpenCV's rounding; pixels outside the image are :data:`FILL`.
-    The three channels of a pixel are packed into one 64-bit number, 21 bits each, so that they are gathered and weighted
+    The three channels of a pixel are packed into one 64-bit integer, 21 bits each, so that they are gathered and weighted
     together.
     """
     _, height, width = planes.shape
@@ -299,20 +310,23 @@ def _warp(planes: Planes, source: Affine) -> Planes:
     total >>= _WEIGHT_BITS
     out = np.empty((3, height * width), np.uint8)
     for plane in out:
-        plane[:] = total  # its lowest byte
+        plane[:] = total  # keeps the lowest byte
         total >>= _CHANNEL_BITS
     return out.reshape(planes.shape)
 
 
 @lru_cache(maxsize=16)
 def _bilinear(source: Affine, height: int, width: int) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    """Computes the neighbours and weights of bilinear interpolation. Results are cached, as the augmentation of a run has six
-    maps.
+    """Computes the neighbours and weights of bilinear interpolation. Results are cached, because the augmentation of a run uses
+    only six
+    different maps.
 
     Returns:
-        For each pixel, the flat index of the upper left neighbour of its source in the image with a border; and the weights of
-        the four neighbours (upper left, upper right, lower left, lower right), which sum to 1024. The weights of a neighbour
-        are None if all are zero.
+        For each pixel, the flat index of its source position's upper left neighbour in the image with a border; and the weights
+        of
+        the four neighbours (upper left, upper right, lower left, lower right), which sum to 1024. If all weights of a neighbour
+        are zero, they
+        are None.
     """
     a, b, c, d, e, f = source
     columns, rows = np.arange(width), np.arange(height)[:, None]

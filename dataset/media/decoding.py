@@ -1,6 +1,6 @@
 """Video files: indexes the frames of a file, and decodes the requested frames.
 
-The packets of a file have the time of each frame, so the index is built without decoding. PyAV reads the packets for all
+The packets of a file contain the time of each frame, so the index is built without decoding. PyAV reads the packets for all
 backends, so that the choice of frames does not depend on the backend.
 """
 
@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 Backend = Literal["av", "decord"]
 
-_WHOLE_ENOUGH = 0.95
-"""A file is truncated if its packets cover less than this fraction of the length in its header. Headers are not exact."""
-_LEAVE_OUT = ("h264", "hevc", "mpeg4", "mpeg2video")
+_MIN_COMPLETE = 0.95
+"""A file counts as truncated if its packets cover less than this fraction of the length in its header. Headers are not exact."""
+_CAN_SKIP_PACKETS = ("h264", "hevc", "mpeg4", "mpeg2video")
 """FFmpeg decoders that can skip single packets. The AV1 decoder would skip all following frames too."""
 
 
@@ -39,7 +39,7 @@ _HANGING: list[threading.Thread] = []
 
 
 class Clock:
-    """The time limit of one video."""
+    """The time limit for reading one video."""
 
     def __init__(self, limit_s: float, location: str):
         self.limit_s, self.location = limit_s, location
@@ -94,7 +94,7 @@ class FileIndex:
         times: times of all frames, in ticks of the stream.
         keys: times of the key frames, in ticks.
         tick_s: length of a tick in seconds.
-        timed: True if the packets have presentation times.
+        timed: whether the packets have presentation times.
     """
 
     times: list[int]
@@ -149,17 +149,18 @@ def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
     if not times:
         raise BrokenRecordError("unreadable video", clock.location, f"{path} has no frames")
     times.sort()
-    # The file does not have the duration of the last frame. We assume the maximum duration of the other frames.
+    # The file does not store the duration of the last frame. We assume the maximum duration of the other frames.
     longest = max((later - earlier for earlier, later in itertools.pairwise(times)), default=0)
     reached_s = max(reached_s, (times[-1] + longest) * tick_s)
-    if reached_s < _WHOLE_ENOUGH * header_s:
+    if reached_s < _MIN_COMPLETE * header_s:
         length = f"it has {reached_s:.1f} of the {header_s:.1f} s in its header"
         raise BrokenRecordError("unreadable video", clock.location, f"{path} is truncated: {length}")
     return FileIndex(times, sorted(keys), tick_s, timed)
 
 
 def _video_stream_of(container: Any) -> Any:
-    """Returns the video stream, or None if the file has only sound or data. The cover picture of a song is not a video stream."""
+    """Returns the video stream, or None if the file has only sound or data. The cover picture of a song does not count as a video
+    stream."""
     cover = import_backend("av").stream.Disposition.attached_pic
     return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
@@ -167,7 +168,7 @@ def _video_stream_of(container: Any) -> Any:
 def _header_length_s(container: Any, stream: Any) -> float:
     """Returns the length of a file according to its header, in seconds, or 0 if the header has no length."""
     if container.format.name == "avi":
-        # For a truncated file, the library reports the truncated length. The header has the number of frames, one tick each.
+        # For a truncated file, the library reports the truncated length. The header contains the number of frames, one tick each.
         return float(stream.frames * stream.time_base)
     return container.duration / 1_000_000 if container.duration else 0.0
 
@@ -175,7 +176,7 @@ def _header_length_s(container: Any, stream: Any) -> float:
 def decoded(
     path: Path, index: FileIndex, wanted: Sequence[int], backend: Backend, clock: Clock
 ) -> Generator[Tensor, None, None]:
-    """Yields the ``wanted`` frames of a file as (3, H, W) uint8 RGB. Each frame is decoded on demand.
+    """Yields the ``wanted`` frames of a file, each as (3, H, W) uint8 RGB. Each frame is decoded on demand.
 
     Raises:
         BrokenRecordError: "unreadable video" if a frame cannot be decoded.
@@ -210,7 +211,7 @@ class _AvReader:
         self.container, self.index, self.clock = container, index, clock
         self.stream = _video_stream_of(container)
         self.stream.codec_context.thread_count = 1
-        leaves_out = index.timed and self.stream.codec_context.name in _LEAVE_OUT
+        leaves_out = index.timed and self.stream.codec_context.name in _CAN_SKIP_PACKETS
         self.needed = {index.times[number] for number in wanted} if leaves_out else None
         """Times of the requested frames; if None, all frames are decoded."""
         self.decoded = _decode(container, self.stream, self.needed, clock)

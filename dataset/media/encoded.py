@@ -1,6 +1,6 @@
 """Encoded images: reads their headers, and decodes their pixels to uint8 tensors.
 
-An image is (3, H, W) uint8 RGB from the file to the device.
+Decoded images are (3, H, W) uint8 RGB tensors, and stay so until they are on the device.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from dataset.records.broken import BrokenRecordError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are opened, under Pillow's names. Pillow knows more formats, but some start programs (EPS: Ghostscript)."""
 
-PixelsAre = Literal["shown", "unturned", "stored"]
+PixelState = Literal["shown", "unturned", "stored"]
 """How a file is converted to pixels. "shown": as people see the image, with its EXIF orientation applied and transparent pixels
-on white. "unturned": the same without the EXIF orientation, for images with boxes. "stored": without the EXIF orientation and
-with the alpha channel dropped, as in the authors' code."""
+on white. "unturned": with transparent pixels on white, but without the EXIF orientation, for images with boxes. "stored": without
+the EXIF
+orientation and with the alpha channel dropped, as in the authors' code."""
 
 _NOT_AN_IMAGE = f"not an image in a supported format ({', '.join(FORMATS)})"
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
@@ -35,14 +36,14 @@ _SKIPPED_SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)
 """Markers of application data, tables, restart intervals and comments."""
 _END_OF_JPEG = b"\xff\xd9"
 _BLOCK_ROWS = 16
-"""Number of rows that a JPEG decoder decodes together if colours are stored at half the height."""
+"""Number of pixel rows that a JPEG decoder decodes together if colours are stored at half the height."""
 
 
 class JPEGFrame(NamedTuple):
     """Frame header of a JPEG file.
 
     Attributes:
-        at: offset of the header in the file.
+        at: offset of the frame header in the file.
     """
 
     at: int
@@ -53,21 +54,21 @@ class JPEGFrame(NamedTuple):
 
 
 class EncodedImage:
-    """An encoded image. Its header is read at once, and its pixels are decoded on demand.
+    """An encoded image. Its header is read immediately, and its pixels are decoded on demand.
 
     Grey, CMYK, palette and 16-bit images become 8-bit RGB. The first frame of an animation is used. (Pillow itself applies the
     orientation of a TIFF file.)
 
-    Boxes refer to the stored pixels: pycocotools, the ``refer`` package, Visual Genome's driver and the released readers all open
-    files without applying the EXIF orientation, and the sizes in COCO's annotations are sizes of the stored pixels. Code that
+    Boxes refer to the stored pixels: pycocotools, the ``refer`` package, Visual Genome's driver and the authors' readers all open
+    files without applying the EXIF orientation, and the sizes in COCO's annotations refer to the stored pixels. Code that
     reads boxes must therefore request "unturned" or "stored" pixels (:func:`for_boxes`).
 
     Args:
         content: content of the file.
-        max_pixels: maximum number of pixels to decode.
-        location: location of the record, for messages.
-        pixels: see :data:`PixelsAre`.
-        file: path of the image file, for messages; None if the record contains the image.
+        max_pixels: maximum number of pixels in an image.
+        location: location of the record, to name in error messages.
+        pixels: see :data:`PixelState`.
+        file: path of the image file, to name in error messages; None if the record contains the image.
 
     Raises:
         BrokenRecordError: "image too large" if the image has more than ``max_pixels`` according to its header (it is not
@@ -75,7 +76,7 @@ class EncodedImage:
     """
 
     def __init__(
-        self, content: bytes, max_pixels: int, location: str, pixels: PixelsAre = "shown", file: Path | None = None
+        self, content: bytes, max_pixels: int, location: str, pixels: PixelState = "shown", file: Path | None = None
     ):
         self.content, self.location, self.on_white = content, location, pixels != "stored"
         self._name = "" if file is None else f"{file}: "
@@ -93,7 +94,7 @@ class EncodedImage:
             )
 
     def rows(self, count: int) -> Tensor:
-        """Decodes at least the first ``count`` rows, (3, >= ``count``, W) uint8.
+        """Decodes at least the first ``count`` rows of pixels. Returns (3, H, W) uint8 with H at least ``count``.
 
         The rows below are not decoded if the image is a JPEG file without rotation.
 
@@ -147,15 +148,16 @@ class EncodedImage:
 
 
 def decode(
-    content: bytes, max_pixels: int, location: str, pixels: PixelsAre = "shown", file: Path | None = None
+    content: bytes, max_pixels: int, location: str, pixels: PixelState = "shown", file: Path | None = None
 ) -> Tensor:
-    """Decodes bytes to (3, H, W) uint8 RGB; see :class:`EncodedImage` for arguments and exceptions."""
+    """Decodes an image file's bytes to (3, H, W) uint8 RGB. Arguments and exceptions are those of :class:`EncodedImage`."""
     return EncodedImage(content, max_pixels, location, pixels, file).pixels()
 
 
 def rgb_of(image: Image.Image, on_white: bool) -> Tensor:
-    """Returns the pixels of a Pillow image, (3, H, W) uint8 RGB; with ``on_white``, transparent pixels are put on white instead
-    of losing their transparency."""
+    """Returns the pixels of a Pillow image, (3, H, W) uint8 RGB. With ``on_white``, transparent pixels are put on white;
+    otherwise, the alpha
+    channel is dropped."""
     if on_white and _is_transparent(image):
         return _on_white(image)
     if image.mode.startswith("I;16"):
@@ -165,19 +167,19 @@ def rgb_of(image: Image.Image, on_white: bool) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def for_boxes(pixels: PixelsAre) -> PixelsAre:
-    """Returns how to decode images with boxes if other images are decoded as ``pixels``; images with boxes are never rotated."""
+def for_boxes(pixels: PixelState) -> PixelState:
+    """Returns how to decode images with boxes if other images are decoded as ``pixels``. Images with boxes are never rotated."""
     return "unturned" if pixels == "shown" else pixels
 
 
 def pixels_of(image: Tensor | EncodedImage) -> Tensor:
-    """Returns all pixels of an image, (3, H, W) uint8, and decodes it if needed; raises the same errors as
+    """Returns all pixels of an image, (3, H, W) uint8. An encoded image is decoded, which raises the errors of
     :meth:`EncodedImage.rows`."""
     return image.pixels() if isinstance(image, EncodedImage) else image
 
 
 def encode_jpeg(image: Tensor, quality: int) -> bytes:
-    """Encodes (3, H, W) uint8 RGB as JPEG, with colours at half the width and height (4:2:0) as in photographs."""
+    """Encodes an image, (3, H, W) uint8 RGB, as JPEG, with colours at half the width and height (4:2:0) as in photographs."""
     channels_last = image.permute(1, 2, 0).contiguous().numpy()
     content: bytes = simplejpeg.encode_jpeg(channels_last, quality=quality, colorspace="RGB", colorsubsampling="420")
     return content
@@ -193,8 +195,8 @@ def crop(image: Tensor | EncodedImage, top: int, left: int, height: int, width: 
 def jpeg_frame(content: bytes) -> JPEGFrame | None:
     """Returns the frame header of a JPEG file, or None for other formats.
 
-    It also returns None for rare kinds of JPEG (several images in one file, lossless and arithmetic coding), which
-    Pillow decodes, ten times more slowly.
+    It also returns None for rare types of JPEG (several images in one file, lossless and arithmetic coding), which
+    Pillow decodes ten times more slowly.
     """
     at = 2 if content.startswith(b"\xff\xd8") else len(content)
     while at + 9 < len(content) and content[at] == 0xFF:
@@ -211,10 +213,11 @@ def jpeg_frame(content: bytes) -> JPEGFrame | None:
 def _decode_jpeg(content: bytes, frame: JPEGFrame, rows: int) -> Tensor:
     """Decodes at least the first ``rows`` rows of a JPEG file, and at most one block of rows more.
 
-    The height in the frame header is changed to this number of rows. libjpeg then warns of extra data after the end, as it does
+    The height in the frame header is changed to the number of rows to decode. libjpeg then warns of extra data after the end, as
+    it does
     for other errors that it can correct, so ``strict`` is False, as in Pillow. The colours of the last decoded row are
-    interpolated only within its own block, so one more row than needed is decoded. (If a progressive file has only its coarsest
-    scan, libjpeg smooths across blocks, and the last rows may differ from the rows of the whole image.)
+    interpolated only within its block, so one more row than needed is decoded. (If a progressive file contains only its coarsest
+    scan, libjpeg smooths across blocks, and the last rows may differ from those of the whole image.)
     """
     height = (rows // _BLOCK_ROWS + 1) * _BLOCK_ROWS
     data: bytes | bytearray = content

@@ -1,7 +1,9 @@
 """Videos: chooses frames from files, lists of images and folders of images, and decodes only the chosen frames.
 
-Candidates are the frames of a file that are shown at whole seconds (section 3.2), or all images of a list or a folder. Evaluation
-chooses frames at even distances; training chooses them at random. The choice does not depend on the backend that decodes. A
+Candidates are the frames of a file that are shown at whole seconds (section 3.2 of the paper), or all images of a list or a
+folder. Evaluation
+chooses evenly spaced frames; training chooses frames at random. The choice does not depend on the backend that decodes the video.
+A
 rotation in the header of a video file is not applied.
 """
 
@@ -23,22 +25,23 @@ from torch import Tensor
 
 from dataset.files import RECORD_BYTES, read_file
 from dataset.media.decoding import Backend, Clock, decoded, index_of, run_with_limit, why_not_loaded
-from dataset.media.encoded import EncodedImage, PixelsAre
+from dataset.media.encoded import EncodedImage, PixelState
 from dataset.records.schema import BrokenRecordError, ImageSource, image_of
 from utils.config import Config
 from utils.errors import UserError
 from utils.suffixes import IMAGE_SUFFIXES
 
 Choose = Callable[[int], Sequence[int]]
-"""Maps the number of candidate frames to the indices of the chosen frames, ascending; duplicates are allowed."""
+"""Function that takes the number of candidate frames and returns the indices of the chosen frames, in ascending order. An index
+may be repeated."""
 FrameView = Callable[[Tensor | EncodedImage], Tensor]
-"""Maps a frame, (3, H, W) uint8 RGB or still encoded, to the tensor to keep."""
+"""Function that takes a frame, decoded to (3, H, W) uint8 RGB or still encoded, and returns the tensor to keep."""
 
 LIST_SUFFIX = ".json"
 
 
 class VideoReadingConfig(Config):
-    """How the frames of videos are found and decoded."""
+    """How the frames of videos are chosen and decoded."""
 
     backend: Backend = Field("av", description="decoder of video files: av (PyAV) or decord")
     frames_per_second: float = Field(
@@ -47,7 +50,7 @@ class VideoReadingConfig(Config):
         description="candidate frames per second of a video file, from which the frames for the model are chosen",
     )
     time_limit_s: float = Field(
-        60.0, gt=0, description="time limit for reading a video, in seconds; a slower video is a broken record"
+        60.0, gt=0, description="time limit for reading a video, in seconds; a slower video counts as broken"
     )
     same_view: bool = Field(
         False,
@@ -57,8 +60,8 @@ class VideoReadingConfig(Config):
 
 @dataclass(frozen=True)
 class VideoSource:
-    """A video that is read on demand, from a ``path`` (a video file, a JSON list of base64 images, or a folder of images), or
-    from the ``frames`` themselves."""
+    """A video that is read on demand, from a ``path`` (a video file, a JSON list of base64 images, or a folder of images) or
+    from a list of ``frames``."""
 
     location: str
     path: Path | None = None
@@ -70,12 +73,12 @@ def video_source(value: Any, key: str, location: str, folder: Path) -> VideoSour
 
     Args:
         value: the path or the list.
-        key: key of the value, for messages.
-        location: location of the record, for messages.
-        folder: folder of relative paths.
+        key: key of the record that contains the value, to name in error messages.
+        location: location of the record, to name in error messages.
+        folder: folder that relative paths start from.
 
     Raises:
-        BrokenRecordError: "wrong type" or "missing video"; "unreadable video" for an empty list; or as
+        BrokenRecordError: "wrong type" or "missing video"; "unreadable video" for an empty list; or the errors of
             :func:`~dataset.records.schema.image_of`.
     """
     if isinstance(value, list):
@@ -90,13 +93,13 @@ def video_source(value: Any, key: str, location: str, folder: Path) -> VideoSour
 
 
 def sample_frames(count: int, wanted: int, rng: np.random.Generator | None = None) -> list[int]:
-    """Chooses ``wanted`` of ``count`` frames, ascending, like the released ``sample_frame_ids``.
+    """Chooses ``wanted`` of ``count`` frames, in ascending order, like ``sample_frame_ids`` in the authors' code.
 
     If there are enough frames, the video is split into ``wanted`` segments of nearly equal length, and one frame is taken from
     each. In evaluation, the longer segments come at the beginning, and the first frame of each segment is taken. In training, the
     longer segments are at random positions, and a random frame of each segment is taken.
 
-    If there are too few frames, all are taken, and some are repeated: cyclically in evaluation, at random in training.
+    If there are too few frames, all of them are taken, and some are repeated: in a cycle in evaluation, at random in training.
 
     Args:
         count: number of frames in the video.
@@ -121,7 +124,7 @@ class FrameSampler:
     frames: int
     config: VideoReadingConfig
     max_pixels: int
-    pixels: PixelsAre = "shown"
+    pixels: PixelState = "shown"
 
     def training(
         self,
@@ -129,7 +132,7 @@ class FrameSampler:
         rng: np.random.Generator,
         view: Callable[[Tensor | EncodedImage, np.random.Generator], Tensor],
     ) -> Tensor:
-        """Returns views of random frames. ``view`` takes a frame and the source of randomness for the view.
+        """Returns views of random frames. ``view`` is called with a frame and a source of randomness.
 
         Raises:
             BrokenRecordError: see :func:`read_frames`.
@@ -160,13 +163,13 @@ def read_frames(
     choose: Choose,
     view: FrameView,
     max_pixels: int,
-    pixels: PixelsAre = "shown",
+    pixels: PixelState = "shown",
 ) -> list[Tensor]:
-    """Returns the ``view`` of each chosen frame, in order. Only one frame at a time is in memory in full size.
+    """Returns the ``view`` of each chosen frame, in order. Only one frame at a time is in memory at full size.
 
     Raises:
         BrokenRecordError: "missing video"; "unreadable video" if a file is empty, truncated, damaged or without images, or the
-            time limit is exceeded; "image too large"; or the kinds of a broken image if the video is a list of images.
+            time limit is exceeded; "image too large"; or, for a list of images, any error of a broken image.
     """
     clock = Clock(config.time_limit_s, source.location)
     return run_with_limit(
@@ -180,7 +183,7 @@ def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, ke
     ``sources`` are read only if the decoder cannot be loaded.
 
     Raises:
-        UserError: with the config ``key``, if there is a video file and the backend cannot be loaded.
+        UserError: if ``sources`` contain a video file and the backend cannot be loaded. The message names the config ``key``.
     """
     reason = why_not_loaded(config.backend)
     if reason is None:
@@ -198,8 +201,8 @@ def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, m
     """Indexes every video file of a held-out split, without decoding, so that a broken file is reported before training.
 
     Raises:
-        UserError: with the config ``key``, for the first file that is not a complete video; or in the cases of
-            :func:`check_backend`.
+        UserError: for the first file that is not a complete video; or for the reasons listed in
+            :func:`check_backend`. The message names the config ``key``.
     """
     check_backend(sources, config, "data.video")
     for path, location in {source.path: source.location for source in sources if source.path is not None}.items():
@@ -221,7 +224,7 @@ def _chosen(
     config: VideoReadingConfig,
     choose: Choose,
     max_pixels: int,
-    pixels: PixelsAre,
+    pixels: PixelState,
     clock: Clock,
 ) -> Iterator[Tensor | EncodedImage]:
     """Yields each chosen frame. Frames of a video file are decoded; frames of a list or a folder of images are still encoded."""

@@ -1,4 +1,4 @@
-"""Views of images and videos: the tensors that training and evaluation read."""
+"""Views of images and videos: the uint8 tensors, of the model's input size, that training and evaluation read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.media.augment import AugmentConfig, RandAugment, evaluation_view, training_view
-from dataset.media.encoded import EncodedImage, PixelsAre, decode, for_boxes
+from dataset.media.encoded import EncodedImage, PixelState, decode, for_boxes
 from dataset.media.video import FrameSampler, VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource
 from utils.errors import UserError
@@ -21,11 +21,11 @@ class TrainingView:
     """Reads images for training as (3, H, W) uint8, or videos as (F, 3, H, W), with separate augmentation of each frame.
 
     Args:
-        image_size: H and W.
+        image_size: height and width of a view.
         max_pixels: see :class:`~dataset.media.encoded.EncodedImage`.
         augment: augmentation of each image.
-        videos: sampler of the frames of videos; None for images only.
-        pixels: see :data:`~dataset.media.encoded.PixelsAre`.
+        videos: sampler that reads the frames of videos; None for images only.
+        pixels: see :data:`~dataset.media.encoded.PixelState`.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class TrainingView:
         augment: AugmentConfig,
         videos: FrameSampler | None = None,
         *,
-        pixels: PixelsAre = "shown",
+        pixels: PixelState = "shown",
     ):
         self.image_size, self.max_pixels, self.config, self.videos = image_size, max_pixels, augment, videos
-        self.pixels: PixelsAre = pixels
+        self.pixels: PixelState = pixels
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude)
 
     def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
@@ -53,7 +53,7 @@ class TrainingView:
         return view(EncodedImage(source.load(), self.max_pixels, source.location, self.pixels, source.path), rng)
 
     def filler(self) -> Tensor:
-        """Returns a black view for a row that does not count."""
+        """Returns a black view for a filler row, which does not count in the losses."""
         image = black(self.image_size)
         return image if self.videos is None else image.expand(self.videos.frames, -1, -1, -1)
 
@@ -61,8 +61,8 @@ class TrainingView:
 class EvaluationView:
     """Reads whole images for evaluation as (3, H, W) uint8, or whole frames of videos as (F, 3, H, W).
 
-    With ``shuffle_frames``, the frames of a video are shuffled, with an order that depends on the location of its record. The
-    metrics then show how much the model uses the order of frames.
+    With ``shuffle_frames``, the frames of a video are shuffled, in an order that depends only on the record's location. The
+    metrics then show how much the model relies on the order of frames.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class EvaluationView:
         videos: FrameSampler | None = None,
         *,
         shuffle_frames: bool = False,
-        pixels: PixelsAre = "shown",
+        pixels: PixelState = "shown",
     ):
         self.image_size, self.max_pixels = image_size, max_pixels
-        self.pixels: PixelsAre = pixels
+        self.pixels: PixelState = pixels
         self.videos, self.shuffle_frames = videos, shuffle_frames
 
     def __call__(self, source: ImageSource | VideoSource, size: tuple[int, int] | None = None) -> Tensor:
@@ -83,7 +83,7 @@ class EvaluationView:
 
         Args:
             source: the image or video.
-            size: width and height of an image with boxes according to its annotations; such an image is not rotated.
+            size: width and height of the image according to its annotations, if it has boxes; the image is then not rotated.
 
         Raises:
             BrokenRecordError: if the image or video cannot be read, or has a different size.
@@ -100,7 +100,7 @@ class EvaluationView:
 
 
 def _shuffled(frames: Tensor, location: str) -> Tensor:
-    """Shuffles frames. If there are at least two, the order always differs from the original order."""
+    """Shuffles frames. The new order always differs from the original order if there are at least two frames."""
     count = len(frames)
     if count < 2:
         return frames
@@ -111,7 +111,7 @@ def _shuffled(frames: Tensor, location: str) -> Tensor:
 
 
 def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | None, key: str) -> None:
-    """Raises :class:`UserError` with the config ``key`` if an image model gets videos, or a video model gets images."""
+    """Raises :class:`UserError`, naming the config ``key``, if an image model gets videos, or a video model gets images."""
     videos = sum(isinstance(source, VideoSource) for source in sources)
     if videos and frames is None:
         raise UserError(f"{key} has videos, but the model takes images; set model.vision.video.frames")
@@ -127,5 +127,5 @@ def check_size(image: Tensor | EncodedImage, size: tuple[int, int], location: st
 
 
 def black(size: ImageSize) -> Tensor:
-    """Returns a black image for a row that does not count."""
+    """Returns a black image for a filler row, which does not count in the losses."""
     return torch.zeros(3, *sides_of(size), dtype=torch.uint8)

@@ -64,7 +64,8 @@ def corner_box(value: Any, width: float, height: float, counts: Counts, location
 def relative_box(value: Any, width: int, height: int, counts: Counts, location: str) -> Box | None:
     """Returns a box in pixels that is given by its corners (x1, y1, x2, y2) as fractions of the width and height of its image.
 
-    Returns None, after counting the reason, in the cases of :func:`placed_box`, or if a coordinate is so far from 0 and 1 that it
+    Returns None, after counting the reason, for the reasons listed in :func:`placed_box`, or if a coordinate is so far from 0 and
+    1 that it
     cannot be a fraction.
     """
     corners = _corners(value, counts, location)

@@ -11,7 +11,8 @@ Safety = Literal["none", "NSFW", "UNSURE"]
 
 @dataclass(frozen=True)
 class Filters:
-    """Filters that exclude pairs of LAION. The paper says that LAION was filtered (section 4.1), but not how, so none of the
+    """Filters that exclude pairs of LAION. The paper says that LAION was filtered (section 4.1 of the paper), but not how, so
+    none of the
     default values come from it.
 
     Args:

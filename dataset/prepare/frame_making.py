@@ -92,8 +92,8 @@ class Job:
 
     Attributes:
         making: selects and encodes the frames.
-        location: location of the record, for messages.
-        folder: folder of relative paths.
+        location: location of the record, to name in error messages.
+        folder: folder that relative paths start from.
         values: values of the record.
         key: key of the video in the record.
         bare: write the list of frames without the record.

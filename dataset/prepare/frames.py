@@ -191,7 +191,7 @@ def frames(
     """Convert videos to lists of frames.
 
     Training on video files decodes them in every epoch, which is much slower than reading images. This command decodes each
-    video once and stores one frame per second (X²-VLM, section 3.2) as base64-encoded JPEGs, like the released data.
+    video once and stores one frame per second (section 3.2 of the paper) as base64-encoded JPEGs, like the released data.
 
     With --records, the command reads shards for pre-training and writes <name of the shard>.jsonl to --out for each shard. The
     records are the same, with frames instead of the path; records that already have base64 images are not changed. With
@@ -207,7 +207,7 @@ def frames(
         records: shards, patterns, or folders of shards.
         folder: folder that is searched for video files (.mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg), including its subfolders.
         video_key: key of the video in a record.
-        video_root: folder of relative paths (default: the folder of the shard).
+        video_root: folder that relative paths start from (default: the folder of the shard).
         frames_per_second: number of frames per second; the paper uses 1.
         short_side: maximum length of the shorter side of a frame in pixels. Smaller frames are not enlarged. The default is the
             largest input size of all video configs. 256 is enough for pre-training at 224, and needs less than half the space

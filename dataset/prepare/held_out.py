@@ -1,4 +1,5 @@
-"""Held-out images: downstream tasks validate or test on them, so records for pre-training exclude them (X²-VLM, section 4.1).
+"""Held-out images: downstream tasks validate or test on them, so records for pre-training exclude them (section 4.1 of the
+paper).
 
 An image is identified by the ids that data sets share (:mod:`dataset.image_ids`). The links between COCO, Visual Genome and
 Flickr come from ``image_data.json`` of Visual Genome and from COCO's ``flickr_url``.
@@ -33,7 +34,7 @@ class HeldOutSplits(NamedTuple):
 
     Attributes:
         title: name of the data set.
-        file: name of its official file, for messages.
+        file: name of its official file, to name in error messages.
         locate: finds the official file.
         read: yields the ids of the held-out images, each with its split.
     """

@@ -51,7 +51,7 @@ def json_pieces(stream: IO[bytes], name: str) -> Iterator[Piece]:
 
     Args:
         stream: the file, opened in binary mode.
-        name: name of the file, for messages.
+        name: name of the file, to name in error messages.
 
     Raises:
         UserError: the file is not valid JSON, is truncated, or is not encoded in UTF-8.

@@ -17,7 +17,7 @@ class VideoOptions:
 
     Args:
         short_side: maximum length of a frame's shorter side in pixels; 256 is enough for pre-training at 224.
-        frames_per_second: number of frames to keep per second of video; the paper keeps one (section 3.2).
+        frames_per_second: number of frames to keep per second of video; the paper keeps one (section 3.2 of the paper).
         clips: maximum number of neighbouring clips in a record.
         words: number of words in the text of a clip, if clips are made from words with times.
         time_limit_s: time limit for reading a video, in seconds; a video that takes longer is broken.

@@ -298,7 +298,7 @@ def own(
     Args:
         file: CSV file with a header, JSON array, JSON lines, or COCO's JSON file.
         out: file of records to write, *.jsonl.
-        images: folder of relative image paths (default: the folder of FILE).
+        images: folder that relative image paths start from (default: the folder of FILE).
         boxes: form of boxes in bb or bbox: x1, y1, x2, y2, or x, y, width, height.
         rename: OLD=NEW: read the column OLD as NEW; may be repeated.
         overwrite: replace existing files.

@@ -251,7 +251,7 @@ def parquet(
     Args:
         shards: shards, patterns, folders or URLs.
         image_key: key of the image in a JSON record or Parquet row, and name of the column of images.
-        image_root: folder of relative image paths (default: the folder of the shard).
+        image_root: folder that relative image paths start from (default: the folder of the shard).
         workers: number of processes (default: number of cores).
 
     Examples:

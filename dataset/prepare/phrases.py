@@ -34,7 +34,7 @@ class Phrases:
             texts: the phrase; several texts are alternatives.
             box: x, y, width, height.
             grain: "object" or "region"; the first grain of a phrase is kept.
-            location: location of the box, for messages.
+            location: location of the box, to name in error messages.
         """
         element = self._element(texts, grain)
         boxes: list[Box] = element["bb"]

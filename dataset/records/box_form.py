@@ -1,4 +1,4 @@
-"""Guesses the format of the boxes of annotations. Records have boxes as [x, y, width, height] in pixels."""
+"""Guesses the format of boxes in annotations. In records, boxes are [x, y, width, height] in pixels."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import numpy as np
 from dataset.records.schema import BOX_TOLERANCE_PX
 
 OUTSIDE, CORNERS = 0.2, 0.95
-"""Boxes look like corners if more than the first fraction of them leaves the image when read as x, y, width, height, and at least
-the second fraction fits when read as x1, y1, x2, y2. (Real widths are often smaller than x.)"""
+"""Boxes are taken for corners if more than the first fraction of them extends beyond the image when read as x, y, width, height,
+and at least
+the second fraction fits into it when read as x1, y1, x2, y2. (Real widths are often smaller than x.)"""
 
 
 def are_relative(boxes: np.ndarray) -> bool:
-    """Returns True if there are boxes (N, 4) and all their values are in [0, 1], as fractions of the image size are."""
+    """Returns True if there are boxes (N, 4) and all their values are in [0, 1], like fractions of the image size."""
     return len(boxes) > 0 and bool(((boxes >= 0) & (boxes <= 1)).all())
 
 
 def outside_images(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Returns (N,) bool: True if a box (N, 4), read as x, y, width, height, leaves its image.
+    """Returns (N,) bool: True for each box that extends beyond its image when it is read as x, y, width, height.
     Args:
         boxes: (N, 4), in pixels.
         sizes: (N, 2), width and height of the images.
@@ -27,7 +28,7 @@ def outside_images(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def fit_as_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Returns (N,) bool: True if a box (N, 4), read as x1, y1, x2, y2, is inside its image.
+    """Returns (N,) bool: True for each box that is inside its image when it is read as x1, y1, x2, y2.
     Args:
         boxes: (N, 4), in pixels.
         sizes: (N, 2), width and height of the images.
@@ -37,7 +38,7 @@ def fit_as_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def look_like_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
-    """Returns True if boxes (N, 4) seem to be x1, y1, x2, y2.
+    """Returns True if boxes (N, 4) are probably x1, y1, x2, y2.
 
     Args:
         sizes: (N, 2), width and height of their images.
@@ -49,7 +50,8 @@ def look_like_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
 
 
 def fraction_on_rotated_view(boxes: np.ndarray, sizes: np.ndarray, orientations: np.ndarray) -> float:
-    """Returns the fraction of the boxes outside their stored images that lie inside once the image is rotated by 90 degrees.
+    """Of the boxes that extend beyond their stored images, returns the fraction that fits once the image is rotated by 90
+    degrees.
 
     Args:
         boxes: (N, 4), x, y, width, height.
@@ -57,7 +59,7 @@ def fraction_on_rotated_view(boxes: np.ndarray, sizes: np.ndarray, orientations:
         orientations: (N,), EXIF orientations; 5 to 8 rotate an image by 90 degrees.
 
     Returns:
-        0 if no box is outside.
+        The fraction, or 0 if no box extends beyond its image.
     """
     outside = outside_images(boxes, sizes)
     explained = outside & (orientations >= 5) & ~outside_images(boxes, sizes[:, ::-1])

@@ -1,4 +1,5 @@
-"""Described boxes: crops and flips that transform boxes too, and the patches that a box covers (X²-VLM, section 3.2)."""
+"""Boxes with descriptions: crops and flips that also transform the boxes, and the patches that a box covers (section 3.2 of the
+paper)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ _GRID_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of an image in whole pixels: left, top, right, bottom (right and bottom not included)."""
+    """A part of an image, in whole pixels: left, top, right and bottom, where right and bottom are exclusive."""
 
     x0: int
     y0: int
@@ -40,8 +41,9 @@ class Crop:
 
 
 def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecord]]:
-    """Returns the elements whose boxes are inside the image, clamped to it, and returns elements with a box outside the image as
-    broken records. Phrases without a box are in neither list."""
+    """Returns two lists: the elements whose boxes are inside the image, with boxes clamped to it, and a broken record for each
+    element with a
+    box outside the image. Elements without a box are in neither list."""
     elements, broken = [], []
     for element in record.elements:
         try:
@@ -64,8 +66,8 @@ def visible_elements(
 ) -> tuple[Crop, list[tuple[Element, list[Box]]]]:
     """Draws a crop of an image, and returns it with the elements that are visible in it.
 
-    The crop contains all boxes of one random element. This element is returned first. The other elements follow in random order,
-    if more than ``min_inside`` of the area of each of their boxes is in the crop. (The released reader may omit the first
+    The crop contains all boxes of one random element, which is returned first. The other elements follow in random order,
+    if more than ``min_inside`` of the area of each of their boxes is in the crop. (The authors' reader may omit the first
     element.)
 
     Args:
@@ -106,7 +108,8 @@ def enclosing(boxes: Sequence[Box]) -> Box:
 
 
 def crop_around(box: Box, width: int, height: int, rng: np.random.Generator) -> Crop:
-    """Draws a random crop that contains all of ``box`` (x, y, w, h in pixels); each edge is uniform between box and border."""
+    """Draws a random crop that contains all of ``box`` (x, y, w, h in pixels). Each edge is uniform between the box and the image
+    border."""
     x, y, w, h = box
     x0 = int(rng.integers(0, math.floor(x) + 1))
     y0 = int(rng.integers(0, math.floor(y) + 1))
@@ -135,7 +138,7 @@ def visible_box(box: Box, crop: Crop) -> Box | None:
 
 
 def flip_box(box_cxcywh: Box) -> Box:
-    """Mirrors a relative box (cx, cy, w, h) from left to right."""
+    """Mirrors a box (cx, cy, w, h, relative to the image) from left to right."""
     cx, cy, w, h = box_cxcywh
     return 1 - cx, cy, w, h
 
@@ -143,8 +146,10 @@ def flip_box(box_cxcywh: Box) -> Box:
 def patch_mask(box_xywh: Sequence[float], image_size: ImageSize, patch_size: int) -> Tensor:
     """Returns a mask of the patches that a box touches: (P,) bool, row-major, with at least one True.
 
-    ``box_xywh`` is in pixels of the input. The mask covers the columns floor(x / p) up to ceil((x + w) / p), and the same for
-    rows, clamped to the grid. This is the mask of the authors' code without the entry for [CLS]. An edge within a millionth of a
+    ``box_xywh`` is in pixels of the model's input. With patch size p, the mask covers the columns floor(x / p) up to ceil((x + w)
+    / p), and rows
+    likewise, clamped to the grid. This is the mask of the authors' code without the entry for [CLS]. An edge within a millionth
+    of a
     patch of a grid line counts as being on the line, so that rounding in a flip or a resize does not add a row of patches.
     """
     rows, columns = grid_of(image_size, patch_size)

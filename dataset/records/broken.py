@@ -18,7 +18,7 @@ _LONGEST_MESSAGE = 300
 
 
 class BrokenRecordError(Exception):
-    """Raised if a record cannot be used, with the kind of fault, the location of the record (``file:line``) and a message."""
+    """Raised if a record cannot be used. It has the kind of fault, the record's location (``file:line``) and a message."""
 
     def __init__(self, kind: BrokenKind, location: str, message: str):
         location, message = printable(location), printable(message)
@@ -33,7 +33,7 @@ class BrokenRecordError(Exception):
 
 
 def broken_record(error: Exception, location: str) -> BrokenRecord:
-    """Converts an exception, raised while the record at ``location`` was read or used, to a broken record.
+    """Converts an exception that was raised while the record at ``location`` was read or used to a broken record.
 
     An unexpected exception becomes a separate kind, named after its class, and keeps its traceback, so that bugs are visible.
 
@@ -64,7 +64,7 @@ def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
 
     Args:
         kinds: number of broken records of each kind.
-        limit: config key that raises the number of tolerated records; None if there are too many to tolerate.
+        limit: config key that sets how many broken records are tolerated; None if raising it would not be a remedy.
     """
     first = max(kinds, key=lambda kind: kinds[kind])
     if first in ("box outside image", "degenerate box"):
@@ -77,8 +77,8 @@ def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
     return "fix or remove them" + (f", or raise {limit}" if limit else "")
 
 
-def not_whole(error: Exception, location: str) -> UserError:
-    """Returns the error for a broken record of a held-out set, in one line."""
+def held_out_error(error: Exception, location: str) -> UserError:
+    """Returns the one-line error for a broken record in a held-out set."""
     broken = broken_record(error, location)
     return UserError(
         f"{broken.location}: {broken.kind}: {broken.message}; a held-out set must not contain broken records"
@@ -86,5 +86,5 @@ def not_whole(error: Exception, location: str) -> UserError:
 
 
 def printable(text: str) -> str:
-    """Escapes the characters of a text that would break a line of a log or could not be encoded."""
+    """Escapes the characters of a text that would break a log line or could not be encoded."""
     return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

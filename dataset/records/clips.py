@@ -1,8 +1,9 @@
-"""Video-text records of pre-training: clips with captions; neighbouring clips may be joined (X²-VLM, section 4.1).
+"""Video-text records for pre-training: clips with captions. Neighbouring clips may be joined (section 4.1 of the paper).
 
 A record has one clip, ``{"video": ["<base64>", …] | "<path>", "caption": …}``, or several, ``{"video": [["<base64>", …], …],
-"caption": [text per clip], "is_continuous": bool}``. The clips of a continuous video follow each other. Images can be given as
-paths instead of base64; a record with several clips cannot contain video files.
+"caption": [text per clip], "is_continuous": bool}``. If ``is_continuous`` is true, the clips follow each other in one video.
+Images may be
+paths instead of base64 texts. A record with several clips cannot contain video files.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataset.media.video import VideoSource, video_source
 from dataset.records.schema import BrokenRecordError, RawRecord, Texts, broken_key, texts_in
 
 NO_SPEECH = "[music]"
-"""Transcript of a clip without speech; such clips are not used, as in the authors' code."""
+"""Transcript of a clip without speech. Clips without speech are not used, as in the authors' code."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: P
         raw: the record.
         video_key: key of the video or of the list of clips.
         caption_key: key of the caption or of the list of captions.
-        root: folder of relative paths; if None, the folder of the shard.
+        root: folder that relative paths start from; if None, the folder of the shard.
 
     Raises:
         BrokenRecordError: "missing key", "wrong type", "missing video" or "unreadable video".
@@ -59,7 +60,7 @@ def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: P
             raise BrokenRecordError(
                 "wrong type",
                 location,
-                f"is_continuous joins clips that are lists of images or of their paths, and {video_key} is one video; give a "
+                f"is_continuous joins clips that are lists of images or of their paths, and {video_key} is one video; use a "
                 f"list of lists, or one video per record without is_continuous",
             )
         return VideoRecord(
@@ -84,7 +85,7 @@ def choose_clip(
     """Draws a random clip with speech, and returns it with its captions.
 
     With ``join``, neighbouring clips of a continuous video are added on a random side, until the clips with speech have
-    ``min_frames`` frames or there are no more clips. This is the released ``sample_clip_ids``, except that in the authors' code
+    ``min_frames`` frames or there are no more clips. This is ``sample_clip_ids`` in the authors' code, except that there,
     the first clip may have no speech.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Recognises files that are not records, so that a message can say what they are and how to convert them."""
+"""Recognises files that do not contain records, so that a message can say what they are and how to convert them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Typed records, parsed from the rows of a shard (docs/records.md).
 
-There are image-text records, region records (images with described boxes) and text records. The released readers use the same
-records, except for ``long_caption``, ``hard_negatives``, and phrases with several boxes or none. The config sets the names of the
-keys of the image and of its caption; the other names are fixed. A record that does not fit raises
+There are image-text records, region records (images with described boxes) and text records. The authors' readers use the same
+records, except for ``long_caption``, ``hard_negatives``, and phrases with several boxes or none. The config sets the keys under
+which the
+image and its caption are stored; all other keys are fixed. A record that does not match raises
 :class:`~dataset.records.broken.BrokenRecordError`.
 """
 
@@ -27,7 +28,9 @@ CaptionLength = Literal["short", "long", "sample", "both"]
 """Which texts of an image or a box are used: ``caption``, ``long_caption``, one of the two at random, or both."""
 Box = tuple[float, float, float, float]
 Texts = tuple["str | Mapping[str, str | list[str]]", ...]
-"""Value of a caption key, as alternatives. Each one is a string, or a dictionary from language to a string or several strings."""
+"""The value under a caption key, as a tuple of alternatives. Each one is a string, or a dictionary that maps languages to a
+string or several
+strings."""
 
 BOX_TOLERANCE_PX = 1.0
 _ENCODED_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
@@ -43,7 +46,7 @@ class RawRecord:
     Attributes:
         values: the parsed JSON object, or the columns of a Parquet row that are not null.
         location: file and line, shard and member, or file and row.
-        folder: folder of relative image paths.
+        folder: folder that relative image paths start from.
         image: the encoded image member of a tar shard; None for JSON lines and Parquet.
         text: the ``.txt`` member of a tar shard; None for JSON lines and Parquet.
     """
@@ -57,7 +60,7 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An image that is loaded on demand, from its ``content``, from ``base64`` text, or from a ``path``."""
+    """An image that is loaded on demand: from bytes (``content``), from ``base64`` text, or from a ``path``."""
 
     location: str
     content: bytes | None = None
@@ -95,13 +98,13 @@ class Description:
 
     def texts(self, length: CaptionLength, rng: np.random.Generator) -> Texts:
         """Returns the captions of the given length. A missing long caption is replaced by a short one, and vice versa. With
-        "both", these are the short ones, and :meth:`more_texts` returns the long ones."""
+        "both", this method returns the short captions, and :meth:`more_texts` the long ones."""
         if length in ("short", "both") or not (self.captions and self.long_captions):
             return self.captions or self.long_captions
         return self.long_captions if length == "long" or rng.random() < 0.5 else self.captions
 
     def more_texts(self, length: CaptionLength) -> Texts:
-        """Returns the captions with separate losses: with "both", the long ones, if there are also short ones."""
+        """Returns the captions that have separate losses: with "both", the long captions, if there are also short ones."""
         return self.long_captions if length == "both" and self.captions else ()
 
 
@@ -119,10 +122,11 @@ class Element(Description):
 
     Attributes:
         name: name of the element in messages, such as ``elems[0]``.
-        boxes: x, y, width, height in pixels of the stored image, as floats (the released reader truncates them to integers). A
-            phrase may have several boxes, or none if the image does not show what it describes.
-        attributes: alternative attributes, to be put before the caption.
-        grain: kind of text, as written in the record.
+        boxes: boxes as x, y, width, height in pixels of the stored image, as floats (the authors' reader truncates them to
+            integers). A
+            phrase may have several boxes, or none if the image does not show what the phrase describes.
+        attributes: alternative attributes, one of which is put before the caption.
+        grain: type of the description ("object", "region", …), as written in the record.
     """
 
     name: str = field(kw_only=True)
@@ -152,7 +156,7 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class ImageKeys:
-    """How the records of a stream specify their image: its key, its form, and the folder of relative paths."""
+    """How the records of a stream specify their image: the key, its form, and the folder that relative paths start from."""
 
     image_key: str = "image"
     image_is: ImageIs = "auto"
@@ -248,15 +252,16 @@ def image_of(value: Any, key: str, location: str, folder: Path, image_is: ImageI
     """Returns the source of an image that is given as bytes, as a path relative to ``folder``, or as base64 text.
 
     Args:
-        value: the encoded file, the path, the base64 text (see :func:`image_source`), or the form of Hugging Face data sets:
+        value: the encoded file, the path, the base64 text (see :func:`image_source`), or a dictionary as in Hugging Face data
+            sets:
             ``{"bytes": ..., "path": ...}``, in which the path is used only if ``bytes`` is missing.
-        key: key of the value, for messages.
-        location: location of the record, for messages.
-        folder: folder of relative paths.
+        key: key of the record that contains the value, to name in error messages.
+        location: location of the record, to name in error messages.
+        folder: folder that relative paths start from.
         image_is: whether the value is a path or base64 text.
 
     Raises:
-        BrokenRecordError: "wrong type" or "missing image"; "unreadable image" if there are more bytes than
+        BrokenRecordError: "wrong type" or "missing image"; "unreadable image" if the image has more bytes than
             :data:`~dataset.files.IMAGE_BYTES`.
     """
     if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
@@ -302,7 +307,7 @@ def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | 
         texts: the alternatives.
         language: language to take from a dictionary; if None, a random language is taken.
         rng: source of randomness; if None, the first language is taken.
-        location: location of the record, for messages.
+        location: location of the record, to name in error messages.
 
     Raises:
         BrokenRecordError: "missing key" if no alternative has the language.
@@ -321,7 +326,7 @@ def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | 
 
 
 def texts_in_language(text: str | Mapping[str, str | list[str]], language: str | None) -> list[str]:
-    """Returns the texts of one alternative of :data:`Texts`. For a dictionary, these are the texts in ``language``, or all
+    """Returns the texts of one alternative in :data:`Texts`. From a dictionary, it returns the texts in ``language``, or all
     texts if ``language`` is None."""
     if isinstance(text, str):
         return [text]
@@ -330,9 +335,10 @@ def texts_in_language(text: str | Mapping[str, str | list[str]], language: str |
 
 
 def broken_key(raw: RawRecord, *names: str) -> BrokenRecordError:
-    """Returns the error for a record in which the keys ``names`` are missing or null. It lists the keys that the record has.
+    """Returns the error for a record in which the keys ``names`` are missing or null. The message lists the keys that the record
+    has.
 
-    Empty names are ignored; a task uses them for keys that it does not read.
+    Empty names are ignored; tasks pass them for keys that they do not read.
     """
     names = tuple(name for name in names if name)
     null = [name for name in names if name in raw.values]
@@ -344,7 +350,7 @@ def broken_key(raw: RawRecord, *names: str) -> BrokenRecordError:
 
 
 def _captions_of(raw: RawRecord, key: str) -> Texts:
-    """Returns the alternatives under ``key``, or the text member of a tar if the key is missing."""
+    """Returns the captions under ``key``, or the tar's text member if the key is missing."""
     value = raw.values.get(key)
     if value is None and raw.text is not None:
         value = raw.text
@@ -360,7 +366,7 @@ def element_in(value: Any, name: str, location: str) -> Element:
         BrokenRecordError: "missing key", "wrong type", "empty text" or "bad text".
 
     Args:
-        name: name of the element in messages.
+        name: name of the element in error messages.
     """
     if not isinstance(value, dict):
         raise BrokenRecordError("wrong type", location, f"{name} is {_type_name(value)}, not an object")
@@ -379,7 +385,7 @@ def element_in(value: Any, name: str, location: str) -> Element:
 
 
 def _other_texts(values: Mapping[str, Any], prefix: str, location: str) -> dict[str, Texts]:
-    """Returns the long captions and hard negatives of an image or element, by the names of their fields. Unlike a caption, they
+    """Returns the long captions and hard negatives of an image or element, under the names of their fields. Unlike captions, they
     may be empty.
 
     Args:
@@ -424,7 +430,8 @@ def box_in(value: Any, name: str, location: str) -> Box:
 
 
 def check_text(text: str, key: str, location: str) -> None:
-    """Raises :class:`BrokenRecordError` ("bad text") for a text that a tokenizer cannot take, because it has half a surrogate
+    """Raises :class:`BrokenRecordError` ("bad text") for a text that a tokenizer cannot process, because it contains half a
+    surrogate
     pair or is too long."""
     if len(text) > LONGEST_TEXT:
         message = (
@@ -448,7 +455,7 @@ def texts_in(value: Any, key: str, location: str) -> Texts:
         BrokenRecordError: "wrong type", "empty text" or "bad text".
 
     Args:
-        key: key of the value, for messages.
+        key: key of the value, to name in error messages.
     """
     items: Sequence[Any] = value if isinstance(value, list) else [value]
     for item in items:

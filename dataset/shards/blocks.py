@@ -4,7 +4,7 @@ A block is a run of consecutive records of one shard. Blocks are distributed to 
 micro-batch u belongs to lane u mod C. If the number of ranks R divides C, each rank reads C / R lanes that no other rank reads,
 and the micro-batches do not depend on R.
 
-In each epoch, a lane concatenates its blocks in a new random order, splits this row into windows at the borders of blocks, and
+In each epoch, a lane concatenates its blocks in a new random order, splits this sequence into windows at block boundaries, and
 shuffles the records of each window. A reader that fetches entire blocks therefore fetches each block once per epoch, and only has
 to cache the blocks of one window.
 """
@@ -69,7 +69,7 @@ class _Row:
         epoch: epoch of the lane.
         blocks: (B,) indices into the blocks of the lane.
         ends: (B,) number of records up to the end of each block.
-        cuts: (K + 1,) number of blocks before each window, and before the end.
+        cuts: (K + 1,) number of blocks before each of the K windows, and the total number of blocks.
     """
 
     epoch: int
@@ -87,10 +87,10 @@ class BlockOrder:
         batch_size: number of records in a micro-batch.
         lanes: number of lanes; the number of ranks must divide it (see :func:`check_ranks`).
         block_records: maximum number of records in a block; a shard is split into blocks of nearly equal size.
-        step: number of micro-batches in a global batch, over all ranks.
+        step: number of micro-batches in a global batch (one optimiser step), over all ranks.
         seed: seed of the order.
         stream: name of the stream; each stream has a different order.
-        key: config key of the files, for messages.
+        key: config key of the files, to name in error messages.
 
     Raises:
         UserError: if there are fewer records than lanes.
@@ -137,7 +137,7 @@ class BlockOrder:
 
     @property
     def records_in_use(self) -> int:
-        """Number of records in one and a half windows of each lane: their blocks are needed again or are prefetched."""
+        """Number of records in one and a half windows of each lane. Their blocks are still needed, or are being prefetched."""
         lane = self.lanes[0].records
         window = lane // self._windows_of(lane)
         return sum(min(lane.records, window + window // 2) for lane in self.lanes)
@@ -149,8 +149,9 @@ class BlockOrder:
     def to_prefetch(self, number: int, *, first: bool) -> range:
         """Returns the micro-batches to prefetch; see :class:`~dataset.shards.samplers.Order`.
 
-        This is the micro-batch of the same lane half a window later, because all blocks of a window are needed shortly after the
-        window begins. With ``first``, the micro-batches up to that one are prefetched too.
+        These are the micro-batch of the same lane half a window later, because all blocks of a window are needed shortly after
+        the
+        window begins, and with ``first``, all micro-batches up to it.
         """
         lanes = len(self.lanes)
         window = min(self.window_records, self.lanes[self.lane(number)].records)
@@ -187,8 +188,7 @@ class BlockOrder:
         own = self.lanes[lane]
         blocks = _shuffled(len(own.counts), _keys(self.seed, self.stream, lane, epoch))
         ends = np.cumsum(own.counts[blocks], dtype=np.int64)
-        # A window ends at the end of a block, so it may exceed an equal fraction of the lane, and the next window may be almost a
-        # block smaller.
+        # A window ends at a block boundary, so windows differ in size by up to almost a block.
         windows = self._windows_of(own.records)
         shares = np.arange(1, windows + 1) * own.records // windows
         cuts = np.concatenate([[0], np.searchsorted(ends, shares, side="left") + 1])
@@ -207,7 +207,8 @@ def _keep_last_two(held: list[H], made: H) -> H:
 
 
 def check_ranks(lanes: int, ranks: int, key: str) -> None:
-    """Raises :class:`UserError` with the config ``key`` of the lanes if the lanes cannot be divided equally among the ranks."""
+    """Raises :class:`UserError`, naming the config ``key``, of the lanes if the lanes cannot be divided equally among the
+    ranks."""
     if lanes % ranks:
         divisors = [str(number) for number in range(1, lanes + 1) if lanes % number == 0]
         supported = f"{', '.join(divisors[:-1])} or {divisors[-1]} ranks" if len(divisors) > 1 else "1 rank"
@@ -234,7 +235,8 @@ def _cut(sizes: np.ndarray, block_records: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _deal(firsts: np.ndarray, counts: np.ndarray, lanes: int, keys: np.ndarray) -> list[Lane]:
-    """Concatenates all blocks in random order, and splits the row into lanes. A block at a border of lanes is split too."""
+    """Concatenates all blocks in random order, and splits the sequence into lanes. A block that crosses a boundary between lanes
+    is split."""
     order = _shuffled(len(firsts), keys)
     ends = np.cumsum(counts[order], dtype=np.int64)
     total, dealt = int(ends[-1]), []
@@ -252,14 +254,14 @@ def _deal(firsts: np.ndarray, counts: np.ndarray, lanes: int, keys: np.ndarray) 
 
 
 def _keys(seed: int, stream: str, *indices: int) -> np.ndarray:
-    """Returns the keys of a permutation, (2,) uint64. ``indices``: the lane, epoch and window, or fewer of these."""
+    """Returns the keys of a permutation, (2,) uint64. ``indices`` are the lane, epoch and window, or only the first of these."""
     # The number of indices is part of the entropy, because zeros at the end would make no difference.
     entropy = [seed, zlib.crc32(f"{stream}/blocks".encode()), len(indices), *indices]
     return np.random.SeedSequence(entropy).generate_state(2, np.uint64)
 
 
 def _shuffled(count: int, keys: np.ndarray) -> np.ndarray:
-    """Returns a pseudo-random permutation of 0 … ``count`` - 1, sorted by hashes, which are all different."""
+    """Returns a pseudo-random permutation of 0 … ``count`` - 1: the numbers sorted by their hashes, which are all different."""
     return np.argsort(_mix(_mix(np.arange(count, dtype=np.uint64) ^ keys[0]) ^ keys[1]))
 
 

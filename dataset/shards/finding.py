@@ -1,4 +1,4 @@
-"""Finds the shard files that the entries of a config name."""
+"""Finds the shard files that a config's ``files`` entries name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 
 
 def find_shards(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[ShardFile]:
-    """Returns the shard files that ``entries`` name, as one list; see :func:`find_by_entry`."""
+    """Returns the shard files that ``entries`` name, as one list. :func:`find_by_entry` describes entries."""
     return [path for paths in find_by_entry(entries, key, remote) for path in paths]
 
 
@@ -46,8 +46,9 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
     entries is kept; the files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
 
     Raises:
-        UserError: in one line with the config ``key``, if ``entries`` is empty, an entry does not exist or matches nothing, a tar
-            is compressed, or a file is listed twice.
+        UserError: if ``entries`` is empty, an entry does not exist or matches nothing, a tar
+            is compressed, or a file is listed twice. The message is one line that names the config ``key``. The message is one
+            line that names the config ``key``.
     """
     if not entries:
         raise UserError(f"{key} is empty; list at least one file, pattern or folder of {_LISTED} shards")
@@ -77,8 +78,9 @@ def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryI
 
     Args:
         path: the shard.
-        state: state of the shard when it was indexed. A local shard must still be in this state; a remote shard is
-            checked when it is read.
+        state: state of the shard when it was indexed (see :mod:`dataset.shards.states`). A local shard must still be in this
+            state; a
+            remote shard is checked when it is read.
 
     Raises:
         UserError: if the shard has changed.
@@ -94,7 +96,8 @@ def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryI
 
 
 def real_paths(paths: Iterable[ShardFile]) -> list[str]:
-    """Resolves symbolic links in paths; URLs are unchanged. Each folder is resolved only once, as it may have many files."""
+    """Resolves symbolic links in paths; URLs are unchanged. Each folder is resolved only once, because it may contain many
+    files."""
     folder = functools.cache(os.path.realpath)
     real = []
     for path in paths:
@@ -144,7 +147,7 @@ def _without_companions(paths: Iterable[F]) -> list[F]:
 
 
 def _is_of_tar(path: ShardFile, tars: set[str]) -> bool:
-    """Returns True if there is a tar with the same stem next to a file, or, for a URL, among the listed ``tars``."""
+    """Returns True if a tar with the same stem lies next to the file or, for a URL, is among the listed ``tars``."""
     if isinstance(path, Path):
         return path.with_suffix(TAR_SUFFIX).exists()
     return f"{str(path).removesuffix(path.suffix)}{TAR_SUFFIX}" in tars

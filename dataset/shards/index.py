@@ -1,12 +1,15 @@
-"""The index of a list of shards: the offset of each record, 8 bytes per record, in one folder.
+"""The index of a list of shards. It stores the offset of each record, 8 bytes per record, in one folder.
 
 The folder ``<hash of the paths>.index`` contains
 
 - ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of irregularities, and
   whether it is complete,
 - ``starts.npy``: the offset of each record, memory-mapped so that processes share one copy,
-- ``irregularities.npy``: see :class:`~dataset.shards.scanning.ScannedShard`, which also says what is stored for Parquet,
-- the paths of the shards, so that indexes of other lists can reuse the shards they share (see :mod:`dataset.shards.known`).
+- ``irregularities.npy``: whatever deviates from records stored one after another; :class:`~dataset.shards.scanning.ScannedShard`
+  describes it,
+  and what is stored for Parquet,
+- the paths of the shards, so that indexes of other lists can reuse the shards that both lists contain (see
+  :mod:`dataset.shards.known`).
 
 :mod:`dataset.shards.making` builds the index.
 """
@@ -24,7 +27,7 @@ from dataset.shards.finding import ShardFile, real_paths
 from utils.errors import UserError
 from utils.files import cache_folder
 
-BYTES, CHANGED, RECORDS, IRREGULARITIES, WHOLE = range(5)
+BYTES, MODIFIED, RECORDS, IRREGULARITIES, COMPLETE = range(5)
 """Columns of ``shards.npy``."""
 
 
@@ -52,9 +55,9 @@ class ShardsIndex:
     """The offset of each record of a list of shards.
 
     Args:
-        paths: S shards.
-        shards: (S, 5) int64, as in the file.
-        starts: (N,) int64 offsets, shard by shard.
+        paths: the S shards.
+        shards: (S, 5) int64, the content of ``shards.npy``.
+        starts: (N,) int64, offsets of the N records, shard by shard.
         irregularities: (M, 2) int64, shard by shard.
         folder: folder of the index; None if the index exists only in memory.
     """
@@ -74,7 +77,7 @@ class ShardsIndex:
 
     @property
     def starts(self) -> np.ndarray:
-        """The offsets, which are mapped again after unpickling."""
+        """The offsets. After unpickling, the file is mapped again."""
         if self._starts is None:
             assert self.folder is not None
             again = load(self.folder, self.paths)
@@ -90,7 +93,7 @@ class ShardsIndex:
 
     def state(self, shard: int) -> tuple[int, int]:
         """Returns the size of a shard in bytes, and its modification time (local) or version (remote)."""
-        return int(self.shards[shard, BYTES]), int(self.shards[shard, CHANGED])
+        return int(self.shards[shard, BYTES]), int(self.shards[shard, MODIFIED])
 
     def span(self, shard: int, row: int) -> tuple[int, int]:
         """Returns the offsets of record ``row`` of a shard and of the next record."""
@@ -127,7 +130,7 @@ class ShardsIndex:
 
     def incomplete_tars(self) -> list[int]:
         """Returns the indices of the tars without end blocks."""
-        return np.flatnonzero(self.shards[:, WHOLE] == 0).tolist()
+        return np.flatnonzero(self.shards[:, COMPLETE] == 0).tolist()
 
     def _irregularities_of(self, shard: int) -> np.ndarray:
         end = int(self._odd_ends[shard])
@@ -169,6 +172,6 @@ def name_of(paths: Sequence[ShardFile]) -> str:
 
 
 def default_index_folder() -> Path | None:
-    """Returns the default folder of indexes, in the user's cache folder, or None if the user has no cache folder."""
+    """Returns the default folder for indexes, in the user's cache folder, or None if the user has no cache folder."""
     caches = cache_folder()
     return caches / "index" if caches is not None else None

@@ -1,7 +1,9 @@
-"""Finds shards that another index already contains: an index in the shards' own folder, or the index of another list.
+"""Finds shards that another index already contains, so that they need not be scanned again. This may be an index in the folder of
+the shards, or
+the index of another list of shards.
 
-Every index stores the names of its shards, sorted, in ``names.npy``. If the shards are in a different order in the index,
-``rows.npy`` has the row of each name.
+Every index stores the sorted names of its shards in ``names.npy``. If the shards of the index are in a different order,
+``rows.npy`` contains the row of each name.
 """
 
 from __future__ import annotations
@@ -14,20 +16,21 @@ from pathlib import Path
 import numpy as np
 
 from dataset.shards.finding import ShardFile
-from dataset.shards.index import CHANGED, IRREGULARITIES, RECORDS, WHOLE, load_arrays
+from dataset.shards.index import COMPLETE, IRREGULARITIES, MODIFIED, RECORDS, load_arrays
 from dataset.shards.scanning import ScannedShard
 
 INDEX = "_prepare/index"
-"""Path of the index in a folder of shards. It stores the names of its shards without the folder, so the folder may be moved."""
+"""Path of the index in a folder of shards. This index stores the names of its shards without the folder, so the folder may be
+moved."""
 
 NAMES, _ROWS = "names.npy", "rows.npy"
-_LOOKED_AT = 8
-"""Number of indexes of other lists that are compared with a new list. The most recently written ones are used."""
+_MAX_COMPARED = 8
+"""Maximum number of existing indexes that are compared with a new list. The most recently written ones are used."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """The shards of a list that an index contains in their current state.
+    """The shards of a list that an existing index already contains, unchanged.
 
     Attributes:
         index: folder of the index.
@@ -42,7 +45,8 @@ class Known:
         return Known(self.index, self.rows[shards])
 
     def scanned(self, now: np.ndarray) -> Iterator[tuple[int, ScannedShard]]:
-        """Yields the index in the list and the records of each known shard. Rows that have changed in the index are skipped.
+        """Yields the position in the list and the records of each known shard. Shards whose rows have changed in the index are
+        skipped.
 
         Args:
             now: (S, 2) int64, current states of the shards.
@@ -60,7 +64,7 @@ class Known:
                 ScannedShard(
                     np.array(starts[end - found[RECORDS] : end]),
                     np.array(irregularities[odd_end - found[IRREGULARITIES] : odd_end]),
-                    bool(found[WHOLE]),
+                    bool(found[COMPLETE]),
                 ),
             )
 
@@ -75,7 +79,7 @@ def write_names(index: Path, names: Sequence[str]) -> None:
 
 
 def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]:
-    """Returns the shards that are in the index of the folder that contains them."""
+    """Returns the shards that are listed in the index of their folder."""
     by_folder: dict[Path, list[int]] = {}
     for number, path in enumerate(paths):
         if isinstance(path, Path):
@@ -90,12 +94,13 @@ def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]
 
 
 def known_before(index: Path, now: np.ndarray) -> Known:
-    """Returns the unchanged shards of an older index of the same list."""
+    """Returns the shards that have not changed since an older index of the same list was built."""
     return _known(index, np.arange(len(now)), now)
 
 
 def known_in_nearest(folder: Path, names: Sequence[str], now: np.ndarray) -> Known | None:
-    """Returns the shards that are in the index of another list. Of all lists, the one with the most shared shards is used.
+    """Returns the shards that are in the index of another list. If there are several, the index with the most shared shards is
+    used.
 
     Args:
         folder: folder of all indexes.
@@ -105,7 +110,7 @@ def known_in_nearest(folder: Path, names: Sequence[str], now: np.ndarray) -> Kno
     Returns:
         None if no index shares a shard with the list.
     """
-    newest = sorted(folder.glob("*.index"), key=_written, reverse=True)[:_LOOKED_AT]
+    newest = sorted(folder.glob("*.index"), key=_written, reverse=True)[:_MAX_COMPARED]
     found = [(index, _rows_of(index, names)) for index in newest]
     index, rows = max(found, key=lambda one: int((one[1] >= 0).sum()), default=(folder, np.full(len(names), -1)))
     return _known(index, rows, now) if (rows >= 0).any() else None
@@ -117,9 +122,9 @@ def _known(index: Path, rows: np.ndarray, now: np.ndarray) -> Known:
 
 
 def _in_state(rows: np.ndarray, shards: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """Returns ``rows`` with -1 for each shard whose state in the index differs from ``now``."""
+    """Returns ``rows``, with -1 for each shard whose state in the index differs from its state in ``now``."""
     there = (rows >= 0) & (rows < len(shards))
-    same = (shards[np.where(there, rows, 0), : CHANGED + 1] == now).all(axis=1) if len(shards) else there
+    same = (shards[np.where(there, rows, 0), : MODIFIED + 1] == now).all(axis=1) if len(shards) else there
     return np.where(there & same, rows, -1)
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.shards.finding import ShardFile, real_paths
-from dataset.shards.index import BYTES, CHANGED, RECORDS, ShardsIndex, load, name_of
+from dataset.shards.index import BYTES, MODIFIED, RECORDS, ShardsIndex, load, name_of
 from dataset.shards.known import Known, known_before, known_in_folders, known_in_nearest, write_names
 from dataset.shards.scanning import ScannedShard, scan_shard
 from dataset.shards.states import states_of
@@ -35,27 +35,29 @@ PART = 64
 """Number of shards per part. Finished parts are kept if the build is interrupted."""
 
 _SHARDS_IN_MEMORY, _BYTES_IN_MEMORY = 1_000, 20_000_000_000
-"""Maximum number of shards, and of bytes, for which every process may build its own index in memory if no index can be written.
-Reading them takes a few minutes."""
+"""Maximum number of shards, and of bytes in them, for which every process may build its own index in memory if no index can be
+written.
+Reading that much takes a few minutes."""
 _STALE_S = 86_400.0
 """Age at which an unfinished index is assumed to be left over from a killed process."""
 _WAIT_S = 0.5
-_TOLD = 3
+_MAX_NAMED = 3
 
 logger = logging.getLogger(__name__)
 
 
 def open_index(
-    paths: Sequence[ShardFile], folder: Path | None, key: str, workers: int = 1, ask: bool = False
+    paths: Sequence[ShardFile], folder: Path | None, key: str, workers: int = 1, ask_servers: bool = False
 ) -> ShardsIndex:
     """Opens the index of some shards. The index is built if it is missing, and rebuilt if shards have changed.
 
     Args:
         paths: the shards.
-        folder: folder of all indexes. If it is None or not writable, the index of a small list of shards is kept in memory.
-        key: config key of the shards, for messages.
+        folder: folder that contains all indexes. If it is None or not writable, the index of a small list of shards is kept in
+            memory.
+        key: config key of the shards, to name in error messages.
         workers: number of processes that build an index.
-        ask: ask servers whether remote shards have changed.
+        ask_servers: ask servers whether remote shards have changed.
 
     Raises:
         UserError: if a shard cannot be read, or if the list is too large for memory and its index cannot be written.
@@ -64,11 +66,11 @@ def open_index(
     try:
         if folder is None:
             raise OSError("the user has no home folder")
-        found = _current(folder / f"{name}.index", paths, key, ask)
+        found = _current(folder / f"{name}.index", paths, key, ask_servers)
         if found is None:
             folder.mkdir(parents=True, exist_ok=True)
             with _build_lock(folder / f"{name}.lock", key):
-                found = _current(folder / f"{name}.index", paths, key, ask)
+                found = _current(folder / f"{name}.index", paths, key, ask_servers)
                 if found is None:
                     make_index(folder / f"{name}.index", paths, states_of(paths, key), key, workers)
                     found = load(folder / f"{name}.index", paths)
@@ -77,14 +79,14 @@ def open_index(
         raise OSError("the index is missing after it was written")
     except OSError as error:
         # On file systems without locks, another process may have finished the index and removed the parts.
-        found = _current(folder / f"{name}.index", paths, key, ask) if folder is not None else None
+        found = _current(folder / f"{name}.index", paths, key, ask_servers) if folder is not None else None
         if found is not None:
             return found
         return _index_in_memory(paths, folder, error.strerror or str(error), key)
 
 
 def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: str, key: str) -> ShardsIndex:
-    """Builds the index of a small list of shards in memory, if it cannot be written."""
+    """Builds the index of a small list of shards in memory, because it cannot be written."""
     now = states_of(paths, key)
     total = int(now[:, BYTES].sum())
     where = f"in {folder} ({reason})" if folder else f"({reason})"
@@ -98,13 +100,13 @@ def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: st
     return ShardsIndex(paths, *_joined(now, scanned), None)
 
 
-def _current(folder: Path, paths: Sequence[ShardFile], key: str, ask: bool) -> ShardsIndex | None:
+def _current(folder: Path, paths: Sequence[ShardFile], key: str, ask_servers: bool) -> ShardsIndex | None:
     """Returns the index in a folder if it is up to date, otherwise None."""
     found = load(folder, paths)
     if found is None:
         return None
-    now = states_of(paths, key, None if ask else found.shards[:, : CHANGED + 1])
-    return found if np.array_equal(found.shards[:, : CHANGED + 1], now) else None
+    now = states_of(paths, key, None if ask_servers else found.shards[:, : MODIFIED + 1])
+    return found if np.array_equal(found.shards[:, : MODIFIED + 1], now) else None
 
 
 def make_index(
@@ -121,7 +123,7 @@ def make_index(
         folder: folder of this index. Its parent folder may contain other indexes.
         paths: S shards.
         now: (S, 2) int64, current states of the shards.
-        key: config key of the shards, for messages.
+        key: config key of the shards, to name in error messages.
         workers: number of processes.
         names: names under which the index lists the shards; if None, their paths with symbolic links resolved.
     """
@@ -147,8 +149,10 @@ def _report_rebuild(
     folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFile], now: np.ndarray, key: str
 ) -> None:
     if before is not None:
-        changed = np.flatnonzero((before.shards[:, : CHANGED + 1] != now).any(axis=1))
-        named = ", ".join(str(paths[number]) for number in changed[:_TOLD]) + (", …" if len(changed) > _TOLD else "")
+        changed = np.flatnonzero((before.shards[:, : MODIFIED + 1] != now).any(axis=1))
+        named = ", ".join(str(paths[number]) for number in changed[:_MAX_NAMED]) + (
+            ", …" if len(changed) > _MAX_NAMED else ""
+        )
         logger.warning(
             "%s: %d of %d shards have changed since they were indexed (%s); rebuilding the index",
             key,
@@ -173,7 +177,7 @@ def _find_known(
     nearest = known_in_nearest(folder.parent, names, now) if not there.all() else None
     if nearest is not None and (taken := (nearest.rows >= 0) & ~there).any():
         logger.info(
-            "%s: %s of %s shards were found in the index of another list (%s); %s are read",
+            "%s: %s of %s shards are already in the index of another list (%s); %s are scanned",
             key,
             f"{taken.sum():,}",
             f"{len(paths):,}",
@@ -219,7 +223,7 @@ def _is_current(job: _Job) -> bool:
     """Returns True if the part exists and is up to date."""
     try:
         with np.load(job.file, allow_pickle=False) as part:
-            return np.array_equal(part["shards"][:, : CHANGED + 1], job.now)
+            return np.array_equal(part["shards"][:, : MODIFIED + 1], job.now)
     except (OSError, ValueError, KeyError, EOFError):
         return False
 
@@ -258,7 +262,8 @@ def _joined(now: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarra
 def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> int:
     """Joins the parts into the index, with one part in memory at a time, and moves the index into place atomically.
 
-    Returns the number of records.
+    Returns:
+        The number of records.
     """
     _remove_stale(folder)
     # On file systems without locks, other processes may write the same index.

@@ -1,8 +1,8 @@
 """Parquet shards, with random access to rows.
 
 A row group is the smallest part of a Parquet file that can be decoded. The rows of a window (see :mod:`dataset.shards.blocks`)
-come from many row groups in random order, too many to keep in memory. A row group is therefore decoded once, in a stream, and its
-rows are written to the cache of blocks (:class:`~utils.block_cache.BlockCache`) in pieces of about :data:`PIECE_BYTES`, as Arrow
+come in random order from many row groups, too many to keep in memory. A row group is therefore decoded once, in a stream, and its
+rows are written to the block cache (:class:`~utils.block_cache.BlockCache`) in pieces of about :data:`PIECE_BYTES`, as Arrow
 IPC streams. All processes of the machine read rows from the memory-mapped pieces.
 """
 
@@ -34,20 +34,20 @@ _PIECE_ROWS = 1000
 _READ_BYTES = 1 << 20
 """Number of bytes of a column that are read at a time."""
 _OPEN_PIECES, _OPEN_S = 256, 20.0
-"""Maximum number of pieces that a process keeps open, and seconds after which a piece is opened again, so that the cache knows
-that it is in use."""
-_REMEMBERED = 1024
-"""Maximum number of damaged row groups, and of prefetched ones, that a process remembers."""
+"""Maximum number of pieces that a process keeps open, and number of seconds after which a piece is opened again to tell the cache
+that it is still in use."""
+_MAX_REMEMBERED = 1024
+"""Maximum number of damaged row groups, and of prefetched row groups, that a process remembers."""
 
 JSON_COLUMN = {b"x2vlm": b"json"}
-"""Metadata of the field of a column whose values are JSON texts, because they have no common Arrow type."""
+"""Field metadata that marks a column whose values are JSON texts, because they have no common Arrow type."""
 
 Key = tuple[str, int]
 """The path of a shard and the index of a row group."""
 
 
 def check_pyarrow(key: str) -> None:
-    """Raises :class:`UserError` with the config ``key`` if pyarrow is not installed."""
+    """Raises :class:`UserError`, naming the config ``key``, if pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
@@ -61,12 +61,13 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
 
     Args:
         file: the open file.
-        path: path of the file, for messages.
-        key: config key of the shards, for messages.
+        path: path of the file, to name in error messages.
+        key: config key of the shards, to name in error messages.
 
     Returns:
-        (G,) int64, number of rows of each row group; and (G, 4) int64, first row, size of the decompressed pages, and offsets of
-        the start and end of each row group.
+        (G,) int64, the number of rows of each of the G row groups; and (G, 4) int64, the first row, the size of the decompressed
+        pages, and the
+        start and end offsets of each row group.
 
     Raises:
         UserError: if pyarrow is not installed, or the file is not a complete Parquet file.
@@ -96,7 +97,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
 
 
 def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list[int]:
-    """Joins neighbouring row groups into runs of at most ``block_records`` rows. A larger row group makes up a whole run.
+    """Joins neighbouring row groups into runs of at most ``block_records`` rows. A larger row group is a run of its own.
 
     Args:
         firsts: (G,) int64, first row of each row group.
@@ -115,7 +116,7 @@ def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list
 
 
 class ParquetRows:
-    """Reads rows of Parquet shards through the cache of blocks. It can be used after a fork and pickled.
+    """Reads rows of Parquet shards through the block cache. It can be pickled, and used after a fork.
 
     Args:
         config: settings of the cache.
@@ -154,7 +155,7 @@ class ParquetRows:
 
         Raises:
             BrokenRecordError: "unreadable row group" if the row group cannot be decoded up to this row; "wrong type" if a text
-                is not UTF-8; "bad json" if a column of JSON texts has another text.
+                is not UTF-8; "bad json" if a column of JSON texts contains a text that is not JSON.
             UserError: if the shard has changed or cannot be read.
             OSError: if the shard can no longer be read.
         """
@@ -211,8 +212,9 @@ class ParquetRows:
             self._cache = None
             self._open.clear()
         if self._cache is None:
-            # Fetching a piece may fetch blocks of a remote shard, so the two caches use different locks. SHA-256 would take
-            # longer than decoding.
+            # Fetching a piece may fetch blocks of a remote shard, so pieces and blocks use different locks. Verifying pieces with
+            # SHA-256 would
+            # take longer than decoding them.
             self._cache = open_cache(self.config, kind="rows", digest=crc_digest)
         return self._cache
 
@@ -252,7 +254,7 @@ class ParquetRows:
                         wanted = bytes(content)
                     kept = self._blocks().add(_name(path, state, group, number), content)
                     if wanted is not None and not kept:
-                        break  # the cache cannot store later pieces either
+                        break  # the cache could not store later pieces either
             except (pyarrow.ArrowException, OSError) as error:
                 # pyarrow raises OSError for damaged pages, too, but without the system's error number.
                 if isinstance(error, OSError) and error.errno is not None:
@@ -327,7 +329,7 @@ def _rows_of_piece(group: RowGroup) -> int:
 
 
 def _name(path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> str:
-    """Returns the name of a piece in the cache. The names of all pieces of a row group begin with the same digits, so the pieces
+    """Returns the name of a piece in the cache. The names of all pieces of a row group begin with the same digits, so that they
     share a lock."""
     file = path if isinstance(path, RemoteShard) else os.path.abspath(path)
     group_digest = hashlib.sha256(
@@ -338,7 +340,7 @@ def _name(path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) 
 
 
 def _without_nulls(value: Any) -> Any:
-    """Removes null fields from objects, including objects in lists. A null in a list is kept."""
+    """Removes null fields from objects, including objects in lists. Null items of lists are kept."""
     if isinstance(value, dict):
         return {name: _without_nulls(each) for name, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
@@ -346,7 +348,7 @@ def _without_nulls(value: Any) -> Any:
 
 def _remember(noted: OrderedDict[Key, Any], key: Key, value: Any) -> None:
     noted[key] = value
-    if len(noted) > _REMEMBERED:
+    if len(noted) > _MAX_REMEMBERED:
         noted.popitem(last=False)
 
 

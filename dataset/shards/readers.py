@@ -1,6 +1,7 @@
 """Reads shards as one long list of records with random access.
 
-:mod:`dataset.shards.scanning` defines what a shard is, and :mod:`dataset.shards.index` stores the offsets of its records.
+:mod:`dataset.shards.scanning` describes the formats of shards, and :mod:`dataset.shards.index` stores the offsets of their
+records.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ logger = logging.getLogger(__name__)
 class Shards:
     """All records of a list of shard files, numbered from 0 in the order of the files.
 
-    It can be used after a fork (every process opens its own files) and pickled (the index is mapped again from its cache).
+    It can be used after a fork, because every process opens its own files, and pickled, because the index is mapped again from
+    its file.
 
     Args:
         files: entries as for :func:`~dataset.shards.finding.find_by_entry`.
-        key: config key of ``files``, for messages.
-        index_folder: folder of all indexes; if None, :func:`~dataset.shards.index.default_index_folder`.
+        key: config key of ``files``, to name in error messages.
+        index_folder: folder that contains all indexes; if None, :func:`~dataset.shards.index.default_index_folder`.
         remote: settings for remote shards; if None, the defaults.
         workers: number of processes that build a missing index.
-        ask: ask servers whether remote shards have changed since they were indexed.
+        ask_servers: ask servers whether remote shards have changed since they were indexed.
 
     Attributes:
         prefetches: True if :meth:`prefetch` has any effect.
@@ -57,7 +59,8 @@ class Shards:
             Parquet shards.
 
     Raises:
-        UserError: see :func:`~dataset.shards.finding.find_by_entry`; also if a shard cannot be read, or if all shards are empty.
+        UserError: for the reasons listed in :func:`~dataset.shards.finding.find_by_entry`, if a shard cannot be read, or if all
+            shards are empty.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Shards:
         index_folder: str | Path | None = None,
         remote: RemoteConfig | None = None,
         workers: int = 1,
-        ask: bool = False,
+        ask_servers: bool = False,
     ):
         self.key, self.remote = key, remote or RemoteConfig()
         by_entry = find_by_entry(files, key, remote)
@@ -77,7 +80,7 @@ class Shards:
         folder = expanded(index_folder) if index_folder is not None else default_index_folder()
         if any(path.suffix == PARQUET_SUFFIX for path in self.paths):
             check_pyarrow(key)
-        self.index = open_index(self.paths, folder, key, workers, ask)
+        self.index = open_index(self.paths, folder, key, workers, ask_servers)
         self.sizes = self.index.sizes
         for shard in self.index.incomplete_tars() if distributed.rank() == 0 else []:
             found = f"{self.sizes[shard]} records were found; check that the file is complete"
@@ -98,8 +101,9 @@ class Shards:
         return [end - size for size, end in zip(self.sizes, self.index.ends, strict=True) if size]
 
     def runs_by_entry(self, block_records: int) -> list[list[int]]:
-        """Returns the sizes of runs of records, for each entry of ``files``. A run is a shard, or the row groups of a Parquet
-        shard that fit in a block together. A block should not contain records of two runs."""
+        """Returns the sizes of the runs of records in each entry of ``files``. A run is a whole shard, or neighbouring row groups
+        of a Parquet
+        shard that fit into a block together. A block should not contain records of two runs."""
         runs = (
             runs_of_groups(self.index.row_groups(shard)[:, 0], size, block_records)
             if path.suffix == PARQUET_SUFFIX
@@ -132,7 +136,7 @@ class Shards:
     def exact_location(self, number: int) -> str:
         """Returns the location that record ``number`` has when it is read, with the name of its member in a tar.
 
-        If the tar cannot be read, the location has the index of the record in the tar instead.
+        If the tar cannot be read, the location contains the record's index in the tar instead.
         """
         shard, row = self._locate(number)
         path = self.paths[shard]

@@ -18,8 +18,9 @@ from dataset.shards.readers import Shards
 from dataset.shards.weights import Weights
 
 _ROUNDS = 6
-"""Rounds of the Feistel network. With four or fewer, the distances between positions and between their records are correlated.
-Changing this constant changes the order of every run, so that existing runs could not be resumed."""
+"""Number of rounds in the Feistel network. With four or fewer, the distance between two positions correlates with the distance
+between their records.
+Changing this constant would change the order of every run, so that existing runs could not be resumed."""
 _WORD = (1 << 64) - 1
 
 
@@ -86,7 +87,7 @@ class Order(Protocol):
         ...
 
     def lane(self, number: int) -> int:
-        """Returns the lane, a part of the data, to which micro-batch ``number`` belongs."""
+        """Returns the lane (a fixed part of the data) to which micro-batch ``number`` belongs."""
         ...
 
 
@@ -122,10 +123,10 @@ class RecordSource:
 
     Args:
         shards: the records.
-        order: order of the records, or of the slots of ``weights``.
+        order: order of the records, or if there are ``weights``, of their slots.
         name: name of the stream, which makes its random numbers independent of other streams.
         seed: seed of the run.
-        weights: how often each record is read per epoch; if None, once.
+        weights: how often each record is read per epoch; if None, every record is read once.
     """
 
     def __init__(self, shards: Shards, order: Order, *, name: str, seed: int, weights: Weights | None = None):

@@ -35,11 +35,14 @@ class ScannedShard:
     """The offsets of the records of a shard.
 
     Attributes:
-        starts: (n,) int64, offset of the first byte of each record. For Parquet: index of the row group of each row.
-        irregularities: (m, 2) int64. For JSON lines: one row for each blank line, with the number of records before it, and 0.
-            For a tar: one row for each member that is separated from the rest of its record, with the index of the record and the
-            offset of the member. For Parquet: two rows for each row group; the first half of the array has the first row and the
-            decompressed size of the row groups, the second half has the offsets of their start and end in the file.
+        starts: (n,) int64, offset of the first byte of each record; in Parquet files, the index of each row's row group.
+        irregularities: (m, 2) int64. JSON lines have one row for each blank line, which contains the number of records before it,
+            and 0.
+            Tars have one row for each member that is separated from the rest of its record, which contains the index of the
+            record and the
+            offset of the member. Parquet files have two rows for each row group: the first half of the array contains the first
+                row and the
+            decompressed size of each row group, and the second half the offsets of its start and end in the file.
         complete: False for a tar without its end blocks.
     """
 
@@ -48,7 +51,8 @@ class ScannedShard:
     complete: bool = True
 
     def records(self, size: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
-        """Yields, for each record of a tar of ``size`` bytes, its span and the offsets of the members separated from it."""
+        """Yields, for each record of a tar with ``size`` bytes, its span and the offsets of the members that are separated from
+        it."""
         for row, (start, end) in enumerate(zip(self.starts.tolist(), [*self.starts[1:].tolist(), size], strict=True)):
             yield (start, end), self.irregularities[self.irregularities[:, 0] == row, 1].tolist()
 
@@ -58,12 +62,12 @@ def scan_shard(path: ShardFile, key: str, state: tuple[int, int] | None = None) 
 
     Args:
         path: the shard.
-        key: config key of the shards, for messages.
+        key: config key of the shards, to name in error messages.
         state: state that the shard must have before and after the scan; if None, the state is not checked.
 
     Raises:
-        UserError: with the config ``key``, if the shard is compressed, is a JSON array, is a truncated tar, has a different
-            state, or cannot be read.
+        UserError: if the shard is compressed, is a JSON array, is a truncated tar, has a different
+            state, or cannot be read. The message names the config ``key``.
     """
     _check_state(path, key, state)
     scanned = _scan(path, key, state)
@@ -106,8 +110,9 @@ def _scan(path: ShardFile, key: str, state: tuple[int, int] | None) -> ScannedSh
 
 
 def _is_one_array(file: BinaryIO) -> bool:
-    """Returns True if a file that begins with "[" is a JSON array. Otherwise it has JSON lines, and the first line is a list,
-    which is a broken record."""
+    """Returns True if a file that begins with "[" is a JSON array. Otherwise it consists of JSON lines, and its first line is a
+    list,
+    which counts as a broken record."""
     file.seek(0)
     line = file.readline(_FIRST_LINE)
     try:
@@ -129,7 +134,7 @@ def _scan_lines(path: Path) -> ScannedShard:
     starts = np.concatenate(parts)
     if starts[-1] == size:
         starts = starts[:-1]
-    # Only lines that start with white space can be blank, so only these few lines are checked.
+    # Only lines that start with white space can be blank, so only those few lines are checked.
     suspects = np.flatnonzero(np.isin(data[starts], np.frombuffer(b" \t\r\n", np.uint8)))
     ends = np.append(starts[1:], size)
     blank = [i for i in suspects.tolist() if not data[starts[i] : ends[i]].tobytes().strip()]

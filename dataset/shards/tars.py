@@ -17,7 +17,7 @@ BLOCK = 512
 """Size of a header in bytes; contents are padded to a multiple of it."""
 
 _LIMITS = ((IMAGE_BYTES, "image"), (RECORD_BYTES, "text"), (RECORD_BYTES, "json"))
-"""Maximum size of each member of a record, in bytes, and its name in messages."""
+"""Maximum size in bytes of each of a record's members, and its name in messages."""
 _REGULAR = (b"0", b"\0")
 _CHECKSUM = slice(148, 156)
 
@@ -120,7 +120,7 @@ def members_of_record(file: BinaryIO, span: tuple[int, int], detached: Sequence[
 
 
 def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], detached: Sequence[int] = ()) -> RawRecord:
-    """Reads a record; see :func:`members_of_record` for the arguments. Its location is ``shard.tar:member``.
+    """Reads a record. The arguments are those of :func:`members_of_record`, and the record's location is ``shard.tar:member``.
 
     Raises:
         BrokenRecordError: "bad json", "wrong type", or "unreadable image" if a member exceeds its limit.

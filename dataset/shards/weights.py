@@ -1,4 +1,4 @@
-"""Weights of the data sets in a stream, with which an epoch reads some records more often than others.
+"""Weights of the data sets in a stream. An epoch reads records of a data set with a larger weight more often.
 
 An epoch consists of slots: a data set with n records and weight w has round(w n) slots. Each epoch continues in the data set
 where the previous epoch ended, and wraps around after the last record. With a weight of 1, slots and records are the same.

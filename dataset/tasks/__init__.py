@@ -1,1 +1,1 @@
-"""The data of each task: its config, its splits, and the conversion of examples to batches."""
+"""The data of each task: the config, the splits, and the conversion of examples to batches."""

@@ -45,7 +45,7 @@ class Account:
 
     @contextmanager
     def record(self, stream: str, location: str) -> Iterator[Reading[Any]]:
-        """Counts the record that is read in this context. An exception is swallowed, and the record is counted as broken.
+        """Context manager that counts the record read inside it. An exception is swallowed, and the record is counted as broken.
 
         Args:
             stream: stream of the record.
@@ -53,7 +53,7 @@ class Account:
                 hangs or is killed.
 
         Raises:
-            UserError: if it is raised in the context, because a UserError is not caused by a record.
+            UserError: if one is raised inside the context, because records do not cause UserErrors.
         """
         if (note := reading.get(None)) is not None:
             note(location)
@@ -68,13 +68,13 @@ class Account:
         self._count(stream, read=1, usable=int(record.example is not None))
 
     def reject(self, stream: str, error: Exception, location: str) -> None:
-        """Counts a record as broken that was previously counted as usable."""
+        """Counts a record as broken that was counted as usable before."""
         self.broken.append(broken_record(error, location))
         self.usable.remove(location)
         self._count(stream, usable=-1)
 
     def fields(self) -> dict[str, Any]:
-        """Returns the account as fields of :class:`~batches.base.Batch`."""
+        """Returns the counts as fields of :class:`~batches.base.Batch`."""
         return {"records": tuple(self.usable), "broken": tuple(self.broken), "counts": self.counts}
 
     def _count(self, stream: str, read: int = 0, usable: int = 0) -> None:
@@ -83,6 +83,6 @@ class Account:
 
 
 def filled(examples: Sequence[E | None], filler: Callable[[], E]) -> tuple[list[E], Tensor]:
-    """Returns the examples with None replaced by fillers, and a mask (N,) of the examples that count."""
+    """Returns the examples, with None replaced by fillers, and a mask (N,) that is False for fillers."""
     rows = [filler() if example is None else example for example in examples]
     return rows, torch.tensor([example is not None for example in examples])

@@ -1,4 +1,4 @@
-"""Captioning data: a caption after its prompt, with the positions of the tokens to predict."""
+"""Captioning data: captions that follow a prompt, with the positions of the tokens to predict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 
 class CaptioningDataConfig(MediaDataConfig):
-    """Training captions. They are not cleaned; only the tokenizer may change case and punctuation (as in the authors' code)."""
+    """Training captions. They are not cleaned, but the tokenizer may change case and punctuation (as in the authors' code)."""
 
     train: CaptionedSplitConfig
     text: TextDataConfig = Field(

@@ -15,7 +15,7 @@ from dataset.loaders import LoadingConfig
 from dataset.media.augment import AugmentConfig
 from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
 from dataset.media.views import TrainingView, check_medium
-from dataset.records.broken import not_whole
+from dataset.records.broken import held_out_error
 from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.shards.samplers import RandomOrder, sample_rng
 from dataset.tasks.account import Account, filled
@@ -57,7 +57,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
     An example that cannot be made is replaced by a filler, which is masked out of the losses.
 
     Args:
-        data: the training split and its augmentation.
+        data: config of the training split and its augmentation.
         tokenizer: see :class:`~dataset.text.processors.PlainTextProcessor`.
         image_size: side of the input in pixels, or its height and width.
         seed: seed of order and augmentation.
@@ -108,11 +108,11 @@ class FineTuneBatches(ABC, Generic[D, E]):
 
     @abstractmethod
     def filler(self) -> E:
-        """Returns an example for a row that does not count."""
+        """Returns an example that fills a row of the batch and does not count in the losses."""
 
     @abstractmethod
     def collate(self, examples: Sequence[E], valid: Tensor, **account: Any) -> Batch:
-        """Makes a batch of the examples; ``account`` has the fields of :class:`~batches.base.Batch`."""
+        """Makes a batch of the examples. ``account`` contains the fields of :class:`~batches.base.Batch`."""
 
     def make(self, number: int) -> Batch:
         """Makes micro-batch ``number``, counted over all ranks."""
@@ -163,7 +163,7 @@ def in_batches(
         items: the items.
         batch_size: number of items in each list that is returned.
         workers: number of worker processes.
-        location: returns the location of an item, for messages.
+        location: returns the location of an item, to name in error messages.
 
     Yields:
         Lists of the results of ``read``.
@@ -188,7 +188,7 @@ class _Chunks(Generic[T]):
             try:
                 items.append(self.read(index))
             except Exception as error:
-                raise not_whole(error, location) from None
+                raise held_out_error(error, location) from None
         return items
 
 
@@ -200,7 +200,7 @@ def frame_sampler(data: MediaDataConfig, frames: int | None) -> FrameSampler | N
 def media_view(
     data: MediaDataConfig, sources: Sequence[ImageSource | VideoSource], frames: int | None, image_size: ImageSize
 ) -> TrainingView:
-    """Returns the view through which training reads ``sources``.
+    """Returns the view with which training reads ``sources``.
 
     Raises:
         UserError: see :func:`check_medium` and :func:`~dataset.media.video.check_backend`.
@@ -211,7 +211,7 @@ def media_view(
 
 
 def cleaned(text: str, max_words: int, location: str) -> str:
-    """Cleans a text in the way the authors' code cleans captions.
+    """Cleans a text like the captions in the authors' code.
 
     Raises:
         BrokenRecordError: "empty text" if nothing is left.
@@ -223,7 +223,7 @@ def cleaned(text: str, max_words: int, location: str) -> str:
 
 
 def cleaned_question(text: str, max_words: int, location: str) -> str:
-    """Cleans a question in the way the authors' code cleans questions, which differs from how it cleans captions.
+    """Cleans a question as the authors' code does, which cleans questions differently from captions.
 
     Raises:
         BrokenRecordError: "empty text" if nothing is left of its first ``max_words`` words.
@@ -235,4 +235,4 @@ def cleaned_question(text: str, max_words: int, location: str) -> str:
 
 
 FILLER_TEXT = "a"
-"""Text of a row that does not count."""
+"""Text of a filler row, which does not count in the losses."""

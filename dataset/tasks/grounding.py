@@ -74,7 +74,7 @@ class GroundingSplitConfig(Config):
         others = official if self.format == "records" else {"annotations": self.annotations}
         missing = [key for key, value in needed.items() if value is None]
         if missing:
-            raise ValueError(f"format is {self.format}; give {', '.join(missing)}")
+            raise ValueError(f"format is {self.format}; set {', '.join(missing)}")
         if given := [key for key, value in others.items() if value is not None]:
             raise ValueError(f"format is {self.format}; remove {', '.join(given)}, or change the format")
         return self
@@ -100,7 +100,7 @@ class Phrase:
         image: the image.
         boxes: x, y, w, h in pixels.
         size: width and height of the image.
-        grain: kind of the phrase.
+        grain: type of the description ("object", "region", …).
     """
 
     text: str
@@ -122,13 +122,14 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
 
     Args:
         config: the split.
-        key: config key of the split, for messages.
+        key: config key of the split, to name in error messages.
         max_broken: maximum fraction of broken rows.
-        counts: numbers of boxes that the head can predict. Phrases with a different number are skipped and counted in the log.
+        counts: numbers of boxes that the head can predict. Phrases with a different number of boxes are skipped and counted in
+            the log.
 
     Raises:
-        UserError: with the config ``key``, if a file cannot be used, a split has no record, or more than the fraction
-            ``max_broken`` of the rows are broken.
+        UserError: if a file cannot be used, a split has no record, or more than the fraction
+            ``max_broken`` of the rows are broken. The message names the config ``key``.
     """
     rows: Iterable[Row | BrokenRecordError]
     if config.format == "refcoco":
@@ -218,7 +219,7 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
             item.image.load(), self.data.max_pixels, item.location, for_boxes(self.data.pixels), item.image.path
         )
         check_size(encoded, item.size, item.location)
-        around = item.boxes or self._borrowed(item.size, rng)
+        around = item.boxes or self._boxes_of_another_phrase(item.size, rng)
         element = Element((text,), name="phrase", boxes=around)
         crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, max_elements=1, min_inside=0.5)
         if item.boxes and not visible:
@@ -229,9 +230,9 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
             image, boxes = hflip(image), list(map(flip_box, boxes))
         return GroundingExample(self.augment(image, rng), text, tuple(boxes))
 
-    def _borrowed(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
-        """Returns boxes of another phrase, at the same relative position. The image of a phrase without a box is cropped around
-        them, because the crop would otherwise reveal that the phrase has no box."""
+    def _boxes_of_another_phrase(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
+        """Returns another phrase's boxes, at the same relative position. The image of a phrase without a box is cropped around
+        these boxes, because the crop would otherwise reveal that the phrase has no box."""
         if not self.with_boxes:
             return ((0.0, 0.0, float(size[0]), float(size[1])),)
         other = self.items[self.with_boxes[int(rng.integers(len(self.with_boxes)))]]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dataset.media.augment import evaluation_view
-from dataset.media.encoded import PixelsAre, decode, for_boxes
+from dataset.media.encoded import PixelState, decode, for_boxes
 from dataset.media.video import FrameSampler
-from dataset.records.broken import not_whole
+from dataset.records.broken import held_out_error
 from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, Texts, parse_region_record, place_box
 from dataset.shards.readers import Shards
 from dataset.shards.remote.server import RemoteConfig
@@ -19,14 +19,14 @@ from dataset.text.processors import TextProcessor, clean_alternatives, clean_cap
 from utils.image_size import ImageSize
 
 Choose = Callable[[int], Iterable[int]]
-"""Maps the number of records to the indices of the records to read."""
+"""Function that takes the number of records and returns the indices of the records to read."""
 
 
 @dataclass(frozen=True)
 class HeldOutElement:
-    """A described box. ``box`` is (cx, cy, w, h) relative to the image; ``grain`` is the grain named in the record.
+    """A described box. ``box`` is (cx, cy, w, h) relative to the image; ``grain`` is the record's type of description.
 
-    If there are several captions or attributes, training draws one of them; a held-out element contains the first.
+    If there are several captions or attributes, training draws one of them at random; a held-out element contains the first.
     """
 
     caption: str
@@ -63,7 +63,7 @@ def read_held_out(
     keys: ImageKeys,
     caption_key: str = "caption",
     max_pixels: int = 80_000_000,
-    pixels: PixelsAre = "shown",
+    pixels: PixelState = "shown",
     limit: int | None = None,
     choose: Choose = range,
     config_key: str = "evaluation.files",
@@ -79,11 +79,11 @@ def read_held_out(
         keys: keys of the image.
         caption_key: key of the caption.
         max_pixels: maximum number of pixels of an image.
-        pixels: see :data:`~dataset.media.encoded.PixelsAre`.
+        pixels: see :data:`~dataset.media.encoded.PixelState`.
         limit: read only the first ``limit`` records; if None, all records.
         choose: selects the records to read, given the number of records up to ``limit``.
-        config_key: config key of ``files``, for messages.
-        index_folder: folder of shard indexes; if None, the user's cache folder.
+        config_key: config key of ``files``, to name in error messages.
+        index_folder: folder that contains the indexes of shards; if None, the user's cache folder.
         remote: settings for remote shards.
 
     Raises:
@@ -112,7 +112,7 @@ def read_held_out_videos(
 ) -> list[HeldOutRecord]:
     """Reads held-out records with videos, with the keys of ``config``. Only the first clip with text of each record is used.
 
-    See :func:`read_held_out` for the other arguments.
+    The other arguments are those of :func:`read_held_out`.
 
     Raises:
         UserError: see :func:`read_held_out`.
@@ -139,7 +139,7 @@ def _read_all(
         try:
             records.append(read(shards.read(number)))
         except Exception as error:
-            raise not_whole(error, shards.location(number)) from None
+            raise held_out_error(error, shards.location(number)) from None
     return records
 
 
@@ -149,7 +149,7 @@ def _read_one(
     image_size: ImageSize,
     keys: ImageKeys,
     caption_key: str,
-    decoding: tuple[int, PixelsAre],
+    decoding: tuple[int, PixelState],
 ) -> HeldOutRecord:
     record = parse_region_record(raw, keys, caption_key)
     max_pixels, pixels = decoding

@@ -50,7 +50,7 @@ class NLVRSplitConfig(Config):
     )
     annotations: InputFile = Field(description="file of the statements")
     images: InputFolder | None = Field(
-        None, description="folder of relative image paths; null: the folder of the annotations"
+        None, description="folder that relative image paths start from; null: the folder of the annotations"
     )
 
 
@@ -91,8 +91,8 @@ def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> lis
     """Reads and checks a split. Every image must exist.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be used, or more than the fraction ``max_broken`` of its rows are
-            broken.
+        UserError: if the file cannot be used, or more than the fraction ``max_broken`` of its rows are
+            broken. The message names the config ``key``.
     """
     images = ImageFiles(images_folder(config.images, config.annotations))
     return parse_rows(_rows(config, key), lambda row: _parse(row, images), key, max_broken)
@@ -109,7 +109,8 @@ def _rows(config: NLVRSplitConfig, key: str) -> Iterable[Row | BrokenRecordError
 
 
 def check_statements(items: Sequence[Statement], images: int, classes: int, key: str) -> None:
-    """Raises :class:`UserError` with the config ``key`` if a statement has a different number of images than the model, or its
+    """Raises :class:`UserError`, naming the config ``key``, if a statement has a different number of images than the model, or
+    its
     label is not one of the model's classes."""
     for item in items:
         if len(item.images) != images:
@@ -118,7 +119,7 @@ def check_statements(items: Sequence[Statement], images: int, classes: int, key:
             )
         if item.label >= classes:
             raise UserError(
-                f"{key}: {item.location} is of class {item.label}, but model.classes is {classes}; set it to 3"
+                f"{key}: {item.location} has label {item.label}, but model.classes is {classes}; set it to 3"
             )
 
 

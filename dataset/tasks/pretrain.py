@@ -66,7 +66,7 @@ class DataConfig(LoadingConfig):
     def _has_a_stream(self) -> DataConfig:
         if not self.streams():
             raise ValueError(
-                "no stream is configured; give at least one of images, regions, videos, texts, translations"
+                "no stream is configured; set at least one of images, regions, videos, texts, translations"
             )
         return self
 
@@ -85,7 +85,7 @@ class DataConfig(LoadingConfig):
         return self
 
     def _entries(self) -> list[str]:
-        """Returns the entries of ``files`` of all streams and clean sets."""
+        """Returns the ``files`` entries of all streams and clean sets."""
         own = [entry for stream in self.streams().values() for entry in stream.paths]
         return own + [entry for clean in self.clean_sets().values() for entry in clean.files]
 
@@ -117,7 +117,7 @@ class DataConfig(LoadingConfig):
         return {name: stream for name, stream in named.items() if stream is not None}
 
     def loss_weights(self) -> dict[str, float]:
-        """Returns the loss weight of each stream. Long captions with separate losses count as a stream."""
+        """Returns the loss weight of each stream. Long captions with separate losses count as a separate stream."""
         streams = self.streams()
         with_long = [
             name for name, each in streams.items() if isinstance(each, ImageRecordsConfig) and each.captions == "both"
@@ -137,7 +137,8 @@ class DataConfig(LoadingConfig):
 class PretrainBatches:
     """Makes micro-batch u of a run as a function of the data, the seed and u.
 
-    With ``order: blocks`` and with clean sets, which are drawn for whole steps, it also depends on the number of micro-batches
+    With ``order: blocks``, and with clean sets, which are drawn for whole steps, a micro-batch also depends on the number of
+    micro-batches
     per step.
 
     Args:
@@ -152,8 +153,9 @@ class PretrainBatches:
         static: make batches with few different shapes (see :class:`~dataset.text.processors.TextProcessor`).
 
     Raises:
-        UserError: in one line with the config key, if there are no files or no records, the number of ranks does not divide the
-            number of lanes, or sizes do not match.
+        UserError: if there are no files or no records, the number of ranks does not divide the number of lanes, or sizes do not
+            match. The message is
+            one line that names the config key.
     """
 
     def __init__(
@@ -204,7 +206,7 @@ class PretrainBatches:
             self.translations = TranslationStream(data.translations, sources["translations"], text)
 
     def count_hard_negatives(self) -> dict[str, HardNegativeCounts]:
-        """Counts the texts with a hard negative in a sample of the records of each stream that has them."""
+        """For each stream with hard negatives, counts the texts that have one in a sample of its records."""
         streams: dict[str, ImageStream | RegionStream | None] = {"images": self.images, "regions": self.regions}
         return {
             name: stream.count_hard_negatives()
@@ -228,7 +230,7 @@ class PretrainBatches:
 
 
 class Steps:
-    """Random decisions for whole steps. They depend only on the seed and the step, so all ranks agree.
+    """Makes random decisions for whole steps. They depend only on the seed and the step, so all ranks agree.
 
     Args:
         clean: probability of using the clean set, for each stream that has one.
@@ -240,9 +242,10 @@ class Steps:
         self.clean, self.matching_steps, self.seed = clean, matching_steps, seed
 
     def draw(self, step: int) -> tuple[set[str], tuple[str, ...]]:
-        """Returns the streams that use their clean set in a step, and the streams without a matching loss in this step.
+        """Returns the streams that use their clean set in a step, and the streams without a matching loss in that step.
 
-        As in the authors' code, no stream has a matching loss if the images are noisy, because the model would learn that wrong
+        As in the authors' code, no stream has a matching loss in steps that read noisy images, because the model would learn that
+        wrong
         pairs match. If only the videos are noisy, only the videos have no matching loss.
         """
         taken = {
@@ -260,7 +263,8 @@ def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str
     """Opens the records of each stream. The clean set of a stream is named ``<name>/clean``.
 
     Raises:
-        UserError: if there are no files or no records, or in the cases of :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
+        UserError: if there are no files or no records, or for the reasons listed in
+            :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
 
     Args:
         step: number of micro-batches in a global batch, over all ``ranks``.

@@ -27,7 +27,7 @@ class QuestionsDataConfig(FineTuneDataConfig):
     )
     careful_flip: bool = Field(
         True,
-        description="do not flip if the question or an answer has the word left or right; English only (the released "
+        description="do not flip if the question or an answer has the word left or right; English only (the authors' "
         "code also flags words that contain them)",
     )
     questions_per_example: int = Field(
@@ -43,7 +43,8 @@ D = TypeVar("D", bound=QuestionsDataConfig)
 
 @dataclass(frozen=True)
 class QuestionExample:
-    """A view of an image (3, H, W) or a video (F, 3, H, W), cleaned questions about it, and the weighted answers to each
+    """A view of an image (3, H, W) or a video (F, 3, H, W), cleaned questions about the image or video, and the weighted answers
+    to each
     question."""
 
     pixels: Tensor
@@ -72,7 +73,7 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
     def read(self, data: D) -> int:
         self.items = self.read_questions(data)
         self.view = self.make_view(data)
-        # Questions that mention a side keep their image from being flipped, so they are grouped separately.
+        # An example with a question that mentions left or right is not flipped, so these questions are grouped separately.
         sided = None
         if data.questions_per_example > 1 and data.careful_flip and self.view.config.flip > 0:
             sided = [_names_a_side(clean_question(item.question, self.text.max_words), item) for item in self.items]

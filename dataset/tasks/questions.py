@@ -29,8 +29,8 @@ class Question:
         question: the question.
         source: the image or video.
         answers: the answer of each annotator as written, or an empty tuple. Some answers may be blank, but not all.
-        answer_type: type of the answer as named in the data set, or "".
-        weight: factor of the losses of the answers.
+        answer_type: the data set's name for the type of the answer, or "".
+        weight: factor on the losses of the answers.
     """
 
     question_id: int | str
@@ -42,18 +42,20 @@ class Question:
 
     @property
     def location(self) -> str:
-        """Location of the question."""
+        """Location of the question's row."""
         return self.source.location
 
     def weighted_answers(self) -> list[tuple[str, float]]:
-        """Returns each distinct answer with the fraction of annotators who gave it, times the weight, as in the authors' code.
+        """Returns each distinct answer with its weight: the fraction of annotators who gave it, times :attr:`weight`, as in the
+        authors' code.
 
-        A blank answer counts as an annotator but is not returned, so that the model does not learn empty answers.
+        Annotators who left the answer blank count in the fraction, but blank answers are not returned, so that the model does not
+        learn them.
         """
         return [(answer, self.weight * count / len(self.answers)) for answer, count in self._given().items()]
 
     def most_frequent(self) -> str:
-        """Returns the most frequent answer; if several are equally frequent, the first of them."""
+        """Returns the most frequent answer. If several are equally frequent, it returns the first."""
         return self._given().most_common(1)[0][0]
 
     def _given(self) -> Counter[str]:
@@ -101,7 +103,7 @@ def _answers(row: Row) -> tuple[str, ...]:
 
 
 def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
-    """Raises :class:`UserError` with the config ``key`` if only some questions have answers."""
+    """Raises :class:`UserError`, naming the config ``key``, if only some questions have answers."""
     without = [question for question in questions if not question.answers]
     if 0 < len(without) < len(questions):
         raise UserError(
@@ -111,12 +113,13 @@ def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
 
 
 class QuestionGroups:
-    """Groups of questions about the same image, as lists of indices. Every question is in exactly one group.
+    """Groups questions about the same image. A group is a list of indices, and every question is in exactly one group.
 
     Args:
         table: the questions.
         max_questions: maximum number of questions in a group. With 1, group n is question n.
-        separate: (N,) bool; questions with different values are never in the same group. If None, all may be grouped.
+        separate: (N,) bool; questions with different values are never in the same group. If None, any questions about an image
+            may be grouped.
     """
 
     def __init__(self, table: QuestionTable, max_questions: int, separate: Sequence[bool] | None = None):
@@ -139,7 +142,7 @@ class QuestionGroups:
 
 
 class QuestionTable(Sequence[Question]):
-    """A sequence of :class:`Question` that stores columns, and makes a question when it is accessed."""
+    """A sequence of questions. It stores columns, and makes a :class:`Question` when an item is accessed."""
 
     def __init__(self, questions: Sequence[Question]):
         self._ids = TextColumn(json.dumps(question.question_id) for question in questions)
@@ -186,7 +189,7 @@ class QuestionTable(Sequence[Question]):
         return self._sources[row]
 
     def sources(self) -> list[ImageSource | VideoSource]:
-        """Returns each distinct image or video, as the source in the first question about it."""
+        """Returns each distinct image or video once. Its location is that of the first question about it."""
         first_rows = np.unique(self.image_indices(), return_index=True)[1]
         return [self.source(row) for row in sorted(first_rows.tolist())]
 

@@ -32,8 +32,8 @@ class RetrievalDataConfig(MediaDataConfig):
 
 @dataclass(frozen=True)
 class Pair:
-    """A training example: a view (3, S, S) of the image, or (F, 3, S, S) of the video, a cleaned caption, and the index of the
-    image."""
+    """A training example: a view, (3, S, S) for an image or (F, 3, S, S) for a video; a cleaned caption; and the index of the
+    image or video."""
 
     pixels: Tensor
     caption: str

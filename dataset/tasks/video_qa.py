@@ -49,13 +49,13 @@ def read_video_questions(
 
     Args:
         config: the split.
-        key: config key of the split, for messages.
+        key: config key of the split, to name in error messages.
         max_broken: maximum fraction of broken rows.
         answered: if True, a question without an answer is broken. If False, either all questions have an answer or none has.
 
     Raises:
-        UserError: with the config ``key``, if a file cannot be used, too many rows are broken, or only some questions have
-            answers.
+        UserError: if a file cannot be used, too many rows are broken, or only some questions have
+            answers. The message names the config ``key``.
     """
     names = {} if config.names is None else _read_names(config.names, f"{key}.names")
     videos = Videos(images_folder(config.videos, config.questions), names)
@@ -85,7 +85,7 @@ def _is_of_images(row: Row) -> bool:
 
 
 def _read_names(path: str, key: str) -> dict[str, str]:
-    """Reads the file names, without suffix, by video_id."""
+    """Reads the file name, without suffix, of each video_id."""
     names = {}
     for number, line in enumerate(read_text(path, key).split("\n"), start=1):
         if not line.strip():
@@ -103,8 +103,8 @@ def read_classes(path: str, key: str, classes: int) -> list[str]:
     The file is a JSON list, or a JSON object from answer to label (``train_ans2label.json``).
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be read, has a different format, or does not have ``classes``
-            answers.
+        UserError: if the file cannot be read, has a different format, or does not contain ``classes``
+            answers. The message names the config ``key``.
     """
     content = read_json(path, key)
     if isinstance(content, dict) and sorted(content.values(), key=str) == sorted(range(len(content)), key=str):

@@ -35,7 +35,8 @@ GENOME_WEIGHT = 0.5
 """Weight of the single answer to a question of Visual Genome, as in the authors' code."""
 
 COMMON = 9
-"""An answer is a candidate if it is the most frequent answer to at least this number of questions. VQA v2's list was made by this
+"""An answer becomes a candidate if it is the most frequent answer to at least this number of questions. VQA v2's list was made by
+this
 criterion."""
 
 
@@ -57,7 +58,7 @@ class QuestionsConfig(Config):
         None, description="VQA v2's annotation file, which contains the answers; null: no answers"
     )
     images: InputFolder | None = Field(
-        None, description="folder of relative image paths; null: the folder of `questions`"
+        None, description="folder that relative image paths start from; null: the folder of `questions`"
     )
     weight: float | None = Field(
         None,
@@ -74,7 +75,7 @@ class QuestionsConfig(Config):
     def _share_is_not_empty(self) -> QuestionsConfig:
         low, high = self.image_share
         if not 0 <= low < high <= 1:
-            raise ValueError(f"image_share is [{low:g}, {high:g}]; it should be two rising numbers within 0 and 1")
+            raise ValueError(f"image_share is [{low:g}, {high:g}]; set it to two increasing numbers between 0 and 1")
         return self
 
     @model_validator(mode="after")
@@ -105,16 +106,16 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
 
     Args:
         config: the source.
-        key: config key of the source, for messages.
+        key: config key of the source, to name in error messages.
         max_broken: maximum fraction of broken rows.
         answered: if True, a question without answers is broken. If False, either all questions have answers or none has.
 
     Raises:
-        UserError: with the config ``key``, if a file cannot be used, too many rows are broken, no image is in ``image_share``, or
-            only some questions have answers.
+        UserError: if a file cannot be used, too many rows are broken, no image is in ``image_share``, or
+            only some questions have answers. The message names the config ``key``.
     """
     if answered and config.format == "vqa2" and config.annotations is None:
-        raise UserError(f"{key}: {config.questions} has VQA v2's questions without answers; give `annotations` too")
+        raise UserError(f"{key}: {config.questions} has VQA v2's questions without answers; set `annotations` too")
     images = ImageFiles(images_folder(config.images, config.questions))
     paths: dict[str, Path] = {}
 
@@ -161,7 +162,7 @@ def read_candidates(path: str, key: str) -> list[str]:
     Duplicates, null and blank texts are dropped. (The published list has a null among its 3,129 entries.)
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be read or has a different format.
+        UserError: if the file cannot be read or has a different format. The message names the config ``key``.
     """
     content = read_json(path, key)
     listed = list(content) if isinstance(content, dict | list) else None

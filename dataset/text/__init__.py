@@ -1,1 +1,1 @@
-"""Texts: the clean-up of the authors' code, tokenization, and masking."""
+"""Texts: cleaning as in the authors' code, tokenization, and masking."""

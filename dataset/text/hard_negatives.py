@@ -33,8 +33,9 @@ young / old
 wet / dry
 with / without
 """
-"""Kinds of words, one per line. A text that is true with a word is usually wrong with another word of the line, except for
-words in the same slash-separated group, which are synonyms."""
+"""Words that contradict each other, one set per line. If a text is true with one word of a line, it is usually wrong with another
+word of that
+line, except for the synonyms between two slashes."""
 
 NEAR = 4
 """Maximum distance in words between an attribute and the noun it describes."""
@@ -44,13 +45,14 @@ _CONNECTING = ("and", "the", "with", "her", "his", "its", "their")
 
 _SIDES = ("left", "right")
 _BEFORE_A_SIDE, _AFTER_A_SIDE = ("the", "far"), ("of", "side", "hand", "arm", "eye", "foot", "leg")
-"""Words next to "left" and "right" where they name a side. "left" may also mean "went", and "right" may mean "correct"."""
+"""Words that precede or follow "left" and "right" if these name a side. "left" may also mean "went", and "right" may mean
+"correct"."""
 
 _NOT_NOUNS = re.compile(
     "an?|the|and|or|but|with|without|that|which|who|while|is|are|was|were|on|in|at|of|to|by|for|from|near|next|under|over|above|below|"
     "behind|beside"
 )
-"""If one of these words follows "orange", it means the fruit."""
+"""If one of these words follows "orange", "orange" means the fruit."""
 _NOT_COLOURS = (["black", "and", "white"], ["black", "&", "white"], ["black", "white"])
 """Phrases that describe a whole picture or a pattern; replacing one of their words would not make the text wrong."""
 
@@ -98,9 +100,9 @@ def hard_negatives(
         config: number and sources of the hard negatives.
         text: the cleaned text.
         given: cleaned texts that are known to be wrong.
-        truths: all cleaned texts about the image and its boxes, which are therefore not wrong.
+        truths: all cleaned texts that are true of the image and its boxes.
         rng: source of randomness.
-        english: whether the text is in English; texts in other languages only have the given hard negatives.
+        english: whether the text is in English. In other languages, only the given hard negatives are used.
     """
     known = list(dict.fromkeys((text, *truths)))
     by_source: list[list[str]] = []
@@ -181,7 +183,7 @@ def _says(truth: Sequence[str], attribute: str, name: str) -> bool:
 
 
 def _with_words(words: Sequence[str], changed: dict[int, str]) -> str:
-    """Returns the text with different words at some positions, and with "a" or "an" before them as needed."""
+    """Returns the text with different words at some positions, and adapts "a" or "an" before them."""
     new = [changed.get(index, word) for index, word in enumerate(words)]
     for index in changed:
         if index and new[index - 1] in ("a", "an"):

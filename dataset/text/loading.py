@@ -30,11 +30,11 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
 
     Args:
         name_or_folder: name of the model, or a folder. A folder with only a BERT ``vocab.txt`` works too.
-        key: config key of the tokenizer, for messages.
+        key: config key of the tokenizer, to name in error messages.
 
     Raises:
-        UserError: in one line, if the tokenizer is not found, there is no network, it has no fast version or no vocabulary, or it
-            would have to run code from the folder.
+        UserError: if the tokenizer is not found, there is no network, it has no fast version or no vocabulary, or loading it
+            would require running code from the folder. The message is one line.
     """
     # Imported here because the import takes seconds, and most of this package does not need it.
     from transformers import AutoTokenizer, BertTokenizer
@@ -85,25 +85,26 @@ def token_ids_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) -> str | None:
+def difference_of_tokenizers(tokenizer: PreTrainedTokenizerFast, expected: PreTrainedTokenizerFast) -> str | None:
     """Describes briefly why two tokenizers give different token ids for the same text; returns None if they give equal ids.
 
-    The template of special tokens around a text and the decoder are not compared, because they do not change the token ids that a
+    The template that adds special tokens to a text and the decoder are not compared, because they do not change the token ids
+    that a
     model reads. A tokenizer and its saved copy therefore count as equal.
     """
-    our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
-    if len(our_ids) != len(their_ids):
-        return f"it has {len(our_ids):,} tokens instead of {len(their_ids):,}"
-    if moved := sorted(token for token, number in their_ids.items() if our_ids.get(token) != number):
-        known = [token for token in moved if token in our_ids] or moved
-        now = f"has id {our_ids[known[0]]}" if known[0] in our_ids else "is missing"
-        count = f"{len(moved):,} of its {len(their_ids):,} tokens have"
-        return f"{count} a different id: {known[0]!r} {now} instead of {their_ids[known[0]]}"
+    token_ids, expected_ids = tokenizer.get_vocab(), expected.get_vocab()
+    if len(token_ids) != len(expected_ids):
+        return f"it has {len(token_ids):,} tokens instead of {len(expected_ids):,}"
+    if moved := sorted(token for token, number in expected_ids.items() if token_ids.get(token) != number):
+        known = [token for token in moved if token in token_ids] or moved
+        now = f"has id {token_ids[known[0]]}" if known[0] in token_ids else "is missing"
+        count = f"{len(moved):,} of its {len(expected_ids):,} tokens have"
+        return f"{count} a different id: {known[0]!r} {now} instead of {expected_ids[known[0]]}"
     for name in ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token"):
-        if getattr(ours, name) != getattr(theirs, name):
-            return f"its {name} is {getattr(ours, name)!r} instead of {getattr(theirs, name)!r}"
-    our_parts, their_parts = _parts_of(ours), _parts_of(theirs)
-    changed = [name for name in their_parts if our_parts[name] != their_parts[name]]
+        if getattr(tokenizer, name) != getattr(expected, name):
+            return f"its {name} is {getattr(tokenizer, name)!r} instead of {getattr(expected, name)!r}"
+    parts, expected_parts = _parts_of(tokenizer), _parts_of(expected)
+    changed = [name for name in expected_parts if parts[name] != expected_parts[name]]
     return (
         f"its {' and '.join(changed)} in tokenizer.json {'differs' if len(changed) == 1 else 'differ'}"
         if changed

@@ -1,4 +1,5 @@
-"""Turns captions into tokens: the clean-up of the authors' code, whole-word and skip-gram masking, and padding to the longest in
+"""Converts captions to tokens: cleaning as in the authors' code, whole-word and skip-gram masking, and padding to the longest
+text in
 a batch."""
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class TextLimits(Config):
 
 
 class TextDataConfig(TextLimits):
-    """Length and masking of texts (X²-VLM, sections 3.3 and 4.2)."""
+    """Length and masking of texts (sections 3.3 and 4.2 of the paper)."""
 
     mask_prob: float = Field(0.5, gt=0, le=1, description="fraction of a text's tokens to mask")
     max_masks: int = Field(12, ge=1, description="maximum number of masked tokens in a text")
@@ -86,7 +87,8 @@ class TextExample:
 def clean_caption(text: str, max_words: int) -> str:
     """Cleans a caption: lower case, no punctuation, hyphens or slashes, single spaces, and at most ``max_words`` words.
 
-    Gives the same result as the released ``pre_caption`` for every character, with one exception: spaces between two characters
+    The result equals that of ``pre_caption`` in the authors' code for every character, with one exception: spaces between two
+    characters
     of a script that is written without spaces (segmented Chinese or Japanese) are removed. Words are split at spaces, so
     ``max_words`` does not limit texts in these scripts, but ``max_tokens`` does.
 
@@ -103,10 +105,12 @@ def clean_caption(text: str, max_words: int) -> str:
 
 
 def clean_question(text: str, max_words: int) -> str:
-    """Cleans a question: lower case, the same punctuation replaced by spaces as in captions, at most ``max_words`` words.
+    """Cleans a question: lower case, punctuation replaced by spaces as in captions, and at most ``max_words`` words.
 
-    Gives the same result as the released ``pre_question`` for every character, with the same exception as :func:`clean_caption`.
-    Only spaces at the end are removed. Other runs of spaces are kept and count as words, which makes no difference to tokenizers.
+    The result equals that of ``pre_question`` in the authors' code for every character, with the same exception as
+    :func:`clean_caption`.
+    Only spaces at the end are removed. Other repeated spaces are kept and count as words, which makes no difference to
+    tokenizers.
     The result may be empty.
     """
     text = _SEGMENTED.sub("", _JOINING.sub(" ", _TO_SPACE.sub(" ", text.lower())).rstrip(" "))
@@ -114,11 +118,12 @@ def clean_question(text: str, max_words: int) -> str:
 
 
 def clean_alternatives(texts: Texts, language: str | None, max_words: int, location: str) -> list[str]:
-    """Returns all non-empty alternatives, cleaned, for evaluation. They are in ``language`` or, if it is None, in the first
+    """Returns all non-empty alternatives, cleaned, for evaluation. They are in ``language``, or if ``language`` is None, in the
+    first
     language of each alternative.
 
     Raises:
-        BrokenRecordError: "empty text" if all are empty, "missing key" if none has the language.
+        BrokenRecordError: "empty text" if all alternatives are empty, "missing key" if no alternative has the language.
     """
     cleaned = []
     for text in alternatives(texts, language, None, location):
@@ -132,7 +137,7 @@ def clean_alternatives(texts: Texts, language: str | None, max_words: int, locat
 
 
 def mentions_side(text: str) -> bool:
-    """Returns True if mirroring the image would make the text wrong, because it has the word left or right (or leftmost,
+    """Returns True if mirroring the image would make the text wrong, because the text contains "left" or "right" (or leftmost,
     rightward, right-hand, …). English only. The authors' code searches for substrings, which also match "bright" and "leftover".
     """
     return _SIDE.search(text) is not None
@@ -157,8 +162,9 @@ class PlainTextProcessor:
         self.pad_id = _special(tokenizer, "pad_token")
         self.unk_id = tokenizer.unk_token_id
         self._pieces = tokenizer.backend_tokenizer
-        # Texts are encoded without the wrapper of transformers, which is nearly twice as fast, and truncated here. The wrapper
-        # would set truncation and padding at each call; here they are set once.
+        # Texts are encoded with the underlying tokenizer, without transformers' wrapper, which is nearly twice as fast, and
+        # truncated here. The
+        # wrapper would set truncation and padding at each call; here they are set once.
         self._marks_words = self._pieces.token_to_id(_WORD_MARK) is not None
         self._pieces.no_truncation()
         self._pieces.no_padding()
@@ -168,11 +174,11 @@ class PlainTextProcessor:
         return self.stack_plain([self.token_ids(text) for text in texts])
 
     def token_ids(self, text: str) -> list[int]:
-        """Returns the token ids of a cleaned text with [CLS] and [SEP], cut to the maximum length."""
+        """Returns the token ids of a cleaned text with [CLS] and [SEP], truncated to the maximum length."""
         return self._tokens(text)[0]
 
     def stack_plain(self, rows: Sequence[list[int]]) -> Text:
-        """Stacks the :meth:`token_ids` of texts."""
+        """Stacks lists of token ids, as returned by :meth:`token_ids`, into a padded tensor."""
         ids = stack_rows(rows, self.pad_id)
         return Text(ids, _attended(rows, ids.shape[1]), sum(map(len, rows)))
 
@@ -199,7 +205,7 @@ class PlainTextProcessor:
         return encoding.ids, [*([False] if words else []), *continues]
 
     def unknown(self, text: str) -> list[str]:
-        """Returns the parts of a text for which the tokenizer has no tokens, in order."""
+        """Returns the substrings of a text for which the tokenizer has no tokens, in order."""
         encoding = self._pieces.encode(text, add_special_tokens=False)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
         return [text[start:end] for number, (start, end) in pairs if number == self.unk_id and end > start]
@@ -220,7 +226,7 @@ class TextProcessor(PlainTextProcessor):
         static: make batches with few different shapes, so that compiled code can be reused.
 
     Raises:
-        UserError: if the tokenizer lacks one of these tokens.
+        UserError: if the tokenizer lacks a required token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TextDataConfig, *, static: bool = False):
@@ -234,7 +240,8 @@ class TextProcessor(PlainTextProcessor):
         """Returns a random non-empty alternative, cleaned.
 
         Raises:
-            BrokenRecordError: "empty text" if all are empty, "missing key" if none has the configured language.
+            BrokenRecordError: "empty text" if all alternatives are empty, "missing key" if no alternative has the configured
+                language.
         """
         candidates = alternatives(texts, self.config.language, rng, location)
         order = rng.permutation(len(candidates)).tolist() if len(candidates) > 1 else [0]
@@ -268,8 +275,9 @@ class TextProcessor(PlainTextProcessor):
         return Text(ids, pad(text.mask, more), rounded_up(int(text.mask.sum()), ids.numel()))
 
     def static_length(self, lengths: Sequence[int]) -> int:
-        """Returns the length to which texts are padded if shapes are static: the smallest power of two that fits, from 64 on, or
-        the maximum length if it is smaller."""
+        """Returns the length to which texts are padded if shapes are static: the smallest power of two, at least 64, that fits,
+        or
+        the maximum length if that is smaller."""
         length = SHORTEST_PADDING
         while length < max(lengths, default=0):
             length *= 2
@@ -283,8 +291,9 @@ class TextProcessor(PlainTextProcessor):
     def collate(self, examples: Sequence[TextExample]) -> MaskedText:
         """Stacks examples into tensors, padded to the longest text and to the maximum number of masks in the batch.
 
-        With ``static``, examples are padded to one of few lengths (:meth:`static_length`), and to the maximum number of masks of
-        the config. The total numbers of tokens and masks are rounded up, which gives few shapes with little waste.
+        With ``static``, examples are padded to one of a few lengths (:meth:`static_length`), and to the config's maximum number
+        of masks.
+        The total numbers of tokens and masks are rounded up, which results in few shapes with little waste.
         """
         length = self.static_length([len(example.ids) for example in examples]) if self.static else None
         ids = stack_rows([example.ids for example in examples], self.pad_id, length)
@@ -306,7 +315,7 @@ class TextProcessor(PlainTextProcessor):
         )
 
     def mask_positions(self, continues: list[bool], rng: np.random.Generator, prompt: int = 0) -> list[int]:
-        """Draws the positions to mask, ascending, like the released ``TextMaskingGenerator`` but with the words of the tokenizer.
+        """Draws the positions to mask, ascending, like the authors' ``TextMaskingGenerator`` but with the words of the tokenizer.
 
         The ``prompt`` tokens after [CLS] are not counted and not masked. The number of masks is a fraction of all other tokens,
         including [CLS] and [SEP], rounded half to even as Python does. [SEP] may be masked; [CLS] is never masked. If the last
@@ -351,8 +360,9 @@ def rounded_up(count: int, maximum: int) -> int:
 
 
 _INSTEAD = {"cls_token": "bos_token_id", "sep_token": "eos_token_id"}
-"""Gemma's tokenizer, which mmBERT and SigLIP 2 use, has no token for classification or separation; its tokens for the beginning
-and the end of a text are used instead."""
+"""Attributes to use if a special token is missing. Gemma's tokenizer, which mmBERT and SigLIP 2 use, has no classification or
+separator token;
+its tokens for the beginning and the end of a text are used instead."""
 
 
 def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:

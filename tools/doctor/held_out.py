@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dataset.records.broken import not_whole
+from dataset.records.broken import held_out_error
 from dataset.records.schema import BrokenRecordError
 from dataset.tasks.held_out import Choose
 from dataset.text.processors import TextProcessor
@@ -39,7 +39,7 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
         try:
             view(sources[index])
         except BrokenRecordError as error:
-            raise not_whole(error, sources[index].location) from None
+            raise held_out_error(error, sources[index].location) from None
         count += 1
         if time.perf_counter() > until:
             break

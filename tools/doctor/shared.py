@@ -90,7 +90,7 @@ def _check_looks(
     if not ours or not theirs:
         return
     pairs = look_alikes.similar(
-        [look for _, look in ours], [look for _, look in theirs], look_alikes.SURE, LOOK_SECONDS
+        [look for _, look in ours], [look for _, look in theirs], look_alikes.WARN_CORRELATION, LOOK_SECONDS
     )
     found = {other: own for own, other in pairs}
     sample = f"{len(theirs):,} of its {all_theirs:,} and {len(ours):,} of {all_ours:,} training images"

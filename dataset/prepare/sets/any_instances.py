@@ -79,7 +79,7 @@ def read_instances(title: str, from_coco: bool, files: Files, scratch: Path, opt
     """Reads the objects of one or more files for region records, one for each image of a file.
 
     Args:
-        title: name of the data set, for messages.
+        title: name of the data set, to name in error messages.
         from_coco: whether the images are from COCO, where each image has had two names.
         files: the annotation files.
         scratch: folder for temporary files.

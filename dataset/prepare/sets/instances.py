@@ -43,7 +43,7 @@ def read_objects(
     """Reads the objects of a data set for region records, one for each image.
 
     Args:
-        title: name of the data set, for messages.
+        title: name of the data set, to name in error messages.
         names_of: returns the ids and names of an image, given its ``file_name``.
         files: the annotation file, with the name :data:`OBJECTS`.
         scratch: folder for temporary files.

@@ -1,1 +1,1 @@
-"""Shards on a server. They are read in blocks, which are cached on the local disk."""
+"""Shards on a server. They are read in blocks of 1 MiB, which are cached on the local disk."""

@@ -1,6 +1,7 @@
 """Data sets on the Hugging Face Hub, as entries ``hf:ORG/NAME[@REVISION][/FOLDER_OR_PATTERN]``.
 
-An entry is resolved to the files of one commit: the files in the Hub cache if they exist, otherwise URLs that contain the commit,
+An entry is resolved to the files of one commit. These are files in the Hub cache if they exist, and otherwise URLs that contain
+the commit,
 or downloaded files.
 """
 
@@ -25,7 +26,7 @@ from utils.hub import REACH_S, check_hub
 _ENTRY = re.compile(rf"{HUB}([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/\w+|[^/@]+))?(?:/(.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TRAIN = re.compile(r"(^|[/._-])train([/._-])")
-"""The split ``train`` in the path of a file, as the package ``datasets`` recognises it."""
+"""Recognises the split ``train`` in the path of a file, like the package ``datasets``."""
 _CARD = "README.md"
 _COPY = "copy the files to this machine and name their folder"
 
@@ -48,7 +49,7 @@ class HubEntry:
 
     @classmethod
     def parse(cls, entry: str, key: str) -> HubEntry:
-        """Parses an entry; raises :class:`UserError` with the config ``key`` if it has a different form."""
+        """Parses an entry; raises :class:`UserError`, naming the config ``key``, if it has a different form."""
         match = _ENTRY.fullmatch(entry)
         if match is None:
             raise UserError(
@@ -62,7 +63,7 @@ class HubEntry:
 
     @property
     def patterns(self) -> list[str]:
-        """Patterns of the names of files, in the form of the Hub: ``*`` also matches slashes."""
+        """File name patterns as the Hub interprets them: ``*`` also matches slashes."""
         if any(sign in self.pattern for sign in "*?["):
             return [self.pattern]
         if "." in self.pattern.rpartition("/")[2]:
@@ -70,8 +71,9 @@ class HubEntry:
         return [f"{glob_escaped(self.pattern)}/*.parquet" if self.pattern else "*.parquet"]
 
     def select(self, files: Sequence[str]) -> list[str]:
-        """Returns the files of the entry, sorted. Without a pattern, these are the files of the split ``train`` if there are
-        any."""
+        """Returns the sorted files that belong to the entry. Without a pattern, these are the files of the split ``train``, or
+        all files if
+        there is no such split."""
         found = sorted(file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in self.patterns))
         return ([] if self.pattern else [file for file in found if _TRAIN.search(file)]) or found
 
@@ -88,8 +90,9 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
     Cached files are used even if the branch has since changed on the Hub. Name a commit to pin the version.
 
     Raises:
-        UserError: in one line, if the data set does not exist, has no such files, is gated or private, or the Hub cannot be
-            reached.
+        UserError: if the data set does not exist, has no matching files, is gated or private, or the Hub cannot be reached. The
+            message is
+            one line.
     """
     key, wanted = server.key, HubEntry.parse(entry, server.key)
     folder = _cached(wanted)
@@ -98,7 +101,7 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
         _report_licence(wanted.name, _licence_in(folder))
         return [folder / file for file in _files_in(folder, wanted)]
     check_hub(wanted.name, key, _COPY)
-    about = _about(wanted, key)
+    about = _dataset_info(wanted, key)
     files = wanted.select([file.rfilename for file in about.siblings or ()])
     if not files:
         parquet = sum(file.rfilename.endswith(".parquet") for file in about.siblings or ())
@@ -145,7 +148,7 @@ def pinned(entry: str, key: str) -> str:
     folder = _cached(wanted)
     if folder is None:
         check_hub(wanted.name, key, _COPY)
-    return str(replace(wanted, revision=folder.name if folder is not None else _about(wanted, key).sha))
+    return str(replace(wanted, revision=folder.name if folder is not None else _dataset_info(wanted, key).sha))
 
 
 def _cached(wanted: HubEntry) -> Path | None:
@@ -174,7 +177,7 @@ def _files_in(folder: Path, wanted: HubEntry) -> list[str]:
     return wanted.select([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
 
 
-def _about(wanted: HubEntry, key: str) -> Any:
+def _dataset_info(wanted: HubEntry, key: str) -> Any:
     """Asks the Hub for the commit, the files and the card of a data set."""
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError

@@ -1,4 +1,4 @@
-"""Requests to servers, with retries and a cache of blocks."""
+"""Requests to servers, with retries and a cache for the blocks that are read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ BLOCK_BYTES = 1 << 20
 boundary."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 20.0
 _FEW = 6
-"""Maximum number of attempts, over a few seconds, for a host that never responded to this process: its URL may be wrong."""
+"""Maximum number of attempts, over a few seconds, for a host that never responded to this process, because its URL may be
+wrong."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ class RemoteConfig(Config):
 
     cache: str | None = Field(
         None,
-        description="local folder that caches blocks of remote shards and decoded rows of Parquet shards; null: in the user's "
-        "cache folder",
+        description="local folder that caches blocks of remote shards and decoded rows of Parquet shards; null: a folder in the "
+        "user's cache folder",
     )
     cache_gb: float = Field(
         20.0, ge=0.25, description="maximum size of the cache in GB, for all processes of this machine"
@@ -72,7 +73,7 @@ class RemoteConfig(Config):
     )
 
 
-class _Wanted(NamedTuple):
+class _BlockRequest(NamedTuple):
     """A block of a file; see :meth:`Server.block`."""
 
     address: str
@@ -97,11 +98,11 @@ class _Wanted(NamedTuple):
 class Server:
     """Reads all remote shards of a list.
 
-    It can be used after a fork and pickled, because every process has its own connections.
+    It can be pickled and used after a fork, because every process opens its own connections.
 
     Args:
         config: settings of the cache and of retries.
-        key: config key of the shards, for messages.
+        key: config key of the shards, to name in error messages.
 
     Attributes:
         failed: number of failed requests of this process that were retried.
@@ -132,7 +133,7 @@ class Server:
         self.__init__(**state)  # type: ignore[misc]
 
     def state(self, address: str, shown: str) -> tuple[int, int]:
-        """Returns the size in bytes and the version of a file. ``shown`` is the URL for messages.
+        """Returns the size in bytes and the version of a file. ``shown`` is the URL to show in messages.
 
         Raises:
             UserError: if the file cannot be read.
@@ -145,21 +146,21 @@ class Server:
 
         Args:
             address: URL of the file.
-            shown: the URL for messages.
+            shown: the URL to show in messages.
             state: state of the file when it was indexed.
             number: index of the block.
 
         Raises:
             UserError: if the block cannot be read, or the file has changed.
         """
-        wanted = _Wanted(address, shown, state, number)
+        wanted = _BlockRequest(address, shown, state, number)
         # The time limit includes the time that another process spends trying to fetch the block, because the trainer waits for a
         # worker only for a limited time.
         began = time.monotonic()
         return self._blocks().get(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, began))
 
     def prefetch(self, address: str, shown: str, state: tuple[int, int], number: int) -> None:
-        """Prefetches a block in another thread; see :meth:`block` for the arguments.
+        """Prefetches a block in another thread. The arguments are those of :meth:`block`.
 
         A request that fails :data:`_FEW` times is dropped, and repeated when the block is read.
         """
@@ -168,12 +169,12 @@ class Server:
             self._prefetcher = Prefetcher(self.config.ahead)
 
         def job() -> bool:
-            wanted = _Wanted(address, shown, state, number)
+            wanted = _BlockRequest(address, shown, state, number)
             return blocks.ensure(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, brief=True))
 
         self._prefetcher.submit((shown, number), job)
 
-    def _fetch(self, wanted: _Wanted, began: float | None = None, brief: bool = False) -> bytes:
+    def _fetch(self, wanted: _BlockRequest, began: float | None = None, brief: bool = False) -> bytes:
         address, shown, state, _ = wanted
         piece = self.request(
             address,
@@ -198,14 +199,14 @@ class Server:
         began: float | None = None,
         brief: bool = False,
     ) -> T:
-        """Makes a request, with retries for the time that the config sets, and returns the response.
+        """Makes a request and returns the response. A failed request is retried for the time that the config sets.
 
         Args:
             address: URL of the file. A host that never responded to this process is tried only :data:`_FEW` times.
-            shown: the URL for messages.
+            shown: the URL to show in messages.
             ask: makes the request.
-            began: time (``time.monotonic``) since which the caller has been waiting; if None, now.
-            brief: try at most :data:`_FEW` times.
+            began: time (``time.monotonic``) at which the caller began to wait; if None, now.
+            brief: whether to try at most :data:`_FEW` times.
 
         Raises:
             UserError: if the last attempt failed, or a retry would not succeed.
@@ -263,7 +264,7 @@ class Server:
 
 
 def open_cache(config: RemoteConfig, **options: Any) -> BlockCache:
-    """Opens the folder of cached blocks. ``options``: see :class:`~utils.block_cache.BlockCache`."""
+    """Opens the folder of cached blocks. ``options`` are passed to :class:`~utils.block_cache.BlockCache`."""
     folder = config.cache
     return BlockCache(
         expanded(folder) if folder is not None else _default_folder(),

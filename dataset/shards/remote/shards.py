@@ -58,7 +58,7 @@ class RemoteShard:
 
     @property
     def parent(self) -> Path:
-        """The folder of the URL. Relative image paths in the shard are not supported, as no local folder has such a path."""
+        """The folder part of the URL. No local folder has this path, so relative image paths in the shard are not found."""
         return _folder(self._shown.rpartition("/")[0])
 
     def state(self) -> tuple[int, int]:
@@ -138,8 +138,8 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
     An entry is a URL. It may have ranges of numbers (``{000..127}``), or be a glob pattern if the protocol can list files.
 
     Raises:
-        UserError: in one line, if the protocol is not allowed, the URL has a password or an invalid host or port, a range is
-            empty, no file matches, or there are too many files.
+        UserError: if the protocol is not allowed, the URL has a password or an invalid host or port, a range is
+            empty, no file matches, or there are too many files. The message is one line.
     """
     key, scheme = server.key, scheme_of(entry)
     if scheme not in server.config.protocols:
@@ -190,7 +190,7 @@ def _matches(pattern: str, server: Server) -> list[str]:
 
 
 def _expanded(entry: str) -> Iterator[str]:
-    """Yields the entry with each number of its ranges. Numbers have the same number of digits as the first number."""
+    """Yields the entry for each number in its ranges. Numbers are padded to as many digits as the first number has."""
     match = _RANGE.search(entry)
     if match is None:
         yield entry

@@ -49,7 +49,7 @@ class Transport(Protocol):
         """Reads the bytes ``start`` … ``end`` - 1, or fewer at the end of the file.
 
         Raises:
-            RequestError: if anything went wrong.
+            RequestError: if the request fails or the response does not match it.
         """
         ...
 
@@ -158,7 +158,8 @@ def _check_status(status: int, reason: str, retry_after: str) -> None:
 
 
 def _checked_range(given: str, start: int, end: int) -> tuple[int, int, int]:
-    """Parses the first byte, the last byte and the size of the file in a response; raises if they are not the requested bytes."""
+    """Parses the first byte, the last byte and the file size in a response. Raises :class:`RequestError` if these are not the
+    requested bytes."""
     match = _RANGE.fullmatch(given)
     first, last, size = map(int, match.groups()) if match else (-1, -1, 0)
     if not match or first != start or last != min(end, size) - 1:
@@ -167,7 +168,7 @@ def _checked_range(given: str, start: int, end: int) -> tuple[int, int, int]:
 
 
 class Store:
-    """Any other protocol, with its file system in fsspec, which finds the credentials automatically.
+    """Reads files of any other protocol through fsspec, which finds the credentials automatically.
 
     The version of a file is looked up once. A change while the process reads the file is noticed only if the size changes.
     """

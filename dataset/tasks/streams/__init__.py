@@ -1,1 +1,1 @@
-"""The streams of pre-training: the config of each stream, and the conversion of its records to its part of a batch."""
+"""The data streams of pre-training: their configs, and the conversion of their records to parts of a batch."""

@@ -51,7 +51,7 @@ class StreamConfig(Config):
         ge=1,
         le=65_536,
         description="with order: blocks, number of parts into which the data are split. Every rank reads the same number of "
-        "parts, so the number of ranks must divide it; null: number of micro-batches in a global batch",
+        "parts, so lanes must be a multiple of the number of ranks; null: number of micro-batches in a global batch",
     )
     block_records: int | None = Field(
         None, ge=1, description=f"with order: blocks, maximum number of records in a block; null: {BLOCK_RECORDS:,}"
@@ -85,16 +85,16 @@ class StreamConfig(Config):
 
     @property
     def paths(self) -> list[str]:
-        """The entries of ``files`` without their weights."""
+        """The ``files`` entries without their weights."""
         return [entry.path if isinstance(entry, WeightedShards) else entry for entry in self.files]
 
     def weights_of(self, shards: Shards) -> Weights | None:
-        """Returns the weights of the shards of ``files``, or None if all weights are 1."""
+        """Returns the weights of the ``files`` entries, or None if all weights are 1."""
         weights = [entry.weight if isinstance(entry, WeightedShards) else 1 for entry in self.files]
         return None if all(weight == 1 for weight in weights) else Weights(self._runs(shards), weights)
 
     def _runs(self, shards: Shards) -> list[list[int]]:
-        """Returns the sizes of the runs of records that are split into blocks, for each entry of ``files``."""
+        """Returns, for each entry of ``files``, the sizes of the runs of records that are split into blocks."""
         return shards.runs_by_entry(self.block_records or BLOCK_RECORDS)
 
     def open(self, shards: Shards, *, name: str, seed: int, ranks: int, step: int) -> RecordSource:
@@ -142,7 +142,7 @@ class StreamConfig(Config):
 
 
 def _warn_of_small_cache(shards: Shards, order: Order, rank_fraction: float) -> None:
-    """Warns if the cache is so small that blocks will be fetched repeatedly.
+    """Logs a warning if the cache is so small that blocks will be fetched repeatedly.
 
     Args:
         shards: the shards.
@@ -157,7 +157,7 @@ def _warn_of_small_cache(shards: Shards, order: Order, rank_fraction: float) -> 
     else:
         in_use, reason = (
             shards.cached_bytes,
-            "order: random reads from all {} of the shards at once, and fetches 1 MiB or a row group for each record",
+            "order: random reads from all {} of the shards at the same time, and fetches 1 MiB or a row group for each record",
         )
         remedy = "or set order: blocks"
     if in_use > room:
@@ -180,7 +180,7 @@ class ImageRecordsConfig(StreamConfig):
         "first characters",
     )
     image_root: InputFolder | None = Field(
-        None, description="folder of relative image paths; null: the folder of the shard"
+        None, description="folder that relative image paths start from; null: the folder of the shard"
     )
     caption_key: str = Field("caption", description="key of the caption of the whole image")
     captions: CaptionLength = Field(
@@ -190,7 +190,7 @@ class ImageRecordsConfig(StreamConfig):
     )
     hard_negatives: HardNegativesConfig | None = Field(
         None,
-        description="texts that differ from a caption or phrase in one fact, so that they are wrong: {}, or {count: 2, sources: "
+        description="texts that differ from a caption or phrase in one detail and are wrong: {}, or {count: 2, sources: "
         "[given, replaced]}; null: only the texts of other images and boxes are negatives",
     )
 
@@ -201,11 +201,13 @@ class ImageRecordsConfig(StreamConfig):
 
 
 class CleanSetConfig(Config):
-    """A smaller set of cleaner pairs, which all ranks use in some steps. The other steps use the noisy set and have no matching
+    """A smaller set of cleaner pairs, which all ranks use in some steps. The other steps use the stream's own, noisy set and have
+    no matching
     loss (as in the authors' code for the 1B set).
 
-    The number of steps in an epoch is computed from the size of the stream's own, noisy set, and includes the steps of both sets.
-    An epoch therefore reads only the fraction 1 - ``probability`` of the noisy set, each record at most once, and the records
+    The number of steps in an epoch is computed from the size of the noisy set, and includes steps that read the clean set.
+    An epoch therefore reads only the fraction 1 - ``probability`` of the noisy set, each record at most once, and the selected
+    records
     differ between epochs.
     """
 
@@ -220,11 +222,12 @@ def read_examples(
     """Reads the records of micro-batch ``number`` and makes an example of each.
 
     Args:
-        source: records of the stream in their order.
+        source: records of the stream, in reading order.
         number: index of the micro-batch.
         account: counts the records.
-        make: parses and augments a record. If it raises anything other than UserError, the record is counted as broken. It
-            returns None if it has reported all parts of the record as broken.
+        make: function that parses and augments a record. If it raises anything other than UserError, the record is counted as
+            broken. It
+            returns None if it has already reported all parts of the record as broken.
 
     Returns:
         An example for each record, or None if the record cannot be used.

@@ -50,7 +50,7 @@ class VideoStreamConfig(StreamConfig):
 
     video_key: str = Field("video", description="key of the frames, or of the video's path, in a record")
     video_root: InputFolder | None = Field(
-        None, description="folder of relative video paths; null: the folder of the shard"
+        None, description="folder that relative video paths start from; null: the folder of the shard"
     )
     caption_key: str = Field("caption", description="key of the caption, or of a list with one caption for each clip")
     join_clips: bool = Field(True, description="join neighbouring clips of one video that are too short")
@@ -71,7 +71,7 @@ class VideoStreamConfig(StreamConfig):
 
 
 def first_clips(shards: Shards, config: VideoStreamConfig, caption_key: str) -> Iterator[VideoSource]:
-    """Yields the clips of the first record of each shard. If any of them is a video file, a decoder is needed."""
+    """Yields the clips of each shard's first record. If any of these clips is a video file, a decoder is needed."""
     for first in shards.starts:
         try:
             yield from config.record(shards.read(first), caption_key).clips
@@ -82,13 +82,13 @@ def first_clips(shards: Shards, config: VideoStreamConfig, caption_key: str) -> 
 
 
 class PairStream(ABC):
-    """A stream of images or videos with a text for each.
+    """A stream of images or videos, each with a text.
 
     Args:
         config: config of the stream.
         sources: records of the noisy set, and of the clean set if there is one.
-        text: processor of the captions.
-        view: view of the images or videos.
+        text: processor for the captions.
+        view: reads the images or videos.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class PairStream(ABC):
     def rows(
         self, number: int, clean: bool, account: Account
     ) -> tuple[Tensor, MaskedText, Tensor, list[EncodedWording]]:
-        """Returns the pixels, the texts, the mask of the rows that count, and all texts of each row, for micro-batch
-        ``number``."""
+        """Returns micro-batch ``number``: the pixels, the texts, a mask that is False for filler rows, and all texts of each
+        row."""
         source = self.sources[clean]
         assert source is not None
         example = partial(self.example, caption_key=self.caption_keys[clean])

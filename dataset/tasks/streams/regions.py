@@ -14,7 +14,7 @@ from torch import Tensor
 from batches.base import BrokenRecord
 from batches.pretraining import RegionBatch
 from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
-from dataset.media.encoded import EncodedImage, PixelsAre, for_boxes
+from dataset.media.encoded import EncodedImage, PixelState, for_boxes
 from dataset.media.views import black
 from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
 from dataset.records.schema import (
@@ -34,7 +34,8 @@ from dataset.text.processors import TextProcessor
 from utils.image_size import ImageSize, grid_of, sides_of
 
 FIRST_RECORDS, MAX_RECORDS = 20, 300
-"""Records whose boxes are checked when a run starts, and the maximum number that are read to find a single box."""
+"""Number of records whose boxes are checked when a run starts, and maximum number of records that are read until one has a
+box."""
 
 
 class RegionStreamConfig(ImageRecordsConfig):
@@ -55,7 +56,7 @@ class RegionStreamConfig(ImageRecordsConfig):
     )
     careful_flip: bool = Field(
         True,
-        description="do not flip if one of the texts says left or right; English only (the released 4M code flips)",
+        description="do not flip if one of the texts says left or right; English only (the authors' 4M code flips)",
     )
     crop: bool = Field(True, description="crop at random around one of the boxes; false: use the whole image")
     whole_image_rows: bool = Field(
@@ -66,9 +67,10 @@ class RegionStreamConfig(ImageRecordsConfig):
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One text of an image, with its long text and its hard negatives, its relative box (cx, cy, w, h), the mask (P,) of the
-    patches that the box covers, and whether the text describes the whole image or several boxes. For several boxes, ``box`` is
-    the whole image, which no loss uses."""
+    """One text about an image, with its long text and its hard negatives; its box (cx, cy, w, h, relative to the image); the mask
+    (P,) of the
+    patches that the box covers; and whether the text describes the whole image or several boxes. For several boxes, ``box`` is
+    the whole image, but no loss uses it."""
 
     texts: EncodedWording
     box: Box
@@ -87,7 +89,7 @@ class RegionStream:
         text: TextProcessor,
         view: tuple[ImageSize, int],
         max_pixels: int,
-        pixels: PixelsAre = "shown",
+        pixels: PixelState = "shown",
     ):
         self.config, self.source, self.text = config, source, text
         self.image_size, self.patch_size = view
@@ -98,7 +100,7 @@ class RegionStream:
 
     def first_boxes(self) -> tuple[list[tuple[Box, str]], list[RegionRecord]]:
         """Reads the first :data:`FIRST_RECORDS` records. If none of them has a box, reads records spread over all data until one
-        has.
+        has a box.
 
         Returns:
             The boxes as written in the records, each with its location; and the records that could be read.
@@ -144,7 +146,8 @@ class RegionStream:
         """Makes a batch with the rows in the order of their images.
 
         Images without rows are dropped, or replaced by black images if shapes are static. Missing rows are replaced by fillers,
-        which are not valid. Fillers are assigned to the images with the fewest rows, because the maximum number of rows per image
+        which do not count in the losses. Fillers are assigned to the images with the fewest rows, because the maximum number of
+        rows per image
         determines the size of the attention for all images.
         """
         used = sorted({image for image, _ in rows})
@@ -177,7 +180,7 @@ class RegionStream:
     def _example(
         self, raw: RawRecord, rng: np.random.Generator, account: Account
     ) -> tuple[Tensor, list[RegionRow]] | None:
-        """Makes the image (3, S, S) and the rows of a record. Unusable parts are reported to the account.
+        """Makes the image (3, S, S) and the rows of a record. Unusable parts are counted in ``account``.
 
         Returns:
             None if no part of the record is usable.

@@ -23,9 +23,9 @@ class TranslationStreamConfig(StreamConfig):
     """Texts and their translations, in either direction."""
 
     source_key: str = Field("source_text", description="key of a text in a JSON record")
-    target_key: str = Field("target_text", description="key of its translation")
+    target_key: str = Field("target_text", description="key of the text's translation")
     text: TextDataConfig | None = Field(
-        None, description="truncation and masking of these texts; null: as for all other texts"
+        None, description="truncation and masking of these texts; null: the settings in data.text"
     )
 
 

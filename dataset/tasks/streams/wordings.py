@@ -1,4 +1,4 @@
-"""The texts of an example of image-text and region-text pairs: a caption, a long caption, and hard negatives."""
+"""The texts of an image-text or region-text example: a caption, a long caption, and hard negatives."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ SAMPLED = 50
 FEW_HARD_NEGATIVES = 0.1
 """A warning is logged if the fraction of texts with a hard negative is below this value."""
 ADD_SOURCES = "add other sources, or hard_negatives to the records (docs/records.md), or set hard_negatives to null"
-"""The remedy for few hard negatives."""
+"""Remedy to suggest if there are few hard negatives."""
 
 Described = tuple[Sequence[Description], Sequence[Texts]]
-"""The image and the boxes of a record, each with its texts; and all texts of the record."""
+"""The texts about the image and about each box of a record; and all texts of the record."""
 
 
 @dataclass(frozen=True)
 class Wording:
-    """The texts of an example: ``text``; ``long``, which has separate losses; and the ``hard_negatives`` of ``text``."""
+    """The texts of an example: ``text``; a ``long`` text, which has separate losses; and the ``hard_negatives`` of ``text``."""
 
     text: str
     long: str | None = None
@@ -58,7 +58,7 @@ class EncodedWording:
 
 @dataclass(frozen=True)
 class HardNegativeCounts:
-    """Number of sampled ``texts``, number of texts ``having`` a hard negative, and number of texts with a hard negative by
+    """Number of sampled ``texts``, number of texts ``having`` a hard negative, and number of texts with a hard negative from each
     source."""
 
     texts: int
@@ -97,9 +97,9 @@ class TextMaker:
 
         Args:
             described: the texts about an image or a box.
-            others: the texts about the image and each of its boxes, with which hard negatives are made.
+            others: the texts about the image and each of its boxes, from which hard negatives are made.
             rng: source of randomness.
-            location: location of the record, for messages.
+            location: location of the record, to name in error messages.
             attributes: attributes, of which one is put before the text.
 
         Raises:
@@ -147,7 +147,7 @@ class TextMaker:
         return HardNegativeCounts(texts, having, {source: counts[source] for source in by_source})
 
     def encode(self, wording: Wording, rng: np.random.Generator) -> EncodedWording:
-        """Encodes the texts; captions also get a masked copy. Hard negatives that equal their caption after truncation are
+        """Encodes the texts. Captions also get a masked copy; hard negatives that equal their caption after truncation are
         skipped."""
         text = self.text.encode(wording.text, rng)
         long = None if wording.long is None else self.text.encode(wording.long, rng)
@@ -171,7 +171,7 @@ class TextMaker:
         return HardNegatives(self.text.stack_plain(rows), torch.arange(count) < counts[:, None])
 
     def _language_of(self, text: str, texts: Texts) -> str | None:
-        """Returns the language of a text that was chosen from texts by language, or None if it has no language."""
+        """Returns the language of a text that was chosen from ``texts``, or None if the texts are not given by language."""
         for each in texts:
             for language in each if isinstance(each, Mapping) else ():
                 if text in self._cleaned([(each,)], language):
@@ -184,6 +184,6 @@ class TextMaker:
         for text in (
             text for texts in several for alternative in texts for text in texts_in_language(alternative, language)
         ):
-            with suppress(ValueError):  # nothing is left of it
+            with suppress(ValueError):  # nothing is left of the text after cleaning
                 found.append(clean_caption(text, self.text.max_words))
         return found

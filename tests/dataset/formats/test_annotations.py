@@ -11,13 +11,13 @@ from PIL import Image
 from dataset.formats.annotations import (
     ImageFiles,
     Row,
+    check_splits,
     images_folder,
     parse_rows,
     read_json,
     read_records,
     read_rows,
     texts_of,
-    wanted_splits,
 )
 from dataset.records.schema import BrokenRecordError, RawRecord, parse_text_record, texts_in_language
 from tests.messages import OneLine, naming
@@ -226,13 +226,13 @@ def test_a_text_or_a_list_of_texts_is_accepted():
 
 def test_an_empty_split_is_reported_with_the_splits_that_have_records():
     found = ["train", "train", "val"]
-    wanted_splits(found, ["val", "train"], KEY, "refs.p")
+    check_splits(found, ["val", "train"], KEY, "refs.p")
     with pytest.raises(UserError) as error:
-        wanted_splits(found, ["train", "testA", "testB"], KEY, "refs.p")
+        check_splits(found, ["train", "testA", "testB"], KEY, "refs.p")
     expected = "data.train: no record of refs.p is in split testA, testB; splits in the file: train (2), val (1)"
     assert str(error.value) == expected
     with pytest.raises(UserError, match=r"splits in the file: none$"):
-        wanted_splits([], ["val"], KEY, "refs.p")
+        check_splits([], ["val"], KEY, "refs.p")
 
 
 def test_images_are_found_below_their_folder_or_by_absolute_path(tmp_path):

@@ -52,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault, name = self.server.next_fault(), self.path.partition("?")[0].lstrip("/")
         file = self.server.folder / name
         if fault.isdigit() or not file.is_file():
-            self._answer(int(fault or 404), b"", self._about(fault))
+            self._answer(int(fault or 404), b"", self._dataset_info(fault))
             return
         content = file.read_bytes()
         mark = {"ETag": self.server.marks.get(name, '"1"')}
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(206, part, mark | {"Content-Range": f"bytes {first}-{last}/{len(content)}"}, fault)
         self.server.sent[name] += len(part)
 
-    def _about(self, fault: str) -> dict[str, str]:
+    def _dataset_info(self, fault: str) -> dict[str, str]:
         after = self.server.retry_after
         return {"Location": self.path} if fault.startswith("3") else {} if after is None else {"Retry-After": after}
 

@@ -72,7 +72,11 @@ def open_remote(server, tmp_path):
         options = {"cache": str(tmp_path / "blocks"), "timeout_s": 5, "retry_minutes": 1, **options}
         files = [name if is_address(name) else f"{server.url}/{name}" for name in names]
         return Shards(
-            files, key="data.images.files", index_folder=tmp_path / "index", remote=RemoteConfig(**options), ask=ask
+            files,
+            key="data.images.files",
+            index_folder=tmp_path / "index",
+            remote=RemoteConfig(**options),
+            ask_servers=ask,
         )
 
     return opened

@@ -185,7 +185,7 @@ def test_some_images_are_held_out_with_all_their_questions(picture, write, sourc
     with pytest.raises(UserError, match=naming("image_share", "[0.0, 1e-09]")):
         read_questions(source(path, image_share=(0.0, 1e-9)), "k", 0.0, answered=True)
     for share in ((0.5, 0.5), (0.5, 0.2), (-0.1, 1.0)):
-        with pytest.raises(ValidationError, match="two rising numbers within 0 and 1"):
+        with pytest.raises(ValidationError, match="two increasing numbers between 0 and 1"):
             source(path, image_share=share)
 
 
