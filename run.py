@@ -20,7 +20,7 @@ from utils.errors import UserError, one_line_errors
 if TYPE_CHECKING:
     from utils.commands import CommandLine
 
-START = """run.py: give a task, a config or a command.
+START = """run.py: pass a task, a config or a command.
 
   make demo                           pre-train a small model on synthetic scenes, in minutes on a CPU
   python run.py --config FILE         run the task of a config; configs/ contains the paper's configs
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(_unknown_command(first))
     for previous, word in pairwise(argv):
         if word in COMMANDS and not previous.startswith("-"):
-            raise UserError(f"{word} is a command; give it first: run.py {word} ...")
+            raise UserError(f"{word} is a command; put it first: run.py {word} ...")
     return execute(full_command_line(), argv, "run.py", known_keys)
 
 
@@ -91,15 +91,15 @@ def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
 
 def _unknown_command(word: str) -> str:
     if word.endswith((".yaml", ".yml")):
-        return f"{word!r} is not a command; to run a config, give --config {word}"
+        return f"{word!r} is not a command; to run a config, pass --config {word}"
     if word and Path(word).is_dir():
-        return f"{word!r} is not a command; to run the task in a folder, give --task {word}"
+        return f"{word!r} is not a command; to run the task in a folder, pass --task {word}"
     if word in TASKS:
-        return f"{word} is a task, not a command; give --task {word}"
+        return f"{word} is a task, not a command; pass --task {word}"
     close = difflib.get_close_matches(word, [*COMMANDS, *TASKS], n=1, cutoff=0.7)
     if not close:
         return (
-            f"{word!r} is not a command; known commands: {', '.join(COMMANDS)}; to run a task, give --task or --config"
+            f"{word!r} is not a command; known commands: {', '.join(COMMANDS)}; to run a task, pass --task or --config"
         )
     return f"{word!r} is not a command; did you mean {'--task ' if close[0] in TASKS else ''}{close[0]}?"
 

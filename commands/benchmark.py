@@ -58,11 +58,11 @@ def benchmark(
     chosen = suite_named(suite)
     if not data.is_dir():
         raise UserError(
-            f"--data {data}: is not a folder; give the folder with the files of {chosen.title}, see "
+            f"--data {data}: is not a folder; pass the folder with the files of {chosen.title}, see "
             f"{chosen.published_at}"
         )
     if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; give a folder")
+        raise UserError(f"--out {out}: is a file; pass a folder")
     content = chosen.read(data, kinds)
     loaded = options.load(model)
     judged = chosen.judge(loaded, content)

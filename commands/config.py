@@ -44,7 +44,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
         python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts
     """
     if sum((markdown, keys, target is not None)) != 1:
-        raise UserError("give a TASK or a FILE, or --markdown or --keys alone")
+        raise UserError("pass a TASK or a FILE, or --markdown or --keys alone")
     if markdown:
         sys.stdout.write(document())
         return 0
@@ -59,7 +59,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
         lines = list(lines_of_file(target, overrides, prefixes))
     else:
         if overrides:
-            raise UserError(f"{overrides[0]}: only values in a file can be overridden; give a FILE instead of {target}")
+            raise UserError(f"{overrides[0]}: only values in a file can be overridden; pass a FILE instead of {target}")
         lines = list(lines_of_task(target, prefixes))
     if not lines:
         raise UserError(

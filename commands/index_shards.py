@@ -39,7 +39,7 @@ def index_shards(
         0 all shards are indexed; 2 a shard cannot be read
     """
     if any("=" not in word for word in words) == (config is not None):
-        raise UserError("give either --config FILE or a list of files, patterns or folders")
+        raise UserError("pass either --config FILE or a list of files, patterns or folders")
     folder, lists, remote = index, {"FILES": list(words)}, None
     if config is not None:
         choice = choose(config, words, None)

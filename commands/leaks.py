@@ -227,7 +227,7 @@ def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) ->
         file = "image_data.json" if "Visual Genome" in (ours, theirs) else "captions_{train,val}2014.json of COCO"
         yield (
             f"{training}: {counts[ours, theirs]:,} records have {ours} ids, which cannot be compared with the {theirs} ids in "
-            f"{', '.join(splits)}; give the folder of {file} with --held-out"
+            f"{', '.join(splits)}; pass the folder of {file} with --held-out"
         )
 
 

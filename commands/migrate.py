@@ -58,7 +58,7 @@ def migrate(
         return 0
     if config is None or out is None:
         raise UserError(
-            "give a YAML file of the authors' code, and a new folder: run.py migrate CONFIG.yaml --out FOLDER"
+            "pass a YAML file of the authors' code, and a new folder: run.py migrate CONFIG.yaml --out FOLDER"
         )
     sys.stdout.write(migrating(config, out, overrides, task=task, root=root, checkpoint=checkpoint, gpus=gpus))
     return 0

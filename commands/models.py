@@ -64,19 +64,19 @@ def check_save(path: Path, images: Sequence[str]) -> None:
         UserError: if the path is not a PNG, is one of the images, or cannot be written.
     """
     if path.suffix.lower() != ".png":
-        raise UserError(f"--save {path}: figures are written as PNG; give a name that ends with .png")
+        raise UserError(f"--save {path}: figures are written as PNG; use a name that ends with .png")
     # Path.resolve would raise an error for a loop of symbolic links.
     target = Path(os.path.realpath(path))
     for image in (Path(os.path.realpath(name)) for name in images):
         # An existing file in a folder of images counts as one of the images.
         if target == image or (target.exists() and image.is_dir() and target.is_relative_to(image)):
-            raise UserError(f"--save {path}: this is one of the images; give another name")
+            raise UserError(f"--save {path}: this is one of the images; use another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--save {path}: its folder cannot be created: {error.strerror}") from None
     if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
-        raise UserError(f"--save {path}: cannot be written; give another name")
+        raise UserError(f"--save {path}: cannot be written; use another name")
 
 
 def report_broken(broken: Sequence[str], count: int) -> int:

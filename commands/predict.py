@@ -96,7 +96,7 @@ def predict(
         raise UserError(f"--decode {decode}: {call} does not answer questions; remove the flag")
     if decode == "beam" and answers is not None:
         raise UserError(
-            f"--answers {answers}: with --decode beam, answers are generated, not chosen; give only one of the two"
+            f"--answers {answers}: with --decode beam, answers are generated, not chosen; pass only one of the two"
         )
     if all_ and call != "locate":
         raise UserError(f"--all: {call} does not find boxes; remove the flag")
@@ -136,7 +136,7 @@ def expand_pattern(pattern: str) -> list[str]:
     if pattern == STANDARD_INPUT:
         listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
         if not listed:
-            raise UserError("--image -: no path on standard input; give one path per line")
+            raise UserError("--image -: no path on standard input; use one path per line")
         return listed
     path = str(Path(pattern).expanduser())
     found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))

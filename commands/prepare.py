@@ -54,7 +54,7 @@ class LaionFlags:
         safety: NSFW excludes images with this tag, UNSURE also excludes images tagged UNSURE, and none excludes no images.
         max_unsafe: maximum probability of an unsafe image (column punsafe).
         max_watermark: maximum probability of a watermark (column pwatermark).
-        ray: run on a Ray cluster with a shared disk; give its address, auto, or local.
+        ray: run on a Ray cluster with a shared disk; pass its address, auto, or local.
     """
 
     min_side: Annotated[int, read_by(whole_number(0, 100_000))] = 0
@@ -132,7 +132,7 @@ def prepare(
         out: folder in which the folders of records are created.
         held_out: an additional folder with files of downstream splits; may be repeated.
         without: keep the held-out images of this data set, on which you will never evaluate; may be repeated.
-        missing: also exclude the images listed in the missing.txt of a different group; give this file, or the group's --out.
+        missing: also exclude the images listed in the missing.txt of a different group; pass this file, or the group's --out.
         verify: decode every image, and exclude broken images and duplicates.
         overwrite: rebuild existing folders.
         max_broken: maximum fraction of malformed entries, which are skipped; with more, no folder is written.
@@ -150,17 +150,17 @@ def prepare(
         files
     """
     if sum((list_, check is not None, name is not None)) > 1:
-        raise UserError("give only one of NAME, --list and --check")
+        raise UserError("pass only one of NAME, --list and --check")
     if list_:
         sys.stdout.write(listing())
         return 0
     if check is not None:
         return check_folders(check)
     if name is None:
-        raise UserError("give the name of a data set; --list shows them")
+        raise UserError("pass the name of a data set; --list shows them")
     names = GROUPS.get(name, (name,))
     if raw is None:
-        raise UserError("give the folder of the official files: --raw DIR")
+        raise UserError("pass the folder of the official files: --raw DIR")
     splits = {**SPLITS, **VIDEO_SPLITS}
     if wrong := [each for each in without if each not in splits]:
         raise UserError(f"--without: {unknown(wrong[0], list(splits))}")
@@ -255,7 +255,7 @@ def check_folders(root: Path) -> int:
     """
     folders = prepared_folders(root) if root.is_dir() else []
     if not folders:
-        raise UserError(f"--check {root}: contains no prepared folder; give the --out of `run.py prepare`")
+        raise UserError(f"--check {root}: contains no prepared folder; pass the --out of `run.py prepare`")
     found = 0
     for folder in folders:
         lines = list(faults(folder))

@@ -180,7 +180,7 @@ def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     words = argv_of(doctor, *ready_cell.overrides, config=run.config, output=run.folder, out=out)
     if run_command([sys.executable, str(ROOT / "run.py"), "doctor", *words]) != 0:
-        raise UserError("the doctor refuses this run for the reasons printed above; fix them, or give --unchecked")
+        raise UserError("the doctor refuses this run for the reasons printed above; fix them, or pass --unchecked")
 
 
 def _remarks(ready_cell: ReadyCell, numbers: Sequence[Number], request: _Request) -> list[str]:

@@ -55,7 +55,7 @@ def rescore(
     choice = choose(config, overrides, None)
     choice.check_keys()
     if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it, or give another file")
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it, or use another file")
     import numpy as np
 
     from dataset.tasks.grounding import ANY_NUMBER, read_phrases
@@ -65,7 +65,7 @@ def rescore(
 
     if choice.source.name != "grounding":
         raise UserError(
-            f"--config {config}: is a config of the task {choice.source.name}; give the config of a grounding run"
+            f"--config {config}: is a config of the task {choice.source.name}; pass the config of a grounding run"
         )
     settings = load_config(choice.config, overrides, GroundingConfig)
     evaluation = settings.evaluation
@@ -127,10 +127,10 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
             listed = read_json(Path(path))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a JSON list of predictions"
+                f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); pass a JSON list of predictions"
             ) from None
         if not isinstance(listed, list):
-            raise UserError(f"{path}: is not a JSON list; give a list of predictions: {FORM}")
+            raise UserError(f"{path}: is not a JSON list; pass a list of predictions: {FORM}")
         for index, each in enumerate(listed):
             fault = fault_of(each)
             if fault is not None:

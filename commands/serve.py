@@ -170,7 +170,7 @@ def copied_examples(source: Path | None, folder: Path, read: Reader) -> list[Pat
     if source is None:
         return []
     if not source.is_dir():
-        raise UserError(f"--examples {source}: no such folder; give a folder of images")
+        raise UserError(f"--examples {source}: no such folder; pass a folder of images")
     kind, suffixes = ("image", IMAGE_SUFFIXES) if read.videos is None else ("video", VIDEO_SUFFIXES)
     files = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
     copied = []
@@ -228,7 +228,7 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
         )
     except (OSError, OverflowError) as error:
         cause = str(error).partition(". ")[0]  # the rest is advice for developers
-        raise UserError(f"--host {flags.host} --port {flags.port}: {cause}; give another --port") from None
+        raise UserError(f"--host {flags.host} --port {flags.port}: {cause}; use another --port") from None
     sys.stdout.write(f"http://{flags.host}:{flags.port}\n")
     sys.stdout.flush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: uploads are removed

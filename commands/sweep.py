@@ -62,7 +62,7 @@ def sweep(
     """
     placement.check()
     if bool(grid) == bool(variant):
-        raise UserError("give either --grid key=v,v or --variant 'NAME: key=v'")
+        raise UserError("pass either --grid key=v,v or --variant 'NAME: key=v'")
     output = output or Path("runs/sweep") / Path(config).stem
     named = list(map(_named, variant)) or combinations(list(map(_axis, grid)))
     variants = dict(named)

@@ -49,13 +49,13 @@ def tokenizer(
         python run.py tokenizer --records list.jsonl --keys title,alt_text --out data/tokenizer
     """
     if (out / "tokenizer.json").exists() and not overwrite:
-        raise UserError(f"--out {out}: contains a tokenizer; give another folder, or --overwrite")
+        raise UserError(f"--out {out}: contains a tokenizer; use another folder, or --overwrite")
     counts = {"records": 0, "texts": 0}
     broken: list[str] = []
     texts = dict.fromkeys(_texts(records, keys, counts, broken))
     if not texts:
         raise UserError(
-            f"--records: no text under the keys {', '.join(keys)} in {counts['records']} records; give the right keys with --keys"
+            f"--records: no text under the keys {', '.join(keys)} in {counts['records']} records; pass the right keys with --keys"
         )
     try:
         entries = train_wordpiece(texts, out, vocab_size=size, lowercase=not cased)

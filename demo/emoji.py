@@ -103,7 +103,7 @@ def find_package(folder: Path, name: str) -> Path:
     )
     if not archives:
         packed = name.replace("lobehub-", "@lobehub/", 1)
-        raise UserError(f"{folder} has no {name}-*.tgz: run `npm pack {packed}` there, or give another --packages DIR")
+        raise UserError(f"{folder} has no {name}-*.tgz: run `npm pack {packed}` there, or use another --packages DIR")
     return archives[-1]
 
 

@@ -96,7 +96,7 @@ def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
         UserError: if the folder is missing or has no usable stamp.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is missing: apt install tuxpaint-stamps-default, or give --stamps DIR")
+        raise UserError(f"{folder} is missing: apt install tuxpaint-stamps-default, or pass --stamps DIR")
     usable: list[Cutout] = []
     left_out: Counter[str] = Counter()
     for path in sorted(folder.rglob("*.png")):
@@ -113,7 +113,7 @@ def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
             usable.append(Cutout(relative.with_suffix("").as_posix(), path, captions, caption_key(captions["en"])))
     if not usable:
         reasons = tally(left_out) if left_out else "no PNG file"
-        raise UserError(f"{folder} contains no usable stamp ({reasons}); give another --stamps DIR")
+        raise UserError(f"{folder} contains no usable stamp ({reasons}); use another --stamps DIR")
     return usable, left_out
 
 

@@ -93,7 +93,7 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
     schema, task_class = choice.load() if kind is None else kind
     config = load_config(choice.config, choice.overrides, schema)
     if flags.evaluate and not flags.resume and config.init.checkpoint is None:
-        raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
+        raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
     evaluates_other_weights = flags.evaluate and not flags.resume
     output = flags.output or default_output(choice, evaluates_other_weights=evaluates_other_weights)
     try:
@@ -212,7 +212,7 @@ def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint 
     evaluates_itself = flags.evaluate and flags.resume
     if evaluates_itself and checkpoint is None and not folder.best.is_file():
         raise UserError(
-            f"--evaluate --resume: {folder.path} has no weights; give the --output of a run that was trained"
+            f"--evaluate --resume: {folder.path} has no weights; pass the --output of a run that was trained"
         )
     # With a checkpoint of the run itself, init is not needed, and an evaluation does not need training data.
     uses_own_weights = checkpoint is not None or evaluates_itself

@@ -89,7 +89,7 @@ def _token_id_fault(config: RunConfig, run: Path | None, weights: Path | None, r
     configured = _readable(encoder)
     if configured is None:
         return None
-    other = "start another run" if resumes else "give the new text encoder with init.text, or init.new_text=true"
+    other = "start another run" if resumes else "set the new text encoder with init.text, or init.new_text=true"
     if copy is not None:
         difference = difference_of_tokenizers(configured, copy)
         if difference is None:

@@ -136,7 +136,7 @@ def choose(
         UserError: if the task or the config does not exist, or if they contradict each other.
     """
     if config is None and task is None:
-        raise UserError("give --task TASK, or --config FILE with the key task")
+        raise UserError("pass --task TASK, or --config FILE with the key task")
     source = None if task is None else find_task(task)
     path = _default_config(source) if config is None and source is not None else Path(str(config))
     if not path.is_file():
@@ -176,7 +176,7 @@ def find_task(argument: str) -> TaskSource:
     if path.is_dir():
         return _in_folder(argument, Path(os.path.abspath(path)))
     if path.is_file():
-        raise UserError(f"--task {argument}: this is a file; give its folder {path.parent}")
+        raise UserError(f"--task {argument}: this is a file; pass its folder {path.parent}")
     if os.sep in argument or argument.startswith((".", "~")):
         raise UserError(f"--task {argument}: no such folder")
     return _in_module(argument)
@@ -227,14 +227,14 @@ def _task_of(config: Path, overrides: Sequence[str], config_task: object) -> Tas
     read_config(config, overrides)  # raises if the config cannot be read, in which case its task is unknown
     if not isinstance(config_task, str) or config_task not in TASKS:
         raise UserError(
-            f"{config}: task is {config_task!r}, not one of {', '.join(TASKS)}; set it, or give --task TASK"
+            f"{config}: task is {config_task!r}, not one of {', '.join(TASKS)}; set it, or pass --task TASK"
         )
     return find_task(config_task)
 
 
 def _default_config(source: TaskSource) -> Path:
     if source.default_config is None:
-        raise UserError(f"--task {source.argument}: has no {DEFAULT_CONFIG} next to its task.py; give --config FILE")
+        raise UserError(f"--task {source.argument}: has no {DEFAULT_CONFIG} next to its task.py; pass --config FILE")
     return source.default_config
 
 

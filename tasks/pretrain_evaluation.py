@@ -85,7 +85,7 @@ class EvaluationConfig(Config):
     @model_validator(mode="after")
     def _has_files(self) -> EvaluationConfig:
         if not (self.files or self.region_files or self.video_files):
-            raise ValueError("does not name any files; give files, region_files or video_files, or remove evaluation")
+            raise ValueError("does not name any files; set files, region_files or video_files, or remove evaluation")
         return self
 
 

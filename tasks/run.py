@@ -21,7 +21,7 @@ def run_rank(task: str, /, *overrides: Override, flags: RunFlags = RunFlags()) -
     """
     from tasks.kinds import choose  # imports the YAML parser, which would slow down --help
 
-    return run(choose(flags.config, overrides, task, remedy="give {config_task} instead of {task}"), flags)
+    return run(choose(flags.config, overrides, task, remedy="pass {config_task} instead of {task}"), flags)
 
 
 if __name__ == "__main__":

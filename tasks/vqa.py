@@ -233,7 +233,7 @@ def _candidates(config: VQAConfig, training: VQABatches | None) -> list[str]:
     if training is None:
         raise UserError(
             "evaluation.answers is null, so the candidates are the answers of the training questions, but these "
-            "cannot be read; set it to a list of answers, or give the files of data.train"
+            "cannot be read; set it to a list of answers, or pass the files of data.train"
         )
     return frequent_answers(training.items, str.strip, at_least=1)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.messages import OneLine, naming
 
-MESSAGE = "data.train: a.json:3: n is 14, not 2.5; set train.steps=40 or give --resume"
+MESSAGE = "data.train: a.json:3: n is 14, not 2.5; set train.steps=40 or pass --resume"
 
 
 @pytest.mark.parametrize(

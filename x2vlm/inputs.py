@@ -102,7 +102,7 @@ class Reader:
     def _views(self, image: Image, view: FrameView) -> _Views:
         try:
             if isinstance(image, str) and "://" in image:
-                raise UserError(f"{image}: URLs are not supported; download the image and give its path")
+                raise UserError(f"{image}: URLs are not supported; download the image and pass its path")
             if isinstance(image, str | Path):
                 return self._from_file(Path(image).expanduser(), view)
             if isinstance(image, PILImage.Image):
@@ -133,7 +133,7 @@ class Reader:
         # The array is copied, since torch warns about read-only arrays such as numpy views of Pillow images.
         pixels = torch.from_numpy(np.array(image, order="C")) if isinstance(image, np.ndarray) else image.cpu()
         if pixels.dtype != torch.uint8:
-            raise UserError(f"{name} contains {str(pixels.dtype).removeprefix('torch.')}; give uint8 in 0..255")
+            raise UserError(f"{name} contains {str(pixels.dtype).removeprefix('torch.')}; pass uint8 in 0..255")
         if isinstance(image, np.ndarray):
             pixels = pixels.unsqueeze(2).expand(-1, -1, 3) if pixels.dim() == 2 else pixels
             pixels = pixels.movedim(-1, -3) if pixels.dim() >= 3 else pixels
@@ -149,9 +149,7 @@ class Reader:
 
     def _from_image(self, pixels: Tensor, name: str, view: FrameView) -> _Views:
         if self.videos is not None:
-            raise UserError(
-                f"{name} is an image, but the model takes videos; give it a video, or the frames of a video"
-            )
+            raise UserError(f"{name} is an image, but the model takes videos; pass a video, or the frames of a video")
         return _Views([view(pixels)], (pixels.shape[2], pixels.shape[1]), name)
 
     def _from_pillow(self, image: PILImage.Image) -> Tensor:
@@ -169,6 +167,6 @@ class Reader:
 def _require_sampler(videos: FrameSampler | None, name: str) -> FrameSampler:
     if videos is None:
         raise UserError(
-            f"{name} is a folder or a video, but the model takes images; give it an image, or load a video model"
+            f"{name} is a folder or a video, but the model takes images; pass an image, or load a video model"
         )
     return videos

@@ -114,7 +114,7 @@ def _load_weights(
     if trained_with is not None and token_ids_digest(loaded) != trained_with:
         raise UserError(
             f"tokenizer {tokenizer_name}: its token ids differ from the token ids used to train {weights}, so words would "
-            "get the embeddings of other words; give the tokenizer used in training"
+            "get the embeddings of other words; pass the tokenizer used in training"
         )
     network = settings.task_model.build(settings.model, len(loaded))
     load_weights(network, weights).require_complete()
@@ -171,7 +171,7 @@ def _weights_of(source: str) -> Path:
         return find_weights(folder)
     path = expanded(source)
     if not path.exists():
-        raise UserError(f"{source}: no such file or folder; give a run's folder, a weight file, or {HUB}owner/name")
+        raise UserError(f"{source}: no such file or folder; pass a run's folder, a weight file, or {HUB}owner/name")
     if (path / MODELLING_FILE).is_file():
         raise UserError(
             f"{source}: saved for transformers; load it with AutoModel.from_pretrained, or save the model with "
@@ -213,7 +213,7 @@ def _published_config(found: Recognised, weights: Path) -> str:
     Raises:
         UserError: the file comes from none of the authors' runs, or has no head.
     """
-    remedy = "give config=, the config that it was trained with"
+    remedy = "set config=, the config that it was trained with"
     if found.kind is None or not found.kind.startswith("X²-VLM"):
         raise UserError(f"{weights} is not in a run's folder, and is {found.kind or 'not recognised'}; {remedy}")
     table = PUBLISHED

@@ -139,12 +139,12 @@ class Model(LoadedModel):
         """
         self.require("locate")
         if boxes not in ("one", "all"):
-            raise UserError(f"locate: boxes is {boxes!r}; give 'one' or 'all'")
+            raise UserError(f"locate: boxes is {boxes!r}; pass 'one' or 'all'")
         if boxes == "all":
             threshold = self._threshold() if threshold is None else threshold
             if not (isinstance(threshold, int | float) and 0 < threshold <= 1):
                 raise UserError(
-                    f"locate: threshold is {threshold!r}, which is not a probability; give a number above 0 and at most 1"
+                    f"locate: threshold is {threshold!r}, which is not a probability; pass a number above 0 and at most 1"
                 )
         elif threshold is not None:
             raise UserError("locate: threshold is for boxes='all'; omit it")
@@ -157,7 +157,7 @@ class Model(LoadedModel):
         )
         if len(each) != len(listed):
             raise UserError(
-                f"locate: {len(listed)} images and {len(each)} lists of phrases; give a list for each image"
+                f"locate: {len(listed)} images and {len(each)} lists of phrases; pass a list for each image"
             )
 
         def find(pairs: Sequence[tuple[Image, Sequence[str]]]) -> list[list[Box]]:
@@ -326,7 +326,7 @@ def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:
     count = max(len(images), len(texts))
     if {len(images), len(texts)} - {1, count}:
         raise UserError(
-            f"{call}: {len(images)} images and {len(texts)} texts; give as many images as texts, or a single "
+            f"{call}: {len(images)} images and {len(texts)} texts; pass as many images as texts, or a single "
             "image or text"
         )
     return list(

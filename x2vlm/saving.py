@@ -64,7 +64,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
     folder = expanded(folder)
     _check_format(format)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not an empty folder; give a different folder")
+        raise UserError(f"{folder} already exists and is not an empty folder; pass a different folder")
     try:
         if format == "transformers":
             from x2vlm.integrations.transformers.writing import write
@@ -76,7 +76,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
             save_settings(model, folder)
         write_text(folder / CARD, card(model, folder.name, format, "path/of/this/folder"))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; give a different folder") from None
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; pass a different folder") from None
     return folder
 
 
@@ -99,7 +99,7 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
 
     _check_format(format)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise UserError(f"{name!r} is not the name of a repository on the Hub; give owner/name")
+        raise UserError(f"{name!r} is not the name of a repository on the Hub; pass owner/name")
     check_reach(f"{name} cannot be uploaded")
     api = HfApi()
     with tempfile.TemporaryDirectory() as temporary:
@@ -116,7 +116,7 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
 
 def _check_format(format: str) -> None:
     if format not in get_args(SavedFormat):
-        raise UserError(f"format is {format!r}; give {' or '.join(map(repr, get_args(SavedFormat)))}")
+        raise UserError(f"format is {format!r}; pass {' or '.join(map(repr, get_args(SavedFormat)))}")
 
 
 def save_settings(model: LoadedModel, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Turns published data sets into records, one module per data set, and makes tokenizers."""
+"""Converts published data sets to records, with one module per data set, and trains tokenizers."""

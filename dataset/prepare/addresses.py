@@ -1,5 +1,6 @@
-"""Makes a folder of shards from URLs: first a list for img2dataset, which downloads the images, then the folder with the shards
-that img2dataset wrote."""
+"""Makes a folder of shards from URLs in two steps: it writes a list of URLs for img2dataset, which downloads the images, and
+later takes over
+the shards that img2dataset wrote."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from dataset.prepare.compared_pairs import ComparedPairs
 from dataset.prepare.counts import Counts
 from dataset.prepare.img2dataset import (
     Form,
+    check_unique_names,
     download_command,
     finished_shards,
-    refuse_same_names,
     shards_digest,
     statuses_of,
 )
@@ -28,8 +29,8 @@ class Addresses(Protocol):
     """The URLs of a data set.
 
     Attributes:
-        form: form of the list for img2dataset.
-        columns: additional columns of the list that img2dataset must keep.
+        form: file format of the list for img2dataset.
+        columns: additional columns of the list, which img2dataset must keep.
         hashed: whether the manifest contains a hash of each shard.
     """
 
@@ -39,7 +40,7 @@ class Addresses(Protocol):
 
     @property
     def list_path(self) -> Path:
-        """Path of the list in its output folder, or of the folder itself if it contains several lists."""
+        """Path of the list below its output folder, or of the folder if it contains several lists."""
         ...
 
     def list_arguments(self) -> Mapping[str, Any] | None:
@@ -60,7 +61,7 @@ class Addresses(Protocol):
         ...
 
     def take_shards(self, output: OutputFolder, shards: list[Path]) -> Counts:
-        """Writes the shards, leaving out records that must not be used."""
+        """Writes the shards without the records that must not be used."""
         ...
 
 
@@ -85,7 +86,7 @@ def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -
             preparation.report(
                 f"{len(unfinished):,} shards are unfinished and skipped, first {unfinished[0]}; rerun the img2dataset command"
             )
-    refuse_same_names(shards)
+    check_unique_names(shards)
     if not shards:
         preparation.report("download the images with img2dataset (pip install img2dataset), then rerun this command:")
         command = download_command(

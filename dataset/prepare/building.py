@@ -1,4 +1,4 @@
-"""Makes a folder of records from official files with several processes. The folder is made completely or not at all.
+"""Makes a folder of records from official files, with several processes. The folder only appears once it is complete.
 
 Records are written to ``OUT/.building-NAME``, which is renamed to ``OUT/NAME`` at the end, with a manifest. An interrupted run
 leaves its working folder, and the same command resumes after the last complete shard. An error in the official files removes the
@@ -28,14 +28,15 @@ from utils.files import replacing
 from utils.progress import progress_bar
 
 Convert = Callable[[Any, Counts], Iterator[Mapping[str, Any]]]
-"""Yields the records of an item. It must be a top-level function, or a :class:`functools.partial` of one, since worker processes
+"""Function that yields the records of an item. It must be a top-level function, or a :class:`functools.partial` of one, because
+worker processes
 call it."""
 
 JOBS_PER_SHARD = 100
-"""Number of jobs whose records are in one shard. An interrupted run makes its unfinished shard again."""
+"""Number of jobs whose records are written to one shard. After an interruption, the unfinished shard is made again."""
 
 FORM = ("missing key", "wrong type", "bad json", "wrong columns")
-"""Reasons that suggest a damaged or wrong file."""
+"""Reasons for skipping an entry that indicate a damaged or wrong file."""
 
 IMAGES = "images"
 """Name of the image folder in a folder of records. Several files of records may share images. Once a file of records is complete,
@@ -45,12 +46,14 @@ _JOURNAL_MANIFEST = "_journal/manifest.json"
 
 
 class WorkerDiedError(UserError):
-    """A process was killed. The official files are not to blame, so what exists is kept, and the next run resumes."""
+    """Raised if a process was killed. The official files did not cause this, so finished shards are kept, and the next run
+    resumes."""
 
 
 @dataclass
 class Job:
-    """A part of the input: ``items`` to convert, ``size`` in the unit of the progress bar, and the ``counts`` from reading it."""
+    """A part of the input: the ``items`` to convert, their ``size`` in the progress bar's unit, and the ``counts`` from reading
+    them."""
 
     items: list[Any]
     size: int = 0
@@ -66,8 +69,9 @@ class Work:
         jobs: the jobs.
         total: sum of the sizes of the jobs, for the progress bar.
         unit: unit of the sizes.
-        reason_if_killed: reason for skipping an item that kills the worker process, as a damaged video may do. Each job must then
-            have a single item, with a ``location``. If it is "", a killed process ends the run.
+        reason_if_killed: reason to report for an item that kills the worker process, as a damaged video may do; the item is then
+            skipped. Each
+            job must have a single item, with a ``location``. If the reason is "", a killed process ends the run.
     """
 
     convert: Convert
@@ -94,11 +98,11 @@ def build_folder(
         out: parent folder.
         name: name of the folder.
         arguments: everything that determines the content, as JSON values, including the sources with their hashes.
-        fill: writes the shards to the given folder, and adds an entry for each complete shard.
+        fill: function that writes the shards to the given folder, and adds an entry for each complete shard.
         overwrite: make an existing folder again.
         max_broken: maximum fraction of malformed entries. If more are malformed, no folder is made.
-        facts: returns additional entries of the manifest; called after the shards were written.
-        hashed: whether the manifest contains a hash of each shard. If False, it only contains the sizes, for shards that are too
+        facts: function that returns additional entries for the manifest; it is called after the shards were written.
+        hashed: whether the manifest contains a hash of each shard. If False, it only contains sizes, because the shards are too
             large to read again.
 
     Returns:
@@ -117,7 +121,7 @@ def build_folder(
         _remove_leftovers(folder)
         try:
             counts = fill(folder)
-            _refuse_unusable(counts, name, max_broken)
+            _check_usable(counts, name, max_broken)
         except WorkerDiedError:
             raise
         except UserError:
@@ -132,8 +136,7 @@ def build_folder(
 
 
 def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
-    """Removes the working folder of an interrupted run that had different arguments. A run that is still active keeps its
-    folder."""
+    """Removes the working folder of an interrupted run with different arguments, unless that run is still active."""
     try:
         with (building / JOURNAL).open("r+", encoding="utf-8") as journal:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +148,8 @@ def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def _remove_leftovers(folder: OutputFolder) -> None:
-    """Removes files of a previous run that have no entry, since they may be incomplete or made with different arguments."""
+    """Removes a previous run's files without an entry in the journal, because they may be incomplete or made with different
+    arguments."""
     for path in folder.out.iterdir():
         if path.is_dir() and not (path.name == IMAGES and folder.entries):
             shutil.rmtree(path)
@@ -209,10 +213,10 @@ def _convert(part: _Part) -> _Made:
 def _died(part: _Part) -> _Made:
     if part.reason_if_killed:
         [item] = part.job.items
-        part.job.counts.leave_out(part.reason_if_killed, item.location, "the process that read it died")
+        part.job.counts.skip(part.reason_if_killed, item.location, "the process that read it died")
         return _Made(part.shard, [], part.job.size, part.job.counts)
     raise WorkerDiedError(
-        f"{part.shard}: a process that converted it was killed, perhaps because memory ran out; give fewer --workers"
+        f"{part.shard}: a process that converted it was killed, perhaps because memory ran out; lower --workers"
     )
 
 
@@ -227,9 +231,9 @@ def _write_shard(path: Path, parts: Iterator[_Made], on_part: Callable[[int], ob
     return Entry(path.name, "", 0, size, counts.to_values())
 
 
-def _refuse_unusable(counts: Counts, name: str, max_broken: float) -> None:
+def _check_usable(counts: Counts, name: str, max_broken: float) -> None:
     """Raises :class:`UserError` if too many entries are malformed or no record is left."""
-    broken = {reason: counts.left_out[reason] for reason in FORM if counts.left_out[reason]}
+    broken = {reason: counts.skipped[reason] for reason in FORM if counts.skipped[reason]}
     read, bad = sum(counts.read.values()), sum(broken.values())
     if bad > max_broken * read:
         first = "; ".join(f"{number:,} {reason} ({counts.locations[reason][0]})" for reason, number in broken.items())
@@ -238,7 +242,7 @@ def _refuse_unusable(counts: Counts, name: str, max_broken: float) -> None:
             f"complete, or skip them with --max-broken {min(1.0, math.ceil(100 * bad / read) / 100):g}"
         )
     if not sum(counts.made.values()):
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.left_out.items()) or "nothing was read"
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.skipped.items()) or "nothing was read"
         raise UserError(f"{name}: no record is left of {read:,} entries: {reasons}")
 
 

@@ -69,7 +69,7 @@ GROUPS = {
     "1b": ("cc12m", "objects365", "openimages", "laion"),
     "videos": ("webvid", "howto100m", "yt_temporal"),
 }
-"""Groups of sets by name. A config reads the sets of its group and of the groups before it."""
+"""Groups of data sets by name. A config reads the data sets of its group and of all groups before it."""
 
 READERS = {
     "4m": "configs/pretrain/{base,large}_4m.yaml",

@@ -1,4 +1,4 @@
-"""Cleans the boxes and texts of official files: clamps or drops them, and counts the reason."""
+"""Cleans boxes and texts from official files. They are corrected or dropped, and the reasons are counted."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ SMALLEST_PX = 1.0
 """Minimum width and height of the part of a box that is inside its image."""
 
 RELATIVE_SLACK = 0.1
-"""How far a relative coordinate may lie outside 0 to 1, since predicted boxes may extend slightly beyond the image."""
+"""How far a relative coordinate may lie outside the range 0 to 1, because predicted boxes may extend slightly beyond the
+image."""
 
 _MAX_WORDS = LONGEST_TEXT
-"""Texts are not truncated here, since the training config decides how long they may be."""
+"""Texts are not truncated here, because the training config sets their maximum length."""
 
 
 def placed_box(value: Any, width: float, height: float, counts: Counts, location: str) -> Box | None:
@@ -30,20 +31,20 @@ def placed_box(value: Any, width: float, height: float, counts: Counts, location
         x, y, w, h = (float(each) for each in value)
         far_right, far_bottom = float(width), float(height)
     except (TypeError, ValueError, OverflowError):
-        counts.leave_out("wrong type", location, f"{str(value)[:80]} is not a box")
+        counts.skip("wrong type", location, f"{str(value)[:80]} is not a box")
         return None
     if not all(map(math.isfinite, (x, y, w, h))):
-        counts.leave_out("wrong type", location, f"{[x, y, w, h]} is not a box")
+        counts.skip("wrong type", location, f"{[x, y, w, h]} is not a box")
         return None
     if w <= 0 or h <= 0:
-        counts.leave_out("degenerate box", location, f"{[x, y, w, h]} (x, y, width, height) has no area")
+        counts.skip("degenerate box", location, f"{[x, y, w, h]} (x, y, width, height) has no area")
         return None
     left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, far_right), min(y + h, far_bottom)
     if right <= left or bottom <= top:
-        counts.leave_out("box outside image", location, f"{[x, y, w, h]} is outside the {width} x {height} image")
+        counts.skip("box outside image", location, f"{[x, y, w, h]} is outside the {width} x {height} image")
         return None
     if right - left < SMALLEST_PX or bottom - top < SMALLEST_PX:
-        counts.leave_out(
+        counts.skip(
             "degenerate box", location, f"less than a pixel of {[x, y, w, h]} is in the {width} x {height} image"
         )
         return None
@@ -53,7 +54,7 @@ def placed_box(value: Any, width: float, height: float, counts: Counts, location
 
 
 def corner_box(value: Any, width: float, height: float, counts: Counts, location: str) -> Box | None:
-    """Clamps a box that is given by its corners (x1, y1, x2, y2) in pixels. Otherwise like :func:`placed_box`."""
+    """Like :func:`placed_box`, but for a box that is given by its corners (x1, y1, x2, y2) in pixels."""
     corners = _corners(value, counts, location)
     if corners is None:
         return None
@@ -62,7 +63,8 @@ def corner_box(value: Any, width: float, height: float, counts: Counts, location
 
 
 def relative_box(value: Any, width: int, height: int, counts: Counts, location: str) -> Box | None:
-    """Returns a box in pixels that is given by its corners (x1, y1, x2, y2) as fractions of the width and height of its image.
+    """Converts a box that is given by its corners (x1, y1, x2, y2), as fractions of its image's width and height, to a box in
+    pixels.
 
     Returns None, after counting the reason, for the reasons listed in :func:`placed_box`, or if a coordinate is so far from 0 and
     1 that it
@@ -77,7 +79,7 @@ def relative_box(value: Any, width: int, height: int, counts: Counts, location: 
         if w >= SMALLEST_PX and h >= SMALLEST_PX:
             return tidy(x1 * width), tidy(y1 * height), tidy(w), tidy(h)
     if min(x1, y1, x2, y2) < -RELATIVE_SLACK or max(x1, y1, x2, y2) > 1 + RELATIVE_SLACK:
-        counts.leave_out("box outside image", location, f"{[x1, y1, x2, y2]} are not fractions of the image's sides")
+        counts.skip("box outside image", location, f"{[x1, y1, x2, y2]} are not fractions of the image's sides")
         return None
     box = x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height
     return placed_box(box, width, height, counts, location)
@@ -90,45 +92,45 @@ def _corners(value: Any, counts: Counts, location: str) -> Box | None:
             return x1, y1, x2, y2
     except (TypeError, ValueError, OverflowError):
         pass
-    counts.leave_out("wrong type", location, f"{str(value)[:80]} is not a box")
+    counts.skip("wrong type", location, f"{str(value)[:80]} is not a box")
     return None
 
 
 def cleaned_text(value: Any, counts: Counts, location: str) -> str | None:
-    """Resolves the HTML entities of a text (``&gt;`` becomes ``>``) and cleans it as the authors' code does
+    """Resolves the HTML entities in a text (``&gt;`` becomes ``>``) and cleans it as the authors' code does
     (:func:`~dataset.text.processors.clean_caption`). Returns None, after counting the reason, if the text cannot be used."""
     text = _plain_text(value, counts, location)
     try:
         return None if text is None else clean_caption(text, _MAX_WORDS)
     except ValueError:
-        counts.leave_out("empty text", location, repr(value[:80]))
+        counts.skip("empty text", location, repr(value[:80]))
         return None
 
 
 def cleaned_texts(values: Any, counts: Counts, location: str) -> list[str]:
-    """Returns the distinct cleaned texts of a list in their order; duplicates are counted."""
+    """Cleans the texts in a list, and returns the distinct ones in their order. Duplicates are counted."""
     if not isinstance(values, list):
-        counts.leave_out("wrong type", location, f"{str(values)[:80]!r} is not a list of texts")
+        counts.skip("wrong type", location, f"{str(values)[:80]!r} is not a list of texts")
         return []
     texts: dict[str, None] = {}
     for index, value in enumerate(values):
         text = cleaned_text(value, counts, f"{location}[{index}]")
         if text is not None and text in texts:
-            counts.leave_out("duplicate text", f"{location}[{index}]", repr(text[:80]))
+            counts.skip("duplicate text", f"{location}[{index}]", repr(text[:80]))
         elif text is not None:
             texts[text] = None
     return list(texts)
 
 
 def long_text(value: Any, counts: Counts, location: str) -> str | None:
-    """Resolves the HTML entities of a long text and joins its lines. Returns None, after counting the reason, if the text cannot
+    """Resolves the HTML entities in a long text and joins its lines. Returns None, after counting the reason, if the text cannot
     be used.
 
-    Case and punctuation are kept, since they mark the ends of sentences. Streams clean the texts that they read.
+    Case and punctuation are kept, because they mark the ends of sentences. Training cleans the texts again when it reads them.
     """
     text = _plain_text(value, counts, location)
     if text is not None and not any(map(str.isalnum, text)):
-        counts.leave_out("empty text", location, repr(value[:80]))
+        counts.skip("empty text", location, repr(value[:80]))
         return None
     return text
 
@@ -136,10 +138,10 @@ def long_text(value: Any, counts: Counts, location: str) -> str | None:
 def _plain_text(value: Any, counts: Counts, location: str) -> str | None:
     """Returns a text on one line, without HTML entities; or None, after counting the reason, if it is not a text or too long."""
     if not isinstance(value, str):
-        counts.leave_out("wrong type", location, f"{str(value)[:80]!r} is not a text")
+        counts.skip("wrong type", location, f"{str(value)[:80]!r} is not a text")
         return None
     if len(value) > LONGEST_TEXT:
-        counts.leave_out("bad text", location, f"{len(value):,} characters")
+        counts.skip("bad text", location, f"{len(value):,} characters")
         return None
     if not value.isascii():
         value = value.encode("utf-8", "replace").decode("utf-8")  # UTF-8 cannot encode half of a surrogate pair

@@ -1,6 +1,7 @@
-"""Prepares sets of URLs small enough for duplicate detection: each URL is used once, and missing images are listed.
+"""Prepares sets of URLs that are small enough for duplicate detection: each URL is used once, and missing images are listed.
 
-The list for img2dataset contains every pair that may be used, with its caption cleaned: each URL once, and no held-out
+The list for img2dataset contains every pair that may be used, with its cleaned caption. It contains each URL once, and no
+held-out
 photographs. The shards that img2dataset writes become the data set's folder. A shard whose records may all be used is linked;
 otherwise, the usable records are copied.
 """
@@ -48,14 +49,14 @@ class ComparedPairs:
         self.files = pairs.files(preparation.raw)
         self._arguments = preparation.arguments(self.files)
         self._copies: dict[bytes, str] = {}
-        """The split of each held-out image by the hash of its content, if images are verified."""
+        """Maps the content hash of each held-out image to its split, if images are verified."""
 
     @property
     def list_path(self) -> Path:
         return self.preparation.downloads / f"{self.preparation.name}_urls" / LIST
 
     def list_arguments(self) -> Mapping[str, Any]:
-        # The list is made without images.
+        # The list does not depend on any images.
         return {key: value for key, value in self._arguments.items() if key != "verify"}
 
     def write_list(self, output: OutputFolder) -> Counts:
@@ -79,13 +80,13 @@ class ComparedPairs:
         held_out, digest, ids = self.preparation.held_out, _digest(pair.url), ids_in_url(pair.url)
         if (split := held_out.find(ids)) is not None:
             detail = "; ".join(filter(None, (pair.url[:100], held_out.linked(ids))))
-            counts.leave_out(f"held out by {split}", pair.location, detail)
+            counts.skip(f"held out by {split}", pair.location, detail)
         elif pair.url in self.preparation.options.missing:
-            counts.leave_out("on the list of missing images", pair.location, pair.url[:100])
+            counts.skip("on the list of missing images", pair.location, pair.url[:100])
         elif digest in seen:
-            counts.leave_out("duplicate address", pair.location, pair.url[:100])
+            counts.skip("duplicate address", pair.location, pair.url[:100])
         elif not is_address(pair.url):
-            counts.leave_out("wrong columns", pair.location, f"{pair.url[:60]!r} is not a URL")
+            counts.skip("wrong columns", pair.location, f"{pair.url[:60]!r} is not a URL")
         elif (caption := cleaned_text(pair.caption, counts, pair.location)) is not None:
             seen.add(digest)
             return caption
@@ -115,13 +116,14 @@ class ComparedPairs:
                 if kept:
                     place_shard(path, output.out / path.name, kept if len(kept) < len(scanned) else None)
         missing = [url for url in _urls(self.list_path) if _digest(url) not in records.found]
-        records.counts.left_out["address without image"] += sum(_digest(url) not in records.unusable for url in missing)
+        records.counts.skipped["address without image"] += sum(_digest(url) not in records.unusable for url in missing)
         write_missing(output.out, missing)
         return records.counts
 
 
 class _Scanned(NamedTuple):
-    """A record of a shard: the stem of its members, its URL, what is wrong with it, and the hash of a verified image."""
+    """A record of a shard: the stem of its members' names, its URL, what is wrong with it, and the image's hash if images are
+    verified."""
 
     stem: str
     url: str
@@ -151,22 +153,20 @@ def _scan(path: Path, verify: bool) -> list[_Scanned]:
 
 
 def _died(path: Path) -> list[_Scanned]:
-    raise WorkerDiedError(
-        f"{path}: a process that read it was killed, perhaps because memory ran out; give fewer --workers"
-    )
+    raise WorkerDiedError(f"{path}: a process that read it was killed, perhaps because memory ran out; lower --workers")
 
 
 class _UsableRecords:
     """Decides which records of the shards are used.
 
     Args:
-        allowed: hashes of the URLs of the list.
-        copies: the split of each held-out image by the hash of its content.
+        allowed: hashes of the URLs in the list.
+        copies: maps the content hash of each held-out image to its split.
 
     Attributes:
         found: hashes of the URLs with an image.
         unusable: hashes of the URLs whose image cannot be used.
-        counts: what was counted.
+        counts: counts of used and skipped records.
     """
 
     def __init__(self, allowed: set[bytes], copies: Mapping[bytes, str]):
@@ -196,7 +196,7 @@ class _UsableRecords:
             else:
                 self._contents.add(record.content)
         if reason:
-            self.counts.leave_out(reason, f"{path}:{record.stem}", record.url[:100])
+            self.counts.skip(reason, f"{path}:{record.stem}", record.url[:100])
         else:
             self.counts.made.update(records=1, images=1)
         return not reason

@@ -1,4 +1,4 @@
-"""Counts of a conversion: what was read, made, fixed and skipped, with the first locations for each reason."""
+"""Counts for a conversion: what was read, made, fixed and skipped, with the first locations for each reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from dataset.records.broken import printable
 
 MAX_LOCATIONS = 3
-"""Maximum number of locations that are kept for a reason."""
+"""Maximum number of locations that are kept for each reason."""
 
 _KEYS = ("read", "made", "mended", "left_out")
 """Keys of the counters in a manifest. They differ from the attributes so that manifests of earlier versions remain readable."""
@@ -24,19 +24,19 @@ class Counts:
         read: number of entries read, by unit ("images", "regions").
         made: number of entries written, by unit.
         fixed: number of changed values, by reason.
-        left_out: number of skipped entries, by reason.
+        skipped: number of skipped entries, by reason.
         locations: the first locations for each reason, with a description of the problem.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     made: Counter[str] = field(default_factory=Counter)
     fixed: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     locations: dict[str, list[str]] = field(default_factory=dict)
 
-    def leave_out(self, reason: str, location: str, detail: str = "") -> None:
+    def skip(self, reason: str, location: str, detail: str = "") -> None:
         """Counts a skipped image, text or box."""
-        self.left_out[reason] += 1
+        self.skipped[reason] += 1
         self._note(reason, location, detail)
 
     def fix(self, reason: str, location: str, detail: str = "") -> None:
@@ -46,8 +46,8 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Adds other counts to these."""
-        for mine, theirs in zip(self._counters(), other._counters(), strict=True):
-            mine.update(theirs)
+        for counter, other_counter in zip(self._counters(), other._counters(), strict=True):
+            counter.update(other_counter)
         for reason, locations in other.locations.items():
             kept = self.locations.setdefault(reason, [])
             kept += locations[: MAX_LOCATIONS - len(kept)]
@@ -66,11 +66,11 @@ class Counts:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Counts:
         """Returns the counts that :meth:`to_values` converted."""
-        read, made, fixed, left_out = (Counter(values[key]) for key in _KEYS)
-        return cls(read, made, fixed, left_out, dict(values["places"]))
+        read, made, fixed, skipped = (Counter(values[key]) for key in _KEYS)
+        return cls(read, made, fixed, skipped, dict(values["places"]))
 
     def _counters(self) -> tuple[Counter[str], ...]:
-        return self.read, self.made, self.fixed, self.left_out
+        return self.read, self.made, self.fixed, self.skipped
 
     def _note(self, reason: str, location: str, detail: str) -> None:
         locations = self.locations.setdefault(reason, [])

@@ -11,13 +11,13 @@ Safety = Literal["none", "NSFW", "UNSURE"]
 
 @dataclass(frozen=True)
 class Filters:
-    """Filters that exclude pairs of LAION. The paper says that LAION was filtered (section 4.1 of the paper), but not how, so
-    none of the
-    default values come from it.
+    """Filters that exclude image-text pairs of LAION. The paper says that LAION was filtered (section 4.1), but not how, so none
+    of the
+    default values come from the paper.
 
     Args:
-        min_side: minimum length of the shorter side of an image in pixels, as listed; 0 turns the filter off.
-        min_similarity: minimum CLIP similarity of image and text, as listed; -1 turns the filter off.
+        min_side: minimum length in pixels of an image's shorter side, according to the list; 0 turns the filter off.
+        min_similarity: minimum CLIP similarity of image and text, according to the list; -1 turns the filter off.
         safety: the excluded safety tags: "NSFW", "UNSURE" (which also excludes NSFW), or "none".
         max_unsafe: maximum probability of an unsafe image; 1 turns the filter off.
         max_watermark: maximum probability of a watermark; 1 turns the filter off.
@@ -52,14 +52,14 @@ class Filters:
         tag = str(row.get("safety") or "").upper()
         if self.safety != "none" and (tag in ("NSFW", "") or tag == self.safety):
             return f"tagged {tag}" if tag else "without a tag of safety"
-        for name, most in (("unsafe", self.max_unsafe), ("watermark", self.max_watermark)):
-            if most < 1 and not number_or(row.get(name), 2) <= most:
-                return f"{name} above {most}"
+        for name, maximum in (("unsafe", self.max_unsafe), ("watermark", self.max_watermark)):
+            if maximum < 1 and not number_or(row.get(name), 2) <= maximum:
+                return f"{name} above {maximum}"
         return None
 
 
 def number_or(value: Any, otherwise: float = 0) -> float:
-    """Returns a value as a number, or ``otherwise`` if it is not a number."""
+    """Converts a value to a number. Returns ``otherwise`` if it is not a number."""
     try:
         number = otherwise if isinstance(value, bool) else float(value)  # some lists have decimals, or numbers as texts
     except (TypeError, ValueError, OverflowError):

@@ -17,12 +17,13 @@ from dataset.prepare.verify import Verified
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 DUPLICATE = "duplicate image"
-"""Reason for leaving out an image with the same content as an earlier image of its data set."""
+"""Reason for skipping an image with the same content as an earlier image of its data set."""
 
 
 class MediaNames(NamedTuple):
-    """Possible names of an image or video of a data set: its ``ids``, the ``names`` of its file (without the suffix for a video),
-    and its ``usual`` path below the raw folder."""
+    """Possible names of an image or video in a data set: its ``ids``, the ``names`` that its file may have (without the suffix
+    for a video),
+    and its ``usual`` path below the folder of official files."""
 
     ids: Ids
     names: Sequence[str]
@@ -30,18 +31,20 @@ class MediaNames(NamedTuple):
 
 
 class ImageFiles(NamedTuple):
-    """The image files of a data set: ``data_set``, its name in an id (:mod:`dataset.image_ids`), and the ``pattern`` of the file
-    names.
+    """Describes the image files of a data set: ``data_set``, the data set's name in ids (:mod:`dataset.image_ids`), and the
+    ``pattern`` of the
+    file names.
 
     If ``data_set`` is None, the images may belong to any data set. The path of a file must then end with the path in the
-    annotations, and the ids come from this path.
+    annotations, and the ids are read from this path.
     """
 
     data_set: str | None
     pattern: re.Pattern[str]
 
     def have(self, path: Path) -> bool:
-        """Returns True if ``path`` may be an image of the data set: its name fits, and its folder does not belong to another data
+        """Returns True if ``path`` may be an image of the data set: its name matches the pattern, and its folder does not belong
+        to another data
         set."""
         if not self.pattern.fullmatch(path.name) or path.suffix.lower() not in IMAGE_SUFFIXES:
             return False
@@ -65,8 +68,8 @@ def names_of_path(path: str) -> MediaNames:
 
 
 class Finder(Protocol):
-    """Finds the files of a data set. ``missing`` lists the images or videos that do not exist; ``annotations_alone`` is True if
-    none of them exists."""
+    """Finds the images or videos of a data set. ``missing`` lists those that do not exist; ``annotations_alone`` is True if
+    none exists."""
 
     missing: list[str]
 
@@ -74,7 +77,8 @@ class Finder(Protocol):
     def annotations_alone(self) -> bool: ...
 
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
-        """Returns the file of an image or video that is described at ``location``. If no record may contain it, counts the reason
+        """Returns the file of the image or video that is described at ``location``. If records must not contain it, counts the
+        reason
         and returns None."""
         ...
 
@@ -87,8 +91,8 @@ class ImageFinder:
         raw: the folders of official files and images.
         files: the image files of the data set.
         held_out: images that records must not contain.
-        excluded: usual paths and ids of images that are excluded because other groups lack them.
-        verified: results of decoded images by path.
+        excluded: usual paths and ids of images that are excluded because another research group lacks them.
+        verified: results of decoding the images, by path.
     """
 
     raw: RawFolder
@@ -102,7 +106,7 @@ class ImageFinder:
 
     @cached_property
     def annotations_alone(self) -> bool:
-        """True if no image of the data set exists; records then contain the usual paths."""
+        """True if no image of the data set exists. Records then contain the usual paths."""
         return not self.files.exist_in(self.raw)
 
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
@@ -113,24 +117,25 @@ class ImageFinder:
             self.held_out.require_for(names.ids, names.usual)
         if (split := self.held_out.find(names.ids)) is not None:
             detail = "; ".join(filter(None, (names.usual, self.held_out.linked(names.ids))))
-            counts.leave_out(f"held out by {split}", location, detail)
+            counts.skip(f"held out by {split}", location, detail)
             return None
         if names.usual in self.excluded or names.ids & self.excluded:
-            counts.leave_out("on the list of missing images", location, names.usual)
+            counts.skip("on the list of missing images", location, names.usual)
             return None
         if path is None and self.annotations_alone:
             path = self.raw.roots[0] / names.usual
         if path is None:
-            counts.leave_out("missing image", location, names.usual)
+            counts.skip("missing image", location, names.usual)
             self.missing.append(names.usual)
             return None
         if fault := self._fault(path, names.ids):
-            counts.leave_out(fault, location, str(path))
+            counts.skip(fault, location, str(path))
             return None
         return path
 
     def _fault(self, path: Path, ids: Ids) -> str:
-        """Returns why a verified image cannot be used: it is broken, or a copy of a held-out image or of another image of the
+        """Returns why a verified image cannot be used: it is broken, or a copy of a held-out image or of another image in the
+        data
         set. Returns "" if it can be used."""
         result = self.verified.get(path)
         if result is None or result.fault:
@@ -144,8 +149,9 @@ class ImageFinder:
         return held_out_contents(self.verified, self.held_out)
 
     def _path(self, names: MediaNames) -> Path | None:
-        """Returns the file with one of the names. Another set may use the same number as a name, so a file in a folder that is
-        known to belong to the right set has priority."""
+        """Returns the file that has one of the names. Another data set may use the same number as a file name, so files in a
+        folder that
+        belongs to the right data set have priority."""
         if self.files.data_set is None:
             ending = f"/{names.usual}"
             found = (path for name in names.names for path in self.raw.files.get(name, []))
@@ -163,7 +169,7 @@ class ImageFinder:
 
 @dataclass
 class VideoFinder:
-    """Finds the videos of a data set. For the arguments and ``missing``, see :class:`ImageFinder`."""
+    """Finds the videos of a data set. The arguments and ``missing`` are those of :class:`ImageFinder`."""
 
     raw: RawFolder
     held_out: HeldOut
@@ -174,14 +180,14 @@ class VideoFinder:
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
         [name] = names.names
         if (split := self.held_out.find(names.ids)) is not None:
-            counts.leave_out(f"held out by {split}", location, name)
+            counts.skip(f"held out by {split}", location, name)
             return None
         if name in self.excluded:
-            counts.leave_out("on the list of missing images", location, name)
+            counts.skip("on the list of missing images", location, name)
             return None
         paths = self._files.get(name, [])
         if not paths:
-            counts.leave_out("missing video", location, name)
+            counts.skip("missing video", location, name)
             self.missing.append(name)
             return None
         folder = Path(names.usual).parent.name
@@ -199,7 +205,8 @@ class VideoFinder:
 
 
 def held_out_contents(verified: Mapping[Path, Verified], held_out: HeldOut) -> dict[str, str]:
-    """Returns the split of each verified held-out image by its content hash. Images are recognised by the id in their path."""
+    """Maps the content hash of each verified held-out image to its split. Held-out images are recognised by the ids in their
+    paths."""
     splits = {path: held_out.find(ids_in_path(path.as_posix())) for path in verified}
     return {
         verified[path].content: split for path, split in splits.items() if split is not None and verified[path].content

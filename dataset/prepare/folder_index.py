@@ -11,7 +11,7 @@ from dataset.shards.states import states_of
 
 
 def write_folder_index(folder: Path, workers: int) -> None:
-    """Builds the index of the shards in ``folder`` with several processes. An existing index is kept.
+    """Builds the index of the shards in ``folder`` with several processes, unless it already exists.
 
     Raises:
         UserError: a shard cannot be read.

@@ -1,4 +1,4 @@
-"""Shared by commands that make folders of records: splitting, writing records, and reporting the result."""
+"""Helpers for commands that make folders of records: splitting, writing records, and reporting the result."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def fill_and_report(
     Args:
         out: the folder.
         facts_name: path of the manifest below ``out``.
-        fill: fills the folder unless it is complete.
-        line: formats the content of the manifest.
+        fill: function that fills the folder, unless it is complete.
+        line: function that formats the content of the manifest as one line.
 
     Returns:
         The exit status, 0.

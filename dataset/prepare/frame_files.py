@@ -1,4 +1,4 @@
-"""The output files of the frames command: a shard for each shard, or a list of frames for each video file."""
+"""The output files of ``run.py prepare frames``: a new shard for each shard, or a list of frames for each video file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OutputFile:
         source: the file that it is made from.
         count: number of records in the source.
         jobs: returns a job for each record.
-        bare: True if the file is the list of frames of one video, which is not written if the video is broken.
+        bare: whether the file is only the list of frames of one video. It is not written if the video is broken.
     """
 
     name: str
@@ -42,7 +42,7 @@ class OutputFile:
 def outputs_of_shards(
     files: Sequence[str], making: FrameMaking, *, video_key: str = "video", video_root: Path | None = None
 ) -> list[OutputFile]:
-    """Returns a shard of JSON lines to make for each shard.
+    """Returns the shards of JSON lines to make, one for each source shard.
 
     Raises:
         UserError: a shard cannot be read or is a URL, two shards have the same name, or the decoder cannot be loaded.
@@ -79,7 +79,7 @@ def outputs_of_shards(
 
 
 def outputs_of_folder(folder: Path, making: FrameMaking) -> list[OutputFile]:
-    """Returns a list of frames to make for each video file below ``folder``. Hidden files are ignored.
+    """Returns the lists of frames to make, one for each video file below ``folder``. Hidden files are ignored.
 
     Raises:
         UserError: the folder does not contain a video file, two videos would have the same list, or the decoder cannot be loaded.

@@ -20,8 +20,8 @@ from dataset.prepare.output import json_line
 from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError
 
-MAKING = 1
-"""Version of the frames, which is increased when the same arguments yield different frames."""
+FRAMES_VERSION = 1
+"""Version of the frame selection and encoding. It is increased if the same arguments yield different frames than before."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class FrameMaking:
         reading: frames per second, backend and time limit.
         short_side: maximum length of the shorter side of a frame in pixels.
         quality: JPEG quality.
-        max_frames: maximum number of frames of a video, at even distances; if None, all frames are used.
-        max_pixels: maximum number of pixels of a frame; a video with larger frames is broken.
+        max_frames: maximum number of frames of a video, which are evenly spaced; if None, all frames are used.
+        max_pixels: maximum number of pixels in a frame. A video with larger frames counts as broken.
     """
 
     reading: VideoReadingConfig = field(default_factory=lambda: VideoReadingConfig(time_limit_s=600))
@@ -61,14 +61,14 @@ class FrameMaking:
         return [base64.b64encode(content.numpy().tobytes()).decode("ascii") for content in encoded]
 
     def _encoded(self, frame: Tensor | EncodedImage) -> Tensor:
-        """Returns the JPEG as a tensor, (bytes,) uint8, so that a long video is held in memory only in encoded form."""
+        """Returns the encoded JPEG as a tensor, (bytes,) uint8, so that a long video is in memory only in encoded form."""
         return torch.frombuffer(
             bytearray(encode_jpeg(shrink(pixels_of(frame), self.short_side), self.quality)), dtype=torch.uint8
         )
 
     def clips(self, value: Any, key: str, location: str, folder: Path) -> list[list[str]]:
-        """Returns the frames of each clip under ``key``, which is one video, or a list of clips that are lists of images. Base64
-        images are not changed, even if they are larger.
+        """Returns the frames of each clip. ``value`` is one video, or a list of clips that are lists of images. Base64
+        images are not changed, even if they are larger than the limits.
 
         Raises:
             BrokenRecordError: raised by :func:`~dataset.media.video.video_source` or :func:`~dataset.media.video.read_frames`.
@@ -96,8 +96,8 @@ class Job:
         folder: folder that relative paths start from.
         values: values of the record.
         key: key of the video in the record.
-        bare: write the list of frames without the record.
-        broken: the error if the record cannot be read.
+        bare: whether to write the list of frames without the record.
+        broken: the error if the record cannot be read, otherwise None.
     """
 
     making: FrameMaking
@@ -111,7 +111,7 @@ class Job:
 
 @dataclass(frozen=True)
 class RecordLine:
-    """A record with its frames: the line to write, and the number of its ``videos`` and ``frames``."""
+    """A record with its frames: the line to write, and the numbers of ``videos`` and ``frames`` in it."""
 
     content: bytes
     videos: int
@@ -137,7 +137,7 @@ def work(job: Job) -> RecordLine | BrokenRecord:
 
 
 def killed(job: Job) -> BrokenRecord:
-    """Returns the broken record for a video that killed the process which read it."""
+    """Returns the broken record for a video that killed the process that read it."""
     return BrokenRecord(
         "unreadable video", job.location, "the process that read it died, because the decoder crashed or memory ran out"
     )

@@ -17,7 +17,7 @@ from batches.base import BrokenRecord
 from dataset.media.video import VideoReadingConfig
 from dataset.prepare.folders import tally
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
-from dataset.prepare.frame_making import MAKING, FrameMaking, RecordLine, killed, work
+from dataset.prepare.frame_making import FRAMES_VERSION, FrameMaking, RecordLine, killed, work
 from dataset.prepare.official import OutputFlags, manifest_of
 from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.processes import in_order
@@ -31,10 +31,10 @@ from utils.progress import progress_bar
 MANIFEST, BROKEN = manifest_of("frames"), "_frames/broken.jsonl"
 
 DEFAULTS = FrameMaking()
-"""The default values of flags."""
+"""The default values of the command's options."""
 
 MAX_LOGGED = 3
-"""Maximum number of broken videos of a kind that are logged. The file lists all of them."""
+"""Maximum number of broken videos of each kind that are logged. The file :data:`BROKEN` lists all of them."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def build(
     sources = {output.source.resolve() for output in outputs}
     for output in outputs:
         if (out / output.name).resolve() in sources:
-            raise UserError(f"{out}: {output.name} would replace its own source; give another folder")
+            raise UserError(f"{out}: {output.name} would replace its own source; use another folder")
     names = [output.name for output in outputs]
     with OutputFolder(out, MANIFEST, arguments, names, overwrite=overwrite) as folder:
         summary = _fill(folder, outputs, workers, progress)
@@ -191,12 +191,12 @@ def frames(
     """Convert videos to lists of frames.
 
     Training on video files decodes them in every epoch, which is much slower than reading images. This command decodes each
-    video once and stores one frame per second (section 3.2 of the paper) as base64-encoded JPEGs, like the released data.
+    video once and stores one frame per second (section 3.2 of the paper) as base64-encoded JPEGs, like the authors' data.
 
     With --records, the command reads shards for pre-training and writes <name of the shard>.jsonl to --out for each shard. The
-    records are the same, with frames instead of the path; records that already have base64 images are not changed. With
+    new records contain frames instead of the video's path; records that already have base64 images are not changed. With
     --folder, the command writes <path of the video>.json, a list of frames, for each video file. If a config names --out instead
-    of the folder of videos, training finds the lists in the same way as the videos (by the video_id of MSR-VTT and others).
+    of the folder of videos, training looks up the lists in the same way as the videos (by the video_id of MSR-VTT and others).
 
     A video that cannot be read is skipped with its record, counted, and listed in _frames/broken.jsonl in --out. Rerun the same
     command to resume an interrupted run. Finished files are kept; they are made again only if they were deleted or if the size
@@ -213,15 +213,15 @@ def frames(
             largest input size of all video configs. 256 is enough for pre-training at 224, and needs less than half the space
             and decoding time.
         quality: JPEG quality.
-        max_frames: maximum number of frames of a video, at even distances (default: all). Set it if videos last many minutes,
-            since a list is read completely even if only some of its frames are needed.
+        max_frames: maximum number of frames of a video, evenly spaced (default: all). Set it if videos last many minutes,
+            because a list is read completely even if only some of its frames are needed.
         backend: decoder; av is PyAV.
-        time_limit: maximum time to decode a video in seconds; a video that takes longer is broken.
-        max_pixels: maximum number of pixels of a frame; a video with larger frames is broken.
+        time_limit: maximum time to decode a video in seconds; a video that takes longer counts as broken.
+        max_pixels: maximum number of pixels in a frame; a video with larger frames counts as broken.
         workers: number of processes (default: number of cores).
     """
     if bool(records) == (folder is not None):
-        raise UserError("give --records FILE ... or --folder DIR, and not both; see run.py prepare frames --help")
+        raise UserError("pass --records FILE ... or --folder DIR, and not both; see run.py prepare frames --help")
     out = output.out
     log.set_up()
     reading = VideoReadingConfig(backend=backend, frames_per_second=frames_per_second, time_limit_s=time_limit)
@@ -231,7 +231,7 @@ def frames(
             raise UserError("--video-root can only be used with --records; --folder contains its videos")
         if out.resolve() == folder.resolve():
             raise UserError(
-                f"--out: {out} is the folder of the videos, where training would find the videos before their lists; give another"
+                f"--out: {out} is the folder of the videos, where training would find the videos before their lists; use another"
             )
         outputs = outputs_of_folder(folder, making)
         arguments: dict[str, Any] = {"folder": str(folder.resolve())}
@@ -247,7 +247,7 @@ def frames(
         "backend": backend,
         "time_limit": time_limit,
         "max_pixels": max_pixels,
-        "making": MAKING,
+        "making": FRAMES_VERSION,
     }
     try:
         summary = build(out, outputs, arguments, workers=workers, overwrite=output.overwrite, progress=True)

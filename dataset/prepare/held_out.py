@@ -1,8 +1,8 @@
 """Held-out images: downstream tasks validate or test on them, so records for pre-training exclude them (section 4.1 of the
 paper).
 
-An image is identified by the ids that data sets share (:mod:`dataset.image_ids`). The links between COCO, Visual Genome and
-Flickr come from ``image_data.json`` of Visual Genome and from COCO's ``flickr_url``.
+An image is identified by its ids in public data sets (:mod:`dataset.image_ids`). The links between ids of COCO, Visual Genome and
+Flickr come from Visual Genome's ``image_data.json`` and from COCO's ``flickr_url``.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class HeldOutSplits(NamedTuple):
     Attributes:
         title: name of the data set.
         file: name of its official file, to name in error messages.
-        locate: finds the official file.
-        read: yields the ids of the held-out images, each with its split.
+        locate: function that finds the official file.
+        read: function that yields the ids of the held-out images, each with its split.
     """
 
     title: str
@@ -47,10 +47,10 @@ class HeldOutSplits(NamedTuple):
 
 @dataclass
 class Links:
-    """Links between the ids of several data sets: which ids belong to the same photograph.
+    """Links between ids in several data sets, which show that they belong to the same photograph.
 
     Attributes:
-        groups: sets of ids, each of the same photograph.
+        groups: sets of ids; the ids in a set belong to the same photograph.
         files: the official files that contain the links.
         absent: names of official files that do not exist.
         sets: pairs of data sets, such as ``{"coco", "vg"}``, whose links were read.
@@ -84,9 +84,9 @@ class HeldOut:
     """The held-out images.
 
     Attributes:
-        split_of: the split of each held-out image, by id.
-        first_id: for each id that was added by a link, the id of the same photograph in the official file of the split.
-        sources: the official files that were read, by their names in :data:`SPLITS`.
+        split_of: maps the ids of held-out images to their splits.
+        first_id: maps each id that was added by a link to the photograph's id in the official file of the split.
+        sources: the official files that were read, under their names in :data:`SPLITS`.
         absent: names of splits whose official file does not exist.
         links: links between the ids of several data sets.
         roots: the folders that were searched.
@@ -100,14 +100,15 @@ class HeldOut:
     roots: tuple[Path, ...] = ()
 
     def require(self, names: Sequence[str], because: str = "") -> None:
-        """Raises :class:`UserError` if the official file of one of these splits does not exist. ``because`` is the beginning of
-        the message and says why the file is needed."""
+        """Raises :class:`UserError` if the official file of one of these splits does not exist. The message begins with
+        ``because``, which says
+        why the file is needed."""
         missing = [name for name in names if name in self.absent]
         if missing:
             files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
             roots = ", ".join(map(str, self.roots))
             raise UserError(
-                f"{because}cannot exclude held-out images: there is no {files} below {roots}; give the folder of the files with "
+                f"{because}cannot exclude held-out images: there is no {files} below {roots}; pass the folder of the files with "
                 f"--held-out DIR, or, if you never evaluate on these splits, "
                 f"{' '.join(f'--without {name}' for name in missing)}"
             )
@@ -119,7 +120,7 @@ class HeldOut:
             self.require(REQUIRED_FOR.get(data_set, ()), f"{name} is an image that other data sets hold out: ")
 
     def photographs(self) -> dict[str, dict[str, Ids]]:
-        """Returns the held-out photographs by split: all ids of each photograph, by its id in the official file."""
+        """Returns, for each split, a mapping from the id of a held-out photograph in the official file to all of its ids."""
         found: dict[str, dict[str, set[str]]] = {}
         for each, split in self.split_of.items():
             found.setdefault(split, {}).setdefault(self.first_id.get(each, each), set()).add(each)
@@ -146,8 +147,8 @@ def read_held_out(
 
     Args:
         raw: the folders that are searched for official files.
-        required: names of :data:`SPLITS` whose file must exist.
-        without: names of splits to ignore; their images are used for pre-training.
+        required: names in :data:`SPLITS` whose file must exist.
+        without: names of splits to ignore, so that their images may be used for pre-training.
         all_splits: the splits to read, such as :data:`VIDEO_SPLITS`; if None, :data:`SPLITS` are read.
 
     Raises:
@@ -239,7 +240,7 @@ def _read_links_of_coco(raw: RawFolder, links: Links) -> None:
 
 
 def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
-    """Returns a reader of Karpathy's file of COCO or Flickr30K.
+    """Returns a reader for Karpathy's file for COCO or Flickr30K.
 
     Args:
         data_set: prefix of the ids.
@@ -300,7 +301,7 @@ def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
 
 
 def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
-    """Returns a reader of ``val.txt`` or ``test.txt`` of Flickr30K Entities, which have an id on each line."""
+    """Returns a reader for ``val.txt`` or ``test.txt`` of Flickr30K Entities, which contain an id on each line."""
 
     def read(file: RawFile) -> Iterator[tuple[str, str]]:
         with file.open() as stream:
@@ -317,7 +318,7 @@ def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
 
 
 def _ref_l4(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
-    """Returns a reader of Ref-L4's expressions; its images are named as in COCO or in Objects365."""
+    """Returns a reader for Ref-L4's expressions. Its images are named as in COCO or in Objects365."""
 
     def read(file: RawFile) -> Iterator[tuple[str, str]]:
         for _, row in parquet_rows(file.path, ("file_name",)):
@@ -361,13 +362,14 @@ def _unexpected(file: RawFile, location: str, error: Exception) -> UserError:
 
 
 def _first_of(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:
-    """Returns a function that finds the first of these files that exists; if ``below`` is given, only files in a folder of this
+    """Returns a function that finds the first of these files that exists. With ``below``, only files in a folder of this
     name count."""
     return lambda raw: next((file for name in names if (file := raw.find(name, below)) is not None), None)
 
 
 def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
-    """Returns a function that finds a list of ids of Flickr30K Entities: it is next to the folder ``Sentences`` or next to
+    """Returns a function that finds one of Flickr30K Entities' lists of ids, which are next to the folder ``Sentences`` or next
+    to
     ``annotations.zip``."""
 
     def locate(raw: RawFolder) -> RawFile | None:
@@ -422,4 +424,4 @@ REQUIRED_FOR = {
     "flickr": ("karpathy_flickr30k",),
     "vg": (*OF_COCO, "karpathy_flickr30k"),
 }
-"""Splits that hold out images of a data set, by the data set in an id (:mod:`dataset.image_ids`)."""
+"""For each data set that occurs in ids (:mod:`dataset.image_ids`), the splits that hold out images of this data set."""

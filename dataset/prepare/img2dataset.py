@@ -1,4 +1,4 @@
-"""The command line of img2dataset, and its output: shards of images with their URLs, and statistics for each shard."""
+"""The command that runs img2dataset, and its output: shards of images with their URLs, and statistics for each shard."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from utils.errors import UserError
 from utils.files import read_json, replacing
 
 Form = Literal["tsv", "parquet"]
-"""Form of a list of URLs."""
+"""File format of a list of URLs."""
 
 
 def download_command(addresses: Path, shards: Path, form: Form, columns: Sequence[str] = ()) -> str:
     """Returns the command that downloads the images of a list, or of a folder of lists, and keeps the given additional
     ``columns``.
 
-    The shorter side of each image has at least 384 pixels if the original's does. This is the largest size that any pre-training
-    config with random crops uses.
+    Images are shrunk so that the shorter side has 384 pixels; smaller images are not enlarged. 384 is the largest input size of
+    any
+    pre-training config with random crops.
     """
     kept = f" --save_additional_columns {shlex.quote(json.dumps(list(columns)))}" if columns else ""
     return (
@@ -43,7 +44,8 @@ def finished_shards(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def shards_digest(shards: Sequence[Path]) -> str:
-    """Returns a hash that distinguishes downloads without reading the images. It covers the names, the sizes, and the statistics,
+    """Returns a hash that distinguishes downloads without reading the images. It covers the names and sizes of the shards, and
+    their statistics,
     which contain times."""
     digest = hashlib.sha256()
     for path in shards:
@@ -88,8 +90,8 @@ def place_shard(source: Path, target: Path, kept: set[str] | None) -> None:
                 new.addfile(member, old.extractfile(member))
 
 
-def refuse_same_names(files: Sequence[Path]) -> None:
-    """Raises :class:`UserError` if two files have the same name, since both would be written to one folder."""
+def check_unique_names(files: Sequence[Path]) -> None:
+    """Raises :class:`UserError` if two files have the same name, because both would be written to the same folder."""
     first: dict[str, Path] = {}
     for path in files:
         if (other := first.setdefault(path.name, path)) != path:

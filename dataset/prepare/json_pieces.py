@@ -1,7 +1,8 @@
 """Reads large JSON files one item at a time, so that a file of a gigabyte needs little memory.
 
-A file is an array of items, or an object whose values are arrays of items (COCO) or the items themselves (GQA). Each item comes
-with its JSON text, since sending the text to a worker process is cheaper than pickling the value.
+A file is an array of items, an object whose values are arrays of items (COCO), or an object whose values are the items (GQA).
+Each item
+is returned with its JSON text, because sending the text to a worker process is cheaper than pickling the value.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ BLOCK = 1 << 22
 """Number of bytes that are read at a time."""
 
 LONGEST_ITEM = 1 << 27
-"""Maximum number of characters of an item. A longer item is an error, so that a damaged file does not fill the memory."""
+"""Maximum number of characters in an item. A longer item is an error, so that a damaged file does not fill the memory."""
 
 _NEAR_END = 16
 """A parse error within this number of characters before the end of the buffer may come from a literal, a number or an escape
@@ -47,7 +48,7 @@ class Piece(NamedTuple):
 
 
 def json_pieces(stream: IO[bytes], name: str) -> Iterator[Piece]:
-    """Yields the items of a JSON file in their order. In an object, each value that is not an array is an item.
+    """Yields the items of a JSON file in order. In an object, each value that is not an array is an item.
 
     Args:
         stream: the file, opened in binary mode.
@@ -163,7 +164,7 @@ class _Text:
             self._read()
 
     def fault(self, reason: str | None) -> UserError:
-        """Returns the error for the current location. Without a ``reason``, the file ends too early."""
+        """Returns the error for the current location. If ``reason`` is None, the error says that the file is truncated."""
         where = f"{self.name}: {self.location}" if self.location else self.name
         if reason is None:
             return UserError(f"{where}: the file is truncated here; download or unpack it again")

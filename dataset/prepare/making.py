@@ -1,4 +1,4 @@
-"""Prepares a data set: makes the folders that it declares."""
+"""Prepares a data set: makes the folders that the data set's module declares."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def _make_splits(preparation: Preparation, splits: Splits) -> None:
 
 def _jobs(source: Source, finder: Finder, folder: Path, batch: int, unit: str) -> Iterator[Job]:
     """Yields jobs with the images or videos that records may contain. Paths in records are relative to ``folder``."""
-    # Of a folder that is a link, ".." leads out of the folder that it points to.
+    # If the folder is a symbolic link, ".." refers to the parent of the folder that the link points to.
     relative = lru_cache(partial(os.path.relpath, start=os.path.realpath(folder)))
     job = Job([], counts=source.counts)
     for item in source.items:
         job.size += 1
         job.counts.read[unit] += 1
         if isinstance(item, BrokenRecordError):
-            job.counts.leave_out(item.kind, item.location, item.message)
+            job.counts.skip(item.kind, item.location, item.message)
         elif (file := finder.find(item.names, job.counts, item.location)) is not None:
             path = os.path.join(relative(os.fspath(file.parent)), file.name)
             job.items.append(Found(path, file, item.location, item.values))

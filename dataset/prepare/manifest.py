@@ -24,7 +24,7 @@ MANIFEST = "_prepare/manifest.json"
 """Path of the manifest in a folder of records. A JSON file next to the shards would be read as a shard."""
 
 SUFFIXES = (".jsonl", ".json", ".tar", ".tsv", ".parquet")
-"""Suffixes of the files that are shards."""
+"""Suffixes of the files that count as shards."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def write_manifest(
     *,
     hashed: bool = True,
 ) -> Manifest:
-    """Writes the manifest of the shards in ``folder``. If ``hashed`` is False, it has the sizes of the shards without hashes."""
+    """Writes the manifest of the shards in ``folder``. If ``hashed`` is False, it contains the sizes of the shards, but no
+    hashes."""
     values = {
         "version": VERSION,
         "command": sys.argv[1:],
@@ -90,7 +91,7 @@ def is_prepared(folder: Path) -> bool:
     if (folder / MANIFEST).exists():
         return True
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} contains files that `run.py prepare` did not make; give another --out")
+        raise UserError(f"{folder} contains files that `run.py prepare` did not make; use another --out")
     return False
 
 
@@ -110,7 +111,7 @@ def prepared_folders(root: Path) -> list[Path]:
 
 
 def faults(folder: Path) -> Iterator[str]:
-    """Yields the faults of a prepared folder, each as a line: shards that are missing, changed, or not in the manifest."""
+    """Yields a line for each fault in a prepared folder: shards that are missing, changed, or not in the manifest."""
     try:
         values = read_manifest(folder).values
     except UserError as error:
@@ -150,6 +151,6 @@ def _described(folder: Path, paths: list[Path], *, hashed: bool = True) -> list[
 
 
 def _content(values: Mapping[str, Any]) -> bytes:
-    """Returns the content of the manifest file: ``values`` and their hash, which reveals changes."""
+    """Returns the content of the manifest file: ``values``, and their hash, which reveals later changes."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return json_line({**values, "own_sha256": digest}, indent=2)

@@ -23,7 +23,7 @@ def read_missing(path: Path) -> frozenset[str]:
     """Reads a list of missing images, or all lists below a folder.
 
     Returns:
-        The lines of the lists, and the ids in these lines. The ids are needed since COCO's images have had two names.
+        The lines of the lists, and the ids in these lines. The ids are needed because COCO's images have had two names.
 
     Raises:
         UserError: a list does not exist or cannot be read.
@@ -31,7 +31,7 @@ def read_missing(path: Path) -> frozenset[str]:
     files = sorted(path.rglob(MISSING)) if path.is_dir() else [path]
     if not files:
         raise UserError(
-            f"--missing {path}: found no {MISSING} below this folder; give such a file, or the --out of `run.py prepare`"
+            f"--missing {path}: found no {MISSING} below this folder; pass such a file, or the --out of `run.py prepare`"
         )
     names: set[str] = set()
     for file in files:

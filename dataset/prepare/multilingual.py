@@ -39,7 +39,7 @@ COMMAND = "multilingual"
 
 
 class _Job(NamedTuple):
-    """A shard to convert from ``source`` to ``target`` with the translations in ``store``."""
+    """A shard to convert: the file ``source`` is translated with the translations in ``store``, and written to ``target``."""
 
     source: Path
     target: Path
@@ -58,12 +58,13 @@ def multilingual(
 
     The records come from `prepare 4m`. The first run writes their distinct texts to texts.txt in the folder of translations.
     Translate this file line by line into texts.de.txt, texts.fr.txt and so on, with a system of your choice, and run the command
-    again. It then writes a copy of each folder of records with captions by language. `prepare wikimatrix` makes translated
+    again. The second run writes a copy of each folder of records, with captions by language. `prepare wikimatrix` makes
+    translated
     sentences.
 
     Args:
-        records: folder that contains folders of `prepare 4m`: coco, vg, sbu, cc3m, coco_regions, vg_regions.
-        translations: folder of texts.txt, which the first run writes, and of texts.de.txt, …
+        records: folder with the folders that `prepare 4m` made: coco, vg, sbu, cc3m, coco_regions, vg_regions.
+        translations: folder for texts.txt, which the first run writes, and for texts.de.txt, …
         workers: number of processes.
     """
     folders = [records / name for name in FOLDERS if (records / name).is_dir()]
@@ -104,12 +105,12 @@ def _texts(folders: Sequence[Path]) -> Iterator[str]:
 
 
 def _readable(shards: Shards, counts: Counts) -> Iterator[RawRecord]:
-    """Yields the records in their order. Unreadable records are skipped and counted."""
+    """Yields the records in order. Unreadable records are skipped and counted."""
     for index in range(len(shards)):
         try:
             yield shards.read(index)
         except BrokenRecordError as error:
-            counts.leave_out(error.kind, error.location, error.message)
+            counts.skip(error.kind, error.location, error.message)
 
 
 def _values(raw: RawRecord) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _translate(
     out = output.out / source.name
     shards = [Path(str(path)) for path in find_shards([str(source)], str(source))]
     if parquet := [path for path in shards if path.suffix == PARQUET_SUFFIX]:
-        raise UserError(f"{parquet[0]}: captions cannot be translated in Parquet files; give JSON lines or tars")
+        raise UserError(f"{parquet[0]}: captions cannot be translated in Parquet files; pass JSON lines or tars")
     names = [path.name for path in shards]
     arguments = {"records": str(source.resolve()), "translations": digests}
     with OutputFolder(out, manifest_of(COMMAND), arguments, names, overwrite=output.overwrite) as folder:
@@ -152,7 +153,7 @@ def _translate(
             counts.add(done[path])
         folder.close({"counts": counts.to_values()})
     _report(f"{out}: {tally(counts.made)}, in {', '.join(('en', *languages))}")
-    for reason, number in counts.left_out.most_common():
+    for reason, number in counts.skipped.most_common():
         _report(f"  {number:,} {reason}, first {counts.locations[reason][0]}")
 
 
@@ -200,7 +201,7 @@ def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRe
 
 def _died(job: _Job) -> Counts:
     raise WorkerDiedError(
-        f"{job.source}: a process that read it was killed, perhaps because memory ran out; give fewer --workers"
+        f"{job.source}: a process that read it was killed, perhaps because memory ran out; lower --workers"
     )
 
 

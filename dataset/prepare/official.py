@@ -1,4 +1,4 @@
-"""Flags of the commands that fill a separate folder, and the path of its manifest."""
+"""Options of the commands that fill an output folder, and the path of the folder's manifest."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from utils.commands import FLAGS
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
-    """The folder that a command of this package fills.
+    """The folder that a command fills.
 
     Attributes:
         out: folder to fill; created if it does not exist.
-        overwrite: replace what this command made in --out.
+        overwrite: replace what this command has made in --out before.
     """
 
     out: Path

@@ -17,10 +17,10 @@ class VideoOptions:
 
     Args:
         short_side: maximum length of a frame's shorter side in pixels; 256 is enough for pre-training at 224.
-        frames_per_second: number of frames to keep per second of video; the paper keeps one (section 3.2 of the paper).
+        frames_per_second: number of frames to keep per second of video; the paper keeps one (section 3.2).
         clips: maximum number of neighbouring clips in a record.
-        words: number of words in the text of a clip, if clips are made from words with times.
-        time_limit_s: time limit for reading a video, in seconds; a video that takes longer is broken.
+        words: number of words in a clip's text, if clips are made from words with times.
+        time_limit_s: time limit for reading a video, in seconds; a video that takes longer counts as broken.
     """
 
     short_side: int = 256
@@ -44,12 +44,12 @@ class Options:
         out: folder in which the folders of records are made.
         held_out: additional folders to search for the files of downstream splits.
         without: names of downstream splits whose images are not excluded.
-        missing: images that another group could not download and that are excluded here too, as returned by
+        missing: images that another research group could not download, and that are therefore excluded, as returned by
             :func:`~dataset.prepare.missing.read_missing`.
-        verify: decode every image.
-        overwrite: make existing folders again.
+        verify: whether to decode every image.
+        overwrite: whether to make existing folders again.
         workers: number of worker processes.
-        report: called with each line for the user.
+        report: function that is called with each line to print.
         filters: filters for LAION.
         videos: how videos become records.
         ray: address of a Ray cluster for LAION; if None, processes on this machine are used.

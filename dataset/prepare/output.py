@@ -1,4 +1,6 @@
-"""The output folder of a command. It is locked while the command fills it, resumed file by file, and completed atomically."""
+"""The output folder of a command. The folder is locked while the command fills it, filling it can be resumed file by file, and it
+is completed
+atomically."""
 
 from __future__ import annotations
 
@@ -19,14 +21,14 @@ from utils.files import read_json, replacing
 from utils.folder_lock import NO_LOCKS
 
 JOURNAL = ".building"
-"""File in an unfinished folder, which the command that fills the folder locks."""
+"""Name of the journal, a file in an unfinished folder. The command that fills the folder locks it."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished file. If all of its records were skipped, it has an entry although it does not exist.
+    """The entry of a finished file. If all of the file's records were skipped, there is an entry but no file.
 
     Attributes:
         file: name of the file.
@@ -47,9 +49,10 @@ class Entry:
 
 @dataclass
 class OutputFolder:
-    """Context manager that reserves a folder for a command. Until the block ends, no other run, on any machine, can fill it.
+    """Context manager that reserves a folder for a command. Until the block ends, no other run, on any machine, can fill the
+    folder.
 
-    While the command is running, ``out/.building`` has the name of the manifest, the arguments, and a line for each finished
+    While the command is running, ``out/.building`` contains the name of the manifest, the arguments, and a line for each finished
     file. :meth:`close` writes ``out/<manifest>`` last and atomically, so a folder with a manifest is complete. A run that ends
     without ``close`` leaves ``.building``. The next run with the same arguments keeps the finished files and removes the others.
 
@@ -57,11 +60,11 @@ class OutputFolder:
         out: the folder, which is created if it does not exist.
         manifest: path of the manifest below ``out``. Each command has its own.
         arguments: everything that determines the content, as JSON values.
-        owned: files and folders that the command writes below ``out``. Only these and files with an entry may be removed.
-        overwrite: remove the output of previous runs of the command.
+        owned: files and folders that the command writes below ``out``. Only these, and files with an entry, may be removed.
+        overwrite: whether to remove the output of previous runs of the command.
 
     Attributes:
-        complete: True if the folder already had a manifest with these arguments on entry. Nothing is removed in this case.
+        complete: whether the folder already had a manifest with these arguments on entry. Nothing is removed in this case.
         entries: the finished files by name, including files of previous runs.
 
     Raises:
@@ -109,7 +112,7 @@ class OutputFolder:
             return None
         if entry.source != str(source.resolve()):
             raise UserError(
-                f"{path} was made from {entry.source}, not from {source}; give another folder, or --overwrite"
+                f"{path} was made from {entry.source}, not from {source}; use another folder, or --overwrite"
             )
         same = source.exists() and (path.stat().st_size, source.stat().st_size) == (entry.bytes, entry.source_bytes)
         return entry if same else None
@@ -136,13 +139,13 @@ class OutputFolder:
         self.release()
 
     def release(self) -> None:
-        """Releases the lock. An empty journal is removed: the folder is complete, or the command did not claim it."""
+        """Releases the lock. An empty journal is removed, because the folder is complete or was never claimed."""
         if self._journal.closed:
             return
         if os.fstat(self._journal.fileno()).st_size == 0:
             (self.out / JOURNAL).unlink(missing_ok=True)
         with suppress(OSError):  # the file system does not support locks
-            # Closing the file does not release the lock if a forked worker has the file open, too.
+            # Closing the file would not release the lock if a forked worker still has the file open.
             fcntl.flock(self._journal, fcntl.LOCK_UN)
         self._journal.close()
 
@@ -182,7 +185,7 @@ class OutputFolder:
         self.entries = {n: e for n, e in self.entries.items() if n in self.owned or (self.out / n).exists()}
 
     def _note(self, values: Mapping[str, Any]) -> None:
-        """Appends a line to the journal. It starts with a line break, since the last line may be incomplete."""
+        """Appends a line to the journal. The line starts with a line break, because the last line may be incomplete."""
         self._journal.write("\n" + json.dumps(values))
         self._journal.flush()
 
@@ -214,7 +217,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise UserError(f"{path} is not a JSON object; remove it, or give --overwrite")
+        raise UserError(f"{path} is not a JSON object; remove it, or pass --overwrite")
     return facts
 
 
@@ -235,7 +238,7 @@ def _lock(out: Path) -> IO[str]:
         except BlockingIOError:
             journal.close()
             raise UserError(
-                f"{out}: another run is filling this folder; wait until it ends, or give another folder"
+                f"{out}: another run is filling this folder; wait until it ends, or use another folder"
             ) from None
         except FileNotFoundError:
             pass
@@ -258,11 +261,11 @@ def _check_arguments(out: Path, made_with: Any, arguments: Mapping[str, Any]) ->
     if isinstance(made_with, dict):
         keys = [key for key in {**made_with, **arguments} if made_with.get(key) != arguments.get(key)]
         difference = ", ".join(f"{key}={made_with.get(key)}, not {arguments.get(key)}" for key in keys)
-    raise UserError(f"{out} was made with different arguments ({difference}); give another folder, or --overwrite")
+    raise UserError(f"{out} was made with different arguments ({difference}); use another folder, or --overwrite")
 
 
 def _foreign(out: Path, name: str) -> UserError:
-    return UserError(f"{out} contains {name}, which this command did not make; give an empty folder")
+    return UserError(f"{out} contains {name}, which this command did not make; use an empty folder")
 
 
 def _remove(path: Path) -> None:

@@ -112,7 +112,8 @@ class Converter:
         rows: the rows, with the column names that this module knows.
         images: finds the images.
         out: folder of the output file; paths in records are relative to it.
-        boxes: form of the boxes in ``bb``, "corners" or "xywh". If boxes are given in columns, the names of the columns decide.
+        boxes: form of the boxes in ``bb``, "corners" or "xywh". If boxes are given in columns, the column names determine their
+            form.
     """
 
     def __init__(self, rows: Sequence[Row | BrokenRecordError], images: ImageFiles, out: Path, boxes: str | None):
@@ -169,7 +170,7 @@ class Converter:
             )
         if self.boxes != "corners" and look_like_corners(boxes, np.array(self._sizes)):
             raise UserError(
-                f"boxes look like x1, y1, x2, y2, such as {boxes[0].tolist()}; give --boxes corners, or call their columns "
+                f"boxes look like x1, y1, x2, y2, such as {boxes[0].tolist()}; pass --boxes corners, or call their columns "
                 f"{', '.join(CORNERS)}"
             )
         return list(made.values())
@@ -282,15 +283,16 @@ def own(
 ) -> int:
     """Convert your own CSV file, JSON array, JSON lines or COCO file to records.
 
-    The names of the columns decide which kind of record is written (docs/own_data.md):
+    The names of the columns determine which type of record is written (docs/own_data.md):
 
       question   questions:  image, question; optionally answer, answer_type, question_id
       sentence   statements: image, sentence, label; image2 for the right image of a pair
       boxes      regions:    image, caption, and a row for each box: x1, y1, x2, y2 (corners), or x, y, width, height
       caption    captions:   image, caption; optionally image_id
 
-    JSON objects have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption and
-    instance files are converted, too. Give --rename OLD=NEW if your columns have different names.
+    JSON objects may have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption
+    and
+    instance files are converted as well. Give --rename OLD=NEW if your columns have different names.
 
     Every image must exist, and every box must be inside its image. Rows and boxes that cannot be used are written with the reason
     to <name of --out>_broken.jsonl.
@@ -312,17 +314,17 @@ def own(
     """
     broken_file = out.with_name(f"{out.stem}_broken.jsonl")
     if out.suffix != ".jsonl" or not out.parent.is_dir():
-        raise UserError(f"--out {out}: give a file *.jsonl in a folder that exists")
+        raise UserError(f"--out {out}: name a file *.jsonl in a folder that exists")
     if out.exists() and (not overwrite or out.samefile(file)):
-        raise UserError(f"--out {out} already exists; give another name, or --overwrite unless it is FILE itself")
+        raise UserError(f"--out {out} already exists; use another name, or --overwrite unless it is FILE itself")
     if wrong := [each for each in rename if not all(each.partition("=")[::2])]:
-        raise UserError(f"--rename {wrong[0]}: give OLD=NEW")
+        raise UserError(f"--rename {wrong[0]}: write OLD=NEW")
     form, read = read_any(file)
     rows = list(_renamed(read, dict(each.split("=", 1) for each in rename)))
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
         if boxes is None:
             raise UserError(
-                f"{file}: the form of bbox is unknown; give --boxes xywh (x, y, width, height) or --boxes corners"
+                f"{file}: the form of bbox is unknown; pass --boxes xywh (x, y, width, height) or --boxes corners"
             )
         rows = list(_renamed(rows, {"bbox": "bb"}))
     folder = images if images is not None else file.parent

@@ -1,4 +1,5 @@
-"""Lists of URLs and captions: reads parquet files and JSON lines, and writes the rows that may be used for img2dataset."""
+"""Lists of URLs and captions: reads Parquet files and JSON lines, and writes the rows that may be used to a list for
+img2dataset."""
 
 from __future__ import annotations
 
@@ -25,24 +26,24 @@ from utils.errors import UserError
 from utils.files import replacing
 
 LINE_BATCH = 1 << 12
-"""Number of JSON lines to hold in memory at a time, since lines may be long."""
+"""Number of JSON lines that are in memory at a time."""
 
 LINES = ("*.jsonl", "*.jsonl.gz")
 """Names of lists that are JSON lines."""
 
 ANNOTATIONS = "annotations"
-"""Column of a list, and key in a shard, that has the annotations as JSON text."""
+"""Column of a list, and key in a shard, that contains the annotations as JSON text."""
 
 ROW_KIND = "row"
 """Kind of all rows in the file of rows by URL."""
 
 DAMAGED = "damaged file"
-"""Reason for leaving out an entire file."""
+"""Reason for skipping an entire file."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Decides which pairs may be used: pairs that pass the filters, are not held out, and are not on the list of missing
+    """Decides which pairs may be used: those that pass the filters, are not held out, and are not on the list of missing
     images."""
 
     pairs: ParquetPairs
@@ -54,11 +55,11 @@ class Selection:
         """Returns True if a pair may be used; otherwise counts the reason."""
         url = row["url"]
         if (reason := self.filters.reason(row)) is not None:
-            counts.leave_out(reason, location)
+            counts.skip(reason, location)
         elif "flickr" in url.lower() and (split := self.held_out.find(ids_in_url(url))) is not None:
-            counts.leave_out(f"held out by {split}", location, url[:100])
+            counts.skip(f"held out by {split}", location, url[:100])
         elif url in self.excluded:
-            counts.leave_out("on the list of missing images", location, url[:100])
+            counts.skip("on the list of missing images", location, url[:100])
         else:
             return True
         return False
@@ -97,7 +98,7 @@ def columns_of(path: Path, selection: Selection) -> dict[str, str]:
     annotations = selection.pairs.annotations.columns if selection.pairs.annotations is not None else ()
     missing += [name for name in annotations if name not in names]
     if missing:
-        remedy = "; for lists without safety tags, give --safety none" if "safety" in missing else ""
+        remedy = "; for lists without safety tags, pass --safety none" if "safety" in missing else ""
         raise UserError(
             f"{path} has no column for {', '.join(missing)}; its columns: {', '.join(names.values())}{remedy}"
         )
@@ -152,7 +153,7 @@ def write_list(job: FileJob) -> Counts:
         if isinstance(error, OSError) and error.filename:
             raise  # the disk is at fault, not the file
         counts = Counts()
-        counts.leave_out(DAMAGED, str(job.source), str(error).splitlines()[0])
+        counts.skip(DAMAGED, str(job.source), str(error).splitlines()[0])
     return counts
 
 
@@ -165,7 +166,7 @@ def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[
     for location, row in _lines(path):
         if isinstance(row, BrokenRecordError):
             counts.read["pairs"] += 1
-            counts.leave_out(row.kind, row.location, row.message)
+            counts.skip(row.kind, row.location, row.message)
             continue
         rows.append((location, {ours: row.get(theirs) for ours, theirs in columns.items()}))
         if len(rows) == LINE_BATCH:
@@ -181,14 +182,14 @@ def _usable(rows: Rows, selection: Selection, counts: Counts, seen: set[int]) ->
         rows: the rows, each with its location.
         selection: decides which pairs may be used.
         counts: counts the rows, and the reasons for leaving some out.
-        seen: hashes of the annotated rows of the file so far, to which the hashes of ``rows`` are added.
+        seen: hashes of the annotated rows that were read from the file so far. The hashes of ``rows`` are added.
     """
     counts.read["pairs"] += len(rows)
     annotations = selection.pairs.annotations
     for location, row in rows:
         url = row["url"]
         if not isinstance(url, str) or not is_address(url):
-            counts.leave_out("no address", location, repr(url)[:60])
+            counts.skip("no address", location, repr(url)[:60])
         elif selection.allow(row, counts, location):
             if annotations is None:
                 text = cleaned_text(row["text"] or "", counts, location)
@@ -196,11 +197,11 @@ def _usable(rows: Rows, selection: Selection, counts: Counts, seen: set[int]) ->
                     yield url, text
                 continue
             if annotations.needs and _is_blank(row[annotations.needs]):
-                counts.leave_out(f"no {annotations.needs}", location, url[:100])
+                counts.skip(f"no {annotations.needs}", location, url[:100])
                 continue
             content = json.dumps({name: row[name] for name in annotations.columns}, ensure_ascii=False)
             if (digest := hash((url, content))) in seen:
-                counts.leave_out("duplicate row", location, url[:100])
+                counts.skip("duplicate row", location, url[:100])
                 continue
             seen.add(digest)
             yield url, str(row["text"] or ""), content
@@ -213,7 +214,7 @@ def _is_blank(value: Any) -> bool:
 def rows_by_address(
     selection: Selection, lists: Sequence[Path], name: str, file: RawFile, counts: Counts
 ) -> Iterator[Row]:
-    """Yields the annotations of all rows of the lists by their URL, as JSON text."""
+    """Yields the annotations of all rows of the lists, as JSON text under their URL."""
     assert selection.pairs.annotations is not None
     for path in lists:
         for rows in batches(path, columns_of(path, selection), counts):

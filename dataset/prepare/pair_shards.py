@@ -1,4 +1,4 @@
-"""Shards of img2dataset: the records that may be used are kept, or get the annotations of their rows."""
+"""Processes the shards that img2dataset wrote: keeps the records that may be used, and adds the annotations of their rows."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ from utils.errors import UserError
 from utils.files import replacing
 
 MAX_OTHER_SHAPE = 0.5
-"""Maximum fraction of a shard's images whose shape differs from their originals. If more differ, the shard is rejected."""
+"""Maximum fraction of a shard's images that have a different shape than their originals. If more differ, the shard is
+rejected."""
 
 
 def take_shard(job: FileJob) -> Counts:
-    """Puts a shard of img2dataset in place, linked if all its records may be used; runs in a worker process, on any machine.
+    """Puts a shard that img2dataset wrote in place; it is linked if all of its records may be used. Runs in a worker process, on
+    any machine.
 
-    The JSON members have URLs, sizes, and the additional columns of the list that img2dataset kept. A damaged shard is skipped
+    The JSON members contain URLs, sizes, and the list's additional columns, if img2dataset kept them. A damaged shard is skipped
     and counted.
     """
     counts, kept = Counts(), set[str]()  # only names, since the images of a shard would fill the memory of a process
@@ -44,7 +46,7 @@ def take_shard(job: FileJob) -> Counts:
                 counts.made["records"] += 1
     except (UserError, tarfile.TarError, ValueError) as error:
         counts = Counts()
-        counts.leave_out(DAMAGED, str(job.source), str(error))
+        counts.skip(DAMAGED, str(job.source), str(error))
         return counts
     counts.made["images"] = counts.made["records"]
     if kept:
@@ -61,7 +63,7 @@ def shard_records(path: Path, counts: Counts) -> Iterator[RawRecord]:
             try:
                 yield read_record(file, path, span, apart)
             except BrokenRecordError as error:
-                counts.leave_out(error.kind, error.location, error.message)
+                counts.skip(error.kind, error.location, error.message)
 
 
 def may_be_used(record: RawRecord, selection: Selection, counts: Counts) -> bool:
@@ -73,17 +75,17 @@ def may_be_used(record: RawRecord, selection: Selection, counts: Counts) -> bool
     }
     row["url"] = str(row["url"] or "")
     if record.image is None:
-        counts.leave_out("missing image", record.location, row["url"][:100])
+        counts.skip("missing image", record.location, row["url"][:100])
         return False
     return selection.allow(row, counts, record.location)
 
 
 def convert_shard(job: FileJob) -> Counts:
-    """Writes a shard with the same images, whose JSON members are records made from the annotations of their rows; runs in a
+    """Writes a shard with the same images, whose JSON members are records made from the annotations of their rows. Runs in a
     worker process, on any machine. A damaged shard is skipped and counted.
 
     Raises:
-        UserError: most images were cropped or padded, so that the boxes do not fit them.
+        UserError: most images were cropped or padded, so their boxes are wrong.
     """
     annotations = job.selection.pairs.annotations
     assert annotations is not None
@@ -102,14 +104,14 @@ def convert_shard(job: FileJob) -> Counts:
     except (UserError, tarfile.TarError, ValueError) as error:
         job.target.unlink(missing_ok=True)
         counts = Counts()
-        counts.leave_out(DAMAGED, str(job.source), str(error))
+        counts.skip(DAMAGED, str(job.source), str(error))
         return counts
     finally:
         if rows is not None:
             rows.close()
-    if counts.left_out[OTHER_SIZE] > MAX_OTHER_SHAPE * counts.read["images"]:
+    if counts.skipped[OTHER_SIZE] > MAX_OTHER_SHAPE * counts.read["images"]:
         raise UserError(
-            f"{job.source}: {counts.left_out[OTHER_SIZE]:,} of {counts.read['images']:,} images have a different shape than "
+            f"{job.source}: {counts.skipped[OTHER_SIZE]:,} of {counts.read['images']:,} images have a different shape than "
             f"their originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so the boxes do not "
             "fit; download them again with --resize_mode keep_ratio"
         )
@@ -135,20 +137,20 @@ def _converted(
         found = rows.find(ROW_KIND, url)
         row = json.loads(found[0].text) if found else None
     if row is None:
-        counts.leave_out("without annotations", record.location, url[:100])
+        counts.skip("without annotations", record.location, url[:100])
         return None
     size = _image_size(record.image or b"")
     if size is None:
-        counts.leave_out("unreadable image", record.location, url[:100])
+        counts.skip("unreadable image", record.location, url[:100])
         return None
     if annotations.has_boxes and not _keeps_shape(record.values, size):
         original = f"{record.values['original_width']} x {record.values['original_height']}"
-        counts.leave_out(OTHER_SIZE, record.location, f"{size[0]} x {size[1]} pixels, was {original}")
+        counts.skip(OTHER_SIZE, record.location, f"{size[0]} x {size[1]} pixels, was {original}")
         return None
     try:
         converted = annotations.convert(row, size, counts, record.location)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        counts.leave_out("wrong type", record.location, f"{type(error).__name__}: {error}")
+        counts.skip("wrong type", record.location, f"{type(error).__name__}: {error}")
         return None
     return None if converted is None else {**converted, "url": url}
 

@@ -32,10 +32,11 @@ from utils.progress import progress_bar
 GROUP_BYTES = 16_000_000
 """Maximum size of a row group, except for a row group of a single row."""
 _FILE_BYTES, _FILE_RECORDS = 256_000_000, 10_000
-"""Approximate maximum size of the part of a shard that becomes one file, and its maximum number of records. The texts of these
-records are in memory at the same time, but only a row group of images."""
+"""Approximate maximum size, and maximum number of records, of the part of a shard that becomes one file. The texts of all of
+these
+records are in memory at the same time, but the images of only one row group."""
 _FIRST = 3
-"""Number of broken records that are printed. The file lists all of them."""
+"""Number of broken records that are printed. The file :data:`BROKEN` lists all of them."""
 MANIFEST, BROKEN = manifest_of("parquet"), "_parquet/broken.jsonl"
 
 
@@ -132,9 +133,10 @@ def _values(raw: RawRecord, image_key: str) -> dict[str, Any]:
 
 
 def _check(raw: RawRecord, keys: ImageKeys) -> None:
-    """Checks the texts and the elements of a record, whichever of them it has, with the parser of the training streams.
+    """Checks the texts and the elements of a record, if it has any, with the parser of the training streams.
 
-    The image is checked when it is loaded. A record may lack a caption and an image, since it may be read under other keys.
+    The image is checked when it is loaded. A record may lack a caption and an image, because training may read them under other
+    keys.
 
     Raises:
         BrokenRecordError: if the parser rejects the record or a part of it.
@@ -152,7 +154,7 @@ def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, b
     Values that have no common Arrow type, such as texts and dictionaries of texts by language, become JSON texts.
 
     Returns:
-        The array, and the metadata of its field, which tells the reader to parse JSON texts.
+        The array, and the metadata of its field, which makes the reader parse JSON texts.
 
     Raises:
         UserError: if the values have no common type and cannot be written as JSON, such as dates and texts.
@@ -168,7 +170,7 @@ def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, b
     except (ValueError, TypeError):
         raise UserError(
             f"{job.shards.location(job.first)} and the records after it: the values of {name!r} do not have one type "
-            f"({reason}); give them one type, or remove the key"
+            f"({reason}); use one type, or remove the key"
         ) from None
 
 
@@ -187,8 +189,8 @@ def _with_lists_of_boxes(values: list[Any]) -> list[Any]:
 
 
 def _uniform(values: list[Any]) -> list[Any]:
-    """Gives the values of a column one type, on every level: where some are lists, the others become lists of one item; objects
-    get the keys of all objects, with null for missing ones; an object without keys becomes null."""
+    """Makes the values of a column have one type, on every level. If some are lists, the others become lists of one item. Objects
+    get the keys of all objects, with null for missing values. An object without keys becomes null."""
     present = [value for value in values if value is not None]
     if any(isinstance(value, list) for value in present):
         lists = [value if value is None or isinstance(value, list) else [value] for value in values]
@@ -209,7 +211,7 @@ def _uniform(values: list[Any]) -> list[Any]:
 
 def _died(job: _Job) -> _Made:
     raise WorkerDiedError(
-        f"{job.target}: a process that wrote it was killed, perhaps because memory ran out; give fewer --workers"
+        f"{job.target}: a process that wrote it was killed, perhaps because memory ran out; lower --workers"
     )
 
 
@@ -240,7 +242,7 @@ def parquet(
 
     SHARDS are JSON lines, tars or Parquet files: files, patterns, folders, URLs, or hf:ORG/NAME. Every record becomes a row:
     its image is in the binary column --image-key, and its other keys are columns. Text members of tars become the column caption.
-    A row group has at most 16 MB, so the files can be read with order: random. Where some values of a key are lists, all become
+    A row group has at most 16 MB, so the files can be read with order: random. If some values of a key are lists, all become
     lists. Values of a key that have no common type, such as texts and dictionaries by language, become JSON texts, which are
     parsed when the files are read.
 
@@ -266,7 +268,7 @@ def parquet(
     out, started = output.out, time.monotonic()
     source = Shards(shards, key="SHARDS", workers=workers)
     if any(isinstance(path, Path) and path.parent.resolve() == out.resolve() for path in source.paths):
-        raise UserError(f"--out {out} is the folder of the shards; give another")
+        raise UserError(f"--out {out} is the folder of the shards; use another")
     keys = ImageKeys(image_key, image_root=image_root)
     jobs = _jobs(source, out, keys)
     arguments = {
@@ -298,10 +300,10 @@ def parquet(
                 bar.update(job.last - job.first)
         folder.write_broken(BROKEN)
         entries = [folder.entries[name] for name in names]
-        left_out = [each for entry in entries for each in entry.broken]
+        skipped = [each for entry in entries for each in entry.broken]
         rows = sum(entry.counts["records"] for entry in entries)
         if not rows:
-            raise UserError(f"{out}: no record could be written; first {left_out[0]['place']}: {left_out[0]['detail']}")
+            raise UserError(f"{out}: no record could be written; first {skipped[0]['place']}: {skipped[0]['detail']}")
         folder.close()
     groups, size = (sum(values) for values in zip(*((e.counts["row groups"], e.bytes) for e in entries), strict=True))
     seconds = time.monotonic() - started
@@ -309,16 +311,16 @@ def parquet(
         f"{out}: {rows:,} records in {sum(e.bytes > 0 for e in entries):,} files and {groups:,} row groups, {size / 1e9:.3f} GB; "
         f"{seconds:.1f} s\n"
     )
-    if left_out:
-        kinds = Counter(each["reason"] for each in left_out)
-        sys.stdout.write(f"{out / BROKEN}: {len(left_out):,} broken: {tally(kinds)}\n")
-        for each in left_out[:_FIRST]:
+    if skipped:
+        kinds = Counter(each["reason"] for each in skipped)
+        sys.stdout.write(f"{out / BROKEN}: {len(skipped):,} broken: {tally(kinds)}\n")
+        for each in skipped[:_FIRST]:
             sys.stdout.write(f"  {each['place']}: {each['reason']}: {each['detail']}\n")
-    return 1 if left_out else 0
+    return 1 if skipped else 0
 
 
 def _is_finished(folder: OutputFolder, job: _Job, source: str, source_bytes: int) -> bool:
-    """Returns True if a previous run made the file from the same shard, and neither file has changed in size."""
+    """Returns True if a previous run made the file from the same shard, and the sizes of both are unchanged."""
     entry = folder.entries.get(job.target.name)
     if entry is None or (entry.source, entry.source_bytes) != (source, source_bytes):
         return False

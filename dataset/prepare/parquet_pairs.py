@@ -1,7 +1,7 @@
-"""Prepares sets of URLs too large for duplicate detection: each Parquet file or file of JSON lines is prepared separately.
+"""Prepares sets of URLs that are too large for duplicate detection. Each Parquet or JSON Lines file is prepared separately.
 
 Each list and each shard is a separate job, so any number of processes or machines can work on billions of pairs. A URL that
-is listed twice is downloaded twice. If the rows have annotations, the lists for img2dataset have them too
+is listed twice is downloaded twice. If the rows have annotations, the lists for img2dataset contain them as well
 (:mod:`dataset.prepare.pair_shards`).
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from dataset.prepare.counts import Counts
 from dataset.prepare.filters import Filters
-from dataset.prepare.img2dataset import Form, finished_shards, refuse_same_names
+from dataset.prepare.img2dataset import Form, check_unique_names, finished_shards
 from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.pair_lists import (
     ANNOTATIONS,
@@ -43,7 +43,7 @@ from utils.errors import UserError
 from utils.progress import progress_bar
 
 FOOTER = 1 << 16
-"""Size in bytes of the end of a parquet file, which identifies the file since it contains the counts and extremes of all
+"""Number of bytes at the end of a Parquet file that identify the file, because they contain the counts and extremes of all
 columns."""
 
 
@@ -90,13 +90,13 @@ class PairsByFile:
     def list_arguments(self) -> Mapping[str, Any] | None:
         if not self._lists or self._joined:
             return None
-        for path in self._lists:  # a missing column is reported before the work
+        for path in self._lists:  # a missing column is reported before any list is written
             try:
                 columns_of(path, self.selection)
                 break
             except DamagedFileError:  # skipped and counted, like damaged files found later
                 continue
-        refuse_same_names(self._lists)
+        check_unique_names(self._lists)
         if self._downloaded:
             unread = [path for folder in self._downloaded for path in finished_shards(folder)[0]]
             self.preparation.report(
@@ -142,8 +142,9 @@ class PairsByFile:
             return self._fill(output, convert_shard, jobs, "shard")
 
     def _folders(self) -> list[Path]:
-        """Returns the folders of official files: the given one, folders with the name of the data set in their name, and all
-        folders in these. Other folders may contain the shards of other data sets."""
+        """Returns the folders that may contain official files: ``--raw``, folders whose name contains the data set's name, and
+        their
+        subfolders. Other folders may contain the shards of other data sets."""
         name, raw, found = self.preparation.name, self.options.raw, []
         for root, folders, _ in os.walk(raw, followlinks=True):
             folder, made = Path(root), os.path.realpath(root) == os.path.realpath(self.options.out)
@@ -193,5 +194,5 @@ def footer_digest(path: Path) -> str:
 
 def _died(job: FileJob) -> Counts:
     counts = Counts()
-    counts.leave_out(DAMAGED, str(job.source), "two processes that read it died")
+    counts.skip(DAMAGED, str(job.source), "two processes that read it died")
     return counts

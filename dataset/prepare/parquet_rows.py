@@ -1,4 +1,4 @@
-"""Reads the rows of parquet files."""
+"""Reads the rows of Parquet files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BATCH = 1 << 16
 
 
 class DamagedFileError(UserError):
-    """A file cannot be read."""
+    """Raised if a file cannot be read."""
 
 
 def open_parquet(path: Path) -> Any:
@@ -45,10 +45,10 @@ def parquet_batches(path: Path, columns: Mapping[str, str]) -> Iterator[Rows]:
 
     Args:
         path: the file.
-        columns: the name of each column in the file, by the name that it gets.
+        columns: maps our name for each column to its name in the file.
 
     Raises:
-        UserError: see :func:`open_parquet`; or a column is missing.
+        UserError: for the reasons listed in :func:`open_parquet`, or a column is missing.
     """
     file = open_parquet(path)
     names = file.schema_arrow.names

@@ -1,4 +1,4 @@
-"""The elements of an image whose phrases may have several boxes, or none."""
+"""Collects the phrases of an image, which may have several boxes or none."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Phrases:
         """Adds a box of a phrase and returns the element of the phrase.
 
         Args:
-            texts: the phrase; several texts are alternatives.
+            texts: the phrase, or several alternative phrases.
             box: x, y, width, height.
-            grain: "object" or "region"; the first grain of a phrase is kept.
+            grain: "object" or "region". If a phrase is added with both, the first is kept.
             location: location of the box, to name in error messages.
         """
         element = self._element(texts, grain)
         boxes: list[Box] = element["bb"]
         if boxes and any(overlap(box, other) >= SAME_BOX for other in boxes):
-            self._counts.leave_out("duplicate box", location, f"{list(box)} of {texts[0][:80]!r}")
+            self._counts.skip("duplicate box", location, f"{list(box)} of {texts[0][:80]!r}")
         else:
             boxes.append(box)
             self.boxes += 1

@@ -1,4 +1,4 @@
-"""A data set that is being prepared: its files, the images that records must not contain, and the content of its manifests."""
+"""The preparation of a data set: its files, the images that records must not contain, and the content of its manifests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dataset.prepare.verify import Verified, verify_images
 from utils.suffixes import IMAGE_SUFFIXES
 
 DOWNLOADS = "_download"
-"""Folder below the output for lists of URLs, and for what is downloaded with them."""
+"""Name of the folder below ``--out`` for lists of URLs and for the images downloaded from them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Preparation:
         data_set: declaration of the data set.
         options: the user's options.
         raw: the folder of official files.
-        searched: the folders in which held-out images and their files are looked for.
+        searched: the folders that are searched for held-out images and the files that list them.
         held_out: the held-out images.
     """
 
@@ -63,7 +63,7 @@ class Preparation:
 
     @property
     def downloads(self) -> Path:
-        """The folder for lists of URLs, and for what is downloaded with them."""
+        """The folder for lists of URLs and for the images downloaded from them."""
         return self.options.out / DOWNLOADS
 
     def report(self, line: str) -> None:
@@ -93,16 +93,16 @@ class Preparation:
         hashed: bool = True,
         index: bool = True,
     ) -> None:
-        """Makes a folder, unless it exists, and reports the result.
+        """Makes a folder, unless it already exists, and reports the result.
 
         Args:
             folder: path of the folder.
             arguments: everything that determines its content.
-            fill: writes its shards; see :func:`~dataset.prepare.building.build_folder`.
-            facts: returns additional entries of the manifest.
-            sizes: official counts to compare with; if None, the official counts of the data set.
+            fill: function that writes the shards; see :func:`~dataset.prepare.building.build_folder`.
+            facts: function that returns additional entries for the manifest.
+            sizes: official counts to compare with; if None, the data set's official counts.
             hashed: see :func:`~dataset.prepare.building.build_folder`.
-            index: make the index of its shards.
+            index: whether to build the index of the shards.
         """
         manifest = build_folder(
             folder.parent,
@@ -134,7 +134,7 @@ class Preparation:
         return verify_images(sorted(images), self.options.out / "_verified.jsonl", self.options.workers)
 
     def _held_out_images(self) -> set[Path]:
-        """Returns the images whose path has the id of a held-out image."""
+        """Returns the images whose path contains the id of a held-out image."""
         images = _images(self.searched)
         return {path for path in images if self.held_out.find(ids_in_path(path.as_posix())) is not None}
 

@@ -1,4 +1,4 @@
-"""Runs jobs in worker processes that may die, since a damaged file can crash a decoding library."""
+"""Runs jobs in worker processes that may die, because a damaged file can crash a decoding library."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def in_order(
 ) -> Generator[R, None, None]:
     """Runs jobs in ``workers`` processes and yields ``work(job)`` in the order of ``jobs``, which are fetched as needed.
 
-    If a process dies, the running jobs are retried, each in a separate process. If a job kills this process as well, its result
-    is ``died(job)``. Exceptions of ``work`` are raised here.
+    If a process dies, the running jobs are retried, each in a separate process. If a job kills its process again, its result
+    is ``died(job)``. Exceptions in ``work`` are raised in this process.
     """
     left = iter(jobs)
     waiting: deque[tuple[J, Future[R]]] = deque()

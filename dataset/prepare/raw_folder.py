@@ -1,4 +1,4 @@
-"""Finds the official files of a data set below a folder, at any depth, unpacked or packed."""
+"""Finds a data set's official files below a folder, at any depth, plain, gzipped or in zip archives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import IO, cast
 from utils.errors import UserError
 
 MAX_FILES = 20_000_000
-"""Maximum number of files below a folder. A folder with more files is not the folder of a data set's annotations."""
+"""Maximum number of files below a folder. A folder with more files is probably not the folder of a data set."""
 
 CHUNK = 1 << 20
 """Number of bytes that are compared at a time."""
@@ -27,7 +27,8 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
 
 @dataclass(frozen=True)
 class RawFile:
-    """An official file: its ``path``; for a file in a zip archive, the path of the archive and the name of the ``member``."""
+    """An official file. ``path`` is its path or, for a file in a zip archive, the archive's path; ``member`` is then its name in
+    the archive."""
 
     path: Path
     member: str | None = None
@@ -40,7 +41,8 @@ class RawFile:
         """Opens the unpacked content for reading.
 
         Raises:
-            UserError: the file cannot be read, or the archive is damaged. This error also replaces errors of reads in the block.
+            UserError: the file cannot be read, or the archive is damaged. The error is also raised if reading fails inside the
+                block.
         """
         try:
             if self.member is not None:
@@ -60,7 +62,7 @@ class RawFile:
             raise UserError(f"{self} cannot be read: {error.strerror or error}") from None
 
     def unpacked_size(self) -> int | None:
-        """Returns the size of the unpacked content in bytes; None for a gzipped file, in which it is not recorded.
+        """Returns the size of the unpacked content in bytes, or None for a gzipped file, which does not record it.
 
         Raises:
             UserError: the file cannot be read.
@@ -74,7 +76,7 @@ class RawFile:
             raise UserError(f"{self} cannot be read: {error}") from None
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the file as stored; for a member of a zip, of the archive."""
+        """Returns the SHA-256 of the stored file or, for a member of a zip archive, of the archive."""
         return file_digest(self.path)
 
 
@@ -93,11 +95,11 @@ class RawFolder:
         self._found: dict[tuple[str, str], RawFile | None] = {}
         for root in self.roots:
             if not root.is_dir():
-                raise UserError(f"{root} is not a folder; give the folder of the official files")
+                raise UserError(f"{root} is not a folder; pass the folder of the official files")
 
     @cached_property
     def files(self) -> dict[str, list[Path]]:
-        """All files below the roots by name, in a fixed order."""
+        """All files below the roots, by name. Files with the same name are in a fixed order."""
         found: dict[str, list[Path]] = {}
         count = 0
         seen: set[str] = set()
@@ -112,7 +114,7 @@ class RawFolder:
                     found.setdefault(name, []).append(Path(folder, name))
                 count += len(names)
                 if count > MAX_FILES:
-                    raise UserError(f"{root} has more than {MAX_FILES:,} files; give the folder of the data set alone")
+                    raise UserError(f"{root} has more than {MAX_FILES:,} files; pass the folder of the data set alone")
         return found
 
     @cached_property
@@ -151,7 +153,7 @@ class RawFolder:
         return self._found[name, below]
 
     def _copies(self, name: str, below: str) -> list[RawFile]:
-        """Returns all files of this name. If a folder ``below`` contains another one, only the inner one counts."""
+        """Returns all files of this name. If a folder called ``below`` contains another one, only the inner folder counts."""
         plain = [RawFile(path) for candidate in (name, f"{name}.gz") for path in self.files.get(candidate, [])]
         found = plain + self._members.get(name, [])
         if not below:
@@ -161,7 +163,7 @@ class RawFolder:
         return [file for file, folder in folders.items() if folder is not None and folder not in outer]
 
     def need(self, *names: str) -> list[RawFile]:
-        """Finds the official files of these names.
+        """Finds the official files with these names.
 
         Raises:
             UserError: files are missing; the message lists all of them.

@@ -1,4 +1,4 @@
-"""Runs jobs on a Ray cluster. Its machines must share the disk with the files and with this project."""
+"""Runs jobs on a Ray cluster. Its machines must share the disk that contains the files and this project."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def in_order_on_ray(
         jobs: the jobs. They should be small: they contain the paths of files, which the workers read.
         address: address of the cluster; "auto" for the cluster of this machine, "local" for this machine alone.
         workers: number of cores to use if ``address`` is "local".
-        died: returns the result of a job that killed its process each time.
+        died: function that returns the result for a job that killed its process in every attempt.
 
     Raises:
         UserError: Ray is not installed, or connecting to the cluster failed.
@@ -75,6 +75,6 @@ def _connect(address: str, workers: int) -> Any:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--ray {address}: {str(error).splitlines()[0]}; start a cluster with `ray start`, or give --ray local"
+            f"--ray {address}: {str(error).splitlines()[0]}; start a cluster with `ray start`, or pass --ray local"
         ) from None
     return ray

@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def read_files(read: Callable[[str, RawFile], R], files: Mapping[str, RawFile], workers: int) -> Iterator[R]:
-    """Yields ``read(name, file)`` for each file in their order.
+    """Yields ``read(name, file)`` for each file, in order.
 
     Args:
         read: a top-level function, or a :class:`functools.partial` of one, since worker processes call it.
@@ -27,7 +27,7 @@ def read_files(read: Callable[[str, RawFile], R], files: Mapping[str, RawFile], 
 
     def died(named: tuple[str, RawFile]) -> R:
         raise WorkerDiedError(
-            f"{named[1]}: a process that read it was killed, perhaps because memory ran out; give fewer --workers"
+            f"{named[1]}: a process that read it was killed, perhaps because memory ran out; lower --workers"
         )
 
     with _collector_off(), closing(in_order(functools.partial(_read, read), files.items(), workers, died)) as results:
@@ -42,7 +42,8 @@ def _read(read: Callable[[str, RawFile], R], named: tuple[str, RawFile]) -> R:
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """Disables garbage collection in the block. It would repeatedly scan the millions of values of a file, all of them in use."""
+    """Disables garbage collection inside the block, because it would repeatedly scan a file's millions of values, all of which
+    are in use."""
     gc.disable()
     try:
         yield

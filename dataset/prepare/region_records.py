@@ -15,7 +15,7 @@ from dataset.prepare.sets.base import Found
 from utils.files import open_regular
 
 TOLERANCE_PX = 1.0
-"""Maximum difference of a side when the larger image is scaled down to the smaller one, in pixels."""
+"""Maximum difference in pixels between the sides of two images after the larger one is scaled down to the smaller one."""
 
 OTHER_SIZE, SCALED = "image of another size", "box scaled to the stored image"
 
@@ -29,30 +29,31 @@ def region_record(
     captions: Sequence[str] = (),
     **keys: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the record of an image with boxes or a caption, if it has any.
+    """Yields the record of an image, if it has boxes or a caption.
 
     If the stored image has a different size than the annotations say, but the same aspect ratio, the boxes are scaled. If it has
-    a different aspect ratio, the image is skipped, since it is unknown what the boxes show. An image that does not exist or
-    cannot be read is not compared.
+    a different aspect ratio, the image is skipped, because it is unknown what the boxes show. The size of an image that does not
+    exist or
+    cannot be read is not checked.
 
     Args:
         image: the image.
         size: width and height of the image in pixels, according to the annotations; None if the boxes are in pixels of the stored
             image.
-        elements: the boxes with their texts; "bb" of an element is a box, or a list of boxes.
-        made: counts by unit, such as 3 objects, that are added to ``counts`` if there is a record.
+        elements: the boxes with their texts. The "bb" of an element is a box, or a list of boxes.
+        made: counts by unit, such as 3 objects, to add to ``counts`` if a record is made.
         counts: receives the counts.
         captions: captions of the whole image.
         keys: additional keys of the record.
     """
     if not elements and not captions:
-        counts.leave_out("image without boxes", image.location)
+        counts.skip("image without boxes", image.location)
         return
     stored = stored_size(image.file) if size is not None else None
     if size is not None and stored is not None and stored != size:
         sizes = f"{size[0]} x {size[1]}", f"{stored[0]} x {stored[1]}"
         if not same_shape(size, stored):
-            counts.leave_out(OTHER_SIZE, image.path, f"{sizes[1]} pixels, annotated as {sizes[0]}")
+            counts.skip(OTHER_SIZE, image.path, f"{sizes[1]} pixels, annotated as {sizes[0]}")
             return
         scales = stored[0] / size[0], stored[1] / size[1]
         elements = [{**each, "bb": _scaled(each["bb"], scales)} for each in elements]
@@ -76,7 +77,8 @@ def same_shape(annotated: tuple[int, int], stored: tuple[int, int]) -> bool:
 
 
 def stored_size(path: Path) -> tuple[int, int] | None:
-    """Returns width and height of the stored pixels, from the header; None if the image does not exist or cannot be read."""
+    """Returns the width and height of the stored pixels, from the header, or None if the image does not exist or cannot be
+    read."""
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as header:
             return header.size

@@ -11,10 +11,10 @@ from dataset.prepare.manifest import MANIFEST, Manifest, read_manifest
 def report_result(
     folder: Path, manifest: Manifest | None, sizes: Mapping[str, int], report: Callable[[str], object]
 ) -> None:
-    """Reports what was made, and what was skipped and why. If ``manifest`` is None, ``folder`` was already complete."""
+    """Reports what was made, what was skipped, and why. If ``manifest`` is None, ``folder`` was already complete."""
     if manifest is None:
-        left_out = read_manifest(folder).counts.left_out
-        missing = {unit: left_out[f"missing {unit}"] for unit in ("image", "video") if left_out[f"missing {unit}"]}
+        skipped = read_manifest(folder).counts.skipped
+        missing = {unit: skipped[f"missing {unit}"] for unit in ("image", "video") if skipped[f"missing {unit}"]}
         listed = ", ".join(f"{number:,} {unit}{'s' if number > 1 else ''}" for unit, number in missing.items())
         again = f"; missing then: {listed}; --overwrite searches for them again" if missing else ""
         report(f"{folder}: already complete, made from the same files with the same flags; nothing to do{again}")
@@ -24,7 +24,7 @@ def report_result(
     for unit, official in sizes.items():
         if unit in counts.read and counts.read[unit] != official:
             report(f"  {unit}: {counts.read[unit]:,} in the given files, {official:,} in the official files")
-    for verb, counter in (("skipped", counts.left_out), ("fixed", counts.fixed)):
+    for verb, counter in (("skipped", counts.skipped), ("fixed", counts.fixed)):
         for reason, number in counter.most_common():
             if number:
                 locations = counts.locations.get(reason)

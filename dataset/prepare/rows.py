@@ -1,6 +1,7 @@
-"""Rows of official files on disk, found by the key of their image.
+"""Stores the rows of official files on disk, so that they can be looked up by image.
 
-A file lists its objects in any order, and a record needs all objects of one image. Memory does not grow with the file.
+A file lists its objects in any order, but a record needs all objects of one image. Memory use does not grow with the size of the
+file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from utils.errors import UserError
 
 
 class Row(NamedTuple):
-    """A row of a ``kind``, for example "objects", that belongs to the image ``key``, with its ``location`` in the file and its
+    """A row of a file: its ``kind``, for example "objects"; the ``key`` of the image that it belongs to; its ``location`` in the
+    file; and its
     content as ``text``."""
 
     kind: str
@@ -35,7 +37,7 @@ class RowFile:
     def __init__(self, path: Path):
         self.path = path
         self._database = sqlite3.connect(path)
-        for pragma in ("journal_mode=OFF", "synchronous=OFF"):  # a file that is not complete is never used
+        for pragma in ("journal_mode=OFF", "synchronous=OFF"):  # an incomplete database is never used
             self._database.execute(f"PRAGMA {pragma}")
         self._database.execute("CREATE TABLE IF NOT EXISTS rows (kind, key, location, text)")
 
@@ -50,7 +52,7 @@ class RowFile:
                 self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
                 self._database.execute("CREATE INDEX by_key ON rows (kind, key)")
         except sqlite3.OperationalError as error:
-            raise UserError(f"{self.path}: {error}; free some space there, or give another --out") from None
+            raise UserError(f"{self.path}: {error}; free some space there, or use another --out") from None
 
     def count(self, kind: str) -> int:
         """Returns the number of different keys of a kind."""
@@ -69,13 +71,14 @@ class RowFile:
         statement = "SELECT * FROM rows WHERE kind = ? AND key = ? ORDER BY rowid"
         return [Row(*values) for values in self._database.execute(statement, (kind, key))]
 
-    def leave_out_orphans(self, kind: str, images: RowFile, images_kind: str, counts: Counts) -> None:
-        """Counts the rows of a kind whose key no row of ``images_kind`` in ``images`` has, as "unknown image"."""
+    def skip_orphans(self, kind: str, images: RowFile, images_kind: str, counts: Counts) -> None:
+        """Counts the rows of ``kind`` whose key does not occur among the rows of ``images_kind`` in ``images``, as "unknown
+        image"."""
         self._database.execute("ATTACH ? AS images", (str(images.path),))
         known = "SELECT key FROM images.rows WHERE kind = ?"
         statement = f"SELECT * FROM main.rows WHERE kind = ? AND key NOT IN ({known}) ORDER BY rowid"
         for values in self._database.execute(statement, (kind, images_kind)):
-            counts.leave_out("unknown image", values[2], f"the image is {values[1]!r}")
+            counts.skip("unknown image", values[2], f"the image is {values[1]!r}")
         self._database.execute("DETACH images")
 
     def close(self) -> None:
@@ -96,7 +99,7 @@ class RowFolder:
     def read(
         self, read: Callable[[str, RawFile, Counts], Iterator[Row]], files: Mapping[str, RawFile], workers: int
     ) -> Counts:
-        """Reads files in worker processes, and returns what was counted.
+        """Reads files in worker processes, and returns the counts.
 
         Args:
             read: yields the rows of a file, given its name in ``files``; it must be a top-level function.

@@ -10,11 +10,11 @@ from dataset.prepare.raw_folder import RawFile
 from utils.errors import UserError
 
 LONGEST_LINE = 1 << 20
-"""Bytes of a line of a text file."""
+"""Maximum size in bytes of a line in a text file."""
 
 
 def lines_of(file: RawFile, longest: int = LONGEST_LINE) -> Iterator[tuple[str, str]]:
-    """Yields the lines of a text file without their ends, each with its location.
+    """Yields the lines of a text file without line breaks, each with its location.
 
     Args:
         file: the file.

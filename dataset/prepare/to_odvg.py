@@ -1,8 +1,9 @@
 """``run.py prepare to_odvg``: writes region records as ODVG lines, which Grounding DINO and its successors are trained on.
 
-Each box becomes a region with its phrase, since not every reader accepts several boxes per region. The caption contains every
-phrase, and ``tokens_positive`` has the positions of the phrases. Content that ODVG cannot represent is written under keys that
-its readers ignore, and that ``run.py prepare odvg`` reads: ``alternatives`` and ``grain`` of a region, ``image_caption`` and
+Each box becomes a region with its phrase, because not every reader accepts several boxes per region. The caption contains every
+phrase, and ``tokens_positive`` contains the positions of the phrases. Some content that ODVG cannot represent is written under
+keys that
+other readers ignore and ``run.py prepare odvg`` reads: ``alternatives`` and ``grain`` of a region, ``image_caption`` and
 ``absent`` of a line.
 """
 
@@ -40,7 +41,7 @@ from utils.files import replacing
 from utils.progress import progress_bar
 
 LOST = ("long_caption", "hard_negatives", "attributes", "exhaustive")
-"""Keys of a record or an element that ODVG lines do not have."""
+"""Keys of a record or an element that are lost in ODVG lines."""
 
 
 def odvg_line(
@@ -148,13 +149,13 @@ def to_odvg(records: tuple[str, ...], /, *, out: Path, images: Path | None = Non
         0: all records were written; 1: some records or phrases were broken; 2: nothing was written
     """
     if not records:
-        raise UserError("give files or folders of region records")
+        raise UserError("pass files or folders of region records")
     if out.suffix != ".jsonl":
-        raise UserError(f"--out {out}: give a file *.jsonl")
+        raise UserError(f"--out {out}: name a file *.jsonl")
     if images is not None and not images.is_dir():
         raise UserError(f"--images: the folder {images} does not exist")
     if out.exists() and not overwrite:
-        raise UserError(f"--out {out} already exists; give another name, or --overwrite")
+        raise UserError(f"--out {out} already exists; use another name, or --overwrite")
     shards = Shards(records, key="RECORDS")
     out.parent.mkdir(parents=True, exist_ok=True)
     root = os.path.realpath(images if images is not None else out.parent)

@@ -1,4 +1,4 @@
-"""Translations of captions. Line n of each file of translations is the translation of line n of ``texts.txt``."""
+"""Translations of captions. Line n of each translation file is the translation of line n of ``texts.txt``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_texts(folder: Path, texts: Iterable[str]) -> int:
 
 
 def translated_files(folder: Path) -> dict[str, Path]:
-    """Returns the files of translations by language."""
+    """Returns the translation files by language."""
     found = ((_TRANSLATED.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
     named = {match[1].lower(): path for match, path in found if match is not None}
     return {language: path for language, path in sorted(named.items()) if language != ENGLISH}
@@ -98,7 +98,7 @@ class Translator:
 
     Args:
         path: the file that :func:`fill_store` wrote.
-        languages: the languages in which every caption should be translated; missing translations are counted.
+        languages: the languages into which every caption should be translated; missing translations are counted.
     """
 
     def __init__(self, path: Path, languages: Iterable[str]):
@@ -112,12 +112,12 @@ class Translator:
         counts.made["texts"] += 1
         found = self._store.find("texts", str(digest_of(one_line(text))))
         if not found:
-            counts.leave_out("text that was not translated", location, repr(text[:80]))
+            counts.skip("text that was not translated", location, repr(text[:80]))
             return {ENGLISH: text}
         translations: dict[str, str] = json.loads(found[-1].text)
         for language in self.languages:
             if language not in translations:
-                counts.leave_out(f"empty translation ({language})", found[-1].location)
+                counts.skip(f"empty translation ({language})", found[-1].location)
         return {ENGLISH: text, **translations}
 
     def __enter__(self) -> Translator:

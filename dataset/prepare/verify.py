@@ -1,4 +1,5 @@
-"""Decodes images before training, to find broken images and copies. The results are kept, so that each image is decoded once."""
+"""Decodes images before training, to detect broken images and copies. The results are stored, so that each image is decoded only
+once."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ MAX_PIXELS: int = LoadingConfig.model_fields["max_pixels"].default
 
 
 class Verified(NamedTuple):
-    """The result for an image.
+    """The result of decoding an image.
 
     Attributes:
         bytes: size of the file.
@@ -51,7 +52,8 @@ def verify_images(paths: Sequence[Path], notes: Path, workers: int) -> dict[Path
 
     Args:
         paths: the images.
-        notes: file of previous results, to which new results are appended. Unchanged images in it are not decoded again.
+        notes: file with previous results, to which new results are appended. Images in this file are not decoded again unless
+            they have changed.
         workers: number of processes.
     """
     known = _read_notes(notes)

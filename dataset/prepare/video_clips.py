@@ -1,4 +1,4 @@
-"""Cuts videos into clips by their times and extracts the frames. Used by all data sets of videos."""
+"""Cuts videos into clips by their times and extracts the frames. All data sets of videos use this module."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def speech_clips(clips: Sequence[Clip], counts: Counts, location: str) -> list[C
             timed.append(clip)
         else:
             counts.read["clips"] += 1
-            counts.leave_out("clip with wrong times", location, f"{clip.start:g} to {clip.end:g} s")
+            counts.skip("clip with wrong times", location, f"{clip.start:g} to {clip.end:g} s")
     ordered = sorted(timed, key=lambda clip: clip.start)
     for index, clip in enumerate(ordered):
         counts.read["clips"] += 1
@@ -61,19 +61,20 @@ def speech_clips(clips: Sequence[Clip], counts: Counts, location: str) -> list[C
             counts.fix("clip cut where the next begins", location)
         spoken = _TAG.sub(" ", clip.text)
         if not spoken.strip():
-            counts.leave_out("clip without speech", location, repr(clip.text[:40]))
+            counts.skip("clip without speech", location, repr(clip.text[:40]))
         elif (text := cleaned_text(spoken, counts, location)) is not None:
             found.append(Clip(clip.start, min(clip.end, begins), text))
     return found
 
 
 def video_records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[dict[str, Any]]:
-    """Yields records with frames in the released form: ``video_frames``, ``text``, ``is_continuous``. The values of ``found``
+    """Yields records with frames, with the keys of the authors' data: ``video_frames``, ``text``, ``is_continuous``. The values
+    of ``found``
     are a :class:`Video`."""
     try:
         yield from _records(options, found, counts)
     except BrokenRecordError as error:
-        counts.leave_out(error.kind, found.location, error.message)
+        counts.skip(error.kind, found.location, error.message)
 
 
 def _records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[dict[str, Any]]:
@@ -88,12 +89,12 @@ def _records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[di
         return
     clips = speech_clips(video.clips, counts, found.location)
     if not clips:
-        counts.leave_out("video without speech", found.location)
+        counts.skip("video without speech", found.location)
         return
     cut = cut_frames(source, clips, options)
     kept = [(clip, frames) for clip, frames in zip(clips, cut, strict=True) if frames]
     for clip in (clip for clip, frames in zip(clips, cut, strict=True) if not frames):
-        counts.leave_out("clip outside its video", found.location, f"{clip.start:g} to {clip.end:g} s")
+        counts.skip("clip outside its video", found.location, f"{clip.start:g} to {clip.end:g} s")
     for start in range(0, len(kept), options.clips):
         part = kept[start : start + options.clips]
         _count(counts, len(part), sum(len(frames) for _, frames in part))

@@ -19,7 +19,7 @@ def _size(text: str) -> tuple[int, int]:
         return side(width), side(height if cross else width)
     except WrongValueError:
         fact = f"{text!r} is not a size from 32 to 1,024"
-        raise WrongValueError(f"{fact}; give 64, or 96x64 for width x height") from None
+        raise WrongValueError(f"{fact}; use 64, or 96x64 for width x height") from None
 
 
 Size = Annotated[tuple[int, int], read_by(_size, n_tokens=1, accepts_keys=False, metavar="SIZE", show_default="64")]

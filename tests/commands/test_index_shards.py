@@ -32,8 +32,8 @@ def test_one_list_is_indexed_in_a_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "reported"),
     [
-        ([], "give either --config FILE or a list of files"),
-        (["--config", DEMO, "data"], "give either --config FILE or a list of files"),
+        ([], "pass either --config FILE or a list of files"),
+        (["--config", DEMO, "data"], "pass either --config FILE or a list of files"),
         (["nowhere"], "FILES: nowhere does not exist"),
         (["--config", "configs/demo/nlvr.yaml"], "--config configs/demo/nlvr.yaml: names no shards"),
     ],

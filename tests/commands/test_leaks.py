@@ -232,7 +232,7 @@ def test_ids_of_two_data_sets_without_a_linking_file_count_as_unchecked(raw, out
     status, printed, _ = leaks(pretraining(tmp_path, folder), "--held-out", splits, "--held-out", raw / "vg")
     assert status == 1 and "not checked" not in printed
     coco = retrieval(tmp_path, raw / "coco" / official.coco_name(official.KARPATHY_TEST))
-    assert "give the folder of image_data.json" in leaks(pretraining(tmp_path, folder), coco)[1]
+    assert "pass the folder of image_data.json" in leaks(pretraining(tmp_path, folder), coco)[1]
     assert leaks(pretraining(tmp_path, folder), coco, "--held-out", raw / "vg")[0] == 1
 
 

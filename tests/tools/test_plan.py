@@ -153,7 +153,7 @@ def test_without_a_name_a_gpu_is_assumed_and_epochs_need_the_records():
     assert plan.chosen.step_s == pytest.approx(plan.chosen.tflop_per_gpu / (0.35 * 989.4))
     assert "35% of h100's 989.4 TFLOP/s (--gpu, --utilisation)" in as_table(plan)
     assert plan.steps is None
-    assert "in epochs: give --records" in as_table(plan)
+    assert "in epochs: pass --records" in as_table(plan)
     assert sized_by_hand(*given, "--records", "800", "train.epochs=3").plan().steps == 30
 
 

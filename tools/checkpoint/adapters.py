@@ -40,12 +40,12 @@ def extract(run: str, out: str) -> str:
     tensors = read_weight_file(file, merge=False).tensors
     if not has_adapters(tensors):
         raise UserError(
-            f"{file}: contains no adapters; give a run with optim.lora, whose best weights and checkpoints contain them"
+            f"{file}: contains no adapters; pass a run with optim.lora, whose best weights and checkpoints contain them"
         )
     config = run_config_of(file)
     if config is None:
         raise UserError(
-            f"{file}: is not in a run's folder, and adapters cannot be used without its {CONFIG_FILE}; give the run's "
+            f"{file}: is not in a run's folder, and adapters cannot be used without its {CONFIG_FILE}; pass the run's "
             "folder"
         )
     about = read_metadata(file)
@@ -72,7 +72,7 @@ def merge(source: str, base: str, out: str) -> str:
     folder = expanded(source)
     file = folder / ADAPTERS
     if not file.is_file():
-        raise UserError(f"{source}: contains no {ADAPTERS}; give a folder written by `run.py checkpoint adapters`")
+        raise UserError(f"{source}: contains no {ADAPTERS}; pass a folder written by `run.py checkpoint adapters`")
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"{source}: contains no {CONFIG_FILE}; copy the whole folder written by `run.py checkpoint adapters`"
@@ -82,7 +82,7 @@ def merge(source: str, base: str, out: str) -> str:
     state = model.state_dict()
     if digest(_split_tensors(state, _frozen_parts(folder / CONFIG_FILE))[1]) != about.get(BASE):
         raise UserError(
-            f"--base {base}: the adapters of {source} were trained on other weights; give the weights that the run "
+            f"--base {base}: the adapters of {source} were trained on other weights; pass the weights that the run "
             "started from"
         )
     model.load_state_dict({**state, **trained})
@@ -130,7 +130,7 @@ def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
     choice = choose(str(folder / CONFIG_FILE), [], None)
     schema, task = choice.load()
     if not expanded(base).exists():
-        raise UserError(f"--base {base}: no such file or folder; give the weights that the run started from")
+        raise UserError(f"--base {base}: no such file or folder; pass the weights that the run started from")
     started: Any = load_config(choice.config, [], schema)
     if started.init.checkpoint is None:
         raise UserError(f"{folder / CONFIG_FILE}: the run has no init.checkpoint that --base could replace")
@@ -150,7 +150,7 @@ def _new_folder(out: str) -> Path:
     """
     folder = expanded(out)
     if folder.exists():
-        raise UserError(f"--out {out}: already exists; give the name of a new folder")
+        raise UserError(f"--out {out}: already exists; use the name of a new folder")
     if not folder.parent.is_dir():
         raise UserError(f"--out {out}: the folder {folder.parent} does not exist; create it first")
     return folder

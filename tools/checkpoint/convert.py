@@ -62,11 +62,11 @@ def _form(file: Path, found: Recognised, form: str | None) -> str:
         part = "vision" if found.task is None and found.vision else "text" if found.task is None and found.text else ""
         raise UserError(
             f"{file}: is {what}, but only X²-VLM models have two formats; "
-            f"{remedy.get(part, 'give a file of an X²-VLM model')}"
+            f"{remedy.get(part, 'pass a file of an X²-VLM model')}"
         )
     other = "published" if found.names == "ours" else "ours"
     if form not in (None, other):
-        raise UserError(f"--form {form}: {file} already has this format; copy it, or give --form {other}")
+        raise UserError(f"--form {form}: {file} already has this format; copy it, or pass --form {other}")
     return other
 
 
@@ -78,9 +78,9 @@ def _check_target(target: Path, form: str, overwrite: bool) -> None:
     if not target.parent.is_dir():
         raise UserError(f"--out {target}: the folder {target.parent} does not exist; create it first")
     if target.is_dir():
-        raise UserError(f"--out {target}: this is a folder; give the name of a file")
+        raise UserError(f"--out {target}: this is a folder; pass the name of a file")
     if target.exists() and not overwrite:
-        raise UserError(f"--out {target}: already exists; give another name, or --overwrite")
+        raise UserError(f"--out {target}: already exists; use another name, or --overwrite")
 
 
 def _check_config(file: Path, config: str | None, found: Recognised) -> bool | None:
@@ -100,7 +100,7 @@ def _check_config(file: Path, config: str | None, found: Recognised) -> bool | N
     if report.fresh:
         raise UserError(
             f"{file}: lacks {len(report.fresh)} parameters of the model of {config}, the first {report.fresh[0]}; "
-            "give the config that the weights were trained with"
+            "pass the config that the weights were trained with"
         )
     return DECODER_WORDS not in model.state_dict()
 

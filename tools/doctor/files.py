@@ -14,7 +14,7 @@ REMEDIES = {
     "folder": "check the path; the first lines of the config say where to get the images",
     "shards": "check the path or pattern; the first lines of the config say how to make the records",
     "weights": "download the file, name the folder of a finished run, or set {key}=null to start from random weights",
-    "model": "give a folder or a name on the Hugging Face Hub",
+    "model": "pass a folder or a name on the Hugging Face Hub",
 }
 
 

@@ -110,7 +110,7 @@ def check_disk(subject: Subject, report: Report) -> None:
         text = f"{_size(total)}: checkpoints of {_size(one)}, {kept} of which are kept, one more while it is written"
         text += f", best weights of {_size(best)}" if has_best else ""
         text += f"; {_size(free)} are free at {folder}"
-        remedy = "free some space in this folder, lower train.keep_checkpoints, or give another --output"
+        remedy = "free some space in this folder, lower train.keep_checkpoints, or use another --output"
         short = Finding("warning", str(subject.output), f"the run needs {text}", remedy)
         report.add("checkpoints", [short] if total > free else [], text)
 

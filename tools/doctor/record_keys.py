@@ -133,7 +133,7 @@ def _check_texts(sampled: _Sampled, described: Sequence[Mapping[str, Any]], repo
             "caption"
         )
         report.add(
-            "record keys", [Finding("warning", key, fact, "give texts that are wrong about the image: docs/records.md")]
+            "record keys", [Finding("warning", key, fact, "add texts that are wrong about the image: docs/records.md")]
         )
 
 

@@ -118,7 +118,7 @@ def backbone(value: Any, key: str, source: Source) -> str:
         if source.get(other):
             raise UserError(
                 f"{source.place(other)}: {other} = true: weights of X-VLM with this vision encoder cannot be loaded; "
-                "give the config of a model with BEiT-2, or start from a config in configs/ with another "
+                "pass the config of a model with BEiT-2, or start from a config in configs/ with another "
                 "model.vision.backbone"
             )
     return f"beitv2_{size_of(value, key, source)}_patch16_224"

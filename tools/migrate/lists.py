@@ -43,7 +43,7 @@ def shards(value: Any, key: str, source: Source) -> list[str]:
     for name in source.names(key, value):
         path = Path(source.file(name))
         if "://" in name:
-            source.files.append((name, "not read; copy it to a local disk, and give the path of the copy"))
+            source.files.append((name, "not read; copy it to a local disk, and pass the path of the copy"))
             entries.append(name)
             continue
         entry, did = str(path), "used unchanged; run.py doctor checks its lines"

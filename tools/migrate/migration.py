@@ -135,7 +135,7 @@ def migrate(
         UserError: if a file cannot be read, or the config lacks a key or has a value of the wrong type.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: already exists; give a new folder")
+        raise UserError(f"--out {out}: already exists; use a new folder")
     weights = None if checkpoint is None else _describe(checkpoint)
     with new_folder(out) as work:
         source = read_source(path, overrides, task, root, out, work, gpus=gpus, checkpoint=checkpoint)
@@ -176,7 +176,7 @@ def convert(source: Source) -> Migrated:
     if missing:
         listed = ", ".join(dict.fromkeys(missing))
         raise UserError(
-            f"{source.path}: lacks {listed}, which the authors' script also requires; add them, or give KEY=VALUE "
+            f"{source.path}: lacks {listed}, which the authors' script also requires; add them, or pass KEY=VALUE "
             "after --out"
         )
     if source.checkpoint is not None:
@@ -335,7 +335,7 @@ def _table(source: Source, migrated: Migrated, weights: str | None) -> Iterator[
     if weights is not None:
         yield f"  init.checkpoint = {weights}"
     elif source.task == "pretrain":
-        yield "  init.vision and init.text; give --checkpoint FILE.th to start from a whole model"
+        yield "  init.vision and init.text; pass --checkpoint FILE.th to start from a whole model"
     else:
         yield "  none: the model starts from random weights; set init.checkpoint=FILE.th, which is read without conversion"
     yield f"\nnext: python run.py doctor --config {source.out / CONFIG}"

@@ -106,7 +106,7 @@ class Source:
         """
         value = self.get(key)
         fact = f"{key} is missing" if value is None else f"{key} = {shown_value(value)} is not {wanted}"
-        return UserError(f"{self.place(key)}: {fact}; give {wanted}, in the file or as {key}=... after --out")
+        return UserError(f"{self.place(key)}: {fact}; pass {wanted}, in the file or as {key}=... after --out")
 
     def file(self, name: str) -> str:
         """Returns the path of a file name in the config. Absolute paths and ``hdfs://`` are unchanged; other paths are relative
@@ -154,7 +154,7 @@ def read_source(
         if not found:
             known = ", ".join(marker for markers in MARKERS.values() for marker in markers)
             raise UserError(
-                f"{path}: the task is unknown, since the config has none of these keys: {known}; give --task, such as "
+                f"{path}: the task is unknown, since the config has none of these keys: {known}; pass --task, such as "
                 "nlvr"
             )
         task = found[0]
@@ -178,5 +178,5 @@ def _vision_json(source: Source, name: str) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise UserError(f"{where}: {file} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{where}: {file} is not a JSON object; give the config of a vision encoder")
+        raise UserError(f"{where}: {file} is not a JSON object; pass the config of a vision encoder")
     return content

@@ -27,7 +27,7 @@ class PlanFlags:
         network: bus bandwidth between nodes in 1e9 bytes/s, as reported by all_reduce_perf of nccl-tests (default: unknown).
         memory: total memory per GPU, in 1e9 bytes (default: this GPU's).
         gpu: v100, v100-pcie, v100s, t4, a10, a30, a40, a100, a6000, 3090, 4090, l4, l40, l40s, h100, h100-pcie, h100-nvl, h200 or
-            h200-nvl (default: this GPU; without one, h100); for others, give train.peak_tflops=X.
+            h200-nvl (default: this GPU; without one, h100); for others, set train.peak_tflops=X.
         utilisation: assumed fraction of the peak in an estimate.
         global_batch: examples of the leading stream per step (default: the config's train.global_batch).
         records: records of the leading stream (for fine-tuning: captions, phrases, questions, statements), for the time of a run

@@ -321,6 +321,6 @@ class Planner:
         if self.flags.nodes is None:
             return []
         if network is None:
-            return ["a ring all-reduce over all ranks; to include the communication time, give --network GB/S"]
+            return ["a ring all-reduce over all ranks; to include the communication time, pass --network GB/S"]
         bandwidth = f"a ring all-reduce over all ranks at {network:g} GB/s (--network)"
         return [f"{bandwidth}; no latency, and no overlap of communication and computation"]

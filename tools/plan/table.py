@@ -101,7 +101,7 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
         ("step time", *(or_unknown(setting.step_s, "{:.3g} s") for setting in (largest, chosen))),
         ("samples per second", *(or_unknown(setting.samples_per_s, "{:,.0f}") for setting in (largest, chosen))),
         ("time of 1,000 steps", "", _duration(chosen.step_s, 1000)),
-        (time_label, "", "in epochs: give --records" if steps is None else _duration(chosen.step_s, steps)),
+        (time_label, "", "in epochs: pass --records" if steps is None else _duration(chosen.step_s, steps)),
     ]
 
 

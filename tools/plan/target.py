@@ -48,7 +48,7 @@ class Target:
         """Returns the memory of a GPU in bytes, from ``--memory`` or from this GPU."""
         if self.device is None:
             if flag_gb is None:
-                raise UserError("--memory: this machine has no GPU; give --memory GB, the memory of one GPU")
+                raise UserError("--memory: this machine has no GPU; pass --memory GB, the memory of one GPU")
             return int(flag_gb * 1e9)
         total = torch.cuda.get_device_properties(self.device).total_memory
         if flag_gb is not None and flag_gb * 1e9 > total and self.measures:
@@ -60,7 +60,7 @@ class Target:
     def _check_precision(self, train: TrainConfig) -> None:
         gpu_matters = self.gpu_flag or (not self.measures and self.config_peak is None)
         if train.precision == "bf16" and gpu_matters and PEAKS[self.gpu].tf32 is None:
-            other = "" if self.gpu_flag else ", or give another --gpu"
+            other = "" if self.gpu_flag else ", or use another --gpu"
             raise UserError(
                 f"train.precision = bf16: the {self.gpu} does not support bf16; set train.precision=fp16{other}"
             )

@@ -73,7 +73,7 @@ def make(run: Run) -> dict[str, Any]:
     if done is not None and done.get("weights", started_from) != started_from:
         if not run.evaluates:
             raise UserError(
-                f"{run.folder} was trained from weights that {run.weights} no longer has; give another --output"
+                f"{run.folder} was trained from weights that {run.weights} no longer has; use another --output"
             )
         sys.stdout.write(f"{run.folder}: {run.weights} has changed; measuring it again\n")
         done = None

@@ -74,7 +74,7 @@ class RealSteps:
         limit: int | None = None,
     ):
         if device.type == "cuda" and device.index is None:
-            raise ValueError(f"{device} has no index; give torch.device('cuda', torch.cuda.current_device())")
+            raise ValueError(f"{device} has no index; pass torch.device('cuda', torch.cuda.current_device())")
         self.device, self.limit = device, limit
         self._cap()
         torch.manual_seed(0)

@@ -82,7 +82,7 @@ def read_about(folder: Path) -> About:
     """
     if folder.is_file():
         raise UserError(
-            f"{folder} is a file; an export is a folder with {MANIFEST}, written by run.py export; give this folder"
+            f"{folder} is a file; an export is a folder with {MANIFEST}, written by run.py export; pass this folder"
         )
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; make it with python run.py export RUN --out {folder}")

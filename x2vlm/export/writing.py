@@ -44,7 +44,7 @@ def export(model: Model, out: Path) -> About:
             write_about(folder, about)
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror or error}; give a different folder, or free some space"
+            f"{out}: cannot be written: {error.strerror or error}; pass a different folder, or free some space"
         ) from None
     return about
 
@@ -62,14 +62,14 @@ def _check(model: Model, out: Path) -> None:
     """Reject models and folders that cannot be used, before any work is done."""
     if model.settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"export: {model.origin} is a model of task {model.settings.task}, which cannot be exported; give a "
+            f"export: {model.origin} is a model of task {model.settings.task}, which cannot be exported; pass a "
             f"model of task {', '.join(EXPORTED_TASKS)}"
         )
     require_packages()
     if out.suffix != SUFFIX:
-        raise UserError(f"--out {out}: an export is a folder whose name ends with {SUFFIX}; give {out}{SUFFIX}")
+        raise UserError(f"--out {out}: an export is a folder whose name ends with {SUFFIX}; pass {out}{SUFFIX}")
     if out.exists():
-        raise UserError(f"--out {out}: already exists; remove it, or give a different folder")
+        raise UserError(f"--out {out}: already exists; remove it, or pass a different folder")
 
 
 def _within_tolerance(largest: dict[str, float], origin: str) -> dict[str, float]:

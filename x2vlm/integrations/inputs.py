@@ -27,7 +27,7 @@ def as_model(model: LoadedModel | str | Path, **options: object) -> LoadedModel:
     for call in ("match", "embed_images", "embed_texts"):
         loaded.require(call)
     if loaded.read.videos is not None:
-        raise UserError(f"{loaded.origin} is a video model; give an image model")
+        raise UserError(f"{loaded.origin} is a video model; pass an image model")
     return loaded
 
 

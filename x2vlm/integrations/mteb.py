@@ -87,7 +87,7 @@ class X2VLMReranker:
 
     def __init__(self, model: LoadedModel | str | Path, *, candidates: int = 256, cache_gb: float = 2.0):
         if candidates < 1:
-            raise UserError(f"candidates is {candidates}; give at least 1")
+            raise UserError(f"candidates is {candidates}; pass at least 1")
         self.model = as_model(model)
         self.candidates, self.cache_gb = candidates, cache_gb
         self.mteb_model_meta = _meta(self.model, f"-reranker-{candidates}", "cross-encoder")

@@ -182,21 +182,21 @@ def _part(given: Any) -> tuple[Modality, Any]:
     """Returns the kind of an input, and the text or image itself."""
     if isinstance(given, Path) or (isinstance(given, str) and Path(given).suffix.lower() in IMAGE_SUFFIXES):
         if not Path(given).is_file():
-            raise UserError(f"{given}: no such image; give the path of one")
+            raise UserError(f"{given}: no such image; pass the path of one")
         return "image", given
     try:
         kind = infer_modality(given, supported_modalities=[*MODALITIES])
     except ValueError as error:
         raise UserError(f"{str(given)[:60]!r} is neither a text nor an image: {str(error).splitlines()[0]}") from None
     if kind not in MODALITIES or isinstance(given, tuple | list):
-        raise UserError(f"{str(given)[:60]!r} is neither a text nor an image, but {kind}; give a text or an image")
+        raise UserError(f"{str(given)[:60]!r} is neither a text nor an image, but {kind}; pass a text or an image")
     return kind, given[kind] if isinstance(given, dict) else given
 
 
 def _pair(given: Any) -> tuple[str, Any]:
     """Returns the text and the image of a pair."""
     if not isinstance(given, tuple | list) or len(given) != 2:
-        raise UserError(f"{str(given)[:60]!r} is not a pair; give a text and an image")
+        raise UserError(f"{str(given)[:60]!r} is not a pair; pass a text and an image")
     parts = dict(_part(each) for each in given)
     if set(parts) != set(MODALITIES):
         (kind,) = parts
@@ -217,7 +217,7 @@ def _model_in(source: LoadedModel | str | Path, device: str | None, precision: P
     if isinstance(source, LoadedModel):
         if device is not None or precision != "fp32":
             raise UserError(
-                "device and precision do not apply to a model that is already loaded; give them to x2vlm.load"
+                "device and precision do not apply to a model that is already loaded; pass them to x2vlm.load"
             )
         return as_model(source)
     if str(source).startswith(HUB):

@@ -35,7 +35,7 @@ class Encoder:
                 "load a model of task pretrain or retrieval"
             )
         if model.read.videos is not None:
-            raise UserError(f"{model.origin} is a video model, but an index contains images; give an image model")
+            raise UserError(f"{model.origin} is a video model, but an index contains images; pass an image model")
         assert isinstance(model.settings.model, AligningConfig)
         self.model, self.runtime = model, model.runtime
         self.width, self.weights = model.settings.model.embed_dim, self.runtime.weights

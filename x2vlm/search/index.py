@@ -112,7 +112,7 @@ class ImageIndex:
         self._cache = (
             None
             if caches is None
-            else BlockCache(caches / "images", int(cache_gb * 1e9), "give a different folder with cache=")
+            else BlockCache(caches / "images", int(cache_gb * 1e9), "pass a different folder with cache=")
         )
 
     def __len__(self) -> int:

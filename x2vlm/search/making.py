@@ -113,14 +113,14 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
         raise
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror or error}; give a different folder, or free some space"
+            f"{out}: cannot be written: {error.strerror or error}; pass a different folder, or free some space"
         ) from None
     return Made(images, len(files) - len(broken) - images, broken, parts.embedded)
 
 
 def _files(folder: Path) -> list[_File]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a folder of images")
+        raise UserError(f"{folder}: no such folder; pass a folder of images")
     found = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
@@ -134,7 +134,7 @@ def _check_empty(out: Path) -> None:
     """Reject a folder that contains other files but no index."""
     others = (path.name for path in out.iterdir() if path.name != LOCK and not path.match(f".{ABOUT}.*.tmp"))
     if not (out / ABOUT).exists() and any(others):
-        raise UserError(f"{out} contains other files; give an empty folder for the index")
+        raise UserError(f"{out} contains other files; use an empty folder for the index")
 
 
 @contextmanager
@@ -161,10 +161,10 @@ def _continued(out: Path, about: About) -> About:
         return about
     previous = read_about(out)
     if previous.folder != about.folder:
-        raise UserError(f"{out} is an index of {previous.folder}, not of {about.folder}; give a different folder")
+        raise UserError(f"{out} is an index of {previous.folder}, not of {about.folder}; pass a different folder")
     if previous.weights != about.weights:
         raise UserError(
-            f"{out} was made by {previous.model}, whose weights differ from {about.model}; give a different folder"
+            f"{out} was made by {previous.model}, whose weights differ from {about.model}; pass a different folder"
         )
     return replace(about, made=previous.made, format=previous.format, digests=previous.digests)
 

@@ -92,7 +92,7 @@ class RetrievalSuite(Suite[Captions]):
         check_scores(model)
         network = model.network
         if not isinstance(network, PretrainModel | RetrievalModel):
-            raise UserError(f"{model.origin} is an export; give the run or weight file from which it was exported")
+            raise UserError(f"{model.origin} is an export; pass the run or weight file from which it was exported")
         baselines = _Baselines(model, content.items)
         items = content.items.only(baselines.readable)
         texts = baselines.texts

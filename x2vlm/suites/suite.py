@@ -301,7 +301,7 @@ def chosen_kinds(known: Sequence[str], kinds: Sequence[str], suite: Suite[Any]) 
             continue
         if kind in suite.summaries:
             raise UserError(
-                f"--kinds {kind}: is a mean over kinds; give {' '.join(suite.summaries[kind][1] or known)} instead"
+                f"--kinds {kind}: is a mean over kinds; pass {' '.join(suite.summaries[kind][1] or known)} instead"
             )
         if "," in kind:
             raise UserError(f"--kinds {kind}: separate kinds by spaces, not by commas")

@@ -1,1 +1,1 @@
-"""The public pre-training data sets, with one module for each format of official files."""
+"""The public data sets for pre-training, with one module for each format of official files."""

@@ -33,11 +33,11 @@ from utils.errors import UserError
 SUFFIXES = (".json", ".json.gz")
 LVIS_FILES = ("lvis_v1_train.json", "lvis_v0.5_train.json")
 
-_LOOKED_AT = 100
-"""Number of annotations that are checked to recognise a file."""
+_MAX_CHECKED = 100
+"""Number of annotations that are checked to recognise the format of a file."""
 
 Categories = Mapping[str, list[str]]
-"""Texts for the objects of a category, by its id: its name and its synonyms."""
+"""Maps the id of each category to the texts for its objects: the category's name and its synonyms."""
 
 
 def _files(raw: RawFolder) -> Files:
@@ -66,7 +66,7 @@ def _has_instances(file: RawFile) -> bool:
                     if isinstance(piece.value, dict) and "bbox" in piece.value and "category_id" in piece.value:
                         return True
                     seen += 1
-                    if seen == _LOOKED_AT:
+                    if seen == _MAX_CHECKED:
                         return False
                 if not piece.section and isinstance(piece.key, int):
                     return False  # an array
@@ -79,8 +79,8 @@ def read_instances(title: str, from_coco: bool, files: Files, scratch: Path, opt
     """Reads the objects of one or more files for region records, one for each image of a file.
 
     Args:
-        title: name of the data set, to name in error messages.
-        from_coco: whether the images are from COCO, where each image has had two names.
+        title: name of the data set, for error messages.
+        from_coco: whether the images are COCO's, each of which has had two names.
         files: the annotation files.
         scratch: folder for temporary files.
         options: the user's options.
@@ -90,7 +90,7 @@ def read_instances(title: str, from_coco: bool, files: Files, scratch: Path, opt
     categories: dict[str, Categories] = {}
     for name in files:
         rows = folder[name]
-        rows.leave_out_orphans("annotations", rows, "images", counts)
+        rows.skip_orphans("annotations", rows, "images", counts)
         synonyms = {row.key: json.loads(row.text) for row in rows.first("synonyms")}
         categories[name] = {
             key: _texts([text, *synonyms.get(key, [])], counts, f"{files[name]}: category {key}")
@@ -131,7 +131,7 @@ def _record(categories_of: Mapping[str, Categories], image: Found, counts: Count
         category = str(id_number(value.get("category_id")))
         texts = categories.get(category)
         if not texts:
-            counts.leave_out("unknown category", row.location, repr(value.get("category_id"))[:40])
+            counts.skip("unknown category", row.location, repr(value.get("category_id"))[:40])
             continue
         box = placed_box(value.get("bbox"), *size, counts, row.location)
         if box is not None:
@@ -144,7 +144,7 @@ def _record(categories_of: Mapping[str, Categories], image: Found, counts: Count
         if texts := categories.get(category):
             phrases.add_absent(texts, "object")
         else:
-            counts.leave_out("unknown category", image.location, f"{ABSENT} contains {category}")
+            counts.skip("unknown category", image.location, f"{ABSENT} contains {category}")
     made |= {"absent phrases": len(phrases) - shown_phrases} if len(phrases) > shown_phrases else {}
     yield from region_record(image, size, phrases.elements(), made, counts)
 

@@ -23,7 +23,7 @@ from utils.errors import UserError
 V = TypeVar("V")
 
 Files = Mapping[str, RawFile]
-"""Official files, by the names that the module of the data set gives them."""
+"""Official files, under the names that the data set's module uses for them."""
 
 
 class AnnotatedMedia(NamedTuple):
@@ -36,7 +36,7 @@ class AnnotatedMedia(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An annotated image or video whose ``file`` was found. ``path`` is the path of the file as written in its records."""
+    """An annotated image or video whose ``file`` was found. ``path`` is the file's path as written to records."""
 
     path: str
     file: Path
@@ -49,10 +49,10 @@ class Source:
     """The annotated images or videos of a data set.
 
     Attributes:
-        items: the images or videos in a fixed order, with an error for each one that is unusable.
-        convert: yields the records of an image or video, given as :class:`Found`.
+        items: the images or videos in a fixed order, with an error in place of each unusable one.
+        convert: function that yields the records of an image or video, which it gets as :class:`Found`.
         total: number of images or videos, for the progress bar.
-        counts: counts of the entries that were read before the first image or video.
+        counts: counts for the entries that are read before the first image or video.
     """
 
     items: Iterable[AnnotatedMedia | BrokenRecordError]
@@ -68,8 +68,8 @@ class Records:
     Attributes:
         folder: name of the folder, as in the configs.
         content: what a record is.
-        files: finds the official files.
-        read: reads the official files; the second argument is a folder for temporary files.
+        files: function that finds the official files.
+        read: function that reads the official files; its second argument is a folder for temporary files.
         image_files: the image files of the data set, or None if its files are videos.
         batch: number of images that a process converts at a time.
         held_out_split: name of the held-out split that the folder consists of, or None if the folder is for training.
@@ -94,16 +94,18 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairs:
-    """The URLs and captions of a data set that is small enough for duplicate detection. ``files`` finds the official files, and
-    ``read`` yields their pairs and counts them."""
+    """The URLs and captions of a data set that is small enough for duplicate detection. The function ``files`` finds the official
+    files, and
+    the function ``read`` yields their pairs and counts them."""
 
     files: Callable[[RawFolder], Files]
     read: Callable[[Files, Counts], Iterator[Pair]]
 
 
 RowToRecord = Callable[[Mapping[str, Any], tuple[int, int], Counts, str], "dict[str, Any] | None"]
-"""Converts the annotations of an image to a record without the image. Returns None, after counting the reason, if nothing can be
-used. The arguments are the official columns by name, the size of the stored image in pixels, the counts, and the location."""
+"""Function that converts the annotations of an image to a record without the image. It returns None, after counting the reason,
+if nothing can be
+used. Its arguments are the official columns by name, the size of the stored image in pixels, the counts, and the location."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,9 @@ class Annotations:
     Attributes:
         content: what a record is.
         columns: official names of the columns that are converted, in lower case.
-        convert: converts the columns; must be a top-level function, since worker processes call it.
-        has_boxes: whether the annotations have boxes, which do not fit cropped or padded images.
-        needs: column without which a row cannot become a record; rows in which it is null or blank are not listed.
+        convert: function that converts the columns; it must be a top-level function, because worker processes call it.
+        has_boxes: whether the annotations have boxes, which would be wrong for cropped or padded images.
+        needs: column without which a row cannot become a record; rows in which it is null or blank are omitted from lists.
     """
 
     content: str
@@ -127,12 +129,12 @@ class Annotations:
 
 @dataclass(frozen=True)
 class ParquetPairs:
-    """The URLs and captions of a data set that is too large for duplicate detection, in parquet files, JSON lines, or shards that
+    """The URLs and captions of a data set that is too large for duplicate detection, in Parquet files, JSON lines, or shards that
     img2dataset made from them.
 
     Attributes:
-        columns: the official names of each column in lower case, by our name; the first official name that exists is used.
-        in_shards: the same mapping for the JSON files in shards, whose width and height describe the resized image.
+        columns: maps our name for each column to its official names in lower case; the first official name that exists is used.
+        in_shards: like ``columns``, for the JSON files in shards, whose width and height describe the resized image.
         annotations: additional columns that become part of the records; if None, a record is an image and its caption.
     """
 
@@ -143,16 +145,17 @@ class ParquetPairs:
 
 @dataclass(frozen=True)
 class Splits:
-    """A folder with an annotation file for each split of a data set that is not for pre-training on images.
+    """A folder with an annotation file for each split, made from a data set that is not for pre-training on images.
 
     Attributes:
         folder: name of the folder.
         content: what a record is.
         readers: the configs that read the folder.
-        files: finds the official files.
-        read: returns the records by name of the split, given the official files, the folder, the user's options, and the counts.
-            It may write images to ``images/`` in the folder.
-        reads: names of the options that determine the content.
+        files: function that finds the official files.
+        read: function that returns the records of each split. It gets the official files, the folder, the user's options, and the
+            counts, and
+            may write images to ``images/`` in the folder.
+        reads: names of the options that affect the content.
     """
 
     folder: str
@@ -172,7 +175,7 @@ class DataSet:
         home: website of the data set.
         licence: licence as stated on the website; not verified here.
         files: official files, and what each contains.
-        sizes: official counts by unit, from the website, with which the result is compared.
+        sizes: official counts by unit, from the website; the result is compared with them.
         makes: what is made from the data set: folders of records for pre-training, URLs from which each user downloads the
             images, or annotation files of splits.
         required: names of held-out splits whose files must exist (:data:`dataset.prepare.held_out.SPLITS`).
@@ -191,7 +194,7 @@ class DataSet:
         return isinstance(self.makes, tuple) and any(records.image_files is None for records in self.makes)
 
     def folders(self, name: str) -> list[tuple[str, str]]:
-        """Returns the folders that are made, and what a record of each folder contains, given the name of the data set."""
+        """Returns the folders that are made from the data set called ``name``, and what a record in each folder contains."""
         if isinstance(self.makes, Splits):
             return [(self.makes.folder, self.makes.content)]
         if isinstance(self.makes, tuple):
@@ -201,7 +204,7 @@ class DataSet:
 
 
 def files_named(**names: str | tuple[str, ...]) -> Callable[[RawFolder], Files]:
-    """Returns a function that finds official files by name. Of several names for a file, the first that exists is used.
+    """Returns a function that finds official files by name. If a file may have several names, the first that exists is used.
 
     The function raises :class:`UserError` with the names of all missing files.
     """
@@ -215,7 +218,7 @@ def files_named(**names: str | tuple[str, ...]) -> Callable[[RawFolder], Files]:
 
 
 def checked(convert: Callable[[], V], location: str, title: str) -> V:
-    """Returns ``convert()``, which reads a value of an official file.
+    """Calls ``convert``, which reads a value of an official file, and returns its result.
 
     Raises:
         UserError: the value at ``location`` does not have the form of the official file of the data set ``title``.

@@ -49,7 +49,7 @@ def blip3_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, 
     """Returns the record of an image, given its columns and the size of the stored image."""
     grounded = next((text for text in _texts(row[GROUNDED]) if BOX in text), None)
     if grounded is None:
-        counts.leave_out("no caption with boxes", location)
+        counts.skip("no caption with boxes", location)
         return None
     phrases = Phrases(counts)
     start = 0
@@ -64,7 +64,7 @@ def blip3_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, 
             if box is not None and text is not None:
                 phrases.add([text], box, "object", location)
     if not phrases:
-        counts.leave_out("image without boxes", location)
+        counts.skip("image without boxes", location)
         return None
     counts.made["objects"] += phrases.boxes
     long_caption = long_text(row[CAPTION], counts, location) if row[CAPTION] is not None else None

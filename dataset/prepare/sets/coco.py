@@ -59,7 +59,7 @@ def _read(convert: Callable[[Mapping[str, str]], Convert], files: Files, scratch
     for name, file in files.items():
         unit, _, split = name.partition("_")
         captions = folder[f"captions_{split}"]
-        folder[name].leave_out_orphans("annotations", captions, "images", counts)
+        folder[name].skip_orphans("annotations", captions, "images", counts)
         if unit == "objects":
             categories |= category_names(folder[name])
             continue
@@ -90,7 +90,7 @@ def _captions_of(image: Found, counts: Counts) -> list[str]:
         if "caption" in value:
             texts.append(value["caption"])
         else:
-            counts.leave_out("missing key", row.location, "no 'caption'")
+            counts.skip("missing key", row.location, "no 'caption'")
     return cleaned_texts(texts, counts, f"{image.location}: captions")
 
 
@@ -98,7 +98,7 @@ def _caption_records(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     number, _, _ = image.values
     texts = _captions_of(image, counts)
     if not texts:
-        counts.leave_out("image without captions", image.location)
+        counts.skip("image without captions", image.location)
         return
     counts.made["images"] += 1
     for text in texts:

@@ -29,7 +29,7 @@ from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
 
 FOLDER = "coyo_image_"
-"""Prefix of the folder from which on image paths are the same for all users."""
+"""Prefix of the folder name at which the part of an image path begins that is the same for all users."""
 
 _PATH = b'"f_path"'
 
@@ -88,11 +88,11 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     row = json.loads(image.values)
     size = stored_size(image.file)
     if size is None:
-        counts.leave_out("unreadable image", image.location, "its size is needed, since the boxes are relative")
+        counts.skip("unreadable image", image.location, "its size is needed, since the boxes are relative")
         return
     described = row.get("bbox_info")
     if not isinstance(described, list):
-        counts.leave_out("wrong type", image.location, f"bbox_info is {str(described)[:40]}")
+        counts.skip("wrong type", image.location, f"bbox_info is {str(described)[:40]}")
         return
     counts.read["boxes"] += len(described)
     elements: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
         if element is None:
             continue
         if any(each["caption"] == element["caption"] and overlap(each["bb"], element["bb"]) > 0.9 for each in elements):
-            counts.leave_out("duplicate box", image.location, f"bbox_info[{index}]")
+            counts.skip("duplicate box", image.location, f"bbox_info[{index}]")
         else:
             elements.append(element)
     text, longer = row.get("short_caption"), row.get("caption")
@@ -114,7 +114,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
 
 def _element(value: Any, size: tuple[int, int], counts: Counts, location: str) -> dict[str, Any] | None:
     if not isinstance(value, Mapping):
-        counts.leave_out("wrong type", location, f"{str(value)[:40]} is not an object")
+        counts.skip("wrong type", location, f"{str(value)[:40]} is not an object")
         return None
     corners = value.get("bbox")
     box = relative_box(corners[:4] if isinstance(corners, list) else corners, *size, counts, location)
@@ -130,7 +130,7 @@ def _element(value: Any, size: tuple[int, int], counts: Counts, location: str) -
         listed = list(negatives.values()) if isinstance(negatives, dict) else negatives
         texts = cleaned_texts(listed, counts, f"{location}.short_expr_negs")
         if text in texts:
-            counts.leave_out("hard negative equal to the text", location, repr(text[:80]))
+            counts.skip("hard negative equal to the text", location, repr(text[:80]))
             texts.remove(text)
         element |= {"hard_negatives": texts} if texts else {}
     return element

@@ -27,7 +27,7 @@ TRAIN = "train.txt"
 
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^/\s\]]+)+)\s+([^\]]*)\]")
 _NOT_VISUAL = "0"
-"""The chain of phrases that do not refer to anything in the image."""
+"""Id of the chain (group of phrases for the same entity) whose phrases do not refer to anything in the image."""
 
 
 class _Annotations:
@@ -106,7 +106,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     try:
         size, boxes = _boxes(annotated, f"{image.location}.xml", counts)
     except BrokenRecordError as error:
-        counts.leave_out(error.kind, error.location, error.message)
+        counts.skip(error.kind, error.location, error.message)
         return
     captions, phrases = _parsed_sentences(sentences)
     elements = []
@@ -115,7 +115,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
         if chain not in boxes:
             reason = "not visual" if chain == _NOT_VISUAL else "phrase without box"
             for text in texts:
-                counts.leave_out(reason, f"{image.location}: chain {chain}", repr(text[:40]))
+                counts.skip(reason, f"{image.location}: chain {chain}", repr(text[:40]))
         elif cleaned := cleaned_texts(texts, counts, f"{image.location}: chain {chain}"):
             elements.append({"caption": cleaned, "bb": boxes[chain], "grain": "region"})
     made = {"boxes": len(elements), "phrases": sum(len(element["caption"]) for element in elements)}
@@ -155,7 +155,7 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
         try:
             values = [float(element.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax")]
         except ValueError:
-            counts.leave_out("wrong type", f"{location}: object[{index}]", "the box is not four numbers")
+            counts.skip("wrong type", f"{location}: object[{index}]", "the box is not four numbers")
             continue
         for name in element.iter("name"):
             corners.setdefault((name.text or "").strip(), []).append(tuple(values))

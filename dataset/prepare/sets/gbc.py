@@ -31,7 +31,7 @@ def gbc_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, lo
     """Returns the record of an image, given its columns and the size of the stored image."""
     vertices = row["vertices"]
     if not isinstance(vertices, list):
-        counts.leave_out("wrong type", location, f"vertices is {str(vertices)[:40]}")
+        counts.skip("wrong type", location, f"vertices is {str(vertices)[:40]}")
         return None
     counts.read["vertices"] += len(vertices)
     by_id: dict[str, Mapping[str, Any]] = {}
@@ -39,7 +39,7 @@ def gbc_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, lo
         if isinstance(vertex, dict) and isinstance(vertex.get("vertex_id"), str):
             by_id[vertex["vertex_id"]] = vertex
         else:
-            counts.leave_out("wrong type", f"{location}: vertices[{index}]", f"{str(vertex)[:40]} has no vertex_id")
+            counts.skip("wrong type", f"{location}: vertices[{index}]", f"{str(vertex)[:40]} has no vertex_id")
     captions = [row["original_caption"]] if row["original_caption"] is not None else []
     details: list[str] = []
     phrases = Phrases(counts)
@@ -57,14 +57,14 @@ def gbc_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, lo
         elif label == "relation":
             _add(phrases, [vertex], texts_of.get("relation", []), {}, "region", size, counts, where)
         else:
-            counts.leave_out("unknown label", where, f"{label!r:.40}")
+            counts.skip("unknown label", where, f"{label!r:.40}")
     elements = phrases.elements()
     if not elements:
-        counts.leave_out("image without boxes", location)
+        counts.skip("image without boxes", location)
         return None
     for element in elements:
         if isinstance(element["bb"], list) and element.pop("long_caption", None) is not None:
-            counts.leave_out("long caption of one of several boxes", location, f"{element['caption']!r:.80}")
+            counts.skip("long caption of one of several boxes", location, f"{element['caption']!r:.80}")
     counts.made["boxes"] += phrases.boxes
     texts = list(dict.fromkeys(text for each in captions if (text := cleaned_text(each, counts, location)) is not None))
     record: dict[str, Any] = {"caption": texts} if texts else {}
@@ -84,7 +84,7 @@ def _texts_by_label(vertex: Mapping[str, Any], counts: Counts, location: str) ->
         if isinstance(each, dict) and isinstance(each.get("text"), str):
             found.setdefault(str(each.get("label")), []).append(each["text"])
         else:
-            counts.leave_out("wrong type", location, f"descs contains {str(each)[:40]}")
+            counts.skip("wrong type", location, f"descs contains {str(each)[:40]}")
     return found
 
 
@@ -119,7 +119,7 @@ def _add(
     cleaned = (cleaned_text(text, counts, location) for text in texts)
     alternatives = list(dict.fromkeys(text for text in cleaned if text is not None))
     if not alternatives:
-        counts.leave_out("vertex without a text", location)
+        counts.skip("vertex without a text", location)
         return
     details = _long(texts_of.get("detail", []), counts, location)
     for vertex in vertices:

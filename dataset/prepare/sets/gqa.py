@@ -19,7 +19,7 @@ from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
 
 GRAPHS = 74_942
-"""Scene graphs of ``train_sceneGraphs.json``, for the progress bar."""
+"""Number of scene graphs in ``train_sceneGraphs.json``, for the progress bar."""
 
 
 def _read(files: Files, scratch: Path, options: Options) -> Source:
@@ -46,14 +46,14 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     try:
         size = int(graph["width"]), int(graph["height"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        counts.leave_out("missing key", image.location, f"no width and height ({error})")
+        counts.skip("missing key", image.location, f"no width and height ({error})")
         return
     elements = []
     for key, value in graph["objects"].items():
         counts.read["objects"] += 1
         location = f"{image.location}.objects.{key}"
         if not isinstance(value, dict):
-            counts.leave_out("wrong type", location, f"{str(value)[:40]!r} is not an object")
+            counts.skip("wrong type", location, f"{str(value)[:40]!r} is not an object")
             continue
         element = described_box(size, location, value, value.get("name"), counts)
         if element is not None:

@@ -63,7 +63,7 @@ def _references(files: Files, counts: Counts) -> Iterator[Reference]:
             location, value = f"{file}[{piece.key}]", piece.value
             counts.read["references"] += 1
             if not isinstance(value, dict):
-                counts.leave_out("wrong type", location, f"{piece.text[:40]} is not an object")
+                counts.skip("wrong type", location, f"{piece.text[:40]} is not an object")
                 continue
             image, sentences = id_number(value.get("image_id")), value.get("sentences")
             annotations = value.get("ann_id")
@@ -76,12 +76,12 @@ def _references(files: Files, counts: Counts) -> Iterator[Reference]:
                 or not (none or (listed and all(isinstance(each, int) and each in boxes for each in listed)))
             ):
                 detail = f"image_id {value.get('image_id')}, ann_id {str(annotations)[:60]}: no box, size or sentences"
-                counts.leave_out("missing key", location, detail)
+                counts.skip("missing key", location, detail)
                 continue
             others = [] if none else [each for each in listed if id_number(images[each]) != image]
             if others:
                 detail = f"ann_id {others[0]} is of image {images[others[0]]}, not of image {image}"
-                counts.leave_out("annotation of another image", location, detail)
+                counts.skip("annotation of another image", location, detail)
                 continue
             expressions = [each.get("sent") if isinstance(each, dict) else None for each in sentences]
             found = [] if none else [boxes[each] for each in listed]
@@ -98,9 +98,9 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     images: dict[int, list[Reference]] = {}
     for each in references:
         if each.split not in TRAINING:
-            counts.leave_out("not in the training split", each.location, each.split)
+            counts.skip("not in the training split", each.location, each.split)
         elif each.image in evaluated:
-            counts.leave_out(f"held out by gRefCOCO {evaluated[each.image]}", each.location, f"image {each.image}")
+            counts.skip(f"held out by gRefCOCO {evaluated[each.image]}", each.location, f"image {each.image}")
         else:
             images.setdefault(each.image, []).append(each)
     annotated = [
@@ -155,7 +155,7 @@ def _evaluated(references: list[Reference], counts: Counts) -> Iterator[Mapping[
         boxes = _placed(each, counts)
         texts = [text.strip() for text in each.expressions if isinstance(text, str) and text.strip()]
         if len(texts) < len(each.expressions):
-            counts.leave_out("empty text", each.location)
+            counts.skip("empty text", each.location)
         if boxes is not None and texts:
             counts.made["expressions"] += len(texts)
             yield {"image": IMAGE_NAME.format(each.image), "elems": [_element(boxes, texts)], "coco_id": each.image}

@@ -16,7 +16,7 @@ from dataset.prepare.phrases import Phrases
 from dataset.prepare.sets.base import Annotations, DataSet, ParquetPairs
 
 SPANS = {"noun_chunks": "object", "ref_exps": "region"}
-"""Columns with phrases, and the grain of their elements."""
+"""Columns with phrases, and the ``grain`` of the elements made from them."""
 
 COLUMNS = {
     "url": ("url",),
@@ -31,7 +31,7 @@ def grit_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, l
     """Returns the record of an image, given its columns and the size of the stored image."""
     caption = row["caption"]
     if not isinstance(caption, str):
-        counts.leave_out("wrong type", location, f"caption is {str(caption)[:40]}")
+        counts.skip("wrong type", location, f"caption is {str(caption)[:40]}")
         return None
     phrases, texts = Phrases(counts), dict[tuple[float, float], str | None]()
     made = []
@@ -40,7 +40,7 @@ def grit_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, l
         if spans is None:
             continue
         if not isinstance(spans, list):
-            counts.leave_out("wrong type", location, f"{column} is {str(spans)[:40]}")
+            counts.skip("wrong type", location, f"{column} is {str(spans)[:40]}")
             continue
         counts.read["phrases"] += len(spans)
         before = phrases.boxes
@@ -49,7 +49,7 @@ def grit_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, l
         made.append((f"{grain}s", phrases.boxes - before))
     elements, text = phrases.elements(), cleaned_text(caption, counts, location)
     if not elements and text is None:
-        counts.leave_out("image without boxes", location)
+        counts.skip("image without boxes", location)
         return None
     for unit, number in made:
         counts.made[unit] += number
@@ -69,14 +69,14 @@ def _add_span(
     """Adds a phrase and its box.
 
     Args:
-        texts: cleaned phrases by their offsets, since a phrase with several boxes is repeated.
+        texts: cleaned phrases by their offsets, because a phrase with several boxes is listed several times.
     """
     if not isinstance(span, list) or len(span) < 6:
-        counts.leave_out("wrong type", location, f"{str(span)[:60]} is not two offsets and a box")
+        counts.skip("wrong type", location, f"{str(span)[:60]} is not two offsets and a box")
         return
     first, last = span[0], span[1]
     if not isinstance(first, int | float) or not isinstance(last, int | float) or not 0 <= first < last <= len(caption):
-        counts.leave_out("offsets outside the caption", location, f"{first} to {last} of {len(caption)} characters")
+        counts.skip("offsets outside the caption", location, f"{first} to {last} of {len(caption)} characters")
         return
     box = relative_box(span[2:6], *size, counts, location)
     if box is None:

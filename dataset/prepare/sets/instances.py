@@ -24,11 +24,12 @@ from dataset.prepare.sets.base import AnnotatedMedia, Files, Found, Source, chec
 from utils.errors import UserError
 
 OBJECTS = "objects"
-"""Name of the file of :func:`read_objects`."""
+"""Name under which :func:`read_objects` expects the annotation file."""
 
 ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"
 FEDERATED = (ABSENT, INCOMPLETE)
-"""Keys of LVIS: ids of categories that an image does not show, and ids of categories whose objects do not all have boxes."""
+"""Keys in LVIS that contain the ids of categories that an image does not show, and of categories whose objects do not all have
+boxes."""
 
 _KEPT = ("caption", "category_id", "bbox")
 """The keys of an annotation that are read."""
@@ -52,7 +53,7 @@ def read_objects(
     folder = RowFolder(scratch)
     counts = folder.read(partial(rows_of, title), files, options.workers)
     rows = folder[OBJECTS]
-    rows.leave_out_orphans("annotations", rows, "images", counts)
+    rows.skip_orphans("annotations", rows, "images", counts)
 
     def images() -> Iterator[AnnotatedMedia]:
         with folder:
@@ -86,11 +87,11 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
             if piece.section == "annotations":
                 counts.read[unit] += 1
                 if not isinstance(value, dict):
-                    counts.leave_out("wrong type", location, f"{piece.text[:40]} is not an object")
+                    counts.skip("wrong type", location, f"{piece.text[:40]} is not an object")
                 elif (image := id_number(value.get("image_id"))) is None:
-                    counts.leave_out("missing key", location, f"image_id is {value.get('image_id')!r}")
+                    counts.skip("missing key", location, f"image_id is {value.get('image_id')!r}")
                 elif value.get("iscrowd"):
-                    counts.leave_out("crowd", location)
+                    counts.skip("crowd", location)
                 else:
                     text = piece.text
                     if len(text) > _SHORT:  # with the outline of an object
@@ -142,7 +143,7 @@ def objects_of(
         value = json.loads(row.text)
         name = categories.get(str(id_number(value.get("category_id"))))
         if name is None:
-            counts.leave_out("unknown category", row.location, repr(value.get("category_id"))[:40])
+            counts.skip("unknown category", row.location, repr(value.get("category_id"))[:40])
             continue
         box = placed_box(value.get("bbox"), *size, counts, row.location)
         text = cleaned_text(name, counts, row.location) if box is not None else None

@@ -43,7 +43,7 @@ def _files(raw: RawFolder) -> Files:
             missing = ", ".join(name for name in files if name not in existing)
             roots = ", ".join(map(str, raw.roots))
             raise UserError(
-                f"{roots}: missing files of Multi30K, plain or gzipped: {missing}; give --raw a copy of multi30k/dataset"
+                f"{roots}: missing files of Multi30K, plain or gzipped: {missing}; set --raw to a copy of multi30k/dataset"
             )
         found |= existing
     return found

@@ -16,7 +16,7 @@ FILES = ("zhiyuan_objv2_train.json", "objects365_train.json")
 
 def image_names(file_name: str) -> MediaNames:
     """Returns the possible names of an image. Paths in the annotations contain a version folder and a patch folder
-    (``images/v1/patch8/…``), whereas the archives unpack to the patch folder alone, or to no folder."""
+    (``images/v1/patch8/…``), whereas unpacked archives have only the patch folder, or no folder."""
     path = PurePosixPath(file_name)
     patch = path.parent.name
     usual = f"{patch}/{path.name}" if re.fullmatch(r"patch\d+", patch) else path.name

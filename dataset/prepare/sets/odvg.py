@@ -141,7 +141,7 @@ def _record(names_of: Mapping[str, Names], image: Found, counts: Counts) -> Iter
             name = names_of.get(line.file, {}).get(str(instance.get("label")))
         if name is None:
             label = f"label {instance.get('label')!r:.40} has no category, and no label map names it"
-            counts.leave_out("unknown category", image.location, label)
+            counts.skip("unknown category", image.location, label)
             continue
         text = cleaned_text(name.replace("_", " "), counts, image.location)
         if text is not None:
@@ -177,9 +177,7 @@ def _size(row: Mapping[str, Any], image: Found, counts: Counts) -> tuple[int, in
     if sides == (None, None):
         size = stored_size(image.file)
         if size is None:
-            counts.leave_out(
-                "missing key", image.location, "no width and height, and no readable image to get them from"
-            )
+            counts.skip("missing key", image.location, "no width and height, and no readable image to get them from")
         return size
     try:
         width, height = (int(side) for side in sides if isinstance(side, int | float))
@@ -187,7 +185,7 @@ def _size(row: Mapping[str, Any], image: Found, counts: Counts) -> tuple[int, in
             return width, height
     except (TypeError, ValueError, OverflowError):
         pass
-    counts.leave_out("wrong type", image.location, f"width and height are {str(sides)[:60]}")
+    counts.skip("wrong type", image.location, f"width and height are {str(sides)[:60]}")
     return None
 
 
@@ -200,14 +198,14 @@ def _listed(
         return
     values = part.get(listed) if isinstance(part, dict) else None
     if not isinstance(values, list):
-        counts.leave_out("wrong type", location, f"{key} has no list {listed}")
+        counts.skip("wrong type", location, f"{key} has no list {listed}")
         return
     counts.read["objects" if key == "detection" else "phrases"] += len(values)
     for value in values:
         if isinstance(value, dict):
             yield value
         else:
-            counts.leave_out("wrong type", location, f"{key}.{listed} contains {str(value)[:40]}")
+            counts.skip("wrong type", location, f"{key}.{listed} contains {str(value)[:40]}")
 
 
 def _add(

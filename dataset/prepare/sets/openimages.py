@@ -34,7 +34,7 @@ NAMES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv
 RELATIONS = ("oidv6-train-annotations-vrd.csv", "challenge-2019-train-vrd.csv")
 ATTRIBUTES = ("oidv6-attributes-description.csv", "oidv6-class-descriptions.csv")
 ADDRESSES = ("train-images-boxable-with-rotation.csv", "oidv6-train-images-with-labels-with-rotation.csv")
-"""Optional: URLs on Flickr, which identify held-out photographs of COCO and Flickr30K."""
+"""Optional files with URLs on Flickr, which identify held-out photographs of COCO and Flickr30K."""
 
 _SIDES = ("XMin", "XMax", "YMin", "YMax")
 COLUMNS = {
@@ -42,7 +42,7 @@ COLUMNS = {
     "relations": ("LabelName1", "LabelName2", *(f"{side}{n}" for n in "12" for side in _SIDES), "RelationshipLabel"),
     "addresses": ("OriginalURL",),
 }
-"""The columns that are read in addition to ``ImageID``, by kind."""
+"""The columns that are read in addition to ``ImageID``, for each kind of file."""
 
 IS = "is"
 """The relation of an object to its attribute."""
@@ -80,7 +80,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     counts = folder.read(_rows, {kind: files[kind] for kind in kinds}, options.workers)
     objects = folder["objects"]
     if "relations" in kinds:
-        folder["relations"].leave_out_orphans("relations", objects, "objects", counts)
+        folder["relations"].skip_orphans("relations", objects, "objects", counts)
 
     def images() -> Iterator[AnnotatedMedia]:
         with folder:
@@ -119,7 +119,7 @@ def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[Row]:
         if kind != "addresses":
             counts.read[kind] += 1
         if len(row) != len(columns):
-            counts.leave_out("wrong columns", location, f"{len(row)} columns, not {len(columns)}")
+            counts.skip("wrong columns", location, f"{len(row)} columns, not {len(columns)}")
         else:
             image, *values = (row[index].strip() for index in at)
             yield Row(kind, image, location, json.dumps(values))
@@ -130,7 +130,7 @@ def _record(labels: Mapping[str, str], image: Found, counts: Counts) -> Iterator
         content = read_file(image.file, IMAGE_BYTES, str(image.file))
         _, height, width = EncodedImage(content, MAX_PIXELS, str(image.file), "stored").shape
     except BrokenRecordError as error:
-        counts.leave_out(error.kind, image.location, str(error))
+        counts.skip(error.kind, image.location, str(error))
         return
     reader = _Reader(labels, width, height, counts)
     elements = reader.elements(image.values["objects"], image.values.get("relations", []))
@@ -153,7 +153,7 @@ class _Reader:
         for row in objects:
             label, *sides, group = json.loads(row.text)
             if group == "1":
-                self.counts.leave_out("group of objects", row.location)
+                self.counts.skip("group of objects", row.location)
             elif (described := self._described(label, sides, row.location)) is not None:
                 found.setdefault(described, _element(*described, "object"))
         for row in relations:
@@ -181,7 +181,7 @@ class _Reader:
 
     def _name(self, label: str, location: str) -> str | None:
         if label not in self.names:
-            self.counts.leave_out("unknown category", location, label[:40])
+            self.counts.skip("unknown category", location, label[:40])
             return None
         return cleaned_text(self.names[label], self.counts, location)
 
@@ -191,7 +191,7 @@ class _Reader:
         try:
             left, right, top, bottom = (float(side) for side in sides)
         except ValueError:
-            self.counts.leave_out("wrong type", location, f"{list(sides)} is not a box")
+            self.counts.skip("wrong type", location, f"{list(sides)} is not a box")
             return None
         corner = left * self.width, top * self.height
         size = (right - left) * self.width, (bottom - top) * self.height

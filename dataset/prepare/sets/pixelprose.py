@@ -26,7 +26,7 @@ def pixelprose_record(
 ) -> dict[str, Any] | None:
     """Returns the record of an image, given its columns."""
     if row["vlm_caption"] is None:
-        counts.leave_out("no long caption", location)
+        counts.skip("no long caption", location)
         return None
     long_caption = long_text(row["vlm_caption"], counts, location)
     if long_caption is None:

@@ -80,9 +80,9 @@ def _reviewed(file: RawFile, counts: Counts) -> Iterator[Mapping[str, Any]]:
         counts.read["expressions"] += 1
         image = images.get(id_number(annotation["image_id"]))
         if annotation["caption_quality"] == 0:
-            counts.leave_out("found wrong by the review", location)
+            counts.skip("found wrong by the review", location)
         elif image is None:
-            counts.leave_out("unknown image", location, f"image_id is {annotation['image_id']!r:.40}")
+            counts.skip("unknown image", location, f"image_id is {annotation['image_id']!r:.40}")
         else:
             yield from _record({**image, **annotation}, image["image"], annotation["original_id"], counts, location)
 
@@ -92,10 +92,10 @@ def _record(
 ) -> Iterator[Mapping[str, Any]]:
     text = row["caption"].strip() if isinstance(row["caption"], str) else ""
     if not text:
-        counts.leave_out("empty text", location)
+        counts.skip("empty text", location)
         return
     if not isinstance(name, str) or not name:
-        counts.leave_out("missing key", location, f"file_name is {name!r:.40}")
+        counts.skip("missing key", location, f"file_name is {name!r:.40}")
         return
     box = placed_box(row["bbox"], row["width"], row["height"], counts, location)
     if box is not None:

@@ -55,13 +55,13 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
             location = f"{references}[{index}]"
             counts.read["references"] += 1
             if values.get("split") not in TRAINING:
-                counts.leave_out("not in the training split", location, str(values.get("split")))
+                counts.skip("not in the training split", location, str(values.get("split")))
                 continue
             number, annotation, sentences = values.get("image_id"), values.get("ann_id"), values.get("sentences")
             box = boxes.get(annotation) if isinstance(annotation, int) else None
             if not isinstance(number, int) or number not in sizes or box is None or not isinstance(sentences, list):
                 detail = f"image_id {number}, ann_id {annotation}: no box or no sentences"
-                counts.leave_out("missing key", location, detail)
+                counts.skip("missing key", location, detail)
                 continue
             phrases = [sentence.get("sent") if isinstance(sentence, dict) else None for sentence in sentences]
             images.setdefault(number, (sizes[number], []))[1].append((location, phrases, box))

@@ -28,16 +28,16 @@ Videos = Iterator[AnnotatedMedia | BrokenRecordError]
 
 WEBVID_CSV = "results_2M_train.csv"
 HOWTO_CAPTIONS = ("caption.json", "raw_caption.json")
-"""Transcripts, cleaned by the authors and raw. The first that exists is used."""
+"""Names of the transcript files: cleaned by the authors, and raw. The first file that exists is used."""
 
 WEBVID_VIDEOS, HOWTO_VIDEOS, YT_VIDEOS = 2_500_000, 1_200_000, 6_000_000
 """Approximate numbers of videos in the official files, for the progress bar."""
 
 MAX_LINES = 20
-"""Maximum number of lines of a text in quotation marks; more lines mean that a quotation mark is not closed."""
+"""Maximum number of lines in a quoted text. More lines indicate that a quotation mark is not closed."""
 
 LONGEST_VIDEO = 1 << 26
-"""Maximum size in bytes of a line of YT-Temporal, which has all words of a video, some with their times."""
+"""Maximum size in bytes of a line in YT-Temporal, which contains all words of a video, some with their times."""
 
 _YT_FILE = re.compile(r"yt-?_?temporal.*\.jsonl(\.gz)?", re.IGNORECASE)
 _YT_FOLDER = re.compile(r"yt-?_?temporal.*", re.IGNORECASE)
@@ -92,7 +92,7 @@ def _csv_rows(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]
 
 
 def _howto(files: Files, options: Options) -> Videos:
-    """Yields the videos with clips, by the times of the transcript."""
+    """Yields the videos, cut into clips according to the times in the transcript."""
     file = files["transcripts"]
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):

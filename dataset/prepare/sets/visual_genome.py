@@ -29,18 +29,19 @@ BATCH = 50
 """Number of images, with about 2,500 regions, that a process converts at a time."""
 
 CAPTIONS_OF_AN_IMAGE = 8
-"""Region descriptions that become captions of their image: the descriptions of the largest boxes. There are about 770,000, as in
+"""Number of region descriptions that become captions of their image: the descriptions of the largest boxes. This yields about
+770,000 captions, as in
 the 4M set; the authors' selection is not published."""
 
 LISTED = "images"
-"""Name of the list of images among the files. Each of the other files is named after the list that its items contain."""
+"""Name of the file that lists the images. Each of the other files is named after the list that its items contain."""
 
 
 def vg_names(image_id: int, others: frozenset[str] = frozenset()) -> MediaNames:
     """Returns the names of an image of Visual Genome or GQA.
 
     Args:
-        others: its ids in other data sets.
+        others: the image's ids in other data sets.
     """
     return MediaNames(frozenset({f"vg:{image_id}"}) | others, [f"{image_id}.jpg"], f"images/{image_id}.jpg")
 
@@ -100,7 +101,7 @@ def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
                 yield Row(name, str(number), location, piece.text)
             else:
                 detail = f"no 'image_id' and list {name!r}; keys: {', '.join(value)[:80]}"
-                counts.leave_out("missing key", location, detail)
+                counts.skip("missing key", location, detail)
     if not fitting:
         raise UserError(f"{file}: no item has a list {name!r}; is it Visual Genome's file?")
 
@@ -115,7 +116,7 @@ def _listed(name: str, texts: Mapping[str, tuple[str, str]], counts: Counts) -> 
         if isinstance(value, dict):
             yield f"{location}.{name}[{index}]", value
         else:
-            counts.leave_out("wrong type", f"{location}.{name}[{index}]", f"{str(value)[:40]!r} is not an object")
+            counts.skip("wrong type", f"{location}.{name}[{index}]", f"{str(value)[:40]!r} is not an object")
 
 
 def _region_record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
@@ -158,10 +159,10 @@ def described_box(
     sides = ("w", "h") if "w" in value else ("width", "height")
     absent = [key for key in ("x", "y", *sides) if value.get(key) is None]
     if absent:
-        counts.leave_out("missing key", location, f"no {', '.join(absent)}; keys: {', '.join(value)[:80]}")
+        counts.skip("missing key", location, f"no {', '.join(absent)}; keys: {', '.join(value)[:80]}")
         return None
     if text is None:
-        counts.leave_out("box without text", location)
+        counts.skip("box without text", location)
         return None
     box = placed_box([value[key] for key in ("x", "y", *sides)], *size, counts, location)
     caption = cleaned_text(text, counts, location) if box is not None else None
@@ -184,9 +185,9 @@ def _caption_records(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     captions: set[str] = set()
     for text in (region["caption"] for region in regions):
         if text in captions:
-            counts.leave_out("duplicate text", texts["regions"][0], repr(text[:80]))
+            counts.skip("duplicate text", texts["regions"][0], repr(text[:80]))
         elif len(captions) == CAPTIONS_OF_AN_IMAGE:
-            counts.leave_out("not of the largest regions", texts["regions"][0], repr(text[:80]))
+            counts.skip("not of the largest regions", texts["regions"][0], repr(text[:80]))
         else:
             captions.add(text)
             counts.made["captions"] += 1
@@ -194,7 +195,7 @@ def _caption_records(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     if captions:
         counts.made["images"] += 1
     else:
-        counts.leave_out("image without captions", image.location)
+        counts.skip("image without captions", image.location)
 
 
 VISUAL_GENOME = DataSet(

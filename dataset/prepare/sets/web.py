@@ -75,11 +75,11 @@ def _pairs_of_lines(order: Order, files: Files, counts: Counts) -> Iterator[Pair
             continue
         counts.read["pairs"] += 1
         if len(columns) != 2:
-            counts.leave_out("wrong columns", location, f"{len(columns)} columns, {named}")
+            counts.skip("wrong columns", location, f"{len(columns)} columns, {named}")
         elif not columns[at].strip().lower().startswith(("http://", "https://")):
             which = ("first", "second")[at]
             detail = f"the {which} column, {columns[at][:60]!r}, is not a URL"
-            counts.leave_out("wrong columns", location, detail)
+            counts.skip("wrong columns", location, detail)
         else:
             yield Pair(location, columns[at].strip(), columns[1 - at])
 

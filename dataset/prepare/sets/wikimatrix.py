@@ -43,9 +43,9 @@ def _translations(file: RawFile, min_score: float, counts: Counts) -> Iterator[d
         except (ValueError, IndexError):
             raise UserError(f"{location}: not a score and two texts, separated by tabs") from None
         if score < min_score:
-            counts.leave_out("low score", location)
+            counts.skip("low score", location)
         elif not first or not second:
-            counts.leave_out("empty text", location)
+            counts.skip("empty text", location)
         else:
             yield {"source_text": first, "target_text": second}
 

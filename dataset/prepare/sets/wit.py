@@ -57,7 +57,7 @@ def _records(file: RawFile, folder: Path, counts: Counts) -> Iterator[dict[str, 
         row = _row(line, location)
         caption = str(row.get("caption_reference_description") or "").strip()
         if not caption:
-            counts.leave_out("empty text", location)
+            counts.skip("empty text", location)
             continue
         url = str(row["image_url"])
         name = f"images/{hashlib.blake2b(url.encode(), digest_size=10).hexdigest()}.jpg"

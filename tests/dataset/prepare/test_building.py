@@ -239,7 +239,7 @@ def folder(tmp_path) -> Path:
     (path / "part-00001.jsonl").write_text('{"image": "b.jpg"}\n')
     (path / "_prepare/missing.txt").write_text("images/1.jpg\n")
     counts = Counts()
-    counts.leave_out("odd", "a\nb", "half of a pair: \ud83d")
+    counts.skip("odd", "a\nb", "half of a pair: \ud83d")
     write_manifest(path, {"sources": {}}, counts)
     return path
 

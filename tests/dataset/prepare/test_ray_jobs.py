@@ -31,7 +31,7 @@ def test_an_address_without_a_cluster_is_reported_in_one_line(monkeypatch):
         raise ConnectionError("Could not find any running Ray instance.\nPlease start one.")
 
     monkeypatch.setattr("ray.init", init)
-    with pytest.raises(UserError, match=r"^--ray auto: [^\n]*; start a cluster with `ray start`, or give --ray local$"):
+    with pytest.raises(UserError, match=r"^--ray auto: [^\n]*; start a cluster with `ray start`, or pass --ray local$"):
         next(results(ten_times, "auto"))
 
 

@@ -236,7 +236,7 @@ def test_a_missing_image_is_reported_by_its_coco_name(official, tmp_path):
 )
 def test_a_split_has_either_official_files_or_annotations(values):
     with pytest.raises(
-        ConfigError, match=r"format is (records|refcoco); (give|remove) (annotations|refs|instances|splits|images)"
+        ConfigError, match=r"format is (records|refcoco); (set|remove) (annotations|refs|instances|splits|images)"
     ):
         bind(values, GroundingSplitConfig)
 

@@ -105,7 +105,7 @@ def test_unsupported_inputs_are_rejected(run, model, images):
         encoder(run("vqa"))
     with pytest.raises(UserError, match=r"nothing.png: no such image"):
         encoder(model("retrieval")).encode(["nothing.png"])
-    with pytest.raises(UserError, match="give them to"):
+    with pytest.raises(UserError, match="pass them to"):
         encoder(model("retrieval"), device="cpu")
     with pytest.raises(UserError, match="no such file"):
         encoder("nowhere")

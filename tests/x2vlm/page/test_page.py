@@ -138,7 +138,7 @@ def test_tabs_have_different_titles():
 def test_the_number_and_length_of_text_lines_are_bounded():
     assert lines_of(" a \n\nb\n") == ["a", "b"]
     for text, fragments in [
-        (" \n", "give a text"),
+        (" \n", "enter a text"),
         ("a\n" * (MAX_LINES + 1), "9 lines were given"),
         ("a" * 3000, "has 3,000 characters"),
     ]:

@@ -146,8 +146,8 @@ def test_files_whose_cases_are_all_excluded_are_reported(tmp_path):
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        (["swap"], "--kinds swap: is a mean over kinds; give swap_obj swap_att instead"),
-        (["mean of kinds"], "--kinds mean of kinds: is a mean over kinds; give replace_obj replace_att"),
+        (["swap"], "--kinds swap: is a mean over kinds; pass swap_obj swap_att instead"),
+        (["mean of kinds"], "--kinds mean of kinds: is a mean over kinds; pass replace_obj replace_att"),
         (["swap_obj,swap_att"], "--kinds swap_obj,swap_att: separate kinds by spaces, not by commas"),
         (["swaps"], "--kinds swaps: SugarCrepe has no such kind; the kinds are replace_obj, "),
     ],

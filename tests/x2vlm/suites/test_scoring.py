@@ -167,7 +167,7 @@ def test_mistakes_are_reported_before_the_model_is_loaded(scenes_folder, tmp_pat
         benchmark("drawn-pairs", model="none", data=scenes_folder, kinds=("sizes",))
     FOLDERS["winoground"][0](tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; give a folder"):
+    with pytest.raises(UserError, match="is a file; pass a folder"):
         benchmark("winoground", model="none", data=tmp_path, out=tmp_path / "file")
     (tmp_path / "images/ex_1_img_0.png").unlink()
     with pytest.raises(UserError, match="1 images of Winoground are missing, for example"):

@@ -153,7 +153,7 @@ class X2VLMModel(PreTrainedModel):
         """
         if vision_states is None:
             if pixel_values is None:
-                raise ValueError("neither pixel_values nor vision_states is given; give one of them")
+                raise ValueError("neither pixel_values nor vision_states is given; pass one of them")
             vision_states = self.get_vision_states(pixel_values)
         found: dict[str, Tensor] = {"vision_states": vision_states}
         if self.contrastive is not None:
@@ -271,7 +271,7 @@ class X2VLMProcessor(ProcessorMixin):
             encoded = words.encode_plain(cleaned)
             data |= {"input_ids": encoded.ids, "attention_mask": encoded.mask.long()}
         if not data:
-            raise ValueError("neither images nor text is given; give one of them")
+            raise ValueError("neither images nor text is given; pass one of them")
         return BatchFeature(data)
 
     def _pixels(self, image: Any) -> Tensor:
