@@ -1,4 +1,4 @@
-"""Table of the built-in tasks. It contains only plain data, so importing it is cheap."""
+"""Table of the built-in tasks. The module contains only plain data, so importing it is cheap."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ class TaskEntry(NamedTuple):
     """A row of :data:`TASKS`."""
 
     module: str
-    """Defines ``TASK``, a :class:`tasks.kinds.TaskKind`."""
+    """Module that defines ``TASK``, a :class:`tasks.kinds.TaskKind`."""
 
     script: str
     """Script that runs the task in one process, relative to the root of the checkout."""
 
     default_config: str
-    """Config of runs without ``--config``, relative to the root of the checkout."""
+    """Config for runs without ``--config``, relative to the root of the checkout."""
 
     help: str
 

@@ -17,8 +17,8 @@ from utils.flags import Override, Positive
 
 
 def answer_list(*overrides: Override, config: Path, at_least: Positive = COMMON) -> int:
-    """Write the frequent answers of the training questions, normalised as in the metric, to the file evaluation.answers, and
-    print how many there are and how many questions they cover.
+    """Write the frequent answers to the training questions, normalised as in the metric, to the file evaluation.answers, and
+    print the number of answers and the fraction of questions that they cover.
 
     The published list for VQA v2 was built in the same way from the training and validation questions.
 

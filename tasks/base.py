@@ -1,4 +1,4 @@
-"""Base of all tasks: common config sections, and the set-up of the tokenizer, model, weights and training data."""
+"""Base class of all tasks: common config sections, and the set-up of the tokenizer, model, weights and training data."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TOKENIZER, BACKBONE, ANSWERS = "tokenizer", "vision", "answers.json"
-"""Names of the copies that a run keeps in its folder."""
+"""Names of the copies of its inputs that a run keeps in its folder."""
 ADAPTERS = "adapters.safetensors"
 """Name of the file that contains the weights trained by a run with adapters, without the frozen weights."""
 
@@ -91,7 +91,8 @@ class Parts(Generic[M, B]):
     Attributes:
         tokenizer: the tokenizer.
         model: the model.
-        fresh: names of the parameters that train at ``lr * lr_mult``. A resumed run takes the names from its checkpoint instead.
+        fresh: names of the parameters that are trained at ``lr * lr_mult``. A resumed run takes the names from its checkpoint
+            instead.
         training: the training data; None if the task is only evaluated, unless evaluation uses them for comparison.
         loader: loads batches of the training data on this rank; None if the task is only evaluated.
     """
@@ -106,7 +107,8 @@ class Parts(Generic[M, B]):
 class BaseTask(ABC, Generic[C, M, B]):
     """A model with its training data (see :class:`engine.task.Task`).
 
-    Create a task with :meth:`build`. It builds the components from the config with the static methods below, and passes them to
+    Create a task with :meth:`build`, which builds the components from the config with the static methods below, and passes them
+    to
     the constructor. The constructor of a subclass must call this constructor first.
     """
 
@@ -131,17 +133,19 @@ class BaseTask(ABC, Generic[C, M, B]):
         """Builds the task of a config, with the weights of ``checkpoint`` or of ``config.init``. Only rank 0 holds weights. On
         the other ranks, the model is on the meta device until :func:`utils.distributed.move_from_rank_0` sends the weights.
 
-        This checks everything that the run needs: weights, tokenizer, training data and held-out data. If ``trains`` is False,
+        The method checks everything that the run needs: weights, tokenizer, training data and held-out data. If ``trains`` is
+        False,
         training data are not required.
 
         Raises:
-            UserError: if any of these cannot be used.
+            UserError: if a file that the run needs cannot be used.
         """
         return cls(config, build_parts(cls, config, checkpoint, trains=trains))
 
     @staticmethod
     def make_inputs(config: C) -> None:
-        """Create input files that the config names, if the task generates any. Called on every rank before inputs are checked."""
+        """Create input files that the config names, if the task generates its inputs. Called on every rank before inputs are
+        checked."""
 
     @staticmethod
     @abstractmethod
@@ -170,7 +174,7 @@ class BaseTask(ABC, Generic[C, M, B]):
             config: config of this run.
             task: the task that trained the weights; None if the weights are not in a run's folder.
             weights: the weight file.
-            report: which weights were loaded.
+            report: describes which weights were loaded.
 
         Raises:
             UserError: if the run cannot start from these weights.
@@ -207,7 +211,7 @@ def video_frames(config: RunConfig) -> int | None:
 def build_parts(
     kind: type[BaseTask[C, M, B]], config: C, checkpoint: Checkpoint | None, *, trains: bool
 ) -> Parts[M, B]:
-    """Builds the parts of a task; see :meth:`BaseTask.build`."""
+    """Builds the components of a task; see :meth:`BaseTask.build`."""
     if video_frames(config) is not None and not kind.takes_videos:
         raise UserError("model.vision.video: this task takes images only; remove the key")
     tokenizer = load_tokenizer(config.model.text.encoder, "model.text.encoder")
@@ -332,8 +336,9 @@ def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> l
 
 
 def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, weights: Path, report: LoadReport) -> None:
-    """Compare settings that do not affect any tensor shape with the config of the run that wrote the weights, or with the
-    published models."""
+    """Compare the settings that do not affect any tensor shape with the config of the run that wrote the weights, or with the
+    settings
+    of the published models."""
     run = run_config_of(weights)
     trained = None if run is None else read_yaml(run)
     if trained is not None and not isinstance(trained.get("task"), str):
@@ -357,8 +362,8 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
 
 
 def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
-    """Log the sizes of the data, of a step and of the run, and a hint if the contrastive loss spans fewer examples than the
-    batch."""
+    """Log the sizes of the data, of a step and of the run, and a hint if the contrastive loss compares fewer examples than the
+    global batch contains."""
     plan = config.plan(distributed.world_size(), loader.epoch_size)
     train, ranks, accumulation = config.train, plan.ranks, plan.accumulation
     logger.info(

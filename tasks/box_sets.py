@@ -1,4 +1,4 @@
-"""Evaluation of sets of boxes, for phrases that refer to several objects, to one, or to none."""
+"""Evaluates sets of boxes, for phrases that refer to several objects, to one, or to none."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def evaluate_sets(items: Sequence[Phrase], scored: Sequence[ScoredBoxes], thresh
         threshold: minimum probability of a predicted box.
 
     Returns:
-        These metrics:
+        The following metrics:
 
-        - the fraction of phrases whose set is exactly correct, as in gRefCOCO, for all phrases and by their number of boxes; for
-          the chance level, no box is predicted for any phrase;
+        - the fraction of phrases whose set is exactly correct, as in gRefCOCO, for all phrases and by number of true boxes; the
+          chance level
+          is the result if no box is predicted for any phrase;
         - N-acc, the fraction of phrases without a box for which no box is predicted;
         - T-acc, the fraction of the other phrases for which at least one box is predicted;
         - for phrases with one box, the fraction whose most probable box has an IoU of at least 0.5, as with the published head;
@@ -111,12 +112,13 @@ def summary_of(prediction: Mapping[str, Any]) -> str:
 
 
 def _in_pixels(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Converts relative boxes to pixels, keeping the format of centre and size."""
+    """Converts boxes, given as centre and size relative to the image, to pixels."""
     return boxes * np.tile(size, 2)
 
 
 def _prediction(item: Phrase, scored: ScoredBoxes, predicted: np.ndarray, f1: float) -> dict[str, Any]:
-    """Returns a prediction for the file, with all scored boxes and the predicted boxes. Boxes are x, y, width, height in pixels,
+    """Returns a prediction for the predictions file, with all scored boxes and the predicted boxes. Boxes are x, y, width, height
+    in pixels,
     most probable first."""
     size = np.array(item.size, dtype=np.float64)
     order = scored.scores.argsort()[::-1]

@@ -35,7 +35,7 @@ from tasks.base import Parts
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
-from tasks.inference import finite
+from tasks.inference import require_finite
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from utils.errors import UserError
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END = "</s>"
-"""Word that marks the end of a caption in the self-critical reward. It never occurs in a tokenized caption."""
+"""Word that marks the end of a caption when the self-critical reward is computed. It never occurs in a tokenized caption."""
 
 logger = logging.getLogger(__name__)
 
 PRETRAINING_PREFIXES = ("box_head.", "bbox_head.")
-"""Prefixes, in our weights and in the published ones, of parameters that exist in pre-training but not in captioning."""
+"""Name prefixes of parameters that exist in pre-training but not in captioning, in our weights and in the authors' weights."""
 
 
 class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
-    """Held-out splits of captioning, and how captions are generated for them."""
+    """Held-out splits for captioning, and how captions are generated for them."""
 
     decoding: DecodingConfig = DecodingConfig()
     document_frequencies: InputFile | None = Field(
@@ -158,12 +158,13 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         return items.images
 
     def evaluate(self, items: CaptionedImages) -> Evaluation:
-        """Computes the metrics of COCO's evaluation. The chance level describes each image by the first caption of the next
-        image. The intervals of CIDEr resample the scores of the images, while the document frequencies of the references stay
+        """Computes the metrics of COCO's evaluation. The chance level is the result if each image is described by the next
+        image's first
+        caption. The intervals of CIDEr resample the scores of the images, while the document frequencies of the references stay
         fixed."""
         captions = self.captions(items)
         references = items.references()
-        guessed = [written[0] for written in (*references[1:], references[0])]
+        guessed = [captions_of_next[0] for captions_of_next in (*references[1:], references[0])]
         chance = caption_metrics(guessed, references, self.frequencies)
         metrics = [count("images", len(items.images)), count("captions", len(items.captions))]
         values, image_scores = caption_scores(captions, references, self.frequencies)
@@ -187,14 +188,14 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
     def captions(self, items: CaptionedImages) -> list[str]:
         """Generates a caption for each image. Returns the same captions on every rank."""
         decoding = self.config.evaluation.decoding
-        # Each image gets separate random numbers, so that results do not depend on the assignment of images to ranks.
+        # Each image has its own random numbers, so that results do not depend on which rank processes it.
         uniforms = np.random.default_rng(self.config.seed).random((len(items.images), decoding.max_length))
 
         def generate(images: list[tuple[int, Tensor]], text: Text) -> Tensor:
             pixels = torch.stack([image for _, image in images]).to(text.ids.device)
             image_uniforms = torch.from_numpy(uniforms[[index for index, _ in images]]).float().to(pixels.device)
             generated = self.model.generate(self.model.project_images(pixels), self.tokens, decoding, image_uniforms)
-            finite(generated.score, "log-likelihoods of captions")
+            require_finite(generated.score, "log-likelihoods of captions")
             return generated.tokens
 
         read = partial(_read, prompt=self.config.data.prompt)
@@ -247,7 +248,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
 def _read(
     view: EvaluationView, max_words: int, images: Sequence[ImageSource | VideoSource], index: int, *, prompt: str
 ) -> tuple[tuple[int, Tensor], str]:
-    """Returns the image (3, S, S) or video (F, 3, S, S) with its index, and the prompt."""
+    """Returns the index of an image or video with its pixels, (3, S, S) or (F, 3, S, S), and the prompt."""
     return (index, view(images[index])), prompt
 
 

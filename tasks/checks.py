@@ -78,7 +78,7 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
 
 
 def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
-    """Returns the findings in the annotations of one split."""
+    """Returns the findings for the annotations of one split."""
     is_phrases = isinstance(items, list) and bool(items) and isinstance(items[0], Phrase)
     return (
         findings_of_relative([(box, phrase.location) for phrase in items for box in phrase.boxes], key)
@@ -88,7 +88,7 @@ def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
 
 
 def findings_in_regions(regions: RegionStream) -> list[Finding]:
-    """Returns a finding if the records of a region stream have no boxes, or only relative boxes."""
+    """Returns a finding if the records of a region stream have no boxes, or only boxes relative to the image size."""
     boxes, records = regions.first_boxes()
     if boxes or not records:
         return findings_of_relative(boxes, "data.regions")
@@ -99,7 +99,7 @@ def findings_in_regions(regions: RegionStream) -> list[Finding]:
 
 
 def findings_of_relative(boxes: Sequence[tuple[Box, str]], key: str) -> list[Finding]:
-    """Returns a finding if all coordinates of the boxes lie between 0 and 1. ``boxes``: pairs of a box and its location."""
+    """Returns a finding if all coordinates of the boxes lie between 0 and 1. Each box in ``boxes`` comes with its location."""
     if not are_relative(np.array([box for box, _ in boxes])):
         return []
     box, location = boxes[0]
@@ -115,10 +115,10 @@ def findings_in_answers(
     """Returns a finding for each split with answers that are not among the candidates.
 
     Args:
-        splits: the splits, by config key; only splits of questions are checked.
+        splits: the splits, by config key; only splits that consist of questions are checked.
         candidates: the candidate answers.
-        path: the file of the candidates.
-        exact: answers must match exactly, as in video question answering.
+        path: the file that contains the candidates.
+        exact: whether answers must match exactly, as in video question answering.
     """
     questions = {key: items for key, items in splits.items() if isinstance(items, QuestionTable)}
     findings = [answers_outside(items, candidates, key, path, exact=exact) for key, items in questions.items()]
@@ -126,8 +126,8 @@ def findings_in_answers(
 
 
 def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:
-    """Returns, for each stream with a contrastive loss, the config key that sets the number of records per micro-batch, and this
-    number. The only stream of a fine-tuning task is named ""."""
+    """Returns, for each stream with a contrastive loss, the number of records per micro-batch and the config key that sets it.
+    The only stream of a fine-tuning task is named ""."""
     if not isinstance(data, DataConfig):
         return {"": (data.micro_batch.key, data.micro_batch.size)}
     streams = {name: stream for name, stream in data.streams().items() if name in MATCHED_STREAMS}
@@ -163,11 +163,11 @@ def small_data(
 
 
 def length_of_run(plan: RunPlan, *, fine_tunes: bool) -> Finding | None:
-    """Returns a finding for a run of more than :data:`MAX_EPOCHS` epochs, or for fine-tuning of less than :data:`MIN_EPOCHS`.
+    """Returns a finding if a run has more than :data:`MAX_EPOCHS` epochs, or if fine-tuning has fewer than :data:`MIN_EPOCHS`.
 
     Args:
         plan: plan of the run.
-        fine_tunes: True if the run is fine-tuning. Pre-training often sees only a fraction of a large data set.
+        fine_tunes: whether the run is fine-tuning. Pre-training often sees only a fraction of a large data set.
     """
     steps, per_step, records = plan.steps, plan.records_per_step, plan.epoch_size
     assert steps is not None and records is not None
@@ -193,7 +193,8 @@ def length_of_run(plan: RunPlan, *, fine_tunes: bool) -> Finding | None:
 def answers_outside(
     items: QuestionTable, candidates: Sequence[str], key: str, path: str, *, exact: bool
 ) -> Finding | None:
-    """Returns a finding if answers are missing from the candidates in the file ``path``. They could never be predicted."""
+    """Returns a finding if answers are missing from the candidates in the file ``path``, because these answers could never be
+    predicted."""
     normalised: Callable[[str], str] = str if exact else normalize_answer
     known = {normalised(candidate) for candidate in candidates}
     counts = items.answer_counts()

@@ -1,4 +1,4 @@
-"""Digests of the training files that a config names, with which a resumed run detects changes."""
+"""Digests of the training files that a config names. A resumed run compares them to detect changed files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from utils.inputs import inputs_of
 SAMPLED_FILES = 64
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 1 << 16
-"""Number and size of the blocks that are read from each sampled file, evenly spaced. Files of up to 4 MB are read completely."""
+"""Number and size of the evenly spaced blocks that are read from each sampled file. Files of up to 4 MB are read completely."""
 MAX_PATH_LENGTH = 1000
 MAX_FILES = 1_000_000
 """Maximum number of file names that are listed in a folder of images."""
@@ -35,14 +35,16 @@ def data_identity(data: Config, section: str = "data") -> dict[str, str]:
     """Returns a digest for each key of a config section that names annotation files, shards or image folders.
 
     A digest covers the names and sizes of all annotation files and shards. Reading entire data sets would take hours, so contents
-    are sampled: blocks of :data:`SAMPLED_FILES` files per key, or of up to twice as many. Images in a folder are sampled in the
-    same way. For a sampled shard, the images named by its first and last records are included. For remote files, a digest covers
-    all URLs, and the sizes and versions of a sample of the files. Modification times are ignored, since they differ between
+    are sampled: blocks are read from :data:`SAMPLED_FILES` files per key, or from up to twice as many. Images in a folder are
+    sampled in the
+    same way. For each sampled shard, the images named by its first and last records are included. For remote files, a digest
+    covers
+    all URLs, and the sizes and versions of a sample of the files. Modification times are ignored, because they differ between
     copies of the data.
 
     Args:
         data: the section.
-        section: name of the section, for the keys.
+        section: name of the section, with which the returned keys begin.
     """
     named: dict[str, list[ShardFile]] = defaultdict(list)
     digests: dict[str, str] = {}

@@ -18,12 +18,13 @@ from utils.files import write_text
 logger = logging.getLogger(__name__)
 
 Unit = Literal["share", "score", "count"]
-"""Unit of a metric. share: a fraction in 0..1, shown as a percentage. score: shown times 100 without a percent sign, as papers do
-for BLEU or CIDEr. count: the size of a set, an integer."""
+"""Unit of a metric. share: a fraction in 0..1, which is shown as a percentage. score: a value that is multiplied by 100 and shown
+without a percent
+sign, as papers do for BLEU or CIDEr. count: the size of a set, an integer."""
 
 BOOTSTRAP = (
     "number of bootstrap draws for the 95% interval of each metric that is a mean over examples; 0: no intervals; 1000 is "
-    "enough for tables. Examples of the same image, or statements of the same sentence, are drawn together"
+    "enough for tables. Examples about the same image, or statements with the same sentence, are drawn together"
 )
 """Description of ``evaluation.bootstrap``."""
 
@@ -37,7 +38,7 @@ class Metric:
         value: the measured value.
         chance: value of a random guess; None if it is undefined.
         unit: unit of the value.
-        rule: how the value is measured, if there are several ways.
+        rule: how the value is measured, if the metric can be measured in several ways.
         published: the published value, in the unit of ``value``.
         scores: scores of the examples, if the value is their mean, or the mean of several such means.
         interval: the 95% interval over examples, if requested.
@@ -108,7 +109,7 @@ class Evaluation:
         return {metric.name: metric.as_json() | ({} if metric.unit == "count" else facts) for metric in self.metrics}
 
     def with_intervals(self, draws: int, seed: int) -> Evaluation:
-        """Returns a copy with the 95% interval of each metric that has example scores; for 0 draws, the evaluation is
+        """Returns a copy with the 95% interval of each metric that has scores of examples. With 0 draws, the evaluation is
         unchanged."""
         if not draws:
             return self

@@ -1,4 +1,4 @@
-"""Facts about an evaluation: the files of the split, the weights, and how the weights were trained."""
+"""Describes an evaluation: the files of the split, the weights, and how the weights were trained."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from utils.inputs import inputs_of
 from utils.weight_file import read_metadata
 
 Training = Literal["zero-shot", "fine-tuned", "pre-trained", "unknown"]
-"""How weights were trained. zero-shot: no run trained them on this task. fine-tuned: a run trained them on this task.
-pre-trained: the task is pre-training, and a run trained them. unknown: they are in a file outside any run's folder, such as a
-published file."""
+"""How weights were trained. zero-shot: no run trained the weights on this task. fine-tuned: a run trained them on this task.
+pre-trained: the task is pre-training, and a run trained them. unknown: the weights are in a file outside any run's folder, such
+as a published file."""
 
 MAX_RUNS = 50
-"""Maximum number of runs to follow back, from each run to the run that it started from, in case they form a cycle."""
+"""Maximum number of runs to follow back, from each run to the run that it started from, in case the runs form a cycle."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Facts:
         return {**split, "weights": self.weights.name, "training": self.weights.training}
 
     def texts(self) -> list[str]:
-        """Returns the facts for the line below a table."""
+        """Returns the facts as texts for the line below a table."""
         return [*filter(None, [self.split]), f"{self.weights.name}, {self.weights.training}"]
 
 

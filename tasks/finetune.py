@@ -1,4 +1,4 @@
-"""Base of the fine-tuning tasks: held-out splits and their evaluation on all ranks. One split selects the best weights."""
+"""Base class of the fine-tuning tasks: held-out splits and their evaluation on all ranks. One split selects the best weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, video_fram
 from tasks.drawing import PANELS, ImageReader, Panel, Sheet, draw_sheet, readable_panels, spread
 from tasks.evaluation import BOOTSTRAP, Evaluation, mean_of_splits, write_evaluations, write_predictions
 from tasks.facts import Facts, files_of, measured_weights
-from tasks.image_blind import ADVICE, not_beaten
+from tasks.image_blind import ADVICE, unbeaten_baselines
 from tasks.inference import device_of, evaluating, progress
 from tasks.tables import check_name, read_tables
 from utils import accelerator, distributed
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MEAN = "mean of splits"
-"""Name of the report's entry with the mean over the splits."""
+"""Name of the entry in the report that contains the mean over the splits."""
 KEPT_PREDICTIONS = 12
-"""Number of predictions kept from each validation, always for the same examples."""
+"""Number of predictions kept from each validation pass, always for the same examples."""
 
 S = TypeVar("S", bound=Config)
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class HeldOut:
     """The held-out splits of a run.
 
     Attributes:
-        view: preprocessing of images and videos for evaluation.
+        view: preprocesses images and videos for evaluation.
         test: the splits to report on, by name.
         validation: the split that selects the best weights, or None.
     """
@@ -132,7 +132,7 @@ class FineTuneTask(BaseTask[F, M, B]):
     @classmethod
     def build(cls, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
         check_precision(config.evaluation.precision, accelerator.best_device(), "evaluation.precision")
-        held_out = cls.read_held_out(config)  # first, so that a mistake in a file is reported within seconds
+        held_out = cls.read_held_out(config)  # first, so that errors in these files are reported within seconds
         return cls(config, build_parts(cls, config, checkpoint, trains=trains), held_out)
 
     @classmethod
@@ -178,8 +178,12 @@ class FineTuneTask(BaseTask[F, M, B]):
 
         Args:
             items: the items, at least one.
-            read: (view, words to keep, items, index) -> the item's images, possibly with other data, and its cleaned text.
-            forward: (images on the CPU, texts on the model's device) of several items -> a tensor with one row per item.
+            read: function that gets the view, the maximum number of words, the items and an index, and returns the item's images,
+                possibly with
+                other data, and its cleaned text.
+            forward: function that gets several items' images (on the CPU) and texts (on the model's device), and returns a tensor
+                with one row
+                per item.
             description: label of the progress bar.
 
         Returns:
@@ -208,9 +212,11 @@ class FineTuneTask(BaseTask[F, M, B]):
     def report(self, folder: RunFolder) -> str:
         """Evaluate the best weights, or the current weights if the run did not keep any.
 
-        Writes ``evaluation.json``, which includes the mean if several splits are measured; ``predictions_<split>.json`` for each
-        split with predictions; and, if the task draws predictions, ``predictions.png``, or ``predictions_<split>.png`` if there
-        are several splits.
+        Writes ``evaluation.json``, which includes the mean if several splits are measured, and ``predictions_<split>.json`` for
+        each
+        split with predictions. If the task draws predictions, it also writes ``predictions.png``, or ``predictions_<split>.png``
+        for each of
+        several splits.
         """
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()
@@ -219,7 +225,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         if distributed.rank() != 0:
             return ""
         for name, evaluation in evaluations.items():
-            if statements := not_beaten(evaluation.values()):
+            if statements := unbeaten_baselines(evaluation.values()):
                 logger.warning("%s: %s; %s", name, ", and ".join(statements), ADVICE)
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         evaluations = {name: evaluation.with_intervals(draws, seed) for name, evaluation in evaluations.items()}
@@ -237,12 +243,12 @@ class FineTuneTask(BaseTask[F, M, B]):
 
     @classmethod
     def legend_for(cls, config: F) -> str:
-        """Returns the legend for the panels of a config."""
+        """Returns the legend for panels drawn with a config."""
         return cls.legend
 
     def panel(self, items: Any, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel | None:
         """Draws the prediction with index ``number`` of a split. Returns None to draw nothing. Tasks that draw predictions
-        override this.
+        override this method.
 
         Args:
             items: the split.
@@ -269,7 +275,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         return named if config.evaluation.published is None else _with_published(named, config.evaluation.published)
 
     def _draw(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-        """Draw some predictions of each split. Returns a message with the file name, by split."""
+        """Draw some predictions of each split. Returns a message for each split that names the file."""
         test, count = self.held_out.test, self.config.evaluation.panels
         reader, notes, images = ImageReader(self.held_out.view), {}, {}
         for name, items in test.items():
@@ -297,7 +303,7 @@ def _sample(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Returns the arguments of :class:`dataset.tasks.finetune.FineTuneBatches` other than the section ``data``."""
+    """Returns all arguments of :class:`dataset.tasks.finetune.FineTuneBatches` except the section ``data``."""
     return {
         "tokenizer": tokenizer,
         "image_size": config.model.vision.image_size,

@@ -1,4 +1,4 @@
-"""The type of the flag --task."""
+"""The type of the option --task."""
 
 from __future__ import annotations
 

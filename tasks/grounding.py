@@ -129,8 +129,9 @@ def evaluate_phrases(
             phrase has one box, and the most probable box is its prediction.
 
     Returns:
-        For single boxes, the fraction of phrases located with an IoU of at least 0.5, with plain IoU and with the published
-        script's. For the chance level, the mean box is always predicted.
+        For single boxes, the fraction of phrases located with an IoU of at least 0.5, computed with plain IoU and with the
+        published
+        script's IoU. The chance level is the result if the mean box is always predicted.
     """
     if threshold is not None:
         return evaluate_sets(items, predictions, threshold)
@@ -177,7 +178,7 @@ def _predictions(items: Sequence[Phrase], predicted: np.ndarray, true: np.ndarra
 
 
 def _published(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Computes :func:`~metrics.grounding.pixel_iou` of relative boxes (N, 4) in images of ``sizes`` (N, 2)."""
+    """Computes :func:`~metrics.grounding.pixel_iou` of boxes (N, 4) that are relative to images of ``sizes`` (N, 2)."""
     return pixel_iou(*(pixel_boxes(boxes, sizes) for boxes in (a, b)))
 
 

@@ -1,4 +1,5 @@
-"""Decodes held-out images and videos before training, for a limited time. Otherwise, a damaged file would stop the run during its
+"""Decodes held-out images and videos before training, for a limited time. Without this check, a damaged file would stop the run
+during its
 evaluation, after the last training step."""
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MAX_SECONDS = 15.0
 """Maximum time in seconds that each rank spends decoding held-out media. This is enough for a few thousand images; larger splits
 are decoded partially."""
 MAX_RECORDS = 500
-"""Maximum number of held-out pre-training records to read, since all their pixels are in memory at the same time."""
+"""Maximum number of held-out pre-training records to read, because the pixels of all of them are in memory at the same time."""
 
 Source = ImageSource | VideoSource
 
@@ -38,7 +39,7 @@ def check_held_out_media(task: BaseTask[Any, Any, Any]) -> None:
     """Decode held-out images and videos in random order for at most :data:`MAX_SECONDS`. The ranks share the work.
 
     Raises:
-        UserError: for the first image or video that cannot be decoded, since held-out sets must not contain broken records.
+        UserError: for the first image or video that cannot be decoded, because held-out sets must not contain broken records.
     """
     until = time.perf_counter() + MAX_SECONDS
     if isinstance(task, FineTuneTask):
@@ -87,7 +88,7 @@ def _shuffled_share(count: int, seed: int, until: float) -> Iterator[int]:
 
 
 def sources_of(items: Any) -> list[Source]:
-    """Returns the images or videos of a split. Unless the split is one of our tables, they are taken from the fields ``image``,
+    """Returns the images or videos of a split. If the split is not one of our tables, they are taken from the fields ``image``,
     ``images`` and ``source`` of its items."""
     if isinstance(items, CaptionedImages):
         return list(items.images)

@@ -1,6 +1,6 @@
 """The image-blind baseline for question answering: the accuracy that the wording of a question alone allows.
 
-A model that answers "yes" to one wording and "no" to another, regardless of the image, cannot exceed this accuracy.
+A model that always gives the same answer to the same wording, regardless of the image, cannot exceed this accuracy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataset.tasks.questions import Question
 from dataset.text.processors import clean_question
 
 IMAGE_BLIND = "image-blind baseline"
-"""Name of the metric, preceded by the answer type if there are several: "yes/no: image-blind baseline"."""
+"""Name of the metric. If there are several answer types, the type precedes the name: "yes/no: image-blind baseline"."""
 STANDARD_ERRORS = 2.0
 """A model beats the baseline if its accuracy is higher by more than this number of standard errors."""
 ADVICE = "the model may ignore the images; see docs/own_data.md#questions"
@@ -27,7 +27,7 @@ class ImageBlindBaseline:
 
     Args:
         training: the training questions.
-        held_out: the held-out questions to answer. Only their wordings are counted, since there may be millions of training
+        held_out: the held-out questions to answer. Only their wordings are counted, because there may be millions of training
             questions.
     """
 
@@ -50,8 +50,8 @@ class ImageBlindBaseline:
         return self._by_wording.get(_wording(question), default)
 
 
-def not_beaten(values: Mapping[str, float | None]) -> list[str]:
-    """Returns a message for each accuracy that is not clearly above its image-blind baseline, to be shown with :data:`ADVICE`.
+def unbeaten_baselines(values: Mapping[str, float | None]) -> list[str]:
+    """Returns a message, to be shown with :data:`ADVICE`, for each accuracy that is not clearly above its image-blind baseline.
 
     Args:
         values: metrics of a split by name; accuracies and baselines are in 0..1.

@@ -39,12 +39,12 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def finite(scores: Tensor, what: str) -> Tensor:
-    """Checks scores that select a prediction, and returns them unchanged.
+def require_finite(scores: Tensor, what: str) -> Tensor:
+    """Checks that the scores that select a prediction are finite, and returns them unchanged.
 
     Args:
-        scores: (N, ...).
-        what: name of the scores, to name in error messages.
+        scores: the scores, (N, ...).
+        what: name of the scores in the error message.
 
     Raises:
         UserError: if a score is NaN or infinite. ``argmax`` and ``topk`` would treat NaN as the highest score.

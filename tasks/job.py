@@ -41,7 +41,7 @@ class RunFlags:
         output: folder of the run (default: runs/<task>/<config's name>).
         resume: resume from the newest checkpoint in --output.
         evaluate: do not train; evaluate the weights of init.checkpoint (with --resume: the weights of the run).
-        wait: seconds to wait if --output is in use, since a lost node releases its run late (default: fail immediately).
+        wait: seconds to wait if --output is in use, because a lost node releases its run late (default: fail immediately).
     """
 
     config: File | None = None
@@ -159,7 +159,7 @@ def _run(
 
 
 def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
-    """Context that watches the activity ``what``, and logs the stacks of all threads if it takes long."""
+    """Context manager that watches the activity ``what``, and logs the stacks of all threads if it takes too long."""
     from engine.stall import StallWatch
     from utils.distributed import rank
 
@@ -214,7 +214,7 @@ def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint 
         raise UserError(
             f"--evaluate --resume: {folder.path} has no weights; pass the --output of a run that was trained"
         )
-    # With a checkpoint of the run itself, init is not needed, and an evaluation does not need training data.
+    # With one of the run's own checkpoints, init is not needed, and an evaluation does not need training data.
     uses_own_weights = checkpoint is not None or evaluates_itself
     run, weights = run_and_weights_of(config.init.checkpoint)
     if uses_own_weights:
@@ -238,6 +238,7 @@ def _check_config(config: RunConfig) -> None:
 
 
 def default_output(choice: Choice, *, evaluates_other_weights: bool = False) -> Path:
-    """Returns the folder of a run without --output. An evaluation of other weights gets a separate folder next to that folder."""
+    """Returns the folder for a run without --output. An evaluation of other weights gets a separate folder next to the run's
+    folder."""
     suffix = "-evaluate" if evaluates_other_weights else ""
     return Path("runs") / choice.source.name / f"{choice.config.stem}{suffix}"

@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 def with_kept_inputs(config: C, run: Path | None) -> C:
     """Returns the config with a missing tokenizer or answer list replaced by the copy in a run's folder.
 
-    A copy is used only if the config of the run has the same value for the key, and this value is a missing path or a name on
+    A copy is used only if the run's config has the same value for the key, and the value is a missing path or a name on
     the Hub.
 
     Args:
         config: config of a run that resumes, evaluates or starts from ``run``.
-        run: the folder of the run, or None. Runs of earlier versions have not kept copies.
+        run: the folder of the run, or None. Runs of earlier versions have no copies.
     """
     if run is None or not (run / CONFIG_FILE).is_file():
         return config
@@ -63,10 +63,10 @@ def check_token_ids(config: RunConfig, run: Path | None, weights: Path | None, *
         config: config of a run that resumes, evaluates or starts from ``weights``.
         run: folder of the run that wrote ``weights``, or None.
         weights: the weight file, or None.
-        resumes: True if ``run`` itself resumes or is evaluated.
+        resumes: whether ``run`` is resumed or evaluated, rather than used to start another run.
 
     Raises:
-        UserError: if the token ids differ, since words would then get the embeddings of other words.
+        UserError: if the token ids differ, because words would then get the embeddings of other words.
     """
     fault = _token_id_fault(config, run, weights, resumes) if distributed.rank() == 0 else None
     if fault := distributed.gather_objects(fault)[0]:
@@ -129,7 +129,7 @@ def run_and_weights_of(weights: str | None) -> tuple[Path | None, Path | None]:
 
 
 def _exists(value: object, prefix: str) -> bool:
-    """True if a value, without its prefix, is an existing path."""
+    """Returns True if a value, without its prefix, is an existing path."""
     if not isinstance(value, str) or not value.startswith(prefix):
         return False
     path = value.removeprefix(prefix)

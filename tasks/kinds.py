@@ -58,7 +58,7 @@ class TaskSource:
     default_config: Path | None
 
     def load(self) -> TaskKind:
-        """Import the module and return its ``TASK``. Exceptions raised by the module itself are not caught.
+        """Import the module and return its ``TASK``. Exceptions that the module raises are not caught.
 
         Raises:
             UserError: if the module does not define ``TASK``, or its value has the wrong type.
@@ -82,8 +82,8 @@ class Choice:
         source: definition of the task.
         config: the config file.
         config_task: value of the config's key ``task``.
-        overrides: see :func:`choose`.
-        remedy: see :func:`choose`.
+        overrides: argument of :func:`choose`.
+        remedy: argument of :func:`choose`.
     """
 
     source: TaskSource
@@ -109,8 +109,9 @@ class Choice:
         """Loads the classes of the task.
 
         Raises:
-            UserError: see :meth:`check_keys` and :meth:`TaskSource.load`; also if this task is not in the table, but the config
-                is for a task in the table.
+            UserError: for the reasons listed in :meth:`check_keys` and :meth:`TaskSource.load`, or if this task is not in the
+                table, but the
+                config is for a task in the table.
         """
         self.check_keys()
         kind = self.source.load()
@@ -155,7 +156,7 @@ def kind_of(path: Path, overrides: list[str], task: str | None = None) -> TaskKi
     """Returns the config class and the task class of ``task`` or, if ``task`` is None, of the config's task.
 
     Raises:
-        UserError: see :func:`choose`.
+        UserError: for the reasons listed in :func:`choose`.
     """
     return choose(path, overrides, task).load()
 
@@ -244,14 +245,15 @@ def _contradiction(config: Path, config_task: str, task: str, remedy: str) -> Us
 
 
 def _append_to_path(folder: Path) -> None:
-    """Append a folder to ``sys.path``. At the end, it does not shadow modules of the checkout."""
+    """Append a folder to ``sys.path``. At the end of the path, it does not shadow modules of the checkout."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     importlib.invalidate_caches()
 
 
 def _spec_of(module: str) -> ModuleSpec | None:
-    """Returns the spec of a module, or None if Python cannot find the module. Unlike ``importlib.util.find_spec``, this does not
+    """Returns the spec of a module, or None if Python cannot find the module. Unlike ``importlib.util.find_spec``, this function
+    does not
     import the parent packages."""
     first, *rest = module.split(".")
     try:

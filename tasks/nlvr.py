@@ -29,7 +29,7 @@ from models.tasks.nlvr import NLVRModel, NLVRModelConfig
 from tasks.drawing import SIDE, DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
-from tasks.inference import finite
+from tasks.inference import require_finite
 from tasks.kinds import TaskKind
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
 
     def evaluate(self, items: list[Statement]) -> Evaluation:
         """Computes the accuracy, and the consistency: the fraction of sentences whose statements are all classified correctly.
-        The chance level of the accuracy always predicts the most frequent class."""
+        The chance level is the accuracy if the most frequent class is always predicted."""
         predicted = self._predict(items)
         true = np.array([item.label for item in items])
         sentences = [item.sentence_id for item in items]
@@ -120,7 +120,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
         def classify(images: list[Tensor], text: Text) -> Tensor:
             pixels = torch.stack(images, dim=1).flatten(0, 1)
             logits = self.model.classify(pixels.to(text.ids.device), text)
-            return finite(logits, "logits of statements").argmax(dim=1)
+            return require_finite(logits, "logits of statements").argmax(dim=1)
 
         return self.outputs(items, _read, classify, "classifying")
 

@@ -16,7 +16,7 @@ from utils.files import read_json, write_text
 from utils.inputs import inputs_of, with_shards
 
 PINS = "hub.json"
-"""File in the folder of a run that maps the entries of its config to entries with a commit."""
+"""File in a run's folder that maps the ``files`` entries in its config to entries with a commit."""
 
 C = TypeVar("C", bound=Config)
 

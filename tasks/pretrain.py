@@ -112,7 +112,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         return BaseTask.text_lengths(config) | lengths
 
     def validate(self) -> dict[str, float]:
-        """Never called, since pre-training does not select weights."""
+        """Never called, because pre-training does not select weights."""
         return {}
 
     def report(self, folder: RunFolder) -> str:

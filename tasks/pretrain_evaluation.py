@@ -48,7 +48,7 @@ from tasks.drawing import (
     spread,
 )
 from tasks.evaluation import BOOTSTRAP, Evaluation, Metric, count
-from tasks.inference import device_of, finite
+from tasks.inference import device_of, require_finite
 from tasks.two_stage import TwoStageRetrieval
 from utils import distributed
 from utils.config import MAY_CHANGE, Config, WhenResumed
@@ -78,7 +78,7 @@ class EvaluationConfig(Config):
     )
     score: RerankingScore = Field("matching", description=RERANKING_SCORE)
     batch_size: Annotated[int, MAY_CHANGE] = Field(50, ge=1, description="number of images in a forward pass")
-    limit: int | None = Field(None, ge=1, description="max number of records to read; null: all")
+    limit: int | None = Field(None, ge=1, description="maximum number of records to read; null: all")
     panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
     bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
 
@@ -109,10 +109,10 @@ class HeldOutReader:
 
     Attributes:
         config: the held-out files.
-        data: the data section of training, whose settings are used to read the records.
-        vision: image size and number of video frames.
-        processor: the text processor of training.
-        choose: function from the number of records to the indices of the records to read.
+        data: the config's data section, whose settings are used to read the records.
+        vision: config section with the image size and the number of video frames.
+        processor: the text processor used in training.
+        choose: function that gets the number of records and returns the indices of the records to read.
     """
 
     config: EvaluationConfig
@@ -174,9 +174,9 @@ class PretrainEvaluator:
 
     Args:
         config: the held-out files.
-        data: the data section of training, whose settings are used to read the records.
-        model: must be in evaluation mode when :meth:`evaluate` or :meth:`draw` is called.
-        processor: the text processor of training.
+        data: the config's data section, whose settings are used to read the records.
+        model: the model, which must be in evaluation mode when :meth:`evaluate` or :meth:`draw` is called.
+        processor: the text processor used in training.
         seed: seed for the choice of masked words.
     """
 
@@ -214,13 +214,13 @@ class PretrainEvaluator:
         kind: Literal["captions", "long_captions"] = "captions",
     ) -> list[Metric]:
         """Computes the recall of each image's first caption among all captions, and of the image among all images. The chance
-        level ranks in random order.
+        level is the recall of a random ranking.
 
         Args:
             records: the held-out records. Records without a caption of this kind are skipped.
             medium: "image" or "video".
             size: name of the metric that counts the records.
-            kind: the kind of captions to rank.
+            kind: whether to rank short or long captions.
         """
         captioned = [record for record in records if getattr(record, kind)]
         if not captioned:
@@ -262,7 +262,9 @@ class PretrainEvaluator:
         return metrics
 
     def _grounding(self) -> list[Metric]:
-        """Computes the accuracy of the boxes, by grain. The chance level always predicts the mean box of the grain."""
+        """Computes the accuracy of the boxes by grain (type of description). The chance level is the result if the mean box of
+        the grain is always
+        predicted."""
         records = [record for record in self.with_boxes if record.elements]
         if not records:
             return []
@@ -295,8 +297,9 @@ class PretrainEvaluator:
         return boxes
 
     def _masked_words(self) -> list[Metric]:
-        """Computes the accuracy of predicting masked words of captions from the caption and its image. The chance level always
-        predicts the most frequent masked word."""
+        """Computes the accuracy of predicting masked words of captions from the caption and its image. The chance level is the
+        result if the
+        most frequent masked word is always predicted."""
         captioned = [record for record in self.records if record.captions]
         share = distributed.share_of(len(captioned))
         local: list[np.ndarray] = []  # for each batch, (3, W): record, word, and whether the prediction is correct
@@ -309,7 +312,7 @@ class PretrainEvaluator:
             positions, labels = masked_positions(text)
             logits = self.model.predict_words(masked, self._encode_images(block), positions)
             best = logits.max(dim=1)  # NaN if any logit is NaN
-            finite(best.values, "logits of masked words")
+            require_finite(best.values, "logits of masked words")
             predicted = best.indices
             record = start + positions.packing.text_index
             judged = torch.stack([record, labels, predicted == labels]).cpu().numpy()

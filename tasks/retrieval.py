@@ -41,7 +41,7 @@ QUERY_SIDE, CANDIDATE_SIDE = 280, 150
 
 
 class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
-    """Held-out splits of retrieval, and how many candidates the fusion encoder re-ranks."""
+    """Held-out splits for retrieval, and how many candidates the fusion encoder re-ranks."""
 
     candidates: int = Field(
         ge=1, description="number k of candidates that the fusion encoder re-ranks for each image and each text"
@@ -85,7 +85,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         return items.images
 
     def evaluate(self, items: CaptionedImages) -> Evaluation:
-        """Computes the recalls after re-ranking, and by cosine alone. The chance level ranks in random order."""
+        """Computes the recalls after re-ranking, and by cosine alone. The chance level is the recall of a random ranking."""
         config = self.config.evaluation
         medium = "image" if video_frames(self.config) is None else "video"
         search = TwoStageRetrieval(
@@ -150,8 +150,9 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
 
 
 class Nearest(Sequence[Mapping[str, Any]]):
-    """The predictions of a split: the nearest images of each text, then the nearest texts of each image. They are computed on
-    access.
+    """The predictions for a split: first the nearest images of each text, then the nearest texts of each image. A prediction is
+    computed when it is
+    accessed.
 
     Texts are identified by their index in the captions of the split, and images by their id.
     """
@@ -200,7 +201,7 @@ class Nearest(Sequence[Mapping[str, Any]]):
 
 
 def _shown(score: float) -> str:
-    """Formats a score for drawing, with a minus sign, since a hyphen would look like part of the separator."""
+    """Formats a score for drawing, with a minus sign, because a hyphen would look like part of the separator."""
     return f"{score:.2f}".replace("-", "\N{MINUS SIGN}")
 
 

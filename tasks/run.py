@@ -1,4 +1,4 @@
-"""Run any task in one process, without a launcher: ``python -m tasks.run TASK [--config FILE] [--output DIR] [key=value ...]``.
+"""Runs any task in one process, without a launcher: ``python -m tasks.run TASK [--config FILE] [--output DIR] [key=value ...]``.
 
 TASK is a name in the table of tasks, a folder that contains ``task.py``, or a module. ``run.py`` runs this module on every rank.
 """

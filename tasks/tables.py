@@ -65,7 +65,7 @@ class TablesConfig(Config):
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell combined with its column; for the fields, see :class:`CellConfig` and :class:`ColumnConfig`."""
+    """A cell combined with its column. :class:`CellConfig` and :class:`ColumnConfig` describe the fields."""
 
     table: int | str
     row: str

@@ -1,7 +1,10 @@
-"""Two-stage retrieval (appendix A.1): cosine similarities of all images and texts, then re-ranking by the fusion encoder.
+"""Two-stage retrieval (appendix A.1 of the paper): cosine similarities of all images and texts, then re-ranking by the fusion
+encoder.
 
-Each image is encoded once. Its patches are kept on disk until the candidates are known, so memory holds only the image embeddings
-and the text states. The keys and values of an image are projected once for all texts that it is scored with, in both directions.
+Each image is encoded once. Its patch states are kept on disk until the candidates are known, so memory holds only the image
+embeddings
+and the text states. The keys and values of an image are projected once for all texts that the image is scored with, in both
+directions.
 The images are split among the ranks. Every rank encodes all texts, which is cheap compared with scoring the pairs.
 """
 
@@ -36,7 +39,7 @@ class TextEncoding(Protocol):
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best candidates of each query, sorted by cosine: ``ids`` (Q, k), and ``scores`` (Q, k) float32."""
+    """The k best candidates for each of Q queries, sorted by cosine: ``ids`` (Q, k), and ``scores`` (Q, k) float32."""
 
     ids: np.ndarray
     scores: np.ndarray
@@ -48,7 +51,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Stage:
-    """The candidates in both directions, with scores of the same kind: texts for each of I images, and images for each of T
+    """The candidates in both directions, all scored by the same method: texts for each of I images, and images for each of T
     texts."""
 
     texts: Candidates
@@ -58,7 +61,7 @@ class Stage:
         """Returns the rank of each image's best true text, (I,), and of each text's true image, (T,).
 
         Args:
-            image_of_text: (T,) int64, true image of each text.
+            image_of_text: (T,) int64, index of each text's true image.
         """
         right_texts = image_of_text[self.texts.ids] == np.arange(len(self.texts.ids))[:, None]
         right_images = self.images.ids == image_of_text[:, None]
@@ -84,7 +87,7 @@ class TwoStageRetrieval:
         text: converts texts to token ids.
         candidates: number of candidates that are re-ranked per query.
         batch_size: number of images in a forward pass, and in memory during re-ranking.
-        score: kind of score of a re-ranked pair.
+        score: which score re-ranks the pairs.
     """
 
     def __init__(
@@ -105,7 +108,9 @@ class TwoStageRetrieval:
 
         Args:
             image_count: I, the number of images.
-            read: a range of image indices -> their pixels (3, S, S) or (F, 3, S, S), in order, in lists of the batch size.
+            read: function that gets a range of image indices and yields lists of batch size with their pixels, (3, S, S) or (F,
+                3, S, S), in
+                order.
             texts: T cleaned texts.
         """
         with TensorSpool() as patches:
@@ -145,7 +150,7 @@ class TwoStageRetrieval:
         count = min(max(self.candidates, *RECALL_AT), len(keys))
         ids, scores = [], []
         keys = keys.to(self.device)
-        # Always in full precision, since similar cosines would be tied if they were rounded to 8 bits.
+        # Always in full precision, because similar cosines would be tied if they were rounded to 8 bits.
         with torch.autocast(self.device.type, enabled=False):
             for block in queries.split(1024):
                 best = (block.to(self.device) @ keys.t()).topk(count, dim=1)

@@ -1,5 +1,5 @@
 """The video question answering task: classification over candidate answers, evaluated by accuracy over all questions (appendix
-A.1)."""
+A.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tasks.drawing import ImageReader, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options, name_of
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
-from tasks.inference import finite
+from tasks.inference import require_finite
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, group_equal_images, question_panel
@@ -107,7 +107,7 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
         """Computes the fraction of questions answered correctly, overall and by answer type, each with its image-blind baseline.
-        Questions whose answer is not a candidate count as wrong. The chance level predicts a random candidate."""
+        Questions whose answer is not a candidate count as wrong. The chance level is the accuracy of a random candidate."""
         predicted = [self.classes[label] for label in self._predict(items)]
         questions = list(items)
         predictions = [
@@ -153,7 +153,7 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
             pixels = torch.stack([videos[index] for index in np.unique(video_of_question, return_index=True)[1]])
             device = text.ids.device
             logits = self.model.classify(pixels.to(device), text, torch.from_numpy(video_of_question).to(device))
-            return finite(logits, "logits of answers").argmax(dim=1)
+            return require_finite(logits, "logits of answers").argmax(dim=1)
 
         return self.outputs(items, partial(_read, LastVideo()), answer, "answering")
 

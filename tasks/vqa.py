@@ -37,7 +37,7 @@ from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, data_options, name_of
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
-from tasks.inference import finite
+from tasks.inference import require_finite
 from tasks.kinds import TaskKind
 from utils.errors import UserError
 from utils.files import write_text
@@ -131,7 +131,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
         """Computes the accuracy, overall and by answer type, each with its image-blind baseline. The chance level
-        predicts a random candidate, even if answers are generated freely. For a split without answers, predictions are made but
+        is the accuracy of a random candidate, even if answers are generated freely. For a split without answers, predictions are
+        made but
         not scored."""
         predicted = self._predict(items)
         questions = list(items)
@@ -209,13 +210,13 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         def choose(images: list[Tensor], text: Text) -> Tensor:
             questions = fused(images, text)
             ranked = rank_answers(self.model.decoder, questions, self.tree, config.candidates, config.ranking)
-            finite(ranked.probabilities, "probabilities of answers")
+            require_finite(ranked.probabilities, "probabilities of answers")
             return ranked.ids[:, 0]
 
         def write(images: list[Tensor], text: Text) -> Tensor:
-            written = self.model.generate(fused(images, text), self.text.cls_id, self.text.sep_id, config.beam)
-            finite(written.score, "log-likelihoods of answers")
-            return written.tokens
+            generated = self.model.generate(fused(images, text), self.text.cls_id, self.text.sep_id, config.beam)
+            require_finite(generated.score, "log-likelihoods of answers")
+            return generated.tokens
 
         if config.decode == "rank":
             return [self.candidates[index] for index in self.outputs(items, _read, choose, "answering")]
@@ -253,8 +254,9 @@ def question_panel(question: Question, answer: str, score: float | None, read: I
 
 
 def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns masks of the questions, (N,) bool, by answer type. The key "" selects all questions. If there is only one answer
-    type, this is the only key."""
+    """Returns a mask of the questions, (N,) bool, for each answer type. The mask under "" selects all questions. If there is only
+    one answer
+    type, "" is the only key."""
     type_of = np.array(types)
     groups = {"": np.ones(len(type_of), dtype=bool)}
     if len(set(types)) > 1:
@@ -280,7 +282,7 @@ def chance_accuracy(
     Args:
         candidates: the candidate answers.
         answers: the annotators' answers to each question.
-        score: scores a prediction against the answers.
+        score: function that scores a prediction against the answers.
     """
     by_normal_form: dict[str, list[str]] = {}
     for candidate in candidates:

@@ -100,12 +100,12 @@ class LoadedModel:
         size = self.batch_size
         with self.runtime.running():
             return [
-                self.finite(result)
+                self.check_finite(result)
                 for start in range(0, len(items), size)
                 for result in forward(items[start : start + size])
             ]
 
-    def finite(self, result: T) -> T:
+    def check_finite(self, result: T) -> T:
         """Check that a result of the network is finite, if it is an array or a tensor.
 
         Raises:
@@ -244,7 +244,7 @@ class Matcher:
         """
         with self.model.runtime.running():
             found = self.model.runtime.margins(states, chosen, self.bank)
-        return [self.model.finite(margins.double().cpu().numpy()) for margins in found]
+        return [self.model.check_finite(margins.double().cpu().numpy()) for margins in found]
 
     def scores(self, views: Sequence[View], chosen: Sequence[Sequence[int]]) -> np.ndarray:
         """Returns the log-odds that texts are about images, (images, texts) float64, with NaN for pairs that are not chosen.

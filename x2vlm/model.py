@@ -250,8 +250,8 @@ class Model(LoadedModel):
     ) -> list[list[Box]]:
         """Returns the boxes of each text in image ``image_index`` whose score is at least ``threshold``, or the best box if
         ``threshold`` is None."""
-        packed, states = self.encoded(texts), self.finite(self.runtime.image_states(self.pixels(views)))
-        self.finite(packed.states)
+        packed, states = self.encoded(texts), self.check_finite(self.runtime.image_states(self.pixels(views)))
+        self.check_finite(packed.states)
         index = image_index.to(packed.states.device)
         found: Sequence[Sequence[tuple[list[float], float | None]]]
         if threshold is None:

@@ -1,4 +1,4 @@
-"""Sheets that show examples with their predictions: ``predictions.png``."""
+"""Draws sheets (``predictions.png``) that show examples with their predictions."""
 
 from tasks.drawing.boxes import BOX_LEGEND, Box, PairOfBoxes, colours, pair_of_boxes
 from tasks.drawing.images import SIDE, ImageReader, readable_panels, spread

@@ -15,11 +15,12 @@ Box = tuple[float, float, float, float]
 """x, y, width, height, relative to the image."""
 
 BOX_LEGEND = "solid: predicted · dashed: true, in the same colour · tick: IoU >= 0.5 · cross: less"
-"""Legend for the boxes of a sheet."""
+"""Legend for the boxes on a sheet."""
 
 TAG_TEXT, TAG_HEIGHT = 11, 14
-"""Font size and height of the number next to a box. The number is white on the phrase's colour above the predicted box, and
-inverted below the true box."""
+"""Font size and height of the number next to a box. Above the predicted box, the number is white on the phrase's colour; below
+the true box, the
+colours are inverted."""
 
 _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e000c0", "#3a9b00")
 """Colours that are easy to distinguish on most images."""

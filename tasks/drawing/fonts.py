@@ -33,7 +33,7 @@ FONT_FOLDERS = (
 MAX_FILES, MAX_FONTS = 5000, 100
 """Limits of the search: maximum number of files to list, and of fonts to open."""
 LONGEST = 2000
-"""Maximum number of characters of a text to draw. Tokenizers keep fewer."""
+"""Maximum number of characters of a text that are drawn. Tokenizers keep fewer."""
 
 _SUFFIXES = (".ttf", ".otf", ".ttc")
 _BROAD = ("cjk", "fallback", "wqy", "pingfang", "hiragino", "unicode", "dejavusans.", "notosans-", "unifont")
@@ -44,7 +44,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Lettering:
-    """Draws text in one size.
+    """Draws text in one font size.
 
     Args:
         size: size of the text in pixels.

@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 SIDE = 448
 """Maximum length of the longer side, in pixels."""
 SMALL = 160
-"""An image whose longer side is shorter is magnified by an integer factor, so that each pixel becomes a square."""
+"""An image whose longer side is shorter than this is magnified by an integer factor, so that each pixel becomes a square."""
 FRAMES, FRAMES_DOWN = 6, 3
-"""Maximum number of video frames shown side by side, and below each other."""
+"""Maximum number of video frames that are shown side by side, and of frames that are shown below each other."""
 
 
 class ImageReader:
-    """Reads an image, or a video as a strip of its frames, as (H, W, 3) uint8. Images are rotated and placed on white in the same
+    """Reads an image, or a video as a strip of frames, as (H, W, 3) uint8. Images are rotated and placed on white in the same
     way as in the run's evaluation."""
 
     def __init__(self, view: EvaluationView):
@@ -45,7 +45,7 @@ class ImageReader:
 
         Args:
             source: the image or video.
-            size: (width, height) of an image with boxes, which is not rotated.
+            size: width and height of the image if it has boxes; it is then not rotated.
             side: maximum length of the longer side; a strip of frames may be twice as wide, or equally wide with ``down``.
             down: place the frames of a video below each other instead of side by side.
 
@@ -81,7 +81,8 @@ class ImageReader:
 
 
 def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> tuple[list[Panel], str]:
-    """Returns the panels that can be drawn, and a note for the sheet's title that counts the others, such as panels with a broken
+    """Returns the panels that can be drawn, and a note for the sheet's title that counts the other panels, such as those with a
+    broken
     image.
 
     Args:
@@ -109,7 +110,8 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def fitted(image: Tensor, side: int) -> Tensor:
-    """Scales an image, (3, H, W) uint8, down to a longer side of ``side``, or up by an integer factor if it is below
+    """Scales an image, (3, H, W) uint8, down so that its longer side is ``side``, or up by an integer factor if its longer side
+    is below
     :data:`SMALL`."""
     height, width = image.shape[1:]
     longer = max(height, width)

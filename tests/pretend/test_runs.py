@@ -216,7 +216,7 @@ OF_EVALUATIONS = {
     "copies to the host: tasks/pretrain_evaluation.py PretrainEvaluator._predict_boxes": RESULTS,
     "copies to the host: tasks/pretrain_evaluation.py PretrainEvaluator._masked_words": RESULTS,
     "copies to the host: tasks/finetune.py FineTuneTask.outputs": RESULTS,
-    "copies to the host: tasks/inference.py finite": "scores, of which none may be NaN before a prediction is chosen",
+    "copies to the host: tasks/inference.py require_finite": "scores, of which none may be NaN before a prediction is chosen",
     "copies to the host: models/inference/reranking.py TextBank.of": "lengths of all texts, once, to sort them by length",
     "copies to the host: models/inference/answer_ranking.py rank_answers": "the best first words, to score their answers",
     "reads a number: models/core/generation.py beam_search": "whether all captions of a batch are finished, after each word",

@@ -17,7 +17,7 @@ from dataset.tasks.questions import Question
 from engine.run_folder import RunFolder
 from tasks import vqa
 from tasks.answer_list import answer_list
-from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, not_beaten
+from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, unbeaten_baselines
 from tasks.inference import evaluating
 from tasks.vqa import VQAConfig, VQATask, chance_accuracy, group_equal_images
 from tests.conftest import tiny_run
@@ -108,10 +108,10 @@ def test_unknown_wordings_and_types_get_the_most_frequent_answer_of_a_larger_gro
 def test_a_model_not_above_the_image_blind_baseline_causes_a_warning():
     values = {"questions": 800, "accuracy": 0.7, IMAGE_BLIND: 0.5}
     values |= {"yes/no: accuracy": 0.52, f"yes/no: {IMAGE_BLIND}": 0.51, "yes/no questions": 400}
-    (sentence,) = not_beaten(values)
+    (sentence,) = unbeaten_baselines(values)
     assert sentence == OneLine("yes/no: accuracy 52.0%", "baseline of 51.0%")
-    assert not not_beaten(values | {"yes/no: accuracy": 0.6})
-    assert not not_beaten({"accuracy": 0.1, "questions": 5})
+    assert not unbeaten_baselines(values | {"yes/no: accuracy": 0.6})
+    assert not unbeaten_baselines({"accuracy": 0.1, "questions": 5})
 
 
 def test_the_chance_level_averages_the_score_of_each_candidate():

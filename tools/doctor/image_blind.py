@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.checkpoint import find_weights, run_config_of
-from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, not_beaten
+from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, unbeaten_baselines
 from tasks.video_qa import VideoQAConfig
 from tasks.vqa import VQAConfig, by_answer_type
 from tools.doctor.findings import NotCheckedError, Report
@@ -60,7 +60,7 @@ def start_not_above(subject: Subject) -> list[Finding]:
     for split, metrics in run.evaluation.items():
         values = {name: metric.get("value") for name, metric in metrics.items()}
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        for sentence in not_beaten(numbers):
+        for sentence in unbeaten_baselines(numbers):
             findings.append(Finding("warning", "init.checkpoint", f"{folder}, {split}: {sentence}", remedy))
     return findings
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.image_blind import ADVICE, not_beaten
+from tasks.image_blind import ADVICE, unbeaten_baselines
 from tools.report.groups import Group, Spread
 from tools.runs.reading import Run
 from utils.printing import format_number
@@ -152,7 +152,7 @@ def _split(split: str, metrics: Mapping[str, Metric]) -> SplitMetrics:
         for key in ("rule", "split", "weights", "training")
         if metric.get(key)
     )
-    facts = not_beaten({name: number_of(metric.get("value")) for name, metric in metrics.items()})
+    facts = unbeaten_baselines({name: number_of(metric.get("value")) for name, metric in metrics.items()})
     warning = f"{', and '.join(facts)}; {ADVICE}" if facts else ""
     note = "; ".join([", ".join(sizes), *rules]).strip("; ")
     return SplitMetrics(split, [title for title, _ in columns], rows, warning, note)

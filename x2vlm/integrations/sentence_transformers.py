@@ -144,7 +144,7 @@ class Embedder(_X2VLMModule):
                 embeddings = runtime.image_embeddings(features["pixels"])
             else:
                 embeddings = runtime.text_embeddings(Text(features["ids"], features["mask"]))
-        return {**features, "sentence_embedding": self.model.finite(embeddings)}
+        return {**features, "sentence_embedding": self.model.check_finite(embeddings)}
 
 
 class PairScorer(_X2VLMModule):
@@ -175,7 +175,7 @@ class PairScorer(_X2VLMModule):
             states = runtime.image_states(features["pixels"])
             margins = torch.cat(runtime.margins(states, [text_rows[group] for group in groups], bank))
         order = torch.cat(groups).argsort().to(margins.device)
-        return {**features, "scores": self.model.finite(margins)[order].unsqueeze(1)}
+        return {**features, "scores": self.model.check_finite(margins)[order].unsqueeze(1)}
 
 
 def _part(given: Any) -> tuple[Modality, Any]:
