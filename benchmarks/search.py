@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from utils.commands import call
-from x2vlm.search.files import About, open_embeddings
+from x2vlm.search.files import Metadata, open_embeddings
 from x2vlm.search.index import nearest_rows
 
 
@@ -46,9 +46,9 @@ def main(*, images: int = 1_000_000, width: int = 256, searches: int = 51) -> in
         python -m benchmarks.search
     """
     with tempfile.TemporaryDirectory() as name:
-        about = About(name, "made up", "", width, made=1)
-        write_embeddings(about.embeddings_in(Path(name)), images, width)
-        embeddings = open_embeddings(Path(name), about, images)
+        metadata = Metadata(name, "made up", "", width, made=1)
+        write_embeddings(metadata.embeddings_in(Path(name)), images, width)
+        embeddings = open_embeddings(Path(name), metadata, images)
         queries, took = unit(np.random.default_rng(1), searches, width), []
         nearest_rows(embeddings, queries[0], 64)  # loads the file into the page cache
         for query in queries:

@@ -40,12 +40,12 @@ def export(
     from x2vlm.loading import load
 
     loaded = load(model, device="cpu", config=config, tokenizer=tokenizer)
-    about = writing.export(loaded, out)
+    metadata = writing.export(loaded, out)
     say = sys.stdout.write
     for graph in GRAPHS:
-        size = sum(int(file["bytes"]) for name, file in about.files.items() if name.startswith(graph))
+        size = sum(int(file["bytes"]) for name, file in metadata.files.items() if name.startswith(graph))
         say(f"{out / graph}: {size / 1e6:,.1f} MB\n")
-    for name, difference in about.differences.items():
+    for name, difference in metadata.differences.items():
         say(f"{name}: at most {difference:.1e} from torch\n")
     call = "match" if loaded.takes("match") else "locate"
     say(f'next: python run.py predict {call} --model {out} --image IMAGE --text "a dog"\n')

@@ -59,14 +59,14 @@ def search(
     Returns:
         0 the index was searched; 2 it could not be searched
     """
-    from x2vlm.search.files import read_about
+    from x2vlm.search.files import read_metadata
 
-    about = read_about(index)
+    metadata = read_metadata(index)
     if save is not None:
-        check_save(save, [about.folder])
+        check_save(save, [metadata.folder])
     from x2vlm.search.index import ImageIndex
 
-    loaded = running.load(model or about.model)
+    loaded = running.load(model or metadata.model)
     opened = ImageIndex(index, loaded, cache_gb=cache_gb)
     if not len(opened):
         raise UserError(f"{index} contains no images")

@@ -1,1 +1,1 @@
-"""Tools that work on runs from outside. They import tasks, models and the engine, but are not imported by them."""
+"""Tools that plan, check, inspect and report on runs. They import tasks, models and the engine, but are not imported by them."""

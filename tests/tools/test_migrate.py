@@ -146,10 +146,10 @@ def leaves(node: Any, prefix: str) -> list[str]:
 @pytest.mark.parametrize("name", RUNS)
 def test_every_key_has_a_row_in_the_table(name):
     result = migrated(GOLDEN / f"{name}.yaml")
-    lines = {line.theirs for line in result.lines}
+    lines = {line.authors_key for line in result.lines}
     keys = {key.removeprefix("all.") for key in leaves(settings(name), "all")}
     assert keys - lines == set()
-    assert {line.theirs for line in result.lines if line.kind == "unknown"} == set()
+    assert {line.authors_key for line in result.lines if line.kind == "unknown"} == set()
     assert all(line.note for line in result.lines if line.kind in ("none", "always"))
 
 
@@ -194,7 +194,7 @@ def test_every_converted_value_comes_from_the_file():
     before = load_values(migrated(path))
     for theirs, value in changed.items():
         after = load_values(migrated(path, f"{theirs}={json.dumps(value)}"))
-        ours = {key.ours for key in KEYS if key.theirs == theirs and "translations" not in key.ours} - {
+        ours = {key.our_key for key in KEYS if key.authors_key == theirs and "translations" not in key.our_key} - {
             "model.text.arch.layers"
         }
         assert any(value_at(after, key) != value_at(before, key) for key in ours if key), theirs
@@ -205,7 +205,7 @@ def test_every_key_of_ours_in_the_table_exists():
         path for task in RUNS for path, _ in fields_of(choose(None, [], RUNS[task][0].split("/")[0]).load().config)
     }
     known |= {path for task in ("retrieval", "nlvr", "video_qa") for path, _ in fields_of(kind(task))}
-    requested = {key.ours for key in KEYS if key.ours}
+    requested = {key.our_key for key in KEYS if key.our_key}
     assert requested <= known
 
 
@@ -217,7 +217,7 @@ def kind(task: str) -> Any:
 
 def test_unknown_keys_are_listed(tmp_path):
     path = written(tmp_path, {**settings("vqa2_base"), "bach_size_train": 3, "prompt": "x", "deep": {"er": [1, 2]}})
-    by_key = {line.theirs: line for line in migrated(path, root=tmp_path).lines}
+    by_key = {line.authors_key: line for line in migrated(path, root=tmp_path).lines}
     assert by_key["bach_size_train"].kind == "unknown"
     assert by_key["bach_size_train"].note == "did you mean batch_size_train?"
     assert (by_key["deep.er"].kind, by_key["deep.er"].value) == ("unknown", [1, 2])
@@ -227,7 +227,7 @@ def test_unknown_keys_are_listed(tmp_path):
 
 def test_an_unsupported_value_is_reported(tmp_path):
     path = written(tmp_path, {**settings("coco_captioning_large"), "apply_FG_free": False})
-    line = next(line for line in migrated(path, root=tmp_path).lines if line.theirs == "apply_FG_free")
+    line = next(line for line in migrated(path, root=tmp_path).lines if line.authors_key == "apply_FG_free")
     assert (line.kind, line.note) == ("none", "always true in our code: training is FG-free")
 
 

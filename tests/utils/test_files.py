@@ -16,7 +16,7 @@ from tests.messages import OneLine, naming
 from utils import log
 from utils.errors import NotRegularError, UserError, file_access_error
 from utils.files import check_regular, new_folder, open_regular, parse_json, read_json, read_text
-from x2vlm.export.files import read_about
+from x2vlm.export.files import read_metadata
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_fifo_in_place_of_a_file_of_a_run_or_export_is_reported_in_one_line(tm
         log.set_up(as_fifo(tmp_path / "log.txt"))
     as_fifo(tmp_path / "export.json")
     with pytest.raises(UserError, match=r"export\.json cannot be read"):
-        read_about(tmp_path)
+        read_metadata(tmp_path)
 
 
 def test_the_second_of_two_processes_that_write_a_folder_gets_an_error_about_the_first(tmp_path):

@@ -1,5 +1,6 @@
-"""``run.py checkpoint adapters`` and ``merge``: save what a run with ``optim.lora`` trained as a small folder, and merge it
-back."""
+"""``run.py checkpoint adapters`` and ``merge``: save the weights that a run with ``optim.lora`` trained to a small folder, and
+merge them with the
+original weights."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from utils.files import expanded, new_folder
 from utils.weight_file import digest, read_metadata, save_weights
 
 BASE = "base_sha256"
-"""Header entry: the hash of the weights that the run did not change."""
+"""Header entry that contains the hash of the weights that the run did not change."""
 
 
 def extract(run: str, out: str) -> str:
@@ -48,12 +49,12 @@ def extract(run: str, out: str) -> str:
             f"{file}: is not in a run's folder, and adapters cannot be used without its {CONFIG_FILE}; pass the run's "
             "folder"
         )
-    about = read_metadata(file)
-    config_of(about, str(file))
+    metadata = read_about(file)
+    config_of(metadata, str(file))
     trained, base = _split_tensors(tensors, _frozen_parts(config))
     folder = _new_folder(out)
     with new_folder(folder) as made:
-        save_weights(made / ADAPTERS, trained, {HEADER: about[HEADER], BASE: digest(base)})
+        save_weights(made / ADAPTERS, trained, {HEADER: metadata[HEADER], BASE: digest(base)})
         _copy_beside(config.parent, made)
     size, full_size = (folder / ADAPTERS).stat().st_size, file.stat().st_size
     return (
@@ -77,10 +78,10 @@ def merge(source: str, base: str, out: str) -> str:
         raise UserError(
             f"{source}: contains no {CONFIG_FILE}; copy the whole folder written by `run.py checkpoint adapters`"
         )
-    trained, about = read_weight_file(file, merge=False).tensors, read_metadata(file)
-    model = _model_on(folder, base, about)
+    trained, metadata = read_weight_file(file, merge=False).tensors, read_about(file)
+    model = _model_on(folder, base, metadata)
     state = model.state_dict()
-    if digest(_split_tensors(state, _frozen_parts(folder / CONFIG_FILE))[1]) != about.get(BASE):
+    if digest(_split_tensors(state, _frozen_parts(folder / CONFIG_FILE))[1]) != metadata.get(BASE):
         raise UserError(
             f"--base {base}: the adapters of {source} were trained on other weights; pass the weights that the run "
             "started from"
@@ -88,13 +89,13 @@ def merge(source: str, base: str, out: str) -> str:
     model.load_state_dict({**state, **trained})
     target = _new_folder(out)
     with new_folder(target) as made:
-        save_weights(made / MODEL_FILE, merged(model.state_dict(), about, str(file)))
+        save_weights(made / MODEL_FILE, merged(model.state_dict(), metadata, str(file)))
         _copy_beside(folder, made)
     return f"{source} and {base} -> {target}: a model for x2vlm.load, run.py predict and init.checkpoint\n"
 
 
 def _split_tensors(tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Returns the tensors that a run with adapters trains, and the tensors that it does not change, with the names they have in a
+    """Returns the tensors that a run with adapters trains, and the tensors that it does not change. They have their names in a
     model without adapters.
 
     Args:
@@ -125,8 +126,8 @@ def _frozen_parts(config: Path) -> tuple[str, ...]:
     return frozen
 
 
-def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
-    """Returns the model of a run's config with the weights ``base``, from which the run started, and with fresh adapters."""
+def _model_on(folder: Path, base: str, metadata: Mapping[str, Any]) -> Any:
+    """Builds the model of a run's config with the weights ``base``, from which the run started, and with new adapters."""
     choice = choose(str(folder / CONFIG_FILE), [], None)
     schema, task = choice.load()
     if not expanded(base).exists():
@@ -138,7 +139,7 @@ def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
     torch.manual_seed(config.seed)
     model = task.build_model(config, len(load_tokenizer(config.model.text.encoder, "model.text.encoder")))
     load_initial(task, config, model)
-    add_adapters(model, config_of(about, str(folder / ADAPTERS)), tuple(config.optim.frozen.steps))
+    add_adapters(model, config_of(metadata, str(folder / ADAPTERS)), tuple(config.optim.frozen.steps))
     return model
 
 

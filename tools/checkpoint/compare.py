@@ -23,7 +23,7 @@ PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor with different values in two files: the largest differences; NaN if only one file has a NaN."""
+    """The largest differences between a tensor's values in two files; NaN if only one file has a NaN."""
 
     name: str
     absolute: float
@@ -37,11 +37,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of two files, in our names.
+    """The result of comparing two files. Tensors have our names.
 
     Attributes:
-        only: names that only the first file contains, and names that only the second contains.
-        other: lines about different shapes and dtypes.
+        only: names that only the first file contains, and names that only the second file contains.
+        other: lines that report different shapes and dtypes.
     """
 
     equal: int

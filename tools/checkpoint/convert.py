@@ -115,8 +115,8 @@ def _to_ours(file: Path, tensors: Mapping[str, Tensor], shared_words: bool | Non
 
 
 def _with_separate_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give each tensor separate memory, as safetensors requires: a file may contain one tensor under two names that no model
-    ties."""
+    """Give each tensor separate memory, as safetensors requires. In a file, two names may share a tensor although no model ties
+    them."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in tensors.items():

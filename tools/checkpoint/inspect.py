@@ -34,7 +34,7 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
     intact, why = integrity(outline)
     rows = [("kind", _kind(found, outline)), *_run(file), *(("", state) for state in checkpoints)]
     rows += _sizes(found) if found.kind else [("names", _first_names(outline))]
-    if ema := outline.about.get("ema"):
+    if ema := outline.metadata.get("ema"):
         rows.append(("average", f"averaged weights of a run ({shown(', '.join(f'{key} {ema[key]}' for key in ema))})"))
     if outline.adapters:
         rows.append(("adapters", _adapters(outline)))
@@ -63,11 +63,11 @@ def _kind(found: Recognised, outline: Outline) -> str:
     task = TASKS.get(found.task, f"fine-tuned: {found.task}")
     if found.names != "ours":
         return f"{found.kind}, {task}"
-    return f"ours, {task}" + (", converted from published names" if PUBLISHED in outline.about else "")
+    return f"ours, {task}" + (", converted from published names" if PUBLISHED in outline.metadata else "")
 
 
 def _run(file: Path) -> list[tuple[str, str]]:
-    """Returns a row on the run that the file belongs to, if it is in a run's folder."""
+    """Returns a row that describes the run that the file belongs to, if it is in a run's folder."""
     config = run_config_of(file)
     if config is None:
         return []
@@ -95,7 +95,7 @@ def _sizes(found: Recognised) -> list[tuple[str, str]]:
 
 def _adapters(outline: Outline) -> str:
     """Describes low-rank adapters, and how they are applied to the weights."""
-    lora = outline.about.get(HEADER)
+    lora = outline.metadata.get(HEADER)
     rank = (
         f"of rank {shown(str(lora['rank']))}"
         if isinstance(lora, dict) and "rank" in lora

@@ -46,15 +46,15 @@ class Outline:
         adapters: number of adapter tensors.
         dtypes: number of tensors of each dtype.
         storage: how the file stores the tensors.
-        about: our entry in the header of the file.
-        only_adapters: True if the file contains adapters without the weights they belong to.
+        metadata: our entry in the header of the file.
+        only_adapters: whether the file contains adapters without the weights they belong to.
     """
 
     path: Path
     shapes: Shapes
     dtypes: Counter[str]
     storage: str
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     adapters: int = 0
     only_adapters: bool = False
 
@@ -65,14 +65,15 @@ class Outline:
 
 
 def shown(text: str) -> str:
-    """Shortens a name from a file to one printable line, since it may contain anything."""
+    """Shortens a name from a file to one printable line, because it may contain any characters."""
     line = text if text.isprintable() else repr(text)[1:-1]
     return line if len(line) <= 100 else f"{line[:97]}…"
 
 
 def weights_at(path: str | Path) -> tuple[Path, list[str]]:
-    """Returns the weight file of a path: the file itself, the file in a checkpoint or a Hugging Face folder, or the file of a run
-    from which other runs start; and, for a run's folder, a line for each of its checkpoints.
+    """Returns the weight file at a path: the file itself, the file in a checkpoint or a Hugging Face folder, or the file in a
+    run's
+    folder that other runs would start from. For a run's folder, it also returns a line for each checkpoint.
 
     Raises:
         UserError: if the weight file is missing.
@@ -121,7 +122,7 @@ def _of_safetensors(path: Path) -> Outline:
                 entry = file.get_slice(name)
                 shapes[name] = tuple(entry.get_shape())
                 dtypes[DTYPES.get(entry.get_dtype(), entry.get_dtype())] += _product(shapes[name])
-        about = read_metadata(path)
+        metadata = read_about(path)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise unreadable(path, error) from None
     prefix = wrapper_of(shapes)
@@ -129,7 +130,7 @@ def _of_safetensors(path: Path) -> Outline:
     plain = {plain_name(name.removeprefix(prefix)): shape for name, shape in shapes.items() if not is_adapter(name)}
     adapters = (len(shapes) - len(plain)) // 2
     return Outline(
-        path, plain, dtypes, storage, about, adapters, bool(adapters) and not any(INNER in name for name in shapes)
+        path, plain, dtypes, storage, metadata, adapters, bool(adapters) and not any(INNER in name for name in shapes)
     )
 
 
@@ -141,13 +142,13 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def integrity(outline: Outline) -> tuple[bool, str]:
-    """Returns whether a file is intact, as far as this can be checked, and which check was made."""
+    """Returns whether a file is intact, as far as this can be checked, and a text that says how it was checked."""
     path = outline.path
     if NAME.fullmatch(path.parent.name) and path.name == MODEL_FILE and (path.parent / MANIFEST).is_file():
         fault = fault_of(path.parent)
         return fault is None, fault or "yes, by the sizes and hashes of its manifest"
     if path.suffix == ".safetensors":
-        if "sha256" not in outline.about:
+        if "sha256" not in outline.metadata:
             return True, "the size matches the header, which contains no hash"
         damaged = is_damaged(path, load_file(path))
         return (

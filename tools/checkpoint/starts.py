@@ -1,4 +1,4 @@
-"""The shipped configs that can start from a weight file, and the config key that takes the file."""
+"""Finds the configs in ``configs/`` that can start from a weight file, and the config key that takes the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 ENCODERS = ("vision.", "text.", "fusion.")
 _GRID = 4
-"""Patches per side in the models that are built here; only the tables of position biases depend on it."""
+"""Number of patches per side in the models that this module builds. Only tables of position biases depend on it."""
 
 
 class Candidate(NamedTuple):
@@ -33,8 +33,9 @@ class Candidate(NamedTuple):
 
 
 def starts(found: Recognised) -> tuple[str, list[str]]:
-    """Returns the key that takes the file, or "" if none does, and the configs of ``configs/`` whose encoders have its shapes."""
-    if found.names != OTHER_NAMES:
+    """Returns the config key that takes the file, or "" if none does, and the configs in ``configs/`` whose encoders have the
+    file's shapes."""
+    if found.names != THEIR_OWN:
         fits, key = _fits_model, "init.checkpoint"
     elif found.vision is not None:
         fits, key = _fits_vision, "init.vision"
@@ -47,7 +48,7 @@ def starts(found: Recognised) -> tuple[str, list[str]]:
 
 @functools.cache
 def candidates() -> tuple[Candidate, ...]:
-    """Returns all configs of runs."""
+    """Returns all configs in ``configs/`` that define a run."""
     listed = []
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
         values = read_config(path, [])
@@ -104,7 +105,7 @@ def encoders_of(model: ModelConfig, words: int | None) -> Shapes | None:
     vision = model.vision.model_copy(update={"video": None, "drop_path": 0.0})
     if vision.positions == "backbone" and vision.backbone.startswith("beit"):
         vision = vision.model_copy(update={"image_size": _GRID * (vision.patch_size or 16)})
-    if model.text.arch is None:  # its files would have to be downloaded
+    if model.text.arch is None:  # the encoder's files would have to be downloaded
         return None
     section = model.model_copy(update={"vision": vision})
     return _build(section.model_dump_json(), model.text.arch.vocab_size or words)

@@ -1,4 +1,4 @@
-"""The keys of a config class as data."""
+"""Lists the keys of a config class, with their types, defaults and descriptions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ REQUIRED = "required"
 class Key:
     """A key of a config.
 
-    ``path``: ``section.name``; ``[]`` is an entry of a list, ``<name>`` a key that the user chooses. ``type``, ``default`` and
-    ``meaning`` are strings; ``default`` is :data:`REQUIRED` if the key has no default. ``may_change``: whether the value may
+    ``path`` is ``section.name``, where ``[]`` stands for an entry of a list, and ``<name>`` for a key that the user chooses.
+    ``type``, ``default`` and
+    ``meaning`` are strings; ``default`` is :data:`REQUIRED` if the key has no default. ``may_change`` is whether the value may
     change when a run is resumed.
     """
 
@@ -36,7 +37,7 @@ class Key:
 
     @property
     def form(self) -> str:
-        """The values that the key accepts, with its default."""
+        """The values that the key accepts, and its default."""
         default = self.default if self.default == REQUIRED else f"default: {self.default}"
         return f"{self.type} ({default}{'; may change when a run is resumed' if self.may_change else ''})"
 
@@ -69,7 +70,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def _changes_defaults(field: FieldInfo) -> bool:
-    """True if omitting a section gives values other than its keys' defaults."""
+    """Returns True if omitting a section results in values other than its keys' defaults."""
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     return isinstance(default, Config) and bool(_changes(default))
 
@@ -79,7 +80,7 @@ def _changes(section: Config) -> dict[str, Any]:
 
 
 def _takes_other_values(annotation: Any) -> bool:
-    """True if the field also accepts something other than a section, such as null."""
+    """Returns True if the field also accepts values other than a section, such as null."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return any(_takes_other_values(argument) for argument in typing.get_args(annotation))
     return next(sections_of(annotation, ""), None) is None

@@ -1,1 +1,1 @@
-"""``run.py doctor``: finds everything that would stop or spoil a run before it starts, and reports it all at once."""
+"""``run.py doctor``: checks a run before it starts, and reports everything that would stop it or spoil its results."""

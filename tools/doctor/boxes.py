@@ -36,7 +36,8 @@ TURNED = (
 
 
 class RawBox(NamedTuple):
-    """A raw box from a record, with the (width, height) and the EXIF orientation of its stored image; ``size`` is None if the
+    """A box as written in a record, with the ``size`` (width, height) and the EXIF orientation of its stored image. ``size`` is
+    None if the
     image cannot be read."""
 
     box: Box
@@ -46,7 +47,7 @@ class RawBox(NamedTuple):
 
 
 def check_boxes(subject: Subject, report: Report) -> None:
-    """Report boxes that are relative or given as corners; skipped for tasks without boxes."""
+    """Report boxes that are relative to the image or given as corners. Tasks without boxes are skipped."""
     config: Any = subject.config
     split: Any
     if isinstance(config, GroundingConfig):
@@ -68,7 +69,7 @@ def check_boxes(subject: Subject, report: Report) -> None:
 
 
 def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
-    """Returns findings on the format of boxes."""
+    """Returns findings about the format of boxes."""
     if relative := findings_of_relative([(each.box, each.location) for each in boxes], key):
         return relative
     sized = [each for each in boxes if each.size is not None]
@@ -149,8 +150,9 @@ def _of_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Itera
 
 
 def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
-    """Yields the boxes of a record: none if the record cannot be read, and boxes without sizes if the image cannot be read. The
-    sample counts both cases."""
+    """Yields the boxes of a record. If the record cannot be read, it yields none; if the image cannot be read, boxes have no
+    size. The check
+    of the sample counts these records and images."""
     try:
         record = read()
     except Exception:

@@ -1,4 +1,4 @@
-"""Checks the data: whether they can be read, whether there are enough, and what a sample contains."""
+"""Checks the data: whether they can be read, whether there are enough of them, and what a sample contains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from utils.findings import Finding
 
 
 def check_data(subject: Subject, report: Report) -> None:
-    """The section ``data``: reads training data and held-out splits, and a sample of their records."""
+    """Runs the checks in the section ``data``: reads the training data and held-out splits, and a sample of their records."""
     report.section("data")
     with (
         report.check("training"),
@@ -98,7 +98,7 @@ def _counted(items: Any) -> str:
 
 
 def _check_sizes(subject: Subject, report: Report) -> None:
-    """Checks the batch size against the data, and reports the number of epochs."""
+    """Compares the batch size with the size of the data, and reports the number of epochs."""
     config, training = subject.config, subject.training
     # Batch sizes that are not divisible as required are reported even without data.
     chunks = config.plan(subject.gpus).chunks

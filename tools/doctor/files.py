@@ -1,4 +1,4 @@
-"""Reports missing inputs, each with a remedy for its kind, and loads the tokenizer."""
+"""Reports missing inputs, each with a suitable remedy, and loads the tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REMEDIES = {
 
 
 def check_files(subject: Subject, report: Report) -> None:
-    """The section ``files``: checks that inputs exist, and loads the tokenizer."""
+    """Runs the checks in the section ``files``: checks that inputs exist, and loads the tokenizer."""
     report.section("files")
     subject.make_inputs()
     found = missing_files(subject)

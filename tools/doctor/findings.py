@@ -14,7 +14,7 @@ WIDTH = 120
 
 
 class NotCheckedError(Exception):
-    """A check that cannot run; the message says why."""
+    """Raised by a check that cannot run. The message says why."""
 
 
 class Report:

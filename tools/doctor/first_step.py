@@ -1,4 +1,4 @@
-"""One real training step of each stream on a tiny batch, and a picture of the batch."""
+"""Runs one real training step for each stream on a tiny batch, and draws the batch."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from utils.distributed import group_of_one
 from utils.findings import Finding
 
 LARGEST_ON_CPU = 60_000_000
-"""Maximum number of parameters for a step on a CPU; with more, the step would take longer than all other checks together."""
+"""Maximum number of parameters for a step on a CPU. With more, the step would take longer than all other checks together."""
 
 FILE = "first_batch.png"
 
 
 def check_first_step(subject: Subject, report: Report, out: Path) -> None:
-    """The section ``first step``: runs a training step and draws its batch."""
+    """Runs the checks in the section ``first step``: runs a training step and draws its batch."""
     report.section("first step")
     with report.check("image"):
         batch = first_batch(subject)
@@ -50,7 +50,7 @@ def check_first_step(subject: Subject, report: Report, out: Path) -> None:
 
 
 def first_batch(subject: Subject) -> Batch:
-    """Returns the first micro-batch of training, as small as the sample's.
+    """Returns the first micro-batch of training, with as few examples as the micro-batches of the sample.
 
     Raises:
         NotCheckedError: if the micro-batch cannot be made.
@@ -99,7 +99,7 @@ def _take_steps(trainer: Any, batch: Batch, report: Report) -> None:
 
 
 def _trainer(subject: Subject, stack: ExitStack) -> Any:
-    """Returns a trainer with the weights from which the run starts, or random weights if these do not fit.
+    """Returns a trainer with the weights that the run starts from, or random weights if those cannot be loaded.
 
     If the ranks of the run share the model, the trainer uses FSDP2 in a process group that lasts as long as ``stack``.
     """
@@ -120,7 +120,7 @@ def _trainer(subject: Subject, stack: ExitStack) -> Any:
 
 
 def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
-    """Returns a separate batch for each stream, by the stream's name; "" for a batch with a single stream."""
+    """Yields the name and the batch of each stream. If a batch has only one stream, its name is ""."""
     if not isinstance(batch, PretrainBatch):
         yield "", batch
         return
@@ -132,7 +132,7 @@ def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
 
 
 def step_findings(name: str, values: dict[str, float]) -> list[Finding]:
-    """Returns findings on losses or a gradient that are not finite."""
+    """Returns findings about losses or a gradient that are not finite."""
     wrong = [key for key, value in values.items() if key in _shown(values) and not math.isfinite(value)]
     if not wrong:
         return []

@@ -24,7 +24,7 @@ VIDEOS = 5
 
 
 def check_images(subject: Subject, key: str, items: Any) -> str:
-    """Decode a sample of a split's images; returns a text that says how many were decoded.
+    """Decode a sample of a split's images, and return a text that says how many were decoded.
 
     Raises:
         UserError: for the first image that cannot be read; a held-out set must be complete.
@@ -47,7 +47,7 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
 
 
 def check_records(subject: Subject) -> str:
-    """Read a sample of the held-out pre-training records in the same way as evaluation; returns a text that says how many were
+    """Read a sample of the held-out pre-training records in the same way as evaluation, and return a text that says how many were
     read.
 
     Raises:

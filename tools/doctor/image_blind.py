@@ -1,4 +1,5 @@
-"""Checks how well questions can be answered without their images, and whether the run that provides the initial weights did
+"""Checks how well questions can be answered without their images, and whether the run that provides the initial weights answered
+them
 better."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from utils.files import expanded
 from utils.findings import Finding
 
 MAX_ACCURACY = 0.9
-"""If the image-blind baseline reaches this accuracy, the doctor warns."""
+"""If the image-blind baseline reaches this accuracy, the check warns."""
 
 
 def check_image_blind(subject: Subject, report: Report) -> None:

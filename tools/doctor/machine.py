@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 11)
 
 
 def check_machine(subject: Subject, report: Report) -> None:
-    """The section ``environment``: checks versions, device and cores."""
+    """Runs the checks in the section ``environment``: versions, device and cores."""
     report.section("environment")
     found = versions(ROOT / "requirements.txt")
     shown = ", ".join(f"{name} {installed(name) or 'missing'}" for name in SHOWN)
@@ -40,7 +40,7 @@ def check_machine(subject: Subject, report: Report) -> None:
 
 
 def versions(requirements: Path) -> list[Finding]:
-    """Returns findings on packages that are missing or whose version the requirements exclude."""
+    """Returns findings about packages that are missing or whose version the requirements exclude."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     findings = []

@@ -22,7 +22,7 @@ from utils.tensors import tensor_bytes
 
 
 def check_memory(subject: Subject, report: Report) -> None:
-    """The section ``memory``: the estimate of ``run.py plan`` for the unchanged config."""
+    """Runs the check in the section ``memory``: reports ``run.py plan``'s estimate for the unchanged config."""
     report.section("memory")
     with report.check("a step"):
         try:
@@ -61,7 +61,7 @@ def estimate(subject: Subject) -> StepMemory:
 
 
 def outside(gpus: int, tensors: int) -> int:
-    """Returns the bytes of GPU memory in addition to tensors, with the same assumptions as ``run.py plan``."""
+    """Returns the bytes of GPU memory that are used in addition to tensors, with the same assumptions as ``run.py plan``."""
     return CONTEXT + int(FRAGMENTATION * tensors) + (NCCL if gpus > 1 else 0)
 
 
@@ -90,7 +90,7 @@ def free_memory() -> float:
 
 
 def check_disk(subject: Subject, report: Report) -> None:
-    """The section ``disk``: compares the free space where the run writes with the size of its checkpoints."""
+    """Runs the check in the section ``disk``: compares the free space where the run writes with the size of its checkpoints."""
     report.section("disk")
     with report.check("checkpoints"):
         if subject.model is None:
@@ -116,7 +116,7 @@ def check_disk(subject: Subject, report: Report) -> None:
 
 
 def needed_bytes(model: Any, keep: int, *, has_best: bool, has_average: bool = False) -> tuple[int, int, int]:
-    """Returns the bytes of a checkpoint, of the best weights, and of the run's peak disk usage."""
+    """Returns the size in bytes of a checkpoint, of the best weights, and of the run's peak disk usage."""
     weights = tensor_bytes([*model.parameters(), *model.buffers()])
     one = weights * (2 if has_average else 1) + 2 * tensor_bytes(trainable(model))
     best = weights if has_best else 0

@@ -1,4 +1,4 @@
-"""Draws a batch as panels: its pixels, its boxes, and its texts decoded from their ids."""
+"""Draws a batch as panels: its pixels, its boxes, and its texts, which are decoded from their token ids."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SIDE = 224
 
 
 def panels_of(batch: Any, tokenizer: Any, classes: Mapping[int, str] | None = None) -> list[Panel]:
-    """Returns panels of the first examples of each stream in a batch. A batch of an unknown class is drawn from its fields
+    """Returns panels for the first examples of each stream in a batch. A batch of an unknown class is drawn from its fields
     ``pixels``, ``text`` and ``boxes_cxcywh``.
 
     Args:
-        classes: the known names of labels.
+        classes: maps labels to their names, if known.
     """
     if isinstance(batch, PretrainBatch):
         return [panel for name, part in batch.streams().items() for panel in _of_stream(name, part, tokenizer, {})]
@@ -88,13 +88,13 @@ def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]
 
 
 def _panel(title: str, images: Sequence[np.ndarray], boxes: tuple[PairOfBoxes, ...], lines: Sequence[Line]) -> Panel:
-    """Returns images side by side, with boxes on the first image."""
+    """Returns a panel with images side by side, and boxes on the first image."""
     pictures = [DrawnImage(image, boxes if not place else ()) for place, image in enumerate(images)]
     return Panel(tuple(pictures), tuple(lines), (Line(title, faint=True),))
 
 
 def drawn_boxes(boxes: Tensor) -> tuple[PairOfBoxes, ...]:
-    """Returns boxes (N, 4), centre and size relative to an image, each with a colour and a number."""
+    """Returns boxes to draw, each with a colour and a number. ``boxes`` (N, 4) are centre and size relative to an image."""
     names = colours(len(boxes))
     return tuple(
         PairOfBoxes((cx - w / 2, cy - h / 2, w, h), None, names[index], str(index + 1))
@@ -110,7 +110,7 @@ def images_of(pixels: Tensor, row: int, count: int) -> list[np.ndarray]:
 
 
 def as_image(pixels: Tensor) -> np.ndarray:
-    """Converts pixels (3, H, W) to (H, W, 3) uint8; normalised pixels are denormalised."""
+    """Converts pixels (3, H, W) to (H, W, 3) uint8. Normalisation is undone."""
     if pixels.is_floating_point():
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in PUBLISHED_PIXELS.values())
         pixels = ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
@@ -118,7 +118,8 @@ def as_image(pixels: Tensor) -> np.ndarray:
 
 
 def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None) -> list[Line]:
-    """Returns the text of an example as the model receives it; masked positions are in quotes, followed by the original tokens.
+    """Returns the text of an example as the model receives it. Masked positions are in quotes; the original tokens follow the
+    text.
 
     Args:
         box: the box that the text describes.
@@ -165,7 +166,7 @@ def spelled(ids: list[int], places: set[int], tokenizer: Any) -> str:
 
 
 def as_word(token: str) -> tuple[str, bool]:
-    """Returns a token without its tokenizer's marks, and whether it continues the previous word."""
+    """Returns a token without the tokenizer's word marks, and whether it continues the previous word."""
     if token.startswith("##"):
         return token[2:], True
     return token.lstrip("\u2581\u0120"), False

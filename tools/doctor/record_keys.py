@@ -1,4 +1,4 @@
-"""Reports record keys that nothing reads: they may be misspelled."""
+"""Reports keys in records that nothing reads, because they may be misspelled."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ OTHER_NAMES = {
 
 
 class _Sampled(NamedTuple):
-    """Some records of a file, or their phrases, with the file's ``key`` in the config, the keys that are ``read``, and ``others``
-    that are known.
+    """Some records of a file, or their phrases, with the file's ``key`` in the config, the keys that this run reads (``read``),
+    and other
+    known keys (``others``).
 
     Attributes:
         only_given: whether hard negatives are only taken from records.
@@ -73,7 +74,7 @@ class _Sampled(NamedTuple):
 
 def check_record_keys(subject: Subject, report: Report) -> None:
     """List the unknown keys of training records and of their phrases, and warn if one of them looks like a known key that is
-    missing. Also say how many phrases have several boxes, no box, long captions or hard negatives."""
+    missing. Also report how many phrases have several boxes, no box, long captions or hard negatives."""
     with report.check("record keys"):
         for sampled in _sampled(subject):
             _check_keys(sampled, "records", report)
@@ -167,7 +168,7 @@ def _phrase_fractions(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> st
 
 
 def meant_by(name: str, absent: Sequence[str]) -> str | None:
-    """Returns the key that ``name`` probably means, among the ``absent`` keys, which no record has."""
+    """Returns the key that ``name`` is probably meant to be, among the ``absent`` keys, which occur in no record."""
     known_as = [key for key in absent if name.lower() in OTHER_NAMES.get(key, ())]
     return next(iter(known_as or difflib.get_close_matches(name, absent, 1, 0.75)), None)
 

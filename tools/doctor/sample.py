@@ -1,4 +1,4 @@
-"""Decodes a sample of training records from all data in the same way as training."""
+"""Decodes a random sample of all training records in the same way as training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MICRO_BATCHES, SECONDS = 60, 4.0
 """Maximum number of tiny micro-batches in the sample, and time limit for making them."""
 
 MAX_UNKNOWN = 0.05
-"""If this fraction of tokens is unknown, the doctor warns."""
+"""If this fraction of tokens is unknown, the check warns."""
 
 
 def check_sample(subject: Subject, report: Report) -> None:
@@ -71,7 +71,9 @@ def check_hard_negatives(batches: list[Batch], report: Report) -> None:
 
 
 def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[Finding]:
-    """Returns findings on broken records by kind; refused if there are more than the run tolerates."""
+    """Returns a finding for each kind of broken record. The findings have the level "refused" if there are more broken records
+    than the run
+    tolerates."""
     broken = [each for batch in batches for each in batch.broken]
     records = len({each.location for each in broken})
     level = "refused" if records > max_broken * read else "warning"
@@ -90,7 +92,7 @@ def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[
 
 
 def check_speed(subject: Subject, seconds: float, report: Report) -> None:
-    """Compares the images per second of one core with what a step on the device would need."""
+    """Compares the number of images that one core loads per second with the number that a step on the device would need."""
     images = sum(images_in(batch) for batch in subject.batches)
     texts_alone = images == 0
     count = sum(batch.read for batch in subject.batches) if texts_alone else images

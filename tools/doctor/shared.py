@@ -23,10 +23,13 @@ from tools.doctor.subject import Subject
 from utils.findings import Finding
 
 MAX_RECORDS, MAX_SECONDS = 20_000, 3.0
-"""Maximum number of pre-training records that are read on each side."""
+"""Maximum number of pre-training records that are read from the training data and from the held-out split each, and time limit in
+seconds."""
 
 MAX_LOOKS, LOOK_SECONDS = 200, 3.0
-"""Number of images on each side whose appearance is compared, and time limits for hashing a side and for the comparison."""
+"""Maximum number of training images, and of held-out images, whose appearance is compared; and time limit in seconds for hashing
+either of them and for
+the comparison."""
 
 REMEDY = "split by image, not by text: remove these images from one of the two"
 
@@ -74,8 +77,9 @@ def _report_shared(found: SharedImages, key: str, of: str, report: Report) -> No
 def _check_looks(
     training: Sequence[Source], held_out: Sequence[Source], shared: SharedImages, key: str, seed: int, report: Report
 ) -> None:
-    """Report images of a split that look like training images and are not known to be shared, from a random sample of both
-    sides."""
+    """Report images of a split that look like training images and are not known to be shared. Random samples of training and
+    held-out images
+    are compared."""
     check = "similar images"
     if not look_alikes.available():
         report.skip(check, f'{key}: copies and crops that look alike need imagehash: pip install ".[leaks]"')
@@ -86,20 +90,24 @@ def _check_looks(
         images = list({(each.path or each.location): each for each in images}.values())
         chosen = random.Random(seed).sample(images, min(MAX_LOOKS, len(images)))
         sides.append((look_alikes.looks_of(chosen, name, LOOK_SECONDS), len(images)))
-    (ours, all_ours), (theirs, all_theirs) = sides
-    if not ours or not theirs:
+    (training_looks, training_count), (held_out_looks, held_out_count) = sides
+    if not training_looks or not held_out_looks:
         return
     pairs = look_alikes.similar(
-        [look for _, look in ours], [look for _, look in theirs], look_alikes.WARN_CORRELATION, LOOK_SECONDS
+        [look for _, look in training_looks],
+        [look for _, look in held_out_looks],
+        look_alikes.WARN_CORRELATION,
+        LOOK_SECONDS,
     )
     found = {other: own for own, other in pairs}
-    sample = f"{len(theirs):,} of its {all_theirs:,} and {len(ours):,} of {all_ours:,} training images"
+    sample = f"{len(held_out_looks):,} of its {held_out_count:,} and {len(training_looks):,} of {training_count:,} "
+    sample += "training images"
     findings = [
         Finding(
             "warning",
             key,
-            f"{len(found):,} images look like a training image ({sample} compared), such as {theirs[other][0].location} and "
-            f"{ours[own][0].location}",
+            f"{len(found):,} images look like a training image ({sample} compared), such as "
+            f"{held_out_looks[other][0].location} and {training_looks[own][0].location}",
             "look at both; `python run.py leaks --perceptual` lists such pairs. Split by photograph, not by crop",
         )
         for other, own in itertools.islice(found.items(), 1)
@@ -139,21 +147,22 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
         with report.check("shared images"):
             subject.require_inputs(key, *(f"data.{name}" for name in training))
             held_out, read, total = _read(files, stream, subject, key)
-            ours: list[KnownImage] = []
+            training_images: list[KnownImage] = []
             notes = [f"; {read:,} of {total:,} held-out records read"] if read < total else []
             for name, own in training.items():
                 found, read, total = _read(own.paths, own, subject, f"data.{name}.files")
-                ours += found
+                training_images += found
                 notes += [f"; {read:,} of {total:,} records of data.{name} read"] if read < total else []
-            shared = shared_images(ours, held_out)
+            shared = shared_images(training_images, held_out)
             _report_shared(shared, key, "".join(notes), report)
-            trained, measured = [each.source for each in ours], [each.source for each in held_out]
+            trained, measured = [each.source for each in training_images], [each.source for each in held_out]
             _check_looks(trained, measured, shared, key, subject.config.seed, report)
 
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:
-    """Returns the images or videos of up to :data:`MAX_RECORDS` random records, how many records were read, and how many there
-    are."""
+    """Returns the images or videos of up to :data:`MAX_RECORDS` random records, the number of records that were read, and the
+    number of all
+    records."""
     shards = Shards(files, key=key, index_folder=subject.config.data.cache_index, remote=subject.config.data.remote)
     count = min(len(shards), MAX_RECORDS)
     rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MAX_SECONDS

@@ -1,4 +1,5 @@
-"""The run that the doctor examines: its config, and the components that can be built from it, any of which may be missing."""
+"""The run that ``run.py doctor`` examines: its config, and the components that can be built from the config. Any component may be
+missing."""
 
 from __future__ import annotations
 
@@ -39,11 +40,11 @@ class Subject:
     Attributes:
         missing: missing inputs, with the config keys that name them.
         model: the model on the meta device.
-        training: maker of tiny micro-batches of the training data.
+        training: makes tiny micro-batches of the training data.
         held_out: held-out splits by config key.
         batches: micro-batches of the sample.
-        weights_fit: whether the weights of ``init`` can be loaded.
-        unfetched: the model of ``init.text``, if a run has to download it.
+        weights_fit: whether the weights that ``init`` names can be loaded.
+        unfetched: the model that ``init.text`` names, if a run has to download it.
     """
 
     choice: Choice
@@ -87,8 +88,7 @@ class Subject:
         return self.tokenizer
 
     def build_meta_model(self) -> Any:
-        """Build the model on the meta device, with the parts frozen that remain frozen when ``optim.freeze`` has finished
-        unfreezing."""
+        """Build the model on the meta device. Only those parts are frozen that ``optim.freeze`` freezes for the whole run."""
         vocabulary = None if self.tokenizer is None else len(self.tokenizer)
         if vocabulary is None and not self.config.model.text.knows_vocabulary:
             raise NotCheckedError("without the tokenizer, the size of the vocabulary is unknown")
@@ -98,7 +98,7 @@ class Subject:
         return self.model
 
     def build_for_training(self) -> Any:
-        """Build the model on torch's default device, with the adapters of ``optim.lora``; the trainer freezes ``optim.freeze``.
+        """Build the model on torch's default device, with the adapters of ``optim.lora``. The trainer applies ``optim.freeze``.
 
         Raises:
             UserError: if the adapters do not fit the model.
@@ -114,7 +114,7 @@ class Subject:
         return model
 
     def mesh(self, model: nn.Module) -> ShardingConfig | None:
-        """Returns the mesh of FSDP2 in the run; None with DDP.
+        """Returns the device mesh if the run uses FSDP2, or None if it uses DDP.
 
         Raises:
             UserError: if ``train.parallel`` is for a different number of GPUs.
@@ -185,7 +185,7 @@ def _small_stream(stream: Any) -> Any:
 
 
 def shorten(names: Sequence[str], max_names: int = 3) -> str:
-    """Returns the first names, and how many more there are."""
+    """Joins the first names, and says how many more there are."""
     more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
     return ", ".join(names[:max_names]) + more
 

@@ -1,4 +1,4 @@
-"""A tokenizer that counts its unknown tokens, and the words that have them."""
+"""A tokenizer that counts unknown tokens, and the words in which they occur."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class TextLog:
     """Wraps a tokenizer, to which it forwards all calls, and counts tokens.
 
     Attributes:
-        tokens: number of tokens of all texts, excluding special tokens.
-        unknown: number of unknown tokens by word.
+        tokens: number of tokens in all texts, excluding special tokens.
+        unknown: number of unknown tokens in each word.
     """
 
     def __init__(self, tokenizer: Any):

@@ -18,7 +18,7 @@ ENCODERS = ("vision.", "text.", "fusion.")
 
 
 def check_weights(subject: Subject, report: Report) -> None:
-    """The section ``model and weights``: builds the model on the meta device, and checks the weights."""
+    """Runs the checks in the section ``model and weights``: builds the model on the meta device, and checks the weights."""
     report.section("model and weights")
     with report.check("model"):
         model = subject.build_meta_model()
@@ -88,10 +88,10 @@ def details(report: LoadReport) -> Iterator[tuple[str, str]]:
         first = next(iter(report.resized.values()))
         yield "resized", f"{_listed(list(report.resized))}: {first}"
     if report.copied:
-        ours, theirs = (
+        targets, originals = (
             sorted({name.split(".")[0] for name in names}) for names in zip(*report.copied.items(), strict=True)
         )
-        yield "copied", f"{len(report.copied)} of {', '.join(ours)} from {', '.join(theirs)}"
+        yield "copied", f"{len(report.copied)} of {', '.join(targets)} from {', '.join(originals)}"
     if report.dropped:
         reasons = Counter("tied to others" if why.startswith("tied to") else why for why in report.dropped.values())
         yield "dropped", "; ".join(f"{count} {why}" for why, count in reasons.items())
@@ -101,8 +101,8 @@ def details(report: LoadReport) -> Iterator[tuple[str, str]]:
 
 
 def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[str]) -> list[Finding]:
-    """Returns findings on encoder parameters that a checkpoint lacks; empty if this is intended."""
-    if subject.config.init.checkpoint is None or reports[0].text_skipped:
+    """Returns findings about encoder parameters that a checkpoint lacks, unless this is intended."""
+    if subject.config.init.checkpoint is None or reports[0].text_left_out:
         return []
     missing = [name for name in random if name.startswith(ENCODERS)]
     if not missing:

@@ -1,6 +1,6 @@
 """The table :data:`KEYS` of all keys in the authors' YAML configs (github.com/zengyan-97/X2-VLM), and how each is converted.
 
-It lists the keys in the released YAML files, and for tasks without such a file, the keys that the released scripts read. A key
+It lists the keys in the authors' YAML files, and for tasks without a YAML file, the keys that the authors' scripts read. A key
 has several rows if it is converted differently for different tasks, or if it sets several of our keys.
 """
 
@@ -17,9 +17,9 @@ from tools.migrate.source import SEPARATE, SINGLE, VISION_JSON, Source
 from utils.errors import UserError
 
 REQUIRED = object()
-"""Default of a key that the authors' scripts require."""
+"""Marks a key that the authors' scripts require."""
 UNSET = object()
-"""Default of an optional key; without it, our config keeps the value of the preset."""
+"""Marks an optional key. Without the key, our config keeps the value of the preset."""
 
 Read = Callable[[Any, str, Source], Any]
 """A function that returns our value, given the authors' value, the authors' key and the whole config."""
@@ -35,20 +35,20 @@ class Key:
     """A row of the table.
 
     Attributes:
-        theirs: dotted key of the authors' config. Keys of the JSON file that ``vision_config`` names start with
+        authors_key: dotted key of the authors' config. Keys of the JSON file that ``vision_config`` names start with
             ``vision_config/``.
-        ours: dotted key of our config, or "" without a counterpart. A key with ``[]`` or ``<name>`` only documents where the
+        our_key: dotted key of our config, or "" without a counterpart. A key with ``[]`` or ``<name>`` only documents where the
             value ends up; another row sets it.
         note: the difference, or the reason for a missing counterpart; "" if the meaning is the same.
-        read: converts the value.
+        read: function that converts the value.
         default: our value if the config lacks the key, as in the authors' code; or :data:`REQUIRED` or :data:`UNSET`.
-        tasks: our names of the tasks that the row applies to; all tasks if empty.
-        layout: the layout of the model that the row applies to; "" for both.
-        only: for rows without ``ours``, the value that requests what our code always does.
+        tasks: our names of the tasks that the row applies to; if empty, the row applies to all tasks.
+        layout: the model layout that the row applies to; "" means both layouts.
+        only: for rows without ``our_key``, the value that requests what our code always does.
     """
 
-    theirs: str
-    ours: str = ""
+    authors_key: str
+    our_key: str = ""
     note: str = ""
     read: Read = same
     default: Any = UNSET
@@ -57,13 +57,13 @@ class Key:
     only: Any = UNSET
 
     def is_for(self, source: Source) -> bool:
-        """True if the row applies to the task and the model of a config."""
+        """Returns True if the row applies to a config's task and model."""
         return source.task in (self.tasks or (source.task,)) and self.layout in ("", source.layout)
 
     @property
     def sets(self) -> bool:
-        """True if the row sets a value of our config."""
-        return bool(self.ours) and "[]" not in self.ours and "<" not in self.ours
+        """Whether the row sets a value of our config."""
+        return bool(self.our_key) and "[]" not in self.our_key and "<" not in self.our_key
 
 
 PRETRAIN, RETRIEVAL, NLVR = ("pretrain",), ("retrieval",), ("nlvr",)
@@ -71,7 +71,8 @@ VQA, VIDEO_QA, GROUNDING, CAPTIONING = ("vqa",), ("video_qa",), ("grounding",), 
 ALIGNS = (*PRETRAIN, *RETRIEVAL)
 MASKS = (*PRETRAIN, *CAPTIONING)
 NO_LR_MULT = (*RETRIEVAL, *NLVR, *GROUNDING)
-"""Tasks whose released scripts wrap the model before they create the optimiser, and therefore ignore ``lr_mult`` on several
+"""Tasks for which the authors' scripts wrap the model before they create the optimiser, and therefore ignore ``lr_mult`` on
+several
 GPUs."""
 LR_MULT = (*PRETRAIN, *VQA, *VIDEO_QA, *CAPTIONING)
 ONE_BATCH_SIZE = (*NLVR, *GROUNDING)
@@ -153,7 +154,7 @@ def root_of_paths(value: Any, key: str, source: Source) -> Any:
 
 
 def video_max_words(value: Any, key: str, source: Source) -> Any:
-    """Returns the limit for videos; captions of images are limited to 30 words."""
+    """Returns the maximum number of words for captions of videos. Captions of images are limited to 30 words."""
     return value if source.get("is_video") else 30
 
 
@@ -180,17 +181,17 @@ def path_or_base64(value: Any, key: str, source: Source) -> str:
 
 
 def accumulated(value: Any, key: str, source: Source) -> Any:
-    """Returns null if --gpus is given, because ``train.global_batch`` then determines the accumulation."""
+    """Returns null if --gpus is set, because ``train.global_batch`` then determines the accumulation."""
     return value if source.gpus is None else None
 
 
 def not_by_language(value: Any, key: str, source: Source) -> Any:
-    """Returns false for captions by language, in which the authors' reader never finds left and right."""
+    """Returns false for captions by language, in which the authors' reader never recognises left and right."""
     return value if source.layout == SINGLE else False
 
 
 def precision(value: Any, key: str, source: Source) -> Any:
-    """Returns our name of a level of apex."""
+    """Returns our name for one of apex's precision levels."""
     return {"O0": "fp32", "O1": "fp16", "O2": "fp16"}.get(str(value), value)
 
 
@@ -232,32 +233,37 @@ SECTIONS: dict[str, Read] = {
     "nlvr": statements,
     "video_qa": video_questions,
 }
-"""The function that builds the section for a list, by task."""
+"""For each task, the function that builds the config section for a list."""
 
 
 # The table.
 
 
-def stream(theirs: str, ours: str) -> list[Key]:
+def stream(authors_key: str, our_key: str) -> list[Key]:
     """Returns the rows for the keys that all streams of pre-training have."""
     weight = "a factor on the losses of the stream, not a probability, as in the authors' code"
     return [
-        Key(f"{theirs}.batch_size", f"{ours}.batch_size", default=REQUIRED, tasks=PRETRAIN),
-        Key(f"{theirs}.iter_perc", f"{ours}.weight", weight, default=1.0, tasks=PRETRAIN),
-        Key(f"{theirs}.num_workers", "", "data.workers (8) processes load the batches of all streams", tasks=PRETRAIN),
-        Key(f"{theirs}.tokenized", "", "texts are tokenized when they are read", only=False, tasks=PRETRAIN),
+        Key(f"{authors_key}.batch_size", f"{our_key}.batch_size", default=REQUIRED, tasks=PRETRAIN),
+        Key(f"{authors_key}.iter_perc", f"{our_key}.weight", weight, default=1.0, tasks=PRETRAIN),
+        Key(
+            f"{authors_key}.num_workers",
+            "",
+            "data.workers (8) processes load the batches of all streams",
+            tasks=PRETRAIN,
+        ),
+        Key(f"{authors_key}.tokenized", "", "texts are tokenized when they are read", only=False, tasks=PRETRAIN),
     ]
 
 
-def masking(ours: str, tasks: tuple[str, ...]) -> list[Key]:
-    """Returns the rows for the keys of truncation and masking."""
+def masking(our_key: str, tasks: tuple[str, ...]) -> list[Key]:
+    """Returns the rows for the keys that set truncation and masking."""
     return [
-        Key("max_tokens", f"{ours}.max_tokens", default=REQUIRED, tasks=tasks),
-        Key("mask_prob", f"{ours}.mask_prob", default=REQUIRED, tasks=tasks),
-        Key("max_masks", f"{ours}.max_masks", default=REQUIRED, tasks=tasks),
-        Key("mask_whole_word", f"{ours}.whole_word", default=REQUIRED, tasks=tasks),
-        Key("skipgram_prb", f"{ours}.skipgram_prob", default=REQUIRED, tasks=tasks),
-        Key("skipgram_size", f"{ours}.skipgram_size", default=REQUIRED, tasks=tasks),
+        Key("max_tokens", f"{our_key}.max_tokens", default=REQUIRED, tasks=tasks),
+        Key("mask_prob", f"{our_key}.mask_prob", default=REQUIRED, tasks=tasks),
+        Key("max_masks", f"{our_key}.max_masks", default=REQUIRED, tasks=tasks),
+        Key("mask_whole_word", f"{our_key}.whole_word", default=REQUIRED, tasks=tasks),
+        Key("skipgram_prb", f"{our_key}.skipgram_prob", default=REQUIRED, tasks=tasks),
+        Key("skipgram_size", f"{our_key}.skipgram_size", default=REQUIRED, tasks=tasks),
     ]
 
 
@@ -271,14 +277,15 @@ NEEDS = {
     "data.translations.": "train_file_mtext",
     "model.vision.video.": "train_file_videos",
 }
-"""The authors' key that must be set for our keys with this prefix to have an effect in pre-training. The first match counts."""
+"""Maps prefixes of our keys to the authors' key that must be set for these keys to have an effect in pre-training. The first
+match counts."""
 
 
 def needs(key: Key, source: Source) -> str | None:
-    """Returns the key that a row requires and the config lacks, or None."""
+    """Returns the key that a row requires but the config lacks, or None."""
     if source.task not in PRETRAIN:
         return None
-    needed = next((theirs for start, theirs in NEEDS.items() if key.ours.startswith(start)), None)
+    needed = next((authors_key for start, authors_key in NEEDS.items() if key.our_key.startswith(start)), None)
     return needed if needed is not None and not source.get(needed) else None
 
 
@@ -486,13 +493,15 @@ def markdown() -> str:
     """Returns the table as Markdown, with a line for each row."""
     lines = ["| authors' key | our key | tasks | note |", "|---|---|---|---|"]
     for key in KEYS:
-        theirs = (
-            f"`{key.theirs}`"
-            if VISION_JSON not in key.theirs
-            else f"`{key.theirs.removeprefix(VISION_JSON)}` in the JSON file"
+        authors_key = (
+            f"`{key.authors_key}`"
+            if VISION_JSON not in key.authors_key
+            else f"`{key.authors_key.removeprefix(VISION_JSON)}` in the JSON file"
         )
         tasks = "fine-tuning" if set(key.tasks) == set(FINE_TUNING) else ", ".join(key.tasks) or "all"
         tasks += f" ({key.layout})" if key.layout else ""
         always = "" if key.only is UNSET else f"always {json.dumps(key.only)} here: "
-        lines.append(f"| {theirs} | {f'`{key.ours}`' if key.ours else 'none'} | {tasks} | {always}{key.note} |")
+        lines.append(
+            f"| {authors_key} | {f'`{key.our_key}`' if key.our_key else 'none'} | {tasks} | {always}{key.note} |"
+        )
     return "\n".join(lines) + "\n"

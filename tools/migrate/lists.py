@@ -1,8 +1,9 @@
 """Builds the data sections of our config from the lists and shards in a config of the authors' code.
 
 Our readers accept most of the authors' files unchanged. A file is converted only if its keys differ from our records, if boxes
-are in another file, or if their config lists several files where our config takes one. What was done with each file is added to
-``source.files``.
+are in another file, or if the authors' config lists several files where our config takes one. For each file, ``source.files``
+records what was
+done with it.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ RECORDS = "records"
 MAX_BROKEN = 0.01
 """Maximum fraction of broken rows in a list that is converted."""
 REFCOCO = "refcoco+"
-"""Folder of the official files of the only data set that the authors' script reads."""
+"""Folder with the official files of RefCOCO+, the only data set that the authors' grounding script reads."""
 
 Change = Callable[[Row], dict[str, Any]]
 
 
 def shards(value: Any, key: str, source: Source) -> list[str]:
-    """Returns the folders and files of a stream of pre-training.
+    """Returns the folders and files of a pre-training stream.
 
-    The authors' code reads every file in a folder, while our readers only read files with a known suffix. So a folder of files
-    such as ``part-00000`` is replaced by a folder of symbolic links that end in ``.jsonl``.
+    The authors' code reads every file in a folder, while our readers only read files with a known suffix. A folder of files
+    such as ``part-00000`` is therefore replaced by a folder of symbolic links that end in ``.jsonl``.
     """
     entries = []
     for name in source.names(key, value):
@@ -99,7 +100,7 @@ def video_questions(value: Any, key: str, source: Source) -> dict[str, Any]:
 
 
 def question_sources(value: Any, key: str, source: Source) -> list[dict[str, Any]]:
-    """Returns the sections for the lists of questions, one for each list.
+    """Returns a config section for each list of questions.
 
     The authors' code chooses the folder of the images by each row's ``dataset``. Our config has one folder per list, so a list
     with rows from several data sets is rewritten.
@@ -187,7 +188,7 @@ def _boxes_of_references(refs: str, instances: str, key: str) -> dict[Any, tuple
 
 
 def by_split(value: Any, key: str, source: Source, section: Callable[[Any, str, Source], Any]) -> dict[str, Any]:
-    """Returns the sections for the test splits, one for each list. If the config names the lists by language, the names are
+    """Returns a config section for each list of a test split. If the config names the lists by language, the names are
     kept."""
     if isinstance(value, dict):
         return {str(name): section(each, f"{key}.{name}", source) for name, each in value.items()}

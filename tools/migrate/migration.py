@@ -1,5 +1,5 @@
-"""Converts a config of the authors' code with the table :data:`~tools.migrate.keys.KEYS`. Writes our config, the records
-converted from lists, and a table that reports what happened to each key."""
+"""Converts a config of the authors' code with the table :data:`~tools.migrate.keys.KEYS`, and writes our config, the records
+converted from lists, and a report that says what happened to each key."""
 
 from __future__ import annotations
 
@@ -60,28 +60,28 @@ OF_PRESETS = (
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table.
+    """A line of the report.
 
     Attributes:
         kind: one of :data:`KINDS`.
-        theirs: the authors' key.
+        authors_key: the authors' key.
         value: the authors' value.
-        ours: our key, or "" without a counterpart.
-        becomes: our value, or :data:`~tools.migrate.keys.UNSET` if another line shows it.
+        our_key: our key, or "" without a counterpart.
+        becomes: our value, or :data:`~tools.migrate.keys.UNSET` if another line shows the value.
         note: the difference, or the reason for a missing counterpart.
     """
 
     kind: str
-    theirs: str
+    authors_key: str
     value: Any
-    ours: str = ""
+    our_key: str = ""
     becomes: Any = UNSET
     note: str = ""
 
     def __str__(self) -> str:
-        left, right = f"{self.theirs} = {_shown(self.value)}", self.ours
+        left, right = f"{self.authors_key} = {_shown(self.value)}", self.our_key
         if self.becomes is not UNSET and not _has_sections(self.becomes):
-            right = f"{self.ours} = {_shown(self.becomes)}"
+            right = f"{self.our_key} = {_shown(self.becomes)}"
         text = f"{left}  ->  {right}" if right else left
         wrapped = [
             *textwrap.wrap(text, WIDTH - 2, subsequent_indent="    ", break_on_hyphens=False),
@@ -103,7 +103,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Migrated:
-    """A converted config: its values, the origin of each value, and the lines of the table."""
+    """A converted config: its values, the origin of each value, and the lines of the report."""
 
     values: dict[str, Any]
     origins: Mapping[str, str]
@@ -156,23 +156,26 @@ def convert(source: Source) -> Migrated:
     rows = [key for key in KEYS if key.is_for(source)]
     missing: list[str] = []
     for key in rows:
-        value = source.values.get(key.theirs, UNSET) if VISION_JSON in key.theirs else source.get(key.theirs, UNSET)
+        get = source.values.get if VISION_JSON in key.authors_key else source.get
+        value = get(key.authors_key, UNSET)
         lacking = needs(key, source)
         if lacking is not None:
-            lines += [] if value is UNSET else [Line("none", key.theirs, value, note=f"the config has no {lacking}")]
+            lines += (
+                [] if value is UNSET else [Line("none", key.authors_key, value, note=f"the config has no {lacking}")]
+            )
         elif value is UNSET:
-            missing += [f"{key.theirs} ({key.ours})"] if key.default is REQUIRED else []
+            missing += [f"{key.authors_key} ({key.our_key})"] if key.default is REQUIRED else []
             if key.default not in (REQUIRED, UNSET):
-                _put(values, key.ours, key.default)
+                _put(values, key.our_key, key.default)
         elif not key.sets:
             lines.append(_not_set(key, value))
         else:
-            ours = key.read(value, key.theirs, source)
-            _put(values, key.ours, ours)
-            origins[key.ours] = key.theirs
-            is_same = not key.note and _equal(ours, value)
+            our_value = key.read(value, key.authors_key, source)
+            _put(values, key.our_key, our_value)
+            origins[key.our_key] = key.authors_key
+            is_same = not key.note and _equal(our_value, value)
             kind = "same" if is_same else "changed"
-            lines.append(Line(kind, key.theirs, value, key.ours, ours, key.note))
+            lines.append(Line(kind, key.authors_key, value, key.our_key, our_value, key.note))
     if missing:
         listed = ", ".join(dict.fromkeys(missing))
         raise UserError(
@@ -183,18 +186,20 @@ def convert(source: Source) -> Migrated:
         _put(values, "init.checkpoint", source.checkpoint)
     if source.gpus is not None:
         _put(values, "train.global_batch", _global_batch(values, source))
-    places: Locations = {tuple(ours.split(".")): f"{source.place(key)} ({key})" for ours, key in origins.items()}
+    places: Places = {tuple(our_key.split(".")): f"{source.place(key)} ({key})" for our_key, key in origins.items()}
     bind(values, find_task(source.task).load().config, places, str(source.path))
     return Migrated(values, origins, [*_effective(lines, origins), *_unknown(source, rows)])
 
 
 def _effective(lines: Sequence[Line], origins: Mapping[str, str]) -> list[Line]:
-    """Drops lines whose value was replaced by another key, unless the line is the only one of its key."""
-    elsewhere = {line.theirs for line in lines if line.ours}
-    lines = [line for line in lines if line.kind != "none" or line.theirs not in elsewhere]
-    by_key = Counter(line.theirs for line in lines)
+    """Drops lines whose value was replaced by another key, unless a line is the only line for its key."""
+    elsewhere = {line.authors_key for line in lines if line.our_key}
+    lines = [line for line in lines if line.kind != "none" or line.authors_key not in elsewhere]
+    by_key = Counter(line.authors_key for line in lines)
     replaced = [
-        line for line in lines if by_key[line.theirs] > 1 and origins.get(line.ours, line.theirs) != line.theirs
+        line
+        for line in lines
+        if by_key[line.authors_key] > 1 and origins.get(line.our_key, line.authors_key) != line.authors_key
     ]
     return [line for line in lines if line not in replaced]
 
@@ -246,19 +251,19 @@ def _global_batch(values: Mapping[str, Any], source: Source) -> Any:
 
 def _not_set(key: Key, value: Any) -> Line:
     """Returns the line for a key that does not set any of our values."""
-    if key.ours:
-        return Line("changed", key.theirs, value, key.ours, note=key.note)
+    if key.our_key:
+        return Line("changed", key.authors_key, value, key.our_key, note=key.note)
     if key.only is UNSET:
-        return Line("none", key.theirs, value, note=key.note)
+        return Line("none", key.authors_key, value, note=key.note)
     if _equal(value, key.only):
-        return Line("always", key.theirs, value, note=key.note)
-    return Line("none", key.theirs, value, note=f"always {_shown(key.only)} in our code: {key.note}")
+        return Line("always", key.authors_key, value, note=key.note)
+    return Line("none", key.authors_key, value, note=f"always {_shown(key.only)} in our code: {key.note}")
 
 
 def _unknown(source: Source, rows: Sequence[Key]) -> Iterator[Line]:
     """Yields a line for each value that no row of the table covers."""
-    known = {key.theirs for key in rows}
-    elsewhere = {key.theirs for key in KEYS}
+    known = {key.authors_key for key in rows}
+    elsewhere = {key.authors_key for key in KEYS}
     for path, value in _leaves(source.values, ()):
         names = [".".join(path[:end]) for end in range(1, len(path) + 1)]
         if known.intersection(names):
@@ -350,7 +355,7 @@ def _shown(value: Any) -> str:
 
 
 def _has_sections(value: Any) -> bool:
-    """True for a section, or a list of sections."""
+    """Returns True for a section or a list of sections."""
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value))
 
 

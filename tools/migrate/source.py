@@ -24,7 +24,8 @@ MARKERS = {
     "vqa": ("answer_list", "num_dec_layers"),
     "retrieval": ("k_test", "batch_size_test_text"),
 }
-"""Keys from which the task of a config is recognised, tried in this order. Configs for NLVR2 have none of these keys."""
+"""Keys by which the task of a config is recognised, in the order in which they are tried. Configs for NLVR2 have none of these
+keys."""
 
 VISION_JSON = "vision_config/"
 """Prefix for keys in the JSON file that ``vision_config`` names."""
@@ -44,7 +45,7 @@ class Source:
         work: temporary folder that will be renamed to ``out``.
         gpus: total number of GPUs of the run, or None.
         checkpoint: weights to start from, or None.
-        files: what was done with each file; the conversion fills this in.
+        files: what was done with each file; the conversion fills in this list.
     """
 
     path: Path

@@ -1,1 +1,2 @@
-"""``run.py plan``: the largest micro-batch on a GPU, the accumulation for the global batch, and the time of a run."""
+"""``run.py plan``: computes the largest micro-batch that fits on a GPU, the accumulation for the global batch, and the duration
+of a run."""

@@ -20,15 +20,15 @@ class PlanFlags:
     """The planned run and its GPUs.
 
     Attributes:
-        config: YAML file; see configs/ (default: the task's own).
+        config: YAML file; see configs/ (default: the task's default config).
         task: a task's name, a folder with task.py, or a module (default: the config's task).
-        gpus: GPUs of the run; with --nodes, GPUs of each node (default: 1).
-        nodes: nodes of the run; also shows what changes on 8, 64, 512 GPUs.
+        gpus: number of GPUs; with --nodes, number of GPUs of each node (default: 1).
+        nodes: number of nodes; also shows what changes on 8, 64, 512 GPUs.
         network: bus bandwidth between nodes in 1e9 bytes/s, as reported by all_reduce_perf of nccl-tests (default: unknown).
         memory: total memory per GPU, in 1e9 bytes (default: this GPU's).
         gpu: v100, v100-pcie, v100s, t4, a10, a30, a40, a100, a6000, 3090, 4090, l4, l40, l40s, h100, h100-pcie, h100-nvl, h200 or
             h200-nvl (default: this GPU; without one, h100); for others, set train.peak_tflops=X.
-        utilisation: assumed fraction of the peak in an estimate.
+        utilisation: fraction of the GPU's peak FLOP rate that an estimate assumes.
         global_batch: examples of the leading stream per step (default: the config's train.global_batch).
         records: records of the leading stream (for fine-tuning: captions, phrases, questions, statements), for the time of a run
             in epochs.

@@ -1,4 +1,4 @@
-"""Parts of synthetic batches: distinct texts of maximum length, and black images."""
+"""Makes the parts of synthetic batches: distinct texts of maximum length, and black images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def images(count: int, vision: VisionConfig) -> Tensor:
 
 
 def images_or_videos(count: int, vision: VisionConfig) -> Tensor:
-    """Returns N black images, or N black videos (N, F, 3, S, S) uint8 for a video model."""
+    """Returns N black images, or for a video model, N black videos, (N, F, 3, S, S) uint8."""
     still = images(count, vision)
     return still if vision.video is None else still.unsqueeze(1).repeat(1, vision.video.frames, 1, 1, 1)
 
@@ -49,7 +49,7 @@ def masked_text(count: int, tokens: int, masks: int, vocabulary: int) -> MaskedT
 
 
 def left_to_right_text(count: int, tokens: int, targets: int, vocabulary: int) -> LeftToRightText:
-    """Returns N texts whose last ``targets`` tokens are predicted, each from a [MASK] before it."""
+    """Returns N texts whose last ``targets`` tokens are to be predicted, each from a [MASK] before it."""
     targets = min(targets, tokens - 1)
     # Use plain numbers, because fake tensors have no contents to build a text from.
     words = [FIRST_WORD + place % max(1, vocabulary - FIRST_WORD) for place in range(tokens)]
@@ -58,5 +58,5 @@ def left_to_right_text(count: int, tokens: int, targets: int, vocabulary: int) -
 
 
 def all_valid(count: int) -> Tensor:
-    """Returns the mask (N,) bool of N examples, all valid."""
+    """Returns a mask, (N,) bool, that marks all N examples as valid."""
     return torch.ones(count, dtype=torch.bool)

@@ -64,7 +64,7 @@ class Planner:
         self.groups = Groups.of(self.meta_model)
         self.steps = self._make_steps()
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
-        """Memory of a step, by micro-batch size and number of ranks; None if the step does not fit."""
+        """Memory of a step for each micro-batch size and number of ranks; None if the step does not fit."""
 
     def plan(self) -> Plan:
         """Returns the plan.
@@ -74,7 +74,7 @@ class Planner:
                 ``model.contrastive.chunks`` do not allow the necessary accumulation.
         """
         train = self.config.train
-        self.config.data.check_ranks(self.ranks)  # before the search for the largest micro-batch
+        self.config.data.check_ranks(self.ranks)  # raises before the search for the largest micro-batch
         largest = self._largest(self.ranks, self.leading)
         size, accumulation = self._split(self.ranks, largest)
         total = size * self.ranks * accumulation
@@ -120,8 +120,9 @@ class Planner:
         return size, accumulation
 
     def _scaling(self, largest: int) -> tuple[list[Scale], dict[int, str]]:
-        """With ``--nodes``, returns the step on the requested number of GPUs and on :data:`RANKS`, and the unsupported numbers of
-        GPUs with the reason.
+        """With ``--nodes``, returns the step on the requested number of GPUs and on each number in :data:`RANKS`. Unsupported
+        numbers of
+        GPUs are returned with the reason.
 
         Args:
             largest: the largest micro-batch on the requested number of GPUs.
@@ -179,7 +180,8 @@ class Planner:
         return math.inf if memory is None else sum(memory.values())
 
     def _memory(self, examples: int, ranks: int) -> dict[str, int] | None:
-        """Returns the memory of a step on a micro-batch in bytes, by use, on each of ``ranks`` GPUs, or None if the step does not
+        """Returns the memory in bytes, by purpose, that a step on a micro-batch takes on each of ``ranks`` GPUs, or None if the
+        step does not
         fit."""
         if (examples, ranks) not in self.memories:
             accumulates = self._global_batch(ranks) > examples and not self.config.train.captures_graphs
@@ -195,7 +197,7 @@ class Planner:
         return self.memories[examples, ranks]
 
     def _mesh(self, ranks: int) -> ShardingConfig | None:
-        """Returns the mesh of FSDP2 for a number of ranks, or None for DDP."""
+        """Returns the device mesh for FSDP2 on a number of ranks, or None for DDP."""
         return mesh_of(self.config.train, ranks, self.needed, self.target.memory)[0]
 
     def _with_overhead(self, memory: StepMemory, ranks: int) -> dict[str, int]:
@@ -246,7 +248,7 @@ class Planner:
         return FakeSteps(self._build, self.config.train, self.config.optim, as_on_gpu=True)
 
     def _make_steps(self) -> RealSteps | FakeSteps:
-        """Returns the source of memory and time: real steps on this GPU, or fake ones."""
+        """Returns what memory and time are determined with: real steps on this GPU, or steps with fake tensors."""
         train, optim, target = self.config.train, self.config.optim, self.target
         if not target.measures or self._mesh(self.ranks) is not None:  # one GPU cannot measure a sharded model
             return self.fake_steps
@@ -270,7 +272,8 @@ class Planner:
         return lambda model: synthetic_batch(config, model)
 
     def _global_batch(self, ranks: int) -> int:
-        """Examples of the leading stream per step, from the command line, ``train.global_batch``, or the config's sizes."""
+        """Returns the number of examples of the leading stream per step, from the command line, ``train.global_batch``, or the
+        config's sizes."""
         train, flag = self.config.train, self.flags.global_batch
         return flag or train.global_batch or self.leading * (train.accumulate or 1) * ranks
 

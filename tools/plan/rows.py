@@ -1,4 +1,4 @@
-"""Rows of text tables."""
+"""Formats rows of text tables."""
 
 from __future__ import annotations
 

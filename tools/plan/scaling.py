@@ -1,4 +1,4 @@
-"""A step on different numbers of GPUs, as shown by ``run.py plan --nodes``: batch, memory, and time on the network."""
+"""Computes a step on different numbers of GPUs, as shown by ``run.py plan --nodes``: batch, memory, and communication time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Scale:
     """A step on ``ranks`` GPUs, one rank each, on ``nodes`` nodes.
 
     Attributes:
-        micro_batch, global_batch: examples of the leading stream.
+        micro_batch, global_batch: number of examples of the leading stream.
         accumulation: number of micro-batches per GPU.
         negatives: number of negatives of each example in the first contrastive loss; 0 if the model has no contrastive loss.
         memory: memory per GPU in bytes.
         step_s: step time in seconds without communication; None if unknown.
-        sent: bytes that a rank sends in a step, by content (:mod:`tools.steps.communication`).
+        sent: number of bytes of each type of content that a rank sends in a step (:mod:`tools.steps.communication`).
         network_s: seconds of communication between nodes; None if unknown, or for a single node.
         network_share: fraction of the step spent on communication, without any overlap; None if unknown.
     """
@@ -50,15 +50,15 @@ def scale_of(
     nodes: int,
     network: float | None,
 ) -> Scale:
-    """Returns the step of ``sizes`` on ``ranks`` GPUs.
+    """Computes a step of the given sizes on ``ranks`` GPUs.
 
     Args:
         sizes: sizes of the step on one rank.
         ranks: number of ranks R.
-        micro_batch: examples of the leading stream.
+        micro_batch: number of examples of the leading stream.
         memory: memory per GPU in bytes.
         step_s: step time in seconds without communication; None if unknown.
-        nodes: number of nodes with these GPUs.
+        nodes: number of nodes that contain the GPUs.
         network: bus bandwidth of collectives between nodes in 1e9 bytes/s; None if unknown.
     """
     sent = {exchange.content: exchange.sent(ranks) for exchange in sizes.exchanges(ranks)}
@@ -80,7 +80,8 @@ def scale_of(
 
 
 def scaling_lines(scales: Sequence[Scale], refused: dict[int, str], requested: int) -> list[str]:
-    """Returns a table with a line for each number of GPUs, and what each rank sends on the ``requested`` number of GPUs."""
+    """Returns a table with a line for each number of GPUs, and a line that lists what each rank sends on the ``requested`` number
+    of GPUs."""
     parts = next(", ".join(_parts(scale)) for scale in scales if scale.ranks == requested)
     return [
         *aligned(_rows(scales)),

@@ -9,8 +9,10 @@ from collections.abc import Callable
 def divide_batch(total: int, gpus: int, largest: int) -> tuple[int, int]:
     """Returns the micro-batch size (at most ``largest``) and the accumulation for a global batch of ``total`` on ``gpus``.
 
-    The accumulation is the smallest that gives exactly ``total``, if it is at most twice the smallest that fits. Otherwise it is
-    the smallest that fits, with the next larger total, since smaller micro-batches would reduce the negatives of the contrastive
+    The accumulation is the smallest that yields exactly ``total``, if it is at most twice the smallest accumulation that fits.
+    Otherwise it is
+    the smallest that fits, with the next larger total, because smaller micro-batches would reduce the number of negatives in the
+    contrastive
     loss.
     """
     fewest = math.ceil(total / (gpus * largest))
@@ -25,7 +27,7 @@ def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) ->
     """Returns the largest number of examples whose ``cost`` is at most ``limit``, up to 2% too low, or 0 if not even one fits.
 
     A finite cost grows roughly linearly, so the next guess is where the line through two costs meets the limit. Near the limit,
-    costs may grow more slowly, since the allocator returns cached memory: if the guess is known to be too large, the search
+    costs may grow more slowly, because the allocator releases cached memory. If the guess is known to be too large, the search
     falls back to bisection.
     """
     known_costs: dict[int, float] = {}
@@ -48,8 +50,9 @@ def _finest(fits: int) -> int:
 def _next_guess(fits: int, too_many: int, guess: int) -> int:
     """Returns the next number of examples, above ``fits`` and below ``too_many`` (0: unknown).
 
-    This is the ``guess`` (0: none) if it lies between them. While ``too_many`` is unknown, it is at most four times ``fits``,
-    since the line through two small costs is inaccurate.
+    This is the ``guess`` (0: none) if it lies between the two. While ``too_many`` is unknown, the result is at most four times
+    ``fits``,
+    because the line through two small costs is inaccurate.
     """
     if guess:
         guess = max(guess, fits + _finest(fits))

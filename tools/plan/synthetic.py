@@ -51,7 +51,7 @@ from utils.errors import UserError
 
 
 def batch_sizes(config: Any) -> dict[str, int]:
-    """Returns the config keys for the size of a micro-batch, with their values; the leading stream is first.
+    """Returns the config keys that set the size of a micro-batch, with their values. The leading stream comes first.
 
     Raises:
         UserError: if the config's task has no synthetic batch.
@@ -63,7 +63,7 @@ def synthetic_batch(config: Any, model: Any) -> Any:
     """Returns a micro-batch with the sizes in the config.
 
     Raises:
-        UserError: see :func:`batch_sizes`.
+        UserError: for the reasons listed in :func:`batch_sizes`.
     """
     return _entry(config).batch(config, model)
 
@@ -83,7 +83,7 @@ def _with(config: Any, keys: list[str], value: int) -> Any:
 
 
 def text_limits(data: DataConfig, stream: str) -> TextDataConfig:
-    """Returns the limits on the texts of a pre-training stream; translations may have separate limits."""
+    """Returns the text limits for a pre-training stream. Translations may have separate limits."""
     limits = data.translations.text if stream == "translations" and data.translations is not None else None
     return limits or data.text
 

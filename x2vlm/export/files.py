@@ -30,7 +30,7 @@ REMEDY = "copy it again, or export again with run.py export"
 
 
 @dataclass(frozen=True)
-class About:
+class Metadata:
     """Description of an export.
 
     Attributes:
@@ -69,12 +69,12 @@ def files_in(folder: Path) -> dict[str, Mapping[str, int | str]]:
     }
 
 
-def write_about(folder: Path, about: About) -> None:
+def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Write the manifest."""
-    write_text(folder / MANIFEST, json.dumps(asdict(about), indent=2) + "\n")
+    write_text(folder / MANIFEST, json.dumps(asdict(metadata), indent=2) + "\n")
 
 
-def read_about(folder: Path) -> About:
+def read_metadata(folder: Path) -> Metadata:
     """Read the manifest of an export and check that its files are unchanged.
 
     Raises:
@@ -92,9 +92,9 @@ def read_about(folder: Path) -> About:
             raise UserError(
                 f"{folder}: an export of format {values['format']}, but this version reads {FORMAT}; export again"
             )
-        about = About(**values)
-        expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in about.files.items()}
-        rows, width = map(int, about.state_shape)
+        metadata = Metadata(**values)
+        expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in metadata.files.items()}
+        rows, width = map(int, metadata.state_shape)
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no {MANIFEST}: run.py export did not write it, or was interrupted; {REMEDY}"
@@ -106,7 +106,7 @@ def read_about(folder: Path) -> About:
             raise UserError(f"{folder / MANIFEST} has no {name}; {REMEDY}")
     for name, (size, digest) in expected.items():
         _check(folder / name, size, digest)
-    return About(**{**values, "state_shape": (rows, width)})
+    return Metadata(**{**values, "state_shape": (rows, width)})
 
 
 def _check(file: Path, size: int, digest: str) -> None:

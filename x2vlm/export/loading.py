@@ -9,7 +9,7 @@ from dataset.text.loading import load_tokenizer
 from engine.run_files import CONFIG_FILE
 from tasks.base import TOKENIZER
 from utils.errors import UserError
-from x2vlm.export.files import read_about
+from x2vlm.export.files import read_metadata
 from x2vlm.export.runtime import OnnxRuntime
 from x2vlm.model import Model
 from x2vlm.settings import settings_of_run
@@ -40,8 +40,8 @@ def load_export(folder: Path, source: str, **options: Any) -> Model:
                 f"{source} is an export to ONNX, which runs on the CPU in fp32 with its own config and tokenizer; "
                 f"remove {name} ({value})"
             )
-    about = read_about(folder)
+    metadata = read_metadata(folder)
     settings = settings_of_run(folder / CONFIG_FILE)
     tokenizer = load_tokenizer(folder / TOKENIZER, "tokenizer")
-    runtime = OnnxRuntime(folder, about, settings.model.vision.image_size)
+    runtime = OnnxRuntime(folder, metadata, settings.model.vision.image_size)
     return Model(runtime, tokenizer, settings, origin=source)

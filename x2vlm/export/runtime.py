@@ -34,7 +34,7 @@ from x2vlm.export.files import (
     TEXT_EMBEDDING,
     TEXT_MASK,
     TEXT_STATES,
-    About,
+    Metadata,
 )
 from x2vlm.regions import Boxes, matching_regions
 from x2vlm.runtime import Located
@@ -77,7 +77,7 @@ class OnnxRuntime:
 
     Args:
         folder: folder with the graphs.
-        about: description of the export.
+        metadata: description of the export.
         image_size: size of the images in pixels.
 
     Raises:
@@ -86,26 +86,26 @@ class OnnxRuntime:
 
     device = torch.device("cpu")
 
-    def __init__(self, folder: Path, about: About, image_size: ImageSize):
-        self.about, self.image_size = about, image_size
+    def __init__(self, folder: Path, metadata: Metadata, image_size: ImageSize):
+        self.metadata, self.image_size = metadata, image_size
         self.image, self.text, self.fusion = (Graph(folder / name) for name in (IMAGE, TEXT, FUSION))
 
     @property
     def parameters(self) -> int:
-        return self.about.parameters
+        return self.metadata.parameters
 
     @property
     def weights(self) -> str:
-        return self.about.weights
+        return self.metadata.weights
 
     @property
     def state_shape(self) -> tuple[int, int]:
-        return self.about.state_shape
+        return self.metadata.state_shape
 
     @property
     def temperature(self) -> float | None:
         """See :class:`~x2vlm.runtime.Runtime`."""
-        return self.about.temperature
+        return self.metadata.temperature
 
     def running(self) -> AbstractContextManager[None]:
         """No context is needed."""
@@ -154,11 +154,11 @@ class OnnxRuntime:
         def score(boxes: Tensor, phrases: Tensor) -> Tensor:
             return self._region_scores(texts.select(phrases), images, boxes, image_index[phrases])
 
-        return matching_regions(score, grid_of(self.image_size, self.about.patch_size), len(image_index), threshold)
+        return matching_regions(score, grid_of(self.image_size, self.metadata.patch_size), len(image_index), threshold)
 
     def _region_scores(self, texts: PackedTexts, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """Returns the probability (N,) that text n is about the content of box n; see :func:`x2vlm.boxes.best_boxes`."""
-        masks = region_masks(boxes, self.image_size, self.about.patch_size)
+        masks = region_masks(boxes, self.image_size, self.metadata.patch_size)
         patches = images[image_index, 1:]
         weights = masks.float() / masks.sum(dim=1, keepdim=True)
         regions = torch.cat([weights.unsqueeze(1) @ patches, patches], dim=1)

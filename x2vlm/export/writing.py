@@ -11,7 +11,7 @@ from utils.files import expanded, new_folder
 from utils.version import VERSION
 from x2vlm.calls import EXPORTED_TASKS
 from x2vlm.export.comparing import TOLERANCE, differences
-from x2vlm.export.files import SUFFIX, About, files_in, write_about
+from x2vlm.export.files import SUFFIX, Metadata, files_in, write_metadata
 from x2vlm.export.graphs import require_packages, write_graphs
 from x2vlm.export.runtime import OnnxRuntime
 from x2vlm.model import Model
@@ -19,7 +19,7 @@ from x2vlm.runtime import TorchRuntime
 from x2vlm.saving import save_settings
 
 
-def export(model: Model, out: Path) -> About:
+def export(model: Model, out: Path) -> Metadata:
     """Write a model as a folder of ONNX graphs, which :func:`x2vlm.load` can read without the weights.
 
     Args:
@@ -32,28 +32,30 @@ def export(model: Model, out: Path) -> About:
     """
     out = expanded(out)
     _check(model, out)
-    about = describe(TorchRuntime(model.network, "fp32"))
+    metadata = describe(TorchRuntime(model.network, "fp32"))
     try:
         with new_folder(out) as folder:
             write_graphs(model.network, folder, model.origin)
             save_settings(model, folder)
-            runtime = OnnxRuntime(folder, about, model.settings.model.vision.image_size)
-            about = replace(
-                about, differences=_within_tolerance(differences(model, runtime), model.origin), files=files_in(folder)
+            runtime = OnnxRuntime(folder, metadata, model.settings.model.vision.image_size)
+            metadata = replace(
+                metadata,
+                differences=_within_tolerance(differences(model, runtime), model.origin),
+                files=files_in(folder),
             )
-            write_about(folder, about)
+            write_metadata(folder, metadata)
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written: {error.strerror or error}; pass a different folder, or free some space"
         ) from None
-    return about
+    return metadata
 
 
-def describe(runtime: TorchRuntime) -> About:
+def describe(runtime: TorchRuntime) -> Metadata:
     """Returns the description of a network's export, without its files."""
     releases = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
     patch_size, made_with = runtime.network.vision.patch_size, {"x2vlm": VERSION, **releases}
-    return About(
+    return Metadata(
         runtime.weights, runtime.parameters, runtime.state_shape, patch_size, runtime.temperature, made_with=made_with
     )
 

@@ -30,7 +30,7 @@ from engine.manifest import digest_of
 from utils.errors import UserError
 from utils.files import check_regular, open_regular, parse_json, read_json, replacing
 
-ABOUT, BROKEN, PARTS, LOCK = "index.json", "broken.jsonl", "parts", "lock"
+METADATA_FILE, BROKEN, PARTS, LOCK = "index.json", "broken.jsonl", "parts", "lock"
 FORMAT = 3
 """Incremented when the file format changes."""
 WITHOUT_DIGESTS = 2
@@ -54,7 +54,7 @@ class IndexedImage:
 
 
 @dataclass(frozen=True)
-class About:
+class Metadata:
     """Description of an index of the images in ``folder``, embedded by ``model``, whose weights have the hash ``weights``.
     ``made``: the number of completed builds, 0 during the first build; ``digests``: SHA-256 of the list and of the embeddings, by
     file name."""
@@ -85,15 +85,19 @@ def weights_hash(network: torch.nn.Module) -> str:
     return found.hexdigest()
 
 
-def read_about(folder: Path) -> About:
+def read_metadata(folder: Path) -> Metadata:
     """Read the description of an index.
 
     Raises:
         UserError: the index does not exist, or has a different format.
     """
     try:
-        about = About(**read_json(folder / ABOUT))
-        if type(about.made) is not int or not isinstance(about.folder, str) or not isinstance(about.digests, dict):
+        metadata = Metadata(**read_json(folder / METADATA_FILE))
+        if (
+            type(metadata.made) is not int
+            or not isinstance(metadata.folder, str)
+            or not isinstance(metadata.digests, dict)
+        ):
             raise TypeError("a value has the wrong type")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -101,19 +105,19 @@ def read_about(folder: Path) -> About:
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{folder / ABOUT} cannot be read ({error}); remove the folder and make the index again"
+            f"{folder / METADATA_FILE} cannot be read ({error}); remove the folder and make the index again"
         ) from None
-    if about.format not in (FORMAT, WITHOUT_DIGESTS):
+    if metadata.format not in (FORMAT, WITHOUT_DIGESTS):
         raise UserError(
-            f"{folder}: an index of format {about.format}, but this version reads {FORMAT}; remove the folder and "
+            f"{folder}: an index of format {metadata.format}, but this version reads {FORMAT}; remove the folder and "
             "make the index again"
         )
-    return about
+    return metadata
 
 
-def write_about(folder: Path, about: About) -> None:
+def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Write the description of an index."""
-    _write(folder / ABOUT, [asdict(about)], indent=2)
+    _write(folder / METADATA_FILE, [asdict(metadata)], indent=2)
 
 
 def read_images(path: Path) -> list[IndexedImage]:
@@ -135,7 +139,7 @@ def read_lines(path: Path) -> list[bytes]:
         raise UserError(f"{path} cannot be read ({error.strerror}); make the index again") from None
 
 
-def check_digests(folder: Path, about: About) -> None:
+def check_digests(folder: Path, metadata: Metadata) -> None:
     """Check that the list and the embeddings of an index are unchanged. An index from an older version has no digests, which is
     logged as a warning.
 
@@ -144,20 +148,20 @@ def check_digests(folder: Path, about: About) -> None:
     Raises:
         UserError: a file is damaged.
     """
-    if about.format == WITHOUT_DIGESTS:
+    if metadata.format == WITHOUT_DIGESTS:
         logger.warning(
             "%s: an older version made this index without digests of its files, so corruption cannot be detected; run "
             "python run.py index again to add the digests",
             folder,
         )
         return
-    embeddings = about.embeddings_in(folder)
-    for path in (about.images_in(folder), *([embeddings] if embeddings.name in about.digests else [])):
+    embeddings = metadata.embeddings_in(folder)
+    for path in (metadata.images_in(folder), *([embeddings] if embeddings.name in metadata.digests else [])):
         try:
             digest = digest_of(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); make the index again") from None
-        if digest != about.digests.get(path.name):
+        if digest != metadata.digests.get(path.name):
             raise UserError(f"{path} is damaged: its hash does not match the index; make the index again")
 
 
@@ -179,35 +183,35 @@ def write_broken(folder: Path, broken: Iterable[tuple[str, str]]) -> None:
     _write(folder / BROKEN, ({"path": path, "reason": reason} for path, reason in broken))
 
 
-def remove_others(folder: Path, about: About) -> None:
+def remove_others(folder: Path, metadata: Metadata) -> None:
     """Remove the lists and embeddings of previous builds, and files left behind by killed processes."""
-    kept = about.images_in(folder), about.embeddings_in(folder)
+    kept = metadata.images_in(folder), metadata.embeddings_in(folder)
     for pattern in ("images-*.jsonl", "embeddings-*.npy", ".*.tmp"):
         for path in folder.glob(pattern):
             if path not in kept:
                 path.unlink(missing_ok=True)
 
 
-def open_embeddings(folder: Path, about: About, count: int) -> np.ndarray:
+def open_embeddings(folder: Path, metadata: Metadata, count: int) -> np.ndarray:
     """Returns the embeddings (N, E) float32, memory-mapped.
 
     Raises:
         UserError: the file is damaged, or does not match the number of images.
     """
     if not count:
-        return np.zeros((0, about.width), np.float32)
-    path = about.embeddings_in(folder)
+        return np.zeros((0, metadata.width), np.float32)
+    path = metadata.embeddings_in(folder)
     try:
         check_regular(path)
         # torch warns about tensors on a read-only map. This map is copy-on-write and never written.
         found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); make the index again") from None
-    if found.shape != (count, about.width) or found.dtype != np.float32:
+    if found.shape != (count, metadata.width) or found.dtype != np.float32:
         raise UserError(
-            f"{path} is {found.shape} {found.dtype}, not {count} x {about.width} float32; make the index again"
+            f"{path} is {found.shape} {found.dtype}, not {count} x {metadata.width} float32; make the index again"
         )
-    if about.format == WITHOUT_DIGESTS and not (np.abs(np.linalg.norm(found, axis=1) - 1) <= LENGTH_ERROR).all():
+    if metadata.format == WITHOUT_DIGESTS and not (np.abs(np.linalg.norm(found, axis=1) - 1) <= LENGTH_ERROR).all():
         raise UserError(f"{path} is damaged: an embedding in it does not have length 1; make the index again")
     embeddings: np.ndarray = found
     return embeddings

@@ -21,7 +21,7 @@ from x2vlm.boxes import Box, in_pixels
 from x2vlm.matching import formatted_scores, probabilities, sums
 from x2vlm.search import CACHE_GB
 from x2vlm.search.encoding import Encoder
-from x2vlm.search.files import IndexedImage, check_digests, image_of, open_embeddings, read_about, read_lines
+from x2vlm.search.files import IndexedImage, check_digests, image_of, open_embeddings, read_lines, read_metadata
 
 if TYPE_CHECKING:
     from x2vlm.base import LoadedModel
@@ -97,17 +97,17 @@ class ImageIndex:
         encoder: Encoder | None = None,
     ):
         self.folder, self.model, self.encoder = Path(folder), model, encoder or Encoder(model)
-        self.about = read_about(self.folder)
-        if not self.about.made:
+        self.metadata = read_metadata(self.folder)
+        if not self.metadata.made:
             raise UserError(f"{folder}: the index is not finished; continue with python run.py index")
-        if self.encoder.weights != self.about.weights:
+        if self.encoder.weights != self.metadata.weights:
             raise UserError(
-                f"{folder} was made by {self.about.model}, whose weights differ from {model.origin}; index again"
+                f"{folder} was made by {self.metadata.model}, whose weights differ from {model.origin}; index again"
             )
-        check_digests(self.folder, self.about)
-        self._list = self.about.images_in(self.folder)
+        check_digests(self.folder, self.metadata)
+        self._list = self.metadata.images_in(self.folder)
         self._lines = read_lines(self._list)
-        self.embeddings = open_embeddings(self.folder, self.about, self._count_rows())
+        self.embeddings = open_embeddings(self.folder, self.metadata, self._count_rows())
         caches = Path(cache) if cache is not None else cache_folder()
         self._cache = (
             None
@@ -183,7 +183,7 @@ class ImageIndex:
 
     def _unchanged(self, image: IndexedImage) -> Path | None:
         """Returns the path of a file if its size and modification time have not changed since it was indexed, otherwise None."""
-        path = Path(self.about.folder) / image.path
+        path = Path(self.metadata.folder) / image.path
         try:
             status = path.stat()
         except OSError:

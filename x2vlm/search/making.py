@@ -25,21 +25,21 @@ from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import (
-    ABOUT,
     FORMAT,
     LOCK,
+    METADATA_FILE,
     PARTS,
-    About,
     IndexedImage,
+    Metadata,
     check_digests,
     open_embeddings,
-    read_about,
     read_images,
+    read_metadata,
     read_part,
     remove_others,
-    write_about,
     write_broken,
     write_images,
+    write_metadata,
     write_part,
 )
 from x2vlm.search.index import ImageIndex
@@ -91,7 +91,7 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
     """
     origin = Path(encoder.model.origin)
     source = os.path.realpath(origin) if origin.exists() else encoder.model.origin
-    about = About(os.path.realpath(folder), source, encoder.weights, encoder.width)
+    metadata = Metadata(os.path.realpath(folder), source, encoder.weights, encoder.width)
     files = _files(folder)
     if not files:
         raise UserError(f"{folder}: there is no image in this folder; an index contains images, not videos")
@@ -101,10 +101,10 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
             _check_empty(out)  # do not create a lock file in a folder that contains other files
         with _locked(out):
             _check_empty(out)
-            about = _continued(out, about)
-            write_about(out, about)
-            remove_others(out, about)
-            parts = _Parts(out, about)
+            metadata = _continued(out, metadata)
+            write_metadata(out, metadata)
+            remove_others(out, metadata)
+            parts = _Parts(out, metadata)
             broken = _embed(encoder.model, folder, [file for file in files if file not in parts.contents], parts)
             write_broken(out, broken)
             images = parts.join(files)
@@ -132,8 +132,8 @@ def _files(folder: Path) -> list[_File]:
 
 def _check_empty(out: Path) -> None:
     """Reject a folder that contains other files but no index."""
-    others = (path.name for path in out.iterdir() if path.name != LOCK and not path.match(f".{ABOUT}.*.tmp"))
-    if not (out / ABOUT).exists() and any(others):
+    others = (path.name for path in out.iterdir() if path.name != LOCK and not path.match(f".{METADATA_FILE}.*.tmp"))
+    if not (out / METADATA_FILE).exists() and any(others):
         raise UserError(f"{out} contains other files; use an empty folder for the index")
 
 
@@ -155,18 +155,18 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _continued(out: Path, about: About) -> About:
-    """Returns ``about`` with the build number of the existing index. Rejects an index of a different model or folder."""
-    if not (out / ABOUT).exists():
-        return about
-    previous = read_about(out)
-    if previous.folder != about.folder:
-        raise UserError(f"{out} is an index of {previous.folder}, not of {about.folder}; pass a different folder")
-    if previous.weights != about.weights:
+def _continued(out: Path, metadata: Metadata) -> Metadata:
+    """Returns ``metadata`` with the build number of the existing index. Rejects an index of a different model or folder."""
+    if not (out / METADATA_FILE).exists():
+        return metadata
+    previous = read_metadata(out)
+    if previous.folder != metadata.folder:
+        raise UserError(f"{out} is an index of {previous.folder}, not of {metadata.folder}; pass a different folder")
+    if previous.weights != metadata.weights:
         raise UserError(
-            f"{out} was made by {previous.model}, whose weights differ from {about.model}; pass a different folder"
+            f"{out} was made by {previous.model}, whose weights differ from {metadata.model}; pass a different folder"
         )
-    return replace(about, made=previous.made, format=previous.format, digests=previous.digests)
+    return replace(metadata, made=previous.made, format=previous.format, digests=previous.digests)
 
 
 class _Parts:
@@ -177,17 +177,17 @@ class _Parts:
         embedded: number of newly embedded images.
     """
 
-    def __init__(self, out: Path, about: About):
-        self.out, self.about, self.embedded = out, about, 0
+    def __init__(self, out: Path, metadata: Metadata):
+        self.out, self.metadata, self.embedded = out, metadata, 0
         self.contents: dict[_File, str] = {}
         self.rows: dict[str, tuple[int, int]] = {}
         """For each distinct file, the index of its part and its row in the part."""
         self.parts: list[np.ndarray] = []
-        if about.made:
+        if metadata.made:
             try:
-                check_digests(out, about)
-                images = read_images(about.images_in(out))
-                self._add(images, open_embeddings(out, about, 1 + max((image.row for image in images), default=-1)))
+                check_digests(out, metadata)
+                images = read_images(metadata.images_in(out))
+                self._add(images, open_embeddings(out, metadata, 1 + max((image.row for image in images), default=-1)))
             except UserError as error:
                 logger.warning("%s: all images are embedded again", error)
         for path in sorted((out / PARTS).glob("*.npy")):
@@ -225,20 +225,20 @@ class _Parts:
             if content is not None:
                 is_new = content not in rows
                 (first if is_new else copies).append(IndexedImage(*file, content, rows.setdefault(content, len(rows))))
-        about, digests = replace(self.about, made=self.about.made + 1, format=FORMAT), {}
+        metadata, digests = replace(self.metadata, made=self.metadata.made + 1, format=FORMAT), {}
         if rows:
-            with replacing(about.embeddings_in(self.out)) as new:
-                joined = np.lib.format.open_memmap(new, "w+", np.dtype(np.float32), (len(rows), about.width))
+            with replacing(metadata.embeddings_in(self.out)) as new:
+                joined = np.lib.format.open_memmap(new, "w+", np.dtype(np.float32), (len(rows), metadata.width))
                 for content, row in rows.items():
                     part, row_in_part = self.rows[content]
                     joined[row] = self.parts[part][row_in_part]
                 joined.flush()
-                digests[about.embeddings_in(self.out).name] = digest_of(new)
-        write_images(about.images_in(self.out), [*first, *copies])
-        digests[about.images_in(self.out).name] = digest_of(about.images_in(self.out))
-        about = replace(about, digests=digests)
-        write_about(self.out, about)  # from this point on, the new index is valid
-        remove_others(self.out, about)
+                digests[metadata.embeddings_in(self.out).name] = digest_of(new)
+        write_images(metadata.images_in(self.out), [*first, *copies])
+        digests[metadata.images_in(self.out).name] = digest_of(metadata.images_in(self.out))
+        metadata = replace(metadata, digests=digests)
+        write_metadata(self.out, metadata)  # from this point on, the new index is valid
+        remove_others(self.out, metadata)
         return len(rows)
 
 
@@ -260,7 +260,7 @@ def _embed(model: LoadedModel, folder: Path, files: Sequence[_File], parts: _Par
                     broken.append((file.path, str(error)))
                 bar.update()
             embeddings = (
-                model.embed_images(list(views.values())) if views else np.zeros((0, parts.about.width), np.float32)
+                model.embed_images(list(views.values())) if views else np.zeros((0, parts.metadata.width), np.float32)
             )
             parts.keep(contents, embeddings)
     return broken

@@ -98,7 +98,7 @@ def test_an_export_that_ranks_by_the_sum_has_the_temperature(model, of_onnx, dat
     hits = index.search(TEXTS[0], top=4)
     summed = [np.log(hit.score / (1 - hit.score)) + hit.cosine / exported.runtime.temperature for hit in hits]
     assert summed == sorted(summed, reverse=True)
-    monkeypatch.setattr(exported.runtime, "about", replace(exported.runtime.about, temperature=None))
+    monkeypatch.setattr(exported.runtime, "metadata", replace(exported.runtime.metadata, temperature=None))
     with pytest.raises(UserError, match=naming("temperature", "evaluation.score: sum")):
         index.search(TEXTS[0], top=4)
 

@@ -20,7 +20,7 @@ from x2vlm.model import Model
 from x2vlm.search import making
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.figures import panels_of
-from x2vlm.search.files import LOCK, IndexedImage, read_about, read_images, write_about
+from x2vlm.search.files import LOCK, IndexedImage, read_images, read_metadata, write_metadata
 from x2vlm.search.index import BLOCK, ImageIndex
 from x2vlm.search.making import make
 
@@ -47,7 +47,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def images_of(index: Path) -> list[IndexedImage]:
-    return read_images(read_about(index).images_in(index))
+    return read_images(read_metadata(index).images_in(index))
 
 
 def test_equal_images_are_embedded_once_and_broken_files_are_reported(model, photos, tmp_path):
@@ -243,13 +243,13 @@ def test_a_crash_before_the_last_write_leaves_the_index_as_it_was(model, photos,
     gone.path.unlink()
     Image.new("RGB", (40, 30), (200, 10, 10)).save(photos / "0 new.png")
 
-    def crash(folder, about):
-        if about.made == 2:
+    def crash(folder, metadata):
+        if metadata.made == 2:
             raise KeyboardInterrupt
-        write_about(folder, about)
+        write_metadata(folder, metadata)
 
     with monkeypatch.context() as patched:
-        patched.setattr(making, "write_about", crash)
+        patched.setattr(making, "write_metadata", crash)
         with pytest.raises(KeyboardInterrupt):
             make(Encoder(model("pretrain")), photos, tmp_path / "index")
     hits = ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT, top=8, rerank=0)
