@@ -49,7 +49,7 @@ def extract(run: str, out: str) -> str:
             f"{file}: is not in a run's folder, and adapters cannot be used without its {CONFIG_FILE}; pass the run's "
             "folder"
         )
-    metadata = read_about(file)
+    metadata = read_metadata(file)
     config_of(metadata, str(file))
     trained, base = _split_tensors(tensors, _frozen_parts(config))
     folder = _new_folder(out)
@@ -78,7 +78,7 @@ def merge(source: str, base: str, out: str) -> str:
         raise UserError(
             f"{source}: contains no {CONFIG_FILE}; copy the whole folder written by `run.py checkpoint adapters`"
         )
-    trained, metadata = read_weight_file(file, merge=False).tensors, read_about(file)
+    trained, metadata = read_weight_file(file, merge=False).tensors, read_metadata(file)
     model = _model_on(folder, base, metadata)
     state = model.state_dict()
     if digest(_split_tensors(state, _frozen_parts(folder / CONFIG_FILE))[1]) != metadata.get(BASE):

@@ -122,7 +122,7 @@ def _of_safetensors(path: Path) -> Outline:
                 entry = file.get_slice(name)
                 shapes[name] = tuple(entry.get_shape())
                 dtypes[DTYPES.get(entry.get_dtype(), entry.get_dtype())] += _product(shapes[name])
-        metadata = read_about(path)
+        metadata = read_metadata(path)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise unreadable(path, error) from None
     prefix = wrapper_of(shapes)

@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
 def starts(found: Recognised) -> tuple[str, list[str]]:
     """Returns the config key that takes the file, or "" if none does, and the configs in ``configs/`` whose encoders have the
     file's shapes."""
-    if found.names != THEIR_OWN:
+    if found.names != OTHER_NAMES:
         fits, key = _fits_model, "init.checkpoint"
     elif found.vision is not None:
         fits, key = _fits_vision, "init.vision"

@@ -102,7 +102,7 @@ def details(report: LoadReport) -> Iterator[tuple[str, str]]:
 
 def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[str]) -> list[Finding]:
     """Returns findings about encoder parameters that a checkpoint lacks, unless this is intended."""
-    if subject.config.init.checkpoint is None or reports[0].text_left_out:
+    if subject.config.init.checkpoint is None or reports[0].text_skipped:
         return []
     missing = [name for name in random if name.startswith(ENCODERS)]
     if not missing:

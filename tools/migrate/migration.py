@@ -186,8 +186,10 @@ def convert(source: Source) -> Migrated:
         _put(values, "init.checkpoint", source.checkpoint)
     if source.gpus is not None:
         _put(values, "train.global_batch", _global_batch(values, source))
-    places: Places = {tuple(our_key.split(".")): f"{source.place(key)} ({key})" for our_key, key in origins.items()}
-    bind(values, find_task(source.task).load().config, places, str(source.path))
+    locations: Locations = {
+        tuple(our_key.split(".")): f"{source.place(key)} ({key})" for our_key, key in origins.items()
+    }
+    bind(values, find_task(source.task).load().config, locations, str(source.path))
     return Migrated(values, origins, [*_effective(lines, origins), *_unknown(source, rows)])
 
 
