@@ -106,7 +106,7 @@ def result(folder: Path) -> dict[str, Any]:
     return {
         "lines": lines(folder),
         "weights": last.model_file.read_bytes(),
-        "optimizer": (state["optimizer"], load_file(last.states / "tensors.safetensors")),
+        "optimizer": (state["optimizer"], load_file(last.states_folder / "tensors.safetensors")),
         "scaler": state["scaler"],
     }
 

@@ -70,7 +70,7 @@ def wait_for(stop: StopRequest) -> None:
     time.sleep(2 * POLL_S)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_the_status_of_a_mistake():
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_the_status_of_a_user_error():
     """With status 75, a scheduler would start the run again, and it would fail in the same way."""
     port = free_port()
     ranks = [CONTEXT.Process(target=cannot_save, args=(rank, port)) for rank in (0, 1)]
