@@ -155,8 +155,8 @@ def write_checkpoint(
         unaveraged: the unaveraged weights, if ``weights`` are averaged; None if the run does not average its weights.
         metadata: entries for the header of the model file.
         states_written: future that completes once :data:`~engine.manifest.STATES` has been written to the folder that
-            :func:`create_temporary_folder` created. If None, the checkpoint has no such folder, and this function calls
-            :func:`create_temporary_folder` itself.
+            :func:`create_temporary_folder` created. If None, the checkpoint does not contain this folder, and this
+            function calls :func:`create_temporary_folder`.
     """
     final = folder / f"step-{step:08d}"
     temporary = create_temporary_folder(folder, step) if states_written is None else temporary_folder(folder, step)

@@ -31,7 +31,7 @@ class StepCounts(NamedTuple):
 def count_step(
     model: TaskModel, micro_batches: list[Any], device: torch.device, after: Callable[[str], None]
 ) -> StepCounts:
-    """Computes the divisors of the losses and the work of a step, before its forward pass.
+    """Computes the numbers by which the losses are divided and the work of a step, before the step's forward pass.
 
     Counting happens on the host, and all counts are sent to the device in a single copy, because every small operation on a GPU
     would need a kernel launch.

@@ -118,7 +118,7 @@ class _Lines:
 
     def _fail(self, error: OSError) -> None:
         if not self._failed:
-            logger.warning("%s cannot be written (%s); from here on, lines are missing", self.path, error.strerror)
+            logger.warning("%s cannot be written (%s); the following lines are missing", self.path, error.strerror)
         self._failed = True
 
 

@@ -83,15 +83,14 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_damaged(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Returns True if ``tensors``, just read from the safetensors file ``path``, differ from what :func:`save_weights` wrote.
-    Returns False for files written by other programs, which have no hash."""
+    """Returns True if ``tensors``, which were read from the safetensors file ``path``, differ from the tensors that
+    :func:`save_weights` wrote. Returns False for files without a hash, which were written by other programs."""
     stated = read_metadata(path).get("sha256")
     return stated is not None and stated != digest(tensors)
 
 
 def reject_zip_bomb(path: Path) -> None:
-    """Raises :class:`UserError` for a torch archive that would expand when unpacked; torch itself never compresses its
-    archives."""
+    """Raises :class:`UserError` if a torch archive would expand when unpacked. Torch never compresses its archives."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -20,8 +20,8 @@ from utils.tensors import tensor_bytes
 logger = logging.getLogger(__name__)
 
 MAX_STATE_FRACTION = 0.5
-"""With DDP, weights, gradients and optimiser states may take at most this fraction of a GPU's memory; activations need the
-rest."""
+"""With DDP, weights, gradients and optimiser states may take at most this fraction of a GPU's memory. The rest is needed for
+activations."""
 
 
 def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device: torch.device) -> Parallel:
@@ -40,8 +40,8 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
     if mesh is None or not distributed.is_distributed():
         return DataParallel(model, device)
     if optim.frozen.cache is not None:
-        # A rank that finds all images of a micro-batch in the cache would not take part in gathering the blocks that other ranks
-        # have to run.
+        # If all images of a rank's micro-batch are in the cache, the rank does not run the frozen blocks, and would not take part
+        # in gathering the blocks that other ranks have to run.
         raise UserError("optim.freeze.cache: does not work with FSDP2; remove it, or set train.parallel to ddp")
     if optim.fused == "apex":
         raise UserError("optim.fused: apex cannot update sharded weights; set it to auto, or train.parallel to ddp")
@@ -52,13 +52,13 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
     """Selects the device mesh over which a model is sharded.
 
     Args:
-        train: the config section.
+        train: the config section ``train``.
         ranks: number of ranks.
         needed: size of the model's states in bytes (:func:`state_bytes`).
         memory: memory of the smallest GPU in bytes; None on CPUs.
 
     Returns:
-        The mesh for FSDP2, or None for DDP, and the reason for an automatic choice, or "" if the config makes the choice.
+        The mesh for FSDP2, or None for DDP; and the reason, or "" if the config sets the strategy explicitly.
 
     Raises:
         UserError: if the config requires a different number of ranks.

@@ -20,9 +20,9 @@ from utils.weight_file import save_weights
 
 
 class DataParallel(Parallel):
-    """Wraps the model in DDP, or uses the model itself without a process group.
+    """Wraps the model in DDP. Without a process group, the model is not wrapped.
 
-    DDP averages gradients over ranks; the loss is scaled up to undo this.
+    DDP averages gradients over ranks. To get their sum, the loss is multiplied by the number of ranks.
     """
 
     needs_all_ranks = False
@@ -40,7 +40,7 @@ class DataParallel(Parallel):
         if not distributed.is_distributed():
             return
         devices = [self.device.index] if self.device.type != "cpu" else None
-        # Buffers are constants here, so DDP need not send them. torch 2.13 renames this option.
+        # Buffers are constants in our models, so DDP need not send them. torch 2.13 renames this option.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
         options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         options["init_sync"] = False  # all ranks have received the weights of rank 0

@@ -4,8 +4,9 @@ Each block of the image and text encoders is sharded separately: a rank gathers 
 frees them afterwards. (With bf16, autocast keeps bf16 copies for the backward pass, unless the block uses gradient
 checkpointing.)
 
-All other parameters (the fusion encoder, which runs once per stream, the word embeddings and the heads) form one group, which is
-gathered once per micro-batch. So modules that share or read each other's parameters need no special handling.
+All other parameters form one group, which is gathered once per micro-batch: the fusion encoder, which runs once per stream (type
+of training data), the word embeddings and the heads. Modules that share or read each other's parameters therefore need no special
+handling.
 
 Scalar parameters, such as the temperature, cannot be sharded. Every rank holds them, and their gradients are summed explicitly.
 """
@@ -38,7 +39,8 @@ from utils.tensors import on_meta, tensor_bytes
 class Sharded(Parallel):
     """Shards the model with FSDP2 over all ranks, or over groups of ranks.
 
-    FSDP2 averages gradients by default. Here it sums them, because the divisors of the losses already span all ranks.
+    By default, FSDP2 averages gradients over ranks. We make it sum them, because losses are already divided by counts over all
+    ranks.
     """
 
     needs_all_ranks = True
@@ -55,7 +57,9 @@ class Sharded(Parallel):
         """Process group for the threads that write checkpoints while training continues."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for encoder in encoders_in(model):
-            for block in encoder.blocks_to_shard:  # one by one, since all of them may not fit into a GPU's memory
+            for (
+                block
+            ) in encoder.blocks_to_shard:  # one by one, since all blocks together may not fit into a GPU's memory
                 distributed.move_from_rank_0(block, device)
                 fully_shard(block, mesh=self.mesh)
         distributed.move_from_rank_0(model, device)
@@ -65,7 +69,7 @@ class Sharded(Parallel):
         for group in self._groups():
             group.set_gradient_divide_factor(1.0)
             group.set_force_sum_reduction_for_comms(True)
-        # FSDP2 treats the first module that runs as the root, even if it is a submodule. Make the model the root.
+        # FSDP2 treats the first module that runs as the root module, even if it is a submodule. Make the model the root module.
         cast(FSDPModule, model).unshard()
         cast(FSDPModule, model).reshard()
 
@@ -82,8 +86,8 @@ class Sharded(Parallel):
             self._complete_gradients()
 
     def _complete_gradients(self) -> None:
-        """Sums the gradients of scalar parameters, and sets missing gradients to zero, as DDP does; AdamW would otherwise skip
-        these parameters."""
+        """Sums the gradients of scalar parameters, and sets missing gradients to zero, as DDP does. Otherwise, AdamW would skip
+        parameters without a gradient."""
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 continue
@@ -98,7 +102,7 @@ class Sharded(Parallel):
             for sharded in (True, False)
         ]
         sharded_square, scalar_square = (norm.square() for norm in norms)
-        # Summed over all ranks, so that all replicas of the model get a bitwise equal norm.
+        # The sum is over all ranks, so that the norm is bitwise equal in all replicas of the model.
         return (distributed.sum_over_ranks(sharded_square) / self.copies + scalar_square).sqrt()
 
     @contextmanager
@@ -119,8 +123,8 @@ class Sharded(Parallel):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(full_tensor(parameters[name]))
-            for buffer, own in zip(model.buffers(), self.model.buffers(), strict=True):
-                buffer.copy_(own)
+            for buffer, source in zip(model.buffers(), self.model.buffers(), strict=True):
+                buffer.copy_(source)
         return model.train(self.model.training)
 
     def gathered(self, states: Any) -> Any:
@@ -138,7 +142,7 @@ class Sharded(Parallel):
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
             return state
-        # Every rank has the full tensor and takes its shard of it, without communication.
+        # Every rank has the full tensor and selects its shard without communication.
         full = state.to(parameter.device)
         shards = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
         return DTensor.from_local(
@@ -161,7 +165,7 @@ class Groups:
 
     Attributes:
         rest: parameters that stay gathered during a micro-batch.
-        blocks: for each sharded block, the parameters that are gathered while it runs.
+        blocks: for each sharded block, the parameters that are gathered while the block runs.
         scalars: number of scalar parameters, which are not sharded.
     """
 
@@ -176,7 +180,7 @@ class Groups:
 
     @staticmethod
     def of(model: nn.Module, *, trained: bool = False) -> Groups:
-        """Computes the groups of a model that is not sharded yet. If ``trained``, counts only parameters that require
+        """Computes the groups of a model that is not sharded yet. If ``trained`` is True, counts only parameters that require
         gradients."""
         counted = {id(each) for each in model.parameters() if each.requires_grad or not trained}
 

@@ -24,7 +24,7 @@ class Parallel(ABC):
 
     Attributes:
         model: the model of the task, with the weights of rank 0. Its parameters may be DTensors, sharded over the ranks.
-        loss_factor: factor on the loss before the backward pass; it undoes an average over ranks.
+        loss_factor: factor on the loss before the backward pass, which compensates for averaging over ranks.
         needs_all_ranks: True if saving a checkpoint or running the model requires all ranks.
     """
 
@@ -51,7 +51,7 @@ class Parallel(ABC):
 
     @abstractmethod
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Returns the L2 norm of the gradients, a scalar tensor, over the shards of all ranks."""
+        """Returns the L2 norm of the gradients, including the shards of all ranks, as a scalar tensor."""
 
     @abstractmethod
     def full_model(self) -> AbstractContextManager[None]:
@@ -60,12 +60,12 @@ class Parallel(ABC):
 
     @abstractmethod
     def full_copy(self) -> nn.Module:
-        """Returns the full model on every rank, for use after training. All ranks must call this."""
+        """Returns the full model on every rank, for use after training. All ranks must call this method."""
 
     @abstractmethod
     def gathered(self, states: Any) -> Any:
-        """Copies ``states`` (tensors in dictionaries, lists and tuples) to host memory, as full tensors. All ranks must call
-        this.
+        """Copies ``states`` (tensors in dictionaries, lists and tuples) to host memory, as full tensors. All ranks must call this
+        method.
 
         Returns:
             The copy on rank 0, and None on the other ranks.
@@ -75,7 +75,7 @@ class Parallel(ABC):
     def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
         """Starts writing tensors to safetensors files in a new folder. The caller may change the tensors afterwards.
 
-        Rank 0 must call this; if :attr:`needs_all_ranks`, all ranks must call it.
+        Rank 0 must call this method. If :attr:`needs_all_ranks` is True, all ranks must call it.
 
         Returns:
             A future that completes when all ranks have written their tensors. It raises the exception of a rank that failed.
@@ -83,7 +83,7 @@ class Parallel(ABC):
 
     @abstractmethod
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
-        """Returns ``state``, a full tensor with the shape of ``parameter``, sharded like ``parameter``."""
+        """Shards a full tensor like ``parameter``, which has the same shape."""
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copies full tensors into the parameters and buffers with these names.
@@ -102,7 +102,7 @@ def copied_to_host(value: Any, keep: bool = True) -> Any:
     originals.
 
     Args:
-        value: the value to copy; if it contains DTensors, all ranks must call this.
+        value: the value to copy. If it contains DTensors, all ranks must call this function.
         keep: if False, this rank takes part in the communication but returns None.
     """
     if isinstance(value, Tensor):

@@ -20,13 +20,13 @@ class Tracker(Protocol):
     """Shows a run while it trains and afterwards."""
 
     def add_values(self, values: Mapping[str, float], step: int) -> None:
-        """Show the values of a step. Steps never decrease."""
+        """Shows the values of a step. Steps must never decrease."""
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Show an image (H, W, 3), uint8. It replaces the previous image of this name."""
+        """Shows an image (H, W, 3), uint8. The image replaces the previous image with this name."""
 
     def flush(self) -> None:
-        """Write buffered values."""
+        """Writes buffered values."""
 
     def close(self) -> None: ...
 
@@ -42,8 +42,8 @@ def open_trackers(folder: RunFolder, wandb: WandbConfig | None) -> list[Tracker]
 
 
 def show_images(folder: RunFolder, wandb: WandbConfig | None, images: Mapping[str, np.ndarray], step: int) -> None:
-    """Shows images (H, W, 3), uint8, by name, in the trackers of a run that has trained. Shows nothing if the run only
-    evaluates, since it has no trackers."""
+    """Shows images (H, W, 3), uint8, by name, in the trackers of a run that has trained. If the run only evaluates, it has no
+    trackers, and nothing is shown."""
     trackers: list[Tracker] = []
     if images and folder.tensorboard.is_dir():
         trackers.append(TensorBoard(folder.tensorboard))

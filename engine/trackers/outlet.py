@@ -16,7 +16,7 @@ class FailSafeWriter(Generic[W]):
     written.
 
     Args:
-        what: what the writer writes, for the warning.
+        what: description of what the writer writes, for the warning.
         open_writer: function that opens the writer.
     """
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Constant:
-    """A value that has been constant so far, with the first and last steps at which it was logged."""
+    """A value that has not changed so far, with the first and last steps at which it was logged."""
 
     value: float
     first: int
@@ -34,10 +34,10 @@ class TensorBoard:
     """Writes event files to a folder: one for the curves, one for each text and one for each image. Each file replaces the
     corresponding file of a previous process.
 
-    No curve is drawn for a constant value. Once the value changes, its curve is drawn from the first step on.
+    No curve is drawn for a constant value. Once the value changes, its curve is drawn, including the earlier steps.
 
-    TensorBoard reads the files in the order of their creation, and follows only the last one while it grows. So texts must be
-    written before the first value, and images after the last.
+    TensorBoard reads the files in the order of their creation, and follows only the last file while it grows. Texts must
+    therefore be written before the first value, and images after the last value.
     """
 
     def __init__(self, folder: Path):

@@ -29,8 +29,8 @@ ID_FILE = "wandb_id"
 """File in a run's folder that contains the ID of the run at W&B."""
 
 FINISH_TIMEOUT_S = 60.0
-"""Maximum wait in seconds, at the end of a run, for values that have not been sent yet. Unsent values stay in the run's folder,
-for `wandb sync`."""
+"""Maximum number of seconds that the end of a run waits for values that have not been sent yet. Unsent values stay in the run's
+folder, for `wandb sync`."""
 
 
 class WandbConfig(Config):
@@ -60,8 +60,8 @@ def check_package(config: WandbConfig | None) -> None:
 
 
 class Wandb:
-    """Shows the values, config and images of a run at W&B. Nothing else is sent: no console output, code, host name or
-    environment.
+    """Shows the values, config and images of a run at W&B. Nothing else is sent, such as console output, code, the host name or
+    the environment.
 
     A resumed run continues as the same run at W&B. Steps that W&B already has are not sent again.
 
@@ -79,7 +79,7 @@ class Wandb:
         self._run.write(lambda run: run.log(dict(values), step=step) if step >= run.step else None)
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Shows an image (H, W, 3), uint8, with ``step`` as its caption, since W&B rejects values of earlier steps."""
+        """Shows an image (H, W, 3), uint8. ``step`` is only shown in the caption, since W&B rejects values of earlier steps."""
         self._run.write(lambda run: run.log({name: _package().Image(image, caption=f"step {step}")}))
 
     def flush(self) -> None:

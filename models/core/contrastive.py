@@ -174,7 +174,7 @@ class ContrastiveHead(nn.Module):
 
     @property
     def scalars(self) -> tuple[nn.Parameter, ...]:
-        """The parameters of the loss itself: the temperature and, with the sigmoid loss, the bias."""
+        """The parameters of the loss: the temperature and, with the sigmoid loss, the bias."""
         return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
 
     def clamp_temperature(self) -> None:
@@ -188,7 +188,7 @@ class ContrastiveHead(nn.Module):
             return image @ text.t() / self.temperature
 
     def hard_similarity(self, pairs: EmbeddedPairs) -> Tensor:
-        """Cosine similarities of each image to its own hard negatives, divided by the temperature, (N, K)."""
+        """Cosine similarities (N, K) of each image to its hard negatives, divided by the temperature."""
         with torch.autocast(pairs.image.device.type, enabled=False):
             return losses.hard_similarity(pairs, self.temperature)
 

@@ -197,7 +197,7 @@ class BlockCost:
 
     def __add__(self, other: BlockCost) -> BlockCost:
         return BlockCost(
-            *(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True))
+            *(first + second for first, second in zip(vars(self).values(), vars(other).values(), strict=True))
         )
 
     def flops(self, tokens: Lengths, queries: Lengths, keys: Lengths | int | None) -> int:

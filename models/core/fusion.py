@@ -86,14 +86,14 @@ class FusionEncoder(BlockStack):
         super().__init__(config.layers, config.block(text), vision_width)
 
     def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Tensor:
-        """The fused states (N, D) of [CLS]; arguments as in :class:`FusionQueue`."""
+        """The fused states (N, D) of [CLS]. For the arguments, see :class:`FusionQueue`."""
         queue = FusionQueue(self)
         fused = queue.cls(texts, keys_values)
         queue.run()
         return fused()
 
     def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> PackedTexts:
-        """The fused states of all tokens; arguments as in :class:`FusionQueue`."""
+        """The fused states of all tokens. For the arguments, see :class:`FusionQueue`."""
         queue = FusionQueue(self)
         fused = queue.tokens(texts, keys_values)
         queue.run()

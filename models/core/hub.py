@@ -37,7 +37,7 @@ def part_config(name: str, part: Literal["text", "vision"], key: str, extra_file
         extra_files: additional files to download if they exist.
 
     Raises:
-        UserError: if there is no such configuration, or if a size in it is implausibly large.
+        UserError: if the configuration does not exist, or if a size in it is implausibly large.
     """
     from transformers import AutoConfig
 
@@ -133,7 +133,7 @@ def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:
 
 
 def longest_module_list(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model, which are its longest list of modules; empty if it has no such list."""
+    """The blocks of a model, which are its longest list of modules; empty if the model has no list of modules."""
     lists = [list(each) for each in model.modules() if isinstance(each, nn.ModuleList)]
     return max(lists, key=len, default=[])
 

@@ -110,7 +110,7 @@ def sigmoid_contrastive(
     negatives of an image are combined with this image only.
 
     Args:
-        local, all_ranks, offset, temperature: as in :func:`contrastive`.
+        local, all_ranks, offset, temperature: see :func:`contrastive`.
         bias: scalar tensor that is added to the similarities after the division; it reflects that most images and texts do not
             match.
     """
@@ -254,9 +254,9 @@ def box_l1(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 def box_giou(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """The GIoU loss of eq. 5: the sum of 1 - GIoU over the valid boxes; shapes as in :func:`box_l1`.
+    """The GIoU loss of eq. 5: the sum of 1 - GIoU over the valid boxes. For the shapes, see :func:`box_l1`.
 
-    A degenerate box affects only its own example (in the authors' code it sets the loss of the whole batch to zero).
+    A degenerate box affects only the loss of its example. (In the authors' code, it sets the loss of the whole batch to zero.)
     """
     per_box = 1 - giou(corners(predicted), corners(target))
     return per_box.masked_fill(~valid, 0).sum()
