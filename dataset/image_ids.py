@@ -1,8 +1,7 @@
 """Ids that identify the same photograph in several public data sets, such as COCO, Visual Genome and Flickr30K.
 
 An id is a string: ``coco:391895``, ``flickr:4385058960`` (a photograph on Flickr) or ``vg:2407890``. Visual Genome and GQA use
-the
-same ids. Two images with an id in common are the same photograph, even if their file names and sizes differ.
+the same ids. Two images with an id in common are the same photograph, even if their file names and sizes differ.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ _BY_FOLDER = (  # the greedy start finds the innermost folder of a name
 
 def ids_in_path(path: str) -> Ids:
     """Returns the id in an image's path: the name of a COCO image (2014 to 2017), or a number as file name in a folder of a known
-    data
-    set. If the path contains folders of two data sets, the inner one is used."""
+    data set. If the path contains folders of two data sets, the inner one is used."""
     if match := _COCO.search(path):
         return frozenset({f"coco:{int(match[1])}"})
     found = [(match.start(1), of, int(match[2])) for pattern, of in _BY_FOLDER if (match := pattern.match(path))]

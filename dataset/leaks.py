@@ -199,9 +199,8 @@ def _copies(
     training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownImage]
 ) -> tuple[list[tuple[str, _TrainingFile]], bool]:
     """Returns the identities of held-out images, each with a training file that has the same content under a different identity.
-    The second
-    result is False if the limit of bytes was reached, so that not all contents were compared. Only files of equal size are
-    read."""
+    The second result is False if the limit of bytes was reached, so that not all contents were compared. Only files of equal size
+    are read."""
     sizes = {identity: _size(image.source) for identity, image in held_out.items()}
     wanted = set(sizes.values()) - {None, 0}
     by_digest: dict[str, list[tuple[str, _TrainingFile]]] = {}

@@ -88,8 +88,7 @@ class BrokenRecordLog:
         """Counts the records of a batch.
 
         In the fraction of broken records, a record counts once, even if several of its parts are broken. In the counts by kind,
-        each broken
-        part counts.
+        each broken part counts.
 
         Raises:
             UserError: if the fraction is exceeded, or if the first 100 records of a stream are all broken. The message contains
@@ -174,10 +173,10 @@ class BatchMaker(Protocol):
 class BatchLoader:
     """Loads the micro-batches of one rank with worker processes.
 
-    Micro-batch u does not depend on the process that makes it, and a rank takes the micro-batches ``consumed + k * world_size +
-    rank``.
-    Batches therefore do not depend on the number of workers. A run that is resumed after ``consumed`` micro-batches (over all
-    ranks) reads the same batches as an uninterrupted run, even on a different number of ranks.
+    Micro-batch u does not depend on the process that makes it, and a rank takes the micro-batches
+    ``consumed + k * world_size + rank``. Batches therefore do not depend on the number of workers. A run that is resumed after
+    ``consumed`` micro-batches (over all ranks) reads the same batches as an uninterrupted run, even on a different number of
+    ranks.
 
     Args:
         maker: makes the batches.

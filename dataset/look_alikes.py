@@ -2,9 +2,8 @@
 
 :mod:`dataset.leaks` compares ids, paths and bytes. This module compares pixels, in two steps. First, the crop-resistant hash of
 the library imagehash proposes pairs: it hashes each bright or dark segment of an image, and two images become a pair if one
-segment is similar.
-Then the middle of one image is searched for in the other image at several scales, by normalised cross-correlation of
-small grey images.
+segment is similar. Then the middle of one image is searched for in the other image at several scales, by normalised
+cross-correlation of small grey images.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ MAX_BITS = 14
 
 MIN_CORRELATION, WARN_CORRELATION = 0.85, 0.94
 """Minimum normalised cross-correlation between the middle of one image and a part of the other: the first value to list a pair,
-the second to
-warn about it. The table in docs/data.md shows how many copies each threshold detects, and how many false alarms it causes."""
+the second to warn about it. The table in docs/data.md shows how many copies each threshold detects, and how many false alarms it
+causes."""
 
 SIDE = 48
 """Longer side of the grey images that are correlated, in pixels."""

@@ -42,8 +42,7 @@ TIMEOUT_S = 600.0
 
 reading: ContextVar[Callable[[str], object]] = ContextVar("reading")
 """In a worker, this function is called with the location of each record before the record is read. The location is reported if
-the worker hangs or
-is killed."""
+the worker hangs or is killed."""
 
 _NO_MEMORY = 88
 """Exit status of a worker that could not send a batch because shared memory is full."""
@@ -263,8 +262,7 @@ def _begin(board: Tensor, worker: int) -> None:
 
 def _not_handed_over(error: Exception, batch: object) -> None:
     """Ends the worker. Called if sending a batch fails, in the thread that sends it; Python would only print a traceback and lose
-    the
-    batch."""
+    the batch."""
     if _memory_is_full(error) is None:
         traceback.print_exception(error)
         os._exit(1)

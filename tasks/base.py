@@ -108,8 +108,7 @@ class BaseTask(ABC, Generic[C, M, B]):
     """A model with its training data (see :class:`engine.task.Task`).
 
     Create a task with :meth:`build`, which builds the components from the config with the static methods below, and passes them
-    to
-    the constructor. The constructor of a subclass must call this constructor first.
+    to the constructor. The constructor of a subclass must call this constructor first.
     """
 
     selection_metric: str | None = None
@@ -134,8 +133,7 @@ class BaseTask(ABC, Generic[C, M, B]):
         the other ranks, the model is on the meta device until :func:`utils.distributed.move_from_rank_0` sends the weights.
 
         The method checks everything that the run needs: weights, tokenizer, training data and held-out data. If ``trains`` is
-        False,
-        training data are not required.
+        False, training data are not required.
 
         Raises:
             UserError: if a file that the run needs cannot be used.
@@ -337,8 +335,7 @@ def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> l
 
 def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, weights: Path, report: LoadReport) -> None:
     """Compare the settings that do not affect any tensor shape with the config of the run that wrote the weights, or with the
-    settings
-    of the published models."""
+    settings of the published models."""
     run = run_config_of(weights)
     trained = None if run is None else read_yaml(run)
     if trained is not None and not isinstance(trained.get("task"), str):

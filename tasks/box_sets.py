@@ -35,8 +35,7 @@ def evaluate_sets(items: Sequence[Phrase], scored: Sequence[ScoredBoxes], thresh
         The following metrics:
 
         - the fraction of phrases whose set is exactly correct, as in gRefCOCO, for all phrases and by number of true boxes; the
-          chance level
-          is the result if no box is predicted for any phrase;
+          chance level is the result if no box is predicted for any phrase;
         - N-acc, the fraction of phrases without a box for which no box is predicted;
         - T-acc, the fraction of the other phrases for which at least one box is predicted;
         - for phrases with one box, the fraction whose most probable box has an IoU of at least 0.5, as with the published head;
@@ -118,8 +117,7 @@ def _in_pixels(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 def _prediction(item: Phrase, scored: ScoredBoxes, predicted: np.ndarray, f1: float) -> dict[str, Any]:
     """Returns a prediction for the predictions file, with all scored boxes and the predicted boxes. Boxes are x, y, width, height
-    in pixels,
-    most probable first."""
+    in pixels, most probable first."""
     size = np.array(item.size, dtype=np.float64)
     order = scored.scores.argsort()[::-1]
     return {

@@ -159,9 +159,8 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
 
     def evaluate(self, items: CaptionedImages) -> Evaluation:
         """Computes the metrics of COCO's evaluation. The chance level is the result if each image is described by the next
-        image's first
-        caption. The intervals of CIDEr resample the scores of the images, while the document frequencies of the references stay
-        fixed."""
+        image's first caption. The intervals of CIDEr resample the scores of the images, while the document frequencies of the
+        references stay fixed."""
         captions = self.captions(items)
         references = items.references()
         guessed = [captions_of_next[0] for captions_of_next in (*references[1:], references[0])]

@@ -36,11 +36,9 @@ def data_identity(data: Config, section: str = "data") -> dict[str, str]:
 
     A digest covers the names and sizes of all annotation files and shards. Reading entire data sets would take hours, so contents
     are sampled: blocks are read from :data:`SAMPLED_FILES` files per key, or from up to twice as many. Images in a folder are
-    sampled in the
-    same way. For each sampled shard, the images named by its first and last records are included. For remote files, a digest
-    covers
-    all URLs, and the sizes and versions of a sample of the files. Modification times are ignored, because they differ between
-    copies of the data.
+    sampled in the same way. For each sampled shard, the images named by its first and last records are included. For remote
+    files, a digest covers all URLs, and the sizes and versions of a sample of the files. Modification times are ignored, because
+    they differ between copies of the data.
 
     Args:
         data: the section.

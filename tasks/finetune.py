@@ -179,11 +179,9 @@ class FineTuneTask(BaseTask[F, M, B]):
         Args:
             items: the items, at least one.
             read: function that gets the view, the maximum number of words, the items and an index, and returns the item's images,
-                possibly with
-                other data, and its cleaned text.
+                possibly with other data, and its cleaned text.
             forward: function that gets several items' images (on the CPU) and texts (on the model's device), and returns a tensor
-                with one row
-                per item.
+                with one row per item.
             description: label of the progress bar.
 
         Returns:
@@ -213,10 +211,8 @@ class FineTuneTask(BaseTask[F, M, B]):
         """Evaluate the best weights, or the current weights if the run did not keep any.
 
         Writes ``evaluation.json``, which includes the mean if several splits are measured, and ``predictions_<split>.json`` for
-        each
-        split with predictions. If the task draws predictions, it also writes ``predictions.png``, or ``predictions_<split>.png``
-        for each of
-        several splits.
+        each split with predictions. If the task draws predictions, it also writes ``predictions.png``, or
+        ``predictions_<split>.png`` for each of several splits.
         """
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()

@@ -130,8 +130,7 @@ def evaluate_phrases(
 
     Returns:
         For single boxes, the fraction of phrases located with an IoU of at least 0.5, computed with plain IoU and with the
-        published
-        script's IoU. The chance level is the result if the mean box is always predicted.
+        published script's IoU. The chance level is the result if the mean box is always predicted.
     """
     if threshold is not None:
         return evaluate_sets(items, predictions, threshold)

@@ -1,6 +1,5 @@
 """Decodes held-out images and videos before training, for a limited time. Without this check, a damaged file would stop the run
-during its
-evaluation, after the last training step."""
+during its evaluation, after the last training step."""
 
 from __future__ import annotations
 

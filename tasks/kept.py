@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 def with_kept_inputs(config: C, run: Path | None) -> C:
     """Returns the config with a missing tokenizer or answer list replaced by the copy in a run's folder.
 
-    A copy is used only if the run's config has the same value for the key, and the value is a missing path or a name on
-    the Hub.
+    A copy is used only if the run's config has the same value for the key, and the value is a missing path or a name on the Hub.
 
     Args:
         config: config of a run that resumes, evaluates or starts from ``run``.

@@ -110,8 +110,7 @@ class Choice:
 
         Raises:
             UserError: for the reasons listed in :meth:`check_keys` and :meth:`TaskSource.load`, or if this task is not in the
-                table, but the
-                config is for a task in the table.
+                table, but the config is for a task in the table.
         """
         self.check_keys()
         kind = self.source.load()
@@ -253,8 +252,7 @@ def _append_to_path(folder: Path) -> None:
 
 def _spec_of(module: str) -> ModuleSpec | None:
     """Returns the spec of a module, or None if Python cannot find the module. Unlike ``importlib.util.find_spec``, this function
-    does not
-    import the parent packages."""
+    does not import the parent packages."""
     first, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(first)

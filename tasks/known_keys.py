@@ -1,10 +1,8 @@
 """The valid config keys of our tasks, available without importing torch.
 
 ``configs/keys.json`` lists the keys by task. ``python run.py config --keys`` generates the file from the config classes, and a
-test
-checks that it is up to date. With this file, misspelled keys are reported immediately. All other checks happen later, when the
-config
-classes validate the values.
+test checks that it is up to date. With this file, misspelled keys are reported immediately. All other checks happen later, when
+the config classes validate the values.
 """
 
 from __future__ import annotations
@@ -23,8 +21,7 @@ FILE = Path(__file__).parent.parent / "configs/keys.json"
 @cache
 def known_keys(task: str | None = None) -> tuple[str, ...]:
     """Returns the paths of all keys in a task's config, in the notation of ``run.py config``. If ``task`` is None, the keys of
-    all tasks are
-    returned."""
+    all tasks are returned."""
     by_task = json.loads(FILE.read_text(encoding="utf-8"))
     return tuple(by_task[task] if task is not None else dict.fromkeys(key for keys in by_task.values() for key in keys))
 

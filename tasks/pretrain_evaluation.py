@@ -263,8 +263,7 @@ class PretrainEvaluator:
 
     def _grounding(self) -> list[Metric]:
         """Computes the accuracy of the boxes by grain (type of description). The chance level is the result if the mean box of
-        the grain is always
-        predicted."""
+        the grain is always predicted."""
         records = [record for record in self.with_boxes if record.elements]
         if not records:
             return []
@@ -298,8 +297,7 @@ class PretrainEvaluator:
 
     def _masked_words(self) -> list[Metric]:
         """Computes the accuracy of predicting masked words of captions from the caption and its image. The chance level is the
-        result if the
-        most frequent masked word is always predicted."""
+        result if the most frequent masked word is always predicted."""
         captioned = [record for record in self.records if record.captions]
         share = distributed.share_of(len(captioned))
         local: list[np.ndarray] = []  # for each batch, (3, W): record, word, and whether the prediction is correct

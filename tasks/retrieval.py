@@ -151,8 +151,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
 
 class Nearest(Sequence[Mapping[str, Any]]):
     """The predictions for a split: first the nearest images of each text, then the nearest texts of each image. A prediction is
-    computed when it is
-    accessed.
+    computed when it is accessed.
 
     Texts are identified by their index in the captions of the split, and images by their id.
     """

@@ -2,10 +2,9 @@
 encoder.
 
 Each image is encoded once. Its patch states are kept on disk until the candidates are known, so memory holds only the image
-embeddings
-and the text states. The keys and values of an image are projected once for all texts that the image is scored with, in both
-directions.
-The images are split among the ranks. Every rank encodes all texts, which is cheap compared with scoring the pairs.
+embeddings and the text states. The keys and values of an image are projected once for all texts that the image is scored with, in
+both directions. The images are split among the ranks. Every rank encodes all texts, which is cheap compared with scoring the
+pairs.
 """
 
 from __future__ import annotations
@@ -109,8 +108,7 @@ class TwoStageRetrieval:
         Args:
             image_count: I, the number of images.
             read: function that gets a range of image indices and yields lists of batch size with their pixels, (3, S, S) or (F,
-                3, S, S), in
-                order.
+                3, S, S), in order.
             texts: T cleaned texts.
         """
         with TensorSpool() as patches:

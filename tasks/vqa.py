@@ -130,10 +130,9 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         return QuestionTable(read_questions(split, key, 0.0, answered=False))
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
-        """Computes the accuracy, overall and by answer type, each with its image-blind baseline. The chance level
-        is the accuracy of a random candidate, even if answers are generated freely. For a split without answers, predictions are
-        made but
-        not scored."""
+        """Computes the accuracy, overall and by answer type, each with its image-blind baseline. The chance level is the accuracy
+        of a random candidate, even if answers are generated freely. For a split without answers, predictions are made but not
+        scored."""
         predicted = self._predict(items)
         questions = list(items)
         predictions = [
@@ -255,8 +254,7 @@ def question_panel(question: Question, answer: str, score: float | None, read: I
 
 def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:
     """Returns a mask of the questions, (N,) bool, for each answer type. The mask under "" selects all questions. If there is only
-    one answer
-    type, "" is the only key."""
+    one answer type, "" is the only key."""
     type_of = np.array(types)
     groups = {"": np.ones(len(type_of), dtype=bool)}
     if len(set(types)) > 1:

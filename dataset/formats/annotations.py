@@ -1,8 +1,8 @@
 """Annotation files that fit into memory, as JSON arrays or JSON lines. They are checked before any work starts.
 
 A split is read completely, and its broken rows are counted by kind of fault. If too many rows are broken, training does not
-start, and a one-line
-message reports the counts with the first location of each kind. A split for evaluation must not have broken rows.
+start, and a one-line message reports the counts with the first location of each kind. A split for evaluation must not have broken
+rows.
 """
 
 from __future__ import annotations

@@ -30,11 +30,9 @@ class CaptionedSplitConfig(Config):
 
     With ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"image", "caption", "image_id"}``. The caption
     is a text, a list of texts, or a dictionary that maps languages to texts or lists of texts. Rows with the same ``image_id``
-    (or with the same image,
-    if rows have no ``image_id``) are captions of the same image. Rows about videos have ``video`` or ``video_id`` instead of
-    ``image``. ``video`` is a list of base64 images, or the path of a video file, of a JSON file with a list of base64 images, or
-    of a folder of
-    images.
+    (or with the same image, if rows have no ``image_id``) are captions of the same image. Rows about videos have ``video`` or
+    ``video_id`` instead of ``image``. ``video`` is a list of base64 images, or the path of a video file, of a JSON file with a
+    list of base64 images, or of a folder of images.
     """
 
     format: Literal["records", "karpathy", "msrvtt", "xflickrco"] = Field(
@@ -117,8 +115,8 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
     """Reads and checks a split. Every image or video must exist.
 
     Raises:
-        UserError: if the file cannot be used, a split has no record, more than the fraction
-            ``max_broken`` of the rows is broken, or two images have the same image_id. The message names the config ``key``.
+        UserError: if the file cannot be used, a split has no record, more than the fraction ``max_broken`` of the rows is broken,
+            or two images have the same image_id. The message names the config ``key``.
     """
     folder = images_folder(config.images, config.annotations)
     images, videos = ImageFiles(folder), Videos(folder)

@@ -23,8 +23,7 @@ Rows = Iterable[Row | BrokenRecordError]
 
 def xflickrco_rows(path: str, key: str) -> Rows:
     """Returns rows of xFlickr&CO with image, caption and image_id. They are made from ``sentences``, ``id`` and ``img_path``,
-    which is the name
-    of an image of Flickr30K or COCO."""
+    which is the name of an image of Flickr30K or COCO."""
 
     def captioned(row: Row) -> Row:
         name = row.get("img_path", str)
@@ -37,8 +36,7 @@ def xflickrco_rows(path: str, key: str) -> Rows:
 
 def xvnli_rows(path: str, key: str) -> Rows:
     """Returns rows of XVNLI with sentence, label and images. They are made from ``sentence2`` (the hypothesis; the premise is not
-    read),
-    ``gold_label`` and ``Flikr30kID`` (sic). Rows without a label, on which the annotators did not agree, are skipped."""
+    read), ``gold_label`` and ``Flikr30kID`` (sic). Rows without a label, on which the annotators did not agree, are skipped."""
 
     def statement(row: Row) -> Row:
         image = row.get("Flikr30kID", str).removesuffix(".jpg")
@@ -60,8 +58,7 @@ def xvnli_rows(path: str, key: str) -> Rows:
 
 def marvl_rows(path: str, key: str) -> Rows:
     """Returns rows of MaRVL with sentence, label and images. They are made from ``caption``, ``label``, ``left_img`` and
-    ``right_img``. If an
-    image name has no folder, the value of ``concept`` is the folder."""
+    ``right_img``. If an image name has no folder, the value of ``concept`` is the folder."""
 
     def statement(row: Row) -> Row:
         sides = [row.get(side, str) for side in ("left_img", "right_img")]
@@ -75,8 +72,7 @@ def marvl_rows(path: str, key: str) -> Rows:
 
 def gqa_rows(path: str, key: str) -> Rows:
     """Returns rows of question_id, question, image and answer from a file of GQA or xGQA, which is a JSON object that maps ids to
-    questions.
-    The answers are in English for all languages.
+    questions. The answers are in English for all languages.
 
     Raises:
         UserError: if the file cannot be read or has a different format. The message names the config ``key``.

@@ -12,8 +12,7 @@ _IDENTIFIER = re.compile(r"([a-z]+\d*)-(\d+)-(\d+)-(\d+)")
 
 def statement_row(row: Row) -> Row:
     """Adds the paths of the two ``images`` in the official layout (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``) to a
-    row.
-    Sentence, label and identifier are unchanged."""
+    row. Sentence, label and identifier are unchanged."""
     identifier = row.get("identifier", str)
     match = _IDENTIFIER.fullmatch(identifier)
     if not match:

@@ -29,8 +29,7 @@ _LEVELS = np.arange(256)
 
 _FRAME = 2
 """Width in pixels of the border (filled with :data:`FILL`) around a warped image. Both neighbours of a position outside the image
-lie in
-this border."""
+lie in this border."""
 _CHANNEL_BITS, _WEIGHT_BITS = np.uint64(21), np.uint64(10)
 _EACH_CHANNEL = np.uint64(1 | 1 << 21 | 1 << 42)
 _HALF = np.uint64(512)
@@ -89,8 +88,7 @@ def draw_crop(
     """Draws a random crop of an image, for a model input whose ratio of width to height is ``aspect``.
 
     The area is uniform in ``config.scale``, and the ratio is log-uniform in ``config.ratio``. If ten draws do not fit into the
-    image,
-    the largest central crop with an allowed ratio is used (like torchvision's ``RandomResizedCrop``).
+    image, the largest central crop with an allowed ratio is used (like torchvision's ``RandomResizedCrop``).
 
     Returns:
         Top, left, height and width.
@@ -110,8 +108,7 @@ def draw_crop(
 
 def resize(image: Tensor, size: ImageSize) -> Tensor:
     """Resizes an image, (3, H, W) uint8, to ``size`` by antialiased bicubic interpolation, and returns (3, h, w) uint8. The
-    aspect ratio may
-    change."""
+    aspect ratio may change."""
     return _resize(image, *sides_of(size))
 
 
@@ -173,8 +170,7 @@ class RandAugment:
 
     The operations are Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX, TranslateY and Rotate.
     Geometric operations have a random sign. On test values computed with the authors' code, all operations agree exactly except
-    Sharpness,
-    which clips values that overflow in the authors' code.
+    Sharpness, which clips values that overflow in the authors' code.
 
     Args:
         ops: number of operations per image.
@@ -221,8 +217,7 @@ def _auto_contrast(planes: Planes, _: float) -> Planes:
 
 def _equalize(planes: Planes, _: float) -> Planes:
     """Flattens the histogram of each channel. As in the authors' code, pixels at the highest level that occurs are not counted
-    when
-    the step is computed."""
+    when the step is computed."""
     tables = []
     for plane in planes:
         histogram = np.array(Image.fromarray(plane).histogram())  # twice as fast as numpy's bincount
@@ -242,8 +237,7 @@ def _brightness(planes: Planes, factor: float) -> Planes:
 
 def _sharpness(planes: Planes, factor: float) -> Planes:
     """Sharpens: extrapolates from a smoothed copy to the image and (with ``factor`` > 1) beyond it. The smoothing kernel is 3 x
-    3, with
-    weight 5 in the middle and weights 1 around it.
+    3, with weight 5 in the middle and weights 1 around it.
 
     The outermost pixels are unchanged.
     """
@@ -318,15 +312,12 @@ def _warp(planes: Planes, source: Affine) -> Planes:
 @lru_cache(maxsize=16)
 def _bilinear(source: Affine, height: int, width: int) -> tuple[np.ndarray, list[np.ndarray | None]]:
     """Computes the neighbours and weights of bilinear interpolation. Results are cached, because the augmentation of a run uses
-    only six
-    different maps.
+    only six different maps.
 
     Returns:
         For each pixel, the flat index of its source position's upper left neighbour in the image with a border; and the weights
-        of
-        the four neighbours (upper left, upper right, lower left, lower right), which sum to 1024. If all weights of a neighbour
-        are zero, they
-        are None.
+        of the four neighbours (upper left, upper right, lower left, lower right), which sum to 1024. If all weights of a
+        neighbour are zero, they are None.
     """
     a, b, c, d, e, f = source
     columns, rows = np.arange(width), np.arange(height)[:, None]

@@ -26,8 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PixelState = Literal["shown", "unturned", "stored"]
 """How a file is converted to pixels. "shown": as people see the image, with its EXIF orientation applied and transparent pixels
 on white. "unturned": with transparent pixels on white, but without the EXIF orientation, for images with boxes. "stored": without
-the EXIF
-orientation and with the alpha channel dropped, as in the authors' code."""
+the EXIF orientation and with the alpha channel dropped, as in the authors' code."""
 
 _NOT_AN_IMAGE = f"not an image in a supported format ({', '.join(FORMATS)})"
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
@@ -156,8 +155,7 @@ def decode(
 
 def rgb_of(image: Image.Image, on_white: bool) -> Tensor:
     """Returns the pixels of a Pillow image, (3, H, W) uint8 RGB. With ``on_white``, transparent pixels are put on white;
-    otherwise, the alpha
-    channel is dropped."""
+    otherwise, the alpha channel is dropped."""
     if on_white and _is_transparent(image):
         return _on_white(image)
     if image.mode.startswith("I;16"):
@@ -195,8 +193,8 @@ def crop(image: Tensor | EncodedImage, top: int, left: int, height: int, width: 
 def jpeg_frame(content: bytes) -> JPEGFrame | None:
     """Returns the frame header of a JPEG file, or None for other formats.
 
-    It also returns None for rare types of JPEG (several images in one file, lossless and arithmetic coding), which
-    Pillow decodes ten times more slowly.
+    It also returns None for rare types of JPEG (several images in one file, lossless and arithmetic coding), which Pillow decodes
+    ten times more slowly.
     """
     at = 2 if content.startswith(b"\xff\xd8") else len(content)
     while at + 9 < len(content) and content[at] == 0xFF:
@@ -214,8 +212,7 @@ def _decode_jpeg(content: bytes, frame: JPEGFrame, rows: int) -> Tensor:
     """Decodes at least the first ``rows`` rows of a JPEG file, and at most one block of rows more.
 
     The height in the frame header is changed to the number of rows to decode. libjpeg then warns of extra data after the end, as
-    it does
-    for other errors that it can correct, so ``strict`` is False, as in Pillow. The colours of the last decoded row are
+    it does for other errors that it can correct, so ``strict`` is False, as in Pillow. The colours of the last decoded row are
     interpolated only within its block, so one more row than needed is decoded. (If a progressive file contains only its coarsest
     scan, libjpeg smooths across blocks, and the last rows may differ from those of the whole image.)
     """

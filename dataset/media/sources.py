@@ -15,8 +15,7 @@ from dataset.records.schema import ImageSource
 
 class SourceColumn(Sequence[ImageSource | VideoSource]):
     """A sequence of images, or of videos, that stores their paths and locations in arrays, and makes a source object when an item
-    is accessed.
-    Sources without a path are stored unchanged."""
+    is accessed. Sources without a path are stored unchanged."""
 
     def __init__(self, sources: Sequence[ImageSource | VideoSource]):
         self._paths = RepeatedTextColumn("" if source.path is None else str(source.path) for source in sources)

@@ -1,10 +1,8 @@
 """Videos: chooses frames from files, lists of images and folders of images, and decodes only the chosen frames.
 
 Candidates are the frames of a file that are shown at whole seconds (section 3.2 of the paper), or all images of a list or a
-folder. Evaluation
-chooses evenly spaced frames; training chooses frames at random. The choice does not depend on the backend that decodes the video.
-A
-rotation in the header of a video file is not applied.
+folder. Evaluation chooses evenly spaced frames; training chooses frames at random. The choice does not depend on the backend that
+decodes the video. A rotation in the header of a video file is not applied.
 """
 
 from __future__ import annotations
@@ -201,8 +199,8 @@ def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, m
     """Indexes every video file of a held-out split, without decoding, so that a broken file is reported before training.
 
     Raises:
-        UserError: for the first file that is not a complete video; or for the reasons listed in
-            :func:`check_backend`. The message names the config ``key``.
+        UserError: for the first file that is not a complete video; or for the reasons listed in :func:`check_backend`. The
+            message names the config ``key``.
     """
     check_backend(sources, config, "data.video")
     for path, location in {source.path: source.location for source in sources if source.path is not None}.items():

@@ -1,6 +1,5 @@
 """Makes a folder of shards from URLs in two steps: it writes a list of URLs for img2dataset, which downloads the images, and
-later takes over
-the shards that img2dataset wrote."""
+later takes over the shards that img2dataset wrote."""
 
 from __future__ import annotations
 

@@ -29,8 +29,7 @@ from utils.progress import progress_bar
 
 Convert = Callable[[Any, Counts], Iterator[Mapping[str, Any]]]
 """Function that yields the records of an item. It must be a top-level function, or a :class:`functools.partial` of one, because
-worker processes
-call it."""
+worker processes call it."""
 
 JOBS_PER_SHARD = 100
 """Number of jobs whose records are written to one shard. After an interruption, the unfinished shard is made again."""
@@ -70,8 +69,7 @@ class Work:
         total: sum of the sizes of the jobs, for the progress bar.
         unit: unit of the sizes.
         reason_if_killed: reason to report for an item that kills the worker process, as a damaged video may do; the item is then
-            skipped. Each
-            job must have a single item, with a ``location``. If the reason is "", a killed process ends the run.
+            skipped. Each job must have a single item, with a ``location``. If the reason is "", a killed process ends the run.
     """
 
     convert: Convert

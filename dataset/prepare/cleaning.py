@@ -67,8 +67,7 @@ def relative_box(value: Any, width: int, height: int, counts: Counts, location: 
     pixels.
 
     Returns None, after counting the reason, for the reasons listed in :func:`placed_box`, or if a coordinate is so far from 0 and
-    1 that it
-    cannot be a fraction.
+    1 that it cannot be a fraction.
     """
     corners = _corners(value, counts, location)
     if corners is None:

@@ -1,9 +1,8 @@
 """Prepares sets of URLs that are small enough for duplicate detection: each URL is used once, and missing images are listed.
 
 The list for img2dataset contains every pair that may be used, with its cleaned caption. It contains each URL once, and no
-held-out
-photographs. The shards that img2dataset writes become the data set's folder. A shard whose records may all be used is linked;
-otherwise, the usable records are copied.
+held-out photographs. The shards that img2dataset writes become the data set's folder. A shard whose records may all be used is
+linked; otherwise, the usable records are copied.
 """
 
 from __future__ import annotations

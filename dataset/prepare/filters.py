@@ -12,8 +12,7 @@ Safety = Literal["none", "NSFW", "UNSURE"]
 @dataclass(frozen=True)
 class Filters:
     """Filters that exclude image-text pairs of LAION. The paper says that LAION was filtered (section 4.1), but not how, so none
-    of the
-    default values come from the paper.
+    of the default values come from the paper.
 
     Args:
         min_side: minimum length in pixels of an image's shorter side, according to the list; 0 turns the filter off.

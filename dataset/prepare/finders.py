@@ -22,8 +22,7 @@ DUPLICATE = "duplicate image"
 
 class MediaNames(NamedTuple):
     """Possible names of an image or video in a data set: its ``ids``, the ``names`` that its file may have (without the suffix
-    for a video),
-    and its ``usual`` path below the folder of official files."""
+    for a video), and its ``usual`` path below the folder of official files."""
 
     ids: Ids
     names: Sequence[str]
@@ -32,8 +31,7 @@ class MediaNames(NamedTuple):
 
 class ImageFiles(NamedTuple):
     """Describes the image files of a data set: ``data_set``, the data set's name in ids (:mod:`dataset.image_ids`), and the
-    ``pattern`` of the
-    file names.
+    ``pattern`` of the file names.
 
     If ``data_set`` is None, the images may belong to any data set. The path of a file must then end with the path in the
     annotations, and the ids are read from this path.
@@ -44,8 +42,7 @@ class ImageFiles(NamedTuple):
 
     def have(self, path: Path) -> bool:
         """Returns True if ``path`` may be an image of the data set: its name matches the pattern, and its folder does not belong
-        to another data
-        set."""
+        to another data set."""
         if not self.pattern.fullmatch(path.name) or path.suffix.lower() not in IMAGE_SUFFIXES:
             return False
         own = ids_in_path(path.as_posix())
@@ -78,8 +75,7 @@ class Finder(Protocol):
 
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
         """Returns the file of the image or video that is described at ``location``. If records must not contain it, counts the
-        reason
-        and returns None."""
+        reason and returns None."""
         ...
 
 
@@ -135,8 +131,7 @@ class ImageFinder:
 
     def _fault(self, path: Path, ids: Ids) -> str:
         """Returns why a verified image cannot be used: it is broken, or a copy of a held-out image or of another image in the
-        data
-        set. Returns "" if it can be used."""
+        data set. Returns "" if it can be used."""
         result = self.verified.get(path)
         if result is None or result.fault:
             return "" if result is None else result.fault
@@ -150,8 +145,7 @@ class ImageFinder:
 
     def _path(self, names: MediaNames) -> Path | None:
         """Returns the file that has one of the names. Another data set may use the same number as a file name, so files in a
-        folder that
-        belongs to the right data set have priority."""
+        folder that belongs to the right data set have priority."""
         if self.files.data_set is None:
             ending = f"/{names.usual}"
             found = (path for name in names.names for path in self.raw.files.get(name, []))

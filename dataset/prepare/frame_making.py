@@ -67,8 +67,8 @@ class FrameMaking:
         )
 
     def clips(self, value: Any, key: str, location: str, folder: Path) -> list[list[str]]:
-        """Returns the frames of each clip. ``value`` is one video, or a list of clips that are lists of images. Base64
-        images are not changed, even if they are larger than the limits.
+        """Returns the frames of each clip. ``value`` is one video, or a list of clips that are lists of images. Base64 images are
+        not changed, even if they are larger than the limits.
 
         Raises:
             BrokenRecordError: raised by :func:`~dataset.media.video.video_source` or :func:`~dataset.media.video.read_frames`.

@@ -101,8 +101,7 @@ class HeldOut:
 
     def require(self, names: Sequence[str], because: str = "") -> None:
         """Raises :class:`UserError` if the official file of one of these splits does not exist. The message begins with
-        ``because``, which says
-        why the file is needed."""
+        ``because``, which says why the file is needed."""
         missing = [name for name in names if name in self.absent]
         if missing:
             files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
@@ -362,15 +361,14 @@ def _unexpected(file: RawFile, location: str, error: Exception) -> UserError:
 
 
 def _first_of(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:
-    """Returns a function that finds the first of these files that exists. With ``below``, only files in a folder of this
-    name count."""
+    """Returns a function that finds the first of these files that exists. With ``below``, only files in a folder of this name
+    count."""
     return lambda raw: next((file for name in names if (file := raw.find(name, below)) is not None), None)
 
 
 def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
     """Returns a function that finds one of Flickr30K Entities' lists of ids, which are next to the folder ``Sentences`` or next
-    to
-    ``annotations.zip``."""
+    to ``annotations.zip``."""
 
     def locate(raw: RawFolder) -> RawFile | None:
         sentences = raw.folder("Sentences")

@@ -24,8 +24,7 @@ def download_command(addresses: Path, shards: Path, form: Form, columns: Sequenc
     ``columns``.
 
     Images are shrunk so that the shorter side has 384 pixels; smaller images are not enlarged. 384 is the largest input size of
-    any
-    pre-training config with random crops.
+    any pre-training config with random crops.
     """
     kept = f" --save_additional_columns {shlex.quote(json.dumps(list(columns)))}" if columns else ""
     return (
@@ -45,8 +44,7 @@ def finished_shards(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def shards_digest(shards: Sequence[Path]) -> str:
     """Returns a hash that distinguishes downloads without reading the images. It covers the names and sizes of the shards, and
-    their statistics,
-    which contain times."""
+    their statistics, which contain times."""
     digest = hashlib.sha256()
     for path in shards:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())

@@ -1,8 +1,7 @@
 """Reads large JSON files one item at a time, so that a file of a gigabyte needs little memory.
 
 A file is an array of items, an object whose values are arrays of items (COCO), or an object whose values are the items (GQA).
-Each item
-is returned with its JSON text, because sending the text to a worker process is cheaper than pickling the value.
+Each item is returned with its JSON text, because sending the text to a worker process is cheaper than pickling the value.
 """
 
 from __future__ import annotations

@@ -59,8 +59,7 @@ def multilingual(
     The records come from `prepare 4m`. The first run writes their distinct texts to texts.txt in the folder of translations.
     Translate this file line by line into texts.de.txt, texts.fr.txt and so on, with a system of your choice, and run the command
     again. The second run writes a copy of each folder of records, with captions by language. `prepare wikimatrix` makes
-    translated
-    sentences.
+    translated sentences.
 
     Args:
         records: folder with the folders that `prepare 4m` made: coco, vg, sbu, cc3m, coco_regions, vg_regions.

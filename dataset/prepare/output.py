@@ -1,6 +1,5 @@
 """The output folder of a command. The folder is locked while the command fills it, filling it can be resumed file by file, and it
-is completed
-atomically."""
+is completed atomically."""
 
 from __future__ import annotations
 

@@ -291,8 +291,7 @@ def own(
       caption    captions:   image, caption; optionally image_id
 
     JSON objects may have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption
-    and
-    instance files are converted as well. Give --rename OLD=NEW if your columns have different names.
+    and instance files are converted as well. Give --rename OLD=NEW if your columns have different names.
 
     Every image must exist, and every box must be inside its image. Rows and boxes that cannot be used are written with the reason
     to <name of --out>_broken.jsonl.

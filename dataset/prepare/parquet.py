@@ -33,8 +33,7 @@ GROUP_BYTES = 16_000_000
 """Maximum size of a row group, except for a row group of a single row."""
 _FILE_BYTES, _FILE_RECORDS = 256_000_000, 10_000
 """Approximate maximum size, and maximum number of records, of the part of a shard that becomes one file. The texts of all of
-these
-records are in memory at the same time, but the images of only one row group."""
+these records are in memory at the same time, but the images of only one row group."""
 _FIRST = 3
 """Number of broken records that are printed. The file :data:`BROKEN` lists all of them."""
 MANIFEST, BROKEN = manifest_of("parquet"), "_parquet/broken.jsonl"

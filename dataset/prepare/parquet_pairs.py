@@ -1,7 +1,7 @@
 """Prepares sets of URLs that are too large for duplicate detection. Each Parquet or JSON Lines file is prepared separately.
 
-Each list and each shard is a separate job, so any number of processes or machines can work on billions of pairs. A URL that
-is listed twice is downloaded twice. If the rows have annotations, the lists for img2dataset contain them as well
+Each list and each shard is a separate job, so any number of processes or machines can work on billions of pairs. A URL that is
+listed twice is downloaded twice. If the rows have annotations, the lists for img2dataset contain them as well
 (:mod:`dataset.prepare.pair_shards`).
 """
 
@@ -143,8 +143,7 @@ class PairsByFile:
 
     def _folders(self) -> list[Path]:
         """Returns the folders that may contain official files: ``--raw``, folders whose name contains the data set's name, and
-        their
-        subfolders. Other folders may contain the shards of other data sets."""
+        their subfolders. Other folders may contain the shards of other data sets."""
         name, raw, found = self.preparation.name, self.options.raw, []
         for root, folders, _ in os.walk(raw, followlinks=True):
             folder, made = Path(root), os.path.realpath(root) == os.path.realpath(self.options.out)

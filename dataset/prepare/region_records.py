@@ -33,8 +33,7 @@ def region_record(
 
     If the stored image has a different size than the annotations say, but the same aspect ratio, the boxes are scaled. If it has
     a different aspect ratio, the image is skipped, because it is unknown what the boxes show. The size of an image that does not
-    exist or
-    cannot be read is not checked.
+    exist or cannot be read is not checked.
 
     Args:
         image: the image.

@@ -22,8 +22,7 @@ from utils.errors import UserError
 
 class Row(NamedTuple):
     """A row of a file: its ``kind``, for example "objects"; the ``key`` of the image that it belongs to; its ``location`` in the
-    file; and its
-    content as ``text``."""
+    file; and its content as ``text``."""
 
     kind: str
     key: str

@@ -2,9 +2,8 @@
 
 Each box becomes a region with its phrase, because not every reader accepts several boxes per region. The caption contains every
 phrase, and ``tokens_positive`` contains the positions of the phrases. Some content that ODVG cannot represent is written under
-keys that
-other readers ignore and ``run.py prepare odvg`` reads: ``alternatives`` and ``grain`` of a region, ``image_caption`` and
-``absent`` of a line.
+keys that other readers ignore and ``run.py prepare odvg`` reads: ``alternatives`` and ``grain`` of a region, ``image_caption``
+and ``absent`` of a line.
 """
 
 from __future__ import annotations

@@ -69,8 +69,7 @@ def speech_clips(clips: Sequence[Clip], counts: Counts, location: str) -> list[C
 
 def video_records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     """Yields records with frames, with the keys of the authors' data: ``video_frames``, ``text``, ``is_continuous``. The values
-    of ``found``
-    are a :class:`Video`."""
+    of ``found`` are a :class:`Video`."""
     try:
         yield from _records(options, found, counts)
     except BrokenRecordError as error:

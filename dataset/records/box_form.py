@@ -8,8 +8,7 @@ from dataset.records.schema import BOX_TOLERANCE_PX
 
 OUTSIDE, CORNERS = 0.2, 0.95
 """Boxes are taken for corners if more than the first fraction of them extends beyond the image when read as x, y, width, height,
-and at least
-the second fraction fits into it when read as x1, y1, x2, y2. (Real widths are often smaller than x.)"""
+and at least the second fraction fits into it when read as x1, y1, x2, y2. (Real widths are often smaller than x.)"""
 
 
 def are_relative(boxes: np.ndarray) -> bool:

@@ -42,8 +42,7 @@ class Crop:
 
 def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecord]]:
     """Returns two lists: the elements whose boxes are inside the image, with boxes clamped to it, and a broken record for each
-    element with a
-    box outside the image. Elements without a box are in neither list."""
+    element with a box outside the image. Elements without a box are in neither list."""
     elements, broken = [], []
     for element in record.elements:
         try:
@@ -66,9 +65,8 @@ def visible_elements(
 ) -> tuple[Crop, list[tuple[Element, list[Box]]]]:
     """Draws a crop of an image, and returns it with the elements that are visible in it.
 
-    The crop contains all boxes of one random element, which is returned first. The other elements follow in random order,
-    if more than ``min_inside`` of the area of each of their boxes is in the crop. (The authors' reader may omit the first
-    element.)
+    The crop contains all boxes of one random element, which is returned first. The other elements follow in random order, if more
+    than ``min_inside`` of the area of each of their boxes is in the crop. (The authors' reader may omit the first element.)
 
     Args:
         elements: elements of the image, each with one or more boxes in pixels.
@@ -147,10 +145,9 @@ def patch_mask(box_xywh: Sequence[float], image_size: ImageSize, patch_size: int
     """Returns a mask of the patches that a box touches: (P,) bool, row-major, with at least one True.
 
     ``box_xywh`` is in pixels of the model's input. With patch size p, the mask covers the columns floor(x / p) up to ceil((x + w)
-    / p), and rows
-    likewise, clamped to the grid. This is the mask of the authors' code without the entry for [CLS]. An edge within a millionth
-    of a
-    patch of a grid line counts as being on the line, so that rounding in a flip or a resize does not add a row of patches.
+    / p), and rows likewise, clamped to the grid. This is the mask of the authors' code without the entry for [CLS]. An edge
+    within a millionth of a patch of a grid line counts as being on the line, so that rounding in a flip or a resize does not add
+    a row of patches.
     """
     rows, columns = grid_of(image_size, patch_size)
     x, y, w, h = box_xywh

@@ -1,9 +1,9 @@
 """Video-text records for pre-training: clips with captions. Neighbouring clips may be joined (section 4.1 of the paper).
 
-A record has one clip, ``{"video": ["<base64>", …] | "<path>", "caption": …}``, or several, ``{"video": [["<base64>", …], …],
-"caption": [text per clip], "is_continuous": bool}``. If ``is_continuous`` is true, the clips follow each other in one video.
-Images may be
-paths instead of base64 texts. A record with several clips cannot contain video files.
+A record has one clip, ``{"video": ["<base64>", …] | "<path>", "caption": …}``, or several,
+``{"video": [["<base64>", …], …], "caption": [text per clip], "is_continuous": bool}``. If ``is_continuous`` is true, the clips
+follow each other in one video. Images may be paths instead of base64 texts. A record with several clips cannot contain video
+files.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def choose_clip(
     """Draws a random clip with speech, and returns it with its captions.
 
     With ``join``, neighbouring clips of a continuous video are added on a random side, until the clips with speech have
-    ``min_frames`` frames or there are no more clips. This is ``sample_clip_ids`` in the authors' code, except that there,
-    the first clip may have no speech.
+    ``min_frames`` frames or there are no more clips. This is ``sample_clip_ids`` in the authors' code, except that there, the
+    first clip may have no speech.
 
     Raises:
         BrokenRecordError: "empty text" if no clip has speech.

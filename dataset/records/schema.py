@@ -2,8 +2,7 @@
 
 There are image-text records, region records (images with described boxes) and text records. The authors' readers use the same
 records, except for ``long_caption``, ``hard_negatives``, and phrases with several boxes or none. The config sets the keys under
-which the
-image and its caption are stored; all other keys are fixed. A record that does not match raises
+which the image and its caption are stored; all other keys are fixed. A record that does not match raises
 :class:`~dataset.records.broken.BrokenRecordError`.
 """
 
@@ -29,8 +28,7 @@ CaptionLength = Literal["short", "long", "sample", "both"]
 Box = tuple[float, float, float, float]
 Texts = tuple["str | Mapping[str, str | list[str]]", ...]
 """The value under a caption key, as a tuple of alternatives. Each one is a string, or a dictionary that maps languages to a
-string or several
-strings."""
+string or several strings."""
 
 BOX_TOLERANCE_PX = 1.0
 _ENCODED_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
@@ -123,8 +121,7 @@ class Element(Description):
     Attributes:
         name: name of the element in messages, such as ``elems[0]``.
         boxes: boxes as x, y, width, height in pixels of the stored image, as floats (the authors' reader truncates them to
-            integers). A
-            phrase may have several boxes, or none if the image does not show what the phrase describes.
+            integers). A phrase may have several boxes, or none if the image does not show what the phrase describes.
         attributes: alternative attributes, one of which is put before the caption.
         grain: type of the description ("object", "region", …), as written in the record.
     """
@@ -253,8 +250,7 @@ def image_of(value: Any, key: str, location: str, folder: Path, image_is: ImageI
 
     Args:
         value: the encoded file, the path, the base64 text (see :func:`image_source`), or a dictionary as in Hugging Face data
-            sets:
-            ``{"bytes": ..., "path": ...}``, in which the path is used only if ``bytes`` is missing.
+            sets: ``{"bytes": ..., "path": ...}``, in which the path is used only if ``bytes`` is missing.
         key: key of the record that contains the value, to name in error messages.
         location: location of the record, to name in error messages.
         folder: folder that relative paths start from.
@@ -431,8 +427,7 @@ def box_in(value: Any, name: str, location: str) -> Box:
 
 def check_text(text: str, key: str, location: str) -> None:
     """Raises :class:`BrokenRecordError` ("bad text") for a text that a tokenizer cannot process, because it contains half a
-    surrogate
-    pair or is too long."""
+    surrogate pair or is too long."""
     if len(text) > LONGEST_TEXT:
         message = (
             f"{key} has {len(text):,} characters, more than the limit of {LONGEST_TEXT:,} (dataset/records/schema.py)"

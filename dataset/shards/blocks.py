@@ -150,8 +150,7 @@ class BlockOrder:
         """Returns the micro-batches to prefetch; see :class:`~dataset.shards.samplers.Order`.
 
         These are the micro-batch of the same lane half a window later, because all blocks of a window are needed shortly after
-        the
-        window begins, and with ``first``, all micro-batches up to it.
+        the window begins, and with ``first``, all micro-batches up to it.
         """
         lanes = len(self.lanes)
         window = min(self.window_records, self.lanes[self.lane(number)].records)

@@ -46,9 +46,8 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
     entries is kept; the files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
 
     Raises:
-        UserError: if ``entries`` is empty, an entry does not exist or matches nothing, a tar
-            is compressed, or a file is listed twice. The message is one line that names the config ``key``. The message is one
-            line that names the config ``key``.
+        UserError: if ``entries`` is empty, an entry does not exist or matches nothing, a tar is compressed, or a file is listed
+            twice. The message is one line that names the config ``key``. The message is one line that names the config ``key``.
     """
     if not entries:
         raise UserError(f"{key} is empty; list at least one file, pattern or folder of {_LISTED} shards")
@@ -79,8 +78,7 @@ def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryI
     Args:
         path: the shard.
         state: state of the shard when it was indexed (see :mod:`dataset.shards.states`). A local shard must still be in this
-            state; a
-            remote shard is checked when it is read.
+            state; a remote shard is checked when it is read.
 
     Raises:
         UserError: if the shard has changed.

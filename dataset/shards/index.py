@@ -6,8 +6,7 @@ The folder ``<hash of the paths>.index`` contains
   whether it is complete,
 - ``starts.npy``: the offset of each record, memory-mapped so that processes share one copy,
 - ``irregularities.npy``: whatever deviates from records stored one after another; :class:`~dataset.shards.scanning.ScannedShard`
-  describes it,
-  and what is stored for Parquet,
+  describes it, and what is stored for Parquet,
 - the paths of the shards, so that indexes of other lists can reuse the shards that both lists contain (see
   :mod:`dataset.shards.known`).
 

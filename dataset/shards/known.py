@@ -1,6 +1,5 @@
 """Finds shards that another index already contains, so that they need not be scanned again. This may be an index in the folder of
-the shards, or
-the index of another list of shards.
+the shards, or the index of another list of shards.
 
 Every index stores the sorted names of its shards in ``names.npy``. If the shards of the index are in a different order,
 ``rows.npy`` contains the row of each name.

@@ -36,8 +36,7 @@ PART = 64
 
 _SHARDS_IN_MEMORY, _BYTES_IN_MEMORY = 1_000, 20_000_000_000
 """Maximum number of shards, and of bytes in them, for which every process may build its own index in memory if no index can be
-written.
-Reading that much takes a few minutes."""
+written. Reading that much takes a few minutes."""
 _STALE_S = 86_400.0
 """Age at which an unfinished index is assumed to be left over from a killed process."""
 _WAIT_S = 0.5

@@ -66,8 +66,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
 
     Returns:
         (G,) int64, the number of rows of each of the G row groups; and (G, 4) int64, the first row, the size of the decompressed
-        pages, and the
-        start and end offsets of each row group.
+        pages, and the start and end offsets of each row group.
 
     Raises:
         UserError: if pyarrow is not installed, or the file is not a complete Parquet file.

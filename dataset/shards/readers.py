@@ -102,8 +102,7 @@ class Shards:
 
     def runs_by_entry(self, block_records: int) -> list[list[int]]:
         """Returns the sizes of the runs of records in each entry of ``files``. A run is a whole shard, or neighbouring row groups
-        of a Parquet
-        shard that fit into a block together. A block should not contain records of two runs."""
+        of a Parquet shard that fit into a block together. A block should not contain records of two runs."""
         runs = (
             runs_of_groups(self.index.row_groups(shard)[:, 0], size, block_records)
             if path.suffix == PARQUET_SUFFIX

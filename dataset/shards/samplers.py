@@ -19,8 +19,7 @@ from dataset.shards.weights import Weights
 
 _ROUNDS = 6
 """Number of rounds in the Feistel network. With four or fewer, the distance between two positions correlates with the distance
-between their records.
-Changing this constant would change the order of every run, so that existing runs could not be resumed."""
+between their records. Changing this constant would change the order of every run, so that existing runs could not be resumed."""
 _WORD = (1 << 64) - 1
 
 

@@ -37,10 +37,9 @@ class ScannedShard:
     Attributes:
         starts: (n,) int64, offset of the first byte of each record; in Parquet files, the index of each row's row group.
         irregularities: (m, 2) int64. JSON lines have one row for each blank line, which contains the number of records before it,
-            and 0.
-            Tars have one row for each member that is separated from the rest of its record, which contains the index of the
-            record and the
-            offset of the member. Parquet files have two rows for each row group: the first half of the array contains the first
+            and 0. Tars have one row for each member that is separated from the rest of its record, which contains the index of
+            the record and the offset of the member. Parquet files have two rows for each row group: the first half of the array
+            contains the first
                 row and the
             decompressed size of each row group, and the second half the offsets of its start and end in the file.
         complete: False for a tar without its end blocks.
@@ -66,8 +65,8 @@ def scan_shard(path: ShardFile, key: str, state: tuple[int, int] | None = None) 
         state: state that the shard must have before and after the scan; if None, the state is not checked.
 
     Raises:
-        UserError: if the shard is compressed, is a JSON array, is a truncated tar, has a different
-            state, or cannot be read. The message names the config ``key``.
+        UserError: if the shard is compressed, is a JSON array, is a truncated tar, has a different state, or cannot be read. The
+            message names the config ``key``.
     """
     _check_state(path, key, state)
     scanned = _scan(path, key, state)
@@ -111,8 +110,7 @@ def _scan(path: ShardFile, key: str, state: tuple[int, int] | None) -> ScannedSh
 
 def _is_one_array(file: BinaryIO) -> bool:
     """Returns True if a file that begins with "[" is a JSON array. Otherwise it consists of JSON lines, and its first line is a
-    list,
-    which counts as a broken record."""
+    list, which counts as a broken record."""
     file.seek(0)
     line = file.readline(_FIRST_LINE)
     try:

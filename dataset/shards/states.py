@@ -22,8 +22,7 @@ def states_of(paths: Sequence[ShardFile], key: str, indexed: np.ndarray | None =
         paths: S shards.
         key: config key of the shards, to name in error messages.
         indexed: (S, 2) int64, states that are assumed for remote shards. Assuming them saves every rank a request per shard, and
-            reading a
-            shard verifies its state anyway. If None, the servers are asked.
+            reading a shard verifies its state anyway. If None, the servers are asked.
 
     Raises:
         UserError: if a shard cannot be read.

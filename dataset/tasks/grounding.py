@@ -128,8 +128,8 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
             the log.
 
     Raises:
-        UserError: if a file cannot be used, a split has no record, or more than the fraction
-            ``max_broken`` of the rows are broken. The message names the config ``key``.
+        UserError: if a file cannot be used, a split has no record, or more than the fraction ``max_broken`` of the rows are
+            broken. The message names the config ``key``.
     """
     rows: Iterable[Row | BrokenRecordError]
     if config.format == "refcoco":

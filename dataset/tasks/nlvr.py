@@ -91,8 +91,8 @@ def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> lis
     """Reads and checks a split. Every image must exist.
 
     Raises:
-        UserError: if the file cannot be used, or more than the fraction ``max_broken`` of its rows are
-            broken. The message names the config ``key``.
+        UserError: if the file cannot be used, or more than the fraction ``max_broken`` of its rows are broken. The message names
+            the config ``key``.
     """
     images = ImageFiles(images_folder(config.images, config.annotations))
     return parse_rows(_rows(config, key), lambda row: _parse(row, images), key, max_broken)
@@ -110,8 +110,7 @@ def _rows(config: NLVRSplitConfig, key: str) -> Iterable[Row | BrokenRecordError
 
 def check_statements(items: Sequence[Statement], images: int, classes: int, key: str) -> None:
     """Raises :class:`UserError`, naming the config ``key``, if a statement has a different number of images than the model, or
-    its
-    label is not one of the model's classes."""
+    its label is not one of the model's classes."""
     for item in items:
         if len(item.images) != images:
             raise UserError(

@@ -138,8 +138,7 @@ class PretrainBatches:
     """Makes micro-batch u of a run as a function of the data, the seed and u.
 
     With ``order: blocks``, and with clean sets, which are drawn for whole steps, a micro-batch also depends on the number of
-    micro-batches
-    per step.
+    micro-batches per step.
 
     Args:
         data: the streams.
@@ -154,8 +153,7 @@ class PretrainBatches:
 
     Raises:
         UserError: if there are no files or no records, the number of ranks does not divide the number of lanes, or sizes do not
-            match. The message is
-            one line that names the config key.
+            match. The message is one line that names the config key.
     """
 
     def __init__(
@@ -245,8 +243,7 @@ class Steps:
         """Returns the streams that use their clean set in a step, and the streams without a matching loss in that step.
 
         As in the authors' code, no stream has a matching loss in steps that read noisy images, because the model would learn that
-        wrong
-        pairs match. If only the videos are noisy, only the videos have no matching loss.
+        wrong pairs match. If only the videos are noisy, only the videos have no matching loss.
         """
         taken = {
             name

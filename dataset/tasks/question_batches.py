@@ -44,8 +44,7 @@ D = TypeVar("D", bound=QuestionsDataConfig)
 @dataclass(frozen=True)
 class QuestionExample:
     """A view of an image (3, H, W) or a video (F, 3, H, W), cleaned questions about the image or video, and the weighted answers
-    to each
-    question."""
+    to each question."""
 
     pixels: Tensor
     questions: list[str]

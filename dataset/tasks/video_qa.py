@@ -54,8 +54,8 @@ def read_video_questions(
         answered: if True, a question without an answer is broken. If False, either all questions have an answer or none has.
 
     Raises:
-        UserError: if a file cannot be used, too many rows are broken, or only some questions have
-            answers. The message names the config ``key``.
+        UserError: if a file cannot be used, too many rows are broken, or only some questions have answers. The message names the
+            config ``key``.
     """
     names = {} if config.names is None else _read_names(config.names, f"{key}.names")
     videos = Videos(images_folder(config.videos, config.questions), names)
@@ -103,8 +103,8 @@ def read_classes(path: str, key: str, classes: int) -> list[str]:
     The file is a JSON list, or a JSON object from answer to label (``train_ans2label.json``).
 
     Raises:
-        UserError: if the file cannot be read, has a different format, or does not contain ``classes``
-            answers. The message names the config ``key``.
+        UserError: if the file cannot be read, has a different format, or does not contain ``classes`` answers. The message names
+            the config ``key``.
     """
     content = read_json(path, key)
     if isinstance(content, dict) and sorted(content.values(), key=str) == sorted(range(len(content)), key=str):

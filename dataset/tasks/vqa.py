@@ -36,8 +36,7 @@ GENOME_WEIGHT = 0.5
 
 COMMON = 9
 """An answer becomes a candidate if it is the most frequent answer to at least this number of questions. VQA v2's list was made by
-this
-criterion."""
+this criterion."""
 
 
 class QuestionsConfig(Config):
@@ -111,8 +110,8 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
         answered: if True, a question without answers is broken. If False, either all questions have answers or none has.
 
     Raises:
-        UserError: if a file cannot be used, too many rows are broken, no image is in ``image_share``, or
-            only some questions have answers. The message names the config ``key``.
+        UserError: if a file cannot be used, too many rows are broken, no image is in ``image_share``, or only some questions have
+            answers. The message names the config ``key``.
     """
     if answered and config.format == "vqa2" and config.annotations is None:
         raise UserError(f"{key}: {config.questions} has VQA v2's questions without answers; set `annotations` too")

@@ -34,8 +34,7 @@ wet / dry
 with / without
 """
 """Words that contradict each other, one set per line. If a text is true with one word of a line, it is usually wrong with another
-word of that
-line, except for the synonyms between two slashes."""
+word of that line, except for the synonyms between two slashes."""
 
 NEAR = 4
 """Maximum distance in words between an attribute and the noun it describes."""

@@ -89,8 +89,7 @@ def difference_of_tokenizers(tokenizer: PreTrainedTokenizerFast, expected: PreTr
     """Describes briefly why two tokenizers give different token ids for the same text; returns None if they give equal ids.
 
     The template that adds special tokens to a text and the decoder are not compared, because they do not change the token ids
-    that a
-    model reads. A tokenizer and its saved copy therefore count as equal.
+    that a model reads. A tokenizer and its saved copy therefore count as equal.
     """
     token_ids, expected_ids = tokenizer.get_vocab(), expected.get_vocab()
     if len(token_ids) != len(expected_ids):

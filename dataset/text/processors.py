@@ -1,6 +1,5 @@
 """Converts captions to tokens: cleaning as in the authors' code, whole-word and skip-gram masking, and padding to the longest
-text in
-a batch."""
+text in a batch."""
 
 from __future__ import annotations
 
@@ -88,9 +87,8 @@ def clean_caption(text: str, max_words: int) -> str:
     """Cleans a caption: lower case, no punctuation, hyphens or slashes, single spaces, and at most ``max_words`` words.
 
     The result equals that of ``pre_caption`` in the authors' code for every character, with one exception: spaces between two
-    characters
-    of a script that is written without spaces (segmented Chinese or Japanese) are removed. Words are split at spaces, so
-    ``max_words`` does not limit texts in these scripts, but ``max_tokens`` does.
+    characters of a script that is written without spaces (segmented Chinese or Japanese) are removed. Words are split at spaces,
+    so ``max_words`` does not limit texts in these scripts, but ``max_tokens`` does.
 
     Raises:
         ValueError: if nothing is left.
@@ -108,10 +106,8 @@ def clean_question(text: str, max_words: int) -> str:
     """Cleans a question: lower case, punctuation replaced by spaces as in captions, and at most ``max_words`` words.
 
     The result equals that of ``pre_question`` in the authors' code for every character, with the same exception as
-    :func:`clean_caption`.
-    Only spaces at the end are removed. Other repeated spaces are kept and count as words, which makes no difference to
-    tokenizers.
-    The result may be empty.
+    :func:`clean_caption`. Only spaces at the end are removed. Other repeated spaces are kept and count as words, which makes no
+    difference to tokenizers. The result may be empty.
     """
     text = _SEGMENTED.sub("", _JOINING.sub(" ", _TO_SPACE.sub(" ", text.lower())).rstrip(" "))
     return " ".join(text.split(" ")[:max_words])
@@ -119,8 +115,7 @@ def clean_question(text: str, max_words: int) -> str:
 
 def clean_alternatives(texts: Texts, language: str | None, max_words: int, location: str) -> list[str]:
     """Returns all non-empty alternatives, cleaned, for evaluation. They are in ``language``, or if ``language`` is None, in the
-    first
-    language of each alternative.
+    first language of each alternative.
 
     Raises:
         BrokenRecordError: "empty text" if all alternatives are empty, "missing key" if no alternative has the language.
@@ -276,8 +271,7 @@ class TextProcessor(PlainTextProcessor):
 
     def static_length(self, lengths: Sequence[int]) -> int:
         """Returns the length to which texts are padded if shapes are static: the smallest power of two, at least 64, that fits,
-        or
-        the maximum length if that is smaller."""
+        or the maximum length if that is smaller."""
         length = SHORTEST_PADDING
         while length < max(lengths, default=0):
             length *= 2
@@ -292,8 +286,7 @@ class TextProcessor(PlainTextProcessor):
         """Stacks examples into tensors, padded to the longest text and to the maximum number of masks in the batch.
 
         With ``static``, examples are padded to one of a few lengths (:meth:`static_length`), and to the config's maximum number
-        of masks.
-        The total numbers of tokens and masks are rounded up, which results in few shapes with little waste.
+        of masks. The total numbers of tokens and masks are rounded up, which results in few shapes with little waste.
         """
         length = self.static_length([len(example.ids) for example in examples]) if self.static else None
         ids = stack_rows([example.ids for example in examples], self.pad_id, length)
@@ -361,8 +354,7 @@ def rounded_up(count: int, maximum: int) -> int:
 
 _INSTEAD = {"cls_token": "bos_token_id", "sep_token": "eos_token_id"}
 """Attributes to use if a special token is missing. Gemma's tokenizer, which mmBERT and SigLIP 2 use, has no classification or
-separator token;
-its tokens for the beginning and the end of a text are used instead."""
+separator token; its tokens for the beginning and the end of a text are used instead."""
 
 
 def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:

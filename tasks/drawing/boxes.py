@@ -19,8 +19,7 @@ BOX_LEGEND = "solid: predicted · dashed: true, in the same colour · tick: IoU 
 
 TAG_TEXT, TAG_HEIGHT = 11, 14
 """Font size and height of the number next to a box. Above the predicted box, the number is white on the phrase's colour; below
-the true box, the
-colours are inverted."""
+the true box, the colours are inverted."""
 
 _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e000c0", "#3a9b00")
 """Colours that are easy to distinguish on most images."""

@@ -82,8 +82,7 @@ class ImageReader:
 
 def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> tuple[list[Panel], str]:
     """Returns the panels that can be drawn, and a note for the sheet's title that counts the other panels, such as those with a
-    broken
-    image.
+    broken image.
 
     Args:
         makers: functions that draw a panel, or return None to draw nothing.
@@ -111,8 +110,7 @@ def spread(count: int, wanted: int) -> list[int]:
 
 def fitted(image: Tensor, side: int) -> Tensor:
     """Scales an image, (3, H, W) uint8, down so that its longer side is ``side``, or up by an integer factor if its longer side
-    is below
-    :data:`SMALL`."""
+    is below :data:`SMALL`."""
     height, width = image.shape[1:]
     longer = max(height, width)
     if longer > side:

@@ -127,7 +127,7 @@ def test_intervals_are_computed_on_request_and_shown_with_the_value():
     assert drawn["accuracy"].interval == (0.5, 1.0), "both groups are a or both are b"
     assert drawn["CIDEr"].interval is None and drawn["images"].interval is None
     assert drawn.with_published({"CIDEr": 133.6}, "test").table("test").splitlines() == [
-        "test      measured  95% interval    chance  published",
+        "test      measured  95% interval     chance  published",
         "accuracy    75.0%   [50.0, 100.0]    50.0%",
         "CIDEr      132.6                               133.6",
         "(2 images)",

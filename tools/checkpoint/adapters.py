@@ -1,6 +1,5 @@
 """``run.py checkpoint adapters`` and ``merge``: save the weights that a run with ``optim.lora`` trained to a small folder, and
-merge them with the
-original weights."""
+merge them with the original weights."""
 
 from __future__ import annotations
 

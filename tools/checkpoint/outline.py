@@ -72,8 +72,7 @@ def shown(text: str) -> str:
 
 def weights_at(path: str | Path) -> tuple[Path, list[str]]:
     """Returns the weight file at a path: the file itself, the file in a checkpoint or a Hugging Face folder, or the file in a
-    run's
-    folder that other runs would start from. For a run's folder, it also returns a line for each checkpoint.
+    run's folder that other runs would start from. For a run's folder, it also returns a line for each checkpoint.
 
     Raises:
         UserError: if the weight file is missing.

@@ -24,9 +24,8 @@ class Key:
     """A key of a config.
 
     ``path`` is ``section.name``, where ``[]`` stands for an entry of a list, and ``<name>`` for a key that the user chooses.
-    ``type``, ``default`` and
-    ``meaning`` are strings; ``default`` is :data:`REQUIRED` if the key has no default. ``may_change`` is whether the value may
-    change when a run is resumed.
+    ``type``, ``default`` and ``meaning`` are strings; ``default`` is :data:`REQUIRED` if the key has no default. ``may_change``
+    is whether the value may change when a run is resumed.
     """
 
     path: str

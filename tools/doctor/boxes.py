@@ -37,8 +37,7 @@ TURNED = (
 
 class RawBox(NamedTuple):
     """A box as written in a record, with the ``size`` (width, height) and the EXIF orientation of its stored image. ``size`` is
-    None if the
-    image cannot be read."""
+    None if the image cannot be read."""
 
     box: Box
     size: tuple[int, int] | None
@@ -151,8 +150,7 @@ def _of_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Itera
 
 def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
     """Yields the boxes of a record. If the record cannot be read, it yields none; if the image cannot be read, boxes have no
-    size. The check
-    of the sample counts these records and images."""
+    size. The check of the sample counts these records and images."""
     try:
         record = read()
     except Exception:

@@ -1,6 +1,5 @@
 """Checks how well questions can be answered without their images, and whether the run that provides the initial weights answered
-them
-better."""
+them better."""
 
 from __future__ import annotations
 

@@ -58,8 +58,7 @@ OTHER_NAMES = {
 
 class _Sampled(NamedTuple):
     """Some records of a file, or their phrases, with the file's ``key`` in the config, the keys that this run reads (``read``),
-    and other
-    known keys (``others``).
+    and other known keys (``others``).
 
     Attributes:
         only_given: whether hard negatives are only taken from records.

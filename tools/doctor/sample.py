@@ -72,8 +72,7 @@ def check_hard_negatives(batches: list[Batch], report: Report) -> None:
 
 def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[Finding]:
     """Returns a finding for each kind of broken record. The findings have the level "refused" if there are more broken records
-    than the run
-    tolerates."""
+    than the run tolerates."""
     broken = [each for batch in batches for each in batch.broken]
     records = len({each.location for each in broken})
     level = "refused" if records > max_broken * read else "warning"

@@ -28,8 +28,7 @@ seconds."""
 
 MAX_LOOKS, LOOK_SECONDS = 200, 3.0
 """Maximum number of training images, and of held-out images, whose appearance is compared; and time limit in seconds for hashing
-either of them and for
-the comparison."""
+either of them and for the comparison."""
 
 REMEDY = "split by image, not by text: remove these images from one of the two"
 
@@ -78,8 +77,7 @@ def _check_looks(
     training: Sequence[Source], held_out: Sequence[Source], shared: SharedImages, key: str, seed: int, report: Report
 ) -> None:
     """Report images of a split that look like training images and are not known to be shared. Random samples of training and
-    held-out images
-    are compared."""
+    held-out images are compared."""
     check = "similar images"
     if not look_alikes.available():
         report.skip(check, f'{key}: copies and crops that look alike need imagehash: pip install ".[leaks]"')
@@ -161,8 +159,7 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:
     """Returns the images or videos of up to :data:`MAX_RECORDS` random records, the number of records that were read, and the
-    number of all
-    records."""
+    number of all records."""
     shards = Shards(files, key=key, index_folder=subject.config.data.cache_index, remote=subject.config.data.remote)
     count = min(len(shards), MAX_RECORDS)
     rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MAX_SECONDS

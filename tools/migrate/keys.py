@@ -72,8 +72,7 @@ ALIGNS = (*PRETRAIN, *RETRIEVAL)
 MASKS = (*PRETRAIN, *CAPTIONING)
 NO_LR_MULT = (*RETRIEVAL, *NLVR, *GROUNDING)
 """Tasks for which the authors' scripts wrap the model before they create the optimiser, and therefore ignore ``lr_mult`` on
-several
-GPUs."""
+several GPUs."""
 LR_MULT = (*PRETRAIN, *VQA, *VIDEO_QA, *CAPTIONING)
 ONE_BATCH_SIZE = (*NLVR, *GROUNDING)
 """Tasks with the same batch size for training and evaluation."""

@@ -2,8 +2,7 @@
 
 Our readers accept most of the authors' files unchanged. A file is converted only if its keys differ from our records, if boxes
 are in another file, or if the authors' config lists several files where our config takes one. For each file, ``source.files``
-records what was
-done with it.
+records what was done with it.
 """
 
 from __future__ import annotations

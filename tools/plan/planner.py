@@ -121,8 +121,7 @@ class Planner:
 
     def _scaling(self, largest: int) -> tuple[list[Scale], dict[int, str]]:
         """With ``--nodes``, returns the step on the requested number of GPUs and on each number in :data:`RANKS`. Unsupported
-        numbers of
-        GPUs are returned with the reason.
+        numbers of GPUs are returned with the reason.
 
         Args:
             largest: the largest micro-batch on the requested number of GPUs.
@@ -181,8 +180,7 @@ class Planner:
 
     def _memory(self, examples: int, ranks: int) -> dict[str, int] | None:
         """Returns the memory in bytes, by purpose, that a step on a micro-batch takes on each of ``ranks`` GPUs, or None if the
-        step does not
-        fit."""
+        step does not fit."""
         if (examples, ranks) not in self.memories:
             accumulates = self._global_batch(ranks) > examples and not self.config.train.captures_graphs
             stay = ranks > 1 or accumulates

@@ -10,10 +10,8 @@ def divide_batch(total: int, gpus: int, largest: int) -> tuple[int, int]:
     """Returns the micro-batch size (at most ``largest``) and the accumulation for a global batch of ``total`` on ``gpus``.
 
     The accumulation is the smallest that yields exactly ``total``, if it is at most twice the smallest accumulation that fits.
-    Otherwise it is
-    the smallest that fits, with the next larger total, because smaller micro-batches would reduce the number of negatives in the
-    contrastive
-    loss.
+    Otherwise it is the smallest that fits, with the next larger total, because smaller micro-batches would reduce the number of
+    negatives in the contrastive loss.
     """
     fewest = math.ceil(total / (gpus * largest))
     for accumulate in range(fewest, fewest + min(fewest, 1000) + 1):
@@ -51,8 +49,7 @@ def _next_guess(fits: int, too_many: int, guess: int) -> int:
     """Returns the next number of examples, above ``fits`` and below ``too_many`` (0: unknown).
 
     This is the ``guess`` (0: none) if it lies between the two. While ``too_many`` is unknown, the result is at most four times
-    ``fits``,
-    because the line through two small costs is inaccurate.
+    ``fits``, because the line through two small costs is inaccurate.
     """
     if guess:
         guess = max(guess, fits + _finest(fits))

@@ -132,7 +132,7 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
 
 
 def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText) -> RegionBatch:
-    """Returns regions that attend to all patches, with centred boxes; one image has the maximum number of regions."""
+    """Returns regions that attend to all patches and have centred boxes. One image has the maximum number of regions."""
     count = len(texts.ids)
     counts = _regions_of_images(count, stream.max_images, stream.max_regions)
     return RegionBatch(
@@ -148,8 +148,8 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
 
 
 def _regions_of_images(regions: int, images: int, max_regions: int) -> list[int]:
-    """Returns the number of regions of each image: ``max_regions`` for the first, if every other image still gets one, and equal
-    numbers for the others."""
+    """Returns the number of regions of each image: ``max_regions`` for the first image, if every other image still gets one
+    region, and equal numbers for the other images."""
     images = min(images, regions)
     first = min(max(max_regions, -(-regions // images)), regions - images + 1)
     others = images - 1
@@ -158,7 +158,7 @@ def _regions_of_images(regions: int, images: int, max_regions: int) -> list[int]
 
 
 def _shared(config: Any, model: XVLM) -> dict[str, Any]:
-    """Returns the fields of all fine-tuning batches: an image or a video, and a text, per example."""
+    """Returns the fields that all fine-tuning batches have: an image or a video, and a text, for each example."""
     count, limits = config.data.batch_size, config.data.text
     return {
         "pixels": parts.images_or_videos(count, config.model.vision),
@@ -185,8 +185,8 @@ def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:
 
 
 def _questions(config: VQAConfig | VideoQAConfig, model: XVLM, answers: int) -> dict[str, Any]:
-    """Returns the fields of question-answering batches: each example has the maximum number of questions, with ``answers``
-    answers."""
+    """Returns the fields that question-answering batches have. Each example has the maximum number of questions, with ``answers``
+    answers each."""
     examples, most = config.data.batch_size, config.data.questions_per_example
     count = examples * most
     return {
@@ -200,7 +200,8 @@ def _questions(config: VQAConfig | VideoQAConfig, model: XVLM, answers: int) -> 
 
 
 def _vqa(config: VQAConfig, model: VQAModel) -> QuestionBatch:
-    """Returns ten answers per question, the maximum in VQA v2, of eight tokens each, the maximum for answers of five words."""
+    """Returns a batch with ten answers per question, the maximum in VQA v2. Each answer has eight tokens, the maximum for answers
+    of five words."""
     fields = _questions(config, model, answers=10)
     tokens = min(config.data.max_answer_tokens, 8)
     answers = parts.text(len(fields["weights"]), tokens, len(model.text.word_embeddings))
@@ -244,8 +245,8 @@ class Synthetic(NamedTuple):
     """How to plan a task.
 
     Attributes:
-        sizes: returns the config keys of the sizes with their values, given the config.
-        batch: returns a micro-batch, given the config and the model.
+        sizes: function that gets the config, and returns the config keys that set sizes, with their values.
+        batch: function that gets the config and the model, and returns a micro-batch.
     """
 
     sizes: Callable[[Any], dict[str, int]]
@@ -261,7 +262,7 @@ SYNTHETIC = {
     "video_qa": Synthetic(_one_size, _video_qa),
     "captioning": Synthetic(_one_size, _captioning),
 }
-"""Entries by the name of the task."""
+"""The entry for each task, by name."""
 
 
 def _entry(config: Any) -> Synthetic:

@@ -1,4 +1,4 @@
-"""A plan, and the table that ``run.py plan`` prints."""
+"""Defines a plan, and formats it as the table that ``run.py plan`` prints."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Setting:
     """A micro-batch and its accumulation. Unknown values are None.
 
     Attributes:
-        sizes: config keys of the sizes, with their values.
-        memory: bytes per GPU, by use.
+        sizes: config keys that set sizes, with their values.
+        memory: bytes per GPU, by purpose.
         step_s: time of an optimiser step in seconds.
-        samples_per_s: examples of all streams on all GPUs.
+        samples_per_s: number of examples per second, of all streams and on all GPUs.
         tflop_per_gpu: FLOPs per GPU in an optimiser step, in units of 1e12.
     """
 
@@ -33,14 +33,14 @@ class Plan:
     """The plan of a run; its fields are the keys of ``run.py plan --json``.
 
     Attributes:
-        global_batch: examples of the leading stream per step.
+        global_batch: number of examples of the leading stream per step.
         asked_batch: the requested global batch.
         largest: the largest micro-batch that fits.
-        chosen: the micro-batch for the global batch.
+        chosen: the micro-batch that the global batch is divided into.
         overrides: config keys and values for the chosen micro-batch.
-        steps: number of steps of the run; None if unknown.
-        gpus: number of GPUs on all nodes.
-        scaling: with ``nodes``, the step on this and other numbers of GPUs.
+        steps: number of steps in the run; None if unknown.
+        gpus: total number of GPUs on all nodes.
+        scaling: with ``nodes``, a step on this number of GPUs and on others.
         refused: with ``nodes``, the unsupported numbers of GPUs, each with the reason.
     """
 

@@ -1,4 +1,4 @@
-"""The GPU of a plan: its memory, its peak, and whether steps are measured on it."""
+"""The GPU that a run is planned for: its memory, its peak FLOP rate, and whether steps are measured on it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from tools.plan.flags import PlanFlags
 from utils.errors import UserError
 
 CONTEXT, FRAGMENTATION = 700_000_000, 0.05
-"""Assumptions of an estimate: bytes of CUDA and its libraries; memory fragmentation, as a fraction of the tensors."""
+"""Assumptions of an estimate: bytes that CUDA and its libraries take, and memory lost to fragmentation, as a fraction of the
+memory for tensors."""
 
 NCCL = 1_000_000_000
-"""Assumption for several GPUs, measured or estimated: bytes of NCCL's communication buffers."""
+"""Assumed size in bytes of NCCL's communication buffers on several GPUs, both for measurements and for estimates."""
 
 ASSUMED_GPU = "h100"
-"""The GPU of an estimate without ``--gpu`` on a machine without a known GPU."""
+"""The GPU that an estimate assumes without ``--gpu`` on a machine without a known GPU."""
 
 
 class Target:
-    """The GPU of a plan.
+    """The GPU that a run is planned for.
 
     Raises:
         UserError: if the memory is unknown or more than this GPU has, or the GPU does not support the config's precision.
@@ -42,7 +43,7 @@ class Target:
         self._check_precision(train)
         self.memory = self._memory(flags.memory)
         self.peak = peak(self.gpu, train.precision) if self.config_peak is None else self.config_peak
-        """TFLOP/s."""
+        """Peak rate in TFLOP/s."""
 
     def _memory(self, flag_gb: float | None) -> int:
         """Returns the memory of a GPU in bytes, from ``--memory`` or from this GPU."""
@@ -66,7 +67,7 @@ class Target:
             )
 
     def communication(self, ranks: int) -> int:
-        """Returns the bytes of GPU memory that communication between ``ranks`` ranks takes."""
+        """Returns the number of bytes of GPU memory that communication between ``ranks`` ranks takes."""
         return NCCL if ranks > 1 else 0
 
     def seconds(self, flops: float) -> float:
@@ -74,8 +75,8 @@ class Target:
         return flops / (self.peak * 1e12 * self.utilisation)
 
     def assumptions(self) -> list[str]:
-        """Returns the assumptions about this GPU, for the report. If steps are measured, there is only an assumption for several
-        GPUs."""
+        """Returns the assumptions about this GPU as texts. If steps are measured, the only assumption is about communication
+        between several GPUs."""
         buffers = [f"{NCCL / 1e9:.0f} GB for NCCL's buffers"] if self.several else []
         if self.measures:
             return buffers

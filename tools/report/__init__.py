@@ -1,1 +1,1 @@
-"""``run.py report``: one HTML page of a run, or of several runs side by side."""
+"""``run.py report``: writes an HTML page about a run, or about several runs side by side."""

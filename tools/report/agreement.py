@@ -19,16 +19,16 @@ MAX_IMAGES = 2
 """Maximum number of images that are shown for an example."""
 
 Predictions = Mapping[Path, Sequence[SplitPredictions]]
-"""The predictions of each run, by its folder."""
+"""The predictions of each run, by the run's folder."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The prediction of a column's first run.
+    """The prediction of the first run in a column.
 
     Attributes:
-        right: None if the runs of the column disagree.
-        share: how many of the runs are right, in words, if there are several.
+        right: whether the prediction is right; None if the runs in the column disagree.
+        share: text that says how many of the column's runs are right, if there are several.
     """
 
     right: bool | None
@@ -69,10 +69,10 @@ class CommonSplit:
 
 @dataclass(frozen=True)
 class _Row:
-    """An example as each run of each column judges it.
+    """An example with the judged prediction of each run, by column.
 
     Attributes:
-        shares: mean score of each column, from 0 to 1.
+        shares: mean score in each column, from 0 to 1.
     """
 
     by_column: list[list[Judged]]
@@ -133,7 +133,7 @@ def _common(
 
 
 def _most_different(rows: Sequence[_Row], count: int) -> list[_Row]:
-    """Returns the examples on which the columns differ most; if too many differ equally, the examples are spread over the
+    """Returns the examples on which the columns differ most. If too many examples differ equally, the result is spread over the
     split."""
     differ = sorted((row for row in rows if row.spread > 0), key=lambda row: -row.spread)
     most = [row for row in differ if row.spread == differ[0].spread]
@@ -159,5 +159,5 @@ def _example(row: _Row, by_column: Sequence[Sequence[SplitPredictions]], room: R
 
 
 def _pictures(panel: Panel, room: Room) -> list[Picture]:
-    """Returns the images of a panel; none if the images are the prediction, as in retrieval."""
+    """Returns the images of a panel, or none if the images are the prediction, as in retrieval."""
     return pictures_of(panel.pictures, room, THUMBNAIL) if len(panel.pictures) <= MAX_IMAGES else []

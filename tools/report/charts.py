@@ -1,7 +1,7 @@
-"""Turns lines over the steps of runs into Vega-Lite charts, which the page draws with Vega.
+"""Makes Vega-Lite charts of values over the steps of runs. The page draws them with Vega.
 
-Names of runs and metrics come from files, and Vega-Lite gives dots, brackets and quotes in field names a meaning. The fields of
-our data are therefore ``line``, ``step``, ``value`` and ``v0``, ``v1``, …; names appear only as titles.
+Names of runs and metrics come from files, but dots, brackets and quotes in field names have a special meaning in Vega-Lite. The
+fields of our data are therefore ``line``, ``step``, ``value`` and ``v0``, ``v1``, …; names appear only as titles.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from tools.runs.series import Point, Series
 from utils.printing import format_number
 
 COLOURS = 8
-"""Number of line colours in the style sheet; additional lines are dashed."""
+"""Number of line colours in the style sheet. Additional lines are dashed."""
 COLUMNS = 200
 """Maximum number of step intervals per line; each interval keeps its minimum and its maximum."""
 MAX_POINTS = 2000
-"""Maximum number of points of all lines in a chart, if there are many lines."""
+"""Maximum total number of points in a chart with many lines."""
 HOVERS = 60
 """Maximum number of steps in a chart whose values are shown on hover."""
 DOTS = 40
-"""Up to this number of points, each point of a line has a dot."""
+"""If a line has at most this number of points, each point is drawn as a dot."""
 RAW_LINES = 4
-"""Up to this number of lines, the values behind the smoothed lines are drawn as well."""
+"""If a chart has at most this number of lines, the values behind the smoothed lines are drawn as well."""
 LOG_FROM = 50.0
-"""Minimum ratio of maximum to minimum for a logarithmic axis."""
+"""An axis is logarithmic if the ratio of maximum to minimum is at least this value."""
 HEIGHT = 200
 """Height of a chart in pixels; a chart is as wide as its column."""
 TEXT = 13
@@ -42,7 +42,7 @@ LINE = ("line", "step", "value")
 """Columns of the points of lines."""
 
 Table = dict[str, list[Any]]
-"""Data of a chart: the names of its columns, and its rows."""
+"""Data of a chart: the names of the columns, and the rows."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Line:
 
     @classmethod
     def mean_of_seeds(cls, several: Sequence[Series], label: str, colour: int, scale: float = 1.0) -> Line:
-        """Returns the mean line of runs that differ only in their seed, with its band, over the steps that all runs reached."""
+        """Returns the mean line of runs that differ only in their seed, with a band, over the steps that all runs reached."""
         lines = [np.array(scaled(series.smoothed() or series.points(), scale)) for series in several]
         low, high = max(line[0, 0] for line in lines), min(line[-1, 0] for line in lines)
         steps = np.unique(np.concatenate([line[:, 0] for line in lines]))
@@ -89,7 +89,7 @@ class Chart:
 
     Args:
         title: title above the chart.
-        lines: its lines.
+        lines: lines in the chart.
         unit: text after values in the title; " %" means that the values are fractions, which are shown in percent.
         may_be_log: use a logarithmic axis if the values span orders of magnitude.
         mark: a step to mark, and its label.
@@ -127,7 +127,7 @@ class Chart:
 
     @property
     def note(self) -> str:
-        """A note about the axis of values: its unit, or that it is logarithmic."""
+        """A note about the axis of values: its unit, or that the axis is logarithmic."""
         return "log" if self.log else f"in {self.unit.strip()}" if self.unit == " s" else ""
 
     @property
@@ -164,7 +164,7 @@ class Chart:
             first, last = points[0][1], max(step for _, step, _ in points)
             mark = "right" if self.mark[0] > (first + last) / 2 else "left"
             tables["mark"] = {"columns": ["step", "label"], "rows": [list(self.mark)]}
-        look = _Look(
+        style = _Style(
             labels=tuple(line.label for line in lines),
             colours=tuple(line.colour for line in lines),
             percent=self.unit == " %",
@@ -175,12 +175,12 @@ class Chart:
             bands="bands" in tables,
             mark=mark,
         )
-        return {**_look(look), "description": self.title, "datasets": tables}
+        return {**_style_spec(style), "description": self.title, "datasets": tables}
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Everything about a chart except its data and its title. Charts of one page often look alike."""
+class _Style:
+    """Everything about a chart except its data and its title. Charts on the same page often share a style."""
 
     labels: tuple[str, ...]
     colours: tuple[int, ...]
@@ -195,45 +195,45 @@ class _Look:
 
 
 @lru_cache(maxsize=256)
-def _look(look: _Look) -> dict[str, Any]:
-    """Returns a specification without data. Making one takes a tenth of a second, since altair validates it."""
-    number = ".3~p" if look.percent else ".4~g"
+def _style_spec(style: _Style) -> dict[str, Any]:
+    """Returns a specification without data. Making one takes a tenth of a second, because altair validates it."""
+    number = ".3~p" if style.percent else ".4~g"
     x = alt.X(
         "step:Q",
         title="step",
         scale=alt.Scale(nice=False, zero=False),
         axis=alt.Axis(format="~s", grid=False, tickMinStep=1, tickCount=5),
     )
-    scale = alt.Scale(type="log", nice=False, padding=8) if look.log else alt.Scale(zero=look.from_zero)
+    scale = alt.Scale(type="log", nice=False, padding=8) if style.log else alt.Scale(zero=style.from_zero)
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(format=number, tickCount=5))
-    lines = list(range(len(look.labels)))
-    colours = [f"var(--c{colour % COLOURS})" for colour in look.colours]
+    lines = list(range(len(style.labels)))
+    colours = [f"var(--c{colour % COLOURS})" for colour in style.colours]
     colour = alt.Color("line:N", legend=None, scale=alt.Scale(domain=lines, range=colours))
-    dashes = [[1, 0] if colour < COLOURS else [5, 3] for colour in look.colours]
+    dashes = [[1, 0] if colour < COLOURS else [5, 3] for colour in style.colours]
     dash = alt.StrokeDash("line:N", legend=None, scale=alt.Scale(domain=lines, range=dashes))
     layers = []
-    if look.bands:
+    if style.bands:
         area = alt.Chart(alt.NamedData("bands")).mark_area(opacity=0.2, aria=False)
         layers.append(area.encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour))
-    if look.raw:
+    if style.raw:
         faint = alt.Chart(alt.NamedData("raw")).mark_line(opacity=0.35, strokeWidth=1, aria=False)
         layers.append(faint.encode(x=x, y=y, color=colour))
     line = alt.Chart(alt.NamedData("lines")).mark_line(strokeWidth=1.8, aria=False)
     layers.append(line.encode(x=x, y=y, color=colour, strokeDash=dash))
-    if look.dots:
+    if style.dots:
         dots = alt.Chart(alt.NamedData("lines")).mark_point(size=22, filled=True, opacity=1, aria=False)
         layers.append(dots.encode(x=x, y=y, color=colour))
-    if look.mark is not None:
+    if style.mark is not None:
         best = alt.Chart(alt.NamedData("mark"))
         layers.append(best.mark_rule(color="var(--faint)", strokeDash=[3, 3], aria=False).encode(x=x))
-        shift = -5 if look.mark == "right" else 5
-        text = best.mark_text(align=look.mark, dx=shift, dy=-6, baseline="bottom", color="var(--faint)", fontSize=TEXT)
+        shift = -5 if style.mark == "right" else 5
+        text = best.mark_text(align=style.mark, dx=shift, dy=-6, baseline="bottom", color="var(--faint)", fontSize=TEXT)
         layers.append(text.encode(x=x, y=alt.value("height"), text="label:N"))
     near = alt.selection_point(
         name="near", fields=["step"], nearest=True, on="pointermove", clear="pointerout", empty=False
     )
     tooltips = [alt.Tooltip("step:Q", title="step", format=",.0f")]
-    tooltips += [alt.Tooltip(f"v{n}:Q", title=label, format=number) for n, label in enumerate(look.labels)]
+    tooltips += [alt.Tooltip(f"v{n}:Q", title=label, format=number) for n, label in enumerate(style.labels)]
     rule = alt.Chart(alt.NamedData("hover")).mark_rule(color="var(--faint)", aria=False)
     shown = alt.condition(near, alt.value(0.6), alt.value(0))
     layers.append(rule.encode(x=x, opacity=shown, tooltip=tooltips).add_params(near))
@@ -281,14 +281,14 @@ def javascript() -> str:
 
 
 def _every(items: Sequence[Any], max_items: int) -> list[Any]:
-    """Returns up to ``max_items`` items, evenly spread, with the first and the last."""
+    """Returns up to ``max_items`` evenly spaced items, including the first and the last."""
     if len(items) <= max_items:
         return list(items)
     return [items[round(place * (len(items) - 1) / (max_items - 1))] for place in range(max_items)]
 
 
 def _hover(lines: Sequence[Line]) -> list[tuple[float, ...]]:
-    """Returns steps, each with the value of every line; between the points of a line, the value is interpolated."""
+    """Returns steps, each with the value of every line. Between the points of a line, values are interpolated."""
     steps = _every(sorted({step for line in lines for step, _ in line.points}), HOVERS)
     points = [np.array(line.points) for line in lines]
     columns = [np.interp(steps, each[:, 0], each[:, 1]) for each in points]
@@ -296,5 +296,6 @@ def _hover(lines: Sequence[Line]) -> list[tuple[float, ...]]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[float, ...]]) -> Table:
-    """Returns numbers as rows, with the digits that a chart can show. The page turns the rows into objects, which are larger."""
+    """Returns numbers as rows, rounded to the digits that a chart can show. The page converts the rows to objects, which would be
+    larger."""
     return {"columns": list(columns), "rows": [[float(f"{value:.6g}") for value in row] for row in rows]}

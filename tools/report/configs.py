@@ -1,5 +1,5 @@
-"""Shows the config of a run with the values that differ from the defaults, and the keys in which configs of several runs
-differ."""
+"""Shows the config of a run, with the values that differ from the defaults marked, and the keys in which the configs of several
+runs differ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Flat = dict[str, Any]
 
 
 def flat(values: Any, prefix: str = "") -> Flat:
-    """Returns the values by full key; a list is one value."""
+    """Returns the values by full key. A list counts as one value."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     result: Flat = {}
@@ -52,7 +52,7 @@ class ConfigLine:
 
 @dataclass(frozen=True)
 class ShownConfig:
-    """A config as YAML, and what its marks mean."""
+    """A config as YAML, and a note that explains the marks."""
 
     note: str
     lines: list[ConfigLine]
@@ -63,7 +63,7 @@ class Differences:
     """The keys whose values differ, with a value for each column.
 
     Attributes:
-        same: number of other keys.
+        same: number of keys whose values are the same in all columns.
         without: names of columns without a config.
         missing: whether some configs lack a key.
     """
@@ -121,8 +121,8 @@ def _lines(values: dict[str, Any], defaults: Flat, prefix: str, depth: int) -> I
 
 
 def _defaults(config: dict[str, Any]) -> Flat | None:
-    """Returns the default of each key of a config, undefined if it has none; or None if the task or its keys belong to a
-    different version."""
+    """Returns the default of each key in a config, which is undefined if the key has none. Returns None if the task or its keys
+    belong to a different version."""
     task = config.get("task")
     if task not in TASKS:
         return None

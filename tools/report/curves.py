@@ -1,4 +1,4 @@
-"""Selects the curves of a page: losses, learning rate, validation, throughput; with a line for each run or group of runs."""
+"""Selects the curves on a page (losses, learning rate, validation, throughput), with a line for each run or group of runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.runs.series import Series
 from utils.printing import format_number
 
 PARTS = ("loss", "grad_norm", "loss_scale")
-"""Values of ``metrics.jsonl`` that are listed first and last among the losses."""
+"""Values in ``metrics.jsonl`` that are listed before or after the other losses."""
 TITLES = {"loss": "loss (total)", "grad_norm": "norm of the gradient", "loss_scale": "loss scale of fp16"}
 SPEED = {
     "samples_per_s": ("samples per second", ""),
@@ -29,17 +29,17 @@ SPEED = {
 }
 """Display names of the throughput values in ``metrics.jsonl``, and their units. Fractions have the unit " %"."""
 FIRST_VALIDATION = 9
-"""Validation curves that are shown at once; the rest are collapsed."""
+"""Number of validation curves that are shown initially; the others are collapsed."""
 
 Select = Callable[[Run], dict[str, Series]]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Charts of a section.
+    """The charts in a section.
 
     Attributes:
-        legend: name and colour of each line, if several charts share the lines.
+        legend: name and colour of each line, if several charts have the same lines.
         more: charts that are initially collapsed.
         note: explanation of the lines and bands, or of why charts are missing.
     """
@@ -52,7 +52,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A table of numbers: the head of each column, and a title and cells for each row."""
+    """A table of numbers: a heading for each column, and a title and cells for each row."""
 
     columns: list[str]
     rows: list[tuple[str, list[str]]]
@@ -92,7 +92,7 @@ def training_curves(groups: Sequence[Group]) -> Curves:
 
 
 def validation_curves(groups: Sequence[Group]) -> Validation:
-    """Returns the metrics that change between validations, and the numbers of the last validation."""
+    """Returns curves for the metrics that change between validation passes, and the numbers from the last validation pass."""
     runs = _runs(groups)
     names = _names(runs, lambda run: run.validation.series)
     if not names:
@@ -147,7 +147,8 @@ def _lines(groups: Sequence[Group], name: str, select: Select, scale: float = 1.
 
 
 def _rates(groups: Sequence[Group]) -> Chart:
-    """Returns the learning rates: for one run, all rates that differ; for several runs, the highest rate of each group."""
+    """Returns a chart of the learning rates: for one run, all rates that differ; for several runs, the highest rate of each
+    group."""
     lines = []
     for group in groups:
         rates: dict[str, Series] = {}
@@ -205,7 +206,7 @@ def _unit_of(runs: Sequence[Run], name: str) -> tuple[float, str]:
 
 
 def _changing(charts: Sequence[Chart]) -> list[Chart]:
-    """Returns charts of values that change; sizes of sets are constant, and shown in the table of metrics."""
+    """Returns the charts whose values change. Sizes of sets are constant, and are shown in the table of metrics."""
     return [chart for chart in charts if len(set(chart.values)) > 1]
 
 

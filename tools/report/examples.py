@@ -28,7 +28,7 @@ class SplitPredictions:
 
     Attributes:
         held_out: the held-out data, or None if they cannot be read.
-        why: the reason why they cannot be read.
+        why: the reason why the held-out data cannot be read.
     """
 
     split: str
@@ -76,8 +76,8 @@ def _read(run: Run, split: str, predictions: list[dict[str, Any]]) -> SplitPredi
 
 @dataclass(frozen=True)
 class Card:
-    """An example: lines above its pictures, the pictures side by side, and lines below them, or to the right of them if
-    ``beside``."""
+    """An example: lines above the pictures, the pictures side by side, and ``lines`` below the pictures or, if ``beside`` is
+    true, to the right of them."""
 
     number: int
     right: bool | None
@@ -89,11 +89,11 @@ class Card:
 
 @dataclass(frozen=True)
 class ShownSplit:
-    """The shown predictions of a split.
+    """The predictions of a split that the page shows.
 
     Attributes:
         images: maximum number of pictures in a card.
-        remarks: what cannot be shown.
+        remarks: texts that say what cannot be shown.
     """
 
     split: str
@@ -109,8 +109,8 @@ class ShownPredictions:
     """The predictions of a run.
 
     Attributes:
-        note: why predictions are missing.
-        sheets: sheets of examples drawn by the run itself, by name.
+        note: text that says why predictions are missing.
+        sheets: sheets of examples that the run itself has drawn, by name.
     """
 
     note: str = ""
@@ -154,7 +154,8 @@ def _shown(split: SplitPredictions, count: int, room: Room) -> ShownSplit:
 
 
 def panel_of(split: SplitPredictions, example: Judged, prediction: Mapping[str, Any], broken: Counter[str]) -> Panel:
-    """Returns the panel of a prediction; only text if it cannot be drawn, which ``broken`` counts by reason."""
+    """Returns the panel of a prediction. If it cannot be drawn, the panel contains only text, and ``broken`` counts the
+    reason."""
     if split.held_out is not None:
         try:
             if panel := split.held_out.draw(example.number, prediction):
@@ -181,6 +182,6 @@ def _summary(split: SplitPredictions, count: int) -> str:
 
 
 def _sheets(run: Run, room: Room) -> list[tuple[str, Embedded]]:
-    """Returns the sheets of examples that the run drew itself."""
+    """Returns the sheets of examples that the run itself has drawn."""
     sheets = [(path.name, sheet(path, room)) for path in sorted(run.folder.glob("predictions*.png"))[:3]]
     return [(name, image) for name, image in sheets if image is not None]

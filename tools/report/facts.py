@@ -1,6 +1,6 @@
-"""The facts at the head of a run's page, and what went wrong while it ran: states, broken records, stops, warnings.
+"""The facts at the top of a run's page, and what went wrong while the run was active: states, broken records, stops, warnings.
 
-Everything that the page takes from a run's events is read here.
+This module reads everything that the page shows of a run's events.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ TimedText = tuple[str, str]
 
 @dataclass(frozen=True)
 class Facts:
-    """The head of a page.
+    """The facts at the top of a page.
 
     Attributes:
         listed: names and values of known facts.
-        remarks: files that cannot be read, and why.
+        remarks: texts that say which files cannot be read, and why.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Faults:
     """Problems of a run.
 
     Attributes:
-        known: false if the run has no events.
-        read: how many records were read.
-        notes: skipped steps and values that are not finite.
+        known: whether the run has events.
+        read: text that says how many records were read.
+        notes: texts about skipped steps and values that are not finite.
     """
 
     known: bool
@@ -61,7 +61,7 @@ class Faults:
 
 
 def facts_of(run: Run) -> Facts:
-    """Returns what is known about a run. Call it after everything else has been read, since reading adds remarks."""
+    """Returns what is known about a run. Call this function after everything else has been read, because reading adds remarks."""
     return Facts(run.name, run.state, [(name, fact) for name, fact in _facts(run) if fact], run.remarks)
 
 

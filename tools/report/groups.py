@@ -44,7 +44,7 @@ class Group:
     """Runs that differ only in their seed; often a single run.
 
     Attributes:
-        colour: index of its colour on the page.
+        colour: index of the group's colour on the page.
     """
 
     name: str
@@ -73,14 +73,14 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 
 def columns_of(groups: Sequence[Group]) -> list[Group]:
-    """Returns the columns of a comparison: the groups, or the runs of the group if there is only one."""
+    """Returns the columns of a comparison: the groups, or if there is only one group, its runs."""
     if len(groups) > 1:
         return list(groups)
     return [Group(run.name, number, (run,)) for number, run in enumerate(groups[0].runs)]
 
 
 def has_effect(key: str) -> bool:
-    """True if a config key may change what a run learns, or its metrics; the seed is not counted."""
+    """Returns True if a config key may change the weights or the metrics of a run. The seed does not count."""
     return key != SEED and not WITHOUT_EFFECT.match(key)
 
 
@@ -94,7 +94,7 @@ def _name(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         return runs[0].name
     names = [run.name for run in runs]
-    # Names are compared by characters, since the seed may be a part of a folder's name.
+    # Names are compared by characters, because the seed may be only a part of a folder's name.
     common = END_OF_NAME.sub("", os.path.commonprefix(names))  # noqa: RUF071
     return common or _first_of(runs)
 

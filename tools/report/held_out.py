@@ -1,4 +1,5 @@
-"""Reads the held-out data of a finished run again without its model: the images and annotations for its predictions."""
+"""Reads the held-out data of a finished run again, without its model. The data provide images and annotations for its
+predictions."""
 
 from __future__ import annotations
 
@@ -27,15 +28,16 @@ from utils.errors import UserError
 MAX_RECORDS = 200_000
 """Maximum number of held-out pre-training records that are searched for the predicted records."""
 IDENTITIES = {"phrase": "text", "sentence": "sentence", "question_id": "question_id"}
-"""Keys of predictions, each with the field of the item that it repeats."""
+"""Maps keys of predictions to the fields of items that must have the same values."""
 
 Prediction = Mapping[str, Any]
 Draw = Callable[[int, Prediction], Panel | None]
-"""Makes the panel of a prediction by its index; raises an error if an image cannot be read."""
+"""Function that makes the panel of a prediction, given its index and the prediction. It raises an error if an image cannot be
+read."""
 
 
 class HeldOutSplit:
-    """The data of a split, for showing its predictions.
+    """The data of a split, with which its predictions are shown.
 
     Attributes:
         items: the items as the task reads them; None for pre-training, whose predictions contain everything except the images.
@@ -70,7 +72,7 @@ def read_split(run: Run, split: str, predictions: Sequence[Prediction]) -> HeldO
 
 
 def _without_model(kind: type[FineTuneTask[Any, Any, Any]], config: Config) -> FineTuneTask[Any, Any, Any]:
-    """Returns a task that can only draw panels, from the split and the config. Its constructor is skipped, since it would build
+    """Returns a task that can only draw panels, from the split and the config. Its constructor is skipped, because it would build
     the model."""
     task = kind.__new__(kind)
     task.config = config
@@ -134,6 +136,6 @@ def _record_panel(
 
 
 def _size_of(encoded: bytes) -> tuple[int, int]:
-    """Returns the width and height of an image as stored in its file; its boxes refer to these."""
+    """Returns the width and height of an image as stored in its file. Boxes refer to this size."""
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         return image.size

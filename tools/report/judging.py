@@ -1,4 +1,4 @@
-"""Judges which predictions of a run are right, from the prediction file if it says so, otherwise from the annotations of the
+"""Determines which predictions of a run are right: from the prediction file, if it says so, otherwise from the annotations of the
 split."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks.drawing import Line
 Prediction = Mapping[str, Any]
 
 FAILURES = 0.75
-"""Fraction of the shown examples that are failures, if there are enough; right examples follow."""
+"""Fraction of the shown examples that are failures, if there are enough failures. Right examples follow."""
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 """Exceptions that are raised for predictions of an unknown format."""
 LONGEST = 200
@@ -28,7 +28,7 @@ class Judged:
     """A prediction.
 
     Attributes:
-        score: a score for which lower is worse; None if unknown.
+        score: a score that is lower for worse predictions; None if unknown.
         right: whether the prediction is right; None if the task does not define right and wrong.
         subject: the text that the prediction is about.
         answer: the prediction in a few words.
@@ -62,7 +62,7 @@ def judged(predictions: Sequence[Prediction], items: Any | None, task: str | Non
 
 
 def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
-    """Returns up to ``count`` examples, the worst failures first, then right ones; equally bad examples are spread over the
+    """Returns up to ``count`` examples: first the worst failures, then right ones. Equally bad examples are spread over the
     split.
 
     If nothing can be judged, the examples are spread evenly over the split, in order.
@@ -75,7 +75,7 @@ def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
     worst_first = sorted(known, key=lambda example: (example.right is True, example.score))
     if any(
         example.right is None for example in known
-    ):  # predictions cannot be right or wrong: show the worst first, then the best
+    ):  # predictions are not right or wrong: show the worst first, then the best
         failures = min(len(worst_first), max(1, round(FAILURES * count)))
         best = worst_first[failures:][::-1][: count - failures][::-1]
         return [*worst_first[:failures], *best][:count]
@@ -187,7 +187,7 @@ def _record(number: int, prediction: Prediction) -> Judged:
     ranks = ranks_of(prediction)
     right = [overlap >= 0.5 for overlap in boxes] + [rank == 1 for rank in ranks.values()]
     parts = [f"{sum(right[: len(boxes)])} of {len(boxes)} boxes"] if boxes else []
-    parts += [f"{way}: {'none' if rank is None else f'rank {rank}'}" for way, rank in ranks.items()]
+    parts += [f"{direction}: {'none' if rank is None else f'rank {rank}'}" for direction, rank in ranks.items()]
     subject = str(prediction.get("caption") or prediction["place"])
     return Judged(number, subject, ", ".join(parts), sum(right) / max(1, len(right)), all(right))
 
@@ -201,8 +201,8 @@ def ranks_of(prediction: Prediction) -> dict[str, int | None]:
 def rank_lines(prediction: Prediction) -> list[Line]:
     """Returns the caption of a pre-training record, and its ranks."""
     lines = [Line(str(prediction["caption"]))] if "caption" in prediction else []
-    for way, rank in ranks_of(prediction).items():
-        lines.append(Line(f"{way}: {'not among the candidates' if rank is None else f'rank {rank}'}", rank == 1))
+    for direction, rank in ranks_of(prediction).items():
+        lines.append(Line(f"{direction}: {'not among the candidates' if rank is None else f'rank {rank}'}", rank == 1))
     return lines
 
 
@@ -241,4 +241,5 @@ _FORMS: list[
     (_is_record, _record_lines, _record),
     (_is_class, _class_lines, _class),
 ]
-"""Prediction formats that state whether they are right: how to recognise them, their lines, and their judgement."""
+"""Prediction formats that state whether a prediction is right. For each format: functions that recognise it, format a prediction
+as lines, and judge it."""

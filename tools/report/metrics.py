@@ -23,7 +23,7 @@ class MetricRow:
     """A metric of one run.
 
     Attributes:
-        share: the value as a fraction of 100%, shown as a bar with ``chance`` marked; None if there is no bar.
+        share: length of the bar that shows the value, from 0 to 1, on which ``chance`` is marked; None if there is no bar.
     """
 
     name: str
@@ -77,7 +77,7 @@ def metrics_of(run: Run) -> list[SplitMetrics]:
 
 
 def compared_metrics(groups: Sequence[Group]) -> ComparedMetrics:
-    """Returns the metrics of several groups, the best value of each row marked; then loss, speed and steps."""
+    """Returns the metrics of several groups, with the best value in each row marked, followed by loss, speed and steps."""
     runs = [run for group in groups for run in group.runs]
     sections = []
     splits = list(dict.fromkeys(split for run in runs for split in run.evaluation))
@@ -120,7 +120,7 @@ def splits_of(metrics: Iterable[Metric]) -> set[str]:
 
 
 def percent(value: float, unit: str) -> str:
-    """Returns a value as tables show it: a fraction in percent, a score times 100."""
+    """Formats a value as in tables: a fraction in percent, a score multiplied by 100."""
     return f"{100 * value:.1f}" + (" %" if unit == "share" else "")
 
 

@@ -1,4 +1,4 @@
-"""Shows how the predictions for the same examples change from validation to validation."""
+"""Shows how the predictions for the same examples change from one validation pass to the next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.config import bind
 from utils.errors import UserError
 
 MAX_VALIDATIONS = 8
-"""Maximum number of validations with a column, from the first to the last."""
+"""Maximum number of validation passes that are shown as columns, spread from the first to the last."""
 
 Predictions = Sequence[Mapping[str, Any]]
 
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OverTime:
-    """The predictions of several validations for the same examples.
+    """The predictions for the same examples from several validation passes.
 
     Attributes:
-        rows: index and text of each example, and the prediction for it at each of ``steps``, None if missing.
-        kept: number of validations whose predictions the run keeps.
+        rows: index and text of each example, and its prediction at each of ``steps`` (None if missing).
+        kept: number of validation passes whose predictions the run keeps.
     """
 
     steps: list[int]
@@ -41,7 +41,7 @@ class OverTime:
 
 
 def over_time(run: Run) -> OverTime | None:
-    """Returns the predictions that a run keeps of its validations, or None if it keeps none."""
+    """Returns the predictions that a run keeps from its validation passes, or None if it keeps none."""
     kept = read_kept(run)
     if not kept:
         return None
@@ -53,7 +53,7 @@ def over_time(run: Run) -> OverTime | None:
 
 
 def read_kept(run: Run) -> dict[int, Predictions]:
-    """Returns the kept predictions by validation step; adds a remark to the run for lines that cannot be read."""
+    """Returns the kept predictions by validation step. Adds a remark to the run for lines that cannot be read."""
     path, kept, torn = run.folder / VALIDATION_PREDICTIONS_FILE, {}, 0
     if not path.is_file():
         return {}
@@ -71,10 +71,10 @@ def read_kept(run: Run) -> dict[int, Predictions]:
 
 
 def _judged(run: Run, predictions: Predictions, questions: Any | None) -> dict[int, Judged]:
-    """Returns the predictions of one validation by the index of their example.
+    """Returns the predictions from one validation pass, by the index of their example.
 
     Args:
-        questions: see :func:`_questions`.
+        questions: result of :func:`_questions`.
     """
     numbers = [int(one["number"]) for one in predictions]
     plain = [{name: value for name, value in one.items() if name != "number"} for one in predictions]
@@ -91,8 +91,8 @@ def _judged(run: Run, predictions: Predictions, questions: Any | None) -> dict[i
 
 
 def _questions(run: Run) -> Any | None:
-    """Returns the validation split of question answering, whose predictions do not say whether they are right; None for other
-    tasks, or if it cannot be read."""
+    """Returns the validation split if the task is question answering, whose predictions do not say whether they are right.
+    Returns None for other tasks, or if the split cannot be read."""
     if run.task not in ("vqa", "video_qa") or run.config is None:
         return None
     assert run.task in TASKS

@@ -1,4 +1,4 @@
-"""The page of a run, or of several runs: collects what it shows, and lays it out with the templates."""
+"""The page about a run, or about several runs: collects its content, and lays it out with the templates."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RunSections:
     """Everything that the page shows of one run.
 
     Attributes:
-        colour: index of its colour.
+        colour: index of the run's colour.
     """
 
     facts: Facts
@@ -64,8 +64,8 @@ class RunRow:
     """A run in the table of a comparison.
 
     Attributes:
-        group: name of its group, if it has several runs.
-        remarks: files that cannot be read.
+        group: name of the run's group, if the group has several runs.
+        remarks: texts about files that cannot be read.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Comparison:
 
 
 def page_of(runs: Sequence[Run], count: int, room: Room | None = None) -> str:
-    """Returns the page of one or several runs, with up to ``count`` predictions of each split."""
+    """Returns the page about one or several runs, with up to ``count`` predictions from each split."""
     room = Room() if room is None else room
     predictions = {run.folder: read_predictions(run) if count else [] for run in runs}
     groups = grouped(runs)
@@ -186,12 +186,12 @@ def _comparison(groups: Sequence[Group], predictions: dict[Path, list[SplitPredi
 
 
 def _group_of(run: Run, groups: Sequence[Group]) -> str:
-    """Returns the name of the group of a run; empty if the run is alone."""
+    """Returns the name of a run's group, or "" if the run is alone in its group."""
     return next((group.name for group in groups if len(group.runs) > 1 and any(run is one for one in group.runs)), "")
 
 
 def _charts(comparison: Comparison | None, runs: Sequence[RunSections]) -> Iterator[bool]:
-    """Yields for each section whether it has charts."""
+    """Yields whether each section has charts."""
     for part in [comparison, *runs]:
         if part is not None:
             yield from (bool(curves.charts) for curves in (part.losses, part.validation.curves, part.throughput.curves))

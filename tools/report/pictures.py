@@ -19,9 +19,9 @@ from tasks.drawing.boxes import draw_boxes
 SIDE = 340
 """Maximum length of an example's longer side, in pixels."""
 SHEET = (1100, 4000)
-"""Maximum width and height of a run's own sheet of predictions, in pixels."""
+"""Maximum width and height, in pixels, of a sheet of predictions that the run itself has drawn."""
 PAGE_BYTES = 7_000_000
-"""Maximum number of base64 characters of all images in a page."""
+"""Maximum total number of base64 characters of all images on a page."""
 QUALITY = 82
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of an example.
+    """An image in an example.
 
     Attributes:
         right: whether the image is framed as a right answer.
@@ -60,7 +60,7 @@ class Room:
         self.left, self.left_out = size, 0
 
     def embed(self, image: Image.Image) -> Embedded | None:
-        """Returns an image as a data URL, or None if it exceeds the limit."""
+        """Returns an image as a data URL, or None if the image would exceed the limit."""
         kind, text = _encoded(image)
         if len(text) > self.left:
             self.left_out += 1
@@ -69,18 +69,19 @@ class Room:
         return Embedded(f"data:image/{kind};base64,{text}", *image.size)
 
     def share(self, count: int) -> Room:
-        """Reserve an equal share of the remaining room for one of ``count`` parts."""
+        """Reserve an equal share of the remaining characters for one of ``count`` parts of the page."""
         part = Room(self.left // max(1, count))
         self.left -= part.left
         return part
 
     def give_back(self, part: Room) -> None:
-        """Return the room that a part did not use."""
+        """Return the characters that a part did not use."""
         self.left, self.left_out = self.left + part.left, self.left_out + part.left_out
 
 
 def sheet(path: Path, room: Room) -> Embedded | None:
-    """Returns the sheet of predictions that a run drew itself, scaled down, or None if it cannot be read or exceeds the limit."""
+    """Returns the sheet of predictions that a run itself has drawn, scaled down, or None if it cannot be read or would exceed the
+    limit."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.thumbnail(SHEET)
@@ -91,7 +92,7 @@ def sheet(path: Path, room: Room) -> Embedded | None:
 
 
 def pictures_of(drawn: Sequence[DrawnImage], room: Room, side: int = SIDE) -> list[Picture]:
-    """Returns images with their boxes, at most ``side`` pixels high and wide, as far as there is room."""
+    """Returns images with their boxes, at most ``side`` pixels high and wide, until the limit is reached."""
     found = []
     for one in drawn:
         image = Image.fromarray(np.ascontiguousarray(one.pixels))
@@ -103,7 +104,7 @@ def pictures_of(drawn: Sequence[DrawnImage], room: Room, side: int = SIDE) -> li
 
 
 def _encoded(image: Image.Image) -> tuple[str, str]:
-    """Encodes the image as PNG or JPEG, whichever is smaller; returns the bytes and the format."""
+    """Encodes the image as PNG or JPEG, whichever is smaller. Returns the base64 text and the format."""
     files = {}
     for kind, options in (("jpeg", {"quality": QUALITY}), ("png", {"optimize": True})):
         if kind == "png" and image.width * image.height > 400_000:

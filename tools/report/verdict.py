@@ -1,4 +1,4 @@
-"""Determines which of several runs or groups is best in the metric that matters, by how much, and whether this exceeds the
+"""Determines which of several runs or groups is best in the selection metric, by how much, and whether the difference exceeds the
 noise."""
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tools.report.metrics import lower_is_better, number_of, splits_of
 
 LEVEL = 0.95
 Noise = Literal["seeds", "intervals", "examples", "unknown"]
-"""The source of the margin of a difference: the spread over seeds, the bootstrap intervals of the metrics, the number of test
-examples, or nothing."""
+"""What the margin of a difference is computed from: the spread over seeds, the bootstrap intervals of the metrics, the number of
+test examples, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Side:
     """A group in a verdict.
 
     Attributes:
-        half_interval: half the width of the metric's 95% interval, averaged over its runs.
+        half_interval: half the width of the metric's 95% interval, averaged over the group's runs.
         examples: number of test examples.
     """
 
@@ -36,7 +36,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Gap:
-    """How far a side is behind the best one.
+    """How far a side is behind the best side.
 
     Attributes:
         margin: half the width of the difference's 95% interval; None if unknown.
@@ -74,7 +74,7 @@ class Verdict:
 def verdicts(groups: Sequence[Group]) -> list[Verdict]:
     """Returns a verdict for each split on which at least two groups have measured the same metric on the same files.
 
-    If there is only one group, its verdicts have no gaps: they give the metric and its spread over the seeds.
+    If there is only one group, its verdicts have no gaps, but contain the metric and its spread over the seeds.
     """
     found = []
     for split in dict.fromkeys(split for group in groups for run in group.runs for split in run.evaluation):
@@ -103,7 +103,8 @@ def gap(best: Side, other: Side) -> Gap:
 
 
 def _welch(one: tuple[float, int], other: tuple[float, int]) -> float:
-    """Returns the margin of the difference of two means, given the squared standard error and the number of values of each."""
+    """Returns the margin of the difference between two means, given the squared standard error and the number of values for each
+    mean."""
     from scipy.stats import t  # takes half a second to import
 
     (a, m), (b, n) = one, other
@@ -114,8 +115,8 @@ def _welch(one: tuple[float, int], other: tuple[float, int]) -> float:
 
 
 def _binomial(*shares: tuple[float, int]) -> float:
-    """Returns the margin of the difference of two proportions, given each proportion and its number of examples, by the method of
-    Agresti and Caffo: a success and a failure are added to each, so that 0 of 7 is not certain."""
+    """Returns the margin of the difference between two proportions, given each proportion and its number of examples. Uses the
+    method of Agresti and Caffo, which adds a success and a failure to each, so that 0 of 7 does not count as certain."""
     variance = 0.0
     for share, count in shares:
         share = (share * count + 1) / (count + 2)

@@ -1,1 +1,2 @@
-"""``python run.py reproduce``: runs the paper's cells, compares their numbers with the published ones, and writes receipts."""
+"""``python run.py reproduce``: runs the cells of the paper's tables, compares their numbers with the published ones, and writes
+receipts."""

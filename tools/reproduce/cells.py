@@ -15,7 +15,7 @@ from utils.flags import nearest, unknown
 from utils.inputs import missing_inputs
 
 OTHER_CELL = "cell "
-"""Prefix of a ``checkpoint`` that refers to the run of another cell."""
+"""Prefix of a ``checkpoint`` value that refers to another cell's run."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class ReadyCell:
 
     @property
     def folder(self) -> str:
-        """Name of the folder of the cell's runs."""
+        """Name of the folder that contains the cell's runs."""
         return folder_of(self.cell.name)
 
 
 def folder_of(name: str) -> str:
-    """Returns the folder of a cell's runs, given the cell's name."""
+    """Returns the name of the folder that contains a cell's runs, given the cell's name."""
     return name.replace("/", "-")
 
 
 def chosen(table: str | None, row: str | None, column: str | None) -> list[Cell]:
-    """Returns the requested cells; None selects any of the paper's tables.
+    """Returns the requested cells. An argument that is None does not restrict the selection.
 
     Raises:
         UserError: if the cell does not exist; the message lists the known names.
@@ -85,9 +85,9 @@ def ready(
     Args:
         cell: the cell.
         checkpoints: folder of published weights; if None, the cell's default.
-        more: overrides after the cell's own overrides.
-        runs: folder of the runs of other cells.
-        evaluate: the run only evaluates, so it needs no training data.
+        more: overrides that are applied after the cell's overrides.
+        runs: folder that contains the runs of other cells.
+        evaluate: whether the run only evaluates, so that it needs no training data.
     """
     weights = cell.checkpoint
     if weights is not None and weights.startswith(OTHER_CELL):

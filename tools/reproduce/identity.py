@@ -1,4 +1,4 @@
-"""The sources, the machine and the packages that produced a number."""
+"""Identifies the source code, the machine and the packages that produced a number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCES = ("models", "dataset", "tasks", "engine", "optim", "scheduler", "metric
 
 
 def code_identity() -> dict[str, Any]:
-    """Returns the version, the hash of the sources and, in a repository, the commit."""
+    """Returns the version, the hash of the source code and, in a repository, the commit."""
     total = hashlib.sha256()
     for package in SOURCES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -46,7 +46,7 @@ def weights_identity(path: str) -> dict[str, Any]:
 
 def machine_and_packages() -> dict[str, Any]:
     """Describes the machine and the packages."""
-    import torch  # imported late, because it takes seconds and a wrong command line should be reported first
+    import torch  # imported here because it takes seconds, and errors on the command line should be reported first
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     packages = {}
@@ -67,10 +67,11 @@ def machine_and_packages() -> dict[str, Any]:
 
 
 def source_remarks(runs: Mapping[int, Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
-    """Returns remarks if a cell's runs were made by different sources, or the sources have changed since.
+    """Returns remarks if a cell's runs were made with different source code, or the source code has changed since.
 
     Args:
-        runs: by seed, the record of each run; ``code``: the identities of all sources that worked on it, as far as known.
+        runs: the record of each run, by seed. Its entry ``code`` contains the identities of all versions of the source code that
+            worked on the run, as far as known.
         now: the current :func:`code_identity`.
     """
     made = {f"seed {seed}": [code["sha256"] for code in run.get("code") or []] for seed, run in runs.items()}
@@ -87,12 +88,12 @@ def source_remarks(runs: Mapping[int, Mapping[str, Any]], now: Mapping[str, Any]
 
 
 def sources_text(hashes: Sequence[str]) -> str:
-    """Returns the sources that worked on a run, in order."""
+    """Formats the hashes of the source code that worked on a run, in order."""
     return ", then ".join(digest[:12] for digest in hashes) or "not noted"
 
 
 def _git(*arguments: str) -> str:
-    """Returns the output of git; "" without git or a repository."""
+    """Returns the output of git, or "" without git or outside a repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:

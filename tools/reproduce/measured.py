@@ -42,17 +42,17 @@ class Number:
 
     @property
     def difference(self) -> float | None:
-        """Measured minus published value."""
+        """The measured value minus the published value."""
         return None if self.mean is None else self.mean - self.published
 
     @property
     def interval(self) -> Interval | None:
-        """The interval if there is only one seed; None if it has no interval, or for several seeds, whose spread is more
-        informative."""
+        """The interval if there is only one seed. None if that seed has no interval, or if there are several seeds, because their
+        spread is more informative."""
         return self.intervals[0] if len(self.intervals) == 1 else None
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the number for a receipt; ``intervals`` by seed, if any seed has one."""
+        """Returns the number as written to a receipt, with the intervals of all seeds if any seed has one."""
         rounded = {"mean": self.mean, "spread": self.spread, "difference": self.difference}
         intervals = [None if ends is None else [round(end, 4) for end in ends] for ends in self.intervals]
         return {
@@ -96,7 +96,7 @@ def read_evaluation(run: Path) -> dict[str, dict[str, float]]:
 
 
 def read_intervals(run: Path) -> dict[str, dict[str, Interval]]:
-    """Returns the 95% intervals of a finished run's metrics, if any, in percent. Raises like :func:`read_evaluation`."""
+    """Returns the 95% intervals of a finished run's metrics, if any, in percent. Raises the errors of :func:`read_evaluation`."""
     return {
         split: {
             name: (100 * metric["interval"][0], 100 * metric["interval"][1])
@@ -108,7 +108,7 @@ def read_intervals(run: Path) -> dict[str, dict[str, Interval]]:
 
 
 def sizes_of(run: Path) -> list[str]:
-    """Returns the sizes of each measured split as text: "test: 1000 images, 5000 captions". Raises like
+    """Returns the sizes of each measured split as text: "test: 1000 images, 5000 captions". Raises the errors of
     :func:`read_evaluation`."""
     sizes = {
         split: [f"{metric['value']} {name}" for name, metric in metrics.items() if metric["unit"] == "count"]
@@ -131,7 +131,8 @@ def _read(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def numbers_of(cell: Cell, runs: Sequence[Path]) -> list[Number]:
-    """Returns the cell's numbers and the numbers in its run folders, in table order. Raises like :func:`read_evaluation`."""
+    """Returns the published numbers of the cell, with the numbers measured by its runs, in table order. Raises the errors of
+    :func:`read_evaluation`."""
     found = [(read_evaluation(run), read_intervals(run)) for run in runs]
     numbers = []
     for split, metrics in cell.numbers.items():

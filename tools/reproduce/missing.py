@@ -12,7 +12,8 @@ MADE = {
     "data/multi30k": "python run.py prepare multi30k --raw DIR --out data, see docs/data.md (Other languages)",
     "data/coco_multilingual": "python run.py prepare multilingual_coco --raw DIR --out data, see docs/data.md (Other languages)",
 }
-"""Data folders, and the command that makes everything that configs read from them; all other data must be downloaded by hand."""
+"""Data folders, each with the command that makes everything that configs read from the folder. All other data must be downloaded
+by hand."""
 
 WEIGHTS = "docs/checkpoints.md (Files to start from); --checkpoints DIR names a folder of weights"
 DATA = "docs/data.md (Fine-tuning)"
@@ -22,7 +23,7 @@ def require(ready_cell: ReadyCell) -> None:
     """Check that nothing is missing.
 
     Raises:
-        UserError: if files are missing; the message has a line for each way to get them, with the files.
+        UserError: if files are missing. For each way to get some of them, the message has a line that lists these files.
     """
     if not ready_cell.missing:
         return

@@ -1,4 +1,4 @@
-"""The HTML page of a table: rows and columns as in the paper, with the measured numbers below the published ones."""
+"""The HTML page for a table: rows and columns as in the paper, with the measured numbers below the published ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_page(path: Path, title: str, receipts: Sequence[Mapping[str, Any]]) ->
     Args:
         path: the file to write.
         title: title of the table.
-        receipts: receipts of its cells, as returned by :func:`~tools.reproduce.receipt.receipt_of`.
+        receipts: receipts of the table's cells, as returned by :func:`~tools.reproduce.receipt.receipt_of`.
     """
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
     parts += [
@@ -55,7 +55,7 @@ def write_page(path: Path, title: str, receipts: Sequence[Mapping[str, Any]]) ->
 
 
 def read_receipts(folder: Path, table: str) -> list[dict[str, Any]]:
-    """Returns the receipts of a table's cells in a folder of reproduced cells; damaged receipts are skipped."""
+    """Returns the receipts for a table's cells from a folder of reproduced cells. Damaged receipts are skipped."""
     found = []
     for path in sorted(folder.glob("*/receipt.json")):
         try:

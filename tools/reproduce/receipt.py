@@ -24,9 +24,9 @@ def receipt_of(
 
     Args:
         ready: the cell, as it was run.
-        runs: by seed, the command, the folder, the seconds and the sources of each run.
+        runs: the record of each run, by seed: the command, the folder, the duration in seconds, and the source code.
         numbers: the cell's numbers.
-        remarks: what a reader of the numbers needs to know.
+        remarks: texts that a reader of the numbers needs to know.
     """
     cell, code = ready.cell, code_identity()
     return {
@@ -50,7 +50,7 @@ def receipt_of(
 
 
 def write_receipt(folder: Path, receipt: Mapping[str, Any], numbers: Sequence[Number]) -> Path:
-    """Write ``receipt.json`` and ``receipt.md``; returns the path of ``receipt.md``."""
+    """Write ``receipt.json`` and ``receipt.md``, and return the path of ``receipt.md``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "receipt.json", json.dumps(receipt, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "receipt.md", as_markdown(receipt, numbers))
@@ -83,7 +83,7 @@ def as_markdown(receipt: Mapping[str, Any], numbers: Sequence[Number]) -> str:
 
 
 def _data(config: Any) -> dict[str, str]:
-    """Returns digests of the training data and of the evaluation data, by key, for the data that are available."""
+    """Returns digests of the training data and of the evaluation data, by config key, as far as the data are available."""
     from tasks.data_identity import data_identity  # imports torch
 
     found: dict[str, str] = {}

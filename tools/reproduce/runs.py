@@ -27,11 +27,11 @@ from utils.flags import WrongValueError, read_by
 
 @dataclass(frozen=True)
 class Run:
-    """A run or, with ``evaluates``, an evaluation of other weights: its config, folder, overrides and placement.
+    """A run, or with ``evaluates``, an evaluation of other weights: the config, folder, overrides and placement.
 
     Attributes:
-        draws: bootstrap draws for the intervals of its metrics, 0 for no intervals.
-        weights: the file or folder that the run starts from. A finished run is also recognised by the content of its weights.
+        draws: number of bootstrap draws for the intervals of the metrics; 0 for no intervals.
+        weights: the file or folder that the run starts from. The content of these weights also identifies a finished run.
     """
 
     config: str
@@ -46,7 +46,7 @@ class Run:
         """Returns the arguments of ``run.py``.
 
         Args:
-            measure: evaluate the finished run's own weights again, without training.
+            measure: whether to evaluate the finished run's weights again, without training.
         """
         draws = [f"evaluation.bootstrap={self.draws}"] if self.draws else []
         flags = RunFlags(
@@ -55,13 +55,14 @@ class Run:
         return argv_of(run_task, *self.overrides, *draws, flags=flags, placement=self.placement)
 
     def identity(self) -> list[str]:
-        """Returns the command without the draws, which change neither weights nor numbers; finished runs are recognised by it."""
+        """Returns the command that identifies finished runs. It does not contain the draws, which change neither weights nor
+        numbers."""
         return replace(self, draws=0).command()
 
 
 def make(run: Run) -> dict[str, Any]:
-    """Make a run, unless it is already finished; returns its record: command, folder, sources, draws, and seconds, including
-    interrupted attempts.
+    """Make a run, unless it is already finished, and return its record: command, folder, source code, draws, and duration in
+    seconds, including interrupted attempts.
 
     A finished run that has no intervals, or intervals from a different number of draws, is measured again but not trained.
 
@@ -109,7 +110,7 @@ def finished(run: Run) -> dict[str, Any] | None:
 
 
 def _noted(run: Run) -> dict[str, Any]:
-    """Returns the record of the last run of the same command; empty if there was no such run."""
+    """Returns the record of the last run of the same command, or an empty record if there was none."""
     noted = _read_note(run)
     # Previous versions wrote the same arguments in a different order.
     return noted if sorted(noted.get("command") or ()) == sorted(run.identity()) else {}
@@ -129,8 +130,8 @@ def _write_note(run: Run, note: dict[str, Any]) -> None:
 
 
 def _sources(run: Run) -> list[dict[str, Any]] | None:
-    """Returns the identities of the sources that produced the contents of the run's folder, with the current identity last; None
-    if the sources that trained it so far were not recorded."""
+    """Returns the identities of the source code that produced the contents of the run's folder, with the current identity last.
+    Returns None if the source code that trained the run so far was not recorded."""
     code = code_identity()
     if not (run.folder / CHECKPOINTS).exists():
         return [code]
@@ -141,7 +142,7 @@ def _sources(run: Run) -> list[dict[str, Any]] | None:
 
 
 def run_command(command: Sequence[str]) -> int:
-    """Run a command whose output goes to the user; returns its exit status."""
+    """Run a command, showing its output to the user, and return its exit status."""
     sys.stdout.flush()
     return subprocess.run(command, check=False).returncode
 
@@ -154,4 +155,4 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 Seeds = Annotated[tuple[int, ...] | None, read_by(_seeds, n_tokens=1, accepts_keys=False, metavar="SEED,SEED")]
-"""The value of --seeds."""
+"""Type of the option --seeds."""

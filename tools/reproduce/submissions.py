@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class Form(NamedTuple):
-    """The format of a server's file: a list of objects with a unique integer ``id_key`` and a text ``text_key``."""
+    """The format of a file for a server: a list of objects, each with a unique integer under ``id_key`` and a text under
+    ``text_key``."""
 
     id_key: str
     text_key: str
@@ -44,7 +45,7 @@ def check_submissions(folder: Path, config: FineTuneConfig) -> list[str]:
 
 
 def check_submission(path: Path, form: Form, expected: frozenset[int] | None = None) -> str:
-    """Check a prediction file; returns a line that describes it.
+    """Check a prediction file, and return a line that describes it.
 
     Args:
         path: the file.

@@ -1,1 +1,1 @@
-"""Reads run folders; shared by several commands."""
+"""Reads run folders, for several commands."""

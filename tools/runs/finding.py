@@ -19,7 +19,7 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """Returns the run folders in ``folder``, sorted by path; the folder itself if it is a run.
+    """Returns the run folders in ``folder``, sorted by path, or ``folder`` itself if it is a run folder.
 
     A run that has two names, for example through a link, counts once.
     """

@@ -12,9 +12,9 @@ from utils import events
 from utils.events import Event, Unreadable, read_events
 
 MAX_EVENTS = 50
-"""Maximum number of warnings that are kept, and of stops and resumptions."""
+"""Maximum number of warnings that are kept, and maximum number of stops and resumptions."""
 NEWEST = 5
-"""Number of most recent warnings that are kept in addition."""
+"""Number of most recent warnings that are also kept."""
 
 
 @dataclass
@@ -22,7 +22,7 @@ class History:
     """The history of a run. If a run resumes from an earlier step, skipped steps and best weights after that step are discarded.
 
     Attributes:
-        complete: false if ``events.jsonl`` is missing, as in runs of previous versions, so that nothing is known.
+        complete: false if ``events.jsonl`` is missing, as in runs of earlier versions, so that nothing is known.
         started, ended: the times of the first and last event.
         command, version: the command line and the version of the latest process that trains.
         stops_and_resumptions: stops and resumptions, with their times.
@@ -30,7 +30,7 @@ class History:
         records: counts of the records read for batches, summed over the processes that ended normally.
         annotations: the annotation files with broken records, by config key, as read by the latest process that trains.
         read_kinds: broken records in batches, by kind.
-        steps: number of steps that the run will train.
+        steps: total number of training steps of the run.
         selects: the metric that selects the best weights.
         weights: where the initial weights come from.
         unknown_events: names of events of a newer version.
@@ -75,7 +75,7 @@ class History:
         return sorted(kinds.values(), key=lambda kind: -(kind.count or 0))
 
     def shares(self) -> list[str]:
-        """Says how many records are broken, in the batches and in each annotation file."""
+        """Returns texts that say how many records are broken, in the batches and in each annotation file."""
         counted = filter(None, [self.records, *self.annotations.values()])
         return [records.share() for records in counted]
 
@@ -159,7 +159,7 @@ class History:
             self.stops_and_resumptions.append((str(self.ended), event))
 
     def remarks(self, path: Path) -> list[str]:
-        """Returns remarks on everything that could not be read in ``path``, for the reader of a report."""
+        """Returns remarks, for the reader of a report, about everything that could not be read in ``path``."""
         if not self.complete:
             return [
                 f"{path.name} is missing, as in runs of earlier versions: starts, stops, skipped steps, broken records and "

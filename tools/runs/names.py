@@ -1,4 +1,4 @@
-"""Decides which values in ``metrics.jsonl`` are losses."""
+"""Determines which values in ``metrics.jsonl`` are losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OF_UPDATES = ("grad_norm", "loss_scale")
 
 
 def is_training_value(name: str) -> bool:
-    """True if a value is a loss or describes the update, such as the gradient norm."""
+    """Returns True if a value is a loss, or describes the update, like the gradient norm."""
     return not NO_LOSS.match(name) and not MEMORY.search(name)
 
 

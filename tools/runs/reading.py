@@ -1,4 +1,4 @@
-"""Reads the folder of a run that has finished, is still running, or was interrupted, whatever files it has."""
+"""Reads the folder of a run that has finished, is still running, or was interrupted. Any file may be missing."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from utils.files import expanded, parse_json, read_text
 from utils.folder_lock import LEASE_FILE, LOCK_FILE
 
 QUIET_S = 900.0
-"""A run was killed or hangs if its folder is locked and nothing has been written for this many seconds."""
+"""A run counts as killed or hanging if its folder is locked and nothing has been written for this number of seconds."""
 QUIET_LINES = 3.0
-"""If lines of metrics are written at longer intervals than :data:`QUIET_S`, the limit is this multiple of the interval."""
+"""If metrics are logged at longer intervals than :data:`QUIET_S`, the limit is the interval multiplied by this factor."""
 TAIL_BYTES = 500_000
-"""Size of the end of the metrics that is read if the whole file is not needed: about 700 lines."""
+"""Number of bytes at the end of ``metrics.jsonl`` that are read if the whole file is not needed: about 700 lines."""
 EVENTS_BYTES = 8_000_000
-"""Maximum size of the part of the events that is read in this case."""
+"""Maximum number of bytes of ``events.jsonl`` that are read if the whole file is not needed."""
 LARGEST_JSON = 400_000_000
 """Maximum size in bytes of a prediction file that is read."""
 FILES = (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE, EVENTS_FILE, LOG_FILE)
 PREDICTIONS = "predictions_"
 MADE_BY_FILE = "made_by.json"
-"""Written by ``run.py reproduce``: the command that made the run, its sources, and the time it took."""
+"""File written by ``run.py reproduce``, with the command that made the run, the identity of the source code, and the duration."""
 
 
 NEVER_STARTED = "never started"
@@ -55,12 +55,12 @@ class State(NamedTuple):
     Attributes:
         name: running, hanging, killed, stopped, failed, cut, finished or :data:`NEVER_STARTED`.
         text: the state in words.
-        well: whether nothing is wrong with the run.
+        healthy: whether nothing is wrong with the run.
     """
 
     name: str
     text: str
-    well: bool
+    healthy: bool
 
 
 @dataclass
@@ -68,8 +68,8 @@ class Run:
     """A run.
 
     Attributes:
-        name: its display name.
-        remarks: files that could not be read, and why.
+        name: display name of the run.
+        remarks: texts that say which files could not be read, and why.
     """
 
     folder: Path
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Number of steps that the run will train; None if neither its config nor its events contain it."""
+        """Total number of training steps of the run; None if neither its config nor its events contain the number."""
         train = (self.config or {}).get("train")
         steps = train.get("steps") if isinstance(train, dict) else None
         return steps if isinstance(steps, int) else self.history.steps
@@ -112,7 +112,7 @@ class Run:
         """The state of the run."""
         step, steps, stop = self.step, self.steps, self.history.stop
         of = f" of {steps:,}" if steps else ""
-        # A process that is stopped during a validation leaves its lock behind.
+        # A process that is stopped during a validation pass leaves its lock behind.
         if stop is None and (owner := self._owner()):
             return self._claimed(owner, f"at step {step or 0:,}{of}")
         ended = "cut" if stop is None else "stopped" if isinstance(stop, Stopped) else "failed"
@@ -143,7 +143,7 @@ class Run:
         return State("hanging", f"killed or hanging {where}: nothing was written for {quiet / 60:.0f} minutes", False)
 
     def _owner(self) -> dict[str, Any]:
-        """Returns what the folder's lock records about the process that holds it; empty if there is no lock."""
+        """Returns what the folder's lock records about the process that holds it, or an empty dictionary if there is no lock."""
         for name in (LOCK_FILE, LEASE_FILE):
             try:
                 text = read_text(self.folder / name, errors="replace")
@@ -183,7 +183,7 @@ def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
         UserError: if a folder is not a run's folder, or is given twice.
 
     Args:
-        brief: see :func:`read_run`.
+        brief: argument of :func:`read_run`.
     """
     paths = [expanded(folder) for folder in folders]
     real = [os.path.realpath(path) for path in paths]
@@ -200,7 +200,7 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
         UserError: if the folder does not exist, or contains no run.
 
     Args:
-        brief: read only the end of its metrics and a bounded part of its events.
+        brief: whether to read only the end of the run's metrics and a bounded part of its events.
     """
     if not folder.is_dir():
         raise UserError(
@@ -244,7 +244,8 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
 
 
 def read_json(path: Path, remarks: list[str]) -> Any:
-    """Returns the JSON in a file; None if the file does not exist, or, with a remark, if it cannot be read."""
+    """Returns the JSON in a file, or None if the file does not exist. If the file cannot be read, adds a remark and returns
+    None."""
     if not path.is_file():
         return None
     if path.stat().st_size > LARGEST_JSON:
@@ -282,7 +283,7 @@ def _evaluates(config: dict[str, Any] | None) -> bool:
 
 
 def _damage(file: str, metrics: Metrics) -> list[str]:
-    """Returns a remark on the lines of a file that contain no metrics."""
+    """Returns a remark about the lines of a file that contain no metrics, if there are any."""
     if not metrics.damaged_count:
         return []
     numbers = ", ".join(map(str, metrics.damaged)) + (", …" if metrics.damaged_count > len(metrics.damaged) else "")
@@ -292,7 +293,7 @@ def _damage(file: str, metrics: Metrics) -> list[str]:
 
 
 def _lives(process: int) -> bool:
-    """True if a process exists on this machine."""
+    """Returns True if a process exists on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

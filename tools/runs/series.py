@@ -1,5 +1,5 @@
-"""The values of a run over its steps. They are read line by line, so that memory is bounded for files of any length. All extremes
-are kept."""
+"""The values of a run over its steps. Files are read line by line, so that memory is bounded for files of any length. All extreme
+values are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.lines import bounded_lines
 CAPACITY = 1024
 """Maximum number of buckets in a series. When they are full, neighbours are merged, and the lines per bucket double."""
 LONGEST_LINE = 100_000
-"""Maximum size in bytes of a line of metrics; a longer line is damaged."""
+"""Maximum size in bytes of a line of metrics. A longer line counts as damaged."""
 WHOLE_BYTES = 1_000_000_000
 """Maximum size of a file that is read completely if its end contains no metrics."""
 MAX_NAMES = 500
@@ -27,7 +27,7 @@ Point = tuple[float, float]
 
 @dataclass
 class Bucket:
-    """The values of neighbouring steps: their mean, and their minimum and maximum with the steps of these."""
+    """Summarises the values of neighbouring steps: their mean, and their minimum and maximum, each with its step."""
 
     low: Point
     high: Point
@@ -58,10 +58,10 @@ class Bucket:
 
 
 class Series:
-    """One value over the steps.
+    """The values of one quantity over the steps.
 
     Attributes:
-        first, last: its first and last finite points.
+        first, last: the first and last finite points.
         not_finite: number of values that were NaN or infinite.
     """
 
@@ -106,7 +106,7 @@ class Series:
             return []
         points = []
         for place, bucket in enumerate(self.buckets):
-            # A symmetric window, since other windows would distort slopes at both ends.
+            # A symmetric window, because other windows would distort slopes at both ends.
             near = min(reach, place, len(self.buckets) - 1 - place)
             window = self.buckets[place - near : place + near + 1]
             count = sum(other.count for other in window)
@@ -128,7 +128,7 @@ class Series:
 
 @dataclass
 class Metrics:
-    """The series in a file by name.
+    """The series in a file, by name.
 
     Attributes:
         damaged: numbers of the first lines without metrics.
@@ -142,7 +142,7 @@ class Metrics:
     first_step: int | None = None
     last_step: int | None = None
     partial: bool = False
-    """True if only the end of the file was read: ``damaged`` is empty then, since line numbers are unknown."""
+    """Whether only the end of the file was read. ``damaged`` is then empty, because line numbers are unknown."""
 
     def _damage(self, number: int) -> None:
         self.damaged_count += 1
@@ -161,7 +161,7 @@ class Metrics:
 
 
 def read_metrics(path: Path, tail_bytes: int | None = None) -> Metrics:
-    """Returns the metrics in ``metrics.jsonl`` or ``validation.jsonl``; empty if the file does not exist.
+    """Returns the metrics in ``metrics.jsonl`` or ``validation.jsonl``. They are empty if the file does not exist.
 
     Series without any finite value are dropped. ``step_s``, the time of a step, is derived from ``elapsed_s``.
 
@@ -179,7 +179,8 @@ def read_metrics(path: Path, tail_bytes: int | None = None) -> Metrics:
 
 
 def sampled(path: Path, name: str, count: int) -> list[Point]:
-    """Returns a value at up to ``count`` positions, evenly spread over a file: few lines are read, however many there are."""
+    """Returns a value at up to ``count`` evenly spaced positions in a file. Only a few lines are read, however large the file
+    is."""
     if not path.is_file():
         return []
     size, points = path.stat().st_size, {}
@@ -196,7 +197,7 @@ def sampled(path: Path, name: str, count: int) -> list[Point]:
 
 
 def _read_from(path: Path, start: int) -> Metrics:
-    """Reads the metrics in lines that begin after the byte ``start``; if it is 0, in all lines."""
+    """Reads the metrics in lines that begin after the byte ``start``, or in all lines if ``start`` is 0."""
     metrics = Metrics(partial=start > 0)
     before: Point | None = None
     for number, line in _lines(path, start):
@@ -215,10 +216,10 @@ def _read_from(path: Path, start: int) -> Metrics:
 
 
 def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file with their numbers. Of a line that is too long, only the first piece is returned.
+    """Yield the lines of a file with their numbers. If a line is too long, only its first piece is returned.
 
     Args:
-        start: the byte from which to read; the line that contains it is skipped, and numbers count from the next line.
+        start: the byte from which to read. The line that contains this byte is skipped, and numbers count from the next line.
     """
     with path.open("rb") as opened:
         opened.seek(max(0, start - 1))  # a line that begins exactly at this byte is kept
@@ -226,7 +227,7 @@ def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
 
 
 def _metrics_of(line: str) -> dict[str, float | None] | None:
-    """Returns the numbers in a line, null as None; None if the line is truncated or contains something else."""
+    """Returns the numbers in a line, with None for null. Returns None if the line is truncated or contains anything else."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,1 +1,1 @@
-"""``run.py status``: how runs are doing, in the terminal or for scripts."""
+"""``run.py status``: reports how runs are doing, in the terminal or for scripts."""

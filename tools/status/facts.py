@@ -1,4 +1,4 @@
-"""Determines from its folder, in bounded time, how a run is doing. The result is shown in a terminal or read by scripts."""
+"""Determines how a run is doing, from its folder and in bounded time. The result is shown in a terminal or read by scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.events import Resumed
 RECENT = 20
 """Number of newest lines of metrics that count as recent."""
 MIN_LINES = 3
-"""Minimum number of lines on either side for a trend."""
+"""Minimum number of lines before, and among, the recent lines from which a trend is computed."""
 COURSE = 40
 """Number of positions at which the loss is sampled over the run."""
 
@@ -54,7 +54,7 @@ class SavedStep:
     """A checkpoint.
 
     Attributes:
-        fault: what is wrong with it, or None if no fault was found.
+        fault: what is wrong with the checkpoint, or None if no fault was found.
         hashed: whether its hashes were checked.
     """
 
@@ -67,10 +67,10 @@ class SavedStep:
 
 @dataclass(frozen=True)
 class Validation:
-    """The last validation.
+    """The last validation pass.
 
     Attributes:
-        metric: the metric that selects weights, None if no event names it.
+        metric: the metric that selects weights; None if no event names it.
         best: the best value of this metric.
     """
 
@@ -84,14 +84,14 @@ class Validation:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How long the ranks take for their own part of a step, according to the last line.
+    """How long the ranks take for their own work in a step, according to the last line of metrics.
 
     Attributes:
         slowest: the slowest rank.
-        slowest_s: time of the slowest rank.
-        data_s: how much of this time the slowest rank waited for data.
-        median_s: the median of the other ranks.
-        share: fraction of the recent lines in which this rank was the slowest.
+        slowest_s: time that the slowest rank takes.
+        data_s: how much of that time the slowest rank waits for data.
+        median_s: median time of the other ranks.
+        share: fraction of the recent lines in which the same rank was the slowest.
     """
 
     slowest: int
@@ -109,6 +109,7 @@ class Status:
         left_s: time for the remaining steps.
         elapsed_s: time spent on the finished steps.
         quiet_s: time since the last write.
+        well: whether nothing is wrong with the run.
         course: the loss over the whole run.
         broken: broken records by kind, None if they are not counted yet.
         stops: the stops, with their times.
@@ -151,7 +152,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
     """Returns the status of a run that was read with ``brief``.
 
     Args:
-        hashes: also verify the hashes of its checkpoints, which reads all their bytes.
+        hashes: whether to verify the hashes of the run's checkpoints, which reads all their bytes.
     """
     series, history, step = run.metrics.series, run.history, run.step or 0
     recent, overall = _rates(series)
@@ -163,7 +164,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         folder=str(run.folder),
         task=run.task,
         state=run.state.name,
-        well=run.state.well,
+        well=run.state.healthy,
         text=run.state.text,
         step=step,
         steps=run.steps,
@@ -196,7 +197,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
 
 
 def _rates(series: dict[str, Series]) -> tuple[Rate, Rate]:
-    """Returns the rates over the recent lines and over the whole run, excluding validations."""
+    """Returns the rates over the recent lines and over the whole run, excluding validation passes."""
     elapsed = series.get("elapsed_s")
     if elapsed is None or elapsed.last is None:
         return Rate(), Rate()
@@ -213,14 +214,14 @@ def _ratio(steps: float, seconds: float) -> float | None:
 
 
 def _losses(series: dict[str, Series]) -> dict[str, Loss]:
-    """Returns the losses, the total first."""
+    """Returns the losses, with the total loss first."""
     names = sorted((name for name in series if is_loss(name)), key=lambda name: name != "loss")
     return {name: loss for name in names if (loss := loss_of(series[name])) is not None}
 
 
 def loss_of(series: Series) -> Loss | None:
-    """Returns a loss and its trend: it falls or rises if the means of the recent lines and of the same number of lines before
-    them differ by more than two standard errors."""
+    """Returns a loss and its trend. A loss is falling or rising if the mean of the recent lines and the mean of the same number
+    of lines before them differ by more than two standard errors."""
     if series.last is None:
         return None
     values = [bucket.mean[1] for bucket in series.buckets]
@@ -237,7 +238,8 @@ def loss_of(series: Series) -> Loss | None:
 
 
 def _course(file: Path, loss: Series | None) -> list[Point]:
-    """Returns the loss over the whole run: the end from the series, which has been read; the rest is sampled."""
+    """Returns the loss over the whole run. Its end comes from the series, which has already been read; the rest is sampled from
+    the file."""
     last = [loss.last] if loss is not None and loss.last is not None else []
     return sorted({*sampled(file, "loss", COURSE), *last})
 
@@ -260,7 +262,7 @@ def _validation(run: Run) -> Validation | None:
 
 
 def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
-    """Returns the existing checkpoints, oldest first; a checkpoint may be removed while it is being checked."""
+    """Returns the existing checkpoints, oldest first. A checkpoint may be removed while it is being checked."""
     saved = []
     for step, path in checkpoint_folders(folder):
         try:
@@ -274,7 +276,8 @@ def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
 
 
 def _ranks(series: dict[str, Series]) -> Ranks | None:
-    """Returns the times of the ranks in the last line, or None if it has none, for example if a run continues with one rank."""
+    """Returns the times of the ranks in the last line, or None if the line has no times, for example if a run continues with one
+    rank."""
     ranks, newest = series.get("ranks/slowest"), series.get("elapsed_s")
     if ranks is None or ranks.last is None or (newest and newest.last and newest.last[0] > ranks.last[0]):
         return None

@@ -1,4 +1,4 @@
-"""Formats the status as text: a page for one run, one line each for several."""
+"""Formats the status as text: a page for one run, or a line for each of several runs."""
 
 from __future__ import annotations
 

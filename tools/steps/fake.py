@@ -51,8 +51,8 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes in use at the peak of a step, by use; ``activations`` are all bytes without any other use, ``average`` the averaged
-    weights of ``optim.ema``, ``gathered`` the parts of other ranks that FSDP2 holds temporarily."""
+    """Bytes in use at the peak of a step, by purpose. ``average`` are the averaged weights of ``optim.ema``, ``gathered`` the
+    shards of other ranks that FSDP2 holds temporarily, and ``activations`` all bytes without any other purpose."""
 
     weights: int
     gradients: int
@@ -67,12 +67,12 @@ class StepMemory:
 
 
 class FakeSteps:
-    """Runs the trainer's steps on fake tensors; :class:`tools.steps.real.RealSteps` measures real ones.
+    """Runs the trainer's steps on fake tensors. :class:`tools.steps.real.RealSteps` measures real steps instead.
 
     Args:
-        build: builds the model on torch's default device.
+        build: function that builds the model on torch's default device.
         train, optim: the sections of the run's config.
-        as_on_gpu: assume the kernels of a GPU; otherwise, the kernels of this CPU.
+        as_on_gpu: whether to assume a GPU's kernels instead of this CPU's.
     """
 
     def __init__(self, build: Callable[[], nn.Module], train: TrainConfig, optim: OptimConfig, *, as_on_gpu: bool):
@@ -103,9 +103,9 @@ class FakeSteps:
         creates the optimiser's states.
 
         Args:
-            make_batch: makes the micro-batch for the model.
-            gradients_stay: gradients exist in addition to the activations of a whole forward pass, as with several micro-batches
-                per step or several processes.
+            make_batch: function that makes the micro-batch for the model.
+            gradients_stay: whether gradients exist in addition to the activations of a whole forward pass, as with several
+                micro-batches per step or several processes.
             ranks: number of ranks whose examples contrastive losses gather.
 
         Raises:
@@ -128,9 +128,9 @@ class FakeSteps:
         compares both with what ranks allocate.
 
         Args:
-            make_batch: makes the micro-batch for the model.
+            make_batch: function that makes the micro-batch for the model.
             shard: number of ranks that share a model.
-            gradients_stay: the step has several micro-batches.
+            gradients_stay: whether the step has several micro-batches.
             ranks: number of ranks whose examples contrastive losses gather.
 
         Raises:
@@ -186,15 +186,15 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def chunks_of(model: nn.Module) -> int:
-    """Returns the number of micro-batches that a loss spans; 2 if it spans all micro-batches of a step, since memory hardly
-    depends on the number."""
+    """Returns the number of micro-batches that a loss spans. If it spans all micro-batches of a step, returns 2, because memory
+    hardly depends on the number."""
     chunks = cast(TaskModel, model).chunks
     return 2 if chunks == "step" else chunks
 
 
 def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device: torch.device) -> Trainer:
-    """Returns a trainer without data, for single steps on the caller's batches, in the state after ``optim.freeze`` has unfrozen
-    everything that is only frozen for some steps."""
+    """Returns a trainer without data, for single steps on the caller's batches. Only those parts are frozen that ``optim.freeze``
+    freezes for the whole run."""
     single_step: dict[str, Any] = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None}
     single_step["accumulate"] = chunks_of(model)
     if not distributed.is_distributed():
@@ -215,7 +215,7 @@ def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device:
 
 
 class _NoData:
-    """A task without data; it is also its own empty loader."""
+    """A task without data. It is also an empty loader."""
 
     selection_metric: str | None = None
     validation_predictions: Sequence[Mapping[str, Any]] = ()
@@ -242,7 +242,7 @@ class _NoData:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of live storages by use.
+    """Counts the bytes of live storages, by purpose.
 
     Attributes:
         at_peak: the counts when the total was largest.
@@ -264,13 +264,13 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def register(self, tensors: Iterable[Tensor]) -> None:
-        """Count the storages of the tensors; the outputs of operations are counted automatically."""
+        """Count the storages of the tensors. The outputs of operations are counted automatically."""
         for tensor in tensors:
             self._register(tensor)
 
     @contextlib.contextmanager
     def counting(self, shares: Mapping[str, float]) -> Iterator[None]:
-        """A context in which only a fraction of each of these uses counts towards the total."""
+        """Context manager in which only a fraction of the bytes with each of these purposes counts towards the total."""
         self.shares = shares
         try:
             yield
@@ -284,12 +284,12 @@ class LiveMemory(TorchDispatchMode):
         self.at_peak, self.most_activations = self.now.copy(), self.now[ACTIVATIONS]
 
     def name_next(self, kind: str) -> None:
-        """Set the use of all storages created from now on."""
+        """Set the purpose of all storages that are created after this call."""
         self.kind = kind
 
     @contextlib.contextmanager
     def named(self, kind: str) -> Iterator[None]:
-        """Set the use of storages created inside the context."""
+        """Context manager that sets the purpose of all storages that are created inside it."""
         before, self.kind = self.kind, kind
         try:
             yield
@@ -297,7 +297,7 @@ class LiveMemory(TorchDispatchMode):
             self.kind = before
 
     def rename(self, tensor: Tensor, kind: str) -> None:
-        """Correct the use of a tensor's storage."""
+        """Correct the purpose of a tensor's storage."""
         key, size = _identity(tensor), tensor.untyped_storage().nbytes()
         if self.kinds.get(key, kind) != kind:
             self.now[self.kinds[key]] -= size
@@ -329,7 +329,7 @@ def as_on_gpu() -> Iterator[None]:
     """Replace functions of torch with their GPU versions, for fake tensors that are nominally on the CPU.
 
     Attention is fused and stores no probabilities, with any mask and with dropout; norms are in 32 bits under autocast; dropout
-    stores one byte per element. The functions themselves are replaced, since a torch mode would not affect recomputation in the
+    stores one byte per element. The functions are replaced, because a torch mode would not affect recomputation in the
     backward pass.
     """
     originals = {name: getattr(F, name) for name in _ON_GPU}

@@ -15,9 +15,11 @@ from utils import distributed
 
 @contextmanager
 def simulated_ranks(ranks: int) -> Iterator[None]:
-    """Replace :func:`utils.distributed.start_gather` by a function that returns tensors of the size that ``ranks`` ranks gather.
+    """Replace :func:`utils.distributed.start_gather` with a function that returns tensors of the size that ``ranks`` ranks would
+    gather.
 
-    Each rank is assumed to have the same examples as this one. Nothing is sent, and the gradients differ from a real run's.
+    Each rank is assumed to have the same examples as this rank. Nothing is sent, and the gradients differ from those of a real
+    run.
     """
     original = distributed.start_gather
     if ranks > 1:
@@ -29,7 +31,7 @@ def simulated_ranks(ranks: int) -> Iterator[None]:
 
 
 def _repeated(ranks: int, tensor: Tensor) -> Callable[[], Tensor]:
-    """Like :func:`~utils.distributed.start_gather`: its result holds the same tensors."""
+    """Like :func:`~utils.distributed.start_gather`, returns a function whose result contains the gathered tensors."""
     local = tensor.detach().contiguous()
     gathered = local.repeat(ranks, *[1] * (local.dim() - 1))
 

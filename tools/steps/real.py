@@ -33,9 +33,10 @@ OUT_OF_MEMORY = (
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
-    """True if the error was caused by a lack of GPU memory.
+    """Returns True if the error was caused by a lack of GPU memory.
 
-    The whole chain of exceptions is searched: the compiler wraps errors, and cleanup after an error may raise another one.
+    The whole chain of exceptions is searched, because the compiler wraps errors, and cleanup after an error may raise another
+    one.
     """
     visited: list[BaseException] = []
     queue = [error]
@@ -53,10 +54,10 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 class RealSteps:
-    """Measures real steps of a model with random weights; :class:`tools.steps.fake.FakeSteps` estimates them.
+    """Measures real steps of a model with random weights. :class:`tools.steps.fake.FakeSteps` estimates steps instead.
 
     Args:
-        build: builds the model.
+        build: function that builds the model.
         train, optim: the sections of the run's config.
         device: a GPU with its index (time can also be measured on a CPU).
         limit: maximum GPU memory in bytes, including memory outside torch's allocator; None for no limit.
@@ -84,12 +85,12 @@ class RealSteps:
     def memory(
         self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool, ranks: int = 1
     ) -> StepMemory | None:
-        """Returns the memory of a step on one micro-batch, or on all micro-batches that a loss spans; None if the step does not
-        fit.
+        """Returns the memory of a step on one micro-batch, or on all micro-batches that a loss spans, or None if the step does
+        not fit.
 
-        See :meth:`tools.steps.fake.FakeSteps.memory`. With ``gradients_stay``, the step has a second micro-batch. CUDA graphs
-        allow only one, so the bytes of the gradients are added instead: a slight overestimate, since some exist at the peak
-        anyway.
+        The arguments are those of :meth:`tools.steps.fake.FakeSteps.memory`. With ``gradients_stay``, the step has a second
+        micro-batch. CUDA graphs allow only one micro-batch, so the bytes of the gradients are added instead. This is a slight
+        overestimate, because some gradients exist at the peak anyway.
         """
         batch = make_batch(self.trainer.model)
         adds_gradients = gradients_stay and self.captures_graphs
@@ -107,20 +108,20 @@ class RealSteps:
         return StepMemory(weights, gradients, 2 * gradients, peak - weights - 3 * gradients - average, average)
 
     def seconds(self, make_batch: Callable[[nn.Module], Any]) -> float | None:
-        """Returns the seconds of a step on one micro-batch that is on the device, after warm-up steps; None if the step does not
-        fit."""
+        """Returns the duration in seconds of a step on one micro-batch that is already on the device, after warm-up steps, or
+        None if the step does not fit."""
         batch = make_batch(self.trainer.model)
         return self._run_fresh(lambda: self._time(batch))
 
     def outside(self) -> int:
-        """Returns the bytes of GPU memory outside torch's allocator: CUDA's context, the kernels loaded so far, and other
-        programs."""
+        """Returns the number of bytes of GPU memory outside torch's allocator: CUDA's context, the kernels loaded so far, and
+        other programs."""
         free, total = torch.cuda.mem_get_info(self.device)
         return total - free - torch.cuda.memory_reserved(self.device)
 
     def _peak(self, batches: list[Any]) -> int:
-        """Peak bytes of torch's allocator in a step with optimiser states and compiled code."""
-        # Two copies: in a run, the batch of the next step is copied during this one.
+        """Returns the peak number of bytes of torch's allocator in a step with optimiser states and compiled code."""
+        # Two copies, because in a run, the batch for the next step is copied during this step.
         on_device, _ahead = ([to_device(batch, self.trainer.device) for batch in batches] for _ in range(2))
         for _ in range(3 if self.captures_graphs else 2):  # graphs are captured in the second step
             # The peak counter starts at the memory in use, which must not include leftovers of a step or of kernel tuning.
@@ -131,7 +132,7 @@ class RealSteps:
         return torch.cuda.max_memory_reserved(self.device)
 
     def _time(self, batch: Any) -> float:
-        # Copied once: in a run, the copy is made during the previous step.
+        # Copied before timing, because in a run, the copy is made during the previous step.
         on_device = [to_device(batch, self.trainer.device)]
         for _ in range(WARM_UP):
             self.trainer.train_step([batch], on_device)
@@ -141,7 +142,7 @@ class RealSteps:
         return (self._now() - started) / TIMED
 
     def _run_fresh(self, steps: Callable[[], T]) -> T | None:
-        """Returns the result of ``steps``, which start from a clean state; None if the GPU is full."""
+        """Runs ``steps`` from a clean state and returns the result, or None if the GPU is full."""
         self._clean_up()
         try:
             return steps()

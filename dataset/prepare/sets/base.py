@@ -95,8 +95,7 @@ class Pair(NamedTuple):
 @dataclass(frozen=True)
 class Pairs:
     """The URLs and captions of a data set that is small enough for duplicate detection. The function ``files`` finds the official
-    files, and
-    the function ``read`` yields their pairs and counts them."""
+    files, and the function ``read`` yields their pairs and counts them."""
 
     files: Callable[[RawFolder], Files]
     read: Callable[[Files, Counts], Iterator[Pair]]
@@ -104,8 +103,8 @@ class Pairs:
 
 RowToRecord = Callable[[Mapping[str, Any], tuple[int, int], Counts, str], "dict[str, Any] | None"]
 """Function that converts the annotations of an image to a record without the image. It returns None, after counting the reason,
-if nothing can be
-used. Its arguments are the official columns by name, the size of the stored image in pixels, the counts, and the location."""
+if nothing can be used. Its arguments are the official columns by name, the size of the stored image in pixels, the counts, and
+the location."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,7 @@ class Splits:
         readers: the configs that read the folder.
         files: function that finds the official files.
         read: function that returns the records of each split. It gets the official files, the folder, the user's options, and the
-            counts, and
-            may write images to ``images/`` in the folder.
+            counts, and may write images to ``images/`` in the folder.
         reads: names of the options that affect the content.
     """
 

@@ -30,8 +30,7 @@ BATCH = 50
 
 CAPTIONS_OF_AN_IMAGE = 8
 """Number of region descriptions that become captions of their image: the descriptions of the largest boxes. This yields about
-770,000 captions, as in
-the 4M set; the authors' selection is not published."""
+770,000 captions, as in the 4M set; the authors' selection is not published."""
 
 LISTED = "images"
 """Name of the file that lists the images. Each of the other files is named after the list that its items contain."""

@@ -1,8 +1,7 @@
 """Data sets on the Hugging Face Hub, as entries ``hf:ORG/NAME[@REVISION][/FOLDER_OR_PATTERN]``.
 
 An entry is resolved to the files of one commit. These are files in the Hub cache if they exist, and otherwise URLs that contain
-the commit,
-or downloaded files.
+the commit, or downloaded files.
 """
 
 from __future__ import annotations
@@ -72,8 +71,7 @@ class HubEntry:
 
     def select(self, files: Sequence[str]) -> list[str]:
         """Returns the sorted files that belong to the entry. Without a pattern, these are the files of the split ``train``, or
-        all files if
-        there is no such split."""
+        all files if there is no such split."""
         found = sorted(file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in self.patterns))
         return ([] if self.pattern else [file for file in found if _TRAIN.search(file)]) or found
 
@@ -91,8 +89,7 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
 
     Raises:
         UserError: if the data set does not exist, has no matching files, is gated or private, or the Hub cannot be reached. The
-            message is
-            one line.
+            message is one line.
     """
     key, wanted = server.key, HubEntry.parse(entry, server.key)
     folder = _cached(wanted)

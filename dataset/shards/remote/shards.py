@@ -138,8 +138,8 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
     An entry is a URL. It may have ranges of numbers (``{000..127}``), or be a glob pattern if the protocol can list files.
 
     Raises:
-        UserError: if the protocol is not allowed, the URL has a password or an invalid host or port, a range is
-            empty, no file matches, or there are too many files. The message is one line.
+        UserError: if the protocol is not allowed, the URL has a password or an invalid host or port, a range is empty, no file
+            matches, or there are too many files. The message is one line.
     """
     key, scheme = server.key, scheme_of(entry)
     if scheme not in server.config.protocols:

@@ -202,13 +202,11 @@ class ImageRecordsConfig(StreamConfig):
 
 class CleanSetConfig(Config):
     """A smaller set of cleaner pairs, which all ranks use in some steps. The other steps use the stream's own, noisy set and have
-    no matching
-    loss (as in the authors' code for the 1B set).
+    no matching loss (as in the authors' code for the 1B set).
 
-    The number of steps in an epoch is computed from the size of the noisy set, and includes steps that read the clean set.
-    An epoch therefore reads only the fraction 1 - ``probability`` of the noisy set, each record at most once, and the selected
-    records
-    differ between epochs.
+    The number of steps in an epoch is computed from the size of the noisy set, and includes steps that read the clean set. An
+    epoch therefore reads only the fraction 1 - ``probability`` of the noisy set, each record at most once, and the selected
+    records differ between epochs.
     """
 
     files: InputShards = Field(description="shards of the clean pairs, in the same forms as the stream's `files`")
@@ -226,8 +224,7 @@ def read_examples(
         number: index of the micro-batch.
         account: counts the records.
         make: function that parses and augments a record. If it raises anything other than UserError, the record is counted as
-            broken. It
-            returns None if it has already reported all parts of the record as broken.
+            broken. It returns None if it has already reported all parts of the record as broken.
 
     Returns:
         An example for each record, or None if the record cannot be used.

@@ -68,9 +68,8 @@ class RegionStreamConfig(ImageRecordsConfig):
 @dataclass(frozen=True)
 class RegionRow:
     """One text about an image, with its long text and its hard negatives; its box (cx, cy, w, h, relative to the image); the mask
-    (P,) of the
-    patches that the box covers; and whether the text describes the whole image or several boxes. For several boxes, ``box`` is
-    the whole image, but no loss uses it."""
+    (P,) of the patches that the box covers; and whether the text describes the whole image or several boxes. For several boxes,
+    ``box`` is the whole image, but no loss uses it."""
 
     texts: EncodedWording
     box: Box
@@ -147,8 +146,7 @@ class RegionStream:
 
         Images without rows are dropped, or replaced by black images if shapes are static. Missing rows are replaced by fillers,
         which do not count in the losses. Fillers are assigned to the images with the fewest rows, because the maximum number of
-        rows per image
-        determines the size of the attention for all images.
+        rows per image determines the size of the attention for all images.
         """
         used = sorted({image for image, _ in rows})
         pixels = [images[image] for image in used] or [black(self.image_size)]
