@@ -1,4 +1,4 @@
-"""``python run.py benchmark SUITE``: measure what a model understands, using the official files of a suite."""
+"""``python run.py benchmark SUITE``: measures what a model understands, using the official files of a benchmark suite."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def benchmark(
     options: ModelFlags = ModelFlags(),
 ) -> int:
     """Measure what a model understands without fine-tuning: whether it can distinguish texts or images that differ in one detail,
-    retrieve images and texts, classify images, and locate phrases. The files of a suite are read in their published form.
+    retrieve images and texts, classify images, and locate phrases. A suite's files are read in their published form.
 
     Each example is scored by the cosine of the embeddings, by the matching head, and by the sum of both. Two baselines are shown
     next to each result: the text alone, with a grey image, and the image alone, with the same text for all images. If a baseline
@@ -43,9 +43,9 @@ def benchmark(
 
     Args:
         suite: the suite to run.
-        model: a model of task pretrain or retrieval (for RefCOCO, only pretrain): a run's folder, a weight file, hub:owner/name,
-            or an export.
-        data: folder with the files of the suite; if a file is missing, the error says where it is published.
+        model: a pre-trained or retrieval model (for RefCOCO, only a pre-trained model): a run's folder, a weight file,
+            hub:owner/name, or an export.
+        data: folder with the suite's files; if a file is missing, the error says where it is published.
         kinds: kinds of examples, separated by spaces (default: all).
         bootstrap: number of bootstrap draws for the 95% intervals; 0 for no intervals.
         out: folder for receipt.json, table.txt, and all examples with their scores in cases.jsonl.
@@ -126,7 +126,7 @@ def _weights_file(model: str) -> dict[str, str]:
 
 
 def _digest(examples: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a hash of the questions: kinds, image names and texts, in order, but without scores and folders."""
+    """Returns a hash of the examples: kinds, image names and texts, in order, but without scores and folders."""
     digest = hashlib.sha256()
     for example in examples:
         images = [Path(image).name for image in example.get("images", [example.get("image", "")])]

@@ -1,4 +1,4 @@
-"""``run.py config``: the keys of a config, or the values in a file."""
+"""``run.py config``: prints the keys of a config, or the values in a config file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ config omits the section; if a config contains the section, the defaults of its 
 
 
 def config(target: str | None = None, /, *filters: str, markdown: bool = False, keys: bool = False) -> int:
-    """Print the keys of a task's config with type, default and meaning, or the values in a file and where each comes from.
+    """Print the keys of a task's config with type, default and description, or the values in a file and where each value comes
+    from.
 
     Args:
         target: a task, a folder with task.py, or a YAML file.
@@ -70,7 +71,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
 
 
 def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
-    """Yield two lines for each key: path, type and default; then its meaning."""
+    """Yield two lines for each key: first its path, type and default, then its description."""
     for key in _selected(keys_of(find_task(task).load().config), prefixes):
         yield f"{key.path}: {key.form}"
         if key.meaning:
@@ -78,7 +79,7 @@ def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
 
 
 def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) -> Iterator[str]:
-    """Yield two lines for each value of a config: path, value and location; then its meaning."""
+    """Yield two lines for each value in a config: first its path, value and location, then its description."""
     schema = choose(path, overrides, None).load().config
     config, places = load_with_locations(path, overrides, schema)
     meanings = {key.path: key.meaning for key in keys_of(schema)}
@@ -92,7 +93,7 @@ def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) 
 
 
 def _meaning_of(keys: Sequence[str], meanings: Mapping[str, str]) -> str | None:
-    """Returns the meaning of a key. One of its components may be a name that the user chose."""
+    """Returns the description of a key. One component of the key may be a name that the user chose."""
     chosen = [[*keys[:index], "<name>", *keys[index + 1 :]] for index in range(len(keys))]
     return next((meanings[path] for path in map(".".join, [keys, *chosen]) if path in meanings), None)
 
@@ -113,7 +114,7 @@ def document() -> str:
 
 
 def _entries(keys: Iterable[Key]) -> Iterator[str]:
-    """Yields the keys as a definition list for each section of the config: type and default, then the meaning."""
+    """Yields the keys as a definition list for each section of the config: type and default, then the description."""
     sections: dict[str, list[Key]] = {}
     for key in keys:
         sections.setdefault(_section(key), []).append(key)

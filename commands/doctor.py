@@ -27,7 +27,7 @@ def doctor(
 
     Args:
         overrides: values that replace the config's, as key=value.
-        config: YAML file; see configs/ (default: the task's own).
+        config: YAML file; see configs/ (default: the task's default config).
         task: a task's name, a folder with task.py, or a module (default: the config's task).
         gpus: total number of GPUs, or of processes on CPUs, over all nodes of the run.
         output: folder of the run (default: runs/<task>/<config's name>).
@@ -40,7 +40,7 @@ def doctor(
         python run.py doctor --task examples/entailment
 
     Returns:
-        0 no findings, or only warnings; 1 the run would be refused; 2 the config or the command line is wrong
+        0 no findings, or only warnings; 1 the run would not start; 2 the config or the command line is wrong
     """
     started = time.perf_counter()
     choice = choose(config, overrides, task)

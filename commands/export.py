@@ -1,4 +1,4 @@
-"""``run.py export MODEL --out X.onnx``: write a trained model as ONNX graphs."""
+"""``run.py export MODEL --out X.onnx``: writes a trained model as ONNX graphs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def export(
     config: File | None = None,
     tokenizer: Annotated[str | None, named("FOLDER")] = None,
 ) -> int:
-    """Write a model of task pretrain, retrieval or grounding as ONNX graphs, for machines without a GPU.
+    """Write a pre-trained, retrieval or grounding model as ONNX graphs, for machines without a GPU.
 
     The folder is self-contained: it contains the image encoder, the text encoder, the fusion encoder with its heads, the config
     and the tokenizer. You can use it wherever a model is expected: in predict, index, search and serve, and with load in Python.

@@ -1,4 +1,4 @@
-"""``run.py index FOLDER``: embed the images in a folder, so that they can be searched with a sentence."""
+"""``run.py index FOLDER``: embeds the images in a folder, so that they can be searched with a sentence."""
 
 from __future__ import annotations
 

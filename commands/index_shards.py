@@ -1,4 +1,4 @@
-"""``python run.py index-shards``: index a run's shards before it starts, with several processes."""
+"""``python run.py index-shards``: indexes a run's shards before the run starts, with several processes."""
 
 from __future__ import annotations
 

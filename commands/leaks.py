@@ -34,7 +34,7 @@ from utils.printing import counted
 from utils.progress import progress_bar
 
 MAX_PRINTED = 5
-"""Maximum number of shared images that are printed for each pair of a training set and a held-out set; --out lists all."""
+"""Maximum number of shared images that are printed for each pair of a training set and a held-out set. --out lists all."""
 
 NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome"}
 """Names of the data sets that provide ids."""
@@ -50,12 +50,12 @@ NOT_COMPARED = "; too many files to compare their contents"
 
 @dataclass
 class ImageSets:
-    """The training and held-out images of some configs, by ``CONFIG KEY``."""
+    """The training and held-out images of the given configs, under the names ``CONFIG KEY``."""
 
     training: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
     held_out: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
     not_checked: list[str] = field(default_factory=list)
-    """The sets of images that cannot be read, each with the reason."""
+    """Texts that name each set of images that cannot be read, with the reason."""
 
 
 def leaks(
@@ -68,8 +68,8 @@ def leaks(
     seed: int = 0,
     out: Path | None = None,
 ) -> int:
-    """Find images that are in both the training data and the held-out splits of the given configs. Images are compared by the ids
-    that public data sets share (COCO, Visual Genome, Flickr), by path and, for up to 20,000 files, by content.
+    """Find images that are in both the training data and the held-out splits of the given configs. Images are compared by their
+    ids in public data sets (COCO, Visual Genome, Flickr), by path and, for up to 20,000 files, by content.
 
     Args:
         configs: configs of pre-training or fine-tuning.
@@ -89,7 +89,7 @@ def leaks(
     Returns:
         0 no image is shared; 1 images are shared; 2 a config or the command line is wrong; 3 no shared image was found, but some
         comparisons were impossible: the lines "not checked" list data that cannot be read, and data sets whose ids cannot be
-        compared because no file relates them
+        compared because no file links them
     """
     if perceptual:
         look_alikes.require()
@@ -108,7 +108,7 @@ def leaks(
         first = image_sets.not_checked[0] if image_sets.not_checked else "the configs name none"
         more = f"; and {len(image_sets.not_checked) - 1} more" if len(image_sets.not_checked) > 1 else ""
         raise UserError(f"{', '.join(configs)}: no {missing} could be read: {first}{more}")
-    looks = _Looks(sample, seed)
+    looks = _SampledLooks(sample, seed)
     with _Table(out) as table:
         for training, images in image_sets.training.items():
             try:
@@ -133,8 +133,8 @@ def leaks(
 
 
 class _Table:
-    """The table for ``--out``. Rows are written to a temporary file, which replaces the target at the end. Without a path, rows
-    are only counted."""
+    """The table that ``--out`` names. Rows are written to a temporary file, which replaces the target at the end. Without a path,
+    rows are only counted."""
 
     def __init__(self, path: Path | None):
         self.rows = 0
@@ -162,8 +162,8 @@ class _Table:
             self._stream.write("\t".join(map(printable, row)) + "\n")
 
 
-class _Looks:
-    """The appearance of a random sample of each set of images, computed once per set."""
+class _SampledLooks:
+    """Computes the appearance of a random sample of each set of images, once per set."""
 
     def __init__(self, count: int, seed: int):
         self._count, self._seed = count, seed
@@ -187,22 +187,26 @@ def _compare_looks(
     images: Iterable[KnownImage],
     splits: Mapping[str, Iterable[KnownImage]],
     found: Mapping[str, SharedImages],
-    looks: _Looks,
+    looks: _SampledLooks,
     table: _Table,
 ) -> None:
     """Print the pairs of a training image and a held-out image that look alike, except images already known to be shared."""
-    ours = looks.sample(training, images)
+    training_looks = looks.sample(training, images)
     for split, held_out in splits.items():
-        theirs = looks.sample(split, held_out)
+        held_out_looks = looks.sample(split, held_out)
         known = {pair.held_out for pair in found[split].pairs}
         pairs = [
-            SharedImage(theirs[their_index][0].location, ours[our_index][0].location, "look")
-            for our_index, their_index in look_alikes.similar([look for _, look in ours], [look for _, look in theirs])
-            if theirs[their_index][0].location not in known
+            SharedImage(held_out_looks[held_out_index][0].location, training_looks[training_index][0].location, "look")
+            for training_index, held_out_index in look_alikes.similar(
+                [look for _, look in training_looks], [look for _, look in held_out_looks]
+            )
+            if held_out_looks[held_out_index][0].location not in known
         ]
-        if theirs:
+        if held_out_looks:
             several = f"{len(pairs):,} pairs look alike" if pairs else "no other images look alike"
-            sys.stdout.write(f"{training} and {split}: {several}, of {len(ours):,} x {len(theirs):,} images\n")
+            sys.stdout.write(
+                f"{training} and {split}: {several}, of {len(training_looks):,} x {len(held_out_looks):,} images\n"
+            )
         for index, pair in enumerate(pairs):
             table.add(training, split, pair)
             if index < MAX_PRINTED:
@@ -223,10 +227,10 @@ def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) ->
                 pair = " and ".join(NAMES[each] for each in sorted(sets)), NAMES[other]
                 counts[pair] = count
                 missing.setdefault(pair, []).append(split)
-    for (ours, theirs), splits in missing.items():
-        file = "image_data.json" if "Visual Genome" in (ours, theirs) else "captions_{train,val}2014.json of COCO"
+    for (ids, other_ids), splits in missing.items():
+        file = "image_data.json" if "Visual Genome" in (ids, other_ids) else "captions_{train,val}2014.json of COCO"
         yield (
-            f"{training}: {counts[ours, theirs]:,} records have {ours} ids, which cannot be compared with the {theirs} ids in "
+            f"{training}: {counts[ids, other_ids]:,} records have {ids} ids, which cannot be compared with the {other_ids} ids in "
             f"{', '.join(splits)}; pass the folder of {file} with --held-out"
         )
 
@@ -280,7 +284,7 @@ def _read_pretraining(path: str, config: Any, image_sets: ImageSets) -> None:
 
 
 class _Records:
-    """The images in the records of shards, which are read during iteration. Broken records are skipped, as in a run.
+    """The images in the records of shards. Records are read during iteration, and broken records are skipped, as in training.
 
     Attributes:
         broken: number of broken records in the last iteration.
@@ -337,7 +341,7 @@ def _try(
 
 
 def _broken(image_sets: Mapping[str, Iterable[KnownImage]]) -> list[str]:
-    """Returns a line for each set with broken records, whose images are unknown."""
+    """Returns a line for each set that has broken records, because their images are unknown."""
     broken = {name: images for name, images in image_sets.items() if isinstance(images, _Records) and images.broken}
     return [
         f"{name}: {images.broken:,} of {len(images.shards):,} records are broken, the first: {images.first}"

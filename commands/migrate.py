@@ -1,4 +1,4 @@
-"""``run.py migrate``: converts a config of the authors' code to our format."""
+"""``run.py migrate``: converts a config of the authors' code to our formats."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def migrate(
     keys: bool = False,
 ) -> int:
     """Convert a YAML config of the authors' code (github.com/zengyan-97/X2-VLM) to our format, convert the lists that it names to
-    records, and report what became of each key. docs/migrating.md has a table of all keys.
+    records, and report what happened to each key. docs/migrating.md has a table of all keys.
 
     The command creates the folder --out with config.yaml; migration.txt, which is also printed; and records/, which contains the
-    lists that had to be converted because our readers do not accept them as they are.
+    lists that had to be converted because our readers do not accept the originals.
 
     Args:
         config: a YAML file of the authors' code.
         overrides: values that replace values in the file, as key=value with the authors' keys.
         out: a new folder.
         task: pretrain, retrieval, nlvr, vqa, video_qa, grounding or captioning (default: recognised from the keys).
-        root: folder that the paths in the file are relative to, which is the folder in which you would call the authors' run.py.
-        checkpoint: weights to start from, as for the authors' run.py.
+        root: folder that the paths in the file are relative to, which is the folder from which you run the authors' run.py.
+        checkpoint: weights to start from, which you would pass to the authors' run.py.
         gpus: total number of GPUs of the run; determines the global batch.
         keys: print the table of all keys as Markdown.
 

@@ -80,7 +80,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
 
 
 def report_broken(broken: Sequence[str], count: int) -> int:
-    """Report the images that could not be read; returns the exit status."""
+    """Report the images that could not be read, and return the exit status."""
     if not broken:
         return 0
     for line in broken[:MAX_REPORTED]:

@@ -1,4 +1,4 @@
-"""``run.py plan``: the largest micro-batch that fits, and how long a run takes."""
+"""``run.py plan``: computes the largest micro-batch that fits, and how long a run takes."""
 
 from __future__ import annotations
 

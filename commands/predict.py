@@ -1,4 +1,4 @@
-"""``run.py predict CALL``: run a trained model on images, and print, save or draw the results."""
+"""``run.py predict CALL``: runs a trained model on images, and prints, saves or draws the results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 TEXTS = {name: call.text for name, call in CALLS.items() if call.text}
-"""Meaning of --text for each call that takes it."""
+"""Description of --text for each call that takes this option."""
 
 CALL_NAMES = [name for name, call in CALLS.items() if call.text is not None]
 """The calls that the command offers."""
@@ -67,7 +67,7 @@ def predict(
         model: a run's folder, a weight file, hub:owner/name, or an export.
         image: images, videos, folders or patterns; - reads paths from standard input.
         text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about each pair of
-            images; for explain, a text, each of whose words is looked for in every image. May be repeated; each text is used with
+            images; for explain, a text, for each of whose words a map is computed. May be repeated; each text is used with
             every image.
         answers: for answer, a JSON list of the candidate answers (default: the answers saved with the run).
         decode: for answer, rank to choose one of the candidates, or beam to generate an answer (default: the run's
@@ -162,11 +162,11 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
 
 
 def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) -> Iterator[list[list[View]]]:
-    """Yield the views of images in batches: each image in its own group or, for "compare", in groups of as many images as the
+    """Yield the views of images in batches of groups. A group has a single image or, for "compare", as many images as the
     model compares. A group with an image that cannot be read is skipped, and the reason is added to ``broken``.
 
     Raises:
-        UserError: if the images cannot be divided into groups of this size.
+        UserError: if the number of images is not a multiple of the group size.
     """
     size = getattr(model.network, "images", 1) if call == "compare" and model.takes(call) else 1
     if len(paths) % size:
@@ -226,7 +226,7 @@ def _results(
 
 
 def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -> Result:
-    """Returns the result for an image, which consists of lines of text."""
+    """Returns a result that consists of lines of text about an image."""
     from x2vlm import figures
 
     return Result(
@@ -286,7 +286,7 @@ def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgeme
 
 
 def _explained(model: Model, view: View, text: str, layer: int | None) -> Result:
-    """Returns the position of the maximum weight of each word, in pixels; the figure and the JSON contain the complete map."""
+    """Returns the position in pixels of the maximum weight of each word. The figure and the JSON contain the complete map."""
     from x2vlm import figures
 
     maps, (width, height) = model.explain(view, text, layer=layer), view.size

@@ -1,4 +1,4 @@
-"""``run.py prepare``: make records for pre-training from the official files of a public data set."""
+"""``run.py prepare``: makes records for pre-training from the official files of a public data set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONVERTERS = {
         "convert shards to Parquet files with small row groups that contain the images",
     ),
 }
-"""Subcommands with their own flags. The help of each subcommand says what it converts."""
+"""Subcommands with separate options. The help of each subcommand says what it converts."""
 
 USUAL = VideoOptions()
 
@@ -51,7 +51,7 @@ class LaionFlags:
     Attributes:
         min_side: minimum length of the shorter side in pixels, according to the list.
         min_similarity: minimum CLIP similarity of image and text, according to the list; from -1 to 1.
-        safety: NSFW excludes images with this tag, UNSURE also excludes images tagged UNSURE, and none excludes no images.
+        safety: NSFW excludes images with this tag, UNSURE excludes images with either tag, and none excludes no images.
         max_unsafe: maximum probability of an unsafe image (column punsafe).
         max_watermark: maximum probability of a watermark (column pwatermark).
         ray: run on a Ray cluster with a shared disk; pass its address, auto, or local.
@@ -118,9 +118,10 @@ def prepare(
     """Make records from the official files of a public data set.
 
     NAME is a data set shown by --list, or a group: 4m for everything that configs/pretrain/base_4m.yaml reads, 1b for what
-    base_1b.yaml reads in addition, and videos for the second step of 1b. The folder of --raw contains the official annotation
-    files, plain or zipped, and the images, in any subfolders. If it contains files of downstream splits, their images are
-    excluded. To continue after an interruption, repeat the command. Each folder of records appears only when it is complete.
+    base_1b.yaml reads in addition, and videos for the second stage of 1b. The folder --raw contains the official annotation
+    files, plain or zipped, and the images, in any subfolders. If it contains files that define downstream splits, the images of
+    these splits are excluded. To continue after an interruption, repeat the command. Each folder of records appears only when it
+    is complete.
 
     Args:
         name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, v3det, cc12m, laion,
@@ -132,7 +133,7 @@ def prepare(
         out: folder in which the folders of records are created.
         held_out: an additional folder with files of downstream splits; may be repeated.
         without: keep the held-out images of this data set, on which you will never evaluate; may be repeated.
-        missing: also exclude the images listed in the missing.txt of a different group; pass this file, or the group's --out.
+        missing: also exclude the images listed in another research group's missing.txt; pass this file, or the group's --out.
         verify: decode every image, and exclude broken images and duplicates.
         overwrite: rebuild existing folders.
         max_broken: maximum fraction of malformed entries, which are skipped; with more, no folder is written.
@@ -146,8 +147,7 @@ def prepare(
         python run.py prepare own --help
 
     Returns:
-        0 the records exist, or all folders are intact; 1 --check found a fault; 2 there is a mistake in the command line or the
-        files
+        0 the records exist, or all folders are intact; 1 --check found a fault; 2 the command line or the files are wrong
     """
     if sum((list_, check is not None, name is not None)) > 1:
         raise UserError("pass only one of NAME, --list and --check")
@@ -248,7 +248,7 @@ def listing() -> str:
 
 
 def check_folders(root: Path) -> int:
-    """Compare the prepared folders in ``root`` with their manifests; returns 1 if a folder has changed.
+    """Compare the prepared folders in ``root`` with their manifests, and return 1 if a folder has changed.
 
     Raises:
         UserError: if no prepared folder was found.

@@ -1,4 +1,4 @@
-"""``run.py report``: an HTML page about one or more runs."""
+"""``run.py report``: writes an HTML page about one or more runs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def report(
     throughput, config. Given several runs, compare them side by side, with a verdict on which is best.
 
     The page is a single file and works offline. Runs whose configs differ only in their seed are shown as one, with their mean
-    and spread. Run the command in the directory in which the run was started: the paths of the images in its config are relative
-    to it.
+    and spread. Run the command in the directory in which the run was started, because image paths in its config are relative to
+    that directory.
 
     Args:
         runs: folder of each run (its --output).

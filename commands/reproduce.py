@@ -33,7 +33,7 @@ LARGE_DIFFERENCE = 2.0
 
 
 def _draws(text: str) -> int:
-    """Parses a number of draws, and rejects an override that directly follows the flag."""
+    """Parses a number of draws, and rejects an override that directly follows the option."""
     if "=" in text:
         raise WrongValueError(f"{text!r} is not a number of draws; write --intervals {DRAWS} {text}")
     return positive(text)
@@ -69,7 +69,7 @@ class ReproduceFlags:
 
 
 class _Request(NamedTuple):
-    """What the command line asks for, apart from the choice of cells."""
+    """What the command line requests, apart from the choice of cells."""
 
     flags: ReproduceFlags
     placement: Placement
@@ -77,7 +77,7 @@ class _Request(NamedTuple):
     checkpoints: Path | None
 
     def changes(self, cell: Cell) -> tuple[str, ...]:
-        """Returns the overrides that follow the overrides of the cell."""
+        """Returns the overrides that are applied after the cell's overrides."""
         return (*(cell.small if self.flags.small else ()), *self.overrides)
 
 
@@ -171,10 +171,10 @@ def _planned(ready_cell: ReadyCell, seed: int, request: _Request) -> Run:
 
 
 def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
-    """Check a cell with the doctor. One run is enough, since the checks do not depend on the seed.
+    """Check a cell with ``run.py doctor``. Checking one run is enough, because the checks do not depend on the seed.
 
     Raises:
-        UserError: if the doctor refuses the run.
+        UserError: if the check finds that the run would not start.
     """
     out = output / ready_cell.folder
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``python run.py rescore``: score predicted boxes against several sets of annotations."""
+"""``python run.py rescore``: scores predicted boxes against several sets of annotations."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def rescore(
 
 
 def distinguishing_depth(paths: Iterable[str]) -> int:
-    """Returns how many of the last components of paths are needed to distinguish the paths; at least 1."""
+    """Returns how many of their last components are needed to distinguish the paths (at least 1)."""
     different = {Path(path).parts for path in paths}
     longest = max((len(parts) for parts in different), default=1)
     return next((n for n in range(1, longest) if len({parts[-n:] for parts in different}) == len(different)), longest)
@@ -111,7 +111,8 @@ def end_of(path: str, count: int) -> str:
 
 
 def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], ScoredBoxes]:
-    """Returns predictions by the last ``depth`` components of the image path and the phrase. Boxes are centre and size in pixels.
+    """Returns the predictions, by phrase and by the last ``depth`` components of the image path. Boxes are centre and size in
+    pixels.
 
     Raises:
         UserError: if a file has the wrong format, or two predictions for the same phrase differ.
@@ -148,7 +149,7 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
 
 
 def boxes_of(prediction: dict[str, Any]) -> Any:
-    """Returns the boxes of a prediction; a model with one box per phrase writes the box under the key ``predicted``."""
+    """Returns the boxes of a prediction. A model with one box per phrase writes the box under the key ``predicted``."""
     return prediction["boxes"] if "boxes" in prediction else [prediction.get("predicted")]
 
 
@@ -169,5 +170,5 @@ def fault_of(prediction: Any) -> str | None:
 
 
 def is_number(value: Any, minimum: float, maximum: float) -> bool:
-    """Returns whether a value is a number from ``minimum`` to ``maximum``; False for NaN."""
+    """Returns True if a value is a number from ``minimum`` to ``maximum``. NaN is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= maximum

@@ -1,4 +1,5 @@
-"""``run.py search I TEXT``: find the images in an index that a sentence describes, and where in each image it applies."""
+"""``run.py search I TEXT``: finds the images in an index that a sentence describes, and where in each image the sentence
+applies."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def search(
     model: ModelName | None = None,
     running: ModelFlags = ModelFlags(),
 ) -> int:
-    """Find images with a sentence, first by cosine and then by the matching head, and optionally the box that it describes.
+    """Find images with a sentence, first by cosine and then by the matching head, and optionally the box that the sentence
+    describes.
 
     Each line contains the values named in the header, followed by the path. Hits are ranked by the probability that the text is
     about the image or, if the model's run has evaluation.score: sum, by the sum of the log-odds and the cosine divided by the
@@ -44,8 +46,8 @@ def search(
         texts: one or more sentences, each of which is searched for separately.
         top: maximum number of hits.
         rerank: number of images, the best by cosine, that the matching head compares with the text; 0 for none.
-        locate: also find, in each hit, the box that the text describes or, if a phrase follows the flag, the box of the phrase;
-            needs a model of task pretrain.
+        locate: also find, in each hit, the box that the text describes or, if a phrase follows the option, the box that the
+            phrase describes; needs a pre-trained model.
         save: draw the first 48 hits as a PNG.
         json_: print a JSON object for each hit, one per line.
         cache_gb: disk space for caching re-ranked images.

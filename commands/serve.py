@@ -1,4 +1,4 @@
-"""``run.py serve --model M``: a web page on which anyone can try a model."""
+"""``run.py serve --model M``: serves a web page on which anyone can try a model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 LOCKED_PREFIX, NEW_PREFIX = "x2vlm-page-", "x2vlm-new-page-"
-"""Prefixes of the names of upload folders in the directory of temporary files: of locked folders, and of folders that have no
+"""Name prefixes of upload folders in the directory for temporary files: one for locked folders, and one for folders that have no
 lock yet."""
 EXAMPLE_FILES = 8
 """Maximum number of files from a folder that are offered as examples."""
@@ -41,7 +41,7 @@ EXAMPLE_FILES = 8
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class PageFlags:
-    """Who can reach the page, and how many questions they may ask.
+    """Sets who can reach the page, and how many questions they may ask.
 
     Attributes:
         host: address to listen on; by default, only this machine can reach the page.
@@ -97,9 +97,9 @@ def serve(
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """Context with a new folder for uploads and drawn pictures, which is removed at the end of the context. The folders of killed
-    servers are removed first. The new folder is renamed once it is locked: until then, another server could mistake it for a
-    leftover.
+    """Context manager that creates a folder for uploads and drawn pictures, and removes it at the end. The folders of killed
+    servers are removed first. The new folder is renamed once it is locked, because until then, another server could mistake it
+    for a leftover.
 
     Gradio's own folder would be shared with other users of the machine, and would not be removed.
     """
@@ -115,9 +115,11 @@ def upload_folder() -> Iterator[Path]:
 
 
 def _remove_leftovers(temporary: Path) -> None:
-    """Remove this user's upload folders whose server is dead according to their lock."""
+    """Remove this user's upload folders whose locks show that their server is dead."""
     for folder in temporary.glob(f"{LOCKED_PREFIX}*"):
-        with suppress(UserError, FileNotFoundError):  # its server is alive, or another server is removing it
+        with suppress(
+            UserError, FileNotFoundError
+        ):  # the folder's server is alive, or another server is removing the folder
             if not folder.is_symlink() and folder.stat().st_uid == os.getuid() and (folder / LOCK_FILE).is_file():
                 with FolderLock(folder):
                     shutil.rmtree(folder, ignore_errors=True)

@@ -14,8 +14,8 @@ from utils.files import expanded
 
 
 def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> int:
-    """Show how runs are doing, during and after training: progress, rate, time left, losses, validations, checkpoints, slow
-    ranks, broken records, restarts, warnings. The command only reads the runs' folders, so it does not disturb them.
+    """Show how runs are doing, during and after training: progress, rate, time left, losses, validation results, checkpoints,
+    slow ranks, broken records, restarts, warnings. The command only reads the runs' folders, so it does not disturb them.
 
     Args:
         runs: folder of a run (its --output), or a folder of runs.
@@ -43,7 +43,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
         sys.stdout.write(text.page(statuses[0], columns))
     else:
         sys.stdout.write(text.table(statuses, columns))
-    # In a folder of runs, failed starts are kept forever; they do not indicate a problem with the other runs.
+    # A folder of runs may contain old runs that failed to start. They do not indicate a problem with the other runs.
     given = {os.path.realpath(expanded(name)) for name in runs}
     return (
         0

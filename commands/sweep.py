@@ -41,7 +41,7 @@ def sweep(
     placement: Placement = Placement(),
 ) -> int:
     """Train and evaluate every combination of the given values, or each named variant, one run after another, and print one
-    table with a row per variant, which shows the mean and standard deviation over seeds. Give either --grid or --variant. Repeat
+    table with a row per variant, which shows the mean and standard deviation over seeds. Pass either --grid or --variant. Repeat
     the command to resume.
 
     Args:
@@ -111,7 +111,7 @@ def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
 
 
 def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) -> None:
-    """Read the config of every variant: a sweep takes hours, so a mistake in its last value is reported before the first run.
+    """Read the config of every variant. A sweep takes hours, so an error in the last variant is reported before the first run.
 
     Raises:
         UserError: if a config is wrong.
@@ -124,7 +124,7 @@ def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) ->
 
 
 def _measure(run: Run) -> dict[str, float]:
-    """Train and evaluate one variant with one seed; returns its metrics in percent.
+    """Train and evaluate one variant with one seed, and return its metrics in percent.
 
     Raises:
         UserError: if the run failed.
@@ -140,8 +140,8 @@ def _measure(run: Run) -> dict[str, float]:
 
 
 def table_of(measured: Mapping[str, Sequence[Mapping[str, float]]], seeds: int) -> str:
-    """Returns a table in Markdown with a row per variant and a column per metric. Entries are means and standard deviations over
-    seeds. An entry with fewer than ``seeds`` runs also states how many it has."""
+    """Returns a Markdown table with a row per variant and a column per metric. Entries are means and standard deviations over
+    seeds. If an entry has fewer than ``seeds`` runs, it also states their number."""
     metrics = list(dict.fromkeys(metric for runs in measured.values() for run in runs for metric in run))
     lines = [f"| | {' | '.join(metrics)} |", f"|---|{'---|' * len(metrics)}"]
     for name, runs in measured.items():

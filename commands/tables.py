@@ -35,13 +35,13 @@ class CellFlags:
 
     @property
     def given(self) -> bool:
-        """True if a flag selects cells."""
+        """Whether an option selects cells."""
         return any((self.table, self.row, self.cell))
 
 
 def tables(*, flags: CellFlags = CellFlags()) -> int:
     """Show the cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights and missing files. With --table,
-    --row or --cell, each cell is shown in full.
+    --row or --cell, all details of each cell are shown.
 
     Examples:
         python run.py tables
@@ -50,13 +50,13 @@ def tables(*, flags: CellFlags = CellFlags()) -> int:
     """
     for cell in chosen(flags.table, flags.row, flags.cell):
         ready_cell = ready(cell, flags.checkpoints, ())
-        sys.stdout.write(_in_full(ready_cell) if flags.given else _in_a_line(ready_cell))
+        sys.stdout.write(_details_of(ready_cell) if flags.given else _line_of(ready_cell))
     if not flags.given:
         sys.stdout.write("\n--table N, --row ROW or --cell COLUMN shows cells in full; `run.py reproduce` runs them\n")
     return 0
 
 
-def _in_a_line(ready_cell: ReadyCell) -> str:
+def _line_of(ready_cell: ReadyCell) -> str:
     cell = ready_cell.cell
     split, metrics = next(iter(cell.numbers.items()))
     metric, percent = next(iter(metrics.items()))
@@ -64,7 +64,7 @@ def _in_a_line(ready_cell: ReadyCell) -> str:
     return f"{cell.name:28} {f'{split} {metric}':44} {percent:5.1f}  {state}\n"
 
 
-def _in_full(ready_cell: ReadyCell) -> str:
+def _details_of(ready_cell: ReadyCell) -> str:
     cell = ready_cell.cell
     rows: list[tuple[str, str]] = []
     for split, metrics in cell.numbers.items():
@@ -97,5 +97,5 @@ def summary_of(config: Any) -> str:
 
 
 def title_of(table: str) -> str:
-    """Returns the title of a table's page."""
+    """Returns the title of the page about a table."""
     return "the demo's table" if table == "demo" else f"table {table} of the paper"

@@ -1,4 +1,4 @@
-"""``run.py tokenizer``: learn a WordPiece tokenizer from the texts of records."""
+"""``run.py tokenizer``: trains a WordPiece tokenizer on the texts of records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.flags import SEVERAL, File, Positive, read_by
 from utils.progress import progress_bar
 
 TEXT_KEYS = ("caption", "text", "sentence", "question", "answer", "attributes", "source_text", "target_text")
-"""Default keys of the texts, in a record and in its elements."""
+"""Keys that contain texts by default, in a record and in its elements."""
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ def tokenizer(
     cased: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Learn a tokenizer from the texts of records. To use it, set model.text.encoder to its folder.
+    """Train a tokenizer on the texts of records. To use the tokenizer, set model.text.encoder to its folder.
 
     Args:
         records: JSON Lines files, JSON arrays, tars or folders.
