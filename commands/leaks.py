@@ -230,8 +230,8 @@ def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) ->
     for (ids, other_ids), splits in missing.items():
         file = "image_data.json" if "Visual Genome" in (ids, other_ids) else "captions_{train,val}2014.json of COCO"
         yield (
-            f"{training}: {counts[ids, other_ids]:,} records have {ids} ids, which cannot be compared with the {other_ids} ids in "
-            f"{', '.join(splits)}; pass the folder of {file} with --held-out"
+            f"{training}: {counts[ids, other_ids]:,} records have {ids} ids, which cannot be compared with the {other_ids} ids "
+            f"in {', '.join(splits)}; pass the folder of {file} with --held-out"
         )
 
 

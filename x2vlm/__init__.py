@@ -5,8 +5,8 @@
     model = load("runs/demo/pretrain-seed0")
     model.match("photo.jpg", ["a dog on a sofa", "a red bicycle"])
 
-``load`` accepts a run's folder, a weight file, one of the authors' files, ``hub:owner/name``, or an export of ``run.py export``;
-:class:`Model` lists the calls. docs/using.md shows each call.
+``load`` accepts a run's folder, a weight file, one of the authors' files, ``hub:owner/name``, or a folder written by ``run.py
+export``. :class:`Model` documents the calls, and docs/using.md has an example of each.
 """
 
 from __future__ import annotations

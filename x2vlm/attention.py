@@ -27,7 +27,7 @@ from x2vlm.inputs import Image, View
 
 @dataclass(frozen=True)
 class WordMap:
-    """Where in an image a model looks for a ``word``, as nonnegative ``weights`` (rows, columns) float32 of the patches."""
+    """A map of where in an image a model looks for a ``word``: nonnegative ``weights`` (rows, columns) float32 of the patches."""
 
     word: str
     weights: np.ndarray
@@ -57,7 +57,7 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
         raise UserError(
             f"explain: layer {index}: word maps exist only for the fusion blocks before the last ({available})"
         )
-    # Gradients of attention underflow in 16 bits; running one image in 32 bits costs little.
+    # Gradients of attention underflow in 16 bits, and a single image takes little time in 32 bits.
     with evaluating(network, "fp32"), torch.enable_grad():
         weights = _weighted_attention(model, network, view, text, index)
     rows, columns = network.vision.grid
@@ -84,7 +84,7 @@ def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, 
 
 @contextmanager
 def _recording(attention: Attention) -> Iterator[list[Tensor]]:
-    """Context in which attention is computed explicitly and its weights (N, H, L, K) are recorded."""
+    """Context manager that computes attention explicitly and records its weights (N, H, L, K)."""
     recorded: list[Tensor] = []
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

@@ -42,7 +42,7 @@ class LoadedModel:
         answers: the candidate answers for question answering; if None, pass candidates to each call.
         origin: the source from which the model was loaded.
         batch_size: number of images or image-text pairs in a forward pass.
-        read: turns an image into a :class:`~x2vlm.inputs.View`; calls accept views, too.
+        read: turns an image into a :class:`~x2vlm.inputs.View`, which all calls accept in place of an image.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class LoadedModel:
         return self.runtime.network
 
     def takes(self, call: str) -> bool:
-        """True if the model was trained for a call and, if it was exported, the export supports the call."""
+        """Returns True if the model was trained for a call and, if the model is an export, the export supports the call."""
         is_available = isinstance(self.runtime, TorchRuntime) or call in EXPORTED
         return is_available and self.settings.task in CALLS[call].tasks
 
@@ -106,7 +106,7 @@ class LoadedModel:
             ]
 
     def check_finite(self, result: T) -> T:
-        """Check that a result of the network is finite, if it is an array or a tensor.
+        """Check that a result of the network is finite, and return it. Results other than arrays and tensors are not checked.
 
         Raises:
             UserError: the result is NaN or infinite.
@@ -124,15 +124,15 @@ class LoadedModel:
         return result
 
     def views(self, images: Sequence[Image]) -> list[View]:
-        """Returns the views of images; an image that is given several times in a row is read once."""
+        """Returns the views of images. If an image occurs several times in a row, it is read only once."""
         views: list[View] = []
         for index, image in enumerate(images):
             views.append(views[-1] if index and image is images[index - 1] else self.read(image))
         return views
 
     def distinct(self, images: Sequence[Image]) -> tuple[Tensor, Tensor]:
-        """Returns the pixels of images, with successive copies of an image merged, and the index (N,) int64 of each image's
-        pixels."""
+        """Returns the pixels of images, where successive copies of an image are merged, and for each of N images the index (N,)
+        int64 of its pixels."""
         views = self.views(images)
         is_new = [index == 0 or view is not views[index - 1] for index, view in enumerate(views)]
         pixels = self.pixels([view for view, new in zip(views, is_new, strict=True) if new])
@@ -176,7 +176,8 @@ class LoadedModel:
         return cleaned
 
     def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
-        """Returns the log-odds that each text is about each image, (images, texts) float32; :meth:`match` gives probabilities."""
+        """Returns the log-odds that each text is about each image, (images, texts) float32. :meth:`match` returns
+        probabilities."""
         self.require("match")
         matcher = Matcher(self, as_texts(texts))
         all_texts = torch.arange(matcher.count)
@@ -188,7 +189,7 @@ class LoadedModel:
         return np.stack(self.run(as_list(images), score)).astype(np.float32)
 
     def embed_images(self, images: Image | Sequence[Image]) -> np.ndarray:
-        """Returns embeddings of images, (images, E) float32 of length 1; their products with text embeddings are cosines."""
+        """Returns embeddings of images, (images, E) float32 of length 1. Their products with text embeddings are cosines."""
         self.require("embed_images")
 
         def embed(images: Sequence[Image]) -> list[np.ndarray]:
@@ -237,7 +238,7 @@ class Matcher:
 
     def margins(self, states: Tensor, chosen: Sequence[Tensor]) -> list[np.ndarray]:
         """Returns, for each of N images with states (N, K, D), the float64 log-odds that each of the chosen texts is about the
-        image. ``chosen``: for each image, the indices of its texts (int64, on the CPU).
+        image. For each image, ``chosen`` has the indices of its texts (int64, on the CPU).
 
         Raises:
             UserError: the log-odds are NaN or infinite.
@@ -247,9 +248,8 @@ class Matcher:
         return [self.model.check_finite(margins.double().cpu().numpy()) for margins in found]
 
     def scores(self, views: Sequence[View], chosen: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns the log-odds that texts are about images, (images, texts) float64, with NaN for pairs that are not chosen.
-
-        ``chosen``: for each image, the indices of its texts.
+        """Returns the log-odds that texts are about images, (images, texts) float64, with NaN for pairs that are not chosen. For
+        each image, ``chosen`` has the indices of its texts.
         """
         model, found = self.model, np.full((len(views), self.count), np.nan)
         for start in range(0, len(views), model.batch_size):

@@ -1,4 +1,4 @@
-"""Boxes for phrases: predicted from whole images, and scored by the patches in them."""
+"""Predicts the boxes of phrases from whole images, and computes the scores of boxes from the patches in them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from utils.image_size import ImageSize, sides_of
 
 @dataclass(frozen=True)
 class Box:
-    """Where a phrase is: ``x``, ``y`` of the upper left corner, ``width`` and ``height``, in pixels of the displayed image.
+    """The box of a phrase: ``x`` and ``y`` of its upper left corner, its ``width`` and its ``height``, in pixels of the displayed
+    image.
 
-    ``score``: if the model has a head for sets of boxes, the probability that the box belongs to the phrase; otherwise, the
-    probability that the phrase matches the content of the box. It is None for models that were fine-tuned for grounding without
-    a head for sets, since they have no matching head either.
+    If the model has a head for sets of boxes, the ``score`` is the probability that the box belongs to the phrase. Otherwise, it
+    is the probability that the phrase matches the content of the box. Models that were fine-tuned for grounding without a head
+    for sets have no matching head either, so their score is None.
     """
 
     phrase: str
@@ -53,9 +54,8 @@ def best_boxes(
 def region_scores(
     network: PretrainModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
 ) -> Tensor:
-    """Returns the probability (N,) that text n matches the content of box n, as when regions are matched in pre-training.
-
-    ``boxes`` (N, 4) as centre and size, relative to their images.
+    """Returns the probability (N,) that text n matches the content of box n, computed in the same way as for regions in
+    pre-training. The ``boxes`` (N, 4) are centre and size, relative to their images.
     """
     vision = network.vision
     masks = region_masks(boxes, vision.config.image_size, vision.patch_size)
@@ -74,7 +74,7 @@ def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tenso
 
 
 def absent(phrases: Sequence[str], boxes: Sequence[Box]) -> list[str]:
-    """Returns the phrases that have none of the boxes, in order."""
+    """Returns the phrases without a box, in order."""
     located = {box.phrase for box in boxes}
     return [phrase for phrase in dict.fromkeys(phrases) if phrase not in located]
 

@@ -1,4 +1,4 @@
-"""The calls of a model: which models support each call, and what kind of text it takes.
+"""Lists the calls of a model, with the tasks whose models support each call, and the text that the call takes.
 
 This module contains only plain data, so it is fast to import.
 """
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 
 class Call(NamedTuple):
-    """A call. ``tasks``: the tasks whose models support the call. ``text``: description of the value of ``run.py predict CALL
-    --text``; empty if the call takes no text, and None if ``run.py predict`` does not offer the call."""
+    """A call. Models of the ``tasks`` support it. ``text`` describes the value of ``run.py predict CALL --text``; it is empty if
+    the call takes no text, and None if ``run.py predict`` does not offer the call."""
 
     tasks: tuple[str, ...]
     text: str | None

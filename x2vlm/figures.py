@@ -1,4 +1,4 @@
-"""Figures of a model's results: captions and answers below images, boxes for phrases, attention maps for words."""
+"""Draws a model's results: captions and answers below images, the boxes of phrases, and the attention maps of words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw(panels: Sequence[Panel], path: str | Path, title: str = "", legend: str
 
 
 def described(read: Reader, image: Image, lines: Sequence[str]) -> Panel:
-    """Returns a panel: an image with its name above and lines of text below it."""
+    """Returns a panel: an image with its name above it and lines of text below it."""
     return Panel((DrawnImage(read.picture(image)),), tuple(map(Line, lines)), _names([image]))
 
 
@@ -65,7 +65,7 @@ def marked(read: Reader, image: Image, box: Box | None) -> np.ndarray:
 
 
 def compared(read: Reader, images: Sequence[Image], statement: str, judgement: Judgement) -> Panel:
-    """Returns a panel: images side by side, with a statement and the verdict on it."""
+    """Returns a panel: images side by side, with a statement about them and the model's judgement."""
     pictures = tuple(DrawnImage(read.picture(image, 240)) for image in images)
     lines = (Line(statement), Line(f"{judgement.label} · {judgement.score:.2f}"))
     return Panel(pictures, lines, _names(images))

@@ -1,4 +1,4 @@
-"""Converts images and videos in any supported form to model inputs, and to pictures for drawing."""
+"""Converts images and videos of all supported types to model inputs, and to pictures for drawing."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ SIDE = 320
 class View:
     """An image or a video as a model sees it.
 
-    ``pixels`` (3, S, S) or (F, 3, S, S) uint8; ``size``: width and height of the original, in pixels; ``name``: name for
-    messages.
+    The ``pixels`` are (3, S, S) or (F, 3, S, S) uint8, ``size`` is the width and height of the original in pixels, and ``name``
+    identifies the image in messages.
     """
 
     pixels: Tensor
@@ -43,14 +43,14 @@ class View:
 
 
 Image = str | Path | PILImage.Image | np.ndarray | Tensor | View
-"""A path of an image or a video, a Pillow image, a uint8 array (H, W, 3) or tensor (3, H, W); videos also as an array
+"""The path of an image or a video, a Pillow image, or a uint8 array (H, W, 3) or tensor (3, H, W). A video can also be an array
 (F, H, W, 3) or a tensor (F, 3, H, W)."""
 
 FrameView = Callable[[Tensor | EncodedImage], Tensor]
 
 
 class _Views(NamedTuple):
-    """The views of a video's frames, or of a single image; ``size``: width and height of the original."""
+    """The views of a video's frames, or of a single image. ``size`` is the width and height of the original."""
 
     frames: list[Tensor]
     size: tuple[int, int]
@@ -69,7 +69,7 @@ class Reader:
     Args:
         image_size: size of the views.
         max_pixels: images with more pixels are rejected before they are decoded.
-        videos: how frames are sampled from videos; None if the model is an image model.
+        videos: samples the frames of videos; None if the model is an image model.
     """
 
     def __init__(self, image_size: ImageSize, max_pixels: int, videos: FrameSampler | None):
@@ -130,7 +130,7 @@ class Reader:
     def _from_array(self, image: np.ndarray | Tensor, view: FrameView) -> _Views:
         """Returns the views of an array (channels are the last axis) or a tensor (channels precede height and width)."""
         name = f"{'an array' if isinstance(image, np.ndarray) else 'a tensor'} of shape {tuple(image.shape)}"
-        # The array is copied, since torch warns about read-only arrays such as numpy views of Pillow images.
+        # The array is copied, because torch warns about read-only arrays such as numpy views of Pillow images.
         pixels = torch.from_numpy(np.array(image, order="C")) if isinstance(image, np.ndarray) else image.cpu()
         if pixels.dtype != torch.uint8:
             raise UserError(f"{name} contains {str(pixels.dtype).removeprefix('torch.')}; pass uint8 in 0..255")

@@ -65,8 +65,9 @@ def load(
     """Load a trained model.
 
     Args:
-        source: the folder of a run, or a folder written by :meth:`~x2vlm.model.Model.save`; a weight file, ours or the authors';
-            ``hub:owner/name``, a saved folder on the Hugging Face Hub; or a folder ``X.onnx`` written by ``run.py export``.
+        source: the folder of a run, a folder written by :meth:`~x2vlm.model.Model.save`, a weight file of this project or of the
+            authors, ``hub:owner/name`` for a saved folder on the Hugging Face Hub, or a folder ``X.onnx`` written by
+            ``run.py export``.
         device: the device of the model, such as "cuda:1"; if None, a GPU if there is one, otherwise the CPU.
         precision: the precision of computations, "fp32", "bf16" or "fp16".
         config: the config that the weights were trained with; needed unless the file is in a run's folder or is one of the
@@ -75,7 +76,7 @@ def load(
         answers: JSON list of the candidate answers for question answering.
 
     Raises:
-        UserError: the file does not exist, is damaged, or does not match the config; the message is one line.
+        UserError: the file does not exist, is damaged, or does not match the config. The message is one line.
     """
     if not str(source).startswith(HUB) and is_export(expanded(source)):
         from x2vlm.export.loading import load_export
@@ -103,7 +104,7 @@ def _load_weights(
     tokenizer: str | Path | None,
     answers: str | Path | None,
 ) -> Model:
-    """Load the model in a weight file with torch. For the arguments, see :func:`load`."""
+    """Load the model in a weight file with torch. The arguments are those of :func:`load`."""
     weights = _weights_of(source)
     run = run_config_of(weights)
     settings, folder = _settings(weights, run, config), None if run is None else run.parent
@@ -144,7 +145,7 @@ def _check_finite(network: torch.nn.Module, weights: Path) -> None:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    """Returns the requested device; if it is None, a GPU if there is one, otherwise the CPU.
+    """Returns the requested device. If it is None, returns a GPU if there is one, otherwise the CPU.
 
     Raises:
         UserError: there is no such device.
@@ -160,7 +161,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _weights_of(source: str) -> Path:
-    """Returns the weight file of ``source``; a model on the Hub is downloaded."""
+    """Returns the weight file of ``source``. A model on the Hub is downloaded first."""
     if source.startswith(HUB):
         folder = local_folder(
             source.removeprefix(HUB),

@@ -1,4 +1,5 @@
-"""How well texts fit images: the matching head's probability, combined with the cosine if the model's config says so."""
+"""Measures how well texts fit images. The measure is the matching head's probability or, if the model's config says so, a sum of
+its log-odds and the cosine."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Match:
-    """How well a text fits an image: ``probability`` from the matching head; ``cosine`` and ``sum`` (see :func:`sums`) are
-    set only if the model's config has ``evaluation.score: sum``."""
+    """A measurement of how well a text fits an image. The ``probability`` is from the matching head. ``cosine`` and ``sum`` (see
+    :func:`sums`) are None unless the model's config has ``evaluation.score: sum``."""
 
     text: str
     probability: float
@@ -63,7 +64,7 @@ def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.nda
 
 
 def formatted_scores(probability: float | None, cosine: float | None, summed: float | None) -> dict[str, str]:
-    """Returns the sum, probability and cosine by name, formatted for printing, without unknown values."""
+    """Returns the sum, the probability and the cosine, formatted for printing, by name. Values that are None are omitted."""
     shown = {
         "sum": None if summed is None else f"{summed:+.2f}",
         "probability": None if probability is None else f"{probability:.3f}",

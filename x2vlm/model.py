@@ -41,7 +41,8 @@ N = TypeVar("N")
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on a statement: its ``label`` (true, false; contradiction, entailment, neutral) and the label's probability."""
+    """A judgement of a statement: its ``label`` (true or false; or contradiction, entailment or neutral), and ``score``, the
+    probability of this label."""
 
     label: str
     score: float
@@ -50,8 +51,8 @@ class Judgement:
 class Model(LoadedModel):
     """A trained model, as returned by :func:`x2vlm.load`.
 
-    Each call takes one image or a list of images (paths, Pillow images, arrays, tensors; videos if the model is a video model)
-    and returns a list with one entry per image. If the model was not trained for a call, the call raises a
+    Each call takes one image or a list of images (paths, Pillow images, arrays or tensors), or videos if the model is a video
+    model, and returns a list with one entry per image. If the model was not trained for a call, the call raises a
     :class:`x2vlm.UserError` that names the tasks whose models support it. Calls are deterministic, even if the config uses
     sampling.
     """
@@ -173,7 +174,7 @@ class Model(LoadedModel):
 
     @property
     def has_box_sets(self) -> bool:
-        """True if the model has a head for phrases with several boxes or none (``model.box_set``)."""
+        """Whether the model has a head for phrases with several boxes or none (``model.box_set``)."""
         config = self.settings.model
         return isinstance(config, GroundingModelConfig) and config.box_set is not None
 
@@ -236,7 +237,7 @@ class Model(LoadedModel):
         return push_to_hub(self, name, format, private=private)
 
     def _network(self, call: str, *kinds: type[N]) -> N:
-        """Returns the network, after checking that the model supports a call. ``kinds``: the classes that support it."""
+        """Returns the network, after checking that the model supports a call. ``kinds`` are the classes that support it."""
         self.require(call)
         assert isinstance(self.network, kinds)
         return self.network
@@ -292,7 +293,8 @@ class Model(LoadedModel):
     def _classified(
         self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str] | None
     ) -> list[str]:
-        """Returns the likeliest of ``answers`` according to a classifier; each must be one of its classes."""
+        """Returns, for each question, the likeliest of ``answers`` according to a classifier. Each answer must be one of its
+        classes."""
         classes = self.answers
         if classes is None or answers is None:
             raise UserError(
@@ -322,7 +324,7 @@ class Model(LoadedModel):
 
 
 def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:
-    """Pair each text with its image; a single image is paired with all texts, and a single text with all images."""
+    """Pair each text with its image. A single image is paired with all texts, and a single text with all images."""
     count = max(len(images), len(texts))
     if {len(images), len(texts)} - {1, count}:
         raise UserError(

@@ -1,4 +1,5 @@
-"""Finds all boxes of a phrase with a model whose box head predicts only one: regions of the image whose content matches it."""
+"""Finds all boxes of a phrase with a model whose box head predicts only one box. The boxes are those regions of the image whose
+content matches the phrase."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ Boxes = list[tuple[list[float], float]]
 
 
 def candidate_regions(rows: int, columns: int) -> Tensor:
-    """Returns regions (C, 4) of a grid of patches, centre and size relative to the image. Their edges lie between patches, and
-    adjacent regions of the same size overlap by half, as far as the patch grid allows."""
+    """Returns regions (C, 4) of a grid of patches, as centre and size relative to the image. Their edges lie between patches, and
+    adjacent regions of the same size overlap by half, as far as the grid allows."""
     boxes = [
         (x / columns, y / rows, width / columns, height / rows)
         for height, width in _sides(rows, columns)

@@ -38,7 +38,7 @@ class Runtime(Protocol):
         device: device of the tensors that its functions take and return.
         parameters: number of parameters.
         weights: hash of the weights; embeddings of runtimes with equal hashes can be compared.
-        state_shape: (K, D) of an image's states.
+        state_shape: shape (K, D) of an image's states.
         temperature: temperature of the contrastive loss, by which cosines are divided; None if the model has no contrastive loss.
     """
 
@@ -73,12 +73,12 @@ class Runtime(Protocol):
         """Returns text embeddings (N, E) float32 of length 1."""
 
     def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
-        """Returns, for each image in states (N, K, D), the log-odds that its texts are about the image; ``texts`` as in
-        :func:`~models.inference.reranking.score_pairs`. Log-odds are returned because float32 cannot distinguish probabilities
-        near 1."""
+        """Returns, for each of N images with states (N, K, D), the log-odds that its texts are about the image. ``texts`` and
+        ``bank`` are as in :func:`~models.inference.reranking.score_pairs`. Log-odds are returned because float32 cannot
+        distinguish probabilities near 1."""
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
-        """Returns the box of each of N texts in image ``image_index`` (N,) int64; ``images`` (I, K, D)."""
+        """Returns the box of each of N texts in image ``image_index`` (N,) int64. The states of all images are (I, K, D)."""
 
     def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
         """Returns, for each of N texts, the boxes whose score is at least ``threshold``: either from a head for sets, or regions
@@ -109,7 +109,7 @@ class TorchRuntime:
         return self.network.cost.vision.keys(1 if video is None else video.frames), self.network.vision.width
 
     def running(self) -> AbstractContextManager[None]:
-        """Disable gradients and set the model's precision."""
+        """Returns a context that disables gradients and sets the model's precision."""
         return evaluating(self.network, self.precision)
 
     def image_states(self, pixels: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
         folder: a new or empty folder.
         format: "x2vlm": ``model.safetensors``, ``config.yaml``, ``tokenizer/`` and, if the model has candidate answers,
             ``answers.json``; to start a run from this folder, set ``init.checkpoint`` to it. "transformers": files that
-            ``AutoModel`` and ``AutoProcessor`` load with ``trust_remote_code=True``, without this project (models of task
-            pretrain, retrieval and grounding).
+            ``AutoModel`` and ``AutoProcessor`` load with ``trust_remote_code=True``, without this project. This format supports
+            models of the tasks ``pretrain``, ``retrieval`` and ``grounding``.
 
     Raises:
         UserError: the folder exists and is not empty, or cannot be written, or the format does not suit the model.
@@ -178,7 +178,7 @@ def card(model: LoadedModel, name: str, library: str, source: str, usage: str | 
 
 
 def _numbers(origin: str) -> list[str]:
-    """Returns a table with the results of the run from which a model was loaded, with the run's receipt if there is one."""
+    """Returns a table of the results of the run from which a model was loaded, and the run's receipt if there is one."""
     folder = expanded(origin)
     folder = folder if folder.is_dir() else folder.parent
     kept = folder / CARD

@@ -120,7 +120,7 @@ def test_the_page_shows_which_group_is_better_by_how_much_and_why(make, tmp_path
     )
     verdict = " ".join(section(text, "Verdict").split())
     assert 'class="swatch c1"></i><span>fast</span></span> is better' in verdict
-    assert "62.0 ± 2.0 %</b> over 3 seeds" in verdict and "<b>10.0 points</b>" in verdict
+    assert "62.0 ± 2.0%</b> over 3 seeds" in verdict and "<b>10.0 points</b>" in verdict
     assert OneLine("4.5 points", "Welch") in verdict.split("</p>")
     assert OneLine("optim.lr", "0.1 against 0.2") in verdict.split("</p>")
     assert rows_with(section(text, "Config differences"), "optim.lr") == ["optim.lr 0.1 0.2"]

@@ -105,7 +105,7 @@ def test_numbers_are_abbreviated():
 
 def test_names_from_files_are_chart_titles_and_never_field_names():
     name = "a.b[0]['\"] </script> datum"
-    spec = Chart(name, [Line(name, 0, [(1, 0.5), (3, 0.7)]), Line("y", 9, [(2, 1.0)])], " %", mark=(3, "best")).spec
+    spec = Chart(name, [Line(name, 0, [(1, 0.5), (3, 0.7)]), Line("y", 9, [(2, 1.0)])], "%", mark=(3, "best")).spec
     fields = {value for key, value in _items(spec) if key == "field"}
     assert fields == {"line", "step", "value", "label", "v0", "v1"}
     assert {key for key, value in _items(spec) if value == name} == {"description", "title"}

@@ -137,10 +137,10 @@ def test_runs_are_compared_with_the_best_of_each_row_marked(make, tmp_path):
     one = make("sweep/one/seed-0", "optim.lr=0.1", recall=0.25, median_rank=3.0, losses=range(20, 10, -1))
     two = make("sweep/two/seed-0", "optim.lr=0.2", recall=0.75, median_rank=9.0)
     text = report(tmp_path, one, two)
-    assert '<th>recall</th><td>25.0 %</td><td class="best">75.0 %</td>' in text
-    assert '<th>median rank</th><td class="best">300.0 %</td><td>900.0 %</td>' in text
-    assert re.search(r"<th>IoU &gt;= 0.5</th><td>50.0 %</td><td>50.0 %</td>", text)  # a tie has no best value
-    assert '<th>loss, mean of the last 5 %</th><td>11</td><td class="best">1</td>' in text
+    assert '<th>recall</th><td>25.0%</td><td class="best">75.0%</td>' in text
+    assert '<th>median rank</th><td class="best">300.0%</td><td>900.0%</td>' in text
+    assert re.search(r"<th>IoU &gt;= 0.5</th><td>50.0%</td><td>50.0%</td>", text)  # a tie has no best value
+    assert '<th>loss, mean of the last 5%</th><td>11</td><td class="best">1</td>' in text
     assert "best" not in re.search(r"<th>phrases</th>(.*?)</tr>", text)[1]
     differences = section(text, "Config differences")
     assert rows_with(differences, "<th>optim.lr</th>") == ["optim.lr 0.1 0.2"]

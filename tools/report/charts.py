@@ -90,7 +90,7 @@ class Chart:
     Args:
         title: title above the chart.
         lines: lines in the chart.
-        unit: text after values in the title; " %" means that the values are fractions, which are shown in percent.
+        unit: text after values in the title; "%" means that the values are fractions, which are shown in percent.
         may_be_log: use a logarithmic axis if the values span orders of magnitude.
         mark: a step to mark, and its label.
         from_zero: include zero in the axis.
@@ -136,7 +136,7 @@ class Chart:
         if len(self.drawn) != 1:
             return ""
         value = self.drawn[0].points[-1][1]
-        return f"{format_number(100 * value if self.unit == ' %' else value)}{self.unit}"
+        return f"{written(100 * value if self.unit == '%' else value)}{self.unit}"
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Chart:
         style = _Style(
             labels=tuple(line.label for line in lines),
             colours=tuple(line.colour for line in lines),
-            percent=self.unit == " %",
+            percent=self.unit == "%",
             log=self.log,
             from_zero=self.from_zero,
             dots=len(lines) <= RAW_LINES and all(len(line.points) <= DOTS for line in lines),

@@ -21,13 +21,13 @@ SPEED = {
     "images_per_s": ("images per second", ""),
     "tokens_per_s": ("tokens per second", ""),
     "step_s": ("step time", " s"),
-    "data_wait": ("waiting for data", " %"),
+    "data_wait": ("waiting for data", "%"),
     "ranks/slowest_s": ("time for its own work in a step, slowest rank", " s"),
     "ranks/median_s": ("time for their own work in a step, median of the other ranks", " s"),
     "tflops_per_s": ("TFLOP/s", ""),
-    "utilisation": ("utilisation of the peak", " %"),
+    "utilisation": ("utilisation of the peak", "%"),
 }
-"""Display names of the throughput values in ``metrics.jsonl``, and their units. Fractions have the unit " %"."""
+"""Display names of the throughput values in ``metrics.jsonl``, and their units. Fractions have the unit "%"."""
 FIRST_VALIDATION = 9
 """Number of validation curves that are shown initially; the others are collapsed."""
 
@@ -196,13 +196,13 @@ def _speed(several: Sequence[Series], unit: str) -> str:
 
 
 def _written(value: float, unit: str, digits: int = 4) -> str:
-    return f"{format_number(100 * value if unit == ' %' else value, digits)}{unit}"
+    return f"{written(100 * value if unit == '%' else value, digits)}{unit}"
 
 
 def _unit_of(runs: Sequence[Run], name: str) -> tuple[float, str]:
     """Returns the factor for showing the values of a metric and its unit, as read from ``evaluation.json``."""
     units = {str(metrics[name].get("unit")) for run in runs for metrics in run.evaluation.values() if name in metrics}
-    return (1.0, " %") if "share" in units else (100.0, "") if "score" in units else (1.0, "")
+    return (1.0, "%") if "share" in units else (100.0, "") if "score" in units else (1.0, "")
 
 
 def _changing(charts: Sequence[Chart]) -> list[Chart]:

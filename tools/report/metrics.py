@@ -121,7 +121,7 @@ def splits_of(metrics: Iterable[Metric]) -> set[str]:
 
 def percent(value: float, unit: str) -> str:
     """Formats a value as in tables: a fraction in percent, a score multiplied by 100."""
-    return f"{100 * value:.1f}" + (" %" if unit == "share" else "")
+    return f"{100 * value:.1f}" + ("%" if unit == "share" else "")
 
 
 def spread_text(spread: Spread, unit: str) -> str:

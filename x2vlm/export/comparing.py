@@ -23,7 +23,8 @@ def differences(model: Model, other: Runtime) -> dict[str, float]:
     """Returns the largest difference in each result between a model and another runtime of the same model, over batches of the
     sizes in :data:`SIZES`.
 
-    The difference is absolute or, if a result has values above 1, relative to the largest value. NaN in either result gives NaN.
+    The difference is absolute or, if a result has values above 1, relative to the largest value. It is NaN if either result
+    contains NaN.
     """
     largest: dict[str, float] = {}
     generator = torch.Generator().manual_seed(0)
@@ -38,7 +39,7 @@ def differences(model: Model, other: Runtime) -> dict[str, float]:
 
 
 def difference(expected: Tensor, found: Tensor) -> float:
-    """See :func:`differences`."""
+    """Returns the difference of a result, which is defined in :func:`differences`."""
     return float((expected - found).abs().max() / expected.abs().max().clamp(min=1))
 
 
@@ -77,5 +78,5 @@ def _results(model: Model, runtime: Runtime, pixels: Tensor, text: Text) -> Iter
 
 
 def _larger(one: float, other: float) -> float:
-    """Returns the larger of two numbers; NaN if either is NaN."""
+    """Returns the larger of two numbers, or NaN if either is NaN."""
     return one if one != one or one > other else other

@@ -25,23 +25,23 @@ IMAGE_EMBEDDING, TEXT_EMBEDDING, MARGIN, BOX = "image_embedding", "text_embeddin
 """Names of the inputs and outputs of the graphs."""
 SUFFIX = ".onnx"
 FORMAT = 2
-"""Format version, which is increased when older exports can no longer be read."""
+"""Version of the format, which is increased when older exports can no longer be read."""
 REMEDY = "copy it again, or export again with run.py export"
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Description of an export.
+    """Describes an export.
 
     Attributes:
         weights: hash of the exported weights, as in an index of images.
         parameters: number of parameters.
-        state_shape: (K, D) of an image's states: the mean patch and the patches.
+        state_shape: shape (K, D) of an image's states, which are the mean patch and the patches.
         patch_size: side of a patch in pixels.
         temperature: temperature of the contrastive loss; None if the model has no contrastive loss, or if the export predates
             this field.
-        made_with: versions of the packages that wrote the graphs.
-        differences: differences between the results of torch and onnxruntime, by name.
+        made_with: the packages that wrote the graphs, with their versions.
+        differences: the largest difference between torch and onnxruntime in each result, by name.
         files: size in bytes and SHA-256 digest of each file.
     """
 
@@ -57,7 +57,7 @@ class Metadata:
 
 
 def is_export(path: Path) -> bool:
-    """True if a path is an export, or is named like an export."""
+    """Returns True if a path is an export, or has the suffix of an export."""
     return path.suffix == SUFFIX or (path / MANIFEST).is_file()
 
 

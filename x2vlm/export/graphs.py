@@ -1,5 +1,5 @@
-"""The graphs of an export, as torch modules and as ONNX files: image encoder, text encoder, and fusion encoder with its heads
-(the re-ranker).
+"""Defines the graphs of an export as torch modules, and writes them as ONNX files. There are three graphs: the image encoder, the
+text encoder, and the fusion encoder with its heads.
 
 The modules perform the same computations as :mod:`x2vlm.runtime`, with texts padded as in :mod:`models.reference`: ONNX graphs
 use padded tensors instead of packing. Axes: B images, S texts per image, N images or texts, L tokens, K = 1 + P states of an
@@ -53,7 +53,7 @@ MAX_SINGLE_FILE = 1_800_000_000
 """Maximum size of a graph's weights, in bytes, up to which the graph is written as one file. Protobuf limits files to 2 GiB."""
 
 EXAMPLES = 3
-"""Number of images in an example input. The dynamic axes of the input have different sizes, because the exporter might merge axes
+"""Number of images in an example input. The dynamic axes of the input have different sizes, because the exporter can merge axes
 of equal size."""
 
 Axes = Mapping[int, Dim]
@@ -111,8 +111,8 @@ class TextGraph(nn.Module):
 
 class FusionGraph(nn.Module):
     """Maps text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with their mask (B, K), True = attend,
-    to the margin (B, S), which is the log-odds that the text is about the image, and to the box (B, S, 4) of the text, centre and
-    size in 0..1. Each output exists only if the model has the head for it.
+    to the margin (B, S), which is the log-odds that the text is about the image, and to the box (B, S, 4) of the text as centre
+    and size in 0..1. Each output exists only if the model has a head for it.
 
     The keys and values of an image are projected once for all its texts, and the last block computes only [CLS].
     """
@@ -163,7 +163,8 @@ class FusionGraph(nn.Module):
 
 
 def write_graphs(network: XVLM, folder: Path, name: str) -> None:
-    """Write the three graphs of a network on the CPU, in float32, into ``folder``; messages use ``name`` for the network.
+    """Write the three graphs of a network into ``folder``. The network is on the CPU, in float32, and is called ``name`` in
+    messages.
 
     Raises:
         UserError: a package is missing, or a component of the network cannot be exported.
@@ -206,7 +207,7 @@ def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], named: str) -> None:
-    """Write a graph. ``inputs``: example tensors, with the names of their dynamic axes."""
+    """Write a graph. ``inputs`` contains example tensors with the names of their dynamic axes."""
     require_packages()
     tensors, axes = zip(*inputs.values(), strict=True)
     try:

@@ -20,7 +20,7 @@ def load_export(folder: Path, source: str, **options: Any) -> Model:
 
     Args:
         folder: folder of the export.
-        source: the source as the user gave it.
+        source: the source that the user passed to :func:`x2vlm.load`.
         options: the other arguments of :func:`x2vlm.load`, most of which do not apply, because an export has its own config,
             tokenizer, device and precision.
 

@@ -165,8 +165,8 @@ class OnnxRuntime:
         return self._fuse(MARGIN, texts, regions, F.pad(masks, (1, 0), value=True)).flatten().sigmoid()
 
     def _fuse(self, wanted: str, texts: PackedTexts, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns an output (B, S, ...) for S texts per image (B, K, D). ``mask`` (B, K) bool, True = attend; if None, texts
-        attend to all states."""
+        """Returns an output (B, S, ...) for S texts per image (B, K, D). ``mask`` (B, K) bool is True for states that texts
+        attend to; if it is None, texts attend to all states."""
         count = len(images)
         inputs = {
             TEXT_STATES: texts.padded().unflatten(0, (count, -1)),

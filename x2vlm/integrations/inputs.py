@@ -1,4 +1,4 @@
-"""Loads models and handles texts without words, for all integrations."""
+"""Loads models, and handles texts without words. All integrations use this module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def as_model(model: LoadedModel | str | Path, **options: object) -> LoadedModel:
-    """Returns a model that compares images with texts. ``model`` and ``options``: a model, or the arguments of
+    """Returns a model that compares images with texts. ``model`` is a model, or ``model`` and ``options`` are the arguments of
     :func:`x2vlm.load`.
 
     Raises:

@@ -50,7 +50,7 @@ class X2VLMEncoder(AbsEncoder):
     the two embeddings, as for CLIP in mteb. The embedding of a text without words is zero.
 
     Args:
-        model: a model of task pretrain or retrieval, or a source that :func:`x2vlm.load` accepts.
+        model: a model of the task ``pretrain`` or ``retrieval``, or a source that :func:`x2vlm.load` accepts.
     """
 
     def __init__(self, model: LoadedModel | str | Path):
@@ -75,14 +75,14 @@ class X2VLMEncoder(AbsEncoder):
 
 
 class X2VLMReranker:
-    """Finds images by texts, or texts by images, in two stages (appendix A.1): the best candidates by cosine are ranked by the
-    matching head or, if the config of the model says so, by the sum of its log-odds and the cosine. If the task provides
-    candidates, all of them are ranked in this way.
+    """Finds images by texts, or texts by images, in two stages (appendix A.1 of the paper): the best candidates by cosine are
+    ranked by the matching head or, if the config of the model says so, by the sum of its log-odds and the cosine. If the task
+    provides candidates, all of them are ranked in this way.
 
     Args:
         model: see :class:`X2VLMEncoder`.
         candidates: number of candidates per query that are re-ranked if the task does not provide candidates.
-        cache_gb: memory for the vision encoder's states of images, in GB; later searches in the same images reuse these states.
+        cache_gb: maximum memory, in GB, for the states of images; later searches in the same images reuse these states.
     """
 
     def __init__(self, model: LoadedModel | str | Path, *, candidates: int = 256, cache_gb: float = 2.0):
@@ -175,7 +175,7 @@ class _Items:
         row_of: the row index of each name.
         are_images: True for images, False for texts.
         texts: the texts with their titles and instructions, or :data:`NO_WORDS` for a text without words; empty for images.
-        has_words: (N,) bool, whether text n has words.
+        has_words: (N,) bool, True if text n has words.
     """
 
     def __init__(self, model: LoadedModel, rows: Any, task: Any, side: PromptType, cache_gb: float):
@@ -267,8 +267,8 @@ def _nearest(queries: _Items, documents: _Items, count: int) -> list[np.ndarray]
 
 
 def _meta(model: LoadedModel, ending: str, kind: str) -> ModelMeta:
-    """Returns the metadata that mteb shows in its tables. mteb finds cached results by the name, which has this ``ending``, and
-    by the revision, a hash of the weights and of the settings that affect results."""
+    """Returns the metadata that mteb shows in its tables. mteb finds cached results by the name, which ends with ``ending``, and
+    by the revision, which is a hash of the weights and of the settings that affect results."""
     precision = model.runtime.precision if isinstance(model.runtime, TorchRuntime) else "onnx"
     settings = f"{precision} {token_ids_digest(model.tokenizer)} {model.settings.model_dump_json()}"
     digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()

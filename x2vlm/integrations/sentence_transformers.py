@@ -55,9 +55,9 @@ def encoder(
     """Returns a SentenceTransformer that embeds texts and images, (N, E) of length 1.
 
     Args:
-        source: a source that :func:`x2vlm.load` accepts, a model of task pretrain or retrieval, or a folder that the returned
-            SentenceTransformer saved.
-        device: such as "cuda:1"; if None, a GPU if there is one, and the CPU for an export.
+        source: a source that :func:`x2vlm.load` accepts, a model of the task ``pretrain`` or ``retrieval``, or a folder that the
+            returned SentenceTransformer saved.
+        device: the device of the model, such as "cuda:1". If None, a GPU is used if there is one; an export runs on the CPU.
         precision: "fp32", "bf16" or "fp16".
     """
     module = Embedder(_model_in(source, device, precision))
@@ -69,8 +69,8 @@ def encoder(
 def cross_encoder(
     source: LoadedModel | str | Path, *, device: str | None = None, precision: PrecisionName = "fp32"
 ) -> CrossEncoder:
-    """Returns a CrossEncoder whose scores are the probabilities of the matching head that a text is about an image. Each pair
-    consists of a text and an image, in any order. For the arguments, see :func:`encoder`."""
+    """Returns a CrossEncoder whose score is the matching head's probability that a text is about an image. Each pair consists of
+    a text and an image, in any order. The arguments are those of :func:`encoder`."""
     module = PairScorer(_model_in(source, device, precision))
     made = CrossEncoder(modules=[module], device=str(module.model.runtime.device))
     made._model_card_text = _card(module.model, "cross_encoder")

@@ -1,5 +1,5 @@
-"""The requests that a page can send to a model: files and texts in, lines and pictures out. This module does not depend on the
-page."""
+"""The requests that a page can send to a model. A request consists of files and texts, and its answer of lines and pictures. This
+module does not depend on the page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_CHARACTERS = 2000
 HITS = 12
 """Number of hits that a search shows."""
 IMAGE_ONLY = ("locate", "explain")
-"""Abilities that are available only for images, not for videos."""
+"""The names of the abilities that are available only for images, not for videos."""
 
 
 class Picture(NamedTuple):
@@ -63,7 +63,7 @@ class Ability(NamedTuple):
         files: number of images (or videos) that it takes.
         texts: its text boxes.
         pictures: number of pictures in the answer: none, one or several.
-        ask: function that maps files and texts to the answer.
+        ask: function that takes the files and the texts, and returns the answer.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Ability(NamedTuple):
 
 
 def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]:
-    """Returns the abilities of a model, in the order of :data:`~x2vlm.calls.CALLS`; if an ``index`` is given, search comes
+    """Returns the abilities of a model, in the order of :data:`~x2vlm.calls.CALLS`. If an ``index`` is given, search comes
     first."""
 
     def box(label: str, example: str, lines: int = 3) -> TextBox:
@@ -179,8 +179,8 @@ def _compare(model: Model, files: Sequence[str], text: str) -> Answer:
 
 
 def _knows_words(model: LoadedModel, text: str) -> bool:
-    """True if a model's tokenizer knows the words of a text without splitting most of them. For example, the tokenizer of a model
-    of drawn shapes does not know "dog"."""
+    """Returns True if a model's tokenizer knows the words of a text without splitting most of them. For example, the tokenizer of
+    a model of drawn shapes does not know "dog"."""
     tokens = model.tokenizer.tokenize(text)
     return not model.text.unknown(text) and len(tokens) <= 1.5 * len(text.split())
 
@@ -196,7 +196,7 @@ def _explain(model: Model, files: Sequence[str], text: str) -> Answer:
 
 
 def _search_ability(index: ImageIndex) -> Ability:
-    """Returns the ability to search an index. A model of task pretrain also finds boxes."""
+    """Returns the ability to search an index. Pre-trained models also find boxes."""
     example = "a dog on a lawn"
     texts = [TextBox("a sentence", example if _knows_words(index.model, example) else "", 1)]
     if index.model.takes("locate"):

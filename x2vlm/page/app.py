@@ -46,7 +46,7 @@ class Tab:
 
 @dataclass(frozen=True)
 class Limits:
-    """Rate limits per visitor per minute."""
+    """The limits on the requests of each visitor per minute."""
 
     questions: RateLimit
     files: RateLimit
@@ -184,7 +184,8 @@ def _ask(gr: Any, tab: Tab, *given: Any) -> Any:
 
 
 def _guarded(gr: Any, limit: RateLimit, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``work`` with a rate limit per client, and show user errors on the page, without paths on this machine."""
+    """Wrap ``work`` so that each client has a rate limit, and user errors are shown on the page without the paths on this
+    machine."""
 
     def guarded(request: Any, *given: Any) -> Any:
         try:

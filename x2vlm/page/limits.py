@@ -1,4 +1,5 @@
-"""Limits of the page's server: it rejects foreign hosts, large requests, and visitors who send or upload too much."""
+"""Limits of the page's server. It rejects requests for other hosts, large requests, and the requests of visitors who send or
+upload too much."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ KEPT_S = 3600
 UPLOADED_BYTES = 2 * 1024**3
 """Maximum size, in bytes, of all uploads within :data:`KEPT_S`, and therefore of the uploads on disk."""
 FORM_BYTES = 64 * 1024
-"""Maximum number of bytes in an upload in addition to its file."""
+"""Maximum number of bytes that an upload contains in addition to its file."""
 MESSAGE_BYTES = 1024**2
 """Maximum body size of any other request, in bytes: a question contains only a few texts and the names of uploaded files."""
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
@@ -45,7 +46,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def count(self, client: str, now: float | None = None) -> None:
-        """Count a request. ``now``: the time in seconds.
+        """Count a request. ``now`` is the time in seconds.
 
         Raises:
             UserError: the client has made too many requests.
@@ -64,7 +65,7 @@ class RateLimit:
 
 
 def is_loopback(host: str) -> bool:
-    """True if a host name or an IP address can only be reached from this machine."""
+    """Returns True if a host name or an IP address can only be reached from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -80,7 +81,7 @@ class HostCheck:
     Args:
         app: the page.
         names: names of this server.
-        own_machine: True if the server listens on a loopback address; otherwise any IP address is accepted as a host, since DNS
+        own_machine: True if the server listens on a loopback address; otherwise any IP address is accepted as a host, because DNS
             rebinding needs a host name.
     """
 
@@ -100,7 +101,7 @@ class HostCheck:
         await self.app(scope, receive, send)
 
     def accepts(self, header: str) -> bool:
-        """True if a header ``Host`` names this server."""
+        """Returns True if a header ``Host`` names this server."""
         match = HOST.fullmatch(header)
         host = match[1].strip("[]").lower() if match else ""
         if is_loopback(host) or host in self.names:
@@ -112,7 +113,8 @@ class HostCheck:
 
 
 class BodyLimit:
-    """Rejects requests whose body is too large, either based on the header or while the body is received. ASGI middleware.
+    """Rejects requests whose body is too large, either because of the length in the header, or while the body is received. ASGI
+    middleware.
 
     Args:
         app: the page.
@@ -185,7 +187,7 @@ class UploadLimit:
         await self.app(scope, receive, send)
 
     def count(self, client: str, length: bytes, now: float | None = None) -> None:
-        """Count an upload of ``length`` bytes, as given in the request's header.
+        """Count an upload. ``length`` is its number of bytes according to the request's header.
 
         Raises:
             UserError: the upload is rejected.

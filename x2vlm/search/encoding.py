@@ -1,5 +1,5 @@
-"""The model functions that a search needs: to compute the tokens of an image, which can be cached, and to score texts
-against these tokens."""
+"""The functions of a model that a search uses: one computes the tokens of an image, which can be cached, and others compare
+texts with these tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Encoder:
     """An image model with a contrastive and a matching head.
 
     Attributes:
-        width: width of the embeddings.
+        width: size of the embeddings.
         weights: hash of the model's weights.
         token_shape: (1 + P, D), the shape of the result of :meth:`tokens`.
 
@@ -69,6 +69,7 @@ class Encoder:
         return self.model.run([text], find)[0]
 
     def margins(self, tokens: Sequence[Tensor], text: str) -> np.ndarray:
-        """Returns the log-odds that a text is about each of several images, given by their tokens; (images,) float64."""
+        """Returns the log-odds that a text is about each of several images, (images,) float64. The images are represented by
+        their tokens."""
         stacked, first = torch.stack(list(tokens)).to(self.runtime.device), torch.zeros(1, dtype=torch.int64)
         return np.concatenate(Matcher(self.model, [text]).margins(stacked, [first] * len(stacked)))

@@ -3,7 +3,8 @@
 A folder ``I`` contains the following files, where N is the number of completed builds:
 
 - ``embeddings-N.npy`` (rows, E) float32, with a row for each distinct file content.
-- ``images-N.jsonl``, with a line for each file: line n is the image with row n, and the copies follow the images.
+- ``images-N.jsonl``, with a line for each file: line n describes the image whose embedding is in row n. The copies of images
+  follow after all images.
 - ``broken.jsonl``, which lists the files that cannot be read.
 - ``index.json``, with the model, the indexed folder, and N.
 
@@ -55,9 +56,9 @@ class IndexedImage:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Description of an index of the images in ``folder``, embedded by ``model``, whose weights have the hash ``weights``.
-    ``made``: the number of completed builds, 0 during the first build; ``digests``: SHA-256 of the list and of the embeddings, by
-    file name."""
+    """Describes an index of the images in ``folder``, which were embedded by ``model``. The hash of its weights is ``weights``.
+    ``made`` is the number of completed builds, which is 0 during the first build. ``digests`` contains the SHA-256 digests of the
+    list and of the embeddings, by file name."""
 
     folder: str
     model: str
@@ -77,7 +78,7 @@ class Metadata:
 
 
 def weights_hash(network: torch.nn.Module) -> str:
-    """Returns a hash of all weights of a network; embeddings of different networks cannot be compared."""
+    """Returns a hash of all weights of a network. Only embeddings with equal hashes can be compared."""
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(network.state_dict().items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -130,8 +131,8 @@ def read_images(path: Path) -> list[IndexedImage]:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Returns the unparsed lines of the list, since parsing a million lines takes a second. Raises the same errors as
-    :func:`read_images`."""
+    """Returns the lines of the list without parsing them, because parsing a million lines takes a second. Raises the same errors
+    as :func:`read_images`."""
     try:
         with open_regular(path) as file:
             return file.read().splitlines()
@@ -203,7 +204,7 @@ def open_embeddings(folder: Path, metadata: Metadata, count: int) -> np.ndarray:
     path = metadata.embeddings_in(folder)
     try:
         check_regular(path)
-        # torch warns about tensors on a read-only map. This map is copy-on-write and never written.
+        # torch warns about tensors that share read-only memory. This map is copy-on-write instead, and is never written to.
         found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); make the index again") from None
@@ -218,7 +219,7 @@ def open_embeddings(folder: Path, metadata: Metadata, count: int) -> np.ndarray:
 
 
 def write_part(folder: Path, number: int, images: Sequence[IndexedImage], embeddings: np.ndarray) -> None:
-    """Write a part of an index that is being built; the names of its two files contain a digest of both."""
+    """Write a part of an index that is being built. The names of the part's two files contain a digest of both files."""
     folder.mkdir(exist_ok=True)
     listed, array = "".join(map(_line, map(asdict, images))).encode("utf-8"), io.BytesIO()
     np.save(array, embeddings)

@@ -1,4 +1,5 @@
-"""An index of images, and the two stages of a search: cosine over all images, then the matching head on the best ones."""
+"""An index of images. A search has two stages: all images are compared with the text by cosine, and the matching head then
+re-ranks the best ones."""
 
 from __future__ import annotations
 
@@ -34,17 +35,17 @@ BLOCK = 1 << 17
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that a search found.
+    """An image found by a search.
 
     Attributes:
         path: path of the image.
         copies: files with the same content.
         cosine: cosine between image and text.
         score: the probability that the text is about the whole image; None if the hit was not re-ranked.
-        sum: the ranking score if the model's config has ``evaluation.score: sum`` (:func:`x2vlm.matching.sums`); None if the
-            config has a different score, or if the hit was not re-ranked.
-        box: the box to which the text applies, with the probability that the text is about the content of the box; None if no
-            box was requested.
+        sum: the ranking score if the model's config has ``evaluation.score: sum`` (see :func:`x2vlm.matching.sums`). It is None
+            if the config has a different score, or if the hit was not re-ranked.
+        box: the box that the text describes, with the probability that the text is about the content of the box; None if no box
+            was requested.
         content: hash of the file's content.
     """
 
@@ -57,7 +58,8 @@ class Hit:
     content: str = ""
 
     def formatted_scores(self) -> dict[str, str]:
-        """Returns the sum, probability and cosine of the hit by name, formatted for printing, without unknown values."""
+        """Returns the sum, the probability and the cosine of the hit, formatted for printing, by name. Values that are None are
+        omitted."""
         return formatted_scores(self.score, self.cosine, self.sum)
 
 
@@ -165,7 +167,8 @@ class ImageIndex:
         return nearest_rows(self.embeddings, self.model.embed_texts(text)[0], count)
 
     def _available(self, cosines: dict[int, float]) -> dict[int, Hit]:
-        """Returns the hits for rows that still have an unchanged file. A warning reports the number of other rows."""
+        """Returns the hits for those rows whose files still exist and are unchanged. The number of other rows is logged as a
+        warning."""
         hits = {}
         for row, cosine in cosines.items():
             paths = [path for path in map(self._unchanged, [self._image(row), *self._copies.get(row, ())]) if path]
@@ -196,7 +199,7 @@ class ImageIndex:
             yield from self.encoder.margins([self._tokens(hit) for hit in part], text).tolist()
 
     def _boxes(self, text: str, hits: Sequence[Hit]) -> Iterator[Box]:
-        """Yields, for each image, the box to which the text applies."""
+        """Yields, for each image, the box that the text describes."""
         for part in self._batches(hits):
             boxes, scores = self.encoder.locate([self._tokens(hit) for hit in part], text)
             for hit, box, score in zip(part, boxes, scores, strict=True):

@@ -64,8 +64,8 @@ class _File(NamedTuple):
 
 
 class Made(NamedTuple):
-    """The result of a build: the number of distinct images and of copies, the files that cannot be read (each with the reason),
-    and the number of newly embedded images."""
+    """The result of a build: the number of distinct images, the number of copies, the files that cannot be read (each with the
+    reason), and the number of newly embedded images."""
 
     images: int
     copies: int
@@ -86,8 +86,8 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
     are skipped.
 
     Raises:
-        UserError: the folder has no image; the index belongs to a different model or folder, cannot be written, or is already
-            being built.
+        UserError: the folder contains no images, or the index belongs to a different model or folder, cannot be written, or is
+            being built by another process.
     """
     origin = Path(encoder.model.origin)
     source = os.path.realpath(origin) if origin.exists() else encoder.model.origin
@@ -131,7 +131,7 @@ def _files(folder: Path) -> list[_File]:
 
 
 def _check_empty(out: Path) -> None:
-    """Reject a folder that contains other files but no index."""
+    """Reject a folder that contains files but no index."""
     others = (path.name for path in out.iterdir() if path.name != LOCK and not path.match(f".{METADATA_FILE}.*.tmp"))
     if not (out / METADATA_FILE).exists() and any(others):
         raise UserError(f"{out} contains other files; use an empty folder for the index")
@@ -139,7 +139,8 @@ def _check_empty(out: Path) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Context in which no other process builds the index. File systems without locks cannot guarantee this."""
+    """Context manager that prevents other processes from building the same index. This is not possible on file systems without
+    locks."""
     check_regular(out / LOCK)
     with (out / LOCK).open("a") as file:
         try:

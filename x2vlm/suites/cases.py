@@ -1,4 +1,4 @@
-"""Suites that test which of a few texts are about which of a few images."""
+"""Suites that test whether a model knows which of a few texts describes which of a few images."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class CaseSuite(Suite[list[Case]]):
         file_of: the official file of each kind.
         cases: function that reads the cases of a kind from its file, including cases that the official protocol excludes.
         rule: the official rule.
-        chance: value of each measure for random scores; if empty, 1 / N, which is the chance of choosing the right one of the N
-            texts of a case.
+        chance: the value of each measure for random scores. If empty, it is 1 / N, which is the chance of choosing the right one
+            of the N texts of a case.
         text_rule: a rule for the cosines (texts, texts) between the texts. Its measures are computed only for the cosine score.
     """
 
@@ -185,15 +185,16 @@ def _expected(rule: Rule, ranks: tuple[tuple[int, ...], ...], axis: int) -> Mapp
 
 
 def first_text_is_best(scores: np.ndarray) -> dict[str, float]:
-    """Counts a case as right if its first text has a higher score than all others; a tie is wrong."""
+    """Counts a case as right if its first text has a higher score than all others. A tie counts as wrong."""
     (row,) = scores
     return {"accuracy": float(row[0] > row[1:].max())}
 
 
 def pairs_match(scores: np.ndarray) -> dict[str, float]:
-    """Winoground's rule for two images and their texts (Thrush et al., 2022, equations 1 to 3); a tie is wrong.
+    """Winoground's rule for two images and their texts (Thrush et al., 2022, equations 1 to 3). A tie counts as wrong.
 
-    text: each image has a higher score with its own text; image: each text has a higher score with its own image; group: both.
+    The measure ``text`` is 1 if each image has a higher score with its own text than with the other text. ``image`` is 1 if each
+    text has a higher score with its own image than with the other image. ``group`` is 1 if both are 1.
     """
     own = np.diag(scores)
     text, image = bool((own > np.diag(scores[:, ::-1])).all()), bool((own > np.diag(scores[::-1])).all())

@@ -26,7 +26,7 @@ CANDIDATES = 10
 
 @dataclass(frozen=True)
 class Folders:
-    """The images, each with the index of its class; the class names; and the templates for texts."""
+    """The images, each with the index of its class, the names of the classes, and the templates of the texts."""
 
     images: list[tuple[Path, int]]
     names: list[str]
@@ -145,8 +145,8 @@ class ClassificationSuite(Suite[Folders]):
 
 
 class _Classifier:
-    """Scores images with the texts of all classes. As in CLIP, the embedding of a class is the mean of the embeddings of its
-    texts over all templates."""
+    """Computes the scores of images with the texts of all classes. As in CLIP, the embedding of a class is the mean of the
+    embeddings of its texts over all templates."""
 
     def __init__(self, model: LoadedModel, content: Folders):
         means = np.mean([model.embed_texts(content.texts(template)) for template in content.templates], axis=0)
@@ -163,7 +163,7 @@ class _Classifier:
 
 
 def _hits(scores: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Returns whether the true class is first, and whether it is among the first five, (images, 2); ties count as wrong."""
+    """Returns whether the true class is first, and whether it is among the first five, (images, 2). Ties count as wrong."""
     own = np.take_along_axis(scores, true[:, None], axis=1)
     ahead = (scores >= own).sum(axis=1) - 1
     ahead = np.where(np.isneginf(own[:, 0]), scores.shape[1], ahead)

@@ -29,6 +29,6 @@ SUITE = CaseSuite(
     rule=choices_and_pairs_match,
     chance={"accuracy": 1 / 2, "text": 1 / 4, "image": 1 / 4, "group": 1 / 6},
     summaries={"all": ("micro", ())},
-    note="each text is right once and wrong once, so a model that does not see the images reaches an accuracy of 50 "
-    "%, a text score of 0% and, by chance, an image score of 25%",
+    note="each text is right once and wrong once, so a model that does not see the images reaches an accuracy of 50%, "
+    "a text score of 0% and, by chance, an image score of 25%",
 )

@@ -38,8 +38,8 @@ SCORE = "box head"
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingSuite(Suite[dict[str, list[Phrase]]]):
-    """The fraction of phrases whose box has an IoU of at least 0.5 with the true box. The IoU is computed as in the published
-    script.
+    """Measures the fraction of phrases whose predicted box has an IoU of at least 0.5 with the true box. The IoU is computed as
+    in the published script.
 
     Attributes:
         refs: the official file of referring expressions.
@@ -143,8 +143,8 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
 
 
 def _pixels(box: Box, size: tuple[int, int] | None, item: Phrase) -> tuple[float, float, float, float]:
-    """Returns the box as x, y, width and height, in pixels of the phrase's image. ``size``: width and height of the image that
-    the model saw."""
+    """Returns the box as x, y, width and height, in pixels of the phrase's image. ``size`` is the width and height of the image
+    that the model saw."""
     scale_x, scale_y = (1.0, 1.0) if size is None else (item.size[0] / size[0], item.size[1] / size[1])
     return box.x * scale_x, box.y * scale_y, box.width * scale_x, box.height * scale_y
 

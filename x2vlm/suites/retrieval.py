@@ -47,7 +47,8 @@ class Captions:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSuite(Suite[Captions]):
-    """Recall in both directions. The best candidates by cosine are re-ranked by the matching head and, separately, by the sum.
+    """Measures the recall in both directions. The best candidates by cosine are re-ranked by the matching head and, separately,
+    by the sum.
 
     Attributes:
         captions: names of the files with captions, in the format used by the authors of ALBEF, X-VLM and BLIP; the first file
@@ -175,7 +176,7 @@ def _without_cosines(summed: Stage, cosine: Stage, temperature: float) -> Stage:
 
 
 def _hits(ranks: np.ndarray) -> np.ndarray:
-    """Returns whether each query has a true candidate among the first K, (queries, values of K)."""
+    """Returns whether each query has a true candidate among the first K candidates, (queries, values of K)."""
     return (ranks[:, None] < np.array(RECALL_AT)).astype(np.float64)
 
 

@@ -1,4 +1,5 @@
-"""A model's scores for pairs of images and texts, with and without access to the images or the texts."""
+"""Computes a model's scores for pairs of images and texts, and the scores of the baselines, which do not see the images or the
+texts."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ class ScoredCases:
         scores: for each type of score and each of :data:`~x2vlm.suites.suite.CONDITIONS`, the scores (images, texts) of each
             case.
         text_cosines: the cosines (texts, texts) of the embeddings of each case's texts.
-        skipped: the reason for each case that cannot be scored.
+        skipped: for each case that cannot be scored, the reason.
         same_texts: number of cases whose texts differ in the file, but are equal after cleaning and truncation.
     """
 
@@ -165,8 +166,8 @@ class _Table:
     """The scores of the images and texts in some cases.
 
     Attributes:
-        rows, columns: the row of each picture and the column of each text; the first row is the grey image, and the first column
-            is the blank text.
+        rows, columns: the row of each picture and the column of each text. The first row belongs to the grey image, and the first
+            column to the blank text.
         scores: (rows, columns) float64 for each of :data:`SCORES`; the matching head scores only pairs of the same case.
         text_cosines: (columns, columns) float64.
     """

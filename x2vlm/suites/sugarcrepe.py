@@ -29,7 +29,7 @@ def _cases(captions: Sequence[str], kind: str, path: Path) -> list[Case]:
 
 
 def captions_beat_the_negative(scores: np.ndarray) -> dict[str, float]:
-    """Judges SugarCrepe++'s image-text task (ITT), with two right captions and a wrong one; a tie is wrong."""
+    """Judges SugarCrepe++'s image-text task (ITT), which has two right captions and a wrong one. A tie counts as wrong."""
     ((first, second, wrong),) = scores
     return {"ITT": float(min(first, second) > wrong), "first": float(first > wrong), "second": float(second > wrong)}
 

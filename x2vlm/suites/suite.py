@@ -28,7 +28,8 @@ SCORES = {
     "sum": "log-odds of the matching head plus the cosine divided by the temperature",
 }
 CONDITIONS = ("model", "text only", "image only")
-"""The model, and the two baselines, which see a grey image in place of each image, or the same text in place of all texts."""
+"""The model, and the two baselines. The text-only baseline sees a grey image in place of each image, and the image-only baseline
+sees the same text in place of each text."""
 GREY = 128
 """Value of all pixels of the grey image."""
 BLANK = "a picture"
@@ -45,7 +46,7 @@ TIES = (
 
 @dataclass(frozen=True)
 class Published:
-    """A model's results in the literature, in percent, by ``row: measure``; ``source``: where they were published."""
+    """A model's results in the literature, in percent, by ``row: measure``. ``source`` says where they were published."""
 
     model: str
     values: Mapping[str, float]
@@ -59,8 +60,8 @@ class Judged:
     Attributes:
         kinds: the kind of each of N examples; each kind is a row of the table.
         groups: the group of each example, such as its image; examples in a group are drawn together for intervals.
-        values: for each score and each of :data:`CONDITIONS`, (N, measures): 1 for right, 0 for wrong; NaN if the measure does
-            not apply to the score.
+        values: for each score and each of :data:`CONDITIONS`, the values (N, measures): 1 for right, 0 for wrong, and NaN if the
+            measure does not apply to the score.
         parts: the part of each example, for means over parts.
         chance: chance level of a measure, by ``kind: measure`` or by measure.
         examples: a JSON object for each example, for ``cases.jsonl``.
@@ -122,11 +123,12 @@ class Suite(ABC, Generic[C]):
 
     @abstractmethod
     def files(self, folder: Path, kinds: Sequence[str]) -> list[str]:
-        """Returns the names of the files in the folder that are read, excluding images. ``kinds``: as in :meth:`read`."""
+        """Returns the names of the files in the folder that are read, except images. ``kinds`` are the same as in
+        :meth:`read`."""
 
     @abstractmethod
     def read(self, folder: Path, kinds: Sequence[str]) -> C:
-        """Reads the files of the suite. ``kinds``: the kinds to measure; all if empty.
+        """Reads the files of the suite. ``kinds`` are the kinds to measure; if empty, all kinds are measured.
 
         Raises:
             UserError: if a file is missing or malformed, or if there is no such kind.
@@ -145,7 +147,7 @@ class Suite(ABC, Generic[C]):
 
         Args:
             judged: the examples.
-            draws: number of bootstrap draws for the intervals, 0 for no intervals. Examples in a group are drawn together; for a
+            draws: number of bootstrap draws for the intervals; 0 for no intervals. Examples in a group are drawn together. For a
                 mean over parts, the parts are drawn. If all draws are equal, Wilson's interval for the number of groups or parts
                 is used instead.
             seed: seed of the draws.
@@ -253,7 +255,7 @@ def _interval(value: float, drawn: np.ndarray, units: int) -> tuple[float, float
 
 
 def _mean(values: np.ndarray, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Returns the weighted means of the chosen examples, (draws, measures); NaN for draws without any of these examples."""
+    """Returns the weighted means of the chosen examples, (draws, measures). Draws without any of these examples have NaN."""
     weights = weights[:, chosen]
     with np.errstate(invalid="ignore", divide="ignore"):
         mean: np.ndarray = weights @ values[chosen] / weights.sum(axis=1, keepdims=True)
@@ -357,7 +359,7 @@ def lines_of(path: Path) -> list[Entry]:
 
 @contextmanager
 def reading(location: str) -> Iterator[None]:
-    """Context in which errors caused by a malformed entry become a :class:`UserError` that names the entry's location."""
+    """Context manager that converts errors caused by a malformed entry to a :class:`UserError` with the entry's location."""
     try:
         yield
     except KeyError as error:
@@ -367,7 +369,7 @@ def reading(location: str) -> Iterator[None]:
 
 
 def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:
-    """Returns the texts under these keys of an entry; raises KeyError or TypeError, see :func:`reading`."""
+    """Returns the texts under these keys of an entry. Raises KeyError or TypeError, which :func:`reading` converts."""
     texts = tuple(entry[key] for key in keys)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{' and '.join(map(str, keys))} must be strings")

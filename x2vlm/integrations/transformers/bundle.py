@@ -24,8 +24,8 @@ Import = ast.Import | ast.ImportFrom
 
 
 class Target(NamedTuple):
-    """The meaning of a name: a definition in a module of this project; such a module itself, with an empty ``name``; or an import
-    from another package, where ``module`` is the import statement."""
+    """The meaning of a name. It is a definition in a module of this project, such a module itself (then ``name`` is empty), or an
+    import from another package (then ``module`` is the import statement)."""
 
     module: str
     name: str
@@ -195,7 +195,7 @@ class Bundle:
         return found if found is None or found.is_import or not found.name else self._resolved(*found[:2])
 
     def _is_known(self, module: str, use: Use) -> bool:
-        """True if the file contains the definition that an annotation uses."""
+        """Returns True if the file contains the definition that an annotation uses."""
         found = self._meaning_of(module, use)
         return hasattr(builtins, use.name.id) if found is None else found in self.kept
 
@@ -452,8 +452,8 @@ def _folder() -> Path:
 
 
 def _path_of(module: str) -> Path | None:
-    """Returns the file of a module of this project, or None for other modules. In an installation, all packages are inside
-    x2vlm."""
+    """Returns the file of a module of this project, or None for other modules. In an installation, all packages of this project
+    are inside x2vlm."""
     if _folder() != ROOT and module.partition(".")[0] != "x2vlm":
         return None
     path = _folder().joinpath(*module.split("."))

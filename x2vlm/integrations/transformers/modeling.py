@@ -1,4 +1,4 @@
-"""X²-VLM as a model and a processor for transformers, for models of task pretrain, retrieval and grounding.
+"""X²-VLM as a model and a processor for transformers, for models of the tasks ``pretrain``, ``retrieval`` and ``grounding``.
 
 This module becomes the last section of the modelling file that :mod:`x2vlm.integrations.transformers.writing` writes. Training
 does not use it. Axes: N images, M texts, L tokens, K = 1 + P states of an image (the mean patch, then its patches), D width, E
@@ -41,7 +41,7 @@ ALLOWED_OPTIONS: dict[str, Sequence[Any]] = {
     "padding": (True, "longest"),
     "truncation": (True, None),
 }
-"""Options of the processor, each with its allowed values. They describe what the processor does in any case."""
+"""Options of the processor, each with its allowed values, which describe what the processor always does."""
 
 
 class X2VLMConfig(PretrainedConfig):
@@ -92,7 +92,7 @@ class X2VLMOutput(ModelOutput):
 
 
 class X2VLMModel(PreTrainedModel):
-    """The encoders of X²-VLM and its contrastive, matching and box heads (arXiv:2211.12402, section 3)."""
+    """The encoders of X²-VLM and its contrastive, matching and box heads (section 3 of arXiv:2211.12402)."""
 
     config_class = X2VLMConfig
     main_input_name = "pixel_values"
@@ -246,8 +246,8 @@ class X2VLMProcessor(ProcessorMixin):
         Args:
             images: an image or a list of images: Pillow images, paths, or uint8 arrays (H, W, 3).
             text: a text, or a list of texts.
-            options: only ``return_tensors="pt"``, ``padding=True`` and ``truncation=True`` are allowed; they describe what
-                the processor does in any case.
+            options: only ``return_tensors="pt"``, ``padding=True`` and ``truncation=True`` are allowed; they describe what the
+                processor always does.
 
         Raises:
             ValueError: nothing is given, a text has no words, or an option has a different value.
@@ -287,7 +287,7 @@ class X2VLMProcessor(ProcessorMixin):
 
 @contextmanager
 def _encoder_folders(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Path]]:
-    """Context with folders that contain the configurations of encoders, from which the encoders are built."""
+    """Context manager that creates folders with the configurations of encoders, from which the encoders are built."""
     with tempfile.TemporaryDirectory() as name:
         folders = {part: Path(name, part) for part in configs}
         for part, folder in folders.items():

@@ -1,4 +1,4 @@
-"""Replacements, in the modelling file, for functions of this project that look for models of other projects."""
+"""Functions that replace, in the modelling file, functions of this project that look for models of other projects."""
 
 from __future__ import annotations
 
