@@ -136,7 +136,7 @@ class Chart:
         if len(self.drawn) != 1:
             return ""
         value = self.drawn[0].points[-1][1]
-        return f"{written(100 * value if self.unit == '%' else value)}{self.unit}"
+        return f"{format_number(100 * value if self.unit == '%' else value)}{self.unit}"
 
     @property
     def spec(self) -> dict[str, Any]:

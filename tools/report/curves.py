@@ -181,7 +181,7 @@ def _last_validation(runs: Sequence[Run], names: Sequence[str]) -> Numbers:
     for name in names:
         last = [run.validation.series[name].last if name in run.validation.series else None for run in runs]
         scale, unit = _unit_of(runs, name)
-        rows.append((name, ["" if point is None else _written(point[1] * scale, unit) for point in last]))
+        rows.append((name, ["" if point is None else _formatted(point[1] * scale, unit) for point in last]))
     return Numbers(heads, rows)
 
 
@@ -191,12 +191,12 @@ def _speed(several: Sequence[Series], unit: str) -> str:
         return ""
     low, high = min(series.range()[0] for series in several), max(series.range()[1] for series in several)
     median = sum(series.median() for series in several) / len(several)
-    low_text, high_text = (_written(value, unit, 3).removesuffix(unit) for value in (low, high))
-    return f"{_written(median, unit, 3)} ({low_text} to {high_text})"
+    low_text, high_text = (_formatted(value, unit, 3).removesuffix(unit) for value in (low, high))
+    return f"{_formatted(median, unit, 3)} ({low_text} to {high_text})"
 
 
-def _written(value: float, unit: str, digits: int = 4) -> str:
-    return f"{written(100 * value if unit == '%' else value, digits)}{unit}"
+def _formatted(value: float, unit: str, digits: int = 4) -> str:
+    return f"{format_number(100 * value if unit == '%' else value, digits)}{unit}"
 
 
 def _unit_of(runs: Sequence[Run], name: str) -> tuple[float, str]:
