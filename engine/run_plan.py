@@ -67,8 +67,8 @@ class RunPlan:
             accumulation: micro-batches per step and rank; if None, they are derived from ``train``.
 
         Raises:
-            UserError: if the global batch, the chunks or the lanes of the data are not divisible as required, or if the warm-up
-                or a freeze is longer than the run.
+            UserError: if the global batch, the chunks or ``lanes`` (the number of parts into which the data are split with
+                ``order: blocks``) cannot be divided as required, or if the warm-up or a freeze is longer than the run.
         """
         data.check_ranks(ranks)
         if accumulation is None:

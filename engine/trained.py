@@ -73,7 +73,7 @@ class Trained:
         ]
         self._check_parts(name for group in all_groups for name in group["names"])
         self._set_frozen(self.freeze.frozen_at(max(0, step - 1)))
-        self.parallel.follow()
+        self.parallel.update_trainable()
         self.average = WeightAverage(ever_trained, optim.ema)
         """The average of all parameters that train at some point in the run."""
         if optim.ema:
@@ -116,7 +116,7 @@ class Trained:
         self.parallel.release()
         self._set_frozen(self.freeze.frozen_at(step))
         self.optimizer.state.update(states)
-        self.parallel.follow()
+        self.parallel.update_trainable()
         logger.info("step %d: %s trains from now on", step + 1, ", ".join(p for p in before if p not in self.frozen))
         self._log(self.frozen)
         return True
@@ -159,7 +159,7 @@ class Trained:
             parameter_state = states.setdefault(index, {})
             for key, value in parameter_state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    parameter_state[key] = self.parallel.like(value, parameter)
+                    parameter_state[key] = self.parallel.shard_like(value, parameter)
             parameter_state |= read.get(name, {})
         missing = [name for index, (name, _) in enumerate(self._optimised()) if not states[index]]
         if 0 < len(missing) < len(states):

@@ -45,7 +45,7 @@ RENDEZVOUS = "x2vlm"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 UNHANDLED_S = 3.0
-"""Number of seconds after which a signal that Python has not handled counts as unhandled."""
+"""Number of seconds that Python has to handle a signal; see :func:`_exit_if_signal_unhandled`."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Matches the start of a valid entry in CUDA_VISIBLE_DEVICES."""

@@ -197,7 +197,7 @@ def word_loss(model: PretrainModel, text: MaskedText, image: Padded | None) -> T
 
 
 def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> Padded:
-    """Encode texts with the token ids ``ids`` (N, L)."""
+    """Encodes texts with the token ids ``ids`` (N, L)."""
     assert isinstance(encoder, TextEncoder), "the reference needs an encoder built from our own blocks"
     states = encoder.embeddings(ids)
     for block in encoder.encoder.blocks:
@@ -206,7 +206,7 @@ def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> 
 
 
 def fuse(fusion: FusionEncoder, text: Padded, image: Padded | None) -> Tensor:
-    """Fuse texts with images; text n attends to the states of image n. Returns (N, L, D)."""
+    """Fuses texts with images; text n attends to the states of image n. Returns (N, L, D)."""
     states = text.states
     for block in fusion.blocks:
         states = run_block(block, Padded(states, text.mask), image)

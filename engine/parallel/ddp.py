@@ -36,7 +36,7 @@ class DataParallel(Parallel):
     def __call__(self, batch: Any) -> Any:
         return self.wrapped(batch)
 
-    def follow(self) -> None:
+    def update_trainable(self) -> None:
         if not distributed.is_distributed():
             return
         devices = [self.device.index] if self.device.type != "cpu" else None
@@ -78,7 +78,7 @@ class DataParallel(Parallel):
         thread.shutdown(wait=False)
         return future
 
-    def like(self, state: Tensor, parameter: Tensor) -> Tensor:
+    def shard_like(self, state: Tensor, parameter: Tensor) -> Tensor:
         return state
 
 

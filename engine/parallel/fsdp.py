@@ -139,7 +139,7 @@ class Sharded(Parallel):
         assert isinstance(future, Future)
         return future
 
-    def like(self, state: Tensor, parameter: Tensor) -> Tensor:
+    def shard_like(self, state: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
             return state
         # Every rank has the full tensor and selects its shard without communication.

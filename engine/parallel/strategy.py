@@ -38,7 +38,7 @@ class Parallel(ABC):
     def __call__(self, batch: Any) -> Any:
         """Runs the forward pass of a micro-batch."""
 
-    def follow(self) -> None:  # noqa: B027 - FSDP2 needs no update
+    def update_trainable(self) -> None:  # noqa: B027 - FSDP2 needs no update
         """Adapts to the set of trainable parameters. Called at the start, and after parameters are unfrozen."""
 
     def release(self) -> None:  # noqa: B027 - FSDP2 has nothing to release
@@ -82,7 +82,7 @@ class Parallel(ABC):
         """
 
     @abstractmethod
-    def like(self, state: Tensor, parameter: Tensor) -> Tensor:
+    def shard_like(self, state: Tensor, parameter: Tensor) -> Tensor:
         """Shards a full tensor like ``parameter``, which has the same shape."""
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -94,7 +94,7 @@ class Parallel(ABC):
         tensors = self.model.state_dict(keep_vars=True)
         with torch.no_grad():
             for name, weight in weights.items():
-                tensors[name].copy_(self.like(weight, tensors[name]))
+                tensors[name].copy_(self.shard_like(weight, tensors[name]))
 
 
 def copied_to_host(value: Any, keep: bool = True) -> Any:

@@ -81,7 +81,7 @@ def was_published(path: str | Path) -> bool:
 
 
 def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) -> tuple[dict[str, Tensor], Form]:
-    """Rename tensors from the published names to ours, and drop the copies and buffers that :func:`to_published` restores.
+    """Renames tensors from the published names to ours, and drops the copies and buffers that :func:`to_published` restores.
 
     Tensors without a counterpart in our models keep their names, as do buffers whose values differ from the computed ones.
 
@@ -112,7 +112,7 @@ def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) ->
 
 
 def to_published(ours: Mapping[str, Tensor], form: Form | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """Convert tensors with our names to the form in which the authors' code saves them.
+    """Converts tensors with our names to the form in which the authors' code saves them.
 
     Args:
         ours: tensors with our names.

@@ -47,7 +47,7 @@ class WeightFile:
 
 
 def read_weights(path: str | Path, *, merge: bool = True) -> dict[str, Tensor]:
-    """Read the tensors of a ``.safetensors`` or PyTorch file, by name.
+    """Reads the tensors of a ``.safetensors`` or PyTorch file, by name.
 
     A nested ``model``, ``module`` or ``state_dict`` dictionary is opened. If DistributedDataParallel or torch.compile has added a
     prefix to all names, it is removed.
@@ -64,7 +64,7 @@ def read_weights(path: str | Path, *, merge: bool = True) -> dict[str, Tensor]:
 
 
 def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
-    """Read the tensors of a file and how they were stored; see :func:`read_weights`."""
+    """Reads the tensors of a file and how they were stored; see :func:`read_weights`."""
     path = expanded(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")

@@ -68,7 +68,7 @@ class InitConfig(Config):
 
 
 def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
-    """Load the weights that ``config`` names. The reports say what was loaded, resized, copied or left fresh.
+    """Loads the weights that ``config`` names. The reports say what was loaded, resized, copied or left fresh.
 
     Raises:
         UserError: if a file cannot be read or does not fit the model.
@@ -115,7 +115,7 @@ def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
     """The parameters that train at ``lr * lr_mult``: all parameters that a loaded file did not contain, and all randomly
     initialised heads.
 
-    A table of frame positions that a file fills only partly also belongs to them (as in the authors' code).
+    They include a table of frame positions of which the file fills only a part (as in the authors' code).
 
     An encoder for which no file was given starts from scratch on purpose, so it trains at ``lr``. Heads train at ``lr * lr_mult``
     even if the whole model starts from scratch (as in the authors' code).
@@ -167,7 +167,7 @@ def _is_head(name: str) -> bool:
 
 
 def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
-    """Load the weights of a backbone into the vision encoder."""
+    """Loads the weights of a backbone into the vision encoder."""
     report = LoadReport(source)
     kept: dict[str, Tensor] = {}
     parameters = model.state_dict()

@@ -139,7 +139,7 @@ def _without_text(
 def assign(
     model: XVLM, state: dict[str, Tensor], report: LoadReport, rename: Callable[[str], str | None] = lambda name: name
 ) -> None:
-    """Copy ``state`` into the model's parameters, resize position tables, and record in ``report`` what happened."""
+    """Copies ``state`` into the model's parameters, resizes position tables, and records in ``report`` what happened."""
     parameters = model.state_dict(keep_vars=True)  # includes stored buffers, which some backbones have
     problems = []
     named = [(name, rename(name), tensor) for name, tensor in state.items()]

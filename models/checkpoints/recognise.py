@@ -92,7 +92,7 @@ class Recognised:
 
 
 def recognise(shapes: Shapes) -> Recognised:
-    """Recognise a file from the names and shapes of its tensors."""
+    """Recognises a file from the names and shapes of its tensors."""
     names = in_our_names(shapes)
     ours = {name: shapes[file_name] for name, file_name in names.items()}
     kind, naming = _kind_and_naming(shapes, ours)
@@ -122,7 +122,7 @@ def recognise(shapes: Shapes) -> Recognised:
 
 
 def in_our_names(names: Collection[str]) -> dict[str, str]:
-    """Map our name of each tensor to the tensor's name in the file. Copies and buffers are skipped; unknown names are kept."""
+    """Maps our name of each tensor to the tensor's name in the file. Copies and buffers are skipped; unknown names are kept."""
     if is_published(names):
         layout = Layout.of_published(names)
         rename = published_to_ours(layout.text_layers)

@@ -167,7 +167,8 @@ def ours_to_published(layout: Layout) -> Callable[[str], str | None]:
 
 
 def stored_twice(names: Collection[str], layout: Layout) -> dict[str, str]:
-    """The copies that a published file with ``names`` also stores: copy -> original."""
+    """Returns the additional copies of tensors that a published file with ``names`` stores: the original's name, by the name of
+    the copy."""
     with_decoder = _any(names, "text_decoder.")
     copies = {copy: original for copy, original in SHARED_WORDS.items() if with_decoder and copy not in names}
     for copy, original in TIED.items():

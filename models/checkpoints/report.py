@@ -57,7 +57,7 @@ class LoadReport:
         return lines
 
     def require_same_depth(self) -> None:
-        """Raise a :class:`UserError` if an encoder does not have the same number of layers in the file and the model. Without
+        """Raises a :class:`UserError` if an encoder does not have the same number of layers in the file and the model. Without
         this check, half an encoder could be loaded without any error."""
         for encoder, pattern in _LAYERS.items():
             if encoder == "text" and self.text_skipped:
@@ -76,7 +76,7 @@ class LoadReport:
                 )
 
     def require_complete(self) -> None:
-        """Raise a :class:`UserError` if a parameter stayed fresh, or if a tensor in the file was not used."""
+        """Raises a :class:`UserError` if a parameter stayed fresh, or if a tensor in the file was not used."""
         problems = []
         if self.fresh:
             problems.append(f"{len(self.fresh)} parameters are not in the file ({_some(self.fresh)})")
@@ -112,7 +112,7 @@ def _pattern(name: str) -> str:
 
 
 def by_module(names: Iterable[str]) -> list[str]:
-    """Replace the indices in names by ``*``, and list each resulting name once, with its count."""
+    """Replaces the indices in names by ``*``, and lists each resulting name once, with its count."""
     groups: dict[str, int] = {}
     for name in names:
         groups[_pattern(name)] = groups.get(_pattern(name), 0) + 1

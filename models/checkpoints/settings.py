@@ -73,7 +73,7 @@ def model_section(values: Mapping[str, Any]) -> ModelConfig | None:
 
 
 def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new_text: bool) -> None:
-    """Compare a model with the config that its weights were trained with.
+    """Compares a model with the config that its weights were trained with.
 
     Args:
         model: the model that has loaded the weights.

@@ -280,7 +280,7 @@ class BlockStack(nn.Module):
         queries: QueryPositions | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Run all blocks.
+        """Runs all blocks.
 
         Args:
             states: (T, D).
@@ -308,11 +308,11 @@ class BlockStack(nn.Module):
         return states
 
     def project_layers(self, states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Project ``states`` (..., D') to keys and values (..., D) for the cross-attention of each block."""
+        """Projects ``states`` (..., D') to keys and values (..., D) for the cross-attention of each block."""
         return tuple(block.crossattention.project(states) for block in self.blocks if block.crossattention is not None)
 
     def project(self, states: Tensor, mask: Tensor | None = None) -> KeysValues:
-        """Project ``states`` (R, K, D') to keys and values that texts can attend to.
+        """Projects ``states`` (R, K, D') to keys and values that texts can attend to.
 
         ``mask`` (R, K) bool, True = attend; if None, texts attend to all states.
         """
@@ -320,7 +320,7 @@ class BlockStack(nn.Module):
         return KeysValues(self.project_layers(states), (bias,))
 
     def project_texts(self, texts: PackedTexts) -> KeysValues:
-        """Project texts to keys and values that other texts can attend to, one row per text."""
+        """Projects texts to keys and values that other texts can attend to, one row per text."""
         return self.project(texts.padded(), texts.packing.mask)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:

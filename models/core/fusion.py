@@ -187,22 +187,22 @@ class FusionQueue:
         self._fused: Sequence[Tensor] | None = None
 
     def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
-        """Queue texts whose fused [CLS] states (N, D) are needed."""
+        """Queues texts whose fused [CLS] states (N, D) are needed."""
         return self.at_positions(texts, keys_values, QueryPositions.cls(texts.packing.count, texts.states.device))
 
     def at_positions(
         self, texts: PackedTexts, keys_values: KeysValues | None, positions: QueryPositions
     ) -> Callable[[], Tensor]:
-        """Queue texts whose fused states (Q, D) at some positions are needed."""
+        """Queues texts whose fused states (Q, D) at some positions are needed."""
         return self._queue(FusionPass(texts, keys_values, positions))
 
     def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
-        """Queue texts for which the fused states (T, D) of all tokens are needed. Such passes cannot be mixed with other passes
+        """Queues texts for which the fused states (T, D) of all tokens are needed. Such passes cannot be mixed with other passes
         in a queue."""
         return self._queue(FusionPass(texts, keys_values))
 
     def run(self) -> None:
-        """Fuse all queued texts."""
+        """Fuses all queued texts."""
         assert self._fused is None, "the queue has already run"
         if not self._passes:
             return

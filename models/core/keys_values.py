@@ -116,7 +116,7 @@ class KVCache:
         self.layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def update(self, attention: nn.Module, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the keys and values (N, H, L', d) of new tokens, and return the keys and values of all tokens."""
+        """Appends the keys and values (N, H, L', d) of new tokens, and returns the keys and values of all tokens."""
         if attention in self.layers:
             past_keys, past_values = self.layers[attention]
             keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
@@ -124,13 +124,13 @@ class KVCache:
         return keys, values
 
     def crop(self, length: int) -> None:
-        """Keep only the first ``length`` tokens."""
+        """Keeps only the first ``length`` tokens."""
         self.layers = {
             attention: (keys[:, :, :length], values[:, :, :length]) for attention, (keys, values) in self.layers.items()
         }
 
     def reorder(self, hypotheses: Tensor) -> None:
-        """Keep the hypotheses with the indices ``hypotheses`` (M,) int64, in that order."""
+        """Keeps the hypotheses with the indices ``hypotheses`` (M,) int64, in that order."""
         self.layers = {
             attention: (keys.index_select(0, hypotheses), values.index_select(0, hypotheses))
             for attention, (keys, values) in self.layers.items()

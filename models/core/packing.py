@@ -45,7 +45,7 @@ class Packing:
 
     @staticmethod
     def of(lengths: Tensor, length: int, tokens: int | None = None) -> Packing:
-        """Pack texts consecutively.
+        """Packs texts consecutively.
 
         Args:
             lengths: (N,) int64, number of tokens of each text.

@@ -130,8 +130,8 @@ keep their position embeddings."""
 def stretch_positions(table: Tensor, rows: int, first: int = 0) -> Tensor:
     """Resizes a position table (M, D) to (``rows``, D).
 
-    To make a table longer, its first 20 positions are kept, and the others are interpolated linearly over the remaining range
-    (Long-CLIP, arXiv:2403.15378, section 3.1). A shorter table loses its last positions.
+    To make a table longer, its first 20 positions are kept, and the other positions are interpolated linearly over the remaining
+    range (Long-CLIP, arXiv:2403.15378, section 3.1). A shorter table loses its last positions.
 
     Args:
         table: position table of a text encoder.

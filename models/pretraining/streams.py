@@ -126,7 +126,7 @@ class Stream(ABC, Generic[B]):
         texts = {}
         if any(loss != "mlm" for loss in requested):
             texts["plain"] = batch.text.plain()
-        if has_contrastive(requested) and (hard := hard_negatives_in(batch)) is not None:
+        if needs_embeddings(requested) and (hard := hard_negatives_in(batch)) is not None:
             texts["hard_negatives"] = hard.text
         if "mlm" in requested:
             texts["masked"] = batch.text.masked_copy()
@@ -197,7 +197,7 @@ class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
         assert images is not None
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
-        if has_contrastive(requested):
+        if needs_embeddings(requested):
             pairs = self.embed(model, batch, images, texts)
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
@@ -255,7 +255,7 @@ class RegionTextStream(Stream[RegionBatch]):
         # same keys share one attention call. Queue the matching loss last, because its negatives attend to other keys.
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
-        if has_contrastive(requested):
+        if needs_embeddings(requested):
             pairs = self.embed_pairs(model, batch, regions, texts["plain"], texts.get("hard_negatives"))
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
@@ -351,7 +351,7 @@ class TranslationStream(Stream[TranslationBatch]):
         translation = texts["translation"]
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
-        if has_contrastive(requested):
+        if needs_embeddings(requested):
             pairs = self.embed(model, batch, images, texts)
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
@@ -380,7 +380,7 @@ def hard_negatives_in(batch: Any) -> HardNegatives | None:
     return hard
 
 
-def has_contrastive(requested: Collection[str]) -> bool:
+def needs_embeddings(requested: Collection[str]) -> bool:
     """True if any of the losses needs embeddings. (The matching loss uses embeddings to sample hard negatives by similarity.)"""
     return "contrastive" in requested or "matching" in requested
 

@@ -291,7 +291,7 @@ def test_the_ddp_wrapper_is_replaced_at_an_unfreezing(tmp_path, monkeypatch):
         def forward(self, batch):
             return self.model(batch)
 
-    monkeypatch.setattr(DataParallel, "follow", lambda self: setattr(self, "wrapped", Wrapper(self.model)))
+    monkeypatch.setattr(DataParallel, "update_trainable", lambda self: setattr(self, "wrapped", Wrapper(self.model)))
     run = toy(tmp_path, {"vision": 1})
     old = weakref.ref(run.parallel.wrapped)
     gc.disable()

@@ -32,7 +32,7 @@ def chosen(monkeypatch):
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     monkeypatch.setattr(distributed, "gather_objects", lambda value: [value] * 8)
     monkeypatch.setattr(distributed, "move_from_rank_0", lambda model, device: None)
-    monkeypatch.setattr(DataParallel, "follow", lambda self: None)
+    monkeypatch.setattr(DataParallel, "update_trainable", lambda self: None)
     monkeypatch.setattr(choice, "Sharded", lambda model, device, shape: shape)
     return lambda config, optim=OPTIM: choice.parallel_of(config, optim, nn.Linear(1000, 1000), torch.device("cpu"))
 
