@@ -150,12 +150,14 @@ def pop_times(values: dict[str, float]) -> dict[str, float]:
 def compare_ranks(times: dict[str, float]) -> dict[str, float]:
     """Computes the values :data:`RANKS` from the times that the ranks spent on their own work. Returns an empty dictionary for a
     single rank."""
-    own = {int(match[1]): times[match[0]] for name in times if (match := TIMES.fullmatch(name)) and match[2] == "own_s"}
-    if len(own) < 2:
+    own_s = {
+        int(match[1]): times[match[0]] for name in times if (match := TIMES.fullmatch(name)) and match[2] == "own_s"
+    }
+    if len(own_s) < 2:
         return {}
-    slowest = max(own, key=lambda rank: own[rank])
-    others = statistics.median(seconds for rank, seconds in own.items() if rank != slowest)
-    return dict(zip(RANKS, (slowest, own[slowest], times[f"ranks/{slowest}/data_s"], others), strict=True))
+    slowest = max(own_s, key=lambda rank: own_s[rank])
+    others_s = statistics.median(seconds for rank, seconds in own_s.items() if rank != slowest)
+    return dict(zip(RANKS, (slowest, own_s[slowest], times[f"ranks/{slowest}/data_s"], others_s), strict=True))
 
 
 class _History:

@@ -106,9 +106,9 @@ class SlurmFlags:
     def check(self, placement: Placement) -> None:
         """Raises :class:`UserError` if the flags contradict each other or the placement flags."""
         if not self.slurm:
-            given = [name for name in (*OPTIONS, "sbatch", "dry_run") if getattr(self, name)]
-            if given:
-                raise UserError(f"--{given[0].replace('_', '-')} needs --slurm; add --slurm, or remove this flag")
+            used = [name for name in (*OPTIONS, "sbatch", "dry_run") if getattr(self, name)]
+            if used:
+                raise UserError(f"--{used[0].replace('_', '-')} needs --slurm; add --slurm, or remove this flag")
             return
         for name in ("master", "node_rank"):
             if getattr(placement, name) is not None:
@@ -233,23 +233,23 @@ exit "$status"
 
 def _options(job: Job, notice_s: int) -> list[str]:
     """Returns the sbatch options, without leading dashes."""
-    nodes, given = job.placement.nodes, job.options
+    nodes, options = job.placement.nodes, job.options
     values = {
-        "job-name": given.job_name or job.folder.name,
+        "job-name": options.job_name or job.folder.name,
         "nodes": "1" if nodes is None else f"{nodes.min}-{nodes.max}" if nodes.elastic else str(nodes.max),
         "ntasks-per-node": "1",
         "gpus-per-node": job.placement.gpus,
-        "cpus-per-task": given.cpus_per_task,
-        "mem": given.mem,
-        "time": given.time,
-        "partition": given.partition,
-        "account": given.account,
-        "qos": given.qos,
+        "cpus-per-task": options.cpus_per_task,
+        "mem": options.mem,
+        "time": options.time,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
         "signal": f"USR1@{notice_s}",
         "open-mode": "append",
         "output": str(Path(str(job.folder).replace("%", "%%")) / LOG),
     }
-    return [*(f"{key}={value}" for key, value in values.items() if value is not None), "requeue", *given.sbatch]
+    return [*(f"{key}={value}" for key, value in values.items() if value is not None), "requeue", *options.sbatch]
 
 
 def _command(job: Job) -> list[str]:

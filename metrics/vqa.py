@@ -106,8 +106,8 @@ def exact_match(predicted: str, answers: Sequence[str]) -> float:
     >>> exact_match("The dogs", ["dogs", "two dogs"]), exact_match("cats", ["dogs"])
     (1.0, 0.0)
     """
-    wanted = {normalize_answer(_clean(answer)) for answer in answers}
-    return float(normalize_answer(_clean(predicted)) in wanted)
+    accepted = {normalize_answer(_clean(answer)) for answer in answers}
+    return float(normalize_answer(_clean(predicted)) in accepted)
 
 
 def accuracy_type(answers: Iterable[Sequence[str]]) -> str:

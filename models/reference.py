@@ -221,11 +221,11 @@ def run_block(block: Block, text: Padded, image: Padded | None) -> Tensor:
     return add_and_norm(block.output, block.intermediate(states), states)
 
 
-def attend(attention: Attention, states: Tensor, seen: Padded) -> Tensor:
-    """``states`` (N, L, D) attend to the states of ``seen`` (N, K, D')."""
-    query, (key, value) = attention.self["query"](states), attention.project(seen.states)
+def attend(attention: Attention, states: Tensor, attended: Padded) -> Tensor:
+    """``states`` (N, L, D) attend to the states of ``attended`` (N, K, D')."""
+    query, (key, value) = attention.self["query"](states), attention.project(attended.states)
     query, key, value = map(attention.split_heads, (query, key, value))
-    mask = None if seen.mask is None else seen.mask[:, None, None, :]
+    mask = None if attended.mask is None else attended.mask[:, None, None, :]
     return add_and_norm(attention.output, attention.attend(query, key, value, mask), states)
 
 

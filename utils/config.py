@@ -123,10 +123,10 @@ def _causes(error: ValidationError) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
     paths: list[tuple[int | str, ...]] = [each["loc"] for each in found]
 
-    def follows(kind: str, own: tuple[int | str, ...]) -> bool:
-        return kind == "too_short" and any(len(loc) > len(own) and loc[: len(own)] == own for loc in paths)
+    def is_consequence(kind: str, path: tuple[int | str, ...]) -> bool:
+        return kind == "too_short" and any(len(loc) > len(path) and loc[: len(path)] == path for loc in paths)
 
-    return [each for each in found if not follows(each["type"], each["loc"])]
+    return [each for each in found if not is_consequence(each["type"], each["loc"])]
 
 
 def with_previous_defaults(saved: Any, schema: type[Config]) -> Any:

@@ -254,12 +254,12 @@ def nearest_keys(name: str, known: Sequence[str]) -> list[str]:
     paths = [*dict.fromkeys([*known, *sorted(sections)])]
     last_of = {path: path.rpartition(".")[2].removesuffix("[]") for path in paths}
     siblings = [path for path in paths if path.rpartition(".")[0] == section]
-    if found := difflib.get_close_matches(last, [last_of[path] for path in siblings], n=1):
-        return [path for path in siblings if last_of[path] == found[0]][:1]
-    same = [path for path in paths if last_of[path] == last]
-    if not same and (found := difflib.get_close_matches(last, set(last_of.values()), n=1, cutoff=0.75)):
-        same = [path for path in paths if last_of[path] == found[0]]
-    return sorted(same, key=lambda path: (path.count("."), -difflib.SequenceMatcher(None, name, path).ratio()))[:3]
+    if matches := difflib.get_close_matches(last, [last_of[path] for path in siblings], n=1):
+        return [path for path in siblings if last_of[path] == matches[0]][:1]
+    close = [path for path in paths if last_of[path] == last]
+    if not close and (matches := difflib.get_close_matches(last, set(last_of.values()), n=1, cutoff=0.75)):
+        close = [path for path in paths if last_of[path] == matches[0]]
+    return sorted(close, key=lambda path: (path.count("."), -difflib.SequenceMatcher(None, name, path).ratio()))[:3]
 
 
 def shown_value(value: Any) -> str:

@@ -53,12 +53,12 @@ def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], in
         # isdigit would accept ²
         if text.isascii() and text.isdecimal() and minimum <= int(text) and (maximum is None or int(text) <= maximum):
             return int(text)
-        wanted = (
+        expected = (
             f"a number from {minimum:,} to {maximum:,}"
             if maximum is not None
             else f"a whole number of at least {minimum}"
         )
-        raise WrongValueError(f"{text!r} is not {wanted}")
+        raise WrongValueError(f"{text!r} is not {expected}")
 
     return number
 

@@ -14,8 +14,8 @@ def counted(number: int, one: str, more: str) -> str:
 def printed(text: str, encoding: str | None = None) -> str:
     """Formats a text for printing on one line. Escapes line breaks, and characters that ``encoding`` (by default, the encoding of
     standard output) cannot represent."""
-    wanted = encoding or sys.stdout.encoding or "utf-8"
-    return text.replace("\n", "\\n").encode(wanted, "backslashreplace").decode(wanted)
+    used_encoding = encoding or sys.stdout.encoding or "utf-8"
+    return text.replace("\n", "\\n").encode(used_encoding, "backslashreplace").decode(used_encoding)
 
 
 def format_number(value: float, digits: int = 4) -> str:

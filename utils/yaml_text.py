@@ -178,7 +178,7 @@ def _tag(node: Node) -> str:
 def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
     """Returns the key and value nodes by key: first the keys of the mapping, then merged keys that the mapping does not define.
     Earlier merged mappings take precedence."""
-    own: dict[str, tuple[Node, Node]] = {}
+    pairs: dict[str, tuple[Node, Node]] = {}
     merged: list[MappingNode] = []
     merge_line = 0
     for key_node, value_node in node.value:
@@ -191,15 +191,15 @@ def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
             merged = _merged(key_node, value_node)
             continue
         key = _key(key_node)
-        if key in own:
+        if key in pairs:
             raise YamlError(
-                _line(key_node), f"found duplicate key {key!r}, first on line {_line(own[key][0])}; keep one of them"
+                _line(key_node), f"found duplicate key {key!r}, first on line {_line(pairs[key][0])}; keep one of them"
             )
-        own[key] = (key_node, value_node)
+        pairs[key] = (key_node, value_node)
     for source in merged:
         for key, pair in _pairs(source).items():
-            own.setdefault(key, pair)
-    return own
+            pairs.setdefault(key, pair)
+    return pairs
 
 
 def _merged(key_node: Node, value_node: Node) -> list[MappingNode]:

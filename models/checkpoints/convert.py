@@ -137,8 +137,8 @@ def _published(ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     named = {rename(name) or name: tensor for name, tensor in ours.items() if rename(name) or not _is_ours(name)}
     copies = stored_twice(named, layout)
     buffers = {name: make for name, make in computed_buffers(named).items() if name not in named}
-    whole = {**named, **{copy: named[original] for copy, original in copies.items()}}
-    return {**whole, **{name: make() for name, make in buffers.items()}}
+    with_copies = {**named, **{copy: named[original] for copy, original in copies.items()}}
+    return {**with_copies, **{name: make() for name, make in buffers.items()}}
 
 
 def _is_ours(name: str) -> bool:

@@ -231,35 +231,35 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
     report = LoadReport(source)
     if isinstance(model.text, HubTextEncoder):
         return _init_hub_text(model, model.text, state, report, alone)
-    kept, layers = _bert_state(state, report)
+    kept, file_layers = _bert_state(state, report)
     if alone:
         for name in [name for name in kept if not name.startswith("text.")]:
             report.dropped[name] = "kept from the checkpoint"
             del kept[name]
-    wanted, fused = len(model.text.encoder.layer), len(model.fusion.layer)
-    if not layers or layers % wanted:
+    text_layers, fusion_layers = len(model.text.encoder.layer), len(model.fusion.layer)
+    if not file_layers or file_layers % text_layers:
         raise UserError(
-            f"init.text: {source} has {layers} layers, which cannot be reduced to the {wanted} of model.text"
+            f"init.text: {source} has {file_layers} layers, which cannot be reduced to the {text_layers} of model.text"
         )
-    if fused > wanted and not alone:
-        raise UserError(f"init.text: the {fused} fusion layers cannot be copied from {wanted} text layers")
-    step = layers // wanted
+    if fusion_layers > text_layers and not alone:
+        raise UserError(f"init.text: the {fusion_layers} fusion layers cannot be copied from {text_layers} text layers")
+    step = file_layers // text_layers
     chosen: dict[str, Tensor] = {}
     for name, tensor in kept.items():
         match = re.fullmatch(r"text\.encoder\.layer\.(\d+)\.(.*)", name)
         if not match:
             chosen[name] = tensor
             continue
-        layer, rest = int(match[1]), match[2]
+        layer, suffix = int(match[1]), match[2]
         if (layer + 1) % step:
             report.dropped[name] = f"one layer in {step} is kept"
             continue
         target = (layer + 1) // step - 1
-        chosen[f"text.encoder.layer.{target}.{rest}"] = tensor
-        if target >= wanted - fused and not alone:
-            copy = f"fusion.layer.{target - (wanted - fused)}.{rest}"
+        chosen[f"text.encoder.layer.{target}.{suffix}"] = tensor
+        if target >= text_layers - fusion_layers and not alone:
+            copy = f"fusion.layer.{target - (text_layers - fusion_layers)}.{suffix}"
             chosen[copy] = tensor
-            report.copied[copy] = f"text.encoder.layer.{target}.{rest}"
+            report.copied[copy] = f"text.encoder.layer.{target}.{suffix}"
     assign(model, chosen, report)
     report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]
     return report
@@ -280,22 +280,22 @@ def _init_hub_text(
 
 def _bert_state(state: dict[str, Tensor], report: LoadReport) -> tuple[dict[str, Tensor], int]:
     """The tensors of a BERT file under our names, and its number of layers."""
-    kept: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     layers = 0
     for name, tensor in state.items():
         modules = set(name.split(".")) - {"lm_head"}  # lm_head is RoBERTa's word head
-        why = next((reason for module, reason in IGNORED_MODULES.items() if module in modules), None)
+        reason = next((reason for module, reason in IGNORED_MODULES.items() if module in modules), None)
         if name.rsplit(".", 1)[-1] in DROPPED:
-            why = DROPPED[name.rsplit(".", 1)[-1]]
+            reason = DROPPED[name.rsplit(".", 1)[-1]]
         if TIED_TO_EMBEDDING.fullmatch(name):
-            why = "tied to the word embeddings"
-        ours = None if why else bert_to_ours(name)
-        if why:
-            report.dropped[name] = why
-        elif ours is None:
+            reason = "tied to the word embeddings"
+        our_name = None if reason else bert_to_ours(name)
+        if reason:
+            report.dropped[name] = reason
+        elif our_name is None:
             report.unused.append(name)
         else:
-            kept[ours] = tensor
-            match = re.match(r"text\.encoder\.layer\.(\d+)\.", ours)
+            tensors[our_name] = tensor
+            match = re.match(r"text\.encoder\.layer\.(\d+)\.", our_name)
             layers = max(layers, int(match[1]) + 1) if match else layers
-    return kept, layers
+    return tensors, layers

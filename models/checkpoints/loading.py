@@ -104,22 +104,22 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
 
 def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, separate_fusion: bool, new_text: bool) -> int:
     """The number of layers of the file's text encoder, without the fusion layers."""
-    fused = len(model.fusion.layer)
-    found = 1 + max((int(match[1]) for name in state if (match := LAYER.fullmatch(name))), default=-1)
-    in_text = found if separate_fusion else found - fused
+    fusion_layers = len(model.fusion.layer)
+    file_layers = 1 + max((int(match[1]) for name in state if (match := LAYER.fullmatch(name))), default=-1)
+    in_text = file_layers if separate_fusion else file_layers - fusion_layers
     if new_text and in_text >= 1:
         return in_text
     if isinstance(model.text, HubTextEncoder):
         raise UserError(
             f"{source}: a published checkpoint needs a text encoder of the BERT or RoBERTa families; {REMEDY}"
         )
-    wanted = len(model.text.encoder.layer)
-    if in_text != wanted:
-        what = f"{found} text layers, but the model has {wanted}"
+    model_layers = len(model.text.encoder.layer)
+    if in_text != model_layers:
+        what = f"{file_layers} text layers, but the model has {model_layers}"
         if not separate_fusion:
-            what = f"{found} text and fusion layers, but the model has {wanted} + {fused}"
+            what = f"{file_layers} text and fusion layers, but the model has {model_layers} + {fusion_layers}"
         raise UserError(f"{source}: has {what}; {REMEDY}")
-    return wanted
+    return model_layers
 
 
 def _without_text(
@@ -145,20 +145,20 @@ def assign(
     named = [(name, rename(name), tensor) for name, tensor in state.items()]
     copies = _copies(model, named, report)
     copied = set(report.copied.values())
-    for name, ours, tensor in (*named, *copies):
-        if ours is None or ours not in parameters:
-            if ours not in copied:
+    for name, our_name, tensor in (*named, *copies):
+        if our_name is None or our_name not in parameters:
+            if our_name not in copied:
                 report.unused.append(name)
             continue
-        tensor = fit(ours, tensor, parameters[ours], model, report)
-        if tensor.shape != parameters[ours].shape:
+        tensor = fit(our_name, tensor, parameters[our_name], model, report)
+        if tensor.shape != parameters[our_name].shape:
             problems.append(
-                f"{name} is {tuple(tensor.shape)}, but the model's {ours} is {tuple(parameters[ours].shape)}"
+                f"{name} is {tuple(tensor.shape)}, but the model's {our_name} is {tuple(parameters[our_name].shape)}"
             )
             continue
         with torch.no_grad():
-            parameters[ours].copy_(tensor)
-        report.loaded.append(ours)
+            parameters[our_name].copy_(tensor)
+        report.loaded.append(our_name)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         remedy = f"; {REMEDY}" if any("'s text." in problem for problem in problems) else ""
@@ -176,11 +176,11 @@ def _copies(
 ) -> list[tuple[str, str, Tensor]]:
     """The tensors that the model copies from a pre-training checkpoint (:meth:`~models.core.xvlm.XVLM.copied_from`). Copies are
     recorded in ``report``."""
-    wanted = model.copied_from()
+    origins = model.copied_from()
     sources = {ours: (name, tensor) for name, ours, tensor in named if ours is not None}
-    if wanted.keys() & sources.keys():
+    if origins.keys() & sources.keys():
         return []
-    copied = {target: source for target, source in wanted.items() if source in sources}
+    copied = {target: source for target, source in origins.items() if source in sources}
     report.copied.update(copied)
     return [(sources[source][0], target, sources[source][1]) for target, source in copied.items()]
 

@@ -62,14 +62,14 @@ class LoadReport:
         for encoder, pattern in _LAYERS.items():
             if encoder == "text" and self.text_skipped:
                 continue
-            spare = {int(match[1]) for name in self.unused if (match := pattern.match(name))}
+            additional = {int(match[1]) for name in self.unused if (match := pattern.match(name))}
             missing = {int(match[1]) for name in self.fresh if (match := pattern.match(name))}
             loaded = {int(match[1]) for name in self.loaded if (match := pattern.match(name))}
             # A layer in which only some parameters are fresh is a different problem, which is left to the caller. It is not an
             # error if the file lacks an encoder.
             missing = missing - loaded if loaded else set()
-            if spare or missing:
-                difference = _layers(len(spare), "more") if spare else _layers(len(missing), "fewer")
+            if additional or missing:
+                difference = _layers(len(additional), "more") if additional else _layers(len(missing), "fewer")
                 raise UserError(
                     f"{self.source}: has {difference} in its {encoder} encoder than the model; set "
                     f"{_DEPTH_KEYS[encoder]} to its depth"

@@ -234,12 +234,16 @@ def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, excluded: T
     """
     labelled = labels != IGNORE
     label = labels.masked_fill(~labelled, 0).unsqueeze(1)
-    likelihood = at_least_float32(logits).log_softmax(dim=1)
-    label_likelihood = likelihood.gather(1, label)
-    per_token = -(1 - smoothing) * label_likelihood
+    log_likelihood = at_least_float32(logits).log_softmax(dim=1)
+    label_log_likelihood = log_likelihood.gather(1, label)
+    per_token = -(1 - smoothing) * label_log_likelihood
     if smoothing:
-        share = smoothing / (likelihood.shape[1] - 2)
-        others = likelihood.sum(dim=1, keepdim=True) - label_likelihood - likelihood.gather(1, excluded.unsqueeze(1))
+        share = smoothing / (log_likelihood.shape[1] - 2)
+        others = (
+            log_likelihood.sum(dim=1, keepdim=True)
+            - label_log_likelihood
+            - log_likelihood.gather(1, excluded.unsqueeze(1))
+        )
         # Adding the negative entropy of the target makes the loss of a perfect prediction 0.
         negative_entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(share)
         per_token = per_token - share * others + negative_entropy

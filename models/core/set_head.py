@@ -109,11 +109,11 @@ class BoxSetHead(nn.Module):
             patches: (N, P, V), the patches of each phrase's image, of width V.
         """
         tokens, images = fused.padded(), self.patches(patches) + self.positions
-        seen = F.pad(fused.packing.mask, (0, images.shape[1]), value=True)
+        mask = F.pad(fused.packing.mask, (0, images.shape[1]), value=True)
         states = self.decoder(
             self.queries.expand(len(tokens), -1, -1).to(tokens.dtype),
             torch.cat([tokens, images.to(tokens.dtype)], dim=1),
-            memory_key_padding_mask=~seen,
+            memory_key_padding_mask=~mask,
         )
         boxes = at_least_float32(self.box(states)) + self.cells
         likeness = states @ self.asked(tokens[:, 0]).unsqueeze(2) / math.sqrt(states.shape[2])
@@ -140,24 +140,24 @@ class BoxSetHead(nn.Module):
         )
 
 
-def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor) -> Losses:
+def box_set_losses(predicted: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor) -> Losses:
     """Assigns true boxes to queries at the minimum total cost, and returns the losses: L1 and GIoU (eq. 5) of the assigned boxes,
     and the cross-entropy of predicting whether a query is assigned to a true box.
 
     Args:
-        found: the predicted boxes of N phrases.
+        predicted: the predicted boxes of N phrases.
         boxes: (N, M, 4), the true boxes as (cx, cy, w, h).
         present: (N, M) bool, True for boxes that exist.
         valid: (N,) bool, True for the phrases that enter the loss.
     """
     present = present & valid.unsqueeze(1)
-    queries = assign(_costs(found, boxes), present)
+    queries = assign(_costs(predicted, boxes), present)
     rows = queries.clamp(min=0).unsqueeze(2).expand(-1, -1, 4)
-    assigned, true = found.boxes.gather(1, rows).flatten(0, 1), boxes.flatten(0, 1)
+    assigned, true = predicted.boxes.gather(1, rows).flatten(0, 1), boxes.flatten(0, 1)
     # Boxes that do not exist are written to an additional last column, which is cut off.
-    taken = F.pad(torch.zeros_like(found.logits), (0, 1))
-    taken = taken.scatter(1, queries.masked_fill(queries == FREE, found.logits.shape[1]), 1.0)[:, :-1]
-    belongs = F.binary_cross_entropy_with_logits(found.logits, taken, reduction="none").sum(dim=1)
+    is_assigned = F.pad(torch.zeros_like(predicted.logits), (0, 1))
+    is_assigned = is_assigned.scatter(1, queries.masked_fill(queries == FREE, predicted.logits.shape[1]), 1.0)[:, :-1]
+    belongs = F.binary_cross_entropy_with_logits(predicted.logits, is_assigned, reduction="none").sum(dim=1)
     return {
         "l1": Term(losses.box_l1(assigned, true, present.flatten()), L1_COST),
         "giou": Term(losses.box_giou(assigned, true, present.flatten()), GIOU_COST),

@@ -112,11 +112,11 @@ class VisionEncoder(nn.Module):
 
     def patches(self, pixels: Tensor) -> Tensor:
         """Patch states (I, P, D) of ``pixels`` (I, 3, H, W) after the last norm, in row-major order."""
-        given = pixels
+        original = pixels
         if pixels.dtype == torch.uint8:
             pixels = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
-        if self.features is not None and given.dtype == torch.uint8:
-            patches = self.features.patches(given, pixels)
+        if self.features is not None and original.dtype == torch.uint8:
+            patches = self.features.patches(original, pixels)
         else:
             patches = self.vision_backbone.patches(pixels)
         return patches if self.patch_positions is None else patches + self.patch_positions
@@ -139,9 +139,9 @@ class VisionEncoder(nn.Module):
                 f"set it to at most {blocks - 1}, or set optim.freeze.vision to true"
             )
         self._frozen_blocks = count
-        before = self.vision_backbone.names_before(count)
+        frozen = self.vision_backbone.names_before(count)
         for name, parameter in self.backbone.named_parameters():
-            if name in before:
+            if name in frozen:
                 parameter.requires_grad_(False)
         for block in self.vision_backbone.blocks[:count]:
             stay_in_evaluation_mode(block)

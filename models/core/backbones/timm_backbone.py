@@ -51,13 +51,13 @@ class TimmBackbone(VisionBackbone):
         self._is_vit = embed is not None and hasattr(module, "blocks")
         self._has_patch_embed = self._is_vit and hasattr(module, "patch_embed")
         patch_size = embed.patch_size[0] if self._is_vit else module.feature_info[-1]["reduction"]
-        name, given = config.backbone, {"patch_size": config.patch_size, "heads": config.heads}
+        name, sizes = config.backbone, {"patch_size": config.patch_size, "heads": config.heads}
         check_image_size(config.image_size, patch_size)
         sized = config.width is not None or config.heads is not None
         heads = getattr(getattr(module.blocks[0], "attn", None), "num_heads", None) if self._is_vit and sized else None
         if heads is not None and (error := heads_error(module.num_features, heads)):
             raise UserError(f"model.vision: {error}")
-        if not self._is_vit and (set_keys := [key for key, value in given.items() if value is not None]):
+        if not self._is_vit and (set_keys := [key for key, value in sizes.items() if value is not None]):
             raise UserError(f"model.vision.{set_keys[0]}: {name!r} is not a ViT and has no such size; set it to null")
         replaced = {"stem": config.stem == "convolutions", "positions": config.positions == "sincos"}
         if not self._has_patch_embed and (keys := [key for key, is_set in replaced.items() if is_set]):
