@@ -248,7 +248,7 @@ def mixed(streams: str) -> list[str]:
 
 def assert_is_split(line: str) -> None:
     assert re.search(r"\(data [\d.]+, forward [\d.]+, backward [\d.]+, optimiser [\d.]+, communication 0\.0\)", line)
-    assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+ %$", line)
+    assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+%$", line)
 
 
 @pytest.mark.slow
@@ -437,7 +437,7 @@ def test_yes_no_questions_are_balanced_and_trained_on(scenes_folder, monkeypatch
     tokenizer = f"model.text.encoder={scenes_folder}/tokenizer"
     monkeypatch.setattr(yes_no, "load_config", lambda path, more, schema: loaded(path, [*more, tokenizer], schema))
     assert call(yes_no.main, ["--init-std", "0.04", "--seeds", "0", "--steps", "2", "--images", "4"], "yes_no") == 0
-    assert re.match(r"init_std 0.04: \d+\.\d % of held-out questions correct", capsys.readouterr().out)
+    assert re.match(r"init_std 0.04: \d+\.\d% of held-out questions correct", capsys.readouterr().out)
 
 
 def test_copies_of_photographs_are_counted(tmp_path, capsys):
