@@ -8,7 +8,7 @@ from pathlib import Path
 from dataset.records.broken import BrokenRecordError
 from utils.errors import NotRegularError
 from utils.files import open_regular
-from utils.open_files import too_many
+from utils.open_files import limit_error
 
 IMAGE_BYTES = 100_000_000
 """Maximum size of an encoded image, in a file, in base64 or in a tar. The largest photographs of the official data sets take 20
@@ -35,7 +35,7 @@ def read_file(path: Path, limit: int, location: str, kind: str = "image") -> byt
     except NotRegularError as error:
         raise BrokenRecordError(f"unreadable {kind}", location, f"{path} {error.strerror}") from None
     except (OSError, ValueError) as error:
-        if (failure := too_many(error)) is not None:
+        if (failure := limit_error(error)) is not None:
             raise failure from None
         reason = getattr(error, "strerror", None) or str(error)
         raise BrokenRecordError(f"missing {kind}", location, f"{str(path)[:200]}: {reason}") from None

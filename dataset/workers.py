@@ -149,7 +149,7 @@ class _Pool:
                 yield batch
                 self.made += 1
         except (RuntimeError, OSError, EOFError) as error:
-            if (failure := open_files.too_many(error) or _memory_is_full(error)) is not None:
+            if (failure := open_files.limit_error(error) or _memory_is_full(error)) is not None:
                 raise failure from None
             # Torch may notice a lost worker before we do, because the connection breaks before the process has ended.
             ends = time.monotonic() + 1.0
@@ -309,6 +309,6 @@ class _Numbered(Dataset[Any]):
         except UserError as error:
             return _Failure(str(error))
         except (RuntimeError, OSError) as error:
-            if (failure := open_files.too_many(error) or _memory_is_full(error)) is None:
+            if (failure := open_files.limit_error(error) or _memory_is_full(error)) is None:
                 raise
             return _Failure(str(failure))

@@ -141,7 +141,7 @@ def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, gra
         return count
     on_ranks = f"{micro_batch.key} = {micro_batch.size} on {ranks} {'rank' if ranks == 1 else 'ranks'}"
     sizes = _micro_batch_sizes(global_batch, micro_batch.size, ranks, single=graphs is not None)
-    remedies = [f"{micro_batch.key} to {_either(sizes)}"] if sizes else []
+    remedies = [f"{micro_batch.key} to {_alternatives(sizes)}"] if sizes else []
     if graphs is not None:
         problem = (
             f"must be one micro-batch on each rank, since train.compile = {graphs} captures CUDA graphs, which rule "
@@ -152,7 +152,7 @@ def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, gra
     else:
         problem = f"not a multiple of {per_pass}"
         below = global_batch - rest
-        remedies.append(f"train.global_batch to {_either([size for size in (below, below + per_pass) if size])}")
+        remedies.append(f"train.global_batch to {_alternatives([size for size in (below, below + per_pass) if size])}")
     raise UserError(f"train.global_batch = {global_batch}: {problem} ({on_ranks}); set {', or '.join(remedies)}")
 
 
@@ -169,5 +169,5 @@ def _micro_batch_sizes(global_batch: int, size: int, ranks: int, *, single: bool
     return smaller + [divisor for divisor in divisors if divisor > size][:1]
 
 
-def _either(numbers: list[int]) -> str:
+def _alternatives(numbers: list[int]) -> str:
     return " or ".join(map(str, numbers))

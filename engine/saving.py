@@ -110,7 +110,7 @@ class CheckpointWriter:
             self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
-        self._fault = cannot_save(self.folder, f"the checkpoint of step {step}", error)
+        self._fault = save_failure(self.folder, f"the checkpoint of step {step}", error)
         logger.warning("%s", self._fault)
         remove_leftovers(self.folder)
 
@@ -135,16 +135,16 @@ def save_best(
         header = {"validation": {"step": step, **metrics}, **(metadata or {})}
         save_weights(path, weights, header)
     except Exception as error:
-        logger.warning("%s", cannot_save(path.parent, f"the best weights (step {step})", error))
+        logger.warning("%s", save_failure(path.parent, f"the best weights (step {step})", error))
         return False
     return True
 
 
-def cannot_save(folder: Path, what: str, error: BaseException) -> str:
+def save_failure(folder: Path, what: str, error: BaseException) -> str:
     """Returns the message that explains why ``what`` could not be saved in ``folder``."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (cause, _) = next(iter(error.failures.items()))
-        return cannot_save(folder, f"{what} of rank {rank}", cause)
+        return save_failure(folder, f"{what} of rank {rank}", cause)
     reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     try:
         space = f" with {shutil.disk_usage(folder).free / 1e6:,.0f} MB of disk space left"

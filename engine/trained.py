@@ -27,7 +27,7 @@ from utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-class Trained:
+class TrainedParameters:
     """The trainable parameters of ``model``, their optimiser, and ``parallel``, which distributes the model over the ranks.
 
     Before each step, :meth:`unfreeze` adds the encoders that train from this step on. Their optimiser states start empty.

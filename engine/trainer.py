@@ -39,7 +39,7 @@ from engine.stall import StallWatch
 from engine.stopping import Stopped, StopRequest
 from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig
-from engine.trained import Trained
+from engine.trained import TrainedParameters
 from engine.update import GuardedUpdate
 from engine.validation import Validations
 from optim import OptimConfig
@@ -117,7 +117,9 @@ class Trainer:
         assert self.plan.steps is not None
         self.steps, self.accumulation = self.plan.steps, self.plan.accumulation
         self.step = 0 if checkpoint is None else checkpoint.step
-        self.trained = Trained(self.model, optim, self.fresh, device, step=self.step, steps=self.steps, train=train)
+        self.trained = TrainedParameters(
+            self.model, optim, self.fresh, device, step=self.step, steps=self.steps, train=train
+        )
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self._states_saved: Future[Any] | None = None

@@ -10,7 +10,7 @@ from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
 from engine.saving import save_best
 from engine.task import Task
-from engine.trained import Trained
+from engine.trained import TrainedParameters
 from utils import distributed
 from utils.events import Validated, finite_or_none
 
@@ -28,7 +28,7 @@ class Validations:
         folder: folder of the run.
     """
 
-    def __init__(self, task: Task, plan: RunPlan, trained: Trained, folder: RunFolder):
+    def __init__(self, task: Task, plan: RunPlan, trained: TrainedParameters, folder: RunFolder):
         self.task, self.run_plan, self.trained, self.folder = task, plan, trained, folder
         self.best: float | None = None
         """Highest value of the metric so far."""

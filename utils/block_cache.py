@@ -31,7 +31,7 @@ it."""
 _MAX_VERIFIED = 1 << 16
 """Maximum number of blocks that a process remembers as verified."""
 _LOCKS = 1024
-_ROOM = 0.9
+_KEPT_FRACTION = 0.9
 """When a shelf is full, blocks are evicted until it is below this fraction of its limit, so that shelves are scanned rarely."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _USED_S = 30.0
@@ -184,7 +184,7 @@ class BlockCache:
                 shelf.mkdir(parents=True, exist_ok=True)
                 total = _read_total(shelf) if locked else None
                 if total is None or total + needed > self.shelf_bound:
-                    total = _make_room(shelf, int(_ROOM * self.shelf_bound), self.shelf_bound - needed)
+                    total = _make_room(shelf, int(_KEPT_FRACTION * self.shelf_bound), self.shelf_bound - needed)
                 try:
                     self._write(path, content, total)
                 except OSError as error:
@@ -252,12 +252,12 @@ def _write_total(shelf: Path, total: int) -> None:
         os.close(file)
 
 
-def _make_room(shelf: Path, room: int, limit: int) -> int:
+def _make_room(shelf: Path, target: int, limit: int) -> int:
     """Scans a shelf and, if it is too large, evicts the least recently used blocks. Returns the number of bytes that remain.
 
     Args:
         shelf: the folder.
-        room: maximum number of bytes that may remain if blocks are evicted.
+        target: maximum number of bytes that may remain if blocks are evicted.
         limit: number of bytes above which blocks are evicted.
     """
     blocks = []
@@ -272,7 +272,7 @@ def _make_room(shelf: Path, room: int, limit: int) -> int:
         for _, size, path in sorted(blocks):
             Path(path).unlink(missing_ok=True)
             total -= size
-            if total <= min(room, limit):
+            if total <= min(target, limit):
                 break
     return total
 

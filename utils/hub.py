@@ -62,10 +62,10 @@ def check_hub(name: str, key: str, remedy: str = "use a folder with the model's 
     Raises:
         UserError: if the Hub cannot be reached.
     """
-    check_reach(f"{key}: {name} is not a local folder and not in the Hub cache", remedy)
+    check_reachable(f"{key}: {name} is not a local folder and not in the Hub cache", remedy)
 
 
-def check_reach(problem: str, remedy: str = "try again where it can be reached") -> None:
+def check_reachable(problem: str, remedy: str = "try again where it can be reached") -> None:
     """Raises a :class:`UserError` if the Hub cannot be reached. The message begins with ``problem`` and ends with ``remedy``."""
     from huggingface_hub import constants
 

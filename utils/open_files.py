@@ -49,7 +49,7 @@ def check_limit(workers: int) -> None:
         )
 
 
-def too_many(error: BaseException) -> UserError | None:
+def limit_error(error: BaseException) -> UserError | None:
     """Returns a one-line error if ``error`` was caused by the limit on open files, otherwise None."""
     reached = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(
         part in str(error) for part in (os.strerror(errno.EMFILE), "items of ancdata")

@@ -16,7 +16,7 @@ from tasks.base import ANSWERS, BACKBONE, TOKENIZER
 from utils.config import dump_config
 from utils.errors import UserError
 from utils.files import expanded, read_json, write_text
-from utils.hub import check_reach
+from utils.hub import check_reachable
 from utils.image_size import in_words
 from utils.version import VERSION
 from utils.weight_file import save_weights
@@ -99,8 +99,8 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
 
     _check_format(format)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise UserError(f"{name!r} is not the name of a repository on the Hub; pass owner/name")
-    check_reach(f"{name} cannot be uploaded")
+        raise UserError(f"{name!r} is not the name of a repository on the Hub; give owner/name")
+    check_reachable(f"{name} cannot be uploaded")
     api = HfApi()
     with tempfile.TemporaryDirectory() as temporary:
         folder = save(model, Path(temporary, "model"), format)

@@ -190,7 +190,7 @@ class Shards:
                 return read_record(file, path, span, self.index.detached(shard, row))
             return _read_line(file, path, (span[0], span[1] - span[0]), self.index.line(shard, row))
         except (OSError, tarfile.TarError) as error:
-            if (failure := open_files.too_many(error)) is not None:
+            if (failure := open_files.limit_error(error)) is not None:
                 raise failure from None
             raise UserError(
                 f"{path}: can no longer be read ({error}); check whether it was moved or changed during the run"

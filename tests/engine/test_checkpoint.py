@@ -22,7 +22,7 @@ from engine.checkpoint import (
     write_checkpoint,
 )
 from engine.parallel.strategy import copied_to_host
-from engine.saving import CheckpointWriter, cannot_save, save_best
+from engine.saving import CheckpointWriter, save_best, save_failure
 from models.checkpoints.files import read_weights
 from tests.engine.toy import Line
 from tests.messages import OneLine, naming
@@ -217,4 +217,4 @@ def test_a_folder_for_shards_that_cannot_be_created_is_reported(tmp_path, caplog
 
 def test_the_rank_that_cannot_write_its_shard_is_reported(tmp_path):
     error = CheckpointException("write", {1: (OSError(28, "No space left on device"), StackSummary())})
-    assert cannot_save(tmp_path, "the checkpoint of step 3", error) == OneLine("of rank 1", "No space left on device")
+    assert save_failure(tmp_path, "the checkpoint of step 3", error) == OneLine("of rank 1", "No space left on device")

@@ -35,6 +35,6 @@ def test_the_limit_is_raised_as_far_as_the_system_allows(limits):
 
 
 def test_only_errors_caused_by_the_limit_are_attributed_to_it():
-    assert "ulimit -n" in str(open_files.too_many(OSError(errno.EMFILE, "Too many open files", "a.jsonl")))
-    assert "ulimit -n" in str(open_files.too_many(RuntimeError("received 0 items of ancdata")))
-    assert open_files.too_many(OSError(errno.ENOENT, "No such file", "a.jsonl")) is None
+    assert "ulimit -n" in str(open_files.limit_error(OSError(errno.EMFILE, "Too many open files", "a.jsonl")))
+    assert "ulimit -n" in str(open_files.limit_error(RuntimeError("received 0 items of ancdata")))
+    assert open_files.limit_error(OSError(errno.ENOENT, "No such file", "a.jsonl")) is None
