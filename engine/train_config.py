@@ -18,7 +18,7 @@ from utils.processes import GRACE_S
 class ShardingConfig(Config):
     """Groups of ranks that share one copy of the model (HSDP), such as the GPUs of a machine."""
 
-    shard: int = Field(ge=1, description="ranks that share a copy of the model")
+    shard: int = Field(ge=1, description="number of ranks that share a copy of the model")
     replicate: int = Field(ge=1, description="number of copies; shard x replicate is the number of ranks")
 
 
@@ -31,7 +31,7 @@ class TrainConfig(Config):
 
     steps: int | None = Field(None, ge=1, description="number of optimiser steps; null: determined by epochs")
     epochs: float | None = Field(
-        None, gt=0, description="number of epochs of the leading stream; null: determined by steps"
+        None, gt=0, description="number of passes over the leading stream of training data; null: determined by steps"
     )
     global_batch: Annotated[int | None, MAY_CHANGE] = Field(
         None,
@@ -49,7 +49,9 @@ class TrainConfig(Config):
     log_every: Annotated[int, MAY_CHANGE] = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: Annotated[int, MAY_CHANGE] = Field(1000, ge=1, description="steps between checkpoints")
     validate_every: int | None = Field(
-        None, ge=1, description="steps between validations; the last step is always validated; null: once per epoch"
+        None,
+        ge=1,
+        description="steps between validation passes; the last step is always followed by one; null: one per epoch",
     )
     keep_checkpoints: Annotated[int, MAY_CHANGE] = Field(
         3, ge=1, description="number of most recent checkpoints to keep"

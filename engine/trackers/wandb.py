@@ -43,7 +43,7 @@ class WandbConfig(Config):
     mode: Literal["online", "offline"] = Field(
         "online", description="offline: write to the run's folder, for `wandb sync`"
     )
-    images: bool = Field(True, description="also send the pictures of predictions, which contain held-out images")
+    images: bool = Field(True, description="also send figures of predictions, which contain held-out images")
 
 
 def check_package(config: WandbConfig | None) -> None:
