@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @contextmanager
 def evaluating(model: torch.nn.Module, precision: PrecisionName) -> Iterator[None]:
-    """Context in which the model is in evaluation mode and runs without gradients, in ``precision`` and uncompiled."""
+    """Context manager that puts the model into evaluation mode without gradients, in ``precision`` and uncompiled."""
     training = model.training
     model.eval()
     try:

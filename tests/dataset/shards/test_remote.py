@@ -68,7 +68,7 @@ def served(server, small_blocks) -> Path:
 
 @pytest.fixture
 def open_remote(server, tmp_path):
-    def opened(*names: str, ask: bool = False, **options) -> Shards:
+    def opened(*names: str, ask_servers: bool = False, **options) -> Shards:
         options = {"cache": str(tmp_path / "blocks"), "timeout_s": 5, "retry_minutes": 1, **options}
         files = [name if is_address(name) else f"{server.url}/{name}" for name in names]
         return Shards(
@@ -76,7 +76,7 @@ def open_remote(server, tmp_path):
             key="data.images.files",
             index_folder=tmp_path / "index",
             remote=RemoteConfig(**options),
-            ask_servers=ask,
+            ask_servers=ask_servers,
         )
 
     return opened
@@ -202,7 +202,7 @@ def test_a_changed_shard_is_reported_and_indexed_again_on_request(served, open_r
     stale = open_remote("000.tar", cache=str(tmp_path / "other"))
     with pytest.raises(UserError, match=naming("000.tar", "python run.py")):
         stale.read(0)
-    fresh = open_remote("000.tar", ask=True)
+    fresh = open_remote("000.tar", ask_servers=True)
     assert fresh.read(3).text == "1 3"
 
 

@@ -54,9 +54,11 @@ def bucket(monkeypatch):
 
 @pytest.fixture
 def open_remote(tmp_path):
-    def opened(*files: str, ask: bool = False, **options) -> Shards:
+    def opened(*files: str, ask_servers: bool = False, **options) -> Shards:
         remote = RemoteConfig(**{"cache": str(tmp_path / "blocks"), "retry_minutes": 0.02, "timeout_s": 5, **options})
-        return Shards(files, key="data.texts.files", index_folder=tmp_path / "index", remote=remote, ask=ask)
+        return Shards(
+            files, key="data.texts.files", index_folder=tmp_path / "index", remote=remote, ask_servers=ask_servers
+        )
 
     return opened
 
@@ -105,7 +107,7 @@ def test_a_changed_object_is_reported(bucket, open_remote):
     [block.unlink() for block in shards.index.folder.parent.parent.glob("blocks/[0-9]*/*")]
     with pytest.raises(UserError, match=naming("s3://data/set/0.jsonl", "changed")):
         ids(open_remote("s3://data/set/"))
-    assert ids(open_remote("s3://data/set/", ask=True)) == ["new", *EXPECTED[12:]]
+    assert ids(open_remote("s3://data/set/", ask_servers=True)) == ["new", *EXPECTED[12:]]
 
 
 class Forwarder(ThreadingHTTPServer):
