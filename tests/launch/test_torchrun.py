@@ -234,9 +234,14 @@ def test_the_help_lists_commands_and_tasks_without_torch():
 
 
 def test_the_help_takes_at_most_ten_times_as_long_as_python(tmp_path):
-    """Compares the minimum of nine CPU times each, measured alternately: other processes on the machine only add to them."""
-    pairs = measured_pairs(9, tmp_path)
-    of_help, of_python = (min(times) for times in zip(*pairs, strict=True))
+    """Compares the minimum CPU times, which other processes on the machine can only increase. The two commands are measured
+    alternately nine times, and up to eighteen times more on a busy machine."""
+    pairs: list[tuple[float, float]] = []
+    for _ in range(3):
+        pairs += measured_pairs(9, tmp_path)
+        of_help, of_python = (min(times) for times in zip(*pairs, strict=True))
+        if of_help <= 10 * of_python:
+            return
     assert of_help <= 10 * of_python
 
 
