@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import io
 import json
 import multiprocessing
@@ -362,6 +363,8 @@ def test_a_missing_package_is_reported_with_the_remedy(open_remote, monkeypatch,
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
+    imported = importlib.import_module("fsspec.registry")._registry  # fsspec keeps the classes that it has imported
+    monkeypatch.delitem(imported, "s3", raising=False)
     with pytest.raises(UserError, match=naming(package, 'pip install ".[remote]"')):
         open_remote(address)
 
