@@ -16,8 +16,9 @@ from utils.processes import PEER_LOST, USER_ERROR
 
 P = ParamSpec("P")
 
-SILENCE_S = 3.0
-"""Seconds that a rank other than 0 waits before it prints its error."""
+SILENCE_S = 8.0
+"""Seconds that a rank other than 0 waits before it prints its error. On a busy machine, rank 0 may start several seconds
+later."""
 
 
 PACKAGES = (
