@@ -68,7 +68,7 @@ def names(model: Model, choice: random.Random) -> Sheet:
 
 
 def boxes(model: Model, choice: random.Random) -> Sheet:
-    """Draws some composites without stamps, with the predicted and the true box of each name."""
+    """Draws some composites without stamps, with the predicted and the ground-truth box of each name."""
     stamps = {record["caption"] for record in records("test_stamps")}
     composites = records("regions_test_composites")
     free = [one for one in composites if not stamps & {part["caption"] for part in one["elems"]}]

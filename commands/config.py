@@ -71,7 +71,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
 
 
 def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
-    """Yield two lines for each key: first its path, type and default, then its description."""
+    """Yields two lines for each key: first its path, type and default, then its description."""
     for key in _selected(keys_of(find_task(task).load().config), prefixes):
         yield f"{key.path}: {key.form}"
         if key.meaning:
@@ -79,7 +79,7 @@ def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
 
 
 def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) -> Iterator[str]:
-    """Yield two lines for each value in a config: first its path, value and location, then its description."""
+    """Yields two lines for each value in a config: first its path, value and location, then its description."""
     schema = choose(path, overrides, None).load().config
     config, places = load_with_locations(path, overrides, schema)
     meanings = {key.path: key.meaning for key in keys_of(schema)}
@@ -135,7 +135,7 @@ def _selected(keys: Iterable[Key], prefixes: Sequence[str]) -> Iterator[Key]:
 
 
 def _values(config: Config) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the values of a bound config with their keys. A list counts as one value."""
+    """Yields the values of a bound config with their keys. A list counts as one value."""
 
     def walk(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
         if isinstance(node, dict) and node:

@@ -153,7 +153,7 @@ class _Table:
         self._files.__exit__(*error)
 
     def add(self, training: str, split: str, pair: SharedImage) -> None:
-        """Write a pair of a training image and a held-out image."""
+        """Writes a pair of a training image and a held-out image."""
         self.rows += 1
         self._write(training, split, pair.how, pair.training, pair.held_out)
 
@@ -190,7 +190,7 @@ def _compare_looks(
     looks: _SampledLooks,
     table: _Table,
 ) -> None:
-    """Print the pairs of a training image and a held-out image that look alike, except images already known to be shared."""
+    """Prints the pairs of a training image and a held-out image that look alike, except images already known to be shared."""
     training_looks = looks.sample(training, images)
     for split, held_out in splits.items():
         held_out_looks = looks.sample(split, held_out)
@@ -216,7 +216,7 @@ def _compare_looks(
 
 
 def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) -> Iterator[str]:
-    """Yield a line for each pair of data sets whose ids cannot be compared, because no file says which images they share."""
+    """Yields a line for each pair of data sets whose ids cannot be compared, because no file says which images they share."""
     missing: dict[tuple[str, str], list[str]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for split, shared in found.items():
@@ -350,7 +350,7 @@ def _broken(image_sets: Mapping[str, Iterable[KnownImage]]) -> list[str]:
 
 
 def _print_unshared(training: str, splits: Mapping[str, SharedImages]) -> None:
-    """Print the splits that share no image with a training set, on one line."""
+    """Prints the splits that share no image with a training set, on one line."""
     if splits:
         sizes = ", ".join(f"{counted(found.held_out, 'image', 'images')} of {split}" for split, found in splits.items())
         compared = all(found.contents_compared for found in splits.values())
@@ -358,7 +358,7 @@ def _print_unshared(training: str, splits: Mapping[str, SharedImages]) -> None:
 
 
 def _print_shared(training: str, split: str, found: SharedImages) -> None:
-    """Print the images that a training set and a split share."""
+    """Prints the images that a training set and a split share."""
     how = ", ".join(f"{found.count(each):,} by {each}" for each in ("id", "path", "content") if found.count(each))
     compared = "" if found.contents_compared else NOT_COMPARED
     images = counted(found.held_out, "image", "images")

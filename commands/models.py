@@ -42,7 +42,7 @@ class ModelFlags:
     tokenizer: Annotated[str | None, named("FOLDER")] = None
 
     def load(self, source: str, answers: str | None = None) -> Model:
-        """Load the model ``source`` with these options."""
+        """Loads the model ``source`` with these options."""
         from x2vlm.loading import load
 
         model = load(
@@ -58,7 +58,7 @@ class ModelFlags:
 
 
 def check_save(path: Path, images: Sequence[str]) -> None:
-    """Check the path of a figure before anything is computed, and create its folder.
+    """Checks the path of a figure before anything is computed, and creates its folder.
 
     Raises:
         UserError: if the path is not a PNG, is one of the images, or cannot be written.
@@ -80,7 +80,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
 
 
 def report_broken(broken: Sequence[str], count: int) -> int:
-    """Report the images that could not be read, and return the exit status."""
+    """Reports the images that could not be read, and returns the exit status."""
     if not broken:
         return 0
     for line in broken[:MAX_REPORTED]:

@@ -162,7 +162,7 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
 
 
 def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) -> Iterator[list[list[View]]]:
-    """Yield the views of images in batches of groups. A group has a single image or, for "compare", as many images as the
+    """Yields the views of images in batches of groups. A group has a single image or, for "compare", as many images as the
     model compares. A group with an image that cannot be read is skipped, and the reason is added to ``broken``.
 
     Raises:

@@ -193,7 +193,7 @@ def prepare(
 
 
 def _reject_unused(flags: Any, readers: Sequence[str], names: Sequence[str]) -> None:
-    """Reject a flag that none of the data sets uses."""
+    """Rejects a flag that none of the data sets uses."""
     for each in fields(flags) if not set(readers) & set(names) else ():
         if (value := getattr(flags, each.name)) != each.default:
             raise UserError(
@@ -202,7 +202,7 @@ def _reject_unused(flags: Any, readers: Sequence[str], names: Sequence[str]) -> 
 
 
 def prepare_all(names: Sequence[str], options: Options) -> int:
-    """Prepare several data sets. If one fails, the others are still prepared; all errors are reported at the end."""
+    """Prepares several data sets. If one fails, the others are still prepared; all errors are reported at the end."""
     errors = []
     for name in names:
         try:
@@ -248,7 +248,7 @@ def listing() -> str:
 
 
 def check_folders(root: Path) -> int:
-    """Compare the prepared folders in ``root`` with their manifests, and return 1 if a folder has changed.
+    """Compares the prepared folders in ``root`` with their manifests, and returns 1 if a folder has changed.
 
     Raises:
         UserError: if no prepared folder was found.

@@ -81,7 +81,7 @@ def report(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence messages about images and annotations: the page lists what cannot be shown."""
+    """Silences messages about images and annotations: the page lists what cannot be shown."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     try:

@@ -125,7 +125,7 @@ def reproduce(
 
 
 def _reproduce(cell: Cell, request: _Request) -> None:
-    """Run a cell with each seed, print its numbers and write its receipt.
+    """Runs a cell with each seed, prints its numbers and writes its receipt.
 
     Raises:
         UserError: if something is missing, or a run failed.
@@ -171,7 +171,7 @@ def _planned(ready_cell: ReadyCell, seed: int, request: _Request) -> Run:
 
 
 def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
-    """Check a cell with ``run.py doctor``. Checking one run is enough, because the checks do not depend on the seed.
+    """Checks a cell with ``run.py doctor``. Checking one run is enough, because the checks do not depend on the seed.
 
     Raises:
         UserError: if the check finds that the run would not start.

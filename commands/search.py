@@ -103,7 +103,7 @@ def _values(text: str, hit: Hit) -> dict[str, Any]:
 
 
 def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: Path) -> Path:
-    """Draw the hits, best first, each with its box if it has one. If there are several texts, hits are grouped by text."""
+    """Draws the hits, best first, each with its box if it has one. If there are several texts, hits are grouped by text."""
     from x2vlm import figures
     from x2vlm.search.figures import panels_of
 

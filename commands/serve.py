@@ -115,7 +115,7 @@ def upload_folder() -> Iterator[Path]:
 
 
 def _remove_leftovers(temporary: Path) -> None:
-    """Remove this user's upload folders whose locks show that their server is dead."""
+    """Removes this user's upload folders whose locks show that their server is dead."""
     for folder in temporary.glob(f"{LOCKED_PREFIX}*"):
         with suppress(
             UserError, FileNotFoundError
@@ -193,7 +193,7 @@ def _is_readable(read: Reader, path: Path) -> bool:
 
 
 def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
-    """Serve the page until it is stopped by Ctrl-C or SIGTERM."""
+    """Serves the page until it is stopped by Ctrl-C or SIGTERM."""
     from starlette.middleware import Middleware
 
     from x2vlm.page.app import STYLE, build

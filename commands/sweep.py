@@ -111,7 +111,7 @@ def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
 
 
 def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) -> None:
-    """Read the config of every variant. A sweep takes hours, so an error in the last variant is reported before the first run.
+    """Reads the config of every variant. A sweep takes hours, so an error in the last variant is reported before the first run.
 
     Raises:
         UserError: if a config is wrong.
@@ -124,7 +124,7 @@ def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) ->
 
 
 def _measure(run: Run) -> dict[str, float]:
-    """Train and evaluate one variant with one seed, and return its metrics in percent.
+    """Trains and evaluates one variant with one seed, and returns its metrics in percent.
 
     Raises:
         UserError: if the run failed.

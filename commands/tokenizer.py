@@ -84,7 +84,7 @@ def _texts(files: Iterable[str], keys: tuple[str, ...], counts: dict[str, int], 
 
 
 def texts_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
-    """Yield all texts of a record and of its ``elems`` under ``keys``, including texts in lists and by language."""
+    """Yields all texts of a record and of its ``elems`` under ``keys``, including texts in lists and by language."""
     for key in keys:
         yield from _strings(record.get(key))
     elements = record.get("elems")

@@ -153,7 +153,7 @@ class BrokenRecordLog:
 
 
 class BatchMaker(Protocol):
-    """Makes micro-batch u of a run as a function of u alone.
+    """Builds micro-batch u of a run as a function of u alone.
 
     Attributes:
         stream_sizes: number of records of each stream; the leading stream comes first.
@@ -166,7 +166,7 @@ class BatchMaker(Protocol):
     records_per_batch: int
 
     def make(self, number: int) -> Batch:
-        """Makes micro-batch ``number``, counted over all ranks."""
+        """Builds micro-batch ``number``, counted over all ranks."""
         ...
 
 

@@ -65,13 +65,13 @@ API = {
 
 
 def on_config(config: Any) -> Any:
-    """Use the same anchors as GitHub, where the documents are also read: ``weights--biases`` for "Weights & Biases"."""
+    """Uses the same anchors as GitHub, where the documents are also read: ``weights--biases`` for "Weights & Biases"."""
     config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
     return config
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Add the generated pages."""
+    """Adds the generated pages."""
     pages = {page: (ROOT / source).read_text(encoding="utf-8") for source, page in COPIED.items()}
     for page, text in {**pages, **reference()}.items():
         files.append(File.generated(config, page, content=text))

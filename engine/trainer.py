@@ -41,7 +41,7 @@ from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig
 from engine.trained import TrainedParameters
 from engine.update import GuardedUpdate
-from engine.validation import Validations
+from engine.validation import Validator
 from optim import OptimConfig
 from optim.setup import compile_encoders, set_gradient_checkpointing
 from scheduler import ScheduleConfig, build_schedule
@@ -132,7 +132,7 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.times = RankTimes(device, train.log_every, self.steps)
         self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
-        self.validations = Validations(task, self.plan, self.trained, folder)
+        self.validator = Validator(task, self.plan, self.trained, folder)
         self.after: Callable[[str], None] = lambda phase: None
         """Called with the name of a phase (see :data:`PHASES`) after the host has enqueued the phase."""
         if checkpoint is not None and state is not None:
@@ -174,7 +174,7 @@ class Trainer:
             UserError: if more than ``train.max_skipped_steps`` steps have a non-finite loss or gradient.
         """
         remaining = self.steps - self.step
-        if remaining > 0 or self.validations.due:
+        if remaining > 0 or self.validator.due:
             self._fit(remaining)
         else:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
@@ -210,7 +210,7 @@ class Trainer:
         """Runs the remaining steps, with the reports, validations and checkpoints that are due."""
         pending: PendingStep | None = None
         stop_requested = False
-        if self.validations.due:
+        if self.validator.due:
             self._validate(metrics, report)
             self._save(metrics)  # otherwise a finished run would repeat this validation pass at each --resume
         while self.step < self.steps:
@@ -222,10 +222,10 @@ class Trainer:
             stop_requested = pending is not None and report(pending)
             self._reached("report")
             pending = current
-            self.validations.set_due(self.step)
+            self.validator.set_due(self.step)
             if (
                 stop_requested
-                or self.validations.due
+                or self.validator.due
                 or self.step % self.config.checkpoint_every == 0
                 or self.step == self.steps
             ):
@@ -233,7 +233,7 @@ class Trainer:
                 pending = None
                 if stop_requested and self.step < self.steps:
                     raise self._stopped(metrics)
-                if self.validations.due:
+                if self.validator.due:
                     self._validate(metrics, report)
                 self._save(metrics)
             # The first step can be slow, as can the next few steps if encoders are compiled. After these steps, use a shorter
@@ -290,8 +290,8 @@ class Trainer:
         with self.trained.average.in_model():
             with self.parallel.full_model(), self.stall.doing("a validation"), self._stopping_immediately(metrics):
                 distributed.set_timeout(self.config.start_timeout_min)
-                values = self.validations.validate()
-            self.validations.record(self.step, values, metrics)
+                values = self.validator.validate()
+            self.validator.record(self.step, values, metrics)
         distributed.set_timeout(self.config.step_timeout_min)
         report.exclude(time.perf_counter() - started)
 
@@ -401,8 +401,8 @@ class Trainer:
             "records": self.consumed * self.loader.records_per_batch,
             "skipped": self.tally.skipped,
             "elapsed_s": self.tally.elapsed_s,
-            "best": self.validations.best,
-            "validation_due": self.validations.due,
+            "best": self.validator.best,
+            "validation_due": self.validator.due,
             "fresh": sorted(self.fresh),
             "run": self.identity.state(),
         }
@@ -447,6 +447,6 @@ class Trainer:
         self.trained.resume_optimizer(state["optimizer"], checkpoint)
         self.precision.scaler.load_state_dict(state["scaler"])
         self.consumed = state["records"] // self.loader.records_per_batch
-        self.validations.best, self.validations.due = state["best"], state["validation_due"]
+        self.validator.best, self.validator.due = state["best"], state["validation_due"]
         self.tally = Tally(state["skipped"], state["elapsed_s"])
         logger.info(Resumed(step=checkpoint.step, folder=str(checkpoint.folder)))

@@ -17,7 +17,7 @@ from utils.events import Validated, finite_or_none
 logger = logging.getLogger(__name__)
 
 
-class Validations:
+class Validator:
     """Validates a task, and saves the best weights so far in ``best.safetensors``.
 
     Args:

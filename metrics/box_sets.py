@@ -40,8 +40,8 @@ class ScoredBoxes:
 
 
 def f1_score(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, threshold: float = 0.5) -> float:
-    """Returns the F1 score of a predicted set, or 1 if both sets are empty. Predicted and true boxes are paired as described in
-    :func:`is_exact`."""
+    """Returns the F1 score of a predicted set, or 1 if both sets are empty. Predicted and ground-truth boxes are paired as
+    described in :func:`is_exact`."""
     boxes = len(predicted) + len(true)
     return 2 * count_pairs(predicted, true, overlap, threshold) / boxes if boxes else 1.0
 
@@ -94,7 +94,7 @@ def average_precision(
 
     Args:
         predicted: predicted boxes of each phrase, relative to its image.
-        true: true boxes (T, 4) of each phrase, relative to its image.
+        true: ground-truth boxes (T, 4) of each phrase, relative to its image.
         sizes: (N, 2), width and height of each image in pixels.
 
     Returns:

@@ -40,8 +40,8 @@ def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def accuracy_at_iou(predicted: np.ndarray, true: np.ndarray, threshold: float = 0.5) -> float:
-    """Returns the fraction of predicted boxes whose plain IoU with the true box is at least ``threshold``, or NaN if there are no
-    boxes."""
+    """Returns the fraction of predicted boxes whose plain IoU with the ground-truth box is at least ``threshold``, or NaN if
+    there are no boxes."""
     return fraction_at_least(iou(predicted, true), threshold)
 
 

@@ -142,7 +142,7 @@ class BaseTask(ABC, Generic[C, M, B]):
 
     @staticmethod
     def make_inputs(config: C) -> None:
-        """Create input files that the config names, if the task generates its inputs. Called on every rank before inputs are
+        """Creates input files that the config names, if the task generates its inputs. Called on every rank before inputs are
         checked."""
 
     @staticmethod
@@ -166,7 +166,7 @@ class BaseTask(ABC, Generic[C, M, B]):
 
     @staticmethod
     def check_origin(config: C, task: str | None, weights: Path, report: LoadReport) -> None:
-        """Check that this run can start from ``init.checkpoint``.
+        """Checks that this run can start from ``init.checkpoint``.
 
         Args:
             config: config of this run.
@@ -184,10 +184,10 @@ class BaseTask(ABC, Generic[C, M, B]):
 
     @abstractmethod
     def report(self, folder: RunFolder) -> str:
-        """Evaluate the run on held-out data on all ranks, write the results to ``folder`` and return them as a table."""
+        """Evaluates the run on held-out data on all ranks, writes the results to ``folder`` and returns them as a table."""
 
     def keep_inputs(self, folder: Path) -> None:
-        """Copy all inputs that are needed to use the weights into the run's folder; see :mod:`tasks.kept`."""
+        """Copies all inputs that are needed to use the weights into the run's folder; see :mod:`tasks.kept`."""
         self.tokenizer.save_pretrained(str(folder / TOKENIZER))
         text = self.config.model.text
         if text.arch is None:
@@ -245,7 +245,7 @@ def build_parts(
 
 
 def set_up_training(config: RunConfig, model: XVLM) -> None:
-    """Freeze the blocks of ``optim.freeze.vision_blocks``, and add the adapters of ``optim.lora`` to the model.
+    """Freezes the blocks of ``optim.freeze.vision_blocks``, and adds the adapters of ``optim.lora`` to the model.
 
     Raises:
         UserError: if the settings do not fit the model, or peft is not installed.
@@ -260,7 +260,7 @@ def set_up_training(config: RunConfig, model: XVLM) -> None:
 
 
 def keep_features(config: FeatureCacheConfig, model: XVLM) -> None:
-    """Cache the states of frozen blocks on disk.
+    """Caches the states of frozen blocks on disk.
 
     Raises:
         UserError: if the config does not name a folder and the user has no cache folder.
@@ -274,7 +274,7 @@ def keep_features(config: FeatureCacheConfig, model: XVLM) -> None:
 
 
 def check_length(model: XVLM, key: str, length: int) -> None:
-    """Raise a :class:`UserError` if ``length``, the value of the config ``key``, exceeds the text encoder's number of
+    """Raises a :class:`UserError` if ``length``, the value of the config ``key``, exceeds the text encoder's number of
     positions."""
     longest = model.text.longest_text
     if longest is not None and length > longest:
@@ -294,7 +294,7 @@ def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Non
 
 
 def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> set[str]:
-    """Load the weights that ``config.init`` names, and return the names of the parameters that train at ``lr * lr_mult``."""
+    """Loads the weights that ``config.init`` names, and returns the names of the parameters that train at ``lr * lr_mult``."""
     reports = load_initial(kind, config, model)
     logger.info(loaded_weights(model, reports))
     random = random_parameters(model, reports)
@@ -319,7 +319,7 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
 
 
 def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> list[LoadReport]:
-    """Load the weights that ``config.init`` names. A model on the meta device is only compared with the files.
+    """Loads the weights that ``config.init`` names. A model on the meta device is only compared with the files.
 
     Raises:
         UserError: if a file cannot be used, or the run cannot start from it.
@@ -334,7 +334,7 @@ def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> l
 
 
 def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, weights: Path, report: LoadReport) -> None:
-    """Compare the settings that do not affect any tensor shape with the config of the run that wrote the weights, or with the
+    """Compares the settings that do not affect any tensor shape with the config of the run that wrote the weights, or with the
     settings of the published models."""
     run = run_config_of(weights)
     trained = None if run is None else read_yaml(run)
@@ -359,7 +359,7 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
 
 
 def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
-    """Log the sizes of the data, of a step and of the run, and a hint if the contrastive loss compares fewer examples than the
+    """Logs the sizes of the data, of a step and of the run, and a hint if the contrastive loss compares fewer examples than the
     global batch contains."""
     plan = config.plan(distributed.world_size(), loader.epoch_size)
     train, ranks, accumulation = config.train, plan.ranks, plan.accumulation

@@ -24,7 +24,7 @@ KINDS = {"without a box": range(1), "with one box": range(1, 2), "with several b
 
 
 def evaluate_sets(items: Sequence[Phrase], scored: Sequence[ScoredBoxes], threshold: float) -> Evaluation:
-    """Compares predicted sets with the true boxes.
+    """Compares predicted sets with the ground-truth boxes.
 
     Args:
         items: the phrases.
@@ -34,8 +34,8 @@ def evaluate_sets(items: Sequence[Phrase], scored: Sequence[ScoredBoxes], thresh
     Returns:
         The following metrics:
 
-        - the fraction of phrases whose set is exactly correct, as in gRefCOCO, for all phrases and by number of true boxes; the
-          chance level is the result if no box is predicted for any phrase;
+        - the fraction of phrases whose set is exactly correct, as in gRefCOCO, for all phrases and by number of ground-truth
+          boxes; the chance level is the result if no box is predicted for any phrase;
         - N-acc, the fraction of phrases without a box for which no box is predicted;
         - T-acc, the fraction of the other phrases for which at least one box is predicted;
         - for phrases with one box, the fraction whose most probable box has an IoU of at least 0.5, as with the published head;
@@ -85,13 +85,13 @@ def evaluate_sets(items: Sequence[Phrase], scored: Sequence[ScoredBoxes], thresh
 
 
 def true_boxes(item: Phrase) -> np.ndarray:
-    """Returns the true boxes (T, 4) as centre and size relative to the image."""
+    """Returns the ground-truth boxes (T, 4) as centre and size relative to the image."""
     boxes = np.array(item.boxes, dtype=np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], axis=1) / np.tile(item.size, 2)
 
 
 def panel_of_set(item: Phrase, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
-    """Draws the predicted boxes with solid lines, and the true boxes with dashed lines in a different colour."""
+    """Draws the predicted boxes with solid lines, and the ground-truth boxes with dashed lines in a different colour."""
     width, height = item.size
     predicted_colour, true_colour = colours(2)
 
@@ -106,7 +106,7 @@ def panel_of_set(item: Phrase, prediction: Mapping[str, Any], read: ImageReader)
 
 
 def summary_of(prediction: Mapping[str, Any]) -> str:
-    """Summarises a prediction in one line: the number of predicted and of true boxes, and the phrase."""
+    """Summarises a prediction in one line: the number of predicted boxes, the number of ground-truth boxes, and the phrase."""
     return f"predicted {len(prediction['predicted'])}, true {len(prediction['true'])} · {prediction['phrase']}"
 
 

@@ -20,7 +20,7 @@ from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
 from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig, prompt_tokens
-from dataset.text.processors import TextProcessor, spelled
+from dataset.text.processors import TextProcessor, decode_to_text
 from engine.train_config import TrainConfig
 from metrics.bootstrap import Scores
 from metrics.captions import caption_metrics, caption_scores, tokenize, tokenize_references
@@ -137,7 +137,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
 
     @staticmethod
     def check_origin(config: CaptioningConfig, task: str | None, weights: Path, report: LoadReport) -> None:
-        """Check that self-critical training, which improves the captions of a model, starts from a captioning run."""
+        """Checks that self-critical training, which improves the captions of a model, starts from a captioning run."""
         if config.train.objective != "self_critical":
             return
         remedy = (
@@ -145,7 +145,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
             "folder"
         )
         if task not in (None, "captioning"):
-            raise UserError(f"init.checkpoint: {weights} was written by a run of task {task}; {remedy}")
+            raise UserError(f"init.checkpoint: {weights} was written by a {task} run; {remedy}")
         if any(name.startswith(PRETRAINING_PREFIXES) for name in report.unused):
             logger.warning("init.checkpoint: %s has pre-training heads; %s", weights, remedy)
 
@@ -199,7 +199,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
 
         read = partial(_read, prompt=self.config.data.prompt)
         tokens = self.outputs(items.images, read, generate, "captioning")
-        return [spelled(self.tokenizer, ids) for ids in tokens.tolist()]
+        return [decode_to_text(self.tokenizer, ids) for ids in tokens.tolist()]
 
     def _reward(self, references: Sequence[tuple[str, ...]]) -> Reward:
         """Returns a function that computes the CIDEr-D reward of generated captions. Document frequencies are counted in
@@ -218,7 +218,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
             captions = [
                 f"{caption} {END}" if self.tokens.end in ids else caption
                 for caption, ids in zip(
-                    tokenize([spelled(self.tokenizer, ids) for ids in generated]), generated, strict=True
+                    tokenize([decode_to_text(self.tokenizer, ids) for ids in generated]), generated, strict=True
                 )
             ]
             # Examples that do not count have no references, and their reward is ignored.

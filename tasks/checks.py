@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_start(task: BaseTask[Any, Any, Any]) -> None:
-    """Log the warnings for a task that is about to train.
+    """Logs the warnings for a task that is about to train.
 
     Raises:
         UserError: if there are findings that prevent the run; the message lists all of them.

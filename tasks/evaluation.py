@@ -171,13 +171,13 @@ def mean_of_splits(evaluations: Iterable[Evaluation]) -> Evaluation | None:
 
 
 def write_evaluations(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write ``evaluation.json`` to ``folder``, with the metrics of each split by name."""
+    """Writes ``evaluation.json`` to ``folder``, with the metrics of each split by name."""
     results = {name: evaluation.as_json() for name, evaluation in evaluations.items()}
     write_text(folder / EVALUATION_FILE, json.dumps(results, indent=2) + "\n")
 
 
 def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> str:
-    """Write the predictions as a JSON list with one prediction per line; returns a message that names the file."""
+    """Writes the predictions as a JSON list with one prediction per line; returns a message that names the file."""
     lines = ",\n".join(json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
     write_text(path, f"[\n{lines}\n]\n")
     return f"{len(predictions)} predictions in {path}"

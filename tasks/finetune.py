@@ -165,7 +165,7 @@ class FineTuneTask(BaseTask[F, M, B]):
 
     @abstractmethod
     def evaluate(self, items: Any) -> Evaluation:
-        """Evaluate the model on a split, and return the same result on every rank. The model must be in evaluation mode."""
+        """Evaluates the model on a split, and returns the same result on every rank. The model must be in evaluation mode."""
 
     def outputs(
         self,
@@ -174,7 +174,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         forward: Callable[[list[P], Text], Tensor],
         description: str,
     ) -> np.ndarray:
-        """Run ``forward`` on all items, split among the ranks.
+        """Runs ``forward`` on all items, split among the ranks.
 
         Args:
             items: the items, at least one.
@@ -208,7 +208,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         return values
 
     def report(self, folder: RunFolder) -> str:
-        """Evaluate the best weights, or the current weights if the run did not keep any.
+        """Evaluates the best weights, or the current weights if the run did not keep any.
 
         Writes ``evaluation.json``, which includes the mean if several splits are measured, and ``predictions_<split>.json`` for
         each split with predictions. If the task draws predictions, it also writes ``predictions.png``, or
@@ -271,7 +271,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         return named if config.evaluation.published is None else _with_published(named, config.evaluation.published)
 
     def _draw(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-        """Draw some predictions of each split. Returns a message for each split that names the file."""
+        """Draws some predictions of each split. Returns a message for each split that names the file."""
         test, count = self.held_out.test, self.config.evaluation.panels
         reader, notes, images = ImageReader(self.held_out.view), {}, {}
         for name, items in test.items():

@@ -120,7 +120,7 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
 def evaluate_phrases(
     items: Sequence[Phrase], predictions: Sequence[ScoredBoxes], threshold: float | None = None
 ) -> Evaluation:
-    """Compares the predicted boxes of phrases with the true boxes.
+    """Compares the predicted boxes of phrases with the ground-truth boxes.
 
     Args:
         items: the phrases.

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_held_out_media(task: BaseTask[Any, Any, Any]) -> None:
-    """Decode held-out images and videos in random order for at most :data:`MAX_SECONDS`. The ranks share the work.
+    """Decodes held-out images and videos in random order for at most :data:`MAX_SECONDS`. The ranks share the work.
 
     Raises:
         UserError: for the first image or video that cannot be decoded, because held-out sets must not contain broken records.

@@ -73,7 +73,7 @@ def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> in
 
 
 def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
-    """Train and report, or only report with ``--evaluate``; returns the exit status.
+    """Trains and reports, or only reports with ``--evaluate``; returns the exit status.
 
     Args:
         choice: the task and its config.
@@ -226,7 +226,7 @@ def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint 
 
 
 def _check_config(config: RunConfig) -> None:
-    """Check the limit on open files, the optional packages and the plan of the run, before anything is loaded."""
+    """Checks the limit on open files, the optional packages and the plan of the run, before anything is loaded."""
     from engine.trackers.wandb import check_package
     from optim import lora
     from utils import distributed, open_files

@@ -53,7 +53,7 @@ def with_kept_inputs(config: C, run: Path | None) -> C:
 
 
 def check_token_ids(config: RunConfig, run: Path | None, weights: Path | None, *, resumes: bool) -> None:
-    """Check that the tokenizer of the config produces the token ids that ``weights`` were trained with.
+    """Checks that the tokenizer of the config produces the token ids that ``weights`` were trained with.
 
     Rank 0 compares the tokenizer with the digest in the header of the weights and with the copy kept by the run; all ranks raise
     the error. Weights from earlier versions have no digest, and runs of earlier versions have no copy.

@@ -58,7 +58,7 @@ class TaskSource:
     default_config: Path | None
 
     def load(self) -> TaskKind:
-        """Import the module and return its ``TASK``. Exceptions that the module raises are not caught.
+        """Imports the module and returns its ``TASK``. Exceptions that the module raises are not caught.
 
         Raises:
             UserError: if the module does not define ``TASK``, or its value has the wrong type.
@@ -93,7 +93,7 @@ class Choice:
     remedy: str
 
     def check_keys(self) -> None:
-        """Check for misspelled keys. This does not import torch, which would take seconds.
+        """Checks for misspelled keys. This does not import torch, which would take seconds.
 
         Raises:
             ConfigError: if the config or an override has a key that is unknown to the task.
@@ -161,7 +161,7 @@ def kind_of(path: Path, overrides: list[str], task: str | None = None) -> TaskKi
 
 
 def find_task(argument: str) -> TaskSource:
-    """Find a task by its name in the table, by a folder that contains ``task.py``, or by a module.
+    """Finds a task by its name in the table, by a folder that contains ``task.py``, or by a module.
 
     A folder is imported as a package, so that relative imports, pickling and worker processes work: its parent folder is appended
     to ``sys.path``. For a module, the working directory is appended.
@@ -240,11 +240,11 @@ def _default_config(source: TaskSource) -> Path:
 
 def _contradiction(config: Path, config_task: str, task: str, remedy: str) -> UserError:
     remedy = remedy.format(task=task, config_task=config_task, script=TASKS[config_task].script)
-    return UserError(f"{config}: this is a config of task {config_task}; {remedy}")
+    return UserError(f"{config}: this config is for task {config_task}; {remedy}")
 
 
 def _append_to_path(folder: Path) -> None:
-    """Append a folder to ``sys.path``. At the end of the path, it does not shadow modules of the checkout."""
+    """Appends a folder to ``sys.path``. At the end of the path, it does not shadow modules of the checkout."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     importlib.invalidate_caches()

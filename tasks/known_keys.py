@@ -27,7 +27,7 @@ def known_keys(task: str | None = None) -> tuple[str, ...]:
 
 
 def check_keys(task: str, path: Path, overrides: Sequence[str]) -> None:
-    """Check a config file, its bases and the overrides for keys that are unknown to the task.
+    """Checks a config file, its bases and the overrides for keys that are unknown to the task.
 
     Raises:
         ConfigError: with one line per unknown key, or if the file cannot be read.

@@ -116,8 +116,8 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         return {}
 
     def report(self, folder: RunFolder) -> str:
-        """Evaluate on all ranks, write ``evaluation.json``, ``predictions_held-out.json`` and ``predictions.png`` to ``folder``,
-        and return the table."""
+        """Evaluates on all ranks, writes ``evaluation.json``, ``predictions_held-out.json`` and ``predictions.png`` to
+        ``folder``, and returns the table."""
         if self.config.evaluation is None:
             return ""
         evaluator = self.evaluator()

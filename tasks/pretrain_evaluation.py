@@ -90,7 +90,7 @@ class EvaluationConfig(Config):
 
 
 def check_files(config: EvaluationConfig, data: DataConfig) -> None:
-    """Raise a :class:`UserError` before training if held-out files are missing or empty, or videos cannot be read."""
+    """Raises a :class:`UserError` before training if held-out files are missing or empty, or videos cannot be read."""
     for which in ("files", "region_files", "video_files"):
         if files := getattr(config, which):
             shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index, remote=data.remote)
@@ -335,7 +335,7 @@ class PretrainEvaluator:
         return self.model.text([to_device(self.processor.encode_plain(texts), self.device)])[0]
 
     def _record_boxes(self, records: Sequence[HeldOutRecord], predicted: np.ndarray, overlaps: np.ndarray) -> None:
-        """Add the boxes to the predictions, as x, y, width, height in pixels."""
+        """Adds the boxes to the predictions, as x, y, width, height in pixels."""
         boxes, ious = iter(predicted.tolist()), iter(overlaps.tolist())
         for record in records:
             assert record.size is not None
@@ -351,8 +351,8 @@ class PretrainEvaluator:
             ]
 
     def draw(self, path: Path) -> np.ndarray | None:
-        """Write a sheet of images with true and predicted boxes and their phrases. Returns the sheet, or None if the records have
-        no boxes. Call :meth:`evaluate` first."""
+        """Writes a sheet of images with true and predicted boxes and their phrases. Returns the sheet, or None if the records
+        have no boxes. Call :meth:`evaluate` first."""
         numbers = [number for number, record in enumerate(self.with_boxes) if record.elements]
         shown = [numbers[index] for index in spread(len(numbers), self.config.panels)]
         which = "region_files" if self.config.region_files else "files"

@@ -103,7 +103,7 @@ class TwoStageRetrieval:
         self.device = device_of(model)
 
     def rank(self, image_count: int, read: Callable[[range], Iterator[list[Tensor]]], texts: Sequence[str]) -> Rankings:
-        """Rank all images for each text, and all texts for each image. Returns the same result on every rank.
+        """Ranks all images for each text, and all texts for each image. Returns the same result on every rank.
 
         Args:
             image_count: I, the number of images.

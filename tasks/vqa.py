@@ -25,7 +25,7 @@ from dataset.tasks.vqa import (
     read_candidates,
     read_questions,
 )
-from dataset.text.processors import PlainTextProcessor, TextLimits, spelled
+from dataset.text.processors import PlainTextProcessor, TextLimits, decode_to_text
 from metrics.bootstrap import Scores
 from metrics.vqa import SOFT, accuracy_type, exact_match, normalize_answer, soft_accuracy
 from models.core.packing import PackedTexts
@@ -219,7 +219,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
 
         if config.decode == "rank":
             return [self.candidates[index] for index in self.outputs(items, _read, choose, "answering")]
-        return [spelled(self.tokenizer, ids) for ids in self.outputs(items, _read, write, "answering").tolist()]
+        return [decode_to_text(self.tokenizer, ids) for ids in self.outputs(items, _read, write, "answering").tolist()]
 
 
 def _score_of(answers: Sequence[Sequence[str]]) -> Callable[[str, Sequence[str]], float]:

@@ -25,8 +25,8 @@ SHELVES = 64
 _DIGEST = 16
 _NEW, _TOTAL = ".new", ".total"
 """Names of two files in a shelf: the block that is being written, and the total size of all blocks in bytes."""
-_MAPPED = 256
-"""Maximum number of blocks that a process keeps mapped. An evicted block takes disk space until all processes have unmapped
+_MAX_MAPPED = 256
+"""Maximum number of blocks that a process keeps mapped. An evicted block takes up disk space until all processes have unmapped
 it."""
 _MAX_VERIFIED = 1 << 16
 """Maximum number of blocks that a process remembers as verified."""
@@ -34,8 +34,8 @@ _LOCKS = 1024
 _KEPT_FRACTION = 0.9
 """When a shelf is full, blocks are evicted until it is below this fraction of its limit, so that shelves are scanned rarely."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_USED_S = 30.0
-"""Seconds after which the access time of a mapped block is updated again when the block is used."""
+_TOUCH_INTERVAL_S = 30.0
+"""Minimum interval in seconds between updates of a mapped block's access time."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class BlockCache:
     Args:
         folder: folder of the cache. It is created if it does not exist.
         bound: maximum total size of all blocks in bytes. The least recently used blocks are evicted first.
-        remedy: advice at the end of the warning that is logged if the folder cannot be written.
+        remedy: advice at the end of the warning that is logged if the folder cannot be written to.
         kind: prefix of the lock names. Two caches in the same folder need different prefixes if fetching a block of one cache
             also fetches blocks of the other cache; otherwise, they would deadlock.
         digest: function that computes a 16-byte digest of a block's name and content; by default, SHA-256.
@@ -70,7 +70,7 @@ class BlockCache:
 
     @staticmethod
     def min_bound(size: int) -> int:
-        """Returns the minimum ``bound`` for caching blocks of ``size`` bytes, with which each shelf has room for one block."""
+        """Returns the minimum ``bound`` for caching blocks of ``size`` bytes, so that each shelf has room for one block."""
         return (size + _DIGEST) * SHELVES
 
     def get(self, name: str, size: int | None, fetch: Callable[[], Block]) -> Block:
@@ -84,7 +84,7 @@ class BlockCache:
         """
         now = time.monotonic()
         block, used = self._mapped.get(name, (None, 0.0))
-        if block is not None and now - used < _USED_S:
+        if block is not None and now - used < _TOUCH_INTERVAL_S:
             self._mapped.move_to_end(name)
             return block
         path = self._path(name)
@@ -98,7 +98,7 @@ class BlockCache:
                     block = self._open(path, size) or block
         self._mapped[name] = block, now
         self._mapped.move_to_end(name)
-        if len(self._mapped) > _MAPPED:
+        if len(self._mapped) > _MAX_MAPPED:
             self._mapped.popitem(last=False)
         return block
 
@@ -147,7 +147,7 @@ class BlockCache:
         try:
             status = os.stat(path)
             if status.st_size == size + _DIGEST if size is not None else status.st_size >= _DIGEST:
-                view = _mapped(path, status.st_size)
+                view = _map_file(path, status.st_size)
                 if self._is_intact(path.name, status.st_ino, view):
                     return self._touch(path, view[:-_DIGEST])
         except (OSError, RuntimeError):  # torch raises RuntimeError if the file has been deleted in the meantime
@@ -277,7 +277,7 @@ def _make_room(shelf: Path, target: int, limit: int) -> int:
     return total
 
 
-def _mapped(path: Path, size: int) -> memoryview:
+def _map_file(path: Path, size: int) -> memoryview:
     """Maps a file into memory. Python's mmap is not used, because it would keep a file descriptor open for each mapped block."""
     import torch
 

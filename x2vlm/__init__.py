@@ -42,7 +42,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import names lazily: importing torch takes seconds, and ``--help`` does not need torch."""
+    """Imports names lazily: importing torch takes seconds, and ``--help`` does not need torch."""
     import importlib
 
     if name not in _HOME:

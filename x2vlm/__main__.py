@@ -8,7 +8,7 @@ from run import main
 
 
 def run() -> int:
-    """Run the command line and return the exit status."""
+    """Runs the command line and returns the exit status."""
     return main(sys.argv[1:])
 
 

@@ -90,7 +90,7 @@ class LoadedModel:
         return is_available and self.settings.task in CALLS[call].tasks
 
     def run(self, items: Sequence[Any], forward: Callable[[Sequence[Any]], Sequence[T]]) -> list[T]:
-        """Run ``forward`` on all items, one batch at a time, and return the results in order.
+        """Runs ``forward`` on all items, one batch at a time, and returns the results in order.
 
         Raises:
             UserError: the list of items is empty, or a result is NaN or infinite.
@@ -106,7 +106,7 @@ class LoadedModel:
             ]
 
     def check_finite(self, result: T) -> T:
-        """Check that a result of the network is finite, and return it. Results other than arrays and tensors are not checked.
+        """Checks that a result of the network is finite, and returns it. Results other than arrays and tensors are not checked.
 
         Raises:
             UserError: the result is NaN or infinite.
@@ -162,7 +162,7 @@ class LoadedModel:
         return self.runtime.text_states(self.tokens(texts))
 
     def cleaned(self, text: str, *, question: bool = False) -> str:
-        """Clean a text as in training: lower case, without punctuation, truncated to the maximum number of words.
+        """Cleans a text as in training: lower case, without punctuation, truncated to the maximum number of words.
 
         Raises:
             UserError: the text is empty after cleaning.
@@ -207,7 +207,7 @@ class LoadedModel:
         return np.stack(self.run(as_texts(texts), embed))
 
     def require(self, call: str) -> None:
-        """Check that the model supports a call.
+        """Checks that the model supports a call.
 
         Raises:
             UserError: the model was not trained for the call, or is an export that does not support the call.
@@ -220,8 +220,8 @@ class LoadedModel:
                 "which it was exported"
             )
         raise UserError(
-            f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for this call; load "
-            f"a model of task {' or '.join(CALLS[call].tasks)}"
+            f"{call}: {self.origin} was trained with task {self.settings.task}, which does not support this call; load "
+            f"a model trained with task {' or '.join(CALLS[call].tasks)}"
         )
 
 

@@ -22,9 +22,9 @@ class Box:
     """The box of a phrase: ``x`` and ``y`` of its upper left corner, its ``width`` and its ``height``, in pixels of the displayed
     image.
 
-    If the model has a head for sets of boxes, the ``score`` is the probability that the box belongs to the phrase. Otherwise, it
-    is the probability that the phrase matches the content of the box. Models that were fine-tuned for grounding without a head
-    for sets have no matching head either, so their score is None.
+    If the model has a box-set head, the ``score`` is the probability that the box belongs to the phrase. Otherwise, it
+    is the probability that the phrase matches the content of the box. Models that were fine-tuned for grounding without a box-set
+    head have no matching head either, so their score is None.
     """
 
     phrase: str

@@ -14,7 +14,7 @@ PACKAGES = "batches", "utils", "optim", "scheduler", "metrics", "models", "datas
 
 
 def check_names() -> None:
-    """Raise :class:`ImportError` if a module outside the checkout hides one of our packages."""
+    """Raises :class:`ImportError` if a module outside the checkout hides one of our packages."""
     if (TOP / "x2vlm" / "utils").is_dir():
         return
     for name in PACKAGES:

@@ -26,7 +26,7 @@ IMAGE_OPACITY = 0.5
 
 
 def draw(panels: Sequence[Panel], path: str | Path, title: str = "", legend: str = "") -> Path:
-    """Write panels as a PNG."""
+    """Writes panels as a PNG."""
     draw_sheet(Sheet(title, legend, panels), Path(path))
     return Path(path)
 

@@ -62,7 +62,7 @@ def load(
     tokenizer: str | Path | None = None,
     answers: str | Path | None = None,
 ) -> Model:
-    """Load a trained model.
+    """Loads a trained model.
 
     Args:
         source: the folder of a run, a folder written by :meth:`~x2vlm.model.Model.save`, a weight file of this project or of the
@@ -104,7 +104,7 @@ def _load_weights(
     tokenizer: str | Path | None,
     answers: str | Path | None,
 ) -> Model:
-    """Load the model in a weight file with torch. The arguments are those of :func:`load`."""
+    """Loads the model in a weight file with torch. The arguments are those of :func:`load`."""
     weights = _weights_of(source)
     run = run_config_of(weights)
     settings, folder = _settings(weights, run, config), None if run is None else run.parent
@@ -131,7 +131,7 @@ def _load_weights(
 
 
 def _check_finite(network: torch.nn.Module, weights: Path) -> None:
-    """Reject weights that contain NaN or infinity.
+    """Rejects weights that contain NaN or infinity.
 
     Raises:
         UserError: a parameter contains NaN or infinity; the message names the first such parameter.

@@ -1,4 +1,4 @@
-"""A trained model and its calls."""
+"""A trained model and its methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dataset.tasks.captioning import prompt_tokens
 from dataset.tasks.nlvr import LABELS
-from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor, spelled
+from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor, decode_to_text
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts
 from models.inference.answer_ranking import AnswerTree, rank_answers
@@ -41,7 +41,7 @@ N = TypeVar("N")
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judgement of a statement: its ``label`` (true or false; or contradiction, entailment or neutral), and ``score``, the
+    """A judgement of a statement. ``label`` is true or false, or contradiction, entailment or neutral; ``score`` is the
     probability of this label."""
 
     label: str
@@ -51,9 +51,9 @@ class Judgement:
 class Model(LoadedModel):
     """A trained model, as returned by :func:`x2vlm.load`.
 
-    Each call takes one image or a list of images (paths, Pillow images, arrays or tensors), or videos if the model is a video
-    model, and returns a list with one entry per image. If the model was not trained for a call, the call raises a
-    :class:`x2vlm.UserError` that names the tasks whose models support it. Calls are deterministic, even if the config uses
+    Each method takes one image or a list of images (paths, Pillow images, arrays or tensors), or videos if the model is a video
+    model, and returns a list with one entry per image. If the model was not trained for a method, calling the method raises a
+    :class:`x2vlm.UserError` that names the tasks whose models support it. Results are deterministic, even if the config uses
     sampling.
     """
 
@@ -69,7 +69,7 @@ class Model(LoadedModel):
             keys_values = network.project_images(self.pixels(self.views(images)))
             uniforms = torch.from_numpy(rng.random((len(images), decoding.max_length))).float().to(keys_values.device)
             captions = network.generate(keys_values, tokens, decoding, uniforms)
-            return [spelled(self.tokenizer, ids) for ids in captions.tokens.tolist()]
+            return [decode_to_text(self.tokenizer, ids) for ids in captions.tokens.tolist()]
 
         return self.run(as_list(images), generate)
 
@@ -87,8 +87,8 @@ class Model(LoadedModel):
         Args:
             images: see :class:`Model`.
             questions: one question for each image.
-            candidates: the answers to choose from; if None, the model's own candidates.
-            decode: "rank" to choose among the candidates, "beam" to generate a free-form answer; if None, "rank" if
+            candidates: the answers to choose from; if None, the candidate answers that were loaded with the model.
+            decode: "rank" chooses among the candidates, and "beam" generates a free-form answer. If None, "rank" is used if
                 ``candidates`` are given, otherwise the value of ``evaluation.decode`` in the model's config.
         """
         network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
@@ -124,16 +124,17 @@ class Model(LoadedModel):
         boxes: Literal["one", "all"] = "one",
         threshold: float | None = None,
     ) -> list[list[Box]]:
-        """Locate the phrases of each image.
+        """Locates the phrases of each image.
 
         Args:
             images: see :class:`Model`.
-            phrases: a list of phrases for each image; for a single image, also a plain list or one phrase.
-            boxes: "one" for the best box of each phrase; "all" for all boxes whose score is at least ``threshold``, so that a
-                phrase can have several boxes or none. If the model has no head for sets (``model.box_set``), "all" returns
-                regions of the image whose content matches the phrase, which are less exact than boxes (docs/finetuning.md).
-            threshold: minimum score of a box; if None, ``evaluation.threshold`` in the config of a model with a head for sets,
-                and 0.5 for other models.
+            phrases: a list of phrases for each image; for a single image, a plain list or a single phrase is also accepted.
+            boxes: "one" returns the best box of each phrase, and "all" returns all boxes whose score is at least ``threshold``,
+                so that a phrase can have several boxes or none. If the model has no box-set head (``model.box_set``), "all"
+                returns regions of the image whose content matches the phrase, which are less exact than boxes
+                (docs/finetuning.md).
+            threshold: minimum score of a box; if None, ``evaluation.threshold`` in the config of a model with a box-set head, and
+                0.5 for other models.
 
         Returns:
             The boxes of each image, in the order of its phrases.
@@ -148,7 +149,7 @@ class Model(LoadedModel):
                     f"locate: threshold is {threshold!r}, which is not a probability; pass a number above 0 and at most 1"
                 )
         elif threshold is not None:
-            raise UserError("locate: threshold is for boxes='all'; omit it")
+            raise UserError("locate: threshold applies only to boxes='all'; omit it")
         listed = as_list(images)
         groups: list[Any] = [phrases] if isinstance(phrases, str) else list(phrases)
         each = (
@@ -174,16 +175,16 @@ class Model(LoadedModel):
 
     @property
     def has_box_sets(self) -> bool:
-        """Whether the model has a head for phrases with several boxes or none (``model.box_set``)."""
+        """Whether the model has a box-set head, which predicts several boxes or none (``model.box_set``)."""
         config = self.settings.model
         return isinstance(config, GroundingModelConfig) and config.box_set is not None
 
     def match(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
-        """Returns the probability that each text is about each image, (images, texts) float32."""
+        """Returns, for each image and text, the probability that they match, (images, texts) float32."""
         return probabilities(self.margins(images, texts)).astype(np.float32)
 
     def index(self, folder: str | Path, out: str | Path) -> ImageIndex:
-        """Build a searchable index of the images in a folder; videos are skipped. See :func:`x2vlm.search.making.index`."""
+        """Builds a searchable index of the images in a folder; videos are skipped. See :func:`x2vlm.search.making.index`."""
         from x2vlm.search.making import index
 
         return index(self, folder, out)
@@ -191,11 +192,11 @@ class Model(LoadedModel):
     def compare(
         self, images: Sequence[Image] | Sequence[Sequence[Image]], statements: str | Sequence[str]
     ) -> list[Judgement]:
-        """Decide whether each statement is true of its images.
+        """Decides whether each statement is true of its images.
 
         Args:
-            images: for each statement, a list of as many images as the model compares (two in NLVR2, the left one first); for a
-                single statement, also a plain list.
+            images: for each statement, a list of as many images as the model compares (two in NLVR2, the left one first). For a
+                single statement, a plain list is also accepted.
             statements: one statement about each group of images.
         """
         network = self._network("compare", NLVRModel)
@@ -225,13 +226,13 @@ class Model(LoadedModel):
         return word_maps(self, image, text, layer)
 
     def save(self, folder: str | Path, format: SavedFormat = "x2vlm") -> Path:
-        """Write the model to a folder that can be loaded on any machine; see :func:`x2vlm.saving.save`."""
+        """Writes the model to a folder that can be loaded on any machine; see :func:`x2vlm.saving.save`."""
         from x2vlm.saving import save
 
         return save(self, Path(folder), format)
 
     def push_to_hub(self, name: str, format: SavedFormat = "x2vlm", *, private: bool = False) -> str:
-        """Save the model and upload it with its card; see :func:`x2vlm.saving.push_to_hub`."""
+        """Saves the model and uploads it with its card; see :func:`x2vlm.saving.push_to_hub`."""
         from x2vlm.saving import push_to_hub
 
         return push_to_hub(self, name, format, private=private)
@@ -273,8 +274,8 @@ class Model(LoadedModel):
         """
         if self.settings.task == "grounding" and not self.has_box_sets:
             raise UserError(
-                f"locate: {self.origin} predicts one box per phrase; train it with model.box_set, or load a model of "
-                "task pretrain"
+                f"locate: {self.origin} predicts one box per phrase; train it with model.box_set, or load a model "
+                "trained with task pretrain"
             )
         return self.settings.evaluation.threshold
 
@@ -288,13 +289,13 @@ class Model(LoadedModel):
         """Returns the answers that beam search generates."""
         fused, config = self._fused(network, pairs), self.settings.evaluation.beam
         generated = network.generate(fused, self.text.cls_id, self.text.sep_id, config)
-        return [spelled(self.tokenizer, ids) for ids in generated.tokens.tolist()]
+        return [decode_to_text(self.tokenizer, ids) for ids in generated.tokens.tolist()]
 
     def _classified(
         self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str] | None
     ) -> list[str]:
-        """Returns, for each question, the likeliest of ``answers`` according to a classifier. Each answer must be one of its
-        classes."""
+        """Returns, for each question, the likeliest of ``answers`` according to the classifier ``network``. Each answer
+        must be one of the classifier's classes."""
         classes = self.answers
         if classes is None or answers is None:
             raise UserError(
@@ -324,7 +325,7 @@ class Model(LoadedModel):
 
 
 def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:
-    """Pair each text with its image. A single image is paired with all texts, and a single text with all images."""
+    """Pairs each text with its image. A single image is paired with all texts, and a single text with all images."""
     count = max(len(images), len(texts))
     if {len(images), len(texts)} - {1, count}:
         raise UserError(

@@ -81,7 +81,7 @@ class Runtime(Protocol):
         """Returns the box of each of N texts in image ``image_index`` (N,) int64. The states of all images are (I, K, D)."""
 
     def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
-        """Returns, for each of N texts, the boxes whose score is at least ``threshold``: either from a head for sets, or regions
+        """Returns, for each of N texts, the boxes whose score is at least ``threshold``: either from a box-set head, or regions
         whose content matches the text."""
 
 

@@ -48,7 +48,7 @@ output = model(**processor(images=[image], text=["a dog on a sofa"]))""",
 
 
 def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Path:
-    """Write a model and its card, which contains the results of the run from which the model was loaded.
+    """Writes a model and its card, which contains the results of the run from which the model was loaded.
 
     Args:
         model: a loaded model.
@@ -59,7 +59,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
             models of the tasks ``pretrain``, ``retrieval`` and ``grounding``.
 
     Raises:
-        UserError: the folder exists and is not empty, or cannot be written, or the format does not suit the model.
+        UserError: the folder exists and is not empty or cannot be written to, or the format does not support the model.
     """
     folder = expanded(folder)
     _check_format(format)
@@ -81,7 +81,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
 
 
 def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *, private: bool = False) -> str:
-    """Save a model and upload it to the Hugging Face Hub, as the user who has logged in (``hf auth login``).
+    """Saves a model and uploads it to the Hugging Face Hub, as the user who has logged in (``hf auth login``).
 
     Args:
         model: a loaded model.
@@ -99,7 +99,7 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
 
     _check_format(format)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise UserError(f"{name!r} is not the name of a repository on the Hub; give owner/name")
+        raise UserError(f"{name!r} is not the name of a repository on the Hub; pass owner/name")
     check_reachable(f"{name} cannot be uploaded")
     api = HfApi()
     with tempfile.TemporaryDirectory() as temporary:
@@ -120,21 +120,21 @@ def _check_format(format: str) -> None:
 
 
 def save_settings(model: LoadedModel, folder: Path) -> None:
-    """Write the files that a model needs in addition to its weights: ``config.yaml``, ``tokenizer/`` and, if the model has
+    """Writes the files that a model needs in addition to its weights: ``config.yaml``, ``tokenizer/`` and, if the model has
     candidate answers, ``answers.json``."""
     text = model.settings.model.text
     model.tokenizer.save_pretrained(str(folder / TOKENIZER))
     if text.arch is None:
         hub_config_of(text.encoder).save_pretrained(str(folder / TOKENIZER))
     save_backbone_config(model.settings.model.vision, folder / BACKBONE)
-    here = model.settings.model.model_copy(update={"text": text.model_copy(update={"encoder": TOKENIZER})})
-    write_text(folder / CONFIG_FILE, dump_config(model.settings.model_copy(update={"model": here})))
+    model_settings = model.settings.model.model_copy(update={"text": text.model_copy(update={"encoder": TOKENIZER})})
+    write_text(folder / CONFIG_FILE, dump_config(model.settings.model_copy(update={"model": model_settings})))
     if model.answers is not None:
         write_text(folder / ANSWERS, json.dumps(model.answers, ensure_ascii=False) + "\n")
 
 
 def card(model: LoadedModel, name: str, library: str, source: str, usage: str | None = None) -> str:
-    """Return the model card, which says what the model is, how to load it from ``source``, and what its results are.
+    """Returns the model card, which says what the model is, how to load it from ``source``, and what its results are.
 
     Args:
         model: a loaded model.
@@ -149,7 +149,7 @@ def card(model: LoadedModel, name: str, library: str, source: str, usage: str | 
         parameters -= sum(parameter.numel() for name, parameter in named if name.startswith(UNSAVED))
     vision = model.settings.model.vision
     calls = [name for name, call in CALLS.items() if model.settings.task in call.tasks]
-    about = {
+    metadata = {
         "task": model.settings.task,
         "parameters": f"{parameters / 1e6:.1f} M",
         "images": in_words(vision.image_size) + (f", {vision.video.frames} frames" if vision.video else ""),
@@ -170,7 +170,7 @@ def card(model: LoadedModel, name: str, library: str, source: str, usage: str | 
         "| | |",
         "|---|---|",
     ]
-    lines += [f"| {key} | {value} |" for key, value in about.items() if value]
+    lines += [f"| {key} | {value} |" for key, value in metadata.items() if value]
     lines += ["", "```python", *(usage or USAGE[library]).format(source=source).splitlines(), "```", ""]
     if library == "x2vlm":
         lines += [f"It supports {', '.join(f'`{call}`' for call in calls)}.", ""]
@@ -178,12 +178,13 @@ def card(model: LoadedModel, name: str, library: str, source: str, usage: str | 
 
 
 def _numbers(origin: str) -> list[str]:
-    """Returns a table of the results of the run from which a model was loaded, and the run's receipt if there is one."""
+    """Returns the lines of a table with the results of the run from which the model was loaded, and of the run's receipt if there
+    is one."""
     folder = expanded(origin)
     folder = folder if folder.is_dir() else folder.parent
-    kept = folder / CARD
-    if kept.is_file() and HEADING in (
-        text := kept.read_text(encoding="utf-8")
+    card_file = folder / CARD
+    if card_file.is_file() and HEADING in (
+        text := card_file.read_text(encoding="utf-8")
     ):  # the model was loaded from a saved model
         return [text[text.index(HEADING) :].rstrip()]
     try:

@@ -100,7 +100,7 @@ class Settings(Config):
 
 
 def settings_of_run(config: Path) -> Settings:
-    """Extract the settings from the ``config.yaml`` of a run or a saved model; see :func:`settings_of`."""
+    """Extracts the settings from the ``config.yaml`` of a run or a saved model; see :func:`settings_of`."""
     values = read_yaml(config)
     if values.get("task") in TASK_MODELS:
         values = {**values, "model": with_previous_defaults(values.get("model"), TASK_MODELS[values["task"]].config)}
@@ -108,7 +108,7 @@ def settings_of_run(config: Path) -> Settings:
 
 
 def settings_of(values: Mapping[str, Any], source: str) -> Settings:
-    """Extract the settings from the values of a run's config; settings that only training needs are ignored.
+    """Extracts the settings from the values of a run's config; settings that only training needs are ignored.
 
     Args:
         values: plain values by section.

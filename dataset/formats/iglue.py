@@ -22,7 +22,7 @@ Rows = Iterable[Row | BrokenRecordError]
 
 
 def xflickrco_rows(path: str, key: str) -> Rows:
-    """Returns rows of xFlickr&CO with image, caption and image_id. They are made from ``sentences``, ``id`` and ``img_path``,
+    """Returns rows of xFlickr&CO with image, caption and image_id. They are built from ``sentences``, ``id`` and ``img_path``,
     which is the name of an image of Flickr30K or COCO."""
 
     def captioned(row: Row) -> Row:
@@ -35,8 +35,9 @@ def xflickrco_rows(path: str, key: str) -> Rows:
 
 
 def xvnli_rows(path: str, key: str) -> Rows:
-    """Returns rows of XVNLI with sentence, label and images. They are made from ``sentence2`` (the hypothesis; the premise is not
-    read), ``gold_label`` and ``Flikr30kID`` (sic). Rows without a label, on which the annotators did not agree, are skipped."""
+    """Returns rows of XVNLI with sentence, label and images. They are built from ``sentence2`` (the hypothesis; the premise is
+    not read), ``gold_label`` and ``Flikr30kID`` (sic). Rows without a label, on which the annotators did not agree, are
+    skipped."""
 
     def statement(row: Row) -> Row:
         image = row.get("Flikr30kID", str).removesuffix(".jpg")
@@ -57,7 +58,7 @@ def xvnli_rows(path: str, key: str) -> Rows:
 
 
 def marvl_rows(path: str, key: str) -> Rows:
-    """Returns rows of MaRVL with sentence, label and images. They are made from ``caption``, ``label``, ``left_img`` and
+    """Returns rows of MaRVL with sentence, label and images. They are built from ``caption``, ``label``, ``left_img`` and
     ``right_img``. If an image name has no folder, the value of ``concept`` is the folder."""
 
     def statement(row: Row) -> Row:

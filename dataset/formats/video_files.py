@@ -40,7 +40,7 @@ class Videos:
                 "wrong type", row.location, f"video_id is {identity!r:.80}, neither a text nor a number"
             )
         if isinstance(value, str):
-            # The folder may have lists of frames that were made from the video files.
+            # The folder may have lists of frames that were extracted from the video files.
             path = self._find((value, os.path.splitext(value)[0] + LIST_SUFFIX))
             if path is None:
                 raise self._missing(value, row.location)

@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row | BrokenRecordError]:
     """Returns rows of question_id, question and image (``train2014/COCO_train2014_….jpg``, as in the official layout). With an
-    ``annotations`` file, rows also have answer (a list of ten) and answer_type. Rows are made lazily, so that they are never all
+    ``annotations`` file, rows also have answer (a list of ten) and answer_type. Rows are built lazily, so that they are never all
     in memory at once.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Makes a folder of shards from URLs in two steps: it writes a list of URLs for img2dataset, which downloads the images, and
+"""Builds a folder of shards from URLs in two steps: it writes a list of URLs for img2dataset, which downloads the images, and
 later takes over the shards that img2dataset wrote."""
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Addresses(Protocol):
 
 
 def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -> None:
-    """Makes the list of a data set, and its folder of records once there are finished shards.
+    """Builds the list of a data set, and its folder of records once there are finished shards.
 
     Raises:
         UserError: official files are missing or cannot be used, or a folder has a different origin.

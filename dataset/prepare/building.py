@@ -1,8 +1,9 @@
-"""Makes a folder of records from official files, with several processes. The folder only appears once it is complete.
+"""Builds a folder of records from the original data set files, using several processes. The folder only appears once it is
+complete.
 
 Records are written to ``OUT/.building-NAME``, which is renamed to ``OUT/NAME`` at the end, with a manifest. An interrupted run
-leaves its working folder, and the same command resumes after the last complete shard. An error in the official files removes the
-working folder.
+leaves its working folder behind, and the same command resumes after the last complete shard. If the files contain an error, the
+working folder is removed.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ Convert = Callable[[Any, Counts], Iterator[Mapping[str, Any]]]
 worker processes call it."""
 
 JOBS_PER_SHARD = 100
-"""Number of jobs whose records are written to one shard. After an interruption, the unfinished shard is made again."""
+"""Number of jobs whose records are written to one shard. After an interruption, the unfinished shard is rebuilt."""
 
-FORM = ("missing key", "wrong type", "bad json", "wrong columns")
+MALFORMED_REASONS = ("missing key", "wrong type", "bad json", "wrong columns")
 """Reasons for skipping an entry that indicate a damaged or wrong file."""
 
 IMAGES = "images"
@@ -45,7 +46,7 @@ _JOURNAL_MANIFEST = "_journal/manifest.json"
 
 
 class WorkerDiedError(UserError):
-    """Raised if a process was killed. The official files did not cause this, so finished shards are kept, and the next run
+    """Raised if a process was killed. The data set files are not at fault, so finished shards are kept, and the next run
     resumes."""
 
 
@@ -90,24 +91,24 @@ def build_folder(
     facts: Callable[[], Mapping[str, Any]] = dict,
     hashed: bool = True,
 ) -> Manifest | None:
-    """Makes the folder ``out/name``, unless it is complete.
+    """Builds the folder ``out/name``, unless it is complete.
 
     Args:
         out: parent folder.
         name: name of the folder.
         arguments: everything that determines the content, as JSON values, including the sources with their hashes.
         fill: function that writes the shards to the given folder, and adds an entry for each complete shard.
-        overwrite: make an existing folder again.
-        max_broken: maximum fraction of malformed entries. If more are malformed, no folder is made.
+        overwrite: whether to rebuild an existing folder.
+        max_broken: maximum fraction of malformed entries. If more are malformed, no folder is built.
         facts: function that returns additional entries for the manifest; it is called after the shards were written.
         hashed: whether the manifest contains a hash of each shard. If False, it only contains sizes, because the shards are too
             large to read again.
 
     Returns:
-        The manifest, or None if the folder was already made with these arguments.
+        The folder's manifest, or None if the folder was already built with these arguments.
 
     Raises:
-        UserError: the folder has a different origin or was made with different arguments; the official files cannot be used.
+        UserError: if the folder has a different origin or was built with different arguments, or if the files cannot be used.
     """
     target = out / name
     if is_prepared(target) and not overwrite:
@@ -141,12 +142,12 @@ def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
             notes = [json.loads(line) for line in journal.read().split("\n") if line.startswith('{"arguments"')]
             if notes and notes[0]["arguments"] != dict(arguments):
                 shutil.rmtree(building)
-    except (OSError, ValueError):  # no folder; in use, which is reported later; or an incomplete line
+    except (OSError, ValueError):  # there is no folder, or it is in use (reported later), or a line is incomplete
         return
 
 
 def _remove_leftovers(folder: OutputFolder) -> None:
-    """Removes a previous run's files without an entry in the journal, because they may be incomplete or made with different
+    """Removes files of a previous run that have no entry in the journal, because they may be incomplete or built with different
     arguments."""
     for path in folder.out.iterdir():
         if path.is_dir() and not (path.name == IMAGES and folder.entries):
@@ -156,7 +157,7 @@ def _remove_leftovers(folder: OutputFolder) -> None:
 
 
 def fill_with_records(folder: OutputFolder, work: Work, workers: int, name: str) -> Counts:
-    """Makes the missing shards of records; returns the counts of all shards."""
+    """Builds the missing shards of records, and returns the total counts of all shards."""
     done = {entry.file: Counts.from_values(entry.counts) for entry in folder.entries.values()}
     counts = Counts()
     with progress_bar(total=work.total, desc=name, unit=work.unit) as bar:
@@ -172,7 +173,7 @@ def fill_with_records(folder: OutputFolder, work: Work, workers: int, name: str)
 
 
 class _Part(NamedTuple):
-    """A part of a shard that is still to be made, from a job."""
+    """A part, produced by one job, of a shard that is still to be built."""
 
     shard: str
     convert: Convert
@@ -180,7 +181,7 @@ class _Part(NamedTuple):
     job: Job
 
 
-class _Made(NamedTuple):
+class _FinishedPart(NamedTuple):
     """A finished part of a shard: its records as lines, and ``size`` and ``counts`` of its job."""
 
     shard: str
@@ -200,25 +201,25 @@ def _missing_parts(
             yield _Part(shard, work.convert, work.reason_if_killed, job)
 
 
-def _convert(part: _Part) -> _Made:
+def _convert(part: _Part) -> _FinishedPart:
     """Converts the items of a job; runs in a worker process."""
     counts = part.job.counts
     lines = [json_line(record) for item in part.job.items for record in part.convert(item, counts)]
     counts.made["records"] += len(lines)
-    return _Made(part.shard, lines, part.job.size, counts)
+    return _FinishedPart(part.shard, lines, part.job.size, counts)
 
 
-def _died(part: _Part) -> _Made:
+def _died(part: _Part) -> _FinishedPart:
     if part.reason_if_killed:
         [item] = part.job.items
         part.job.counts.skip(part.reason_if_killed, item.location, "the process that read it died")
-        return _Made(part.shard, [], part.job.size, part.job.counts)
+        return _FinishedPart(part.shard, [], part.job.size, part.job.counts)
     raise WorkerDiedError(
-        f"{part.shard}: a process that converted it was killed, perhaps because memory ran out; lower --workers"
+        f"{part.shard}: a process converting it was killed, perhaps because memory ran out; lower --workers"
     )
 
 
-def _write_shard(path: Path, parts: Iterator[_Made], on_part: Callable[[int], object]) -> Entry:
+def _write_shard(path: Path, parts: Iterator[_FinishedPart], on_part: Callable[[int], object]) -> Entry:
     counts = Counts()
     with replacing(path) as unfinished, unfinished.open("wb") as stream:
         for part in parts:
@@ -230,22 +231,22 @@ def _write_shard(path: Path, parts: Iterator[_Made], on_part: Callable[[int], ob
 
 
 def _check_usable(counts: Counts, name: str, max_broken: float) -> None:
-    """Raises :class:`UserError` if too many entries are malformed or no record is left."""
-    broken = {reason: counts.skipped[reason] for reason in FORM if counts.skipped[reason]}
+    """Raises :class:`UserError` if too many entries are malformed, or if no entry gave a record."""
+    broken = {reason: counts.skipped[reason] for reason in MALFORMED_REASONS if counts.skipped[reason]}
     read, bad = sum(counts.read.values()), sum(broken.values())
     if bad > max_broken * read:
         first = "; ".join(f"{number:,} {reason} ({counts.locations[reason][0]})" for reason, number in broken.items())
         raise UserError(
             f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; check that each file is the official one and "
-            f"complete, or skip them with --max-broken {min(1.0, math.ceil(100 * bad / read) / 100):g}"
+            f"complete, or skip these entries with --max-broken {min(1.0, math.ceil(100 * bad / read) / 100):g}"
         )
     if not sum(counts.made.values()):
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.skipped.items()) or "nothing was read"
-        raise UserError(f"{name}: no record is left of {read:,} entries: {reasons}")
+        raise UserError(f"{name}: none of the {read:,} entries gave a record: {reasons}")
 
 
 def _put_in_place(building: Path, target: Path) -> None:
-    """Renames the folder, and removes an existing one."""
+    """Renames the working folder to its final name, replacing any existing folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     old = target.with_name(f".old-{target.name}")
     if target.exists():

@@ -26,7 +26,7 @@ class OutputFile:
 
     Attributes:
         name: path of the file below the output folder.
-        source: the file that it is made from.
+        source: the file that it is built from.
         count: number of records in the source.
         jobs: returns a job for each record.
         bare: whether the file is only the list of frames of one video. It is not written if the video is broken.

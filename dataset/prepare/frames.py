@@ -81,7 +81,7 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Makes the files of ``outputs`` that are missing in ``out`` with ``workers`` processes.
+    """Builds the files of ``outputs`` that are missing in ``out`` with ``workers`` processes.
 
     Raises:
         UserError: the folder cannot be used (:class:`~dataset.prepare.output.OutputFolder`), or no video could be read.
@@ -139,7 +139,7 @@ def _make(
     on_broken: Callable[[BrokenRecord], None],
     on_result: Callable[[], object],
 ) -> Entry:
-    """Makes a file from the next ``output.count`` results. It is renamed to its final name when it is complete."""
+    """Builds a file from the next ``output.count`` results. It is renamed to its final name when it is complete."""
     path = out / output.name
     part = path.with_name(path.name + ".part")
     broken: list[dict[str, str]] = []
@@ -199,7 +199,7 @@ def frames(
     of the folder of videos, training looks up the lists in the same way as the videos (by the video_id of MSR-VTT and others).
 
     A video that cannot be read is skipped with its record, counted, and listed in _frames/broken.jsonl in --out. Rerun the same
-    command to resume an interrupted run. Finished files are kept; they are made again only if they were deleted or if the size
+    command to resume an interrupted run. Finished files are kept; they are rebuilt only if they were deleted or if the size
     of their source has changed. Broken videos of a folder are retried by each run, broken videos of a shard only after its output
     is deleted. Only one run at a time can fill a folder.
 

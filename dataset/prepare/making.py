@@ -1,4 +1,4 @@
-"""Prepares a data set: makes the folders that the data set's module declares."""
+"""Prepares a data set: builds the folders that the data set's module declares."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from utils.progress import progress_bar
 
 
 def prepare(name: str, options: Options) -> None:
-    """Makes the folders of records of a data set that do not exist yet.
+    """Builds the folders of records of a data set that do not exist yet.
 
     Raises:
         UserError: official files are missing or cannot be used, or a folder has a different origin.

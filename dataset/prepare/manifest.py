@@ -96,12 +96,12 @@ def is_prepared(folder: Path) -> bool:
 
 
 def check_same(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Raises :class:`UserError` unless the folder was made with these arguments."""
+    """Raises :class:`UserError` unless the folder was built with these arguments."""
     made_with = read_manifest(folder).values["arguments"]
     different = [key for key in {**made_with, **arguments} if made_with.get(key) != arguments.get(key)]
     if different:
         raise UserError(
-            f"{folder} was made from other files or with other flags ({', '.join(different)}); --overwrite makes it again"
+            f"{folder} was built from other files or with other flags ({', '.join(different)}); --overwrite rebuilds it"
         )
 
 

@@ -125,7 +125,7 @@ def _translate(
     digests: dict[str, str],
     workers: int,
 ) -> None:
-    """Makes a folder of records with captions by language."""
+    """Builds a folder of records with captions by language."""
     out = output.out / source.name
     shards = [Path(str(path)) for path in find_shards([str(source)], str(source))]
     if parquet := [path for path in shards if path.suffix == PARQUET_SUFFIX]:
@@ -157,7 +157,7 @@ def _translate(
 
 
 def _translate_shard(job: _Job) -> Counts:
-    """Makes one shard; runs in a worker process."""
+    """Builds one shard; runs in a worker process."""
     counts = Counts()
     shards = Shards([str(job.source)], key=str(job.source), index_folder=job.store.parent / "index")
     write = _write_tar if job.source.suffix == TAR_SUFFIX else _write_lines

@@ -19,7 +19,7 @@ class VideoOptions:
         short_side: maximum length of a frame's shorter side in pixels; 256 is enough for pre-training at 224.
         frames_per_second: number of frames to keep per second of video; the paper keeps one (section 3.2).
         clips: maximum number of neighbouring clips in a record.
-        words: number of words in a clip's text, if clips are made from words with times.
+        words: number of words in a clip's text, if clips are built from words with times.
         time_limit_s: time limit for reading a video, in seconds; a video that takes longer counts as broken.
     """
 
@@ -41,7 +41,7 @@ class Options:
 
     Args:
         raw: folder of the official files and images.
-        out: folder in which the folders of records are made.
+        out: folder in which the folders of records are built.
         held_out: additional folders to search for the files of downstream splits.
         without: names of downstream splits whose images are not excluded.
         missing: images that another research group could not download, and that are therefore excluded, as returned by
@@ -54,7 +54,7 @@ class Options:
         videos: how videos become records.
         ray: address of a Ray cluster for LAION; if None, processes on this machine are used.
         min_score: minimum margin score of WikiMatrix translations; the default is the threshold of its authors.
-        max_broken: maximum fraction of malformed entries. If more are malformed, no folder is made.
+        max_broken: maximum fraction of malformed entries. If more are malformed, no folder is built.
     """
 
     raw: Path

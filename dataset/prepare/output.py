@@ -31,7 +31,7 @@ class Entry:
 
     Attributes:
         file: name of the file.
-        source: path of the file that it was made from.
+        source: path of the file that it was built from.
         source_bytes: size of the source in bytes.
         bytes: size of the file in bytes.
         counts: counts by kind.
@@ -67,7 +67,7 @@ class OutputFolder:
         entries: the finished files by name, including files of previous runs.
 
     Raises:
-        UserError: on entry, if the folder was made with different arguments, has files of a different origin, is being filled by
+        UserError: on entry, if the folder was built with different arguments, has files of a different origin, is being filled by
             another run, or cannot be written. In the block, an OSError is raised as a UserError about a file that cannot be
             written.
     """
@@ -104,14 +104,14 @@ class OutputFolder:
         """Returns the entry of a finished file if the sizes of the file and its source are unchanged, otherwise None.
 
         Raises:
-            UserError: the file was made from a different source.
+            UserError: the file was built from a different source.
         """
         entry, path = self.entries.get(name), self.out / name
         if entry is None or not path.exists():
             return None
         if entry.source != str(source.resolve()):
             raise UserError(
-                f"{path} was made from {entry.source}, not from {source}; use another folder, or --overwrite"
+                f"{path} was built from {entry.source}, not from {source}; use another folder, or --overwrite"
             )
         same = source.exists() and (path.stat().st_size, source.stat().st_size) == (entry.bytes, entry.source_bytes)
         return entry if same else None
@@ -160,7 +160,7 @@ class OutputFolder:
             with suppress(UserError):  # only if it is overwritten, so that damage does not matter
                 notes += read_facts(self.out / self.manifest).get("files", [])
         for line in lines:
-            with suppress(ValueError):  # an incomplete line of a killed run; its file is made again
+            with suppress(ValueError):  # an incomplete line of a killed run; its file is rebuilt
                 notes.append(json.loads(line))
         for note in notes:
             if "file" in note:
@@ -194,10 +194,10 @@ class OutputFolder:
 
 
 def already_made(out: Path, manifest: str, arguments: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Returns True if ``out`` is complete and was made with ``arguments``; always False with ``overwrite``.
+    """Returns True if ``out`` is complete and was built with ``arguments``; always False with ``overwrite``.
 
     Raises:
-        UserError: the folder was made with different arguments, and ``overwrite`` is False.
+        UserError: the folder was built with different arguments, and ``overwrite`` is False.
     """
     if overwrite or not (out / manifest).exists():
         return False
@@ -260,7 +260,7 @@ def _check_arguments(out: Path, made_with: Any, arguments: Mapping[str, Any]) ->
     if isinstance(made_with, dict):
         keys = [key for key in {**made_with, **arguments} if made_with.get(key) != arguments.get(key)]
         difference = ", ".join(f"{key}={made_with.get(key)}, not {arguments.get(key)}" for key in keys)
-    raise UserError(f"{out} was made with different arguments ({difference}); use another folder, or --overwrite")
+    raise UserError(f"{out} was built with different arguments ({difference}); use another folder, or --overwrite")
 
 
 def _foreign(out: Path, name: str) -> UserError:

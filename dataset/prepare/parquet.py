@@ -237,7 +237,7 @@ def parquet(
     image_root: Path | None = None,
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
 ) -> int:
-    """Rewrite shards as Parquet files with small row groups and the images inside.
+    """Rewrites shards as Parquet files with small row groups and the images inside.
 
     SHARDS are JSON lines, tars or Parquet files: files, patterns, folders, URLs, or hf:ORG/NAME. Every record becomes a row:
     its image is in the binary column --image-key, and its other keys are columns. Text members of tars become the column caption.

@@ -93,7 +93,7 @@ class Preparation:
         hashed: bool = True,
         index: bool = True,
     ) -> None:
-        """Makes a folder, unless it already exists, and reports the result.
+        """Builds a folder, unless it already exists, and reports the result.
 
         Args:
             folder: path of the folder.

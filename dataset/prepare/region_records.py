@@ -40,7 +40,7 @@ def region_record(
         size: width and height of the image in pixels, according to the annotations; None if the boxes are in pixels of the stored
             image.
         elements: the boxes with their texts. The "bb" of an element is a box, or a list of boxes.
-        made: counts by unit, such as 3 objects, to add to ``counts`` if a record is made.
+        made: counts by unit, such as 3 objects, to add to ``counts`` if a record is built.
         counts: receives the counts.
         captions: captions of the whole image.
         keys: additional keys of the record.

@@ -11,7 +11,7 @@ from dataset.prepare.manifest import MANIFEST, Manifest, read_manifest
 def report_result(
     folder: Path, manifest: Manifest | None, sizes: Mapping[str, int], report: Callable[[str], object]
 ) -> None:
-    """Reports what was made, what was skipped, and why. If ``manifest`` is None, ``folder`` was already complete."""
+    """Reports what was built, what was skipped, and why. If ``manifest`` is None, ``folder`` was already complete."""
     if manifest is None:
         skipped = read_manifest(folder).counts.skipped
         missing = {unit: skipped[f"missing {unit}"] for unit in ("image", "video") if skipped[f"missing {unit}"]}

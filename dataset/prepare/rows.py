@@ -88,7 +88,7 @@ class RowFolder:
     """The rows of several official files, in a temporary folder that is removed when the context ends.
 
     Args:
-        scratch: the folder in which the temporary folder is made.
+        scratch: the folder in which the temporary folder is created.
     """
 
     def __init__(self, scratch: Path):

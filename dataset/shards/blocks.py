@@ -1,4 +1,4 @@
-"""An order of records for data on which long reads are fast and short random reads are slow. It uses blocks and lanes.
+"""A record order for storage on which long reads are fast and short random reads are slow. It uses blocks and lanes.
 
 A block is a run of consecutive records of one shard. Blocks are distributed to C lanes in the same way in every epoch, and
 micro-batch u belongs to lane u mod C. If the number of ranks R divides C, each rank reads C / R lanes that no other rank reads,
@@ -37,8 +37,8 @@ class Lane:
 
     Attributes:
         firsts: (B,) int64, index of the first record of each block.
-        counts: (B,) int32, number of records of each block.
-        records: number of records of all blocks.
+        counts: (B,) int32, number of records in each block.
+        records: total number of records in the blocks.
     """
 
     firsts: np.ndarray
@@ -62,8 +62,8 @@ class Window:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """The blocks of a lane in the order of an epoch.
+class _EpochBlocks:
+    """The blocks of a lane, in the order of an epoch.
 
     Attributes:
         epoch: epoch of the lane.
@@ -79,11 +79,11 @@ class _Row:
 
 
 class BlockOrder:
-    """Visits every record once per epoch, in blocks. Lanes may differ by one record; a shorter lane starts its next epoch one
-    record earlier.
+    """Visits every record once per epoch, in blocks. Lanes may differ in length by one record; a shorter lane starts its next
+    epoch one record earlier.
 
     Args:
-        shard_sizes: number of records of each shard, in the order of the records.
+        shard_sizes: number of records in each shard, in shard order.
         batch_size: number of records in a micro-batch.
         lanes: number of lanes; the number of ranks must divide it (see :func:`check_ranks`).
         block_records: maximum number of records in a block; a shard is split into blocks of nearly equal size.
@@ -118,9 +118,9 @@ class BlockOrder:
         self.lanes = _deal(*_cut(sizes, block_records), lanes, _keys(seed, stream))
         self.window_records = max(WINDOW_BLOCKS * block_records, -(-WINDOW_STEPS * step * batch_size // lanes))
         """Minimum number of records in a window, except in a lane that has fewer records."""
-        # The two most recent rows and windows of each lane. Older ones are not needed, because positions ascend, both for reading
-        # and for prefetching half a window ahead.
-        self._rows: dict[int, list[_Row]] = {}
+        # The block orders of the two most recent epochs, and the two most recent windows, of each lane. Older ones are not
+        # needed, because positions ascend, both for reading and for prefetching half a window ahead.
+        self._epochs: dict[int, list[_EpochBlocks]] = {}
         self._windows: dict[int, list[Window]] = {}
 
     def batch(self, number: int) -> list[tuple[int, int]]:
@@ -149,8 +149,8 @@ class BlockOrder:
     def to_prefetch(self, number: int, *, first: bool) -> range:
         """Returns the micro-batches to prefetch; see :class:`~dataset.shards.samplers.Order`.
 
-        These are the micro-batch of the same lane half a window later, because all blocks of a window are needed shortly after
-        the window begins, and with ``first``, all micro-batches up to it.
+        This is the lane's micro-batch half a window later, because all blocks of a window are needed shortly after the window
+        begins; with ``first``, also all of the lane's micro-batches before it.
         """
         lanes = len(self.lanes)
         window = min(self.window_records, self.lanes[self.lane(number)].records)
@@ -168,22 +168,22 @@ class BlockOrder:
     def _make_window(self, lane: int, position: int) -> Window:
         own = self.lanes[lane]
         epoch, offset = divmod(position, own.records)
-        row = self._row(lane, epoch)
-        block = int(np.searchsorted(row.ends, offset, side="right"))
-        number = int(np.searchsorted(row.cuts, block, side="right")) - 1
-        blocks = row.blocks[row.cuts[number] : row.cuts[number + 1]]
+        in_epoch = self._epoch_blocks(lane, epoch)
+        block = int(np.searchsorted(in_epoch.ends, offset, side="right"))
+        index = int(np.searchsorted(in_epoch.cuts, block, side="right")) - 1
+        blocks = in_epoch.blocks[in_epoch.cuts[index] : in_epoch.cuts[index + 1]]
         counts = own.counts[blocks]
         ends = np.cumsum(counts, dtype=np.int64)
         records = np.repeat(own.firsts[blocks] - (ends - counts), counts) + np.arange(ends[-1])
-        order = _shuffled(len(records), _keys(self.seed, self.stream, lane, epoch, number))
-        first = int(row.ends[row.cuts[number]] - counts[0])
+        order = _shuffled(len(records), _keys(self.seed, self.stream, lane, epoch, index))
+        first = int(in_epoch.ends[in_epoch.cuts[index]] - counts[0])
         return Window(epoch, epoch * own.records + first, records[order])
 
-    def _row(self, lane: int, epoch: int) -> _Row:
-        held = self._rows.setdefault(lane, [])
-        for row in held:
-            if row.epoch == epoch:
-                return row
+    def _epoch_blocks(self, lane: int, epoch: int) -> _EpochBlocks:
+        held = self._epochs.setdefault(lane, [])
+        for in_epoch in held:
+            if in_epoch.epoch == epoch:
+                return in_epoch
         own = self.lanes[lane]
         blocks = _shuffled(len(own.counts), _keys(self.seed, self.stream, lane, epoch))
         ends = np.cumsum(own.counts[blocks], dtype=np.int64)
@@ -191,23 +191,22 @@ class BlockOrder:
         windows = self._windows_of(own.records)
         shares = np.arange(1, windows + 1) * own.records // windows
         cuts = np.concatenate([[0], np.searchsorted(ends, shares, side="left") + 1])
-        return _keep_last_two(held, _Row(epoch, blocks, ends, cuts))
+        return _keep_last_two(held, _EpochBlocks(epoch, blocks, ends, cuts))
 
     def _windows_of(self, records: int) -> int:
         """Returns the number of windows of a lane with this number of records."""
         return max(1, records // (self.window_records + self.block_records))
 
 
-def _keep_last_two(held: list[H], made: H) -> H:
+def _keep_last_two(held: list[H], new: H) -> H:
     """Appends an object to a list that keeps the last two, and returns the object."""
-    held.append(made)
+    held.append(new)
     del held[:-2]
-    return made
+    return new
 
 
 def check_ranks(lanes: int, ranks: int, key: str) -> None:
-    """Raises :class:`UserError`, naming the config ``key``, of the lanes if the lanes cannot be divided equally among the
-    ranks."""
+    """Raises :class:`UserError`, naming the lanes' config ``key``, if the lanes cannot be divided equally among the ranks."""
     if lanes % ranks:
         divisors = [str(number) for number in range(1, lanes + 1) if lanes % number == 0]
         supported = f"{', '.join(divisors[:-1])} or {divisors[-1]} ranks" if len(divisors) > 1 else "1 rank"
@@ -221,7 +220,7 @@ def _cut(sizes: np.ndarray, block_records: int) -> tuple[np.ndarray, np.ndarray]
     """Splits each shard into blocks of nearly equal size.
 
     Returns:
-        (B,) int64, index of the first record of each block; and (B,) int32, number of records of each block.
+        (B,) int64, index of the first record of each block; and (B,) int32, number of records in each block.
     """
     blocks = -(-sizes // block_records)
     # In-place operations, because the arrays are large for a billion records.
@@ -253,7 +252,8 @@ def _deal(firsts: np.ndarray, counts: np.ndarray, lanes: int, keys: np.ndarray) 
 
 
 def _keys(seed: int, stream: str, *indices: int) -> np.ndarray:
-    """Returns the keys of a permutation, (2,) uint64. ``indices`` are the lane, epoch and window, or only the first of these."""
+    """Returns the keys of a permutation, (2,) uint64. ``indices`` are the lane, epoch and window, or a
+    prefix of these."""
     # The number of indices is part of the entropy, because zeros at the end would make no difference.
     entropy = [seed, zlib.crc32(f"{stream}/blocks".encode()), len(indices), *indices]
     return np.random.SeedSequence(entropy).generate_state(2, np.uint64)

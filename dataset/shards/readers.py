@@ -97,7 +97,7 @@ class Shards:
 
     @property
     def starts(self) -> list[int]:
-        """Index of the first record of each non-empty shard."""
+        """Indexes of the first record of each non-empty shard."""
         return [end - size for size, end in zip(self.sizes, self.index.ends, strict=True) if size]
 
     def runs_by_entry(self, block_records: int) -> list[list[int]]:

@@ -21,7 +21,7 @@ class Reading(Generic[E]):
 
     Attributes:
         location: file and line, or shard and member.
-        example: the example made from the record; None before it is made, or if the record cannot be used.
+        example: the example built from the record; None before it is built, or if the record cannot be used.
     """
 
     def __init__(self, location: str):

@@ -52,7 +52,7 @@ class MediaDataConfig(FineTuneDataConfig):
 
 
 class FineTuneBatches(ABC, Generic[D, E]):
-    """Makes micro-batch u as a function of the seed and u (a :class:`~dataset.loaders.BatchMaker`).
+    """Builds micro-batch u as a function of the seed and u (a :class:`~dataset.loaders.BatchMaker`).
 
     An example that cannot be made is replaced by a filler, which is masked out of the losses.
 
@@ -96,7 +96,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
 
     @abstractmethod
     def example(self, index: int, rng: np.random.Generator) -> E:
-        """Makes training example ``index``, with augmentation.
+        """Builds training example ``index``, with augmentation.
 
         Raises:
             BrokenRecordError: if the example cannot be made.
@@ -112,10 +112,10 @@ class FineTuneBatches(ABC, Generic[D, E]):
 
     @abstractmethod
     def collate(self, examples: Sequence[E], valid: Tensor, **account: Any) -> Batch:
-        """Makes a batch of the examples. ``account`` contains the fields of :class:`~batches.base.Batch`."""
+        """Builds a batch of the examples. ``account`` contains the fields of :class:`~batches.base.Batch`."""
 
     def make(self, number: int) -> Batch:
-        """Makes micro-batch ``number``, counted over all ranks."""
+        """Builds micro-batch ``number``, counted over all ranks."""
         account = Account()
         drawn = self.order.batch(number)
         examples: list[E | None] = []

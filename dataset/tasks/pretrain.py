@@ -135,7 +135,7 @@ class DataConfig(LoadingConfig):
 
 
 class PretrainBatches:
-    """Makes micro-batch u of a run as a function of the data, the seed and u.
+    """Builds micro-batch u of a run as a function of the data, the seed and u.
 
     With ``order: blocks``, and with clean sets, which are drawn for whole steps, a micro-batch also depends on the number of
     micro-batches per step.
@@ -213,7 +213,7 @@ class PretrainBatches:
         }
 
     def make(self, number: int) -> PretrainBatch:
-        """Makes micro-batch ``number``, counted over all ranks."""
+        """Builds micro-batch ``number``, counted over all ranks."""
         account = Account()
         clean, unmatched = self.steps.draw(number // self.numbers_per_step)
         return PretrainBatch(

@@ -337,7 +337,7 @@ class TextProcessor(PlainTextProcessor):
         return positions
 
 
-def spelled(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+def decode_to_text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     """Returns the text of generated token ids, without special tokens and :data:`~batches.base.IGNORE`."""
     kept = [token for token in ids if token != IGNORE]
     return str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=True))

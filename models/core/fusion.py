@@ -58,7 +58,7 @@ class FusionConfig(Config):
         ge=0,
         lt=1,
         description="drop path rate of the last block, rising linearly from 0 in the first block; replaces "
-        "the dropout of residuals",
+        "residual dropout",
     )
 
     def block(self, text: BlockConfig) -> BlockConfig:
@@ -160,7 +160,7 @@ class FusionPass:
         return self.texts.packing if self.queries is None else self.queries.packing
 
     def select(self, index: Tensor) -> FusionPass:
-        """A pass of the texts with the indices ``index`` (M,), in that order. Each text must have a separate row of keys and
+        """A pass over the texts selected by ``index`` (M,), in that order. Each text must have a separate row of keys and
         values."""
         return FusionPass(
             self.texts.select(index),
@@ -178,7 +178,7 @@ class FusionQueue:
     without an image; ``keys_values`` must then be None in every pass.
 
     The order of the passes does not change the results, but it does change the speed: passes that attend to the same keys and
-    values share one call of attention only if they are neighbours in the queue.
+    values share one attention call only if they are neighbours in the queue.
     """
 
     def __init__(self, fusion: FusionEncoder):

@@ -29,7 +29,7 @@ INITIAL_PROBABILITY = 0.1
 
 
 class BoxSetConfig(Config):
-    """Settings of the head for sets of boxes."""
+    """Settings of the box-set head."""
 
     queries: int = Field(
         16, ge=1, description="maximum number of boxes per phrase; phrases with more boxes are skipped in training"
@@ -141,12 +141,12 @@ class BoxSetHead(nn.Module):
 
 
 def box_set_losses(predicted: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor) -> Losses:
-    """Assigns true boxes to queries at the minimum total cost, and returns the losses: L1 and GIoU (eq. 5) of the assigned boxes,
-    and the cross-entropy of predicting whether a query is assigned to a true box.
+    """Assigns ground-truth boxes to queries at the minimum total cost, and returns the losses: L1 and GIoU (eq. 5) of the
+    assigned boxes, and the cross-entropy of predicting whether a query is assigned to a ground-truth box.
 
     Args:
         predicted: the predicted boxes of N phrases.
-        boxes: (N, M, 4), the true boxes as (cx, cy, w, h).
+        boxes: (N, M, 4), the ground-truth boxes as (cx, cy, w, h).
         present: (N, M) bool, True for boxes that exist.
         valid: (N,) bool, True for the phrases that enter the loss.
     """
@@ -167,7 +167,7 @@ def box_set_losses(predicted: BoxSet, boxes: Tensor, present: Tensor, valid: Ten
 
 @torch.no_grad()
 def _costs(found: BoxSet, boxes: Tensor) -> Tensor:
-    """The costs (N, M, K) of assigning true boxes to queries."""
+    """The costs (N, M, K) of assigning ground-truth boxes to queries."""
     (count, targets, _), queries = boxes.shape, found.logits.shape[1]
     shape = (count, targets, queries, 4)
     predicted = found.boxes.unsqueeze(1).expand(shape).reshape(-1, 4)

@@ -113,7 +113,7 @@ class TextConfig(Config):
         ge=0,
         lt=1,
         description="drop path rate of the last block, rising linearly from 0 in the first block; replaces "
-        "the dropout of residuals",
+        "residual dropout",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""Draws boxes on an image: the predicted box is solid, and the true box is dashed in the same colour."""
+"""Draws boxes on an image: the predicted box is solid, and the ground-truth box is dashed in the same colour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOX_LEGEND = "solid: predicted · dashed: true, in the same colour · tick: IoU 
 
 TAG_TEXT, TAG_HEIGHT = 11, 14
 """Font size and height of the number next to a box. Above the predicted box, the number is white on the phrase's colour; below
-the true box, the colours are inverted."""
+the ground-truth box, the colours are inverted."""
 
 _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e000c0", "#3a9b00")
 """Colours that are easy to distinguish on most images."""
@@ -27,11 +27,11 @@ _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e0
 
 @dataclass(frozen=True)
 class PairOfBoxes:
-    """The predicted and the true box of a phrase. Either may be None.
+    """The predicted and the ground-truth box of a phrase. Either may be None.
 
     Attributes:
         predicted: the predicted box.
-        true: the true box.
+        true: the ground-truth box.
         colour: colour of the phrase.
         number: number of the phrase in the panel; "" if there is only one phrase.
     """
@@ -63,7 +63,7 @@ def colours(count: int) -> list[str]:
 
 
 def draw_boxes(image: Image.Image, pairs: tuple[PairOfBoxes, ...]) -> None:
-    """Draw the boxes on the image."""
+    """Draws the boxes on the image."""
     canvas = ImageDraw.Draw(image)
     thick = 4 if min(image.size) >= 200 else 2
     for pair in pairs:
@@ -102,7 +102,7 @@ def _shrunk(corners: tuple[int, int, int, int], inset: int) -> tuple[int, int, i
 
 
 def _dashed(canvas: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], colour: str, thick: int) -> None:
-    """Draw a rectangle whose dashes alternate between ``colour`` and white, so that it is visible on dark and bright areas, and
+    """Draws a rectangle whose dashes alternate between ``colour`` and white, so that it is visible on dark and bright areas, and
     on top of a line of the same colour."""
     left, top, right, bottom = corners
     dash = 4 + 2 * thick

@@ -79,7 +79,7 @@ class Lettering:
         return [*lines, line.rstrip()] if line.strip() or not lines else lines
 
     def draw(self, canvas: ImageDraw.ImageDraw, at: tuple[float, float], text: str, fill: str) -> None:
-        """Draw one line with its upper left corner at ``at``."""
+        """Draws one line with its upper left corner at ``at``."""
         x, y = at
         baseline = y + round(self.size * 1.05)
         for font, part in self._runs(text):
@@ -131,7 +131,7 @@ def lettering(size: int) -> Lettering:
 
 @cache
 def _warn_missing(script: str) -> None:
-    """Warn once per script."""
+    """Warns once per script."""
     logger.warning(
         "predictions: no installed font has %s characters, so they are drawn as boxes; install one, such as Noto Sans",
         script,

@@ -91,8 +91,8 @@ class Sheet:
 
 
 def draw_sheet(sheet: Sheet, path: Path) -> np.ndarray:
-    """Write the sheet as a PNG file and return it, (H, W, 3) uint8. All panels have the same width. They are ordered row by row,
-    and each panel is drawn directly below the previous panel of its column."""
+    """Writes the sheet as a PNG file and returns it, (H, W, 3) uint8. All panels have the same width. They are ordered row by
+    row, and each panel is drawn directly below the previous panel of its column."""
     width = max(_width(panel) for panel in sheet.panels)
     drawn = [_draw_panel(panel, width) for panel in sheet.panels]
     columns = max(1, min(len(drawn), (WIDEST - GAP) // (width + GAP)))
@@ -213,14 +213,14 @@ def _key_width(number: str) -> int:
 
 
 def _draw_key(canvas: ImageDraw.ImageDraw, at: tuple[int, int], colour: str, number: str) -> None:
-    """Draw a rectangle in the colour of a phrase's boxes, with the phrase's number."""
+    """Draws a rectangle in the colour of a phrase's boxes, with the phrase's number."""
     x, y = at
     canvas.rectangle((x, y, x + _key_width(number) - 1, y + 15), fill=colour)
     lettering(SMALL_TEXT).draw(canvas, (x + 4, y), number, "white")
 
 
 def _draw_texts(canvas: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str], size: int, fill: str) -> int:
-    """Draw lines below each other, and return the vertical position of the next line."""
+    """Draws lines below each other, and returns the vertical position of the next line."""
     x, y = at
     for line in lines:
         lettering(size).draw(canvas, (x, y), line, fill)
@@ -229,7 +229,7 @@ def _draw_texts(canvas: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequenc
 
 
 def _mark(canvas: ImageDraw.ImageDraw, at: tuple[int, int], *, right: bool) -> None:
-    """Draw a tick or a cross, 12 pixels wide."""
+    """Draws a tick or a cross, 12 pixels wide."""
     x, y = at
     if right:
         canvas.line([(x, y + 7), (x + 4, y + 11), (x + 12, y + 1)], fill=RIGHT, width=3, joint="curve")

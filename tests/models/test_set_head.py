@@ -1,4 +1,4 @@
-"""The head for sets of boxes and its losses."""
+"""The box-set head and its losses."""
 
 from __future__ import annotations
 

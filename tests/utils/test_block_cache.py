@@ -65,7 +65,7 @@ def test_a_damaged_block_is_fetched_again(tmp_path, damage, caplog):
 
 
 def test_the_folder_stays_within_its_limit_and_evicts_the_least_recently_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(block_cache, "_MAPPED", 1)
+    monkeypatch.setattr(block_cache, "_MAX_MAPPED", 1)
     blocks = BlockCache(tmp_path, SHELVES * 4 * 116)
     for number, name in enumerate(NAMES[:12]):
         blocks.get(name, 100, lambda: b"x" * 100)

@@ -1,4 +1,4 @@
-"""All boxes of a phrase, from a head for sets, or from regions that match the phrase."""
+"""All boxes of a phrase, from a box-set head, or from regions that match the phrase."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PHRASES = ["a red star", "a blue circle"]
 
 @pytest.fixture(scope="module")
 def of_sets(model) -> Model:
-    """A model with a head for sets, whose boxes have different probabilities."""
+    """A model with a box-set head, whose boxes have different probabilities."""
     ours = model("grounding")
     config = GroundingModelConfig(**{**dict(ours.settings.model), "box_set": BoxSetConfig(queries=6, layers=1)})
     settings = ours.settings.model_copy(update={"model": config})

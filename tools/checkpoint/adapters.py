@@ -157,7 +157,7 @@ def _new_folder(out: str) -> Path:
 
 
 def _copy_beside(source: Path, target: Path) -> None:
-    """Copy the config, the tokenizer and the answers that a run keeps."""
+    """Copies the config, the tokenizer and the answers that a run keeps."""
     shutil.copyfile(source / CONFIG_FILE, target / CONFIG_FILE)
     if (source / ANSWERS).is_file():
         shutil.copyfile(source / ANSWERS, target / ANSWERS)

@@ -31,7 +31,7 @@ class Difference:
 
     @property
     def rank(self) -> float:
-        """Sort key; a NaN counts as the largest difference."""
+        """Sorts key; a NaN counts as the largest difference."""
         return math.inf if math.isnan(self.absolute) else self.absolute
 
 
@@ -90,7 +90,7 @@ def _in_our_names(file: Path) -> dict[str, Tensor]:
 
 
 def compare_states(first: dict[str, Tensor], second: dict[str, Tensor]) -> Comparison:
-    """Compare tensors on the CPU by name; differences are sorted in descending order."""
+    """Compares tensors on the CPU by name; differences are sorted in descending order."""
     equal, other, differences = 0, [], []
     for name in [name for name in first if name in second]:
         one, two = first[name], second[name]

@@ -84,8 +84,8 @@ def _check_target(target: Path, form: str, overwrite: bool) -> None:
 
 
 def _check_config(file: Path, config: str | None, found: Recognised) -> bool | None:
-    """Check that the file loads into a config's model, which is then discarded. Returns whether the model's answer decoder shares
-    the word embeddings of its text encoder, or None without a config.
+    """Checks that the file loads into a config's model, which is then discarded. Returns whether the model's answer decoder
+    shares the word embeddings of its text encoder, or None without a config.
 
     Raises:
         UserError: if a shape or the number of blocks differs.
@@ -115,7 +115,7 @@ def _to_ours(file: Path, tensors: Mapping[str, Tensor], shared_words: bool | Non
 
 
 def _with_separate_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give each tensor separate memory, as safetensors requires. In a file, two names may share a tensor although no model ties
+    """Gives each tensor separate memory, as safetensors requires. In a file, two names may share a tensor although no model ties
     them."""
     seen: set[int] = set()
     separate = {}
@@ -147,7 +147,7 @@ def _to_published(file: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _require_equal(file: Path, back: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Raise :class:`UserError` if converting back does not restore the file's tensors bit for bit."""
+    """Raises :class:`UserError` if converting back does not restore the file's tensors bit for bit."""
     wrong = [
         name
         for name in {**given, **back}

@@ -42,7 +42,7 @@ class Key:
 
 
 def keys_of(schema: type[Config]) -> Iterator[Key]:
-    """Yield every key of a config class and of its sections, in order."""
+    """Yields every key of a config class and of its sections, in order."""
     for path, field in fields_of(schema):
         has_sections = next(sections_of(field.annotation, path), None) is not None
         if not has_sections or _takes_other_values(field.annotation) or field.description or _changes_defaults(field):

@@ -46,7 +46,7 @@ class RawBox(NamedTuple):
 
 
 def check_boxes(subject: Subject, report: Report) -> None:
-    """Report boxes that are relative to the image or given as corners. Tasks without boxes are skipped."""
+    """Reports boxes that are relative to the image or given as corners. Tasks without boxes are skipped."""
     config: Any = subject.config
     split: Any
     if isinstance(config, GroundingConfig):

@@ -31,20 +31,20 @@ class Report:
         self.not_checked = 0
 
     def section(self, name: str) -> None:
-        """Begin a section."""
+        """Begins a section."""
         self._write(f"\n{name}\n")
 
     def ok(self, check: str, text: str) -> None:
-        """Report a check that found nothing wrong."""
+        """Reports a check that found nothing wrong."""
         self._line("ok", check, text)
 
     def skip(self, check: str, why: str) -> None:
-        """Report a check that could not run."""
+        """Reports a check that could not run."""
         self.not_checked += 1
         self._line("-", check, f"not checked: {why}")
 
     def add(self, check: str, findings: Sequence[Finding], otherwise: str | None = None) -> bool:
-        """Report the findings of a check or, without findings, the line ``otherwise``; returns whether there are findings."""
+        """Reports the findings of a check or, without findings, the line ``otherwise``; returns whether there are findings."""
         for finding in findings:
             number, known = self._number(finding)
             fact = "the same" if known else finding.fact
@@ -55,7 +55,7 @@ class Report:
 
     @contextlib.contextmanager
     def check(self, name: str) -> Iterator[None]:
-        """Run a check: an error becomes a finding or a line, and the report continues with the next check."""
+        """Runs a check: an error becomes a finding or a line, and the report continues with the next check."""
         try:
             yield
         except NotCheckedError as error:
@@ -69,7 +69,7 @@ class Report:
             self.add(name, [Finding("refused", f"{last.filename}:{last.lineno}", fact, remedy)])
 
     def end(self, seconds: float) -> int:
-        """Write the numbered findings and their counts by level; returns the exit status."""
+        """Writes the numbered findings and their counts by level; returns the exit status."""
         if self.findings:
             self._write("\nfindings\n")
         for number, finding in enumerate(self.findings, start=1):

@@ -63,7 +63,7 @@ def first_batch(subject: Subject) -> Batch:
 def _check_step(subject: Subject, report: Report) -> None:
     batch = first_batch(subject)
     if subject.model is None:
-        raise NotCheckedError("the model is needed")
+        raise NotCheckedError("needs the model, which could not be built")
     parameters = sum(parameter.numel() for parameter in subject.model.parameters())
     if subject.device.type == "cpu" and parameters > LARGEST_ON_CPU:
         raise NotCheckedError(

@@ -24,7 +24,7 @@ VIDEOS = 5
 
 
 def check_images(subject: Subject, key: str, items: Any) -> str:
-    """Decode a sample of a split's images, and return a text that says how many were decoded.
+    """Decodes a sample of a split's images, and returns a text that says how many were decoded.
 
     Raises:
         UserError: for the first image that cannot be read; a held-out set must be complete.
@@ -47,8 +47,8 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
 
 
 def check_records(subject: Subject) -> str:
-    """Read a sample of the held-out pre-training records in the same way as evaluation, and return a text that says how many were
-    read.
+    """Reads a sample of the held-out pre-training records in the same way as evaluation, and returns a text that says how many
+    were read.
 
     Raises:
         NotCheckedError: if the tokenizer could not be loaded.

@@ -21,7 +21,7 @@ MAX_ACCURACY = 0.9
 
 
 def check_image_blind(subject: Subject, report: Report) -> None:
-    """Check the image-blind baseline of each held-out split, and the evaluation of the run that provides the initial weights."""
+    """Checks the image-blind baseline of each held-out split, and the evaluation of the run that provides the initial weights."""
     if not isinstance(subject.config, VQAConfig | VideoQAConfig):
         return
     with report.check("image-blind"):

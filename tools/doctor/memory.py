@@ -44,14 +44,14 @@ def check_memory(subject: Subject, report: Report) -> None:
 
 
 def estimate(subject: Subject) -> StepMemory:
-    """Estimate the memory of a step on a full micro-batch with fake tensors.
+    """Estimates the memory of a step on a full micro-batch with fake tensors.
 
     Raises:
         UserError: if the task cannot be planned.
     """
     config = subject.config
     if subject.model is None:
-        raise NotCheckedError("the model is needed")
+        raise NotCheckedError("needs the model, which could not be built")
     steps = FakeSteps(subject.build_for_training, config.train, config.optim, as_on_gpu=True)
     batch, accumulates = partial(synthetic_batch, config), config.plan(subject.gpus).accumulation > 1
     mesh = subject.mesh(steps.trainer.model)
@@ -94,7 +94,7 @@ def check_disk(subject: Subject, report: Report) -> None:
     report.section("disk")
     with report.check("checkpoints"):
         if subject.model is None:
-            raise NotCheckedError("the model is needed")
+            raise NotCheckedError("needs the model, which could not be built")
         has_best = bool(subject.splits()) and subject.config.evaluation.validation is not None
         with torch.device("meta"):
             model = subject.build_as_trained()

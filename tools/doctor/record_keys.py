@@ -72,7 +72,7 @@ class _Sampled(NamedTuple):
 
 
 def check_record_keys(subject: Subject, report: Report) -> None:
-    """List the unknown keys of training records and of their phrases, and warn if one of them looks like a known key that is
+    """Lists the unknown keys of training records and of their phrases, and warns if one of them looks like a known key that is
     missing. Also report how many phrases have several boxes, no box, long captions or hard negatives."""
     with report.check("record keys"):
         for sampled in _sampled(subject):
@@ -108,7 +108,7 @@ def _check_keys(sampled: _Sampled, what: str, report: Report) -> None:
 
 
 def _check_texts(sampled: _Sampled, described: Sequence[Mapping[str, Any]], report: Report) -> None:
-    """Warn if the config requests long captions or hard negatives but no record or phrase has them, or if hard negatives cannot
+    """Warns if the config requests long captions or hard negatives but no record or phrase has them, or if hard negatives cannot
     be used."""
     if "long_caption" in sampled.read and not any(each.get("long_caption") for each in described):
         fact = (

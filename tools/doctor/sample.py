@@ -28,7 +28,7 @@ MAX_UNKNOWN = 0.05
 
 
 def check_sample(subject: Subject, report: Report) -> None:
-    """Decode a sample: report broken records by kind, and images per second."""
+    """Decodes a sample: report broken records by kind, and images per second."""
     with report.check("sample"):
         training = subject.training
         if training is None:

@@ -34,7 +34,7 @@ REMEDY = "split by image, not by text: remove these images from one of the two"
 
 
 def check_shared(subject: Subject, report: Report) -> None:
-    """Report training images that also occur in a held-out split, for each split."""
+    """Reports training images that also occur in a held-out split, for each split."""
     if isinstance(subject.config, PretrainConfig):
         _check_pretraining(subject, report)
         return
@@ -76,7 +76,7 @@ def _report_shared(found: SharedImages, key: str, of: str, report: Report) -> No
 def _check_looks(
     training: Sequence[Source], held_out: Sequence[Source], shared: SharedImages, key: str, seed: int, report: Report
 ) -> None:
-    """Report images of a split that look like training images and are not known to be shared. Random samples of training and
+    """Reports images of a split that look like training images and are not known to be shared. Random samples of training and
     held-out images are compared."""
     check = "similar images"
     if not look_alikes.available():

@@ -73,13 +73,13 @@ class Subject:
         return [key for key in keys if key.startswith(prefixes)]
 
     def require_inputs(self, *prefixes: str) -> None:
-        """Raise :class:`NotCheckedError` if an input whose key begins with one of the prefixes is missing."""
+        """Raises :class:`NotCheckedError` if an input whose key begins with one of the prefixes is missing."""
         if keys := self.missing_below(*prefixes):
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise NotCheckedError(f"{keys[0]}{more} {'are' if more else 'is'} missing")
 
     def load_tokenizer(self) -> TextLog:
-        """Load the tokenizer, and count the tokens of the texts that it encodes.
+        """Loads the tokenizer, and counts the tokens of the texts that it encodes.
 
         Raises:
             UserError: if the tokenizer cannot be loaded.
@@ -88,7 +88,7 @@ class Subject:
         return self.tokenizer
 
     def build_meta_model(self) -> Any:
-        """Build the model on the meta device. Only those parts are frozen that ``optim.freeze`` freezes for the whole run."""
+        """Builds the model on the meta device. Only those parts are frozen that ``optim.freeze`` freezes for the whole run."""
         vocabulary = None if self.tokenizer is None else len(self.tokenizer)
         if vocabulary is None and not self.config.model.text.knows_vocabulary:
             raise NotCheckedError("without the tokenizer, the size of the vocabulary is unknown")
@@ -98,7 +98,7 @@ class Subject:
         return self.model
 
     def build_for_training(self) -> Any:
-        """Build the model on torch's default device, with the adapters of ``optim.lora``. The trainer applies ``optim.freeze``.
+        """Builds the model on torch's default device, with the adapters of ``optim.lora``. The trainer applies ``optim.freeze``.
 
         Raises:
             UserError: if the adapters do not fit the model.
@@ -108,7 +108,7 @@ class Subject:
         return model
 
     def build_as_trained(self) -> Any:
-        """Build the model as in :meth:`build_for_training`, with parts frozen as in :meth:`build_meta_model`."""
+        """Builds the model as in :meth:`build_for_training`, with parts frozen as in :meth:`build_meta_model`."""
         model = self.build_for_training()
         _freeze(self.config, model)
         return model
@@ -123,7 +123,7 @@ class Subject:
         return mesh_of(self.config.train, self.gpus, needed, device_bytes(self.device))[0]
 
     def read_training(self) -> Any:
-        """Read the training data, with tiny micro-batches.
+        """Reads the training data, with tiny micro-batches.
 
         Raises:
             NotCheckedError: if the tokenizer, the model or an input is missing.
@@ -133,12 +133,12 @@ class Subject:
         if self.tokenizer is None:
             raise NotCheckedError("the tokenizer is needed")
         if self.model is None:
-            raise NotCheckedError("the model is needed")
+            raise NotCheckedError("needs the model, which could not be built")
         self.training = self.task.training_data(self.small, self.tokenizer, self.model)
         return self.training
 
     def read_held_out(self, key: str, split: Any) -> Any:
-        """Read a held-out split of a fine-tuning task.
+        """Reads a held-out split of a fine-tuning task.
 
         Raises:
             NotCheckedError: if a file is missing.
@@ -160,7 +160,7 @@ class Subject:
         return isinstance(self.model, AligningModel)
 
     def make_inputs(self) -> None:
-        """Let the task write the files that it generates."""
+        """Lets the task write the files that it generates."""
         self.task.make_inputs(self.config)
         self.missing = missing_inputs(self.config)
 
@@ -191,6 +191,6 @@ def shorten(names: Sequence[str], max_names: int = 3) -> str:
 
 
 def _freeze(config: Any, model: Any) -> None:
-    """Freeze the parts that never train in the run."""
+    """Freezes the parts that never train in the run."""
     if frozen := config.optim.frozen.always_frozen:
         set_frozen(model, frozen)

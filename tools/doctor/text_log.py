@@ -33,7 +33,7 @@ class TextLog:
         return getattr(self._tokenizer, name)
 
     def record(self, text: str, encoding: Any) -> None:
-        """Count the tokens of a text."""
+        """Counts the tokens of a text."""
         self.tokens += len(encoding.ids)
         for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if number == self.unknown_id:

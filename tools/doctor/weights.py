@@ -1,4 +1,4 @@
-"""Reports the model's size and the weights that a run would load into it, without building any tensor."""
+"""Reports the model's size and the weights that a run would load into it, without building any tensors."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def check_weights(subject: Subject, report: Report) -> None:
 
 
 def _check_pixels(subject: Subject, report: Report) -> None:
-    """Warns if pixels are not normalised with the statistics that the backbone was trained with, as in the authors' BEiT-2
-    models."""
+    """Warns if the config does not normalise pixels with the statistics that the backbone was trained with. BEiT backbones are
+    not checked, because the authors' BEiT-2 models use different statistics."""
     vision = subject.config.model.vision
     if vision.pixel_mean is None or vision.backbone.startswith("beit"):
         return
@@ -45,8 +45,8 @@ def _check_pixels(subject: Subject, report: Report) -> None:
             "different values"
         )
         remedy = (
-            "set model.vision.pixel_mean and pixel_std to null, unless the weights were trained further with these "
-            "values"
+            "set model.vision.pixel_mean and pixel_std to null, unless the weights have been trained further "
+            "with the values in the config"
         )
         report.add("pixels", [Finding("warning", "model.vision.pixel_mean", fact, remedy)])
 
@@ -59,9 +59,9 @@ def _check_loading(subject: Subject, report: Report) -> None:
         return
     subject.require_inputs("init.")
     if subject.unfetched is not None:
-        raise NotCheckedError(f"init.text: {subject.unfetched} is not downloaded yet")
+        raise NotCheckedError(f"init.text: {subject.unfetched} has not been downloaded yet")
     if subject.model is None:
-        raise NotCheckedError("the model is needed")
+        raise NotCheckedError("needs the model, which could not be built")
     reports = load_initial(subject.task, subject.config, subject.model)
     subject.weights_fit = True
     for loaded in reports:
@@ -75,7 +75,7 @@ def _check_loading(subject: Subject, report: Report) -> None:
 
 
 def counts(report: LoadReport) -> str:
-    """Counts what happens to a file's tensors."""
+    """Summarises how a file's tensors were used."""
     return (
         f"{report.source}: {len(report.loaded)} loaded ({len(report.resized)} of them resized), {len(report.copied)} copied, "
         f"{len(report.dropped)} dropped, {len(report.unused)} without a counterpart"
@@ -83,7 +83,7 @@ def counts(report: LoadReport) -> str:
 
 
 def details(report: LoadReport) -> Iterator[tuple[str, str]]:
-    """Yield a line for each kind of tensor that was not simply loaded."""
+    """Yields the name of a check and a line of text for each type of tensor that was not simply loaded."""
     if report.resized:
         first = next(iter(report.resized.values()))
         yield "resized", f"{_listed(list(report.resized))}: {first}"
@@ -101,7 +101,7 @@ def details(report: LoadReport) -> Iterator[tuple[str, str]]:
 
 
 def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[str]) -> list[Finding]:
-    """Returns findings about encoder parameters that a checkpoint lacks, unless this is intended."""
+    """Returns a finding if the checkpoint lacks encoder parameters, unless its text encoder is skipped on purpose."""
     if subject.config.init.checkpoint is None or reports[0].text_skipped:
         return []
     missing = [name for name in random if name.startswith(ENCODERS)]
@@ -114,7 +114,7 @@ def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[s
             "warning",
             "init.checkpoint",
             fact,
-            "check that this is the right file, and that it was trained with this model section",
+            "check that this is the right file, and that it was trained with the same `model` section of the config",
         )
     ]
 

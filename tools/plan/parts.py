@@ -1,4 +1,4 @@
-"""Makes the parts of synthetic batches: distinct texts of maximum length, and black images."""
+"""Builds the parts of synthetic batches: distinct texts of maximum length, and black images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes Vega-Lite charts of values over the steps of runs. The page draws them with Vega.
+"""Builds Vega-Lite charts of values over the steps of runs. The page draws them with Vega.
 
 Names of runs and metrics come from files, but dots, brackets and quotes in field names have a special meaning in Vega-Lite. The
 fields of our data are therefore ``line``, ``step``, ``value`` and ``v0``, ``v1``, …; names appear only as titles.

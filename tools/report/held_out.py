@@ -80,7 +80,7 @@ def _without_model(kind: type[FineTuneTask[Any, Any, Any]], config: Config) -> F
 
 
 def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> None:
-    """Raise a :class:`UserError` if the predictions belong to different items."""
+    """Raises a :class:`UserError` if the predictions belong to different items."""
     captions = getattr(items, "captions", None)
     sizes = {len(items.images), len(items.images) + len(captions)} if captions is not None else {len(items)}
     if len(predictions) not in sizes:

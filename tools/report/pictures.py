@@ -69,13 +69,13 @@ class Room:
         return Embedded(f"data:image/{kind};base64,{text}", *image.size)
 
     def share(self, count: int) -> Room:
-        """Reserve an equal share of the remaining characters for one of ``count`` parts of the page."""
+        """Reserves an equal share of the remaining characters for one of ``count`` parts of the page."""
         part = Room(self.left // max(1, count))
         self.left -= part.left
         return part
 
     def give_back(self, part: Room) -> None:
-        """Return the characters that a part did not use."""
+        """Returns the characters that a part did not use."""
         self.left, self.left_out = self.left + part.left, self.left_out + part.left_out
 
 

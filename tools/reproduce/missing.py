@@ -20,7 +20,7 @@ DATA = "docs/data.md (Fine-tuning)"
 
 
 def require(ready_cell: ReadyCell) -> None:
-    """Check that nothing is missing.
+    """Checks that nothing is missing.
 
     Raises:
         UserError: if files are missing. For each way to get some of them, the message has a line that lists these files.

@@ -24,7 +24,7 @@ NEAR = 0.5
 
 
 def write_page(path: Path, title: str, receipts: Sequence[Mapping[str, Any]]) -> None:
-    """Write a self-contained HTML page.
+    """Writes a self-contained HTML page.
 
     Args:
         path: the file to write.

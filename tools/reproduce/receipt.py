@@ -50,7 +50,7 @@ def receipt_of(
 
 
 def write_receipt(folder: Path, receipt: Mapping[str, Any], numbers: Sequence[Number]) -> Path:
-    """Write ``receipt.json`` and ``receipt.md``, and return the path of ``receipt.md``."""
+    """Writes ``receipt.json`` and ``receipt.md``, and returns the path of ``receipt.md``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "receipt.json", json.dumps(receipt, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "receipt.md", as_markdown(receipt, numbers))

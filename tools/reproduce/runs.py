@@ -61,7 +61,7 @@ class Run:
 
 
 def make(run: Run) -> dict[str, Any]:
-    """Make a run, unless it is already finished, and return its record: command, folder, source code, draws, and duration in
+    """Makes a run, unless it is already finished, and returns its record: command, folder, source code, draws, and duration in
     seconds, including interrupted attempts.
 
     A finished run that has no intervals, or intervals from a different number of draws, is measured again but not trained.
@@ -142,7 +142,7 @@ def _sources(run: Run) -> list[dict[str, Any]] | None:
 
 
 def run_command(command: Sequence[str]) -> int:
-    """Run a command, showing its output to the user, and return its exit status."""
+    """Runs a command, showing its output to the user, and returns its exit status."""
     sys.stdout.flush()
     return subprocess.run(command, check=False).returncode
 

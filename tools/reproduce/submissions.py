@@ -45,7 +45,7 @@ def check_submissions(folder: Path, config: FineTuneConfig) -> list[str]:
 
 
 def check_submission(path: Path, form: Form, expected: frozenset[int] | None = None) -> str:
-    """Check a prediction file, and return a line that describes it.
+    """Checks a prediction file, and returns a line that describes it.
 
     Args:
         path: the file.

@@ -194,7 +194,7 @@ def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
 
 
 def read_run(folder: Path, name: str, brief: bool = False) -> Run:
-    """Read a run.
+    """Reads a run.
 
     Raises:
         UserError: if the folder does not exist, or contains no run.

@@ -216,7 +216,7 @@ def _read_from(path: Path, start: int) -> Metrics:
 
 
 def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file with their numbers. If a line is too long, only its first piece is returned.
+    """Yields the lines of a file with their numbers. If a line is too long, only its first piece is returned.
 
     Args:
         start: the byte from which to read. The line that contains this byte is skipped, and numbers count from the next line.

@@ -264,7 +264,7 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def register(self, tensors: Iterable[Tensor]) -> None:
-        """Count the storages of the tensors. The outputs of operations are counted automatically."""
+        """Counts the storages of the tensors. The outputs of operations are counted automatically."""
         for tensor in tensors:
             self._register(tensor)
 
@@ -284,7 +284,7 @@ class LiveMemory(TorchDispatchMode):
         self.at_peak, self.most_activations = self.now.copy(), self.now[ACTIVATIONS]
 
     def name_next(self, kind: str) -> None:
-        """Set the purpose of all storages that are created after this call."""
+        """Sets the purpose of all storages that are created after this call."""
         self.kind = kind
 
     @contextlib.contextmanager
@@ -326,7 +326,7 @@ def _identity(tensor: Tensor) -> int:
 
 @contextlib.contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Replace functions of torch with their GPU versions, for fake tensors that are nominally on the CPU.
+    """Replaces functions of torch with their GPU versions, for fake tensors that are nominally on the CPU.
 
     Attention is fused and stores no probabilities, with any mask and with dropout; norms are in 32 bits under autocast; dropout
     stores one byte per element. The functions are replaced, because a torch mode would not affect recomputation in the

@@ -15,7 +15,7 @@ from utils import distributed
 
 @contextmanager
 def simulated_ranks(ranks: int) -> Iterator[None]:
-    """Replace :func:`utils.distributed.start_gather` with a function that returns tensors of the size that ``ranks`` ranks would
+    """Replaces :func:`utils.distributed.start_gather` with a function that returns tensors of the size that ``ranks`` ranks would
     gather.
 
     Each rank is assumed to have the same examples as this rank. Nothing is sent, and the gradients differ from those of a real

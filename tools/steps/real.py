@@ -166,7 +166,7 @@ class RealSteps:
         self._cap()
 
     def _cap(self) -> None:
-        """Limit torch's allocator to ``limit`` minus the memory outside it, which grows as kernels are loaded."""
+        """Limits torch's allocator to ``limit`` minus the memory outside it, which grows as kernels are loaded."""
         if self.limit is not None:
             total = torch.cuda.get_device_properties(self.device).total_memory
             fraction = max(0, self.limit - self.outside()) / total

@@ -70,12 +70,12 @@ def files_in(folder: Path) -> dict[str, Mapping[str, int | str]]:
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:
-    """Write the manifest."""
+    """Writes the manifest."""
     write_text(folder / MANIFEST, json.dumps(asdict(metadata), indent=2) + "\n")
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Read the manifest of an export and check that its files are unchanged.
+    """Reads the manifest of an export and checks that its files are unchanged.
 
     Raises:
         UserError: the export does not exist, is damaged, or has a different format.
@@ -110,7 +110,7 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def _check(file: Path, size: int, digest: str) -> None:
-    """Raise an error if a file has changed since it was written."""
+    """Raises an error if a file has changed since it was written."""
     try:
         found = file.stat().st_size
         if found != size:

@@ -123,9 +123,7 @@ class FusionGraph(nn.Module):
         self.matching_head = network.matching_head if isinstance(network, AligningModel) else None
         self.box_head: nn.Module | None = None
         if isinstance(network, GroundingModel) and network.set_head is not None:
-            raise UserError(
-                "model.box_set: a head for sets of boxes cannot be exported; use the model without exporting it"
-            )
+            raise UserError("model.box_set: a box-set head cannot be exported; use the model without exporting it")
         if isinstance(network, PretrainModel | GroundingModel):
             self.box_head = network.box_head
 
@@ -163,7 +161,7 @@ class FusionGraph(nn.Module):
 
 
 def write_graphs(network: XVLM, folder: Path, name: str) -> None:
-    """Write the three graphs of a network into ``folder``. The network is on the CPU, in float32, and is called ``name`` in
+    """Writes the three graphs of a network into ``folder``. The network is on the CPU, in float32, and is called ``name`` in
     messages.
 
     Raises:
@@ -175,7 +173,7 @@ def write_graphs(network: XVLM, folder: Path, name: str) -> None:
 
 
 def write_image_graph(network: XVLM, path: Path, name: str) -> None:
-    """Write the image encoder. Raises the same errors as :func:`write_graphs`."""
+    """Writes the image encoder. Raises the same errors as :func:`write_graphs`."""
     sides, video = sides_of(network.vision.config.image_size), network.vision.config.video
     frames = () if video is None else (video.frames,)
     pixels = torch.zeros(EXAMPLES, *frames, 3, *sides, dtype=torch.uint8)
@@ -184,7 +182,7 @@ def write_image_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def write_text_graph(network: XVLM, path: Path, name: str) -> None:
-    """Write the text encoder. Raises the same errors as :func:`write_graphs`."""
+    """Writes the text encoder. Raises the same errors as :func:`write_graphs`."""
     text, shape = network.text, (EXAMPLES, 7)
     axes = {0: Dim("batch"), 1: Dim("length", max=text.longest_text)}
     ids, mask = torch.ones(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
@@ -193,7 +191,7 @@ def write_text_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
-    """Write the fusion encoder with its heads. Raises the same errors as :func:`write_graphs`."""
+    """Writes the fusion encoder with its heads. Raises the same errors as :func:`write_graphs`."""
     texts = torch.zeros(EXAMPLES, 2, 7, network.text.width)
     images = torch.zeros(EXAMPLES, *TorchRuntime(network, "fp32").state_shape)
     text_axes, image_axes = {0: Dim("batch"), 1: Dim("texts"), 2: Dim("length")}, {0: Dim("batch")}
@@ -207,7 +205,7 @@ def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], named: str) -> None:
-    """Write a graph. ``inputs`` contains example tensors with the names of their dynamic axes."""
+    """Writes a graph. ``inputs`` contains example tensors with the names of their dynamic axes."""
     require_packages()
     tensors, axes = zip(*inputs.values(), strict=True)
     try:
@@ -246,14 +244,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _clean(model: Any) -> None:
-    """Remove the annotations of torch's exporter, which contain file paths of the exporting machine."""
+    """Removes the annotations of torch's exporter, which contain file paths of the exporting machine."""
     for component in _components(model):
         component.metadata_props.clear()
         component.doc_string = None
 
 
 def _components(model: Any) -> Iterator[Any]:
-    """Yield a model's graph, nodes and values."""
+    """Yields a model's graph, nodes and values."""
     graph = model.graph
     yield from (model, graph, *graph.inputs, *graph.outputs, *graph.initializers.values())
     for node in graph.all_nodes():
@@ -261,7 +259,7 @@ def _components(model: Any) -> Iterator[Any]:
 
 
 def require_packages() -> None:
-    """Check that the packages for writing graphs are installed.
+    """Checks that the packages for writing graphs are installed.
 
     Raises:
         UserError: a package is missing.

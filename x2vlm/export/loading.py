@@ -16,7 +16,7 @@ from x2vlm.settings import settings_of_run
 
 
 def load_export(folder: Path, source: str, **options: Any) -> Model:
-    """Load the model in the folder of an export.
+    """Loads the model in the folder of an export.
 
     Args:
         folder: folder of the export.

@@ -20,7 +20,7 @@ from x2vlm.saving import save_settings
 
 
 def export(model: Model, out: Path) -> Metadata:
-    """Write a model as a folder of ONNX graphs, which :func:`x2vlm.load` can read without the weights.
+    """Writes a model as a folder of ONNX graphs, which :func:`x2vlm.load` can read without the weights.
 
     Args:
         model: a model on the CPU, in float32, of a task that can be exported.
@@ -61,11 +61,11 @@ def describe(runtime: TorchRuntime) -> Metadata:
 
 
 def _check(model: Model, out: Path) -> None:
-    """Reject models and folders that cannot be used, before any work is done."""
+    """Rejects models and folders that cannot be used, before any work is done."""
     if model.settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"export: {model.origin} is a model of task {model.settings.task}, which cannot be exported; pass a "
-            f"model of task {', '.join(EXPORTED_TASKS)}"
+            f"export: {model.origin} was trained with task {model.settings.task}, which cannot be exported; pass a "
+            f"model trained with task {', '.join(EXPORTED_TASKS)}"
         )
     require_packages()
     if out.suffix != SUFFIX:

@@ -131,7 +131,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def drawn(panels: Sequence[Panel]) -> np.ndarray:
-    """Draw panels as a picture, (H, W, 3) uint8."""
+    """Draws panels as a picture, (H, W, 3) uint8."""
     with tempfile.TemporaryDirectory() as folder:
         return draw_sheet(Sheet("", "", panels), Path(folder, "sheet.png"))
 

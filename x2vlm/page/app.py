@@ -53,7 +53,7 @@ class Limits:
 
 
 def gradio() -> Any:
-    """Import and return gradio.
+    """Imports and returns gradio.
 
     Raises:
         UserError: gradio is not installed.
@@ -83,7 +83,7 @@ def build(tabs: Sequence[Tab], per_minute: int, title: str) -> Any:
 
 
 def _add(gr: Any, tab: Tab, limits: Limits) -> None:
-    """Lay out a tab: files and texts on the left, and the answer on the right, or below if the tab has no files."""
+    """Lays out a tab: files and texts on the left, and the answer on the right, or below if the tab has no files."""
     ability, files, texts = tab.ability, [], []
     with gr.Row() if ability.files else gr.Column():
         with gr.Column():
@@ -116,7 +116,7 @@ def _add(gr: Any, tab: Tab, limits: Limits) -> None:
 
 
 def _add_files(gr: Any, tab: Tab, limits: Limits) -> list[Any]:
-    """Add the files of a tab, each with a preview, and examples to click."""
+    """Adds the files of a tab, each with a preview, and examples to click."""
     name, kind = re.sub(r"\W+", "-", tab.title), "video" if tab.read.videos is not None else "image"
     many = tab.ability.files > 1
     files = [
@@ -184,7 +184,7 @@ def _ask(gr: Any, tab: Tab, *given: Any) -> Any:
 
 
 def _guarded(gr: Any, limit: RateLimit, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``work`` so that each client has a rate limit, and user errors are shown on the page without the paths on this
+    """Wraps ``work`` so that each client has a rate limit, and user errors are shown on the page without the paths on this
     machine."""
 
     def guarded(request: Any, *given: Any) -> Any:

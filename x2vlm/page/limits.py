@@ -46,7 +46,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def count(self, client: str, now: float | None = None) -> None:
-        """Count a request. ``now`` is the time in seconds.
+        """Counts a request. ``now`` is the time in seconds.
 
         Raises:
             UserError: the client has made too many requests.
@@ -90,7 +90,7 @@ class HostCheck:
         self.names = {name.lower() for name in names}
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Respond to a rejected request, or pass the request on."""
+        """Responds to a rejected request, or passes the request on."""
         if scope["type"] in ("http", "websocket"):
             hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
             if len(hosts) != 1 or not self.accepts(hosts[0]):
@@ -125,7 +125,7 @@ class BodyLimit:
         self.app, self.file_bytes = app, file_bytes
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Respond to a rejected request, or pass the request on and count the bytes of its body."""
+        """Responds to a rejected request, or passes the request on and counts the bytes of its body."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -177,7 +177,7 @@ class UploadLimit:
         self._taken: deque[tuple[float, int]] = deque()
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Respond to a rejected upload, or pass the request on."""
+        """Responds to a rejected upload, or passes the request on."""
         if _is_upload(scope):
             try:
                 self.count((scope.get("client") or ("",))[0], dict(scope["headers"]).get(b"content-length", b""))
@@ -187,7 +187,7 @@ class UploadLimit:
         await self.app(scope, receive, send)
 
     def count(self, client: str, length: bytes, now: float | None = None) -> None:
-        """Count an upload. ``length`` is its number of bytes according to the request's header.
+        """Counts an upload. ``length`` is its number of bytes according to the request's header.
 
         Raises:
             UserError: the upload is rejected.
@@ -209,7 +209,7 @@ def _is_upload(scope: Message) -> bool:
 
 
 async def _refuse(send: Any, status: int, message: str) -> None:
-    """Send a one-line response, and close the connection without reading the body."""
+    """Sends a one-line response, and closes the connection without reading the body."""
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": message.encode()})

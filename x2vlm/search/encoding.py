@@ -25,14 +25,14 @@ class Encoder:
         token_shape: (1 + P, D), the shape of the result of :meth:`tokens`.
 
     Raises:
-        UserError: the model is of a different task, or is a video model.
+        UserError: the model was trained with a different task, or is a video model.
     """
 
     def __init__(self, model: LoadedModel):
         if not model.takes("match"):
             raise UserError(
-                f"{model.origin} is a model of task {model.settings.task}, which cannot compare texts with images; "
-                "load a model of task pretrain or retrieval"
+                f"{model.origin} was trained with task {model.settings.task}, which does not compare texts with images; "
+                "load a model trained with task pretrain or retrieval"
             )
         if model.read.videos is not None:
             raise UserError(f"{model.origin} is a video model, but an index contains images; pass an image model")
@@ -57,8 +57,8 @@ class Encoder:
         """
         if not self.model.takes("locate"):
             raise UserError(
-                f"locate: {self.model.origin} is a model of task {self.model.settings.task}, which was not trained "
-                "for this call; make the index with a model of task pretrain"
+                f"locate: {self.model.origin} was trained with task {self.model.settings.task}, which does not "
+                "support this call; build the index with a model trained with task pretrain"
             )
 
         def find(texts: Sequence[str]) -> list[Located]:

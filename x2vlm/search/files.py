@@ -87,7 +87,7 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Read the description of an index.
+    """Reads the description of an index.
 
     Raises:
         UserError: the index does not exist, or has a different format.
@@ -117,12 +117,12 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:
-    """Write the description of an index."""
+    """Writes the description of an index."""
     _write(folder / METADATA_FILE, [asdict(metadata)], indent=2)
 
 
 def read_images(path: Path) -> list[IndexedImage]:
-    """Read the list of files in an index or a part of an index.
+    """Reads the list of files in an index or a part of an index.
 
     Raises:
         UserError: the list is damaged.
@@ -141,7 +141,7 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def check_digests(folder: Path, metadata: Metadata) -> None:
-    """Check that the list and the embeddings of an index are unchanged. An index from an older version has no digests, which is
+    """Checks that the list and the embeddings of an index are unchanged. An index from an older version has no digests, which is
     logged as a warning.
 
     This reads both files once, which is 1 GB for a million images with 256-dimensional embeddings.
@@ -167,7 +167,7 @@ def check_digests(folder: Path, metadata: Metadata) -> None:
 
 
 def image_of(line: bytes, path: Path) -> IndexedImage:
-    """Parse a line of the list. Raises the same errors as :func:`read_images`."""
+    """Parses a line of the list. Raises the same errors as :func:`read_images`."""
     try:
         return IndexedImage(**parse_json(line))
     except (ValueError, TypeError) as error:
@@ -175,17 +175,17 @@ def image_of(line: bytes, path: Path) -> IndexedImage:
 
 
 def write_images(path: Path, images: Iterable[IndexedImage]) -> None:
-    """Write the list of images."""
+    """Writes the list of images."""
     _write(path, map(asdict, images))
 
 
 def write_broken(folder: Path, broken: Iterable[tuple[str, str]]) -> None:
-    """Write the list of files that cannot be read, each with the reason."""
+    """Writes the list of files that cannot be read, each with the reason."""
     _write(folder / BROKEN, ({"path": path, "reason": reason} for path, reason in broken))
 
 
 def remove_others(folder: Path, metadata: Metadata) -> None:
-    """Remove the lists and embeddings of previous builds, and files left behind by killed processes."""
+    """Removes the lists and embeddings of previous builds, and files left behind by killed processes."""
     kept = metadata.images_in(folder), metadata.embeddings_in(folder)
     for pattern in ("images-*.jsonl", "embeddings-*.npy", ".*.tmp"):
         for path in folder.glob(pattern):
@@ -219,7 +219,7 @@ def open_embeddings(folder: Path, metadata: Metadata, count: int) -> np.ndarray:
 
 
 def write_part(folder: Path, number: int, images: Sequence[IndexedImage], embeddings: np.ndarray) -> None:
-    """Write a part of an index that is being built. The names of the part's two files contain a digest of both files."""
+    """Writes a part of an index that is being built. The names of the part's two files contain a digest of both files."""
     folder.mkdir(exist_ok=True)
     listed, array = "".join(map(_line, map(asdict, images))).encode("utf-8"), io.BytesIO()
     np.save(array, embeddings)

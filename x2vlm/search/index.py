@@ -83,10 +83,10 @@ class ImageIndex:
         model: the model that made the index.
         cache_gb: maximum disk space for the vision encoder's output on re-ranked images.
         cache: folder of this cache; if None, a folder in the user's cache folder.
-        encoder: an existing encoder of the model; if None, a new one is made.
+        encoder: an existing encoder of the model; if None, a new one is built.
 
     Raises:
-        UserError: the index does not exist, is unfinished or damaged, or was made by a different model.
+        UserError: the index does not exist, is unfinished or damaged, or was built by a different model.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ImageIndex:
             raise UserError(f"{folder}: the index is not finished; continue with python run.py index")
         if self.encoder.weights != self.metadata.weights:
             raise UserError(
-                f"{folder} was made by {self.metadata.model}, whose weights differ from {model.origin}; index again"
+                f"{folder} was built by {self.metadata.model}, whose weights differ from {model.origin}; index again"
             )
         check_digests(self.folder, self.metadata)
         self._list = self.metadata.images_in(self.folder)

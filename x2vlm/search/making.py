@@ -74,15 +74,15 @@ class Made(NamedTuple):
 
 
 def index(model: LoadedModel, folder: str | Path, out: str | Path) -> ImageIndex:
-    """Build or update, in the folder ``out``, an index of all images in ``folder`` and its subfolders. Raises the same errors as
-    :func:`make`."""
+    """Builds or updates, in the folder ``out``, an index of all images in ``folder`` and its subfolders. Raises the same errors
+    as :func:`make`."""
     encoder = Encoder(model)
     make(encoder, Path(folder), Path(out))
     return ImageIndex(out, model, encoder=encoder)
 
 
 def make(encoder: Encoder, folder: Path, out: Path) -> Made:
-    """Index every image in ``folder`` and its subfolders. An existing index is updated, and its embeddings are reused. Videos
+    """Indexes every image in ``folder`` and its subfolders. An existing index is updated, and its embeddings are reused. Videos
     are skipped.
 
     Raises:
@@ -131,7 +131,7 @@ def _files(folder: Path) -> list[_File]:
 
 
 def _check_empty(out: Path) -> None:
-    """Reject a folder that contains files but no index."""
+    """Rejects a folder that contains files but no index."""
     others = (path.name for path in out.iterdir() if path.name != LOCK and not path.match(f".{METADATA_FILE}.*.tmp"))
     if not (out / METADATA_FILE).exists() and any(others):
         raise UserError(f"{out} contains other files; use an empty folder for the index")
@@ -165,7 +165,7 @@ def _continued(out: Path, metadata: Metadata) -> Metadata:
         raise UserError(f"{out} is an index of {previous.folder}, not of {metadata.folder}; pass a different folder")
     if previous.weights != metadata.weights:
         raise UserError(
-            f"{out} was made by {previous.model}, whose weights differ from {metadata.model}; pass a different folder"
+            f"{out} was built by {previous.model}, whose weights differ from {metadata.model}; pass a different folder"
         )
     return replace(metadata, made=previous.made, format=previous.format, digests=previous.digests)
 
@@ -206,7 +206,7 @@ class _Parts:
         self.parts.append(embeddings)
 
     def keep(self, contents: Sequence[tuple[_File, str]], embeddings: np.ndarray) -> None:
-        """Write a part: files with their content hashes, and the embeddings of new contents in order."""
+        """Writes a part: files with their content hashes, and the embeddings of new contents in order."""
         rows: dict[str, int] = {}
         images = []
         for file, content in contents:
@@ -217,7 +217,7 @@ class _Parts:
         self.embedded += len(embeddings)
 
     def join(self, files: Sequence[_File]) -> int:
-        """Write the index of all files that could be read, and return the number of distinct contents."""
+        """Writes the index of all files that could be read, and returns the number of distinct contents."""
         rows: dict[str, int] = {}
         first: list[IndexedImage] = []
         copies: list[IndexedImage] = []
@@ -244,7 +244,7 @@ class _Parts:
 
 
 def _embed(model: LoadedModel, folder: Path, files: Sequence[_File], parts: _Parts) -> list[tuple[str, str]]:
-    """Embed all new contents, and return the files that cannot be read, each with the reason."""
+    """Embeds all new contents, and returns the files that cannot be read, each with the reason."""
     broken: list[tuple[str, str]] = []
     with progress_bar(total=len(files), desc="indexing", unit="image") as bar:
         for start in range(0, len(files), PART):

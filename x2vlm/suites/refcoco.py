@@ -38,8 +38,8 @@ SCORE = "box head"
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingSuite(Suite[dict[str, list[Phrase]]]):
-    """Measures the fraction of phrases whose predicted box has an IoU of at least 0.5 with the true box. The IoU is computed as
-    in the published script.
+    """Measures the fraction of phrases whose predicted box has an IoU of at least 0.5 with the ground-truth box. The IoU is
+    computed as in the published script.
 
     Attributes:
         refs: the official file of referring expressions.
@@ -81,8 +81,8 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
     def judge(self, model: LoadedModel, content: dict[str, list[Phrase]]) -> Judged:
         if model.settings.task != "pretrain" or not isinstance(model, Model):
             raise UserError(
-                f"{model.origin} is a model of task {model.settings.task}; zero-shot grounding needs "
-                "a model of task pretrain"
+                f"{model.origin} was trained with task {model.settings.task}; zero-shot grounding needs "
+                "a model trained with task pretrain"
             )
         questions = [(split, item) for split, phrases in content.items() for item in phrases]
         items: list[tuple[str, Phrase]] = []

@@ -1,7 +1,7 @@
 """Declarations of the pre-training data sets.
 
-The module of a data set declares its official files and the folders that are made from them. The code for each folder consists of
-two functions: one reads the official files and yields the images with their annotations, and the other converts an image to
+The module of a data set declares its official files and the folders that are built from them. The code for each folder consists
+of two functions: one reads the official files and yields the images with their annotations, and the other converts an image to
 records.
 """
 
@@ -63,7 +63,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Records:
-    """A folder of records that is made from a data set.
+    """A folder of records that is built from a data set.
 
     Attributes:
         folder: name of the folder, as in the configs.
@@ -174,7 +174,7 @@ class DataSet:
         licence: licence as stated on the website; not verified here.
         files: official files, and what each contains.
         sizes: official counts by unit, from the website; the result is compared with them.
-        makes: what is made from the data set: folders of records for pre-training, URLs from which each user downloads the
+        makes: what is built from the data set: folders of records for pre-training, URLs from which each user downloads the
             images, or annotation files of splits.
         required: names of held-out splits whose files must exist (:data:`dataset.prepare.held_out.SPLITS`).
     """
@@ -192,7 +192,7 @@ class DataSet:
         return isinstance(self.makes, tuple) and any(records.image_files is None for records in self.makes)
 
     def folders(self, name: str) -> list[tuple[str, str]]:
-        """Returns the folders that are made from the data set called ``name``, and what a record in each folder contains."""
+        """Returns the folders that are built from the data set called ``name``, and what a record in each folder contains."""
         if isinstance(self.makes, Splits):
             return [(self.makes.folder, self.makes.content)]
         if isinstance(self.makes, tuple):

@@ -135,7 +135,7 @@ def _is_in(folder: re.Pattern[str], path: Path) -> bool:
 
 
 def _yt_temporal(files: Files, options: Options) -> Videos:
-    """Yields the videos with clips, which are made from the words of the transcript and their times."""
+    """Yields the videos with clips, which are built from the words of the transcript and their times."""
     for location, line in itertools.chain.from_iterable(lines_of(file, LONGEST_VIDEO) for file in files.values()):
         if not line.strip():
             continue

@@ -118,7 +118,7 @@ class PairStream(ABC):
 
     @abstractmethod
     def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
-        """Makes the view and the texts of a record.
+        """Builds the view and the texts of a record.
 
         Raises:
             BrokenRecordError: if the record cannot be used.

@@ -142,7 +142,7 @@ class RegionStream:
         return self._collate(images, rows)
 
     def _collate(self, images: list[Tensor], rows: list[tuple[int, RegionRow]]) -> RegionBatch:
-        """Makes a batch with the rows in the order of their images.
+        """Builds a batch with the rows in the order of their images.
 
         Images without rows are dropped, or replaced by black images if shapes are static. Missing rows are replaced by fillers,
         which do not count in the losses. Fillers are assigned to the images with the fewest rows, because the maximum number of
@@ -178,7 +178,7 @@ class RegionStream:
     def _example(
         self, raw: RawRecord, rng: np.random.Generator, account: Account
     ) -> tuple[Tensor, list[RegionRow]] | None:
-        """Makes the image (3, S, S) and the rows of a record. Unusable parts are counted in ``account``.
+        """Builds the image (3, S, S) and the rows of a record. Unusable parts are counted in ``account``.
 
         Returns:
             None if no part of the record is usable.

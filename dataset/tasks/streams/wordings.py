@@ -79,7 +79,7 @@ def _percent(count: int, total: int) -> str:
 
 
 class TextMaker:
-    """Makes the texts of the examples of a stream: chooses them, encodes them and stacks them into batches."""
+    """Builds the texts of the examples of a stream: chooses them, encodes them and stacks them into batches."""
 
     def __init__(self, config: ImageRecordsConfig, text: TextProcessor):
         self.text, self.length, self.hard_negatives = text, config.captions, config.hard_negatives
@@ -97,7 +97,7 @@ class TextMaker:
 
         Args:
             described: the texts about an image or a box.
-            others: the texts about the image and each of its boxes, from which hard negatives are made.
+            others: the texts about the image and each of its boxes, from which hard negatives are built.
             rng: source of randomness.
             location: location of the record, to name in error messages.
             attributes: attributes, of which one is put before the text.

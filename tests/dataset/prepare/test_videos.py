@@ -162,7 +162,7 @@ def test_frame_rate_and_frame_size_can_be_set(raw, out, serial):
     frames = records(out / "webvid")[0]["video_frames"]
     assert len(frames) == 6
     assert min(decode(base64.b64decode(frames[0]), 10**6, "frame").shape[1:]) == 20
-    message = "made from other files or with other flags (videos); --overwrite makes it again"
+    message = "built from other files or with other flags (videos); --overwrite rebuilds it"
     assert message in re.sub(r"\s+", " ", failing(raw, out))
 
 

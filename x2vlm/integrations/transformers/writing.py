@@ -42,23 +42,21 @@ other program; it writes the configurations of encoders to a temporary folder wh
 
 
 def write(model: LoadedModel, folder: Path) -> None:
-    """Write the files of a model for transformers into an empty folder: weights, config, processor, and the modelling file.
+    """Writes the files of a model for transformers into an empty folder: weights, config, processor, and the modelling file.
 
     Raises:
-        UserError: the task of the model is not supported, or the model is a video model or has a head for sets of boxes.
+        UserError: the task of the model is not supported, or the model is a video model or has a box-set head.
     """
     settings = model.settings
     if settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"{model.origin} is a model of task {settings.task}; save(format='transformers') supports models of "
+            f"{model.origin} was trained with task {settings.task}; save(format='transformers') supports the tasks "
             f"{', '.join(EXPORTED_TASKS)}"
         )
     if settings.model.vision.video is not None:
         raise UserError(f"{model.origin} is a video model; save(format='transformers') supports only image models")
     if getattr(settings.model, "box_set", None) is not None:
-        raise UserError(
-            f"{model.origin} has a head for sets of boxes, which save(format='transformers') does not support"
-        )
+        raise UserError(f"{model.origin} has a box-set head, which save(format='transformers') does not support")
     saved, weights = X2VLMModel(config_of(model)), model.network.state_dict()
     buffers = dict(saved.named_buffers())
     saved.load_state_dict({name: weights[name] if name in weights else buffers[name] for name in saved.state_dict()})
