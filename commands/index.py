@@ -31,9 +31,9 @@ def index(folder: Path, /, *, model: ModelName, out: Path, running: ModelFlags =
     """
     encoder = running.load(model)
     from x2vlm.search.encoding import Encoder
-    from x2vlm.search.making import make
+    from x2vlm.search.making import build_index
 
-    made = make(Encoder(encoder), folder, out)
-    copies = f", and {counted(made.copies, 'copy', 'copies')} of them" if made.copies else ""
-    sys.stdout.write(f"{out}: {counted(made.images, 'image', 'images')}{copies}; {made.embedded:,} embedded now\n")
-    return report_broken([reason for _, reason in made.broken], made.images + made.copies + len(made.broken))
+    result = build_index(Encoder(encoder), folder, out)
+    copies = f", and {counted(result.copies, 'copy', 'copies')} of them" if result.copies else ""
+    sys.stdout.write(f"{out}: {counted(result.images, 'image', 'images')}{copies}; {result.embedded:,} embedded now\n")
+    return report_broken([reason for _, reason in result.broken], result.images + result.copies + len(result.broken))

@@ -79,7 +79,7 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
-    """Turn links of the repository into links of the site. A link to a file that the site does not show becomes its text."""
+    """Turns links of the repository into links of the site. A link to a file that the site does not show becomes its text."""
     sources = {page: source for source, page in COPIED.items()}
     source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 

@@ -107,8 +107,8 @@ def _words(model: LoadedModel, text: str, count: int) -> list[tuple[str, int, in
     ids, continues = model.text.pieces(cleaned)
     starts = [index for index, continues_word in enumerate(continues[:count]) if not continues_word]
     ends = [*starts[1:], min(count, len(ids))]
-    return [(_spelled(model, ids[start:end]), start, end) for start, end in zip(starts, ends, strict=True)]
+    return [(_decoded(model, ids[start:end]), start, end) for start, end in zip(starts, ends, strict=True)]
 
 
-def _spelled(model: LoadedModel, ids: Sequence[int]) -> str:
+def _decoded(model: LoadedModel, ids: Sequence[int]) -> str:
     return str(model.tokenizer.decode(list(ids))).strip()

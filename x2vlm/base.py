@@ -131,8 +131,8 @@ class LoadedModel:
         return views
 
     def distinct(self, images: Sequence[Image]) -> tuple[Tensor, Tensor]:
-        """Returns the pixels of images, where successive copies of an image are merged, and for each of N images the index (N,)
-        int64 of its pixels."""
+        """Returns the pixels of images, in which successive copies of an image are merged, and, for each of the N images, the
+        index of its pixels, (N,) int64."""
         views = self.views(images)
         is_new = [index == 0 or view is not views[index - 1] for index, view in enumerate(views)]
         pixels = self.pixels([view for view, new in zip(views, is_new, strict=True) if new])
@@ -176,7 +176,7 @@ class LoadedModel:
         return cleaned
 
     def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
-        """Returns the log-odds that each text is about each image, (images, texts) float32. :meth:`match` returns
+        """Returns, for each image and text, the log-odds that they match, (images, texts) float32. :meth:`match` returns
         probabilities."""
         self.require("match")
         matcher = Matcher(self, as_texts(texts))
@@ -238,7 +238,7 @@ class Matcher:
 
     def margins(self, states: Tensor, chosen: Sequence[Tensor]) -> list[np.ndarray]:
         """Returns, for each of N images with states (N, K, D), the float64 log-odds that each of the chosen texts is about the
-        image. For each image, ``chosen`` has the indices of its texts (int64, on the CPU).
+        image. ``chosen`` contains, for each image, the indices of its texts (int64, on the CPU).
 
         Raises:
             UserError: the log-odds are NaN or infinite.
@@ -248,8 +248,8 @@ class Matcher:
         return [self.model.check_finite(margins.double().cpu().numpy()) for margins in found]
 
     def scores(self, views: Sequence[View], chosen: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns the log-odds that texts are about images, (images, texts) float64, with NaN for pairs that are not chosen. For
-        each image, ``chosen`` has the indices of its texts.
+        """Returns the log-odds that texts are about images, (images, texts) float64, with NaN for pairs that are not chosen.
+        ``chosen`` contains, for each image, the indices of its texts.
         """
         model, found = self.model, np.full((len(views), self.count), np.nan)
         for start in range(0, len(views), model.batch_size):

@@ -1,4 +1,4 @@
-"""Lists the calls of a model, with the tasks whose models support each call, and the text that the call takes.
+"""Lists the calls of a model: for each call, the tasks whose models support it, and the text that it takes.
 
 This module contains only plain data, so it is fast to import.
 """

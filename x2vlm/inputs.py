@@ -64,7 +64,7 @@ def as_list(images: Any) -> list[Any]:
 
 
 class Reader:
-    """Reads images, rotated as their EXIF orientation says and with transparency rendered on white, or videos.
+    """Reads images and videos. Images are rotated according to their EXIF orientation, and transparency is rendered on white.
 
     Args:
         image_size: size of the views.
@@ -79,7 +79,7 @@ class Reader:
         """Returns the view of an image or a video.
 
         Raises:
-            UserError: the image cannot be read, or the model does not accept this kind of input.
+            UserError: the image cannot be read, or the model does not accept this type of input.
         """
         if isinstance(image, View):
             return image

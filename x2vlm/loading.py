@@ -139,7 +139,7 @@ def _check_finite(network: torch.nn.Module, weights: Path) -> None:
     for name, parameter in network.named_parameters():
         if not torch.stack(parameter.aminmax()).isfinite().all():
             raise UserError(
-                f"{weights}: {name} has values that are NaN or infinite, so the model cannot be used; give different "
+                f"{weights}: {name} has values that are NaN or infinite, so the model cannot be used; pass different "
                 "weights, such as a previous checkpoint"
             )
 
@@ -180,7 +180,7 @@ def _weights_of(source: str) -> Path:
         )
     if (path / ADAPTERS).is_file():
         raise UserError(
-            f"{source}: contains only adapters; make a model from them with `python run.py checkpoint merge {source} "
+            f"{source}: contains only adapters; build a model from them with `python run.py checkpoint merge {source} "
             "--base …`"
         )
     return find_weights(path)
@@ -212,7 +212,7 @@ def _published_config(found: Recognised, weights: Path) -> str:
     """Returns the config of the authors' run that produced a file.
 
     Raises:
-        UserError: the file comes from none of the authors' runs, or has no head.
+        UserError: the file does not come from one of the authors' runs, or has no head.
     """
     remedy = "set config=, the config that it was trained with"
     if found.kind is None or not found.kind.startswith("X²-VLM"):
@@ -223,7 +223,9 @@ def _published_config(found: Recognised, weights: Path) -> str:
     elif found.frames is not None:
         table = PUBLISHED_VIDEO
     if found.task in (None, "none"):
-        raise UserError(f"{weights} contains encoders without a head, which no call can use; fine-tune it first")
+        raise UserError(
+            f"{weights} contains encoders without a head, so the model supports no calls; fine-tune it first"
+        )
     config = table.get(found.task or "", "").format(size=found.size)
     if not config or not (ROOT / "configs" / config).is_file() or found.image_size is None:
         raise UserError(f"{weights} is {found.kind}, task {found.task}, of an unknown size or language; {remedy}")

@@ -44,8 +44,8 @@ def matching_regions(
     """Returns the regions that match each phrase.
 
     Args:
-        score: function that returns the probabilities (R,) that the content of R boxes (R, 4) matches the phrases with the
-            indices (R,) int64.
+        score: function that takes R boxes (R, 4) and the indices (R,) int64 of R phrases, and returns the probabilities (R,)
+            that the content of each box matches its phrase.
         grid: rows and columns of patches.
         phrases: number of phrases.
         threshold: minimum probability of a region.

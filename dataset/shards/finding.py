@@ -33,7 +33,7 @@ _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 
 
 def find_shards(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[ShardFile]:
-    """Returns the shard files that ``entries`` name, as one list. :func:`find_by_entry` describes entries."""
+    """Returns the shard files that ``entries`` name, as one list. :func:`find_by_entry` describes the entries."""
     return [path for paths in find_by_entry(entries, key, remote) for path in paths]
 
 
@@ -47,7 +47,7 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
 
     Raises:
         UserError: if ``entries`` is empty, an entry does not exist or matches nothing, a tar is compressed, or a file is listed
-            twice. The message is one line that names the config ``key``. The message is one line that names the config ``key``.
+            twice. The message is one line that names the config ``key``.
     """
     if not entries:
         raise UserError(f"{key} is empty; list at least one file, pattern or folder of {_LISTED} shards")
@@ -140,11 +140,11 @@ def _without_companions(paths: Iterable[F]) -> list[F]:
         for path in found
         if not path.name.endswith("_stats.json")
         and not (tars and path.name == "sizes.json")
-        and not (path.suffix in COMPANION_SUFFIXES and _is_of_tar(path, tars))
+        and not (path.suffix in COMPANION_SUFFIXES and _accompanies_tar(path, tars))
     ]
 
 
-def _is_of_tar(path: ShardFile, tars: set[str]) -> bool:
+def _accompanies_tar(path: ShardFile, tars: set[str]) -> bool:
     """Returns True if a tar with the same stem lies next to the file or, for a URL, is among the listed ``tars``."""
     if isinstance(path, Path):
         return path.with_suffix(TAR_SUFFIX).exists()

@@ -5,8 +5,8 @@ The folder ``<hash of the paths>.index`` contains
 - ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of irregularities, and
   whether it is complete,
 - ``starts.npy``: the offset of each record, memory-mapped so that processes share one copy,
-- ``irregularities.npy``: whatever deviates from records stored one after another; :class:`~dataset.shards.scanning.ScannedShard`
-  describes it, and what is stored for Parquet,
+- ``irregularities.npy``: deviations from records stored one after another. :class:`~dataset.shards.scanning.ScannedShard`
+  describes these deviations, and what is stored for Parquet,
 - the paths of the shards, so that indexes of other lists can reuse the shards that both lists contain (see
   :mod:`dataset.shards.known`).
 
@@ -35,11 +35,11 @@ class RowGroup(NamedTuple):
 
     Attributes:
         number: index of the row group in the file.
-        first: index of its first row in the file.
+        first: index of the row group's first row in the file.
         rows: number of rows.
         bytes: size of the decompressed pages, in bytes.
-        start: offset of its first page in the file.
-        end: offset of the end of its last page.
+        start: offset of the row group's first page in the file.
+        end: offset of the end of the row group's last page.
     """
 
     number: int
@@ -55,7 +55,7 @@ class ShardsIndex:
 
     Args:
         paths: the S shards.
-        shards: (S, 5) int64, the content of ``shards.npy``.
+        shards: (S, 5) int64, content of ``shards.npy``.
         starts: (N,) int64, offsets of the N records, shard by shard.
         irregularities: (M, 2) int64, shard by shard.
         folder: folder of the index; None if the index exists only in memory.
@@ -72,17 +72,17 @@ class ShardsIndex:
         self.paths, self.shards, self.irregularities, self.folder = paths, shards, irregularities, folder
         self._starts: np.ndarray | None = starts
         self.ends: list[int] = np.cumsum(shards[:, RECORDS]).tolist()
-        self._odd_ends = np.cumsum(shards[:, IRREGULARITIES])
+        self._irregularity_ends = np.cumsum(shards[:, IRREGULARITIES])
 
     @property
     def starts(self) -> np.ndarray:
-        """The offsets. After unpickling, the file is mapped again."""
+        """The offsets of all records. After unpickling, their file is mapped again."""
         if self._starts is None:
             assert self.folder is not None
-            again = load(self.folder, self.paths)
-            if again is None or not np.array_equal(again.shards, self.shards):
+            reloaded = load(self.folder, self.paths)
+            if reloaded is None or not np.array_equal(reloaded.shards, self.shards):
                 raise UserError(f"the index {self.folder} was removed or rebuilt; start the run again")
-            self._starts = again.starts
+            self._starts = reloaded.starts
         return self._starts
 
     @property
@@ -132,7 +132,7 @@ class ShardsIndex:
         return np.flatnonzero(self.shards[:, COMPLETE] == 0).tolist()
 
     def _irregularities_of(self, shard: int) -> np.ndarray:
-        end = int(self._odd_ends[shard])
+        end = int(self._irregularity_ends[shard])
         return self.irregularities[end - int(self.shards[shard, IRREGULARITIES]) : end]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,13 +156,13 @@ def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
             starts = np.empty(0, np.int64)  # an empty array cannot be mapped
     except (OSError, ValueError, EOFError, IndexError):
         return None
-    whole = (
+    is_valid = (
         all(array.dtype == np.int64 for array in (shards, starts, irregularities))
         and shards.shape == (len(shards), 5)
         and starts.shape == (shards[:, RECORDS].sum(),)
         and irregularities.shape == (shards[:, IRREGULARITIES].sum(), 2)
     )
-    return (shards, starts, irregularities) if whole else None
+    return (shards, starts, irregularities) if is_valid else None
 
 
 def name_of(paths: Sequence[ShardFile]) -> str:

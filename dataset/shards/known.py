@@ -1,5 +1,5 @@
-"""Finds shards that another index already contains, so that they need not be scanned again. This may be an index in the folder of
-the shards, or the index of another list of shards.
+"""Finds shards that another index already contains, so that they do not have to be scanned again. The other index is in the
+folder of the shards, or is the index of another list of shards.
 
 Every index stores the sorted names of its shards in ``names.npy``. If the shards of the index are in a different order,
 ``rows.npy`` contains the row of each name.
@@ -43,19 +43,19 @@ class Known:
         """Returns the known shards in a slice of the list."""
         return Known(self.index, self.rows[shards])
 
-    def scanned(self, now: np.ndarray) -> Iterator[tuple[int, ScannedShard]]:
+    def scanned(self, states: np.ndarray) -> Iterator[tuple[int, ScannedShard]]:
         """Yields the position in the list and the records of each known shard. Shards whose rows have changed in the index are
         skipped.
 
         Args:
-            now: (S, 2) int64, current states of the shards.
+            states: (S, 2) int64, current states of the shards.
         """
         arrays = load_arrays(self.index)
         if arrays is None:
             return
         shards, starts, irregularities = arrays
         ends = np.cumsum(shards[:, [RECORDS, IRREGULARITIES]], axis=0)
-        for number in np.flatnonzero(_in_state(self.rows, shards, now) >= 0).tolist():
+        for number in np.flatnonzero(_unchanged_rows(self.rows, shards, states) >= 0).tolist():
             found = shards[self.rows[number]]
             end, odd_end = ends[self.rows[number]].tolist()
             yield (
@@ -77,7 +77,7 @@ def write_names(index: Path, names: Sequence[str]) -> None:
     np.save(index / NAMES, encoded[order])
 
 
-def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]:
+def known_in_folders(paths: Sequence[ShardFile], states: np.ndarray) -> list[Known]:
     """Returns the shards that are listed in the index of their folder."""
     by_folder: dict[Path, list[int]] = {}
     for number, path in enumerate(paths):
@@ -88,23 +88,23 @@ def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]
         rows = np.full(len(paths), -1)
         if (folder / INDEX).is_dir():
             rows[numbers] = _rows_of(folder / INDEX, [paths[number].name for number in numbers])
-        known.append(_known(folder / INDEX, rows, now))
+        known.append(_known(folder / INDEX, rows, states))
     return [one for one in known if (one.rows >= 0).any()]
 
 
-def known_before(index: Path, now: np.ndarray) -> Known:
+def known_before(index: Path, states: np.ndarray) -> Known:
     """Returns the shards that have not changed since an older index of the same list was built."""
-    return _known(index, np.arange(len(now)), now)
+    return _known(index, np.arange(len(states)), states)
 
 
-def known_in_nearest(folder: Path, names: Sequence[str], now: np.ndarray) -> Known | None:
-    """Returns the shards that are in the index of another list. If there are several, the index with the most shared shards is
-    used.
+def known_in_nearest(folder: Path, names: Sequence[str], states: np.ndarray) -> Known | None:
+    """Returns the shards that are in the index of another list. If there are several, the index with the most shared shards
+    is used.
 
     Args:
         folder: folder of all indexes.
         names: real paths of the S shards.
-        now: (S, 2) int64, current states of the shards.
+        states: (S, 2) int64, current states of the shards.
 
     Returns:
         None if no index shares a shard with the list.
@@ -112,19 +112,19 @@ def known_in_nearest(folder: Path, names: Sequence[str], now: np.ndarray) -> Kno
     newest = sorted(folder.glob("*.index"), key=_written, reverse=True)[:_MAX_COMPARED]
     found = [(index, _rows_of(index, names)) for index in newest]
     index, rows = max(found, key=lambda one: int((one[1] >= 0).sum()), default=(folder, np.full(len(names), -1)))
-    return _known(index, rows, now) if (rows >= 0).any() else None
+    return _known(index, rows, states) if (rows >= 0).any() else None
 
 
-def _known(index: Path, rows: np.ndarray, now: np.ndarray) -> Known:
+def _known(index: Path, rows: np.ndarray, states: np.ndarray) -> Known:
     arrays = load_arrays(index) if (rows >= 0).any() else None
-    return Known(index, np.full(len(rows), -1) if arrays is None else _in_state(rows, arrays[0], now))
+    return Known(index, np.full(len(rows), -1) if arrays is None else _unchanged_rows(rows, arrays[0], states))
 
 
-def _in_state(rows: np.ndarray, shards: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """Returns ``rows``, with -1 for each shard whose state in the index differs from its state in ``now``."""
-    there = (rows >= 0) & (rows < len(shards))
-    same = (shards[np.where(there, rows, 0), : MODIFIED + 1] == now).all(axis=1) if len(shards) else there
-    return np.where(there & same, rows, -1)
+def _unchanged_rows(rows: np.ndarray, shards: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """Returns ``rows``, with -1 for each shard whose state in the index differs from its state in ``states``."""
+    is_listed = (rows >= 0) & (rows < len(shards))
+    same = (shards[np.where(is_listed, rows, 0), : MODIFIED + 1] == states).all(axis=1) if len(shards) else is_listed
+    return np.where(is_listed & same, rows, -1)
 
 
 def _rows_of(index: Path, names: Sequence[str]) -> np.ndarray:

@@ -56,7 +56,7 @@ def open_index(
             memory.
         key: config key of the shards, to name in error messages.
         workers: number of processes that build an index.
-        ask_servers: ask servers whether remote shards have changed.
+        ask_servers: whether to ask servers if remote shards have changed.
 
     Raises:
         UserError: if a shard cannot be read, or if the list is too large for memory and its index cannot be written.
@@ -86,8 +86,8 @@ def open_index(
 
 def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: str, key: str) -> ShardsIndex:
     """Builds the index of a small list of shards in memory, because it cannot be written."""
-    now = states_of(paths, key)
-    total = int(now[:, BYTES].sum())
+    states = states_of(paths, key)
+    total = int(states[:, BYTES].sum())
     where = f"in {folder} ({reason})" if folder else f"({reason})"
     if len(paths) > _SHARDS_IN_MEMORY or total > _BYTES_IN_MEMORY:
         raise UserError(
@@ -95,8 +95,8 @@ def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: st
             "have to read all of them to build its own index; set data.cache_index to a writable folder with enough space"
         )
     _warn_not_cached(where)
-    scanned = [scan_shard(path, key, _pair(state)) for path, state in zip(paths, now, strict=True)]
-    return ShardsIndex(paths, *_joined(now, scanned), None)
+    scanned = [scan_shard(path, key, _pair(state)) for path, state in zip(paths, states, strict=True)]
+    return ShardsIndex(paths, *_joined(states, scanned), None)
 
 
 def _current(folder: Path, paths: Sequence[ShardFile], key: str, ask_servers: bool) -> ShardsIndex | None:
@@ -104,14 +104,14 @@ def _current(folder: Path, paths: Sequence[ShardFile], key: str, ask_servers: bo
     found = load(folder, paths)
     if found is None:
         return None
-    now = states_of(paths, key, None if ask_servers else found.shards[:, : MODIFIED + 1])
-    return found if np.array_equal(found.shards[:, : MODIFIED + 1], now) else None
+    states = states_of(paths, key, None if ask_servers else found.shards[:, : MODIFIED + 1])
+    return found if np.array_equal(found.shards[:, : MODIFIED + 1], states) else None
 
 
 def make_index(
     folder: Path,
     paths: Sequence[ShardFile],
-    now: np.ndarray,
+    states: np.ndarray,
     key: str,
     workers: int,
     names: Sequence[str] | None = None,
@@ -121,20 +121,20 @@ def make_index(
     Args:
         folder: folder of this index. Its parent folder may contain other indexes.
         paths: S shards.
-        now: (S, 2) int64, current states of the shards.
+        states: (S, 2) int64, current states of the shards.
         key: config key of the shards, to name in error messages.
         workers: number of processes.
         names: names under which the index lists the shards; if None, their paths with symbolic links resolved.
     """
     started, before = time.monotonic(), load(folder, paths)
-    _report_rebuild(folder, before, paths, now, key)
+    _report_rebuild(folder, before, paths, states, key)
     names = real_paths(paths) if names is None else names
-    known = _find_known(folder, before is not None, paths, names, now, key)
+    known = _find_known(folder, before is not None, paths, names, states, key)
     parts = folder.with_suffix(".parts")
     parts.mkdir(exist_ok=True)
     cuts = [slice(start, min(start + PART, len(paths))) for start in range(0, len(paths), PART)]
     jobs = [
-        _Job(parts / f"{cut.start:09d}.npz", list(paths[cut]), now[cut], key, [one.part(cut) for one in known])
+        _Job(parts / f"{cut.start:09d}.npz", list(paths[cut]), states[cut], key, [one.part(cut) for one in known])
         for cut in cuts
     ]
     _scan_parts(jobs, workers, len(paths))
@@ -145,10 +145,10 @@ def make_index(
 
 
 def _report_rebuild(
-    folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFile], now: np.ndarray, key: str
+    folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFile], states: np.ndarray, key: str
 ) -> None:
     if before is not None:
-        changed = np.flatnonzero((before.shards[:, : MODIFIED + 1] != now).any(axis=1))
+        changed = np.flatnonzero((before.shards[:, : MODIFIED + 1] != states).any(axis=1))
         named = ", ".join(str(paths[number]) for number in changed[:_MAX_NAMED]) + (
             ", …" if len(changed) > _MAX_NAMED else ""
         )
@@ -164,24 +164,24 @@ def _report_rebuild(
 
 
 def _find_known(
-    folder: Path, made_before: bool, paths: Sequence[ShardFile], names: Sequence[str], now: np.ndarray, key: str
+    folder: Path, has_previous: bool, paths: Sequence[ShardFile], names: Sequence[str], states: np.ndarray, key: str
 ) -> list[Known]:
     """Returns the shards that other indexes, or the previous index of this list, already contain."""
-    known = known_in_folders(paths, now)
-    if made_before:
-        known.append(known_before(folder, now))
-    there = np.zeros(len(paths), bool)
+    known = known_in_folders(paths, states)
+    if has_previous:
+        known.append(known_before(folder, states))
+    is_known = np.zeros(len(paths), bool)
     for one in known:
-        there |= one.rows >= 0
-    nearest = known_in_nearest(folder.parent, names, now) if not there.all() else None
-    if nearest is not None and (taken := (nearest.rows >= 0) & ~there).any():
+        is_known |= one.rows >= 0
+    nearest = known_in_nearest(folder.parent, names, states) if not is_known.all() else None
+    if nearest is not None and (taken := (nearest.rows >= 0) & ~is_known).any():
         logger.info(
             "%s: %s of %s shards are already in the index of another list (%s); %s are scanned",
             key,
             f"{taken.sum():,}",
             f"{len(paths):,}",
             nearest.index,
-            f"{(~(there | taken)).sum():,}",
+            f"{(~(is_known | taken)).sum():,}",
         )
         known.append(nearest)
     return known
@@ -192,7 +192,7 @@ class _Job(NamedTuple):
 
     file: Path
     paths: list[ShardFile]
-    now: np.ndarray
+    states: np.ndarray
     key: str
     known: list[Known]
 
@@ -206,8 +206,8 @@ def _scan_parts(jobs: Sequence[_Job], workers: int, count: int) -> None:
         if workers > 1 and len(missing) > 1:
             try:
                 with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
-                    for made in pool.map(_scan_part, missing):
-                        bar.update(made)
+                    for finished in pool.map(_scan_part, missing):
+                        bar.update(finished)
             except BrokenProcessPool:
                 raise UserError(
                     f"{missing[0].key}: a process that indexes shards was killed, probably by the system because memory was "
@@ -222,7 +222,7 @@ def _is_current(job: _Job) -> bool:
     """Returns True if the part exists and is up to date."""
     try:
         with np.load(job.file, allow_pickle=False) as part:
-            return np.array_equal(part["shards"][:, : MODIFIED + 1], job.now)
+            return np.array_equal(part["shards"][:, : MODIFIED + 1], job.states)
     except (OSError, ValueError, KeyError, EOFError):
         return False
 
@@ -231,11 +231,11 @@ def _scan_part(job: _Job) -> int:
     """Writes a part of the index; returns its number of shards."""
     scanned: dict[int, ScannedShard] = {}
     for known in job.known:
-        scanned |= known.scanned(job.now)
+        scanned |= known.scanned(job.states)
     for number, path in enumerate(job.paths):
         if number not in scanned:
-            scanned[number] = scan_shard(path, job.key, _pair(job.now[number]))
-    _write_part(job.file, *_joined(job.now, [scanned[number] for number in range(len(job.paths))]))
+            scanned[number] = scan_shard(path, job.key, _pair(job.states[number]))
+    _write_part(job.file, *_joined(job.states, [scanned[number] for number in range(len(job.paths))]))
     return len(job.paths)
 
 
@@ -250,10 +250,10 @@ def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, irregulariti
     os.replace(temporary, file)
 
 
-def _joined(now: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _joined(states: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the three arrays of an index: shards, starts and irregularities."""
     rows = [[len(shard.starts), len(shard.irregularities), int(shard.complete)] for shard in scanned]
-    shards = np.concatenate([now, np.array(rows, np.int64)], axis=1)
+    shards = np.concatenate([states, np.array(rows, np.int64)], axis=1)
     starts, irregularities = ([getattr(shard, name) for shard in scanned] for name in ("starts", "irregularities"))
     return shards, np.concatenate(starts), np.concatenate(irregularities)
 
@@ -297,10 +297,10 @@ def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> in
 
 def _remove_stale(folder: Path) -> None:
     """Removes unfinished copies of an index that killed processes have left behind."""
-    for left in folder.parent.glob(f"{folder.stem}.*.new"):
+    for leftover in folder.parent.glob(f"{folder.stem}.*.new"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE_S:
-                shutil.rmtree(left)
+            if time.time() - leftover.stat().st_mtime > _STALE_S:
+                shutil.rmtree(leftover)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ _PIECE_ROWS = 1000
 """Maximum number of rows in a piece. Dictionary encoding can make the pages of a row group much smaller than its rows."""
 _READ_BYTES = 1 << 20
 """Number of bytes of a column that are read at a time."""
-_OPEN_PIECES, _OPEN_S = 256, 20.0
+_OPEN_PIECES, _REOPEN_S = 256, 20.0
 """Maximum number of pieces that a process keeps open, and number of seconds after which a piece is opened again to tell the cache
 that it is still in use."""
 _MAX_REMEMBERED = 1024
@@ -96,11 +96,11 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
 
 
 def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list[int]:
-    """Joins neighbouring row groups into runs of at most ``block_records`` rows. A larger row group is a run of its own.
+    """Joins neighbouring row groups into runs of at most ``block_records`` rows. A larger row group forms a separate run.
 
     Args:
         firsts: (G,) int64, first row of each row group.
-        records: number of rows of all row groups.
+        records: total number of rows in the row groups.
         block_records: maximum number of rows in a block.
 
     Returns:
@@ -118,7 +118,7 @@ class ParquetRows:
     """Reads rows of Parquet shards through the block cache. It can be pickled, and used after a fork.
 
     Args:
-        config: settings of the cache.
+        config: settings of the block cache.
     """
 
     def __init__(self, config: RemoteConfig):
@@ -193,8 +193,8 @@ class ParquetRows:
         import pyarrow
 
         key, now = (str(path), group.number, piece), time.monotonic()
-        opened, batch = self._open.get(key, (-_OPEN_S, None))
-        if now - opened > _OPEN_S or self._process != os.getpid():
+        opened, batch = self._open.get(key, (-_REOPEN_S, None))
+        if now - opened > _REOPEN_S or self._process != os.getpid():
             content = self._blocks().get(
                 _name(path, state, group, piece), None, lambda: self._decode(path, state, group, piece)
             )
@@ -212,12 +212,11 @@ class ParquetRows:
             self._open.clear()
         if self._cache is None:
             # Fetching a piece may fetch blocks of a remote shard, so pieces and blocks use different locks. Verifying pieces with
-            # SHA-256 would
-            # take longer than decoding them.
+            # SHA-256 would take longer than decoding them.
             self._cache = open_cache(self.config, kind="rows", digest=crc_digest)
         return self._cache
 
-    def _written(self, batch: Any) -> memoryview:
+    def _to_ipc_stream(self, batch: Any) -> memoryview:
         """Returns a record batch as an Arrow IPC stream, in a buffer that the next call overwrites."""
         import pyarrow
 
@@ -240,15 +239,15 @@ class ParquetRows:
         import pyarrow
 
         key = str(path), group.number
-        before, reason = self._damaged.get(key, (piece + 1, ""))
-        if piece >= before:
+        readable_pieces, reason = self._damaged.get(key, (piece + 1, ""))
+        if piece >= readable_pieces:
             raise _DamagedError(reason)
         wanted: Block | None = None
         number = -1
-        with _opened(path, state) as file:
+        with _open_for_pyarrow(path, state) as file:
             try:
                 for number, batch in enumerate(_pieces(file, group)):
-                    content = self._written(batch)
+                    content = self._to_ipc_stream(batch)
                     if number == piece:
                         wanted = bytes(content)
                     kept = self._blocks().add(_name(path, state, group, number), content)
@@ -266,7 +265,7 @@ class ParquetRows:
         return wanted
 
 
-def _opened(path: ShardFile, state: tuple[int, int]) -> Any:
+def _open_for_pyarrow(path: ShardFile, state: tuple[int, int]) -> Any:
     """Opens a shard for pyarrow. pyarrow's local files are faster than Python's.
 
     Raises:
@@ -345,10 +344,10 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
-def _remember(noted: OrderedDict[Key, Any], key: Key, value: Any) -> None:
-    noted[key] = value
-    if len(noted) > _MAX_REMEMBERED:
-        noted.popitem(last=False)
+def _remember(remembered: OrderedDict[Key, Any], key: Key, value: Any) -> None:
+    remembered[key] = value
+    if len(remembered) > _MAX_REMEMBERED:
+        remembered.popitem(last=False)
 
 
 def _reason(error: Exception) -> str:

@@ -50,7 +50,7 @@ class Shards:
         index_folder: folder that contains all indexes; if None, :func:`~dataset.shards.index.default_index_folder`.
         remote: settings for remote shards; if None, the defaults.
         workers: number of processes that build a missing index.
-        ask_servers: ask servers whether remote shards have changed since they were indexed.
+        ask_servers: whether to ask servers if remote shards have changed since they were indexed.
 
     Attributes:
         prefetches: True if :meth:`prefetch` has any effect.
@@ -97,7 +97,7 @@ class Shards:
 
     @property
     def starts(self) -> list[int]:
-        """Indexes of the first record of each non-empty shard."""
+        """The index of the first record of each non-empty shard."""
         return [end - size for size, end in zip(self.sizes, self.index.ends, strict=True) if size]
 
     def runs_by_entry(self, block_records: int) -> list[list[int]]:

@@ -93,7 +93,7 @@ class Order(Protocol):
 class RandomOrder:
     """Visits every record exactly once per epoch. All ranks share the order, which is new in every epoch.
 
-    Micro-batch u covers the positions u * size … u * size + size - 1, whichever rank makes it. The number of ranks may therefore
+    Micro-batch u covers the positions u * size … u * size + size - 1, whichever rank builds it. The number of ranks may therefore
     change when a run is resumed.
     """
 
@@ -125,12 +125,12 @@ class RecordSource:
         order: order of the records, or if there are ``weights``, of their slots.
         name: name of the stream, which makes its random numbers independent of other streams.
         seed: seed of the run.
-        weights: how often each record is read per epoch; if None, every record is read once.
+        weights: how many times each record is read per epoch; if None, every record is read once.
     """
 
     def __init__(self, shards: Shards, order: Order, *, name: str, seed: int, weights: Weights | None = None):
         self.shards, self.order, self.name, self.seed, self.weights = shards, order, name, seed, weights
-        self._begun: set[int] = set()
+        self._started_lanes: set[int] = set()
 
     def __len__(self) -> int:
         """Returns the number of samples per epoch."""
@@ -151,7 +151,7 @@ class RecordSource:
     def _prefetch(self, number: int) -> None:
         """Prefetches remote records."""
         lane = self.order.lane(number)
-        for later in self.order.to_prefetch(number, first=lane not in self._begun):
+        for later in self.order.to_prefetch(number, first=lane not in self._started_lanes):
             for epoch, slot in self.order.batch(later):
                 self.shards.prefetch(self._record(epoch, slot))
-        self._begun.add(lane)
+        self._started_lanes.add(lane)

@@ -25,8 +25,8 @@ from utils.errors import UserError
 
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _SCAN_BYTES = 1 << 24
-_FIRST_LINE = 1 << 20
-_START = 1 << 16
+_MAX_FIRST_LINE_BYTES = 1 << 20
+_FORMAT_BYTES = 1 << 16
 """Number of bytes at the beginning of a file that are read to recognise its format."""
 
 
@@ -39,9 +39,8 @@ class ScannedShard:
         irregularities: (m, 2) int64. JSON lines have one row for each blank line, which contains the number of records before it,
             and 0. Tars have one row for each member that is separated from the rest of its record, which contains the index of
             the record and the offset of the member. Parquet files have two rows for each row group: the first half of the array
-            contains the first
-                row and the
-            decompressed size of each row group, and the second half the offsets of its start and end in the file.
+            contains the first row and the decompressed size of each row group, and the second half contains the offsets of its
+            start and end in the file.
         complete: False for a tar without its end blocks.
     """
 
@@ -98,7 +97,7 @@ def _scan(path: ShardFile, key: str, state: tuple[int, int] | None) -> ScannedSh
             if path.suffix == TAR_SUFFIX:
                 return _scan_tar(file, path, key)
             file.seek(0)
-            form = foreign_form(file.read(_START).decode("utf-8", "replace"))
+            form = foreign_form(file.read(_FORMAT_BYTES).decode("utf-8", "replace"))
             if form is not None and (form != ARRAY or _is_one_array(file)):
                 raise UserError(
                     f"{key}: {path} is {form}; a shard has one JSON object on each line; {convert_hint(path)}"
@@ -112,12 +111,12 @@ def _is_one_array(file: BinaryIO) -> bool:
     """Returns True if a file that begins with "[" is a JSON array. Otherwise it consists of JSON lines, and its first line is a
     list, which counts as a broken record."""
     file.seek(0)
-    line = file.readline(_FIRST_LINE)
+    line = file.readline(_MAX_FIRST_LINE_BYTES)
     try:
         json.loads(line)
     except (ValueError, RecursionError):
         return True
-    return not file.readline(_FIRST_LINE).strip()
+    return not file.readline(_MAX_FIRST_LINE_BYTES).strip()
 
 
 def _scan_lines(path: Path) -> ScannedShard:

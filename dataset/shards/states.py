@@ -12,7 +12,7 @@ from dataset.shards.finding import ShardFile
 from dataset.shards.remote.shards import RemoteShard
 from utils.errors import UserError
 
-_ASKED_AT_ONCE = 16
+_CONCURRENT_REQUESTS = 16
 
 
 def states_of(paths: Sequence[ShardFile], key: str, indexed: np.ndarray | None = None) -> np.ndarray:
@@ -21,8 +21,8 @@ def states_of(paths: Sequence[ShardFile], key: str, indexed: np.ndarray | None =
     Args:
         paths: S shards.
         key: config key of the shards, to name in error messages.
-        indexed: (S, 2) int64, states that are assumed for remote shards. Assuming them saves every rank a request per shard, and
-            reading a shard verifies its state anyway. If None, the servers are asked.
+        indexed: (S, 2) int64, states that are assumed for remote shards. This saves every rank a request per shard, and reading a
+            shard verifies its state anyway. If None, the servers are asked.
 
     Raises:
         UserError: if a shard cannot be read.
@@ -40,6 +40,6 @@ def states_of(paths: Sequence[ShardFile], key: str, indexed: np.ndarray | None =
     if remote and indexed is not None:
         states[list(remote)] = indexed[list(remote)]
     elif remote:
-        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
             states[list(remote)] = list(pool.map(RemoteShard.state, remote.values()))
     return states

@@ -14,7 +14,7 @@ from dataset.shards.finding import ShardFile
 from utils.suffixes import IMAGE_SUFFIXES
 
 BLOCK = 512
-"""Size of a header in bytes; contents are padded to a multiple of it."""
+"""Size of a header in bytes; contents are padded to a multiple of this size."""
 
 _LIMITS = ((IMAGE_BYTES, "image"), (RECORD_BYTES, "text"), (RECORD_BYTES, "json"))
 """Maximum size in bytes of each of a record's members, and its name in messages."""
@@ -27,9 +27,9 @@ class Member(NamedTuple):
 
     Attributes:
         name: name of the member.
-        start: offset of its headers.
-        content: offset of its content.
-        size: size of its content in bytes.
+        start: offset of the member's headers.
+        content: offset of the member's content.
+        size: size of the content in bytes.
         end: offset of the next member.
         is_file: False for folders and links.
     """

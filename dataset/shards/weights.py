@@ -41,10 +41,10 @@ class Weights:
 
     def record(self, epoch: int, slot: int) -> int:
         """Returns the index of the record in a slot of an epoch."""
-        own = bisect.bisect_right(self._ends, slot)
-        length = self._lengths[own]
-        shift = epoch * length + slot - (self._ends[own] - length)
-        return self._firsts[own] + shift % self._counts[own]
+        data_set = bisect.bisect_right(self._ends, slot)
+        length = self._lengths[data_set]
+        shift = epoch * length + slot - (self._ends[data_set] - length)
+        return self._firsts[data_set] + shift % self._counts[data_set]
 
 
 def _parts(sizes: np.ndarray, length: int) -> np.ndarray:

@@ -46,7 +46,7 @@ def test_the_history_of_a_resumed_run_has_steps_stops_and_broken_records(tmp_pat
     )
     history = read(tmp_path, first + second)
     assert (history.started, history.ended) == ("2026-01-02 03:04:05", "2026-01-02 04:00:02")
-    assert (history.steps, history.selects, history.best, history.skipped_steps) == (40, "IoU >= 0.5", 10, [5])
+    assert (history.steps, history.selection_metric, history.best, history.skipped_steps) == (40, "IoU >= 0.5", 10, [5])
     assert (history.parameters, history.weights) == (1_900_000, START[1].sources)
     assert (history.starts, history.resumed, history.stop) == (2, 1, None)
     assert [str(event) for _, event in history.stops_and_resumptions] == [

@@ -64,7 +64,7 @@ def test_incomplete_and_invalid_lines_are_counted_with_line_numbers(tmp_path):
 
 
 def test_an_endless_line_is_one_damaged_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "LONGEST_LINE", 40)
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 40)
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "a": ' + "1" * 500 + '}\n{"step": 2, "loss": 1.5}\n')
     metrics = read_metrics(file)

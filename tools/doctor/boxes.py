@@ -25,11 +25,11 @@ from utils.files import open_regular
 from utils.findings import Finding
 
 RECORDS = 300
-CORNERS = (
+CORNERS_REMEDY = (
     "records contain [x, y, width, height]: if yours contain [x1, y1, x2, y2], write [x1, y1, x2 - x1, y2 - y1] instead"
 )
-STORED = "check that the boxes were drawn on images that were not rotated (docs/records.md#pixels)"
-TURNED = (
+STORED_REMEDY = "check that the boxes were drawn on images that were not rotated (docs/records.md#pixels)"
+ROTATED_REMEDY = (
     "the boxes were drawn on the rotated view: keep the boxes and save the images rotated, without an orientation "
     "(PIL.ImageOps.exif_transpose), or rotate the boxes back to the stored pixels"
 )
@@ -46,7 +46,7 @@ class RawBox(NamedTuple):
 
 
 def check_boxes(subject: Subject, report: Report) -> None:
-    """Reports boxes that are relative to the image or given as corners. Tasks without boxes are skipped."""
+    """Reports boxes that are relative to the image or given as corners. Tasks without boxes are not checked."""
     config: Any = subject.config
     split: Any
     if isinstance(config, GroundingConfig):
@@ -57,7 +57,7 @@ def check_boxes(subject: Subject, report: Report) -> None:
         return
     with report.check("boxes"):
         subject.require_inputs(key)
-        boxes = list(_sampled(subject, split, key))
+        boxes = list(_sampled_boxes(subject, split, key))
         if not boxes:
             regions = getattr(subject.training, "regions", None)
             if regions is None or not report.add("boxes", findings_in_regions(regions)):
@@ -87,7 +87,7 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
             f"boxes look like x1, y1, x2, y2: {int(outside.sum()):,} of {len(sized):,} extend beyond their image as "
             f"x, y, width, height, and nearly all fit as corners, such as {example}"
         )
-        findings.append(Finding("warning", key, fact, CORNERS))
+        findings.append(Finding("warning", key, fact, CORNERS_REMEDY))
     return findings
 
 
@@ -106,61 +106,61 @@ def _orientation_findings(
         return []
     fact = f"{count:,} of {len(images):,} images with boxes have an EXIF orientation; boxes refer to the stored pixels"
     if not rotated:
-        return [Finding("warning", key, fact, STORED)]
+        return [Finding("warning", key, fact, STORED_REMEDY)]
     fact += (
         f", but {rotated:.0%} of the {int(outside.sum()):,} boxes that extend beyond the stored image lie inside the "
         f"rotated image, such as {example}"
     )
-    return [Finding("warning", key, fact, TURNED)]
+    return [Finding("warning", key, fact, ROTATED_REMEDY)]
 
 
-def _sampled(subject: Subject, split: Any, key: str) -> Iterator[RawBox]:
+def _sampled_boxes(subject: Subject, split: Any, key: str) -> Iterator[RawBox]:
     rng = np.random.default_rng(subject.config.seed)
     if isinstance(subject.config, PretrainConfig):
-        yield from _of_shards(subject, split, rng)
+        yield from _from_shards(subject, split, rng)
     elif split.format == "records":
-        yield from _of_rows(split.annotations, split.images, key, rng)
+        yield from _from_rows(split.annotations, split.images, key, rng)
     elif subject.training is not None:
         items = subject.training.items
-        for index in _chosen(len(items), rng):
-            size, orientation = _stored(items[index].image)
+        for index in _random_indices(len(items), rng):
+            size, orientation = _stored_size(items[index].image)
             yield RawBox(items[index].box, size, items[index].location, orientation)
 
 
-def _chosen(count: int, rng: np.random.Generator) -> list[int]:
+def _random_indices(count: int, rng: np.random.Generator) -> list[int]:
     return sorted(rng.choice(count, min(RECORDS, count), replace=False).tolist())
 
 
-def _of_rows(path: str, images: str | None, key: str, rng: np.random.Generator) -> Iterator[RawBox]:
+def _from_rows(path: str, images: str | None, key: str, rng: np.random.Generator) -> Iterator[RawBox]:
     rows = [row for row in read_rows(path, key) if isinstance(row, Row)]
     files, keys = ImageFiles(images_folder(images, path)), ImageKeys(image_is="path")
-    for index in _chosen(len(rows), rng):
+    for index in _random_indices(len(rows), rng):
         raw = RawRecord(rows[index].values, rows[index].location, files.folder)
         yield from _boxes_of(partial(parse_region_record, raw, keys, ""))
 
 
-def _of_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Iterator[RawBox]:
+def _from_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Iterator[RawBox]:
     data, keys = subject.config.data, stream.keys()
     shards = Shards(stream.paths, key="data.regions.files", index_folder=data.cache_index, remote=data.remote)
 
-    for index in _chosen(len(shards), rng):
+    for index in _random_indices(len(shards), rng):
         read = partial(shards.read, index)
         yield from _boxes_of(lambda read=read: parse_region_record(read(), keys, stream.caption_key))  # type: ignore[misc]
 
 
 def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
-    """Yields the boxes of a record. If the record cannot be read, it yields none; if the image cannot be read, boxes have no
-    size. The check of the sample counts these records and images."""
+    """Yields the boxes of a record, or nothing if the record cannot be read. If the image cannot be read, the boxes have no size.
+    :func:`~tools.doctor.sample.check_sample` counts these records and images."""
     try:
         record = read()
     except Exception:
         return
-    size, orientation = _stored(record.image)
+    size, orientation = _stored_size(record.image)
     boxes = (box for element in record.elements for box in element.boxes)
     yield from (RawBox(box, size, record.location, orientation) for box in boxes)
 
 
-def _stored(image: ImageSource) -> tuple[tuple[int, int] | None, int]:
+def _stored_size(image: ImageSource) -> tuple[tuple[int, int] | None, int]:
     """Returns the (width, height) of the stored pixels and the EXIF orientation, from the file header; (None, 1) if it cannot be
     read."""
     try:
@@ -169,5 +169,5 @@ def _stored(image: ImageSource) -> tuple[tuple[int, int] | None, int]:
             # Pillow rotates TIFF files itself when it decodes them.
             exif = b"" if header.format == "TIFF" else header.info.get("exif") or b""
             return header.size, exif_orientation(exif)
-    except Exception:  # Pillow's readers raise many kinds of errors for malformed bytes
+    except Exception:  # Pillow's readers raise many types of errors for malformed bytes
         return None, 1

@@ -34,12 +34,12 @@ def check_data(subject: Subject, report: Report) -> None:
     report.section("data")
     with (
         report.check("training"),
-        _logged("dataset.formats.annotations", logging.WARNING) as left_out,
+        _logged("dataset.formats.annotations", logging.WARNING) as warnings,
         _logged("dataset.shards.remote.hub", logging.INFO) as hub_log,
     ):
         training = subject.read_training()
         records = ", ".join(f"{count:,} {name}" for name, count in training.stream_sizes.items())
-        report.add("training", [_left_out(line) for line in left_out], records)
+        report.add("training", [_finding_of_log_line(line) for line in warnings], records)
         for line in hub_log:
             report.ok("hub", line)
     _check_held_out(subject, report)
@@ -71,7 +71,7 @@ def _logged(name: str, level: int) -> Iterator[list[str]]:
         logger.setLevel(before)
 
 
-def _left_out(line: str) -> Finding:
+def _finding_of_log_line(line: str) -> Finding:
     key, _, fact = line.partition(": ")
     return Finding("warning", key, fact, "fix or remove them, if they matter")
 

@@ -1,4 +1,4 @@
-"""Reports missing inputs, each with a suitable remedy, and loads the tokenizer."""
+"""Checks that the files and folders that the config names exist, and loads the tokenizer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from utils.hub import check_hub, is_local, looks_like_path
 from utils.inputs import NO_TOKENIZER, TOKENIZER_KEY, inputs_of
 
 REMEDIES = {
-    "file": "check the path; the first lines of the config and of its bases say how to make the file",
+    "file": "check the path; the first lines of the config and of its bases say how to create the file",
     "folder": "check the path; the first lines of the config say where to get the images",
-    "shards": "check the path or pattern; the first lines of the config say how to make the records",
+    "shards": "check the path or pattern; the first lines of the config say how to build the records",
     "weights": "download the file, name the folder of a finished run, or set {key}=null to start from random weights",
     "model": "pass a folder or a name on the Hugging Face Hub",
 }

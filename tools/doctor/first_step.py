@@ -28,8 +28,9 @@ from tools.steps.real import ran_out_of_memory
 from utils.distributed import group_of_one
 from utils.findings import Finding
 
-LARGEST_ON_CPU = 60_000_000
-"""Maximum number of parameters for a step on a CPU. With more, the step would take longer than all other checks together."""
+MAX_PARAMETERS_ON_CPU = 60_000_000
+"""Maximum number of parameters for a step on a CPU. With more parameters, the step would take longer than all other checks
+together."""
 
 FILE = "first_batch.png"
 
@@ -53,7 +54,7 @@ def first_batch(subject: Subject) -> Batch:
     """Returns the first micro-batch of training, with as few examples as the micro-batches of the sample.
 
     Raises:
-        NotCheckedError: if the micro-batch cannot be made.
+        NotCheckedError: if the micro-batch cannot be built.
     """
     if subject.training is None:
         raise NotCheckedError("no batch, since the training data cannot be read")
@@ -65,7 +66,7 @@ def _check_step(subject: Subject, report: Report) -> None:
     if subject.model is None:
         raise NotCheckedError("needs the model, which could not be built")
     parameters = sum(parameter.numel() for parameter in subject.model.parameters())
-    if subject.device.type == "cpu" and parameters > LARGEST_ON_CPU:
+    if subject.device.type == "cpu" and parameters > MAX_PARAMETERS_ON_CPU:
         raise NotCheckedError(
             f"a step with {parameters / 1e6:,.0f} M parameters takes minutes on a CPU; run this with a GPU"
         )
@@ -99,7 +100,8 @@ def _take_steps(trainer: Any, batch: Batch, report: Report) -> None:
 
 
 def _trainer(subject: Subject, stack: ExitStack) -> Any:
-    """Returns a trainer with the weights that the run starts from, or random weights if those cannot be loaded.
+    """Returns a trainer with the weights that the run starts from, or with random weights if these weights cannot be
+    loaded.
 
     If the ranks of the run share the model, the trainer uses FSDP2 in a process group that lasts as long as ``stack``.
     """
@@ -110,13 +112,13 @@ def _trainer(subject: Subject, stack: ExitStack) -> Any:
     if subject.weights_fit:
         load_initial(subject.task, config, model)
     set_up_training(config, model)
-    plain: dict[str, Any] = {"compile": False, "peak_tflops": None}
+    overrides: dict[str, Any] = {"compile": False, "peak_tflops": None}
     if device.type == "cpu" and APEX_LEVELS.get(config.train.precision, config.train.precision) != "fp32":
-        plain["precision"] = "fp32"
+        overrides["precision"] = "fp32"
     if subject.mesh(model) is not None:
         stack.enter_context(group_of_one(device))
-        plain["parallel"] = ShardingConfig(shard=1, replicate=1)
-    return trainer_of(model, config.train.model_copy(update=plain), config.optim, device)
+        overrides["parallel"] = ShardingConfig(shard=1, replicate=1)
+    return trainer_of(model, config.train.model_copy(update=overrides), config.optim, device)
 
 
 def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
@@ -142,7 +144,7 @@ def step_findings(name: str, values: dict[str, float]) -> list[Finding]:
 
 
 def _shown(values: dict[str, float]) -> list[str]:
-    """Names the losses, their sum and the gradient norm."""
+    """Returns the names of the losses, of their sum and of the gradient norm."""
     return [*list(values)[: list(values).index("loss") + 1], "grad_norm"]
 
 

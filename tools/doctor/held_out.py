@@ -56,7 +56,7 @@ def check_records(subject: Subject) -> str:
     """
     tokenizer: Any = subject.tokenizer
     if tokenizer is None:
-        raise NotCheckedError("the tokenizer is needed")
+        raise NotCheckedError("needs the tokenizer, which could not be loaded")
     config, rng = subject.config, np.random.default_rng(subject.config.seed)
 
     def at_random(max_records: int) -> Choose:

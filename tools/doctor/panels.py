@@ -27,8 +27,8 @@ SIDE = 224
 
 
 def panels_of(batch: Any, tokenizer: Any, classes: Mapping[int, str] | None = None) -> list[Panel]:
-    """Returns panels for the first examples of each stream in a batch. A batch of an unknown class is drawn from its fields
-    ``pixels``, ``text`` and ``boxes_cxcywh``.
+    """Returns panels for the first examples of each stream in a batch. If the batch has an unknown class, the panels show the
+    batch's fields ``pixels``, ``text`` and ``boxes_cxcywh``.
 
     Args:
         classes: maps labels to their names, if known.
@@ -89,7 +89,7 @@ def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]
 
 def _panel(title: str, images: Sequence[np.ndarray], boxes: tuple[PairOfBoxes, ...], lines: Sequence[Line]) -> Panel:
     """Returns a panel with images side by side, and boxes on the first image."""
-    pictures = [DrawnImage(image, boxes if not place else ()) for place, image in enumerate(images)]
+    pictures = [DrawnImage(image, boxes if index == 0 else ()) for index, image in enumerate(images)]
     return Panel(tuple(pictures), tuple(lines), (Line(title, faint=True),))
 
 
@@ -128,16 +128,19 @@ def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None
     if isinstance(text, MaskedText):
         length = int(text.mask[row].sum())
         labels = text.labels[row]
-        places = set(text.positions[row][labels != IGNORE].tolist())
-        shown = spelled(text.masked_ids[row][:length].tolist(), places, tokenizer)
+        positions = set(text.positions[row][labels != IGNORE].tolist())
+        shown = _text_with_quotes(text.masked_ids[row][:length].tolist(), positions, tokenizer)
         return [Line(shown, key=key), *_targets(labels, tokenizer)]
     if isinstance(text, LeftToRightText):
         ids, labels = text.ids[row], text.labels[row]
         length = int((ids != tokenizer.pad_token_id).sum())
-        places = set(text.mask_indices[row][labels != IGNORE].tolist())
-        return [Line(spelled(ids[:length].tolist(), places, tokenizer), key=key), *_targets(labels, tokenizer)]
+        positions = set(text.mask_indices[row][labels != IGNORE].tolist())
+        return [
+            Line(_text_with_quotes(ids[:length].tolist(), positions, tokenizer), key=key),
+            *_targets(labels, tokenizer),
+        ]
     if isinstance(text, Text):
-        return [Line(spelled(text.ids[row][text.mask[row]].tolist(), set(), tokenizer), key=key)]
+        return [Line(_text_with_quotes(text.ids[row][text.mask[row]].tolist(), set(), tokenizer), key=key)]
     return []
 
 
@@ -147,8 +150,8 @@ def _wrong_lines(part: Any, row: int, tokenizer: Any) -> list[Line]:
     if hard is None:
         return []
     count = hard.valid.shape[1]
-    places = [row * count + place for place in torch.nonzero(hard.valid[row]).flatten().tolist()]
-    return [Line(f"wrong: {line.text}") for place in places for line in lines_of(hard.text, place, tokenizer)]
+    text_rows = [row * count + index for index in torch.nonzero(hard.valid[row]).flatten().tolist()]
+    return [Line(f"wrong: {line.text}") for text_row in text_rows for line in lines_of(hard.text, text_row, tokenizer)]
 
 
 def _targets(labels: Tensor, tokenizer: Any) -> list[Line]:
@@ -156,12 +159,12 @@ def _targets(labels: Tensor, tokenizer: Any) -> list[Line]:
     return [Line(f"to predict: «{' '.join(tokenizer.convert_ids_to_tokens(ids))}»")] if ids else []
 
 
-def spelled(ids: list[int], places: set[int], tokenizer: Any) -> str:
-    """Decodes token ids to text, with the tokens at ``places`` in quotes; word pieces are joined."""
+def _text_with_quotes(ids: list[int], positions: set[int], tokenizer: Any) -> str:
+    """Decodes token ids to text, with the tokens at ``positions`` in quotes. Word pieces are joined."""
     text = ""
-    for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
+    for position, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
         shown, joined = as_word(str(token))
-        text += ("" if joined or not place else " ") + (f"«{shown}»" if place in places else shown)
+        text += ("" if joined or not position else " ") + (f"«{shown}»" if position in positions else shown)
     return text
 
 
@@ -177,14 +180,14 @@ def _other_lines(part: Any, row: int, tokenizer: Any, classes: Mapping[int, str]
     lines: list[Line] = []
     owner, answers, labels = (getattr(part, name, None) for name in ("question_of_answer", "answers", "labels"))
     if isinstance(owner, Tensor):
-        for place in torch.nonzero(owner == row).flatten().tolist()[:MAX_LINES]:
-            weight = f"{float(part.weights[place]):.2g} x "
+        for index in torch.nonzero(owner == row).flatten().tolist()[:MAX_LINES]:
+            weight = f"{float(part.weights[index]):.2g} x "
             if isinstance(answers, Text):
-                lines += [Line(weight + each.text) for each in lines_of(answers, place, tokenizer)]
+                lines += [Line(weight + each.text) for each in lines_of(answers, index, tokenizer)]
             elif isinstance(labels, Tensor):
-                number = int(labels[place])
-                known = f"{weight}class {number} {classes.get(number, '')}"
-                lines.append(Line("no class" if number == IGNORE else known))
+                class_index = int(labels[index])
+                known = f"{weight}class {class_index} {classes.get(class_index, '')}"
+                lines.append(Line("no class" if class_index == IGNORE else known))
     lines += lines_of(getattr(part, "other", None), row, tokenizer)
     label = getattr(part, "label", None)
     if isinstance(label, Tensor):

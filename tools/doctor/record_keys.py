@@ -27,24 +27,35 @@ from utils.findings import Finding
 RECORDS = 300
 """Number of random records of a file whose keys are counted."""
 
-OTHERS = {"id", "image_id", "question_id", "identifier", "coco_id", "flickr_id", "vg_id", "dataset", "caption", "elems"}
-OTHERS |= {"url", "kind"}
+OTHER_KEYS = {
+    "id",
+    "image_id",
+    "question_id",
+    "identifier",
+    "coco_id",
+    "flickr_id",
+    "vg_id",
+    "dataset",
+    "caption",
+    "elems",
+}
+OTHER_KEYS |= {"url", "kind"}
 """Keys that records may have for other purposes: ids, and keys that another task reads."""
-OF_TEXTS = {"long_caption", "hard_negatives"}
+TEXT_KEYS = {"long_caption", "hard_negatives"}
 """Keys of a record or phrase that pre-training reads if its config says so."""
 PHRASE_KEYS = {"bb", "caption", "attributes", "grain"}
 """Keys of a phrase that pre-training and grounding read."""
-CAPTIONED = {"image", "video", "video_id", "caption"}
+CAPTIONED_KEYS = {"image", "video", "video_id", "caption"}
 TASK_KEYS: dict[type[Any], set[str]] = {
-    RetrievalConfig: CAPTIONED,
-    CaptioningConfig: CAPTIONED,
+    RetrievalConfig: CAPTIONED_KEYS,
+    CaptioningConfig: CAPTIONED_KEYS,
     GroundingConfig: {"image", "elems"},
     VQAConfig: {"image", "question", "answer", "answer_type"},
     NLVRConfig: {"images", "sentence", "label"},
 }
 """Keys that fine-tuning tasks read."""
 
-OTHER_NAMES = {
+ALTERNATIVE_NAMES = {
     "bb": ("bbox", "box", "bboxes", "boxes"),
     "attributes": ("attribute", "attrs"),
     "elems": ("regions", "boxes", "objects", "elements", "annotations", "bboxes"),
@@ -73,7 +84,7 @@ class _Sampled(NamedTuple):
 
 def check_record_keys(subject: Subject, report: Report) -> None:
     """Lists the unknown keys of training records and of their phrases, and warns if one of them looks like a known key that is
-    missing. Also report how many phrases have several boxes, no box, long captions or hard negatives."""
+    missing. Also reports how many phrases have several boxes, no box, long captions or hard negatives."""
     with report.check("record keys"):
         for sampled in _sampled(subject):
             _check_keys(sampled, "records", report)
@@ -83,25 +94,25 @@ def check_record_keys(subject: Subject, report: Report) -> None:
             listed = [record["elems"] for record in sampled.records if isinstance(record.get("elems"), list)]
             phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
             _check_texts(sampled, [*sampled.records, *phrases], report)
-            if shares := _phrase_fractions(phrases, grounds=subject.config.task == "grounding"):
+            if shares := _phrase_fractions(phrases, is_grounding=subject.config.task == "grounding"):
                 report.ok("phrases", f"{sampled.key}: {shares}")
             _check_keys(
-                _Sampled(sampled.key, PHRASE_KEYS, OTHERS | {"exhaustive"}, phrases), "phrases in elems", report
+                _Sampled(sampled.key, PHRASE_KEYS, OTHER_KEYS | {"exhaustive"}, phrases), "phrases in elems", report
             )
 
 
 def _check_keys(sampled: _Sampled, what: str, report: Report) -> None:
     key, read, others, objects, _ = sampled
     counts = Counter(name for each in objects for name in each)
-    unknown = [name for name, _ in counts.most_common() if name not in read | others | OF_TEXTS]
+    unknown = [name for name, _ in counts.most_common() if name not in read | others | TEXT_KEYS]
     if not unknown:
         return
     listed = ", ".join(f"{name} (in {counts[name]:,} of {len(objects):,})" for name in unknown[:8])
     listed += f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-    meant = [name for each in unknown if (name := meant_by(each, sorted((read | OF_TEXTS) - counts.keys())))]
-    if meant:
+    intended = [name for each in unknown if (name := intended_key(each, sorted((read | TEXT_KEYS) - counts.keys())))]
+    if intended:
         fact = f"{what} have unknown keys: {listed}"
-        remedy = f"did you mean {', '.join(dict.fromkeys(meant))}? docs/records.md lists the keys"
+        remedy = f"did you mean {', '.join(dict.fromkeys(intended))}? docs/records.md lists the keys"
         report.add("record keys", [Finding("warning", key, fact, remedy)])
     else:
         report.ok("record keys", f"{key}: {what} have unknown keys, which nothing reads: {listed}")
@@ -147,18 +158,19 @@ def _cleaned(texts: Any) -> Iterator[str]:
             yield from _cleaned(each)
 
 
-def _phrase_fractions(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> str:
-    """Describes which fractions of the phrases have features that previous versions did not support; returns "" if none has.
+def _phrase_fractions(phrases: Sequence[Mapping[str, Any]], is_grounding: bool) -> str:
+    """Describes the fractions of the phrases that have features that previous versions did not support. Returns "" if no phrase
+    has such a feature.
 
     Args:
-        grounds: whether the run is a grounding run, which trains on sets of boxes or skips them.
+        is_grounding: whether the task is grounding. A grounding run trains on sets of boxes or skips them.
     """
     boxes = [phrase["bb"] for phrase in phrases if isinstance(phrase.get("bb"), list)]
     counts = {
-        f"have several boxes{'' if grounds else ', and no box loss'}": sum(
+        f"have several boxes{'' if is_grounding else ', and no box loss'}": sum(
             len(bb) > 1 and isinstance(bb[0], list) for bb in boxes
         ),
-        f"have no box{'' if grounds else ', and are not used yet'}": sum(not bb for bb in boxes),
+        f"have no box{'' if is_grounding else ', and are not used yet'}": sum(not bb for bb in boxes),
         "have a long caption": sum(bool(phrase.get("long_caption")) for phrase in phrases),
         "have hard negatives": sum(bool(phrase.get("hard_negatives")) for phrase in phrases),
     }
@@ -166,9 +178,9 @@ def _phrase_fractions(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> st
     return f"of {len(phrases):,} phrases, {'; '.join(shares)}" if shares else ""
 
 
-def meant_by(name: str, absent: Sequence[str]) -> str | None:
-    """Returns the key that ``name`` is probably meant to be, among the ``absent`` keys, which occur in no record."""
-    known_as = [key for key in absent if name.lower() in OTHER_NAMES.get(key, ())]
+def intended_key(name: str, absent: Sequence[str]) -> str | None:
+    """Returns the key that was probably intended by ``name``, among the ``absent`` keys, which occur in no record; or None."""
+    known_as = [key for key in absent if name.lower() in ALTERNATIVE_NAMES.get(key, ())]
     return next(iter(known_as or difflib.get_close_matches(name, absent, 1, 0.75)), None)
 
 
@@ -192,7 +204,7 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
                 yield _Sampled(
                     f"data.{name}",
                     read,
-                    OTHERS,
+                    OTHER_KEYS,
                     list(_read(shards, sorted(chosen.tolist()))),
                     set(sources) == {"given"},
                 )
@@ -206,7 +218,7 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
             key = f"data.train[{index}]" if isinstance(train, list) and len(train) > 1 else "data.train"
             rows = [row.values for row in read_rows(_file(split), key) if isinstance(row, Row)]
             chosen = rng.choice(len(rows), min(RECORDS, len(rows)), replace=False)
-            yield _Sampled(key, task_keys, OTHERS, [rows[row] for row in sorted(chosen.tolist())])
+            yield _Sampled(key, task_keys, OTHER_KEYS, [rows[row] for row in sorted(chosen.tolist())])
 
 
 def _file(split: Any) -> str:
@@ -218,5 +230,5 @@ def _read(shards: Shards, indices: Iterable[int]) -> Iterator[Mapping[str, Any]]
     for index in indices:
         try:
             yield shards.read(index).values
-        except Exception:  # the sample counts broken records
+        except Exception:  # check_sample counts broken records
             continue

@@ -21,14 +21,14 @@ from utils.cores import usable_cores
 from utils.findings import Finding
 
 MICRO_BATCHES, SECONDS = 60, 4.0
-"""Maximum number of tiny micro-batches in the sample, and time limit for making them."""
+"""Maximum number of tiny micro-batches in the sample, and time limit in seconds for building them."""
 
 MAX_UNKNOWN = 0.05
 """If this fraction of tokens is unknown, the check warns."""
 
 
 def check_sample(subject: Subject, report: Report) -> None:
-    """Decodes a sample: report broken records by kind, and images per second."""
+    """Decodes a sample of records, and reports broken records by kind, and images per second."""
     with report.check("sample"):
         training = subject.training
         if training is None:
@@ -93,12 +93,12 @@ def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[
 def check_speed(subject: Subject, seconds: float, report: Report) -> None:
     """Compares the number of images that one core loads per second with the number that a step on the device would need."""
     images = sum(images_in(batch) for batch in subject.batches)
-    texts_alone = images == 0
-    count = sum(batch.read for batch in subject.batches) if texts_alone else images
-    unit, rate = "records" if texts_alone else "images", count / max(seconds, 1e-9)
+    only_texts = images == 0
+    count = sum(batch.read for batch in subject.batches) if only_texts else images
+    unit, rate = "records" if only_texts else "images", count / max(seconds, 1e-9)
     text = f"{rate:,.0f} {unit}/s per core"
     needed = needed_per_second(subject)
-    if needed is None or texts_alone:
+    if needed is None or only_texts:
         report.ok("loading", f"{text} ({count:,} in {seconds:.1f} s)")
         return
     workers = max(1, subject.config.data.workers)
@@ -118,7 +118,7 @@ def needed_per_second(subject: Subject) -> float | None:
     if peak is None or subject.model is None or not subject.batches:
         return None
     work = subject.model.work(subject.batches[0])
-    if not work.flops > 0 or not work.images:  # NaN: not counted
+    if not work.flops > 0 or not work.images:  # FLOPs are NaN if they are not counted
         return None
     return work.images / (work.flops / (peak * 1e12 * ASSUMED_UTILISATION))
 

@@ -23,12 +23,12 @@ from tools.doctor.subject import Subject
 from utils.findings import Finding
 
 MAX_RECORDS, MAX_SECONDS = 20_000, 3.0
-"""Maximum number of pre-training records that are read from the training data and from the held-out split each, and time limit in
-seconds."""
+"""Maximum number of pre-training records that are read from each of the training data and the held-out split, and time limit in
+seconds for each."""
 
 MAX_LOOKS, LOOK_SECONDS = 200, 3.0
 """Maximum number of training images, and of held-out images, whose appearance is compared; and time limit in seconds for hashing
-either of them and for the comparison."""
+each of these two samples, and for comparing them."""
 
 REMEDY = "split by image, not by text: remove these images from one of the two"
 
@@ -159,7 +159,7 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:
     """Returns the images or videos of up to :data:`MAX_RECORDS` random records, the number of records that were read, and the
-    number of all records."""
+    total number of records."""
     shards = Shards(files, key=key, index_folder=subject.config.data.cache_index, remote=subject.config.data.remote)
     count = min(len(shards), MAX_RECORDS)
     rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MAX_SECONDS
@@ -173,7 +173,7 @@ def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[li
         try:
             raw = shards.read(index)
             found += images_of_record(raw, stream)
-        except Exception:  # the sample counts it
+        except Exception:  # check_sample counts broken records
             continue
     return found, read, len(shards)
 

@@ -35,12 +35,12 @@ TEXTS_OF_AN_IMAGE = 3
 
 @dataclass
 class Subject:
-    """A run, and the components of it that could be built so far.
+    """A run, and those of its components that could be built so far.
 
     Attributes:
         missing: missing inputs, with the config keys that name them.
         model: the model on the meta device.
-        training: makes tiny micro-batches of the training data.
+        training: builds tiny micro-batches of the training data.
         held_out: held-out splits by config key.
         batches: micro-batches of the sample.
         weights_fit: whether the weights that ``init`` names can be loaded.
@@ -88,7 +88,8 @@ class Subject:
         return self.tokenizer
 
     def build_meta_model(self) -> Any:
-        """Builds the model on the meta device. Only those parts are frozen that ``optim.freeze`` freezes for the whole run."""
+        """Builds the model on the meta device. Only the parts that ``optim.freeze`` freezes for the whole run
+        are frozen."""
         vocabulary = None if self.tokenizer is None else len(self.tokenizer)
         if vocabulary is None and not self.config.model.text.knows_vocabulary:
             raise NotCheckedError("without the tokenizer, the size of the vocabulary is unknown")
@@ -131,7 +132,7 @@ class Subject:
         """
         self.require_inputs("data.")
         if self.tokenizer is None:
-            raise NotCheckedError("the tokenizer is needed")
+            raise NotCheckedError("needs the tokenizer, which could not be loaded")
         if self.model is None:
             raise NotCheckedError("needs the model, which could not be built")
         self.training = self.task.training_data(self.small, self.tokenizer, self.model)

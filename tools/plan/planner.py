@@ -52,7 +52,7 @@ class Planner:
         schema, self.task = choice.load()
         self.config: Any = load_config(self.path, choice.overrides, schema)
         self.leading = next(iter(batch_sizes(self.config).values()))
-        """Number of examples of the leading stream in a micro-batch of the config."""
+        """Number of examples of the leading stream (the first stream of the config) in a micro-batch."""
         self.target = Target(flags, self.config.train)
         self.global_batch = self._global_batch(self.ranks)
         self.vocabulary = self._vocabulary()
@@ -103,7 +103,7 @@ class Planner:
         """Returns the largest micro-batch that fits on each of ``ranks`` GPUs; the search begins at ``start`` examples."""
         largest = largest_that_fits(lambda examples: self._cost(examples, ranks), self.target.memory, start)
         if largest == 0:
-            self._refuse_memory(ranks)
+            self._raise_too_little_memory(ranks)
         return largest
 
     def _split(self, ranks: int, largest: int) -> tuple[int, int]:
@@ -138,7 +138,7 @@ class Planner:
         """Returns the step on ``ranks`` GPUs.
 
         Args:
-            known: the largest micro-batch on the requested number of GPUs; it is similar for other numbers of GPUs.
+            known: the largest micro-batch on the requested number of GPUs, which is similar for other numbers of GPUs.
         """
         self.config.data.check_ranks(ranks)
         largest, share = known, math.ceil(self._global_batch(ranks) / ranks)
@@ -183,10 +183,10 @@ class Planner:
         step does not fit."""
         if (examples, ranks) not in self.memories:
             accumulates = self._global_batch(ranks) > examples and not self.config.train.captures_graphs
-            stay = ranks > 1 or accumulates
+            gradients_stay = ranks > 1 or accumulates
             mesh = self._mesh(ranks)
             if mesh is None:
-                memory = self.steps.memory(self._batch(examples), gradients_stay=stay, ranks=ranks)
+                memory = self.steps.memory(self._batch(examples), gradients_stay=gradients_stay, ranks=ranks)
             else:
                 memory = self.fake_steps.sharded_memory(
                     self._batch(examples), shard=mesh.shard, gradients_stay=accumulates, ranks=ranks
@@ -210,7 +210,7 @@ class Planner:
         outside = CONTEXT + self.target.communication(ranks)
         return {**uses, "fragmentation": int(FRAGMENTATION * sum(uses.values())), OUTSIDE: outside}
 
-    def _refuse_memory(self, ranks: int) -> None:
+    def _raise_too_little_memory(self, ranks: int) -> None:
         needed = self._cost(1, ranks)
         fact = f"needs {needed / 1e9:.1f} GB" if math.isfinite(needed) else "does not fit"
         can_share = ranks > 1 and self._mesh(ranks) is None and self.config.train.setting_without_fsdp is None
@@ -246,7 +246,7 @@ class Planner:
         return FakeSteps(self._build, self.config.train, self.config.optim, as_on_gpu=True)
 
     def _make_steps(self) -> RealSteps | FakeSteps:
-        """Returns what memory and time are determined with: real steps on this GPU, or steps with fake tensors."""
+        """Returns the steps that memory and time are determined with: real steps on this GPU, or steps with fake tensors."""
         train, optim, target = self.config.train, self.config.optim, self.target
         if not target.measures or self._mesh(self.ranks) is not None:  # one GPU cannot measure a sharded model
             return self.fake_steps

@@ -1,4 +1,4 @@
-"""Computes a step on different numbers of GPUs, as shown by ``run.py plan --nodes``: batch, memory, and communication time."""
+"""Computes the batch, memory and communication time of a step on different numbers of GPUs, for ``run.py plan --nodes``."""
 
 from __future__ import annotations
 

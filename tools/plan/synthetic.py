@@ -118,7 +118,7 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
         count = stream.batch_size
         return VideoTextBatch(parts.images_or_videos(count, vision.config), masked(stream), parts.all_valid(count))
 
-    makers: dict[str, Callable[[Any], Any]] = {
+    builders: dict[str, Callable[[Any], Any]] = {
         "images": images,
         "videos": videos,
         "regions": lambda stream: replace(
@@ -127,8 +127,8 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
         "texts": lambda stream: TextBatch(masked(stream), parts.all_valid(stream.batch_size)),
         "translations": translations,
     }
-    absent = dict.fromkeys(makers)
-    return PretrainBatch(**{**absent, **{name: makers[name](stream) for name, stream in data.streams().items()}})
+    absent = dict.fromkeys(builders)
+    return PretrainBatch(**{**absent, **{name: builders[name](stream) for name, stream in data.streams().items()}})
 
 
 def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText) -> RegionBatch:
@@ -148,8 +148,8 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
 
 
 def _regions_of_images(regions: int, images: int, max_regions: int) -> list[int]:
-    """Returns the number of regions of each image: ``max_regions`` for the first image, if every other image still gets one
-    region, and equal numbers for the other images."""
+    """Returns the number of regions of each image. The first image has ``max_regions``, or fewer if the other images would
+    otherwise have no region; the remaining regions are divided equally among the other images."""
     images = min(images, regions)
     first = min(max(max_regions, -(-regions // images)), regions - images + 1)
     others = images - 1
@@ -187,15 +187,15 @@ def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:
 def _questions(config: VQAConfig | VideoQAConfig, model: XVLM, answers: int) -> dict[str, Any]:
     """Returns the fields that question-answering batches have. Each example has the maximum number of questions, with ``answers``
     answers each."""
-    examples, most = config.data.batch_size, config.data.questions_per_example
-    count = examples * most
+    examples, questions_each = config.data.batch_size, config.data.questions_per_example
+    count = examples * questions_each
     return {
         **_shared(config, model),
         "text": parts.text(count, config.data.text.max_tokens, len(model.text.word_embeddings)),
         "valid": parts.all_valid(count),
         "question_of_answer": torch.arange(count * answers) // answers,
         "weights": torch.full((count * answers,), 1 / answers),
-        "image_of_question": torch.arange(count) // most if most > 1 else None,
+        "image_of_question": torch.arange(count) // questions_each if questions_each > 1 else None,
     }
 
 
@@ -242,7 +242,7 @@ def _one_size(config: Any) -> dict[str, int]:
 
 
 class Synthetic(NamedTuple):
-    """How to plan a task.
+    """The functions that are needed to plan a task.
 
     Attributes:
         sizes: function that gets the config, and returns the config keys that set sizes, with their values.

@@ -1,4 +1,4 @@
-"""Defines a plan, and formats it as the table that ``run.py plan`` prints."""
+"""Defines the plan of a run, and formats the plan as the table that ``run.py plan`` prints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Plan:
         overrides: config keys and values for the chosen micro-batch.
         steps: number of steps in the run; None if unknown.
         gpus: total number of GPUs on all nodes.
-        scaling: with ``nodes``, a step on this number of GPUs and on others.
+        scaling: with ``nodes``, a step on this number of GPUs and on other numbers of GPUs.
         refused: with ``nodes``, the unsupported numbers of GPUs, each with the reason.
     """
 

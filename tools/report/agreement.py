@@ -24,11 +24,11 @@ Predictions = Mapping[Path, Sequence[SplitPredictions]]
 
 @dataclass(frozen=True)
 class Answer:
-    """The prediction of the first run in a column.
+    """The prediction by the first run in a column.
 
     Attributes:
         right: whether the prediction is right; None if the runs in the column disagree.
-        share: text that says how many of the column's runs are right, if there are several.
+        share: text that says how many of the column's runs are right, if the column has several runs.
     """
 
     right: bool | None
@@ -68,7 +68,7 @@ class CommonSplit:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ComparedExample:
     """An example with the judged prediction of each run, by column.
 
     Attributes:
@@ -99,7 +99,7 @@ def common_splits(columns: Sequence[Group], predictions: Predictions, room: Room
 
 
 def _found(group: Group, predictions: Predictions, name: str) -> list[SplitPredictions]:
-    """Returns a split's predictions of each run in a group, as far as they can be judged."""
+    """Returns each run's predictions for a split, for the runs in a group whose predictions can all be judged."""
     splits = [split for run in group.runs for split in predictions[run.folder] if split.split == name]
     return [split for split in splits if all(example.right is not None for example in split.judged)]
 
@@ -115,15 +115,17 @@ def _common(
         scores = [
             [float(one.score or 0.0) if pretrains else float(one.right or 0) for one in some] for some in by_column
         ]
-        rows.append(_Row(by_column, [sum(some) / len(some) for some in scores]))
+        rows.append(_ComparedExample(by_column, [sum(some) / len(some) for some in scores]))
     if pretrains:
         means = [sum(row.shares[column] for row in rows) / len(rows) for column in range(len(known))]
         shares = ", ".join(f"{group.name} {100 * mean:.1f}%" for (group, _), mean in zip(known, means, strict=True))
         text = f"Average fraction of an example's boxes and ranks that are right: {shares}."
     else:
-        every, none = sum(min(row.shares) == 1 for row in rows), sum(max(row.shares) == 0 for row in rows)
-        mixed = len(rows) - every - none
-        text = f"{every:,} of {len(rows):,} examples are right in all runs, {none:,} in none, {mixed:,} in some."
+        all_right, none_right = sum(min(row.shares) == 1 for row in rows), sum(max(row.shares) == 0 for row in rows)
+        mixed = len(rows) - all_right - none_right
+        text = (
+            f"{all_right:,} of {len(rows):,} examples are right in all runs, {none_right:,} in none, {mixed:,} in some."
+        )
     chosen = _most_different(rows, count)
     if chosen:
         text += " The examples that differ most are below."
@@ -132,15 +134,15 @@ def _common(
     return CommonSplit(name, text, [group.name for group, _ in known], several_seeds, examples)
 
 
-def _most_different(rows: Sequence[_Row], count: int) -> list[_Row]:
+def _most_different(rows: Sequence[_ComparedExample], count: int) -> list[_ComparedExample]:
     """Returns the examples on which the columns differ most. If too many examples differ equally, the result is spread over the
     split."""
     differ = sorted((row for row in rows if row.spread > 0), key=lambda row: -row.spread)
-    most = [row for row in differ if row.spread == differ[0].spread]
-    return differ[:count] if len(most) <= count else most[:: len(most) // max(1, count)][:count]
+    tied = [row for row in differ if row.spread == differ[0].spread]
+    return differ[:count] if len(tied) <= count else tied[:: len(tied) // max(1, count)][:count]
 
 
-def _example(row: _Row, by_column: Sequence[Sequence[SplitPredictions]], room: Room) -> CommonExample:
+def _example(row: _ComparedExample, by_column: Sequence[Sequence[SplitPredictions]], room: Room) -> CommonExample:
     """Returns an example with its images shown once, or with each column's boxes next to its answer."""
     first = [some[0] for some in row.by_column]
     panels = [

@@ -37,7 +37,7 @@ HEIGHT = 200
 TEXT = 13
 """Font size in pixels."""
 EXPORTS = "window.vegaEmbed = vegaEmbed;"
-"""JavaScript that makes the libraries' function available to the page."""
+"""JavaScript that makes the function ``vegaEmbed`` available to the page."""
 LINE = ("line", "step", "value")
 """Columns of the points of lines."""
 
@@ -53,7 +53,7 @@ class Line:
         label: name in the legend and in tooltips.
         colour: index of the colour.
         points: the line as drawn.
-        raw: the values that ``points`` smooths, drawn faintly.
+        raw: the values before smoothing, drawn faintly.
         band: for the mean of several runs, the minimum and maximum over the runs at each point.
     """
 
@@ -91,10 +91,10 @@ class Chart:
         title: title above the chart.
         lines: lines in the chart.
         unit: text after values in the title; "%" means that the values are fractions, which are shown in percent.
-        may_be_log: use a logarithmic axis if the values span orders of magnitude.
+        may_be_log: whether the axis is logarithmic if the values span orders of magnitude.
         mark: a step to mark, and its label.
-        from_zero: include zero in the axis.
-        keys: show a legend of the lines below the title.
+        from_zero: whether the axis includes zero.
+        keys: whether a legend of the lines is shown below the title.
     """
 
     title: str
@@ -263,9 +263,9 @@ def thinned(points: Sequence[Point], columns: int) -> list[Point]:
     first, width = points[0][0], (points[-1][0] - points[0][0]) / columns or 1.0
     intervals: dict[int, tuple[Point, Point]] = {}
     for point in points:
-        place = min(columns - 1, int((point[0] - first) / width))
-        low, high = intervals.get(place, (point, point))
-        intervals[place] = (min(low, point, key=lambda p: p[1]), max(high, point, key=lambda p: p[1]))
+        index = min(columns - 1, int((point[0] - first) / width))
+        low, high = intervals.get(index, (point, point))
+        intervals[index] = (min(low, point, key=lambda p: p[1]), max(high, point, key=lambda p: p[1]))
     kept = [point for pair in intervals.values() for point in sorted(set(pair))]
     return kept if kept[-1] == points[-1] else [*kept, points[-1]]
 
@@ -284,7 +284,7 @@ def _every(items: Sequence[Any], max_items: int) -> list[Any]:
     """Returns up to ``max_items`` evenly spaced items, including the first and the last."""
     if len(items) <= max_items:
         return list(items)
-    return [items[round(place * (len(items) - 1) / (max_items - 1))] for place in range(max_items)]
+    return [items[round(index * (len(items) - 1) / (max_items - 1))] for index in range(max_items)]
 
 
 def _hover(lines: Sequence[Line]) -> list[tuple[float, ...]]:

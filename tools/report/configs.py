@@ -18,7 +18,7 @@ from utils.config import bind
 from utils.config_files import ConfigError
 from utils.errors import UserError
 
-LONGEST = 300
+MAX_SHOWN_CHARACTERS = 300
 """Maximum number of characters of a value that are shown."""
 MISSING = "—"
 """Text that is shown for a key that a config lacks."""
@@ -116,8 +116,8 @@ def _lines(values: dict[str, Any], defaults: Flat, prefix: str, depth: int) -> I
             continue
         default = defaults.get(key, value)
         marked = _shown(default) != _shown(value)
-        beside = _shown(default) if marked and default is not PydanticUndefined else ""
-        yield ConfigLine(f"{indent}{name}: {_shown(value)}", marked, beside)
+        default_text = _shown(default) if marked and default is not PydanticUndefined else ""
+        yield ConfigLine(f"{indent}{name}: {_shown(value)}", marked, default_text)
 
 
 def _defaults(config: dict[str, Any]) -> Flat | None:
@@ -156,4 +156,4 @@ def _shown(value: Any) -> str:
         text = value
     else:
         text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}…"

@@ -105,7 +105,7 @@ def validation_curves(groups: Sequence[Group]) -> Validation:
         charts.append(Chart(name, _lines(groups, name, lambda run: run.validation.series, scale), unit, mark=mark))
     selecting = {selecting_metric(run) for run in runs}
     shown = sorted(_changing(charts), key=lambda chart: chart.title not in selecting)
-    curves = _curves(groups, shown[:FIRST_VALIDATION], "No metric changes from one validation to the next.")
+    curves = _curves(groups, shown[:FIRST_VALIDATION], "No metric changes from one validation pass to the next.")
     more = Curves(curves.legend, curves.charts, curves.note, shown[FIRST_VALIDATION:])
     return Validation(more, _last_validation(runs, names))
 

@@ -125,7 +125,8 @@ def shown_predictions(run: Run, splits: Sequence[SplitPredictions], count: int, 
     if not splits:
         sheets = _sheets(run, room)
         return ShownPredictions(
-            "" if sheets else "The run has no predictions; its evaluation writes them.", sheets=sheets
+            "" if sheets else "The run has no predictions yet; they are written when the run is evaluated.",
+            sheets=sheets,
         )
     shown = []
     for number, split in enumerate(splits):
@@ -169,7 +170,7 @@ def panel_of(split: SplitPredictions, example: Judged, prediction: Mapping[str, 
 
 
 def _summary(split: SplitPredictions, count: int) -> str:
-    """Says how many predictions are right, and which are shown."""
+    """Returns a text that says how many predictions are right, and which predictions are shown."""
     total, shown = len(split.judged), min(count, len(split.judged))
     right = sum(example.right is True for example in split.judged)
     if any(example.right is not None for example in split.judged):

@@ -93,7 +93,7 @@ def faults_of(run: Run) -> Faults:
 
 def selecting_metric(run: Run) -> str | None:
     """Returns the validation metric that selects the best weights of a run."""
-    return run.history.selects
+    return run.history.selection_metric
 
 
 def best_step(run: Run) -> int | None:

@@ -1,4 +1,4 @@
-"""Groups runs that differ only in their seed, so that the page can show their mean and their spread."""
+"""Groups runs that differ only in their seed, so that the page can show the mean and the spread over the seeds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Reads the held-out data of a finished run again, without its model. The data provide images and annotations for its
-predictions."""
+"""Reads the held-out data of a finished run again, without the run's model. The data provide images and annotations for the
+run's predictions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ IDENTITIES = {"phrase": "text", "sentence": "sentence", "question_id": "question
 
 Prediction = Mapping[str, Any]
 Draw = Callable[[int, Prediction], Panel | None]
-"""Function that makes the panel of a prediction, given its index and the prediction. It raises an error if an image cannot be
+"""Function that builds the panel of a prediction, given its index and the prediction. It raises an error if an image cannot be
 read."""
 
 
 class HeldOutSplit:
-    """The data of a split, with which its predictions are shown.
+    """The data of a split, which are needed to show the split's predictions.
 
     Attributes:
         items: the items as the task reads them; None for pre-training, whose predictions contain everything except the images.
@@ -85,7 +85,7 @@ def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> 
     sizes = {len(items.images), len(items.images) + len(captions)} if captions is not None else {len(items)}
     if len(predictions) not in sizes:
         raise UserError(
-            f"split {split!r} has changed: it has {max(sizes):,} predictions, but the run has {len(predictions):,}"
+            f"split {split!r} has changed: its data now need {max(sizes):,} predictions, but the run has {len(predictions):,}"
         )
     for key, field in IDENTITIES.items():
         for number in spread(len(predictions), 50):
@@ -103,25 +103,25 @@ def _records(config: Config) -> Draw:
     evaluation, data = cast(Any, config).evaluation, cast(Any, config).data
     if evaluation is None:
         raise UserError("the config has no section evaluation")
-    places: dict[str, tuple[Shards, int, Any]] = {}
-    for which in ("files", "region_files"):
-        if not (files := getattr(evaluation, which)):
+    records_by_location: dict[str, tuple[Shards, int, Any]] = {}
+    for key in ("files", "region_files"):
+        if not (files := getattr(evaluation, key)):
             continue
-        shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index, remote=data.remote)
-        regions = data.regions if which == "region_files" or data.images is None else None
+        shards = Shards(files, key=f"evaluation.{key}", index_folder=data.cache_index, remote=data.remote)
+        regions = data.regions if key == "region_files" or data.images is None else None
         stream = regions or data.images or ImageRecordsConfig(files=[], batch_size=1)
         count = min(len(shards), evaluation.limit or len(shards), MAX_RECORDS)
-        places |= {shards.exact_location(number): (shards, number, stream) for number in range(count)}
+        records_by_location |= {shards.exact_location(number): (shards, number, stream) for number in range(count)}
     view = EvaluationView(cast(Any, config).model.vision.image_size, data.max_pixels, pixels=data.pixels)
-    return partial(_record_panel, places, ImageReader(view))
+    return partial(_record_panel, records_by_location, ImageReader(view))
 
 
 def _record_panel(
-    places: Mapping[str, tuple[Shards, int, Any]], read: ImageReader, number: int, prediction: Prediction
+    records_by_location: Mapping[str, tuple[Shards, int, Any]], read: ImageReader, number: int, prediction: Prediction
 ) -> Panel | None:
-    if prediction["place"] not in places:  # such as a video
+    if prediction["place"] not in records_by_location:  # such as a video
         return None
-    shards, row, stream = places[prediction["place"]]
+    shards, row, stream = records_by_location[prediction["place"]]
     record = parse_region_record(shards.read(row), stream.keys(), stream.caption_key)
     boxes = sorted(prediction.get("boxes", ()), key=lambda box: box["iou"])[:MAX_BOXES]
     pairs, lines = [], []

@@ -19,7 +19,7 @@ FAILURES = 0.75
 """Fraction of the shown examples that are failures, if there are enough failures. Right examples follow."""
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 """Exceptions that are raised for predictions of an unknown format."""
-LONGEST = 200
+MAX_SHOWN_CHARACTERS = 200
 """Maximum number of characters shown for a value of an unknown format."""
 
 
@@ -67,11 +67,11 @@ def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
 
     If nothing can be judged, the examples are spread evenly over the split, in order.
     """
-    mixed = random.Random(0).sample(list(examples), len(examples))
-    known = [example for example in mixed if example.score is not None]
+    shuffled = random.Random(0).sample(list(examples), len(examples))
+    known = [example for example in shuffled if example.score is not None]
     if not known:
-        every = max(1, -(-len(examples) // max(1, count)))
-        return list(examples[::every][:count])
+        interval = max(1, -(-len(examples) // max(1, count)))
+        return list(examples[::interval][:count])
     worst_first = sorted(known, key=lambda example: (example.right is True, example.score))
     if any(
         example.right is None for example in known
@@ -80,15 +80,15 @@ def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
         best = worst_first[failures:][::-1][: count - failures][::-1]
         return [*worst_first[:failures], *best][:count]
     wrong = [example for example in worst_first if not example.right]
-    right = [example for example in mixed if example.right]
+    right = [example for example in shuffled if example.right]
     failures = min(len(wrong), max(round(FAILURES * count), count - len(right)))
     return [*wrong[:failures], *right[: count - failures]][:count]
 
 
 def lines_of(prediction: Prediction) -> tuple[Line, ...]:
     """Shows a prediction as text, for predictions that cannot be drawn."""
-    for known, lines, _ in _FORMS:
-        if known(prediction):
+    for recognises, lines, _ in _FORMATS:
+        if recognises(prediction):
             try:
                 return tuple(lines(prediction))
             except MALFORMED:
@@ -97,8 +97,8 @@ def lines_of(prediction: Prediction) -> tuple[Line, ...]:
 
 
 def _judge(number: int, prediction: Prediction) -> Judged:
-    for known, _, judge in _FORMS:
-        if known(prediction):
+    for recognises, _, judge in _FORMATS:
+        if recognises(prediction):
             return judge(number, prediction)
     subject = next((f"{key} {_short(prediction[key])}" for key in prediction), f"example {number}")
     return Judged(number, subject, "; ".join(_short(value) for value in list(prediction.values())[1:]))
@@ -229,10 +229,10 @@ def _text(prediction: Prediction, key: str) -> str:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}…"
 
 
-_FORMS: list[
+_FORMATS: list[
     tuple[Callable[[Prediction], bool], Callable[[Prediction], list[Line]], Callable[[int, Prediction], Judged]]
 ] = [
     (_is_box, _box_lines, _box),

@@ -45,7 +45,7 @@ def over_time(run: Run) -> OverTime | None:
     kept = read_kept(run)
     if not kept:
         return None
-    steps = [sorted(kept)[place] for place in spread(len(kept), MAX_VALIDATIONS)]
+    steps = [sorted(kept)[index] for index in spread(len(kept), MAX_VALIDATIONS)]
     questions = _questions(run)
     columns = [_judged(run, kept[step], questions) for step in steps]
     rows = [(number, last.subject, [column.get(number) for column in columns]) for number, last in columns[-1].items()]
@@ -54,7 +54,7 @@ def over_time(run: Run) -> OverTime | None:
 
 def read_kept(run: Run) -> dict[int, Predictions]:
     """Returns the kept predictions by validation step. Adds a remark to the run for lines that cannot be read."""
-    path, kept, torn = run.folder / VALIDATION_PREDICTIONS_FILE, {}, 0
+    path, kept, unreadable = run.folder / VALIDATION_PREDICTIONS_FILE, {}, 0
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -64,9 +64,9 @@ def read_kept(run: Run) -> dict[int, Predictions]:
                 predictions = [dict(one) for one in values["predictions"] if isinstance(one["number"], int)]
                 kept[int(values["step"])] = predictions
             except (ValueError, KeyError, TypeError, RecursionError):
-                torn += 1
-    if torn:
-        run.remarks.append(f"{path}: {torn} lines cannot be read")
+                unreadable += 1
+    if unreadable:
+        run.remarks.append(f"{path}: {unreadable} lines cannot be read")
     return {step: predictions for step, predictions in kept.items() if predictions}
 
 

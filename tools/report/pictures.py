@@ -75,7 +75,7 @@ class Room:
         return part
 
     def give_back(self, part: Room) -> None:
-        """Returns the characters that a part did not use."""
+        """Takes back the characters that a part of the page did not use."""
         self.left, self.left_out = self.left + part.left, self.left_out + part.left_out
 
 

@@ -116,7 +116,8 @@ def _welch(one: tuple[float, int], other: tuple[float, int]) -> float:
 
 def _binomial(*shares: tuple[float, int]) -> float:
     """Returns the margin of the difference between two proportions, given each proportion and its number of examples. Uses the
-    method of Agresti and Caffo, which adds a success and a failure to each, so that 0 of 7 does not count as certain."""
+    method of Agresti and Caffo, which adds a success and a failure to each proportion, so that 0 of 7 does not count as
+    certain."""
     variance = 0.0
     for share, count in shares:
         share = (share * count + 1) / (count + 2)

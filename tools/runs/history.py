@@ -12,9 +12,9 @@ from utils import events
 from utils.events import Event, Unreadable, read_events
 
 MAX_EVENTS = 50
-"""Maximum number of warnings that are kept, and maximum number of stops and resumptions."""
+"""Maximum number of warnings that are kept, and maximum number of stops and resumptions that are kept."""
 NEWEST = 5
-"""Number of most recent warnings that are also kept."""
+"""Number of most recent warnings that are kept in addition."""
 
 
 @dataclass
@@ -22,7 +22,7 @@ class History:
     """The history of a run. If a run resumes from an earlier step, skipped steps and best weights after that step are discarded.
 
     Attributes:
-        complete: false if ``events.jsonl`` is missing, as in runs of earlier versions, so that nothing is known.
+        complete: False if ``events.jsonl`` is missing, as in runs of earlier versions; all other attributes are then empty.
         started, ended: the times of the first and last event.
         command, version: the command line and the version of the latest process that trains.
         stops_and_resumptions: stops and resumptions, with their times.
@@ -31,7 +31,7 @@ class History:
         annotations: the annotation files with broken records, by config key, as read by the latest process that trains.
         read_kinds: broken records in batches, by kind.
         steps: total number of training steps of the run.
-        selects: the metric that selects the best weights.
+        selection_metric: the metric that selects the best weights.
         weights: where the initial weights come from.
         unknown_events: names of events of a newer version.
     """
@@ -53,7 +53,7 @@ class History:
     annotations: dict[str, events.CountedRecords] = field(default_factory=dict)
     read_kinds: dict[str, events.BrokenKind] = field(default_factory=dict)
     steps: int | None = None
-    selects: str | None = None
+    selection_metric: str | None = None
     best_steps: list[int] = field(default_factory=list)
     weights: str | None = None
     parameters: int | None = None
@@ -96,7 +96,7 @@ class History:
         self.version = event.version
         if event.trains or not self.command:
             self.command = event.command
-            self.annotations.clear()  # they are read at every start
+            self.annotations.clear()  # annotation files are read at every start
 
     @_add.register
     def _(self, event: events.Resumed) -> None:
@@ -124,7 +124,7 @@ class History:
 
     @_add.register
     def _(self, event: events.Validated) -> None:
-        self.selects = event.metric
+        self.selection_metric = event.metric
         if event.best:
             self.best_steps.append(event.step)
 

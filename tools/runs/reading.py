@@ -37,12 +37,12 @@ TAIL_BYTES = 500_000
 """Number of bytes at the end of ``metrics.jsonl`` that are read if the whole file is not needed: about 700 lines."""
 EVENTS_BYTES = 8_000_000
 """Maximum number of bytes of ``events.jsonl`` that are read if the whole file is not needed."""
-LARGEST_JSON = 400_000_000
+MAX_JSON_BYTES = 400_000_000
 """Maximum size in bytes of a prediction file that is read."""
 FILES = (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE, EVENTS_FILE, LOG_FILE)
 PREDICTIONS = "predictions_"
 MADE_BY_FILE = "made_by.json"
-"""File written by ``run.py reproduce``, with the command that made the run, the identity of the source code, and the duration."""
+"""File written by ``run.py reproduce``, with the run's command, the identity of the source code, and the duration."""
 
 
 NEVER_STARTED = "never started"
@@ -112,9 +112,10 @@ class Run:
         """The state of the run."""
         step, steps, stop = self.step, self.steps, self.history.stop
         of = f" of {steps:,}" if steps else ""
-        # A process that is stopped during a validation pass leaves its lock behind.
+        # A process that is stopped during a validation pass leaves its lock behind, so a recorded stop takes precedence over the
+        # lock.
         if stop is None and (owner := self._owner()):
-            return self._claimed(owner, f"at step {step or 0:,}{of}")
+            return self._locked_state(owner, f"at step {step or 0:,}{of}")
         ended = "cut" if stop is None else "stopped" if isinstance(stop, Stopped) else "failed"
         reason = "" if stop is None else f" ({_reason(stop)})"
         if step is None:
@@ -132,10 +133,10 @@ class Run:
             return State(ended, text, False)
         return State("finished", text, True)
 
-    def _claimed(self, owner: dict[str, Any], where: str) -> State:
+    def _locked_state(self, owner: dict[str, Any], where: str) -> State:
         """Returns the state of a run whose folder is locked."""
         process = owner.get("process")
-        if owner.get("host") == socket.gethostname() and isinstance(process, int) and not _lives(process):
+        if owner.get("host") == socket.gethostname() and isinstance(process, int) and not _is_alive(process):
             return State("killed", f"killed {where}: its process {process} no longer exists", False)
         quiet = self.quiet_s
         if quiet < self._quiet_limit_s():
@@ -180,15 +181,15 @@ def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
     """Returns the runs, each with the shortest name that distinguishes it from the others.
 
     Raises:
-        UserError: if a folder is not a run's folder, or is given twice.
+        UserError: if a folder is not a run folder, or is given twice.
 
     Args:
         brief: argument of :func:`read_run`.
     """
     paths = [expanded(folder) for folder in folders]
     real = [os.path.realpath(path) for path in paths]
-    for path, place in zip(paths, real, strict=True):
-        if real.count(place) > 1:
+    for path, real_path in zip(paths, real, strict=True):
+        if real.count(real_path) > 1:
             raise UserError(f"{path}: is given twice; list each run once")
     return [read_run(path, name, brief) for path, name in zip(paths, _names(real), strict=True)]
 
@@ -221,7 +222,7 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
     for file in (folder / METRICS_FILE, folder / VALIDATION_FILE):
         if file.exists() and not file.is_file():
             remarks.append(f"{file} is not a regular file and is ignored")
-    remarks += [*_damage(METRICS_FILE, metrics), *_damage(VALIDATION_FILE, validation)]
+    remarks += [*_damage_remarks(METRICS_FILE, metrics), *_damage_remarks(VALIDATION_FILE, validation)]
     if metrics.partial and not metrics.lines:
         remarks.append(
             f"{METRICS_FILE}: its end contains no metrics, and it is too large to be read completely; is the disk damaged?"
@@ -248,8 +249,8 @@ def read_json(path: Path, remarks: list[str]) -> Any:
     None."""
     if not path.is_file():
         return None
-    if path.stat().st_size > LARGEST_JSON:
-        remarks.append(f"{path}: not read, because it is larger than {LARGEST_JSON / 1e6:.0f} MB")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        remarks.append(f"{path}: not read, because it is larger than {MAX_JSON_BYTES / 1e6:.0f} MB")
         return None
     try:
         return parse_json(read_text(path))
@@ -282,7 +283,7 @@ def _evaluates(config: dict[str, Any] | None) -> bool:
     return bool((config or {}).get("evaluation"))
 
 
-def _damage(file: str, metrics: Metrics) -> list[str]:
+def _damage_remarks(file: str, metrics: Metrics) -> list[str]:
     """Returns a remark about the lines of a file that contain no metrics, if there are any."""
     if not metrics.damaged_count:
         return []
@@ -292,7 +293,7 @@ def _damage(file: str, metrics: Metrics) -> list[str]:
     return [f"{file}: {metrics.damaged_count:,} {words} skipped ({where})"]
 
 
-def _lives(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     """Returns True if a process exists on this machine."""
     try:
         os.kill(process, 0)
@@ -303,9 +304,9 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _names(places: Sequence[str]) -> list[str]:
+def _names(paths: Sequence[str]) -> list[str]:
     """Returns the paths without their common beginning and end: ``variant-1`` for ``runs/variant-1/seed-0``."""
-    parts = [Path(place).parts for place in places]
+    parts = [Path(path).parts for path in paths]
     if len(parts) == 1:
         return ["/".join(parts[0][-2:]).lstrip("/")]
     while all(len(part) > 1 for part in parts) and len({part[-1] for part in parts}) == 1:

@@ -13,10 +13,11 @@ from pathlib import Path
 from utils.lines import bounded_lines
 
 CAPACITY = 1024
-"""Maximum number of buckets in a series. When they are full, neighbours are merged, and the lines per bucket double."""
-LONGEST_LINE = 100_000
+"""Maximum number of buckets in a series. When all buckets are used, neighbouring buckets are merged, and the number of lines per
+bucket doubles."""
+MAX_LINE_BYTES = 100_000
 """Maximum size in bytes of a line of metrics. A longer line counts as damaged."""
-WHOLE_BYTES = 1_000_000_000
+MAX_WHOLE_FILE_BYTES = 1_000_000_000
 """Maximum size of a file that is read completely if its end contains no metrics."""
 MAX_NAMES = 500
 """Maximum number of named values in a file; more are ignored."""
@@ -91,7 +92,8 @@ class Series:
         self.buckets, self._width = self.buckets[::2], 2 * self._width
 
     def points(self) -> list[Point]:
-        """Returns the minimum and maximum point of each bucket, ordered by step, and the first and the last point of all."""
+        """Returns the minimum and maximum point of each bucket, ordered by step, and the first and the last point of the
+        series."""
         points = [point for bucket in self.buckets for point in sorted({bucket.low, bucket.high})]
         if self.first is not None and self.first != points[0]:
             points.insert(0, self.first)
@@ -105,10 +107,10 @@ class Series:
         if reach < 1:
             return []
         points = []
-        for place, bucket in enumerate(self.buckets):
+        for index, bucket in enumerate(self.buckets):
             # A symmetric window, because other windows would distort slopes at both ends.
-            near = min(reach, place, len(self.buckets) - 1 - place)
-            window = self.buckets[place - near : place + near + 1]
+            near = min(reach, index, len(self.buckets) - 1 - index)
+            window = self.buckets[index - near : index + near + 1]
             count = sum(other.count for other in window)
             points.append((bucket.mean[0], sum(other.total for other in window) / count))
         return points
@@ -131,8 +133,8 @@ class Metrics:
     """The series in a file, by name.
 
     Attributes:
-        damaged: numbers of the first lines without metrics.
-        damaged_count: number of all lines without metrics.
+        damaged: line numbers of the first lines without metrics.
+        damaged_count: total number of lines without metrics.
     """
 
     series: dict[str, Series] = field(default_factory=dict)
@@ -161,20 +163,20 @@ class Metrics:
 
 
 def read_metrics(path: Path, tail_bytes: int | None = None) -> Metrics:
-    """Returns the metrics in ``metrics.jsonl`` or ``validation.jsonl``. They are empty if the file does not exist.
+    """Returns the metrics in ``metrics.jsonl`` or ``validation.jsonl``; empty metrics if the file does not exist.
 
     Series without any finite value are dropped. ``step_s``, the time of a step, is derived from ``elapsed_s``.
 
     Args:
         path: path of the file.
-        tail_bytes: read only the last ``tail_bytes`` of the file; if None, read the whole file. If this part contains no metrics,
-            files of up to :data:`WHOLE_BYTES` are read completely.
+        tail_bytes: number of bytes at the end of the file to read; if None, the whole file is read. If the end contains no
+            metrics, files of up to :data:`MAX_WHOLE_FILE_BYTES` are read completely.
     """
     if not path.is_file():
         return Metrics()
     start = 0 if tail_bytes is None else max(0, path.stat().st_size - tail_bytes)
     metrics = _read_from(path, start)
-    reads_all = metrics.partial and not metrics.lines and path.stat().st_size <= WHOLE_BYTES
+    reads_all = metrics.partial and not metrics.lines and path.stat().st_size <= MAX_WHOLE_FILE_BYTES
     return _read_from(path, 0) if reads_all else metrics
 
 
@@ -185,11 +187,11 @@ def sampled(path: Path, name: str, count: int) -> list[Point]:
         return []
     size, points = path.stat().st_size, {}
     with path.open("rb") as file:
-        for place in range(count):
-            file.seek(size * place // count)
-            if place:
-                file.readline(LONGEST_LINE)  # the rest of a line
-            values = _metrics_of(file.readline(LONGEST_LINE).decode("utf-8", "replace")) or {}
+        for index in range(count):
+            file.seek(size * index // count)
+            if index:
+                file.readline(MAX_LINE_BYTES)  # the rest of a line
+            values = _metrics_of(file.readline(MAX_LINE_BYTES).decode("utf-8", "replace")) or {}
             step, value = values.get("step"), values.get(name)
             if step is not None and value is not None and math.isfinite(value):
                 points[step] = value
@@ -223,11 +225,11 @@ def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
     """
     with path.open("rb") as opened:
         opened.seek(max(0, start - 1))  # a line that begins exactly at this byte is kept
-        yield from bounded_lines(opened, LONGEST_LINE, mid_line=start > 0)
+        yield from bounded_lines(opened, MAX_LINE_BYTES, mid_line=start > 0)
 
 
 def _metrics_of(line: str) -> dict[str, float | None] | None:
-    """Returns the numbers in a line, with None for null. Returns None if the line is truncated or contains anything else."""
+    """Returns the numbers in a line, with None for null. Returns None if the line is truncated or contains other values."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

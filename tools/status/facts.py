@@ -1,4 +1,4 @@
-"""Determines how a run is doing, from its folder and in bounded time. The result is shown in a terminal or read by scripts."""
+"""Determines the status of a run from the run's folder, in bounded time. The status is shown in a terminal or read by scripts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from utils.events import Resumed
 RECENT = 20
 """Number of newest lines of metrics that count as recent."""
 MIN_LINES = 3
-"""Minimum number of lines before, and among, the recent lines from which a trend is computed."""
-COURSE = 40
+"""Minimum number of recent lines, and of lines before them, from which a trend is computed."""
+LOSS_CURVE_POINTS = 40
 """Number of positions at which the loss is sampled over the run."""
 
 
@@ -40,7 +40,7 @@ class Loss:
         last: last logged value.
         mean: mean of the recent lines.
         before: mean of the same number of lines before the recent lines.
-        trend: falling, rising or level, None if too few lines were logged.
+        trend: falling, rising or level; None if too few lines were logged.
     """
 
     last: float
@@ -55,7 +55,7 @@ class SavedStep:
 
     Attributes:
         fault: what is wrong with the checkpoint, or None if no fault was found.
-        hashed: whether its hashes were checked.
+        hashed: whether the checkpoint's hashes were checked.
     """
 
     step: int
@@ -89,7 +89,7 @@ class Ranks:
     Attributes:
         slowest: the slowest rank.
         slowest_s: time that the slowest rank takes.
-        data_s: how much of that time the slowest rank waits for data.
+        data_s: the part of ``slowest_s`` that the slowest rank spends waiting for data.
         median_s: median time of the other ranks.
         share: fraction of the recent lines in which the same rank was the slowest.
     """
@@ -103,7 +103,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run; None or empty means unknown.
+    """The status of a run. Values that are None or empty are unknown.
 
     Attributes:
         left_s: time for the remaining steps.
@@ -111,7 +111,7 @@ class Status:
         quiet_s: time since the last write.
         well: whether nothing is wrong with the run.
         course: the loss over the whole run.
-        broken: broken records by kind, None if they are not counted yet.
+        broken: number of broken records by kind; a number is None if the records have not been counted yet.
         stops: the stops, with their times.
         warnings: the newest warnings, with their times.
         remarks: files that could not be read.
@@ -149,7 +149,7 @@ class Status:
 
 
 def status_of(run: Run, hashes: bool = False) -> Status:
-    """Returns the status of a run that was read with ``brief``.
+    """Returns the status of a run that was read with ``brief=True``.
 
     Args:
         hashes: whether to verify the hashes of the run's checkpoints, which reads all their bytes.
@@ -175,7 +175,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         started=history.started,
         quiet_s=run.quiet_s,
         losses=_losses(series),
-        course=_course(run.folder / METRICS_FILE, series.get("loss")),
+        course=_loss_curve(run.folder / METRICS_FILE, series.get("loss")),
         validation=_validation(run),
         checkpoints=_checkpoints(run.folder / CHECKPOINTS, hashes),
         data_wait=_mean_of_recent(series.get("data_wait")),
@@ -237,11 +237,11 @@ def loss_of(series: Series) -> Loss | None:
     return Loss(series.last[1], mean, before, trend)
 
 
-def _course(file: Path, loss: Series | None) -> list[Point]:
-    """Returns the loss over the whole run. Its end comes from the series, which has already been read; the rest is sampled from
-    the file."""
+def _loss_curve(file: Path, loss: Series | None) -> list[Point]:
+    """Returns the loss over the whole run. The end of the curve comes from the series, which has already been read; the rest is
+    sampled from the file."""
     last = [loss.last] if loss is not None and loss.last is not None else []
-    return sorted({*sampled(file, "loss", COURSE), *last})
+    return sorted({*sampled(file, "loss", LOSS_CURVE_POINTS), *last})
 
 
 def _validation(run: Run) -> Validation | None:
@@ -249,7 +249,7 @@ def _validation(run: Run) -> Validation | None:
     if step is None or not series:
         return None
     values = {name: one.last[1] for name, one in series.items() if one.last is not None and one.last[0] == step}
-    metric = run.history.selects if run.history.selects in series else None
+    metric = run.history.selection_metric if run.history.selection_metric in series else None
     best = max((bucket.high for bucket in series[metric].buckets), key=lambda point: point[1]) if metric else None
     return Validation(
         step,
@@ -276,8 +276,8 @@ def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
 
 
 def _ranks(series: dict[str, Series]) -> Ranks | None:
-    """Returns the times of the ranks in the last line, or None if the line has no times, for example if a run continues with one
-    rank."""
+    """Returns the times of the ranks in the last line, or None if the line has no times, for example because the run was resumed
+    with one rank."""
     ranks, newest = series.get("ranks/slowest"), series.get("elapsed_s")
     if ranks is None or ranks.last is None or (newest and newest.last and newest.last[0] > ranks.last[0]):
         return None

@@ -1,4 +1,4 @@
-"""Formats the status as text: a page for one run, or a line for each of several runs."""
+"""Formats the status of runs as text: a page for one run, or a line for each of several runs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def page(status: Status, columns: int) -> str:
     """Returns a page of at most 25 lines."""
     columns = min(max(columns, NARROWEST), WIDEST)
     lines = [_cut(f"{status.name}: {status.text}", columns)]
-    for label, text, most in _rows(status):
+    for label, text, max_lines in _rows(status):
         wrapped = textwrap.wrap(
-            printable(text), columns - LABEL, max_lines=most, placeholder=" …", break_on_hyphens=False
+            printable(text), columns - LABEL, max_lines=max_lines, placeholder=" …", break_on_hyphens=False
         )
         lines += [f"{label if not number else '':{LABEL}}{line}" for number, line in enumerate(wrapped)]
     return "\n".join(lines) + "\n"
@@ -196,10 +196,10 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def sparkline(course: Sequence[Point]) -> str:
+def sparkline(points: Sequence[Point]) -> str:
     """Returns a curve of block characters, one per point, scaled from the minimum to the maximum; empty for fewer than three
     points."""
-    values = [value for _, value in course]
+    values = [value for _, value in points]
     low, high = min(values, default=0.0), max(values, default=0.0)
     if len(values) < 3 or low == high:
         return ""
@@ -207,7 +207,7 @@ def sparkline(course: Sequence[Point]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Formats a time in its two largest units."""
+    """Formats a duration in its two largest units."""
     whole = max(0, round(seconds))
     for unit, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= unit:

@@ -297,7 +297,7 @@ class LiveMemory(TorchDispatchMode):
             self.kind = before
 
     def rename(self, tensor: Tensor, kind: str) -> None:
-        """Correct the purpose of a tensor's storage."""
+        """Corrects the purpose of a tensor's storage."""
         key, size = _identity(tensor), tensor.untyped_storage().nbytes()
         if self.kinds.get(key, kind) != kind:
             self.now[self.kinds[key]] -= size

@@ -157,7 +157,7 @@ class RealSteps:
         return None
 
     def _clean_up(self) -> None:
-        """Free the memory of previous steps, and limit torch's allocator again."""
+        """Frees the memory of previous steps, and limits torch's allocator again."""
         self.trainer.optimizer.zero_grad(set_to_none=True)
         if self.trainer.config.compile:
             torch._dynamo.reset()  # each size is a new shape, and the compiler gives up after a few shapes

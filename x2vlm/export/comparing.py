@@ -39,7 +39,7 @@ def differences(model: Model, other: Runtime) -> dict[str, float]:
 
 
 def difference(expected: Tensor, found: Tensor) -> float:
-    """Returns the difference of a result, which is defined in :func:`differences`."""
+    """Returns the difference between two versions of a result, as defined in :func:`differences`."""
     return float((expected - found).abs().max() / expected.abs().max().clamp(min=1))
 
 

@@ -1,5 +1,5 @@
-"""The files of an export: three graphs, the model's config and tokenizer, and a manifest with which changes to the files are
-detected.
+"""The files of an export: three graphs, the model's config and tokenizer, and a manifest that is used to detect changes to the
+files.
 
 A folder ``X.onnx`` contains ``image.onnx``, ``text.onnx`` and ``fusion.onnx``, ``config.yaml``, ``tokenizer/`` and
 ``export.json``.
@@ -82,10 +82,10 @@ def read_metadata(folder: Path) -> Metadata:
     """
     if folder.is_file():
         raise UserError(
-            f"{folder} is a file; an export is a folder with {MANIFEST}, written by run.py export; pass this folder"
+            f"{folder} is a file; an export is a folder with {MANIFEST}, written by run.py export; pass the folder"
         )
     if not folder.exists():
-        raise UserError(f"{folder}: no such folder; make it with python run.py export RUN --out {folder}")
+        raise UserError(f"{folder}: no such folder; create it with python run.py export RUN --out {folder}")
     try:
         values = read_json(folder / MANIFEST)
         if values["format"] != FORMAT:
@@ -105,11 +105,11 @@ def read_metadata(folder: Path) -> Metadata:
         if name not in expected:
             raise UserError(f"{folder / MANIFEST} has no {name}; {REMEDY}")
     for name, (size, digest) in expected.items():
-        _check(folder / name, size, digest)
+        _check_unchanged(folder / name, size, digest)
     return Metadata(**{**values, "state_shape": (rows, width)})
 
 
-def _check(file: Path, size: int, digest: str) -> None:
+def _check_unchanged(file: Path, size: int, digest: str) -> None:
     """Raises an error if a file has changed since it was written."""
     try:
         found = file.stat().st_size

@@ -161,8 +161,8 @@ class FusionGraph(nn.Module):
 
 
 def write_graphs(network: XVLM, folder: Path, name: str) -> None:
-    """Writes the three graphs of a network into ``folder``. The network is on the CPU, in float32, and is called ``name`` in
-    messages.
+    """Writes the three graphs of a network into ``folder``. The network is on the CPU, in float32. Messages call it
+    ``name``.
 
     Raises:
         UserError: a package is missing, or a component of the network cannot be exported.
@@ -173,7 +173,7 @@ def write_graphs(network: XVLM, folder: Path, name: str) -> None:
 
 
 def write_image_graph(network: XVLM, path: Path, name: str) -> None:
-    """Writes the image encoder. Raises the same errors as :func:`write_graphs`."""
+    """Writes the graph of the image encoder. Raises the same errors as :func:`write_graphs`."""
     sides, video = sides_of(network.vision.config.image_size), network.vision.config.video
     frames = () if video is None else (video.frames,)
     pixels = torch.zeros(EXAMPLES, *frames, 3, *sides, dtype=torch.uint8)
@@ -182,7 +182,7 @@ def write_image_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def write_text_graph(network: XVLM, path: Path, name: str) -> None:
-    """Writes the text encoder. Raises the same errors as :func:`write_graphs`."""
+    """Writes the graph of the text encoder. Raises the same errors as :func:`write_graphs`."""
     text, shape = network.text, (EXAMPLES, 7)
     axes = {0: Dim("batch"), 1: Dim("length", max=text.longest_text)}
     ids, mask = torch.ones(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
@@ -191,7 +191,7 @@ def write_text_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
-    """Writes the fusion encoder with its heads. Raises the same errors as :func:`write_graphs`."""
+    """Writes the graph of the fusion encoder with its heads. Raises the same errors as :func:`write_graphs`."""
     texts = torch.zeros(EXAMPLES, 2, 7, network.text.width)
     images = torch.zeros(EXAMPLES, *TorchRuntime(network, "fp32").state_shape)
     text_axes, image_axes = {0: Dim("batch"), 1: Dim("texts"), 2: Dim("length")}, {0: Dim("batch")}
@@ -232,7 +232,7 @@ def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], na
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the output, logs and warnings of torch and onnxscript. Errors are still raised as exceptions."""
+    """Suppresses the output, logs and warnings of torch and onnxscript. Errors are still raised as exceptions."""
     former = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -23,7 +23,7 @@ def export(model: Model, out: Path) -> Metadata:
     """Writes a model as a folder of ONNX graphs, which :func:`x2vlm.load` can read without the weights.
 
     Args:
-        model: a model on the CPU, in float32, of a task that can be exported.
+        model: a model on the CPU, in float32, trained with a task that can be exported.
         out: path of the new folder, whose name must end with ``.onnx``.
 
     Raises:

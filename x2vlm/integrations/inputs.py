@@ -21,7 +21,7 @@ def as_model(model: LoadedModel | str | Path, **options: object) -> LoadedModel:
     :func:`x2vlm.load`.
 
     Raises:
-        UserError: the model is of a different task, or is a video model.
+        UserError: the model was trained with a different task, or is a video model.
     """
     loaded = model if isinstance(model, LoadedModel) else load(model, **options)  # type: ignore[arg-type]
     for call in ("match", "embed_images", "embed_texts"):

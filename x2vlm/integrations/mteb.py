@@ -50,7 +50,7 @@ class X2VLMEncoder(AbsEncoder):
     the two embeddings, as for CLIP in mteb. The embedding of a text without words is zero.
 
     Args:
-        model: a model of the task ``pretrain`` or ``retrieval``, or a source that :func:`x2vlm.load` accepts.
+        model: a model trained with task ``pretrain`` or ``retrieval``, or a source that :func:`x2vlm.load` accepts.
     """
 
     def __init__(self, model: LoadedModel | str | Path):

@@ -55,15 +55,15 @@ def encoder(
     """Returns a SentenceTransformer that embeds texts and images, (N, E) of length 1.
 
     Args:
-        source: a source that :func:`x2vlm.load` accepts, a model of the task ``pretrain`` or ``retrieval``, or a folder that the
-            returned SentenceTransformer saved.
+        source: a source that :func:`x2vlm.load` accepts, a model trained with task ``pretrain`` or ``retrieval``, or a folder
+            that the returned SentenceTransformer saved.
         device: the device of the model, such as "cuda:1". If None, a GPU is used if there is one; an export runs on the CPU.
         precision: "fp32", "bf16" or "fp16".
     """
     module = Embedder(_model_in(source, device, precision))
-    made = SentenceTransformer(modules=[module], device=str(module.model.runtime.device))
-    made._model_card_text = _card(module.model, "encoder")  # type: ignore[assignment]  # the default card is about texts
-    return made
+    wrapped = SentenceTransformer(modules=[module], device=str(module.model.runtime.device))
+    wrapped._model_card_text = _card(module.model, "encoder")  # type: ignore[assignment]  # the default card is about texts
+    return wrapped
 
 
 def cross_encoder(
@@ -72,9 +72,9 @@ def cross_encoder(
     """Returns a CrossEncoder whose score is the matching head's probability that a text is about an image. Each pair consists of
     a text and an image, in any order. The arguments are those of :func:`encoder`."""
     module = PairScorer(_model_in(source, device, precision))
-    made = CrossEncoder(modules=[module], device=str(module.model.runtime.device))
-    made._model_card_text = _card(module.model, "cross_encoder")
-    return made
+    wrapped = CrossEncoder(modules=[module], device=str(module.model.runtime.device))
+    wrapped._model_card_text = _card(module.model, "cross_encoder")
+    return wrapped
 
 
 class _X2VLMModule(InputModule):
@@ -123,7 +123,7 @@ class Embedder(_X2VLMModule):
     """Embeds a batch of texts, or of images."""
 
     def get_embedding_dimension(self) -> int:
-        """Returns E."""
+        """Returns the size E of the embeddings."""
         return embedding_width(self.model)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
@@ -179,10 +179,10 @@ class PairScorer(_X2VLMModule):
 
 
 def _part(given: Any) -> tuple[Modality, Any]:
-    """Returns the kind of an input, and the text or image itself."""
+    """Returns the modality of an input, and the text or image itself."""
     if isinstance(given, Path) or (isinstance(given, str) and Path(given).suffix.lower() in IMAGE_SUFFIXES):
         if not Path(given).is_file():
-            raise UserError(f"{given}: no such image; pass the path of one")
+            raise UserError(f"{given}: no such image; pass the path of an existing image")
         return "image", given
     try:
         kind = infer_modality(given, supported_modalities=[*MODALITIES])

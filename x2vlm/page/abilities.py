@@ -1,5 +1,5 @@
-"""The requests that a page can send to a model. A request consists of files and texts, and its answer of lines and pictures. This
-module does not depend on the page."""
+"""The requests that a page can send to a model. A request consists of files and texts, and the answer consists of lines and
+pictures. This module does not depend on the page."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Ability(NamedTuple):
 
     Attributes:
         name: name of the tab.
-        files: number of images (or videos) that it takes.
-        texts: its text boxes.
+        files: number of images or videos that the request takes.
+        texts: the text boxes of the request.
         pictures: number of pictures in the answer: none, one or several.
         ask: function that takes the files and the texts, and returns the answer.
     """

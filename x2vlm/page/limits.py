@@ -187,7 +187,7 @@ class UploadLimit:
         await self.app(scope, receive, send)
 
     def count(self, client: str, length: bytes, now: float | None = None) -> None:
-        """Counts an upload. ``length`` is its number of bytes according to the request's header.
+        """Counts an upload. ``length`` is the upload's number of bytes according to the request's header.
 
         Raises:
             UserError: the upload is rejected.

@@ -31,7 +31,7 @@ class Encoder:
     def __init__(self, model: LoadedModel):
         if not model.takes("match"):
             raise UserError(
-                f"{model.origin} was trained with task {model.settings.task}, which does not compare texts with images; "
+                f"{model.origin} was trained with task {model.settings.task} and cannot compare texts with images; "
                 "load a model trained with task pretrain or retrieval"
             )
         if model.read.videos is not None:

@@ -3,8 +3,8 @@
 A folder ``I`` contains the following files, where N is the number of completed builds:
 
 - ``embeddings-N.npy`` (rows, E) float32, with a row for each distinct file content.
-- ``images-N.jsonl``, with a line for each file: line n describes the image whose embedding is in row n. The copies of images
-  follow after all images.
+- ``images-N.jsonl``, with a line for each file: line n describes the image whose embedding is in row n. Copies come
+  after all distinct images.
 - ``broken.jsonl``, which lists the files that cannot be read.
 - ``index.json``, with the model, the indexed folder, and N.
 
@@ -56,7 +56,7 @@ class IndexedImage:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Describes an index of the images in ``folder``, which were embedded by ``model``. The hash of its weights is ``weights``.
+    """Describes an index of the images in ``folder``, which were embedded by ``model``, whose weights have the hash ``weights``.
     ``made`` is the number of completed builds, which is 0 during the first build. ``digests`` contains the SHA-256 digests of the
     list and of the embeddings, by file name."""
 
@@ -102,16 +102,16 @@ def read_metadata(folder: Path) -> Metadata:
             raise TypeError("a value has the wrong type")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{folder}: there is no index of images in this folder; make one with python run.py index"
+            f"{folder}: there is no index of images in this folder; build one with python run.py index"
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{folder / METADATA_FILE} cannot be read ({error}); remove the folder and make the index again"
+            f"{folder / METADATA_FILE} cannot be read ({error}); remove the folder and rebuild the index"
         ) from None
     if metadata.format not in (FORMAT, WITHOUT_DIGESTS):
         raise UserError(
             f"{folder}: an index of format {metadata.format}, but this version reads {FORMAT}; remove the folder and "
-            "make the index again"
+            "rebuild the index"
         )
     return metadata
 
@@ -137,7 +137,7 @@ def read_lines(path: Path) -> list[bytes]:
         with open_regular(path) as file:
             return file.read().splitlines()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); make the index again") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); rebuild the index") from None
 
 
 def check_digests(folder: Path, metadata: Metadata) -> None:
@@ -151,7 +151,7 @@ def check_digests(folder: Path, metadata: Metadata) -> None:
     """
     if metadata.format == WITHOUT_DIGESTS:
         logger.warning(
-            "%s: an older version made this index without digests of its files, so corruption cannot be detected; run "
+            "%s: an older version built this index without digests of its files, so corruption cannot be detected; run "
             "python run.py index again to add the digests",
             folder,
         )
@@ -161,9 +161,9 @@ def check_digests(folder: Path, metadata: Metadata) -> None:
         try:
             digest = digest_of(path)
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); make the index again") from None
+            raise UserError(f"{path} cannot be read ({error.strerror}); rebuild the index") from None
         if digest != metadata.digests.get(path.name):
-            raise UserError(f"{path} is damaged: its hash does not match the index; make the index again")
+            raise UserError(f"{path} is damaged: its hash does not match the index; rebuild the index")
 
 
 def image_of(line: bytes, path: Path) -> IndexedImage:
@@ -171,7 +171,7 @@ def image_of(line: bytes, path: Path) -> IndexedImage:
     try:
         return IndexedImage(**parse_json(line))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); make the index again") from None
+        raise UserError(f"{path} cannot be read ({error}); rebuild the index") from None
 
 
 def write_images(path: Path, images: Iterable[IndexedImage]) -> None:
@@ -207,13 +207,13 @@ def open_embeddings(folder: Path, metadata: Metadata, count: int) -> np.ndarray:
         # torch warns about tensors that share read-only memory. This map is copy-on-write instead, and is never written to.
         found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); make the index again") from None
+        raise UserError(f"{path} cannot be read ({error}); rebuild the index") from None
     if found.shape != (count, metadata.width) or found.dtype != np.float32:
         raise UserError(
-            f"{path} is {found.shape} {found.dtype}, not {count} x {metadata.width} float32; make the index again"
+            f"{path} is {found.shape} {found.dtype}, not {count} x {metadata.width} float32; rebuild the index"
         )
     if metadata.format == WITHOUT_DIGESTS and not (np.abs(np.linalg.norm(found, axis=1) - 1) <= LENGTH_ERROR).all():
-        raise UserError(f"{path} is damaged: an embedding in it does not have length 1; make the index again")
+        raise UserError(f"{path} is damaged: an embedding in it does not have length 1; rebuild the index")
     embeddings: np.ndarray = found
     return embeddings
 

@@ -76,13 +76,13 @@ def nearest_rows(embeddings: np.ndarray, query: np.ndarray, count: int) -> tuple
 
 
 class ImageIndex:
-    """An index made by :meth:`x2vlm.Model.index` or ``run.py index``.
+    """An index built by :meth:`x2vlm.Model.index` or ``run.py index``.
 
     Args:
         folder: folder of the index.
-        model: the model that made the index.
-        cache_gb: maximum disk space for the vision encoder's output on re-ranked images.
-        cache: folder of this cache; if None, a folder in the user's cache folder.
+        model: the model that built the index.
+        cache_gb: maximum size, in GB, of the disk cache for the vision encoder's output on re-ranked images.
+        cache: folder of the disk cache; if None, a folder in the user's cache folder.
         encoder: an existing encoder of the model; if None, a new one is built.
 
     Raises:
@@ -104,7 +104,7 @@ class ImageIndex:
             raise UserError(f"{folder}: the index is not finished; continue with python run.py index")
         if self.encoder.weights != self.metadata.weights:
             raise UserError(
-                f"{folder} was built by {self.metadata.model}, whose weights differ from {model.origin}; index again"
+                f"{folder} was built by {self.metadata.model}, whose weights differ from {model.origin}; rebuild the index"
             )
         check_digests(self.folder, self.metadata)
         self._list = self.metadata.images_in(self.folder)
@@ -141,7 +141,8 @@ class ImageIndex:
             text: a sentence.
             top: maximum number of hits.
             rerank: how many of the best images by cosine the matching head re-ranks; 0 to skip re-ranking.
-            locate: True to find, in each hit, the box that the text describes, or a phrase to find the box of this phrase.
+            locate: whether to find, in each hit, the box that the text describes; if it is a phrase, the box of the phrase is
+                found.
 
         Raises:
             UserError: the text is empty after cleaning, or the model has no box head.
@@ -167,8 +168,8 @@ class ImageIndex:
         return nearest_rows(self.embeddings, self.model.embed_texts(text)[0], count)
 
     def _available(self, cosines: dict[int, float]) -> dict[int, Hit]:
-        """Returns the hits for those rows whose files still exist and are unchanged. The number of other rows is logged as a
-        warning."""
+        """Returns the hits for the rows whose files still exist and are unchanged. A warning says how many other rows there
+        are."""
         hits = {}
         for row, cosine in cosines.items():
             paths = [path for path in map(self._unchanged, [self._image(row), *self._copies.get(row, ())]) if path]

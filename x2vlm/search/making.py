@@ -55,7 +55,7 @@ PART = 512
 logger = logging.getLogger(__name__)
 
 
-class _File(NamedTuple):
+class _FileId(NamedTuple):
     """The identity of a file: its path relative to the folder, its size, and its modification time."""
 
     path: str
@@ -63,7 +63,7 @@ class _File(NamedTuple):
     changed_ns: int
 
 
-class Made(NamedTuple):
+class BuildResult(NamedTuple):
     """The result of a build: the number of distinct images, the number of copies, the files that cannot be read (each with the
     reason), and the number of newly embedded images."""
 
@@ -75,13 +75,13 @@ class Made(NamedTuple):
 
 def index(model: LoadedModel, folder: str | Path, out: str | Path) -> ImageIndex:
     """Builds or updates, in the folder ``out``, an index of all images in ``folder`` and its subfolders. Raises the same errors
-    as :func:`make`."""
+    as :func:`build_index`."""
     encoder = Encoder(model)
-    make(encoder, Path(folder), Path(out))
+    build_index(encoder, Path(folder), Path(out))
     return ImageIndex(out, model, encoder=encoder)
 
 
-def make(encoder: Encoder, folder: Path, out: Path) -> Made:
+def build_index(encoder: Encoder, folder: Path, out: Path) -> BuildResult:
     """Indexes every image in ``folder`` and its subfolders. An existing index is updated, and its embeddings are reused. Videos
     are skipped.
 
@@ -115,10 +115,10 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
         raise UserError(
             f"{out}: cannot be written: {error.strerror or error}; pass a different folder, or free some space"
         ) from None
-    return Made(images, len(files) - len(broken) - images, broken, parts.embedded)
+    return BuildResult(images, len(files) - len(broken) - images, broken, parts.embedded)
 
 
-def _files(folder: Path) -> list[_File]:
+def _files(folder: Path) -> list[_FileId]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; pass a folder of images")
     found = []
@@ -126,7 +126,7 @@ def _files(folder: Path) -> list[_File]:
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
             with suppress(FileNotFoundError):  # the file was removed after it was listed
                 stat = path.stat()
-                found.append(_File(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+                found.append(_FileId(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
     return found
 
 
@@ -146,10 +146,10 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{out}: another process is making this index; wait until it is done") from None
+            raise UserError(f"{out}: another process is building this index; wait until it has finished") from None
         except OSError as error:
             logger.warning(
-                "%s: the file system does not support locks (%s); make the index with only one process",
+                "%s: the file system does not support locks (%s); build the index with only one process",
                 out,
                 error.strerror,
             )
@@ -157,7 +157,8 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _continued(out: Path, metadata: Metadata) -> Metadata:
-    """Returns ``metadata`` with the build number of the existing index. Rejects an index of a different model or folder."""
+    """Returns ``metadata`` with the build number of the existing index. Rejects an index that was built with a different model or
+    folder."""
     if not (out / METADATA_FILE).exists():
         return metadata
     previous = read_metadata(out)
@@ -174,13 +175,13 @@ class _Parts:
     """The existing embeddings, from the previous index and from parts that have been written since then.
 
     Attributes:
-        contents: the content hash of each file that need not be read again.
+        contents: the content hash of each file that does not have to be read again.
         embedded: number of newly embedded images.
     """
 
     def __init__(self, out: Path, metadata: Metadata):
         self.out, self.metadata, self.embedded = out, metadata, 0
-        self.contents: dict[_File, str] = {}
+        self.contents: dict[_FileId, str] = {}
         self.rows: dict[str, tuple[int, int]] = {}
         """For each distinct file, the index of its part and its row in the part."""
         self.parts: list[np.ndarray] = []
@@ -200,12 +201,12 @@ class _Parts:
 
     def _add(self, images: Sequence[IndexedImage], embeddings: np.ndarray) -> None:
         for image in images:
-            self.contents[_File(image.path, image.bytes, image.changed_ns)] = image.content
+            self.contents[_FileId(image.path, image.bytes, image.changed_ns)] = image.content
             if image.row >= 0:
                 self.rows.setdefault(image.content, (len(self.parts), image.row))
         self.parts.append(embeddings)
 
-    def keep(self, contents: Sequence[tuple[_File, str]], embeddings: np.ndarray) -> None:
+    def keep(self, contents: Sequence[tuple[_FileId, str]], embeddings: np.ndarray) -> None:
         """Writes a part: files with their content hashes, and the embeddings of new contents in order."""
         rows: dict[str, int] = {}
         images = []
@@ -216,7 +217,7 @@ class _Parts:
         self._add(images, embeddings)
         self.embedded += len(embeddings)
 
-    def join(self, files: Sequence[_File]) -> int:
+    def join(self, files: Sequence[_FileId]) -> int:
         """Writes the index of all files that could be read, and returns the number of distinct contents."""
         rows: dict[str, int] = {}
         first: list[IndexedImage] = []
@@ -243,12 +244,12 @@ class _Parts:
         return len(rows)
 
 
-def _embed(model: LoadedModel, folder: Path, files: Sequence[_File], parts: _Parts) -> list[tuple[str, str]]:
+def _embed(model: LoadedModel, folder: Path, files: Sequence[_FileId], parts: _Parts) -> list[tuple[str, str]]:
     """Embeds all new contents, and returns the files that cannot be read, each with the reason."""
     broken: list[tuple[str, str]] = []
     with progress_bar(total=len(files), desc="indexing", unit="image") as bar:
         for start in range(0, len(files), PART):
-            contents: list[tuple[_File, str]] = []
+            contents: list[tuple[_FileId, str]] = []
             views: dict[str, View] = {}
             for file in files[start : start + PART]:
                 try:

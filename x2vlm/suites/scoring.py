@@ -36,7 +36,7 @@ class Case:
     """Images and texts, all combinations of which are scored.
 
     Attributes:
-        kind: the respect in which the texts differ.
+        kind: what the texts differ in, such as an attribute.
         pictures: the images.
         texts: the texts; the rule of the suite determines which texts are right for which image.
         part: the part to which the case belongs in a mean over parts, such as its relation.

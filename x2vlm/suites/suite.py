@@ -200,7 +200,7 @@ class Suite(ABC, Generic[C]):
         for name, (_, members) in self.summaries.items():
             if without := [member for member in members if member not in rows]:
                 missing.append(f"{name} is missing, since no case is of kind {', '.join(without)}")
-        over_parts = [name for name, (way, _) in self.summaries.items() if way == "parts" and name in rows]
+        over_parts = [name for name, (mean_type, _) in self.summaries.items() if mean_type == "parts" and name in rows]
         drawn = [
             f"the interval of {name} comes from draws of its parts; the other intervals come from draws of images"
             for name in over_parts
@@ -226,15 +226,15 @@ class Suite(ABC, Generic[C]):
             judged: N examples.
             chosen: (N,) bool, the examples of each row.
             values: (N, measures).
-            weights: (draws, N), how often each example was drawn.
+            weights: (draws, N), the number of times that each example was drawn.
             rng: source of randomness for drawing the parts; if None, each part counts once.
         """
         found: dict[str, np.ndarray] = {}
         for row, each in chosen.items():
-            way, members = self.summaries.get(row, ("micro", ()))
-            if way == "micro":
+            mean_type, members = self.summaries.get(row, ("micro", ()))
+            if mean_type == "micro":
                 found[row] = _mean(values, weights, each)
-            elif way == "macro":
+            elif mean_type == "macro":
                 found[row] = np.mean([found[member] for member in members or dict.fromkeys(judged.kinds)], axis=0)
             else:
                 names, part_of = np.unique(np.asarray(judged.parts)[each], return_inverse=True)
@@ -292,10 +292,10 @@ def unreadable_note(reasons: Sequence[str]) -> list[str]:
 
 
 def chosen_kinds(known: Sequence[str], kinds: Sequence[str], suite: Suite[Any]) -> list[str]:
-    """Returns the kinds to measure: the requested ones, or all.
+    """Returns the kinds to measure: the requested kinds, or all kinds if none are requested.
 
     Raises:
-        UserError: if the suite does not have one of them.
+        UserError: if the suite does not have one of the requested kinds.
     """
     known = list(dict.fromkeys(known))
     for kind in kinds:
@@ -369,7 +369,7 @@ def reading(location: str) -> Iterator[None]:
 
 
 def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:
-    """Returns the texts under these keys of an entry. Raises KeyError or TypeError, which :func:`reading` converts."""
+    """Returns the texts that an entry has under these keys. Raises KeyError or TypeError, which :func:`reading` converts."""
     texts = tuple(entry[key] for key in keys)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{' and '.join(map(str, keys))} must be strings")

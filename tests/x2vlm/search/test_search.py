@@ -22,7 +22,7 @@ from x2vlm.search.encoding import Encoder
 from x2vlm.search.figures import panels_of
 from x2vlm.search.files import LOCK, IndexedImage, read_images, read_metadata, write_metadata
 from x2vlm.search.index import BLOCK, ImageIndex
-from x2vlm.search.making import make
+from x2vlm.search.making import build_index
 
 TEXT = "a small red circle"
 
@@ -51,7 +51,7 @@ def images_of(index: Path) -> list[IndexedImage]:
 
 
 def test_equal_images_are_embedded_once_and_broken_files_are_reported(model, photos, tmp_path):
-    made = make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    made = build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
     assert (made.images, made.copies, made.embedded) == (8, 1, 8)
     [(path, reason)] = made.broken
     assert path == "deep/broken.jpg" and "broken.jpg" in reason
@@ -159,11 +159,11 @@ def test_an_interrupted_index_resumes_and_a_complete_one_only_adds_new_images(mo
     with monkeypatch.context() as patched:
         patched.setattr(model("pretrain"), "embed_images", cut)
         with pytest.raises(KeyboardInterrupt):
-            make(Encoder(model("pretrain")), photos, tmp_path / "index")
+            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
     with pytest.raises(UserError, match=naming("index", "not finished", "python run.py index")):
         ImageIndex(tmp_path / "index", model("pretrain"))
-    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8 - calls[0]
-    straight = make(Encoder(model("pretrain")), photos, tmp_path / "straight")
+    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8 - calls[0]
+    straight = build_index(Encoder(model("pretrain")), photos, tmp_path / "straight")
     assert straight.embedded == 8
     for name in ("images-1.jsonl", "broken.jsonl"):
         assert (tmp_path / "index" / name).read_text() == (tmp_path / "straight" / name).read_text()
@@ -172,7 +172,7 @@ def test_an_interrupted_index_resumes_and_a_complete_one_only_adds_new_images(mo
     Image.new("RGB", (40, 30), (200, 10, 10)).save(photos / "new.png")
     shutil.copy(photos / "1.png" if (photos / "1.png").exists() else photos / "2.png", photos / "deep/again.png")
     os.utime(photos / "4.png", (1, 1))
-    made = make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    made = build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
     assert (made.images, made.embedded) == (8, 1)
     index = ImageIndex(tmp_path / "index", model("pretrain"))
     images = images_of(tmp_path / "index")[:8]
@@ -181,23 +181,26 @@ def test_an_interrupted_index_resumes_and_a_complete_one_only_adds_new_images(mo
 
 
 def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, photos, tmp_path):
-    make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
     (tmp_path / "other").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "other/a.png")
     for call, message in [
         (
             lambda: ImageIndex(tmp_path, model("pretrain")),
-            "there is no index of images in this folder; make one with python run.py index",
+            "there is no index of images in this folder; build one with python run.py index",
         ),
         (lambda: ImageIndex(tmp_path / "index", model("retrieval")), "whose weights differ from"),
-        (lambda: make(Encoder(model("retrieval")), photos, tmp_path / "index"), "whose weights differ from"),
+        (lambda: build_index(Encoder(model("retrieval")), photos, tmp_path / "index"), "whose weights differ from"),
         (
-            lambda: make(Encoder(model("pretrain")), tmp_path / "other", tmp_path / "index"),
+            lambda: build_index(Encoder(model("pretrain")), tmp_path / "other", tmp_path / "index"),
             "is an index of .*photos, not of .*other",
         ),
-        (lambda: make(Encoder(model("pretrain")), photos, photos), "contains other files; use an empty folder"),
-        (lambda: make(Encoder(model("pretrain")), tmp_path / "index", tmp_path / "x"), "no image in this folder"),
-        (lambda: make(Encoder(model("captioning")), photos, tmp_path / "x"), "cannot compare texts with images"),
+        (lambda: build_index(Encoder(model("pretrain")), photos, photos), "contains other files; use an empty folder"),
+        (
+            lambda: build_index(Encoder(model("pretrain")), tmp_path / "index", tmp_path / "x"),
+            "no image in this folder",
+        ),
+        (lambda: build_index(Encoder(model("captioning")), photos, tmp_path / "x"), "cannot compare texts with images"),
         (lambda: ImageIndex(tmp_path / "index", model("pretrain")).search(" . "), "contains no words"),
     ]:
         with pytest.raises(UserError, match=message) as error:
@@ -206,7 +209,7 @@ def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, 
     (tmp_path / "index/embeddings-1.npy").write_bytes(b"x")
     with pytest.raises(UserError, match=naming("embeddings-1.npy", "damaged", "again")):
         ImageIndex(tmp_path / "index", model("pretrain"))
-    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
+    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
     assert len(ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT)) == 8
 
 
@@ -251,10 +254,10 @@ def test_a_crash_before_the_last_write_leaves_the_index_as_it_was(model, photos,
     with monkeypatch.context() as patched:
         patched.setattr(making, "write_metadata", crash)
         with pytest.raises(KeyboardInterrupt):
-            make(Encoder(model("pretrain")), photos, tmp_path / "index")
+            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
     hits = ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT, top=8, rerank=0)
     assert hits == [hit for hit in before if hit != gone]
-    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 0
+    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 0
     index = ImageIndex(tmp_path / "index", model("pretrain"))
     expected = model("pretrain").embed_images([photos / image.path for image in images_of(tmp_path / "index")[:8]])
     np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
@@ -283,8 +286,8 @@ def test_only_one_process_builds_an_index(model, photos, tmp_path):
     with (tmp_path / "index" / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=naming("index", "another process")):
-            make(Encoder(model("pretrain")), photos, tmp_path / "index")
-    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8
+            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8
 
 
 def test_the_second_of_two_processes_on_a_new_folder_gets_an_error_about_the_first(model, photos, tmp_path):
@@ -293,8 +296,10 @@ def test_the_second_of_two_processes_on_a_new_folder_gets_an_error_about_the_fir
     with (tmp_path / "index" / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=naming("another process")):
-            make(Encoder(model("pretrain")), photos, tmp_path / "index")
-    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8  # the first process was killed
+            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+    assert (
+        build_index(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8
+    )  # the first process was killed
 
 
 def flip(path: Path, place: int) -> None:
@@ -309,7 +314,7 @@ def test_a_flipped_bit_in_an_index_is_rejected_and_never_copied(name, model, pho
     flip(tmp_path / "index" / name, -10)
     with pytest.raises(UserError, match=naming(name, "damaged")):
         ImageIndex(tmp_path / "index", model("pretrain"))
-    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
+    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
     assert f"{name} is damaged" in caplog.text
     assert len(ImageIndex(tmp_path / "index", model("pretrain"))) == 8
 
@@ -327,7 +332,7 @@ def test_an_index_without_digests_opens_with_a_note_until_it_is_rebuilt(model, p
     caplog.clear()
     assert ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT) == expected
     assert OneLine("python run.py index") in caplog.messages
-    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 0
+    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 0
     caplog.clear()
     assert ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT) == expected
     assert not caplog.text
@@ -345,7 +350,7 @@ def test_a_damaged_part_is_embedded_again(damage, model, photos, tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(making._Parts, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            make(Encoder(model("pretrain")), photos, tmp_path / "index")
+            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
     part = min((tmp_path / "index/parts").glob("*.npy"))
     count = len(np.load(part))
     if damage == "cut":
@@ -354,20 +359,22 @@ def test_a_damaged_part_is_embedded_again(damage, model, photos, tmp_path, monke
         flip(part, -2)
     else:
         part.with_suffix(".jsonl").unlink()
-    made = make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    made = build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
     assert (made.images, made.copies, made.embedded) == (8, 1, count)
     assert part.name in caplog.text and "embedded again" in caplog.text
 
 
 def test_index_files_that_hang_or_overflow_are_reported_in_one_line(model, photos, tmp_path):
     index = tmp_path / "index"
-    make(Encoder(model("pretrain")), photos, index)
+    build_index(Encoder(model("pretrain")), photos, index)
     for name in ("index.json", "images-1.jsonl", "embeddings-1.npy", "lock"):
         content = (index / name).read_bytes()
         (index / name).unlink()
         os.mkfifo(index / name)
         with pytest.raises((UserError, NotRegularError), match=naming(name, "FIFO")):
-            ImageIndex(index, model("pretrain")) if name != "lock" else make(Encoder(model("pretrain")), photos, index)
+            ImageIndex(index, model("pretrain")) if name != "lock" else build_index(
+                Encoder(model("pretrain")), photos, index
+            )
         (index / name).unlink()
         (index / name).write_bytes(content)
     (index / "index.json").write_text("[" * 100_000)

@@ -45,7 +45,7 @@ def write(model: LoadedModel, folder: Path) -> None:
     """Writes the files of a model for transformers into an empty folder: weights, config, processor, and the modelling file.
 
     Raises:
-        UserError: the task of the model is not supported, or the model is a video model or has a box-set head.
+        UserError: the task that the model was trained with is not supported, or the model is a video model or has a box-set head.
     """
     settings = model.settings
     if settings.task not in EXPORTED_TASKS:
@@ -64,8 +64,8 @@ def write(model: LoadedModel, folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)  # transformers makes the file readable only by its owner
     _processor(model).save_pretrained(folder)
     write_text(folder / MODELLING_FILE, modelling_file())
-    _refer(folder / "config.json", {"AutoConfig": "X2VLMConfig", "AutoModel": "X2VLMModel"})
-    _refer(folder / "processor_config.json", {"AutoProcessor": "X2VLMProcessor"})
+    _add_class_references(folder / "config.json", {"AutoConfig": "X2VLMConfig", "AutoModel": "X2VLMModel"})
+    _add_class_references(folder / "processor_config.json", {"AutoProcessor": "X2VLMProcessor"})
 
 
 def modelling_file() -> str:
@@ -121,8 +121,8 @@ def _processor(model: LoadedModel) -> X2VLMProcessor:
     )
 
 
-def _refer(file: Path, classes: dict[str, str]) -> None:
-    """Adds to a config the references to the classes in the modelling file."""
+def _add_class_references(file: Path, classes: dict[str, str]) -> None:
+    """Adds references to the classes in the modelling file to a config."""
     module = MODELLING_FILE.removesuffix(".py")
     values = json.loads(file.read_text(encoding="utf-8"))
     values["auto_map"] = {name: f"{module}.{class_name}" for name, class_name in classes.items()}
