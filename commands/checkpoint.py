@@ -27,7 +27,7 @@ SUBCOMMANDS = {
 
 @with_subcommands(SUBCOMMANDS)
 def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -> int:
-    """Identifies a weight file by the names and shapes in it; convert it between the published form and ours; compare two files;
+    """Identify a weight file by the names and shapes in it; convert it between the published form and ours; compare two files;
     extract the adapters that a run with optim.lora trained, or merge them. Code in a weight file is never executed.
 
     A FILE is a weight file (.safetensors, .th, .pth, .bin), a run's folder, or a folder step-N of its checkpoints.

@@ -81,13 +81,13 @@ def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
 def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) -> Iterator[str]:
     """Yields two lines for each value in a config: first its path, value and location, then its description."""
     schema = choose(path, overrides, None).load().config
-    config, places = load_with_locations(path, overrides, schema)
+    config, locations = load_with_locations(path, overrides, schema)
     meanings = {key.path: key.meaning for key in keys_of(schema)}
     for keys, value in _values(config):
         name = ".".join(keys)
         if prefixes and not name.startswith(tuple(prefixes)):
             continue
-        yield f"{name} = {json.dumps(value, ensure_ascii=False)}  ({places.get(keys, DEFAULT)})"
+        yield f"{name} = {json.dumps(value, ensure_ascii=False)}  ({locations.get(keys, DEFAULT)})"
         if meaning := _meaning_of(keys, meanings):
             yield f"    {meaning}"
 

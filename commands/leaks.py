@@ -236,7 +236,8 @@ def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) ->
 
 
 def _official_splits(raw: RawFolder) -> dict[str, Iterable[KnownImage]]:
-    """Returns the held-out images listed in the official files, by split. Only ids are compared, so the images need not exist.
+    """Returns the held-out images listed in the official files, by split. Only ids are compared, so the images do not have to
+    exist.
 
     Raises:
         UserError: if a file cannot be read.
@@ -269,7 +270,7 @@ def _read_pretraining(path: str, config: Any, image_sets: ImageSets) -> None:
     for name, stream in streams.items():
         for files in stream.paths:
             key = f"data.{name}.files"
-            _try(
+            _read_into(
                 f"{path} {files}", partial(_Records, [files], stream, key, config.data), image_sets.training, image_sets
             )
     evaluation = config.evaluation
@@ -280,7 +281,7 @@ def _read_pretraining(path: str, config: Any, image_sets: ImageSets) -> None:
         chosen = streams.get(stream) or next(iter(streams.values()), None)
         if files and chosen is not None:
             opened = partial(_Records, files, chosen, f"evaluation.{key}", config.data)
-            _try(f"{path} evaluation.{key}", opened, image_sets.held_out, image_sets)
+            _read_into(f"{path} evaluation.{key}", opened, image_sets.held_out, image_sets)
 
 
 class _Records:
@@ -323,15 +324,15 @@ def _read_fine_tuning(path: str, config: Any, task: type[FineTuneTask[Any, Any, 
     train = getattr(config.data, "train", None)
     for index, split in enumerate(train if isinstance(train, list) else [train] if train is not None else []):
         key = f"data.train[{index}]" if isinstance(train, list) else "data.train"
-        _try(f"{path} {key}", partial(read, split, key), image_sets.training, image_sets)
+        _read_into(f"{path} {key}", partial(read, split, key), image_sets.training, image_sets)
     evaluation = config.evaluation
     held_out = {} if evaluation.validation is None else {"evaluation.validation": evaluation.validation}
     held_out |= {f"evaluation.test.{name}": split for name, split in evaluation.test.items()}
     for key, split in held_out.items():
-        _try(f"{path} {key}", partial(read, split, key), image_sets.held_out, image_sets)
+        _read_into(f"{path} {key}", partial(read, split, key), image_sets.held_out, image_sets)
 
 
-def _try(
+def _read_into(
     name: str, read: Callable[[], Iterable[KnownImage]], into: dict[str, Iterable[KnownImage]], image_sets: ImageSets
 ) -> None:
     try:

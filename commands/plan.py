@@ -35,6 +35,6 @@ def plan(*overrides: Override, flags: PlanFlags = PlanFlags(), json_: bool = Fal
 
     use_expandable_segments()
     with process_group():  # sets up a GPU as a run does
-        made = Planner(choice, flags).plan()
-    sys.stdout.write((json.dumps(asdict(made), indent=2) if json_ else as_table(made)) + "\n")
+        planned = Planner(choice, flags).plan()
+    sys.stdout.write((json.dumps(asdict(planned), indent=2) if json_ else as_table(planned)) + "\n")
     return 0

@@ -1,4 +1,4 @@
-"""``run.py prepare``: makes records for pre-training from the official files of a public data set."""
+"""``run.py prepare``: builds records for pre-training from the official files of a public data set."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONVERTERS = {
 }
 """Subcommands with separate options. The help of each subcommand says what it converts."""
 
-USUAL = VideoOptions()
+DEFAULT_VIDEO_OPTIONS = VideoOptions()
 
 
 @Parameter(
@@ -46,7 +46,7 @@ USUAL = VideoOptions()
 )
 @dataclass(frozen=True, kw_only=True)
 class LaionFlags:
-    """How lists of image URLs are filtered, and where the filter runs.
+    """Flags that set how lists of image URLs are filtered, and where the filter runs.
 
     Attributes:
         min_side: minimum length of the shorter side in pixels, according to the list.
@@ -68,7 +68,7 @@ class LaionFlags:
 @Parameter(name="*", group="videos")
 @dataclass(frozen=True, kw_only=True)
 class VideoFlags:
-    """How videos are converted.
+    """Flags that set how videos are converted.
 
     Attributes:
         short_side: maximum length of a frame's shorter side, in pixels; the default is enough for pre-training at 224.
@@ -77,16 +77,16 @@ class VideoFlags:
         words: number of words in a clip of yt_temporal.
     """
 
-    short_side: Annotated[int, read_by(whole_number(16, 4096))] = USUAL.short_side
-    frames_per_second: PositiveReal = USUAL.frames_per_second
-    clips: Annotated[int, read_by(whole_number(1, 10_000))] = USUAL.clips
-    words: Annotated[int, read_by(whole_number(1, 1000))] = USUAL.words
+    short_side: Annotated[int, read_by(whole_number(16, 4096))] = DEFAULT_VIDEO_OPTIONS.short_side
+    frames_per_second: PositiveReal = DEFAULT_VIDEO_OPTIONS.frames_per_second
+    clips: Annotated[int, read_by(whole_number(1, 10_000))] = DEFAULT_VIDEO_OPTIONS.clips
+    words: Annotated[int, read_by(whole_number(1, 1000))] = DEFAULT_VIDEO_OPTIONS.words
 
 
 @Parameter(name="*", group="wikimatrix")
 @dataclass(frozen=True, kw_only=True)
 class SentenceFlags:
-    """Selects the translations to use.
+    """Flags that select the translations to use.
 
     Attributes:
         min_score: minimum margin score of a pair of sentences; the default is the value that the authors of the score use.

@@ -42,7 +42,7 @@ def _draws(text: str) -> int:
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class ReproduceFlags:
-    """How cells are run.
+    """Flags that set how cells are run.
 
     Attributes:
         evaluate: evaluate the weights as they are, without training.
@@ -180,11 +180,11 @@ def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     words = argv_of(doctor, *ready_cell.overrides, config=run.config, output=run.folder, out=out)
     if run_command([sys.executable, str(ROOT / "run.py"), "doctor", *words]) != 0:
-        raise UserError("the doctor refuses this run for the reasons printed above; fix them, or pass --unchecked")
+        raise UserError("`run.py doctor` refuses this run for the reasons printed above; fix them, or pass --unchecked")
 
 
 def _remarks(ready_cell: ReadyCell, numbers: Sequence[Number], request: _Request) -> list[str]:
-    """Returns remarks that a reader of the numbers needs to know."""
+    """Returns remarks for readers of the numbers."""
     remarks = []
     if request.flags.small or request.overrides:
         changed = " ".join(request.changes(ready_cell.cell))

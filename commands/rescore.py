@@ -16,7 +16,7 @@ from utils.flags import File, Fraction, Override, named, read_by, whole_number
 if TYPE_CHECKING:
     from metrics.box_sets import ScoredBoxes
 
-FORM = (
+EXPECTED_FORMAT = (
     "each entry needs image, phrase, boxes (a list of x, y, width, height in pixels) and scores (a probability in 0..1 for "
     "each box)"
 )
@@ -65,7 +65,7 @@ def rescore(
 
     if choice.source.name != "grounding":
         raise UserError(
-            f"--config {config}: is a config of the task {choice.source.name}; pass the config of a grounding run"
+            f"--config {config}: is a config for task {choice.source.name}; pass the config of a grounding run"
         )
     settings = load_config(choice.config, overrides, GroundingConfig)
     evaluation = settings.evaluation
@@ -99,7 +99,7 @@ def rescore(
 
 
 def distinguishing_depth(paths: Iterable[str]) -> int:
-    """Returns how many of their last components are needed to distinguish the paths (at least 1)."""
+    """Returns the number of last components (at least 1) that are needed to distinguish the paths."""
     different = {Path(path).parts for path in paths}
     longest = max((len(parts) for parts in different), default=1)
     return next((n for n in range(1, longest) if len({parts[-n:] for parts in different}) == len(different)), longest)
@@ -131,11 +131,11 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
                 f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); pass a JSON list of predictions"
             ) from None
         if not isinstance(listed, list):
-            raise UserError(f"{path}: is not a JSON list; pass a list of predictions: {FORM}")
+            raise UserError(f"{path}: is not a JSON list; pass a list of predictions: {EXPECTED_FORMAT}")
         for index, each in enumerate(listed):
             fault = fault_of(each)
             if fault is not None:
-                raise UserError(f"{path}: entry {index}: {fault}; {FORM}")
+                raise UserError(f"{path}: entry {index}: {fault}; {EXPECTED_FORMAT}")
             boxes = np.array(boxes_of(each), dtype=np.float64).reshape(-1, 4)
             scores = np.array(each.get("scores", [1.0]), dtype=np.float64)
             key = (end_of(each["image"], depth), each["phrase"])
@@ -170,5 +170,5 @@ def fault_of(prediction: Any) -> str | None:
 
 
 def is_number(value: Any, minimum: float, maximum: float) -> bool:
-    """Returns True if a value is a number from ``minimum`` to ``maximum``. NaN is not."""
+    """Returns True if a value is a number from ``minimum`` to ``maximum``. Returns False for NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= maximum

@@ -51,7 +51,7 @@ def search(
         save: draw the first 48 hits as a PNG.
         json_: print a JSON object for each hit, one per line.
         cache_gb: disk space for caching re-ranked images.
-        model: a run's folder, a weight file, hub:owner/name, or an export (default: the model that made the index).
+        model: a run's folder, a weight file, hub:owner/name, or an export (default: the model that built the index).
 
     Examples:
         python run.py search photos.index "a dog on a lawn"

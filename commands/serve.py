@@ -41,7 +41,7 @@ EXAMPLE_FILES = 8
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class PageFlags:
-    """Sets who can reach the page, and how many questions they may ask.
+    """Flags that set who can reach the page, and how many questions each visitor may ask.
 
     Attributes:
         host: address to listen on; by default, only this machine can reach the page.
@@ -74,7 +74,7 @@ def serve(
 
     Args:
         model: a run's folder, a weight file, hub:owner/name, or an export; may be repeated.
-        index: an index of images to search, which run.py index made with the first model.
+        index: an index of images to search, which run.py index built with the first model.
         examples: folder of images (or of videos, for a video model), of which visitors can click the first 8 instead of
             uploading a file.
 
@@ -200,9 +200,9 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
     from x2vlm.page.limits import BodyLimit, HostCheck, UploadLimit, is_loopback
 
     page, max_bytes = build(tabs, flags.per_minute, "X²-VLM"), flags.max_mb * 1024**2
-    own_machine = is_loopback(flags.host)
-    names = [*flags.name, *(() if own_machine else (flags.host, socket.gethostname()))]
-    if not own_machine:
+    loopback_only = is_loopback(flags.host)
+    names = [*flags.name, *(() if loopback_only else (flags.host, socket.gethostname()))]
+    if not loopback_only:
         sys.stderr.write(
             f"the page can be reached by others, at {flags.host}; omit --host to restrict it to this machine\n"
         )
@@ -222,7 +222,7 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
             css=STYLE,
             app_kwargs={
                 "middleware": [
-                    Middleware(HostCheck, names, own_machine),
+                    Middleware(HostCheck, names, loopback_only),
                     Middleware(BodyLimit, max_bytes),
                     Middleware(UploadLimit, 2 * flags.per_minute),
                 ]

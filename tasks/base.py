@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TOKENIZER, BACKBONE, ANSWERS = "tokenizer", "vision", "answers.json"
-"""Names of the copies of its inputs that a run keeps in its folder."""
+"""Names of the copies of a run's inputs that the run keeps in its folder."""
 ADAPTERS = "adapters.safetensors"
 """Name of the file that contains the weights trained by a run with adapters, without the frozen weights."""
 
@@ -299,7 +299,7 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
     logger.info(loaded_weights(model, reports))
     random = random_parameters(model, reports)
     targets = () if config.optim.lora is None else config.optim.lora.targets or PARTS
-    kept = {
+    random_names = {
         "freeze": [name for name in random if math.isinf(config.optim.frozen.trains_from(name))],
         "lora": [
             name
@@ -307,7 +307,7 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
             if name.startswith(tuple(f"{part}." for part in targets)) and not name.startswith(OUTSIDE_BLOCKS)
         ],
     }
-    for key, names in kept.items():
+    for key, names in random_names.items():
         if names:
             logger.warning(
                 "optim.%s: %d tensors, such as %s, keep their random values; check the keys of init",

@@ -28,6 +28,7 @@ from utils.errors import UserError
 from utils.findings import Finding
 
 MAX_EPOCHS = 100
+"""A run of more epochs causes a warning, because the model would memorise the records."""
 MIN_EPOCHS = 0.5
 """Fine-tuning for fewer epochs causes a warning, because most records would never be seen."""
 ADD_BOXES = (

@@ -67,7 +67,7 @@ def _digest(files: Sequence[ShardFile]) -> str:
         _add_name(total, file.name, file.stat().st_size)
         if index % step == 0:
             _add_content(total, file)
-            for image in _images_beside(file):
+            for image in _images_named_in(file):
                 _add_name(total, image.name, image.stat().st_size)
                 _add_content(total, image)
     return total.hexdigest()
@@ -90,7 +90,7 @@ def _digest_of_folder(folder: Path) -> str:
     return total.hexdigest()
 
 
-def _images_beside(shard: Path) -> list[Path]:
+def _images_named_in(shard: Path) -> list[Path]:
     """Returns the files that the first and last records of a JSON lines shard name by paths relative to the shard's folder."""
     if shard.suffix not in LINES_SUFFIXES:
         return []

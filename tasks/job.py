@@ -209,13 +209,13 @@ def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint 
     from tasks.kept import check_token_ids, run_and_weights_of, with_kept_inputs
     from utils.inputs import check_inputs
 
-    evaluates_itself = flags.evaluate and flags.resume
-    if evaluates_itself and checkpoint is None and not folder.best.is_file():
+    evaluates_own_run = flags.evaluate and flags.resume
+    if evaluates_own_run and checkpoint is None and not folder.best.is_file():
         raise UserError(
             f"--evaluate --resume: {folder.path} has no weights; pass the --output of a run that was trained"
         )
     # With one of the run's own checkpoints, init is not needed, and an evaluation does not need training data.
-    uses_own_weights = checkpoint is not None or evaluates_itself
+    uses_own_weights = checkpoint is not None or evaluates_own_run
     run, weights = run_and_weights_of(config.init.checkpoint)
     if uses_own_weights:
         run, weights = folder.path, folder.best if checkpoint is None else checkpoint.model_file

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 DEFAULT_CONFIG = "config.yaml"
 """Name of the default config of a task outside the checkout, in the same folder as its ``task.py``."""
 
-FORM = "TaskKind(config class, task class)"
+EXPECTED_TASK = "TaskKind(config class, task class)"
 
 
 class TaskKind(NamedTuple):
@@ -66,7 +66,7 @@ class TaskSource:
         module = importlib.import_module(self.module)
         file = getattr(module, "__file__", None) or self.module
         if not hasattr(module, "TASK"):
-            raise UserError(f"{file}: does not define TASK; end it with TASK = {FORM}")
+            raise UserError(f"{file}: does not define TASK; end it with TASK = {EXPECTED_TASK}")
         return _checked(module.TASK, file)
 
     def outside(self) -> bool:
@@ -185,7 +185,7 @@ def find_task(argument: str) -> TaskSource:
 def _in_folder(argument: str, folder: Path) -> TaskSource:
     file = folder / "task.py"
     if not file.is_file():
-        raise UserError(f"--task {argument}: {folder} has no task.py; write one that ends with TASK = {FORM}")
+        raise UserError(f"--task {argument}: {folder} has no task.py; write one that ends with TASK = {EXPECTED_TASK}")
     if not folder.name.isidentifier():
         raise UserError(
             f"--task {argument}: {folder.name!r} is not a Python identifier, but the folder is imported as a package; rename it"
@@ -244,7 +244,7 @@ def _contradiction(config: Path, config_task: str, task: str, remedy: str) -> Us
 
 
 def _append_to_path(folder: Path) -> None:
-    """Appends a folder to ``sys.path``. At the end of the path, it does not shadow modules of the checkout."""
+    """Appends a folder to ``sys.path``. It is added at the end, so that it does not shadow modules of the checkout."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     importlib.invalidate_caches()
@@ -283,11 +283,11 @@ def _checked(kind: Any, file: str) -> TaskKind:
     from tasks.base import BaseTask, RunConfig
 
     if not isinstance(kind, TaskKind):
-        raise UserError(f"{file}: TASK is {kind!r:.80}; make it {FORM}")
+        raise UserError(f"{file}: TASK is {kind!r:.80}; set it to {EXPECTED_TASK}")
     for position, member, base in (("first", kind.config, RunConfig), ("second", kind.task, BaseTask)):
         if not (isinstance(member, type) and issubclass(member, base)):
             name = getattr(member, "__name__", repr(member))
             raise UserError(
-                f"{file}: the {position} class of TASK, {name}, is not a subclass of {base.__name__}; write {FORM}"
+                f"{file}: the {position} class of TASK, {name}, is not a subclass of {base.__name__}; write {EXPECTED_TASK}"
             )
     return kind

@@ -32,12 +32,12 @@ def check_keys(task: str, path: Path, overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: with one line per unknown key, or if the file cannot be read.
     """
-    values, places = read_with_locations(path, overrides)
+    values, locations = read_with_locations(path, overrides)
     keys = known_keys(task)
     unknown = list(_unknown(values, "", (), keys))
     if unknown:
         raise ConfigError(
-            [unknown_key(".".join(name), nearest_location(name, places, str(path)), keys) for name in unknown]
+            [unknown_key(".".join(name), nearest_location(name, locations, str(path)), keys) for name in unknown]
         )
 
 

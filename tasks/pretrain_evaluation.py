@@ -192,7 +192,8 @@ class PretrainEvaluator:
         self.videos = self.reader.videos() if config.video_files else []
 
     def evaluate(self) -> Evaluation:
-        """Computes all metrics of the held-out records, and their predictions. Returns the same result on every rank."""
+        """Computes all metrics of the held-out records, and the predictions for these records. Returns the same result on every
+        rank."""
         self.predictions = {}
         metrics = [
             *self._retrieval(self.records, "image", "records"),
@@ -351,8 +352,8 @@ class PretrainEvaluator:
             ]
 
     def draw(self, path: Path) -> np.ndarray | None:
-        """Writes a sheet of images with true and predicted boxes and their phrases. Returns the sheet, or None if the records
-        have no boxes. Call :meth:`evaluate` first."""
+        """Writes a sheet of images with ground-truth and predicted boxes and their phrases. Returns the sheet, or None if the
+        records have no boxes. Call :meth:`evaluate` first."""
         numbers = [number for number, record in enumerate(self.with_boxes) if record.elements]
         shown = [numbers[index] for index in spread(len(numbers), self.config.panels)]
         which = "region_files" if self.config.region_files else "files"

@@ -13,7 +13,7 @@ from utils.flags import Override
 
 
 def run_rank(task: str, /, *overrides: Override, flags: RunFlags = RunFlags()) -> int:
-    """Runs a task in one process, without a launcher.
+    """Run a task in one process, without a launcher.
 
     Args:
         task: a task's name, a folder with task.py, or a module.

@@ -140,8 +140,8 @@ class TwoStageRetrieval:
             (encoded,) = self.model.text([to_device(text, self.device)])
             embeds.append(self.model.contrastive.embed_text(encoded).cpu())
             states.append(encoded)
-        back = torch.from_numpy(np.argsort(order, kind="stable"))
-        return TextBank.of(states).reordered(back), torch.cat(embeds)[back]
+        original_order = torch.from_numpy(np.argsort(order, kind="stable"))
+        return TextBank.of(states).reordered(original_order), torch.cat(embeds)[original_order]
 
     def _nearest(self, queries: Tensor, keys: Tensor) -> Candidates:
         """Returns the candidates of each query by cosine, and at least as many as are needed to compute the recalls."""

@@ -131,7 +131,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
         """Computes the accuracy, overall and by answer type, each with its image-blind baseline. The chance level is the accuracy
-        of a random candidate, even if answers are generated freely. For a split without answers, predictions are made but not
+        of a random candidate, even if answers are generated freely. For a split without answers, predictions are written but not
         scored."""
         predicted = self._predict(items)
         questions = list(items)

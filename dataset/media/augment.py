@@ -107,8 +107,8 @@ def draw_crop(
 
 
 def resize(image: Tensor, size: ImageSize) -> Tensor:
-    """Resizes an image, (3, H, W) uint8, to ``size`` by antialiased bicubic interpolation, and returns (3, h, w) uint8. The
-    aspect ratio may change."""
+    """Resizes an image, (3, H, W) uint8, to ``size``, with antialiased bicubic interpolation. Returns (3, h, w) uint8. The aspect
+    ratio may change."""
     return _resize(image, *sides_of(size))
 
 
@@ -140,8 +140,8 @@ def training_view(
     *,
     may_flip: bool,
 ) -> Tensor:
-    """Makes a random crop and resizes it to ``size``, mirrors it with probability ``config.flip`` if ``may_flip``, and applies
-    RandAugment."""
+    """Takes a random crop and resizes it to ``size``, mirrors the crop with probability ``config.flip`` if ``may_flip``, and
+    applies RandAugment."""
     view = random_resized_crop(image, size, config, rng)
     if rng.random() < config.flip and may_flip:
         view = hflip(view)
@@ -176,7 +176,7 @@ class RandAugment:
         ops: number of operations per image.
         magnitude: strength of the operations, from 0 to 10. At 7, colour factors are 1.36, shears 0.21, shifts 7 px, and angles
             21 degrees.
-        colour_only: omit the geometric operations, which would move objects out of their boxes.
+        colour_only: whether to omit the geometric operations, which would move objects out of their boxes.
     """
 
     def __init__(self, ops: int, magnitude: int, *, colour_only: bool = False):

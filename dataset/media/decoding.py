@@ -92,7 +92,7 @@ class FileIndex:
 
     Attributes:
         times: times of all frames, in ticks of the stream.
-        keys: times of the key frames, in ticks.
+        keys: times of the key frames, in ticks of the stream.
         tick_s: length of a tick in seconds.
         timed: whether the packets have presentation times.
     """

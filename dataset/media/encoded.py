@@ -1,6 +1,6 @@
 """Encoded images: reads their headers, and decodes their pixels to uint8 tensors.
 
-Decoded images are (3, H, W) uint8 RGB tensors, and stay so until they are on the device.
+Decoded images are (3, H, W) uint8 RGB tensors, and stay uint8 until they are on the device.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class EncodedImage:
             return self._decode(count)
         except BrokenRecordError:
             raise
-        except Exception as error:  # readers raise many kinds of errors on malformed bytes
+        except Exception as error:  # readers raise many types of errors on malformed bytes
             raise self._unreadable(error) from None
 
     def pixels(self) -> Tensor:
@@ -129,7 +129,7 @@ class EncodedImage:
                 return Image.open(io.BytesIO(self.content), formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise BrokenRecordError("image too large", self.location, f"{self._name}{error}") from None
-        except Exception as error:  # Pillow's readers raise many kinds of errors on malformed bytes
+        except Exception as error:  # Pillow's readers raise many types of errors on malformed bytes
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> BrokenRecordError:

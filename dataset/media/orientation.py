@@ -14,7 +14,7 @@ _FORMATS = {1: "B", 3: "H", 4: "I"}
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Returns the orientation, 1 to 8, in a block of EXIF data, or 1 if the block has none or is malformed."""
+    """Returns the orientation, 1 to 8, in a block of EXIF data, or 1 if the block has no orientation or is malformed."""
     data = exif.removeprefix(_EXIF)
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
     if order is None:
@@ -33,12 +33,12 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def jpeg_orientation(content: bytes, end: int) -> int:
-    """Returns the orientation of a JPEG file, or 1 if it has none.
+    """Returns the orientation of a JPEG file, or 1 if the file has no orientation.
 
     Args:
         end: offset of the frame header, where the search ends.
     """
-    if content.find(_EXIF, 0, end) < 0:  # most files have no EXIF data, so their segments need not be parsed
+    if content.find(_EXIF, 0, end) < 0:  # most files have no EXIF data, so their segments do not have to be parsed
         return 1
     at = 2
     while at < end:

@@ -1,4 +1,4 @@
-"""A column of images and videos in a few arrays; see :mod:`dataset.columns`."""
+"""Stores a column of image and video sources in a few arrays; see :mod:`dataset.columns`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dataset.records.schema import ImageSource
 
 
 class SourceColumn(Sequence[ImageSource | VideoSource]):
-    """A sequence of images, or of videos, that stores their paths and locations in arrays, and makes a source object when an item
-    is accessed. Sources without a path are stored unchanged."""
+    """A sequence of images, or of videos, that stores their paths and locations in arrays, and creates a source object when an
+    item is accessed. Sources without a path are stored unchanged."""
 
     def __init__(self, sources: Sequence[ImageSource | VideoSource]):
         self._paths = RepeatedTextColumn("" if source.path is None else str(source.path) for source in sources)
@@ -23,7 +23,7 @@ class SourceColumn(Sequence[ImageSource | VideoSource]):
         self._kind = type(sources[0]) if sources else ImageSource
         # A location is a file, or a file and the index of a row, so the locations of a file differ only at their ends.
         parts = [source.location.rpartition(":" if source.location[-1:].isdigit() else "[") for source in sources]
-        self._files = RepeatedTextColumn(before + sign for before, sign, _ in parts)
+        self._files = RepeatedTextColumn(before + separator for before, separator, _ in parts)
         self._rows = TextColumn(row for _, _, row in parts)
 
     def __len__(self) -> int:

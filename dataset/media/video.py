@@ -117,7 +117,7 @@ def sample_frames(count: int, wanted: int, rng: np.random.Generator | None = Non
 
 @dataclass(frozen=True)
 class FrameSampler:
-    """Reads videos as tensors (F, 3, S, S) with ``frames`` frames. Each frame is resized immediately after it is decoded."""
+    """Reads videos as tensors (F, 3, S, S) with ``frames`` frames each. A frame is resized immediately after it is decoded."""
 
     frames: int
     config: VideoReadingConfig

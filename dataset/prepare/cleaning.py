@@ -1,4 +1,4 @@
-"""Cleans boxes and texts from official files. They are corrected or dropped, and the reasons are counted."""
+"""Cleans boxes and texts from official files. Boxes and texts are corrected or dropped, and the reasons are counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataset.prepare.counts import Counts
 from dataset.records.schema import LONGEST_TEXT, Box
 from dataset.text.processors import clean_caption
 
-SMALLEST_PX = 1.0
+MIN_SIDE_PX = 1.0
 """Minimum width and height of the part of a box that is inside its image."""
 
 RELATIVE_SLACK = 0.1
@@ -43,7 +43,7 @@ def placed_box(value: Any, width: float, height: float, counts: Counts, location
     if right <= left or bottom <= top:
         counts.skip("box outside image", location, f"{[x, y, w, h]} is outside the {width} x {height} image")
         return None
-    if right - left < SMALLEST_PX or bottom - top < SMALLEST_PX:
+    if right - left < MIN_SIDE_PX or bottom - top < MIN_SIDE_PX:
         counts.skip(
             "degenerate box", location, f"less than a pixel of {[x, y, w, h]} is in the {width} x {height} image"
         )
@@ -75,7 +75,7 @@ def relative_box(value: Any, width: int, height: int, counts: Counts, location: 
     x1, y1, x2, y2 = corners
     if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1:  # the common case, without the checks of placed_box
         w, h = (x2 - x1) * width, (y2 - y1) * height
-        if w >= SMALLEST_PX and h >= SMALLEST_PX:
+        if w >= MIN_SIDE_PX and h >= MIN_SIDE_PX:
             return tidy(x1 * width), tidy(y1 * height), tidy(w), tidy(h)
     if min(x1, y1, x2, y2) < -RELATIVE_SLACK or max(x1, y1, x2, y2) > 1 + RELATIVE_SLACK:
         counts.skip("box outside image", location, f"{[x1, y1, x2, y2]} are not fractions of the image's sides")
@@ -107,7 +107,7 @@ def cleaned_text(value: Any, counts: Counts, location: str) -> str | None:
 
 
 def cleaned_texts(values: Any, counts: Counts, location: str) -> list[str]:
-    """Cleans the texts in a list, and returns the distinct ones in their order. Duplicates are counted."""
+    """Cleans the texts in a list, and returns the distinct texts in order. Duplicates are counted."""
     if not isinstance(values, list):
         counts.skip("wrong type", location, f"{str(values)[:80]!r} is not a list of texts")
         return []
@@ -135,7 +135,8 @@ def long_text(value: Any, counts: Counts, location: str) -> str | None:
 
 
 def _plain_text(value: Any, counts: Counts, location: str) -> str | None:
-    """Returns a text on one line, without HTML entities; or None, after counting the reason, if it is not a text or too long."""
+    """Returns a text on one line, without HTML entities; or None, after counting the reason, if the value is not a text or is
+    too long."""
     if not isinstance(value, str):
         counts.skip("wrong type", location, f"{str(value)[:80]!r} is not a text")
         return None

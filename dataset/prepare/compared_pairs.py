@@ -135,10 +135,10 @@ def _scan(path: Path, verify: bool) -> list[_Scanned]:
     scanned = scan_shard(path, str(path))
     records = []
     with path.open("rb") as file:
-        for span, apart in scanned.records(path.stat().st_size):
-            stem = location_of(file, path, span, apart).removeprefix(f"{path}:").partition(".")[0]
+        for span, detached in scanned.records(path.stat().st_size):
+            stem = location_of(file, path, span, detached).removeprefix(f"{path}:").partition(".")[0]
             try:
-                raw = read_record(file, path, span, apart)
+                raw = read_record(file, path, span, detached)
                 fault, content = "", b""
                 if raw.image is None:
                     fault = "missing image"

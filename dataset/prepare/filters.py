@@ -18,7 +18,7 @@ class Filters:
         min_side: minimum length in pixels of an image's shorter side, according to the list; 0 turns the filter off.
         min_similarity: minimum CLIP similarity of image and text, according to the list; -1 turns the filter off.
         safety: the excluded safety tags: "NSFW", "UNSURE" (which also excludes NSFW), or "none".
-        max_unsafe: maximum probability of an unsafe image; 1 turns the filter off.
+        max_unsafe: maximum probability that an image is unsafe; 1 turns the filter off.
         max_watermark: maximum probability of a watermark; 1 turns the filter off.
     """
 
@@ -30,7 +30,7 @@ class Filters:
 
     @property
     def needed(self) -> list[str]:
-        """The columns that these filters need."""
+        """The columns that the active filters need."""
         active = {
             "width": self.min_side > 0,
             "height": self.min_side > 0,
@@ -57,10 +57,10 @@ class Filters:
         return None
 
 
-def number_or(value: Any, otherwise: float = 0) -> float:
-    """Converts a value to a number. Returns ``otherwise`` if it is not a number."""
+def number_or(value: Any, default: float = 0) -> float:
+    """Converts a value to a number. Returns ``default`` if the value is not a number."""
     try:
-        number = otherwise if isinstance(value, bool) else float(value)  # some lists have decimals, or numbers as texts
+        number = default if isinstance(value, bool) else float(value)  # some lists have decimals, or numbers as texts
     except (TypeError, ValueError, OverflowError):
-        return otherwise
-    return number if number == number else otherwise
+        return default
+    return number if number == number else default

@@ -22,27 +22,27 @@ from utils.suffixes import VIDEO_SUFFIXES
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file to make.
+    """An output file to build.
 
     Attributes:
         name: path of the file below the output folder.
         source: the file that it is built from.
         count: number of records in the source.
         jobs: returns a job for each record.
-        bare: whether the file is only the list of frames of one video. It is not written if the video is broken.
+        only_frames: whether the file is only the list of frames of one video. It is not written if the video is broken.
     """
 
     name: str
     source: Path
     count: int
     jobs: Callable[[], Iterable[Job]]
-    bare: bool = False
+    only_frames: bool = False
 
 
 def outputs_of_shards(
     files: Sequence[str], making: FrameMaking, *, video_key: str = "video", video_root: Path | None = None
 ) -> list[OutputFile]:
-    """Returns the shards of JSON lines to make, one for each source shard.
+    """Returns the shards of JSON lines to build, one for each source shard.
 
     Raises:
         UserError: a shard cannot be read or is a URL, two shards have the same name, or the decoder cannot be loaded.
@@ -50,13 +50,13 @@ def outputs_of_shards(
     for entry in files:
         if is_address(entry) or is_hub(entry):
             raise UserError(
-                f"--records {entry}: frames can only be made from shards on this machine; copy the shards first"
+                f"--records {entry}: frames can only be extracted from shards on this machine; copy the shards first"
             )
     shards = Shards(files, key="--records")
     local = [path for path in shards.paths if isinstance(path, Path)]
     if parquet := [path for path in local if path.suffix == PARQUET_SUFFIX]:
         raise UserError(
-            f"--records {parquet[0]}: frames cannot be made from Parquet files; write the records as JSON lines"
+            f"--records {parquet[0]}: frames cannot be extracted from Parquet files; write the records as JSON lines"
         )
 
     def job(index: int) -> Job:
@@ -79,7 +79,7 @@ def outputs_of_shards(
 
 
 def outputs_of_folder(folder: Path, making: FrameMaking) -> list[OutputFile]:
-    """Returns the lists of frames to make, one for each video file below ``folder``. Hidden files are ignored.
+    """Returns the lists of frames to build, one for each video file below ``folder``. Hidden files are ignored.
 
     Raises:
         UserError: the folder does not contain a video file, two videos would have the same list, or the decoder cannot be loaded.
@@ -94,8 +94,8 @@ def outputs_of_folder(folder: Path, making: FrameMaking) -> list[OutputFile]:
         )
 
     def output(name: str) -> OutputFile:
-        job = Job(making, str(folder / name), folder, {"video": name}, bare=True)
-        return OutputFile(Path(name).with_suffix(".json").as_posix(), folder / name, 1, lambda: [job], bare=True)
+        job = Job(making, str(folder / name), folder, {"video": name}, only_frames=True)
+        return OutputFile(Path(name).with_suffix(".json").as_posix(), folder / name, 1, lambda: [job], only_frames=True)
 
     outputs = [output(name) for name in names]
     _check_names(outputs, "--folder", "move one of them")
@@ -108,7 +108,7 @@ def _sources(job: Job) -> Iterator[VideoSource]:
         if job.broken is None:
             yield video_source(job.values[job.key], job.key, job.location, job.folder)
     except BrokenRecordError:
-        return  # a list of clips, which needs no decoder, or broken, which is reported later
+        return  # the video is a list of clips, which needs no decoder, or is broken, which is reported later
 
 
 def _check_names(outputs: Sequence[OutputFile], flag: str, remedy: str) -> None:

@@ -96,7 +96,7 @@ class Job:
         folder: folder that relative paths start from.
         values: values of the record.
         key: key of the video in the record.
-        bare: whether to write the list of frames without the record.
+        only_frames: whether to write the list of frames without the record.
         broken: the error if the record cannot be read, otherwise None.
     """
 
@@ -105,7 +105,7 @@ class Job:
     folder: Path
     values: Mapping[str, Any]
     key: str = "video"
-    bare: bool = False
+    only_frames: bool = False
     broken: BrokenRecord | None = None
 
 
@@ -132,7 +132,7 @@ def work(job: Job) -> RecordLine | BrokenRecord:
     except Exception as error:
         return broken_record(error, job.location)
     frames: Any = clips if has_clips(value) else clips[0]
-    content = json.dumps(frames).encode("ascii") if job.bare else json_line({**job.values, job.key: frames})
+    content = json.dumps(frames).encode("ascii") if job.only_frames else json_line({**job.values, job.key: frames})
     return RecordLine(content, len(clips), sum(map(len, clips)))
 
 

@@ -48,7 +48,7 @@ class Summary:
         frames: number of frames in the folder.
         bytes: size of the folder.
         broken: number of broken videos by kind.
-        tried: number of files that were missing before this run.
+        tried: number of output files that were missing before this run.
         made: number of videos that this run converted.
         seconds: duration of this run.
     """
@@ -98,7 +98,7 @@ def build(
         first = next(broken for entry in folder.entries.values() for broken in entry.broken)
         raise UserError(
             f"{out}: no video could be read: {tally(summary.broken)} (first: {first['place']}: {first['detail']}); "
-            "check the paths (--overwrite makes everything again)"
+            "check the paths (--overwrite rebuilds everything)"
         )
     return summary
 
@@ -156,7 +156,7 @@ def _make(
                 videos, frames = videos + result.videos, frames + result.frames
             on_result()
         size = stream.tell()
-    if output.bare and broken:
+    if output.only_frames and broken:
         part.unlink()
     else:
         sync_file(part)

@@ -357,7 +357,7 @@ def _msvd(file: RawFile) -> Iterator[tuple[str, str]]:
 
 
 def _unexpected(file: RawFile, location: str, error: Exception) -> UserError:
-    return UserError(f"{file}: {location} does not have the official form ({type(error).__name__}: {error})")
+    return UserError(f"{file}: {location} does not have the official format ({type(error).__name__}: {error})")
 
 
 def _first_of(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:
@@ -414,12 +414,12 @@ VIDEO_SPLITS: dict[str, HeldOutSplits] = {
 }
 """Downstream splits of videos by name; the ids are from YouTube."""
 
-OF_COCO = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
+COCO_SPLITS = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
 """Splits that consist of COCO's training and validation images."""
 
 REQUIRED_FOR = {
-    "coco": OF_COCO,
+    "coco": COCO_SPLITS,
     "flickr": ("karpathy_flickr30k",),
-    "vg": (*OF_COCO, "karpathy_flickr30k"),
+    "vg": (*COCO_SPLITS, "karpathy_flickr30k"),
 }
 """For each data set that occurs in ids (:mod:`dataset.image_ids`), the splits that hold out images of this data set."""

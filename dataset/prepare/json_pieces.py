@@ -17,7 +17,7 @@ from utils.errors import UserError
 BLOCK = 1 << 22
 """Number of bytes that are read at a time."""
 
-LONGEST_ITEM = 1 << 27
+MAX_ITEM_CHARACTERS = 1 << 27
 """Maximum number of characters in an item. A longer item is an error, so that a damaged file does not fill the memory."""
 
 _NEAR_END = 16
@@ -158,8 +158,8 @@ class _Text:
                     raise self.fault(None) from None
             except (ValueError, RecursionError) as error:  # a number with thousands of digits; deeply nested lists
                 raise self.fault(json_fault(error)) from None
-            if len(self._buffer) - self._at > LONGEST_ITEM:
-                raise self.fault(f"one item has more than {LONGEST_ITEM:,} characters")
+            if len(self._buffer) - self._at > MAX_ITEM_CHARACTERS:
+                raise self.fault(f"one item has more than {MAX_ITEM_CHARACTERS:,} characters")
             self._read()
 
     def fault(self, reason: str | None) -> UserError:

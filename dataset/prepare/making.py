@@ -42,7 +42,7 @@ def prepare(name: str, options: Options) -> None:
         for records in data_set.makes:
             if records.held_out_split in options.without:
                 options.report(
-                    f"{records.folder}: not made, since --without {records.held_out_split} trains on its images"
+                    f"{records.folder}: not built, since --without {records.held_out_split} trains on its images"
                 )
             else:
                 _make_records(preparation, records)
@@ -63,9 +63,9 @@ def _make_records(preparation: Preparation, records: Records) -> None:
 
     def fill(output: OutputFolder) -> Counts:
         source = records.read(files, output.out, options)
-        unit, deadly = ("image", "") if records.image_files is not None else ("video", "unreadable video")
+        unit, reason_if_killed = ("image", "") if records.image_files is not None else ("video", "unreadable video")
         jobs = _jobs(source, finder, folder, records.batch, f"{unit}s")
-        work = Work(source.convert, jobs, source.total, unit, deadly)
+        work = Work(source.convert, jobs, source.total, unit, reason_if_killed)
         counts = fill_with_records(output, work, options.workers, records.folder)
         write_missing(output.out, finder.missing)
         if finder.annotations_alone:

@@ -47,8 +47,8 @@ def write_manifest(
     *,
     hashed: bool = True,
 ) -> Manifest:
-    """Writes the manifest of the shards in ``folder``. If ``hashed`` is False, it contains the sizes of the shards, but no
-    hashes."""
+    """Writes the manifest of the shards in ``folder``. If ``hashed`` is False, the manifest contains the sizes of the shards, but
+    not their hashes."""
     values = {
         "version": VERSION,
         "command": sys.argv[1:],
@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.exists():
-        raise UserError(f"{folder} has no {MANIFEST}: `run.py prepare` did not make the folder, or did not finish it")
+        raise UserError(f"{folder} has no {MANIFEST}: `run.py prepare` did not build the folder, or did not finish it")
     values = read_facts(path)
     values.pop("own_sha256", None)
     if path.read_bytes() != _content(values):
@@ -91,7 +91,7 @@ def is_prepared(folder: Path) -> bool:
     if (folder / MANIFEST).exists():
         return True
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} contains files that `run.py prepare` did not make; use another --out")
+        raise UserError(f"{folder} contains files that `run.py prepare` did not write; use another --out")
     return False
 
 
@@ -141,7 +141,7 @@ def _notes(folder: Path) -> list[Path]:
 
 
 def _described(folder: Path, paths: list[Path], *, hashed: bool = True) -> list[dict[str, Any]]:
-    """Returns path, size in bytes and hash of files. The hash is null if files are not ``hashed``."""
+    """Returns the path, the size in bytes and the hash of each file. The hash is null if ``hashed`` is False."""
     with ThreadPoolExecutor(usable_cores()) as pool:  # hashing releases the interpreter lock
         digests = list(pool.map(file_digest, paths)) if hashed else [None] * len(paths)
     return [

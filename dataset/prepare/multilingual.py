@@ -68,14 +68,14 @@ def multilingual(
     """
     folders = [records / name for name in FOLDERS if (records / name).is_dir()]
     if not folders:
-        raise UserError(f"--records {records}: contains none of {', '.join(FOLDERS)}; make them with `prepare 4m`")
+        raise UserError(f"--records {records}: contains none of {', '.join(FOLDERS)}; build them with `prepare 4m`")
     if missing := [name for name in FOLDERS if records / name not in folders]:
         _report(f"{records}: found no {', '.join(missing)}, which the multilingual configs also read")
     files = translated_files(translations) if translations.is_dir() else {}
     if not (translations / TEXTS).is_file() or not files:
         _write_texts(folders, translations)
         return 0
-    with tempfile.TemporaryDirectory(prefix="translations-", dir=_made(output.out)) as scratch:
+    with tempfile.TemporaryDirectory(prefix="translations-", dir=_created(output.out)) as scratch:
         store = Path(scratch, "store")
         fill_store(store, translations, files)
         digests = {language: file_digest(path) for language, path in files.items()}
@@ -141,12 +141,12 @@ def _translate(
         left = [path for path in shards if path not in done]
         jobs = [_Job(path, out / path.name, store, languages) for path in left]
         with closing(in_order(_translate_shard, jobs, workers, _died)) as results:
-            for path, made in zip(
+            for path, shard_counts in zip(
                 left, progress_bar(results, total=len(left), desc=source.name, unit="shard"), strict=True
             ):
-                done[path] = made
+                done[path] = shard_counts
                 size = (out / path.name).stat().st_size
-                folder.add(Entry(path.name, str(path.resolve()), path.stat().st_size, size, made.to_values()))
+                folder.add(Entry(path.name, str(path.resolve()), path.stat().st_size, size, shard_counts.to_values()))
         counts = Counts()
         for path in shards:
             counts.add(done[path])
@@ -204,7 +204,7 @@ def _died(job: _Job) -> Counts:
     )
 
 
-def _made(folder: Path) -> Path:
+def _created(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

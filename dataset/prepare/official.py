@@ -15,7 +15,7 @@ class OutputFlags:
 
     Attributes:
         out: folder to fill; created if it does not exist.
-        overwrite: replace what this command has made in --out before.
+        overwrite: replace what previous runs of this command have written to --out.
     """
 
     out: Path

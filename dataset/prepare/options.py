@@ -13,7 +13,7 @@ from dataset.prepare.frame_making import FrameMaking
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """How videos become records.
+    """Options for converting videos to records.
 
     Args:
         short_side: maximum length of a frame's shorter side in pixels; 256 is enough for pre-training at 224.
@@ -30,7 +30,7 @@ class VideoOptions:
     time_limit_s: float = 600.0
 
     def making(self) -> FrameMaking:
-        """Returns the settings for making frames."""
+        """Returns the settings for extracting frames."""
         reading = VideoReadingConfig(frames_per_second=self.frames_per_second, time_limit_s=self.time_limit_s)
         return FrameMaking(reading, short_side=self.short_side)
 
@@ -47,11 +47,11 @@ class Options:
         missing: images that another research group could not download, and that are therefore excluded, as returned by
             :func:`~dataset.prepare.missing.read_missing`.
         verify: whether to decode every image.
-        overwrite: whether to make existing folders again.
+        overwrite: whether to rebuild existing folders.
         workers: number of worker processes.
         report: function that is called with each line to print.
         filters: filters for LAION.
-        videos: how videos become records.
+        videos: options for converting videos to records.
         ray: address of a Ray cluster for LAION; if None, processes on this machine are used.
         min_score: minimum margin score of WikiMatrix translations; the default is the threshold of its authors.
         max_broken: maximum fraction of malformed entries. If more are malformed, no folder is built.

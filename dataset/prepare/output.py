@@ -53,7 +53,8 @@ class OutputFolder:
 
     While the command is running, ``out/.building`` contains the name of the manifest, the arguments, and a line for each finished
     file. :meth:`close` writes ``out/<manifest>`` last and atomically, so a folder with a manifest is complete. A run that ends
-    without ``close`` leaves ``.building``. The next run with the same arguments keeps the finished files and removes the others.
+    without ``close`` leaves ``.building`` behind. The next run with the same arguments keeps the finished files and removes the
+    others.
 
     Args:
         out: the folder, which is created if it does not exist.
@@ -157,7 +158,9 @@ class OutputFolder:
         self.complete = already_made(self.out, self.manifest, self.arguments, overwrite=self.overwrite)
         notes = []
         if manifest_exists:
-            with suppress(UserError):  # only if it is overwritten, so that damage does not matter
+            with suppress(
+                UserError
+            ):  # a damaged manifest is only read if it is overwritten, so the damage does not matter
                 notes += read_facts(self.out / self.manifest).get("files", [])
         for line in lines:
             with suppress(ValueError):  # an incomplete line of a killed run; its file is rebuilt
@@ -250,7 +253,7 @@ def _lock(out: Path) -> IO[str]:
                 error.strerror,
             )
             return journal
-        journal.close()  # another run closed the folder in between and removed the file that is locked now
+        journal.close()  # another run closed the folder in between and removed the file that this run has locked
 
 
 def _check_arguments(out: Path, made_with: Any, arguments: Mapping[str, Any]) -> None:
@@ -264,7 +267,7 @@ def _check_arguments(out: Path, made_with: Any, arguments: Mapping[str, Any]) ->
 
 
 def _foreign(out: Path, name: str) -> UserError:
-    return UserError(f"{out} contains {name}, which this command did not make; use an empty folder")
+    return UserError(f"{out} contains {name}, which this command did not write; use an empty folder")
 
 
 def _remove(path: Path) -> None:

@@ -36,10 +36,10 @@ Rows = Iterable[Row | BrokenRecordError]
 
 
 def read_any(path: Path) -> tuple[str, Rows]:
-    """Returns the form of a file, "CSV", "COCO" or "JSON", and its rows.
+    """Returns the format of a file, "CSV", "COCO" or "JSON", and the rows of the file.
 
     Raises:
-        UserError: the file cannot be read, is too large, is empty, or has a different form.
+        UserError: the file cannot be read, is too large, is empty, or has a different format.
     """
     name = str(path)
     if path.is_file() and path.stat().st_size > RECORD_BYTES:
@@ -318,7 +318,7 @@ def own(
         raise UserError(f"--out {out} already exists; use another name, or --overwrite unless it is FILE itself")
     if wrong := [each for each in rename if not all(each.partition("=")[::2])]:
         raise UserError(f"--rename {wrong[0]}: write OLD=NEW")
-    form, read = read_any(file)
+    file_format, read = read_any(file)
     rows = list(_renamed(read, dict(each.split("=", 1) for each in rename)))
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
         if boxes is None:
@@ -347,7 +347,7 @@ def own(
     counts = (
         f"{len(records):,} {converter.kind}" if not elements else f"{elements:,} regions in {len(records):,} records"
     )
-    sys.stdout.write(f"{out}: {counts} of {len(rows):,} rows ({form})\n")
+    sys.stdout.write(f"{out}: {counts} of {len(rows):,} rows ({file_format})\n")
     if converter.dropped:
         sys.stdout.write(
             f"  dropped columns that records do not have: {', '.join(map(str, converter.dropped))[:300]}\n"

@@ -43,7 +43,7 @@ DAMAGED = "damaged file"
 
 @dataclass(frozen=True)
 class Selection:
-    """Decides which pairs may be used: those that pass the filters, are not held out, and are not on the list of missing
+    """Decides which pairs may be used: pairs that pass the filters, are not held out, and are not on the list of missing
     images."""
 
     pairs: ParquetPairs
@@ -89,10 +89,10 @@ def columns_of(path: Path, selection: Selection) -> dict[str, str]:
     listed = path.suffix == ".parquet"
     names = {name.lower(): name for name in (open_parquet(path).schema_arrow.names if listed else _keys_of_lines(path))}
     found = {
-        ours: names[theirs]
-        for ours, those in selection.pairs.columns.items()
-        for theirs in reversed(those)
-        if theirs in names
+        ours: names[name]
+        for ours, alternatives in selection.pairs.columns.items()
+        for name in reversed(alternatives)
+        if name in names
     }
     missing = [name for name in ("url", "text", *selection.filters.needed) if name not in found]
     annotations = selection.pairs.annotations.columns if selection.pairs.annotations is not None else ()
@@ -181,7 +181,7 @@ def _usable(rows: Rows, selection: Selection, counts: Counts, seen: set[int]) ->
     Args:
         rows: the rows, each with its location.
         selection: decides which pairs may be used.
-        counts: counts the rows, and the reasons for leaving some out.
+        counts: counts the rows, and the reasons for skipping rows.
         seen: hashes of the annotated rows that were read from the file so far. The hashes of ``rows`` are added.
     """
     counts.read["pairs"] += len(rows)

@@ -58,10 +58,10 @@ def shard_records(path: Path, counts: Counts) -> Iterator[RawRecord]:
     """Yields the records of a shard; broken ones are counted."""
     scanned = scan_shard(path, str(path))
     with path.open("rb") as file:
-        for span, apart in scanned.records(path.stat().st_size):
+        for span, detached in scanned.records(path.stat().st_size):
             counts.read["images"] += 1
             try:
-                yield read_record(file, path, span, apart)
+                yield read_record(file, path, span, detached)
             except BrokenRecordError as error:
                 counts.skip(error.kind, error.location, error.message)
 
@@ -178,7 +178,7 @@ def _image_size(content: bytes) -> tuple[int, int] | None:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
             return header.size
-    except Exception:  # Pillow's readers raise many kinds of errors on malformed bytes
+    except Exception:  # Pillow's readers raise many types of errors on malformed bytes
         return None
 
 

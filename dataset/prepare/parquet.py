@@ -34,13 +34,13 @@ GROUP_BYTES = 16_000_000
 _FILE_BYTES, _FILE_RECORDS = 256_000_000, 10_000
 """Approximate maximum size, and maximum number of records, of the part of a shard that becomes one file. The texts of all of
 these records are in memory at the same time, but the images of only one row group."""
-_FIRST = 3
+_MAX_PRINTED = 3
 """Number of broken records that are printed. The file :data:`BROKEN` lists all of them."""
 MANIFEST, BROKEN = manifest_of("parquet"), "_parquet/broken.jsonl"
 
 
 class _Job(NamedTuple):
-    """A file to make from the records ``first`` … ``last`` - 1."""
+    """A file to build from the records ``first`` … ``last`` - 1."""
 
     shards: Shards
     first: int
@@ -49,7 +49,7 @@ class _Job(NamedTuple):
     keys: ImageKeys
 
 
-class _Made(NamedTuple):
+class _FinishedFile(NamedTuple):
     """The result of a job: number of rows and of row groups, and the records that were skipped."""
 
     rows: int
@@ -57,7 +57,7 @@ class _Made(NamedTuple):
     broken: list[BrokenRecord]
 
 
-def _write_file(job: _Job) -> _Made:
+def _write_file(job: _Job) -> _FinishedFile:
     """Writes a file; runs in a worker process. No file is written if all of its records are broken."""
     import pyarrow
     import pyarrow.parquet
@@ -88,7 +88,7 @@ def _write_file(job: _Job) -> _Made:
             rows, groups = rows + len(kept), groups + 1
     if not rows:
         job.target.unlink()
-    return _Made(rows, groups, broken)
+    return _FinishedFile(rows, groups, broken)
 
 
 def _groups(
@@ -174,7 +174,7 @@ def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, b
 
 
 def _with_lists_of_boxes(values: list[Any]) -> list[Any]:
-    """Makes every ``bb`` a list of boxes if any of them is a list of boxes, because a column has a single type."""
+    """Converts every ``bb`` to a list of boxes if any of them is a list of boxes, because a column has a single type."""
     elems = [each for value in values if isinstance(value, list) for each in value if isinstance(each, dict)]
     boxes = [each["bb"] for each in elems if isinstance(each.get("bb"), list) and each["bb"]]
     if not any(isinstance(box[0], list) for box in boxes):
@@ -188,8 +188,8 @@ def _with_lists_of_boxes(values: list[Any]) -> list[Any]:
 
 
 def _uniform(values: list[Any]) -> list[Any]:
-    """Makes the values of a column have one type, on every level. If some are lists, the others become lists of one item. Objects
-    get the keys of all objects, with null for missing values. An object without keys becomes null."""
+    """Converts the values of a column to one type, on every level. If some are lists, the others become lists of one item.
+    Objects get the keys of all objects, with null for missing values. An object without keys becomes null."""
     present = [value for value in values if value is not None]
     if any(isinstance(value, list) for value in present):
         lists = [value if value is None or isinstance(value, list) else [value] for value in values]
@@ -208,14 +208,14 @@ def _uniform(values: list[Any]) -> list[Any]:
     return values
 
 
-def _died(job: _Job) -> _Made:
+def _died(job: _Job) -> _FinishedFile:
     raise WorkerDiedError(
         f"{job.target}: a process that wrote it was killed, perhaps because memory ran out; lower --workers"
     )
 
 
 def _jobs(shards: Shards, out: Path, keys: ImageKeys) -> list[tuple[_Job, str, int]]:
-    """Returns the files to make, each with the path and size of its shard. A large shard becomes several files."""
+    """Returns the files to build, each with the path and size of its shard. A large shard becomes several files."""
     jobs: list[tuple[_Job, str, int]] = []
     begin = 0
     for shard, (path, records) in enumerate(zip(shards.paths, shards.sizes, strict=True)):
@@ -237,7 +237,7 @@ def parquet(
     image_root: Path | None = None,
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
 ) -> int:
-    """Rewrites shards as Parquet files with small row groups and the images inside.
+    """Rewrite shards as Parquet files with small row groups and the images inside.
 
     SHARDS are JSON lines, tars or Parquet files: files, patterns, folders, URLs, or hf:ORG/NAME. Every record becomes a row:
     its image is in the binary column --image-key, and its other keys are columns. Text members of tars become the column caption.
@@ -245,8 +245,8 @@ def parquet(
     lists. Values of a key that have no common type, such as texts and dictionaries by language, become JSON texts, which are
     parsed when the files are read.
 
-    A record that cannot be read, whose image is missing, or whose caption, long_caption, hard_negatives or elems have a wrong
-    form is skipped, counted, and listed in _parquet/broken.jsonl in --out.
+    A record that cannot be read, whose image is missing, or whose caption, long_caption, hard_negatives or elems are
+    malformed is skipped, counted, and listed in _parquet/broken.jsonl in --out.
     Rerun the same command to resume an interrupted run; finished files are kept.
 
     Args:
@@ -289,12 +289,13 @@ def parquet(
             unit="record",
         )
         with bar, closing(in_order(_write_file, (job for job, _, _ in left), workers, _died)) as results:
-            for (job, path, size), made in zip(left, results, strict=True):
-                written = job.target.stat().st_size if made.rows else 0
+            for (job, path, size), finished in zip(left, results, strict=True):
+                written = job.target.stat().st_size if finished.rows else 0
                 broken = tuple(
-                    {"place": each.location, "reason": str(each.kind), "detail": each.message} for each in made.broken
+                    {"place": each.location, "reason": str(each.kind), "detail": each.message}
+                    for each in finished.broken
                 )
-                counts = {"records": made.rows, "row groups": made.groups}
+                counts = {"records": finished.rows, "row groups": finished.groups}
                 folder.add(Entry(job.target.name, path, size, written, counts, broken))
                 bar.update(job.last - job.first)
         folder.write_broken(BROKEN)
@@ -313,13 +314,14 @@ def parquet(
     if skipped:
         kinds = Counter(each["reason"] for each in skipped)
         sys.stdout.write(f"{out / BROKEN}: {len(skipped):,} broken: {tally(kinds)}\n")
-        for each in skipped[:_FIRST]:
+        for each in skipped[:_MAX_PRINTED]:
             sys.stdout.write(f"  {each['place']}: {each['reason']}: {each['detail']}\n")
     return 1 if skipped else 0
 
 
 def _is_finished(folder: OutputFolder, job: _Job, source: str, source_bytes: int) -> bool:
-    """Returns True if a previous run made the file from the same shard, and the sizes of both are unchanged."""
+    """Returns True if a previous run built the file from the same shard, and the sizes of the file and the shard are
+    unchanged."""
     entry = folder.entries.get(job.target.name)
     if entry is None or (entry.source, entry.source_bytes) != (source, source_bytes):
         return False

@@ -146,17 +146,17 @@ class PairsByFile:
         their subfolders. Other folders may contain the shards of other data sets."""
         name, raw, found = self.preparation.name, self.options.raw, []
         for root, folders, _ in os.walk(raw, followlinks=True):
-            folder, made = Path(root), os.path.realpath(root) == os.path.realpath(self.options.out)
-            folders[:] = [] if made else sorted(folders)
+            folder, is_output = Path(root), os.path.realpath(root) == os.path.realpath(self.options.out)
+            folders[:] = [] if is_output else sorted(folders)
             parts = [raw.resolve().name, *folder.relative_to(raw).parts]
-            if not made and (folder == raw or any(name in part.lower() for part in parts)):
+            if not is_output and (folder == raw or any(name in part.lower() for part in parts)):
                 found.append(folder)
         return found
 
     def _fill(
         self, output: OutputFolder, work: Callable[[FileJob], Counts], jobs: Sequence[FileJob], unit: str
     ) -> Counts:
-        """Does the jobs whose files are missing; returns the counts of all jobs."""
+        """Runs the jobs whose files are missing, and returns the total counts of all jobs."""
         done = {entry.file: Counts.from_values(entry.counts) for entry in output.entries.values()}
         left = [job for job in jobs if job.target.name not in done]
         with closing(self._results(work, left)) as results:
@@ -184,7 +184,8 @@ def is_of_shard(path: Path) -> bool:
 
 
 def footer_digest(path: Path) -> str:
-    """Returns the size and a hash of the end of a parquet file. Reading all of 300 GB would take as long as filtering them."""
+    """Returns the size and a hash of the end of a parquet file. Reading all files (300 GB) would take as long as filtering
+    them."""
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         stream.seek(max(0, size - FOOTER))
@@ -193,5 +194,5 @@ def footer_digest(path: Path) -> str:
 
 def _died(job: FileJob) -> Counts:
     counts = Counts()
-    counts.skip(DAMAGED, str(job.source), "two processes that read it died")
+    counts.skip(DAMAGED, str(job.source), "two processes that read the file died")
     return counts

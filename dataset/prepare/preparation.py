@@ -55,7 +55,7 @@ class Preparation:
         """
         raw = RawFolder([options.raw])
         searched = RawFolder([options.raw, *options.held_out]) if options.held_out else raw
-        if isinstance(data_set.makes, Splits):  # its own splits are held out
+        if isinstance(data_set.makes, Splits):  # the data set's own splits are held out
             return cls(name, data_set, options, raw, searched, HeldOut())
         splits = VIDEO_SPLITS if data_set.has_videos else None
         held_out = read_held_out(searched, data_set.required, options.without, splits)
@@ -71,7 +71,7 @@ class Preparation:
         self.options.report(f"{self.name}: {line}")
 
     def arguments(self, files: Files) -> dict[str, Any]:
-        """Returns everything that determines the content of a folder made from official files, as JSON values."""
+        """Returns everything that determines the content of a folder built from official files, as JSON values."""
         options = self.options
         return {
             "sources": {name: file.digest() for name, file in files.items()},
@@ -97,7 +97,7 @@ class Preparation:
 
         Args:
             folder: path of the folder.
-            arguments: everything that determines its content.
+            arguments: everything that determines the folder's content.
             fill: function that writes the shards; see :func:`~dataset.prepare.building.build_folder`.
             facts: function that returns additional entries for the manifest.
             sizes: official counts to compare with; if None, the data set's official counts.

@@ -29,15 +29,15 @@ def in_order(
 ) -> Generator[R, None, None]:
     """Runs jobs in ``workers`` processes and yields ``work(job)`` in the order of ``jobs``, which are fetched as needed.
 
-    If a process dies, the running jobs are retried, each in a separate process. If a job kills its process again, its result
-    is ``died(job)``. Exceptions in ``work`` are raised in this process.
+    If a process dies, the running jobs are retried, each in a separate process. If a job kills its process again, the job's
+    result is ``died(job)``. Exceptions in ``work`` are raised in this process.
     """
-    left = iter(jobs)
+    remaining = iter(jobs)
     waiting: deque[tuple[J, Future[R]]] = deque()
     pool = _pool(workers)
     try:
         while True:
-            for job in itertools.islice(left, AHEAD * workers - len(waiting)):
+            for job in itertools.islice(remaining, AHEAD * workers - len(waiting)):
                 try:
                     future = pool.submit(work, job)
                 except BrokenProcessPool:
@@ -67,18 +67,18 @@ def _run_alone(work: Callable[[J], R], job: J, died: Callable[[J], R]) -> R:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     gc.freeze()  # so that garbage collection does not scan the imported modules, here and in the processes
-    return ProcessPoolExecutor(workers, initializer=_begin)
+    return ProcessPoolExecutor(workers, initializer=_set_up_worker)
 
 
-def _begin() -> None:
+def _set_up_worker() -> None:
     """Sets up a worker process: it has one thread, prints no traceback on Ctrl-C, and exits if its parent is killed."""
     torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

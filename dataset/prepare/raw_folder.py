@@ -114,7 +114,9 @@ class RawFolder:
                     found.setdefault(name, []).append(Path(folder, name))
                 count += len(names)
                 if count > MAX_FILES:
-                    raise UserError(f"{root} has more than {MAX_FILES:,} files; pass the folder of the data set alone")
+                    raise UserError(
+                        f"{root} has more than {MAX_FILES:,} files; pass a folder that contains only the data set"
+                    )
         return found
 
     @cached_property
@@ -153,7 +155,8 @@ class RawFolder:
         return self._found[name, below]
 
     def _copies(self, name: str, below: str) -> list[RawFile]:
-        """Returns all files of this name. If a folder called ``below`` contains another one, only the inner folder counts."""
+        """Returns all files of this name. If a folder called ``below`` contains another folder of this name, only files in the
+        inner folder count."""
         plain = [RawFile(path) for candidate in (name, f"{name}.gz") for path in self.files.get(candidate, [])]
         found = plain + self._members.get(name, [])
         if not below:
@@ -211,8 +214,8 @@ def same_content(one: RawFile, other: RawFile) -> bool:
     sizes = {size for file in (one, other) if (size := file.unpacked_size()) is not None}
     if len(sizes) > 1:
         return False
-    with one.open() as ours, other.open() as theirs:
-        while (piece := ours.read(CHUNK)) == theirs.read(CHUNK):
+    with one.open() as first, other.open() as second:
+        while (piece := first.read(CHUNK)) == second.read(CHUNK):
             if not piece:
                 return True
     return False

@@ -29,7 +29,7 @@ def in_order_on_ray(
 
     Args:
         work: a top-level function.
-        jobs: the jobs. They should be small: they contain the paths of files, which the workers read.
+        jobs: the jobs. Jobs should be small: they contain the paths of the files that the workers read.
         address: address of the cluster; "auto" for the cluster of this machine, "local" for this machine alone.
         workers: number of cores to use if ``address`` is "local".
         died: function that returns the result for a job that killed its process in every attempt.
@@ -39,11 +39,11 @@ def in_order_on_ray(
     """
     ray = _connect(address, workers)
     task = ray.remote(max_retries=RETRIES)(work)
-    left, waiting = iter(jobs), deque[tuple[J, Any]]()
+    remaining, waiting = iter(jobs), deque[tuple[J, Any]]()
     try:
         while True:
             limit = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-            waiting.extend((job, task.remote(job)) for job in islice(left, limit - len(waiting)))
+            waiting.extend((job, task.remote(job)) for job in islice(remaining, limit - len(waiting)))
             if not waiting:
                 return
             job, future = waiting.popleft()

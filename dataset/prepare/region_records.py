@@ -81,7 +81,7 @@ def stored_size(path: Path) -> tuple[int, int] | None:
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as header:
             return header.size
-    except Exception:  # Pillow's readers raise many kinds of errors, which --verify and training report
+    except Exception:  # Pillow's readers raise many types of errors, which --verify and training report
         return None
 
 

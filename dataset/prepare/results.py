@@ -16,8 +16,8 @@ def report_result(
         skipped = read_manifest(folder).counts.skipped
         missing = {unit: skipped[f"missing {unit}"] for unit in ("image", "video") if skipped[f"missing {unit}"]}
         listed = ", ".join(f"{number:,} {unit}{'s' if number > 1 else ''}" for unit, number in missing.items())
-        again = f"; missing then: {listed}; --overwrite searches for them again" if missing else ""
-        report(f"{folder}: already complete, made from the same files with the same flags; nothing to do{again}")
+        again = f"; these were missing: {listed}; --overwrite searches for them again" if missing else ""
+        report(f"{folder}: already complete, built from the same files with the same flags; nothing to do{again}")
         return
     counts = manifest.counts
     report(f"{manifest.folder}: {_listed(counts.made)}; read: {_listed(counts.read)}")

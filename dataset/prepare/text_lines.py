@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from dataset.prepare.raw_folder import RawFile
 from utils.errors import UserError
 
-LONGEST_LINE = 1 << 20
+MAX_LINE_BYTES = 1 << 20
 """Maximum size in bytes of a line in a text file."""
 
 
-def lines_of(file: RawFile, longest: int = LONGEST_LINE) -> Iterator[tuple[str, str]]:
+def lines_of(file: RawFile, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
     """Yields the lines of a text file without line breaks, each with its location.
 
     Args:
         file: the file.
-        longest: maximum size of a line in bytes; a longer line suggests the wrong file.
+        max_bytes: maximum size of a line in bytes; a longer line suggests the wrong file.
 
     Raises:
         UserError: the file is not UTF-8, or a line is too long.
@@ -26,12 +26,12 @@ def lines_of(file: RawFile, longest: int = LONGEST_LINE) -> Iterator[tuple[str, 
     decode = codecs.getdecoder("utf-8")
     with file.open() as stream:
         for number in itertools.count(1):
-            line = stream.readline(longest)
+            line = stream.readline(max_bytes)
             if not line:
                 return
             location = f"{file}:{number}"
-            if len(line) == longest:
-                raise UserError(f"{location}: a line of more than {longest:,} bytes; is it the official file?")
+            if len(line) == max_bytes:
+                raise UserError(f"{location}: a line of more than {max_bytes:,} bytes; is it the official file?")
             try:
                 yield location, decode(line)[0].removeprefix("\ufeff").rstrip("\r\n")
             except UnicodeDecodeError as error:

@@ -39,7 +39,7 @@ from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
 
-LOST = ("long_caption", "hard_negatives", "attributes", "exhaustive")
+LOST_KEYS = ("long_caption", "hard_negatives", "attributes", "exhaustive")
 """Keys of a record or an element that are lost in ODVG lines."""
 
 
@@ -109,7 +109,7 @@ def _stored(raw: RawRecord, folder: Path, number: int) -> tuple[Path, tuple[int,
         content = source.load()
         try:
             suffix = str(Image.open(io.BytesIO(content), formats=FORMATS).format).lower()
-        except Exception as error:  # Pillow's readers raise many kinds of errors on malformed bytes
+        except Exception as error:  # Pillow's readers raise many types of errors on malformed bytes
             raise BrokenRecordError("unreadable image", raw.location, f"{type(error).__name__}") from None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{number:09d}.{suffix}"
@@ -125,7 +125,7 @@ def _count_lost(values: Mapping[str, Any], lost: Counter[str]) -> None:
     elements = values.get("elems")
     for part in (values, *(elements if isinstance(elements, list) else ())):
         if isinstance(part, dict):
-            lost.update(key for key in LOST if part.get(key) not in (None, "", []))
+            lost.update(key for key in LOST_KEYS if part.get(key) not in (None, "", []))
 
 
 def to_odvg(records: tuple[str, ...], /, *, out: Path, images: Path | None = None, overwrite: bool = False) -> int:

@@ -24,7 +24,7 @@ def train_wordpiece(texts: Iterable[str], folder: Path, *, vocab_size: int, lowe
         texts: the training texts.
         folder: output folder for ``tokenizer.json``, ``tokenizer_config.json`` and ``vocab.txt``; it is created if missing.
         vocab_size: maximum size of the vocabulary; it is smaller if the texts have fewer pieces.
-        lowercase: convert texts to lower case.
+        lowercase: whether to convert texts to lower case.
 
     Returns:
         The size of the vocabulary.

@@ -17,7 +17,7 @@ from utils.files import replacing
 from utils.progress import progress_bar
 
 TEXTS, ENGLISH = "texts.txt", "en"
-WITH_TEXTS = ("caption", "long_caption", "hard_negatives")
+TEXT_KEYS = ("caption", "long_caption", "hard_negatives")
 """Keys of an image or a box whose values are texts."""
 _TRANSLATED = re.compile(r"texts\.([A-Za-z]{2,3}(?:[-_]\w+)?)\.txt")
 
@@ -136,10 +136,10 @@ def translate_record(values: Mapping[str, Any], translate: Callable[[str], Any])
         return [changed(each) for each in value] if isinstance(value, list) else value
 
     copy = dict(values)
-    copy |= {key: changed(copy[key]) for key in WITH_TEXTS if key in copy}
+    copy |= {key: changed(copy[key]) for key in TEXT_KEYS if key in copy}
     if isinstance(copy.get("elems"), list):
         copy["elems"] = [
-            {**element, **{key: changed(element[key]) for key in (*WITH_TEXTS, "attributes") if key in element}}
+            {**element, **{key: changed(element[key]) for key in (*TEXT_KEYS, "attributes") if key in element}}
             if isinstance(element, dict)
             else element
             for element in copy["elems"]

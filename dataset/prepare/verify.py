@@ -28,8 +28,8 @@ class Verified(NamedTuple):
     Attributes:
         bytes: size of the file.
         changed_ns: modification time. An image whose size and modification time are unchanged is not decoded again.
-        fault: why the image is broken; "" if it can be used.
-        content: hash of the file.
+        fault: why the image is broken; "" if the image can be used.
+        content: hash of the file's content.
     """
 
     bytes: int
@@ -57,11 +57,11 @@ def verify_images(paths: Sequence[Path], notes: Path, workers: int) -> dict[Path
         workers: number of processes.
     """
     known = _read_notes(notes)
-    todo = [path for path in paths if not _is_known(path, known.get(str(path)))]
+    unverified = [path for path in paths if not _is_known(path, known.get(str(path)))]
     notes.parent.mkdir(parents=True, exist_ok=True)
-    with notes.open("a", encoding="utf-8") as stream, closing(in_order(_verify, todo, workers, _died)) as results:
-        bar = progress_bar(results, total=len(todo), desc="verifying", unit="image")
-        for path, result in zip(todo, bar, strict=True):
+    with notes.open("a", encoding="utf-8") as stream, closing(in_order(_verify, unverified, workers, _died)) as results:
+        bar = progress_bar(results, total=len(unverified), desc="verifying", unit="image")
+        for path, result in zip(unverified, bar, strict=True):
             known[str(path)] = result
             stream.write(json.dumps([str(path), *result]) + "\n")
     return {path: known[str(path)] for path in paths}

@@ -81,12 +81,12 @@ class HostCheck:
     Args:
         app: the page.
         names: names of this server.
-        own_machine: True if the server listens on a loopback address; otherwise any IP address is accepted as a host, because DNS
-            rebinding needs a host name.
+        loopback_only: True if the server listens on a loopback address; otherwise any IP address is accepted as a host, because
+            DNS rebinding needs a host name.
     """
 
-    def __init__(self, app: Application, names: Collection[str], own_machine: bool):
-        self.app, self.own_machine = app, own_machine
+    def __init__(self, app: Application, names: Collection[str], loopback_only: bool):
+        self.app, self.loopback_only = app, loopback_only
         self.names = {name.lower() for name in names}
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
@@ -107,7 +107,7 @@ class HostCheck:
         if is_loopback(host) or host in self.names:
             return True
         try:
-            return not self.own_machine and bool(ipaddress.ip_address(host))
+            return not self.loopback_only and bool(ipaddress.ip_address(host))
         except ValueError:
             return False
 

@@ -18,7 +18,7 @@ from dataset.image_ids import id_number
 from dataset.prepare.cleaning import cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ANY_IMAGES, names_of_path
-from dataset.prepare.held_out import OF_COCO
+from dataset.prepare.held_out import COCO_SPLITS
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.phrases import Phrases
@@ -187,5 +187,5 @@ LVIS = DataSet(
             image_files=IMAGES,
         ),
     ),
-    required=OF_COCO,
+    required=COCO_SPLITS,
 )

@@ -13,7 +13,7 @@ from dataset.prepare.building import Convert
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ImageFiles, MediaNames
-from dataset.prepare.held_out import OF_COCO
+from dataset.prepare.held_out import COCO_SPLITS
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
@@ -178,5 +178,5 @@ COCO = DataSet(
             held_out_split="karpathy_coco",
         ),
     ),
-    required=OF_COCO,
+    required=COCO_SPLITS,
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from dataset.image_ids import id_number
 from dataset.prepare.counts import Counts
-from dataset.prepare.held_out import OF_COCO, ids_in_image_data
+from dataset.prepare.held_out import COCO_SPLITS, ids_in_image_data
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.region_records import region_record
@@ -82,5 +82,5 @@ GQA = DataSet(
             batch=BATCH,
         ),
     ),
-    required=(*OF_COCO, "karpathy_flickr30k"),
+    required=(*COCO_SPLITS, "karpathy_flickr30k"),
 )

@@ -17,7 +17,7 @@ from dataset.formats.refcoco import IMAGE_NAME, NO_TARGET
 from dataset.image_ids import id_number
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
-from dataset.prepare.held_out import OF_COCO, TRAINING
+from dataset.prepare.held_out import COCO_SPLITS, TRAINING
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
@@ -184,7 +184,7 @@ GREFCOCO = DataSet(
             image_files=IMAGES,
         ),
     ),
-    required=OF_COCO,
+    required=COCO_SPLITS,
 )
 
 GREFCOCO_EVAL = DataSet(

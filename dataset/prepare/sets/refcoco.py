@@ -9,7 +9,7 @@ from typing import Any
 
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
-from dataset.prepare.held_out import OF_COCO, SPLITS, TRAINING, read_references
+from dataset.prepare.held_out import COCO_SPLITS, SPLITS, TRAINING, read_references
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
@@ -120,5 +120,5 @@ REFCOCO = DataSet(
     makes=(
         Records("refcoco", "an image and the phrases of its regions", files=_files, read=_read, image_files=IMAGES),
     ),
-    required=OF_COCO,
+    required=COCO_SPLITS,
 )

@@ -143,7 +143,7 @@ def test_nan_and_infinity_are_read_as_by_python():
 
 def test_an_endless_item_is_rejected_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 10)
-    monkeypatch.setattr(module, "LONGEST_ITEM", 100)
+    monkeypatch.setattr(module, "MAX_ITEM_CHARACTERS", 100)
     assert len(pieces(json.dumps(["a" * 70, "b" * 70, "c" * 70]).encode())) == 3
     stream = io.BytesIO(b'["' + b"a" * 10_000)
     with pytest.raises(UserError, match=naming("raw.json", "100")):

@@ -18,7 +18,7 @@ from dataset.prepare import building, video_clips
 from dataset.prepare.counts import Counts
 from dataset.prepare.options import VideoOptions
 from dataset.prepare.sets.videos import _csv_rows, clips_of_words, with_times
-from dataset.prepare.text_lines import LONGEST_LINE
+from dataset.prepare.text_lines import MAX_LINE_BYTES
 from dataset.prepare.video_clips import Clip, speech_clips
 from dataset.records.clips import parse_video_record
 from dataset.shards.readers import Shards
@@ -343,7 +343,7 @@ def test_a_long_yt_temporal_transcript_is_read_like_others(raw, out, serial):
     yt_temporal(raw)
     path = raw / "yttemporal180m_000of100.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0]["info"]["description"] = "x" * LONGEST_LINE
+    lines[0]["info"]["description"] = "x" * MAX_LINE_BYTES
     write(path, "".join(json.dumps(line) + "\n" for line in lines) + "\n")
     prepared("yt_temporal", raw, out)
     assert counted(out / "yttemporal")["read"]["videos"] == 3 and len(records(out / "yttemporal")) == 2
