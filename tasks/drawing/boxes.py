@@ -45,7 +45,7 @@ class PairOfBoxes:
 def pair_of_boxes(
     prediction: Mapping[str, Any], size: tuple[int, int] | None, colour: str, number: str = ""
 ) -> PairOfBoxes:
-    """Returns the boxes of a prediction, which are in pixels of an image of ``size`` (width, height)."""
+    """Converts the boxes of a prediction, which are in pixels of an image of ``size`` (width, height), to relative boxes."""
     assert size is not None, "a video has no boxes"
     width, height = size
 

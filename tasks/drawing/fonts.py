@@ -1,7 +1,7 @@
-"""Measures, wraps and draws text in any script for which a font is installed.
+"""Measures, wraps and draws text in any writing system for which a font is installed.
 
 Text is drawn in the font built into Pillow. For characters that this font lacks, the fonts installed in the usual folders are
-searched; nothing is downloaded. A character that no font has is drawn as an empty box.
+searched; nothing is downloaded. A character that is missing from all fonts is drawn as an empty box.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FONT_FOLDERS = (
 )
 MAX_FILES, MAX_FONTS = 5000, 100
 """Limits of the search: maximum number of files to list, and of fonts to open."""
-LONGEST = 2000
+MAX_CHARACTERS = 2000
 """Maximum number of characters of a text that are drawn. Tokenizers keep fewer."""
 
 _SUFFIXES = (".ttf", ".otf", ".ttc")
@@ -131,7 +131,7 @@ def lettering(size: int) -> Lettering:
 
 @cache
 def _warn_missing(script: str) -> None:
-    """Warns once per script."""
+    """Warns once per writing system."""
     logger.warning(
         "predictions: no installed font has %s characters, so they are drawn as boxes; install one, such as Noto Sans",
         script,
@@ -139,9 +139,9 @@ def _warn_missing(script: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Returns the text on one line, without unprintable characters, truncated to :data:`LONGEST`."""
+    """Returns the text on one line, without unprintable characters, truncated to :data:`MAX_CHARACTERS`."""
     line = " ".join(text.split())
-    line = line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+    line = line if len(line) <= MAX_CHARACTERS else line[: MAX_CHARACTERS - 1] + "…"
     return "".join(character for character in line if character.isprintable())
 
 
@@ -167,7 +167,7 @@ def _has(font: Font, character: str) -> bool:
 
 
 def _opened(folders: Sequence[str], size: int) -> Iterator[Font]:
-    """Yields the installed fonts, starting with fonts that cover many scripts."""
+    """Yields the installed fonts, starting with fonts that cover many writing systems."""
     files = sorted(islice(_font_files(folders), MAX_FILES), key=_preference)
     for path in files[:MAX_FONTS]:
         try:

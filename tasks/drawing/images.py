@@ -45,9 +45,9 @@ class ImageReader:
 
         Args:
             source: the image or video.
-            size: width and height of the image if it has boxes; it is then not rotated.
+            size: width and height of the image if it has boxes; the image is then not rotated.
             side: maximum length of the longer side; a strip of frames may be twice as wide, or equally wide with ``down``.
-            down: place the frames of a video below each other instead of side by side.
+            down: whether to place the frames of a video below each other instead of side by side.
 
         Raises:
             BrokenRecordError: if the image or video cannot be read.
@@ -80,18 +80,18 @@ class ImageReader:
         return joined([_channels_last(image) for image in frames], down=down)
 
 
-def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> tuple[list[Panel], str]:
+def readable_panels(draw_functions: Iterable[Callable[[], Panel | None]], file: str) -> tuple[list[Panel], str]:
     """Returns the panels that can be drawn, and a note for the sheet's title that counts the other panels, such as those with a
     broken image.
 
     Args:
-        makers: functions that draw a panel, or return None to draw nothing.
+        draw_functions: functions that draw and return a panel, or return None if there is nothing to draw.
         file: file name of the sheet, for the log.
     """
     panels, broken = list[Panel](), 0
-    for make in makers:
+    for draw in draw_functions:
         try:
-            panel = make()
+            panel = draw()
         except BrokenRecordError as error:
             logger.warning("%s: skipped an example that cannot be read: %s", file, error)
             broken += 1

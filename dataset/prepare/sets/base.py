@@ -49,7 +49,7 @@ class Source:
     """The annotated images or videos of a data set.
 
     Attributes:
-        items: the images or videos in a fixed order, with an error in place of each unusable one.
+        items: the images or videos in a fixed order, with an error in place of each unusable image or video.
         convert: function that yields the records of an image or video, which it gets as :class:`Found`.
         total: number of images or videos, for the progress bar.
         counts: counts for the entries that are read before the first image or video.
@@ -95,7 +95,7 @@ class Pair(NamedTuple):
 @dataclass(frozen=True)
 class Pairs:
     """The URLs and captions of a data set that is small enough for duplicate detection. The function ``files`` finds the official
-    files, and the function ``read`` yields their pairs and counts them."""
+    files, and the function ``read`` yields the pairs in these files and counts them."""
 
     files: Callable[[RawFolder], Files]
     read: Callable[[Files, Counts], Iterator[Pair]]
@@ -116,7 +116,8 @@ class Annotations:
         columns: official names of the columns that are converted, in lower case.
         convert: function that converts the columns; it must be a top-level function, because worker processes call it.
         has_boxes: whether the annotations have boxes, which would be wrong for cropped or padded images.
-        needs: column without which a row cannot become a record; rows in which it is null or blank are omitted from lists.
+        needs: column without which a row cannot become a record; rows in which this column is null or blank are omitted from
+            lists.
     """
 
     content: str
@@ -129,7 +130,7 @@ class Annotations:
 @dataclass(frozen=True)
 class ParquetPairs:
     """The URLs and captions of a data set that is too large for duplicate detection, in Parquet files, JSON lines, or shards that
-    img2dataset made from them.
+    img2dataset built from them.
 
     Attributes:
         columns: maps our name for each column to its official names in lower case; the first official name that exists is used.
@@ -144,7 +145,7 @@ class ParquetPairs:
 
 @dataclass(frozen=True)
 class Splits:
-    """A folder with an annotation file for each split, made from a data set that is not for pre-training on images.
+    """A folder with an annotation file for each split, built from a data set that is not for pre-training on images.
 
     Attributes:
         folder: name of the folder.
@@ -219,11 +220,11 @@ def checked(convert: Callable[[], V], location: str, title: str) -> V:
     """Calls ``convert``, which reads a value of an official file, and returns its result.
 
     Raises:
-        UserError: the value at ``location`` does not have the form of the official file of the data set ``title``.
+        UserError: the value at ``location`` does not have the format of the official file of the data set ``title``.
     """
     try:
         return convert()
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{location} does not have the form of {title}'s file ({type(error).__name__}: {error})"
+            f"{location} does not have the format of {title}'s file ({type(error).__name__}: {error})"
         ) from None

@@ -29,10 +29,10 @@ IMAGES = ImageFiles("coco", re.compile(r"(?:COCO_(?:train|val)2014_)?\d{12}\.jpg
 
 def image_names(image_id: int, split: str) -> MediaNames:
     """Returns the possible names of a COCO image: its name from 2014, or from 2017, when all images were renamed."""
-    bare = f"{image_id:012}.jpg"
-    years_2014 = [f"COCO_{each}_{bare}" for each in SPLITS_2014]
-    usual = f"{split}/{bare}" if split.endswith("2017") else f"{split}/COCO_{split}_{bare}"
-    return MediaNames(frozenset({f"coco:{image_id}"}), [*years_2014, bare], usual)
+    short_name = f"{image_id:012}.jpg"
+    years_2014 = [f"COCO_{each}_{short_name}" for each in SPLITS_2014]
+    usual = f"{split}/{short_name}" if split.endswith("2017") else f"{split}/COCO_{split}_{short_name}"
+    return MediaNames(frozenset({f"coco:{image_id}"}), [*years_2014, short_name], usual)
 
 
 def _files(*contents: str) -> Callable[[RawFolder], Files]:

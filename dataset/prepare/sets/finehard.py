@@ -29,7 +29,7 @@ from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
 
 FOLDER = "coyo_image_"
-"""Prefix of the folder name at which the part of an image path begins that is the same for all users."""
+"""Prefix of the name of the folder from which on an image path is the same for all users."""
 
 _PATH = b'"f_path"'
 

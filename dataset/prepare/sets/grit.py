@@ -16,7 +16,7 @@ from dataset.prepare.phrases import Phrases
 from dataset.prepare.sets.base import Annotations, DataSet, ParquetPairs
 
 SPANS = {"noun_chunks": "object", "ref_exps": "region"}
-"""Columns with phrases, and the ``grain`` of the elements made from them."""
+"""Columns with phrases, and the ``grain`` of the elements built from them."""
 
 COLUMNS = {
     "url": ("url",),

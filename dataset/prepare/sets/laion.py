@@ -1,4 +1,4 @@
-"""LAION-400M and LAION-2B: lists of URLs in parquet files, or the shards that img2dataset made from them."""
+"""LAION-400M and LAION-2B: lists of URLs in parquet files, or the shards that img2dataset built from them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ TASK_1, TASK_2 = "task1", "task2"
 
 
 def _files(raw: RawFolder) -> Files:
-    """Finds the official files by their paths, such as ``task1/train.en``. Task 2 may be missing, but only completely."""
+    """Finds the official files by their paths, such as ``task1/train.en``. Task 2 may be missing, but only as a whole."""
     names: dict[str, list[str]] = {TASK_1: [], TASK_2: []}
     for translated, described in SPLITS.values():
         names[TASK_1] += [f"{translated}.txt", *(f"{translated}.{language}" for language in LANGUAGES)]

@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 
 def _files(raw: RawFolder) -> Files:
-    """Finds all files with lines of this form, and the names of their labels."""
+    """Finds all files of ODVG lines, and the names of their labels."""
     files: dict[str, RawFile] = {}
     for name in sorted(raw.files):
         if not name.endswith(SUFFIXES):

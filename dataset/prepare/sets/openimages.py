@@ -174,7 +174,8 @@ class _Reader:
         return list(found.values())
 
     def _described(self, label: str, sides: Sequence[str], location: str) -> tuple[str, Box] | None:
-        """Returns name and box. If one of them cannot be used, counts the reason and returns None."""
+        """Returns the name and the box of an object. If the name or the box cannot be used, counts the reason and returns
+        None."""
         box = self._box(sides, location)
         name = self._name(label, location) if box is not None else None
         return None if box is None or name is None else (name, box)

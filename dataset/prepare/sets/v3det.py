@@ -21,7 +21,8 @@ size."""
 
 def image_names(file_name: str) -> MediaNames:
     """Returns the possible names of an image, given its path in the annotations, for example
-    ``images/n07745046/21_371_29405651261_633d076053_c.jpg``. Its id on Flickr shows whether Flickr30K or COCO holds it out."""
+    ``images/n07745046/21_371_29405651261_633d076053_c.jpg``. The image's id on Flickr shows whether Flickr30K or COCO holds out
+    the image."""
     path = PurePosixPath(file_name)
     photograph = PHOTOGRAPH.fullmatch(path.name)
     ids = {f"v3det:{path.parent.name}/{path.stem}", *([f"flickr:{int(photograph[1])}"] if photograph else [])}

@@ -72,7 +72,7 @@ def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
     """Returns the images with their locations.
 
     Raises:
-        UserError: it is not Visual Genome's list of images.
+        UserError: the file is not Visual Genome's list of images.
     """
     found = []
     with file.open() as stream:
@@ -169,7 +169,8 @@ def described_box(
 
 
 def attribute_key(values: Any, location: str, counts: Counts) -> dict[str, list[str]]:
-    """Returns ``attributes`` of an element, without empty ones; an empty dictionary if all are empty."""
+    """Returns the key ``attributes`` of an element, without empty attributes, or an empty dictionary if all attributes are
+    empty."""
     if not isinstance(values, list):
         return {}
     texts = dict.fromkeys(

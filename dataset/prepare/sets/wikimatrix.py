@@ -30,7 +30,7 @@ def _read(files: Files, folder: Path, options: Options, counts: Counts) -> Mappi
 
 
 def _translations(file: RawFile, min_score: float, counts: Counts) -> Iterator[dict[str, Any]]:
-    """Yields texts with their translations whose margin score is at least ``min_score``.
+    """Yields the texts with their translations whose margin score is at least ``min_score``.
 
     Raises:
         UserError: a line does not have a score and two texts.

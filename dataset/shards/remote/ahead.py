@@ -23,8 +23,8 @@ class Prefetcher:
     """Runs jobs that prefetch blocks into the cache, in the order of requests.
 
     If the cache cannot store a block, jobs are dropped for :data:`_PAUSE_S` seconds, because their blocks would be fetched twice.
-    A thread whose job fails waits as long, and then continues with the next job. Only the first of several consecutive pauses is
-    logged.
+    A thread whose job fails also waits for this time, and then continues with the next job. Only the first of several consecutive
+    pauses is logged.
 
     Args:
         threads: number of threads. They end with the process.

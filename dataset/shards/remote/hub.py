@@ -48,7 +48,7 @@ class HubEntry:
 
     @classmethod
     def parse(cls, entry: str, key: str) -> HubEntry:
-        """Parses an entry; raises :class:`UserError`, naming the config ``key``, if it has a different form."""
+        """Parses an entry; raises :class:`UserError`, naming the config ``key``, if the entry is malformed."""
         match = _ENTRY.fullmatch(entry)
         if match is None:
             raise UserError(
@@ -98,10 +98,10 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
         _report_licence(wanted.name, _licence_in(folder))
         return [folder / file for file in _files_in(folder, wanted)]
     check_hub(wanted.name, key, _COPY)
-    about = _dataset_info(wanted, key)
-    files = wanted.select([file.rfilename for file in about.siblings or ()])
+    info = _dataset_info(wanted, key)
+    files = wanted.select([file.rfilename for file in info.siblings or ()])
     if not files:
-        parquet = sum(file.rfilename.endswith(".parquet") for file in about.siblings or ())
+        parquet = sum(file.rfilename.endswith(".parquet") for file in info.siblings or ())
         raise UserError(
             f"{key}: {wanted}: no file of the data set matches {wanted.patterns[0]} (it has {parquet} Parquet files); check the "
             f"pattern, or use the Hub's conversion of other data sets to Parquet: hf:{wanted.name}@refs/convert/parquet"
@@ -109,20 +109,20 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
     if server.config.hub == "stream":
         from huggingface_hub import constants
 
-        base = f"{constants.ENDPOINT}/datasets/{wanted.name}/resolve/{about.sha}"
+        base = f"{constants.ENDPOINT}/datasets/{wanted.name}/resolve/{info.sha}"
         found: list[Path | RemoteShard] = [RemoteShard(f"{base}/{file}", server) for file in files]
     else:
         folder = _downloaded(wanted, files, key)
         found = [folder / file for file in files]
-    _report(key, str(wanted), about.sha, len(files), "streamed" if server.config.hub == "stream" else "downloaded")
-    card = about.card_data
+    _report(key, str(wanted), info.sha, len(files), "streamed" if server.config.hub == "stream" else "downloaded")
+    card = info.card_data
     _report_licence(wanted.name, (card.get("license_name") or card.get("license")) if card else None)
     return found
 
 
 def files_of_copy(folder: Path, key: str) -> list[Path]:
     """Returns the Parquet files of a Hub data set that was copied to a folder: the files of the split ``train`` if there is one,
-    otherwise all of them. The list is empty if the folder has no card."""
+    otherwise all of the data set's files. The list is empty if the folder has no card."""
     if not (folder / _CARD).is_file():
         return []
     files = _files_in(folder, HubEntry(folder.name, None, ""))
@@ -182,10 +182,10 @@ def _dataset_info(wanted: HubEntry, key: str) -> Any:
     page = f"{constants.ENDPOINT}/datasets/{wanted.name}"
     gated = f"{key}: {wanted}: the data set is gated; accept its terms on {page}, and log in: hf auth login"
     try:
-        about = HfApi(endpoint=constants.ENDPOINT).dataset_info(
+        info = HfApi(endpoint=constants.ENDPOINT).dataset_info(
             wanted.name, revision=wanted.revision, timeout=5 * REACH_S
         )
-        if about.gated and not get_token():
+        if info.gated and not get_token():
             raise UserError(gated)
     except GatedRepoError:
         raise UserError(gated) from None
@@ -198,7 +198,7 @@ def _dataset_info(wanted: HubEntry, key: str) -> Any:
         raise UserError(f"{key}: {wanted}: the data set has no such revision; see {page}/commits") from None
     except Exception as error:  # any exception of the network layer
         raise _failed(wanted, key, error) from None
-    return about
+    return info
 
 
 def _downloaded(wanted: HubEntry, files: Sequence[str], key: str) -> Path:
@@ -221,8 +221,10 @@ def _downloaded(wanted: HubEntry, files: Sequence[str], key: str) -> Path:
 def _failed(wanted: HubEntry, key: str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
-    said = " ".join(str(error).split())[:200]
-    return UserError(f"{key}: {wanted}: the Hub responded with {type(error).__name__}: {said}; try again, or {_COPY}")
+    details = " ".join(str(error).split())[:200]
+    return UserError(
+        f"{key}: {wanted}: the Hub responded with {type(error).__name__}: {details}; try again, or {_COPY}"
+    )
 
 
 def _licence_in(folder: Path) -> Any:

@@ -30,7 +30,7 @@ BLOCK_BYTES = 1 << 20
 """Size of a block, and of a request, in bytes. Two nodes that read neighbouring runs of records both fetch the block on the
 boundary."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 20.0
-_FEW = 6
+_MAX_QUICK_ATTEMPTS = 6
 """Maximum number of attempts, over a few seconds, for a host that never responded to this process, because its URL may be
 wrong."""
 
@@ -154,15 +154,15 @@ class Server:
             UserError: if the block cannot be read, or the file has changed.
         """
         wanted = _BlockRequest(address, shown, state, number)
-        # The time limit includes the time that another process spends trying to fetch the block, because the trainer waits for a
-        # worker only for a limited time.
-        began = time.monotonic()
-        return self._blocks().get(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, began))
+        # The time limit includes the time that another process spends trying to fetch the block, because the trainer waits for
+        # a worker only for a limited time.
+        wait_started = time.monotonic()
+        return self._blocks().get(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, wait_started))
 
     def prefetch(self, address: str, shown: str, state: tuple[int, int], number: int) -> None:
         """Prefetches a block in another thread. The arguments are those of :meth:`block`.
 
-        A request that fails :data:`_FEW` times is dropped, and repeated when the block is read.
+        A request that fails :data:`_MAX_QUICK_ATTEMPTS` times is dropped, and repeated when the block is read.
         """
         blocks = self._blocks()
         if self._prefetcher is None:
@@ -174,13 +174,13 @@ class Server:
 
         self._prefetcher.submit((shown, number), job)
 
-    def _fetch(self, wanted: _BlockRequest, began: float | None = None, brief: bool = False) -> bytes:
+    def _fetch(self, wanted: _BlockRequest, wait_started: float | None = None, brief: bool = False) -> bytes:
         address, shown, state, _ = wanted
         piece = self.request(
             address,
             shown,
             lambda transport: transport.read(address, wanted.start, wanted.end),
-            began=began,
+            wait_started=wait_started,
             brief=brief,
         )
         if (piece.size, piece.version) != state:
@@ -196,39 +196,39 @@ class Server:
         shown: str,
         ask: Callable[[Transport], T],
         *,
-        began: float | None = None,
+        wait_started: float | None = None,
         brief: bool = False,
     ) -> T:
         """Makes a request and returns the response. A failed request is retried for the time that the config sets.
 
         Args:
-            address: URL of the file. A host that never responded to this process is tried only :data:`_FEW` times.
+            address: URL of the file. A host that never responded to this process is tried only :data:`_MAX_QUICK_ATTEMPTS` times.
             shown: the URL to show in messages.
             ask: makes the request.
-            began: time (``time.monotonic``) at which the caller began to wait; if None, now.
-            brief: whether to try at most :data:`_FEW` times.
+            wait_started: time (``time.monotonic``) at which the caller wait_started to wait; if None, now.
+            brief: whether to try at most :data:`_MAX_QUICK_ATTEMPTS` times.
 
         Raises:
             UserError: if the last attempt failed, or a retry would not succeed.
         """
         transport, host = self._transport(address), urlsplit(address).netloc
-        began = time.monotonic() if began is None else began
+        wait_started = time.monotonic() if wait_started is None else wait_started
         # Jitter, so that processes that failed together do not retry together.
         rng = random.Random(f"{shown} {os.getpid()}")
         for count in itertools.count(1):
             try:
                 answer = ask(transport)
             except RequestError as error:
-                left = began + 60 * self.config.retry_minutes - time.monotonic()
+                remaining_s = wait_started + 60 * self.config.retry_minutes - time.monotonic()
                 if not error.again:
                     reason = f"{error}; check the URL and the permission to read it"
                     raise UserError(f"{self.key}: {shown}: {reason}") from None
-                if left <= 0 or (count >= _FEW and (brief or host not in self._answered)):
-                    reason = f"{error}; {self._gave_up(host, count, time.monotonic() - began)}"
+                if remaining_s <= 0 or (count >= _MAX_QUICK_ATTEMPTS and (brief or host not in self._answered)):
+                    reason = f"{error}; {self._gave_up(host, count, time.monotonic() - wait_started)}"
                     raise UserError(f"{self.key}: {shown}: {reason}") from None
                 self._report(shown, error)
                 wait = min(_FIRST_WAIT_S * 2 ** min(count - 1, 30), _LONGEST_WAIT_S) * rng.uniform(0.5, 1)
-                time.sleep(min(wait if brief else max(wait, error.wait_s), left))
+                time.sleep(min(wait if brief else max(wait, error.wait_s), remaining_s))
             else:
                 self._answered.add(host)
                 return answer

@@ -34,7 +34,7 @@ class RequestError(Exception):
 
     Attributes:
         again: True if a retry may succeed.
-        wait_s: seconds to wait before a retry, as the server requested; 0 if it did not.
+        wait_s: seconds to wait before a retry, as the server requested; 0 if the server requested no wait.
     """
 
     def __init__(self, reason: str, *, again: bool, wait_s: float = 0):
@@ -49,7 +49,7 @@ class Transport(Protocol):
         """Reads the bytes ``start`` … ``end`` - 1, or fewer at the end of the file.
 
         Raises:
-            RequestError: if the request fails or the response does not match it.
+            RequestError: if the request fails or the response does not match the request.
         """
         ...
 
@@ -138,8 +138,8 @@ class Http:
             first, last, size = _checked_range(given, start, end)
             encoding = response.headers.get("Content-Encoding", "identity")
             if encoding != "identity" or response.content_length not in (None, last + 1 - first):
-                about = f"{response.content_length} bytes as {encoding}"
-                raise RequestError(f"answers with {about} for the range {given}", again=True)
+                description = f"{response.content_length} bytes as {encoding}"
+                raise RequestError(f"answers with {description} for the range {given}", again=True)
             return Piece(await response.content.readexactly(last + 1 - first), size, version)
 
 
@@ -193,9 +193,11 @@ class Store:
         try:
             state = self._states.get(address)
             if state is None:
-                about = self._files.info(address)
-                mark = next((about[name] for name in ("ETag", "etag", "LastModified", "mtime") if about.get(name)), "")
-                state = self._states[address] = int(about["size"]), version_of(str(mark))
+                metadata = self._files.info(address)
+                mark = next(
+                    (metadata[name] for name in ("ETag", "etag", "LastModified", "mtime") if metadata.get(name)), ""
+                )
+                state = self._states[address] = int(metadata["size"]), version_of(str(mark))
             size, version = state
             end = min(end, size)
             content = self._files.cat_file(address, start=start, end=end) if start < end else b""

@@ -1,4 +1,4 @@
-"""X²-VLM as a model and a processor for transformers, for models of the tasks ``pretrain``, ``retrieval`` and ``grounding``.
+"""X²-VLM as a model and a processor for transformers, for models trained with task ``pretrain``, ``retrieval`` or ``grounding``.
 
 This module becomes the last section of the modelling file that :mod:`x2vlm.integrations.transformers.writing` writes. Training
 does not use it. Axes: N images, M texts, L tokens, K = 1 + P states of an image (the mean patch, then its patches), D width, E
@@ -149,7 +149,7 @@ class X2VLMModel(PreTrainedModel):
             input_ids: (M, L).
             attention_mask: (M, L), 1 = token, 0 = padding; if None, there is no padding.
             vision_states: (N, K, D), from :meth:`get_vision_states` or an earlier call.
-            return_dict: if False, return a tuple.
+            return_dict: if False, a tuple is returned.
         """
         if vision_states is None:
             if pixel_values is None:
@@ -207,12 +207,12 @@ class X2VLMModel(PreTrainedModel):
 
 
 class X2VLMProcessor(ProcessorMixin):
-    """Turns images and texts into the inputs of an X²-VLM, as in its training.
+    """Converts images and texts to the inputs of an X²-VLM, as in training.
 
     Args:
         tokenizer: tokenizer of the model.
         image_size: height and width of ``pixel_values``.
-        pixel_mean, pixel_std: mean and standard deviation per colour, with which pixels in 0..1 are normalised.
+        pixel_mean, pixel_std: mean and standard deviation of each colour, which normalise pixels in 0..1.
         max_tokens, max_words: maximum lengths to which texts are truncated.
     """
 
