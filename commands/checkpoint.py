@@ -20,7 +20,8 @@ SUBCOMMANDS = {
         f"{__name__}:adapters", "save only the weights that a run with optim.lora trained, in a small folder"
     ),
     "merge": Command(
-        f"{__name__}:merge", "rebuild the full model from such a folder and the weights that the run started from"
+        f"{__name__}:merge",
+        "rebuild the full model from a folder of adapters and the weights that the run started from",
     ),
 }
 

@@ -78,7 +78,7 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
     Args:
         choice: the task and its config.
         flags: flags of the command line.
-        kind: used instead of the kind of the chosen task.
+        kind: config class and task class to use instead of those of the chosen task.
 
     Raises:
         UserError: if the config or the data are invalid.

@@ -91,10 +91,10 @@ class EvaluationConfig(Config):
 
 def check_files(config: EvaluationConfig, data: DataConfig) -> None:
     """Raises a :class:`UserError` before training if held-out files are missing or empty, or videos cannot be read."""
-    for which in ("files", "region_files", "video_files"):
-        if files := getattr(config, which):
-            shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index, remote=data.remote)
-            if which == "video_files":
+    for files_key in ("files", "region_files", "video_files"):
+        if files := getattr(config, files_key):
+            shards = Shards(files, key=f"evaluation.{files_key}", index_folder=data.cache_index, remote=data.remote)
+            if files_key == "video_files":
                 if data.videos is None:
                     raise UserError(
                         "evaluation.video_files: data.videos is missing, which determines how the files are read; add it"
@@ -121,15 +121,15 @@ class HeldOutReader:
     processor: TextProcessor
     choose: Choose = range
 
-    def images(self, which: Literal["files", "region_files"]) -> list[HeldOutRecord]:
+    def images(self, files_key: Literal["files", "region_files"]) -> list[HeldOutRecord]:
         """Reads the image records in one of the config's lists of files.
 
         Raises:
             UserError: for the first record that cannot be used.
         """
-        stream = self.stream(which)
+        stream = self.stream(files_key)
         return read_held_out(
-            getattr(self.config, which),
+            getattr(self.config, files_key),
             self.processor,
             image_size=self.vision.image_size,
             keys=stream.keys(),
@@ -138,7 +138,7 @@ class HeldOutReader:
             pixels=self.data.pixels,
             limit=self.config.limit,
             choose=self.choose,
-            config_key=f"evaluation.{which}",
+            config_key=f"evaluation.{files_key}",
             index_folder=self.data.cache_index,
             remote=self.data.remote,
         )
@@ -163,9 +163,9 @@ class HeldOutReader:
             remote=self.data.remote,
         )
 
-    def stream(self, which: str) -> ImageRecordsConfig:
+    def stream(self, files_key: str) -> ImageRecordsConfig:
         """Returns the stream config used to read the records: the region stream for boxes, if the run has one."""
-        regions = self.data.regions if which == "region_files" or self.data.images is None else None
+        regions = self.data.regions if files_key == "region_files" or self.data.images is None else None
         return regions or self.data.images or ImageRecordsConfig(files=[], batch_size=1)
 
 
@@ -356,22 +356,24 @@ class PretrainEvaluator:
         records have no boxes. Call :meth:`evaluate` first."""
         numbers = [number for number, record in enumerate(self.with_boxes) if record.elements]
         shown = [numbers[index] for index in spread(len(numbers), self.config.panels)]
-        which = "region_files" if self.config.region_files else "files"
+        files_key = "region_files" if self.config.region_files else "files"
         shards = Shards(
-            getattr(self.config, which),
-            key=f"evaluation.{which}",
+            getattr(self.config, files_key),
+            key=f"evaluation.{files_key}",
             index_folder=self.data.cache_index,
             remote=self.data.remote,
         )
-        panels, broken = readable_panels((partial(self._panel, shards, which, number) for number in shown), path.name)
+        panels, broken = readable_panels(
+            (partial(self._panel, shards, files_key, number) for number in shown), path.name
+        )
         if not panels:
             return None
         title = f"held-out: {len(panels)} of {len(numbers):,} images with boxes, evenly spaced over the files{broken}"
         return draw_sheet(Sheet(title, BOX_LEGEND, panels), path)
 
-    def _panel(self, shards: Shards, which: str, number: int) -> Panel:
+    def _panel(self, shards: Shards, files_key: str, number: int) -> Panel:
         """Decodes an image again and draws it with the boxes of at most :data:`MAX_BOXES` phrases."""
-        record, stream = self.with_boxes[number], self.reader.stream(which)
+        record, stream = self.with_boxes[number], self.reader.stream(files_key)
         source = parse_region_record(shards.read(number), stream.keys(), stream.caption_key).image
         view = EvaluationView(self.model.config.vision.image_size, self.data.max_pixels, pixels=self.data.pixels)
         pixels = ImageReader(view)(source, size=record.size)

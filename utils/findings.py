@@ -14,15 +14,15 @@ class Finding:
 
     Attributes:
         level: "refused" if the run would fail or learn nothing; "warning" if the problem may be intentional.
-        place: a config key, or a file and line.
+        location: a config key, or a file and line.
         fact: the problem, with its numbers.
         remedy: what to do.
     """
 
     level: Level
-    place: str
+    location: str
     fact: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.fact}; {self.remedy}"
+        return f"{self.location}: {self.fact}; {self.remedy}"

@@ -90,7 +90,7 @@ class Reader:
         """Returns an image for drawing, (H, W, 3) uint8 with a longer side of ``side``; for a video, its frames side by side.
 
         Raises:
-            UserError: the image cannot be read, or the model does not accept this kind of input.
+            UserError: the image cannot be read, or the model does not accept this type of input.
         """
         if isinstance(image, View):
             image = image.pixels

@@ -1,4 +1,4 @@
-"""Finds all boxes of a phrase with a model whose box head predicts only one box. The boxes are those regions of the image whose
+"""Finds all boxes of a phrase with a model whose box head predicts only one box. The boxes are the regions of the image whose
 content matches the phrase."""
 
 from __future__ import annotations

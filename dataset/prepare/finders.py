@@ -65,8 +65,8 @@ def names_of_path(path: str) -> MediaNames:
 
 
 class Finder(Protocol):
-    """Finds the images or videos of a data set. ``missing`` lists those that do not exist; ``annotations_alone`` is True if
-    none exists."""
+    """Finds the images or videos of a data set. ``missing`` lists the images or videos that do not exist;
+    ``annotations_alone`` is True if none of them exists."""
 
     missing: list[str]
 

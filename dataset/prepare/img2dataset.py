@@ -53,7 +53,7 @@ def shards_digest(shards: Sequence[Path]) -> str:
 
 
 def statuses_of(path: Path) -> Mapping[str, int]:
-    """Returns how often each status occurred in a shard: "success", or the reason why the image is missing."""
+    """Returns the number of times that each status occurred in a shard: "success", or the reason why the image is missing."""
     try:
         values = read_json(_statistics_of(path))
         return {str(status): int(number) for status, number in values["status_dict"].items()}

@@ -168,7 +168,7 @@ def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[
             counts.read["pairs"] += 1
             counts.skip(row.kind, row.location, row.message)
             continue
-        rows.append((location, {ours: row.get(theirs) for ours, theirs in columns.items()}))
+        rows.append((location, {ours: row.get(name) for ours, name in columns.items()}))
         if len(rows) == LINE_BATCH:
             yield rows
             rows = []

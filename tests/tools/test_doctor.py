@@ -211,7 +211,7 @@ def test_starting_from_a_run_that_ignores_the_images_causes_a_warning(scenes_fol
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     config = Namespace(task="vqa", init=Namespace(checkpoint=str(run)))
     (found,) = start_not_above(Namespace(config=config))
-    assert (found.level, found.place) == ("warning", "init.checkpoint")
+    assert (found.level, found.location) == ("warning", "init.checkpoint")
     assert found.fact == OneLine(f"{run}, test", "50.0%", "49.0%")
     assert start_not_above(Namespace(config=Namespace(task="retrieval", init=config.init))) == []
     (run / "evaluation.json").unlink()

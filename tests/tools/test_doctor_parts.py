@@ -133,7 +133,7 @@ def test_large_data_are_compared_only_by_path(files, monkeypatch):
 def test_an_error_is_split_into_place_fact_and_remedy():
     finding = finding_of(UserError("data.train: x.json does not exist; check the path; or make it"))
     assert finding == Finding("refused", "data.train", "x.json does not exist; check the path", "or make it")
-    assert finding_of(UserError("no key here: 1")).place == "config"
+    assert finding_of(UserError("no key here: 1")).location == "config"
 
 
 def test_a_report_continues_after_errors_and_counts_them():
@@ -166,7 +166,7 @@ def test_equal_findings_are_reported_once_with_all_locations():
 def test_versions_outside_the_requirements_are_reported(tmp_path):
     file = tmp_path / "requirements.txt"
     file.write_text("# comment\ntorch>=2\nnumpy<1  # old\nno-such-package-of-ours>=1\n")
-    assert [(each.level, each.place) for each in versions(file)] == [
+    assert [(each.level, each.location) for each in versions(file)] == [
         ("warning", "numpy"),
         ("refused", "no-such-package-of-ours"),
     ]
@@ -236,7 +236,7 @@ def test_small_data_are_counted_by_stream():
     records = {"images": 8, "regions": 10}
     assert small_data(sizes, records, 1, 1) == []
     (found,) = small_data(sizes, records, 2, 1)
-    assert (found.place, found.remedy) == ("data.regions.max_images", OneLine("lower it to at most 5"))
+    assert (found.location, found.remedy) == ("data.regions.max_images", OneLine("lower it to at most 5"))
 
 
 def test_the_size_of_the_data_is_compared_with_all_chunks_of_the_loss():

@@ -27,7 +27,7 @@ class Report:
     def __init__(self, write: Callable[[str], object]):
         self._write = write
         self.findings: list[Finding] = []
-        self._places: list[list[str]] = []
+        self._locations: list[list[str]] = []
         self.not_checked = 0
 
     def section(self, name: str) -> None:
@@ -48,7 +48,7 @@ class Report:
         for finding in findings:
             number, known = self._number(finding)
             fact = "the same" if known else finding.fact
-            self._line(finding.level, check, f"[{number}] {finding.place}: {fact}")
+            self._line(finding.level, check, f"[{number}] {finding.location}: {fact}")
         if not findings and otherwise is not None:
             self.ok(check, otherwise)
         return bool(findings)
@@ -73,7 +73,7 @@ class Report:
         if self.findings:
             self._write("\nfindings\n")
         for number, finding in enumerate(self.findings, start=1):
-            self._write(f"{number:3}. {finding.level}: {', '.join(self._places[number - 1])}\n")
+            self._write(f"{number:3}. {finding.level}: {', '.join(self._locations[number - 1])}\n")
             for name, text in (("fact", finding.fact), ("remedy", finding.remedy)):
                 wrapped = textwrap.fill(text, WIDTH - 13, break_long_words=False, break_on_hyphens=False)
                 self._write(f"     {name + ':':7} {wrapped.replace(chr(10), chr(10) + ' ' * 13)}\n")
@@ -88,12 +88,12 @@ class Report:
 
     def _number(self, finding: Finding) -> tuple[int, bool]:
         """Returns the number of a finding, and whether an equal finding was already reported, perhaps for another location."""
-        for number, (other, places) in enumerate(zip(self.findings, self._places, strict=True), start=1):
+        for number, (other, locations) in enumerate(zip(self.findings, self._locations, strict=True), start=1):
             if (other.level, other.fact, other.remedy) == (finding.level, finding.fact, finding.remedy):
-                places += [] if finding.place in places else [finding.place]
+                locations += [] if finding.location in locations else [finding.location]
                 return number, True
         self.findings.append(finding)
-        self._places.append([finding.place])
+        self._locations.append([finding.location])
         return len(self.findings), False
 
     def _line(self, level: str, check: str, text: str) -> None:
@@ -105,8 +105,8 @@ class Report:
 def finding_of(error: UserError) -> Finding:
     """Returns a refused finding from a one-line error: location, fact and remedy, as far as they can be separated."""
     text = str(error)
-    place, colon, rest = text.partition(": ")
-    if not colon or " " in place:
-        place, rest = "config", text
+    location, colon, rest = text.partition(": ")
+    if not colon or " " in location:
+        location, rest = "config", text
     fact, semicolon, remedy = rest.rpartition("; ")
-    return Finding("refused", place, fact, remedy) if semicolon else Finding("refused", place, rest, "fix it")
+    return Finding("refused", location, fact, remedy) if semicolon else Finding("refused", location, rest, "fix it")

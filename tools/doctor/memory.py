@@ -61,7 +61,8 @@ def estimate(subject: Subject) -> StepMemory:
 
 
 def outside(gpus: int, tensors: int) -> int:
-    """Returns the bytes of GPU memory that are used in addition to tensors, with the same assumptions as ``run.py plan``."""
+    """Returns the number of bytes of GPU memory that are used in addition to tensors, under the same assumptions as ``run.py
+    plan``."""
     return CONTEXT + int(FRAGMENTATION * tensors) + (NCCL if gpus > 1 else 0)
 
 

@@ -147,7 +147,7 @@ def check_unknown(subject: Subject, report: Report) -> None:
 def _unknown_finding(subject: Subject, unknown: int, tokens: int) -> Finding:
     assert subject.tokenizer is not None
     words = ", ".join(f"{word} ({count:,})" for word, count in subject.tokenizer.unknown.most_common(8))
-    place = f"model.text.encoder = {subject.config.model.text.encoder}"
+    location = f"model.text.encoder = {subject.config.model.text.encoder}"
     remedy = "train a tokenizer on your texts (python run.py tokenizer --help), or choose an encoder for their language"
     fact = f"{unknown / tokens:.1%} of {tokens:,} tokens in the sample are unknown, mostly in the words {words}"
-    return Finding("warning", place, fact, remedy)
+    return Finding("warning", location, fact, remedy)

@@ -52,7 +52,7 @@ def left_to_right_text(count: int, tokens: int, targets: int, vocabulary: int) -
     """Returns N texts whose last ``targets`` tokens are to be predicted, each from a [MASK] before it."""
     targets = min(targets, tokens - 1)
     # Use plain numbers, because fake tensors have no contents to build a text from.
-    words = [FIRST_WORD + place % max(1, vocabulary - FIRST_WORD) for place in range(tokens)]
+    words = [FIRST_WORD + position % max(1, vocabulary - FIRST_WORD) for position in range(tokens)]
     indices = list(range(tokens - targets, tokens))
     return LeftToRightText.of([words] * count, [indices] * count, mask_id=FIRST_WORD, pad_id=0)
 

@@ -159,7 +159,7 @@ def _rates(groups: Sequence[Group]) -> Chart:
             highest = max(rates.values(), key=lambda series: series.range()[1])
             lines.append(Line(group.name, group.colour, highest.points()))
         elif rates:
-            lines += [Line(label, place, series.points()) for place, (label, series) in enumerate(rates.items())]
+            lines += [Line(label, index, series.points()) for index, (label, series) in enumerate(rates.items())]
     if len(groups) > 1:
         return Chart("highest learning rate", lines)
     return Chart("learning rate", lines, keys=len(lines) > 1)

@@ -126,8 +126,8 @@ def _record_panel(
     boxes = sorted(prediction.get("boxes", ()), key=lambda box: box["iou"])[:MAX_BOXES]
     pairs, lines = [], []
     size = _size_of(record.image.load()) if boxes else None
-    for place, (box, colour) in enumerate(zip(boxes, colours(len(boxes)), strict=True), start=1):
-        label = str(place) if len(boxes) > 1 else ""
+    for number_on_image, (box, colour) in enumerate(zip(boxes, colours(len(boxes)), strict=True), start=1):
+        label = str(number_on_image) if len(boxes) > 1 else ""
         pairs.append(pair_of_boxes(box, size, colour, label))
         lines.append(Line(f"IoU {box['iou']:.2f} · {box['phrase']}", box["iou"] >= 0.5, (colour, label)))
     if more := len(prediction.get("boxes", ())) - len(boxes):

@@ -13,7 +13,7 @@ from tools.runs.reading import Run
 from utils.printing import format_number
 
 LOWER = re.compile(r"loss|error|perplexity|(median|mean) rank|distance", re.I)
-"""Names of metrics for which lower is better; for all others, higher is better."""
+"""Names of metrics for which lower is better. For all other metrics, higher is better."""
 
 Metric = Mapping[str, Any]
 

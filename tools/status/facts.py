@@ -84,7 +84,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How long the ranks take for their own work in a step, according to the last line of metrics.
+    """The times that the ranks take for their own work in a step, according to the last line of metrics.
 
     Attributes:
         slowest: the slowest rank.

@@ -1,5 +1,5 @@
-"""The functions of a model that a search uses: one computes the tokens of an image, which can be cached, and others compare
-texts with these tokens."""
+"""The functions of a model that a search uses. One function computes the tokens of an image, which can be cached; the others
+compare texts with these tokens."""
 
 from __future__ import annotations
 

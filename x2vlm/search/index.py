@@ -1,5 +1,5 @@
 """An index of images. A search has two stages: all images are compared with the text by cosine, and the matching head then
-re-ranks the best ones."""
+re-ranks the best images."""
 
 from __future__ import annotations
 
@@ -168,8 +168,7 @@ class ImageIndex:
         return nearest_rows(self.embeddings, self.model.embed_texts(text)[0], count)
 
     def _available(self, cosines: dict[int, float]) -> dict[int, Hit]:
-        """Returns the hits for the rows whose files still exist and are unchanged. A warning says how many other rows there
-        are."""
+        """Returns the hits for the rows whose files still exist and are unchanged. A warning says how many rows were skipped."""
         hits = {}
         for row, cosine in cosines.items():
             paths = [path for path in map(self._unchanged, [self._image(row), *self._copies.get(row, ())]) if path]

@@ -39,8 +39,8 @@ class CaseSuite(Suite[list[Case]]):
         file_of: the official file of each kind.
         cases: function that reads the cases of a kind from its file, including cases that the official protocol excludes.
         rule: the official rule.
-        chance: the value of each measure for random scores. If empty, it is 1 / N, which is the chance of choosing the right one
-            of the N texts of a case.
+        chance: the value of each measure for random scores. If empty, it is 1 / N, the chance of choosing the right text among
+            the N texts of a case.
         text_rule: a rule for the cosines (texts, texts) between the texts. Its measures are computed only for the cosine score.
     """
 
@@ -175,7 +175,7 @@ def _expected(rule: Rule, ranks: tuple[tuple[int, ...], ...], axis: int) -> Mapp
     orders: list[Sequence[int]] = (
         list(itertools.permutations(range(count)))
         if count <= MAX_PERMUTED
-        else [np.roll(range(count), places).tolist() for places in range(count)]
+        else [np.roll(range(count), shift).tolist() for shift in range(count)]
     )
     values = []
     for chosen in itertools.product(orders, repeat=lines):

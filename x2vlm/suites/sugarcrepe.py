@@ -36,7 +36,7 @@ def captions_beat_the_negative(scores: np.ndarray) -> dict[str, float]:
 
 def captions_resemble_each_other(cosines: np.ndarray) -> dict[str, float]:
     """Judges SugarCrepe++'s text-only task (TOT): the right captions must resemble each other more than either of them resembles
-    the wrong one."""
+    the wrong caption."""
     return {"TOT": float(cosines[0, 1] > max(cosines[0, 2], cosines[1, 2]))}
 
 

@@ -115,7 +115,8 @@ def _add(
     counts: Counts,
     location: str,
 ) -> None:
-    """Adds the boxes of vertices under the alternatives ``texts``, with the details among ``texts_of`` as long caption."""
+    """Adds the boxes of vertices to the phrase with the alternative wordings ``texts``. The detailed captions in ``texts_of``
+    become the long captions of the phrase."""
     cleaned = (cleaned_text(text, counts, location) for text in texts)
     alternatives = list(dict.fromkeys(text for text in cleaned if text is not None))
     if not alternatives:
