@@ -79,8 +79,8 @@ def as_subpackage(text: str) -> str:
 def _renamed(found: re.Match[str]) -> str:
     module, function = found[1], found[2] or ""
     path = HERE.joinpath(*module.split("."))
-    named = (path.is_dir() or path.with_suffix(".py").is_file()) and ("." in module or function)
-    return f'"x2vlm.{module}{function}"' if named else found[0]
+    is_module = (path.is_dir() or path.with_suffix(".py").is_file()) and ("." in module or function)
+    return f'"x2vlm.{module}{function}"' if is_module else found[0]
 
 
 if __name__ == "__main__":

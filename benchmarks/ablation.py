@@ -48,17 +48,17 @@ def variants(folder: Path) -> dict[str, list[str]]:
 def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/ablation")) -> int:
     """Ablation of the paper's method on the demo; run make scenes first.
 
-    The demo is trained for 300 steps unchanged, and without one component of the method at a time: region descriptions, object
-    descriptions, both, the box losses, the matching loss. run.py sweep starts the runs and prints the table; docs/ablations.md
-    shows the results.
+    The demo is trained for 300 steps, first unchanged and then without one component of the method at a time: region
+    descriptions, object descriptions, both, the box losses, the matching loss. run.py sweep starts the runs and prints the table;
+    docs/ablations.md shows the results.
 
     Args:
         steps: number of steps per run.
         seeds: seeds of the runs.
         output: folder of the runs.
 
-        Examples:
-            python -m benchmarks.ablation
+    Examples:
+        python -m benchmarks.ablation
     """
     return sweep(
         f"train.steps={steps}",

@@ -28,8 +28,8 @@ VARIANTS = {
     "adapters of rank 8": ["optim.lora={rank: 8, lr: 3e-3}"],
     "frozen vision and text": ["optim.freeze={vision: true, text: true}"],
 }
-LARGER = "configs/retrieval/coco_base_4m.yaml"
-"""A published config, to estimate the memory of a full-size model."""
+FULL_SIZE_CONFIG = "configs/retrieval/coco_base_4m.yaml"
+"""A published config, for which the benchmark also estimates the memory of a step."""
 
 
 def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
@@ -62,8 +62,8 @@ def main(*tasks: str, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/adapte
 
     Each task is fine-tuned from the demo's pre-trained model for the same number of steps in three ways: all weights, low-rank
     adapters, and all weights except the vision and text encoders. run.py sweep starts and resumes the runs. The benchmark prints
-    the metric that selects the weights, on the test split, and the planned memory of a step. docs/finetuning.md shows the
-    results.
+    the selection metric (the one by which a run selects its weights) on the test split, and the planned memory of a step.
+    docs/finetuning.md shows the results.
 
     Args:
         tasks: the tasks (default: all).
@@ -84,10 +84,10 @@ def main(*tasks: str, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/adapte
         if code == 2:  # nothing was measured; the sweep has printed the error
             continue
         measured, metric = json.loads((folder / "sweep.json").read_text(encoding="utf-8")), metric_of(task)
-        entries = [shown([run[metric] for run in measured[name]]) for name in VARIANTS]
+        entries = [mean_and_spread([run[metric] for run in measured[name]]) for name in VARIANTS]
         rows.append(f"| `{task}`: {metric} | {' | '.join(entries)} |")
     lines = [f"| | {' | '.join(VARIANTS)} |", f"|---|{'---|' * len(VARIANTS)}", *rows]
-    for path in (*(f"configs/demo/{task}.yaml" for task in tasks or TASKS), LARGER):
+    for path in (*(f"configs/demo/{task}.yaml" for task in tasks or TASKS), FULL_SIZE_CONFIG):
         sizes = [f"{memory_of(path, overrides).total / 1e6:,.0f} MB" for overrides in VARIANTS.values()]
         lines.append(f"| memory of a step, `{path}` | {' | '.join(sizes)} |")
     sys.stdout.write("\n" + "\n".join(lines) + "\n")
@@ -99,7 +99,7 @@ def quoted(override: str) -> str:
     return f"'{override}'"
 
 
-def shown(values: Sequence[float]) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     """Formats the mean and standard deviation of several runs."""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.1f}{spread}"

@@ -19,7 +19,7 @@ from utils.commands import call
 from utils.flags import Positive
 
 LENGTHS = {1: 2050, 2: 800, 3: 230, 4: 40, 5: 8, 6: 1}
-"""Number of word pieces -> number of candidates of this length, 3,129 in total."""
+"""Maps each length of an answer, in word pieces, to the number of candidates of this length (3,129 in total)."""
 
 K = 128
 QUESTION_TOKENS = (5, 14)
@@ -75,7 +75,7 @@ def rank_naively(
 def compare(ranked: RankedAnswers, expected: RankedAnswers) -> float:
     """Returns the largest difference between the probabilities of two rankings.
 
-    Both must contain the same candidates in the same order, except for neighbours that are equal up to rounding.
+    Both rankings must contain the same candidates in the same order, except for neighbours whose scores are equal up to rounding.
     """
     difference = float((ranked.probabilities - expected.probabilities).abs().max())
     assert difference < 1e-5, f"probabilities differ by {difference}"

@@ -33,15 +33,15 @@ PHRASES = [
 RECIPE = ["train.steps=2500", "train.validate_every=500", "train.checkpoint_every=500", "optim.freeze.vision=true"]
 """The published head is trained with the same recipe as the set head in its config."""
 
-WAYS = {"set head": ("grounding_sets", []), "published head": ("grounding", [*PHRASES, *RECIPE])}
+VARIANTS = {"set head": ("grounding_sets", []), "published head": ("grounding", [*PHRASES, *RECIPE])}
 SEVERAL_EXACT = f"{list(KINDS)[-1]}: {EXACT}"
 MIN_PROBABILITY = 0.05
 """Regions below this probability are ignored when the threshold is chosen."""
 
 
-def trained(way: str, seed: int, folder: Path) -> dict[str, float]:
+def trained(variant: str, seed: int, folder: Path) -> dict[str, float]:
     """Returns the test metrics of a run. Starts the run if it has no metrics yet."""
-    config, overrides = WAYS[way]
+    config, overrides = VARIANTS[variant]
     output = folder / f"{config}-seed{seed}"
     report = output / EVALUATION_FILE
     if not report.is_file():
@@ -69,8 +69,8 @@ def regions_of(model: Model, items: list[Phrase]) -> list[ScoredBoxes]:
 
 
 def region_metrics(path: Path) -> dict[str, tuple[Evaluation, float]]:
-    """Returns metrics on the test phrases, with two thresholds: the best on all validation phrases, and the best on those with
-    several boxes."""
+    """Returns metrics on the test phrases for two thresholds: the best on all validation phrases, and the best on the validation
+    phrases with several boxes."""
     model = load(path)
     splits = {
         split: read_phrases(GroundingSplitConfig(annotations=SCENES.format(split)), "data", 0.0, ANY_NUMBER)
@@ -114,8 +114,10 @@ def main(
     @one_line_errors
     def run() -> int:
         with ThreadPoolExecutor(jobs) as pool:
-            runs = {(way, seed): pool.submit(trained, way, seed, folder) for way in WAYS for seed in seeds}
-            results = {way: [runs[way, seed].result() for seed in seeds] for way in WAYS}
+            runs = {
+                (variant, seed): pool.submit(trained, variant, seed, folder) for variant in VARIANTS for seed in seeds
+            }
+            results = {variant: [runs[variant, seed].result() for seed in seeds] for variant in VARIANTS}
         regions = region_metrics(model)
         sets, published = results["set head"], results["published head"]
         rows: list[tuple[str, str | None]] = [("N-acc", None)]

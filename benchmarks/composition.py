@@ -23,21 +23,23 @@ from x2vlm.suites.suite import CONDITIONS, SCORES, Judged
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/demo/pretrain_composition.yaml"
-WAYS = {
+VARIANTS = {
     "without": ["data.images.hard_negatives=null", "data.regions.hard_negatives=null"],
     "with": [],
 }
 METRIC = "accuracy"
-RECALLS = [f"{way} R@1 ({score})" for score in ("cosine", "reranked") for way in ("image to text", "text to image")]
+RECALLS = [
+    f"{direction} R@1 ({score})" for score in ("cosine", "reranked") for direction in ("image to text", "text to image")
+]
 """Metrics on whole scenes and their captions, which show the cost of hard negatives."""
 
 
-def trained(way: str, seed: int, model: Path, folder: Path) -> Path:
+def trained(variant: str, seed: int, model: Path, folder: Path) -> Path:
     """Returns the folder of a run. Trains the run if it is not complete."""
-    output = folder / f"{way}-seed{seed}"
+    output = folder / f"{variant}-seed{seed}"
     if not (output / EVALUATION_FILE).is_file():
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        overrides = [f"seed={seed}", f"init.checkpoint={model}", *WAYS[way]]
+        overrides = [f"seed={seed}", f"init.checkpoint={model}", *VARIANTS[variant]]
         command = [
             sys.executable,
             "run.py",
@@ -61,7 +63,7 @@ def trained(way: str, seed: int, model: Path, folder: Path) -> Path:
 
 
 def mean_of(judged: list[Judged]) -> Judged:
-    """Returns the mean over several models, for each example."""
+    """Returns the mean judgement of several models on each example."""
     values = {
         score: {
             condition: np.mean([each.values[score][condition] for each in judged], axis=0) for condition in CONDITIONS
@@ -102,12 +104,16 @@ def main(
         cases = suite.read(data, ())
         models = {"before": [model]}
         with ThreadPoolExecutor(jobs) as pool:
-            runs = {(way, seed): pool.submit(trained, way, seed, model, folder) for seed in seeds for way in WAYS}
-            models |= {way: [runs[way, seed].result() for seed in seeds] for way in WAYS}
-        for way, paths in models.items():
+            runs = {
+                (variant, seed): pool.submit(trained, variant, seed, model, folder)
+                for seed in seeds
+                for variant in VARIANTS
+            }
+            models |= {variant: [runs[variant, seed].result() for seed in seeds] for variant in VARIANTS}
+        for variant, paths in models.items():
             judged = [suite.judge(load(path), cases) for path in paths]
             of_seeds = [suite.results(each, draws=0) for each in judged]
-            sys.stdout.write(f"{way}\n")
+            sys.stdout.write(f"{variant}\n")
             for score, results in suite.results(mean_of(judged), draws=1000).items():
                 for index, result in enumerate(results):
                     if result.measure == METRIC and result.interval is not None:

@@ -58,7 +58,8 @@ class Laps:
 
 
 def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
-    """Measures the seconds of each stage of a micro-batch of pairs, with the steps of :meth:`ImageStream.rows`."""
+    """Measures how many seconds each stage takes for a micro-batch of pairs. The stages are the steps of
+    :meth:`ImageStream.rows`."""
     source, text, config = stream.sources[0], stream.text, stream.view.config
     augment = RandAugment(config.rand_augment_ops, config.rand_augment_magnitude)
     views, texts, laps = [], [], Laps()
@@ -121,7 +122,7 @@ def with_pillow(content: bytes, part: Box, size: int) -> Tensor:
 
 
 def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) -> list[float]:
-    """Returns the time of Pillow over ours on the same files and crops, for each round."""
+    """Returns Pillow's time divided by ours, on the same files and crops, for each round."""
     assert data.images is not None
     config, values = data.images.augment, []
     images = [EncodedImage(content, data.max_pixels, "") for content in contents]
@@ -170,8 +171,8 @@ def main(
     workers: for pre-training, in the loaders above; for other tasks, on pairs or on videos with the same number of frames, at the
     task's image size.
 
-    The last line is the median ratio of two times on the same files and crops: decoding, cropping and bicubic resizing to a uint8
-    tensor with Pillow, over ours.
+    The last line is the median ratio of two times on the same files and crops: the time in which Pillow decodes, crops and
+    bicubically resizes to a uint8 tensor, over ours.
 
     Args:
         rounds: number of measurements.
@@ -179,7 +180,7 @@ def main(
         quality: quality of the JPEG files, 1 to 100 (90: about COCO's 160 kB).
         gpu: GPU for which the needed images/s are computed.
         utilisation: assumed fraction of the GPU's peak (default: as in run.py plan).
-        step_images_per_s: measured images/s of a step, instead of the assumption.
+        step_images_per_s: measured images/s of a step, used instead of the assumed utilisation.
 
     Examples:
         python -m benchmarks.data

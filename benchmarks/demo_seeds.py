@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 Metrics = dict[str, dict[str, Any]]
 """The metrics of a split, as in ``evaluation.json``."""
 
-STARTS = {"pre-trained": [], "from scratch": ["init.checkpoint=null"]}
+INITIALISATIONS = {"pre-trained": [], "from scratch": ["init.checkpoint=null"]}
 
 
 def run(task: str, start: str, seed: int, folder: Path) -> Metrics:
@@ -29,7 +29,7 @@ def run(task: str, start: str, seed: int, folder: Path) -> Metrics:
     if not report.is_file():
         command = [sys.executable, "run.py", "--task", task, "--cpu", "1", "--output", str(output), "--resume"]
         subprocess.run(
-            [*command, f"seed={seed}", *STARTS[start]],
+            [*command, f"seed={seed}", *INITIALISATIONS[start]],
             cwd=ROOT,
             check=True,
             stdout=subprocess.DEVNULL,
@@ -88,11 +88,11 @@ def main(
         runs = {
             (task, start, seed): pool.submit(run, task, start, seed, folder)
             for task in tasks
-            for start in STARTS
+            for start in INITIALISATIONS
             for seed in seeds
         }
         for task in tasks:
-            runs_by_start = {start: [runs[task, start, seed].result() for seed in seeds] for start in STARTS}
+            runs_by_start = {start: [runs[task, start, seed].result() for seed in seeds] for start in INITIALISATIONS}
             sys.stdout.write("\n".join(lines_of(task, runs_by_start)) + "\n\n")
             sys.stdout.flush()
     return 0

@@ -34,8 +34,8 @@ TOKENS = 13
 """Tokens per text, about the length of a caption."""
 
 
-class Work(NamedTuple):
-    """A timed call: its name, and a function that runs it on a runtime and returns the result."""
+class TimedCall(NamedTuple):
+    """A call to be timed: its name, and a function that makes the call on a runtime and returns the result."""
 
     name: str
     run: Callable[[Runtime], Tensor]
@@ -53,19 +53,19 @@ def build(size: str) -> PretrainModel:
     return PretrainModel(config).eval()
 
 
-def works(model: PretrainModel) -> Iterator[Work]:
-    """Yields the timed calls, with a single input and with a batch of each kind."""
+def timed_calls(model: PretrainModel) -> Iterator[TimedCall]:
+    """Yields the calls to be timed, each with a single input and with a batch."""
     sides, runtime = sides_of(model.config.vision.image_size), TorchRuntime(model, "fp32")
     for count in (1, 8):
         pixels = torch.randint(0, 256, (count, 3, *sides), dtype=torch.uint8)
-        yield Work(f"image encoder, {count}", methodcaller("image_embeddings", pixels))
+        yield TimedCall(f"image encoder, {count}", methodcaller("image_embeddings", pixels))
     for count in (1, 32):
-        yield Work(f"text encoder, {count}", methodcaller("text_embeddings", texts(count)))
+        yield TimedCall(f"text encoder, {count}", methodcaller("text_embeddings", texts(count)))
     with runtime.running():
         one, many = (TextBank.of([runtime.text_states(texts(count))]) for count in (1, 32))
     images = torch.randn(16, *runtime.state_shape)
-    yield Work("re-ranker, a text with 16 images", lambda runtime: matched(runtime, images, one))
-    yield Work("re-ranker, an image with 32 texts", lambda runtime: matched(runtime, images[:1], many))
+    yield TimedCall("re-ranker, a text with 16 images", lambda runtime: matched(runtime, images, one))
+    yield TimedCall("re-ranker, an image with 32 texts", lambda runtime: matched(runtime, images[:1], many))
 
 
 def texts(count: int) -> Text:
@@ -88,22 +88,22 @@ def seconds(run: Callable[[Runtime], Tensor], runtime: Runtime) -> float:
         return time.perf_counter() - started
 
 
-def measure(work: Work, ours: Runtime, exported: Runtime, rounds: int) -> str:
+def measure(timed: TimedCall, ours: Runtime, exported: Runtime, rounds: int) -> str:
     """Measures a call and returns its row of the table. The order of the runtimes alternates between rounds."""
     with ours.running():
-        apart = difference(work.run(ours), work.run(exported))
-    assert apart <= TOLERANCE, f"{work.name}: results differ by {apart}"
+        apart = difference(timed.run(ours), timed.run(exported))
+    assert apart <= TOLERANCE, f"{timed.name}: results differ by {apart}"
     for runtime in (ours, exported):  # warm up
-        seconds(work.run, runtime)
+        seconds(timed.run, runtime)
     times: list[tuple[float, float]] = []
     for number in range(rounds):
         order = (ours, exported) if number % 2 == 0 else (exported, ours)
-        found = {runtime is ours: seconds(work.run, runtime) for runtime in order}
+        found = {runtime is ours: seconds(timed.run, runtime) for runtime in order}
         times.append((found[True], found[False]))
     ratios = sorted(torch_s / onnx_s for torch_s, onnx_s in times)
     torch_ms, onnx_ms = (1e3 * statistics.median(each) for each in zip(*times, strict=True))
     return (
-        f"{work.name:34} {torch_ms:9.1f} {onnx_ms:9.1f} {statistics.median(ratios):7.2f}   {ratios[0]:.2f} to "
+        f"{timed.name:34} {torch_ms:9.1f} {onnx_ms:9.1f} {statistics.median(ratios):7.2f}   {ratios[0]:.2f} to "
         f"{ratios[-1]:.2f}"
     )
 
@@ -133,8 +133,8 @@ def main(*, rounds: Positive = 11, threads: Positive = 2, small: bool = False) -
             write_graphs(model, Path(folder), size)
             exported = OnnxRuntime(Path(folder), describe(ours), model.config.vision.image_size)
             sys.stdout.write(f"{size}, {threads} threads{'':18}torch, ms  onnx, ms   ratio   of {rounds} rounds\n")
-            for work in works(model):
-                sys.stdout.write(measure(work, ours, exported, rounds) + "\n")
+            for timed in timed_calls(model):
+                sys.stdout.write(measure(timed, ours, exported, rounds) + "\n")
                 sys.stdout.flush()
     return 0
 

@@ -16,7 +16,7 @@ import torch
 
 from batches.losses import Work
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
-from benchmarks.results import keep
+from benchmarks.results import write_results
 from benchmarks.step_clock import PHASES, Stepper
 from benchmarks.step_config import (
     CONFIG,
@@ -43,7 +43,8 @@ WAYS = ("plain", "eager", "compiled")
 
 
 def padding_of(config: PretrainConfig) -> Padding:
-    """Returns the padding of the way "plain": as in the authors' code, to the maximum numbers of tokens in the config."""
+    """Returns the padding for the way "plain": as in the authors' code, texts are padded to the maximum numbers of tokens in the
+    config."""
     return Padding(*(text_limits(config.data, stream).max_tokens for stream in ("images", "translations")))
 
 
@@ -59,13 +60,13 @@ def supported_ways(config: PretrainConfig, ways: Sequence[str]) -> list[str]:
         return list(ways)
     others = [way for way in ways if way != "plain"]
     if not others:
-        raise UserError(f"--ways plain: plain does not support this config ({why}); give --ways eager,compiled")
+        raise UserError(f"--ways plain: plain does not support this config ({why}); pass --ways eager,compiled")
     _print(f"plain: skipped because it does not support this config ({why})")
     return others
 
 
 class Timing(NamedTuple):
-    """How a way is timed.
+    """Settings for timing a way.
 
     Attributes:
         rounds: number of timed steps.
@@ -80,7 +81,7 @@ class Timing(NamedTuple):
 
 def attempt(way: str, config: PretrainConfig, timing: Timing, device: torch.device) -> dict[str, Any] | None:
     """Calls :func:`measure`. If memory runs out, prints a line and returns None. Since batches have the same size on all ranks,
-    memory runs out on all ranks or on none."""
+    either all ranks run out of memory or none does."""
     try:
         return measure(way, config, timing, device)
     except Exception as error:
@@ -128,8 +129,8 @@ def train_of(way: str, train: TrainConfig) -> TrainConfig:
 
 
 def _warm_up(train: TrainConfig, small: bool, batches: int) -> int:
-    """Returns the number of steps before timing: one round of the batches compiles, a second captures CUDA graphs, a third
-    replays them."""
+    """Returns the number of steps before timing: the first round of the batches compiles, a second captures CUDA graphs, and a
+    third replays them."""
     if small:
         return batches if train.compile else 1
     return batches * (3 if train.captures_graphs else 2)
@@ -138,7 +139,7 @@ def _warm_up(train: TrainConfig, small: bool, batches: int) -> int:
 def _print_way(
     way: str, train: TrainConfig, device: torch.device, work: Work, times: tuple[list[float], float, float]
 ) -> dict[str, Any]:
-    """Prints the line of a way and returns its results. ``work``: mean work of a rank's step."""
+    """Prints the line of a way and returns its results. ``work`` is the mean work in a rank's step."""
     phases, communication, step_s = times
     speed = work.samples * distributed.world_size() / step_s
     tflops = work.flops / step_s / 1e12
@@ -178,14 +179,14 @@ def _print(line: str) -> None:
 
 
 def _clean_up() -> None:
-    """Frees the memory of a way."""
+    """Frees the memory that a way used."""
     torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def way_names(text: str) -> tuple[str, ...]:
-    """Parses distinct names of ways, separated by commas."""
+    """Parses the names of ways, which must be distinct and separated by commas."""
     names = text.split(",")
     for name in names:
         if name not in WAYS:
@@ -256,11 +257,11 @@ def main(
             else:
                 rows.append(row)
             if distributed.rank() == 0:
-                keep(json_, [*rows, *failed])
+                write_results(json_, [*rows, *failed])
             _clean_up()
         if not rows:
             key, size = values.data.micro_batch
-            raise UserError(f"all ways ran out of memory; give smaller batches, such as {key}={max(1, size // 2)}")
+            raise UserError(f"all ways ran out of memory; use smaller batches, such as {key}={max(1, size // 2)}")
         first, fastest = rows[0], max(rows, key=lambda row: row["samples_per_s"])
         _print(f"fastest: {fastest['way']}; the ratio is relative to {first['way']}")
         _print(f"ratio: {fastest['samples_per_s'] / first['samples_per_s']:.2f}")

@@ -28,7 +28,7 @@ MINUTES = 40
 """Default time limit in minutes."""
 
 PYTHON = sys.executable
-SPEEDS = {224: (128, 128, 50), 384: (48, 48, 18), 768: (12, 12, 4)}
+MICRO_BATCHES = {224: (128, 128, 50), 384: (48, 48, 18), 768: (12, 12, 4)}
 """Maps the image size in pixels to the pairs, regions and images of regions in a micro-batch."""
 DIVISORS = (1, 2, 4, 8)
 """Divisors of the micro-batch; if it does not fit into memory, the next divisor is tried."""
@@ -39,10 +39,10 @@ class Step(NamedTuple):
 
     Attributes:
         name: name of the step.
-        commands: alternative commands. The next command runs only if the last line of the log contains ``retry_on``. The word
-            "NUMBERS" in a command is replaced by the path of a file for the results.
+        commands: alternative commands. The next command runs only if the last line of the previous command's log contains
+            ``retry_on``. The word "NUMBERS" in a command is replaced by the path of a file for the results.
         minutes: time limit.
-        read: reads the results from the file as JSON values; if None, the file contains JSON.
+        read: function that reads JSON values from the file of results; if None, the file itself is JSON.
         retry_on: see ``commands``.
     """
 
@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
 
 def steps_of(out: Path, *, cpu: bool) -> Iterator[Step]:
-    """Yields the steps, at full size on a GPU or at small sizes on the CPU. ``out``: folder of the demo's runs."""
+    """Yields the steps, at full size on a GPU or at small sizes on the CPU. ``out`` is the folder of the demo's runs."""
 
     def benchmark(module: str, *words: str) -> list[str]:
         return [PYTHON, "-m", f"benchmarks.{module}", *(["--small"] if cpu else []), *words, "--json", "NUMBERS"]
@@ -63,8 +63,8 @@ def steps_of(out: Path, *, cpu: bool) -> Iterator[Step]:
     pytest = [PYTHON, "-m", "pytest", *tests, "-p", "no:cacheprovider", "--junitxml", "NUMBERS"]
     yield Step("tests", [pytest], 10, read_tests)
     for size in ("base",) if cpu else ("base", "large"):
-        for side in (224,) if cpu else SPEEDS:
-            commands = [benchmark("gpu", *words) for words in speed_words(size, side, cpu)]
+        for side in (224,) if cpu else MICRO_BATCHES:
+            commands = [benchmark("gpu", *words) for words in speed_arguments(size, side, cpu)]
             yield Step(f"speed of {size} at {side} px", commands, 4, retry_on="all ways ran out of memory")
     yield Step("profile", [benchmark("profile_step", *([] if cpu else ["--trace", str(out / "trace.json.gz")]))], 3)
     yield Step("planned and measured", [benchmark("step_memory")], 6)
@@ -80,14 +80,14 @@ def steps_of(out: Path, *, cpu: bool) -> Iterator[Step]:
         yield Step(f"demo: {cell.column}", [words], 6, lambda _, name=name: read_demo(out / "demo", name))  # type: ignore[misc]
 
 
-def speed_words(size: str, side: int, cpu: bool) -> Iterator[list[str]]:
+def speed_arguments(size: str, side: int, cpu: bool) -> Iterator[list[str]]:
     """Yields arguments for :mod:`benchmarks.gpu`, with increasingly small micro-batches."""
     if cpu:
         yield ["--rounds", "2", "--ways", "plain,eager"]
         return
     ways = "plain,eager,compiled" if side == 224 else "eager,compiled"
     for divisor in DIVISORS:
-        pairs, regions, images = (max(1, number // divisor) for number in SPEEDS[side])
+        pairs, regions, images = (max(1, number // divisor) for number in MICRO_BATCHES[side])
         yield [
             *("--config", f"configs/pretrain/{size}_4m.yaml", "--rounds", "10", "--ways", ways),
             *(f"model.vision.image_size={side}", "train.global_batch=null", f"data.images.batch_size={pairs}"),
@@ -263,9 +263,9 @@ def _speeds(speeds: dict[str, list[dict[str, Any]]]) -> list[str]:
                 continue
             phases = ", ".join(f"{row['phases'][phase]:.1f}" for phase in ("forward", "backward", "optimiser"))
             numbers = [
-                _shown(row["memory_gb"], ".1f"),
-                _shown(row["tflops_per_s"], ".2f"),
-                _shown(row["utilisation"], ".1%"),
+                _formatted(row["memory_gb"], ".1f"),
+                _formatted(row["tflops_per_s"], ".2f"),
+                _formatted(row["utilisation"], ".1%"),
             ]
             lines.append(
                 f"| {name.removeprefix('speed of ')} | {row['way']} | {row['samples_per_s']:.1f} | "
@@ -287,20 +287,20 @@ def _profile(found: dict[str, Any]) -> list[str]:
 def _planned(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| | examples | GB planned | GB measured | s planned | s measured |", "|---|---|---|---|---|---|"]
     for row in rows:
-        numbers = [_shown(row[side]["memory"], ".2f", 1e9) for side in ("planned", "measured")]
-        numbers += [_shown(row[side]["seconds"], ".3f") for side in ("planned", "measured")]
+        numbers = [_formatted(row[side]["memory"], ".2f", 1e9) for side in ("planned", "measured")]
+        numbers += [_formatted(row[side]["seconds"], ".3f") for side in ("planned", "measured")]
         lines.append(f"| {row['case']} | {row['examples']} | {' | '.join(numbers)} |")
     return lines
 
 
-def _two(found: dict[str, Any]) -> list[str]:
+def _two_processes(found: dict[str, Any]) -> list[str]:
     return [
         f"{found['losses']} losses over {found['steps']} steps differ from a single process by at most "
         f"{found['largest_difference']:.1e} ({found['backend']})."
     ]
 
 
-def _shown(number: float | None, form: str, unit: float = 1) -> str:
+def _formatted(number: float | None, form: str, unit: float = 1) -> str:
     return "unknown" if number is None else format(number / unit, form)
 
 
@@ -308,7 +308,7 @@ TABLES: dict[str, Callable[[Any], list[str]]] = {
     "tests": _tests,
     "profile": _profile,
     "planned and measured": _planned,
-    "two processes": _two,
+    "two processes": _two_processes,
 }
 
 
@@ -407,7 +407,7 @@ def main(*, out_: Path | None = None, cpu: bool = False, minutes: Positive = MIN
             return 0
         if not cpu and not torch.cuda.is_available():
             raise UserError(
-                "torch finds no GPU; give --cpu (make gpu CPU=1) to try all steps on the CPU at small sizes"
+                "torch finds no GPU; pass --cpu (make gpu CPU=1) to try all steps on the CPU at small sizes"
             )
         out = (out_ or ROOT / "runs" / ("gpu_on_cpu" if cpu else "gpu")).absolute()
         command = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]

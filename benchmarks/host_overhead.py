@@ -34,7 +34,7 @@ DEVICE_PHASES = ("forward", "backward", "clip", "optimiser")
 HOST_PHASES = tuple(phase for phase in PHASES if phase not in DEVICE_PHASES)
 
 WARM_UP = 5
-"""Number of steps before timing, in which the optimiser creates its states and modules are imported."""
+"""Number of steps before timing, during which the optimiser creates its states and modules are imported."""
 
 
 class Stub(nn.Module):
@@ -55,7 +55,7 @@ class Stub(nn.Module):
 
 
 class StubTask:
-    """A task with the stub as its model. It is also its own loader."""
+    """A task whose model is the stub, and which is its own loader."""
 
     selection_metric: str | None = None
     validation_predictions: Sequence[Mapping[str, Any]] = ()
@@ -155,8 +155,8 @@ def main(*, steps: Positive = 50, small: bool = False) -> int:
     every log_every steps.
 
     The trainer runs on the CPU with the config's settings and realistic batch sizes. A stub replaces the model: it returns zero
-    for all losses, and has the same number of parameters as the model, each with a single element. Counts and FLOPs are computed
-    with the real model on the meta device. Since nothing is copied on the CPU, "data" is only the bookkeeping of the loader.
+    for all losses, and has as many parameter tensors as the model, each with a single element. Counts and FLOPs are computed with
+    the real model on the meta device. Since nothing is copied on the CPU, "data" is only the bookkeeping of the loader.
 
     The table shows the median and the mean of each phase. The means include the steps that write a line of metrics; the medians
     do not. The last line is the median, over steps, of the sum of the phases.

@@ -19,7 +19,7 @@ from utils.commands import call
 SCENES = Path("data/scenes")
 WIDE = Path("data/scenes_wide")
 BATCH = 64
-"""Image-text pairs in a step of the demo on two processes, from which the initial bias of the sigmoid loss is computed."""
+"""Number of image-text pairs in a step of the demo on two processes, from which we compute the sigmoid loss's initial bias."""
 
 
 def modern_bert(folder: Path) -> Path:
@@ -44,7 +44,7 @@ def modern_bert(folder: Path) -> Path:
     return folder
 
 
-def on_squares(folder: Path) -> dict[str, list[str]]:
+def square_scene_variants(folder: Path) -> dict[str, list[str]]:
     """Returns the variants on the demo's own scenes."""
     encoder = modern_bert(folder / "modernbert")
     fusion = "{layers: 2, width: 128, heads: 4, intermediate: 512}"
@@ -55,7 +55,7 @@ def on_squares(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def on_wide_scenes() -> dict[str, list[str]]:
+def wide_scene_variants() -> dict[str, list[str]]:
     """Returns the variants on scenes of 96 x 64 pixels. Draws the scenes if they do not exist."""
     if not (WIDE / "test.jsonl").is_file():
         subprocess.run(
@@ -76,7 +76,7 @@ def on_wide_scenes() -> dict[str, list[str]]:
     }
 
 
-def swept(variants: Mapping[str, Sequence[str]], steps: int, seeds: Seeds, folder: Path) -> int:
+def run_sweep(variants: Mapping[str, Sequence[str]], steps: int, seeds: Seeds, folder: Path) -> int:
     """Runs the missing runs of the variants and prints their table. Returns the exit status."""
     quoted = {name: " ".join(f"'{override}'" for override in overrides) for name, overrides in variants.items()}
     return sweep(
@@ -93,9 +93,9 @@ def swept(variants: Mapping[str, Sequence[str]], steps: int, seeds: Seeds, folde
 def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/ingredients")) -> int:
     """Effect of newer components on the demo; run make scenes first.
 
-    The demo is pre-trained for 300 steps unchanged, with the sigmoid loss, and with a ModernBERT of the same size as the text
-    encoder; then on scenes of 96 x 64 pixels, which are squeezed into squares or keep their aspect ratio. run.py sweep starts the
-    runs and prints both tables; docs/ablations.md has the results.
+    The demo is pre-trained for 300 steps: unchanged, with the sigmoid loss, and with a ModernBERT text encoder of the same size.
+    It is then pre-trained on scenes of 96 x 64 pixels, which are squeezed into squares or keep their aspect ratio. run.py sweep
+    starts the runs and prints both tables; docs/ablations.md has the results.
 
     Args:
         steps: number of steps per run.
@@ -106,8 +106,8 @@ def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("run
         python -m benchmarks.ingredients
     """
     output.mkdir(parents=True, exist_ok=True)
-    status = swept(on_squares(output), steps, seeds, output / "square")
-    return status | swept(on_wide_scenes(), steps, seeds, output / "wide")
+    status = run_sweep(square_scene_variants(output), steps, seeds, output / "square")
+    return status | run_sweep(wide_scene_variants(), steps, seeds, output / "wide")
 
 
 if __name__ == "__main__":

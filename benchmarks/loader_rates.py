@@ -37,7 +37,7 @@ FINE_TUNING = (
 )
 WORKERS = 8
 STORED = ("lists", "files")
-"""How a video is stored: as a list of JPEG images, or as a video file."""
+"""The ways to store a video: as a list of JPEG images, or as a video file."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ SMALL = Scale(
 
 @dataclass(frozen=True)
 class Files:
-    """The files of :mod:`benchmarks.records` in ``folder``."""
+    """The files that :mod:`benchmarks.records` has written to ``folder``."""
 
     folder: Path
     scale: Scale
 
     def config(self, path: Path, stored: str = STORED[0]) -> PretrainConfig:
-        """Loads a pre-training config that reads these files. ``stored``: how videos are stored."""
+        """Loads a pre-training config that reads these files. ``stored`` says how videos are stored."""
         files = {"images": "pairs", "regions": "regions"}
         if path == VIDEO_CONFIG:
             files["videos"] = stored
@@ -102,7 +102,7 @@ class Files:
     def batches(
         self, data: DataConfig, *, size: int = 224, frames: int | None = None, **streams: Any
     ) -> PretrainBatches:
-        """Returns an object that makes micro-batches. ``<stream>=None`` removes a stream."""
+        """Returns an object that makes micro-batches. Passing None for a stream removes this stream."""
         return PretrainBatches(
             data.model_copy(update=streams),
             tokenizer=load_tokenizer(self.folder / "tokenizer"),
@@ -113,7 +113,7 @@ class Files:
         )
 
     def loader_rate(self, path: Path, workers: int, rounds: int, stored: str = STORED[0]) -> tuple[float, float]:
-        """Measures the images/s of the trainer's loader, including frames: per second of CPU time, and per second of wall
+        """Measures how many images (including frames) the trainer's loader yields per second of CPU time, and per second of wall
         time."""
         config = self.config(path, stored)
         data, frames = config.data.model_copy(update={"workers": workers}), config.model.vision.video
@@ -149,8 +149,8 @@ def processor_s() -> float:
 
 
 def print_loaders(files: Files, rounds: int) -> Callable[[PretrainConfig | Any, str], float]:
-    """Measures the loaders of pre-training and prints their rates. Returns a function that computes a worker's images/s for a
-    config and a storage of videos."""
+    """Measures the loaders of pre-training and prints their rates. Returns a function that computes a worker's images/s from a
+    config and the way videos are stored."""
 
     def rate(path: Path, workers: int, stored: str = STORED[0]) -> float:
         core, wall = files.loader_rate(path, workers, rounds, stored)
@@ -180,7 +180,8 @@ def print_needs(
     utilisation: float,
     step_images_per_s: float | None,
 ) -> None:
-    """Prints the images/s that a GPU needs and that its workers load, for pre-training and the base model of each task."""
+    """Prints the images/s that a GPU needs and the images/s that its workers load, for pre-training and for the base model of
+    each task."""
     sys.stdout.write(
         f"assumed: {utilisation:.0%} of the peak of one {gpu}, texts of maximum "
         f"length\n{'config':32}{'pixels':>7}{'images/step':>15}{'TFLOP/step':>14}{'needed images/s':>17}{'8 workers load':>16}\n"

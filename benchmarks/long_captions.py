@@ -13,7 +13,7 @@ import torch
 from batches.pretraining import PretrainBatch
 from benchmarks.plain_path import Padding, plain_losses
 from benchmarks.pretrain_step import build, seconds
-from benchmarks.synthetic import Writer, pretrain_batch
+from benchmarks.synthetic import TextWriter, pretrain_batch
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig
 from dataset.text.processors import TextDataConfig
 from engine.train_config import TrainConfig
@@ -36,7 +36,7 @@ def batch_of(model: PretrainModel, long: int) -> PretrainBatch:
     vocabulary = len(model.text.word_embeddings)
     batch = pretrain_batch(data, model.vision, vocabulary)
     assert batch.images is not None
-    writer = Writer(vocabulary, torch.Generator().manual_seed(1), 1.0, static=False)
+    writer = TextWriter(vocabulary, torch.Generator().manual_seed(1), 1.0, static=False)
     texts = writer.token_lists("images", PAIRS, TextDataConfig())
     texts[:long] = [writer.token_list(LONG) for _ in range(long)]
     return replace(batch, images=replace(batch.images, text=writer.masked(texts, limits)))

@@ -27,7 +27,7 @@ SIZES = ((320, 240), (400, 300), (300, 400), (256, 256))
 WORDS = ["a", "dog", "cat", "red", "house", "on", "the", "street", "two", "people", "with", "tree", "near", "of"]
 DISTINCT = 64
 BLOCK_RECORDS = 50
-"""Records per block: small, so that an epoch has several windows, as with more data."""
+"""Records per block. Blocks are small, so that an epoch has several windows, as it has with more data."""
 HUB_ROWS = (100, 1000)
 """Rows per row group in data sets on the Hugging Face Hub."""
 
@@ -71,8 +71,8 @@ def write_shards(folder: Path, shards: int, rows: int) -> float:
 
 
 def views_per_second(folder: Path, form: str, cache: str, batches: int) -> tuple[float, float]:
-    """Measures the views per second of the trainer's loader with two workers, after the first batch, and the views per second of
-    CPU time, over all processes since their start. CPU time is less sensitive to other programs."""
+    """Measures how many views the trainer's loader with two workers yields per second after the first batch, and per second of
+    CPU time of all processes since their start. CPU time is less sensitive to other programs."""
     changes = [
         f"data.images.files=[{folder / form}]",
         "data.regions=null",

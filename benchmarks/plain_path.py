@@ -40,7 +40,7 @@ def why_not_plain(model: PretrainModel) -> str | None:
 
 
 def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = RELEASED_PADDING) -> Losses:
-    """Computes the losses of ``model(batch)``. Hard negatives are sampled in the same order."""
+    """Computes the same losses as ``model(batch)``, and samples hard negatives in the same order."""
     assert not batch.unmatched, "a stream without matching loss is not supported"
     assert isinstance(model.text, TextEncoder)
     pad_id, parts = model.text.arch.pad_id, {}
@@ -64,6 +64,6 @@ def _text_to(length: int, text: Text, pad_id: int) -> Text:
 
 
 def _masked_to(length: int, text: MaskedText, pad_id: int) -> MaskedText:
-    """Pads texts and their masked copies as in :func:`_text_to`."""
+    """Pads texts and their masked copies to ``length`` tokens. Longer batches are unchanged."""
     plain, masked = (_text_to(length, version, pad_id) for version in (text.plain(), text.masked_copy()))
     return replace(text, ids=plain.ids, masked_ids=masked.ids, mask=plain.mask)

@@ -95,7 +95,7 @@ def main(*, images_: Positive = 10_000, workers_: Positive = 2, small: bool = Fa
 
 
 def _seconds(name: str, raw: Path, workers: int) -> float:
-    """Measures the seconds of one preparation in a separate process, without imports."""
+    """Measures how many seconds one preparation takes in a separate process, not counting imports."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_prepare, args=(name, raw, workers, there))
@@ -135,7 +135,7 @@ def _conversion(
 
 
 def _peak_gib() -> float:
-    """Returns the peak memory of any child process so far, in GiB."""
+    """Returns the highest peak memory of all child processes so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.results import keep
+from benchmarks.results import write_results
 from benchmarks.step_clock import Stepper
 from benchmarks.step_config import CONFIG, LENGTH_FACTORS, SMALL, batches_for, build, config_for, describe_step
 from tools.steps.fake import trainer_of
@@ -32,7 +32,7 @@ ATTENTION = {
 
 
 def profiled(stepper: Stepper, steps: int, device: torch.device, trace: Path | None) -> dict[str, Any]:
-    """Runs some steps under the profiler. ``trace``: file for the complete trace, if not None."""
+    """Runs some steps under the profiler. If ``trace`` is not None, writes the complete trace to this file."""
     on_gpu = device.type != "cpu"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     _finish(device)
@@ -125,7 +125,7 @@ def main(
             stepper.step(nullcontext())
         found = profiled(stepper, steps, device, trace)
         sys.stdout.write("\n".join([describe_step(config), *lines_of(found, kernels)]) + "\n")
-        keep(json_, found)
+        write_results(json_, found)
         return 0
 
     return run()

@@ -48,7 +48,7 @@ def _rank(rank: int, port: int, overrides: list[str], small: bool, steps: int) -
 
 
 def measured(folder: Path, words: list[str]) -> float:
-    """Measures the median seconds of a step, with the code in a folder.
+    """Measures the median seconds of a step, with the code in ``folder``.
 
     Raises:
         UserError: if the benchmark fails in that folder.
@@ -58,7 +58,7 @@ def measured(folder: Path, words: list[str]) -> float:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
-            f"{folder}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}; give a checkout that runs"
+            f"{folder}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}; use a checkout that runs"
         )
     return float(done.stdout.splitlines()[-1])
 

@@ -24,7 +24,7 @@ HEADLINES = {
 PRETRAINING = Path("configs/real/pretrain.yaml")
 
 
-def starts(config: Path) -> dict[str, list[str]]:
+def initialisations(config: Path) -> dict[str, list[str]]:
     """Returns the overrides of each initialisation."""
     encoders = [f"init.{part}={weights}" for part, weights in peek(PRETRAINING, [], "init").items()]
     optim = peek(config, [], "optim")
@@ -75,7 +75,7 @@ def main(
         code = one_line_errors(sweep)(
             *overrides,
             config=str(CONFIGS[task]),
-            variant=tuple(" ".join([f"{name}:", *changes]) for name, changes in starts(CONFIGS[task]).items()),
+            variant=tuple(" ".join([f"{name}:", *changes]) for name, changes in initialisations(CONFIGS[task]).items()),
             seeds=seeds,
             output=output / task,
             placement=Placement(cpu=cpu),

@@ -21,8 +21,8 @@ RECORDS = Path("data/real/records")
 COUNTS = RECORDS / "real.json"
 """This file is written together with the records."""
 
-ONE_WAY = ("image to text", "text to image")
-WAYS = tuple(f"{way} R@1 ({stage})" for stage in ("cosine", "reranked") for way in ONE_WAY)
+DIRECTIONS = ("image to text", "text to image")
+RECALLS = tuple(f"{direction} R@1 ({stage})" for stage in ("cosine", "reranked") for direction in DIRECTIONS)
 MEAN_RECALL = "mean recall, cosine"
 BOXES = {"composites": "object box, IoU >= 0.5", "maps": "region box, IoU >= 0.5"}
 WORDS = "masked word"
@@ -32,13 +32,14 @@ Metrics = dict[str, dict[str, float]]
 
 
 def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metrics:
-    """Evaluates the last weights of a run on some files with the run's config. The results are cached in ``RUN/SPLIT_NAME``."""
+    """Evaluates a run's last weights with the run's config, on the files that ``overrides`` name. The results are cached in
+    ``RUN/SPLIT_NAME``."""
     folder, finished = run / f"{split}_{name}", run / EVALUATION_FILE
     if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give the folder of a run")
+        raise UserError(f"{run}: no such folder; pass the folder of a run")
     if not finished.is_file():
         raise UserError(
-            f"{run} is not a finished run: it has no {EVALUATION_FILE}; give a finished run, or finish this one with "
+            f"{run} is not a finished run: it has no {EVALUATION_FILE}; pass a finished run, or finish this one with "
             "--resume"
         )
     report = folder / EVALUATION_FILE
@@ -61,7 +62,9 @@ def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metri
 def mean_recall(predictions: Sequence[Mapping[str, Any]]) -> float:
     """Returns the mean of R@1, R@5 and R@10 by cosine in both directions, or NaN if nothing was ranked."""
     ranks = [each["ranks"]["cosine"] for each in predictions if "ranks" in each]
-    found = [of[way] is not None and of[way] <= k for of in ranks for way in ONE_WAY for k in RECALL_AT]
+    found = [
+        of[direction] is not None and of[direction] <= k for of in ranks for direction in DIRECTIONS for k in RECALL_AT
+    ]
     return statistics.fmean(found) if found else math.nan
 
 
@@ -94,11 +97,11 @@ def _row(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
 
 def table(runs: Sequence[dict[str, Metrics]]) -> str:
     """Returns Markdown tables of retrieval, boxes and masked words."""
-    ways = [way.replace(" R@1", "") for way in WAYS]
-    lines = [f"| R@1, % | {' | '.join(ways)} | chance | {MEAN_RECALL} |", "|---" * 7 + "|"]
+    headings = [recall.replace(" R@1", "") for recall in RECALLS]
+    lines = [f"| R@1, % | {' | '.join(headings)} | chance | {MEAN_RECALL} |", "|---" * 7 + "|"]
     for source in CUTOUT_SOURCES:
-        chance = 100 * runs[0][source][WAYS[0]]["chance"]
-        measured = " | ".join(mean_and_spread(runs, source, way) for way in WAYS)
+        chance = 100 * runs[0][source][RECALLS[0]]["chance"]
+        measured = " | ".join(mean_and_spread(runs, source, recall) for recall in RECALLS)
         lines.append(f"| {source} | {measured} | {chance:.1f} | {mean_and_spread(runs, source, MEAN_RECALL)} |")
     lines += ["", "| boxes with IoU >= 0.5, % | measured | chance |", "|---|---|---|"]
     lines += [_row(runs, kind, metric) for kind, metric in BOXES.items()]

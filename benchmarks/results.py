@@ -9,7 +9,7 @@ from typing import Any
 from utils.files import write_text
 
 
-def keep(path: Path | None, found: Any) -> None:
-    """Writes JSON values to the file given by ``--json``, if any."""
+def write_results(path: Path | None, results: Any) -> None:
+    """Writes ``results``, which are JSON values, to the file passed with ``--json``, if any."""
     if path is not None:
-        write_text(path, json.dumps(found, indent=2) + "\n")
+        write_text(path, json.dumps(results, indent=2) + "\n")

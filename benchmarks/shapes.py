@@ -45,7 +45,7 @@ class Scenes:
 
     Attributes:
         pixels: (N, 3, H, W) uint8.
-        patches: weights of the patches in the mean of each object's patches, (N, M, P) float32.
+        patches: weight of each patch in the mean of an object's patches, (N, M, P) float32.
         shapes: (N, M) int64.
         colours: (N, M) int64.
     """
@@ -58,11 +58,11 @@ class Scenes:
 
 def scenes_of(split: str, count: int, patch_size: int) -> Scenes:
     """Returns the first scenes of a split."""
-    parts = [_parts(compose_scene(0, split, index), patch_size) for index in range(count)]
+    parts = [_arrays_of(compose_scene(0, split, index), patch_size) for index in range(count)]
     return Scenes(*(torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True)))
 
 
-def _parts(scene: Scene, patch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _arrays_of(scene: Scene, patch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rows, columns = scene.height // patch_size, scene.width // patch_size
     patches = np.zeros((MAX_OBJECTS, rows, columns), dtype=np.float32)
     shapes, colours = (np.full(MAX_OBJECTS, NOTHING) for _ in range(2))
@@ -74,7 +74,7 @@ def _parts(scene: Scene, patch_size: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return draw_scene(scene).transpose(2, 0, 1), patches.reshape(MAX_OBJECTS, -1), shapes, colours
 
 
-class Namer(nn.Module):
+class ObjectClassifier(nn.Module):
     """Classifies the shape and the colour of objects."""
 
     def __init__(self, stem: Stem):
@@ -84,40 +84,41 @@ class Namer(nn.Module):
         self.head = nn.Linear(self.vision.width, len(SHAPES) + len(COLOURS))
 
     def forward(self, scenes: Scenes, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits of the shapes and of the colours of some scenes, both (B, M, classes)."""
+        """Returns logits (B, M, classes) of the shapes, and of the colours, of the objects in the scenes at the indices
+        ``rows``."""
         states = self.vision.patches(scenes.pixels[rows])
         shapes, colours = self.head(scenes.patches[rows] @ states).split([len(SHAPES), len(COLOURS)], dim=2)
         return shapes, colours
 
 
-def train(stem: Stem, training: Scenes, steps: int, batch_size: int, seed: int) -> Namer:
+def train(stem: Stem, training: Scenes, steps: int, batch_size: int, seed: int) -> ObjectClassifier:
     """Trains for ``steps`` steps with the demo's learning rate, warm-up and decay."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    namer = Namer(stem)
-    optimizer = torch.optim.AdamW(namer.parameters(), lr=1.5e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    classifier = ObjectClassifier(stem)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=1.5e-3, weight_decay=0.01, betas=(0.9, 0.98))
     warmup = max(1, steps // 6)
     for step in progress_bar(range(1, steps + 1), total=steps, desc=stem, unit="step"):
         for group in optimizer.param_groups:
             group["lr"] = 1.5e-3 * min(step / warmup, (steps - step + 1) / (steps - warmup + 1))
         rows = torch.from_numpy(rng.integers(0, len(training.pixels), batch_size))
-        shapes, colours = namer(training, rows)
+        shapes, colours = classifier(training, rows)
         loss = F.cross_entropy(shapes.flatten(0, 1), training.shapes[rows].flatten(), ignore_index=NOTHING)
         loss += F.cross_entropy(colours.flatten(0, 1), training.colours[rows].flatten(), ignore_index=NOTHING)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(namer.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
         optimizer.step()
-    return namer.eval()
+    return classifier.eval()
 
 
 @torch.no_grad()
-def accuracies(namer: Namer, held_out: Scenes) -> tuple[float, float]:
+def accuracies(classifier: ObjectClassifier, held_out: Scenes) -> tuple[float, float]:
     """Returns the fractions of objects whose shape, and whose colour, is classified correctly."""
     right = []
     for rows in torch.arange(len(held_out.pixels)).split(100):
         there = held_out.shapes[rows] != NOTHING
-        shapes, colours = (logits.argmax(dim=2) for logits in namer(held_out, rows))
+        shapes, colours = (logits.argmax(dim=2) for logits in classifier(held_out, rows))
         both = torch.stack([shapes == held_out.shapes[rows], colours == held_out.colours[rows]])
         right.append(both[:, there])
     shape, colour = torch.cat(right, dim=1).float().mean(dim=1).tolist()
@@ -126,7 +127,7 @@ def accuracies(namer: Namer, held_out: Scenes) -> tuple[float, float]:
 
 @torch.no_grad()
 def object_states(vision: VisionEncoder, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the mean patch of each of N objects (N, D), and the objects' shapes and colours, (N,) int64."""
+    """Returns the mean patch state of each of N objects as (N, D), and the objects' shapes and colours as (N,) int64."""
     batches = torch.arange(len(scenes.pixels)).split(100)
     states = torch.cat([scenes.patches[rows] @ vision.patches(scenes.pixels[rows]) for rows in batches])
     there = scenes.shapes != NOTHING
@@ -151,7 +152,7 @@ def linear_accuracy(training: Tensor, labels: Tensor, held_out: Tensor, held_out
 
 
 def probe(runs: Sequence[Path], scenes: int, held_out: int, seed: int) -> Iterator[str]:
-    """Yields a line of the table for each finished run."""
+    """Yields a table row for each finished run."""
     for run in runs:
         vision = load(run).network.vision
         states, *labels = object_states(vision, scenes_of("train", scenes, vision.patch_size))
@@ -187,14 +188,14 @@ def shapes(
         sys.stdout.write(f"{'run':30}{'shape':>8}{'colour':>8}\n")
         sys.stdout.writelines(probe(runs, scenes, held_out, seed))
         return 0
-    patch_size = Namer("linear").vision.patch_size
+    patch_size = ObjectClassifier("linear").vision.patch_size
     training, validation = scenes_of("train", scenes, patch_size), scenes_of("val", held_out, patch_size)
     sys.stdout.write(f"{'stem':14}{'shape':>8}{'colour':>8}{'ms/step':>9}\n")
     for stem in get_args(Stem):
         started = time.process_time()
-        namer = train(stem, training, steps, batch_size, seed)
+        classifier = train(stem, training, steps, batch_size, seed)
         spent_ms = 1000 * (time.process_time() - started) / steps
-        shape, colour = accuracies(namer, validation)
+        shape, colour = accuracies(classifier, validation)
         sys.stdout.write(f"{stem:14}{shape:8.1%}{colour:8.1%}{spent_ms:9.0f}\n")
     sys.stdout.write(
         f"(chance: {1 / len(SHAPES):.1%} and {1 / len(COLOURS):.1%}; {steps} steps of {batch_size} scenes)\n"

@@ -49,7 +49,7 @@ def write_tars(folder: Path, tars: int, per_tar: int) -> list[Path]:
 
 
 def index_rate(paths: Sequence[Path], folder: Path, workers: int, rounds: int) -> float:
-    """Measures the indexed records per second, as the median of several rounds."""
+    """Measures how many records are indexed per second, as the median of several rounds."""
     rates = []
     for round_ in range(rounds):
         started = time.perf_counter()
@@ -84,7 +84,7 @@ def anonymous_mib() -> float:
 
 
 def open_large(files: list[str], folder: Path) -> dict[str, float]:
-    """Measures the costs of opening the large data set in this process, by name."""
+    """Measures the costs of opening the large data set in this process. Returns them by name."""
     before, descriptors = anonymous_mib(), len(os.listdir("/proc/self/fd"))
     started = time.perf_counter()
     shards = Shards(files, index_folder=folder / "index")

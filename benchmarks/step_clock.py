@@ -70,7 +70,7 @@ class Stepper:
         self.batches = itertools.cycle(batches)
 
     def step(self, context: AbstractContextManager[Any]) -> Clock:
-        """Runs a step and returns its clock. Everything except the copy of the data runs within ``context``."""
+        """Runs a step and returns its clock. Everything except copying the data to the device runs within ``context``."""
         device = self.trainer.device
         micro_batches = [next(self.batches) for _ in range(self.accumulate)]
         clock = Clock(device)
@@ -82,7 +82,7 @@ class Stepper:
         return clock
 
     def milliseconds(self, steps: int, context: Callable[[], AbstractContextManager[Any]]) -> list[list[float]]:
-        """Runs steps and returns the milliseconds of each phase, [steps][phases]. As in training, the host runs ahead of the
-        device."""
+        """Runs steps and returns the milliseconds of each phase, indexed by step and phase. As in training, the host runs ahead
+        of the device."""
         clocks = [self.step(context()) for _ in range(steps)]
         return [clock.milliseconds() for clock in clocks]

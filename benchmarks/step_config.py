@@ -15,7 +15,7 @@ from utils.config_files import peek
 from utils.errors import UserError
 
 VOCABULARY = 30522
-"""Vocabulary size, if the config takes it from a tokenizer."""
+"""Vocabulary size of the model if the config would take it from a tokenizer."""
 
 CONFIG = Path("configs/pretrain/base_4m.yaml")
 """The default config."""
@@ -33,7 +33,7 @@ EXAMPLES = {
     "texts": "texts alone",
     "translations": "pairs of texts",
 }
-"""Names of the examples of each stream, for output."""
+"""How the output calls the examples of each stream."""
 
 LENGTH_FACTORS = (0.85, 1.05, 0.95, 1.15)
 """Factor on the mean text length of each batch. With these factors, the numbers of tokens, rounded up for compiled encoders, vary
@@ -44,12 +44,12 @@ def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
     """Loads a pre-training config.
 
     Raises:
-        UserError: if the config is for a different task, or as in :func:`~utils.config.load_config`.
+        UserError: if the config is for a different task, or :func:`~utils.config.load_config` raises it.
     """
     task = peek(path, overrides, "task")
     if task not in (None, "pretrain"):
         raise UserError(
-            f"{path}: task is {task!r}, but this benchmark needs pre-training; give a config such as {CONFIG}"
+            f"{path}: task is {task!r}, but this benchmark needs pre-training; use a config such as {CONFIG}"
         )
     return load_config(path, overrides, PretrainConfig)
 
@@ -67,7 +67,7 @@ def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -
     """
     vocabulary = len(model.text.word_embeddings)
     return [
-        pretrain_batch(config.data, model.vision, vocabulary, seed=seed, longer=factor, static=static)
+        pretrain_batch(config.data, model.vision, vocabulary, seed=seed, length_factor=factor, static=static)
         for seed, factor in enumerate(LENGTH_FACTORS)
     ]
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 
-from benchmarks.results import keep
+from benchmarks.results import write_results
 from benchmarks.step_config import VOCABULARY
 from engine.devices import ASSUMED_UTILISATION, peak_of
 from tasks.kinds import kind_of
@@ -41,7 +41,7 @@ CASES: list[tuple[str, list[str], Sequence[int]]] = [
     ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=1"], (4, 8)),
     ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=2"], (2, 8)),
 ]
-"""Config, overrides, and the numbers of examples in a micro-batch of the leading stream."""
+"""The measured cases: a config, overrides, and the numbers of examples in a micro-batch of the leading stream."""
 
 ON_GPU: list[tuple[str, list[str], Sequence[int]]] = [
     ("configs/pretrain/base_4m.yaml", ["train.global_batch=null"], (16, 48, 96)),
@@ -92,7 +92,7 @@ def main(
             rows[-1]["measured"] = {"memory": actual, "seconds": seconds}
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
-            keep(json_, rows)
+            write_results(json_, rows)
     sys.stdout.write(f"ratio: {worst:.2f}\n")
     return 0
 
@@ -130,7 +130,8 @@ def _model(kind: Any, config: Any) -> Any:
 
 
 def measure(path: str, overrides: list[str], examples: int) -> tuple[int | None, float | None]:
-    """Measures the peak bytes and the seconds of a real step, in a process that returns freed memory to the system at once."""
+    """Measures the peak bytes and the seconds of a real step, in a process that returns freed memory to the system
+    immediately."""
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.step_memory", "--measure", path, str(examples), *overrides]
     root = Path(__file__).parent.parent

@@ -57,26 +57,26 @@ seconds of video, sentences of an encyclopedia, the same sentences in a multilin
 
 
 @dataclass(frozen=True)
-class Writer:
+class TextWriter:
     """Writes texts of random words.
 
     Attributes:
         vocabulary: vocabulary size.
         generator: source of randomness.
-        longer: factor on the mean length.
+        length_factor: factor on the mean length.
         static: if True, the same words are padded to the shapes that :class:`dataset.text.processors.TextProcessor` uses for
             compiled encoders.
     """
 
     vocabulary: int
     generator: torch.Generator
-    longer: float
+    length_factor: float
     static: bool
 
     def token_lists(self, stream: str, count: int, limits: TextDataConfig) -> list[list[int]]:
         """Returns ``count`` texts with lengths typical of a stream, between [CLS] and [SEP]."""
         lengths = LENGTHS[stream]
-        lengths = replace(lengths, mean=self.longer * lengths.mean, maximum=limits.max_tokens)
+        lengths = replace(lengths, mean=self.length_factor * lengths.mean, maximum=limits.max_tokens)
         return [self.token_list(length) for length in lengths.sample(count, self.generator)]
 
     def token_list(self, length: int) -> list[int]:
@@ -84,14 +84,14 @@ class Writer:
         return [CLS_ID, *self._words(length - 2), SEP_ID]
 
     def plain(self, texts: list[list[int]], limits: TextDataConfig) -> Text:
-        """Returns the batch of ``texts``, which are lists of token ids."""
+        """Returns a batch of ``texts``, which are lists of token ids."""
         ids = stack_rows(texts, 0, limits.max_tokens if self.static else None)
         tokens = sum(map(len, texts))
         return Text(ids, _token_mask(texts, ids), rounded_up(tokens, ids.numel()) if self.static else tokens)
 
     def masked(self, texts: list[list[int]], limits: TextDataConfig) -> MaskedText:
-        """Returns the batch of ``texts``, with the same number of masked tokens as from
-        :meth:`dataset.text.processors.TextProcessor.mask_positions`."""
+        """Returns a batch of ``texts`` and their masked copies. As many tokens are masked as
+        :meth:`dataset.text.processors.TextProcessor.mask_positions` would mask."""
         text, masked, positions, labels = self.plain(texts, limits), [], [], []
         for ids in texts:
             count = min(limits.max_masks, max(1, round(len(ids) * limits.mask_prob)))
@@ -122,7 +122,7 @@ def pretrain_batch(
     vocabulary: int,
     *,
     seed: int = 0,
-    longer: float = 1.0,
+    length_factor: float = 1.0,
     static: bool = False,
 ) -> PretrainBatch:
     """Returns a micro-batch of every configured stream at its configured size. Pixels are uint8, and all examples are valid.
@@ -132,11 +132,11 @@ def pretrain_batch(
         vision: the vision encoder, for the sizes of images.
         vocabulary: vocabulary size.
         seed: seed of the contents.
-        longer: factor on the mean length of texts.
+        length_factor: factor on the mean length of texts.
         static: if True, the same contents are padded to the fixed shapes that the trainer uses for compiled encoders.
     """
     generator = torch.Generator().manual_seed(seed)
-    writer = Writer(vocabulary, generator, longer, static)
+    writer = TextWriter(vocabulary, generator, length_factor, static)
     template = synthetic.pretrain_batch(data, vision, vocabulary)
 
     def filled(stream: str) -> Any:
@@ -188,5 +188,5 @@ def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _token_mask(texts: list[list[int]], ids: Tensor) -> Tensor:
-    """(N, L) bool, True = token."""
+    """Returns a mask (N, L) bool of ``ids``, in which True marks a token."""
     return torch.arange(ids.shape[1]) < torch.tensor([len(text) for text in texts]).unsqueeze(1)

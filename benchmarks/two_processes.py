@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from benchmarks.results import keep
+from benchmarks.results import write_results
 from benchmarks.step_config import CONFIG, SMALL, build, config_for
 from benchmarks.synthetic import pretrain_batch
 from tasks.pretrain import PretrainConfig
@@ -29,7 +29,7 @@ DETERMINISTIC = (
     *("train.global_batch=null", "optim.lr=0.001"),
 )
 MAX_DIFFERENCE = 1e-4
-"""Maximum relative difference of a loss, since kernels of different sizes sum in a different order."""
+"""Maximum relative difference between losses. Kernels of different sizes sum in different orders, so losses are not equal."""
 
 
 def random_negatives(similarity: Tensor, allowed: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def main(
             for ours, theirs in zip(two, one, strict=True)
             for name in theirs
         )
-        keep(json_, {"backend": backend, "steps": steps, "losses": len(one[0]), "largest_difference": worst})
+        write_results(json_, {"backend": backend, "steps": steps, "losses": len(one[0]), "largest_difference": worst})
         sys.stdout.write(f"{len(one[0])} losses over {steps} steps differ by at most {worst:.1e}\n")
         return 0 if worst <= MAX_DIFFERENCE else 1
 

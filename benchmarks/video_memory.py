@@ -43,8 +43,8 @@ def memory_mb() -> float:
 def main(*, files: int = 1000, backend: str = "av") -> int:
     """Memory while many video files are read.
 
-    The benchmark writes a short file with PyAV, reads five frames from it --files times, and prints the memory of the process in
-    between. Each read reopens the file, so that leaks of a decoder add up.
+    The benchmark writes a short file with PyAV, reads five frames from this file --files times, and prints the memory of the
+    process as it goes. Each read reopens the file, so that leaks of a decoder add up.
 
     Args:
         files: number of reads.

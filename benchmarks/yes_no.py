@@ -34,7 +34,7 @@ class Scenes:
     """N images with two questions each.
 
     Attributes:
-        patches: (N, P, D).
+        patches: patch states of the images, (N, P, D).
         questions: colour index * number of shapes + shape index, (2N,) int64.
         answers: 1 = yes, (2N,) int64.
     """

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dataset.prepare.folders import SPLITS, write_records
 from demo.folder import Folder, FolderFlags, Seed, fill_folder
-from demo.scenes.compose import Scene, compose_scene, one_of, stream
+from demo.scenes.compose import Scene, compose_scene, generator_for, one_of
 from demo.scenes.describe import looks_of
 from demo.scenes.draw import draw_scene
 from utils.commands import call
@@ -31,8 +31,9 @@ ANSWERS = "answers.json"
 TASKS = ("retrieval", "questions")
 OWNED = (*(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS), ANSWERS, "frames")
 
-CLIP_STREAM = 100
-"""Purpose of the random numbers, which makes them independent of the random numbers of scenes."""
+CLIP_PURPOSE = 100
+"""Purpose for :func:`demo.scenes.compose.generator_for`. It differs from the purposes that scenes use, so that a clip's random
+numbers are independent of its scene's."""
 
 MAX_OBJECTS = 2
 """Maximum number of objects in a clip, so that a moving object does not hide many others."""
@@ -46,8 +47,8 @@ DATA_VERSION = 1
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip. Its ``frames`` are scenes that differ only in the position of the last object. This object is drawn last, so that
-    nothing hides it."""
+    """A clip, whose ``frames`` are scenes that differ only in the position of the last object. The last object is drawn on top,
+    so that nothing hides it."""
 
     frames: tuple[Scene, ...]
     direction: Direction
@@ -57,14 +58,14 @@ def compose_clip(seed: int, split: str, index: int, size: int = 64, frames: int 
     """Composes a clip. The result does not depend on the order of calls."""
     scene = compose_scene(seed, split, index, size)
     objects = list(scene.objects[:MAX_OBJECTS])
-    rng = stream(seed, split, index, CLIP_STREAM)
+    rng = generator_for(seed, split, index, CLIP_PURPOSE)
     moving = objects.pop(int(rng.integers(len(objects))))
     direction = one_of(rng, DIRECTIONS)
     axis = 0 if direction in ("left", "right") else 1
     room = size - moving.box[axis + 2]
-    way = round(room * float(rng.uniform(MIN_DISTANCE, 1.0)))
-    low = int(rng.integers(room - way + 1))
-    offsets = [low + round(way * frame / (frames - 1)) for frame in range(frames)]
+    distance = round(room * float(rng.uniform(MIN_DISTANCE, 1.0)))
+    low = int(rng.integers(room - distance + 1))
+    offsets = [low + round(distance * frame / (frames - 1)) for frame in range(frames)]
     if direction in ("left", "up"):
         offsets.reverse()
     x, y, w, h = moving.box
@@ -78,12 +79,12 @@ def compose_clip(seed: int, split: str, index: int, size: int = 64, frames: int 
 def caption(clip: Clip) -> str:
     """Returns a caption such as "the red star moves to the left and the blue square stays"."""
     *still, moving = _names(clip)
-    way = f"to the {clip.direction}" if clip.direction in ("left", "right") else clip.direction
-    return " and ".join([f"{moving} moves {way}", *(f"{name} stays" for name in still)])
+    direction = f"to the {clip.direction}" if clip.direction in ("left", "right") else clip.direction
+    return " and ".join([f"{moving} moves {direction}", *(f"{name} stays" for name in still)])
 
 
 def question(clip: Clip) -> str:
-    """Returns the question, such as "which way does the red star move?"."""
+    """Returns a question such as "which way does the red star move?"."""
     return f"which way does {_names(clip)[-1]} move?"
 
 
@@ -105,10 +106,12 @@ def build(
     progress: bool = False,
 ) -> None:
     """Writes ``out/retrieval_{split}.jsonl``, ``out/questions_{split}.jsonl``, ``out/answers.json``, ``out/frames/`` and, last,
-    ``out/clips.json``. The clips use the tokenizer of the scenes, which splits unknown words into letters.
+    ``out/clips.json``. No tokenizer is written, because the tokenizer of the scenes splits words that it does not know into
+    letters.
 
     Raises:
-        UserError: if the folder was made with different arguments, contains files of a different origin, or cannot be written.
+        UserError: if the folder was made with different arguments, contains files that this command did not write, or cannot be
+            written.
     """
     counts = {"train": train, "val": val, "test": test}
     arguments = {"seed": seed, **counts, "size": size, "frames": frames, "making": DATA_VERSION}

@@ -1,4 +1,5 @@
-"""Reads cut-outs from any source, and places several of them on a background with exact boxes."""
+"""Reads cut-outs, which are pictures of one subject with a transparent background, and draws one or several of them on a
+background, with exact boxes."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ VISIBLE_ALPHA = 32
 """Minimum alpha of drawn pixels. Fainter pixels are not drawn, so that boxes are tight around the visible pixels."""
 
 MAX_JOINED_WORDS = 24
-"""Maximum number of words in the caption of a region image, in languages with spaces between words."""
+"""Maximum number of English words in the caption of an image with several cut-outs."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Cutout:
 
     Attributes:
         name: identifies the cut-out in its source.
-        content: its file, or the bytes of the file.
+        content: path of the image file, or its bytes.
         captions: captions by language; English always exists.
         key: cut-outs with equal keys are in the same split, and never in the same image.
         keywords: additional words for captions.
@@ -47,7 +48,7 @@ class Cutout:
 
 
 class PlacedCutout(NamedTuple):
-    """A cut-out in an image: its visible pixels (RGBA), as large as its box."""
+    """A cut-out in an image: its visible pixels (RGBA), and its box, which has the same size."""
 
     cutout: Cutout
     pixels: Image.Image
@@ -55,14 +56,15 @@ class PlacedCutout(NamedTuple):
 
 
 class UnusableCutoutError(ValueError):
-    """A cut-out is skipped. The message is the reason, under which it is counted, such as "unreadable picture"."""
+    """A cut-out cannot be used and is skipped. The message is the reason, such as "unreadable picture"; skipped cut-outs are
+    counted by reason."""
 
 
 def read_cutout(content: Path | bytes) -> Image.Image:
-    """Reads the visible part of a picture, RGBA.
+    """Reads a picture as RGBA, and crops it to its visible part.
 
     Raises:
-        UnusableCutoutError: if the picture cannot be read, is far too large or too small, or is invisible.
+        UnusableCutoutError: if the picture cannot be read, is too large or too small, or is invisible.
     """
     try:
         with Image.open(content if isinstance(content, Path) else io.BytesIO(content), formats=FORMATS) as image:
@@ -131,7 +133,8 @@ def draw_cutouts(path: Path, rng: np.random.Generator, width: int, height: int, 
 
 
 def joined_captions(captions: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Joins the captions of several cut-outs, in each language that all of them have. Returns {} if the caption is too long."""
+    """Joins the captions of several cut-outs, in each language for which all cut-outs have a caption. Returns {} if the English
+    caption has more than :data:`MAX_JOINED_WORDS` words."""
     joined: dict[str, str] = {}
     for language in LANGUAGES:
         if all(language in texts for texts in captions):

@@ -24,7 +24,8 @@ from utils.progress import progress_bar
 
 ANIMATIONS = "lobehub-fluent-emoji-anim-1"
 NAMES = {"cldr-annotations-full": "annotations", "cldr-annotations-derived-full": "annotationsDerived"}
-"""Packages of names, and the name of the folder in each package."""
+"""npm packages with the names of emoji, and the folder inside each package that contains the names. The names are from Unicode's
+Common Locale Data Repository (CLDR)."""
 
 FACTS = "emoji.json"
 OWNED = (*(f"{split}.jsonl" for split in SPLITS), "frames", "tokenizer")
@@ -58,7 +59,7 @@ def build(
 ) -> None:
     """Writes ``out/{train,val,test}.jsonl``, ``out/frames/``, ``out/tokenizer/`` and, last, ``out/emoji.json``.
 
-    An animation with fewer than ``frames`` frames gives a clip with all its frames. The tokenizer is trained on the English names
+    An animation with fewer than ``frames`` frames becomes a clip of all its frames. The tokenizer is trained on the English names
     of the training split.
 
     Raises:
@@ -102,8 +103,8 @@ def find_package(folder: Path, name: str) -> Path:
         folder.glob(f"{name}-[0-9]*.tgz"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]
     )
     if not archives:
-        packed = name.replace("lobehub-", "@lobehub/", 1)
-        raise UserError(f"{folder} has no {name}-*.tgz: run `npm pack {packed}` there, or use another --packages DIR")
+        npm_name = name.replace("lobehub-", "@lobehub/", 1)
+        raise UserError(f"{folder} has no {name}-*.tgz: run `npm pack {npm_name}` there, or use another --packages DIR")
     return archives[-1]
 
 
@@ -157,12 +158,12 @@ def read_animations(packages: Path, names: Names) -> tuple[list[Emoji], Counter[
 
 
 def is_animated(content: bytes) -> bool:
-    """Returns True if the header of a WebP file has the flag for animations; the file is not decoded."""
+    """Returns True if the header of a WebP file has the animation flag. The file is not decoded."""
     return content[:4] == b"RIFF" and content[12:16] == b"VP8X" and bool(content[20] & 2)
 
 
 def draw_frames(content: bytes, side: int, frames: int) -> list[Image.Image]:
-    """Draws evenly spaced frames of an animation on white."""
+    """Draws evenly spaced frames of an animation on a white background."""
     drawn = []
     with Image.open(io.BytesIO(content), formats=FORMATS) as animation:
         count = int(getattr(animation, "n_frames", 1))
@@ -195,13 +196,14 @@ def emoji(
 ) -> int:
     """Make clips from the animated Fluent emoji, with their names.
 
-    --packages is a folder in which this was run (three .tgz files, 176 MB; nothing is unpacked):
+    --packages is the folder in which you ran this command (it downloads three .tgz files, 176 MB; they are not unpacked):
 
         npm pack @lobehub/fluent-emoji-anim-1 cldr-annotations-full cldr-annotations-derived-full
 
-    Each animated emoji (MIT) becomes a JSON list of base64 JPEGs, evenly spaced frames on white, with its names from Unicode's
-    CLDR (Unicode licence) in six languages. The name determines the split. The five skin tones of an emoji have five names, so
-    training may have seen a large part of a held-out name, but never all of it. Emoji that are not animated are skipped.
+    Each animated emoji (MIT) becomes a JSON list of base64 JPEGs, which are evenly spaced frames on a white background. Its names
+    in six languages are from Unicode's CLDR (Unicode licence). The name determines the split. The five skin tones of an emoji
+    have five names, so training may have seen a large part of a held-out name, but never all of it. Emoji that are not animated
+    are skipped.
 
     Args:
         packages: folder with the three .tgz files.

@@ -1,5 +1,7 @@
-"""Shared code of commands that fill a folder with a data set: their flags, and the folder itself. The last file that a command
-writes describes the data set (the facts); the folder is complete once this file exists."""
+"""Shared code for commands that fill a folder with a data set: their flags, and the folder itself.
+
+A command writes the *facts* last: a JSON file that describes the data set. The folder is complete once this file exists.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +67,11 @@ class Folder(NamedTuple):
 
     @contextmanager
     def filling(self) -> Iterator[dict[str, Any]]:
-        """Clears the folder for new files; at the end of the context, writes the facts that were added to the dictionary.
+        """Clears the folder for new files, and yields a dictionary. When the context ends, writes the facts that the caller added
+        to the dictionary.
 
         Raises:
-            UserError: if the folder contains files of a different origin, or cannot be written.
+            UserError: if the folder contains files that the command did not write, or cannot be written.
         """
         with OutputFolder(self.out, self.facts_name, self.arguments, self.owned, overwrite=self.overwrite) as output:
             facts: dict[str, Any] = {}
@@ -96,7 +99,7 @@ class Folder(NamedTuple):
 
 
 def by_split(items: Sequence[T], key: Callable[[T], str], kind: str) -> dict[str, list[T]]:
-    """Groups items by the split of their key.
+    """Groups items by the split of their key. ``kind`` is what the error message calls the items.
 
     Raises:
         UserError: if a split would be empty.

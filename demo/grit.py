@@ -1,5 +1,8 @@
-"""``python -m demo.grit``: writes scenes of the demo in GRIT's published format, and then in the format in which img2dataset
-stores downloaded images. docs/data.md describes how to prepare them like a data set from the web."""
+"""``python -m demo.grit``: writes scenes of the demo in the published format of GRIT, a data set of web images with phrases and
+boxes, and then in the format in which img2dataset stores downloaded images.
+
+docs/data.md describes how to prepare these scenes like a data set from the web.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,14 @@ from utils.errors import UserError
 from utils.files import replacing, write_text
 from utils.flags import read_by, whole_number
 
-ADDRESS = "https://scenes.example/"
+URL_PREFIX = "https://scenes.example/"
 """Prefix of all image URLs. The rest of a URL is the path of the image in the folder of scenes."""
 CONFIDENCE = 0.9
 
 
 def grit_row(record: dict[str, Any], size: tuple[int, int], number: int) -> dict[str, Any]:
-    """Returns a row with GRIT's columns: a caption, and its phrases as offsets with boxes x1, y1, x2, y2 of 0 to 1."""
+    """Returns a row with GRIT's columns: a caption, and for each of its phrases the character offsets and the box (x1, y1, x2,
+    y2), with coordinates in [0, 1]."""
     width, height = size
     caption = str(record["caption"][0])
     spans: dict[str, list[list[float]]] = {"noun_chunks": [], "ref_exps": []}
@@ -37,7 +41,13 @@ def grit_row(record: dict[str, Any], size: tuple[int, int], number: int) -> dict
                 caption += f"; {phrase}"
             start = caption.index(phrase)
             spans[column].append([float(start), float(start + len(phrase)), *box, CONFIDENCE])
-    columns = {"id": number, "url": f"{ADDRESS}{record['image']}", "caption": caption, "width": width, "height": height}
+    columns = {
+        "id": number,
+        "url": f"{URL_PREFIX}{record['image']}",
+        "caption": caption,
+        "width": width,
+        "height": height,
+    }
     return {"clip_similarity_vitb32": 0.3, "clip_similarity_vitl14": 0.3, **columns, **spans}
 
 
@@ -49,7 +59,7 @@ def _rows(scenes: Path, count: int) -> Iterator[dict[str, Any]]:
 
 
 def write_parquet(scenes: Path, out: Path, count: int) -> int:
-    """Writes ``coyo_0_snappy.parquet``, with the name pattern of GRIT's files; returns the number of rows."""
+    """Writes ``coyo_0_snappy.parquet``, which is named like GRIT's files; returns the number of rows."""
     check_pyarrow("demo.grit")
     import pyarrow
     import pyarrow.parquet
@@ -62,7 +72,8 @@ def write_parquet(scenes: Path, out: Path, count: int) -> int:
 
 
 def write_shard(scenes: Path, lists: Path, out: Path) -> int:
-    """Writes the images of all lists into one shard with its statistics, as img2dataset does; returns the number of images."""
+    """Writes the images of all URL lists into one shard, next to a file of statistics, as img2dataset does; returns the number of
+    images."""
     check_pyarrow("demo.grit")
     import pyarrow.parquet
 
@@ -73,7 +84,7 @@ def write_shard(scenes: Path, lists: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "00000.tar") as part, tarfile.open(part, "w") as tar:
         for number, row in enumerate(rows):
-            content = (scenes / row["url"].removeprefix(ADDRESS)).read_bytes()
+            content = (scenes / row["url"].removeprefix(URL_PREFIX)).read_bytes()
             with Image.open(io.BytesIO(content)) as image:
                 width, height = image.size
             sizes = {"width": width, "height": height, "original_width": width, "original_height": height}
@@ -100,7 +111,7 @@ def grit(
     Args:
         out: folder to write to.
         scenes: folder written by demo.scenes.
-        lists: folder of the lists written by `prepare grit`; their images are written to a shard in --out.
+        lists: folder of the URL lists written by `prepare grit`; their images are written to a shard in --out.
         rows: number of scenes.
 
     Examples:

@@ -1,4 +1,4 @@
-"""``python -m demo.stamps``: makes records from Debian's package tuxpaint-stamps-default."""
+"""``python -m demo.stamps``: makes records from the cut-outs ("stamps") in Debian's package tuxpaint-stamps-default."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from utils.progress import progress_bar
 DEBIAN_FOLDER = Path("/usr/share/tuxpaint/stamps")
 LEFT_OUT = "symbols"
 PACKAGE_CODES = {"zh_CN": "zh"}
-"""Language codes of the package that differ from our codes."""
+"""Language codes in the package that differ from ours."""
 
 FACTS = "stamps.json"
 OWNED = (*(f"{kind}{split}.jsonl" for kind in ("", "regions_") for split in SPLITS), "images", "tokenizer")
@@ -57,8 +57,9 @@ def build(
 ) -> None:
     """Writes ``out/{train,val,test}.jsonl``, ``out/regions_{…}.jsonl``, ``out/images/``, ``out/tokenizer/``, ``out/stamps.json``.
 
-    ``seed`` determines the backgrounds and the layout of region images, but not the splits. ``side`` is the longer side of an
-    image. The training split has ``regions`` region images; validation and test each have a tenth of this number.
+    A region image shows one to four stamps with their boxes. ``seed`` determines the backgrounds and the layout of region images,
+    but not the splits. ``side`` is the longer side of an image. The training split has ``regions`` region images; validation and
+    test each have a tenth of this number.
 
     Raises:
         UserError: if stamps are missing, a split would be empty, the tokenizer is too small, or ``out`` cannot be used.
@@ -118,9 +119,9 @@ def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
 
 
 def read_captions(path: Path) -> dict[str, str]:
-    """Reads the captions by language from the text file of a stamp: line 1 is English, the other lines are ``LANG.utf8=text``.
+    """Reads a stamp's captions by language from its text file: line 1 is English, the other lines are ``LANG.utf8=text``.
 
-    A language that is missing or empty has no key.
+    Languages whose caption is missing or empty are left out.
 
     Raises:
         UnusableCutoutError: if the file is missing, is not UTF-8, or has no English caption.
@@ -216,7 +217,7 @@ def stamps(
 
     The package (GPL-2; you may install it, but do not redistribute it) contains photographed and drawn cut-outs, each with a
     caption in many languages. The command makes two kinds of records: images (one cut-out on a soft background, with its caption
-    by language) and regions (one to four cut-outs next to each other, with their exact boxes). A cut-out is in only one split,
+    by language) and regions (one to four cut-outs next to each other, with their exact boxes). The split of a cut-out is the same
     for both kinds, and cut-outs with the same English caption are in the same split. The split depends only on the caption, not
     on the seed. Letters, digits and coins are skipped.
 

@@ -1,4 +1,5 @@
-"""Draws ``docs/architecture.png``, the way of a batch in docs/architecture.md: ``python docs/draw_architecture.py``."""
+"""Draws ``docs/architecture.png``, which shows the path of a batch through the code (docs/architecture.md): ``python
+docs/draw_architecture.py``."""
 
 import itertools
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Draws ``docs/captions.png``, ten generated captions of the README: ``python docs/draw_captions.py RUN [SEED]``.
+"""Draws ``docs/captions.png``, the ten generated captions in the README: ``python docs/draw_captions.py RUN [SEED]``.
 
-RUN is a finished run of the demo's captioning; SEED chooses the ten test scenes.
+RUN is the folder of a finished captioning run of the demo. SEED determines which ten test scenes are drawn.
 """
 
 import json
@@ -16,23 +16,23 @@ INK, GREY, PAPER = "#1f2933", "#7b8794", "white"
 
 
 def main(run: Path, seed: int) -> None:
-    said = json.loads((run / "predictions_test.json").read_text(encoding="utf-8"))
+    predictions = json.loads((run / "predictions_test.json").read_text(encoding="utf-8"))
     scenes = Path("data/scenes")
     lines = (scenes / "captioning_test.jsonl").read_text(encoding="utf-8").splitlines()
     records = {record["image_id"]: record for record in map(json.loads, lines)}
-    chosen = random.Random(seed).sample(said, 10)
+    chosen = random.Random(seed).sample(predictions, 10)
     font = ImageFont.load_default(13)
     height = SIDE + 17 * LINES + GAP
     rows = -(-len(chosen) // COLUMNS)
     canvas = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
     pen = ImageDraw.Draw(canvas)
-    for place, each in enumerate(chosen):
-        record = records[each["image_id"]]
-        x, y = GAP + place % COLUMNS * (SIDE + GAP), GAP + place // COLUMNS * (height + GAP)
+    for index, prediction in enumerate(chosen):
+        record = records[prediction["image_id"]]
+        x, y = GAP + index % COLUMNS * (SIDE + GAP), GAP + index // COLUMNS * (height + GAP)
         with Image.open(scenes / record["image"]) as picture:
             canvas.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
         y += SIDE + 6
-        for text, colour in ((each["caption"], INK), (f"({record['caption'][0]})", GREY)):
+        for text, colour in ((prediction["caption"], INK), (f"({record['caption'][0]})", GREY)):
             for line in textwrap.wrap(text, 34):
                 pen.text((x, y), line, colour, font)
                 y += 16

@@ -14,7 +14,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 class Board:
-    """A canvas in points; everything is drawn twice as large."""
+    """A canvas with coordinates in points. Everything is drawn at twice this size."""
 
     def __init__(self, width: int, height: int):
         self.image = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)

@@ -25,7 +25,7 @@ COPIED = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
 }
-"""Documents outside ``docs/`` and their pages."""
+"""Maps documents outside ``docs/`` to their pages."""
 
 API = {
     "Load a model and ask it": [
@@ -61,7 +61,7 @@ API = {
         "x2vlm.suites.scoring.Picture",
     ],
 }
-"""Sections of the API reference, and what each documents."""
+"""Sections of the API reference, and the objects that each section documents."""
 
 
 def on_config(config: Any) -> Any:

@@ -27,7 +27,7 @@ THEME = re.compile(r"-theme(/|$)")
 """Folders of icon themes. Their pictures are named after programs and actions."""
 
 COLLECTION = 5
-"""If more pictures than this have the same title, it is the title of a collection."""
+"""Maximum number of pictures with the same title. A more frequent title is the title of a collection."""
 
 _GENERIC_WORDS = word_set(
     "icon icons sign signs symbol symbols shape shapes clip art clipart cliparts computer theme themes people "
@@ -46,7 +46,7 @@ NOISE = re.compile(
     re.IGNORECASE,
 )
 ABBREVIATIONS = word_set("bw bb bwh aj elem rpg md")
-"""Black and white, initials of authors, and other words in file names that do not describe the picture."""
+"""Abbreviations in file names that do not describe the picture, such as "bw" (black and white) and authors' initials."""
 
 COMMON_KEYWORD = 4
 """A word counts as English if it is a keyword of at least this number of pictures."""
@@ -87,8 +87,8 @@ def read_clipart(share: Path, english: Collection[str]) -> tuple[list[Cutout], C
             left_out["folder without subjects"] += 1
         else:
             described[relative] = read_description(path)
-    english = {*english, *common_words(about.keywords for about in described.values())}
-    titles = Counter(about.title.casefold() for about in described.values())
+    english = {*english, *common_words(description.keywords for description in described.values())}
+    titles = Counter(description.title.casefold() for description in described.values())
     cutouts = []
     for relative, (title, keywords, authors, is_link) in described.items():
         if is_link:
@@ -108,7 +108,8 @@ def read_clipart(share: Path, english: Collection[str]) -> tuple[list[Cutout], C
 
 
 def common_words(keywords: Iterable[Iterable[str]]) -> set[str]:
-    """Returns the words, in the singular, that are keywords of several pictures. Most authors wrote keywords in English."""
+    """Returns the words, in the singular, that are keywords of at least :data:`MIN_KEYWORD_COUNT` pictures. Most authors wrote
+    their keywords in English."""
     counts = Counter(word for each in keywords for word in {part for keyword in each for part in concept_of(keyword)})
     return {word for word, count in counts.items() if count >= COMMON_KEYWORD}
 
@@ -119,14 +120,14 @@ def is_left_out(relative: PurePosixPath) -> bool:
 
 
 class Description(NamedTuple):
-    """Description in an SVG file.
+    """The description that an SVG file contains.
 
     Attributes:
-        title: title; empty if it is missing.
-        keywords: keywords.
+        title: title of the picture; empty if it is missing.
+        keywords: keywords of the picture.
         authors: names of the authors as one string, in lower case.
-        is_link: True if the file only shows an image that the package does not contain. Its PNG says that the image was not
-            found.
+        is_link: True if the file only shows an image that the package does not contain. The PNG version of the file then only
+            says that the image was not found.
     """
 
     title: str

@@ -42,7 +42,7 @@ class Collection:
         return texts + [division.name for found in self.maps["train"] for division in found.divisions]
 
     def held_out_names(self) -> list[str]:
-        """Returns the names of all cut-outs and divisions in val and test."""
+        """Returns the names of all cut-outs, and of all map divisions, in val and test."""
         names = [item.captions["en"] for split in HELD_OUT for group in self.cutouts[split].values() for item in group]
         maps = [found for split in HELD_OUT for found in self.maps[split]]
         return names + [division.name for found in maps for division in found.divisions]
@@ -103,7 +103,8 @@ def english_words(annotations: Annotations, stamps: Sequence[Cutout]) -> set[str
 
 
 def texts_of(cutout: Cutout) -> list[str]:
-    """Returns the alternatives of a training caption: the name, and if there are keywords, the name followed by the keywords."""
+    """Returns the texts of a cut-out that training chooses from: the name and, if there are keywords, the name followed by the
+    keywords."""
     name = cutout.captions["en"]
     return [name, ", ".join([name.removesuffix("."), *cutout.keywords])] if cutout.keywords else [name]
 
@@ -111,7 +112,8 @@ def texts_of(cutout: Cutout) -> list[str]:
 def split_cutouts(
     cutouts: Mapping[str, Sequence[Cutout]], split: ConceptSplit, left_out: Mapping[str, Counter[str]]
 ) -> BySplit:
-    """Groups cut-outs by split and source. Cut-outs that would leak, are repeated, or cannot be read are skipped.
+    """Groups cut-outs by split and source. Skips cut-outs that would leak a held-out concept into training, are repeated, or
+    cannot be read.
 
     A held-out concept has one picture per source. Training texts do not contain held-out concepts, and training pictures have no
     near-duplicates among held-out pictures.
@@ -193,8 +195,9 @@ def split_maps(
 ) -> dict[str, list[Map]]:
     """Groups maps by the split of the concept "map of PLACE", so that two maps of a country are in the same split.
 
-    A held-out division is dropped if its name occurs in a training text or in a map of the other held-out split. Training
-    divisions and captions are dropped if they contain a held-out concept of the cut-outs ("Orange", if the fruit is held out).
+    A division of a held-out map is dropped if its name occurs in a training text or in a map of the other held-out split.
+    Divisions and captions of training maps are dropped if they contain a concept that is held out for cut-outs ("Orange", if the
+    fruit is held out).
     """
     by_split: dict[str, list[Map]] = {name: [] for name in SPLITS}
     for found in maps:

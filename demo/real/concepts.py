@@ -110,7 +110,7 @@ class ConceptSplit:
 def leaks(training_texts: Iterable[str], held_out_names: Collection[str]) -> list[tuple[str, str]]:
     """Returns the held-out names that occur in training texts, each with the text. The list must be empty.
 
-    Unlike :meth:`ConceptSplit.may_train`, it searches the words of each name in the words of each text.
+    Unlike :meth:`ConceptSplit.may_train`, this check searches for the words of each name in the words of each text.
     """
     wanted = {" ".join(concept_of(name)): name for name in held_out_names}
     found = []

@@ -16,13 +16,13 @@ NEAR = 0.05
 the same drawing."""
 
 Thumbnails = NDArray[np.float32]
-"""(N, 16 * 16 * 3), in [-0.5, 0.5]."""
+"""N thumbnails as an array (N, 16 * 16 * 3), with values in [-0.5, 0.5]."""
 
 
 def thumbnail(pixels: Image.Image) -> NDArray[np.float32]:
-    """Returns the visible pixels of a cut-out in the middle of a grey square: (768,) float32 in [-0.5, 0.5], 0 is grey.
+    """Returns the thumbnail of a cut-out in the middle of a grey square: (768,) float32 in [-0.5, 0.5], where 0 is grey.
 
-    The square is grey because a white or black cut-out would be invisible on its own colour.
+    The square is grey because a white cut-out would be invisible on white, and a black one on black.
     """
     side = max(pixels.size)
     canvas = Image.new("RGB", (side, side), (GREY, GREY, GREY))
@@ -35,9 +35,9 @@ def thumbnail(pixels: Image.Image) -> NDArray[np.float32]:
 def near(some: Thumbnails, others: Thumbnails) -> NDArray[np.int64]:
     """Returns, for each of ``some``, the index of its nearest near-duplicate in ``others``, or -1 if it has none.
 
-    The distance of two pictures is the sum of their differences, divided by the sum of their distances from an empty picture. It
-    is 0 for equal pictures and at most 1. Without this normalisation, all thin drawings would be similar, because they are mostly
-    empty.
+    The distance between two pictures is the sum of their absolute differences, divided by the sum of their distances from an
+    empty picture. The distance is 0 for equal pictures and at most 1. Without this normalisation, all thin drawings would be
+    similar, because they are mostly empty.
     """
     indices = np.full(len(some), -1, dtype=np.int64)
     if len(others):

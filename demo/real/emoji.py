@@ -20,7 +20,7 @@ STYLES = {
     "emoji_google": ("emoji-datasource-google", "package/img/google/64/", ".png"),
     "emoji_fluent": ("lobehub-fluent-emoji-3d", "package/assets/", ".webp"),
 }
-"""For each source: the package, the folder of its pictures, and the suffix of the pictures."""
+"""For each source: the npm package, the folder of its pictures inside the package, and the suffix of the pictures."""
 
 SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
 MAX_KEYWORDS = 3
@@ -94,7 +94,7 @@ def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[l
 
 
 def sign_of(code: str) -> str:
-    """Returns the characters of a file name of hexadecimal code points, or "" for other file names."""
+    """Returns the characters of a file name that consists of hexadecimal code points, or "" for other file names."""
     try:
         return "".join(chr(int(point, 16)) for point in code.replace("_", "-").split("-"))
     except (ValueError, OverflowError):

@@ -1,4 +1,5 @@
-"""Maps of KGeography. Each named division has a different colour, which gives an exact box."""
+"""Maps from KGeography. Each named division of a map (such as a state) has a different colour, from which we compute its exact
+box."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ WORLDWIDE = frozenset({"countries", "continents", "oceans and basins"})
 data of all sources."""
 
 HUES = {15: "red", 45: "orange", 70: "yellow", 165: "green", 200: "cyan", 255: "blue", 290: "purple", 340: "pink"}
-"""Upper bounds of hue angles in degrees; larger angles are red."""
+"""Maps the upper bound of each range of hue angles, in degrees, to the name of the colour. Angles above all bounds are red."""
 
 
 class Division(NamedTuple):
@@ -50,7 +51,7 @@ class Map(NamedTuple):
         kind: kind of divisions, such as "States".
         path: the picture.
         divisions: the divisions.
-        captioned: True if the record has the caption.
+        captioned: True if the map's record includes its caption.
     """
 
     place: str

@@ -34,8 +34,8 @@ invisible on white."""
 def single_records(
     out: Path, source: str, split: str, members: Sequence[Cutout], side: int, bar: tqdm[Any]
 ) -> Iterator[dict[str, Any]]:
-    """Draws each cut-out in the middle of a white square, and yields its record. A held-out record has only one text, the
-    name."""
+    """Draws each cut-out in the middle of a white or dark grey square, and yields its record. A held-out record has only one
+    text, the name."""
     for number, cutout in enumerate(members):
         image = f"images/{split}/{source}/{number:04d}.jpg"
         draw_single(out / image, cutout, side)
@@ -46,13 +46,14 @@ def single_records(
 
 
 def name_of(record: Mapping[str, Any]) -> str:
-    """Returns the name in a record of :func:`single_records`, which is the first text."""
+    """Returns the name in a record from :func:`single_records`. The name is the record's first text."""
     caption: str | list[str] = record["caption"]
     return caption if isinstance(caption, str) else caption[0]
 
 
 def draw_single(path: Path, cutout: Cutout, side: int) -> None:
-    """Writes a square image of at most ``side`` pixels with a margin of 1/20. A small cut-out gives a small image."""
+    """Writes a square image of at most ``side`` pixels with a margin of 1/20 of ``side``. A small cut-out becomes a small
+    image."""
     margin = max(2, side // 20)
     pixels = resized(read_cutout(cutout.content), side - 2 * margin)
     whole = max(pixels.size) + 2 * margin
@@ -66,7 +67,7 @@ def draw_single(path: Path, cutout: Cutout, side: int) -> None:
 def composite_records(
     out: Path, split: str, sources: Mapping[str, Sequence[Cutout]], count: int, seed: int, side: int, bar: tqdm[Any]
 ) -> Iterator[dict[str, Any]]:
-    """Draws one to four cut-outs next to each other on soft backgrounds, and yields records with their boxes."""
+    """Draws ``count`` images of one to four cut-outs on a soft background, and yields records with the cut-outs' boxes."""
     members = balanced(sources)
     for number in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), number])
@@ -93,7 +94,8 @@ def balanced(sources: Mapping[str, Sequence[Cutout]]) -> list[Cutout]:
 
 
 def map_records(out: Path, split: str, maps: Sequence[Map], bar: tqdm[Any]) -> Iterator[dict[str, Any]]:
-    """Copies each map as PNG without scaling, and yields a record with the boxes of its divisions. The colours are attributes."""
+    """Copies each map as PNG without scaling, and yields a record with the boxes of its divisions. The colour of a division is
+    its attribute."""
     for number, found in enumerate(maps):
         image = f"images/{split}/maps/{number:03d}.png"
         (out / image).parent.mkdir(parents=True, exist_ok=True)

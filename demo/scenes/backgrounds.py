@@ -22,8 +22,8 @@ _NOISE_CELLS = 5
 
 @dataclass(frozen=True)
 class Background:
-    """A background that mixes two similar muted tones. ``kind``: one of :data:`KINDS`; ``angle``: angle of a gradient, in
-    radians."""
+    """A background that mixes two similar muted tones. ``kind`` is one of :data:`KINDS`, and ``angle`` is the direction of a
+    gradient in radians."""
 
     kind: str
     tones: tuple[RGB, RGB]
@@ -32,7 +32,8 @@ class Background:
 
 
 def pick_background(rng: np.random.Generator, colours: Sequence[RGB]) -> Background:
-    """Draws a background whose tones differ from ``colours``: the first of 24 tries with enough contrast, otherwise the best."""
+    """Draws a background whose tones differ from ``colours``: the first of up to 24 random backgrounds that has enough contrast,
+    or else the one with the most contrast."""
     best, best_distance = (_muted(rng), _muted(rng)), -1.0
     for _ in range(24):
         first = _muted(rng)

@@ -36,7 +36,7 @@ OWNED = (
 )
 
 ENGLISH = ("", "refer_", "vqa_", "captioning_", "nlvr_")
-"""Prefixes of the files whose texts the tokenizer is trained on."""
+"""Prefixes of the files whose texts the English tokenizer is trained on."""
 
 VOCABULARY_LIMIT = 512
 MULTILINGUAL_LIMIT = 1500
@@ -70,7 +70,8 @@ def build(
     has a long caption.
 
     Raises:
-        UserError: if the folder was made with different arguments, contains files of a different origin, or cannot be written.
+        UserError: if the folder was made with different arguments, contains files that this command did not write, or cannot be
+            written.
         ValueError: if a seed, number or size is out of range.
     """
     width, height = (size, size) if isinstance(size, int) else size
@@ -118,7 +119,7 @@ def _train_tokenizers(folder: Folder) -> dict[str, int]:
 
 
 def _facts(out: Path, split: str) -> dict[str, Any]:
-    """Counts the contents of the files of a split."""
+    """Counts the contents of a split's files, for the facts."""
     phrases: Counter[str] = Counter()
     for record in _read(out, split):
         for elem in record["elems"]:

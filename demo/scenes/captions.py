@@ -21,7 +21,7 @@ MAX_PIECES = 28
 _DETAIL = attribute_sets("size texture colour shape", "texture colour shape", "size colour shape", "colour shape")
 """Sets of attributes that a caption names for each object, most detailed first."""
 
-# Tables of words and clauses by their English names; the columns are German, French, Czech, Chinese and Japanese.
+# Tables of words and clauses by their English names. The columns are German, French, Czech, Chinese and Japanese.
 
 _NOUNS = {
     "circle": ("m Kreis", "m cercle", "m kruh kruhu kruhem", "圆形", "丸"),
@@ -70,7 +70,8 @@ _ENGLISH_CLAUSES |= {relation: f"{relation} {{}}" for relation in RELATIONS}
 
 
 class Case(NamedTuple):
-    """Article and ending of adjectives by gender. In a language without genders, the gender is ""."""
+    """A grammatical case: the article and the ending of adjectives, by gender. In a language without genders, the gender is
+    ""."""
 
     articles: dict[str, str]
     endings: dict[str, str]
@@ -87,7 +88,7 @@ class Language(NamedTuple):
         space: separator of the words of a noun phrase.
         comma: separator of clauses.
         end: end of a sentence.
-        euphony: a pattern in a finished text, and its replacement.
+        euphony: a pattern that is replaced in a finished text, and its replacement.
     """
 
     column: int
@@ -150,7 +151,8 @@ def pieces(text: str) -> int:
 
 
 def _most_detailed(scene: Scene, order: Sequence[int], say: Callable[[list[Looks]], str]) -> list[Looks]:
-    """Returns the looks of the objects in the maximum detail that fits into a caption, or in the minimum detail."""
+    """Returns the looks of the objects in the greatest detail for which the caption from ``say`` is short enough, or else in the
+    least detail."""
     by_detail = [[looks_of(scene.objects[index], detail) for index in order] for detail in _DETAIL]
     return next((looks for looks in by_detail if pieces(say(looks)) <= MAX_PIECES), by_detail[-1])
 
@@ -161,7 +163,8 @@ def listing(language: str, objects: Sequence[Looks]) -> str:
 
 
 def sentence(language: str, objects: Sequence[Looks], links: Sequence[str | None]) -> str:
-    """Returns a sentence about the arrangement of objects. ``links[n]``: relation of object n to the next, or None if unclear."""
+    """Returns a sentence about the arrangement of objects. ``links[n]`` is the relation of object n to the next object, or None
+    if no relation is clear."""
     if not links:
         return _euphonic(language, _clause(language, "only", objects))
     clauses = [
@@ -174,7 +177,7 @@ def sentence(language: str, objects: Sequence[Looks], links: Sequence[str | None
 
 
 def _clause(language: str, name: str, objects: Sequence[Looks], prior: Looks | None = None) -> str:
-    """Fills objects into a clause template. The objects are available in all cases, and the template selects the case."""
+    """Fills objects into a clause template. The template selects the grammatical case of each object."""
     in_cases = {
         case: _enumeration(language, [noun_phrase(language, looks, case) for looks in objects])
         for case in LANGUAGES[language].cases
@@ -189,7 +192,7 @@ def _template(language: str, name: str) -> str:
 
 
 def _enumeration(language: str, named: Sequence[str]) -> str:
-    """Joins noun phrases with commas and, before the last one, by the word for "and"."""
+    """Joins noun phrases with commas and, before the last one, the word for "and"."""
     comma, conjunction = LANGUAGES[language].conjunctions
     *others, last = named
     return f"{comma.join(others)}{conjunction}{last}" if others else last
@@ -200,7 +203,7 @@ def _euphonic(language: str, text: str) -> str:
 
 
 def noun_phrase(language: str, looks: Looks, case: str) -> str:
-    """Returns an object in a case, with matching article and adjectives: "einem kleinen roten Stern"."""
+    """Returns a noun phrase in a grammatical case, with matching article and adjectives: "einem kleinen roten Stern"."""
     assert looks.shape is not None
     grammar = LANGUAGES[language]
     articles, endings = grammar.cases[case]

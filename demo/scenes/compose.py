@@ -32,21 +32,21 @@ GAP = 1
 """Minimum distance in pixels between the boxes of two objects, and between an object and the edge of the image."""
 
 (
-    COMPOSITION_STREAM,
-    LAYOUT_STREAM,
-    TEXT_STREAM,
-    REFERRING_STREAM,
-    STATEMENT_STREAM,
-    QUESTION_STREAM,
-    LONG_STREAM,
-    SETS_STREAM,
-    PAIRS_STREAM,
+    COMPOSITION_PURPOSE,
+    LAYOUT_PURPOSE,
+    TEXT_PURPOSE,
+    REFERRING_PURPOSE,
+    STATEMENT_PURPOSE,
+    QUESTION_PURPOSE,
+    LONG_PURPOSE,
+    SETS_PURPOSE,
+    PAIRS_PURPOSE,
 ) = range(9)
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object: the words that describe it, its form (lengths in pixels), its colours, and ``box``, the tight box of its
+    """An object: the words that describe it, its form (with lengths in pixels), its colours, and ``box``, the tight box of its
     pixels."""
 
     shape: str
@@ -82,17 +82,17 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
     def rng(self, purpose: int) -> np.random.Generator:
-        """Returns a generator of random numbers for one purpose of this scene, independent of all other generators."""
-        return stream(self.seed, self.split, self.index, purpose)
+        """Returns the random number generator for one purpose in this scene, which is independent of all other generators."""
+        return generator_for(self.seed, self.split, self.index, purpose)
 
 
 def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int] = 64) -> Scene:
     """Composes a scene. The result does not depend on the order of calls.
 
     Args:
-        seed: not negative.
+        seed: seed of the data set, at least 0.
         split: "train", "val" or "test".
-        index: not negative.
+        index: index of the scene in the split, at least 0.
         size: side of a square image, or (width, height), in pixels; at least 32.
 
     Raises:
@@ -106,14 +106,15 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
     if seed < 0 or index < 0:
         raise ValueError(f"seed {seed} and index {index} must not be negative")
     composition = _composition(seed, split, index)
-    rng = stream(seed, split, index, LAYOUT_STREAM)
+    rng = generator_for(seed, split, index, LAYOUT_PURPOSE)
     objects = _lay_out(rng, composition, width, height)
     background = pick_background(rng, [obj.rgb for obj in objects])
     return Scene(seed, split, index, width, height, background, objects)
 
 
-def stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
-    """Returns a generator of random numbers for one purpose of a scene or a set of statements, independent of all others."""
+def generator_for(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
+    """Returns the random number generator for one purpose in a scene or a set of statements, which is independent of all other
+    generators."""
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
 
 
@@ -149,10 +150,10 @@ def _composition(seed: int, split: str, index: int) -> Composition:
     """Returns the composition at ``index`` of a split. In val and test, compositions are unique, and a longer split begins with
     the same compositions as a shorter split."""
     if split == "train":
-        return _draw_composition(stream(seed, split, index, COMPOSITION_STREAM), split)
+        return _draw_composition(generator_for(seed, split, index, COMPOSITION_PURPOSE), split)
     known, ordered = _drawn_compositions(seed, split)
     while len(ordered) <= index:
-        rng = stream(seed, split, len(ordered), COMPOSITION_STREAM)
+        rng = generator_for(seed, split, len(ordered), COMPOSITION_PURPOSE)
         draws = (_draw_composition(rng, split) for _ in range(10_000))
         composition = next((composition for composition in draws if composition not in known), None)
         if composition is None:

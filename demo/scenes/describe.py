@@ -12,14 +12,14 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from demo.scenes.compose import REFERRING_STREAM, TEXT_STREAM, Scene, SceneObject, one_of
+from demo.scenes.compose import REFERRING_PURPOSE, TEXT_PURPOSE, Scene, SceneObject, one_of
 from demo.scenes.vocabulary import PLACES, PLAIN, RELATIONS
 from utils.sequences import shuffled
 
 T = TypeVar("T")
 
 MARGIN = 0.2
-"""Minimum distance of two centres along the axis of a relation, as a fraction of the shorter side of the image."""
+"""Minimum distance between two centres along the axis of a relation, as a fraction of the shorter side of the image."""
 
 DOMINANCE = 1.2
 """Minimum ratio of the distance along the axis of a relation to the distance across the axis."""
@@ -30,14 +30,14 @@ MAX_PLACES = 2
 
 PLACE_MARGIN = 0.1
 """Minimum distance between the leftmost of several objects and the next object, both between their centres and between their left
-edges, as a fraction of the shorter side of the image. Analogous for the other sides."""
+edges, as a fraction of the shorter side of the image. The other sides are treated analogously."""
 
 Attributes = frozenset[str]
 """The attributes that a phrase names: "size", "texture", "colour", "shape". Without "shape", the noun is the word "shape"."""
 
 
 def attribute_sets(*sets: str) -> tuple[Attributes, ...]:
-    """Parses sets of attributes: ``attribute_sets("size shape", "")`` returns the set of size and shape, and the empty set."""
+    """Parses sets of attributes: ``attribute_sets("size shape", "")`` returns the set {size, shape} and the empty set."""
     return tuple(frozenset(names.split()) for names in sets)
 
 
@@ -83,7 +83,7 @@ class Mention(NamedTuple):
         return looks_of(self.scene.objects[self.object_index], self.attributes).name()
 
     def fitting(self) -> list[int]:
-        """Returns the indices of all objects of the scene with these attributes, in order."""
+        """Returns the indices of all objects of the scene that have the named attributes, in order."""
         values = [[getattr(obj, name) for name in self.attributes] for obj in self.scene.objects]
         return [index for index, value in enumerate(values) if value == values[self.object_index]]
 
@@ -104,8 +104,8 @@ class Description(NamedTuple):
 
     Attributes:
         relations: up to :data:`MAX_RELATIONS` phrases such as "the small circle left of the blue square", at most one per object.
-        listed: indices of the objects in the order of a plain list.
-        chain: indices of the objects in the order of a sentence.
+        listed: indices of the objects, in the order of a caption that lists them.
+        chain: indices of the objects, in the order of a caption about their arrangement.
         links: ``links[i]`` is the true relation of ``chain[i]`` to ``chain[i + 1]``, or None if no relation is clear.
     """
 
@@ -118,7 +118,7 @@ class Description(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def describe_scene(scene: Scene) -> Description:
     """Returns the description of ``scene``, which depends only on the scene. It is cached, because several records need it."""
-    rng = scene.rng(TEXT_STREAM)
+    rng = scene.rng(TEXT_PURPOSE)
     listed = tuple(int(index) for index in rng.permutation(len(scene.objects)))
     return Description(_relation_phrases(scene, rng), listed, *_chain(scene))
 
@@ -148,13 +148,14 @@ def looks_of(obj: SceneObject, attributes: Attributes = ALL_ATTRIBUTES) -> Looks
 
 
 def named_by(scene: Scene, index: int, sets: Sequence[Attributes]) -> list[Mention]:
-    """Returns mentions of an object with each of the sets of attributes. Sets with a texture are skipped if it is plain."""
+    """Returns mentions of an object with each of the sets of attributes. If the object's texture is plain, sets that include the
+    texture are skipped."""
     plain = scene.objects[index].texture == PLAIN
     return [Mention(scene, index, names) for names in sets if not (plain and "texture" in names)]
 
 
 def first_of_each(items: Iterable[T], key: Callable[[T], Hashable], limit: int) -> tuple[T, ...]:
-    """Returns the first item of each key, at most ``limit`` items."""
+    """Returns the first item with each key, up to ``limit`` items."""
     first: dict[Hashable, T] = {}
     for item in items:
         first.setdefault(key(item), item)
@@ -218,13 +219,13 @@ def refer_in_scene(scene: Scene) -> tuple[tuple[Phrase, ...], tuple[Phrase, ...]
     """
     if len(scene.objects) == 1:
         return (), ()
-    rng = scene.rng(REFERRING_STREAM)
+    rng = scene.rng(REFERRING_PURPOSE)
     return _attribute_phrases(scene, rng), _place_phrases(scene, rng)
 
 
 def _attribute_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, ...]:
-    """Generates phrases with a minimal set of attributes: without any of them, the phrase would fit more objects. Phrases that
-    need more attributes are preferred."""
+    """Generates phrases with a minimal set of attributes: if any attribute were left out, the phrase would fit more objects.
+    Phrases that need more attributes are preferred."""
     minimal: list[Mention] = []
     for index in range(len(scene.objects)):
         smaller: list[Attributes] = []
@@ -238,7 +239,8 @@ def _attribute_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, 
 
 
 def _place_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, ...]:
-    """Generates phrases for the object at one side of all objects with the named attributes, of which there are at least two."""
+    """Generates phrases such as "the leftmost red shape": among at least two objects with the named attributes, one is clearly at
+    the named side."""
     clear: list[Phrase] = []
     for index, obj in enumerate(scene.objects):
         for mention in named_by(scene, index, _PLACED):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from demo.scenes.compose import GAP, PAIRS_STREAM, Scene, SceneObject, are_apart, one_of, place, split_of
+from demo.scenes.compose import GAP, PAIRS_PURPOSE, Scene, SceneObject, are_apart, one_of, place, split_of
 from demo.scenes.describe import attribute_sets, clearly_true, looks_of
 from demo.scenes.sets import NUMBERS
 from demo.scenes.vocabulary import RELATIONS, SHAPES, TEXTURES
@@ -26,8 +26,9 @@ COUNTS = ("one shape", *(f"{number} shapes" for number in NUMBERS.values()))
 ADD_PROBABILITY = {1: 1.0, 2: 0.6, 3: 0.5, 4: 0.25, 5: 0.0}
 """Probability that an object is added rather than removed, by the number of objects."""
 FIVE_OBJECTS_FRACTION = 1 / 3
-"""Fraction of the scenes with five objects that get a pair about the number of objects. With these values and
-:data:`~demo.scenes.vocabulary.OBJECT_COUNTS`, each text about a number is right as often as it is wrong."""
+"""Fraction of the scenes with five objects that get a pair about the number of objects. With this fraction,
+:data:`ADD_PROBABILITY` and :data:`~demo.scenes.vocabulary.OBJECT_COUNTS`, each text about a number is right as often as it is
+wrong."""
 
 OPPOSITES = {
     name: next(other for other, place in RELATIONS.items() if place == (axis, -sign))
@@ -49,22 +50,22 @@ class MinimalPair(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def minimal_pairs(scene: Scene) -> tuple[MinimalPair, ...]:
     """Returns a pair of each kind in :data:`KINDS` that is possible for the scene. The pairs depend only on the scene."""
-    rng = scene.rng(PAIRS_STREAM)
+    rng = scene.rng(PAIRS_PURPOSE)
     found = ((kind, next(filter(partial(_fits, scene), make(scene, rng)), None)) for kind, make in KINDS.items())
     return tuple(MinimalPair(kind, *pair) for kind, pair in found if pair is not None)
 
 
-def _fits(scene: Scene, made: tuple[str, Scene, str]) -> bool:
+def _fits(scene: Scene, candidate: tuple[str, Scene, str]) -> bool:
     """Returns True if the other scene could not have been a training scene, unless the pair is for training."""
-    _, other, _ = made
+    _, other, _ = candidate
     return scene.split == "train" or split_of([(obj.shape, obj.colour) for obj in other.objects]) != "train"
 
 
-Made = Iterator[tuple[str, Scene, str]]
+Candidates = Iterator[tuple[str, Scene, str]]
 """The possible pairs in random order: the text, the other scene, and its text."""
 
 
-def _colours(scene: Scene, rng: np.random.Generator) -> Made:
+def _colours(scene: Scene, rng: np.random.Generator) -> Candidates:
     """Two objects exchange their colours: "a red star and a blue heart", "a blue star and a red heart"."""
     known = {(obj.colour, obj.shape) for obj in scene.objects}
     for first, second in shuffled(rng, list(itertools.permutations(range(len(scene.objects)), 2))):
@@ -77,7 +78,7 @@ def _colours(scene: Scene, rng: np.random.Generator) -> Made:
         yield f"{_name(one)} and {_name(two)}", other, f"{_name(painted_one)} and {_name(painted_two)}"
 
 
-def _relation(scene: Scene, rng: np.random.Generator) -> Made:
+def _relation(scene: Scene, rng: np.random.Generator) -> Candidates:
     """Two objects swap places: "a red star left of a blue heart", "a red star right of a blue heart"."""
     for first, second in shuffled(rng, list(itertools.permutations(range(len(scene.objects)), 2))):
         one, two = scene.objects[first], scene.objects[second]
@@ -91,7 +92,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Made:
                 yield f"{_name(one)} {relation} {_name(two)}", other, f"{_name(one)} {opposite} {_name(two)}"
 
 
-def _count(scene: Scene, rng: np.random.Generator) -> Made:
+def _count(scene: Scene, rng: np.random.Generator) -> Candidates:
     """An object is removed or added: "three shapes", "two shapes"."""
     count = len(scene.objects)
     if count == len(COUNTS) and rng.random() >= FIVE_OBJECTS_FRACTION:
@@ -115,9 +116,9 @@ def _with_one_more(scene: Scene, rng: np.random.Generator) -> Iterator[Scene]:
             yield replace(scene, objects=(*scene.objects, added))
 
 
-def _attribute(scene: Scene, rng: np.random.Generator) -> Made:
-    """An object gains, loses or changes its texture, which texts of pairs always name: "a red star", "a striped red star". All
-    textures are equally frequent in right and wrong texts."""
+def _attribute(scene: Scene, rng: np.random.Generator) -> Candidates:
+    """An object gains, loses or changes its texture: "a red star", "a striped red star". Texts of pairs always name a texture
+    that is not plain. All textures are equally frequent in right and wrong texts."""
     index = int(rng.integers(len(scene.objects)))
     obj = scene.objects[index]
     texture = one_of(rng, [each for each in TEXTURES if each != obj.texture])
@@ -125,7 +126,7 @@ def _attribute(scene: Scene, rng: np.random.Generator) -> Made:
     yield _name(obj), _with(scene, {index: changed}), _name(changed)
 
 
-KINDS: dict[str, Callable[[Scene, np.random.Generator], Made]] = {
+KINDS: dict[str, Callable[[Scene, np.random.Generator], Candidates]] = {
     "colours": _colours,
     "relation": _relation,
     "count": _count,

@@ -1,7 +1,8 @@
 """Generates questions about a scene, each with exactly one correct answer.
 
-The answers are balanced as far as possible, so that they are hard to guess without the image: each scene has one question about
-existence with the answer yes and one with the answer no, and a number is drawn before the objects to count.
+The answers are balanced as far as possible, so that they are hard to guess without the image. Each scene has one question about
+existence with the answer yes and one with the answer no. For questions about numbers, the answer is drawn first, and then the
+objects to count.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from demo.scenes.compose import QUESTION_STREAM, Scene, SceneObject, one_of
+from demo.scenes.compose import QUESTION_PURPOSE, Scene, SceneObject, one_of
 from demo.scenes.describe import (
     Attributes,
     Looks,
@@ -54,7 +55,7 @@ class Question(NamedTuple):
 
 def ask_about(scene: Scene) -> tuple[Question, ...]:
     """Returns up to :data:`MAX_PER_KIND` different questions of each kind. They depend only on the scene."""
-    rng = scene.rng(QUESTION_STREAM)
+    rng = scene.rng(QUESTION_PURPOSE)
     kinds = (_colours, _counts, _relations, _existences, _shapes)
     return tuple(itertools.chain.from_iterable(kind(scene, rng) for kind in kinds))
 
@@ -73,8 +74,8 @@ def _shapes(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 def _named_objects(
     scene: Scene, rng: np.random.Generator, sets: tuple[Attributes, ...]
 ) -> Iterator[tuple[str, SceneObject]]:
-    """Yields up to :data:`MAX_PER_KIND` objects, each with a name that fits no other object. ``sets``: the attributes that a name
-    may mention."""
+    """Yields up to :data:`MAX_PER_KIND` objects, each with a name that fits no other object. ``sets`` are the sets of attributes
+    that a name may mention."""
     named = 0
     for index in rng.permutation(len(scene.objects)):
         clear = [mention for mention in named_by(scene, int(index), sets) if mention.is_clear()]

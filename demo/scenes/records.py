@@ -20,8 +20,8 @@ TASKS = ("", "retrieval_", "refer_", "sets_", "pairs_", "vqa_", "captioning_", "
 """Prefixes of the file names; the records for pre-training are in ``{split}.jsonl``."""
 
 ANNOTATORS = 10
-"""Number of answers to a question, as in VQA v2, whose accuracy compares a prediction with all of them. Here, all answers are
-equal."""
+"""Number of answers to a question, as in VQA v2, whose accuracy compares a prediction with ten people's answers. Here, all answers
+to a question are equal."""
 
 
 def records_of(scene: Scene, *, long: bool = False) -> dict[str, list[Record]]:
@@ -89,7 +89,7 @@ def referring_records(scene: Scene) -> list[Record]:
 
 def set_records(scene: Scene) -> list[Record]:
     """Returns records of phrases that fit several objects, one or none: ``id``, ``image`` and ``elems`` with ``bb`` (a list of
-    boxes), ``caption`` and ``grain``: "several", "one" or "absent"."""
+    boxes), ``caption`` and ``grain`` ("several", "one" or "absent")."""
     elems = [
         {"bb": [list(scene.objects[index].box) for index in objects], "caption": text, "grain": kind}
         for kind, text, objects in set_phrases(scene)

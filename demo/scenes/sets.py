@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from demo.scenes.compose import SETS_STREAM, Scene, SceneObject, one_of
+from demo.scenes.compose import SETS_PURPOSE, Scene, SceneObject, one_of
 from demo.scenes.describe import Attributes, Looks, attribute_sets, looks_of
 from demo.scenes.vocabulary import COLOURS, PLAIN, SHAPES, SIZES, TEXTURES
 from utils.sequences import shuffled
@@ -43,14 +43,14 @@ class SetPhrase(NamedTuple):
 
 
 def set_phrases(scene: Scene) -> list[SetPhrase]:
-    """Returns phrases for sets of objects, with equal numbers of phrases that fit several objects, one, and none. They depend
-    only on the scene.
+    """Returns phrases for sets of objects, with equal numbers of phrases that fit several objects, one, and none. The phrases
+    depend only on the scene.
 
     A scene in which no two objects share an attribute has no phrases. The form of a phrase does not reveal whether it fits any
     object: in each form ("the star", "all stars", "the two stars"), about a third of the phrases fit no object, and these differ
     from other phrases in one attribute.
     """
-    rng = scene.rng(SETS_STREAM)
+    rng = scene.rng(SETS_PURPOSE)
     by_kind: dict[Kind, list[SetPhrase]] = {"several": [], "one": [], "absent": []}
     for attributes in shuffled(rng, _SINGLES):
         for looks in sorted({looks_of(obj, attributes) for obj in scene.objects}, key=str):
@@ -69,7 +69,8 @@ def _phrase(scene: Scene, looks: Looks, rng: np.random.Generator) -> SetPhrase:
     """Returns a phrase for all objects with these looks."""
     objects = _fitting(scene.objects, looks)
     count = len(objects)
-    # Half of the phrases say "all". "The star" would be ambiguous for two stars, and a wrong number could mean no object or some.
+    # Half of the phrases say "all". "The star" would be ambiguous for two stars. If there are two stars, "the three stars" could
+    # mean these stars or none.
     says_all, is_singular = rng.random() < 0.5, rng.random() < 0.5
     if says_all:
         text = f"all {_plural(looks)}"

@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 
 
 class Form(NamedTuple):
-    """Parameters of the pixels of an object; lengths are in pixels, angles in radians."""
+    """Parameters from which the pixels of an object are drawn. Lengths are in pixels, angles in radians."""
 
     shape: str
     texture: str

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.scenes.compose import STATEMENT_STREAM, one_of, stream
+from demo.scenes.compose import STATEMENT_PURPOSE, generator_for, one_of
 from demo.scenes.describe import Looks
 from demo.scenes.vocabulary import COLOURS, OBJECT_COUNTS, PLAIN, SHAPES, SIDES, SIZES, TEXTURES
 
 KIND_CYCLE = ("both", "either", "side", "both", "either", "side", "one", "more")
-"""The kinds of statements, which alternate. For most of them, finding an object in one image is helpful. A small model cannot
-learn the other kinds by themselves within minutes, because no single image makes such a statement more likely."""
+"""The kinds of statements, in the order in which they alternate. For most kinds, finding an object in one image is helpful. A
+small model cannot learn the other kinds alone within minutes, because no single image makes such a statement more likely."""
 
 REVERSED_FRACTION = 0.25
 """Fraction of statements about a side for which the false pair is the true pair in reverse order."""
@@ -29,9 +29,9 @@ REVERSED_FRACTION = 0.25
 TRIES = 12
 """Number of attempts for a kind of statement before the next kind is tried."""
 
-SEARCHED = 2000
-"""The images of a statement are chosen from this number of neighbours, so that the time for a split is linear in its length
-rather than quadratic."""
+N_SEARCHED = 2000
+"""Number of neighbouring images from which the images of a statement are chosen. Because of this limit, the time for a split is
+linear in its length rather than quadratic."""
 
 ImageLooks = tuple[Looks, ...]
 """The looks of the objects of an image."""
@@ -46,7 +46,7 @@ _WORDS = (tuple(SIZES), tuple(texture for texture in TEXTURES if texture != PLAI
 """Words for each field of :class:`Looks`. The code of a word is its index, counted from 1."""
 
 Codes = NDArray[np.int8]
-"""(images, objects, fields of :class:`Looks`); 0 means plain, or that the object does not exist."""
+"""Array (images, objects, fields of :class:`Looks`) of word codes. 0 means plain, or that the object does not exist."""
 
 Mask = NDArray[np.bool_]
 
@@ -80,7 +80,7 @@ def statement_sets(seed: int, split: str, images: Sequence[ImageLooks], count: i
     codes = _codes_of(images)
     seen: set[str] = set()
     for number in range(count):
-        rng = stream(seed, split, number, STATEMENT_STREAM)
+        rng = generator_for(seed, split, number, STATEMENT_PURPOSE)
         drawn = _new_statement(codes, number, rng, seen)
         if drawn is not None:
             if split != "train":
@@ -146,8 +146,8 @@ class _Search:
 
     def __init__(self, codes: Codes, rng: np.random.Generator, sets: Sequence[Sequence[str]]) -> None:
         self.rng = rng
-        self.start = int(rng.integers(max(1, len(codes) - SEARCHED + 1)))
-        codes = codes[self.start : self.start + SEARCHED]
+        self.start = int(rng.integers(max(1, len(codes) - N_SEARCHED + 1)))
+        codes = codes[self.start : self.start + N_SEARCHED]
         present = codes.any(axis=2)
         self.totals = np.count_nonzero(present, axis=1)
         index = self.pick(self.totals > 0)

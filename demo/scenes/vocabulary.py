@@ -45,7 +45,7 @@ RELATIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (
 """Axis (0 = x, 1 = y), and the sign of the position of the reference relative to the subject along the axis."""
 
 PLACES = {"leftmost": (0, -1), "rightmost": (0, 1), "topmost": (1, -1), "bottommost": (1, 1)}
-"""Axis, and the direction along it."""
+"""Axis (0 = x, 1 = y), and the direction along the axis."""
 
 SIDES = ("left", "right")
 """The two images of a statement."""

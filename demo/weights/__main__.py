@@ -1,5 +1,5 @@
-"""The command: finds both packages, writes the weights, and compares the outputs of our model with the outputs of the
-packages."""
+"""The command: finds the vision package and the text package, writes their weights in our formats, and compares the outputs of
+our model with the outputs of the packages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ TOLERANCE = 1e-4
 
 
 def build(out: Path, *, packages: Path | None = None, overwrite: bool = False, progress: bool = False) -> None:
-    """Writes ``out/vision.safetensors``, ``out/text/`` and, last, ``out/weights.json`` with sources and differences.
+    """Writes ``out/vision.safetensors``, ``out/text/`` and, last, ``out/weights.json``, which lists the sources of the weights
+    and the differences from the packages' outputs.
 
     Raises:
         UserError: if a package is missing or has a different format, an output differs, or ``out`` cannot be used.
@@ -116,7 +117,8 @@ def release_of(name: str, digest: str) -> str:
 
 
 def compare(out: Path, graph: VisionGraph, package: Path) -> dict[str, float]:
-    """Loads the files into a model, as a run does. Returns the maximum differences between its states and the packages' states.
+    """Loads the files into a model, as a run does. Returns the maximum difference between the model's and the package's states,
+    for vision and for text.
 
     Raises:
         UserError: if a tensor has no parameter or a parameter has no tensor, token ids differ, or a difference exceeds the
@@ -165,7 +167,7 @@ def load_model(out: Path, graph: VisionGraph) -> PretrainModel:
 
 
 def sample_pixels(side: int) -> NDArray[np.uint8]:
-    """Returns pixels (2, 3, S, S): an image of noise, and an image of smooth waves."""
+    """Returns the pixels of two images as (2, 3, S, S), where S is ``side``: noise, and smooth waves."""
     noise = np.random.default_rng(0).integers(0, 256, (3, side, side))
     y, x = np.mgrid[:side, :side] / side * 2 * np.pi
     waves = np.stack([np.sin(x), np.cos(2 * y), np.sin(x + 3 * y)]) * 127 + 128

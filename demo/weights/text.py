@@ -19,13 +19,13 @@ SENTENCES = (
     "A wooden clothes hanger, beside three blue bicycles!",
     "The map shows Île-de-France; its capital is Paris.",
 )
-"""Texts for the comparison of the folder with the package."""
+"""Texts for comparing the converted folder with the package."""
 
 
 def write_text_folder(package: Path, folder: Path) -> None:
     """Copies the encoder of ``package`` and its tokenizer to ``folder``.
 
-    The tokenizer of the package truncates and pads every text to 128 tokens. The copy does neither, because we pack texts.
+    The package's tokenizer truncates and pads every text to 128 tokens. The copy does neither, because we pack texts.
 
     Raises:
         UserError: if a file is missing or damaged.

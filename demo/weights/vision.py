@@ -48,14 +48,14 @@ IN_A_BLOCK = {
     "mlp.fc2.bias": "mlp.fc2.bias",
     "layer_scale2.lambda1": "ls2.gamma",
 }
-"""timm's names of the tensors of a block, by their names in the graph. Query, key and value are joined into one ``attn.qkv``."""
+"""Maps the names of a block's tensors in the graph to timm's names. Query, key and value are joined into one ``attn.qkv``."""
 
 
 class VisionGraph(NamedTuple):
     """An ONNX graph of DINOv2.
 
     Attributes:
-        content: bytes of the model, with the normed states as its only output.
+        content: bytes of the ONNX model, with the normed states as its only output.
         tensors: tensors by name; matrices are (out, in), as in timm.
         image_size: side of the input in pixels.
     """
@@ -66,7 +66,7 @@ class VisionGraph(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Patch size, width, depth and number of heads, with the keys of :class:`~models.core.vision.VisionConfig`."""
+        """Patch size, width, depth and number of heads, under the keys of :class:`~models.core.vision.VisionConfig`."""
         width, _, patch_size, _ = self.tensors[PATCHES + "weight"].shape
         depth = 1 + max(int(match[1]) for name in self.tensors if (match := LAYER.fullmatch(name)))
         return {"patch_size": patch_size, "width": width, "depth": depth, "heads": width // HEAD_WIDTH}
@@ -114,7 +114,7 @@ def _named_tensors(graph: Any, to_array: Any) -> dict[str, Tensor]:
         if node.op_type == "MatMul" and weights and node.output[0] in bias_of:
             tensors[bias_of[node.output[0]].removesuffix("bias") + "weight"] = tensors.pop(weights[0]).T.contiguous()
         elif node.op_type in ("Concat", "Reshape"):
-            # The class position is concatenated with the positions of the patches, which are reshaped to a grid first.
+            # The position of [CLS] is concatenated with the positions of the patches, which are reshaped to a grid first.
             for name in weights:
                 if stored[name].dim() == 3 and name != CLASS_TOKEN:
                     tensors[CLASS_POSITION if stored[name].shape[1] == 1 else PATCH_POSITIONS] = tensors.pop(name)
@@ -158,8 +158,8 @@ def _block(tensors: Mapping[str, Tensor], block: int) -> dict[str, Tensor]:
 def fold_pixel_statistics(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Converts a patch embedding for pixels y with ImageNet's statistics to one for pixels x with CLIP's statistics.
 
-    Both are affine in the stored pixel, so y = scale * x + shift for each channel. Patches do not overlap and have no padding, so
-    every weight is applied to a pixel. Therefore W y + b = (W scale) x + (b + W shift), exactly up to rounding (done in float64).
+    x and y are affine in the stored pixel, so y = scale * x + shift for each channel. Patches do not overlap and have no padding,
+    so every weight is applied to a pixel. Therefore W y + b = (W scale) x + (b + W shift), up to rounding (computed in float64).
 
     Args:
         weight: (D, 3, P, P).
@@ -176,7 +176,7 @@ def fold_pixel_statistics(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
 
 
 def run_graph(graph: VisionGraph, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Computes the normed states (N, 1 + P, D), [CLS] first, of ``pixels`` (N, 3, S, S) with onnxruntime.
+    """Runs the graph on ``pixels`` (N, 3, S, S) with onnxruntime. Returns the normed states (N, 1 + P, D), [CLS] first.
 
     Raises:
         UserError: if onnxruntime is not installed.

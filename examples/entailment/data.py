@@ -44,7 +44,14 @@ class Item:
 
 @dataclass(frozen=True)
 class EntailmentBatch(Batch):
-    """``pixels`` (N, 3, S, S) uint8; ``text``: N sentences; ``label`` (N,) int64; ``valid`` (N,) bool: examples that count."""
+    """A micro-batch of N examples.
+
+    Attributes:
+        pixels: images, (N, 3, S, S) uint8.
+        text: sentences.
+        label: indices of the classes in :data:`CLASSES`, (N,) int64.
+        valid: mask of the examples that count, (N,) bool.
+    """
 
     pixels: Tensor
     text: Text

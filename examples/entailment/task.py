@@ -41,7 +41,7 @@ class EntailmentModel(XVLM):
         return {"entailment": Term(per_example.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
     def counts(self, batch: EntailmentBatch) -> dict[str, Tensor]:
-        """Returns the divisor of the loss."""
+        """Returns the number of examples that count, by which the trainer divides the loss."""
         return {"entailment": batch.valid.sum()}
 
     def work(self, batch: EntailmentBatch) -> Work:
@@ -92,7 +92,7 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
         predicted, true = self._predict(items), np.array([item.label for item in items])
         chance = float(np.bincount(true).max() / len(true))
         metrics = [count("sentences", len(items)), Metric("accuracy", float((predicted == true).mean()), chance)]
-        for label, name in enumerate(CLASSES):  # a class without a sentence has no accuracy: NaN
+        for label, name in enumerate(CLASSES):  # NaN for a class without sentences
             metrics.append(Metric(f"{name}: accuracy", float((predicted == true)[true == label].mean())))
         return Evaluation(tuple(metrics))
 

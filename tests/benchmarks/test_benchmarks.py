@@ -458,7 +458,7 @@ def test_the_benchmark_of_shapes_trains_both_stems_and_measures_held_out_objects
 
 
 def test_the_benchmark_of_shapes_probes_the_vision_encoders_of_runs(monkeypatch, capsys):
-    network = SimpleNamespace(vision=shapes.Namer("linear").vision)
+    network = SimpleNamespace(vision=shapes.ObjectClassifier("linear").vision)
     monkeypatch.setattr(shapes, "load", lambda run: SimpleNamespace(network=network))
     assert shapes.shapes([Path("runs/a"), Path("runs/b")], scenes=20, held_out=4) == 0
     header, first, second = capsys.readouterr().out.splitlines()

@@ -9,7 +9,17 @@ import time
 import pytest
 
 from benchmarks import gpu_receipt, profile_step, two_processes
-from benchmarks.gpu_receipt import DIVISORS, PYTHON, SPEEDS, Step, as_markdown, make, read_tests, speed_words, steps_of
+from benchmarks.gpu_receipt import (
+    DIVISORS,
+    MICRO_BATCHES,
+    PYTHON,
+    Step,
+    as_markdown,
+    make,
+    read_tests,
+    speed_arguments,
+    steps_of,
+)
 from tests.benchmarks.test_benchmarks import SMALLER as SMALLER_MODEL
 from tests.messages import OneLine
 from utils.commands import call
@@ -109,14 +119,14 @@ def test_tests_are_counted_by_group_and_failures_are_named(tmp_path):
 def test_a_gpu_gets_all_steps_and_the_demo_uses_the_documented_batches(tmp_path):
     steps = list(steps_of(tmp_path, cpu=False))
     assert [step.name for step in steps if step.name.startswith("speed")] == [
-        f"speed of {size} at {side} px" for size in ("base", "large") for side in SPEEDS
+        f"speed of {size} at {side} px" for size in ("base", "large") for side in MICRO_BATCHES
     ]
     demo = {
         step.name: step.commands[0] for step in steps if step.name.startswith("demo: ") and "scenes" not in step.name
     }
     assert len(demo) == 6 and all("--gpus" in words for words in demo.values())
     assert "train.accumulate=2" in demo["demo: pretraining"] and "train.accumulate=2" not in demo["demo: vqa"]
-    sizes = list(speed_words("large", 768, cpu=False))
+    sizes = list(speed_arguments("large", 768, cpu=False))
     assert len(sizes) == len(DIVISORS)
     assert "data.images.batch_size=1" in sizes[-1] and "model.vision.image_size=768" in sizes[-1]
     assert {step.name for step in steps_of(tmp_path, cpu=True)} <= {step.name for step in steps}

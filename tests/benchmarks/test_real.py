@@ -48,7 +48,9 @@ def test_the_penalty_is_chosen_on_validation_and_used_on_test():
 
 def evaluation(value: float) -> dict:
     """Metrics with a different value for each retrieval direction and each box metric."""
-    metrics = {way: {"value": value + place / 100, "chance": 0.01} for place, way in enumerate(real_sources.WAYS)}
+    metrics = {
+        recall: {"value": value + index / 100, "chance": 0.01} for index, recall in enumerate(real_sources.RECALLS)
+    }
     others = (*real_sources.BOXES.values(), real_sources.WORDS)
     return metrics | {metric: {"value": value / 2 + place / 100, "chance": 0.02} for place, metric in enumerate(others)}
 
@@ -113,7 +115,7 @@ def test_every_starting_point_is_trained_for_the_same_number_of_steps(task, monk
         name: load_config(
             real_gain.CONFIGS[task], overrides, choose(real_gain.CONFIGS[task], overrides, None).load().config
         )
-        for name, overrides in real_gain.starts(real_gain.CONFIGS[task]).items()
+        for name, overrides in real_gain.initialisations(real_gain.CONFIGS[task]).items()
     }
     assert len({config.train.steps for config in configs.values()}) == 1
     started = {

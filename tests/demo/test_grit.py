@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.grit import ADDRESS, grit_row
+from demo.grit import URL_PREFIX, grit_row
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ def test_phrases_are_at_their_offsets_and_boxes_are_fractions():
         {"bb": [0, 0, 64, 32], "caption": ["a dog"]},
     ]
     row = grit_row({"image": "a.png", "caption": ["a red star and a dog", "unused"], "elems": elems}, (64, 32), 7)
-    assert (row["id"], row["url"], row["width"], row["height"]) == (7, f"{ADDRESS}a.png", 64, 32)
+    assert (row["id"], row["url"], row["width"], row["height"]) == (7, f"{URL_PREFIX}a.png", 64, 32)
     phrases = {row["caption"][int(start) : int(end)]: box for start, end, *box, _ in row["noun_chunks"]}
     assert phrases == {"a red star": [0.25, 0.25, 0.75, 0.75], "a dog": [0, 0, 1, 1]}
     [(start, end, *box, _)] = row["ref_exps"]

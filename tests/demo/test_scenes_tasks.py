@@ -139,7 +139,7 @@ def test_a_set_without_a_possible_statement_is_skipped():
 
 
 def test_a_long_split_is_searched_piece_by_piece(monkeypatch):
-    monkeypatch.setattr(statements, "SEARCHED", 25)
+    monkeypatch.setattr(statements, "N_SEARCHED", 25)
     seen = images("val", 80)
     places = [(*stated.true, *stated.false) for stated in statement_sets(0, "val", seen, 60)]
     assert all(max(four) - min(four) < 25 for four in places)
