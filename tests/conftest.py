@@ -21,7 +21,7 @@ if PRETEND:
     register()  # before any test, because torch sets up its devices in the first backward pass
 
 
-class FailuresAtOnce:
+class ImmediateFailures:
     """Prints each failed test as soon as it fails. Pytest prints failures at the end, which an interrupted run never reaches."""
 
     def __init__(self, terminal: pytest.TerminalReporter):
@@ -38,7 +38,7 @@ class FailuresAtOnce:
 def pytest_configure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and not hasattr(config, "workerinput"):  # the workers of xdist report to this process
-        config.pluginmanager.register(FailuresAtOnce(terminal))
+        config.pluginmanager.register(ImmediateFailures(terminal))
 
 
 def pytest_collection_finish() -> None:
@@ -57,15 +57,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Removes the log handlers that a run adds to its process, so that each test starts without them."""
+def isolated_logging() -> Iterator[None]:
+    """Removes the log handlers that a run adds to its process, so that no test inherits the handlers of another test."""
     _remove_logging_of_runs()
     yield
     _remove_logging_of_runs()
 
 
 @pytest.fixture(autouse=True)
-def own_path() -> Iterator[None]:
+def isolated_path() -> Iterator[None]:
     """Restores ``sys.path``. A task in a user's folder adds its folder there, and child processes would inherit it."""
     before = list(sys.path)
     yield
@@ -82,14 +82,15 @@ def _remove_logging_of_runs() -> None:
 
 @pytest.fixture(params=DEVICES)
 def device(request) -> Iterator[torch.device]:
-    """The CPU, the pretend device, and CUDA without TF32 (marked ``gpu`` and skipped if no GPU is available)."""
+    """Each device in turn: the CPU, the pretend device (see :mod:`tests.devices`), and CUDA without TF32, which is marked ``gpu``
+    and skipped if no GPU is available."""
     with as_accelerator() if request.param == NAME else nullcontext(), as_in_a_run_without_tf32():
         yield torch.device(request.param)
 
 
 @pytest.fixture
 def pretend() -> Iterator[torch.device]:
-    """The pretend device, in place of a GPU."""
+    """The pretend device (see :mod:`tests.devices`), in place of a GPU."""
     if not PRETEND:
         pytest.skip("this machine has a GPU, and torch supports one accelerator per process")
     with as_accelerator() as device:
@@ -106,7 +107,7 @@ def scenes_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_overrides(scenes_folder) -> list[str]:
-    """Overrides as in :func:`tiny_run`."""
+    """The overrides from :func:`tiny_run`, for ``scenes_folder``."""
     return tiny_run(scenes_folder)
 
 

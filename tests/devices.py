@@ -1,4 +1,8 @@
-"""Devices that the tests run on: always the CPU, and CUDA with ``pytest -m gpu``."""
+"""Devices that the tests run on: always the CPU, and CUDA with ``pytest -m gpu``.
+
+Without a GPU, many tests also run on the *pretend device* (``tests/pretend``): an accelerator written in Python whose tensors are
+in the host's memory, but which fails and waits in the same cases as a GPU.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +54,7 @@ def as_in_a_run_without_tf32() -> Iterator[None]:
 
 
 def bf16(device: torch.device) -> AbstractContextManager[Any]:
-    """The autocast of ``train.precision=bf16``."""
+    """Returns the autocast context that ``train.precision=bf16`` uses."""
     return torch.autocast(device.type, torch.bfloat16)
 
 

@@ -1,16 +1,16 @@
 """Mutation testing: plant small mistakes in the code and count how many of them the tests catch.
 
     python -m tests.mutants record -n 2 --dist worksteal    # once: which test runs which line, and how long each test takes
-    python -m tests.mutants run --tests "not slow"          # 60 mutants against the fast tier
+    python -m tests.mutants run --tests "not slow"          # 60 mutants against the fast tests
     python -m tests.mutants run                             # the same 60 mutants against all tests
 
 ``record`` runs the tests (all of them, unless its pytest arguments say otherwise) under coverage. ``run`` draws mutants of the
 recorded lines with a fixed seed. It plants one mutant at a time in a temporary copy of the checkout, never in the checkout
-itself, and runs the tests that cover the mutated line until one fails. The draw does not depend on ``--tests``, so the shares of
-two tiers of tests can be compared. Results are appended to ``results.jsonl`` as they come; rerun the same command to continue.
-After the tests or the code have changed, record again.
+itself, and runs the tests that cover the mutated line until one fails. The draw does not depend on ``--tests``, so the fraction
+of mutants that the fast tests catch can be compared with the fraction that all tests catch. Results are appended to
+``results.jsonl`` as they come; rerun the same command to continue. After the tests or the code have changed, record again.
 
-What is mutated: expressions inside functions. Module constants, default values, decorators, type annotations, strings, ``raise``
+Only expressions inside functions are mutated. Module constants, default values, decorators, type annotations, strings, ``raise``
 statements and log calls are left alone. Lines that only child processes run are not recorded, so they are not mutated either.
 
 When a test fails, it is repeated on the original code; if it fails there too, it is dropped and the mutant is tried again without
@@ -60,9 +60,10 @@ REPORT, SELECTED = "MUTANTS_REPORT", "MUTANTS_SELECTED"
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: bytes ``start`` to ``end`` of the file ``file``, relative to the checkout, become ``text``.
+    """One change: bytes ``start`` to ``end`` of ``file`` (a path relative to the checkout) become ``text``.
 
-    ``lines``: the lines of the changed expression. ``statement``: the lines of its statement, without the blocks inside it.
+    ``lines`` are the lines of the changed expression, and ``statement`` the lines of the statement that contains it, without the
+    blocks inside the statement.
     """
 
     file: str
@@ -139,7 +140,7 @@ def mutants_of(file: str, source: bytes) -> list[Mutant]:
 
 
 def _behaviour(node: ast.AST, statement: ast.stmt | None = None) -> Iterator[tuple[Any, ast.stmt]]:
-    """The nodes below ``node`` that may be mutated, each with its statement; outside functions there is no ``statement``."""
+    """Yields the nodes below ``node`` that may be mutated, each with its statement. ``statement`` is None outside functions."""
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef():
             for each in node.body:
@@ -266,8 +267,11 @@ def draw(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
 class Record:
     """The result of ``record``.
 
-    ``digest``: SHA-256 of the record. ``sources``: SHA-256 of each source file. ``seconds``: the time of each test that passed.
-    ``covering``: by file and line, the tests that run the line.
+    Attributes:
+        digest: SHA-256 of the record.
+        sources: SHA-256 of each source file.
+        seconds: time of each test that passed.
+        covering: the tests that run each line, by file and line.
     """
 
     digest: str
@@ -320,7 +324,7 @@ def record(root: Path, folder: Path, pytest_arguments: Sequence[str]) -> int:
     config.write_text("[run]\nrelative_files = true\n", encoding="utf-8")
     report.unlink(missing_ok=True)
     coverage = [*(f"--cov={package}" for package in packages), "--cov-context=test", "--cov-report="]
-    # The last -m counts: by default every test is recorded, also the tests that pyproject.toml skips.
+    # The last -m takes effect. By default every test is recorded, including the tests that pyproject.toml skips.
     command = [*_pytest(), *coverage, f"--cov-config={config}", "-m", "", *pytest_arguments]
     # Only the trace core of coverage can tell tests apart.
     environment = os.environ | {"COVERAGE_FILE": str(folder / "coverage"), "COVERAGE_CORE": "ctrace"}
@@ -358,11 +362,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Plugin:
-    """Writes what happens to each test as JSON lines; runs only the tests of ``order``, in that order, if it is given."""
+    """Writes the outcome of each test as JSON lines. If ``order`` is not None, only the tests in ``order`` are run, in that
+    order."""
 
     def __init__(self, report: Path, order: Sequence[str] | None):
         self.report = report
-        self.places = None if order is None else {test: place for place, test in enumerate(order)}
+        self.positions = None if order is None else {test: position for position, test in enumerate(order)}
 
     def write(self, **fields: Any) -> None:
         with self.report.open("a", encoding="utf-8") as file:
@@ -370,9 +375,11 @@ class Plugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        if self.places is not None:
-            places = self.places
-            items[:] = sorted((item for item in items if item.nodeid in places), key=lambda item: places[item.nodeid])
+        if self.positions is not None:
+            positions = self.positions
+            items[:] = sorted(
+                (item for item in items if item.nodeid in positions), key=lambda item: positions[item.nodeid]
+            )
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
@@ -436,16 +443,16 @@ def copy_of(root: Path, target: Path) -> Path:
     return target
 
 
-def choose(tests: Collection[str], seconds: Mapping[str, float], most: int) -> list[str]:
-    """At most ``most`` of the tests, taken evenly from their files, the fastest first. Tests of a file stay together, since they
-    share fixtures; the file whose tests take the least time is first."""
+def choose(tests: Collection[str], seconds: Mapping[str, float], maximum: int) -> list[str]:
+    """Returns at most ``maximum`` of the tests, taken evenly from their files, the fastest tests of each file. Tests in the same
+    file stay together, since they share fixtures. The file whose tests take the least time is first."""
     by_file: dict[str, list[str]] = defaultdict(list)
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
         by_file[test.partition("::")[0]].append(test)
     ranked = sorted(
         ((rank, seconds[test], test) for of_file in by_file.values() for rank, test in enumerate(of_file)),
     )
-    chosen = {test for _, _, test in ranked[:most]}
+    chosen = {test for _, _, test in ranked[:maximum]}
     files = [[test for test in of_file if test in chosen] for of_file in by_file.values()]
     files.sort(key=lambda of_file: (sum(seconds[test] for test in of_file), of_file))
     return [test for of_file in files for test in of_file]
@@ -460,7 +467,7 @@ class Trial:
     covering: int
 
     def key(self, known: Record) -> str:
-        """Names the result: it is used again only for the same record, change and tests."""
+        """Returns the key of the result, which is reused only for the same record, change and tests."""
         mutant = self.mutant
         parts = [known.digest, mutant.file, mutant.start, mutant.end, mutant.text, *self.tests]
         return _digest(json.dumps(parts).encode())
@@ -476,7 +483,7 @@ class Runner:
     def pytest(
         self, copy: Path, arguments: Sequence[str], order: Sequence[str] | None = None, limit: float | None = None
     ) -> tuple[int | None, dict[str, Outcome], str]:
-        """The exit status (None: the time limit was exceeded), the outcomes, and the end of the output."""
+        """Returns the exit status (None if the time limit was exceeded), the outcomes, and the end of the output."""
         if self.stopped:
             raise RuntimeError("interrupted")
         with tempfile.TemporaryDirectory() as folder:
@@ -501,12 +508,12 @@ class Runner:
                 status: int | None = None
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     status = process.wait(limit)
-                _stop(process)  # also what the tests started and a mutant kept running
+                _stop(process)  # including processes that the tests started and that a mutant kept running
                 self.processes.discard(process)
             return status, outcomes(report), output.read_text(encoding="utf-8", errors="replace")[-2000:]
 
     def stop(self) -> None:
-        """Stop all processes; no more are started."""
+        """Stops all processes. No more processes are started."""
         self.stopped = True
         for process in list(self.processes):
             _stop(process)
@@ -520,7 +527,7 @@ class Runner:
         return set(found)
 
     def check(self, mutant: Mutant, tests: Sequence[str], seconds: Mapping[str, float], copy: Path) -> dict[str, Any]:
-        """Plant a mutant in a copy and run the tests until one fails; the copy is restored."""
+        """Plants a mutant in a copy, runs the tests until one fails, and restores the copy."""
         path, remaining = copy / mutant.file, list(tests)
         original = path.read_bytes()
         unreliable: list[str] = []

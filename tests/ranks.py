@@ -24,9 +24,9 @@ from tasks.drawing import sheet  # noqa: F401
 from utils import distributed
 from utils.commands import call
 
-START = "forkserver"
-LONGEST_S = 300
-CONTEXT = multiprocessing.get_context(START)
+START_METHOD = "forkserver"
+TIMEOUT_S = 300
+CONTEXT = multiprocessing.get_context(START_METHOD)
 CONTEXT.set_forkserver_preload([__name__])
 
 
@@ -90,13 +90,13 @@ def on_each_of_two(function: Any, *arguments: Any) -> None:
 
 def _on_each(ranks: int, function: Any, arguments: tuple[Any, ...]) -> None:
     given = (ranks, free_port(), function, arguments)
-    context = mp.start_processes(_called, given, nprocs=ranks, start_method=START, join=False)
-    deadline = time.monotonic() + LONGEST_S
+    context = mp.start_processes(_called, given, nprocs=ranks, start_method=START_METHOD, join=False)
+    deadline = time.monotonic() + TIMEOUT_S
     while not context.join(timeout=1):
         if time.monotonic() > deadline:
             for process in context.processes:
                 process.kill()
-            raise AssertionError(f"the ranks did not end within {LONGEST_S} s")
+            raise AssertionError(f"the ranks did not end within {TIMEOUT_S} s")
 
 
 def _called(rank: int, ranks: int, port: int, function: Any, arguments: tuple[Any, ...]) -> None:

@@ -15,7 +15,7 @@ def planned(*words: str) -> str:
 
 
 @pytest.mark.parametrize("task", ["pretrain", "retrieval", "captioning"])
-def test_the_demo_proposes_another_task_next(task):
+def test_the_demo_suggests_another_task_next(task):
     (line,) = [line for line in planned("demo", f"TASK={task}").splitlines() if "Next: " in line]
     after = line.partition("Next: make demo TASK=")[2].split()[0]
     assert after not in ("pretrain", task)

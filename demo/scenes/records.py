@@ -20,8 +20,8 @@ TASKS = ("", "retrieval_", "refer_", "sets_", "pairs_", "vqa_", "captioning_", "
 """Prefixes of the file names; the records for pre-training are in ``{split}.jsonl``."""
 
 ANNOTATORS = 10
-"""Number of answers to a question, as in VQA v2, whose accuracy compares a prediction with ten people's answers. Here, all answers
-to a question are equal."""
+"""Number of answers to a question, as in VQA v2, whose accuracy compares a prediction with ten people's answers. Here, all
+answers to a question are equal."""
 
 
 def records_of(scene: Scene, *, long: bool = False) -> dict[str, list[Record]]:

@@ -44,14 +44,7 @@ class Item:
 
 @dataclass(frozen=True)
 class EntailmentBatch(Batch):
-    """A micro-batch of N examples.
-
-    Attributes:
-        pixels: images, (N, 3, S, S) uint8.
-        text: sentences.
-        label: indices of the classes in :data:`CLASSES`, (N,) int64.
-        valid: mask of the examples that count, (N,) bool.
-    """
+    """N images and sentences: ``pixels`` (N, 3, S, S) uint8, ``label`` (N,) int64. ``valid`` (N,) bool: the real examples."""
 
     pixels: Tensor
     text: Text

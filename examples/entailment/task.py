@@ -41,7 +41,7 @@ class EntailmentModel(XVLM):
         return {"entailment": Term(per_example.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
     def counts(self, batch: EntailmentBatch) -> dict[str, Tensor]:
-        """Returns the number of examples that count, by which the trainer divides the loss."""
+        """Returns the number of real examples, by which the trainer divides the loss."""
         return {"entailment": batch.valid.sum()}
 
     def work(self, batch: EntailmentBatch) -> Work:

@@ -48,7 +48,7 @@ SMALLER = (
 """A model that can be traced in seconds."""
 
 
-def test_reranking_gives_the_same_scores_as_the_naive_way_and_prints_its_ratio(capsys):
+def test_re_ranking_gives_the_same_scores_as_the_naive_implementation_and_prints_its_ratio(capsys):
     assert call(rerank.main, ["--small", "--rounds", "1"], "rerank") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
@@ -58,7 +58,7 @@ def test_a_step_with_hard_negatives_prints_its_ratio(capsys):
     assert re.fullmatch(r"ratio: \d+\.\d\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
-def test_the_start_of_the_help_prints_its_ratio(capsys):
+def test_the_start_time_of_the_help_is_measured_and_its_ratio_printed(capsys):
     assert call(start_time.start_time, ["--rounds", "1"], "start_time") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
@@ -81,7 +81,7 @@ def test_an_export_is_timed_against_torch(capsys):
     assert all(re.search(r" [\d.]+ +[\d.]+ +\d+\.\d\d   \d+\.\d\d to \d+\.\d\d$", row) for row in rows)
 
 
-def test_answers_are_ranked_as_by_the_naive_way_and_the_ratio_is_printed(capsys):
+def test_answers_are_ranked_as_by_the_naive_implementation_and_the_ratio_is_printed(capsys):
     assert call(answer_ranking.main, ["--small", "--rounds", "1"], "answer_ranking") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
@@ -137,7 +137,7 @@ def test_the_memory_of_reading_videos_is_printed(capsys):
 
 
 @pytest.mark.slow
-def test_the_data_path_is_timed_by_stage_and_the_ratio_is_printed(capsys):
+def test_the_data_pipeline_is_timed_by_stage_and_the_ratio_is_printed(capsys):
     assert call(data.main, ["--small", "--rounds", "1"], "data") == 0
     *lines, last = capsys.readouterr().out.splitlines()
     stages = [line[:20].strip() for line in lines]
@@ -178,7 +178,7 @@ def test_a_pre_training_step_is_compared_with_the_bare_backbone(capsys):
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
 
 
-def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
+def test_the_hosts_share_of_a_step_is_timed_by_phase(capsys):
     assert (
         call(host_overhead.main, ["--small", "--steps", "1"], "host_overhead") == 0
     )  # with a single step, the medians add up
@@ -253,7 +253,7 @@ def assert_is_split(line: str) -> None:
 
 @pytest.mark.slow
 def test_the_time_of_each_way_is_split_into_phases(capsys):
-    """Overrides after ``--ways`` apply to the config."""
+    """Overrides that follow ``--ways`` on the command line apply to the config."""
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", PEAK, "data.images.batch_size=2"]
     assert call(gpu.main, flags, "gpu") == 0
     step, plain, eager, which, last = capsys.readouterr().out.splitlines()
@@ -276,7 +276,7 @@ def test_all_streams_of_a_config_are_measured(streams, capsys):
 
 
 def test_the_timed_steps_follow_the_config(monkeypatch, capsys):
-    """Checks which config keys reach which way. The trainer's tests check what the keys do."""
+    """Checks which config keys reach which way of computing a step. The trainer's tests check what the keys do."""
     asked, steppers = [], []
     monkeypatch.setattr(trainer, "set_gradient_checkpointing", lambda model, parts: asked.append(parts))
     monkeypatch.setattr(trainer, "compile_encoders", lambda model, **options: asked.append(options))

@@ -1,4 +1,5 @@
-"""Benchmarks of the emoji and clip art model: ridge baselines, tables of held-out sources, starting points of fine-tuning."""
+"""Benchmarks of the emoji and clip art model: ridge baselines, tables for held-out sources, and initialisations of
+fine-tuning."""
 
 from __future__ import annotations
 

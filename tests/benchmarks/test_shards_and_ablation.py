@@ -39,7 +39,7 @@ def test_parquet_is_compared_with_tars(capsys):
     assert OneLine("parquet-1000", "of tar") in printed and printed[-1].startswith("ratio: ")
 
 
-def test_each_variant_omits_one_part(tmp_path, monkeypatch):
+def test_each_variant_omits_one_component(tmp_path, monkeypatch):
     scenes = tmp_path / "scenes"
     scenes.mkdir()
     box = {"bb": [0, 0, 1, 1], "caption": ["a star", "the star left of the circle"]}

@@ -1,4 +1,5 @@
-"""``run.py index-shards`` writes the indexes of a config's streams to the place where its run looks for them."""
+"""``run.py index-shards`` writes the indexes of a config's streams to the location where a run with this config looks for
+them."""
 
 from __future__ import annotations
 

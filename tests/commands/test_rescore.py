@@ -1,4 +1,5 @@
-"""One file of predicted boxes is scored against several annotation files. The expected values were counted by hand."""
+"""``run.py rescore`` scores one file of predicted boxes against several annotation files. The expected values were counted by
+hand."""
 
 from __future__ import annotations
 
@@ -103,7 +104,7 @@ def test_threshold_and_bootstrap_come_from_the_config_unless_a_flag_is_given(fol
     assert run(folder, SETS, split, flags=("evaluation.bootstrap=50",)) == 0
 
 
-def test_images_with_one_name_in_two_folders_are_distinguished(folder):
+def test_images_with_the_same_name_in_two_folders_are_distinguished(folder):
     (folder / "images/val").mkdir()
     shutil.copy(folder / "images/0.png", folder / "images/val/0.png")
     here = write_records(folder, "here", (0, "a", [A]))
@@ -139,7 +140,7 @@ def test_a_head_with_one_box_per_phrase_has_n_acc_zero(folder):
 
 
 def test_predictions_of_a_run_get_the_metrics_of_the_run(folder):
-    """A float32 score just below the threshold stays below it after it was written and read."""
+    """A float32 score just below the threshold must still be below the threshold after the score has been written and read."""
     score = float(np.float32(0.7))
     listed = [{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [score]}]
     split = write_records(folder, "one", (0, "a", [A]), (1, "both", [A, B]))

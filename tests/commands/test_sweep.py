@@ -128,7 +128,7 @@ def test_the_time_of_a_run_includes_its_interrupted_attempts(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("a b", "a-b")])
-def test_two_variants_with_one_name_are_rejected(names, tmp_path, monkeypatch, capsys):
+def test_two_variants_with_the_same_name_are_rejected(names, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "run_command", lambda command: pytest.fail("a run was started"))
     words = [word for name in names for word in ("--variant", f"{name}: loss.l1=1")]
     assert main(["sweep", "--config", CONFIG, *words, "--output", str(tmp_path)]) == 2

@@ -1,4 +1,4 @@
-"""Records that once stopped a run or the machine, and the place in a record where each is put."""
+"""Invalid paths, lines, texts and boxes that once stopped a run or the whole machine, for tests that put them into records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads one video file many times in a separate process, and prints the smallest growth of its memory over one stretch of reads.
+"""Reads one video file many times, and prints the smallest growth of the process's memory over one stretch of reads.
 A leak grows memory in every stretch, while other allocations happen once."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs in the order by blocks read the same records in each step, for any number of ranks and workers and from any step."""
+"""Runs in block order read the same records in each step, for any number of ranks and workers and from any step."""
 
 from __future__ import annotations
 

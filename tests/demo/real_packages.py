@@ -1,4 +1,5 @@
-"""Packages in the format of the real ones, with a few random images: folders below usr/share as in Debian, and npm archives."""
+"""Small packages in the same formats as the real packages, with a few random images: folders below usr/share as in Debian, and
+npm archives."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def write_stamps(share: Path, captions: list[str]) -> None:
 
 
 def write_clipart(share: Path, pictures: dict[str, tuple[str, list[str], bytes]]) -> None:
-    """Title, keywords and image, by path without suffix."""
+    """Writes the package of clip art. ``pictures`` has the title, the keywords and the image of each picture, by path without
+    suffix."""
     for name, (title, keywords, content) in pictures.items():
         listed = "".join(f"<rdf:li>{keyword}</rdf:li>" for keyword in keywords)
         about = f"<dc:title>{title}</dc:title><rdf:Bag>{listed}</rdf:Bag>"
@@ -85,7 +87,8 @@ def pack(path: Path, files: dict[str, bytes]) -> None:
 
 
 def write_emoji(folder: Path, names: list[str]) -> None:
-    """Both styles, with names and keywords. The second half of the names is in CLDR's derived package."""
+    """Writes the packages of both styles of emoji, and the packages with their names and keywords. The second half of the names
+    is in CLDR's derived package."""
     signs = {chr(0x1F300 + number): name for number, name in enumerate(names)}
     tables = [dict(list(signs.items())[: len(names) // 2]), dict(list(signs.items())[len(names) // 2 :])]
     packages = (("cldr-annotations-full", "annotations"), ("cldr-annotations-derived-full", "annotationsDerived"))

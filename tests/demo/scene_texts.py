@@ -10,7 +10,7 @@ from typing import Any
 from demo.scenes.compose import Scene, SceneObject, compose_scene
 
 COUNTS = {"train": 120, "val": 40, "test": 40}
-"""The scenes of the folder in ``conftest.py``."""
+"""The number of scenes in each split of the folder that ``conftest.py`` builds."""
 
 SIDES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
 """The axis of each relation, and the sign of the reference's offset along it."""

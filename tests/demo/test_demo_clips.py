@@ -1,4 +1,4 @@
-"""Drawn clips: one object moves as the text says. Without the order of the frames the direction is unknown."""
+"""Drawn clips: one object moves as the text says. Without the order of the frames, the direction cannot be known."""
 
 from __future__ import annotations
 

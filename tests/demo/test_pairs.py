@@ -49,7 +49,7 @@ def test_scenes_with_several_objects_have_pairs_of_each_kind():
     assert min(found.values()) >= 30
 
 
-def test_the_scenes_of_a_pair_differ_in_one_fact():
+def test_the_scenes_of_a_pair_differ_in_one_respect():
     for scene, pair in PAIRS:
         before, after = set(scene.objects), set(pair.other.objects)
         gone, new = len(before - after), len(after - before)

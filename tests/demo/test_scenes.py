@@ -120,7 +120,7 @@ def test_each_object_phrase_names_all_distinguishing_attributes():
             assert text == " ".join([article, obj.size, *texture, obj.colour, obj.shape])
 
 
-def test_a_training_record_never_has_two_elements_with_one_box():
+def test_a_training_record_never_has_two_elements_with_the_same_box():
     for scene in SCENES:
         if scene.split == "train":
             boxes = [tuple(elem["bb"]) for elem in records_of(scene)[""][0]["elems"]]

@@ -1,4 +1,4 @@
-"""Stamps become records, in a small folder of stamps that the tests create."""
+"""Stamps become records. The tests create a small folder of stamps."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Pre-training in the order by blocks on two gloo ranks, resumed on one: each step reads the same records."""
+"""Pre-training in block order on two gloo ranks, resumed on one: each step reads the same records."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def of_a_rank(gradient: str = "exact") -> dict:
 
 
 def hard_of_a_rank() -> dict:
-    """With hard negatives, which other ranks do not have."""
+    """Like :func:`of_a_rank`, with hard negatives, which other ranks do not have."""
     batch = whole()
     batch = replace(batch, images=with_hard_negatives(batch.images))
     first = 2 * distributed.rank()

@@ -1,5 +1,5 @@
-"""Memory on several ranks, as planned and as measured in real steps: of contrastive losses, also by formula, and of FSDP2's
-steps."""
+"""Memory on several ranks, as planned and as measured in real steps: for contrastive losses (compared with a formula, too), and
+for steps with FSDP2."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ UNEVEN = "model.text.arch={family: bert, vocab_size: 30522, width: 16, layers: 1
 VARIANTS = {
     "plain": [],
     "average": ["optim.ema={decay: 0.9}"],
-    "thaw": ["optim.freeze={vision: 2, text: 1}"],
+    "unfreeze": ["optim.freeze={vision: 2, text: 1}"],
     "chunks": ["train.accumulate=2", "model.contrastive.chunks=2"],
     "accumulation": ["train.accumulate=2"],
     "adapters": ["optim.lora={rank: 2}"],
@@ -105,7 +105,7 @@ def test_sharded_training_has_the_weights_of_ddp(name, tmp_path, tiny_overrides)
 
 def test_copies_of_a_sharded_model_have_the_weights_of_ddp(tmp_path, tiny_overrides):
     """On a mesh of two by two ranks, with weight averaging, adapters, and an encoder that is unfrozen."""
-    variants = [value for name in ("average", "adapters", "thaw") for value in VARIANTS[name]]
+    variants = [value for name in ("average", "adapters", "unfreeze") for value in VARIANTS[name]]
     (tmp_path / "out").mkdir()
     found = []
     for parallel in ("ddp", "{shard: 2, replicate: 2}"):
@@ -146,10 +146,10 @@ def test_the_same_micro_batches_on_any_number_of_ranks_give_the_same_weights(tmp
         assert_same(found[ranks], found[1])
 
 
-@pytest.mark.parametrize("name", ["plain", "average", "thaw after the checkpoint", "adapters", "uneven"])
+@pytest.mark.parametrize("name", ["plain", "average", "unfreeze after the checkpoint", "adapters", "uneven"])
 def test_a_sharded_run_resumes_with_the_same_weights_on_any_ranks(name, tmp_path, tiny_overrides):
     """A frozen encoder has no optimiser states in the checkpoint."""
-    variants = {**VARIANTS, "thaw after the checkpoint": ["optim.freeze={vision: 3, text: 1}"], "uneven": [UNEVEN]}
+    variants = {**VARIANTS, "unfreeze after the checkpoint": ["optim.freeze={vision: 3, text: 1}"], "uneven": [UNEVEN]}
     overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", *variants[name]]
     (tmp_path / "out").mkdir()
     whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides), tmp_path / "out")
@@ -167,7 +167,7 @@ def test_a_sharded_run_resumes_with_the_same_weights_on_any_ranks(name, tmp_path
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_run_with_ddp_resumes_with_fsdp(tmp_path, tiny_overrides, earlier):
-    """This includes checkpoints of an earlier version."""
+    """This includes checkpoints written by an earlier version."""
     overrides = [*STEPS, *WITHOUT_DROPOUT, "optim.ema={decay: 0.9}"]
     (tmp_path / "out").mkdir()
     whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides, "train.parallel=ddp"), tmp_path / "out")

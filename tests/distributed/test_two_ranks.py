@@ -155,14 +155,15 @@ def embeddings() -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(F.normalize(torch.randn(3, 16), dim=1).requires_grad_(True) for _ in range(2))
 
 
-def both_released_ways() -> dict[str, torch.Tensor]:
-    """Gradients of embeddings and temperature with our head (`released`) and with the released formula, after DDP's mean."""
+def gradients_of_both_implementations() -> dict[str, torch.Tensor]:
+    """Returns the gradients of embeddings and temperature, averaged as by DDP, from our head (with `released` gradients) and from
+    the formula in the authors' code."""
     head = build("released").contrastive
     results = {}
-    for way in ("ours", "theirs"):
+    for implementation in ("ours", "theirs"):
         image, text = embeddings()
         head.temperature.grad = None
-        if way == "ours":
+        if implementation == "ours":
             valid, group = torch.ones(3, dtype=torch.bool), torch.arange(3) + 3 * distributed.rank()
             loss = head.start_loss(EmbeddedPairs(image, text, valid, group, "negative"))() / 6 * 2
         else:
@@ -171,13 +172,13 @@ def both_released_ways() -> dict[str, torch.Tensor]:
             loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
         loss.backward()
         for name, tensor in (("image", image), ("text", text)):
-            results[f"{way}.{name}"] = tensor.grad / 2
-        results[f"{way}.temperature"] = distributed.sum_over_ranks(head.temperature.grad) / 2
+            results[f"{implementation}.{name}"] = tensor.grad / 2
+        results[f"{implementation}.temperature"] = distributed.sum_over_ranks(head.temperature.grad) / 2
     return results
 
 
 def test_the_released_gradient_equals_the_released_formula(tmp_path):
-    for found in on_two_ranks(both_released_ways, tmp_path):
+    for found in on_two_ranks(gradients_of_both_implementations, tmp_path):
         for name in ("image", "text", "temperature"):
             torch.testing.assert_close(found[f"ours.{name}"], found[f"theirs.{name}"], atol=1e-6, rtol=1e-4)
 

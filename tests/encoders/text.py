@@ -179,7 +179,7 @@ def takes_long_texts(row: TextRow, folder: Path) -> None:
 
 
 def word_tables(row: TextRow, folder: Path) -> None:
-    """The word head uses the table of the encoder or its own."""
+    """The word head can use the encoder's word table, or a separate one."""
     text = row.config(folder)
     tied = model_of(text)
     assert tied.word_head.decoder is None and tied.text.word_embeddings.shape[0] == WORDS
@@ -188,7 +188,7 @@ def word_tables(row: TextRow, folder: Path) -> None:
     assert own is not None and own.weight.shape[0] == WORDS
 
 
-def eps_is_its_own(row: TextRow, folder: Path) -> None:
+def fusion_uses_the_eps(row: TextRow, folder: Path) -> None:
     """The fusion's norms have the epsilon of the encoder's norms unless the config sets another value."""
     model = model_of(row.config(folder))
     own, fused = (
@@ -298,7 +298,7 @@ CELLS: dict[str, Callable[[TextRow, Path], None]] = {
     "load, states": equals_the_library,
     "long texts": takes_long_texts,
     "word table": word_tables,
-    "eps": eps_is_its_own,
+    "eps": fusion_uses_the_eps,
     "pooling": pools,
     "freeze": freezes,
     "LoRA": adapts,

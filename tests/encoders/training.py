@@ -16,7 +16,7 @@ from optim import OptimConfig
 from tools.plan.synthetic import pretrain_batch
 from tools.steps.fake import FakeSteps
 
-STEPS, FEW, LESS, VOCABULARY = 50, 10, 0.95, 60
+STEPS, AVERAGED_STEPS, MAX_LOSS_RATIO, VOCABULARY = 50, 10, 0.95, 60
 DATA = DataConfig(
     images=ImageStreamConfig(files=["x"], batch_size=4),
     regions=RegionStreamConfig(files=["x"], batch_size=6, max_images=3, max_regions=2),
@@ -48,8 +48,10 @@ def learns(model: PretrainModel) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    first, last = sum(losses[:FEW]) / FEW, sum(losses[-FEW:]) / FEW
-    assert last <= LESS * first, f"mean loss of the first {FEW} steps {first:.3f}, of the last {last:.3f}"
+    first, last = sum(losses[:AVERAGED_STEPS]) / AVERAGED_STEPS, sum(losses[-AVERAGED_STEPS:]) / AVERAGED_STEPS
+    assert last <= MAX_LOSS_RATIO * first, (
+        f"mean loss of the first {AVERAGED_STEPS} steps {first:.3f}, of the last {last:.3f}"
+    )
 
 
 def is_planned(build: Callable[[], PretrainModel]) -> None:

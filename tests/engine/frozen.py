@@ -1,4 +1,4 @@
-"""Runs with frozen encoders: a toy with all parts, and pre-training in one process."""
+"""Runs with frozen encoders: a toy model with vision, text and fusion parts, and pre-training in one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.trainer import Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
 from tasks.pretrain import PretrainConfig, PretrainTask
-from tests.engine.runs import OF_TIME
+from tests.engine.runs import CLOCK_VALUES
 from tests.engine.toy import Empty, Line, Points, ToyTask
 from utils.config import load_config
 
@@ -83,7 +83,7 @@ def part_of(name: str) -> str:
 def lines(folder: Path) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl` without values that depend on the clock."""
     written = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in OF_TIME} for line in written]
+    return [{name: value for name, value in line.items() if name not in CLOCK_VALUES} for line in written]
 
 
 def checkpoints(folder: Path) -> dict[int, Checkpoint]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.watch import RANKS
 
 ROOT = Path(__file__).parent.parent.parent
-OF_TIME = (
+CLOCK_VALUES = (
     *("samples_per_s", "images_per_s", "tokens_per_s", "tflops_per_s", "utilisation", "data_wait", "elapsed_s"),
     *RANKS,
 )
@@ -39,7 +39,7 @@ def finish(output: Path, overrides: list[str], resume: bool = False, device: str
 def curve(output: Path) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl` without values that depend on the clock."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in OF_TIME} for line in lines]
+    return [{name: value for name, value in line.items() if name not in CLOCK_VALUES} for line in lines]
 
 
 def final_weights(output: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""A checkpoint that differs from what was written is detected, reported and skipped."""
+"""A checkpoint whose files were changed after they were written is detected, reported and skipped."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def written(folder, step: int = 3):
     return write_checkpoint(folder, step, {"a": torch.arange(100.0)}, {"records": 12, "state": {"m": torch.ones(50)}})
 
 
-def flip_a_bit(file, place: int = -40) -> None:
+def flip_a_bit(file, index: int = -40) -> None:
     content = bytearray(file.read_bytes())
-    content[place] ^= 1
+    content[index] ^= 1
     file.write_bytes(content)
 
 
@@ -86,10 +86,10 @@ def test_a_meaningless_manifest_counts_as_damage(tmp_path, content):
 def test_every_flipped_bit_is_detected(tmp_path, name):
     checkpoint = written(tmp_path)
     size = (checkpoint.folder / name).stat().st_size
-    for place in (0, 8, size // 2, size - 1):
-        flip_a_bit(checkpoint.folder / name, place)
+    for index in (0, 8, size // 2, size - 1):
+        flip_a_bit(checkpoint.folder / name, index)
         assert "is damaged" in (fault_of(checkpoint.folder) or "")
-        flip_a_bit(checkpoint.folder / name, place)
+        flip_a_bit(checkpoint.folder / name, index)
     assert fault_of(checkpoint.folder) is None
 
 

@@ -1,4 +1,5 @@
-"""The average of the weights: its formula, its place in checkpoints, validations and files, and resumed runs."""
+"""The averaged weights (``optim.ema``): the formula, how checkpoints store them, how validation and the best weights use them,
+and resumed runs."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ EMA = {"decay": 0.6}
 
 
 class Seen(ToyTask):
-    """Keeps the weights that each validation measures."""
+    """Keeps the weights that each validation pass measures."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -166,7 +167,7 @@ def as_format_1(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("freeze", [None, {"text": 3, "vision": True}])
 @pytest.mark.parametrize("stopped_after", [2, 4])
 def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, stopped_after, freeze, earlier):
-    """This also holds for checkpoints of an earlier version."""
+    """This also holds for checkpoints written by an earlier version."""
     options: dict[str, Any] = {"checkpoint_every": 2, "keep_checkpoints": 9, "validate_every": 2, "deterministic": True}
     options["freeze"] = freeze
     task = Seen(scores=[0.1, 0.3, 0.2])
@@ -212,7 +213,7 @@ def test_a_failed_validation_restores_the_weights(tmp_path):
 
 
 class Stopped(ToyTask):
-    """Saves a checkpoint in the middle of a validation, like a run that is asked to stop there."""
+    """Saves a checkpoint in the middle of a validation pass, like a run that is asked to stop at this moment."""
 
     trainer: Trainer
     files: list[dict[str, Tensor]]

@@ -1,4 +1,4 @@
-"""``optim.freeze`` in the training loop: frozen parts, unfreezing, and runs that resume before, at and after it."""
+"""``optim.freeze`` in the training loop: frozen parts, unfreezing, and runs that resume before, at and after an unfreezing."""
 
 from __future__ import annotations
 

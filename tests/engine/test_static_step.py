@@ -130,8 +130,8 @@ def test_static_batches_have_one_shape_except_for_a_few_token_counts(task):
     assert all(shapes(batch) == shapes(made[0]) for batch in made)
     for stream in ("images", "regions"):
         texts = [getattr(batch, stream).text for batch in made]
-        most = texts[0].ids.numel()
-        assert all(text.mask.sum() <= text.tokens <= text.mask.sum() + -(-most // 16) for text in texts)
+        max_tokens = texts[0].ids.numel()
+        assert all(text.mask.sum() <= text.tokens <= text.mask.sum() + -(-max_tokens // 16) for text in texts)
         assert all((text.labels != -100).sum() <= text.masked for text in texts)
         assert len({text.tokens for text in texts}) <= 16
 

@@ -1,4 +1,4 @@
-"""TensorBoard events: curves of values that change, the config, images, and the events of a resumed run."""
+"""TensorBoard events: the curves of values that change, the config, images, and the events that a resumed run writes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.messages import OneLine
 
 @pytest.fixture(autouse=True)
 def names_of_files_in_order(monkeypatch):
-    """Files written in the same second are ordered by their index in the process, compared as strings: "10" would come before
-    "9"."""
+    """Makes the names of event files sort in the order of writing. Files written in the same second are otherwise ordered by
+    their index in the process, compared as strings, so that "10" would come before "9"."""
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 

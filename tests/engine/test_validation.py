@@ -1,4 +1,4 @@
-"""The length of a run, when it validates, and which weights it keeps."""
+"""The length of a run, the steps at which a run validates, and the weights that it keeps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def validations(folder: Path) -> list[dict]:
 
 
 class Watched(ToyTask):
-    """Keeps the weights that each validation saw, and whether training still had them one step later."""
+    """Keeps the weights that each validation pass measured, and whether training still had these weights one step later."""
 
     def __init__(self, scores: list[float]):
         super().__init__(scores=scores)
@@ -127,7 +127,7 @@ def test_the_first_best_validation_determines_the_best_weights(tmp_path, scores,
     assert kept.keys() == task.seen[best].keys()
     for name, tensor in kept.items():
         assert torch.equal(tensor, task.seen[best][name])
-        assert not any(torch.equal(tensor, seen[name]) for place, seen in enumerate(task.seen) if place != best)
+        assert not any(torch.equal(tensor, seen[name]) for index, seen in enumerate(task.seen) if index != best)
     with safe_open(tmp_path / "best.safetensors", "pt") as file:
         assert json.loads(file.metadata()["about"])["validation"] == {"step": 2 * best + 2, "score": scores[best]}
 
@@ -177,8 +177,8 @@ SCORES = [0.2, 0.1, 0.5, NAN, 0.5, 0.4]
 @pytest.mark.parametrize("killed_at", [2, 4, 6, 8, 10])
 @pytest.mark.parametrize("next_one_is_written", [False, True])
 def test_a_killed_run_repeats_validations_and_best_weights_byte_for_byte(tmp_path, killed_at, next_one_is_written):
-    """The run is killed after the checkpoint of a step, or after the next validation and before the checkpoint that follows
-    it."""
+    """The run is killed after the checkpoint of a step, or between the next validation pass and the checkpoint that follows that
+    pass."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = {"steps": 12, "validate_every": 2, "keep_checkpoints": 9}
     trainer(whole, ToyTask(scores=list(SCORES)), **options).fit()
@@ -279,7 +279,7 @@ def test_a_path_without_weights_is_reported_in_one_line(tmp_path):
 
 
 class Interrupted(ToyTask):
-    """Is asked to stop in the middle of its second validation."""
+    """A task that is asked to stop in the middle of its second validation pass."""
 
     def validate(self) -> dict[str, float]:
         if len(self.scores or ()) == 1:

@@ -229,7 +229,7 @@ def test_on_a_device_times_are_added_once_their_events_completed(monkeypatch):
             ranks.reached("backward")
             ranks.reached("clip")
             with distributed._around_waits():
-                pass  # like in a validation, which is not part of a training forward pass
+                pass  # as in a validation pass, which is not part of a training forward pass
         assert distributed._around_waits is nullcontext
 
     def own_s(number: int) -> float:

@@ -77,7 +77,7 @@ class ToyLoader:
 
 
 class ToyTask:
-    """``scores`` are the results of successive validations; if None, the task has no validation."""
+    """``scores`` are the results of successive validation passes; if None, the task has no validation."""
 
     validation_predictions = ()
 

@@ -1,4 +1,4 @@
-"""A tiny undisturbed run on two ranks, and ways to disturb a run."""
+"""A tiny undisturbed run on two ranks, and helpers that start and disturb other runs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.ranks import CONTEXT, free_port, run_rank
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 18
-OF_TIME = (
+CLOCK_VALUES = (
     *("samples_per_s", "images_per_s", "tokens_per_s", "tflops_per_s", "utilisation", "data_wait", "elapsed_s"),
     *RANKS,
 )
 
 
 class Job:
-    """A run on the CPU whose errors go to a file. It is started by ``run.py``, or faster, as ranks forked from a process that has
-    imported everything.
+    """A run on the CPU whose stderr goes to a file. The ranks are started by ``run.py`` or, which is faster, forked from a
+    process that has imported everything.
 
     Args:
         output: folder of the run.
@@ -153,7 +153,7 @@ def lines(output: Path) -> list[dict[str, float]]:
     except OSError:
         return []
     whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [{name: value for name, value in line.items() if name not in OF_TIME} for line in whole]
+    return [{name: value for name, value in line.items() if name not in CLOCK_VALUES} for line in whole]
 
 
 def final_weights(output: Path) -> bytes:
@@ -184,21 +184,21 @@ def overrides(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory, overrides) -> Path:
+def undisturbed(tmp_path_factory, overrides) -> Path:
     """The folder of an undisturbed run on two ranks."""
-    with Job(tmp_path_factory.mktemp("whole") / "run", *overrides) as job:
+    with Job(tmp_path_factory.mktemp("undisturbed") / "run", *overrides) as job:
         assert job.wait() == 0, job.errors[-3000:]
     return job.output
 
 
 @pytest.fixture
-def equals_whole(whole, overrides) -> Callable[[Path], None]:
-    """Resumes a disturbed run and checks that it equals the undisturbed one exactly."""
+def equals_undisturbed(undisturbed, overrides) -> Callable[[Path], None]:
+    """Returns a function that resumes a disturbed run and checks that the result equals the undisturbed run exactly."""
 
     def check(output: Path, *more: str, ranks: int = 2) -> None:
         with Job(output, *overrides, *more, ranks=ranks, flags=("--resume",)) as job:
             assert job.wait() == 0, job.errors[-3000:]
-        assert lines(output) == lines(whole)
-        assert final_weights(output) == final_weights(whole)
+        assert lines(output) == lines(undisturbed)
+        assert final_weights(output) == final_weights(undisturbed)
 
     return check

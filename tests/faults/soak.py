@@ -106,7 +106,7 @@ def soak(*, kills: int = 20, minutes: float | None = None, seed: int = 0) -> int
         build(root / "scenes", seed=0, train=40, val=8, test=8, size=32)
         overrides = [*tiny_run(root / "scenes"), f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}"]
         overrides += ["train.keep_checkpoints=3", "data.workers=1"]
-        with Job(root / "whole", *overrides) as job:
+        with Job(root / "undisturbed", *overrides) as job:
             assert job.wait(1200) == 0, job.errors
         run, runs, done = root / "run-0", 0, 0
         until = time.monotonic() + 60 * minutes if minutes else math.inf
@@ -128,7 +128,9 @@ def check(root: Path, run: Path, overrides: list[str], runs: int, counts: Counte
         if job.wait(1200) != 0:
             sys.stdout.write(job.errors)
     last = f"{CHECKPOINTS}/step-{STEPS:08d}/model.safetensors"
-    same = (root / "whole" / last).read_bytes() == (run / last).read_bytes() and lines(root / "whole") == lines(run)
+    same = (root / "undisturbed" / last).read_bytes() == (run / last).read_bytes() and lines(
+        root / "undisturbed"
+    ) == lines(run)
     counts["runs equal" if same else "DIFFERENT"] += 1
     return runs + 1
 

@@ -15,12 +15,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def copy_of(whole, tmp_path):
+def copy_of(undisturbed, tmp_path):
     """Returns a function that copies the undisturbed run as if it had been interrupted after step 12."""
 
     def make():
         run = tmp_path / "run"
-        shutil.copytree(whole, run)
+        shutil.copytree(undisturbed, run)
         shutil.rmtree(run / f"checkpoints/step-{STEPS:08d}")
         (run / "evaluation.json").unlink()
         return run
@@ -38,7 +38,7 @@ def flip(file):
     ("name", "harm"),
     [("model.safetensors", "flip"), ("training.pt", "truncate"), ("manifest.json", "empty"), ("training.pt", "remove")],
 )
-def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(copy_of, equals_whole, name, harm):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(copy_of, equals_undisturbed, name, harm):
     run = copy_of()
     file = run / "checkpoints/step-00000012" / name
     if harm == "flip":
@@ -49,7 +49,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(copy_of, equ
         file.write_bytes(b"")
     else:
         file.unlink()
-    equals_whole(run)
+    equals_undisturbed(run)
     (reported,) = [line for line in (run / "log.txt").read_text().splitlines() if "skipped a checkpoint" in line]
     assert "step-00000012" in reported
 
@@ -62,9 +62,9 @@ def test_an_evaluation_names_the_checkpoint_that_it_measured(copy_of, overrides)
     assert "last weights of this run, step 6" in (run / "evaluation.json").read_text()
 
 
-def test_a_full_disk_is_reported_and_loses_nothing(tmp_path, overrides, equals_whole, whole):
+def test_a_full_disk_is_reported_and_loses_nothing(tmp_path, overrides, equals_undisturbed, undisturbed):
     """Files may be at most slightly smaller than the optimiser states, so only those do not fit."""
-    size = (whole / f"checkpoints/step-{STEPS:08d}/optimizer/tensors.safetensors").stat().st_size
+    size = (undisturbed / f"checkpoints/step-{STEPS:08d}/optimizer/tensors.safetensors").stat().st_size
 
     with Job(tmp_path / "run", *overrides, file_bytes=size - 1) as job:
         assert job.wait() == 2
@@ -76,20 +76,20 @@ def test_a_full_disk_is_reported_and_loses_nothing(tmp_path, overrides, equals_w
     assert list((job.output / "checkpoints").iterdir()) == []
 
 
-def test_incomplete_and_invalid_lines_of_the_metrics_are_skipped(copy_of, equals_whole):
+def test_incomplete_and_invalid_lines_of_the_metrics_are_skipped(copy_of, equals_undisturbed):
     run = copy_of()
     text = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     text[5] = text[5].rstrip() + "\n\x00\x00\n[1]\n"
     (run / "metrics.jsonl").write_text("".join(text[:13]) + text[13][:20])
-    equals_whole(run)
+    equals_undisturbed(run)
     assert OneLine("3 lines", "line 7") in (run / "log.txt").read_text().splitlines()
 
 
-def test_tensorboard_errors_do_not_stop_a_run(copy_of, equals_whole):
+def test_tensorboard_errors_do_not_stop_a_run(copy_of, equals_undisturbed):
     run = copy_of()
     shutil.rmtree(run / "tensorboard")
     (run / "tensorboard").write_text("a file in the place of the folder")
-    equals_whole(run)
+    equals_undisturbed(run)
     assert OneLine("TensorBoard's", "cannot be written") in (run / "log.txt").read_text().splitlines()
 
 

@@ -122,7 +122,7 @@ def until(reached: Callable[[], bool], *nodes: Node, timeout_s: float = 120) -> 
 
 
 def starts(done: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The lines of each start of the ranks, oldest first. Each start has its own port."""
+    """Groups the lines by start of the ranks, oldest start first. Each start uses a different port."""
     by_port: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in done:
         by_port[line["port"]].append(line)

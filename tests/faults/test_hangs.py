@@ -15,7 +15,7 @@ from utils.processes import PEER_LOST
 pytestmark = pytest.mark.slow
 
 
-def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_whole):
+def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_undisturbed):
     quick = ["train.stall_s=2", "train.step_timeout_min=0.05", "train.start_timeout_min=1", "train.grace_s=1"]
     with Job(tmp_path / "run", *overrides, *quick) as job:
         job.until_step(13)  # the step time-out applies after the first steps
@@ -32,10 +32,10 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
     assert any(set(event.silent_ranks) == {1} for event in stalled)
     assert OneLine("rank 0", "train.start_timeout_min") in job.errors.splitlines()
     assert "Traceback" not in job.errors
-    equals_whole(job.output)
+    equals_undisturbed(job.output)
 
 
-def test_a_hanging_set_up_is_reported(tmp_path, overrides, equals_whole):
+def test_a_hanging_set_up_is_reported(tmp_path, overrides, equals_undisturbed):
     """Set-up may take long, and ends after `train.start_timeout_min`. The line reports where it is."""
     with Job(tmp_path / "run", *overrides, "train.stall_s=0.5") as job:
         job.until(lambda: (job.output / "logs/rank-00001.txt").exists())
@@ -47,10 +47,10 @@ def test_a_hanging_set_up_is_reported(tmp_path, overrides, equals_whole):
         os.kill(second, signal.SIGCONT)
         assert job.wait() == 0, job.errors[-3000:]
     assert "most recent call first" in (job.output / "log.txt").read_text()
-    equals_whole(job.output)
+    equals_undisturbed(job.output)
 
 
-def test_a_worker_that_hangs_or_is_killed_is_replaced_and_the_run_is_the_same(tmp_path, overrides, equals_whole):
+def test_a_worker_that_hangs_or_is_killed_is_replaced_and_the_run_is_the_same(tmp_path, overrides, equals_undisturbed):
     with Job(tmp_path / "run", *overrides, "data.worker_timeout_s=3") as job:
         job.until_step(5)
         (worker,) = children(job.ranks()[0])
@@ -63,9 +63,9 @@ def test_a_worker_that_hangs_or_is_killed_is_replaced_and_the_run_is_the_same(tm
     assert OneLine("worker 0 of rank 0", "3 s", "data.worker_timeout_s") in job.errors.splitlines()
     assert OneLine("worker 0 of rank 1", "SIGKILL") in job.errors.splitlines()
     assert "train.jsonl:" in job.errors
-    equals_whole(job.output)
+    equals_undisturbed(job.output)
 
 
-def test_every_rank_has_a_log(whole):
-    assert (whole / "log.txt").exists()
-    assert (whole / "logs/rank-00001.txt").exists()
+def test_every_rank_has_a_log(undisturbed):
+    assert (undisturbed / "log.txt").exists()
+    assert (undisturbed / "logs/rank-00001.txt").exists()

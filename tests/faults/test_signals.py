@@ -42,7 +42,9 @@ def receivers(job: Job, to: str) -> list[int]:
         ("rank 1", signal.SIGUSR1, 75),
     ],
 )
-def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes(tmp_path, overrides, equals_whole, to, signum, status):
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes(
+    tmp_path, overrides, equals_undisturbed, to, signum, status
+):
     with Job(tmp_path / "run", *overrides, launcher=not to.startswith("rank")) as job:
         job.until_step(3)
         for process in receivers(job, to):
@@ -58,7 +60,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes(tmp_path, overri
     )
     assert message[0] == OneLine(f"step {done}", f"{job.output}/checkpoints", "--resume")
     assert "Traceback" not in job.errors
-    equals_whole(job.output)
+    equals_undisturbed(job.output)
 
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
@@ -109,7 +111,7 @@ def test_a_signal_during_set_up_ends_the_run_before_its_first_step(tmp_path, ove
 
 
 @pytest.mark.parametrize("rank", [1])
-def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_whole, rank):
+def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_undisturbed, rank):
     """The run can then be resumed with another number of workers."""
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
         job.until(lambda: (job.output / "checkpoints/step-00000006").exists())
@@ -118,10 +120,10 @@ def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_whole
     assert OneLine(f"error: rank {rank}", "SIGKILL", "memory") in job.errors.splitlines()
     assert isinstance(read_history(job.output / "events.jsonl").stop, LostRank)
     assert "Traceback" not in job.errors
-    equals_whole(job.output, "data.workers=0")
+    equals_undisturbed(job.output, "data.workers=0")
 
 
-def test_killing_the_launcher_ends_its_ranks_and_unlocks_the_folder(tmp_path, overrides, equals_whole):
+def test_killing_the_launcher_ends_its_ranks_and_unlocks_the_folder(tmp_path, overrides, equals_undisturbed):
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
         job.until_step(8)
         ranks = job.ranks()
@@ -131,4 +133,4 @@ def test_killing_the_launcher_ends_its_ranks_and_unlocks_the_folder(tmp_path, ov
     while any(os.path.exists(f"/proc/{rank}") for rank in ranks):
         assert time.monotonic() < deadline, "a rank outlives the launcher"
         time.sleep(0.05)
-    equals_whole(job.output)
+    equals_undisturbed(job.output)

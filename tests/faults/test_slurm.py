@@ -94,7 +94,7 @@ class Slurm:
         return (self.folder / "output.txt").read_text()[-5000:]
 
 
-def test_a_job_that_is_stopped_and_requeued_ends_like_an_undisturbed_one(tmp_path, overrides, whole):
+def test_a_job_that_is_stopped_and_requeued_ends_like_an_undisturbed_one(tmp_path, overrides, undisturbed):
     slurm, output = Slurm(tmp_path / 'it\'s "slurm"', nodes=2), tmp_path / "my 'first' \"$HOME\" run"
     arguments = ["--config", "configs/demo/pretrain.yaml", "--output", str(output), "--nodes", "2", "--cpu", "1"]
     message = slurm.submit(*arguments, "--time", "30", *overrides)
@@ -118,7 +118,7 @@ def test_a_job_that_is_stopped_and_requeued_ends_like_an_undisturbed_one(tmp_pat
     assert f"resuming from {output}/checkpoints/step-{done:08d}" in slurm.output
     assert OneLine("SLURM job 12017", "node 0 of 2", "127.0.0.1:17017") in slurm.output.splitlines()
     assert "Traceback" not in slurm.output
-    assert lines(output) == lines(whole)
+    assert lines(output) == lines(undisturbed)
 
 
 def test_mistakes_and_cancelled_jobs_are_not_requeued(tmp_path):
@@ -146,7 +146,7 @@ def test_mistakes_and_cancelled_jobs_are_not_requeued(tmp_path):
     assert not slurm.requeued
 
 
-def test_each_task_of_one_task_per_gpu_is_a_rank(tmp_path, overrides, whole):
+def test_each_task_of_one_task_per_gpu_is_a_rank(tmp_path, overrides, undisturbed):
     """Two tasks on one node, as started by srun --ntasks-per-node=2."""
     output = tmp_path / "run"
     step = {
@@ -169,4 +169,4 @@ def test_each_task_of_one_task_per_gpu_is_a_rank(tmp_path, overrides, whole):
             for task in range(2)
         ]
         assert [task.wait(120) for task in tasks] == [0, 0], (tmp_path / "output.txt").read_text()[-3000:]
-    assert lines(output) == lines(whole)
+    assert lines(output) == lines(undisturbed)

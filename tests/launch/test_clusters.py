@@ -1,4 +1,4 @@
-"""Environments of launchers and schedulers, and the placements that they describe."""
+"""The environment variables that launchers and schedulers set, and the placements of ranks on nodes that they describe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: hand-made cases, the normal interval of independent examples, and groups that are drawn as a whole."""
+"""Bootstrap intervals: cases made by hand, the normal interval of independent examples, and groups that are drawn as a whole."""
 
 from __future__ import annotations
 

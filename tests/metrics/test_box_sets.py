@@ -1,4 +1,5 @@
-"""Sets of boxes: hand-made cases, an independent implementation of gRefCOCO's rule, and COCO's average precision."""
+"""Sets of boxes: cases made by hand, an independent implementation of gRefCOCO's exact-match criterion, and COCO's average
+precision."""
 
 from __future__ import annotations
 

@@ -252,16 +252,18 @@ def test_tokens_and_scores_of_new_captions_equal_pycocoevalcap(installed):
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     candidates, references = mixed_captions(300)
-    theirs = PTBTokenizer().tokenize({index: [{"caption": caption}] for index, caption in enumerate(candidates)})
+    official_tokens = PTBTokenizer().tokenize(
+        {index: [{"caption": caption}] for index, caption in enumerate(candidates)}
+    )
     their_references = PTBTokenizer().tokenize(
         {index: [{"caption": caption} for caption in own] for index, own in enumerate(references)}
     )
-    assert tokenize(candidates) == [theirs[index][0] for index in range(300)]
+    assert tokenize(candidates) == [official_tokens[index][0] for index in range(300)]
     assert tokenize_references(references) == [their_references[index] for index in range(300)]
-    bleu, _ = Bleu(4).compute_score(their_references, theirs, verbose=0)
+    bleu, _ = Bleu(4).compute_score(their_references, official_tokens, verbose=0)
     expected = {f"BLEU-{n}": score for n, score in enumerate(bleu, start=1)}
-    expected["ROUGE-L"], _ = Rouge().compute_score(their_references, theirs)
-    expected["CIDEr"], _ = Cider().compute_score(their_references, theirs)
+    expected["ROUGE-L"], _ = Rouge().compute_score(their_references, official_tokens)
+    expected["CIDEr"], _ = Cider().compute_score(their_references, official_tokens)
     assert caption_metrics(candidates, references) == pytest.approx(expected, abs=1e-9)
 
 

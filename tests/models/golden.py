@@ -1,4 +1,5 @@
-"""Golden cases as our model, batch and expected arrays. Nothing here depends on their sizes."""
+"""Loads golden cases (inputs and outputs of the authors' code) as our model, our batch and the expected arrays. Cases may have
+any sizes."""
 
 from __future__ import annotations
 
@@ -120,7 +121,8 @@ def in_float64(tensor: Tensor) -> Tensor:
 
 
 class DrawnNegatives(MatchingHead):
-    """Returns the negatives that the golden case drew, in the order of the draws: images, then texts, stream by stream."""
+    """Returns the negatives that the authors' code drew in a golden case, in the order of the draws: images, then texts, stream
+    by stream."""
 
     drawn: list[Tensor]
 
@@ -132,7 +134,7 @@ M = TypeVar("M", bound=XVLM)
 
 
 def with_drawn_negatives(kind: type[M]) -> type[M]:
-    """A model of this type whose matching head takes the negatives from ``model.matching_head.drawn``."""
+    """Returns a subclass of this model class whose matching head takes the negatives from ``model.matching_head.drawn``."""
 
     class Drawn(kind):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -246,11 +248,11 @@ def drawn_negatives(given: dict[str, Tensor]) -> list[Tensor]:
     """The hard negatives of a case in the order in which our model draws them: stream by stream, an image for each text, then a
     text for each image."""
     order = region_order(given)
-    place = order.argsort()
+    inverse = order.argsort()
     drawn = []
     for stream in ("", "video_", "region_", "pair_"):
         for kind in ("image", "text"):
             name = f"{stream}{kind}_neg_idx"
             if name in given:
-                drawn.append(place[given[name]][order] if stream == "region_" else given[name])
+                drawn.append(inverse[given[name]][order] if stream == "region_" else given[name])
     return drawn

@@ -1,4 +1,4 @@
-"""State dicts with published names, built from our models of any size."""
+"""Converts our models, of any size, to state dicts with the published names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.core.xvlm import XVLM
 from tests.models.golden import GOLDEN
 
 TEXT_LAYERS = 12
-"""Text layers of the models whose keys are listed."""
+"""Number of text layers in the models whose published keys are listed."""
 
 
 def published_state(model: XVLM, kind: str) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def published_state(model: XVLM, kind: str) -> dict[str, Tensor]:
 
 
 def _renumbered(key: str, text_layers: int) -> str | None:
-    """``key`` in a stack with fewer text layers; None if that stack has no such layer."""
+    """Returns ``key`` as it is named in a stack with fewer text layers, or None if that stack has no such layer."""
     match = LAYER.fullmatch(key)
     if match is None or int(match[1]) < text_layers:
         return key

@@ -15,7 +15,7 @@ from tests.models.golden import fused_together
 LENGTHS = (3, 1, 5, 2, 4, 5, 2, 3)
 MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
 SIZES = BlockConfig(width=8, heads=2, intermediate=16)
-STILL = SIZES.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
+WITHOUT_DROPOUT = SIZES.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
 FAR = 1000.0
 
 
@@ -38,7 +38,7 @@ def assert_dropped_whole(kept: Tensor, lengths: list[int]) -> None:
 @pytest.mark.parametrize("seeing", [True, False])
 def test_drop_path_drops_whole_texts_independently(seeing):
     torch.manual_seed(1)
-    encoder = FusionEncoder(FusionConfig(layers=2, drop_path=0.5), STILL, 8).train()
+    encoder = FusionEncoder(FusionConfig(layers=2, drop_path=0.5), WITHOUT_DROPOUT, 8).train()
     kept = []
     for output in outputs_of_last_block(encoder):
         torch.nn.init.zeros_(output.dense.weight)

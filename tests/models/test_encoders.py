@@ -177,10 +177,10 @@ def test_sincos_positions_are_all_different():
 )
 def test_our_layers_equal_hugging_faces_with_its_key_names(config, reference):
     torch.manual_seed(0)
-    theirs = reference(config, add_pooling_layer=False).eval()
+    library_model = reference(config, add_pooling_layer=False).eval()
     ours = TextEncoder(TextConfig(), architecture_of(config)).eval()
-    ours.load_state_dict(theirs.state_dict())
-    expected = theirs(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
+    ours.load_state_dict(library_model.state_dict())
+    expected = library_model(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
     torch.testing.assert_close(padded(ours)[MASK], expected[MASK], atol=1e-5, rtol=1e-5)
 
 

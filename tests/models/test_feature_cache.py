@@ -1,5 +1,5 @@
-"""Frozen blocks of the vision encoder with states cached on disk: the same states and gradients, and each image is computed
-once."""
+"""Frozen blocks of the vision encoder whose output states are cached on disk: states and gradients do not change, and each image
+passes through the frozen blocks once."""
 
 from __future__ import annotations
 

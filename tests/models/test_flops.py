@@ -1,4 +1,4 @@
-"""The analytic FLOPs count compared with torch's counter on the operations that actually run."""
+"""Our analytic FLOPs count, compared with torch's count of the operations that actually run."""
 
 from __future__ import annotations
 

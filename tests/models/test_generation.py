@@ -133,9 +133,9 @@ def test_no_n_gram_is_repeated_and_no_text_ends_early():
     assert text[:2] == [1, 1]
     assert len(runs) == len(set(runs))
     decoder.table[:] = torch.tensor([9.0, 8.0, 1.0, 0.0])
-    for least in (0, 3):
-        found = beam_search(decoder, torch.tensor([[1, 1]]), END, plain(max_length=9, min_length=least))
-        assert len(words_of(found.tokens[0])) == least
+    for min_length in (0, 3):
+        found = beam_search(decoder, torch.tensor([[1, 1]]), END, plain(max_length=9, min_length=min_length))
+        assert len(words_of(found.tokens[0])) == min_length
 
 
 @pytest.mark.parametrize(("size", "banned"), [(1, {1, 2, 3}), (2, {2, 3}), (3, {3}), (4, set())])
@@ -184,8 +184,8 @@ def test_words_are_drawn_by_deterministic_algorithms():
             likelihood.cumsum(dim=1)
     probability, word = likelihood.double().exp().sort(dim=1, descending=True)
     reached = probability.cumsum(dim=1)
-    place = (reached <= chance.double().unsqueeze(1) * reached[:, -1:]).sum(dim=1)
-    assert (drawn == word.gather(1, place.unsqueeze(1)).squeeze(1)).float().mean() > 0.99
+    position = (reached <= chance.double().unsqueeze(1) * reached[:, -1:]).sum(dim=1)
+    assert (drawn == word.gather(1, position.unsqueeze(1)).squeeze(1)).float().mean() > 0.99
 
 
 def test_a_drawn_text_is_scored_by_its_likelihood():

@@ -66,10 +66,10 @@ def test_masks_are_put_into_captions_as_published():
         expected.ids, expected.positions, given["fgfree_masked_pos"], expected.labels, strict=True
     ):
         masks = places[labels != IGNORE].tolist()
-        real = [place for place in range(len(ids)) if place not in masks]
-        real = real[: next((at for at, place in enumerate(real) if ids[place] == SPECIAL["pad"]), len(real))]
-        texts.append([int(ids[place]) for place in real])
-        message.append([int(positions[place]) for place in masks])
+        real = [position for position in range(len(ids)) if position not in masks]
+        real = real[: next((at for at, position in enumerate(real) if ids[position] == SPECIAL["pad"]), len(real))]
+        texts.append([int(ids[position]) for position in real])
+        message.append([int(positions[position]) for position in masks])
     ours = LeftToRightText.of(texts, message, SPECIAL["mask"], SPECIAL["pad"])
     for row, text in enumerate(texts):
         length = len(text) + len(message[row])

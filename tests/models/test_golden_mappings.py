@@ -105,7 +105,8 @@ def assert_transformed(model: XVLM, name: str, source: Tensor, before: Tensor) -
 def assert_mapped(
     mapping: dict, model: XVLM, before: dict[str, Tensor], state: dict[str, Tensor], reports: list[LoadReport]
 ) -> None:
-    """``before``: the random weights of the model. ``state``: all tensors of the files, under the names of the mapping."""
+    """Checks that the model has the weights that the mapping states. ``before`` are the model's initial random weights, and
+    ``state`` are all tensors in the files, under the names used in the mapping."""
     rename = published_to_ours(len(model.text.encoder.layer))
     after = model.state_dict()
     renamed = {key: source for key, source in mapping["renamed"].items() if key not in TIED}
@@ -132,7 +133,7 @@ def is_buffer(key: str) -> bool:
 
 
 def assert_no_other_unused_tensors(mapping: dict, left_over: list[str]) -> None:
-    """``left_over``: the tensors of the files that were not loaded. The authors' mapping lists a resized tensor twice, as
+    """Checks ``left_over``, the tensors in the files that were not loaded. The authors' mapping lists a resized tensor twice, as
     transformed and as unused."""
     transformed = {key for key, source in mapping["renamed"].items() if source.startswith("TRANSFORMED")}
     expected = set(mapping["unused_source"]) - transformed

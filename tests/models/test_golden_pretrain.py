@@ -146,12 +146,12 @@ def test_boxes_and_word_logits_equal_the_published_ones(model, given, device):
 
 def whole_step(model, device) -> tuple[Losses, dict[str, Tensor]]:
     order = region_order(GIVEN)
-    place = order.argsort()
+    inverse = order.argsort()
     drawn = [
         GIVEN["image_neg_idx"],
         GIVEN["text_neg_idx"],
-        place[GIVEN["region_image_neg_idx"]][order],
-        place[GIVEN["region_text_neg_idx"]][order],
+        inverse[GIVEN["region_image_neg_idx"]][order],
+        inverse[GIVEN["region_text_neg_idx"]][order],
     ]
     model.matching_head.drawn = [each.to(device) for each in drawn]
     batch = moved(pretrain_batch(GIVEN), device)

@@ -210,7 +210,7 @@ def test_the_ranking_equals_scoring_candidates_separately(ranking, family, k):
     for row in range(3):
         alone = questions.select(torch.tensor([row]), length=int(packing.lengths[row]))
         total, first = naive_scores(model, alone, listed)
-        same = {ids[1]: first[place] for place, ids in enumerate(listed)}
+        same = {ids[1]: first[index] for index, ids in enumerate(listed)}
         first = torch.stack([same[ids[1]] for ids in listed])
         top = best_first(first.unsqueeze(0), min(k, len(listed)), ranking)[0]
         score = (total + first if ranking == "released" else total)[top]
@@ -226,8 +226,8 @@ def test_the_two_rankings_can_disagree():
     questions = PackedTexts(states, Packing.padded(4, 3, states.device))
     with torch.no_grad():
         best = [
-            rank_answers(model.decoder, questions, AnswerTree(listed), 100, way).ids
-            for way in ("released", "likelihood")
+            rank_answers(model.decoder, questions, AnswerTree(listed), 100, ranking).ids
+            for ranking in ("released", "likelihood")
         ]
     assert not torch.equal(*best)
 

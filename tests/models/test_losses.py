@@ -153,7 +153,7 @@ def test_memory_for_the_backward_pass_does_not_grow_quadratically_with_the_ranks
     monkeypatch.setattr(losses, "COLUMNS", 64)
 
     def kept(others: int) -> int:
-        """The numbers kept in addition to the embeddings."""
+        """Returns how many numbers are kept for the backward pass, in addition to the embeddings."""
         everything, sizes = pairs(others), {}
         everything.image.requires_grad_()
         own = {part.data_ptr() for part in everything[:4]}

@@ -1,4 +1,4 @@
-"""Models never reduce precision: with float64 inputs, the outputs are float64."""
+"""Models never reduce the precision of their inputs: a float64 model with float64 inputs has float64 outputs."""
 
 from __future__ import annotations
 

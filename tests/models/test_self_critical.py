@@ -1,4 +1,4 @@
-"""Self-critical training increases the reward, and its loss is the expected estimate."""
+"""Self-critical training increases the reward, and its loss equals the formula."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_likelihoods_use_the_sampling_temperature():
         found = model._likelihood(message, memory)
         for words, likelihood in zip(message, found, strict=True):
             expected = 0.0
-            for place, word in enumerate(words):
-                before = [*TOKENS.prompt, *words[: place + 1]]
+            for position, word in enumerate(words):
+                before = [*TOKENS.prompt, *words[: position + 1]]
                 text = LeftToRightText.of([before], [[len(before) - 1]], TOKENS.mask, TOKENS.pad)
                 chances = (2 * model.logits(text, memory)[0, 0]).log_softmax(dim=0)
                 expected += float(chances[word])

@@ -1,4 +1,4 @@
-"""The box-set head and its losses."""
+"""The head that predicts a set of boxes, and its losses."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def model_of_sets() -> GroundingModel:
 
 def batch_of(counts: list[int], valid: list[bool] | None = None) -> GroundingBatch:
     generator = torch.Generator().manual_seed(1)
-    most = max(1, *counts)
-    boxes = torch.rand(len(counts), most, 4, generator=generator, dtype=torch.float64) * 0.4 + 0.2
+    max_count = max(1, *counts)
+    boxes = torch.rand(len(counts), max_count, 4, generator=generator, dtype=torch.float64) * 0.4 + 0.2
     mask = torch.ones(len(counts), 6, dtype=torch.bool)
     mask[0, 4:] = False
     return GroundingBatch(
         pixels=torch.randint(0, 256, (len(counts), 3, 32, 32), generator=generator, dtype=torch.uint8),
         text=Text(torch.randint(2, 40, mask.shape, generator=generator), mask),
         boxes_cxcywh=boxes,
-        present=torch.arange(most) < torch.tensor(counts).unsqueeze(1),
+        present=torch.arange(max_count) < torch.tensor(counts).unsqueeze(1),
         valid=torch.tensor(valid or [True] * len(counts)),
     )
 

@@ -1,4 +1,5 @@
-"""Weights with the same shapes also load into a model with other heads or eps, so such differences are reported."""
+"""Some settings, such as the number of heads and eps, do not affect the shapes of weights. If they differ between the weights and
+the model, the difference is reported."""
 
 from __future__ import annotations
 

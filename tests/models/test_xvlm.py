@@ -21,7 +21,7 @@ def vqa():
 
 
 def calls(model: nn.Module, kind: type[nn.Module]) -> dict[str, int]:
-    """Counts how often each module of a type is called from now on, by name. Read the counts later."""
+    """Returns a dictionary that counts how often each module of a type is called after this call, by name of the module."""
     counted: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, kind):

@@ -1,4 +1,4 @@
-"""How a model is trained: freezing, gradient checkpointing and compiling work with any model."""
+"""Freezing, gradient checkpointing, compiling and sharding work with any model, not only X²-VLM."""
 
 from __future__ import annotations
 

@@ -19,10 +19,11 @@ from torch import Tensor
 DEVICE_TYPE = int(torch._C._autograd.DeviceType.PrivateUse1)
 
 
-class Written:
-    """The operation that last wrote a tensor's memory: its stream and its index in that stream. Views of a tensor share it.
+class LastWrite:
+    """The operation that last wrote a tensor's memory: the stream of the operation, and its index in that stream. A tensor and
+    its views share one object.
 
-    ``kept_for``: other streams that may still read the memory after the tensor is freed (``Tensor.record_stream``).
+    ``kept_for`` are the other streams that may still read the memory after the tensor is freed (``Tensor.record_stream``).
     """
 
     def __init__(self, stream: Stream, number: int):
@@ -41,7 +42,7 @@ class Stream(torch.Stream):
     def __init__(self, device: Any = None):
         self.enqueued = self.finished = 0
         self.seen: dict[Stream, int] = {}
-        """The progress of other streams when this stream waited for them."""
+        """How far each other stream was when this stream waited for it, as the index of an operation."""
         self.arriving: list[tuple[int, Tensor, Tensor]] = []
         """Copies to the host: index, host memory, and its future content."""
 
@@ -59,13 +60,13 @@ class Stream(torch.Stream):
         self.enqueued += 1
         return self.enqueued
 
-    def require(self, written: Written, operation: Any) -> None:
-        """Raises a :class:`RuntimeError` unless an operation in this stream may use the result of the operation ``written``."""
-        if written.stream is self:
+    def require(self, last_write: LastWrite, operation: Any) -> None:
+        """Raises a :class:`RuntimeError` unless an operation in this stream may use memory that ``last_write`` wrote."""
+        if last_write.stream is self:
             return
-        if self.seen.get(written.stream, 0) < written.number:
+        if self.seen.get(last_write.stream, 0) < last_write.number:
             raise RuntimeError(f"{operation} uses a tensor that another stream writes, without waiting for it")
-        if self.stream_id not in written.kept_for:
+        if self.stream_id not in last_write.kept_for:
             raise RuntimeError(
                 f"{operation} uses a tensor of another stream without record_stream: its memory may be reused"
             )
@@ -87,11 +88,11 @@ class Stream(torch.Stream):
 
     def __enter__(self) -> Stream:
         self._before = current_stream()
-        _here.stream = self
+        _thread.stream = self
         return self
 
     def __exit__(self, *error: object) -> None:
-        _here.stream = self._before
+        _thread.stream = self._before
 
 
 class Event:
@@ -121,9 +122,9 @@ class Event:
         return (later.recorded_s - self.recorded_s) * 1000
 
 
-def finish(moments: dict[Stream, int]) -> None:
-    """Marks this progress of each stream as reached by the device."""
-    for stream, number in moments.items():
+def finish(progress: dict[Stream, int]) -> None:
+    """Records that the device has reached the given operation (by index) of each stream, and delivers the copies that are due."""
+    for stream, number in progress.items():
         stream.finished = max(stream.finished, number)
         due = [copy for copy in stream.arriving if copy[0] <= number]
         stream.arriving = [copy for copy in stream.arriving if copy[0] > number]
@@ -131,13 +132,13 @@ def finish(moments: dict[Stream, int]) -> None:
             host.copy_(values)
 
 
-_here = threading.local()
+_thread = threading.local()
 _default = Stream()
 
 
 def current_stream(device: Any = None) -> Stream:
     """The stream of this thread's operations."""
-    return getattr(_here, "stream", _default)
+    return getattr(_thread, "stream", _default)
 
 
 @contextmanager

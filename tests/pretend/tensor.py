@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tests.pretend.streams import Written, current_stream
+from tests.pretend.streams import LastWrite, current_stream
 
 NAME = "pretend"
 ROOT = Path(__file__).parents[2]
@@ -46,18 +46,18 @@ PINNED = "_pretend_pinned"
 """Attribute of host tensors in page-locked memory, which the device can copy without blocking the host."""
 
 
-class Place(NamedTuple):
-    """Where our code calls torch: the file, and the outermost function or method in it. Both are "" inside a backward pass."""
+class CodeLocation(NamedTuple):
+    """Where our code calls torch: the file, and the outermost function or method. Both are "" inside a backward pass."""
 
     file: str
     function: str
 
 
 class Wait(NamedTuple):
-    """A wait of the host for the device: the reason, the place, and the line."""
+    """A wait of the host for the device: the reason (``what``), the location in our code, and the line."""
 
     what: str
-    place: Place
+    location: CodeLocation
     line: int
 
 
@@ -66,12 +66,12 @@ class Computed(NamedTuple):
 
     operation: str
     dtypes: tuple[torch.dtype, ...]
-    place: Place
+    location: CodeLocation
 
 
 _waits: list[list[Wait]] = []
 _computed: list[list[Computed]] = []
-"""Stacks of lists. Records of all threads are added to the innermost list."""
+"""Stacks of lists, one list for each active recording. Entries from all threads are added to the innermost list."""
 
 
 @contextmanager
@@ -96,22 +96,22 @@ def recorded_operations() -> AbstractContextManager[list[Computed]]:
 def waits_for_device(what: str) -> None:
     """Records that the host waits until the device has finished all enqueued operations."""
     if _waits:
-        _waits[-1].append(Wait(what, *_place()))
+        _waits[-1].append(Wait(what, *_code_location()))
     current_stream().synchronize()
 
 
-def _place() -> tuple[Place, int]:
-    """The innermost place in our code, with its line."""
+def _code_location() -> tuple[CodeLocation, int]:
+    """The innermost location in our code, with its line."""
     frame = sys._getframe()
     while frame is not None:
-        if (file := _of_ours(frame.f_code.co_filename)) is not None:
-            return Place(file, frame.f_code.co_qualname.split(".<locals>")[0]), frame.f_lineno
+        if (file := _path_in_our_code(frame.f_code.co_filename)) is not None:
+            return CodeLocation(file, frame.f_code.co_qualname.split(".<locals>")[0]), frame.f_lineno
         frame = frame.f_back
-    return Place("", ""), 0
+    return CodeLocation("", ""), 0
 
 
 @cache
-def _of_ours(name: str) -> str | None:
+def _path_in_our_code(name: str) -> str | None:
     path = Path(name)
     pretends = path.parent == HERE and not path.name.startswith("test_")
     ours = path.is_relative_to(ROOT) and "site-packages" not in path.parts and not pretends
@@ -119,13 +119,13 @@ def _of_ours(name: str) -> str | None:
 
 
 class PretendTensor(Tensor):
-    """A tensor whose numbers are in ``host``; ``written`` is the operation that wrote them."""
+    """A tensor whose numbers are in ``host``; ``last_write`` is the operation that wrote them."""
 
     host: Tensor
-    written: Written
+    last_write: LastWrite
 
     @staticmethod
-    def __new__(cls, host: Tensor, written: Written) -> PretendTensor:
+    def __new__(cls, host: Tensor, last_write: LastWrite) -> PretendTensor:
         made = Tensor._make_wrapper_subclass(
             cls,
             host.shape,
@@ -134,7 +134,7 @@ class PretendTensor(Tensor):
             dtype=host.dtype,
             device=torch.device(NAME, 0),
         )
-        made.host, made.written = host, written
+        made.host, made.last_write = host, last_write
         return made
 
     def __repr__(self) -> str:
@@ -143,13 +143,13 @@ class PretendTensor(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
-    def __tensor_flatten__(self) -> tuple[list[str], Written]:
+    def __tensor_flatten__(self) -> tuple[list[str], LastWrite]:
         """Marks a wrapper, so that ``Module.to`` keeps a parameter shared between modules."""
-        return ["host"], self.written
+        return ["host"], self.last_write
 
     @staticmethod
-    def __tensor_unflatten__(parts: dict[str, Tensor], written: Written, *sizes: Any) -> PretendTensor:
-        return PretendTensor(parts["host"], written)
+    def __tensor_unflatten__(parts: dict[str, Tensor], last_write: LastWrite, *sizes: Any) -> PretendTensor:
+        return PretendTensor(parts["host"], last_write)
 
     @classmethod
     def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -165,7 +165,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if operation is aten.copy_.default:
         return copy(*args, **kwargs)
     if operation is aten.record_stream.default:
-        args[0].written.kept_for.add(args[1].stream_id)
+        args[0].last_write.kept_for.add(args[1].stream_id)
         return None
     if torch.Tag.inplace_view in operation.tags:
         raise NotImplementedError(f"{operation}: the shape of a pretend tensor cannot be changed in place")
@@ -175,7 +175,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     def on_host(value: Any) -> Any:
         if isinstance(value, PretendTensor):
-            stream.require(value.written, operation)
+            stream.require(value.last_write, operation)
             ours[id(value.host)] = value
             return value.host
         if isinstance(value, Tensor):
@@ -191,7 +191,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     to_host = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
     if what := _wait(operation, host_args, to_host):
         waits_for_device(what)
-    written = next(iter(ours.values())).written if _is_view(operation) else Written(stream, stream.enqueue())
+    last_write = next(iter(ours.values())).last_write if _is_view(operation) else LastWrite(stream, stream.enqueue())
 
     def wrapped(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -199,13 +199,13 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if not isinstance(value, Tensor) or to_host:
             return value
         if (tensor := ours.get(id(value))) is not None:  # written in place
-            tensor.written.stream, tensor.written.number = written.stream, written.number
+            tensor.last_write.stream, tensor.last_write.number = last_write.stream, last_write.number
             return tensor
-        return PretendTensor(value, written)
+        return PretendTensor(value, last_write)
 
     if _computed and torch._C._current_graph_task_id() == -1:
         dtypes = [each.dtype for each in (*ours.values(), *others) if each.is_floating_point()]
-        _computed[-1].append(Computed(operation.name(), tuple(dtypes), _place()[0]))
+        _computed[-1].append(Computed(operation.name(), tuple(dtypes), _code_location()[0]))
     if operation is aten.native_dropout.default:
         return wrapped(_dropout(*host_args))
     return wrapped(operation(*host_args, **host_kwargs))
@@ -239,7 +239,7 @@ def copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     stream = current_stream()
     for tensor in (target, source):
         if isinstance(tensor, PretendTensor):
-            stream.require(tensor.written, aten.copy_.default)
+            stream.require(tensor.last_write, aten.copy_.default)
     if not isinstance(target, PretendTensor):
         assert isinstance(source, PretendTensor)
         if non_blocking and hasattr(target, PINNED):
@@ -250,5 +250,5 @@ def copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     if not isinstance(source, PretendTensor) and not (non_blocking and hasattr(source, PINNED)):
         waits_for_device("copies from the host")
     target.host.copy_(source.host if isinstance(source, PretendTensor) else source)
-    target.written.stream, target.written.number = stream, stream.enqueue()
+    target.last_write.stream, target.last_write.number = stream, stream.enqueue()
     return target

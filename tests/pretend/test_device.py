@@ -56,7 +56,7 @@ def test_waits_are_recorded_with_their_location(what, operation, pretend):
     with recorded_waits() as waits:
         operation(ours)
     assert what in [wait.what for wait in waits]
-    assert {wait.place.file for wait in waits} == {"tests/pretend/test_device.py"}
+    assert {wait.location.file for wait in waits} == {"tests/pretend/test_device.py"}
     first = operation.__code__.co_firstlineno
     assert {wait.line for wait in waits} == {first}
 
@@ -110,7 +110,7 @@ def test_dropout_draws_the_same_numbers_as_on_the_cpu(pretend):
     assert dropped[0] == dropped[1] and 0 in dropped[0]
 
 
-NOT_OF_THE_CPU = ("cudnn_convolution", "cudnn_convolution_transpose", "lstm_cell", "gru_cell")
+ONLY_ON_CUDA = ("cudnn_convolution", "cudnn_convolution_transpose", "lstm_cell", "gru_cell")
 """Operations that only have kernels for CUDA."""
 RULES = {
     "torch_fp16": torch.bfloat16,
@@ -127,7 +127,7 @@ RULES = {
 def test_autocast_follows_the_lists_of_torch(rule, pretend):
     seen = 0
     for name, *given in getattr(lists_of_torch(pretend), rule):
-        if name in NOT_OF_THE_CPU:
+        if name in ONLY_ON_CUDA:
             continue
         equation = [given.pop(0)] if isinstance(given[0], str) else []
         arguments, options = given[0], given[1] if len(given) > 1 and isinstance(given[1], dict) else {}

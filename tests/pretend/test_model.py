@@ -54,7 +54,7 @@ def test_a_search_finds_the_same_as_on_the_cpu(on_both, data, tmp_path, monkeypa
     assert not differences(*found)
 
 
-def test_the_page_answers_like_on_the_cpu(on_both, data):  # noqa: F811
+def test_the_page_answers_as_on_the_cpu(on_both, data):  # noqa: F811
     ours, theirs = map(abilities_of, on_both("pretrain"))
     files = [str(data / "images/3.png")]
     for ability, expected in zip(ours, theirs, strict=True):

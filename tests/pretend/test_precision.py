@@ -48,18 +48,18 @@ def in_float32(device: torch.device) -> set[str]:
 
 
 def check(operations: list[Computed], device: torch.device) -> set[tuple[str, str]]:
-    """Checks the precision of all operations, and returns the places of float32 products."""
+    """Checks the precision of all operations, and returns the locations of float32 products."""
     exact, requested, seen = set(), in_float32(device), set()
-    for name, dtypes, place in operations:
+    for name, dtypes, location in operations:
         kernel = name.removeprefix("aten::").split(".")[0]
         if kernel in requested and dtypes:
-            assert set(dtypes) == {torch.float32}, (name, dtypes, place)
+            assert set(dtypes) == {torch.float32}, (name, dtypes, location)
             seen.add(kernel)
-        if kernel in PRODUCTS and place.function not in ATTENTION:
-            if place in EXACT:
-                exact.add(tuple(place))
-            expected = torch.float32 if place in EXACT else torch.bfloat16
-            assert set(dtypes) == {expected}, (name, dtypes, place)
+        if kernel in PRODUCTS and location.function not in ATTENTION:
+            if location in EXACT:
+                exact.add(tuple(location))
+            expected = torch.float32 if location in EXACT else torch.bfloat16
+            assert set(dtypes) == {expected}, (name, dtypes, location)
     assert seen >= {"native_layer_norm", "sum"}
     return exact
 

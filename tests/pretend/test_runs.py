@@ -25,7 +25,12 @@ from tests.tasks.painted import KINDS, ROOT
 from tests.tasks.test_video import clips, retrieval_options, video_qa_options  # noqa: F401 (a fixture)
 from utils import accelerator
 
-STILL = ["model.text.dropout=0", "model.text.attention_dropout=0", "model.vision.drop_path=0", "train.precision=fp32"]
+WITHOUT_DROPOUT = [
+    "model.text.dropout=0",
+    "model.text.attention_dropout=0",
+    "model.vision.drop_path=0",
+    "train.precision=fp32",
+]
 
 
 @pytest.fixture
@@ -34,8 +39,8 @@ def options(scenes_folder, overrides) -> Callable[[str], list[str]]:  # noqa: F8
 
     def of(task: str) -> list[str]:
         if task == "pretrain":
-            return [*tiny_run(scenes_folder), *STILL, "train.steps=6"]
-        return [*overrides(task), *STILL, "evaluation.precision=fp32"]
+            return [*tiny_run(scenes_folder), *WITHOUT_DROPOUT, "train.steps=6"]
+        return [*overrides(task), *WITHOUT_DROPOUT, "evaluation.precision=fp32"]
 
     return of
 
@@ -151,9 +156,9 @@ def test_all_streams_train_and_resume_with_the_numbers_of_the_cpu(
 @pytest.mark.parametrize("task", ["retrieval", "video_qa"])
 def test_tasks_on_videos_give_the_numbers_of_the_cpu(task, clips, scenes_folder, pretend, waits_of_steps, tmp_path):  # noqa: F811
     given = (retrieval_options if task == "retrieval" else video_qa_options)(clips, scenes_folder)
-    run_on_the_cpu(task, tmp_path / "cpu", [*given, *STILL])
+    run_on_the_cpu(task, tmp_path / "cpu", [*given, *WITHOUT_DROPOUT])
     waits_of_steps.clear()
-    run(task, tmp_path / "run", [*given, *STILL])
+    run(task, tmp_path / "run", [*given, *WITHOUT_DROPOUT])
     assert not waits_of_steps
     assert not differences(curve(tmp_path / "run"), curve(tmp_path / "cpu"))
     assert not differences(report_of(tmp_path / "run"), report_of(tmp_path / "cpu"))
@@ -170,7 +175,7 @@ def test_tasks_on_videos_give_the_numbers_of_the_cpu(task, clips, scenes_folder,
     ],
     ids=["gradient caching", "adapters", "frozen blocks and their cache", "averaged weights"],
 )
-def test_ways_of_training_give_the_numbers_of_the_cpu(extra, options, pretend, tmp_path):
+def test_training_options_give_the_numbers_of_the_cpu(extra, options, pretend, tmp_path):
     for device, start in (("cpu", run_on_the_cpu), ("pretend", run)):
         given = [each.replace("FEATURES", str(tmp_path / f"features of {device}")) for each in extra]
         start("pretrain", tmp_path / device, [*options("pretrain"), *given])
@@ -196,7 +201,7 @@ def test_the_metrics_of_a_step_are_read_one_step_late(pretend, tmp_path, monkeyp
 INPUTS = "inputs of a batch"
 RESULTS = "results of a batch"
 SPOOL = "states of images: a split's may not fit into the device's memory"
-OF_EVALUATIONS = {
+EVALUATION_WAITS = {
     "copies from the host: utils/distributed.py move_from_rank_0": "the model, once",
     "copies from the host: batches/base.py to_device": INPUTS,
     "copies from the host: tasks/captioning.py CaptioningTask.captions": INPUTS,
@@ -231,5 +236,5 @@ def test_evaluations_only_have_the_listed_waits(options, pretend, tmp_path):
         again = [*options(task), f"init.checkpoint={tmp_path / task}"]
         with recorded_waits() as waits:
             run(task, tmp_path / f"{task} again", again, "--evaluate")
-        found |= {f"{what}: {place.file} {place.function}" for what, place, _ in waits}
-    assert found == set(OF_EVALUATIONS)
+        found |= {f"{what}: {location.file} {location.function}" for what, location, _ in waits}
+    assert found == set(EVALUATION_WAITS)

@@ -1,7 +1,8 @@
 """``python -m tests.recipes.mutations`` changes every marked value in a copy of ``configs/``, and lists changes that no check
 notices.
 
-A change is noticed if the oracle reports it for a config that has the value, or if that config is no longer valid.
+A change is noticed if the oracle (``tests/recipes/oracle.py``) reports it for a config that has the value, or if that config is
+no longer valid.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True)
 class Mutation:
-    """A marked value of a file, and a config (folder/file) that gets it from there, or None if no config does."""
+    """A marked value in a file, and a config (folder/file) that gets the value from this file, or None if no config does."""
 
     file: Path
     key: Key

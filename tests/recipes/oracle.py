@@ -1,4 +1,4 @@
-"""Compares a config with the paper's and the released values (paper.yaml)."""
+"""Compares a config with the oracle ``paper.yaml``, which lists the paper's and the released values."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def belongs(config: str, groups: list[str]) -> bool:
 
 
 def expected_of(config: str) -> dict[str, Expected]:
-    """The expected values of a config by dotted key. A key in two entries is an error in the file."""
+    """The expected values of a config by dotted key. If a key is in two entries of ``paper.yaml``, that file is wrong."""
     expected: dict[str, Expected] = {}
     for entry in _document()["values"]:
         if not belongs(config, entry["configs"]):

@@ -20,14 +20,15 @@ def test_a_config_has_the_values_of_its_sources(name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_exactly_the_values_of_the_paper_and_the_release_are_marked(name):
-    """A mark that is not in the sources, or has another place there, is a claim that nobody has checked."""
+    """A mark that is not in the oracle's sources, or that names another location than the source, is a claim that nobody has
+    checked."""
     marked = {".".join(key): leaf.mark for key, leaf in resolved_leaves(RUNS[name]).items() if leaf.mark}
     assert marked == {key: value.mark() for key, value in expected_of(name).items() if value.mark()}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_comment_that_starts_like_a_mark_is_a_valid_mark(path):
-    """`# paper` without a place, or with two, looks like a mark but is not valid. Lines are never marked as `ours`."""
+    """`# paper` without a location, or with two, looks like a mark but is not valid. Lines are never marked as `ours`."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         comment = COMMENT.match(line.strip())
         if comment and not line.strip().startswith("#"):

@@ -17,7 +17,11 @@ CELLS = read_tables()
 PRINTED = YAML(typ="safe").load((Path(__file__).parent / "results.yaml").read_text(encoding="utf-8"))
 KNOWN = {
     "retrieval": {
-        *(f"{way} R@{k}" for way in ("image to text", "text to image", "text to video") for k in (1, 5, 10)),
+        *(
+            f"{direction} R@{k}"
+            for direction in ("image to text", "text to image", "text to video")
+            for k in (1, 5, 10)
+        ),
         "mean recall",
     },
     "nlvr": {"accuracy"},

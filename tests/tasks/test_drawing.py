@@ -85,10 +85,10 @@ def test_a_box_outside_the_image_or_without_area_is_drawn_at_the_border():
     assert (boxed((1.5, 1.5, 0.2, 0.2), (0.1, 0.1, 0.0, 0.0))[399, 399] == RED).all()
 
 
-def test_numbers_of_boxes_in_one_place_are_side_by_side():
+def test_the_numbers_of_boxes_at_the_same_position_are_side_by_side():
     image, box = Image.fromarray(grey(400, 400)), (0.25, 0.25, 0.3, 0.3)
     names = colours(3)
-    draw_boxes(image, tuple(PairOfBoxes(box, box, name, str(place)) for place, name in enumerate(names, start=1)))
+    draw_boxes(image, tuple(PairOfBoxes(box, box, name, str(index)) for index, name in enumerate(names, start=1)))
     above = edge_colours(np.asarray(image), 88, slice(90, 200))
     assert {rgb(name) for name in names} <= above
 
@@ -138,9 +138,9 @@ def test_an_image_is_rotated_as_in_the_run_and_never_with_boxes(tmp_path):
 
 def test_a_video_is_drawn_as_a_strip_of_frames(tmp_path):
     frames = []
-    for place, level in enumerate((50, 100, 150, 200)):
-        Image.new("RGB", (200, 100), (level, level, level)).save(tmp_path / f"{place}.png")
-        frames.append(ImageSource("a:1", path=tmp_path / f"{place}.png"))
+    for index, level in enumerate((50, 100, 150, 200)):
+        Image.new("RGB", (200, 100), (level, level, level)).save(tmp_path / f"{index}.png")
+        frames.append(ImageSource("a:1", path=tmp_path / f"{index}.png"))
     source = VideoSource("a:1", frames=tuple(frames))
     strip = ImageReader(view(frames=2))(source)
     assert strip.shape == (100, 402, 3)
@@ -292,7 +292,7 @@ def test_a_script_without_a_font_is_reported_once_and_drawn_as_boxes(caplog):
     ("count", "requested", "expected"), [(100, 3, [0, 50, 99]), (2, 5, [0, 1]), (5, 0, []), (0, 3, [])]
 )
 def test_examples_are_spread_over_the_split(count, requested, expected):
-    assert [place if place != 49 else 50 for place in spread(count, requested)] == expected
+    assert [index if index != 49 else 50 for index in spread(count, requested)] == expected
 
 
 def test_a_broken_image_is_skipped_with_a_note(caplog):
@@ -314,9 +314,9 @@ def test_a_broken_image_is_skipped_with_a_note(caplog):
 def test_panels_are_in_row_order_whatever_their_heights(tmp_path):
     """The second row starts on the left, although the first panel is the highest."""
     panels = [
-        Panel((DrawnImage(np.full((height, 320, 3), 50 * place, np.uint8)),), ())
-        for place, height in enumerate([300, 60, 60, 60, 60])
+        Panel((DrawnImage(np.full((height, 320, 3), 50 * index, np.uint8)),), ())
+        for index, height in enumerate([300, 60, 60, 60, 60])
     ]
     image = draw_sheet(Sheet("", "", panels), tmp_path / "sheet.png")
-    lefts = [int(np.argwhere((image == 50 * place).all(axis=2))[:, 1].min()) for place in range(5)]
+    lefts = [int(np.argwhere((image == 50 * index).all(axis=2))[:, 1].min()) for index in range(5)]
     assert lefts[4] == lefts[0] < lefts[1] < lefts[2] < lefts[3]

@@ -1,4 +1,4 @@
-"""The facts in a report about the weights and the files that it measured."""
+"""The facts that a report states about the measured weights and files."""
 
 from __future__ import annotations
 

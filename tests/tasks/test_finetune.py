@@ -112,7 +112,8 @@ def checksum(tensors: dict[str, torch.Tensor]) -> float:
 
 
 def watched(kind: type[BaseTask[Any, Any, Any]], scores: list[float]) -> type[BaseTask[Any, Any, Any]]:
-    """The task with validations that return ``scores`` one after the other, and with metrics that identify the weights."""
+    """Returns the task with validation passes that return ``scores`` one after the other, and with metrics that identify the
+    weights."""
 
     class Watched(kind):  # type: ignore[misc,valid-type]
         def evaluate(self, items: Any) -> Evaluation:
@@ -127,7 +128,7 @@ def watched(kind: type[BaseTask[Any, Any, Any]], scores: list[float]) -> type[Ba
 
 
 def test_the_best_weights_are_evaluated_instead_of_the_last(overrides, tmp_path):
-    """The second of three validations is the best one."""
+    """The second of three validation passes is the best one."""
     report = start("nlvr", tmp_path, overrides("nlvr"), kind=watched(KINDS["nlvr"].task, [0.2, 0.3, 0.1]))
     validations = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     last = checksum(load_file(tmp_path / "checkpoints" / "step-00000006" / "model.safetensors"))
@@ -170,7 +171,7 @@ def test_evaluating_the_best_weights_again_gives_the_reported_results(runs, over
 
 @pytest.mark.parametrize("killed_at", [3, 4])
 def test_a_resumed_run_repeats_validations_and_best_weights_byte_for_byte(runs, overrides, killed_at, tmp_path):
-    """The run is killed just after a checkpoint, which is between two validations or at one."""
+    """The run is killed just after a checkpoint, which is written between two validation passes or together with one."""
     whole, killed = runs("nlvr"), tmp_path / "run"
     shutil.copytree(whole, killed)
     for checkpoint in list_checkpoints(killed / "checkpoints"):

@@ -17,7 +17,7 @@ from utils import distributed
 from utils.config import load_config
 from utils.errors import UserError
 
-SAID = (
+LOGGED = (
     "contrastive loss: {} of train.global_batch = {}, so it has fewer negatives; "
     "set model.contrastive.chunks to combine several micro-batches"
 )
@@ -46,14 +46,14 @@ def test_fewer_negatives_than_the_global_batch_are_reported(
     given += [f"train.global_batch={'null' if batch is None else batch}"]
     task_of(task, lambda _: given)
     lines = [message for message in caplog.messages if message.startswith("contrastive loss")]
-    assert lines == ([SAID.format(fragments, f"{batch:,}")] if fragments else [])
+    assert lines == ([LOGGED.format(fragments, f"{batch:,}")] if fragments else [])
 
 
 def test_pre_training_reports_it_too_and_derives_its_accumulation(tiny_overrides, caplog):
     caplog.set_level(logging.INFO)
     given = [*tiny_overrides, "train.global_batch=8", "data.matching_steps=3"]
     task = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", given, PretrainConfig))
-    assert SAID.format("4 examples (micro-batch 4 x 1 ranks)", 8) in caplog.messages
+    assert LOGGED.format("4 examples (micro-batch 4 x 1 ranks)", 8) in caplog.messages
     assert task.train_loader().maker.numbers_per_step == 2
 
 
@@ -83,7 +83,7 @@ def test_a_run_in_chunks_resumes_exactly_and_has_more_negatives(tiny_overrides, 
 
 
 def test_an_impossible_global_batch_is_rejected_before_anything_is_loaded(overrides, tmp_path, monkeypatch):
-    """An evaluation makes no steps, so it is not rejected."""
+    """An evaluation makes no training steps, so it accepts any global batch."""
     built = []
     monkeypatch.setattr(NLVRTask, "build", lambda *_, **options: built.append(options) or 1 / 0)
     command = ["--config", str(ROOT / "configs/demo/nlvr.yaml"), "--output", str(tmp_path / "run"), *overrides("nlvr")]

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of the tasks: which metrics have scores per example, how these are grouped, and when intervals are
+"""Bootstrap intervals of the tasks: which metrics have scores per example, how these scores are grouped, and when intervals are
 computed."""
 
 from __future__ import annotations

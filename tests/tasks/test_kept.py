@@ -1,4 +1,4 @@
-"""A run folder keeps all files needed to use its weights, in another place and without the data."""
+"""A run folder keeps all files that are needed to use its weights, so it can be moved and used without the data."""
 
 from __future__ import annotations
 

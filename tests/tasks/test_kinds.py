@@ -131,13 +131,13 @@ def test_a_config_next_to_a_task_belongs_to_that_task(tmp_path):
 
 def test_a_relative_folder_is_found_from_the_working_directory(tmp_path, monkeypatch):
     folder = outside(tmp_path / "counting_plums")
-    for place, text in (
+    for working_directory, text in (
         (tmp_path, "counting_plums"),
         (tmp_path, "counting_plums/"),
         (folder, "."),
         (folder, "../counting_plums"),
     ):
-        monkeypatch.chdir(place)
+        monkeypatch.chdir(working_directory)
         assert find_task(text).name == "counting_plums"
 
 

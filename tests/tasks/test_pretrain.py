@@ -191,8 +191,8 @@ def test_predictions_of_pre_training_are_boxes_and_ranks(evaluator, scenes_folde
 def test_long_captions_are_ranked_separately(evaluator, monkeypatch):
     """They get the same ranks as the captions of records that have no other captions."""
     records = [
-        replace(record, long_captions=[f"{record.captions[0]} left of a small red star"] if place % 2 else [])
-        for place, record in enumerate(evaluator.records)
+        replace(record, long_captions=[f"{record.captions[0]} left of a small red star"] if index % 2 else [])
+        for index, record in enumerate(evaluator.records)
     ]
     long = [replace(each, captions=each.long_captions, long_captions=[]) for each in records if each.long_captions]
     found, alone = {}, {}
@@ -215,7 +215,7 @@ def test_the_sheet_of_pre_training_has_images_spread_over_the_records(evaluator,
     monkeypatch.setattr(pretrain_evaluation, "draw_sheet", lambda sheet, path: panels.extend(sheet.panels))
     evaluator.draw(tmp_path / "predictions.png")
     assert len(panels) == 2
-    first, last = (evaluator.with_boxes[place] for place in (0, -1))
+    first, last = (evaluator.with_boxes[index] for index in (0, -1))
     for panel, record in zip(panels, (first, last), strict=True):
         (picture,) = panel.pictures
         assert picture.pixels.shape == (320, 320, 3), "the 32 pixels of the file, each repeated ten times"

@@ -82,18 +82,18 @@ def recalls_of(cosines: np.ndarray, logits: np.ndarray, owner: np.ndarray, candi
     """Recalls after re-ranking, computed pair by pair: of each query's best candidates by cosine, the ones with the best logits
     are first."""
     found: dict[str, float] = {}
-    for way, near, exact, is_true in (
+    for direction, near, exact, is_true in (
         ("image to text", cosines, logits, lambda image, text: owner[text] == image),
         ("text to image", cosines.T, logits.T, lambda text, image: owner[text] == image),
     ):
         for k in (1, 5, 10):
             hits = 0
             for query in range(len(near)):
-                chosen = sorted(range(near.shape[1]), key=lambda place: -near[query, place])[:candidates]
-                ranked = sorted(chosen, key=lambda place: -exact[query, place])
-                hits += any(is_true(query, place) for place in ranked[:k])
-            found[f"{way} R@{k}"] = hits / len(near)
-        found[f"{way} mean"] = sum(found[f"{way} R@{k}"] for k in (1, 5, 10)) / 3
+                chosen = sorted(range(near.shape[1]), key=lambda column: -near[query, column])[:candidates]
+                ranked = sorted(chosen, key=lambda column: -exact[query, column])
+                hits += any(is_true(query, candidate) for candidate in ranked[:k])
+            found[f"{direction} R@{k}"] = hits / len(near)
+        found[f"{direction} mean"] = sum(found[f"{direction} R@{k}"] for k in (1, 5, 10)) / 3
     found["mean recall"] = (found["image to text mean"] + found["text to image mean"]) / 2
     return found
 
@@ -176,14 +176,14 @@ def test_the_chance_level_is_the_recall_of_a_random_order():
     trials = 20_000
     for _ in range(trials):
         texts, images = owner[rng.permutation(13)], rng.permutation(5)
-        for place, k in enumerate((1, 5, 10)):
-            hits[0, place] += len(set(texts[:k])) / 5
-            hits[1, place] += np.isin(owner, images[:k]).mean()
+        for column, k in enumerate((1, 5, 10)):
+            hits[0, column] += len(set(texts[:k])) / 5
+            hits[1, column] += np.isin(owner, images[:k]).mean()
     found = chance_recalls(np.bincount(owner), 13)
-    for way, row in zip(("image to text", "text to image"), hits / trials, strict=True):
+    for direction, row in zip(("image to text", "text to image"), hits / trials, strict=True):
         for k, value in zip((1, 5, 10), row, strict=True):
-            assert found[f"{way} R@{k}"] == pytest.approx(value, abs=0.011)
-        assert found[f"{way} mean"] == pytest.approx(row.mean(), abs=0.011)
+            assert found[f"{direction} R@{k}"] == pytest.approx(value, abs=0.011)
+        assert found[f"{direction} mean"] == pytest.approx(row.mean(), abs=0.011)
     assert found["mean recall"] == pytest.approx(hits.mean() / trials, abs=0.011)
 
 

@@ -119,7 +119,7 @@ def losses(task) -> dict[str, float]:
     return {name: term.total.item() for name, term in terms.items()}
 
 
-def test_retrieval_on_videos_trains_every_parameter_and_measures_both_ways(clips, scenes_folder):
+def test_retrieval_on_videos_trains_every_parameter_and_measures_both_directions(clips, scenes_folder):
     task = RetrievalTask.build(retrieval(clips, scenes_folder))
     assert all(np.isfinite(value) for value in losses(task).values())
     found = measured(task)

@@ -192,7 +192,8 @@ def test_an_image_that_is_repeated_later_is_encoded_again():
 
 
 def test_the_ranking_and_the_number_of_candidates_affect_the_answers(overrides):
-    """With the same weights: with one candidate, the likeliest first token decides, and "released" counts that token twice."""
+    """All answers are from the same weights. With one candidate, the likeliest first token decides, and the ranking "released"
+    counts that token twice."""
     answers = {}
     for ranking, candidates in (("likelihood", 20), ("likelihood", 1), ("released", 20), ("released", 1)):
         task = VQATask.build(

@@ -10,7 +10,7 @@ import pytest
 from tools.steps.communication import Exchange, StepSizes
 
 PART = 5
-"""Bytes of each of the R parts of a tensor."""
+"""Size in bytes of each of the R parts into which a ring of R ranks divides a tensor."""
 
 
 class Ring:

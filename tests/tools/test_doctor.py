@@ -1,4 +1,5 @@
-"""``run.py doctor`` on small data: each error and each warning is reported on bad data, and none on good data."""
+"""``run.py doctor`` checks a config and its data before a run: each error and each warning is reported for bad data, and none for
+good data."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The parts of ``run.py doctor``, and the checks at the start of every run."""
+"""The individual checks of ``run.py doctor``, which inspects a config and its data, and the checks at the start of every run."""
 
 import json
 import logging
@@ -130,7 +130,7 @@ def test_large_data_are_compared_only_by_path(files, monkeypatch):
     assert not shared_images(*both).contents_compared
 
 
-def test_an_error_is_split_into_place_fact_and_remedy():
+def test_an_error_is_split_into_location_fact_and_remedy():
     finding = finding_of(UserError("data.train: x.json does not exist; check the path; or make it"))
     assert finding == Finding("refused", "data.train", "x.json does not exist; check the path", "or make it")
     assert finding_of(UserError("no key here: 1")).location == "config"

@@ -14,7 +14,7 @@ from tools.steps.fake import FakeSteps, as_on_gpu
 from utils.errors import UserError
 
 WIDTH, ROWS, LAYERS = 256, 4096, 8
-TORCHS_OWN = F.dropout
+ORIGINAL_DROPOUT = F.dropout
 
 
 class Deep(nn.Module):
@@ -96,7 +96,7 @@ def test_gpu_implementations_are_also_used_when_layers_are_recomputed():
     runs = [rehearsal(DeepAttending, recompute, as_on_gpu=True) for recompute in (False, True)]
     kept, recomputed = (run.memory(points, gradients_stay=True) for run in runs)
     assert recomputed.activations < 0.8 * kept.activations
-    assert F.dropout is TORCHS_OWN, "torch's functions must be restored"
+    assert F.dropout is ORIGINAL_DROPOUT, "torch's functions must be restored"
 
 
 def test_repeating_a_step_takes_the_same_memory():

@@ -53,16 +53,16 @@ RUNS = {
 """Our config of each run, and the number of GPUs for which the global batches are equal. If None, our config has another
 micro-batch."""
 
-OF_THE_PAPER = {"train.epochs": "the paper counts steps", "train.precision": "bf16 in place of apex's fp16"}
+PAPER_DIFFERENCES = {"train.epochs": "the paper counts steps", "train.precision": "bf16 in place of apex's fp16"}
 OTHER_VALUES: dict[str, dict[str, str]] = {
-    "pretrain_base_4m": {**OF_THE_PAPER, "data.text.max_tokens": "30 in the paper"},
-    "pretrain_large_4m": {**OF_THE_PAPER, "data.text.max_tokens": "30 in the paper"},
+    "pretrain_base_4m": {**PAPER_DIFFERENCES, "data.text.max_tokens": "30 in the paper"},
+    "pretrain_large_4m": {**PAPER_DIFFERENCES, "data.text.max_tokens": "30 in the paper"},
     "pretrain_base_1b": {
-        "train.precision": OF_THE_PAPER["train.precision"],
+        "train.precision": PAPER_DIFFERENCES["train.precision"],
         "data.images.batch_size": "1,024 pairs over 32 GPUs",
         "data.regions.weight": "1",
     },
-    "pretrain_base_1b_stage2": {"train.precision": OF_THE_PAPER["train.precision"]},
+    "pretrain_base_1b_stage2": {"train.precision": PAPER_DIFFERENCES["train.precision"]},
     "vqa2_base": {"evaluation.batch_size": "16: memory"},
     "vqa2_large": {"evaluation.batch_size": "16: memory"},
     "coco_captioning_large": {"evaluation.batch_size": "32", "model.vision.image_size": "480 in the paper"},
@@ -81,7 +81,7 @@ def migrated(path: Path, *overrides: str, root: Path = GOLDEN, **options: Any) -
     return convert(read_source(path, overrides, None, root, Path("out"), path.parent, **options))
 
 
-def written(folder: Path, content: dict[str, Any], name: str = "theirs.yaml") -> Path:
+def write_config(folder: Path, content: dict[str, Any], name: str = "theirs.yaml") -> Path:
     """Writes a config of the authors' code into a folder that also has the JSON files of the vision encoders."""
     for each in GOLDEN.glob("*.json"):
         shutil.copy(each, folder)
@@ -216,7 +216,9 @@ def kind(task: str) -> Any:
 
 
 def test_unknown_keys_are_listed(tmp_path):
-    path = written(tmp_path, {**settings("vqa2_base"), "bach_size_train": 3, "prompt": "x", "deep": {"er": [1, 2]}})
+    path = write_config(
+        tmp_path, {**settings("vqa2_base"), "bach_size_train": 3, "prompt": "x", "deep": {"er": [1, 2]}}
+    )
     by_key = {line.authors_key: line for line in migrated(path, root=tmp_path).lines}
     assert by_key["bach_size_train"].kind == "unknown"
     assert by_key["bach_size_train"].note == "did you mean batch_size_train?"
@@ -226,7 +228,7 @@ def test_unknown_keys_are_listed(tmp_path):
 
 
 def test_an_unsupported_value_is_reported(tmp_path):
-    path = written(tmp_path, {**settings("coco_captioning_large"), "apply_FG_free": False})
+    path = write_config(tmp_path, {**settings("coco_captioning_large"), "apply_FG_free": False})
     line = next(line for line in migrated(path, root=tmp_path).lines if line.authors_key == "apply_FG_free")
     assert (line.kind, line.note) == ("none", "always true in our code: training is FG-free")
 
@@ -236,7 +238,7 @@ def migrate(tmp_path, capsys):
     """Runs the command on a config with the given keys, and returns the exit status and the output."""
 
     def run(content: dict[str, Any], *argv: str) -> tuple[int, str]:
-        path = written(tmp_path, content)
+        path = write_config(tmp_path, content)
         status = main(["migrate", str(path), "--root", str(tmp_path), "--out", str(tmp_path / "out"), *argv])
         printed = capsys.readouterr()
         return status, printed.out if status == 0 else printed.err

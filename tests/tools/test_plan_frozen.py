@@ -76,9 +76,9 @@ def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
 
 @pytest.mark.slow
 def test_an_encoder_that_is_unfrozen_later_is_planned_as_trained_with_a_note():
-    plain, thawing = planner(), planner("optim.freeze={vision: 1000, text: 2000}")
-    assert thawing._setting(4, 1, 1) == plain._setting(4, 1, 1)
-    added = [line for line in thawing._assumptions() if line not in plain._assumptions()]
+    plain, unfreezing = planner(), planner("optim.freeze={vision: 1000, text: 2000}")
+    assert unfreezing._setting(4, 1, 1) == plain._setting(4, 1, 1)
+    added = [line for line in unfreezing._assumptions() if line not in plain._assumptions()]
     assert added == [OneLine("2,000", "optim.freeze", "vision, text")]
     assert planner("optim.freeze.vision=true")._assumptions() == plain._assumptions()
 

@@ -1,4 +1,4 @@
-"""The part of `run.py plan --nodes` about other numbers of GPUs."""
+"""The section of `run.py plan --nodes` that compares other numbers of GPUs."""
 
 from __future__ import annotations
 

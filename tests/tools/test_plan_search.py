@@ -20,30 +20,30 @@ def test_the_largest_micro_batch_is_found_in_a_few_tries(start):
 
 
 @pytest.mark.parametrize("start", [1, 7, 500])
-@pytest.mark.parametrize("most", [0, 1, 2, 6, 37, 49])
-def test_a_small_largest_micro_batch_is_found_exactly(most, start):
+@pytest.mark.parametrize("largest", [0, 1, 2, 6, 37, 49])
+def test_a_small_largest_micro_batch_is_found_exactly(largest, start):
     """This includes infinite costs, as on a GPU that ran out of memory."""
     for above in (2.0, math.inf):
         assert (
             largest_that_fits(
-                lambda examples, above=above: examples if examples <= most else above * examples, most, start
+                lambda examples, above=above: examples if examples <= largest else above * examples, largest, start
             )
-            == most
+            == largest
         )
 
 
 @pytest.mark.parametrize("start", [1, 8, 128, 280, 500])
-@pytest.mark.parametrize("most", [6, 37, 296, 1000])
-def test_costs_that_flatten_near_the_limit_do_not_cause_many_tries(most, start):
+@pytest.mark.parametrize("largest", [6, 37, 296, 1000])
+def test_costs_that_flatten_near_the_limit_do_not_cause_many_tries(largest, start):
     """As on a GPU: near its limit, the allocator frees cached memory, and a micro-batch that does not fit has no finite cost."""
     tried = []
-    limit = 3 + 0.26 * most
+    limit = 3 + 0.26 * largest
 
     def cost(examples: int) -> float:
         tried.append(examples)
-        return math.inf if examples > most else min(3 + 0.25 * examples, 0.9 * limit + 0.001 * examples)
+        return math.inf if examples > largest else min(3 + 0.25 * examples, 0.9 * limit + 0.001 * examples)
 
-    assert 0.98 * most <= largest_that_fits(cost, limit, start) <= most
+    assert 0.98 * largest <= largest_that_fits(cost, limit, start) <= largest
     assert len(tried) <= 12
     assert len(set(tried)) == len(tried)
 

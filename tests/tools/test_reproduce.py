@@ -63,7 +63,7 @@ def test_the_results_of_a_cell_are_read_from_the_evaluations_of_its_runs(tmp_pat
         read_evaluation(tmp_path / "0")
 
 
-def test_tables_lists_every_cell_and_shows_one_in_full(capsys, tmp_path):
+def test_tables_lists_every_cell_and_shows_one_completely(capsys, tmp_path):
     assert main(["tables"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in read_tables())

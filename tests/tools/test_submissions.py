@@ -1,4 +1,4 @@
-"""A file of predictions is checked against the requirements of the evaluation servers."""
+"""Checks of prediction files against the requirements of the evaluation servers."""
 
 from __future__ import annotations
 

@@ -29,11 +29,11 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_the_affinity_counts_instead_of_the_machine(groups):
+def test_the_affinity_applies_instead_of_the_machines_number_of_cores(groups):
     assert usable_cores() == 8
 
 
-def test_without_an_affinity_the_machine_counts(groups, monkeypatch):
+def test_without_an_affinity_all_cores_of_the_machine_are_counted(groups, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     assert usable_cores() == 64
 
@@ -54,7 +54,7 @@ def test_a_smaller_quota_limits_the_cores(groups, quota, expected):
     assert usable_cores() == expected
 
 
-def test_the_smallest_quota_of_a_group_and_its_parents_counts(groups):
+def test_the_smallest_quota_of_a_group_and_its_parents_applies(groups):
     write(groups / "own", "0::/job/part\n")
     write(groups / "job/part/cpu.max", "max 100000")
     write(groups / "job/cpu.max", "200000 100000")
@@ -63,7 +63,7 @@ def test_the_smallest_quota_of_a_group_and_its_parents_counts(groups):
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("200000", 2)])
-def test_quotas_of_cgroups_v1_count(groups, quota, expected):
+def test_quotas_of_cgroups_v1_apply(groups, quota, expected):
     write(groups / "own", "3:cpuset:/\n1:cpu,cpuacct:/job\n0::/\n")
     write(groups / "cpu/job/cpu.cfs_quota_us", quota)
     write(groups / "cpu/job/cpu.cfs_period_us", "100000")

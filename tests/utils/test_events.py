@@ -1,4 +1,5 @@
-"""The facts about a run: each event can be read from ``events.jsonl``, its sentence is logged, and damage is reported."""
+"""The events of a run: each event can be read back from ``events.jsonl``, its sentence is logged, and damaged lines are
+reported."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Ids of texts and stacking of rows."""
+"""Ids that identify equal texts, and stacking rows of different lengths."""
 
 import torch
 
 from utils.sequences import stack_rows, text_ids
 
 
-def test_text_ids_are_equal_exactly_for_equal_texts_with_any_padding():
+def test_text_ids_are_equal_only_for_equal_texts_with_any_padding():
     rows = [[2, 7, 8, 3], [2, 7, 8, 3], [2, 8, 7, 3], [2, 7, 3], [2, 7, 8, 9, 3]]
     ids = stack_rows(rows, 0)
     mask = stack_rows([[1] * len(row) for row in rows], 0).bool()

@@ -1,4 +1,5 @@
-"""The texts of an image are ordered by the score of the model's run: the matching head, or its log-odds plus the cosine."""
+"""The texts of an image are ordered by the score that the model's run configured: the matching probability, or the matching
+head's log-odds plus the cosine."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def test_texts_are_ordered_by_log_odds_and_cosine(summing, data):
     found = matches(summing, summing.views(images), TEXTS)
     for row, expected, cosine in zip(found, both, cosines, strict=True):
         order = np.argsort(-expected)
-        assert [each.text for each in row] == [TEXTS[place] for place in order]
+        assert [each.text for each in row] == [TEXTS[index] for index in order]
         np.testing.assert_allclose([each.sum for each in row], expected[order], rtol=1e-5)
         np.testing.assert_allclose([each.cosine for each in row], cosine[order], atol=1e-5)
     assert any(

@@ -1,4 +1,5 @@
-"""``run.py predict``: every call from the command line. Unreadable images are counted and reported, and do not stop it."""
+"""``run.py predict``: every call from the command line. Unreadable images are counted and reported, and do not stop the
+command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Annotation files: which rows are read, which are counted as broken, and the line that reports them."""
+"""Annotation files: which rows are read, which rows are counted as broken, and the message that reports the broken rows."""
 
 from __future__ import annotations
 

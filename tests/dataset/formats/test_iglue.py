@@ -99,7 +99,7 @@ def test_gqa_is_read_in_the_format_of_lxmert(write, tmp_path):
     assert item.weighted_answers() == [("no", 1.0)]
 
 
-def test_a_broken_gqa_question_is_counted_and_raises_no_error(write, tmp_path):
+def test_a_broken_gqa_question_is_counted_without_raising_an_error(write, tmp_path):
     rows = [
         {"img_id": "n16", "label": {"no": 1.0}, "question_id": "20", "sent": "Is it?"},
         {"img_id": 7, "sent": "What?"},

@@ -242,8 +242,8 @@ def test_an_answer_outside_the_candidates_has_no_label(folder, tokenizer):
         VideoQABatches(data, classes=["cat", "dog"], tokenizer=tokenizer, image_size=32, seed=0, frames=2)
 
 
-def test_a_path_and_an_id_with_one_name_are_two_videos(tmp_path):
-    """Each gets its own video, whichever is read first."""
+def test_a_path_and_an_id_with_the_same_name_are_two_videos(tmp_path):
+    """The path and the id each get their own video, whichever is read first."""
     (tmp_path / "7").mkdir()
     (tmp_path / "7.mp4").write_bytes(b"")
     path, number = Row({"video": "7"}, "a[0]"), Row({"video_id": 7}, "a[1]")
@@ -253,7 +253,7 @@ def test_a_path_and_an_id_with_one_name_are_two_videos(tmp_path):
         assert found == {"a[0]": tmp_path / "7", "a[1]": tmp_path / "7.mp4"}
 
 
-def test_questions_about_a_path_and_an_id_with_one_name_get_their_own_video(tmp_path):
+def test_questions_about_a_path_and_an_id_with_the_same_name_get_their_own_video(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "7.mp4").write_bytes(b"")
     rows = [{"video": "7"}, {"video_id": 7}, {"video": "7"}]

@@ -56,8 +56,8 @@ def test_operations_equal_the_released_ones(case):
 @pytest.mark.parametrize("name", ["ShearX", "ShearY", "Rotate"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_wide_image_is_translated_as_by_pillow(name, sign):
-    """Pillow interpolates at exact positions, OpenCV and ours at steps of 1/32 pixel. The difference is small on a smooth
-    image."""
+    """Pillow interpolates at exact positions; OpenCV and our code interpolate at steps of 1/32 pixel. The difference is small on
+    a smooth image."""
     coarse = np.random.default_rng(0).integers(0, 256, (4, 7, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((221, 117), Image.Resampling.BICUBIC)
     a, b, d, e = 1.0, 0.0, 0.0, 1.0
@@ -68,7 +68,7 @@ def test_a_wide_image_is_translated_as_by_pillow(name, sign):
         b = -sign * 0.21
     else:
         d = -sign * 0.21
-    # The first pixel is at (0, 0) in ours and at (0.5, 0.5) in Pillow. A rotation is about the centre.
+    # The first pixel is at (0, 0) in our code and at (0.5, 0.5) in Pillow. A rotation is about the centre.
     x, y = (221 / 2, 117 / 2) if name == "Rotate" else (0, 0)
     shift_x, shift_y = x - a * x - b * y, y - d * x - e * y
     affine = (a, b, shift_x + 0.5 - (a + b) / 2, d, e, shift_y + 0.5 - (d + e) / 2)
@@ -142,7 +142,7 @@ def test_crops_are_wide_as_often_as_tall_and_of_any_area():
 
 @pytest.mark.parametrize(("size", "expected"), [((100, 300), (0, 83, 100, 133)), ((300, 90), (90, 0, 120, 90))])
 def test_if_no_crop_fits_the_largest_central_one_is_used(size, expected):
-    """The whole area at an aspect ratio that the image does not have: no random crop fits."""
+    """No random crop fits, because the crop must have the whole area, but an aspect ratio that the image does not have."""
     config = AugmentConfig(scale=(1, 1), ratio=(3 / 4, 4 / 3))
     assert draw_crop(*size, config, np.random.default_rng(0)) == expected
 

@@ -162,8 +162,8 @@ VG_IMAGES: dict[int, tuple[int | None, int | None]] = {
     4: (REFCOCO_TRAIN, 7009),
     5: (None, 7000 + KARPATHY_VAL),
 }
-"""Images of Visual Genome with their COCO and Flickr ids. Images 2 and 3 are held out, and so is 5 because of the link in COCO's
-file."""
+"""Images of Visual Genome with their COCO and Flickr ids. Images 2 and 3 are held out. Image 5 is held out too, because COCO's
+file links it to a held-out image."""
 
 
 def visual_genome(root: Path, *, pictures: bool = True) -> Path:
@@ -343,9 +343,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def parsed_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a prepared folder, each accepted by the parser of region records.
+    """Returns the records of a prepared folder, after checking that the parser of region records accepts each of them.
 
-    Every box of an element is parsed separately. For phrases without a box only the texts are checked.
+    Every box of an element is parsed separately. For phrases without a box, only the texts are checked.
     """
     found = records(folder)
     for number, record in enumerate(found):
@@ -376,7 +376,7 @@ def counted(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def in_this_process(work: Any, jobs: Any, workers: int, died: Any) -> Any:
-    """Replaces ``in_order`` with work in this process, for tests that are not about processes."""
+    """Replaces ``in_order``, and does the work in this process. For tests that are not about processes."""
     for job in jobs:
         yield work(job)
 

@@ -19,7 +19,7 @@ def one_line(name: str, raw: Path, out: Path, **changes) -> str:
     return str(error.value)
 
 
-def left(out: Path) -> list[str]:
+def files_left_in(out: Path) -> list[str]:
     return sorted(path.name for path in out.iterdir()) if out.exists() else []
 
 

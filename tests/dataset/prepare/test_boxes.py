@@ -1,4 +1,4 @@
-"""Objects365, V3Det and OpenImages: small files in their official formats, and expectations written by hand."""
+"""Objects365, V3Det and OpenImages: small files in their official formats, and expected records written by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from dataset.prepare import building
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, prepared, records, write
-from tests.dataset.prepare.set_errors import left, one_line
+from tests.dataset.prepare.set_errors import files_left_in, one_line
 from tests.messages import OneLine
 
 
@@ -157,7 +157,7 @@ def test_objects365_without_images_names_their_usual_location(raw, out):
 def test_other_files_in_place_of_objects365_are_reported_in_one_line(raw, out, content, message):
     write(raw / "zhiyuan_objv2_train.json", content)
     assert one_line("objects365", raw, out) == OneLine(*message)
-    assert left(out) == []
+    assert files_left_in(out) == []
 
 
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
@@ -273,7 +273,7 @@ def test_openimages_needs_the_images_and_its_own_files(raw, out):
     write(raw / "oi/class-descriptions-boxable.csv", "one column\n")
     message = one_line("openimages", raw, out)
     assert message == OneLine("class-descriptions-boxable.csv:1", "1")
-    assert left(out) == []
+    assert files_left_in(out) == []
 
 
 def test_ids_of_objects365_may_be_written_as_floats(raw, out):

@@ -1,4 +1,5 @@
-"""A folder of records is built completely or not at all, an interrupted run is resumed, and the manifest detects every change."""
+"""A folder of records is built completely or not at all, an interrupted run is resumed, and the folder's manifest reveals every
+change."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def test_one_and_two_processes_write_the_same_bytes(raw, out, tmp_path):
     assert sorted(contents(out / "coco")) == [f"part-{n:05}.jsonl" for n in range(9)]  # 26 images
 
 
-class Cut(BaseException):
+class Interruption(BaseException):
     """Interrupts a run, like Ctrl-C."""
 
 
@@ -78,11 +79,11 @@ def test_an_interrupted_run_resumes_and_writes_the_same_bytes(at, raw, out, tmp_
     def until(work, jobs, workers, died):
         for number, result in enumerate(official.in_this_process(work, jobs, workers, died)):
             if number == at:
-                raise Cut
+                raise Interruption
             yield result
 
     monkeypatch.setattr(building, "in_order", until)
-    with pytest.raises(Cut):
+    with pytest.raises(Interruption):
         prepared("coco", raw, out)
     assert [path.name for path in out.iterdir()] == [".building-coco"]
 
@@ -117,16 +118,16 @@ def test_nothing_has_the_final_name_before_the_end(raw, out, monkeypatch, serial
 
 
 def test_shards_of_an_interrupted_run_with_other_arguments_are_not_reused(out):
-    """A run is killed after it wrote a shard and before it recorded it. The next run has other arguments and fewer shards."""
+    """A run is killed between writing a shard and recording the shard. The next run has other arguments and fewer shards."""
 
     def cut(folder):
         (folder.out / "part-00007.jsonl").write_text('{"image": "held_out.jpg"}\n')
-        raise Cut
+        raise Interruption
 
     def fill(folder):
         return fill_with_records(folder, Work(convert, iter([Job([1])]), 1), 1, "x")
 
-    with pytest.raises(Cut):
+    with pytest.raises(Interruption):
         build_folder(out, "x", {"a": 1}, cut, overwrite=False, max_broken=0.01)
     build_folder(out, "x", {"a": 2}, fill, overwrite=False, max_broken=0.01)
     assert list(contents(out / "x")) == ["part-00000.jsonl"]

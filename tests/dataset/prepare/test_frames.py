@@ -35,11 +35,11 @@ from utils.errors import UserError
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(4, 4), flip=0, rand_augment_ops=0)
 MAKING = FrameMaking()
 SECONDS = {"video0.mp4": 3, "sub/video7010.mp4": 5, "clip.b_3_9.avi": 4}
-"""Frame 5 n is shown at second n, for a fifth of a second."""
+"""Length of each intact video in seconds, by file name. Frame 5 n is shown at second n, for a fifth of a second."""
 
 
 @pytest.fixture(scope="module")
-def made_once(tmp_path_factory) -> Path:
+def intact_videos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     (folder / "sub").mkdir()
     for name, seconds in SECONDS.items():
@@ -49,12 +49,12 @@ def made_once(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def videos(made_once, tmp_path) -> Path:
-    """A separate folder with copies of all intact files."""
+def videos(intact_videos, tmp_path) -> Path:
+    """A separate folder with links to all intact videos."""
     folder = tmp_path / "videos"
     for name in SECONDS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.link(made_once / name, folder / name)
+        os.link(intact_videos / name, folder / name)
     return folder
 
 

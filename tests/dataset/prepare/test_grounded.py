@@ -1,4 +1,4 @@
-"""Grounded annotations whose images are files: small files in the official formats, and expectations written by hand."""
+"""Grounded annotations whose images are files: small files in the official formats, and expected records written by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataset.prepare.to_odvg import to_odvg
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, parsed_records, prepared, write
-from tests.dataset.prepare.set_errors import left, one_line
+from tests.dataset.prepare.set_errors import files_left_in, one_line
 from tests.dataset.prepare.test_laion import parquet
 from tests.messages import OneLine
 from utils.errors import UserError
@@ -150,7 +150,7 @@ def test_held_out_images_are_removed_from_the_files_of_any_set(raw, out):
 def test_a_folder_without_odvg_files_is_reported(raw, out):
     write(raw / "records.jsonl", {"image": "a.jpg", "caption": "a dog"})
     assert one_line("odvg", raw, out) == OneLine("filename", "detection", "grounding")
-    assert left(out) == []
+    assert files_left_in(out) == []
 
 
 def lvis(root: Path) -> None:

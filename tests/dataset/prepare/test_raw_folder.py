@@ -60,7 +60,7 @@ def test_equal_copies_and_links_count_as_one_file(tmp_path):
     assert found is not None and found.path == first
 
 
-def test_the_inner_one_of_two_nested_folders_with_one_name_is_used(tmp_path):
+def test_the_inner_one_of_two_nested_folders_with_the_same_name_is_used(tmp_path):
     root = tmp_path / "refcoco"
     own, _ = write(root / "refcoco/instances.json", "[1]"), write(root / "refcoco+/instances.json", "[2]")
     found = RawFolder([root]).find("instances.json", below="refcoco")

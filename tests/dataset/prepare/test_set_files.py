@@ -13,7 +13,7 @@ from dataset.prepare import building
 from dataset.prepare.missing import read_missing
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, prepared, records, write
-from tests.dataset.prepare.set_errors import left, one_line, pack, pack_entities
+from tests.dataset.prepare.set_errors import files_left_in, one_line, pack, pack_entities
 from tests.messages import OneLine
 from utils.errors import UserError
 
@@ -177,7 +177,7 @@ def test_a_replaced_official_file_is_named_in_one_line(name, raw, out):
     shutil.copy(raw / SWAPPED[name], raw / name)
     folder = name.partition("/")[0]
     assert str(raw / name) in one_line(SET_OF[folder], raw, out)
-    assert set(left(out)) <= set(MADE_BEFORE.get(folder, []))
+    assert set(files_left_in(out)) <= set(MADE_BEFORE.get(folder, []))
 
 
 @pytest.mark.parametrize("name", [name for name in SWAPPED if name.endswith(".json")])
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_named_in_one_line(name, damage, raw, out):
     (raw / name).write_bytes(damaged[damage])
     folder = name.partition("/")[0]
     assert str(raw / name) in one_line(SET_OF[folder], raw, out)
-    assert set(left(out)) <= set(MADE_BEFORE.get(folder, []))
+    assert set(files_left_in(out)) <= set(MADE_BEFORE.get(folder, []))
 
 
 @pytest.mark.parametrize("at", [0.5, 0.98])
@@ -206,7 +206,7 @@ def test_a_truncated_or_damaged_zip_is_reported_in_one_line(at, raw, out):
         content[place] ^= 0xFF
     path.write_bytes(content)
     assert one_line("visual_genome", raw, out) == OneLine(f"{path}:objects.json", "damaged")
-    assert set(left(out)) == {"vg"}
+    assert set(files_left_in(out)) == {"vg"}
 
 
 def test_numbers_out_of_range_are_reported_in_one_line(raw, out):
@@ -237,7 +237,7 @@ def test_a_split_name_with_a_line_break_is_reported_in_one_line(raw, out):
     assert "2 held out by Flickr30K (Karpathy) odd\\nsplit" in one_line("flickr30k_entities", raw, out)
 
 
-def test_more_than_one_percent_of_unknown_rows_means_another_file(raw, out):
+def test_more_than_one_percent_of_unknown_rows_indicates_another_file(raw, out):
     regions = [{"x": 0, "y": 0, "width": 9, "height": 9, "phrase": "fine"}] * 99
     write(raw / "vg/region_descriptions.json", [{"id": 1, "regions": [*regions, {"phrase": "odd"}, {"phrase": "odd"}]}])
     message = one_line("visual_genome", raw, out)

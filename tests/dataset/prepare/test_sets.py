@@ -1,4 +1,5 @@
-"""Records and counts of each set, written by hand for the files of ``official``; and held-out images."""
+"""The records and counts that each data set must give for the small files in ``official``, written by hand; and held-out
+images."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from dataset.prepare import building
 from dataset.prepare.region_records import same_shape
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, prepared, records, write
-from tests.dataset.prepare.set_errors import left, one_line, pack_entities
+from tests.dataset.prepare.set_errors import files_left_in, one_line, pack_entities
 from tests.messages import OneLine
 
 COCO_TEST, COCO_VAL = "held out by COCO (Karpathy) test", "held out by COCO (Karpathy) val"
@@ -143,7 +144,7 @@ def test_boxes_follow_an_image_that_is_stored_at_another_size(raw, out):
         ((500, 375), (512, 512), False),
     ],
 )
-def test_sizes_with_one_aspect_ratio_may_differ_by_rounding(annotated, stored, same):
+def test_sizes_with_the_same_aspect_ratio_may_differ_by_rounding(annotated, stored, same):
     assert same_shape(annotated, stored) is same
 
 
@@ -268,7 +269,7 @@ def test_the_splits_of_flickr30k_entities_are_held_out_too(packed, raw, out):
         pack_entities(raw / "flickr30k_entities")
     message = one_line("flickr30k_entities", raw, out)
     assert message.endswith("2 entries: 1 held out by Flickr30K Entities test, 1 held out by Flickr30K (Karpathy) test")
-    assert left(out) == []
+    assert files_left_in(out) == []
 
 
 def test_a_required_file_of_held_out_images_must_exist(raw, out):
@@ -276,7 +277,7 @@ def test_a_required_file_of_held_out_images_must_exist(raw, out):
     message = one_line("coco", raw, out)
     assert "no dataset_coco.json of COCO (Karpathy) below" in message
     assert "--held-out DIR" in message and "--without karpathy_coco" in message
-    assert left(out) == []
+    assert files_left_in(out) == []
     reported = prepared("coco", raw, out, without=("karpathy_coco",))
     assert {record["coco_id"] for record in records(out / "coco")} == {9, 25, 42, 73}
     assert "coco_val: not made" in reported and OneLine("vqa2", "karpathy_coco") in reported.splitlines()
@@ -313,4 +314,4 @@ def test_held_out_files_may_be_in_another_folder(raw, out, tmp_path):
 def test_a_file_that_names_no_held_out_image_is_rejected(name, content, raw, out):
     write(raw / name, json.dumps(content) if not isinstance(content, str) else content)
     assert str(raw / name) in one_line("visual_genome", raw, out)
-    assert left(out) == []
+    assert files_left_in(out) == []

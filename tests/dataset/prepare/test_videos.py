@@ -1,4 +1,4 @@
-"""WebVid, HowTo100M and YT-Temporal-180M: small files in their official formats, and expectations written by hand."""
+"""WebVid, HowTo100M and YT-Temporal-180M: small files in their official formats, and expected records written by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dataset.shards.readers import Shards
 from tests.dataset.media.test_video import number_on, write_video
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, prepared, records, write
-from tests.dataset.prepare.set_errors import left, one_line
+from tests.dataset.prepare.set_errors import files_left_in, one_line
 from tests.messages import OneLine
 
 
@@ -274,7 +274,7 @@ def test_mistakes_are_reported_in_one_line(raw, out, serial):
     assert "1 wrong type" in one_line("yt_temporal", raw, out)
     write(raw / "youtube_mapping.txt", "one column\n")
     assert one_line("howto100m", raw, out) == OneLine("youtube_mapping.txt:1")
-    assert left(out) == []
+    assert files_left_in(out) == []
 
 
 def dies(options: VideoOptions, found: Any, counts: Counts) -> Any:

@@ -46,8 +46,8 @@ def corners(box: tuple[float, float, float, float], side: float) -> tuple[float,
 
 
 def test_a_box_on_grid_lines_covers_only_its_patches_after_crop_flip_and_resize():
-    """The box covers whole patches of the input and comes from a region of a larger image. Rounding errors on the way add no
-    patch."""
+    """The box covers whole patches of the input and comes from a region of a larger image. Rounding errors in crop, flip and
+    resize must not add a patch."""
     grid, patch = 7, 16
     for image_side in (70, 105, 343):  # a patch covers 10, 15 or 49 pixels of the image
         scale, offset = image_side // grid, 13

@@ -1,4 +1,4 @@
-"""The order by blocks: lanes, blocks and windows, and the parts that each rank reads."""
+"""Block order: lanes, blocks and windows, and the records that each rank reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = [70, 0, 131, 5, 64, 33, 1, 200]
 
 
 def order_of(sizes=SIZES, batch_size=3, lanes=4, block_records=16, step=4, seed=0, stream="images"):
-    """An order by blocks; ``step`` is the number of micro-batches in a global batch."""
+    """Returns a block order. ``step`` is the number of micro-batches in a global batch."""
     return BlockOrder(
         np.array(sizes), batch_size, lanes=lanes, block_records=block_records, step=step, seed=seed, stream=stream
     )

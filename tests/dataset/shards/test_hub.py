@@ -1,4 +1,4 @@
-"""Data sets on the Hub, served by a local imitation of it."""
+"""Data sets on the Hub, served by a local server that imitates the Hub."""
 
 from __future__ import annotations
 

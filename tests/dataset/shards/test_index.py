@@ -1,5 +1,5 @@
-"""The index of many shards: several processes build parts of it, an interrupted build resumes, and unchanged shards are
-reused."""
+"""The index of many shards: several processes each build a part of the index, an interrupted build resumes, and the entries of
+unchanged shards are reused."""
 
 from __future__ import annotations
 

@@ -260,13 +260,13 @@ def _compare(shards: Shards, local: list) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["fork", "spawn"])
-def test_other_processes_use_separate_connections(local, open_remote, server, way, tmp_path):
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_other_processes_use_separate_connections(local, open_remote, server, start_method, tmp_path):
     shards = open_remote(*ALL)
     assert contents(shards, range(5)) == local[:5]
-    if way == "spawn":  # a new process has blocks of the usual size, which differ
+    if start_method == "spawn":  # a new process has blocks of the usual size, which differ
         shards = pickle.loads(pickle.dumps(shards))
-    context = multiprocessing.get_context(way)
+    context = multiprocessing.get_context(start_method)
     processes = [context.Process(target=_compare, args=(shards, local)) for _ in range(3)]
     for process in processes:
         process.start()

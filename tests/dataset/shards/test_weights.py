@@ -1,4 +1,4 @@
-"""Weights of data sets in a stream: how often an epoch reads each record."""
+"""The weights of data sets in a stream determine how often an epoch reads each record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataset.shards.weights import Weights
 
 
 def drawn(weights: Weights, epochs: int) -> list[Counter]:
-    """How often each epoch reads each record."""
+    """Returns, for each epoch, how often it reads each record."""
     return [Counter(weights.record(epoch, place) for place in range(len(weights))) for epoch in range(epochs)]
 
 

@@ -405,7 +405,7 @@ def batches(tokenizer, own):
 
 
 def edges(box: torch.Tensor, size: int) -> list[float]:
-    """Left, top, right and bottom in pixels of a relative box given by centre and size."""
+    """Converts a relative box (centre and size) to its left, top, right and bottom edges in pixels."""
     cx, cy, w, h = (box.double() * size).tolist()
     return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
 

@@ -1,4 +1,4 @@
-"""Held-out records are read once each, in order, without augmentation, and completely or not at all."""
+"""Each held-out record is read once, in order and without augmentation. If any record is broken, none is returned."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_an_unusable_row_is_reported_in_one_line(split, picture, change, kind, m
     assert len(read_statements(config, "data.train", 0.5)) == 1
 
 
-def test_rows_with_one_sentence_share_a_group_for_any_pair(split, picture):
+def test_rows_with_the_same_sentence_share_a_group_for_any_pair(split, picture):
     """The official script blanks the third field of the identifier. Another set number or sentence number means another
     sentence."""
     identifiers = ["dev-0-0-0", "dev-0-1-0", "dev-0-0-1", "dev-1-0-0", "dev-0-2-0", "test1-0-0-0", "dev-10-0-0"]

@@ -1,4 +1,4 @@
-"""From records to batches: the contents of each row. Unusable records never count."""
+"""From records to batches: the contents of each row, and unusable records, which never count in a loss."""
 
 from __future__ import annotations
 

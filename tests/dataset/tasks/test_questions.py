@@ -1,4 +1,4 @@
-"""Millions of questions as arrays that worker processes share."""
+"""Tables that store millions of questions as arrays, which worker processes share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows of a region batch are kept if there are more than fit."""
+"""Which rows are kept if more rows were read than fit into a region batch."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_karpathys_flickr_file_has_no_folders_and_no_coco_ids(read, write, pictu
     assert read(path, splits=["test"]).captions_per_image.tolist() == [2, 4]
 
 
-def test_pairs_with_one_image_id_are_captions_of_one_image(read, write, picture):
+def test_pairs_with_the_same_image_id_are_captions_of_one_image(read, write, picture):
     """Like the released training lists: one caption per row, rows of one image are not adjacent, and ids are strings or
     numbers."""
     names = [picture(f"{n}.png", n) for n in range(3)]
@@ -164,7 +164,7 @@ def test_captions_are_read_in_one_language_or_all(read, write, picture):
         read(path, language="fr")
 
 
-def test_one_image_id_for_two_images_is_rejected(read, write, picture):
+def test_the_same_image_id_for_two_images_is_rejected(read, write, picture):
     """Otherwise captions of one image would be trained and evaluated with another image."""
     rows = [{"image": picture(f"{n}.png", n), "caption": "a dog", "image_id": 5} for n in range(2)]
     path = write(rows)
@@ -288,7 +288,7 @@ def test_an_epoch_has_every_caption_once_with_its_image(batches, tokenizer):
     assert seen[:11] != seen[11:22]
 
 
-def test_groups_are_equal_exactly_for_captions_of_one_image(batches, tokenizer):
+def test_groups_are_equal_only_for_captions_of_the_same_image(batches, tokenizer):
     owner = dict(zip(WORDS, [0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 4], strict=True))
     batch = batches(batch_size=11).make(0)
     images = [owner[caption.split()[1]] for caption in words(tokenizer, batch)]

@@ -325,8 +325,8 @@ def words(text: Text, tokenizer: Any) -> list[str]:
 
 
 def test_questions_about_an_image_share_it(batches, picture, write, source, tokenizer, tmp_path):
-    """All of them get the same view of the image. A question that names a side gets a separate view that is not flipped. If an
-    image is broken, all its questions are dropped."""
+    """All questions about an image get the same view of the image, except that a question that names a side gets a separate view
+    that is not flipped. If an image is broken, all its questions are dropped."""
     picture("a.png"), picture("b.png")
     (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
     asked = [

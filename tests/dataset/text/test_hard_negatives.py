@@ -1,4 +1,4 @@
-"""Texts that differ from a caption in one fact."""
+"""Hard negatives: texts that differ from a caption in one detail."""
 
 from __future__ import annotations
 

@@ -125,8 +125,8 @@ MASKS = {
     0.15: {3: 1, 9: 1, 10: 2, 16: 2, 17: 3, 29: 4, 31: 5},
     1.0: {3: 2, 4: 3, 12: 11, 13: 12, 14: 12},
 }
-"""(mask_prob, tokens with [CLS] and [SEP], number of masks), computed by hand: halves are rounded to even, at least one mask, at
-most 12, and never [CLS]."""
+"""The number of masks for each mask_prob and number of tokens (with [CLS] and [SEP]), computed by hand: halves are rounded to
+even, there are 1 to 12 masks, and [CLS] is never masked."""
 
 
 @pytest.mark.parametrize("prob", MASKS)

@@ -77,11 +77,11 @@ def test_an_index_by_model_or_export_is_searched_by_both_with_the_same_hits(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ours = model("pretrain").index(data / "images", tmp_path / "torch")
-    theirs = of_onnx("pretrain").index(data / "images", tmp_path / "onnx")
-    np.testing.assert_allclose(theirs.embeddings, ours.embeddings, atol=TOLERANCE)
+    exported_index = of_onnx("pretrain").index(data / "images", tmp_path / "onnx")
+    np.testing.assert_allclose(exported_index.embeddings, ours.embeddings, atol=TOLERANCE)
     again = type(ours)(tmp_path / "torch", of_onnx("pretrain"), cache=tmp_path / "other")
     expected = ours.search(TEXTS[0], top=4, locate=True)
-    for index in (theirs, again):
+    for index in (exported_index, again):
         hits = index.search(TEXTS[0], top=4, locate=True)
         assert [hit.path for hit in hits] == [hit.path for hit in expected]
         for hit, other in zip(hits, expected, strict=True):
@@ -124,8 +124,8 @@ def test_an_export_is_self_contained_and_names_no_paths(exported, run, model, da
         load("elsewhere.onnx").match(image, TEXTS), model("pretrain").match(image, TEXTS), atol=TOLERANCE
     )
     everything = b"".join(path.read_bytes() for path in moved.rglob("*") if path.is_file())
-    for place in (str(ROOT), str(run("pretrain").parent), str(Path.home()), ".py"):
-        assert place.encode() not in everything, place
+    for text in (str(ROOT), str(run("pretrain").parent), str(Path.home()), ".py"):
+        assert text.encode() not in everything, text
 
 
 def test_the_graphs_have_dynamic_batch_texts_and_length(exported):

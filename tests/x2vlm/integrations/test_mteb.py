@@ -72,7 +72,7 @@ def retrieval(scenes, category: str, top_ranked: bool = False) -> Any:
         "Scenes", (AbsTaskRetrieval,), {"metadata": about("Scenes", "Any2AnyRetrieval", category, "ndcg_at_10")}
     )()
     queries, corpus = (texts, images) if category == "t2i" else (images, texts)
-    candidates = {name: names[place:] + names[: place // 2] for place, name in enumerate(names)}
+    candidates = {name: names[index:] + names[: index // 2] for index, name in enumerate(names)}
     task.dataset = {
         "default": {
             "test": {

@@ -91,8 +91,8 @@ def test_answers_equal_the_models(model, data):
     tabs = {ability.name: ability for ability in abilities_of(model("pretrain"))}
     [box] = model("pretrain").locate(image, "a star")[0]
     [line] = tabs["locate"].ask([image], ["a star"]).lines
-    place = f"{box.width:.0f} x {box.height:.0f} pixels at {box.x:.0f}, {box.y:.0f}"
-    assert line == f"a star: {place}, probability {box.score:.2f}"
+    position = f"{box.width:.0f} x {box.height:.0f} pixels at {box.x:.0f}, {box.y:.0f}"
+    assert line == f"a star: {position}, probability {box.score:.2f}"
     scores = model("pretrain").match(image, ["a star", "a dog"])[0]
     lines = tabs["match"].ask([image], ["a star\n\n a dog "]).lines
     assert lines == [f"{scores[n]:.3f}  {('a star', 'a dog')[n]}" for n in np.argsort(-scores)]
@@ -201,13 +201,15 @@ def asked(app, *chunks: bytes, path: str = "/gradio_api/queue/join", **headers: 
     return sent[0]["status"], sent[1]["body"].decode(), receive.calls
 
 
-@pytest.mark.parametrize(("path", "most"), [("/gradio_api/queue/join", 1024**2), ("/upload", 2 * 1024**2 + 64 * 1024)])
-def test_the_body_of_every_request_is_bounded(path, most):
+@pytest.mark.parametrize(
+    ("path", "max_bytes"), [("/gradio_api/queue/join", 1024**2), ("/upload", 2 * 1024**2 + 64 * 1024)]
+)
+def test_the_body_of_every_request_is_bounded(path, max_bytes):
     app, fragments = BodyLimit(answers, 2 * 1024**2), "exceed the maximum of"
-    half = b"x" * (most // 2)
-    assert asked(app, half, half, path=path) == (200, str(most), 2)
-    assert asked(app, b"", path=path, content_length=str(most))[0] == 200
-    for length in (str(most + 1), "9" * 5000):
+    half = b"x" * (max_bytes // 2)
+    assert asked(app, half, half, path=path) == (200, str(max_bytes), 2)
+    assert asked(app, b"", path=path, content_length=str(max_bytes))[0] == 200
+    for length in (str(max_bytes + 1), "9" * 5000):
         status, text, read = asked(app, half, path=path, content_length=length)
         assert (status, read) == (413, 0) and fragments in text
     status, text, read = asked(app, half, half, b"x", half, half, path=path)
@@ -334,9 +336,9 @@ class Visitor:
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
 
-    def ask(self, place: int, *values: object) -> dict[str, Any]:
+    def ask(self, index: int, *values: object) -> dict[str, Any]:
         """Sends the event with an index to the page, and returns whether it succeeded and the error."""
-        body = {"data": values, "fn_index": place, "session_hash": f"visitor{self.address}{uuid.uuid4().hex}"}
+        body = {"data": values, "fn_index": index, "session_hash": f"visitor{self.address}{uuid.uuid4().hex}"}
         assert self.request("POST", "/gradio_api/queue/join", json.dumps(body).encode())[0] == 200
         _, events = self.request("GET", f"/gradio_api/queue/data?session_hash={body['session_hash']}")
         reported = [

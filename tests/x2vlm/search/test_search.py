@@ -42,7 +42,7 @@ def photos(scenes_folder, tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def isolated_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -70,7 +70,7 @@ def test_the_first_stage_uses_cosines_and_the_second_the_matching_head(model, ph
     paths = [photos / image.path for image in images_of(tmp_path / "index")[:8]]
     cosines = (model("pretrain").embed_images(paths) @ model("pretrain").embed_texts(TEXT).T)[:, 0]
     hits = index.search(TEXT, top=8, rerank=0)
-    assert [hit.path for hit in hits] == [paths[place] for place in np.argsort(-cosines)]
+    assert [hit.path for hit in hits] == [paths[index] for index in np.argsort(-cosines)]
     np.testing.assert_allclose([hit.cosine for hit in hits], np.sort(cosines)[::-1], atol=1e-6)
     assert all(hit.score is None and hit.box is None for hit in hits)
     scores = model("pretrain").match(paths, TEXT)[:, 0]
@@ -78,7 +78,7 @@ def test_the_first_stage_uses_cosines_and_the_second_the_matching_head(model, ph
     for again in range(2):  # from the images, then from the cache
         hits = index.search(TEXT, top=8, rerank=5)
         assert [hit.path for hit in hits[:5]] == [
-            paths[place] for place in best[np.argsort(-scores[best], kind="stable")]
+            paths[index] for index in best[np.argsort(-scores[best], kind="stable")]
         ]
         np.testing.assert_allclose([hit.score for hit in hits[:5]], np.sort(scores[best])[::-1], atol=1e-5)
         assert [hit.score for hit in hits[5:]] == [None] * 3, again
@@ -97,7 +97,7 @@ def test_a_model_may_include_the_cosine_in_the_second_stage(model, photos, tmp_p
     summed = np.log(scores / (1 - scores)) + cosines / plain.network.contrastive.temperature.item()
     hits = index.search(TEXT, top=8)
     assert np.argsort(-summed).tolist() not in (np.argsort(-scores).tolist(), np.argsort(-cosines).tolist())
-    assert [hit.path for hit in hits] == [paths[place] for place in np.argsort(-summed)]
+    assert [hit.path for hit in hits] == [paths[index] for index in np.argsort(-summed)]
     np.testing.assert_allclose([hit.score for hit in hits], scores[np.argsort(-summed)], atol=1e-5)
     np.testing.assert_allclose([hit.sum for hit in hits], np.sort(summed)[::-1], rtol=1e-3)
     for hit in hits:
@@ -302,9 +302,9 @@ def test_the_second_of_two_processes_on_a_new_folder_gets_an_error_about_the_fir
     )  # the first process was killed
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: Path, index: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 64
+    content[index] ^= 64
     path.write_bytes(content)
 
 

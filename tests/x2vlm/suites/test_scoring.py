@@ -1,4 +1,4 @@
-"""The scores of cases are compared with the calls of the model; and the command."""
+"""The scores of a suite's cases are compared with direct calls of the model. Also tests the command."""
 
 from __future__ import annotations
 
