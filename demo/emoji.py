@@ -23,7 +23,7 @@ from utils.flags import read_by, whole_number
 from utils.progress import progress_bar
 
 ANIMATIONS = "lobehub-fluent-emoji-anim-1"
-NAMES = {"cldr-annotations-full": "annotations", "cldr-annotations-derived-full": "annotationsDerived"}
+NAME_PACKAGES = {"cldr-annotations-full": "annotations", "cldr-annotations-derived-full": "annotationsDerived"}
 """npm packages with the names of emoji, and the folder inside each package that contains the names. The names are from Unicode's
 Common Locale Data Repository (CLDR)."""
 
@@ -65,7 +65,7 @@ def build(
     Raises:
         UserError: if a package is missing or damaged, a split would be empty, or ``out`` cannot be used.
     """
-    archives = [find_package(packages, name).name for name in (*NAMES, ANIMATIONS)]
+    archives = [find_package(packages, name).name for name in (*NAME_PACKAGES, ANIMATIONS)]
     arguments = {"packages": archives, "side": side, "frames": frames, "vocab_size": vocab_size, "making": DATA_VERSION}
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
@@ -115,7 +115,7 @@ def read_names(packages: Path) -> Names:
         UserError: if a package is missing or damaged.
     """
     names: Names = {language: {} for language in LANGUAGES}
-    for package, inside in NAMES.items():
+    for package, inside in NAME_PACKAGES.items():
         path = find_package(packages, package)
         try:
             with tarfile.open(path) as tar:

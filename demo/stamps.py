@@ -31,7 +31,7 @@ from utils.flags import SEVERAL, read_by, whole_number
 from utils.progress import progress_bar
 
 DEBIAN_FOLDER = Path("/usr/share/tuxpaint/stamps")
-LEFT_OUT = "symbols"
+SKIPPED_FOLDER = "symbols"
 PACKAGE_CODES = {"zh_CN": "zh"}
 """Language codes in the package that differ from ours."""
 
@@ -103,7 +103,7 @@ def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
     for path in sorted(folder.rglob("*.png")):
         relative = path.relative_to(folder)
         try:
-            if relative.parts[0] == LEFT_OUT:
+            if relative.parts[0] == SKIPPED_FOLDER:
                 raise UnusableCutoutError("symbol")
             captions = read_captions(path.with_suffix(".txt"))
             read_cutout(path)

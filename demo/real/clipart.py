@@ -17,7 +17,7 @@ from demo.cutouts import Cutout, UnusableCutoutError
 from demo.real.concepts import concept_of, word_set
 from utils.errors import UserError
 
-LEFT_OUT = (
+SKIPPED_PREFIXES = (
     "shapes/", "special/", "unsorted/", "logos/", "buttons/", "recreation/games/cards/", "recreation/religion/creation_day",
     "signs_and_symbols/led/", "signs_and_symbols/flags/signalflag", "computer/icons/hotel_icon",
 )  # fmt: skip
@@ -26,7 +26,7 @@ LEFT_OUT = (
 THEME = re.compile(r"-theme(/|$)")
 """Folders of icon themes. Their pictures are named after programs and actions."""
 
-COLLECTION = 5
+MAX_EQUAL_TITLES = 5
 """Maximum number of pictures with the same title. A more frequent title is the title of a collection."""
 
 _GENERIC_WORDS = word_set(
@@ -48,7 +48,7 @@ NOISE = re.compile(
 ABBREVIATIONS = word_set("bw bb bwh aj elem rpg md")
 """Abbreviations in file names that do not describe the picture, such as "bw" (black and white) and authors' initials."""
 
-COMMON_KEYWORD = 4
+MIN_KEYWORD_COUNT = 4
 """A word counts as English if it is a keyword of at least this number of pictures."""
 
 NON_PLACE_WORDS = word_set("semaphore signal building")
@@ -83,7 +83,7 @@ def read_clipart(share: Path, english: Collection[str]) -> tuple[list[Cutout], C
     left_out: Counter[str] = Counter()
     for path in sorted((root / "svg").rglob("*.svg")):
         relative = PurePosixPath(path.relative_to(root / "svg").as_posix())
-        if is_left_out(relative):
+        if is_skipped(relative):
             left_out["folder without subjects"] += 1
         else:
             described[relative] = read_description(path)
@@ -94,7 +94,7 @@ def read_clipart(share: Path, english: Collection[str]) -> tuple[list[Cutout], C
         if is_link:
             left_out["link to a missing image"] += 1
             continue
-        if titles[title.casefold()] > COLLECTION or " - " in title:
+        if titles[title.casefold()] > MAX_EQUAL_TITLES or " - " in title:
             title = relative.stem
         try:
             name = clean_title(relative, without_authors(title, authors), english, is_map="map" in keywords)
@@ -111,12 +111,12 @@ def common_words(keywords: Iterable[Iterable[str]]) -> set[str]:
     """Returns the words, in the singular, that are keywords of at least :data:`MIN_KEYWORD_COUNT` pictures. Most authors wrote
     their keywords in English."""
     counts = Counter(word for each in keywords for word in {part for keyword in each for part in concept_of(keyword)})
-    return {word for word, count in counts.items() if count >= COMMON_KEYWORD}
+    return {word for word, count in counts.items() if count >= MIN_KEYWORD_COUNT}
 
 
-def is_left_out(relative: PurePosixPath) -> bool:
+def is_skipped(relative: PurePosixPath) -> bool:
     """Returns True if a picture is skipped because of its folder or the prefix of its path."""
-    return bool(THEME.search(relative.parent.as_posix())) or str(relative).startswith(LEFT_OUT)
+    return bool(THEME.search(relative.parent.as_posix())) or str(relative).startswith(SKIPPED_PREFIXES)
 
 
 class Description(NamedTuple):

@@ -13,7 +13,7 @@ from dataset.prepare.folders import SPLITS
 from demo.cutouts import Cutout, UnusableCutoutError, read_cutout
 from demo.real.clipart import read_clipart
 from demo.real.concepts import Concept, ConceptSplit, concept_of, leaks, parts_of
-from demo.real.duplicates import Thumbnails, first_of_each, near, thumbnail
+from demo.real.duplicates import Thumbnails, first_of_each, nearest_duplicates, thumbnail
 from demo.real.emoji import STYLES, Annotations, read_annotations, read_emoji
 from demo.real.maps import Map, read_maps
 from demo.stamps import find_stamps
@@ -167,7 +167,7 @@ def _drop_near_duplicates(
     for name in ("test", "val", "train"):
         for source, members in result[name].items():
             stack = _stack(members, thumbnails)
-            indices = near(stack, taken)
+            indices = nearest_duplicates(stack, taken)
             for index in indices:
                 left_out[source][f"near-duplicate of a held-out picture, in {name}"] += int(index >= 0)
             free = [cutout for cutout, index in zip(members, indices, strict=True) if index < 0]

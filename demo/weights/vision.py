@@ -34,7 +34,7 @@ PATCH_POSITIONS = "patch positions"
 NORM = "backbone.layernorm."
 LAYER = re.compile(r"backbone\.encoder\.layer\.(\d+)\.(.+)")
 
-IN_A_BLOCK = {
+BLOCK_TENSORS = {
     "norm1.weight": "norm1.weight",
     "norm1.bias": "norm1.bias",
     "attention.output.dense.weight": "attn.proj.weight",
@@ -85,7 +85,7 @@ def read_graph(path: Path) -> VisionGraph:
         tensors = _named_tensors(graph, onnx.numpy_helper.to_array)
         states = next(node.output[0] for node in graph.node if NORM + "bias" in node.input)
         image_size = int(graph.input[0].type.tensor_type.shape.dim[-1].dim_value)
-        missing = [name for name in (*_WHOLE, PATCH_POSITIONS, CLASS_POSITION) if name not in tensors]
+        missing = [name for name in (*_REQUIRED, PATCH_POSITIONS, CLASS_POSITION) if name not in tensors]
         if missing or not image_size:
             raise LookupError(f"it lacks {', '.join(missing) or 'the size of its input'}")
     except (OSError, StopIteration, LookupError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
@@ -97,7 +97,7 @@ def read_graph(path: Path) -> VisionGraph:
     return VisionGraph(model.SerializeToString(), tensors, image_size)
 
 
-_WHOLE = (CLASS_TOKEN, PATCHES + "weight", PATCHES + "bias", NORM + "weight", NORM + "bias")
+_REQUIRED = (CLASS_TOKEN, PATCHES + "weight", PATCHES + "bias", NORM + "weight", NORM + "bias")
 
 
 def _named_tensors(graph: Any, to_array: Any) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ def to_timm(graph: VisionGraph) -> dict[str, Tensor]:
 
 def _block(tensors: Mapping[str, Tensor], block: int) -> dict[str, Tensor]:
     prefix = f"backbone.encoder.layer.{block}."
-    named = {f"blocks.{block}.{timm}": tensors[prefix + ours] for ours, timm in IN_A_BLOCK.items()}
+    named = {f"blocks.{block}.{timm}": tensors[prefix + ours] for ours, timm in BLOCK_TENSORS.items()}
     for kind in ("weight", "bias"):
         parts = [tensors[f"{prefix}attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
         named[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)

@@ -106,7 +106,7 @@ def run_stream(name: str, lines: list[str], tokenizer: Any, tmp_path: Path) -> t
     return rows, broken, file
 
 
-def places(file: str, lines: Sized) -> set[str]:
+def locations(file: str, lines: Sized) -> set[str]:
     """The locations of the lines after the first good record and before the others."""
     return {f"{file}:{number}" for number in range(2, 2 + len(lines))}
 
@@ -114,7 +114,7 @@ def places(file: str, lines: Sized) -> set[str]:
 @pytest.mark.parametrize("stream", PRETRAIN)
 def test_a_line_without_a_record_is_broken(stream, tokenizer, tmp_path):
     rows, broken, file = run_stream(stream, [*bad_lines().values()], tokenizer, tmp_path)
-    assert broken.keys() == places(file, bad_lines())
+    assert broken.keys() == locations(file, bad_lines())
     assert rows >= GOOD
 
 
@@ -134,7 +134,7 @@ def test_an_unusable_text_is_broken(stream, key, tokenizer, tmp_path):
         value = [{"bb": [2, 3, 16, 12], "caption": text}] if key == "elems" else text
         lines.append(json.dumps({**PRETRAIN[stream][1](1), key: value}))
     _, broken, file = run_stream(stream, lines, tokenizer, tmp_path)
-    assert broken.keys() == places(file, lines)
+    assert broken.keys() == locations(file, lines)
 
 
 def test_an_invalid_box_is_broken(tokenizer, tmp_path):
@@ -142,7 +142,7 @@ def test_an_invalid_box_is_broken(tokenizer, tmp_path):
         f'{{"image": "{ENCODED}", "elems": [{{"bb": {box}, "caption": "a star"}}]}}' for box in bad_boxes().values()
     ]
     _, broken, file = run_stream("regions", lines, tokenizer, tmp_path)
-    assert broken.keys() == places(file, lines)
+    assert broken.keys() == locations(file, lines)
     assert set(broken.values()) <= {"wrong type", "box outside image", "bad json"}
 
 

@@ -17,7 +17,7 @@ from tests.messages import OneLine, naming
 from utils.errors import UserError
 
 
-class Making:
+class BatchMaker:
     """Batch 3 does ``harm`` the first ``times`` times. Files count the attempts."""
 
     def __init__(self, folder: Path, harm: str, times: int):
@@ -41,7 +41,7 @@ class Making:
     ],
 )
 def test_a_lost_worker_is_reported_and_replaced(tmp_path, caplog, harm, reported):
-    made = in_workers(Making(tmp_path, harm, times=1), range(8), 2, timeout_s=1)
+    made = in_workers(BatchMaker(tmp_path, harm, times=1), range(8), 2, timeout_s=1)
     assert list(made) == list(range(8))
     (record,) = caplog.records
     assert record.getMessage() == OneLine(f"1 of at most {RESTARTS}")
@@ -67,7 +67,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_does_not_disturb_it(tmp_path
 
 
 def test_repeatedly_losing_a_worker_ends_the_run_with_one_line(tmp_path):
-    batches = in_workers(Making(tmp_path, "kill", times=99), range(8), 2, timeout_s=10)
+    batches = in_workers(BatchMaker(tmp_path, "kill", times=99), range(8), 2, timeout_s=10)
     with pytest.raises(UserError, match=naming("SIGKILL", ":3", RESTARTS)):
         list(batches)
     assert not multiprocessing.active_children()
@@ -82,7 +82,7 @@ def test_a_worker_lost_before_all_indices_are_assigned_is_replaced(tmp_path, cap
         time.sleep(0.1)
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_put_index", slowly)
-    assert list(in_workers(Making(tmp_path, "kill", times=2), range(3, 9), 2)) == list(range(3, 9))
+    assert list(in_workers(BatchMaker(tmp_path, "kill", times=2), range(3, 9), 2)) == list(range(3, 9))
     assert [record.getMessage().split(" while ")[0] for record in caplog.records] == [
         "worker 0 of rank 0 was killed by SIGKILL"
     ] * 2
@@ -90,7 +90,7 @@ def test_a_worker_lost_before_all_indices_are_assigned_is_replaced(tmp_path, cap
 
 
 def test_leaving_a_loop_early_leaves_no_workers(tmp_path):
-    batches = in_workers(Making(tmp_path, "hang", times=1), range(8), 2)
+    batches = in_workers(BatchMaker(tmp_path, "hang", times=1), range(8), 2)
     assert next(batches) == 0
     started = time.monotonic()
     batches.close()

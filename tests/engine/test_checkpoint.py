@@ -30,7 +30,7 @@ from utils.errors import UserError
 from utils.weight_file import read_metadata, save_weights
 
 
-def written(folder, step: int = 3):
+def write_small_checkpoint(folder, step: int = 3):
     return write_checkpoint(folder, step, {"a": torch.arange(100.0)}, {"records": 12, "state": {"m": torch.ones(50)}})
 
 
@@ -56,7 +56,7 @@ FAULTS = {flip_a_bit: "is damaged", truncate: "bytes", empty: "has 0 of", remove
 
 
 def test_a_written_checkpoint_is_intact_and_is_read_back(tmp_path):
-    checkpoint = written(tmp_path)
+    checkpoint = write_small_checkpoint(tmp_path)
     assert fault_of(checkpoint.folder) is None
     assert newest_intact(tmp_path) == (checkpoint, [])
     assert checkpoint.training_state()["records"] == 12
@@ -66,7 +66,7 @@ def test_a_written_checkpoint_is_intact_and_is_read_back(tmp_path):
 @pytest.mark.parametrize("name", [MODEL_FILE, TRAINING_FILE])
 @pytest.mark.parametrize("harm", FAULTS, ids=lambda harm: harm.__name__)
 def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, name, harm):
-    older, newer = written(tmp_path, 2), written(tmp_path, 4)
+    older, newer = write_small_checkpoint(tmp_path, 2), written(tmp_path, 4)
     harm(newer.folder / name)
     found, (fault,) = newest_intact(tmp_path)
     assert found == older
@@ -77,14 +77,14 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, name, harm):
     "content", ["", "{}", "[]", '{"format": 1, "files": {"model.safetensors": 3}}', "\x00", "[" * 100_000]
 )
 def test_a_meaningless_manifest_counts_as_damage(tmp_path, content):
-    checkpoint = written(tmp_path)
+    checkpoint = write_small_checkpoint(tmp_path)
     (checkpoint.folder / MANIFEST).write_text(content)
     assert fault_of(checkpoint.folder) == f"{checkpoint.folder / MANIFEST} cannot be read"
 
 
 @pytest.mark.parametrize("name", [MODEL_FILE, TRAINING_FILE])
 def test_every_flipped_bit_is_detected(tmp_path, name):
-    checkpoint = written(tmp_path)
+    checkpoint = write_small_checkpoint(tmp_path)
     size = (checkpoint.folder / name).stat().st_size
     for index in (0, 8, size // 2, size - 1):
         flip_a_bit(checkpoint.folder / name, index)
@@ -94,15 +94,15 @@ def test_every_flipped_bit_is_detected(tmp_path, name):
 
 
 def test_without_an_intact_checkpoint_the_error_names_a_remedy(tmp_path):
-    empty(written(tmp_path, 2).folder / MODEL_FILE)
-    remove(written(tmp_path, 4).folder / MANIFEST)
+    empty(write_small_checkpoint(tmp_path, 2).folder / MODEL_FILE)
+    remove(write_small_checkpoint(tmp_path, 4).folder / MANIFEST)
     with pytest.raises(UserError, match=naming("manifest.json", "0", "init.checkpoint=")):
         newest_intact(tmp_path)
     assert newest_intact(tmp_path / "none") == (None, [])
 
 
 def test_a_later_format_is_rejected_with_the_remedy(tmp_path):
-    manifest = written(tmp_path).folder / MANIFEST
+    manifest = write_small_checkpoint(tmp_path).folder / MANIFEST
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(values | {"format": FORMAT + 1}))
     with pytest.raises(UserError, match=naming(f"format {FORMAT + 1}", f"formats up to {FORMAT}")):
@@ -110,14 +110,14 @@ def test_a_later_format_is_rejected_with_the_remedy(tmp_path):
 
 
 def test_writing_a_step_again_replaces_the_first_checkpoint(tmp_path):
-    empty(written(tmp_path).folder / MODEL_FILE)
-    assert fault_of(written(tmp_path).folder) is None
+    empty(write_small_checkpoint(tmp_path).folder / MODEL_FILE)
+    assert fault_of(write_small_checkpoint(tmp_path).folder) is None
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
     for step in (1, 2, 3):
-        written(tmp_path, step)
+        write_small_checkpoint(tmp_path, step)
     remove_old(tmp_path, keep=2, step=3)
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [2, 3]
 
@@ -126,14 +126,14 @@ def test_a_skipped_damaged_checkpoint_does_not_count_as_kept(tmp_path):
     """Otherwise a resumed run that keeps one checkpoint would delete the checkpoint that it has just written and keep the damaged
     one."""
     for step in (6, 8):
-        written(tmp_path, step)
-    empty(written(tmp_path, 12).folder / MODEL_FILE)
+        write_small_checkpoint(tmp_path, step)
+    empty(write_small_checkpoint(tmp_path, 12).folder / MODEL_FILE)
     remove_old(tmp_path, keep=1, step=8)
     assert newest_intact(tmp_path)[0].step == 8
 
 
 def test_a_renamed_checkpoint_is_not_mistaken_for_another_step(tmp_path):
-    folder = written(tmp_path, 6).folder
+    folder = write_small_checkpoint(tmp_path, 6).folder
     renamed = folder.rename(tmp_path / "step-00000009")
     assert fault_of(renamed) == OneLine(renamed, "step 6", "renamed")
 

@@ -36,7 +36,7 @@ from utils.weight_file import read_metadata
 EMA = {"decay": 0.6}
 
 
-class Seen(ToyTask):
+class RecordingTask(ToyTask):
     """Keeps the weights that each validation pass measures."""
 
     def __init__(self, *args: Any, **options: Any):
@@ -113,7 +113,7 @@ def test_the_average_does_not_affect_training(tmp_path):
     assert not (last(tmp_path / "None").folder / "unaveraged.safetensors").exists()
 
 
-class Steep(ToyLoader):
+class OverflowingLoader(ToyLoader):
     """One of its micro-batches has a finite loss whose gradient overflows in fp16."""
 
     def batches(self, consumed: int, count: int) -> Iterator[Points]:
@@ -125,7 +125,7 @@ class Steep(ToyLoader):
 def test_a_skipped_step_does_not_change_the_average(tmp_path, precision):
     """Two steps have a loss that is not finite. In fp16, the gradient of a step between them overflows."""
     task = ToyTask()
-    task.loader = Steep({4, 7})
+    task.loader = OverflowingLoader({4, 7})
     trainer = run(tmp_path, task, max_skipped_steps=2, steps=9, precision=precision)
     average = trainer.trained.average
     seen: list[tuple[list[Tensor], list[Tensor]]] = []
@@ -170,7 +170,7 @@ def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, stoppe
     """This also holds for checkpoints written by an earlier version."""
     options: dict[str, Any] = {"checkpoint_every": 2, "keep_checkpoints": 9, "validate_every": 2, "deterministic": True}
     options["freeze"] = freeze
-    task = Seen(scores=[0.1, 0.3, 0.2])
+    task = RecordingTask(scores=[0.1, 0.3, 0.2])
     task.model = Encoders()
     run(tmp_path / "whole", task, **options).fit()
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -179,7 +179,7 @@ def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, stoppe
             shutil.rmtree(checkpoint.folder)
         elif earlier:
             as_format_1(checkpoint)
-    task = Seen(scores=[0.1, 0.3, 0.2][stopped_after // 2 :])
+    task = RecordingTask(scores=[0.1, 0.3, 0.2][stopped_after // 2 :])
     task.model = Encoders()
     run(tmp_path / "cut", task, **options).fit()
     torch.use_deterministic_algorithms(False)
@@ -191,7 +191,7 @@ def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, stoppe
 
 
 def test_validations_measure_the_average_and_it_becomes_the_best_weights(tmp_path, caplog):
-    task = Seen(scores=[0.1, 0.3, 0.2])
+    task = RecordingTask(scores=[0.1, 0.3, 0.2])
     with caplog.at_level("INFO"):
         weights = steps_of(run(tmp_path, task, validate_every=2))
     for number, seen in enumerate(task.seen):
@@ -212,7 +212,7 @@ def test_a_failed_validation_restores_the_weights(tmp_path):
     assert same(dict(trainer.model.state_dict()), trained[-1])
 
 
-class Stopped(ToyTask):
+class SavingDuringValidation(ToyTask):
     """Saves a checkpoint in the middle of a validation pass, like a run that is asked to stop at this moment."""
 
     trainer: Trainer
@@ -226,7 +226,7 @@ class Stopped(ToyTask):
 
 
 def test_a_checkpoint_saved_during_a_validation_has_the_weights_of_the_step(tmp_path):
-    task = Stopped(scores=[0.5])
+    task = SavingDuringValidation(scores=[0.5])
     task.trainer = run(tmp_path, task, steps=3)
     weights = steps_of(task.trainer)
     assert close(task.files[0], averaged(weights, 0.6))

@@ -34,7 +34,7 @@ def validations(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
 
 
-class Watched(ToyTask):
+class RecordingTask(ToyTask):
     """Keeps the weights that each validation pass measured, and whether training still had these weights one step later."""
 
     def __init__(self, scores: list[float]):
@@ -121,7 +121,7 @@ def test_a_validation_is_followed_by_a_checkpoint(tmp_path):
     ],
 )
 def test_the_first_best_validation_determines_the_best_weights(tmp_path, scores, best):
-    task = Watched(list(scores))
+    task = RecordingTask(list(scores))
     trainer(tmp_path, task, steps=6, validate_every=2).fit()
     kept = load_file(tmp_path / "best.safetensors")
     assert kept.keys() == task.seen[best].keys()
@@ -278,7 +278,7 @@ def test_a_path_without_weights_is_reported_in_one_line(tmp_path):
         find_weights(tmp_path / "gone")
 
 
-class Interrupted(ToyTask):
+class InterruptedTask(ToyTask):
     """A task that is asked to stop in the middle of its second validation pass."""
 
     def validate(self) -> dict[str, float]:
@@ -289,7 +289,7 @@ class Interrupted(ToyTask):
 
 
 def fit_until_interrupted(folder: Path) -> None:
-    run = trainer(folder, Interrupted(scores=[0.5, 0.25]), steps=4, validate_every=2, checkpoint_every=3)
+    run = trainer(folder, InterruptedTask(scores=[0.5, 0.25]), steps=4, validate_every=2, checkpoint_every=3)
     with run.stop:
         run.fit()
 

@@ -147,7 +147,7 @@ def test_a_table_of_document_frequencies_survives_the_round_trip(tmp_path, kind)
     np.testing.assert_allclose(scores, cider_d(TOKENS[:50], REFERENCE_TOKENS[:50]))
 
 
-class Runs:
+class Trap:
     """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
@@ -159,7 +159,7 @@ class Runs:
 
 def test_a_pickled_table_with_code_is_rejected_without_executing_it(tmp_path):
     path, ran = tmp_path / "df.p", tmp_path / "ran"
-    path.write_bytes(pickle.dumps({"document_frequency": Runs(ran), "ref_len": 1}))
+    path.write_bytes(pickle.dumps({"document_frequency": Trap(ran), "ref_len": 1}))
     with pytest.raises(UserError, match=naming("k", "/df.p", "pickle")):
         read_document_frequencies(str(path), "k")
     assert not ran.exists()

@@ -103,9 +103,9 @@ def encoded(model: XVLM, ids: Tensor, mask: Tensor) -> PackedTexts:
     return texts
 
 
-def fused(model: XVLM, texts: PackedTexts, memory: KeysValues | None = None) -> Tensor:
+def fused(model: XVLM, texts: PackedTexts, keys_values: KeysValues | None = None) -> Tensor:
     """Fuses texts and returns the padded states (N, L, D)."""
-    return model.fusion.tokens(texts, memory).padded()
+    return model.fusion.tokens(texts, keys_values).padded()
 
 
 def fused_together(fusion: FusionEncoder, passes: Sequence[tuple[PackedTexts, KeysValues | None]]) -> list[Tensor]:

@@ -73,12 +73,12 @@ def test_a_step_of_all_streams_has_products_in_bf16_and_the_rest_in_float32(loss
     batch = pretrain_batch(config.data, model.vision, 200, seed=0, static=False)
     with recorded_operations() as operations:
         trainer.train_step([batch])
-    places = {
+    locations = {
         ("models/core/contrastive.py", "ContrastiveHead.similarity"),
         ("models/core/vision.py", "VisionEncoder.regions"),
     }
-    places.add(("models/core/losses.py", "_compare" if loss == "softmax" else "_pairwise_sigmoid"))
-    assert check(operations, pretend) == places
+    locations.add(("models/core/losses.py", "_compare" if loss == "softmax" else "_pairwise_sigmoid"))
+    assert check(operations, pretend) == locations
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def run(data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def taken_away(data, run):
+def without_data(data, run):
     """Simulates that the tokenizer and the training questions are gone."""
     hidden = [data / "tokenizer", data / "vqa_train.jsonl"]
     for path in hidden:
@@ -82,7 +82,7 @@ def without_guesses(report: dict) -> dict:
     return {name: metric["value"] for name, metric in report["test"].items() if "image-blind" not in name}
 
 
-@pytest.mark.usefixtures("taken_away")
+@pytest.mark.usefixtures("without_data")
 def test_weights_can_be_evaluated_without_the_training_data_and_tokenizer(data, run, tmp_path):
     expected = without_guesses(json.loads((run / "evaluation.json").read_text()))
     options = vqa(data, f"init.checkpoint={run}")
@@ -93,7 +93,7 @@ def test_weights_can_be_evaluated_without_the_training_data_and_tokenizer(data, 
     assert without_guesses(start(tmp_path / "copy", "--evaluate", "--resume", *vqa(data))) == expected
 
 
-@pytest.mark.usefixtures("taken_away")
+@pytest.mark.usefixtures("without_data")
 def test_a_run_that_starts_from_another_must_use_its_tokenizer(data, run, tmp_path):
     questions = f"data.train=[{{questions: {data}/vqa_val.jsonl}}]"
     start(tmp_path / "next", *vqa(data, f"init.checkpoint={run}", questions))

@@ -52,7 +52,7 @@ BATCH = {
 
 
 @pytest.fixture
-def written(tmp_path):
+def write_record(tmp_path):
     """Files with the page's records, and the images that they name."""
     for number in (1, 2):
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -66,13 +66,13 @@ def written(tmp_path):
     return write
 
 
-def test_every_record_of_the_page_is_read(written, tmp_path):
+def test_every_record_of_the_page_is_read(write_record, tmp_path):
     captions, regions, new_regions, _, _, videos, text, translation = RECORDS
-    items = read_captioned_images(CaptionedSplitConfig(annotations=written(0)), "k", 0.0)
+    items = read_captioned_images(CaptionedSplitConfig(annotations=write_record(0)), "k", 0.0)
     assert list(items.captions) == captions["caption"]
-    (phrase,) = read_phrases(GroundingSplitConfig(annotations=written(1)), "k", 0.0)
+    (phrase,) = read_phrases(GroundingSplitConfig(annotations=write_record(1)), "k", 0.0)
     assert (phrase.text, list(phrase.boxes[0])) == ("dog", regions["elems"][0]["bb"])
-    (phrase,) = read_phrases(GroundingSplitConfig(annotations=written(2)), "k", 0.0)
+    (phrase,) = read_phrases(GroundingSplitConfig(annotations=write_record(2)), "k", 0.0)
     assert phrase.text == "a sheep", "phrases with several boxes or without boxes are skipped"
     record = parse_region_record(RawRecord(new_regions, "a:1", tmp_path), ImageKeys(), "caption")
     assert not record.broken
@@ -82,13 +82,13 @@ def test_every_record_of_the_page_is_read(written, tmp_path):
         ("a white sheep that looks at the camera",),
         ("a black sheep", "a goat"),
     )
-    (question,) = read_questions(QuestionsConfig(questions=written(3)), "k", 0.0, answered=True)
+    (question,) = read_questions(QuestionsConfig(questions=write_record(3)), "k", 0.0, answered=True)
     assert (question.answers, question.answer_type) == (("dog",), "animal")
-    (statement,) = read_statements(NLVRSplitConfig(annotations=written(4)), "k", 0.0)
+    (statement,) = read_statements(NLVRSplitConfig(annotations=write_record(4)), "k", 0.0)
     assert (len(statement.images), statement.label) == (2, 0)
     (tmp_path / "clips/0001.mp4").parent.mkdir()
     (tmp_path / "clips/0001.mp4").write_bytes(b"")
-    items = read_captioned_images(CaptionedSplitConfig(annotations=written(5)), "k", 0.0)
+    items = read_captioned_images(CaptionedSplitConfig(annotations=write_record(5)), "k", 0.0)
     assert items.images[0].path == tmp_path / videos["video"]
     assert parse_text_record(RawRecord(text, "a:1", tmp_path), "text").texts == ("a dog on a lawn",)
     sides = parse_translation_record(RawRecord(translation, "a:1", tmp_path), "source_text", "target_text")

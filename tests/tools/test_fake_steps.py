@@ -36,7 +36,7 @@ class Deep(nn.Module):
         return {"error": batch.valid.sum()}
 
 
-class Asking(Deep):
+class ReadingValues(Deep):
     def forward(self, batch: Points) -> Losses:
         return super().forward(batch) if batch.x.sum() > 0 else {}
 
@@ -107,7 +107,7 @@ def test_repeating_a_step_takes_the_same_memory():
 
 def test_a_step_that_reads_values_is_rejected_in_one_line():
     with pytest.raises(UserError, match="depends on the contents of tensors"):
-        rehearsal(Asking).memory(points, gradients_stay=True)
+        rehearsal(ReadingValues).memory(points, gradients_stay=True)
 
 
 @pytest.mark.parametrize("mask", ["none", "padding", "bias"])

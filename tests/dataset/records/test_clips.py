@@ -231,7 +231,7 @@ def test_all_micro_batches_of_a_step_read_from_one_set(maker, write_lines, make_
     for step in range(12):
         made = [batches.make(4 * step + place) for place in range(4)]
         assert len({batch.unmatched for batch in made}) == 1
-        files = {(part, Path(place.rsplit(":", 1)[0]).stem) for batch in made for part, place in places(batch)}
+        files = {(part, Path(place.rsplit(":", 1)[0]).stem) for batch in made for part, place in locations(batch)}
         assert len(files) == 2
         names = dict(files)
         assert ("images" in made[0].unmatched) == (names["images"] == "noisy")
@@ -242,6 +242,6 @@ def test_all_micro_batches_of_a_step_read_from_one_set(maker, write_lines, make_
         next(BatchLoader(batches, DataConfig(videos=videos), world_size=2).batches(6, 1))
 
 
-def places(batch):
+def locations(batch):
     """The stream and location of each record: two images, then two videos."""
     return zip(["images", "images", "videos", "videos"], batch.records, strict=True)

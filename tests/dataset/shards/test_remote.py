@@ -224,7 +224,7 @@ def test_a_loader_resumes_in_the_middle_of_a_block(served, server, tokenizer, tm
     lines = [json.dumps({"text": f"a red star number {n}"}) for n in range(400)]
     (served / "texts.jsonl").write_text("\n".join(lines))
 
-    def places(url: str, cache: str, first: int, ranks: int, workers: int) -> list[list[str]]:
+    def locations(url: str, cache: str, first: int, ranks: int, workers: int) -> list[list[str]]:
         lanes = {"lanes": 4, "block_records": 50} if order == "blocks" else {}
         texts = TextStreamConfig(files=[f"{url}/texts.jsonl"], batch_size=2, order=order, **lanes)
         folders = {"cache_index": str(tmp_path / "index"), "remote": RemoteConfig(cache=str(tmp_path / cache))}
@@ -239,10 +239,10 @@ def test_a_loader_resumes_in_the_middle_of_a_block(served, server, tokenizer, tm
                 read[first + number * ranks + rank] = [place.rpartition("/")[2] for place in batch.records]
         return [read[number] for number in sorted(read)]
 
-    straight = places(str(served), "none", 0, 1, 0)
+    straight = locations(str(served), "none", 0, 1, 0)
     server.fault = lambda number: "cut" if number % 3 == 0 else ""
-    assert places(server.url, "first", 0, 1, 0) == straight
-    assert places(server.url, "second", 52, 2, 2) == straight[52:]
+    assert locations(server.url, "first", 0, 1, 0) == straight
+    assert locations(server.url, "second", 52, 2, 2) == straight[52:]
 
 
 def test_a_run_notices_that_remote_data_changed(served, server, tmp_path):

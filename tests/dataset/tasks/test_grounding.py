@@ -115,7 +115,7 @@ def test_a_python_2_pickle_is_read(official, tmp_path):
     assert [(phrase.text, phrase.boxes[0]) for phrase in found] == [("café", (1.5, 2.0, 10.25, 9.0))] * 2
 
 
-class Runs:
+class Trap:
     """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
@@ -129,7 +129,7 @@ class Runs:
 def test_a_pickle_with_code_is_rejected_without_executing_it(official, tmp_path, protocol):
     ran = tmp_path / "ran"
     refs, _ = refcoco()
-    config = official("train", refs=[*refs, {"split": Runs(ran)}], protocol=protocol)
+    config = official("train", refs=[*refs, {"split": Trap(ran)}], protocol=protocol)
     with pytest.raises(UserError) as error:
         read_phrases(config, "data.train", 0.0)
     message = str(error.value)

@@ -1,7 +1,7 @@
-"""Makes ``captions.json``: tricky captions with the tokens and scores of the standard, Java-tokenized evaluation.
+"""Makes ``captions.json``: tricky captions, with the tokens and scores from the standard evaluation, whose tokenizer is in Java.
 
-It was run once, with Java 17 and pycocoevalcap 1.2: ``pip install pycocoevalcap && python tests/golden/captions/make.py``.
-The captions are our own.
+This script was run once, with Java 17 and pycocoevalcap 1.2: ``pip install pycocoevalcap && python
+tests/golden/captions/make.py``. We wrote the captions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-WRITTEN = [
+CAPTIONS = [
     # The candidate, then the references.
     (
         "A man's dog can't sit on the half-open door.",
@@ -146,14 +146,14 @@ THE END|iPhone|McDonald's|Coca-Cola|7-Eleven|WWII|DVDs|TV's|\u00c9COLE|STRA\u00d
 
 
 def images() -> list[tuple[str, ...]]:
-    """Candidate and references of each image."""
+    """Returns the candidate and the references of each image."""
     framed = [tuple(form.format(piece) for form in FRAMES[index % len(FRAMES)]) for index, piece in enumerate(PIECES)]
-    # Every other candidate has the last frame's order of words, so that scores are not all alike.
-    return WRITTEN + [image if index % 2 else image[::-1] for index, image in enumerate(framed)]
+    # Every other candidate uses the word order of the last frame, so that the scores differ.
+    return CAPTIONS + [image if index % 2 else image[::-1] for index, image in enumerate(framed)]
 
 
 def main() -> None:
-    """Write the captions, their tokens and their scores."""
+    """Writes the captions, their tokens and their scores."""
     all_images = images()
     tokenizer = PTBTokenizer()
     res = tokenizer.tokenize({i: [{"caption": image[0]}] for i, image in enumerate(all_images)})

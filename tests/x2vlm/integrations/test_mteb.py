@@ -29,7 +29,7 @@ from x2vlm.suites import suite_named
 EXACT = {"rel": 0, "abs": 1e-6}
 
 
-def about(name: str, kind: str, category: str, score: str) -> TaskMetadata:
+def task_metadata(name: str, kind: str, category: str, score: str) -> TaskMetadata:
     return TaskMetadata(
         name=name,
         description="drawn scenes",
@@ -69,7 +69,7 @@ def retrieval(scenes, category: str, top_ranked: bool = False) -> Any:
     images = Dataset.from_dict({"id": names, "image": [Image.open(path) for path, _ in scenes]})
     texts = Dataset.from_dict({"id": names, "text": [text for _, text in scenes]})
     task = type(
-        "Scenes", (AbsTaskRetrieval,), {"metadata": about("Scenes", "Any2AnyRetrieval", category, "ndcg_at_10")}
+        "Scenes", (AbsTaskRetrieval,), {"metadata": task_metadata("Scenes", "Any2AnyRetrieval", category, "ndcg_at_10")}
     )()
     queries, corpus = (texts, images) if category == "t2i" else (images, texts)
     candidates = {name: names[index:] + names[: index // 2] for index, name in enumerate(names)}
@@ -186,7 +186,7 @@ def test_images_are_encoded_once(model, scenes, monkeypatch):
 def test_zero_shot_classification_equals_our_metrics(model, scenes):
     labels = [text for _, text in scenes[:4]]
     rows = Dataset.from_dict({"image": [Image.open(path) for path, _ in scenes[:4]], "label": list(range(4))})
-    metadata = about("Classes", "ZeroShotClassification", "i2t", "accuracy")
+    metadata = task_metadata("Classes", "ZeroShotClassification", "i2t", "accuracy")
     named = {"metadata": metadata, "get_candidate_labels": lambda self: labels}
     task = type("Classes", (AbsTaskZeroShotClassification,), named)()
     task.dataset, task.data_loaded = {"test": rows}, True
@@ -204,7 +204,7 @@ def test_composition_equals_our_winoground(model, tmp_path):
     for name in ("image_0", "image_1"):
         columns[name] = [Image.open(tmp_path / f"images/{line[name]}.png") for line in lines]
     places = {"images_column_names": ("image_0", "image_1"), "texts_column_names": ("caption_0", "caption_1")}
-    metadata = about("Pairs", "Compositionality", "i2t", "accuracy")
+    metadata = task_metadata("Pairs", "Compositionality", "i2t", "accuracy")
     task = type("Pairs", (AbsTaskImageTextPairClassification,), {"metadata": metadata, **places})()
     task.dataset, task.data_loaded = {"test": Dataset.from_dict(columns)}, True
     found = scores_of(X2VLMEncoder(asked), task)
@@ -232,11 +232,11 @@ def test_queries_with_a_text_and_an_image_are_supported(model, scenes):
 def test_unsupported_inputs_are_rejected(model, scenes, run):
     task = retrieval(scenes, "t2i")
     data, reranker = task.dataset["default"]["test"], X2VLMReranker(run("pretrain"))
-    same = about("Pictures", "Any2AnyRetrieval", "i2i", "ndcg_at_10")
+    same = task_metadata("Pictures", "Any2AnyRetrieval", "i2i", "ndcg_at_10")
     reranker.index(data["corpus"], task_metadata=same)
     with pytest.raises(UserError, match="Pictures compares images with images"):
         reranker.search(data["corpus"], task_metadata=same, top_k=10)
-    mixed = about("Mixed", "Any2AnyRetrieval", "it2i", "ndcg_at_10")
+    mixed = task_metadata("Mixed", "Any2AnyRetrieval", "it2i", "ndcg_at_10")
     with pytest.raises(UserError, match=r"Mixed has .*image.* in a query"):
         reranker.search(data["queries"], task_metadata=mixed, top_k=10)
     with pytest.raises(UserError, match="was trained with task vqa"):

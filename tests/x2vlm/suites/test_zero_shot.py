@@ -17,14 +17,14 @@ from x2vlm.matching import sums
 from x2vlm.suites import suite_named
 
 
-def written(name: str, folder: Path):
+def write_suite(name: str, folder: Path):
     FOLDERS[name][0](folder)
     suite = suite_named(name)
     return suite, suite.read(folder, ())
 
 
 def test_retrieval_ranks_like_a_full_matrix_of_scores(model, tmp_path):
-    suite, content = written("retrieval-coco", tmp_path)
+    suite, content = write_suite("retrieval-coco", tmp_path)
     asked = model("pretrain")
     judged = suite.judge(asked, content)
     images = [tmp_path / f"images/{number}.jpg" for number in range(3)]
@@ -39,7 +39,7 @@ def test_retrieval_ranks_like_a_full_matrix_of_scores(model, tmp_path):
 
 
 def test_one_direction_can_be_measured(model, tmp_path):
-    suite, _ = written("retrieval-flickr30k", tmp_path)
+    suite, _ = write_suite("retrieval-flickr30k", tmp_path)
     judged = suite.judge(model("pretrain"), suite.read(tmp_path, ["text to image"]))
     assert judged.kinds == ["text to image"] * 5
     assert judged.values["cosine"]["image only"].shape == (5, 3)
@@ -47,7 +47,7 @@ def test_one_direction_can_be_measured(model, tmp_path):
 
 def test_an_image_blind_ranking_is_the_same_for_all_queries(model, tmp_path):
     """Exactly one of the images has the first text of the common order, and one text of each image has the first image."""
-    suite, content = written("retrieval-coco", tmp_path)
+    suite, content = write_suite("retrieval-coco", tmp_path)
     values = suite.judge(model("pretrain"), content).values
     for score in ("cosine", "matching", "sum"):
         assert values[score]["text only"][:3, 0].sum() == 1
@@ -60,7 +60,7 @@ def test_an_image_blind_ranking_is_the_same_for_all_queries(model, tmp_path):
 
 @pytest.mark.parametrize("name", ["retrieval-coco", "refcoco"])
 def test_an_unreadable_image_is_skipped_and_counted(name, model, tmp_path):
-    suite, _ = written(name, tmp_path)
+    suite, _ = write_suite(name, tmp_path)
     if name == "refcoco":
         refcoco_with_two_images(tmp_path)
     content = suite.read(tmp_path, ())
@@ -89,7 +89,7 @@ def refcoco_with_two_images(folder: Path) -> None:
 
 
 def test_messages_about_refcoco_name_only_existing_options(tmp_path):
-    suite, _ = written("refcoco", tmp_path)
+    suite, _ = write_suite("refcoco", tmp_path)
     refcoco_with_two_images(tmp_path)
     path = tmp_path / "instances.json"
     intact = path.read_text(encoding="utf-8")
@@ -110,7 +110,7 @@ def test_messages_about_refcoco_name_only_existing_options(tmp_path):
 
 
 def test_retrieval_reads_the_files_of_karpathy_and_of_blip(tmp_path):
-    suite, content = written("retrieval-coco", tmp_path)
+    suite, content = write_suite("retrieval-coco", tmp_path)
     original = tmp_path / "coco_test.json"
     entries = json.loads(original.read_text(encoding="utf-8"))
     original.rename(tmp_path / "coco_karpathy_test.json")
@@ -181,7 +181,7 @@ def test_mistakes_in_a_folder_of_classes_are_reported(files, message, tmp_path):
 
 
 def test_phrases_are_judged_by_the_iou_of_the_published_script(model, tmp_path):
-    suite, content = written("refcoco", tmp_path)
+    suite, content = write_suite("refcoco", tmp_path)
     asked = model("pretrain")
     judged = suite.judge(asked, content)
     [[box]] = asked.locate(tmp_path / "train2014/COCO_train2014_000000000007.jpg", "the red star")
@@ -193,13 +193,13 @@ def test_phrases_are_judged_by_the_iou_of_the_published_script(model, tmp_path):
 
 
 def test_a_model_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
-    suite, content = written("refcoco", tmp_path)
-    with pytest.raises(UserError, match="zero-shot grounding needs a model trained with task pretrain"):
+    suite, content = write_suite("refcoco", tmp_path)
+    with pytest.raises(UserError, match="zero-shot grounding needs a model of task pretrain"):
         suite.judge(model("grounding"), content)
 
 
 def test_an_unreadable_image_of_a_class_is_skipped(model, tmp_path):
-    suite, content = written("classification", tmp_path)
+    suite, content = write_suite("classification", tmp_path)
     (tmp_path / "red_star/2.png").write_bytes(b"no image")
     judged = suite.judge(model("pretrain"), content)
     assert len(judged.kinds) == 3
