@@ -66,7 +66,7 @@ def test_a_written_checkpoint_is_intact_and_is_read_back(tmp_path):
 @pytest.mark.parametrize("name", [MODEL_FILE, TRAINING_FILE])
 @pytest.mark.parametrize("harm", FAULTS, ids=lambda harm: harm.__name__)
 def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, name, harm):
-    older, newer = write_small_checkpoint(tmp_path, 2), written(tmp_path, 4)
+    older, newer = write_small_checkpoint(tmp_path, 2), write_small_checkpoint(tmp_path, 4)
     harm(newer.folder / name)
     found, (fault,) = newest_intact(tmp_path)
     assert found == older
