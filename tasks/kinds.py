@@ -240,7 +240,7 @@ def _default_config(source: TaskSource) -> Path:
 
 def _contradiction(config: Path, config_task: str, task: str, remedy: str) -> UserError:
     remedy = remedy.format(task=task, config_task=config_task, script=TASKS[config_task].script)
-    return UserError(f"{config}: this config is for task {config_task}; {remedy}")
+    return UserError(f"{config}: this is a config for the task {config_task}; {remedy}")
 
 
 def _append_to_path(folder: Path) -> None:

@@ -220,8 +220,8 @@ class LoadedModel:
                 "which it was exported"
             )
         raise UserError(
-            f"{call}: {self.origin} was trained with task {self.settings.task}, which does not support this call; load "
-            f"a model trained with task {' or '.join(CALLS[call].tasks)}"
+            f"{call}: {self.origin} is a model for the task {self.settings.task}, which was not trained for this call; load "
+            f"a model for the task {' or '.join(CALLS[call].tasks)}"
         )
 
 

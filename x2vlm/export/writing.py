@@ -64,8 +64,8 @@ def _check(model: Model, out: Path) -> None:
     """Rejects models and folders that cannot be used, before any work is done."""
     if model.settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"export: {model.origin} was trained with task {model.settings.task}, which cannot be exported; pass a "
-            f"model trained with task {', '.join(EXPORTED_TASKS)}"
+            f"export: {model.origin} is a model for the task {model.settings.task}, which cannot be exported; pass a "
+            f"model for the task {' or '.join(EXPORTED_TASKS)}"
         )
     require_packages()
     if out.suffix != SUFFIX:

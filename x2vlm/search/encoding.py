@@ -31,8 +31,8 @@ class Encoder:
     def __init__(self, model: LoadedModel):
         if not model.takes("match"):
             raise UserError(
-                f"{model.origin} was trained with task {model.settings.task} and cannot compare texts with images; "
-                "load a model trained with task pretrain or retrieval"
+                f"{model.origin} is a model for the task {model.settings.task}, which cannot compare texts with images; "
+                "load a model for the task pretrain or retrieval"
             )
         if model.read.videos is not None:
             raise UserError(f"{model.origin} is a video model, but an index contains images; pass an image model")
@@ -57,8 +57,8 @@ class Encoder:
         """
         if not self.model.takes("locate"):
             raise UserError(
-                f"locate: {self.model.origin} was trained with task {self.model.settings.task}, which does not "
-                "support this call; build the index with a model trained with task pretrain"
+                f"locate: {self.model.origin} is a model for the task {self.model.settings.task}, which was not trained "
+                "for this call; make the index with a model for the task pretrain"
             )
 
         def find(texts: Sequence[str]) -> list[Located]:

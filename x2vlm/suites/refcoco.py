@@ -81,8 +81,8 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
     def judge(self, model: LoadedModel, content: dict[str, list[Phrase]]) -> Judged:
         if model.settings.task != "pretrain" or not isinstance(model, Model):
             raise UserError(
-                f"{model.origin} was trained with task {model.settings.task}; zero-shot grounding needs "
-                "a model trained with task pretrain"
+                f"{model.origin} is a model for the task {model.settings.task}; zero-shot grounding needs "
+                "a model for the task pretrain"
             )
         questions = [(split, item) for split, phrases in content.items() for item in phrases]
         items: list[tuple[str, Phrase]] = []

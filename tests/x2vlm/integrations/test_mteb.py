@@ -239,7 +239,7 @@ def test_unsupported_inputs_are_rejected(model, scenes, run):
     mixed = task_metadata("Mixed", "Any2AnyRetrieval", "it2i", "ndcg_at_10")
     with pytest.raises(UserError, match=r"Mixed has .*image.* in a query"):
         reranker.search(data["queries"], task_metadata=mixed, top_k=10)
-    with pytest.raises(UserError, match="was trained with task vqa"):
+    with pytest.raises(UserError, match="is a model for the task vqa"):
         X2VLMEncoder(model("vqa"))
     reranker.index(data["corpus"], task_metadata=task.metadata)
     with pytest.raises(UserError, match="ranks the document 'nope', which is not in its corpus"):

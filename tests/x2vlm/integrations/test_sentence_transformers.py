@@ -101,7 +101,7 @@ def test_unsupported_inputs_are_rejected(run, model, images):
         pairs.predict([("a star", "a heart")])
     with pytest.raises(UserError, match="contains no words"):
         encoder(model("retrieval")).encode(["?!"])
-    with pytest.raises(UserError, match="was trained with task vqa"):
+    with pytest.raises(UserError, match="is a model for the task vqa"):
         encoder(run("vqa"))
     with pytest.raises(UserError, match=r"nothing.png: no such image"):
         encoder(model("retrieval")).encode(["nothing.png"])

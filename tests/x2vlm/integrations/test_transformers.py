@@ -267,7 +267,7 @@ def test_our_own_load_reports_a_transformers_folder(saved):
 
 
 def test_unsupported_models_are_rejected(model, of_videos, tmp_path):
-    with pytest.raises(UserError, match="was trained with task vqa"):
+    with pytest.raises(UserError, match="is a model for the task vqa"):
         model("vqa").save(tmp_path / "vqa", format="transformers")
     with pytest.raises(UserError, match="is a video model"):
         of_videos.save(tmp_path / "videos", format="transformers")

@@ -194,7 +194,7 @@ def test_phrases_are_judged_by_the_iou_of_the_published_script(model, tmp_path):
 
 def test_a_model_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
     suite, content = write_suite("refcoco", tmp_path)
-    with pytest.raises(UserError, match="zero-shot grounding needs a model of task pretrain"):
+    with pytest.raises(UserError, match="zero-shot grounding needs a model for the task pretrain"):
         suite.judge(model("grounding"), content)
 
 

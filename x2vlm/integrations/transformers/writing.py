@@ -50,8 +50,8 @@ def write(model: LoadedModel, folder: Path) -> None:
     settings = model.settings
     if settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"{model.origin} was trained with task {settings.task}; save(format='transformers') supports the tasks "
-            f"{', '.join(EXPORTED_TASKS)}"
+            f"{model.origin} is a model for the task {settings.task}; save(format='transformers') supports "
+            f"models for the tasks {', '.join(EXPORTED_TASKS)}"
         )
     if settings.model.vision.video is not None:
         raise UserError(f"{model.origin} is a video model; save(format='transformers') supports only image models")
