@@ -103,34 +103,34 @@ def test_without_chunks_each_micro_batch_is_compared_separately():
     assert step(in_chunks(1), parts)["loss"] < step(in_chunks(2), parts)["loss"]
 
 
-def of_a_rank(gradient: str = "exact") -> dict:
+def rank_gradients(gradient: str = "exact") -> dict:
     first, batch = 2 * distributed.rank(), whole()
     parts = [rows_of(batch, slice(first + row, first + row + 1)) for row in range(2)]
     return step(in_chunks(2, gradient), parts)
 
 
-def hard_of_a_rank() -> dict:
-    """Like :func:`of_a_rank`, with hard negatives, which other ranks do not have."""
+def gradients_with_hard_negatives() -> dict:
+    """Like :func:`rank_gradients`, with hard negatives, which other ranks do not have."""
     batch = whole()
     batch = replace(batch, images=with_hard_negatives(batch.images))
     first = 2 * distributed.rank()
     return step(in_chunks(2), [rows_of(batch, slice(first + row, first + row + 1)) for row in range(2)])
 
 
-def large_of_a_rank() -> dict:
+def gradients_of_large_batches() -> dict:
     first, model = 2 * distributed.rank(), in_chunks(1, "released")
     return step(model, [rows_of(whole(), slice(first, first + 2))])
 
 
-def released_of_a_rank() -> dict:
-    return of_a_rank("released")
+def released_gradients() -> dict:
+    return rank_gradients("released")
 
 
 @pytest.mark.slow
 def test_chunks_on_two_ranks_give_loss_and_gradients_of_one(tmp_path):
     model = in_chunks(1)
     expected = gradients(model, model, whole())
-    for found in on_two_ranks(of_a_rank, tmp_path):
+    for found in on_two_ranks(rank_gradients, tmp_path):
         assert_equal(found, expected, 1e-4)
 
 
@@ -138,14 +138,14 @@ def test_chunks_on_two_ranks_give_loss_and_gradients_of_one(tmp_path):
 def test_chunks_on_two_ranks_equal_one_micro_batch_with_hard_negatives(tmp_path):
     model, batch = in_chunks(1), whole()
     expected = gradients(model, model, replace(batch, images=with_hard_negatives(batch.images)))
-    for found in on_two_ranks(hard_of_a_rank, tmp_path):
+    for found in on_two_ranks(gradients_with_hard_negatives, tmp_path):
         assert_equal(found, expected, 1e-4)
 
 
 @pytest.mark.slow
 def test_chunks_on_two_ranks_equal_one_micro_batch_with_the_released_gradient(tmp_path):
     for found, expected in zip(
-        on_two_ranks(released_of_a_rank, tmp_path), on_two_ranks(large_of_a_rank, tmp_path), strict=True
+        on_two_ranks(released_gradients, tmp_path), on_two_ranks(gradients_of_large_batches, tmp_path), strict=True
     ):
         assert_equal(found, expected, 1e-4)
 

@@ -175,7 +175,7 @@ FREEZE = "optim.freeze={vision: 3, text: 2}"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_overrides):
+def uninterrupted(tmp_path_factory, tiny_overrides):
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     pretraining(folder, tiny_overrides, FREEZE).fit()
@@ -184,26 +184,26 @@ def whole(tmp_path_factory, tiny_overrides):
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
 def test_resuming_before_at_and_after_an_unfreezing_repeats_the_uninterrupted_run(
-    whole, tiny_overrides, tmp_path, step
+    uninterrupted, tiny_overrides, tmp_path, step
 ):
-    folder = as_of_step(step, whole, tmp_path / "resumed")
+    folder = as_of_step(step, uninterrupted, tmp_path / "resumed")
     run = pretraining(folder, tiny_overrides, FREEZE)
     assert run.step == step
     assert run.trained.frozen == tuple(part for part, until in STEPS.items() if step <= until)
     run.fit()
-    assert same(result(folder), result(whole))
+    assert same(result(folder), result(uninterrupted))
 
 
-def test_the_uninterrupted_run_depends_on_the_step_of_the_unfreezing(whole, tiny_overrides, tmp_path):
+def test_the_uninterrupted_run_depends_on_the_step_of_the_unfreezing(uninterrupted, tiny_overrides, tmp_path):
     """Otherwise the comparison above would be meaningless."""
     pretraining(tmp_path / "other", tiny_overrides, "optim.freeze={vision: 4, text: 2}").fit()
-    first, second = lines(whole), lines(tmp_path / "other")
+    first, second = lines(uninterrupted), lines(tmp_path / "other")
     assert [one == other for one, other in zip(first, second, strict=True)] == [True] * 3 + [False] * 3
 
 
-def test_a_checkpoint_has_all_weights_and_states_of_the_parts_that_train(whole):
+def test_a_checkpoint_has_all_weights_and_states_of_the_parts_that_train(uninterrupted):
     sizes = []
-    for step, checkpoint in checkpoints(whole).items():
+    for step, checkpoint in checkpoints(uninterrupted).items():
         state = checkpoint.training_state()["optimizer"]
         names = {name for group in state["param_groups"] for name in group["names"]}
         assert {part_of(name) for name in names} & {"vision", "text"} == {
@@ -212,7 +212,7 @@ def test_a_checkpoint_has_all_weights_and_states_of_the_parts_that_train(whole):
         tensors = checkpoint.states_folder / "tensors.safetensors"
         assert {name.rpartition("/")[0] for name in load_file(tensors)} == names
         sizes.append(tensors.stat().st_size)
-        assert checkpoint.model_file.stat().st_size == checkpoints(whole)[6].model_file.stat().st_size
+        assert checkpoint.model_file.stat().st_size == checkpoints(uninterrupted)[6].model_file.stat().st_size
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01) and sizes[1] < sizes[2] < sizes[3]
 
 
@@ -304,9 +304,9 @@ def test_the_ddp_wrapper_is_replaced_at_an_unfreezing(tmp_path, monkeypatch):
         gc.enable()
 
 
-def test_unfreezing_works_with_gradient_checkpointing(whole, tiny_overrides, tmp_path):
+def test_unfreezing_works_with_gradient_checkpointing(uninterrupted, tiny_overrides, tmp_path):
     pretraining(tmp_path / "run", tiny_overrides, FREEZE, "train.recompute=[vision,text,fusion]").fit()
-    for one, other in zip(lines(tmp_path / "run"), lines(whole), strict=True):
+    for one, other in zip(lines(tmp_path / "run"), lines(uninterrupted), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
 
@@ -341,8 +341,8 @@ def test_frozen_blocks_with_a_cache_equal_frozen_blocks_without_and_resume(tmp_p
     before = weights(plain.model)
     plain.fit()
     cache = f"optim.freeze.cache={{folder: {tmp_path / 'features'}}}"
-    whole = tmp_path / "whole"
-    run = pretraining(whole, tiny_overrides, deeper, freeze, cache)
+    uninterrupted = tmp_path / "whole"
+    run = pretraining(uninterrupted, tiny_overrides, deeper, freeze, cache)
     run.fit()
     after = weights(run.model)
     for name, value in weights(plain.model).items():
@@ -352,6 +352,6 @@ def test_frozen_blocks_with_a_cache_equal_frozen_blocks_without_and_resume(tmp_p
             assert torch.equal(value, before[name]) == first, name
     assert any((tmp_path / "features").rglob("*"))
     for step in (1, 2, 4):
-        again = as_of_step(step, whole, tmp_path / f"resumed-{step}")
+        again = as_of_step(step, uninterrupted, tmp_path / f"resumed-{step}")
         pretraining(again, tiny_overrides, deeper, freeze, cache).fit()
-        assert same(result(again), result(whole)), f"resumed after {step} steps"
+        assert same(result(again), result(uninterrupted)), f"resumed after {step} steps"

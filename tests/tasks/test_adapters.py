@@ -40,7 +40,7 @@ def options(overrides, base):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, options):
+def uninterrupted(tmp_path_factory, options):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     start("retrieval", folder, options)
     return folder
@@ -63,10 +63,10 @@ def test_a_killed_run_repeats_itself_byte_for_byte(options, extra, tmp_path):
         assert (killed / file).read_bytes() == (run / file).read_bytes(), file
 
 
-def test_only_adapters_and_heads_change_and_other_weights_stay(whole, base):
+def test_only_adapters_and_heads_change_and_other_weights_stay(uninterrupted, base):
     before, after = (
         load_file(base / "best.safetensors"),
-        load_file(whole / "checkpoints/step-00000006/model.safetensors"),
+        load_file(uninterrupted / "checkpoints/step-00000006/model.safetensors"),
     )
     for name, tensor in after.items():
         plain = name.replace(".base_layer.", ".")
@@ -77,20 +77,20 @@ def test_only_adapters_and_heads_change_and_other_weights_stay(whole, base):
     assert not torch.equal(after["matching_head.0.weight"], before["matching_head.0.weight"])
 
 
-def test_every_reader_of_the_file_gets_merged_weights(whole, overrides, options, tmp_path):
-    merged = read_weights(whole / "best.safetensors")
+def test_every_reader_of_the_file_gets_merged_weights(uninterrupted, overrides, options, tmp_path):
+    merged = read_weights(uninterrupted / "best.safetensors")
     assert not has_adapters(merged)
-    loaded = load(whole).network.state_dict()
+    loaded = load(uninterrupted).network.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in merged.items())
-    evaluated = [*overrides("retrieval"), f"init.checkpoint={whole}"]
+    evaluated = [*overrides("retrieval"), f"init.checkpoint={uninterrupted}"]
     again = start("retrieval", tmp_path / "evaluated", evaluated, "--evaluate")
-    report = json.loads((whole / "evaluation.json").read_text())
+    report = json.loads((uninterrupted / "evaluation.json").read_text())
     assert again["test"]["mean recall"]["value"] == pytest.approx(report["test"]["mean recall"]["value"])
-    assert start("retrieval", whole, options, "--evaluate", "--resume")["test"] == report["test"]
+    assert start("retrieval", uninterrupted, options, "--evaluate", "--resume")["test"] == report["test"]
 
 
-def test_another_run_starts_from_the_merged_weights(whole, overrides, tmp_path):
-    start("grounding", tmp_path / "next", [*overrides("grounding"), f"init.checkpoint={whole}"])
+def test_another_run_starts_from_the_merged_weights(uninterrupted, overrides, tmp_path):
+    start("grounding", tmp_path / "next", [*overrides("grounding"), f"init.checkpoint={uninterrupted}"])
     assert not has_adapters(load_file(tmp_path / "next/best.safetensors"))
 
 
@@ -100,13 +100,13 @@ def checkpoint(capsys, *words: object) -> tuple[int, str]:
     return status, message.out + message.err
 
 
-def test_adapters_can_be_extracted_and_merged_again(whole, base, tmp_path, capsys):
-    status, message = checkpoint(capsys, "inspect", whole, "--no-configs")
+def test_adapters_can_be_extracted_and_merged_again(uninterrupted, base, tmp_path, capsys):
+    status, message = checkpoint(capsys, "inspect", uninterrupted, "--no-configs")
     message = " ".join(message.split())
     assert status == 0 and OneLine("rank 2", "merged") in message.splitlines() and "fusion 1 layer" in message
-    assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
+    assert checkpoint(capsys, "adapters", uninterrupted, "--out", tmp_path / "small")[0] == 0
     small = tmp_path / "small/adapters.safetensors"
-    assert small.stat().st_size < 0.5 * (whole / "best.safetensors").stat().st_size
+    assert small.stat().st_size < 0.5 * (uninterrupted / "best.safetensors").stat().st_size
     with pytest.raises(UserError, match="contains only adapters"):
         load(tmp_path / "small")
     status, message = checkpoint(capsys, "inspect", tmp_path / "small")
@@ -117,7 +117,7 @@ def test_adapters_can_be_extracted_and_merged_again(whole, base, tmp_path, capsy
     assert status == 0, message
     assert all(
         torch.equal(tensor, load(tmp_path / "merged").network.state_dict()[name])
-        for name, tensor in read_weights(whole / "best.safetensors").items()
+        for name, tensor in read_weights(uninterrupted / "best.safetensors").items()
     )
 
 
@@ -132,18 +132,18 @@ def test_frozen_parts_come_from_the_base_instead_of_the_adapter_file(options, ba
     assert again.keys() == expected.keys() and all(torch.equal(again[name], expected[name]) for name in again)
 
 
-def test_a_run_can_be_evaluated_without_the_package(whole, options, monkeypatch):
-    expected = json.loads((whole / "evaluation.json").read_text())["test"]
+def test_a_run_can_be_evaluated_without_the_package(uninterrupted, options, monkeypatch):
+    expected = json.loads((uninterrupted / "evaluation.json").read_text())["test"]
     monkeypatch.setattr("optim.lora.find_spec", lambda name: None)
-    assert start("retrieval", whole, options, "--evaluate", "--resume")["test"] == expected
+    assert start("retrieval", uninterrupted, options, "--evaluate", "--resume")["test"] == expected
 
 
-def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overrides):
+def test_mistakes_are_reported_in_one_line(uninterrupted, base, tmp_path, capsys, overrides):
     assert "contains no adapters" in checkpoint(capsys, "adapters", base, "--out", tmp_path / "x")[1]
-    assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
+    assert checkpoint(capsys, "adapters", uninterrupted, "--out", tmp_path / "small")[0] == 0
     message = checkpoint(capsys, "merge", tmp_path / "small", "--base", "nowhere", "--out", tmp_path / "z")[1]
     assert OneLine("--base nowhere") in message.splitlines()
-    assert "already exists" in checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[1]
+    assert "already exists" in checkpoint(capsys, "adapters", uninterrupted, "--out", tmp_path / "small")[1]
     small = tmp_path / "small/adapters.safetensors"
     merging = ("merge", tmp_path / "small", "--base", base, "--out", tmp_path / "z")
     content = small.read_bytes()
@@ -168,13 +168,13 @@ def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overri
     )
 
 
-def test_a_file_without_the_scale_of_its_adapters_is_rejected(whole, tmp_path):
-    save_weights(tmp_path / "model.safetensors", load_file(whole / "best.safetensors"))
+def test_a_file_without_the_scale_of_its_adapters_is_rejected(uninterrupted, tmp_path):
+    save_weights(tmp_path / "model.safetensors", load_file(uninterrupted / "best.safetensors"))
     with pytest.raises(UserError, match=naming("adapters", "lora", "null")):
         read_weights(tmp_path / "model.safetensors")
-    tensors = load_file(whole / "best.safetensors")
+    tensors = load_file(uninterrupted / "best.safetensors")
     tensors.pop(next(name for name in tensors if name.endswith("lora_A.default.weight")))
-    about = {"lora": read_metadata(whole / "best.safetensors")["lora"]}
+    about = {"lora": read_metadata(uninterrupted / "best.safetensors")["lora"]}
     save_weights(tmp_path / "cut.safetensors", tensors, about)
     with pytest.raises(UserError, match=naming("part of an adapter")):
         read_weights(tmp_path / "cut.safetensors")

@@ -20,22 +20,25 @@ EMA = "optim.ema.decay=0.5"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, overrides):
+def uninterrupted(tmp_path_factory, overrides):
     """A run without validation, so that the last weights are evaluated."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     start(TASK, folder, [*overrides(TASK), EMA, "evaluation.validation=null"], kind=watched(KINDS[TASK].task, []))
     return folder
 
 
-def test_the_averaged_weights_are_evaluated_and_passed_on(whole, overrides, tmp_path):
-    metrics = json.loads((whole / "evaluation.json").read_text())["test"]
+def test_the_averaged_weights_are_evaluated_and_passed_on(uninterrupted, overrides, tmp_path):
+    metrics = json.loads((uninterrupted / "evaluation.json").read_text())["test"]
     averaged, trained = (
-        load_file(whole / f"checkpoints/step-00000006/{name}.safetensors") for name in ("model", "unaveraged")
+        load_file(uninterrupted / f"checkpoints/step-00000006/{name}.safetensors") for name in ("model", "unaveraged")
     )
     assert checksum(averaged) != pytest.approx(checksum(trained), rel=1e-9)
     assert metrics["weights"]["value"] == pytest.approx(checksum(averaged), rel=1e-12)
     assert metrics["IoU >= 0.5"]["weights"] == OneLine("last weights", "step 6", "averaged")
-    for source, expected in ((whole, averaged), (find_weights(whole).with_name("unaveraged.safetensors"), trained)):
+    for source, expected in (
+        (uninterrupted, averaged),
+        (find_weights(uninterrupted).with_name("unaveraged.safetensors"), trained),
+    ):
         loaded = load(source).network.state_dict()
         assert all(torch.equal(loaded[name], value) for name, value in expected.items())
         options = [*overrides(TASK), f"init.checkpoint={source}"]
@@ -43,14 +46,14 @@ def test_the_averaged_weights_are_evaluated_and_passed_on(whole, overrides, tmp_
         assert report["test"]["weights"]["value"] == pytest.approx(checksum(expected), rel=1e-12)
 
 
-def test_a_killed_run_repeats_itself_byte_for_byte(whole, overrides, tmp_path):
-    killed = shutil.copytree(whole, tmp_path / "killed")
+def test_a_killed_run_repeats_itself_byte_for_byte(uninterrupted, overrides, tmp_path):
+    killed = shutil.copytree(uninterrupted, tmp_path / "killed")
     for checkpoint in list_checkpoints(killed / "checkpoints"):
         if checkpoint.step > 3:
             shutil.rmtree(checkpoint.folder)
     options = [*overrides(TASK), EMA, "evaluation.validation=null"]
     report = start(TASK, killed, options, "--resume", kind=watched(KINDS[TASK].task, []))
-    assert report == json.loads((whole / "evaluation.json").read_text())
+    assert report == json.loads((uninterrupted / "evaluation.json").read_text())
     for name in ("model", "unaveraged"):
         file = f"checkpoints/step-00000006/{name}.safetensors"
-        assert (killed / file).read_bytes() == (whole / file).read_bytes(), name
+        assert (killed / file).read_bytes() == (uninterrupted / file).read_bytes(), name

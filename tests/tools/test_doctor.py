@@ -55,7 +55,7 @@ def doctor(capsys, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def given(scenes_folder):
+def arguments_of(scenes_folder):
     """Returns a function that returns the arguments of a good run of a task on the small scenes."""
 
     def of(task: str, **splits: object) -> list[str]:
@@ -105,8 +105,8 @@ CORNERS = with_boxes(lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[
 
 
 @pytest.mark.parametrize("task", ["pretrain", "retrieval", "grounding", "vqa", "nlvr", "captioning"])
-def test_a_good_run_has_no_findings(task, doctor, given, tmp_path):
-    status, printed = doctor(*given(task), estimate=task == "retrieval")
+def test_a_good_run_has_no_findings(task, doctor, arguments_of, tmp_path):
+    status, printed = doctor(*arguments_of(task), estimate=task == "retrieval")
     assert status == 0
     assert FINE in printed
     assert "grad_norm" in printed
@@ -115,16 +115,16 @@ def test_a_good_run_has_no_findings(task, doctor, given, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_step_of_a_sharded_model_uses_fsdp(doctor, given):
-    status, printed = doctor(*given("pretrain"), "--gpus", "2", "train.parallel=fsdp")
+def test_the_step_of_a_sharded_model_uses_fsdp(doctor, arguments_of):
+    status, printed = doctor(*arguments_of("pretrain"), "--gpus", "2", "train.parallel=fsdp")
     assert status == 0
     assert printed.count("FSDP2") == 2, "images and regions"
     assert not torch.distributed.is_initialized()
 
 
-def test_all_missing_files_are_reported_at_once(doctor, given):
+def test_all_missing_files_are_reported_at_once(doctor, arguments_of):
     missing = ["model.text.encoder=data/nowhere", "init.checkpoint=weights/none.pth", "data.train.images=data/none"]
-    status, printed = doctor(*given("retrieval", val="data/none.jsonl"), *missing)
+    status, printed = doctor(*arguments_of("retrieval", val="data/none.jsonl"), *missing)
     assert status == 1
     for place in ("data/nowhere", "weights/none.pth", "data/none", "data/none.jsonl"):
         assert f"{place} does not exist" in printed
@@ -135,42 +135,42 @@ def test_all_missing_files_are_reported_at_once(doctor, given):
     assert "python run.py tokenizer" in printed
 
 
-def test_a_mistake_in_the_config_is_reported_in_one_line(doctor, given):
-    status, printed = doctor(*given("retrieval"), "data.batch_siz=4")
+def test_a_mistake_in_the_config_is_reported_in_one_line(doctor, arguments_of):
+    status, printed = doctor(*arguments_of("retrieval"), "data.batch_siz=4")
     assert status == 2
     assert printed == OneLine("error", "data.batch_siz")
 
 
-def test_a_global_batch_that_does_not_divide_is_rejected(doctor, given):
-    status, printed = doctor(*given("retrieval"), "train.global_batch=10", "train.accumulate=null")
+def test_a_global_batch_that_does_not_divide_is_rejected(doctor, arguments_of):
+    status, printed = doctor(*arguments_of("retrieval"), "train.global_batch=10", "train.accumulate=null")
     assert status == 1
     assert "train.global_batch" in printed and "not a multiple of 4" in printed
 
 
-def test_lanes_that_the_ranks_do_not_divide_are_rejected(doctor, given):
+def test_lanes_that_the_ranks_do_not_divide_are_rejected(doctor, arguments_of):
     blocks = ["data.images.order=blocks", "data.images.lanes=4"]
-    assert FINE in doctor(*given("pretrain"), *blocks, "--gpus", "2")[1]
-    status, printed = doctor(*given("pretrain"), *blocks, "--gpus", "3")
+    assert FINE in doctor(*arguments_of("pretrain"), *blocks, "--gpus", "2")[1]
+    status, printed = doctor(*arguments_of("pretrain"), *blocks, "--gpus", "3")
     assert status == 1
     assert OneLine("3 ranks", "lanes") in printed.splitlines() and "run on 1, 2 or 4 ranks" in printed
 
 
 @pytest.mark.parametrize(("flags", "fine"), [(["--gpus", "20"], True), (["--gpus", "21"], False)])
-def test_a_contrastive_batch_larger_than_the_data_is_rejected(flags, fine, doctor, given):
+def test_a_contrastive_batch_larger_than_the_data_is_rejected(flags, fine, doctor, arguments_of):
     """There are 80 captions."""
-    status, printed = doctor(*given("retrieval"), *flags)
+    status, printed = doctor(*arguments_of("retrieval"), *flags)
     assert status == (0 if fine else 1)
     assert (OneLine("84", "80 captions") in printed.splitlines()) is not fine
 
 
-def test_other_tasks_may_repeat_their_data_in_a_batch(doctor, given):
-    status, _ = doctor(*given("grounding"), "--gpus", "1000", "train.steps=1", "schedule.warmup_steps=0")
+def test_other_tasks_may_repeat_their_data_in_a_batch(doctor, arguments_of):
+    status, _ = doctor(*arguments_of("grounding"), "--gpus", "1000", "train.steps=1", "schedule.warmup_steps=0")
     assert status == 0
 
 
-def test_more_than_100_epochs_cause_a_warning(doctor, given):
-    assert FINE in doctor(*given("retrieval"), "train.steps=2000")[1]
-    status, printed = doctor(*given("retrieval"), "train.steps=2001")
+def test_more_than_100_epochs_cause_a_warning(doctor, arguments_of):
+    assert FINE in doctor(*arguments_of("retrieval"), "train.steps=2000")[1]
+    status, printed = doctor(*arguments_of("retrieval"), "train.steps=2001")
     assert status == 0
     assert (
         OneLine("warning", "train fact", "100 passes") in printed.splitlines()
@@ -179,21 +179,21 @@ def test_more_than_100_epochs_cause_a_warning(doctor, given):
 
 
 @pytest.mark.slow
-def test_fine_tuning_on_a_part_of_the_records_causes_a_warning(doctor, given):
-    assert FINE in doctor(*given("retrieval"), "train.steps=10")[1]
-    status, printed = doctor(*given("retrieval"), "train.steps=9")
+def test_fine_tuning_on_a_part_of_the_records_causes_a_warning(doctor, arguments_of):
+    assert FINE in doctor(*arguments_of("retrieval"), "train.steps=10")[1]
+    status, printed = doctor(*arguments_of("retrieval"), "train.steps=9")
     assert status == 0
     assert "9 steps x 4 = 36 of 80, 0.45 epochs" in printed and "train.steps=20 is one epoch" in printed
-    assert FINE in doctor(*given("pretrain"), "train.steps=1", "schedule.warmup_steps=0")[1]
+    assert FINE in doctor(*arguments_of("pretrain"), "train.steps=1", "schedule.warmup_steps=0")[1]
 
 
-def test_questions_that_need_no_image_cause_a_warning(doctor, given, scenes_folder, tmp_path):
+def test_questions_that_need_no_image_cause_a_warning(doctor, arguments_of, scenes_folder, tmp_path):
     same = lambda number, row: {**row, "answer": ["yes"] * 10}  # noqa: E731
     files = {
         split: rewritten(scenes_folder / f"vqa_{split}.jsonl", tmp_path / f"{split}.jsonl", same)
         for split in ("train", "val")
     }
-    status, printed = doctor(*given("vqa", **files))
+    status, printed = doctor(*arguments_of("vqa", **files))
     assert status == 0
     assert "1 warning" in printed
     assert "warning: evaluation.validation fact: image-blind baseline 100.0% of" in printed
@@ -219,16 +219,16 @@ def test_starting_from_a_run_that_ignores_the_images_causes_a_warning(scenes_fol
     assert start_not_above(Namespace(config=config)) == []
 
 
-def test_relative_boxes_are_rejected(doctor, given, scenes_folder, tmp_path):
+def test_relative_boxes_are_rejected(doctor, arguments_of, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "relative.jsonl", RELATIVE)
-    status, printed = doctor(*given("grounding", train=path))
+    status, printed = doctor(*arguments_of("grounding", train=path))
     assert status == 1
     assert "boxes lie within 0 and 1" in printed and OneLine("remedy", "relative") in printed.splitlines()
 
 
-def test_relative_boxes_of_pre_training_are_rejected(doctor, given, scenes_folder, tmp_path):
+def test_relative_boxes_of_pre_training_are_rejected(doctor, arguments_of, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "relative.jsonl", RELATIVE)
-    status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
+    status, printed = doctor(*arguments_of("pretrain"), f"data.regions.files=[{path}]")
     assert status == 1
     assert "data.regions: all" in printed and "boxes lie within 0 and 1" in printed
 
@@ -238,9 +238,9 @@ def renamed(old: str, new: str):
     return lambda _, row: {new if key == old else key: value for key, value in row.items()}
 
 
-def test_regions_of_pre_training_without_any_box_are_rejected(doctor, given, scenes_folder, tmp_path):
+def test_regions_of_pre_training_without_any_box_are_rejected(doctor, arguments_of, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
-    status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]", "data.max_broken=1")
+    status, printed = doctor(*arguments_of("pretrain"), f"data.regions.files=[{path}]", "data.max_broken=1")
     assert status == 1
     assert (
         OneLine("refused", "data.regions", "40 records", "box") in printed.splitlines()
@@ -249,10 +249,10 @@ def test_regions_of_pre_training_without_any_box_are_rejected(doctor, given, sce
     assert "data.regions=null" in printed
 
 
-def test_phrases_without_any_box_are_rejected_once(doctor, given, scenes_folder, tmp_path):
+def test_phrases_without_any_box_are_rejected_once(doctor, arguments_of, scenes_folder, tmp_path):
     """The three splits are one file here, so the report lists its error once, with the three locations."""
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
-    status, printed = doctor(*given("grounding", train=path, val=path, test=path))
+    status, printed = doctor(*arguments_of("grounding", train=path, val=path, test=path))
     assert status == 1
     assert "no 'elems'; keys: id, image, regions" in printed and "''" not in printed
     assert "2 refused" in printed
@@ -260,27 +260,27 @@ def test_phrases_without_any_box_are_rejected_once(doctor, given, scenes_folder,
     assert "[2] evaluation.test.test: the same" in printed
 
 
-def test_unknown_keys_of_records_are_listed_with_suggestions(doctor, given, scenes_folder, tmp_path):
+def test_unknown_keys_of_records_are_listed_with_suggestions(doctor, arguments_of, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
-    _, printed = doctor(*given("grounding", train=path))
+    _, printed = doctor(*arguments_of("grounding", train=path))
     records = len(Path(path).read_text().splitlines())
     assert OneLine("data.train", "regions", f"{records} of {records}") in printed.splitlines()
     assert "did you mean elems?" in printed
 
 
-def test_unknown_keys_of_phrases_are_listed_with_suggestions(doctor, given, scenes_folder, tmp_path):
+def test_unknown_keys_of_phrases_are_listed_with_suggestions(doctor, arguments_of, scenes_folder, tmp_path):
     def changed(number, row):
         return {**row, "elems": [{**each, "attribute": ["red"], "score": 0.5} for each in row["elems"]]}
 
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "phrases.jsonl", changed)
-    _, printed = doctor(*given("grounding", train=path))
+    _, printed = doctor(*arguments_of("grounding", train=path))
     assert OneLine("warning", "data.train", "elems", "attribute", "score") in printed.splitlines()
     assert "did you mean attributes?" in printed
 
 
-def test_the_share_of_texts_with_hard_negatives_is_reported_and_a_low_share_causes_a_warning(doctor, given):
+def test_the_share_of_texts_with_hard_negatives_is_reported_and_a_low_share_causes_a_warning(doctor, arguments_of):
     status, printed = doctor(
-        *given("pretrain"), "data.images.hard_negatives={sources: [given]}", "data.regions.hard_negatives={}"
+        *arguments_of("pretrain"), "data.images.hard_negatives={sources: [given]}", "data.regions.hard_negatives={}"
     )
     assert status == 0
     message = " ".join(printed.split())
@@ -289,7 +289,7 @@ def test_the_share_of_texts_with_hard_negatives_is_reported_and_a_low_share_caus
     assert "regions: 100.0% of" in message
 
 
-def test_a_misspelled_key_of_hard_negatives_causes_a_warning(doctor, given, scenes_folder, tmp_path):
+def test_a_misspelled_key_of_hard_negatives_causes_a_warning(doctor, arguments_of, scenes_folder, tmp_path):
     for old, add in (("images", {"hard_negative": ["a zebra"]}), ("regions", {"elems": None})):
 
         def changed(number, row, add=add):
@@ -298,81 +298,81 @@ def test_a_misspelled_key_of_hard_negatives_causes_a_warning(doctor, given, scen
             return {**row, **add}
 
         path = rewritten(scenes_folder / "train.jsonl", tmp_path / f"{old}.jsonl", changed)
-        _, printed = doctor(*given("pretrain"), f"data.{old}.files=[{path}]")
+        _, printed = doctor(*arguments_of("pretrain"), f"data.{old}.files=[{path}]")
         assert OneLine("warning", f"data.{old}", "hard_negative") in printed.splitlines()
         assert "did you mean hard_negatives?" in printed
 
 
-def test_unusable_given_hard_negatives_cause_a_warning(doctor, given, scenes_folder, tmp_path):
+def test_unusable_given_hard_negatives_cause_a_warning(doctor, arguments_of, scenes_folder, tmp_path):
     def changed(number, row):
         return {**row, "hard_negatives": ["", "!!!"] if number % 2 else row["caption"]}
 
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "train.jsonl", changed)
     more = [f"data.images.files=[{path}]", "data.images.hard_negatives={sources: [given]}"]
-    _, printed = doctor(*given("pretrain"), *more)
+    _, printed = doctor(*arguments_of("pretrain"), *more)
     message = " ".join(printed.split())
     assert "hard_negatives of 40 of 40 records or phrases have no usable text: they are empty or a caption" in message
-    _, printed = doctor(*given("pretrain"), more[1])
+    _, printed = doctor(*arguments_of("pretrain"), more[1])
     assert "none of 40 records has hard_negatives" in " ".join(printed.split())
 
 
-def test_keys_of_the_demos_own_data_are_known(doctor, given, scenes_folder):
+def test_keys_of_the_demos_own_data_are_known(doctor, arguments_of, scenes_folder):
     pairs = f"data.images.files=[{scenes_folder}/train.jsonl, {scenes_folder}/pairs_train.jsonl]"
-    _, printed = doctor(*given("pretrain"), pairs)
+    _, printed = doctor(*arguments_of("pretrain"), pairs)
     assert "unknown keys" not in printed
 
 
-def test_long_captions_that_no_record_has_cause_a_warning(doctor, given):
-    status, printed = doctor(*given("pretrain"), "data.images.captions=both")
+def test_long_captions_that_no_record_has_cause_a_warning(doctor, arguments_of):
+    status, printed = doctor(*arguments_of("pretrain"), "data.images.captions=both")
     assert status == 0
     assert "data.images.captions requests long captions" in printed.replace("\n", " ")
     assert "data.regions.captions" not in printed
 
 
-def test_a_warm_up_that_is_too_long_does_not_hide_errors_in_the_records(doctor, given, scenes_folder, tmp_path):
+def test_a_warm_up_that_is_too_long_does_not_hide_errors_in_the_records(doctor, arguments_of, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
-    _, printed = doctor(*given("grounding", train=path), "schedule.warmup_steps=1000000")
+    _, printed = doctor(*arguments_of("grounding", train=path), "schedule.warmup_steps=1000000")
     assert "did you mean elems?" in printed and "no 'elems'" in printed
     assert "schedule.warmup_steps" in printed
 
 
-def test_unused_keys_are_listed_without_a_warning(doctor, given, scenes_folder, tmp_path):
+def test_unused_keys_are_listed_without_a_warning(doctor, arguments_of, scenes_folder, tmp_path):
     add = lambda number, row: {**row, "licence": "free"} if number == 3 else row  # noqa: E731
     path = rewritten(scenes_folder / "retrieval_train.jsonl", tmp_path / "train.jsonl", add)
-    status, printed = doctor(*given("retrieval", train=path))
+    status, printed = doctor(*arguments_of("retrieval", train=path))
     assert status == 0 and FINE in printed
     assert OneLine("data.train", "licence", "1 of 40") in printed.splitlines()
 
 
-def test_the_shares_of_phrases_with_several_boxes_or_none_are_reported(doctor, given, scenes_folder, tmp_path):
+def test_the_shares_of_phrases_with_several_boxes_or_none_are_reported(doctor, arguments_of, scenes_folder, tmp_path):
     def changed(number, row):
         phrase = row["elems"][0]
         bb = [[phrase["bb"], phrase["bb"]], [], phrase["bb"], phrase["bb"]][number % 4]
         return {**row, "elems": [{**phrase, "bb": bb, "hard_negatives": ["a zebra"] if number % 2 else []}]}
 
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "phrases.jsonl", changed)
-    _, printed = doctor(*given("grounding", train=path))
+    _, printed = doctor(*arguments_of("grounding", train=path))
     line = OneLine(
         "data.train", "phrases", "26.3% have several boxes", "26.3% have no box", "50.0% have hard negatives"
     )
     assert line in printed.splitlines()
 
 
-def test_boxes_that_look_like_corners_cause_a_warning(doctor, given, scenes_folder, tmp_path):
+def test_boxes_that_look_like_corners_cause_a_warning(doctor, arguments_of, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "corners.jsonl", CORNERS)
-    _, printed = doctor(*given("grounding", train=path))
+    _, printed = doctor(*arguments_of("grounding", train=path))
     assert OneLine("warning", "data.train", "x1, y1, x2, y2") in printed.splitlines()
     assert OneLine("(32, 32)", path) in printed.splitlines()
 
 
-def test_boxes_of_pre_training_that_look_like_corners_cause_a_warning(doctor, given, scenes_folder, tmp_path):
+def test_boxes_of_pre_training_that_look_like_corners_cause_a_warning(doctor, arguments_of, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "corners.jsonl", CORNERS)
-    _, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
+    _, printed = doctor(*arguments_of("pretrain"), f"data.regions.files=[{path}]")
     assert OneLine("warning", "data.regions", "x1, y1, x2, y2") in printed.splitlines()
 
 
 @pytest.mark.slow
-def test_photographs_with_boxes_and_an_orientation_are_counted(doctor, given, scenes_folder, tmp_path):
+def test_photographs_with_boxes_and_an_orientation_are_counted(doctor, arguments_of, scenes_folder, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
 
@@ -384,35 +384,35 @@ def test_photographs_with_boxes_and_an_orientation_are_counted(doctor, given, sc
         return row
 
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "train.jsonl", change)
-    status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
+    status, printed = doctor(*arguments_of("pretrain"), f"data.regions.files=[{path}]")
     assert status == 0
     assert OneLine("data.regions", "3 of 40", "EXIF") in printed.splitlines()
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "refer.jsonl", change)
-    _, printed = doctor(*given("grounding", train=path))
+    _, printed = doctor(*arguments_of("grounding", train=path))
     assert OneLine("data.train", "3 of 38", "EXIF") in printed.splitlines()
 
 
 @pytest.mark.parametrize(("every", "status", "reported"), [(1, 1, "none of the"), (2, 0, "are not among the")])
-def test_answers_outside_the_list_are_counted(every, status, reported, doctor, given, scenes_folder, tmp_path):
+def test_answers_outside_the_list_are_counted(every, status, reported, doctor, arguments_of, scenes_folder, tmp_path):
     def change(number, row):
         return {**row, "answer": ["blargh"] * 10} if number % every == 0 else row
 
     path = rewritten(scenes_folder / "vqa_train.jsonl", tmp_path / "questions.jsonl", change)
-    found, printed = doctor(*given("vqa", train=path))
+    found, printed = doctor(*arguments_of("vqa", train=path))
     assert found == status
     assert f"1. {'warning' if status == 0 else 'refused'}: data.train fact: " in printed
     assert reported in printed and "'blargh'" in printed
 
 
-def test_unknown_tokens_cause_a_warning(doctor, given, tmp_path):
+def test_unknown_tokens_cause_a_warning(doctor, arguments_of, tmp_path):
     train_wordpiece(["привет мир"], tmp_path / "other", vocab_size=60)
-    status, printed = doctor(*given("retrieval"), f"model.text.encoder={tmp_path}/other")
+    status, printed = doctor(*arguments_of("retrieval"), f"model.text.encoder={tmp_path}/other")
     assert status == 0
     assert "100.0% of" in printed and "are unknown, mostly in the words " in printed and "run.py tokenizer" in printed
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_images_shared_with_a_held_out_split_cause_a_warning(copied, doctor, given, scenes_folder, tmp_path):
+def test_images_shared_with_a_held_out_split_cause_a_warning(copied, doctor, arguments_of, scenes_folder, tmp_path):
     def change(number, row):
         if copied and number < 3:
             name = str(tmp_path / f"copy{number}.png")
@@ -421,22 +421,22 @@ def test_images_shared_with_a_held_out_split_cause_a_warning(copied, doctor, giv
         return row
 
     path = rewritten(scenes_folder / "retrieval_val.jsonl", tmp_path / "val.jsonl", change)
-    status, printed = doctor(*given("retrieval", train=path), "data.batch_size=2")
+    status, printed = doctor(*arguments_of("retrieval", train=path), "data.batch_size=2")
     assert status == 0
     assert OneLine("warning", "evaluation.validation", "8") in printed.splitlines()
     assert (OneLine("3 of them", "a different path") in printed.splitlines()) is copied
     assert OneLine("none of 8", "evaluation.test.test") in printed.splitlines()
 
 
-def test_pre_training_data_are_compared_with_their_evaluation(doctor, given, scenes_folder):
-    status, printed = doctor(*given("pretrain"), f"evaluation.files=[{scenes_folder}/train.jsonl]")
+def test_pre_training_data_are_compared_with_their_evaluation(doctor, arguments_of, scenes_folder):
+    status, printed = doctor(*arguments_of("pretrain"), f"evaluation.files=[{scenes_folder}/train.jsonl]")
     assert status == 0
     assert OneLine("warning", "evaluation.files", "40") in printed.splitlines()
 
 
-@pytest.mark.parametrize(("most", "level", "status"), [(0.01, "refused", 1), (0.5, "warning", 0)])
+@pytest.mark.parametrize(("max_broken", "level", "status"), [(0.01, "refused", 1), (0.5, "warning", 0)])
 def test_broken_records_are_counted_by_kind_with_a_location(
-    most, level, status, doctor, given, scenes_folder, tmp_path
+    max_broken, level, status, doctor, arguments_of, scenes_folder, tmp_path
 ):
     def change(number, row):
         if number == 5:
@@ -445,25 +445,25 @@ def test_broken_records_are_counted_by_kind_with_a_location(
 
     (tmp_path / "broken.png").write_bytes(b"no image")
     path = rewritten(scenes_folder / "retrieval_train.jsonl", tmp_path / "train.jsonl", change)
-    found, printed = doctor(*given("retrieval", train=path), f"data.max_broken={most}")
+    found, printed = doctor(*arguments_of("retrieval", train=path), f"data.max_broken={max_broken}")
     assert found == status
     assert OneLine(level, f"{path}:6", "unreadable image", f"{tmp_path}/broken.png: 8 bytes") in printed.splitlines()
 
 
-def test_an_unreadable_held_out_image_is_rejected(doctor, given, scenes_folder, tmp_path):
+def test_an_unreadable_held_out_image_is_rejected(doctor, arguments_of, scenes_folder, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = lambda number, row: {**row, "image": str(tmp_path / "broken.png")} if number == 2 else row  # noqa: E731
     path = rewritten(scenes_folder / "retrieval_val.jsonl", tmp_path / "val.jsonl", broken)
-    status, printed = doctor(*given("retrieval", val=path))
+    status, printed = doctor(*arguments_of("retrieval", val=path))
     assert status == 1
     assert OneLine("refused", f"{path}:3", "unreadable image") in printed.splitlines() and "held-out set" in printed
 
 
-def test_an_unusable_held_out_record_of_pre_training_is_rejected(doctor, given, scenes_folder, tmp_path):
+def test_an_unusable_held_out_record_of_pre_training_is_rejected(doctor, arguments_of, scenes_folder, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = lambda number, row: {**row, "image": str(tmp_path / "broken.png")} if number == 2 else row  # noqa: E731
     path = rewritten(scenes_folder / "test.jsonl", tmp_path / "test.jsonl", broken)
-    status, printed = doctor(*given("pretrain"), f"evaluation.files=[{path}]")
+    status, printed = doctor(*arguments_of("pretrain"), f"evaluation.files=[{path}]")
     assert status == 1
     assert OneLine("refused", f"{path}:3", "unreadable image") in printed.splitlines() and "held-out set" in printed
 
@@ -476,8 +476,10 @@ def tiny_weights(argv: list[str]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_tensors_that_a_checkpoint_would_load_are_reported(suffix, whole, doctor, given, tmp_path, scenes_folder):
-    argv = given("retrieval")
+def test_the_tensors_that_a_checkpoint_would_load_are_reported(
+    suffix, whole, doctor, arguments_of, tmp_path, scenes_folder
+):
+    argv = arguments_of("retrieval")
     vocabulary = len((scenes_folder / "tokenizer" / "vocab.txt").read_text().splitlines())
     weights = {name: tensor for name, tensor in tiny_weights(argv).items() if whole or not name.startswith("fusion.")}
     for name, tensor in weights.items():
@@ -492,52 +494,52 @@ def test_the_tensors_that_a_checkpoint_would_load_are_reported(suffix, whole, do
     assert (FINE in printed) is whole
 
 
-def test_a_checkpoint_of_other_sizes_is_rejected(doctor, given, tmp_path):
+def test_a_checkpoint_of_other_sizes_is_rejected(doctor, arguments_of, tmp_path):
     save_file({"text.embeddings.LayerNorm.weight": torch.zeros(7)}, tmp_path / "other.safetensors")
-    status, printed = doctor(*given("retrieval"), f"init.checkpoint={tmp_path}/other.safetensors")
+    status, printed = doctor(*arguments_of("retrieval"), f"init.checkpoint={tmp_path}/other.safetensors")
     assert status == 1
     assert "shapes differ" in printed
 
 
 @pytest.mark.slow
-def test_slow_loading_is_reported_only_for_a_known_device(doctor, given):
+def test_slow_loading_is_reported_only_for_a_known_device(doctor, arguments_of):
     """A device of 1e9 TFLOP/s waits for any data."""
-    printed = doctor(*given("retrieval"), "train.peak_tflops=1e9")[1]
+    printed = doctor(*arguments_of("retrieval"), "train.peak_tflops=1e9")[1]
     assert OneLine("warning", "data.workers", "GPU") in printed.splitlines()
-    printed = doctor(*given("retrieval"), "train.peak_tflops=1e-9")[1]
+    printed = doctor(*arguments_of("retrieval"), "train.peak_tflops=1e-9")[1]
     assert FINE in printed and "the GPU needs up to" in printed
 
 
 @pytest.mark.slow
-def test_too_little_memory_or_disk_causes_a_warning(doctor, given, monkeypatch):
+def test_too_little_memory_or_disk_causes_a_warning(doctor, arguments_of, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(memory, "free_memory", lambda: 1e5)
     monkeypatch.setattr(memory, "estimate", lambda _: StepMemory(10**6, 0, 0, 0))
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: usage(1e4))
-    status, printed = doctor(*given("retrieval"), estimate=True)
+    status, printed = doctor(*arguments_of("retrieval"), estimate=True)
     assert status == 0
     assert "0 refused, 2 warnings" in printed
     assert "its free memory is 0.0 GB" in printed and "0.0 MB are free at" in printed
 
 
 @pytest.mark.slow
-def test_memory_is_estimated_for_a_frozen_encoder_without_loading_weights(doctor, given):
-    status, printed = doctor(*given("retrieval"), "optim.freeze.vision=true", estimate=True)
+def test_memory_is_estimated_for_a_frozen_encoder_without_loading_weights(doctor, arguments_of):
+    status, printed = doctor(*arguments_of("retrieval"), "optim.freeze.vision=true", estimate=True)
     assert status == 0
     assert "not checked: optim.freeze" not in printed and "an estimate)" in printed
 
 
-def test_wandb_without_its_package_is_rejected(doctor, given, monkeypatch):
+def test_wandb_without_its_package_is_rejected(doctor, arguments_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    status, printed = doctor(*given("retrieval"), "train.wandb={}")
+    status, printed = doctor(*arguments_of("retrieval"), "train.wandb={}")
     assert status == 1
     assert OneLine("package wandb") in printed.splitlines()
 
 
 @pytest.mark.slow
-def test_no_step_is_made_with_a_model_too_large_for_the_cpu(doctor, given, monkeypatch):
-    monkeypatch.setattr("tools.doctor.first_step.MAX_PARAMETERS_ON_CPU", 1000)
-    status, printed = doctor(*given("retrieval"))
+def test_no_step_is_made_with_a_model_too_large_for_the_cpu(doctor, arguments_of, monkeypatch):
+    monkeypatch.setattr("tools.doctor.first_step.LARGEST_ON_CPU", 1000)
+    status, printed = doctor(*arguments_of("retrieval"))
     assert status == 0
     assert OneLine("step", "0 M", "CPU") in printed.splitlines()
 
@@ -553,11 +555,11 @@ def test_a_task_in_a_folder_is_checked(doctor, tmp_path):
     assert "1,500 sentences" in printed and "grad_norm" in printed
 
 
-def test_records_that_training_skips_are_reported(doctor, given, scenes_folder, tmp_path):
+def test_records_that_training_skips_are_reported(doctor, arguments_of, scenes_folder, tmp_path):
     lines = (scenes_folder / "refer_train.jsonl").read_text().splitlines()
     whole = [line.replace('"image": "', f'"image": "{scenes_folder}/') for line in lines]
     (tmp_path / "some.jsonl").write_text("\n".join([*whole, '{"image": 3}']) + "\n")
-    arguments = [*given("grounding", train=str(tmp_path / "some.jsonl")), "data.max_broken=0.1"]
+    arguments = [*arguments_of("grounding", train=str(tmp_path / "some.jsonl")), "data.max_broken=0.1"]
     status, printed = doctor(*arguments)
     assert status == 0
     assert "1 warning" in printed

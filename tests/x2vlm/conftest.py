@@ -72,7 +72,7 @@ def model(run) -> Callable[[str], Model]:
 
 
 @pytest.fixture(scope="session")
-def of_videos(task, model) -> Model:
+def video_model(task, model) -> Model:
     """A retrieval model for videos with two frames."""
     image = model("retrieval")
     video = image.settings.model.vision.model_copy(update={"video": VideoConfig(frames=2)})

@@ -23,8 +23,8 @@ PHRASES = ["a red star", "a blue circle"]
 
 
 @pytest.fixture(scope="module")
-def of_sets(model) -> Model:
-    """A model with a box-set head, whose boxes have different probabilities."""
+def set_model(model) -> Model:
+    """A model with a head for sets, whose boxes have different probabilities."""
     ours = model("grounding")
     config = GroundingModelConfig(**{**dict(ours.settings.model), "box_set": BoxSetConfig(queries=6, layers=1)})
     settings = ours.settings.model_copy(update={"model": config})
@@ -36,15 +36,15 @@ def of_sets(model) -> Model:
 
 
 @torch.no_grad()
-def test_all_boxes_of_the_head_above_the_threshold_are_returned(of_sets, data):
+def test_all_boxes_of_the_head_above_the_threshold_are_returned(set_model, data):
     images = [data / f"images/{number}.png" for number in range(4)]
     scores = {}
     for number, image in enumerate(images):
         for phrase in PHRASES:
-            sets = of_sets.network.locate_all(of_sets.pixels(of_sets.views([image])), of_sets.tokens([phrase]))
+            sets = set_model.network.locate_all(set_model.pixels(set_model.views([image])), set_model.tokens([phrase]))
             scores[number, phrase] = sets.logits[0].sigmoid()
     threshold = torch.cat([*scores.values()]).median().item()
-    found = of_sets.locate(images, [PHRASES] * 4, boxes="all", threshold=threshold)
+    found = set_model.locate(images, [PHRASES] * 4, boxes="all", threshold=threshold)
     for (number, phrase), probabilities in scores.items():
         clear = probabilities[(probabilities - threshold).abs() > 1e-5]  # batches round differently
         expected = sorted(clear[clear > threshold].tolist(), reverse=True)
@@ -56,23 +56,23 @@ def test_all_boxes_of_the_head_above_the_threshold_are_returned(of_sets, data):
     assert [box.phrase for box in found[0]] == sorted((box.phrase for box in found[0]), key=PHRASES.index)
 
 
-def test_a_single_box_is_the_most_probable_of_the_set(of_sets, data):
+def test_a_single_box_is_the_most_probable_of_the_set(set_model, data):
     image = data / "images/3.png"
-    [[one]] = of_sets.locate(image, PHRASES[0])
-    every = of_sets.locate(image, PHRASES[0], boxes="all", threshold=0.001)[0]
+    [[one]] = set_model.locate(image, PHRASES[0])
+    every = set_model.locate(image, PHRASES[0], boxes="all", threshold=0.001)[0]
     assert one == every[0]
 
 
-def test_the_threshold_is_taken_from_the_config(of_sets, data):
+def test_the_threshold_is_taken_from_the_config(set_model, data):
     image = data / "images/3.png"
-    default = of_sets.locate(image, PHRASES, boxes="all")
-    assert default == of_sets.locate(image, PHRASES, boxes="all", threshold=of_sets.settings.evaluation.threshold)
+    default = set_model.locate(image, PHRASES, boxes="all")
+    assert default == set_model.locate(image, PHRASES, boxes="all", threshold=set_model.settings.evaluation.threshold)
 
 
-def test_a_model_with_a_head_for_sets_is_saved_and_loaded(of_sets, data, tmp_path):
-    again = load(of_sets.save(tmp_path / "saved"))
+def test_a_model_with_a_head_for_sets_is_saved_and_loaded(set_model, data, tmp_path):
+    again = load(set_model.save(tmp_path / "saved"))
     image = data / "images/2.png"
-    assert again.locate(image, PHRASES, boxes="all") == of_sets.locate(image, PHRASES, boxes="all")
+    assert again.locate(image, PHRASES, boxes="all") == set_model.locate(image, PHRASES, boxes="all")
 
 
 @torch.no_grad()
@@ -121,8 +121,8 @@ def test_a_model_that_cannot_return_all_boxes_raises_an_error(model, data):
             model("pretrain").locate(image, PHRASES, boxes="all", threshold=wrong)
 
 
-def test_the_command_prints_and_draws_sets_and_reports_absent_objects(of_sets, data, tmp_path, capsys):
-    folder = of_sets.save(tmp_path / "saved")
+def test_the_command_prints_and_draws_sets_and_reports_absent_objects(set_model, data, tmp_path, capsys):
+    folder = set_model.save(tmp_path / "saved")
     words = [
         "locate",
         "--model",
@@ -135,7 +135,7 @@ def test_the_command_prints_and_draws_sets_and_reports_absent_objects(of_sets, d
     words += ["--text", PHRASES[0], "--text", PHRASES[1], "--all", "--save", str(tmp_path / "boxes.png")]
     assert call(predict, words, "run.py predict") == 0
     printed = capsys.readouterr().out
-    found = of_sets.locate([data / "images/0.png", data / "images/1.png"], [PHRASES] * 2, boxes="all")
+    found = set_model.locate([data / "images/0.png", data / "images/1.png"], [PHRASES] * 2, boxes="all")
     for boxes in found:
         for box in boxes:
             assert (
@@ -149,9 +149,9 @@ def test_the_command_prints_and_draws_sets_and_reports_absent_objects(of_sets, d
     assert "--all" in capsys.readouterr().err
 
 
-def test_a_head_for_sets_cannot_be_exported(of_sets, tmp_path):
+def test_a_head_for_sets_cannot_be_exported(set_model, tmp_path):
     pytest.importorskip("onnxscript", reason="exports need onnxscript")
     from x2vlm.export.graphs import FusionGraph
 
     with pytest.raises(UserError, match=naming("model.box_set", "cannot be exported")):
-        FusionGraph(of_sets.network)
+        FusionGraph(set_model.network)

@@ -220,21 +220,21 @@ def test_a_truncated_text_is_reported(model, data, caplog):
     assert record.getMessage() == OneLine("40 tokens", "1")
 
 
-def test_a_video_of_one_repeated_image_equals_the_image(of_videos, model, data, tmp_path):
+def test_a_video_of_one_repeated_image_equals_the_image(video_model, model, data, tmp_path):
     """If the position embeddings of frames are zero, the mean over frames equals the image."""
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes((data / "images/4.png").read_bytes())
     texts = ["a star", "a blue circle"]
     with torch.no_grad():
-        of_videos.network.vision.frame_positions.zero_()
-    as_video, as_image = of_videos.match(tmp_path, texts), model("retrieval").match(data / "images/4.png", texts)
+        video_model.network.vision.frame_positions.zero_()
+    as_video, as_image = video_model.match(tmp_path, texts), model("retrieval").match(data / "images/4.png", texts)
     np.testing.assert_allclose(as_video, as_image, atol=1e-5)
     with pytest.raises(UserError, match=naming("image", "videos")):
-        of_videos.match(data / "images/4.png", texts)
+        video_model.match(data / "images/4.png", texts)
     with pytest.raises(UserError, match=r"explain: .* is a video"):
-        of_videos.explain(tmp_path, "a star")
+        video_model.explain(tmp_path, "a star")
 
 
-def test_a_saved_video_model_is_loaded_as_a_video_model(of_videos, tmp_path):
-    again = load(of_videos.save(tmp_path / "saved"))
+def test_a_saved_video_model_is_loaded_as_a_video_model(video_model, tmp_path):
+    again = load(video_model.save(tmp_path / "saved"))
     assert again.settings.model.vision.video.frames == 2 and again.read.videos is not None

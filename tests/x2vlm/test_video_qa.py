@@ -14,13 +14,13 @@ from x2vlm.settings import TASK_MODELS
 
 
 @pytest.fixture(scope="module")
-def classifier(of_videos) -> Model:
+def classifier(video_model) -> Model:
     """A model without a list of answers."""
-    shared = of_videos.settings.model
+    shared = video_model.settings.model
     config = VideoQAModelConfig(vision=shared.vision, text=shared.text, fusion=shared.fusion, classes=3)
-    settings = of_videos.settings.model_copy(update={"task": "video_qa", "model": config})
-    network = TASK_MODELS["video_qa"].build(config, len(of_videos.tokenizer))
-    return Model(network.eval(), of_videos.tokenizer, settings, origin="classifier")
+    settings = video_model.settings.model_copy(update={"task": "video_qa", "model": config})
+    network = TASK_MODELS["video_qa"].build(config, len(video_model.tokenizer))
+    return Model(network.eval(), video_model.tokenizer, settings, origin="classifier")
 
 
 def test_answers_are_ordered_by_label(classifier, tmp_path):

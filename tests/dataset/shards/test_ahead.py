@@ -54,9 +54,9 @@ def read(source, numbers) -> list[int]:
     return [source.shards.read(record).values["n"] for number in numbers for record, _ in source.samples(number)]
 
 
-def until(holds) -> None:
+def wait_until(condition) -> None:
     for _ in range(500):
-        if holds():
+        if condition():
             return
         time.sleep(0.01)
     raise AssertionError("waited for 5 s")
@@ -74,7 +74,7 @@ def test_prefetching_returns_the_same_records_and_fetches_each_block_once(stream
     server.fault = lambda number: fault if number % 4 == 1 else ""
     server.requests, server.sent = 0, type(server.sent)()
     assert read(stream(3, order), range(30)) == expected
-    until(lambda: blocks_of(tmp_path / "blocks") == RECORDS // 3)
+    wait_until(lambda: blocks_of(tmp_path / "blocks") == RECORDS // 3)
     assert fault or server.requests == RECORDS // 3
 
 
@@ -83,7 +83,7 @@ def test_records_that_are_read_half_a_window_later_are_prefetched(stream, server
     source = stream(2)
     read(source, [0])
     expected = {record // 3 for number in range(0, 14, 2) for _, record in source.order.batch(number)}
-    until(lambda: blocks_of(tmp_path / "blocks") >= len(expected))
+    wait_until(lambda: blocks_of(tmp_path / "blocks") >= len(expected))
     asked = server.requests
     read(stream(0), range(0, 14, 2))
     assert server.requests == asked == len(expected)
@@ -182,14 +182,14 @@ def test_prefetching_pauses_while_it_fails_and_then_continues(fault, monkeypatch
 
     for number in range(3):
         ahead.submit(number, lambda number=number: bring(number))
-        until(lambda: brought)
+        wait_until(lambda: brought)
         time.sleep(0.02)
     assert [number for number, _ in brought] == [0]
     faulty[0] = False
-    until(lambda: time.monotonic() > brought[0][1] + 0.35)
+    wait_until(lambda: time.monotonic() > brought[0][1] + 0.35)
     ahead.submit(3, lambda: bring(3))
     expected = [0, 3] if fault == "full" else [0, 1, 2, 3]
-    until(lambda: [number for number, _ in brought] == expected)
+    wait_until(lambda: [number for number, _ in brought] == expected)
     assert brought[1][1] - brought[0][1] >= 0.3
     assert len(caplog.messages) == 1 and caplog.messages[0] == OneLine("0.3 s")
 
@@ -198,7 +198,7 @@ def test_a_block_is_requested_once():
     ahead, brought = Prefetcher(2), []
     for number in [1, 2, 1, 2, 1]:
         ahead.submit(number, lambda number=number: brought.append(number) or True)
-    until(lambda: len(brought) == 2)
+    wait_until(lambda: len(brought) == 2)
     time.sleep(0.02)
     assert sorted(brought) == [1, 2]
 

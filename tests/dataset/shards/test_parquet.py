@@ -152,9 +152,9 @@ def test_an_image_larger_than_the_limit_is_a_broken_record(tmp_path, monkeypatch
         image_source(RawRecord({"image": b"jpeg"}, "f:row 0", tmp_path), ImageKeys())
 
 
-def until(holds) -> None:
+def wait_until(condition) -> None:
     for _ in range(500):
-        if holds():
+        if condition():
             return
         time.sleep(0.01)
     raise AssertionError("waited for 5 s")
@@ -182,7 +182,7 @@ def test_a_row_group_is_prefetched(opened, server, tmp_path, monkeypatch):
     shards.prefetch(13)
     group = shards.index.row_group(0, 13)
     blocks = group.end // 300 - group.start // 300 + 1
-    until(lambda: server.sent["a.parquet"] >= 300 * (blocks - 1))
+    wait_until(lambda: server.sent["a.parquet"] >= 300 * (blocks - 1))
     before = server.requests
     assert [shards.read(row).values["n"] for row in range(10, 20)] == list(range(10, 20))
     footer = -(-shards.index.state(0)[0] // 300)

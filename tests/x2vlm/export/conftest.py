@@ -35,6 +35,6 @@ def exported(model, packages, tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def of_onnx(exported) -> Callable[[str], Model]:
+def onnx_model(exported) -> Callable[[str], Model]:
     """The loaded export of a model."""
     return functools.cache(lambda name: load(exported(name)))

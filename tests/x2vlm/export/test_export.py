@@ -35,8 +35,8 @@ def images(data, count: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_an_export_answers_every_call_like_its_model(count, model, of_onnx, data):
-    ours, exported, listed = model("pretrain"), of_onnx("pretrain"), images(data, count)
+def test_an_export_answers_every_call_like_its_model(count, model, onnx_model, data):
+    ours, exported, listed = model("pretrain"), onnx_model("pretrain"), images(data, count)
     calls = [
         lambda model: model.embed_images(listed),
         lambda model: model.embed_texts(TEXTS),
@@ -57,29 +57,29 @@ def test_an_export_answers_every_call_like_its_model(count, model, of_onnx, data
             assert other.score == pytest.approx(one.score, abs=TOLERANCE)
 
 
-def test_a_retrieval_model_has_no_boxes_and_a_grounding_model_only_boxes(model, of_onnx, data):
+def test_a_retrieval_model_has_no_boxes_and_a_grounding_model_only_boxes(model, onnx_model, data):
     listed = images(data, 2)
     np.testing.assert_allclose(
-        of_onnx("retrieval").match(listed, TEXTS), model("retrieval").match(listed, TEXTS), atol=TOLERANCE
+        onnx_model("retrieval").match(listed, TEXTS), model("retrieval").match(listed, TEXTS), atol=TOLERANCE
     )
     with pytest.raises(UserError, match=naming("locate", "retrieval", "pretrain")):
-        of_onnx("retrieval").locate(listed, [TEXTS] * 2)
-    expected, found = (each.locate(listed, [TEXTS] * 2) for each in (model("grounding"), of_onnx("grounding")))
+        onnx_model("retrieval").locate(listed, [TEXTS] * 2)
+    expected, found = (each.locate(listed, [TEXTS] * 2) for each in (model("grounding"), onnx_model("grounding")))
     for one, other in zip(chain(*expected), chain(*found), strict=True):
         np.testing.assert_allclose(astuple(other)[1:5], astuple(one)[1:5], atol=0.01)
         assert other.score is None
     with pytest.raises(UserError, match=naming("match", "grounding")):
-        of_onnx("grounding").match(listed, TEXTS)
+        onnx_model("grounding").match(listed, TEXTS)
 
 
 def test_an_index_by_model_or_export_is_searched_by_both_with_the_same_hits(
-    model, of_onnx, data, tmp_path, monkeypatch
+    model, onnx_model, data, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ours = model("pretrain").index(data / "images", tmp_path / "torch")
-    exported_index = of_onnx("pretrain").index(data / "images", tmp_path / "onnx")
+    exported_index = onnx_model("pretrain").index(data / "images", tmp_path / "onnx")
     np.testing.assert_allclose(exported_index.embeddings, ours.embeddings, atol=TOLERANCE)
-    again = type(ours)(tmp_path / "torch", of_onnx("pretrain"), cache=tmp_path / "other")
+    again = type(ours)(tmp_path / "torch", onnx_model("pretrain"), cache=tmp_path / "other")
     expected = ours.search(TEXTS[0], top=4, locate=True)
     for index in (exported_index, again):
         hits = index.search(TEXTS[0], top=4, locate=True)
@@ -88,9 +88,9 @@ def test_an_index_by_model_or_export_is_searched_by_both_with_the_same_hits(
             assert (hit.score, hit.box.score) == pytest.approx((other.score, other.box.score), abs=TOLERANCE)
 
 
-def test_an_export_that_ranks_by_the_sum_has_the_temperature(model, of_onnx, data, tmp_path, monkeypatch):
+def test_an_export_that_ranks_by_the_sum_has_the_temperature(model, onnx_model, data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ours, exported = model("pretrain"), of_onnx("pretrain")
+    ours, exported = model("pretrain"), onnx_model("pretrain")
     assert exported.runtime.temperature == pytest.approx(ours.network.contrastive.temperature.item())
     score = exported.settings.evaluation.model_copy(update={"score": "sum"})
     monkeypatch.setattr(exported, "settings", exported.settings.model_copy(update={"evaluation": score}))
@@ -103,8 +103,8 @@ def test_an_export_that_ranks_by_the_sum_has_the_temperature(model, of_onnx, dat
         index.search(TEXTS[0], top=4)
 
 
-def test_calls_that_an_export_does_not_support_raise_an_error(of_onnx, data, tmp_path):
-    exported, (image,) = of_onnx("pretrain"), images(data, 1)
+def test_calls_that_an_export_does_not_support_raise_an_error(onnx_model, data, tmp_path):
+    exported, (image,) = onnx_model("pretrain"), images(data, 1)
     with pytest.raises(UserError, match=naming("explain", "pretrain.onnx", "ONNX")):
         exported.explain(image, "a star")
     with pytest.raises(UserError, match=naming("caption", "task pretrain")):
@@ -199,8 +199,8 @@ def test_an_export_that_differs_from_torch_is_removed(model, exported, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
 
 
-def test_a_nan_result_does_not_count_as_a_small_difference(model, of_onnx, monkeypatch):
-    runtime = of_onnx("retrieval").runtime
+def test_a_nan_result_does_not_count_as_a_small_difference(model, onnx_model, monkeypatch):
+    runtime = onnx_model("retrieval").runtime
     embed = runtime.text_embeddings
 
     def broken_for_five(text):

@@ -266,11 +266,11 @@ def test_our_own_load_reports_a_transformers_folder(saved):
         load(saved("pretrain"))
 
 
-def test_unsupported_models_are_rejected(model, of_videos, tmp_path):
+def test_unsupported_models_are_rejected(model, video_model, tmp_path):
     with pytest.raises(UserError, match="is a model for the task vqa"):
         model("vqa").save(tmp_path / "vqa", format="transformers")
     with pytest.raises(UserError, match="is a video model"):
-        of_videos.save(tmp_path / "videos", format="transformers")
+        video_model.save(tmp_path / "videos", format="transformers")
     with pytest.raises(UserError, match="format is 'onnx'"):
         model("pretrain").save(tmp_path / "onnx", format="onnx")
     assert not list(tmp_path.iterdir())

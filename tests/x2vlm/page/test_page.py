@@ -79,10 +79,10 @@ def test_a_model_has_a_tab_for_each_of_its_calls(kind, model, data):
             assert picture.pixels.dtype == np.uint8 and picture.pixels.shape[1] > 300
 
 
-def test_a_video_model_only_has_the_matching_tab(of_videos, clip):
-    [match] = abilities_of(of_videos)
+def test_a_video_model_only_has_the_matching_tab(video_model, clip):
+    [match] = abilities_of(video_model)
     assert (match.name, match.files) == ("match", 1)
-    score = of_videos.match(clip, "a star")[0, 0]
+    score = video_model.match(clip, "a star")[0, 0]
     assert match.ask([str(clip)], ["a star"]).lines == [f"{score:.3f}  a star"]
 
 
@@ -431,9 +431,9 @@ def test_the_page_works_in_a_browser(served, browser, data, tmp_path):  # noqa: 
     assert str(Path(os.sep, "tmp")) not in page.inner_text("body")
 
 
-def wait_until(holds) -> None:
+def wait_until(condition) -> None:
     for _ in range(200):
-        if holds():
+        if condition():
             return
         time.sleep(0.1)
     raise AssertionError("waited for 20 s")
