@@ -40,6 +40,7 @@ from utils.errors import UserError
 from utils.flags import Override, Positive, WrongValueError, read_by
 
 WAYS = ("plain", "eager", "compiled")
+"""The ways of computing a step. :func:`main` describes them."""
 
 
 def padding_of(config: PretrainConfig) -> Padding:
@@ -66,7 +67,7 @@ def supported_ways(config: PretrainConfig, ways: Sequence[str]) -> list[str]:
 
 
 class Timing(NamedTuple):
-    """Settings for timing a way.
+    """Settings for timing a way of computing a step.
 
     Attributes:
         rounds: number of timed steps.

@@ -33,7 +33,7 @@ EXAMPLES = {
     "texts": "texts alone",
     "translations": "pairs of texts",
 }
-"""How the output calls the examples of each stream."""
+"""What the examples of each stream are called in the output."""
 
 LENGTH_FACTORS = (0.85, 1.05, 0.95, 1.15)
 """Factor on the mean text length of each batch. With these factors, the numbers of tokens, rounded up for compiled encoders, vary

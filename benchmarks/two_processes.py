@@ -29,7 +29,8 @@ DETERMINISTIC = (
     *("train.global_batch=null", "optim.lr=0.001"),
 )
 MAX_DIFFERENCE = 1e-4
-"""Maximum relative difference between losses. Kernels of different sizes sum in different orders, so losses are not equal."""
+"""Maximum relative difference between losses, which are not exactly equal, because kernels of different sizes sum in different
+orders."""
 
 
 def random_negatives(similarity: Tensor, allowed: Tensor) -> Tensor:

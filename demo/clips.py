@@ -106,8 +106,7 @@ def build(
     progress: bool = False,
 ) -> None:
     """Writes ``out/retrieval_{split}.jsonl``, ``out/questions_{split}.jsonl``, ``out/answers.json``, ``out/frames/`` and, last,
-    ``out/clips.json``. No tokenizer is written, because the tokenizer of the scenes splits words that it does not know into
-    letters.
+    ``out/clips.json``. The clips use the scenes' tokenizer, which splits words that it does not know into letters.
 
     Raises:
         UserError: if the folder was made with different arguments, contains files that this command did not write, or cannot be

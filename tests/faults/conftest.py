@@ -77,7 +77,7 @@ class Job:
         self.err.unlink()
 
     def ended(self) -> bool:
-        """Whether all processes have ended."""
+        """Returns True if all processes have ended."""
         return all(self._status(each) is not None for each in (self.process, *self.forked) if each is not None)
 
     def kill(self) -> None:
@@ -96,7 +96,7 @@ class Job:
         return next((process.exitcode for process in self.forked if process.exitcode), 0)
 
     def statuses(self) -> list[int]:
-        """Exit statuses of forked ranks."""
+        """Waits, and returns the exit statuses of forked ranks."""
         self.wait()
         return [process.exitcode for process in self.forked]
 
@@ -110,18 +110,18 @@ class Job:
             return self.final_errors
         return self.err.read_text(encoding="utf-8")
 
-    def until(self, reached: Callable[[], bool], timeout: float = 90) -> None:
+    def wait_until(self, reached: Callable[[], bool], timeout: float = 90) -> None:
         deadline = time.monotonic() + timeout
         while not reached():
             assert not self.ended(), self.errors[-3000:]
             assert time.monotonic() < deadline, self.errors[-3000:]
             time.sleep(0.01)
 
-    def until_step(self, step: int) -> None:
-        self.until(lambda: len(lines(self.output)) >= step)
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: len(lines(self.output)) >= step)
 
     def ranks(self) -> list[int]:
-        """The processes of the ranks in their order."""
+        """Returns the process ids of the ranks, in the order of the ranks."""
         if self.process is None:
             return [process.pid for process in self.forked]
         ranks = [pid for pid in children(self.process.pid) if "tasks.run" in command_of(pid)]
@@ -129,7 +129,7 @@ class Job:
 
 
 def children(process: int) -> list[int]:
-    """The Python processes started by a process."""
+    """Returns the ids of the Python processes that a process has started."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
     return [pid for pid in map(int, found.stdout.split()) if "python" in command_of(pid)]
 

@@ -95,7 +95,7 @@ def test_tensorboard_errors_do_not_stop_a_run(copy_of, equals_undisturbed):
 
 def test_two_runs_cannot_share_a_folder(tmp_path, overrides):
     with Job(tmp_path / "run", *overrides, "train.steps=100000", ranks=1) as first:
-        first.until_step(2)
+        first.wait_for_step(2)
         for flags in ((), ("--resume",), ("--resume", "--evaluate")):
             with Job(first.output, *overrides, "train.steps=100000", ranks=1, flags=flags) as second:
                 assert second.wait() == 2

@@ -113,7 +113,7 @@ def trained(folder: Path) -> list[dict[str, Any]]:
     return sorted(map(json.loads, whole), key=lambda line: line["started"])
 
 
-def until(reached: Callable[[], bool], *nodes: Node, timeout_s: float = 120) -> None:
+def wait_until(reached: Callable[[], bool], *nodes: Node, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not reached():
         assert time.monotonic() < deadline, "".join(node.errors for node in nodes)
@@ -171,13 +171,15 @@ def test_nodes_can_be_lost_join_and_leave_and_each_record_is_trained_in_order(tm
     arguments = [*arguments, "--output", str(output)]
     with Node(tmp_path, port, arguments, hosts=True) as first:
         with Node(tmp_path, port, arguments) as second:
-            until(lambda: any(line["ranks"] == 2 and line["step"] >= 8 for line in trained(tmp_path)), first, second)
+            wait_until(
+                lambda: any(line["ranks"] == 2 and line["step"] >= 8 for line in trained(tmp_path)), first, second
+            )
             second.vanish()
-        until(lambda: trained(tmp_path)[-1]["ranks"] == 1 and trained(tmp_path)[-1]["step"] >= 10, first)
+        wait_until(lambda: trained(tmp_path)[-1]["ranks"] == 1 and trained(tmp_path)[-1]["step"] >= 10, first)
         alone = trained(tmp_path)[-1]["started"]
         with Node(tmp_path, port, arguments) as third:
             later = lambda: [line for line in trained(tmp_path) if line["started"] > alone and line["ranks"] == 2]  # noqa: E731
-            until(lambda: len(later()) > 4, first, third)
+            wait_until(lambda: len(later()) > 4, first, third)
             third.process.terminate()
             assert third.process.wait(60) == 75, third.errors
             (tmp_path / "trained" / "fast").touch()

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_undisturbed):
     quick = ["train.stall_s=2", "train.step_timeout_min=0.05", "train.start_timeout_min=1", "train.grace_s=1"]
     with Job(tmp_path / "run", *overrides, *quick) as job:
-        job.until_step(13)  # the step time-out applies after the first steps
+        job.wait_for_step(13)  # the step time-out applies after the first steps
         second = job.ranks()[1]
         pause(second)
-        job.until(lambda: "timed out waiting" in job.errors)
+        job.wait_until(lambda: "timed out waiting" in job.errors)
         os.kill(second, signal.SIGCONT)
         assert job.statuses()[0] == PEER_LOST
     assert OneLine("rank 0", "2 s", "train.stall_s") in job.errors.splitlines()
@@ -38,10 +38,10 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
 def test_a_hanging_set_up_is_reported(tmp_path, overrides, equals_undisturbed):
     """Set-up may take long, and ends after `train.start_timeout_min`. The line reports where it is."""
     with Job(tmp_path / "run", *overrides, "train.stall_s=0.5") as job:
-        job.until(lambda: (job.output / "logs/rank-00001.txt").exists())
+        job.wait_until(lambda: (job.output / "logs/rank-00001.txt").exists())
         second = job.ranks()[1]
         pause(second)
-        job.until(
+        job.wait_until(
             lambda: "rank 0: the set-up has taken" in job.errors or "rank 0 has not finished a step" in job.errors
         )
         os.kill(second, signal.SIGCONT)
@@ -52,11 +52,11 @@ def test_a_hanging_set_up_is_reported(tmp_path, overrides, equals_undisturbed):
 
 def test_a_worker_that_hangs_or_is_killed_is_replaced_and_the_run_is_the_same(tmp_path, overrides, equals_undisturbed):
     with Job(tmp_path / "run", *overrides, "data.worker_timeout_s=3") as job:
-        job.until_step(5)
+        job.wait_for_step(5)
         (worker,) = children(job.ranks()[0])
         pause(worker)
-        job.until(lambda: "has not made a batch for 3 s" in job.errors)
-        job.until_step(15)
+        job.wait_until(lambda: "has not made a batch for 3 s" in job.errors)
+        job.wait_for_step(15)
         (worker,) = children(job.ranks()[1])
         os.kill(worker, signal.SIGKILL)
         assert job.wait() == 0, job.errors[-3000:]

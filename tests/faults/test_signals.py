@@ -46,7 +46,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes(
     tmp_path, overrides, equals_undisturbed, to, signum, status
 ):
     with Job(tmp_path / "run", *overrides, launcher=not to.startswith("rank")) as job:
-        job.until_step(3)
+        job.wait_for_step(3)
         for process in receivers(job, to):
             os.kill(process, signum)
         assert job.wait() == status, job.errors[-3000:]
@@ -65,7 +65,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes(
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
     with Job(tmp_path / "run", *overrides, "train.steps=100000", launcher=True) as job:
-        job.until_step(2)
+        job.wait_for_step(2)
         ranks = job.ranks()
         os.kill(ranks[0], signal.SIGSTOP)  # the run cannot stop gracefully
         os.kill(job.process.pid, signal.SIGTERM)
@@ -87,7 +87,7 @@ def test_a_signal_during_the_evaluation_ends_it_and_it_can_be_repeated(tmp_path,
     build(folder, seed=0, train=4, val=4, test=100, size=32)
     overrides = [*overrides, f"evaluation.files=[{folder}/test.jsonl]"]
     with Job(tmp_path / "run", *overrides) as job:
-        job.until(lambda: "records read" in job.errors)  # the last line of the training
+        job.wait_until(lambda: "records read" in job.errors)  # the last line of the training
         rank_0, rank_1 = job.ranks()
         pause(rank_1)
         os.kill(rank_0, signal.SIGTERM)  # the signal is handled at once, or after a collective that waits for rank 1
@@ -103,7 +103,7 @@ def test_a_signal_during_the_evaluation_ends_it_and_it_can_be_repeated(tmp_path,
 def test_a_signal_during_set_up_ends_the_run_before_its_first_step(tmp_path, overrides):
     """The run is started by the launcher, as by users. A rank whose connection breaks during set-up may wait for minutes."""
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
-        job.until(lambda: (job.output / "log.txt").exists())
+        job.wait_until(lambda: (job.output / "log.txt").exists())
         os.kill(job.ranks()[0], signal.SIGTERM)
         assert job.wait() == 75
     assert "Traceback" not in job.errors
@@ -114,7 +114,7 @@ def test_a_signal_during_set_up_ends_the_run_before_its_first_step(tmp_path, ove
 def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_undisturbed, rank):
     """The run can then be resumed with another number of workers."""
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
-        job.until(lambda: (job.output / "checkpoints/step-00000006").exists())
+        job.wait_until(lambda: (job.output / "checkpoints/step-00000006").exists())
         os.kill(job.ranks()[rank], signal.SIGKILL)
         assert job.wait() == 137
     assert OneLine(f"error: rank {rank}", "SIGKILL", "memory") in job.errors.splitlines()
@@ -125,7 +125,7 @@ def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_undis
 
 def test_killing_the_launcher_ends_its_ranks_and_unlocks_the_folder(tmp_path, overrides, equals_undisturbed):
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
-        job.until_step(8)
+        job.wait_for_step(8)
         ranks = job.ranks()
         job.process.kill()
         job.wait()
