@@ -17,7 +17,7 @@ def is_hub(entry: str) -> bool:
     return entry.startswith(HUB)
 
 
-def is_address(entry: str) -> bool:
+def is_url(entry: str) -> bool:
     """Returns True if a path in a config is a URL rather than a local path."""
     return _SCHEME.match(entry) is not None
 

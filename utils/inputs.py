@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import Discriminator, Field, Tag
 from pydantic.fields import FieldInfo
 
-from utils.addresses import is_address, is_hub
+from utils.addresses import is_hub, is_url
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import expanded
@@ -153,7 +153,7 @@ def pattern_of(path: Path) -> str:
 
 
 def _exists(kind: Kind, value: str) -> bool:
-    if kind == "shards" and (is_address(value) or is_hub(value)):
+    if kind == "shards" and (is_url(value) or is_hub(value)):
         return True  # only the server knows whether it exists
     path = expanded(value)
     try:

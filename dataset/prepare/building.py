@@ -205,7 +205,7 @@ def _convert(part: _Part) -> _FinishedPart:
     """Converts the items of a job; runs in a worker process."""
     counts = part.job.counts
     lines = [json_line(record) for item in part.job.items for record in part.convert(item, counts)]
-    counts.made["records"] += len(lines)
+    counts.written["records"] += len(lines)
     return _FinishedPart(part.shard, lines, part.job.size, counts)
 
 
@@ -240,7 +240,7 @@ def _check_usable(counts: Counts, name: str, max_broken: float) -> None:
             f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; check that each file is the official one and "
             f"complete, or skip these entries with --max-broken {min(1.0, math.ceil(100 * bad / read) / 100):g}"
         )
-    if not sum(counts.made.values()):
+    if not sum(counts.written.values()):
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.skipped.items()) or "nothing was read"
         raise UserError(f"{name}: none of the {read:,} entries gave a record: {reasons}")
 

@@ -19,7 +19,7 @@ from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import held_out_contents
-from dataset.prepare.img2dataset import Form, is_address, place_shard
+from dataset.prepare.img2dataset import Form, is_url, place_shard
 from dataset.prepare.missing import write_missing
 from dataset.prepare.output import OutputFolder
 from dataset.prepare.preparation import Preparation
@@ -69,7 +69,7 @@ class ComparedPairs:
             for pair in progress_bar(pairs, total=total, desc=self.preparation.name, unit="pair"):
                 caption = self._caption(pair, seen, counts)
                 if caption is not None:
-                    counts.made["pairs"] += 1
+                    counts.written["pairs"] += 1
                     stream.write(f"{pair.url}\t{caption}\n")
         return counts
 
@@ -84,7 +84,7 @@ class ComparedPairs:
             counts.skip("on the list of missing images", pair.location, pair.url[:100])
         elif digest in seen:
             counts.skip("duplicate address", pair.location, pair.url[:100])
-        elif not is_address(pair.url):
+        elif not is_url(pair.url):
             counts.skip("wrong columns", pair.location, f"{pair.url[:60]!r} is not a URL")
         elif (caption := cleaned_text(pair.caption, counts, pair.location)) is not None:
             seen.add(digest)
@@ -197,7 +197,7 @@ class _UsableRecords:
         if reason:
             self.counts.skip(reason, f"{path}:{record.stem}", record.url[:100])
         else:
-            self.counts.made.update(records=1, images=1)
+            self.counts.written.update(records=1, images=1)
         return not reason
 
 

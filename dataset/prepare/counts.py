@@ -1,4 +1,4 @@
-"""Counts for a conversion: what was read, made, fixed and skipped, with the first locations for each reason."""
+"""Counts for a conversion: what was read, written, fixed and skipped, with the first locations for each reason."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Counts:
 
     Attributes:
         read: number of entries read, by unit ("images", "regions").
-        made: number of entries written, by unit.
+        written: number of entries written, by unit.
         fixed: number of changed values, by reason.
         skipped: number of skipped entries, by reason.
         locations: the first locations for each reason, with a description of the problem.
     """
 
     read: Counter[str] = field(default_factory=Counter)
-    made: Counter[str] = field(default_factory=Counter)
+    written: Counter[str] = field(default_factory=Counter)
     fixed: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     locations: dict[str, list[str]] = field(default_factory=dict)
@@ -66,11 +66,11 @@ class Counts:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Counts:
         """Returns the counts that :meth:`to_values` converted."""
-        read, made, fixed, skipped = (Counter(values[key]) for key in _KEYS)
-        return cls(read, made, fixed, skipped, dict(values["places"]))
+        read, written, fixed, skipped = (Counter(values[key]) for key in _KEYS)
+        return cls(read, written, fixed, skipped, dict(values["places"]))
 
     def _counters(self) -> tuple[Counter[str], ...]:
-        return self.read, self.made, self.fixed, self.skipped
+        return self.read, self.written, self.fixed, self.skipped
 
     def _note(self, reason: str, location: str, detail: str) -> None:
         locations = self.locations.setdefault(reason, [])

@@ -15,7 +15,7 @@ from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError, broken_key
 from dataset.shards.finding import PARQUET_SUFFIX
 from dataset.shards.readers import Shards
-from utils.addresses import is_address, is_hub
+from utils.addresses import is_hub, is_url
 from utils.errors import UserError
 from utils.suffixes import VIDEO_SUFFIXES
 
@@ -48,7 +48,7 @@ def outputs_of_shards(
         UserError: a shard cannot be read or is a URL, two shards have the same name, or the decoder cannot be loaded.
     """
     for entry in files:
-        if is_address(entry) or is_hub(entry):
+        if is_url(entry) or is_hub(entry):
             raise UserError(
                 f"--records {entry}: frames can only be extracted from shards on this machine; copy the shards first"
             )

@@ -18,8 +18,8 @@ from dataset.media.video import VideoReadingConfig
 from dataset.prepare.folders import tally
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FRAMES_VERSION, FrameMaking, RecordLine, killed, work
-from dataset.prepare.official import OutputFlags, manifest_of
 from dataset.prepare.output import Entry, OutputFolder
+from dataset.prepare.output_flags import OutputFlags, manifest_of
 from dataset.prepare.processes import in_order
 from utils import log
 from utils.cores import usable_cores

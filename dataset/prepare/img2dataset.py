@@ -98,6 +98,6 @@ def check_unique_names(files: Sequence[Path]) -> None:
             )
 
 
-def is_address(text: str) -> bool:
+def is_url(text: str) -> bool:
     """Returns True if a text is a single web URL."""
     return text.lower().startswith(("http://", "https://")) and len(text.split()) == 1 and text.isprintable()

@@ -94,7 +94,7 @@ def _make_splits(preparation: Preparation, splits: Splits) -> None:
             if path.name in output.entries:
                 continue
             with replacing(path) as part:
-                counts.made["records"] += write_records(
+                counts.written["records"] += write_records(
                     part, progress_bar(records, total=None, desc=name, unit="record")
                 )
             output.add(Entry(path.name, "", 0, path.stat().st_size, counts.to_values()))

@@ -17,8 +17,8 @@ from typing import Annotated, Any, NamedTuple
 from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.counts import Counts
 from dataset.prepare.folders import tally
-from dataset.prepare.official import OutputFlags, manifest_of
 from dataset.prepare.output import Entry, OutputFolder, json_line
+from dataset.prepare.output_flags import OutputFlags, manifest_of
 from dataset.prepare.processes import in_order
 from dataset.prepare.raw_folder import file_digest
 from dataset.prepare.translations import TEXTS, Translator, fill_store, translate_record, translated_files, write_texts
@@ -151,7 +151,7 @@ def _translate(
         for path in shards:
             counts.add(done[path])
         folder.close({"counts": counts.to_values()})
-    _report(f"{out}: {tally(counts.made)}, in {', '.join(('en', *languages))}")
+    _report(f"{out}: {tally(counts.written)}, in {', '.join(('en', *languages))}")
     for reason, number in counts.skipped.most_common():
         _report(f"  {number:,} {reason}, first {counts.locations[reason][0]}")
 
@@ -168,7 +168,7 @@ def _translate_shard(job: _Job) -> Counts:
 
 def _record(translator: Translator, counts: Counts, out: Path, raw: RawRecord) -> dict[str, Any]:
     """Returns the translated record. The path of its image becomes relative to the new folder."""
-    counts.made["records"] += 1
+    counts.written["records"] += 1
     values = translator.record(_values(raw), counts, raw.location)
     image = None if raw.image is not None else image_source(raw, ImageKeys())
     if image is not None and image.path is not None and not Path(values["image"]).is_absolute():

@@ -15,7 +15,7 @@ from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
 from dataset.prepare.filters import Filters
 from dataset.prepare.held_out import HeldOut
-from dataset.prepare.img2dataset import is_address
+from dataset.prepare.img2dataset import is_url
 from dataset.prepare.parquet_rows import DamagedFileError, Rows, open_parquet, parquet_batches
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.rows import Row
@@ -145,7 +145,7 @@ def write_list(job: FileJob) -> Counts:
             seen: set[int] = set()
             for rows in batches(job.source, columns, counts):
                 pairs = list(_usable(rows, job.selection, counts, seen))
-                counts.made["pairs"] += len(pairs)
+                counts.written["pairs"] += len(pairs)
                 made = [pyarrow.array(list(column), pyarrow.string()) for column in zip(*pairs, strict=True)]
                 if pairs:
                     writer.write_batch(pyarrow.record_batch(made, schema=schema))
@@ -188,7 +188,7 @@ def _usable(rows: Rows, selection: Selection, counts: Counts, seen: set[int]) ->
     annotations = selection.pairs.annotations
     for location, row in rows:
         url = row["url"]
-        if not isinstance(url, str) or not is_address(url):
+        if not isinstance(url, str) or not is_url(url):
             counts.skip("no address", location, repr(url)[:60])
         elif selection.allow(row, counts, location):
             if annotations is None:

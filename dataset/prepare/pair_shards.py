@@ -43,14 +43,14 @@ def take_shard(job: FileJob) -> Counts:
         for record in shard_records(job.source, counts):
             if may_be_used(record, job.selection, counts):
                 kept.add(record.location.removeprefix(f"{job.source}:").partition(".")[0])
-                counts.made["records"] += 1
+                counts.written["records"] += 1
     except (UserError, tarfile.TarError, ValueError) as error:
         counts = Counts()
         counts.skip(DAMAGED, str(job.source), str(error))
         return counts
-    counts.made["images"] = counts.made["records"]
+    counts.written["images"] = counts.written["records"]
     if kept:
-        place_shard(job.source, job.target, kept if counts.made["images"] < counts.read["images"] else None)
+        place_shard(job.source, job.target, kept if counts.written["images"] < counts.read["images"] else None)
     return counts
 
 
@@ -95,11 +95,11 @@ def convert_shard(job: FileJob) -> Counts:
         with replacing(job.target) as part, tarfile.open(part, "w:") as new:
             for record in shard_records(job.source, counts):
                 if (converted := _converted(record, job.selection, annotations, rows, counts)) is not None:
-                    counts.made["images"] += 1
+                    counts.written["images"] += 1
                     name = record.location.removeprefix(f"{job.source}:")
                     _add(new, name, record.image or b"")
                     _add(new, f"{name.partition('.')[0]}.json", json_line(converted).rstrip())
-        if not counts.made["images"]:
+        if not counts.written["images"]:
             job.target.unlink(missing_ok=True)
     except (UserError, tarfile.TarError, ValueError) as error:
         job.target.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def convert_shard(job: FileJob) -> Counts:
             f"their originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so the boxes do not "
             "fit; download them again with --resize_mode keep_ratio"
         )
-    counts.made["records"] = counts.made["images"]
+    counts.written["records"] = counts.written["images"]
     return counts
 
 

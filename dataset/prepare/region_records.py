@@ -24,7 +24,7 @@ def region_record(
     image: Found,
     size: tuple[int, int] | None,
     elements: list[dict[str, Any]],
-    made: Mapping[str, int],
+    written: Mapping[str, int],
     counts: Counts,
     captions: Sequence[str] = (),
     **keys: Any,
@@ -40,7 +40,7 @@ def region_record(
         size: width and height of the image in pixels, according to the annotations; None if the boxes are in pixels of the stored
             image.
         elements: the boxes with their texts. The "bb" of an element is a box, or a list of boxes.
-        made: counts by unit, such as 3 objects, to add to ``counts`` if a record is built.
+        written: counts by unit, such as 3 objects, to add to ``counts`` if a record is built.
         counts: receives the counts.
         captions: captions of the whole image.
         keys: additional keys of the record.
@@ -59,8 +59,8 @@ def region_record(
         for each in elements:
             for _ in each["bb"] if isinstance(each["bb"], list) else (each["bb"],):
                 counts.fix(SCALED, image.path, f"from {sizes[0]} to {sizes[1]}")
-    counts.made["images"] += 1
-    counts.made.update(made)
+    counts.written["images"] += 1
+    counts.written.update(written)
     caption = {"caption": list(captions)} if captions else {}
     yield {"image": image.path, **caption, **({"elems": elements} if elements else {}), **keys}
 

@@ -20,7 +20,7 @@ def report_result(
         report(f"{folder}: already complete, built from the same files with the same flags; nothing to do{again}")
         return
     counts = manifest.counts
-    report(f"{manifest.folder}: {_listed(counts.made)}; read: {_listed(counts.read)}")
+    report(f"{manifest.folder}: {_listed(counts.written)}; read: {_listed(counts.read)}")
     for unit, official in sizes.items():
         if unit in counts.read and counts.read[unit] != official:
             report(f"  {unit}: {counts.read[unit]:,} in the given files, {official:,} in the official files")

@@ -109,7 +109,7 @@ class Translator:
         return translate_record(values, lambda text: self._caption(text, counts, location))
 
     def _caption(self, text: str, counts: Counts, location: str) -> dict[str, str]:
-        counts.made["texts"] += 1
+        counts.written["texts"] += 1
         found = self._store.find("texts", str(digest_of(one_line(text))))
         if not found:
             counts.skip("text that was not translated", location, repr(text[:80]))

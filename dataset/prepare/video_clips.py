@@ -103,12 +103,12 @@ def _records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[di
             "text": [clip.text for clip, _ in part],
             "is_continuous": True,
         }
-    counts.made["videos"] += bool(kept)
+    counts.written["videos"] += bool(kept)
 
 
 def _count(counts: Counts, clips: int, frames: int) -> None:
-    counts.made["clips"] += clips
-    counts.made["frames"] += frames
+    counts.written["clips"] += clips
+    counts.written["frames"] += frames
 
 
 def cut_frames(video: VideoSource, clips: Sequence[Clip], options: VideoOptions) -> list[list[str]]:

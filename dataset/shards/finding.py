@@ -14,7 +14,7 @@ from dataset.records.forms import convert_hint
 from dataset.shards.remote.hub import files_of_copy, find_hub
 from dataset.shards.remote.server import RemoteConfig, Server
 from dataset.shards.remote.shards import RemoteShard, find_remote
-from utils.addresses import is_address, is_hub
+from utils.addresses import is_hub, is_url
 from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import pattern_of
@@ -110,7 +110,7 @@ def real_paths(paths: Iterable[ShardFile]) -> list[str]:
 def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
     if is_hub(entry):
         return find_hub(entry, server)
-    if is_address(entry):
+    if is_url(entry):
         shards = _without_companions(find_remote(entry, server))
         return [shard for shard in shards if shard.suffix in _SUFFIXES] if entry.endswith("/") else shards
     path = expanded(entry)

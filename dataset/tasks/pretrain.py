@@ -23,7 +23,7 @@ from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
 from dataset.tasks.streams.texts import TextStream, TextStreamConfig, TranslationStream, TranslationStreamConfig
 from dataset.tasks.streams.wordings import HardNegativeCounts
 from dataset.text.processors import TextDataConfig, TextProcessor
-from utils.addresses import is_address, is_hub
+from utils.addresses import is_hub, is_url
 from utils.config import MAY_CHANGE
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of
@@ -76,7 +76,7 @@ class DataConfig(LoadingConfig):
         if (
             self.workers
             and minutes * 60 >= seconds
-            and any(is_address(entry) or is_hub(entry) for entry in self._entries())
+            and any(is_url(entry) or is_hub(entry) for entry in self._entries())
         ):
             raise ValueError(
                 f"remote.retry_minutes = {minutes:g} is {minutes * 60:g} s, and worker_timeout_s = {seconds:g}: a worker would "

@@ -66,7 +66,7 @@ def blip3_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, 
     if not phrases:
         counts.skip("image without boxes", location)
         return None
-    counts.made["objects"] += phrases.boxes
+    counts.written["objects"] += phrases.boxes
     long_caption = long_text(row[CAPTION], counts, location) if row[CAPTION] is not None else None
     return {**({"long_caption": long_caption} if long_caption is not None else {}), "elems": phrases.elements()}
 

@@ -100,9 +100,9 @@ def _caption_records(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     if not texts:
         counts.skip("image without captions", image.location)
         return
-    counts.made["images"] += 1
+    counts.written["images"] += 1
     for text in texts:
-        counts.made["captions"] += 1
+        counts.written["captions"] += 1
         yield {"image": image.path, "caption": text, "coco_id": number}
 
 
@@ -138,8 +138,8 @@ def _validation_record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]
     counts.read["captions"] += len(captions)
     texts = [text for text in (cleaned_text(each, counts, image.location) for each in captions) if text]
     if texts:
-        counts.made["images"] += 1
-        counts.made["captions"] += len(texts)
+        counts.written["images"] += 1
+        counts.written["captions"] += len(texts)
         yield {"image": image.path, "caption": texts, "coco_id": number}
 
 

@@ -65,7 +65,7 @@ def gbc_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, lo
     for element in elements:
         if isinstance(element["bb"], list) and element.pop("long_caption", None) is not None:
             counts.skip("long caption of one of several boxes", location, f"{element['caption']!r:.80}")
-    counts.made["boxes"] += phrases.boxes
+    counts.written["boxes"] += phrases.boxes
     texts = list(dict.fromkeys(text for each in captions if (text := cleaned_text(each, counts, location)) is not None))
     record: dict[str, Any] = {"caption": texts} if texts else {}
     if details:

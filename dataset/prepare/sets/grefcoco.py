@@ -157,7 +157,7 @@ def _evaluated(references: list[Reference], counts: Counts) -> Iterator[Mapping[
         if len(texts) < len(each.expressions):
             counts.skip("empty text", each.location)
         if boxes is not None and texts:
-            counts.made["expressions"] += len(texts)
+            counts.written["expressions"] += len(texts)
             yield {"image": IMAGE_NAME.format(each.image), "elems": [_element(boxes, texts)], "coco_id": each.image}
 
 

@@ -52,7 +52,7 @@ def grit_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, l
         counts.skip("image without boxes", location)
         return None
     for unit, number in made:
-        counts.made[unit] += number
+        counts.written[unit] += number
     return {**({"caption": text} if text is not None else {}), **({"elems": elements} if elements else {})}
 
 

@@ -32,7 +32,7 @@ def pixelprose_record(
     if long_caption is None:
         return None
     text = cleaned_text(row["original_caption"], counts, location) if row["original_caption"] is not None else None
-    counts.made["long captions"] += 1
+    counts.written["long captions"] += 1
     return {**({"caption": text} if text is not None else {}), "long_caption": long_caption}
 
 

@@ -99,7 +99,7 @@ def _record(
         return
     box = placed_box(row["bbox"], row["width"], row["height"], counts, location)
     if box is not None:
-        counts.made["expressions"] += 1
+        counts.written["expressions"] += 1
         yield {"image": name, "elems": [{"caption": text, "bb": box, "grain": "region"}], "id": number}
 
 

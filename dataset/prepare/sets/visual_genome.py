@@ -190,10 +190,10 @@ def _caption_records(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
             counts.skip("not of the largest regions", texts["regions"][0], repr(text[:80]))
         else:
             captions.add(text)
-            counts.made["captions"] += 1
+            counts.written["captions"] += 1
             yield {"image": image.path, "caption": text, **ids}
     if captions:
-        counts.made["images"] += 1
+        counts.written["images"] += 1
     else:
         counts.skip("image without captions", image.location)
 

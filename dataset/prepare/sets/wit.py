@@ -71,7 +71,7 @@ def _records(file: RawFile, folder: Path, counts: Counts) -> Iterator[dict[str, 
             (folder / name).parent.mkdir(exist_ok=True)
             with replacing(folder / name) as part:
                 part.write_bytes(content)
-            counts.made["images"] += 1
+            counts.written["images"] += 1
         yield {"image": name, "caption": caption, "image_id": url}
 
 

@@ -28,7 +28,7 @@ from dataset.shards.remote.transports import RequestError, Store, open_transport
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, TextStreamConfig
 from tasks.data_identity import data_identity
 from tests.messages import OneLine, naming
-from utils.addresses import is_address
+from utils.addresses import is_url
 from utils.errors import UserError
 from utils.inputs import check_inputs
 
@@ -71,7 +71,7 @@ def served(server, small_blocks) -> Path:
 def open_remote(server, tmp_path):
     def opened(*names: str, ask_servers: bool = False, **options) -> Shards:
         options = {"cache": str(tmp_path / "blocks"), "timeout_s": 5, "retry_minutes": 1, **options}
-        files = [name if is_address(name) else f"{server.url}/{name}" for name in names]
+        files = [name if is_url(name) else f"{server.url}/{name}" for name in names]
         return Shards(
             files,
             key="data.images.files",
