@@ -207,7 +207,7 @@ def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, 
             call()
         assert "\n" not in str(error.value)
     (tmp_path / "index/embeddings-1.npy").write_bytes(b"x")
-    with pytest.raises(UserError, match=naming("embeddings-1.npy", "damaged", "again")):
+    with pytest.raises(UserError, match=naming("embeddings-1.npy", "damaged", "rebuild")):
         ImageIndex(tmp_path / "index", model("pretrain"))
     assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
     assert len(ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT)) == 8
