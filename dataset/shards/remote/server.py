@@ -205,7 +205,7 @@ class Server:
             address: URL of the file. A host that never responded to this process is tried only :data:`_MAX_QUICK_ATTEMPTS` times.
             shown: the URL to show in messages.
             ask: makes the request.
-            wait_started: time (``time.monotonic``) at which the caller wait_started to wait; if None, now.
+            wait_started: time (``time.monotonic``) at which the caller began to wait; if None, now.
             brief: whether to try at most :data:`_MAX_QUICK_ATTEMPTS` times.
 
         Raises:

@@ -185,7 +185,9 @@ def test_the_time_of_another_processs_failing_fetch_counts(served, open_remote, 
     server.fault = lambda number: "503"
     address = f"{server.url}/000.tar"
     with pytest.raises(UserError, match=r"gave up after 1 request over 6\d s"):
-        remote.request(address, address, lambda transport: transport.read(address, 0, 1), began=time.monotonic() - 60)
+        remote.request(
+            address, address, lambda transport: transport.read(address, 0, 1), wait_started=time.monotonic() - 60
+        )
 
 
 def test_workers_are_not_killed_while_they_repeat_a_request():
