@@ -268,8 +268,10 @@ def test_the_splits_of_flickr30k_entities_are_held_out_too(packed, raw, out):
     if packed:
         pack_entities(raw / "flickr30k_entities")
     message = one_line("flickr30k_entities", raw, out)
-    assert message.endswith("2 entries: 1 held out by Flickr30K Entities test, 1 held out by Flickr30K (Karpathy) test")
-    assert files_left_in(out) == []
+    assert message.endswith(
+        "2 entries gave a record: 1 held out by Flickr30K Entities test, 1 held out by Flickr30K (Karpathy) test"
+    )
+    assert left(out) == []
 
 
 def test_a_required_file_of_held_out_images_must_exist(raw, out):
@@ -280,7 +282,7 @@ def test_a_required_file_of_held_out_images_must_exist(raw, out):
     assert files_left_in(out) == []
     reported = prepared("coco", raw, out, without=("karpathy_coco",))
     assert {record["coco_id"] for record in records(out / "coco")} == {9, 25, 42, 73}
-    assert "coco_val: not made" in reported and OneLine("vqa2", "karpathy_coco") in reported.splitlines()
+    assert "coco_val: not built" in reported and OneLine("vqa2", "karpathy_coco") in reported.splitlines()
 
 
 def test_missing_files_that_link_held_out_images_to_other_sets_are_reported(raw, out):
