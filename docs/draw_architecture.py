@@ -14,31 +14,29 @@ def main() -> None:
     board = Board(836, 420)
     first, second, third = 44, 164, 284
 
-    board.note(20, 24, "dataset/: in worker processes")
-    board.box(COLUMNS[0], first, W, H, VISION, "files", "records, tar shards, or the", "official files of a data set")
+    board.note(20, 24, "dataset/, in worker processes")
+    board.box(COLUMNS[0], first, W, H, VISION, "files", "records, tar shards, or the", "original files of a data set")
     board.box(
-        COLUMNS[1], first, W, H, VISION, "rows", "dataset/records, shards, formats", "checked; place: file and line"
+        COLUMNS[1], first, W, H, VISION, "rows", "dataset/records, shards, formats", "checked, with file and line"
     )
-    board.box(
-        COLUMNS[2], first, W, H, VISION, "example", "dataset/media, text: decoded,", "augmented, tokens, masks, boxes"
-    )
-    board.box(COLUMNS[3], first, W, H, VISION, "micro-batch", "dataset/tasks, loaders", "one dataclass of tensors")
+    board.box(COLUMNS[2], first, W, H, VISION, "example", "dataset/media, text", "pixels, tokens, masks, boxes")
+    board.box(COLUMNS[3], first, W, H, VISION, "micro-batch", "dataset/tasks, loaders", "a dataclass of tensors")
 
-    board.note(20, 144, "models/: on the device")
-    board.box(COLUMNS[3], second, W, H, TEXT, "encoders", "vision, text: one pass each", "for all streams of the step")
+    board.note(20, 144, "models/, on the device")
+    board.box(COLUMNS[3], second, W, H, TEXT, "encoders", "vision and text: one pass each", "for all streams of a step")
     board.box(
         COLUMNS[2], second, W, H, FUSION, "fusion", "texts attend to images; hard", "negatives, masked words, boxes"
     )
-    board.box(COLUMNS[1], second, W, H, LOSS, "losses", "each stream's, by name:", "a sum, a weight and a count")
+    board.box(COLUMNS[1], second, W, H, LOSS, "losses", "for each stream and loss:", "a sum, a weight and a count")
 
-    board.note(20, 264, "engine/: knows no task")
+    board.note(20, 264, "engine/, the same for all tasks")
     board.box(
-        COLUMNS[1], third, W, H, FUSION, "step", "sums over counts of all ranks,", "backward, clip, AdamW, schedule"
+        COLUMNS[1], third, W, H, FUSION, "step", "divide by the counts of all ranks,", "backward, clip, AdamW, schedule"
     )
     board.box(
         COLUMNS[2], third, W, H, VISION, "checkpoint", "model.safetensors, training.pt", "a folder, complete or absent"
     )
-    board.box(COLUMNS[3], third, W, H, LOSS, "report", "tasks/: held-out splits, metrics", "beside chance, predictions")
+    board.box(COLUMNS[3], third, W, H, LOSS, "report", "metrics on held-out splits, next", "to chance; predictions")
 
     middle = H // 2
     for left, right in itertools.pairwise(COLUMNS):
@@ -51,7 +49,7 @@ def main() -> None:
     board.arrow((COLUMNS[2] + W, third + middle), (COLUMNS[3] - 2, third + middle))
 
     board.note(
-        20, 392, "init.checkpoint=RUN starts another run from a checkpoint's weights; --resume continues the same run."
+        20, 392, "init.checkpoint=RUN starts a new run from a checkpoint's weights; --resume continues the same run."
     )
     board.image.save(Path(__file__).parent / "architecture.png", optimize=True)
 

@@ -14,7 +14,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 class Board:
-    """A canvas with coordinates in points. Everything is drawn at twice this size."""
+    """A canvas in points; everything is drawn twice as large."""
 
     def __init__(self, width: int, height: int):
         self.image = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
@@ -33,6 +33,9 @@ class Board:
         dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
         wings = [(x, y), (x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx), (x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx)]
         self.pen.polygon([(a * SCALE, b * SCALE) for a, b in wings], INK)
+
+    def note(self, x: int, y: int, text: str) -> None:
+        self.pen.text((x * SCALE, y * SCALE), text, INK, font(11), anchor="lm")
 
 
 def main() -> None:
