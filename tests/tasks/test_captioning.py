@@ -92,7 +92,7 @@ def test_the_second_stage_starts_only_from_a_captioning_run(scenes_folder, tiny_
     pretraining = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
     folder = run_of_task(tmp_path / "pretrain", pretraining)
     second = ("train.objective=self_critical", f"init.checkpoint={folder}")
-    with pytest.raises(UserError, match=naming("init.checkpoint", "best.safetensors", "pretrain", "captioning")):
+    with pytest.raises(UserError, match=naming("init.checkpoint", "best.safetensors", "a pretrain run", "captioning")):
         task_of(scenes_folder, *second)
     task_of(scenes_folder, second[1])  # the first stage may start there
     shutil.move(folder / "best.safetensors", tmp_path / "alone.safetensors")
