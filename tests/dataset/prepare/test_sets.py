@@ -271,7 +271,7 @@ def test_the_splits_of_flickr30k_entities_are_held_out_too(packed, raw, out):
     assert message.endswith(
         "2 entries gave a record: 1 held out by Flickr30K Entities test, 1 held out by Flickr30K (Karpathy) test"
     )
-    assert left(out) == []
+    assert files_left_in(out) == []
 
 
 def test_a_required_file_of_held_out_images_must_exist(raw, out):
