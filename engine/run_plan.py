@@ -16,8 +16,8 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The sizes of a run on a given number of ranks. The leading stream is the type of training data whose records are counted by
-    epochs and batch sizes.
+    """The sizes of a run on a given number of ranks. The leading stream is the type of training data whose records define
+    the epoch and the batch size.
 
     Attributes:
         ranks: number of processes.

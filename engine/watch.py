@@ -25,8 +25,8 @@ MIN_DEVIATIONS = 6.0
 MIN_FRACTION = 0.2
 MIN_RISE = 0.05
 """A loss counts as a jump if it exceeds the median by MIN_DEVIATIONS standard deviations (estimated from the median absolute
-deviation), by MIN_FRACTION of the median, and by MIN_RISE. MIN_RISE prevents warnings for a loss close to zero, which a few
-wrong examples can multiply."""
+deviation), by MIN_FRACTION of the median, and by MIN_RISE. MIN_RISE prevents warnings when the loss is close to zero and a few
+wrong examples increase it several-fold."""
 LOW_FRACTION = 0.7
 """Throughput is low if it is below this fraction of its median."""
 SLOW_FACTOR = 1.5
@@ -133,8 +133,10 @@ class Watch:
             return
         self._slow_lines = self._slow_lines + 1 if rank == self._slow_rank else 1
         self._slow_rank = rank
-        times, rest = divmod(self._slow_lines, PATIENCE)
-        if rest == 0 and times & (times - 1) == 0:  # after PATIENCE lines, then after 2 * PATIENCE, 4 * PATIENCE, ...
+        rounds, remainder = divmod(self._slow_lines, PATIENCE)
+        if (
+            remainder == 0 and rounds & (rounds - 1) == 0
+        ):  # after PATIENCE lines, then after 2 * PATIENCE, 4 * PATIENCE, ...
             _warn(
                 f"step {step}: rank {rank} is slow: it takes {own_s:.3g} s per step for its own work, including "
                 f"{ranks['ranks/slowest_data_s']:.3g} s of waiting for data; the median of the other ranks is "

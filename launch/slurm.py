@@ -218,7 +218,8 @@ TEMPLATE = """#!/bin/bash
 cd {folder} || exit 2
 # srun reads the number of cores per task only from this variable.
 if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
-# After scancel the job must not be requeued, and SLURM itself requeues a preempted job. The trap lets the run save first.
+# SIGTERM means scancel, after which the job must not be requeued, or preemption, after which SLURM itself requeues the job. The
+# trap keeps this shell alive while the run saves a checkpoint.
 terminated=
 trap 'terminated=1' TERM
 {command}

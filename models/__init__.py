@@ -4,7 +4,7 @@ Read the modules in this order:
 
 1. :mod:`models.reference` computes all pre-training losses on one page, in the simplest form. The other modules compute the same
    losses faster.
-2. :mod:`models.pretraining.streams` computes these losses as they run in training. A stream is one type of training data, such as
+2. :mod:`models.pretraining.streams` computes these losses the way training does. A stream is one type of training data, such as
    image-text pairs or videos. :mod:`models.pretraining.model` contains the model and its forward pass, which covers all streams.
 3. :mod:`models.core.vision`, :mod:`models.core.text` and :mod:`models.core.fusion` contain the encoders, and
    :mod:`models.core.blocks` the transformer block of the text and fusion encoders.
@@ -22,7 +22,7 @@ I     images or videos                                W     query positions of e
 F     frames of a video                               H, d  attention heads, and the width of a head
 P     patches of an image                             D     width of states
 R     regions; rows of keys and values                E     width of contrastive embeddings
-K     keys in a row (states to attend to)             V     words of the vocabulary
+K     keys (states to attend to) in a row             V     words of the vocabulary
 L     tokens of a padded text                         C     classes, or candidate answers
 T     packed tokens                                   A     answers
 S     texts that attend to the same row               M     selected entries of any axis

@@ -259,7 +259,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         return spread(len(predictions), count)
 
     def _with_facts(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
-        """Adds the facts for the report and, if there are several evaluations, their mean."""
+        """Adds the evaluated files and weights, which the report shows, and, if there are several evaluations, their mean."""
         config = self.config
         weights = measured_weights(folder, config.init.checkpoint, getattr(config, "task", None))
         named = {

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
-    """Splits to evaluate. The paper reports val, which also selects the weights, testA and testB."""
+    """Splits to evaluate. The paper reports val (which also selects the weights), testA and testB."""
 
     threshold: Annotated[float, MAY_CHANGE] = Field(
         0.5, gt=0, lt=1, description="with model.box_set: minimum probability of a box in the answer"

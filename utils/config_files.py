@@ -174,7 +174,9 @@ def why_no_file(path: Path) -> str:
     except (OSError, ValueError) as error:
         return f"no such config file ({getattr(error, 'strerror', None) or error}); check the path"
     return (
-        "is a folder, not a config file; use a file in it" if path.is_dir() else "is not a plain file; use a YAML file"
+        "is a folder, not a config file; use a file in it"
+        if path.is_dir()
+        else "is not a regular file; use a YAML file"
     )
 
 
@@ -246,7 +248,7 @@ def unknown_key(name: str, location: str, known: Sequence[str]) -> str:
 def nearest_keys(name: str, known: Sequence[str]) -> list[str]:
     """Returns up to three keys that the user may have meant by a misspelled or misplaced key, with the most likely key first.
 
-    Similar names in the same section are preferred to equal names in other sections, and these to similar names in other
+    The order of preference is: similar names in the same section, equal names in other sections, similar names in other
     sections.
     """
     section, _, last = name.rpartition(".")

@@ -64,7 +64,7 @@ def run_with_limit(clock: Clock, work: Callable[[], T]) -> T:
     """
     _HANGING[:] = [thread for thread in _HANGING if thread.is_alive()]
     if len(_HANGING) >= _MAX_HANGING:
-        message = f"{_MAX_HANGING} previous videos still hang in the decoder; try another backend"
+        message = f"{_MAX_HANGING} previous videos are still stuck in the decoder; try another backend"
         raise BrokenRecordError("unreadable video", clock.location, message)
     done: list[T] = []
     failed: list[BaseException] = []
@@ -284,7 +284,9 @@ def _decord_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: C
 
 def _check_count(count: int, index: FileIndex, backend: str, clock: Clock) -> None:
     if count != len(index.times):
-        message = f"{backend} finds {count} frames, but the file has {len(index.times)}; backend: av can read it"
+        message = (
+            f"{backend} finds {count} frames, but the file has {len(index.times)}; set backend: av, which can read it"
+        )
         raise BrokenRecordError("unreadable video", clock.location, message)
 
 

@@ -195,8 +195,8 @@ def frames(
 
     With --records, the command reads shards for pre-training and writes <name of the shard>.jsonl to --out for each shard. The
     new records contain frames instead of the video's path; records that already have base64 images are not changed. With
-    --folder, the command writes <path of the video>.json, a list of frames, for each video file. If a config names --out instead
-    of the folder of videos, training looks up the lists in the same way as the videos (by the video_id of MSR-VTT and others).
+    --folder, the command writes <path of the video>.json, a list of frames, for each video file. If a config's folder of videos
+    is set to --out, training finds each list in the way it would find the video, for example by MSR-VTT's video_id.
 
     A video that cannot be read is skipped with its record, counted, and listed in _frames/broken.jsonl in --out. Rerun the same
     command to resume an interrupted run. Finished files are kept; they are rebuilt only if they were deleted or if the size
@@ -221,14 +221,14 @@ def frames(
         workers: number of processes (default: number of cores).
     """
     if bool(records) == (folder is not None):
-        raise UserError("pass --records FILE ... or --folder DIR, and not both; see run.py prepare frames --help")
+        raise UserError("pass --records FILE ... or --folder DIR, but not both; see run.py prepare frames --help")
     out = output.out
     log.set_up()
     reading = VideoReadingConfig(backend=backend, frames_per_second=frames_per_second, time_limit_s=time_limit)
     making = FrameMaking(reading, short_side, quality, max_frames, max_pixels)
     if folder is not None:
         if video_root is not None:
-            raise UserError("--video-root can only be used with --records; --folder contains its videos")
+            raise UserError("--video-root can only be used with --records; with --folder, the paths are complete")
         if out.resolve() == folder.resolve():
             raise UserError(
                 f"--out: {out} is the folder of the videos, where training would find the videos before their lists; use another"

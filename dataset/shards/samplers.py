@@ -122,7 +122,8 @@ class RecordSource:
 
     Args:
         shards: the records.
-        order: order of the records, or if there are ``weights``, of their slots.
+        order: order of the records. With ``weights``, the order of their slots; a record has a slot for each time it is read in
+            an epoch.
         name: name of the stream, which makes its random numbers independent of other streams.
         seed: seed of the run.
         weights: how many times each record is read per epoch; if None, every record is read once.

@@ -204,7 +204,7 @@ class PretrainBatches:
             self.translations = TranslationStream(data.translations, sources["translations"], text)
 
     def count_hard_negatives(self) -> dict[str, HardNegativeCounts]:
-        """For each stream with hard negatives, counts the texts that have one in a sample of its records."""
+        """For each stream with hard negatives, counts the texts with a hard negative in a sample of the stream's records."""
         streams: dict[str, ImageStream | RegionStream | None] = {"images": self.images, "regions": self.regions}
         return {
             name: stream.count_hard_negatives()

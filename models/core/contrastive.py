@@ -68,8 +68,8 @@ class ContrastiveConfig(Config):
     chunks: Annotated[int, Field(ge=1)] | Literal["step"] = Field(
         1,
         description="number of micro-batches per rank that this loss combines, to increase the number of negatives; "
-        "the encoders run twice (gradient caching). It must divide the accumulation. step: all micro-batches of a "
-        "step, so that the weights do not depend on the number of ranks",
+        "the encoders run twice (gradient caching). It must divide the number of micro-batches per step. step: all "
+        "micro-batches of a step, so that the weights do not depend on the number of ranks",
     )
 
 

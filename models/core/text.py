@@ -91,8 +91,8 @@ class TextConfig(Config):
 
     encoder: InputModel = Field(
         "bert-base-uncased",
-        description="Hugging Face name or folder of the tokenizer and, if `arch` is null, of the sizes of the text "
-        "encoder",
+        description="Hugging Face name or folder from which the tokenizer is loaded and, if `arch` is null, the "
+        "sizes of the text encoder are read",
     )
     arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: as in `encoder`")
     max_positions: int | None = Field(

@@ -1,5 +1,5 @@
-"""A run as a user starts it: the contents of its folder and the requests it rejects. On a GPU, a killed and resumed run repeats
-the uninterrupted one.
+"""A run as a user starts it: the contents of its folder and the requests it rejects. On a GPU, a killed and resumed run
+reproduces the uninterrupted one.
 
 On the CPU, ``tests/faults`` kills and resumes runs.
 """
@@ -38,7 +38,7 @@ ON_GPU = [pytest.param("cuda", name, marks=CUDA.marks) for name in ("fp32", "bf1
 
 
 @pytest.mark.parametrize(("device", "precision"), ON_GPU)
-def test_a_killed_run_repeats_the_uninterrupted_one(whole_run, tiny_overrides, tmp_path, device, precision):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(whole_run, tiny_overrides, tmp_path, device, precision):
     whole, _ = whole_run(device, precision)
     output, overrides = tmp_path / "killed", [*tiny_overrides, f"train.precision={precision}"]
     process = start(output, overrides, device=device)

@@ -81,8 +81,8 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
 
 
 def test_a_signal_during_the_evaluation_ends_it_and_it_can_be_repeated(tmp_path, overrides):
-    """Rank 1 is paused meanwhile, so that rank 0 cannot finish before the signal arrives. The evaluation has enough batches for
-    that."""
+    """Rank 1 is paused while the signal is sent, so that rank 0 cannot finish first. The test split is so large that rank 0 has
+    to wait for rank 1."""
     folder = tmp_path / "scenes"
     build(folder, seed=0, train=4, val=4, test=100, size=32)
     overrides = [*overrides, f"evaluation.files=[{folder}/test.jsonl]"]
@@ -101,7 +101,7 @@ def test_a_signal_during_the_evaluation_ends_it_and_it_can_be_repeated(tmp_path,
 
 
 def test_a_signal_during_set_up_ends_the_run_before_its_first_step(tmp_path, overrides):
-    """The run is started by the launcher, as by users. A rank whose connection breaks during set-up may wait for minutes."""
+    """The launcher starts the run, as it does for users. A rank whose connection breaks during set-up may wait for minutes."""
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
         job.wait_until(lambda: (job.output / "log.txt").exists())
         os.kill(job.ranks()[0], signal.SIGTERM)

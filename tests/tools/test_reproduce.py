@@ -317,7 +317,7 @@ def test_a_run_is_checked_and_made_once_per_seed_and_has_a_receipt(cell, fake_ru
 def test_a_failed_run_is_reported_and_leaves_no_receipt(cell, fake_runs, capsys):
     fake_runs.status, argv = 3, [*CELL, str(cell)]
     assert main(argv) == 1
-    assert OneLine("doctor refuses") in capsys.readouterr().out.splitlines()
+    assert OneLine("doctor` refuses") in capsys.readouterr().out.splitlines()
     assert main([*argv, "--unchecked"]) == 1
     assert OneLine("status 3") in capsys.readouterr().out.splitlines()
     assert not (cell / "demo-tiny-pretraining/receipt.json").exists()

@@ -152,7 +152,7 @@ def test_a_missing_file_or_server_is_reported_in_one_line(served, open_remote):
         open_remote("http://127.0.0.1:9/a.tar", retry_minutes=600)
 
 
-def test_a_long_outage_is_waited_for(local, open_remote, server, monkeypatch):
+def test_a_run_waits_out_a_long_outage(local, open_remote, server, monkeypatch):
     """The server has answered before, and then 40 requests in a row fail."""
     monkeypatch.setattr(remote_server, "_LONGEST_WAIT_S", 0.01)
     server.fault = lambda number: "503" if 3 <= number < 43 else ""
@@ -179,7 +179,7 @@ def test_a_request_to_a_busy_server_is_repeated_after_the_requested_time(
     assert (slept == [1.0]) == waits and len(slept) == 1
 
 
-def test_the_time_of_another_processs_failing_fetch_counts(served, open_remote, server):
+def test_time_spent_waiting_for_another_process_counts_towards_the_limit(served, open_remote, server):
     """Otherwise a worker would wait twice as long and be killed."""
     remote = open_remote("000.tar").paths[0]._server
     server.fault = lambda number: "503"
@@ -266,7 +266,7 @@ def _compare(shards: Shards, local: list) -> None:
 def test_other_processes_use_separate_connections(local, open_remote, server, start_method, tmp_path):
     shards = open_remote(*ALL)
     assert contents(shards, range(5)) == local[:5]
-    if start_method == "spawn":  # a new process has blocks of the usual size, which differ
+    if start_method == "spawn":  # a spawned process does not have this test's size of blocks
         shards = pickle.loads(pickle.dumps(shards))
     context = multiprocessing.get_context(start_method)
     processes = [context.Process(target=_compare, args=(shards, local)) for _ in range(3)]
@@ -291,7 +291,7 @@ def test_an_empty_file_has_no_records(served, open_remote, server):
 
 
 @pytest.mark.slow
-def test_query_strings_are_sent_and_not_shown(served, open_remote, server, caplog):
+def test_query_strings_are_sent_but_not_shown(served, open_remote, server, caplog):
     shards = open_remote("000.tar?signature=secret")
     assert shards.read(0).location == f"{server.url}/000.tar:0.jpg"
     server.fault = lambda number: "403"
