@@ -520,7 +520,7 @@ def test_calls_that_never_return_leave_few_threads(monkeypatch):
     for number in range(12):
         with pytest.raises(BrokenRecordError) as caught:
             video_decoding.run_with_limit(video_decoding.Clock(0.02, f"a.jsonl:{number}"), hang)
-        assert ("hang in the decoder" in str(caught.value)) == (number >= 8)
+        assert ("stuck in the decoder" in str(caught.value)) == (number >= 8)
     assert len(started) == 8
     go_on.set()
     for thread in list(video_decoding._HANGING):
