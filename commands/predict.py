@@ -67,7 +67,7 @@ def predict(
         model: a run's folder, a weight file, hub:owner/name, or an export.
         image: images, videos, folders or patterns; - reads paths from standard input.
         text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about each pair of
-            images; for explain, a text, for each of whose words a map is computed. May be repeated; each text is used with
+            images; for explain, a text; a map is computed for each of its words. May be repeated; each text is used with
             every image.
         answers: for answer, a JSON list of the candidate answers (default: the answers saved with the run).
         decode: for answer, rank to choose one of the candidates, or beam to generate an answer (default: the run's

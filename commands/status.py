@@ -25,7 +25,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
     Examples:
         python run.py status runs/grounding/demo
         python run.py status runs/sweep/x                  every run in the folder, one per line
-        python run.py status runs --json | jq '.[] | select(.well | not) | .folder'
+        python run.py status runs --json | jq '.[] | select(.healthy | not) | .folder'
 
     Returns:
         0 all runs are running or finished; 1 a run was cut, stopped or killed, has failed, or hangs (in a folder of
@@ -48,7 +48,8 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
     return (
         0
         if all(
-            one.well or (one.state == NEVER_STARTED and os.path.realpath(one.folder) not in given) for one in statuses
+            one.healthy or (one.state == NEVER_STARTED and os.path.realpath(one.folder) not in given)
+            for one in statuses
         )
         else 1
     )

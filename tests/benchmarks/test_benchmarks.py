@@ -72,6 +72,7 @@ def test_re_ranking_through_mteb_gives_the_same_scores(capsys):
     assert re.search(r"ratio: \d+\.\d\d\n$", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_an_export_is_timed_against_torch(capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}: pip install -r requirements-dev.txt")
@@ -104,6 +105,7 @@ def test_steps_of_two_ranks_are_timed_with_both_strategies(capsys):
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_prepared_rows_are_counted_by_set_and_the_ratio_is_printed(monkeypatch, capsys):
     def in_this_process(name, raw, workers):
         seconds: list[float] = []

@@ -56,7 +56,8 @@ The second base resets the settings that the paper's configs and the demo's conf
   missing files.
 - **Pixels** are normalised with the statistics of the backbone, unless you set `model.vision.pixel_mean`, and
   **LayerScale** has the same initial value as in the backbone, unless you set `model.vision.layer_scale`. The configs
-  for the published models set CLIP's statistics and 0.1, which the authors used for every backbone.
+  for the published models set CLIP's statistics and an initial LayerScale of 0.1, which the authors used for every
+  backbone.
 - **Position tables** of timm's models are resized as in DINOv2 (bicubic, without antialiasing), and the position biases
   of BEiT as in the authors' code.
 - **SigLIP's text encoder** was trained with the state of the last token, so set `model.contrastive.text: last`.

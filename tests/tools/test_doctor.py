@@ -494,7 +494,7 @@ def test_the_tensors_that_a_checkpoint_would_load_are_reported(
     assert (FINE in printed) is whole
 
 
-def test_a_checkpoint_of_other_sizes_is_rejected(doctor, arguments_of, tmp_path):
+def test_a_checkpoint_with_different_shapes_is_rejected(doctor, arguments_of, tmp_path):
     save_file({"text.embeddings.LayerNorm.weight": torch.zeros(7)}, tmp_path / "other.safetensors")
     status, printed = doctor(*arguments_of("retrieval"), f"init.checkpoint={tmp_path}/other.safetensors")
     assert status == 1
@@ -537,7 +537,7 @@ def test_wandb_without_its_package_is_rejected(doctor, arguments_of, monkeypatch
 
 
 @pytest.mark.slow
-def test_no_step_is_made_with_a_model_too_large_for_the_cpu(doctor, arguments_of, monkeypatch):
+def test_no_step_is_run_with_a_model_too_large_for_the_cpu(doctor, arguments_of, monkeypatch):
     monkeypatch.setattr("tools.doctor.first_step.LARGEST_ON_CPU", 1000)
     status, printed = doctor(*arguments_of("retrieval"))
     assert status == 0

@@ -84,7 +84,7 @@ def test_the_streams_of_a_micro_batch_keep_their_proportions():
 def test_a_plan_of_pre_training_fits_and_reaches_the_published_batch():
     flags = [BASE, "--gpus", "2", "--memory", "1.9", "--utilisation", "0.5", "train.peak_tflops=100"]
     plan = planner_of(["--config", *flags, *SMALL]).plan()
-    assert plan.global_batch == plan.asked_batch == 1024
+    assert plan.global_batch == plan.requested_batch == 1024
     size, largest = (each.sizes["data.images.batch_size"] for each in (plan.chosen, plan.largest))
     assert size * plan.chosen.accumulation * 2 == 1024
     assert size <= largest < 1024
@@ -139,7 +139,7 @@ def test_every_task_has_a_synthetic_batch_and_a_task_without_one_is_rejected(mon
 def test_more_examples_per_step_than_requested_are_noted(asked, taken):
     """255 examples fit on each of two GPUs, and 509 is a prime number."""
     plan = sized_by_hand("--config", BASE, "--gpus", "2", "--memory", "2.55", "--global-batch", f"{asked}").plan()
-    assert (plan.global_batch, plan.asked_batch, plan.overrides["train.global_batch"]) == (taken, asked, taken)
+    assert (plan.global_batch, plan.requested_batch, plan.overrides["train.global_batch"]) == (taken, asked, taken)
     notes = [line for line in as_table(plan).splitlines() if line.startswith("note: ")]
     message = (
         "1,020 examples per step instead of 1,018, which cannot be divided into equal micro-batches of about this size"

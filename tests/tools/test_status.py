@@ -145,7 +145,7 @@ def test_the_exit_status_shows_whether_all_is_well(make, capsys, state, status):
     if state in ("running", "hanging", "killed"):
         lock(folder, NO_PROCESS if state == "killed" else os.getpid(), 2000.0 if state == "hanging" else 0.0)
     found = object_of(capsys, folder, status)
-    assert (found["state"], found["well"]) == (state, status == 0)
+    assert (found["state"], found["healthy"]) == (state, status == 0)
 
 
 def test_a_run_stopped_during_a_validation_is_shown_as_stopped_despite_its_lock(make, capsys):
@@ -322,7 +322,7 @@ def test_only_the_end_of_long_metrics_is_read_and_the_loss_curve_is_sampled(tmp_
     assert (found["step"], found["state"]) == (100_000, "finished")
     assert found["recent"] == pytest.approx({"steps_per_s": 2.0, "samples_per_s": 64.0})
     assert found["overall"]["steps_per_s"] == pytest.approx(2.0)
-    steps = [step for step, _ in found["course"]]
+    steps = [step for step, _ in found["loss_curve"]]
     assert steps[0] == 1 and steps[-1] == 100_000 and 35 <= len(steps) <= 41
     assert page_of(capsys, tmp_path).count("▁") > 20
 

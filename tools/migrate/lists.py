@@ -134,7 +134,8 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
     """Returns the sections for the lists of RefCOCO+, by split: train, val, testA and testB.
 
     The lists contain the phrases, while ``refs(unc).p`` and ``instances.json`` contain the boxes and splits. They are combined
-    into region records. If one of these files is missing, the sections read the official files, which contain the same phrases.
+    into region records. If one of these files is missing, the config reads the official annotations (``format: refcoco``), which
+    contain the same phrases.
     """
     folder = os.path.join(source.text("refcoco_data"), REFCOCO)
     refs, instances = (
@@ -142,8 +143,8 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
         source.file(os.path.join(folder, "instances.json")),
     )
     names = source.names(key, value)
-    boxes_apart = not source.get("vlue_test")
-    needed = [*map(source.file, names), *([refs, instances] if boxes_apart else [])]
+    boxes_in_separate_file = not source.get("vlue_test")
+    needed = [*map(source.file, names), *([refs, instances] if boxes_in_separate_file else [])]
     if missing := [path for path in needed if not Path(path).is_file()]:
         splits = ("train",) if key == "train_file" else ("val", "testA", "testB")
         source.files += [
@@ -152,10 +153,10 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
         images = source.file(os.path.join(source.text("image_root"), "train2014"))
         official = {"format": "refcoco", "refs": refs, "instances": instances, "images": images}
         return {split: {**official, "splits": [split]} for split in splits}
-    boxes = _boxes_of_references(refs, instances, key) if boxes_apart else {}
+    boxes = _boxes_of_references(refs, instances, key) if boxes_in_separate_file else {}
 
     def change(row: Row) -> tuple[str, dict[str, Any]]:
-        found = boxes.get(row.values.get("ref_id")) if boxes_apart else ("test", row.get("bbox", list))
+        found = boxes.get(row.values.get("ref_id")) if boxes_in_separate_file else ("test", row.get("bbox", list))
         if found is None:
             raise BrokenRecordError(
                 "missing key", row.location, f"ref_id {row.values.get('ref_id')!r} is not in {refs}"

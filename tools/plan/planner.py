@@ -89,7 +89,7 @@ class Planner:
             precision=train.precision,
             measured_on=self.target.product if self.target.measures else None,
             global_batch=total,
-            asked_batch=self.global_batch,
+            requested_batch=self.global_batch,
             largest=self._setting(largest, 1, self.ranks),
             chosen=chosen,
             overrides={**chosen.sizes, **derived},
@@ -313,7 +313,7 @@ class Planner:
         shared = f"train.parallel={'fsdp' if train.parallel == 'auto' else train.parallel}"
         return [
             f"{reason or shared}; {mesh.shard} GPUs share the states of a model",
-            "while it computes, FSDP2 holds in full the weights and gradients of two blocks, and of everything outside the "
+            "during computation, FSDP2 holds the full weights and gradients of two blocks, and of all parameters outside the "
             "blocks of the image and text encoders",
         ]
 

@@ -34,7 +34,7 @@ class Plan:
 
     Attributes:
         global_batch: number of examples of the leading stream per step.
-        asked_batch: the requested global batch.
+        requested_batch: the requested global batch.
         largest: the largest micro-batch that fits.
         chosen: the micro-batch that the global batch is divided into.
         overrides: config keys and values for the chosen micro-batch.
@@ -51,7 +51,7 @@ class Plan:
     precision: str
     measured_on: str | None
     global_batch: int
-    asked_batch: int
+    requested_batch: int
     largest: Setting
     chosen: Setting
     overrides: dict[str, int]
@@ -69,8 +69,8 @@ def as_table(plan: Plan) -> str:
     if plan.nodes is not None:
         gpus = f"{'1 node' if plan.nodes == 1 else f'{plan.nodes} nodes'} with {gpus}"
     notes = [f"assumed: {assumption}" for assumption in plan.assumptions]
-    if plan.global_batch != plan.asked_batch:
-        change = f"{plan.global_batch:,} examples per step instead of {plan.asked_batch:,}"
+    if plan.global_batch != plan.requested_batch:
+        change = f"{plan.global_batch:,} examples per step instead of {plan.requested_batch:,}"
         notes.append(f"note: {change}, which cannot be divided into equal micro-batches of about this size")
     return "\n".join(
         [

@@ -113,7 +113,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         weights = f"init.checkpoint {run.start}" + (f"; {weights}" if weights else "")
     time = " to ".join(filter(None, [run.history.started, run.history.ended]))
     elapsed = run.metrics.series.get("elapsed_s")
-    trained = f"{_duration(elapsed.last[1])} in steps" if elapsed is not None and elapsed.last else ""
+    trained = f"{_duration(elapsed.last[1])} of training" if elapsed is not None and elapsed.last else ""
     yield "task", str(run.task or "unknown")
     yield "folder", str(run.folder)
     yield "config file", _config_file(words) or "not recorded by the run; its resolved config is below"

@@ -109,8 +109,8 @@ class Status:
         left_s: time for the remaining steps.
         elapsed_s: time spent on the finished steps.
         quiet_s: time since the last write.
-        well: whether nothing is wrong with the run.
-        course: the loss over the whole run.
+        healthy: whether nothing is wrong with the run.
+        loss_curve: the loss over the whole run.
         broken: number of broken records by kind; a number is None if the records have not been counted yet.
         stops: the stops, with their times.
         warnings: the newest warnings, with their times.
@@ -121,7 +121,7 @@ class Status:
     folder: str
     task: str | None
     state: str
-    well: bool
+    healthy: bool
     text: str
     step: int
     steps: int | None
@@ -132,7 +132,7 @@ class Status:
     started: str | None
     quiet_s: float
     losses: dict[str, Loss]
-    course: list[Point]
+    loss_curve: list[Point]
     validation: Validation | None
     checkpoints: list[SavedStep]
     data_wait: float | None
@@ -164,7 +164,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         folder=str(run.folder),
         task=run.task,
         state=run.state.name,
-        well=run.state.healthy,
+        healthy=run.state.healthy,
         text=run.state.text,
         step=step,
         steps=run.steps,
@@ -175,7 +175,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         started=history.started,
         quiet_s=run.quiet_s,
         losses=_losses(series),
-        course=_loss_curve(run.folder / METRICS_FILE, series.get("loss")),
+        loss_curve=_loss_curve(run.folder / METRICS_FILE, series.get("loss")),
         validation=_validation(run),
         checkpoints=_checkpoints(run.folder / CHECKPOINTS, hashes),
         data_wait=_mean_of_recent(series.get("data_wait")),

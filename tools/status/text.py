@@ -84,7 +84,7 @@ def _time(status: Status) -> str:
 
 def _losses(status: Status) -> str:
     parts = [f"{name} {_loss(loss)}" for name, loss in status.losses.items()]
-    curve = sparkline(status.course)
+    curve = sparkline(status.loss_curve)
     # Parts must not be broken across lines.
     return " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") + "  " for part in [*parts[:1], curve, *parts[1:]] if part)
 
