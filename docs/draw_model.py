@@ -43,7 +43,7 @@ def main() -> None:
     board.box(
         20, 292, 250, 62, VISION, "images and boxes", "one backbone pass per image,", "however many regions it has"
     )
-    board.box(20, 196, 250, 62, VISION, "vision encoder", "BEiT-2 (any timm ViT)", "a state for each patch")
+    board.box(20, 196, 250, 62, VISION, "vision encoder", "BEiT-2, or one of many others", "a state for each patch")
     board.box(
         20,
         92,
@@ -55,7 +55,7 @@ def main() -> None:
         "its patches, and a mask over them",
     )
     board.box(550, 292, 250, 62, TEXT, "texts", "captions, region phrases, object names,", "and a masked copy of each")
-    board.box(550, 196, 250, 62, TEXT, "text encoder", "BERT (any Hugging Face encoder)", "self-attention")
+    board.box(550, 196, 250, 62, TEXT, "text encoder", "BERT, or one of many others", "self-attention")
     board.box(
         300,
         92,
@@ -74,7 +74,7 @@ def main() -> None:
         46,
         LOSS,
         "matching  ·  masked words  ·  boxes",
-        "equation 2   ·   equation 3   ·   equations 4, 5      the loss is the sum of all (equation 6)",
+        "equation 2   ·   equation 3   ·   equations 4, 5 of the paper",
     )
     board.arrow((145, 292), (145, 260))
     board.arrow((145, 196), (145, 164))
