@@ -134,13 +134,12 @@ class Watch:
         self._slow_lines = self._slow_lines + 1 if rank == self._slow_rank else 1
         self._slow_rank = rank
         rounds, remainder = divmod(self._slow_lines, PATIENCE)
-        if (
-            remainder == 0 and rounds & (rounds - 1) == 0
-        ):  # after PATIENCE lines, then after 2 * PATIENCE, 4 * PATIENCE, ...
+        # Warns after PATIENCE lines, then after 2 * PATIENCE, 4 * PATIENCE, ...
+        if remainder == 0 and rounds & (rounds - 1) == 0:
             _warn(
                 f"step {step}: rank {rank} is slow: it takes {own_s:.3g} s per step for its own work, including "
                 f"{ranks['ranks/slowest_data_s']:.3g} s of waiting for data; the median of the other ranks is "
-                f"{median_s:.3g} s. It was the slowest in the last {self._slow_lines} comparisons"
+                f"{median_s:.3g} s; it was the slowest rank in the last {self._slow_lines} comparisons"
             )
 
 

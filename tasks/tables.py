@@ -21,7 +21,7 @@ TABLES = ROOT / "configs/tables.yaml"
 """The only file that contains the published numbers."""
 
 DEMO = ROOT / "configs/tables_demo.yaml"
-"""The results of the demo, in the same format. README.md and docs/demo.md also show them."""
+"""The results of the demo, in the same format. docs/demo.md also shows them."""
 
 Numbers = dict[str, dict[str, float]]
 """{split: {metric: percent}}."""

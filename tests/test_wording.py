@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SKIPPED = ("tests", "docs", "benchmarks", "examples", "data", "runs", "site", "build")
 LOGGED = {"debug", "info", "warning", "error"}
+REPORTING = {"Finding", "_warn", "_report"}
+"""Names of functions and classes that print a text or put it into a report."""
 VALUE = "{}"
 """Placeholder for a value in a message."""
 
@@ -48,16 +50,27 @@ def text_of(node: ast.expr) -> str | None:
 
 
 def messages_of(path: Path) -> Iterator[Message]:
-    """Yields the arguments of errors and of calls to loggers that are texts of several words."""
+    """Yields the arguments of errors, of the doctor's findings and of calls to loggers that are texts of several words."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             name = called.rpartition(".")[2]
-            if name.endswith("Error") or (name in LOGGED and "log" in called.lower()):
-                for argument in node.args:
-                    text = text_of(argument)
-                    if text and " " in text:
-                        yield Message(f"{path.relative_to(ROOT)}:{argument.lineno}", text)
+            if name.endswith("Error") or name in REPORTING or (name in LOGGED and "log" in called.lower()):
+                for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
+                    for text in texts_of(argument):
+                        if " " in text:
+                            yield Message(f"{path.relative_to(ROOT)}:{argument.lineno}", text)
+
+
+def texts_of(node: ast.expr) -> Iterator[str]:
+    """Yields the text of an expression. Yields both texts of a conditional expression, and the first text of a sum."""
+    if text := text_of(node):
+        yield text
+    elif isinstance(node, ast.IfExp):
+        yield from texts_of(node.body)
+        yield from texts_of(node.orelse)
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        yield from texts_of(node.left)
 
 
 MESSAGES = [
@@ -69,12 +82,16 @@ MESSAGES = [
 
 
 def test_there_are_messages():
-    assert len(MESSAGES) > 800
+    assert len(MESSAGES) > 1200
 
 
 def test_messages_do_not_end_with_a_full_stop_or_a_line_break():
     wrong = [message for message in MESSAGES if re.search(r"[^.]\.$|!$", message.text) or message.text.endswith("\n")]
     assert wrong == []
+
+
+def test_messages_consist_of_one_sentence():
+    assert [message for message in MESSAGES if re.search(r"[a-z)]\. [A-Z]", message.text)] == []
 
 
 def test_messages_start_with_a_small_letter_or_a_value():

@@ -87,9 +87,9 @@ def multilingual(
 def _write_texts(folders: Sequence[Path], translations: Path) -> None:
     count = write_texts(translations, _texts(folders))
     _report(
-        f"{translations / TEXTS}: {count:,} texts. Translate it line by line; an empty line means that a text is not translated."
+        f"{translations / TEXTS}: {count:,} texts; translate it line by line, and leave a line empty to skip its text"
     )
-    _report(f"  Save the translations as texts.de.txt, texts.fr.txt, … in {translations}, and run this command again.")
+    _report(f"  save the translations as texts.de.txt, texts.fr.txt, … in {translations}, and run this command again")
 
 
 def _texts(folders: Sequence[Path]) -> Iterator[str]:

@@ -106,7 +106,7 @@ def _check_looks(
             key,
             f"{len(found):,} images look like a training image ({sample} compared), such as "
             f"{held_out_looks[other][0].location} and {training_looks[own][0].location}",
-            "look at both; `python run.py leaks --perceptual` lists such pairs. Split by photograph, not by crop",
+            "look at both; `python run.py leaks --perceptual` lists such pairs; split by photograph, not by crop",
         )
         for other, own in itertools.islice(found.items(), 1)
     ]

@@ -75,7 +75,7 @@ def test_the_first_run_writes_every_text_once(run, tmp_path):
     status, printed, _ = run()
     assert status == 0 and not (tmp_path / "out").exists()
     assert (tmp_path / "texts/texts.txt").read_text().splitlines() == TEXTS
-    assert "texts.txt: 12 texts. Translate it line by line" in printed
+    assert "texts.txt: 12 texts; translate it line by line" in printed
     assert OneLine("no cc3m") in printed.splitlines()
 
 
