@@ -170,7 +170,9 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
     """
     size = getattr(model.network, "images", 1) if call == "compare" and model.takes(call) else 1
     if len(paths) % size:
-        raise UserError(f"compare takes {size} images at a time; {len(paths)} were given")
+        raise UserError(
+            f"compare takes {size} images at a time, but --image names {len(paths)}; pass a multiple of {size}"
+        )
     groups: list[list[View]] = []
     for start in range(0, len(paths), size):
         try:

@@ -148,7 +148,9 @@ def _tabs(
         copied = copied_examples(examples, folder / "examples", model.read)
         found += [(ability, model.read, Path(source).name, copied) for ability in abilities_of(model, opened)]
     if not found:
-        raise UserError(f"{', '.join(models)}: the page supports none of these models' calls")
+        raise UserError(
+            f"{', '.join(models)}: the page supports none of these models' calls; docs/using.md lists the calls of each task"
+        )
     if examples is not None and not any(copied for *_, copied in found):
         raise UserError(f"--examples {examples}: no image or video that these models take is in this folder")
     titles = titles_of([(ability.name, model) for ability, _, model, _ in found])

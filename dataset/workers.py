@@ -83,7 +83,9 @@ def in_workers(
             faults = faults + 1 if done == at_last_fault else 1
             at_last_fault = done
             if faults > RESTARTS:
-                raise UserError(f"{lost}; workers were restarted {RESTARTS} times without success") from None
+                raise UserError(
+                    f"{lost}; workers were restarted {RESTARTS} times without success; if memory is short, lower data.workers"
+                ) from None
             logger.warning("%s; the workers are restarted (%d of at most %d times)", lost, faults, RESTARTS)
         finally:
             batches.close()

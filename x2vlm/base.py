@@ -266,5 +266,5 @@ def as_texts(texts: Any) -> list[str]:
     """Returns texts as a list; a single text becomes a list of one."""
     listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) else [texts]
     if odd := [text for text in listed if not isinstance(text, str)]:
-        raise UserError(f"{odd[0]!r} is not a string")
+        raise UserError(f"{odd[0]!r} is not a string; pass texts as strings")
     return listed

@@ -161,7 +161,7 @@ class Reader:
         try:
             return rgb_of(ImageOps.exif_transpose(image), on_white=True)
         except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{name} cannot be read: {error}") from None
+            raise UserError(f"{name} cannot be read: {error}; pass an image in a supported format") from None
 
 
 def _require_sampler(videos: FrameSampler | None, name: str) -> FrameSampler:

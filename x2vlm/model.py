@@ -206,7 +206,8 @@ class Model(LoadedModel):
         for group, statement in pairs:
             if len(group) != network.images:
                 raise UserError(
-                    f"compare: {statement!r} has {len(group)} images, but the model compares {network.images}"
+                    f"compare: {statement!r} has {len(group)} images, but the model compares {network.images}; pass "
+                    f"{network.images} images with each statement"
                 )
 
         def judge(pairs: Sequence[tuple[list[Image], str]]) -> list[Judgement]:

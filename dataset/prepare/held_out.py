@@ -308,7 +308,7 @@ def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
                 text = line.decode("utf-8", "replace").strip()
                 if text and id_number(text) is None:
                     raise UserError(
-                        f"{file}:{line_number}: {text[:40]!r} is not an id of Flickr30K; is it the official file?"
+                        f"{file}:{line_number}: {text[:40]!r} is not an id of Flickr30K; use the official file"
                     )
                 if text:
                     yield f"flickr:{int(text)}", split

@@ -332,7 +332,9 @@ def own(
     reasons = Counter(error.kind for error, _ in converter.broken)
     first = f"; first {converter.broken[0][0]}" if converter.broken else ""
     if not records:
-        raise UserError(f"{file}: none of {len(rows):,} rows can be used: {tally(reasons)}{first}")
+        raise UserError(
+            f"{file}: none of {len(rows):,} rows can be used; fix the rows or the column flags: {tally(reasons)}{first}"
+        )
     broken = [
         {"kind": error.kind, "place": error.location, "message": error.message, "record": values}
         for error, values in converter.broken

@@ -88,7 +88,7 @@ def _lines(file: Path) -> Iterator[str]:
             for line in stream:
                 yield one_line(line)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+        raise UserError(f"{file} cannot be read: {error}; it must be a text file in UTF-8") from None
 
 
 class Translator:

@@ -92,7 +92,9 @@ def _read_names(path: str, key: str) -> dict[str, str]:
             continue
         parts = line.split()
         if len(parts) != 2:
-            raise UserError(f"{key}: {path}:{number}: {line[:80]!r} is not a file name and a video_id")
+            raise UserError(
+                f"{key}: {path}:{number}: {line[:80]!r} is not a file name and a video_id, separated by a space; fix this line"
+            )
         names[parts[1]] = re.sub(r"\.(avi|mp4)$", "", parts[0])
     return names
 

@@ -40,7 +40,8 @@ def read_document_frequencies(path: str, key: str) -> DocumentFrequencies:
     for ngram, count in counts.items():
         if not isinstance(ngram, tuple) or not isinstance(count, Real):
             raise UserError(
-                f"{key}: {path}: {ngram!r:.60}: {count!r:.60} is not an n-gram (words in a tuple) and its count"
+                f"{key}: {path}: {ngram!r:.60}: {count!r:.60} is not an n-gram (words in a tuple) and its count; "
+                "use the published file of document frequencies"
             )
     return DocumentFrequencies(counts, float(images))
 

@@ -538,7 +538,7 @@ def test_wandb_without_its_package_is_rejected(doctor, arguments_of, monkeypatch
 
 @pytest.mark.slow
 def test_no_step_is_run_with_a_model_too_large_for_the_cpu(doctor, arguments_of, monkeypatch):
-    monkeypatch.setattr("tools.doctor.first_step.LARGEST_ON_CPU", 1000)
+    monkeypatch.setattr("tools.doctor.first_step.MAX_PARAMETERS_ON_CPU", 1000)
     status, printed = doctor(*arguments_of("retrieval"))
     assert status == 0
     assert OneLine("step", "0 M", "CPU") in printed.splitlines()

@@ -200,7 +200,9 @@ def _pair(given: Any) -> tuple[str, Any]:
     parts = dict(_part(each) for each in given)
     if set(parts) != set(MODALITIES):
         (kind,) = parts
-        raise UserError(f"{str(given)[:60]!r} has two {kind}s, but the matching head compares a text with an image")
+        raise UserError(
+            f"{str(given)[:60]!r} has two {kind}s, but the matching head compares a text with an image; pass one of each"
+        )
     return parts["text"], parts["image"]
 
 

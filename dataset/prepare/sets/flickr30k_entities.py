@@ -87,7 +87,7 @@ def _training_ids(file: RawFile) -> list[int]:
         lines = [line.strip() for line in stream.read().decode("utf-8", "replace").split("\n")]
     for line_number, line in enumerate(lines, start=1):
         if line and id_number(line) is None:
-            raise UserError(f"{file}:{line_number}: {line[:40]!r} is not an id of Flickr30K; is it the official file?")
+            raise UserError(f"{file}:{line_number}: {line[:40]!r} is not an id of Flickr30K; use the official file")
     return [int(line) for line in lines if line]
 
 

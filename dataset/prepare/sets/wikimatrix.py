@@ -41,7 +41,9 @@ def _translations(file: RawFile, min_score: float, counts: Counts) -> Iterator[d
         try:
             score, first, second = float(parts[0]), parts[1].strip(), parts[2].strip()
         except (ValueError, IndexError):
-            raise UserError(f"{location}: not a score and two texts, separated by tabs") from None
+            raise UserError(
+                f"{location}: not a score and two texts, separated by tabs; download the file again"
+            ) from None
         if score < min_score:
             counts.skip("low score", location)
         elif not first or not second:
