@@ -136,7 +136,7 @@ def expand_pattern(pattern: str) -> list[str]:
     if pattern == STANDARD_INPUT:
         listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
         if not listed:
-            raise UserError("--image -: no path on standard input; use one path per line")
+            raise UserError("--image -: no path on standard input; write one path per line")
         return listed
     path = str(Path(pattern).expanduser())
     found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))

@@ -206,13 +206,13 @@ class Reporter:
                 "another init"
             )
         elif pending.step <= FIRST_STEPS or not self.has_finite_step:
-            cause += f". This early in a run, the learning rate may be too high: {self._describe_rate(pending.step)}"
+            cause += f"; this early in a run, the learning rate may be too high: {self._describe_rate(pending.step)}"
             remedy = (
                 "lower optim.lr or increase schedule.warmup_steps, or inspect the records; train.max_skipped_steps "
                 "skips such steps"
             )
         raise UserError(
-            f"step {pending.step}: a loss or gradient is not finite ({losses}); {cause}. Records: {shown}. Batch saved to {path}"
+            f"step {pending.step}: a loss or gradient is not finite ({losses}); {cause}; records: {shown}; batch saved to {path}"
             f"; {remedy}"
         )
 

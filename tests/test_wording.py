@@ -91,7 +91,7 @@ def test_messages_do_not_end_with_a_full_stop_or_a_line_break():
 
 
 def test_messages_consist_of_one_sentence():
-    assert [message for message in MESSAGES if re.search(r"[a-z)]\. [A-Z]", message.text)] == []
+    assert [message for message in MESSAGES if re.search(r"[a-z)}]\. [A-Z]", message.text)] == []
 
 
 def test_messages_start_with_a_small_letter_or_a_value():

@@ -108,12 +108,12 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def filler(self) -> CaptionExample:
         return CaptionExample(self.view.filler(), [*self.prompt, self.text.sep_id], [len(self.prompt)], ())
 
-    def collate(self, examples: Sequence[CaptionExample], valid: Tensor, **account: Any) -> CaptioningBatch:
+    def collate(self, examples: Sequence[CaptionExample], valid: Tensor, **fields: Any) -> CaptioningBatch:
         ids, targets = [example.ids for example in examples], [example.targets for example in examples]
         return CaptioningBatch(
             pixels=stack_views([example.pixels for example in examples]),
             text=LeftToRightText.of(ids, targets, self.text.mask_id, self.text.pad_id),
             references=tuple(example.references for example in examples),
             valid=valid,
-            **account,
+            **fields,
         )

@@ -111,8 +111,8 @@ class FineTuneBatches(ABC, Generic[D, E]):
         """Returns an example that fills a row of the batch and does not count in the losses."""
 
     @abstractmethod
-    def collate(self, examples: Sequence[E], valid: Tensor, **account: Any) -> Batch:
-        """Builds a batch of the examples. ``account`` contains the fields of :class:`~batches.base.Batch`."""
+    def collate(self, examples: Sequence[E], valid: Tensor, **fields: Any) -> Batch:
+        """Builds a batch of the examples. ``fields`` are the fields of :class:`~batches.base.Batch`."""
 
     def make(self, number: int) -> Batch:
         """Builds micro-batch ``number``, counted over all ranks."""

@@ -245,7 +245,7 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
     def filler(self) -> GroundingExample:
         return GroundingExample(black(self.image_size), FILLER_TEXT, (WHOLE_BOX,))
 
-    def collate(self, examples: Sequence[GroundingExample], valid: Tensor, **account: Any) -> GroundingBatch:
+    def collate(self, examples: Sequence[GroundingExample], valid: Tensor, **fields: Any) -> GroundingBatch:
         most = max(1, *(len(example.boxes) for example in examples))
         boxes = [[*example.boxes, *[WHOLE_BOX] * (most - len(example.boxes))] for example in examples]
         return GroundingBatch(
@@ -254,5 +254,5 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
             boxes_cxcywh=torch.tensor(boxes, dtype=torch.float32),
             present=torch.tensor([[number < len(example.boxes) for number in range(most)] for example in examples]),
             valid=valid,
-            **account,
+            **fields,
         )

@@ -168,11 +168,11 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, StatementExample]):
     def filler(self) -> StatementExample:
         return StatementExample(torch.stack([self.view.filler()] * len(self.items[0].images)), FILLER_TEXT, 0)
 
-    def collate(self, examples: Sequence[StatementExample], valid: Tensor, **account: Any) -> StatementBatch:
+    def collate(self, examples: Sequence[StatementExample], valid: Tensor, **fields: Any) -> StatementBatch:
         return StatementBatch(
             pixels=torch.stack([example.pixels for example in examples], dim=1).flatten(0, 1),
             text=self.text.encode_plain([example.sentence for example in examples]),
             label=torch.tensor([example.label for example in examples]),
             valid=valid,
-            **account,
+            **fields,
         )

@@ -63,11 +63,11 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
     def filler(self) -> Pair:
         return Pair(self.view.filler(), FILLER_TEXT, -1)
 
-    def collate(self, examples: Sequence[Pair], valid: Tensor, **account: Any) -> RetrievalBatch:
+    def collate(self, examples: Sequence[Pair], valid: Tensor, **fields: Any) -> RetrievalBatch:
         return RetrievalBatch(
             pixels=stack_views([example.pixels for example in examples]),
             text=self.text.encode_plain([example.caption for example in examples]),
             group=torch.tensor([example.group for example in examples]),
             valid=valid,
-            **account,
+            **fields,
         )

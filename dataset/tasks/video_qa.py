@@ -142,6 +142,6 @@ class VideoQABatches(QuestionBatches[VideoQADataConfig]):
     def make_view(self, data: VideoQADataConfig) -> TrainingView:
         return media_view(data, self.items.sources(), self.frames, self.image_size)
 
-    def collate(self, examples: Sequence[QuestionExample], valid: Tensor, **account: Any) -> ClassifiedBatch:
+    def collate(self, examples: Sequence[QuestionExample], valid: Tensor, **fields: Any) -> ClassifiedBatch:
         labels = torch.tensor([self.labels.get(text, IGNORE) for text, _ in given_answers(examples)])
-        return ClassifiedBatch(labels=labels, **self.fields(examples, valid), **account)
+        return ClassifiedBatch(labels=labels, **self.fields(examples, valid), **fields)

@@ -218,6 +218,6 @@ class VQABatches(QuestionBatches[VQADataConfig]):
     def make_view(self, data: VQADataConfig) -> TrainingView:
         return TrainingView(self.image_size, data.max_pixels, data.augment, pixels=data.pixels)
 
-    def collate(self, examples: Sequence[QuestionExample], valid: Tensor, **account: Any) -> QuestionBatch:
+    def collate(self, examples: Sequence[QuestionExample], valid: Tensor, **fields: Any) -> QuestionBatch:
         answers = self.answers.encode_plain([text for text, _ in given_answers(examples)])
-        return QuestionBatch(answers=answers, **self.fields(examples, valid), **account)
+        return QuestionBatch(answers=answers, **self.fields(examples, valid), **fields)

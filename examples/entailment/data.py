@@ -87,10 +87,10 @@ class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str,
     def filler(self) -> tuple[Tensor, str, int]:
         return black(self.image_size), "a", 0
 
-    def collate(self, examples: Sequence[tuple[Tensor, str, int]], valid: Tensor, **counts: Any) -> EntailmentBatch:
+    def collate(self, examples: Sequence[tuple[Tensor, str, int]], valid: Tensor, **fields: Any) -> EntailmentBatch:
         pixels, sentences, labels = zip(*examples, strict=True)
         text = self.text.encode_plain(sentences)
-        return EntailmentBatch(torch.stack(pixels), text, torch.tensor(labels), valid, **counts)
+        return EntailmentBatch(torch.stack(pixels), text, torch.tensor(labels), valid, **fields)
 
 
 def read_items(file: str, key: str, max_broken: float = 0.0) -> list[Item]:

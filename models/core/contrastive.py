@@ -39,9 +39,8 @@ class ContrastiveConfig(Config):
     )
     min_temperature: float = Field(
         0.001,
-        validation_alias=AliasChoices(
-            "min_temperature", "least_temperature"
-        ),  # saved runs may contain the previous name
+        # saved runs may contain the previous name
+        validation_alias=AliasChoices("min_temperature", "least_temperature"),
         gt=0,
         le=MAX_TEMPERATURE,
         description="lower limit of the learned temperature. On small data sets the images are memorised, the "

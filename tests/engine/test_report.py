@@ -33,7 +33,7 @@ def test_a_first_step_that_is_not_finite_names_learning_rate_and_records(reporte
     message = reported(ToyTask(poison={0}))
     assert message == OneLine("step 1", "points/square nan")
     assert OneLine("not updated", "learning rate 0.1") in message.splitlines()
-    assert "Records: points:0:0" in message
+    assert "records: points:0:0" in message
     assert message == OneLine("optim.lr", "schedule.warmup_steps", "train.max_skipped_steps")
 
 
@@ -72,4 +72,4 @@ def test_weights_damaged_by_an_update_are_named_with_the_learning_rate(reported)
     message = reported(task)
     assert message.startswith("step 2: ")
     assert "(1 of 2 tensors, first fit.weight)" in message
-    assert "Records: points:1:0" in message
+    assert "records: points:1:0" in message
