@@ -36,9 +36,9 @@ from engine.manifest import (
     fault_of,
 )
 from engine.run_files import BEST_FILE, CONFIG_FILE
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.files import sync_file
-from utils.weight_file import reject_zip_bomb, save_weights
+from utils.weight_file import check_complete, reject_zip_bomb, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ class Checkpoint:
         try:
             return load_file(file)
         except Exception as error:  # safetensors.SafetensorError or OSError for a damaged file
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{file}: cannot be read ({reason}); {REMEDY}") from None
+            raise UserError(f"{file}: cannot be read ({reason_of(error)}); {REMEDY}") from None
 
     def training_state(self) -> dict[str, Any]:
         """Returns the optimiser state without its tensors, the state of the loss scaler, the position in the data and the
@@ -97,8 +96,7 @@ class Checkpoint:
         except Exception as error:  # a damaged pickle can raise almost any exception
             # torch's own message starts by suggesting weights_only=False, which would execute code from the file.
             code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            reason = f"it pickles {code[1]}, and code from a file is never executed" if code else reason
+            reason = f"it pickles {code[1]}, and code from a file is never executed" if code else reason_of(error)
             if isinstance(error, pickle.UnpicklingError) and not code:
                 reason = "it was not written by torch.save"
             raise UserError(f"{file}: cannot be read ({reason}); {REMEDY}") from None
@@ -157,6 +155,10 @@ def write_checkpoint(
         states_written: future that completes once :data:`~engine.manifest.STATES` has been written to the folder that
             :func:`create_temporary_folder` created. If None, the checkpoint does not contain this folder, and this
             function calls :func:`create_temporary_folder`.
+
+    Raises:
+        UserError: if a file of tensors is incomplete.
+        Exception: if a file cannot be written; the type depends on the library that writes it.
     """
     final = folder / f"step-{step:08d}"
     temporary = create_temporary_folder(folder, step) if states_written is None else temporary_folder(folder, step)
@@ -168,6 +170,9 @@ def write_checkpoint(
     if states_written is not None:
         states_written.result()
     written = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
+    for path in written:
+        if path.suffix == ".safetensors":
+            check_complete(path)
     files = {
         path.relative_to(temporary).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of(path)}
         for path in written

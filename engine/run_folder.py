@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -109,19 +111,39 @@ class RunFolder:
             folder._require_same_config(saved, config, evaluate)
         fault = None
         folder._config = dump_config(config)
+        token = f".token-{uuid.uuid4().hex}"
         if distributed.rank() == 0:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 write_text(saved, folder._config)
+                (path / token).touch()
                 if folder.checkpoints.exists():
                     next(folder.checkpoints.iterdir(), None)  # raises if it is not a folder
             except OSError as error:
                 name = error.filename2 or error.filename or path
                 fault = f"--output {path}: {name} cannot be written: {error.strerror}; use another folder"
-        if fault := distributed.gather_objects(fault)[0]:
+        fault, token = distributed.gather_objects((fault, token))[0]
+        if fault is not None:
             raise UserError(fault)
+        folder._require_shared(token)
         folder.resumed = folder._newest_intact() if checkpoints else None
         return folder, folder.resumed
+
+    def _require_shared(self, token: str) -> None:
+        """Checks that all ranks see the file ``token``, which rank 0 has just created in the folder, and removes this file.
+
+        Raises:
+            UserError: if a rank does not see the file, so that its checkpoints and logs would be in a different folder.
+        """
+        nodes = distributed.gather_objects(((self.path / token).exists(), socket.gethostname()))
+        if distributed.rank() == 0:
+            (self.path / token).unlink(missing_ok=True)
+        for rank, (sees_token, node) in enumerate(nodes):
+            if not sees_token:
+                raise UserError(
+                    f"--output {self.path}: rank {rank} on {node} does not see the files that rank 0 on {nodes[0][1]} writes "
+                    "there; use a folder on a disk that all nodes share"
+                )
 
     def _newest_intact(self) -> Checkpoint | None:
         """Returns the newest intact checkpoint. Only rank 0 reads the checkpoints."""

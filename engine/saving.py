@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException
 
 from engine.checkpoint import create_temporary_folder, remove_leftovers, remove_old, write_checkpoint
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.events import SavedCheckpoint
 from utils.weight_file import save_weights
 
@@ -140,14 +139,14 @@ def save_best(
     return True
 
 
-def save_failure(folder: Path, what: str, error: BaseException) -> str:
+def save_failure(folder: Path, what: str, error: Exception) -> str:
     """Returns the message that explains why ``what`` could not be saved in ``folder``."""
-    if isinstance(error, CheckpointException) and error.failures:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        return save_failure(folder, f"{what} of rank {rank}", cause)
-    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, UserError):
+        return f"{folder}: {what} cannot be written: {error}; older checkpoints are kept"
     try:
         space = f" with {shutil.disk_usage(folder).free / 1e6:,.0f} MB of disk space left"
     except OSError:
         space = ""
-    return f"{folder}: {what} cannot be written ({reason}){space}; free some space; older checkpoints are kept"
+    return (
+        f"{folder}: {what} cannot be written ({reason_of(error)}){space}; free some space; older checkpoints are kept"
+    )

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from engine.checkpoint import REMEDY, Checkpoint
 from engine.parallel.choice import parallel_of
+from engine.parallel.fsdp import cause_of
 from engine.train_config import TrainConfig
 from optim import OptimConfig, build_optimizer, parameter_groups
 from optim.ema import WeightAverage
 from optim.lora import is_adapter
 from optim.setup import levels_above, set_frozen
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -187,9 +189,8 @@ class TrainedParameters:
             with warnings.catch_warnings():  # DCP warns that it does not use other ranks, as no_dist requests
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                 dcp.load(read, storage_reader=reader, no_dist=True)
-        except Exception as error:  # a damaged file can raise an error from safetensors, the operating system or DCP
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{folder}: cannot be read ({reason}); {REMEDY}") from None
+        except (Exception, CheckpointException) as error:  # from safetensors, the operating system or DCP
+            raise UserError(f"{folder}: cannot be read ({reason_of(cause_of(error))}); {REMEDY}") from None
         by_parameter: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in read.items():
             name, _, key = full_name.rpartition("/")

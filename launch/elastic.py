@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousPara
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.run import config_from_args
 
-from utils.errors import PeerLostError
+from utils.errors import PeerLostError, reason_of
 from utils.processes import INTERRUPTED, REQUEUE, USER_ERROR
 
 SEPARATE_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
@@ -79,10 +79,9 @@ def run_elastic(arguments: Namespace, grace_s: int) -> None:
     except (RendezvousError, RuntimeError) as error:
         if agent.get_worker_group().state == WorkerState.INIT:
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PeerLostError(
-            f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost contact with each other ({reason}); when the node "
-            f"of {config.rdzv_endpoint} is available again, run the same command to resume from the newest checkpoint"
+            f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost contact with each other ({reason_of(error)}); when "
+            f"the node of {config.rdzv_endpoint} is available again, run the same command to resume from the newest checkpoint"
         ) from None
     # This is not reached after a signal. In this case, the node leaves, but the rendezvous stays open for the other nodes.
     handler.shutdown()

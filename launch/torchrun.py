@@ -19,7 +19,7 @@ from typing import Any
 from launch.clusters import LaunchContext
 from launch.placement import Placement
 from utils.cores import usable_cores
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.processes import (
     DUPLICATE_SIGNAL_S,
     GRACE_S,
@@ -101,8 +101,9 @@ def torchrun(context: LaunchContext, processes: int, command: Sequence[str], gra
                 return USER_ERROR
             return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
         except (RendezvousError, ConnectionError, TimeoutError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the nodes did not find each other (--master {context.master}): {reason}") from None
+            raise UserError(
+                f"the nodes did not find each other (--master {context.master}): {reason_of(error)}"
+            ) from None
     return 0
 
 

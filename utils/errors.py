@@ -59,6 +59,11 @@ class PeerLostError(UserError):
     status = PEER_LOST
 
 
+def reason_of(error: BaseException) -> str:
+    """Returns the reason of an error of the operating system, or the first line of another error."""
+    return getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class NotRegularError(OSError):
     """A path that must be a regular file is a FIFO, a folder or a device."""
 

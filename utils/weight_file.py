@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,6 +41,19 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         save_file(contiguous, temporary, metadata=header)
         # The usual mode of new files. Newer versions of safetensors make files readable only by the owner.
         temporary.chmod(mode)
+
+
+def check_complete(path: Path) -> None:
+    """Checks that a safetensors file is as long as its header says.
+
+    Raises:
+        UserError: if it is shorter or longer, or its header cannot be read.
+    """
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"{path} is incomplete ({error}); check the disk that contains it") from None
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

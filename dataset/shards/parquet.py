@@ -25,7 +25,7 @@ from dataset.shards.index import RowGroup
 from dataset.shards.remote.server import RemoteConfig, open_cache
 from dataset.shards.remote.shards import RemoteShard
 from utils.block_cache import Block, BlockCache, crc_digest
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 
 PIECE_BYTES = 2_000_000
 """Target size of a piece. Pieces must fit in the smallest cache that a config can set."""
@@ -351,4 +351,4 @@ def _remember(remembered: OrderedDict[Key, Any], key: Key, value: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+    return reason_of(error).rstrip(".")[:200]

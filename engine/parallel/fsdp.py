@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -33,6 +37,7 @@ from engine.train_config import ShardingConfig
 from optim.setup import encoders_in
 from utils import distributed
 from utils.distributed import full_tensor, local_shard
+from utils.errors import UserError, reason_of
 from utils.tensors import on_meta, tensor_bytes
 
 
@@ -133,11 +138,11 @@ class Sharded(Parallel):
     def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
         if self.device.type == "cpu":  # older torch versions do not copy tensors that are already in host memory
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        # With a single thread, DCP would copy from a thread whose current device is GPU 0, whichever GPU this rank uses.
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True, thread_count=2)
-        future = dcp.async_save(tensors, storage_writer=writer, process_group=self.saving_group)
-        assert isinstance(future, Future)
-        return future
+        saving = dcp.async_save(tensors, storage_writer=ShardWriter(folder), process_group=self.saving_group)
+        assert isinstance(saving, Future)
+        saved: Future[None] = Future()
+        saving.add_done_callback(partial(_complete, saved))
+        return saved
 
     def shard_like(self, state: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
@@ -157,6 +162,47 @@ class Sharded(Parallel):
     def _groups(self) -> list[FSDPModule]:
         """Returns the modules whose parameters are gathered together, starting with the model."""
         return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+
+
+class ShardWriter(dcp.HuggingFaceStorageWriter):
+    """Writes each rank's shard of the tensors to a safetensors file in ``folder``. The save fails on all ranks if a rank cannot
+    write its shard, or if rank 0 does not see the shard of another rank."""
+
+    def __init__(self, folder: Path):
+        # DCP ignores errors in all but the first of its threads.
+        super().__init__(str(folder), save_distributed=True, thread_count=1)
+        # Otherwise, DCP would copy from a thread whose current device is GPU 0, whichever GPU this rank uses.
+        self.per_thread_copy_ahead = 0
+        self.folder = folder
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Checks, on rank 0, the shards that the ranks have written."""
+        super().finish(metadata, results)
+        for rank, written in enumerate(results):
+            for name in sorted({result.storage_data.relative_path for result in written}):
+                if not (self.folder / name).is_file():
+                    raise UserError(
+                        f"rank 0 does not see {name}, which rank {rank} has written; --output must be on a disk that all "
+                        "nodes share"
+                    )
+
+
+def _complete(saved: Future[None], saving: Future[Any]) -> None:
+    """Completes ``saved`` with the outcome of ``saving``."""
+    error = saving.exception()
+    if error is None:
+        saved.set_result(None)
+    else:
+        saved.set_exception(cause_of(error))
+
+
+def cause_of(error: BaseException) -> Exception:
+    """Returns the cause of an error of DCP, with the rank that it occurred on. DCP's own exception is not an ``Exception``, so
+    handlers of errors would miss it."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return cause if isinstance(cause, UserError) else RuntimeError(f"rank {rank}: {reason_of(cause)}")
+    return error if isinstance(error, Exception) else RuntimeError(reason_of(error))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.checkpoints.refused import STATE_KEYS, check_start, refusal
 from optim.lora import has_adapters, merged
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.files import expanded
 from utils.hub import local_folder
 from utils.weight_file import is_damaged, read_metadata, reject_zip_bomb
@@ -105,7 +105,7 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
 
 def unreadable(path: Path, error: Exception) -> UserError:
     """The error for a file that cannot be read because it is cut off or damaged."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    reason = reason_of(error)[:200]
     return UserError(f"{path}: not a readable weight file: {reason}; it is damaged or cut off: copy or fetch it again")
 
 

@@ -22,8 +22,10 @@ from tests.engine.frozen import as_of_step, lines
 from tests.engine.test_ema import as_format_1
 from tests.messages import OneLine
 from tests.ranks import on_ranks
+from utils import distributed
 from utils.config import load_config
 from utils.distributed import local_shard
+from utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -237,6 +239,31 @@ def test_a_checkpoint_with_a_damaged_shard_is_skipped(tmp_path, tiny_overrides):
     checkpoint, faults = newest_intact(tmp_path / "run" / "checkpoints")
     assert checkpoint == older
     assert faults == [OneLine(shards[1].name, "damaged")]
+
+
+class ElsewhereOnRank1:
+    """A picklable job that saves the states of a step to a folder that only rank 0 can see, and returns the error."""
+
+    def __init__(self, folder: Path, tiny: list[str]):
+        self.folder, self.tiny = folder, tiny
+
+    def __call__(self) -> str:
+        run = trainer(self.folder, self.tiny, *STEPS, "train.parallel=fsdp")
+        run.train_step(list(run.loader.batches(0, 1)))
+        folder = self.folder / ("shards" if distributed.rank() == 0 else "elsewhere")
+        try:
+            run.parallel.start_saving(run.trained.optimizer_state()[1], folder).result()
+        except UserError as error:
+            return str(error)
+        return ""
+
+
+def test_a_shard_that_rank_0_does_not_find_fails_the_checkpoint(tmp_path, tiny_overrides):
+    (tmp_path / "out").mkdir()
+    faults = on_ranks(2, ElsewhereOnRank1(tmp_path / "run", tiny_overrides), tmp_path / "out")
+    assert all(
+        fault == OneLine("shard-00002-model-00001-of-00001.safetensors", "rank 1", "share") for fault in faults
+    ), faults
 
 
 class Collectives:

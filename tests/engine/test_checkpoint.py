@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from concurrent.futures import Future
 from traceback import StackSummary
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.distributed.checkpoint import CheckpointException
 
 from engine.checkpoint import (
@@ -19,8 +22,11 @@ from engine.checkpoint import (
     list_checkpoints,
     newest_intact,
     remove_old,
+    temporary_folder,
     write_checkpoint,
 )
+from engine.manifest import STATES
+from engine.parallel.fsdp import cause_of
 from engine.parallel.strategy import copied_to_host
 from engine.saving import CheckpointWriter, save_best, save_failure
 from models.checkpoints.files import read_weights
@@ -199,6 +205,25 @@ def test_a_failed_write_is_reported_and_loses_nothing(tmp_path, monkeypatch, cap
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [3]
 
 
+def test_a_torn_shard_fails_the_checkpoint_and_the_previous_one_stays(tmp_path):
+    """Whichever library writes a shard and does not notice that it is torn."""
+    writer = CheckpointWriter(tmp_path, keep=1)
+    for step in (1, 2):
+        assert writer.create_folder(step)
+        states = temporary_folder(tmp_path, step) / STATES
+        states.mkdir()
+        save_file({"a": torch.ones(100)}, states / "shard.safetensors")
+        if step == 2:
+            os.truncate(states / "shard.safetensors", 200)
+        written: Future[None] = Future()
+        written.set_result(None)
+        writer.save(step, {"w": torch.ones(1)}, None, {}, states_written=written)
+    with pytest.raises(UserError, match=naming("step 2", "shard.safetensors is incomplete")):
+        writer.finish()
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1]
+    assert fault_of(tmp_path / "step-00000001") is None
+
+
 def test_copies_share_no_memory():
     state = {"a": [torch.ones(2)], "b": (torch.zeros(1), 3, "x")}
     copied = copied_to_host(state)
@@ -217,4 +242,5 @@ def test_a_folder_for_shards_that_cannot_be_created_is_reported(tmp_path, caplog
 
 def test_the_rank_that_cannot_write_its_shard_is_reported(tmp_path):
     error = CheckpointException("write", {1: (OSError(28, "No space left on device"), StackSummary())})
-    assert save_failure(tmp_path, "the checkpoint of step 3", error) == OneLine("of rank 1", "No space left on device")
+    message = save_failure(tmp_path, "the checkpoint of step 3", cause_of(error))
+    assert message == OneLine("rank 1", "No space left on device")

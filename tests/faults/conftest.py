@@ -39,6 +39,7 @@ class Job:
         flags: flags of the command.
         launcher: whether ``run.py`` starts the ranks.
         file_bytes: maximum size of any file, to simulate a full disk.
+        full_rank: the rank to which ``file_bytes`` applies; if None, it applies to all ranks.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Job:
         flags: tuple[str, ...] = (),
         launcher: bool = False,
         file_bytes: int | None = None,
+        full_rank: int | None = None,
     ):
         self.output = output
         self.err = Path(tempfile.mkstemp(prefix="stderr-", suffix=".txt")[1])
@@ -63,7 +65,8 @@ class Job:
             return
         port = free_port()
         for rank in range(ranks):
-            call = (rank, ranks, port, str(self.err), ["pretrain", *arguments], file_bytes)
+            limit = file_bytes if full_rank in (None, rank) else None
+            call = (rank, ranks, port, str(self.err), ["pretrain", *arguments], limit)
             self.forked.append(CONTEXT.Process(target=run_rank, args=call))
             self.forked[-1].start()
 

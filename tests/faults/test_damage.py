@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.conftest import STEPS, Job, lines
 from tests.messages import OneLine
+from utils.processes import PEER_LOST
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +75,18 @@ def test_a_full_disk_is_reported_and_loses_nothing(tmp_path, overrides, equals_u
     assert reported[-1].startswith("error: ") and f"the checkpoint of step {STEPS}" in reported[-1]
     assert lines(job.output)[-1]["step"] == STEPS, "the run must still train to the end"
     assert list((job.output / "checkpoints").iterdir()) == []
+
+
+def test_a_rank_that_cannot_write_its_shard_fails_the_checkpoint(tmp_path, overrides, undisturbed):
+    size = (undisturbed / f"checkpoints/step-{STEPS:08d}/optimizer/tensors.safetensors").stat().st_size
+    run = tmp_path / "run"
+    with Job(run, *overrides, "train.parallel=fsdp", file_bytes=size // 4, full_rank=1) as job:
+        assert job.statuses() == [2, PEER_LOST], job.errors[-3000:]
+    assert "Traceback" not in job.errors
+    reported = [line for line in job.errors.splitlines() if "cannot be written" in line]
+    assert reported[-1] == OneLine("error:", f"the checkpoint of step {STEPS}", "rank 1", "File too large")
+    assert "saved a checkpoint" not in (run / "log.txt").read_text()
+    assert list((run / "checkpoints").iterdir()) == []
 
 
 def test_incomplete_and_invalid_lines_of_the_metrics_are_skipped(copy_of, equals_undisturbed):

@@ -29,7 +29,7 @@ from models.inference.reranking import AligningModel
 from models.pretraining.model import PretrainModel
 from models.reference import Padded, add_and_norm, attend, encode
 from models.tasks.grounding import GroundingModel
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.image_size import sides_of
 from x2vlm.export.files import (
     BOX,
@@ -226,7 +226,7 @@ def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], na
     except OSError:
         raise
     except Exception as error:  # torch's exporters raise many types of exceptions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = reason_of(error)[:200]
         raise UserError(f"{named} cannot be exported to ONNX: {reason}; use it with torch") from None
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from batches.texts import Text
 from models.core.packing import PackedTexts, Packing
 from models.inference.reranking import TextBank, score_each
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.image_size import ImageSize, grid_of
 from x2vlm.boxes import region_masks
 from x2vlm.export.files import (
@@ -60,7 +60,7 @@ class Graph:
         try:
             self.session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base class
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error)
             raise UserError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({reason}); {REMEDY}"
             ) from None
