@@ -82,7 +82,7 @@ def benchmark(
             "command": shlex.join(["python", "run.py", "benchmark", *command]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": loaded.origin,
-            "weights": {**_weights_file(model), "blake2b_of_tensors": loaded.runtime.weights},
+            "weights": {**_weights_file(model), "digest": loaded.runtime.weights},
             "device": str(loaded.runtime.device),
             "precision": options.precision,
             "batch_size": options.batch_size,

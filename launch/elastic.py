@@ -95,8 +95,7 @@ def run_elastic(arguments: Namespace, grace_s: int) -> None:
 
 def _agent_of(config: Any, entrypoint: Any, rank_arguments: list[str], grace_s: int) -> tuple[Agent, Any]:
     """Returns the agent that runs the ranks of this node, and the rendezvous. Both are configured by torchrun's ``config``."""
-    if signals := getattr(config, "signals_to_handle", None):  # since torch 2.10
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = signals
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle
     handler = get_rendezvous_handler(
         RendezvousParameters(
             backend=config.rdzv_backend,

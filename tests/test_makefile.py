@@ -27,3 +27,8 @@ def test_help_lists_every_target_that_a_newcomer_needs():
         target
     ) in "demo real gpu setup test test-all faults lint types test-lowest test-newest test-extras scenes clips".split():  # noqa: SIM905
         assert f"make {target}" in message or f" {target} " in message, target
+
+
+def test_the_tests_of_the_lowest_releases_exist():
+    (tests,) = [line for line in planned("test-lowest").splitlines() if " -m pytest " in line]
+    assert [path for path in tests.split() if path.startswith("tests/") and not (ROOT / path).exists()] == []

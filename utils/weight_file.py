@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.files import replacing
@@ -23,6 +23,9 @@ only one entry, because safetensors writes several entries in random order."""
 
 TOKEN_IDS = "token_ids"
 """Key in this JSON object for the digest of the token ids that the weights were trained with (:mod:`dataset.text.loading`)."""
+
+SAME_RESULTS = ("training", "fused_attn", "grad_checkpointing", "gradient_checkpointing")
+"""Attributes of modules that change how results are computed, but not the results in evaluation mode."""
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
@@ -92,6 +95,26 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if tensor.numel():
             total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def identity(module: nn.Module, ignored: Collection[str] = ()) -> str:
+    """Returns a digest of everything that a module in evaluation mode computes with: its weights and buffers, and the types and
+    hyperparameters of its submodules, such as the number of heads, which the weights do not show.
+
+    Args:
+        module: the module.
+        ignored: names of parameters and buffers that do not matter.
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    total = hashlib.sha256(digest({name: each.cpu() for name, each in tensors.items() if name not in ignored}).encode())
+    for name, part in module.named_modules():
+        hyperparameters = sorted(
+            (key, value)
+            for key, value in vars(part).items()
+            if isinstance(value, int | float | str | tuple) and not key.startswith("_") and key not in SAME_RESULTS
+        )
+        total.update(f"{name} {type(part).__module__}.{type(part).__qualname__} {hyperparameters}\n".encode())
     return total.hexdigest()
 
 

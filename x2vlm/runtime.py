@@ -23,9 +23,9 @@ from models.inference.reranking import AligningModel, TextBank, matching_margin,
 from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
 from tasks.inference import device_of, evaluating
+from utils.weight_file import identity
 from x2vlm.boxes import best_boxes, region_scores
 from x2vlm.regions import Boxes, matching_regions
-from x2vlm.search.files import weights_hash
 
 Located = tuple[list[list[float]], list[float | None]]
 """Boxes as centre and size, relative to their images, and their scores; see :class:`x2vlm.boxes.Box`."""
@@ -37,7 +37,7 @@ class Runtime(Protocol):
     Attributes:
         device: device of the tensors that its functions take and return.
         parameters: number of parameters.
-        weights: hash of the weights; embeddings of runtimes with equal hashes can be compared.
+        weights: digest of the weights and hyperparameters; embeddings of runtimes with equal digests can be compared.
         state_shape: shape (K, D) of an image's states.
         temperature: temperature of the contrastive loss, by which cosines are divided; None if the model has no contrastive loss.
     """
@@ -101,7 +101,7 @@ class TorchRuntime:
 
     @property
     def weights(self) -> str:
-        return weights_hash(self.network)
+        return identity(self.network)
 
     @property
     def state_shape(self) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """A disk cache for the output of the vision encoder's frozen blocks, so that it is computed once per image.
 
-As long as the first blocks are frozen, their output depends only on the pixels of an image and on the weights of these blocks.
-The cache is therefore keyed by a hash of the pixels and the weights, and can be shared by epochs and runs. Two crops of an image
-have different keys.
+As long as the first blocks are frozen, their output depends only on the pixels of an image and on the frozen part of the
+backbone. The cache is therefore keyed by a hash of the pixels and of everything that this part computes with, and can be shared
+by epochs and runs. Two crops of an image have different keys.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
+import transformers
 from torch import Tensor, nn
 
-from models.core.backbones.base import VisionBackbone
+from models.core.backbones.base import PixelStatistics, VisionBackbone
 from utils.block_cache import BlockCache
 from utils.errors import UserError
-from utils.weight_file import digest
+from utils.weight_file import identity
 
 REMEDY = "set optim.freeze.cache.folder to a different folder"
 TOLERANCE = 1e-4
@@ -33,6 +35,7 @@ class FeatureCache:
     Args:
         backbone: the backbone, whose first blocks are frozen and in evaluation mode.
         blocks: number of frozen blocks, at least one.
+        statistics: the statistics with which images are normalised for the backbone.
         folder: cache folder, which several processes and runs may share.
         max_bytes: maximum size of the folder in bytes; least recently used states are evicted first.
 
@@ -41,11 +44,13 @@ class FeatureCache:
             states of an image.
     """
 
-    def __init__(self, backbone: VisionBackbone, blocks: int, folder: Path, max_bytes: int):
-        self.backbone, self.blocks, self.max_bytes = backbone, blocks, max_bytes
+    def __init__(
+        self, backbone: VisionBackbone, blocks: int, statistics: PixelStatistics, folder: Path, max_bytes: int
+    ):
+        self.backbone, self.blocks, self.statistics, self.max_bytes = backbone, blocks, statistics, max_bytes
         self.cache = BlockCache(folder, max_bytes, REMEDY)
         self._name: str | None = None
-        """Digest of the frozen weights, which is part of each key; None before the first call."""
+        """Identifies the frozen part of the backbone in each key; None before the first call."""
 
     def patches(self, pixels: Tensor, normalised: Tensor) -> Tensor:
         """Returns the backbone's output for images: patch states (N, P, D) after the last norm.
@@ -83,7 +88,7 @@ class FeatureCache:
     @torch.no_grad()
     def _check(self, normalised: Tensor) -> str:
         """Checks that running the frozen blocks and the other blocks separately gives the same states as running the whole
-        backbone, and that the states of an image fit into the cache. Returns the digest of the frozen weights."""
+        backbone, and that the states of an image fit into the cache. Returns what identifies the frozen part."""
         image = normalised[:1]
         with _evaluating(self.backbone.module):
             first = self._first_blocks(image)
@@ -103,7 +108,8 @@ class FeatureCache:
             )
         module = self.backbone.module
         after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)
-        return digest({name: value.cpu() for name, value in module.state_dict().items() if name not in after})
+        versions = torch.__version__, timm.__version__, transformers.__version__
+        return f"{identity(module, after)} {self.statistics} {normalised.dtype} {versions}"
 
 
 @contextmanager

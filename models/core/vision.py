@@ -163,7 +163,11 @@ class VisionEncoder(nn.Module):
             max_bytes: maximum size of the folder in bytes.
         """
         self.features = FeatureCache(
-            self.vision_backbone, self._frozen_blocks or len(self.vision_backbone.blocks), folder, max_bytes
+            self.vision_backbone,
+            self._frozen_blocks or len(self.vision_backbone.blocks),
+            pixel_statistics(self.config),
+            folder,
+            max_bytes,
         )
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:

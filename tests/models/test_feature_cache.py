@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.precision import Precision
 from models.core.backbones.config import VisionConfig
 from models.core.vision import VisionEncoder
 from optim.setup import set_frozen
@@ -62,6 +63,18 @@ def test_states_and_gradients_are_the_same_with_the_cache(backbone, tmp_path):
             torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-4, rtol=1e-4)
 
 
+def test_in_bf16_the_first_step_has_all_gradients(tmp_path):
+    """The first call with a cache runs the backbone without gradients, under the same autocast as the step."""
+    built = encoder("vit_small_patch14_dinov2")
+    built.keep_features(tmp_path, 10**8)
+    with Precision("bf16", torch.device("cpu")).autocast():
+        loss = built.patches(images(built)).float().square().sum()
+    loss.backward()
+    assert [
+        name for name, parameter in built.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ] == []
+
+
 def test_an_image_passes_through_the_frozen_blocks_once(tmp_path, monkeypatch):
     built = encoder("vit_small_patch14_dinov2")
     built.keep_features(tmp_path, 10**8)
@@ -82,6 +95,22 @@ def test_other_weights_do_not_use_the_cached_states(tmp_path):
         expected = built.patches(pixels)
         built.keep_features(tmp_path, 10**8)
         torch.testing.assert_close(built.patches(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"pixel_mean": (0.4, 0.5, 0.6), "pixel_std": (0.1, 0.2, 0.3)}, {"heads": 4}])
+def test_other_encoders_with_the_same_weights_do_not_use_the_cached_states(change, tmp_path):
+    config = VisionConfig(backbone="vit_small_patch14_dinov2", **SIZES, **BACKBONES["vit_small_patch14_dinov2"])
+    first, second = VisionEncoder(config).eval(), VisionEncoder(config.model_copy(update=change)).eval()
+    for parameter in first.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    second.load_state_dict(first.state_dict())
+    pixels = images(first)
+    expected = [each.patches(pixels) for each in (first, second)]
+    assert not torch.allclose(*expected, atol=1e-3)
+    for built, states in zip((first, second), expected, strict=True):
+        built.freeze_blocks(2)
+        built.keep_features(tmp_path, 10**8)
+        torch.testing.assert_close(built.patches(pixels), states, atol=1e-5, rtol=1e-5)
 
 
 def test_a_damaged_state_is_computed_again(tmp_path):

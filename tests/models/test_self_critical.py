@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from batches.captioning import CaptioningBatch, LeftToRightText
+from engine.precision import Precision
 from models.tasks.captioning import CaptioningModel
 from models.tasks.self_critical import SelfCriticalConfig, SelfCriticalModel
 from tests.models.test_generation import TOKENS, tiny
@@ -40,6 +41,22 @@ def test_the_reward_rises():
         terms["policy"].total.backward()
         optimizer.step()
     assert sum(rewards[-5:]) > 3 * max(0.2, sum(rewards[:5]))
+
+
+def with_gradient(precision: str) -> set[str]:
+    """Names of the parameters that have a gradient after a step."""
+    model = critic(lambda captions, references: [float(caption.count(7)) for caption in captions])
+    torch.manual_seed(0)
+    with Precision(precision, torch.device("cpu")).autocast():
+        policy = model(batch())["policy"].total
+    policy.backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_in_bf16_every_parameter_has_a_gradient():
+    """Captions are sampled without gradients under the same autocast. Before torch 2.11, autocast reused the bf16 copies of the
+    weights from there, which have no gradients."""
+    assert with_gradient("bf16") == with_gradient("fp32") != set()
 
 
 def test_captions_are_scored_with_the_references_of_their_own_image():

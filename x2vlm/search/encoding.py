@@ -21,7 +21,7 @@ class Encoder:
 
     Attributes:
         width: size of the embeddings.
-        weights: hash of the model's weights.
+        weights: digest of the model's weights and hyperparameters.
         token_shape: (1 + P, D), the shape of the result of :meth:`tokens`.
 
     Raises:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from engine.manifest import digest_of
 from utils.errors import UserError
@@ -56,7 +55,8 @@ class IndexedImage:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Describes an index of the images in ``folder``, which were embedded by ``model``, whose weights have the hash ``weights``.
+    """Describes an index of the images in ``folder``, which were embedded by ``model``. ``weights`` is the digest of its weights
+    and hyperparameters.
     ``made`` is the number of completed builds, which is 0 during the first build. ``digests`` contains the SHA-256 digests of the
     list and of the embeddings, by file name."""
 
@@ -75,15 +75,6 @@ class Metadata:
     def embeddings_in(self, index: Path) -> Path:
         """Returns the path of the embeddings in the index folder."""
         return index / f"embeddings-{self.made}.npy"
-
-
-def weights_hash(network: torch.nn.Module) -> str:
-    """Returns a hash of all weights of a network. Only embeddings with equal hashes can be compared."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def read_metadata(folder: Path) -> Metadata:

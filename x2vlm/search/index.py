@@ -104,7 +104,8 @@ class ImageIndex:
             raise UserError(f"{folder}: the index is not finished; continue with python run.py index")
         if self.encoder.weights != self.metadata.weights:
             raise UserError(
-                f"{folder} was built by {self.metadata.model}, whose weights differ from {model.origin}; rebuild the index"
+                f"{folder} was built by {self.metadata.model}, whose weights or settings differ from "
+                f"{model.origin}; rebuild the index"
             )
         check_digests(self.folder, self.metadata)
         self._list = self.metadata.images_in(self.folder)

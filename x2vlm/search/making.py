@@ -166,7 +166,8 @@ def _continued(out: Path, metadata: Metadata) -> Metadata:
         raise UserError(f"{out} is an index of {previous.folder}, not of {metadata.folder}; pass a different folder")
     if previous.weights != metadata.weights:
         raise UserError(
-            f"{out} was built by {previous.model}, whose weights differ from {metadata.model}; pass a different folder"
+            f"{out} was built by {previous.model}, whose weights or settings differ from "
+            f"{metadata.model}; pass a different folder"
         )
     return replace(metadata, made=previous.made, format=previous.format, digests=previous.digests)
 

@@ -189,8 +189,11 @@ def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, 
             lambda: ImageIndex(tmp_path, model("pretrain")),
             "there is no index of images in this folder; build one with python run.py index",
         ),
-        (lambda: ImageIndex(tmp_path / "index", model("retrieval")), "whose weights differ from"),
-        (lambda: build_index(Encoder(model("retrieval")), photos, tmp_path / "index"), "whose weights differ from"),
+        (lambda: ImageIndex(tmp_path / "index", model("retrieval")), "whose weights or settings differ from"),
+        (
+            lambda: build_index(Encoder(model("retrieval")), photos, tmp_path / "index"),
+            "whose weights or settings differ from",
+        ),
         (
             lambda: build_index(Encoder(model("pretrain")), tmp_path / "other", tmp_path / "index"),
             "is an index of .*photos, not of .*other",
@@ -385,9 +388,22 @@ def test_index_files_that_hang_or_overflow_are_reported_in_one_line(model, photo
         ImageIndex(index, model("pretrain"))
 
 
+def test_an_index_belongs_to_the_pixel_statistics_of_its_model(model, photos, tmp_path):
+    built = model("pretrain")
+    built.index(photos, tmp_path / "index")
+    vision = built.settings.model.vision.model_copy(
+        update={"pixel_mean": (0.1, 0.2, 0.3), "pixel_std": (0.5, 0.5, 0.5)}
+    )
+    settings = built.settings.model_copy(update={"model": built.settings.model.model_copy(update={"vision": vision})})
+    network = settings.task_model.build(settings.model, len(built.tokenizer))
+    network.load_state_dict(built.network.state_dict())
+    with pytest.raises(UserError, match=naming("weights or settings differ", "rebuild")):
+        ImageIndex(tmp_path / "index", Model(network.eval(), built.tokenizer, settings, origin="other statistics"))
+
+
 def test_the_weights_are_hashed_once(model, photos, tmp_path, monkeypatch):
     hashed = []
-    monkeypatch.setattr("x2vlm.runtime.weights_hash", lambda network: hashed.append(network) or "hash")
+    monkeypatch.setattr("x2vlm.runtime.identity", lambda network: hashed.append(network) or "hash")
     model("pretrain").index(photos, tmp_path / "index")
     assert len(hashed) == 1
 
