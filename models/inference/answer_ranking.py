@@ -28,6 +28,10 @@ counts the log-probability of the first token twice."""
 
 Ints = NDArray[np.int64]
 
+MAX_LOGITS = 2**27
+"""Maximum number of logits that are computed at once, which take 0.5 GB in float32. With XLM-R's 250,000 words, the logits of all
+nodes of a call would take 8.2 GB."""
+
 ROOT = 0
 """The node of [CLS], the first token of every answer."""
 
@@ -109,10 +113,9 @@ def rank_answers(
     if nodes_per_call is None:
         nodes_per_call = 640 if questions.states.device.type == "cpu" else 8192
     keys_values = decoder.project_texts(questions)
-    first = _first_tokens(decoder, keys_values, tree)
-    opening = first.index_select(1, send(torch.from_numpy(tree.following[:, 0]), first.device))
+    opening = _first_tokens(decoder, keys_values, tree)
     order = best_first(opening, min(k, len(tree)), ranking)
-    candidates, device = order.cpu().numpy(), first.device
+    candidates, device = order.cpu().numpy(), opening.device
     scores = opening.gather(1, order) * (2 if ranking == "released" else 1)
     calls = list(_calls([np.unique(tree.path[each]) for each in candidates], nodes_per_call))
     parts = keys_values.split([len(call) for call, _ in calls])
@@ -135,10 +138,23 @@ def best_first(scores: Tensor, k: int, ranking: Ranking) -> Tensor:
 
 
 def _first_tokens(decoder: AnswerDecoder, questions: KeysValues, tree: AnswerTree) -> Tensor:
-    """Log-probabilities (N, V) of the token after [CLS]."""
+    """Log-probabilities (N, C) of each candidate's token after [CLS]."""
     start = torch.full((len(questions), 1), int(tree.tokens[ROOT]), device=questions.device)
     states = decoder.decode(start, torch.ones(1, 1, 1, dtype=torch.bool, device=questions.device), questions)
-    return decoder.logits(states[:, 0]).log_softmax(dim=1)
+    tokens = send(torch.from_numpy(tree.following[:, 0]), questions.device)
+    parts = [logits.log_softmax(dim=1).index_select(1, tokens) for _, logits in _logits(decoder, states[:, 0])]
+    return torch.cat(parts)
+
+
+def _logits(decoder: AnswerDecoder, states: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Computes the logits of states (R, D) for at most :data:`MAX_LOGITS` logits at once.
+
+    Yields:
+        The index of the first state of a part, and the logits (rows of the part, V).
+    """
+    rows = max(1, MAX_LOGITS // len(decoder.words))
+    for start in range(0, len(states), rows):
+        yield start, decoder.logits(states[start : start + rows])
 
 
 def _calls(nodes: Sequence[Ints], max_nodes: int) -> Iterator[tuple[range, list[Ints]]]:
@@ -193,11 +209,14 @@ class _Subtrees:
         questions = torch.arange(len(ids), device=device)
         # The states of all nodes except the root, which predicts the first token.
         states = decoder.decode(ids, mask, keys_values, positions=depths)[:, 1:]
-        logits = decoder.logits(states)
-        total = logits.logsumexp(dim=2)
         positions, following = (part.masked_fill(~on_path, 0).flatten(1) for part in (positions - 1, following))
-        state_index = questions.unsqueeze(1) * logits.shape[1] + positions
-        likelihood = logits.flatten(0, 1)[state_index, following] - total.gather(1, positions)
+        state_index = questions.unsqueeze(1) * states.shape[1] + positions
+        likelihood = torch.zeros_like(state_index, dtype=torch.promote_types(states.dtype, torch.float32))
+        for start, logits in _logits(decoder, states.flatten(0, 1)):
+            row = state_index - start
+            in_part, row = (row >= 0) & (row < len(logits)), row.clamp(0, len(logits) - 1)
+            log_probability = logits[row, following] - logits.logsumexp(dim=1)[row]
+            likelihood = torch.where(in_part, log_probability, likelihood)
         return likelihood.view(on_path.shape).masked_fill(~on_path, 0).sum(dim=2)
 
 

@@ -22,6 +22,7 @@ from models.core.fusion import FusionConfig
 from models.core.packing import PackedTexts, Packing
 from models.core.text import TextArchitecture, TextConfig
 from models.core.xvlm import ModelConfig
+from models.inference import answer_ranking
 from models.inference.answer_ranking import AnswerTree, best_first, rank_answers
 from models.pretraining.model import PretrainModel
 from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig, left_to_right
@@ -216,6 +217,21 @@ def test_the_ranking_equals_scoring_candidates_separately(ranking, family, k):
         score = (total + first if ranking == "released" else total)[top]
         assert found.ids[row].tolist() == top[best_first(score.unsqueeze(0), len(score), ranking)[0]].tolist()
         assert_golden(found.probabilities[row], score.sort(descending=True).values.softmax(dim=0))
+
+
+@torch.no_grad()
+def test_the_number_of_logits_at_once_is_bounded_and_does_not_change_the_ranking(model, asked, monkeypatch):
+    tree = AnswerTree(candidates())
+    expected = rank_answers(model.decoder, asked, tree, 9, "likelihood")
+    sizes = []
+    logits = model.decoder.logits
+    monkeypatch.setattr(model.decoder, "logits", lambda states: sizes.append(len(part := logits(states))) or part)
+    bound = 3 * len(model.decoder.words)
+    monkeypatch.setattr(answer_ranking, "MAX_LOGITS", bound)
+    found = rank_answers(model.decoder, asked, tree, 9, "likelihood")
+    assert max(sizes) == 3
+    assert found.ids.equal(expected.ids)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-6, rtol=1e-5)
 
 
 def test_the_two_rankings_can_disagree():
