@@ -262,6 +262,20 @@ def test_long_captions_have_the_same_losses_as_alone():
     assert not model.requested(replace(batch, unmatched=("images",)))["long_images"].count("matching")
 
 
+@pytest.mark.parametrize(("images", "regions"), [("negative", "ignore"), ("ignore", "negative")])
+def test_equal_long_captions_are_treated_like_equal_captions(images, regions):
+    """If pairs with equal texts are not compared, a batch in which all texts are equal has no negatives to match."""
+    key = "model.contrastive.identical_texts"
+    model, batch = built([*STREAMS["long captions"], f"{key}.images={images}", f"{key}.regions={regions}"])
+    for name, treatment in (("images", images), ("regions", regions)):
+        part = getattr(batch, name)
+        long = replace(part.long, text=replace(part.long.text, text_id=torch.zeros_like(part.long.text.text_id)))
+        equal = replace(part, text=replace(part.text, text_id=torch.zeros_like(part.text.text_id)), long=long)
+        counts = model.counts(replace(batch, **{name: equal}))
+        for stream in (name, LONG + name):
+            assert (counts[f"{stream}/matching"] == 0) == (treatment == "ignore"), stream
+
+
 def test_the_images_of_long_captions_are_encoded_once(monkeypatch):
     model, batch = built(STREAMS["long captions"])
     encoded = []
