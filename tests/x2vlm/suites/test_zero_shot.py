@@ -13,8 +13,10 @@ from metrics.grounding import pixel_iou
 from metrics.retrieval import ranks_of_first_match
 from tests.x2vlm.suites.official import FOLDERS, classes_in, picture
 from utils.errors import UserError
+from x2vlm.boxes import Box
 from x2vlm.matching import sums
 from x2vlm.suites import suite_named
+from x2vlm.suites.suite import CONDITIONS
 
 
 def write_suite(name: str, folder: Path):
@@ -190,6 +192,32 @@ def test_phrases_are_judged_by_the_iou_of_the_published_script(model, tmp_path):
     assert [example["iou"] for example in judged.examples] == [pytest.approx(overlap, abs=1e-3)] * 3
     assert judged.values["box head"]["model"].tolist() == [[float(overlap >= 0.5)]] * 3
     assert judged.kinds == ["val", "testA", "testB"]
+
+
+def test_boxes_in_the_grey_image_are_scaled_to_the_image_of_the_phrase(model, tmp_path, monkeypatch):
+    """A locator that always returns the right part of the image that it sees is right in every condition. The grey image is
+    square, the phrase's image is not."""
+    write_suite("refcoco", tmp_path)
+    path, true = tmp_path / "instances.json", (4, 18, 20, 3)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["annotations"][0]["bbox"] = true
+    path.write_text(json.dumps(content), encoding="utf-8")
+    asked, sizes = model("pretrain"), set()
+
+    def locate(images, texts):
+        sizes.update(image.size for image in images)
+        relative = [true[0] / 32, true[1] / 24, true[2] / 32, true[3] / 24]
+        return [
+            [Box("", *(part * side for part, side in zip(relative, image.size * 2, strict=True)))] for image in images
+        ]
+
+    monkeypatch.setattr(asked, "locate", locate)
+    suite = suite_named("refcoco")
+    judged = suite.judge(asked, suite.read(tmp_path, ()))
+    assert len(sizes) == 2, "otherwise this test proves nothing"
+    assert {condition: values.tolist() for condition, values in judged.values["box head"].items()} == {
+        condition: [[1.0]] * 3 for condition in CONDITIONS
+    }
 
 
 def test_a_model_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
