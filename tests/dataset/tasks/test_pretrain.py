@@ -513,6 +513,37 @@ def test_hard_negatives_belong_to_their_text_and_count_if_present(maker, write_l
     assert seen == HARD
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_attributes_and_long_captions_are_true_of_the_image(maker, write_lines, make_pair, tokenizer, complete):
+    """They are as true as captions, so no hard negative may equal them. Without them in the record, the same texts are wrong."""
+    star = {"bb": [0, 0, 20, 20], "caption": "star", "attributes": ["red", "blue"] if complete else ["red"]}
+    dog = {"bb": [20, 0, 20, 20], "caption": "dog", "long_caption": "a dog on a large circle" if complete else "a dog"}
+    record = {**make_pair(0), "caption": "the red star on the right of a small circle", "elems": [star, dog]}
+    file = write_lines("a.jsonl", [record])
+    hard = HardNegativesConfig(count=16, sources=("replaced", "exchanged"))
+    images = ImageStreamConfig(files=[file], batch_size=1, hard_negatives=hard)
+    regions = RegionStreamConfig(files=[file], batch_size=3, max_images=1, crop=False, hard_negatives=hard)
+    batches, made = maker(images=images, regions=regions), set[str]()
+    for number in range(20):
+        batch = batches.make(number)
+        for part in (batch.images, regions_of(batch)):
+            counted = part.hard_negatives.valid.flatten().nonzero().flatten().tolist()
+            made |= {words(tokenizer, part.hard_negatives.text, row) for row in counted}
+    assert any("on the left of" in text for text in made)
+    assert any("blue star" in text for text in made) is not complete
+    assert any("large circle" in text for text in made) is not complete
+
+
+def test_hard_negatives_are_counted_with_the_attributes_that_precede_captions(maker, write_lines, make_pair):
+    """Otherwise a warning would claim that few texts have a hard negative."""
+    star = {"bb": [0, 0, 20, 20], "caption": "star", "attributes": ["red"]}
+    file = write_lines("a.jsonl", [{**make_pair(0), "caption": None, "elems": [star]}])
+    hard = HardNegativesConfig(sources=("replaced",))
+    regions = RegionStreamConfig(files=[file], batch_size=3, max_images=1, crop=False, hard_negatives=hard)
+    counts = maker(regions=regions).count_hard_negatives()["regions"]
+    assert (counts.texts, counts.having) == (1, 1)
+
+
 def test_hard_negatives_are_absent_by_default(maker, write_lines, make_pair):
     file = write_lines("a.jsonl", [{**make_pair(0), "hard_negatives": ["no star"]}])
     batch = maker(images=ImageStreamConfig(files=[file], batch_size=1)).make(0)

@@ -49,7 +49,7 @@ def test_no_text_about_the_image_is_a_hard_negative(maker, captions):
     """Neither a caption nor a long caption, whichever of them the stream uses, nor a text about a box."""
     short, long, of_a_box = "a red star", "a small red star and a blue star", "a green star"
     described = Description((short,), (long,), (short, long, of_a_box, "a wet star"))
-    found = drawn(maker(captions, count=16), described, ((of_a_box,),))
+    found = drawn(maker(captions, count=16), described, (Description((of_a_box,)),))
     assert "a wet star" in found and len(found) > 5
     assert found.isdisjoint({short, long, of_a_box, "a blue star"})
 
