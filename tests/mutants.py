@@ -598,7 +598,7 @@ def files_in(files: Collection[str], paths: Collection[str]) -> list[str]:
     """Returns the recorded ``files`` at or below any of ``paths``, which are relative to the checkout.
 
     Raises:
-        SystemExit: if there is no recorded file at or below a path.
+        SystemExit: if no recorded file is at or below a path.
     """
     chosen: set[str] = set()
     for path in paths:

@@ -52,7 +52,7 @@ def batch_of(counts: list[int], valid: list[bool] | None = None) -> GroundingBat
 def by_scipy(
     found: BoxSet, batch: GroundingBatch, class_cost: float = 1, l1_cost: float = 5, giou_cost: float = 2
 ) -> dict[str, float]:
-    """The losses, computed one phrase at a time. The costs are those of DETR's matcher (``models/matcher.py``)."""
+    """The losses, computed one phrase at a time. The costs are the same as in DETR's ``models/matcher.py``."""
     totals = {"l1": 0.0, "giou": 0.0, "belongs": 0.0}
     for boxes, logits, true, present, valid in zip(*found, batch.boxes_cxcywh, batch.present, batch.valid, strict=True):
         if not valid:
@@ -161,6 +161,13 @@ def test_a_query_initially_attends_to_the_patches_at_its_cell():
         _, weights = block.multihead_attn(head.queries.unsqueeze(0), memory, memory)
         away = centres[weights[0].argmax(dim=1)] - head.cells.sigmoid()[:, :2]
         assert away.abs().max() < 0.15
+
+
+@torch.no_grad()
+def test_a_box_initially_belongs_to_a_phrase_with_a_low_probability():
+    """Most queries have no box, as in focal loss (Lin et al., 2017, section 4.1)."""
+    model, batch = model_of_sets(), batch_of([1] * 8)
+    assert 0.05 < model.locate_all(batch.pixels, batch.text).logits.sigmoid().mean() < 0.2
 
 
 def test_a_batch_without_any_box_has_losses():

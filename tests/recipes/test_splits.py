@@ -1,7 +1,7 @@
 """Every shipped config trains, validates and tests on the splits that its keys promise: ``testB`` reads testB, and nothing trains
 on val or test.
 
-The rules look at names only, so they hold for all configs, including those that the oracle (``oracle.py``) does not cover.
+The rules look at names only, so they hold for all configs, including our own, which the oracle (``oracle.py``) does not cover.
 """
 
 from __future__ import annotations
