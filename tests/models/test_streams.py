@@ -12,7 +12,7 @@ import torch
 
 from batches.base import Batch
 from batches.losses import weighted_sum
-from batches.pretraining import LONG, PretrainBatch
+from batches.pretraining import LONG, HardNegatives, PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.config import IdenticalTexts, StreamWeights
 from models.pretraining.model import PretrainModel, zero_loss
@@ -274,6 +274,21 @@ def test_equal_long_captions_are_treated_like_equal_captions(images, regions):
         counts = model.counts(replace(batch, **{name: equal}))
         for stream in (name, LONG + name):
             assert (counts[f"{stream}/matching"] == 0) == (treatment == "ignore"), stream
+
+
+def test_only_valid_long_captions_count_and_they_have_no_hard_negatives():
+    """An example without a long caption has a filler instead."""
+    model, batch = built(STREAMS["long captions"])
+    for name in ("images", "regions"):
+        part = getattr(batch, name)
+        valid = torch.arange(len(part.valid)) % 2 == 0
+        hard = HardNegatives(part.text.plain(), torch.ones(len(valid), 1, dtype=torch.bool))
+        changed = replace(part, long=replace(part.long, valid=valid), hard_negatives=hard)
+        with_fillers = replace(batch, **{name: changed})
+        counts = model.counts(with_fillers)
+        assert (counts[f"{LONG}{name}/contrastive"], counts[f"{name}/contrastive"]) == (valid.sum(), part.valid.sum())
+        streams = with_fillers.streams()
+        assert streams[name].hard_negatives is hard and streams[LONG + name].hard_negatives is None
 
 
 def test_the_images_of_long_captions_are_encoded_once(monkeypatch):
