@@ -475,6 +475,16 @@ def test_texts_may_be_short_long_or_either(maker, tokenizer, write_lines, make_p
     assert found == {"images": images, "whole images": images, "boxes": boxes}
 
 
+def test_long_captions_have_the_weight_of_their_stream():
+    images = ImageStreamConfig(files=["a.jsonl"], batch_size=1, weight=0.5, captions="both")
+    regions = RegionStreamConfig(files=["a.jsonl"], batch_size=1, max_images=1, weight=3, captions="both")
+    texts = TextStreamConfig(files=["a.jsonl"], batch_size=1, weight=2)
+    found = DataConfig(images=images, regions=regions, texts=texts).loss_weights()
+    assert found == {"images": 0.5, "regions": 3, "texts": 2, "long_images": 0.5, "long_regions": 3}
+    sampled = images.model_copy(update={"captions": "sample"})
+    assert DataConfig(images=sampled).loss_weights() == {"images": 0.5}
+
+
 HARD = {
     "a red star left of a blue dog": {"a blue star left of a red dog", "a street"},
     "a red star": {"a blue star", "a bright star"},

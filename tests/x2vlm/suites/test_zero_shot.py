@@ -11,6 +11,7 @@ import pytest
 
 from metrics.grounding import pixel_iou
 from metrics.retrieval import ranks_of_first_match
+from tests.tasks.painted import LOOKS
 from tests.x2vlm.suites.official import FOLDERS, classes_in, picture
 from utils.errors import UserError
 from x2vlm.boxes import Box
@@ -38,6 +39,27 @@ def test_retrieval_ranks_like_a_full_matrix_of_scores(model, tmp_path):
         np.testing.assert_array_equal(judged.values[score]["model"], ranks[:, None] < np.array([1, 5, 10]))
     assert judged.kinds == ["image to text"] * 3 + ["text to image"] * 5
     assert judged.chance["text to image: R@1"] == pytest.approx(1 / 3)
+
+
+def test_the_matching_head_ranks_without_the_cosine(model, tmp_path):
+    """The ranks by the two scores differ. With three images, they would be equal."""
+    texts = [f"a {size} {colour} {shape}" for colour, size, shape in LOOKS]
+    entries = [{"image": f"images/{number}.png", "caption": [text]} for number, text in enumerate(texts)]
+    for number in range(len(texts)):
+        picture(tmp_path / f"images/{number}.png", seed=number)
+    (tmp_path / "coco_test.json").write_text(json.dumps(entries), encoding="utf-8")
+    suite, asked = suite_named("retrieval-coco"), model("pretrain")
+    judged = suite.judge(asked, suite.read(tmp_path, ()))
+    images = [tmp_path / entry["image"] for entry in entries]
+    margins, cosines = asked.margins(images, texts), asked.embed_images(images) @ asked.embed_texts(texts).T
+    bounds = {}
+    for score, matrix in {"matching": margins, "sum": sums(asked, margins, cosines)}.items():
+        ahead = np.concatenate([matrix, matrix.T]) - np.tile(np.diag(matrix), 2)[:, None]
+        low, high = ((ahead > margin).sum(axis=1) for margin in (1e-4, -1e-4))  # batches round differently
+        ranks = np.array([example["ranks"][score] for example in judged.examples])
+        assert ((low < ranks) & (ranks <= high)).all()
+        bounds[score] = low, high
+    assert (bounds["matching"][1] <= bounds["sum"][0]).any(), "otherwise this test proves nothing"
 
 
 def test_one_direction_can_be_measured(model, tmp_path):
@@ -147,7 +169,10 @@ def test_classes_are_compared_by_the_mean_of_their_templates(model, tmp_path):
     judged = suite.judge(asked, content)
     images = [path for path, _ in content.images]
     means = sum(asked.embed_texts(content.texts(template)) for template in content.templates)
-    chosen = (asked.embed_images(images) @ means.T / np.linalg.norm(means, axis=1)).argmax(axis=1)
+    cosines = asked.embed_images(images) @ means.T / np.linalg.norm(means, axis=1)
+    for row, example in zip(cosines, judged.examples, strict=True):
+        assert example["scores"]["cosine"] == pytest.approx(dict(zip(content.names, row, strict=True)), abs=1e-4)
+    chosen = cosines.argmax(axis=1)
     np.testing.assert_array_equal(judged.values["cosine"]["model"][:, 0], chosen == [0, 1, 1, 1])
     matched = asked.margins(images, content.texts("a {c}")).argmax(axis=1)
     np.testing.assert_array_equal(judged.values["matching"]["model"][:, 0], matched == [0, 1, 1, 1])
