@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from x2vlm.boxes import in_pixels, region_masks
+from x2vlm.regions import matching_regions
+from x2vlm.runtime import _boxes_above
 
 HEIGHT, WIDTH, PATCH = 24, 56, 8
 
@@ -38,3 +40,10 @@ def test_a_box_in_pixels_is_scaled_by_width_and_height_and_clipped(relative, pix
     box = in_pixels("a star", relative, 0.5, (200, 100))
     assert (box.x, box.y, box.width, box.height) == pytest.approx(pixels)
     assert (box.phrase, box.score) == ("a star", 0.5)
+
+
+def test_a_probability_of_exactly_the_threshold_is_enough():
+    boxes, scores = torch.eye(4)[:3], torch.tensor([0.25, 0.75, 0.5])
+    assert _boxes_above(boxes, scores, 0.5) == [(boxes[1].tolist(), 0.75), (boxes[2].tolist(), 0.5)]
+    [found] = matching_regions(lambda regions, _: torch.full((len(regions),), 0.5), (2, 2), 1, threshold=0.5)
+    assert {score for _, score in found} == {0.5}

@@ -167,6 +167,17 @@ def test_region_rows_point_at_their_boxes(maker, tokenizer, write_lines, make_re
     assert circle in ("small the blue circle", "large the blue circle")
 
 
+def test_patches_of_boxes_are_right_if_the_input_is_not_square(tokenizer, write_lines, make_pair, tmp_path):
+    """The image of 40 x 32 pixels is resized to 48 x 16 pixels, which are two rows of six patches."""
+    left, corner = {"bb": [0, 0, 10, 32], "caption": "a dog"}, {"bb": [20, 0, 20, 16], "caption": "a cat"}
+    file = write_lines("a.jsonl", [{**make_pair(0), "caption": None, "elems": [left, corner]}])
+    regions = RegionStreamConfig(files=[file], batch_size=2, max_images=1, crop=False, augment=PLAIN)
+    data = DataConfig(cache_index=str(tmp_path / "index"), regions=regions)
+    part = regions_of(PretrainBatches(data, tokenizer=tokenizer, image_size=(16, 48), patch_size=8, seed=0).make(0))
+    found = {words(tokenizer, part.text, row): part.patch_mask[row].view(2, 6).int().tolist() for row in range(2)}
+    assert found == {"a dog": [[1, 1, 0, 0, 0, 0]] * 2, "a cat": [[0, 0, 0, 1, 1, 1], [0] * 6]}
+
+
 def test_a_phrase_with_several_boxes_has_the_patches_of_all_and_no_box_loss(maker, write_lines, make_pair):
     """In an image of 40 x 32 pixels, the first box covers the top left patch of 4 x 4 patches, and the second the bottom right
     one."""
@@ -534,7 +545,7 @@ def test_attributes_and_long_captions_are_true_of_the_image(maker, write_lines, 
     images = ImageStreamConfig(files=[file], batch_size=1, hard_negatives=hard)
     regions = RegionStreamConfig(files=[file], batch_size=3, max_images=1, crop=False, hard_negatives=hard)
     batches, made = maker(images=images, regions=regions), set[str]()
-    for number in range(20):
+    for number in range(80):
         batch = batches.make(number)
         for part in (batch.images, regions_of(batch)):
             counted = part.hard_negatives.valid.flatten().nonzero().flatten().tolist()
@@ -542,6 +553,32 @@ def test_attributes_and_long_captions_are_true_of_the_image(maker, write_lines, 
     assert any("on the left of" in text for text in made)
     assert any("blue star" in text for text in made) is not complete
     assert any("large circle" in text for text in made) is not complete
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_texts_about_the_image_and_other_boxes_are_no_hard_negatives_of_a_box(
+    maker, write_lines, make_pair, tokenizer, complete
+):
+    """Without these texts in the record, the same texts are hard negatives."""
+    elements = [
+        {"bb": [20 * number, 0, 20, 20], "caption": text}
+        for number, text in enumerate(("a red star", "a small circle"))
+    ]
+    others = {"caption": "a blue star"} if complete else {"caption": "a dog"}
+    elements += [{"bb": [0, 20, 12, 12], "caption": "a large circle"}] if complete else []
+    file = write_lines("a.jsonl", [{**make_pair(0), **others, "elems": elements}])
+    hard = HardNegativesConfig(count=16, sources=("replaced",))
+    regions = RegionStreamConfig(
+        files=[file], batch_size=3, max_images=1, crop=False, whole_image_rows=False, hard_negatives=hard
+    )
+    batches, made = maker(regions=regions), set[str]()
+    for number in range(80):
+        negatives = regions_of(batches.make(number)).hard_negatives
+        counted = negatives.valid.flatten().nonzero().flatten().tolist()
+        made |= {words(tokenizer, negatives.text, row) for row in counted}
+    assert made, "otherwise this test proves nothing"
+    assert (made & {"a blue star", "a large circle"} == set()) is complete
+    assert complete or made >= {"a blue star", "a large circle"}
 
 
 def test_hard_negatives_are_counted_with_the_attributes_that_precede_captions(maker, write_lines, make_pair):

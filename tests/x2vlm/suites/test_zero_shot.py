@@ -245,6 +245,17 @@ def test_boxes_in_the_grey_image_are_scaled_to_the_image_of_the_phrase(model, tm
     }
 
 
+def test_an_iou_of_exactly_one_half_is_right(model, tmp_path, monkeypatch):
+    """As in the published script (``IoU >= 0.5``)."""
+    suite, content = write_suite("refcoco", tmp_path)
+    asked = model("pretrain")
+    monkeypatch.setattr(asked, "locate", lambda images, texts: [[Box("", 2, 3, 10, 15)] for _ in images])
+    judged = suite.judge(asked, content)
+    assert [example["iou"] for example in judged.examples] == [0.5] * 3
+    assert judged.values["box head"]["model"].tolist() == [[1.0]] * 3
+    assert [example["right"] for example in judged.examples] == [{"box head": {"accuracy": 1.0}}] * 3
+
+
 def test_a_model_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
     suite, content = write_suite("refcoco", tmp_path)
     with pytest.raises(UserError, match="zero-shot grounding needs a model for the task pretrain"):
