@@ -3,12 +3,14 @@
     python -m tests.mutants record -n 2 --dist worksteal    # once: which test runs which line, and how long each test takes
     python -m tests.mutants run --tests "not slow"          # 60 mutants against the fast tests
     python -m tests.mutants run                             # the same 60 mutants against all tests
+    python -m tests.mutants run --paths metrics models/core/set_head.py    # 60 mutants of these files only
 
 ``record`` runs the tests (all of them, unless its pytest arguments say otherwise) under coverage. ``run`` draws mutants of the
 recorded lines with a fixed seed. It plants one mutant at a time in a temporary copy of the checkout, never in the checkout
 itself, and runs the tests that cover the mutated line until one fails. The draw does not depend on ``--tests``, so the fraction
-of mutants that the fast tests catch can be compared with the fraction that all tests catch. Results are appended to
-``results.jsonl`` as they come; rerun the same command to continue. After the tests or the code have changed, record again.
+of mutants that the fast tests catch can be compared with the fraction that all tests catch. ``--paths`` draws only from these
+files and from the files in these folders, and works with the same record. Results are appended to ``results.jsonl`` as they
+come; rerun the same command to continue. After the tests or the code have changed, record again.
 
 Only expressions inside functions are mutated. Module constants, default values, decorators, type annotations, strings, ``raise``
 statements and log calls are left alone. Lines that only child processes run are not recorded, so they are not mutated either.
@@ -41,12 +43,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
-PACKAGES = ("models", "engine", "dataset", "tasks")
+PACKAGES = ("models", "engine", "dataset", "tasks", "x2vlm", "metrics")
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "runs" / "mutants"
 """Default folder of the record and of the results; git ignores it."""
@@ -592,11 +594,30 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def files_in(files: Collection[str], paths: Collection[str]) -> list[str]:
+    """Returns the recorded ``files`` at or below any of ``paths``, which are relative to the checkout.
+
+    Raises:
+        SystemExit: if no recorded file is at or below a path.
+    """
+    chosen: set[str] = set()
+    for path in paths:
+        found = [file for file in files if PurePosixPath(file).is_relative_to(PurePosixPath(path))]
+        if not found:
+            raise SystemExit(
+                f"--paths {path}: no recorded file is at or below this path; pass files or folders in "
+                f"{', '.join(PACKAGES)}, relative to the checkout, or record again"
+            )
+        chosen.update(found)
+    return [file for file in files if file in chosen]
+
+
 def run(root: Path, folder: Path, options: argparse.Namespace) -> int:
     """Draw mutants, run the mutants without a result, and print all results and the share caught."""
     known = Record.read(folder)
-    sources = {file: (root / file).read_bytes() for file in known.sources if (root / file).is_file()}
-    changed = [file for file, digest in known.sources.items() if _digest(sources.get(file, b"")) != digest]
+    files = files_in(known.sources, options.paths) if options.paths else list(known.sources)
+    sources = {file: (root / file).read_bytes() for file in files if (root / file).is_file()}
+    changed = [file for file in files if _digest(sources.get(file, b"")) != known.sources[file]]
     if changed:
         _say(f"skipped, since they changed after the record: {', '.join(changed)}")
     mutants = [
@@ -680,6 +701,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("record", help="run the tests under coverage; all other arguments are passed to pytest")
     running = commands.add_parser("run", help="draw mutants and run the tests that cover them")
     running.add_argument("--count", type=int, default=60, help="number of mutants (default: 60)")
+    running.add_argument(
+        "--paths",
+        nargs="+",
+        metavar="PATH",
+        help="files or folders, relative to the checkout, to draw mutants from (default: all recorded files)",
+    )
     running.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
     running.add_argument("--tests", metavar="MARKERS", help="marker expression of the tests (default: all tests)")
     running.add_argument("--most", type=int, default=60, help="maximum number of tests per mutant (default: 60)")

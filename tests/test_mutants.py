@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from tests import mutants
-from tests.mutants import choose, draw, mutants_of
+from tests.messages import naming
+from tests.mutants import choose, draw, files_in, mutants_of
 
 SUMS = '''"""Sums."""
 
@@ -29,9 +30,12 @@ def total(values: list[int], start: int = 0) -> int:
 def untested(é: int) -> int: return é - 1
 '''
 
+DOUBLES = "def double(value: int) -> int:\n    return 2 * value\n"
+
 TESTS = """
 from pathlib import Path
 import pytest
+from metrics.doubles import double
 from models.sums import total, untested
 
 def test_total():
@@ -43,7 +47,7 @@ def test_limit():
     assert total([100, 1], start=8) == 109
 
 def test_runs():
-    untested(2)
+    untested(double(2))
 
 def test_here():
     total([1, 2])
@@ -106,11 +110,30 @@ def test_a_limited_number_of_tests_comes_from_all_files_fastest_first():
     assert choose(seconds, seconds, 9) == ["c::1", "a::1", "a::2", "a::3", "b::2", "b::1"]
 
 
+def test_paths_restrict_the_draw_to_files_and_to_folders():
+    files = ["metrics/box_sets.py", "models/core/set_head.py", "models/core/text.py", "models/core_of_tasks.py"]
+    assert files_in(files, ["models/core"]) == files[1:3]
+    assert files_in(files, ["models/core/", "./metrics/box_sets.py", "models/core/text.py"]) == files[:3]
+    assert files_in(files, ["."]) == files
+
+
+@pytest.mark.parametrize("path", ["models/cor", "optim", "models/core/none.py"])
+def test_a_path_without_recorded_files_is_an_error(path):
+    with pytest.raises(SystemExit, match=naming(f"--paths {path}", "no recorded file", "record again")):
+        files_in(["models/core/set_head.py"], ["models", path])
+
+
+def test_every_package_that_is_recorded_exists():
+    assert [package for package in mutants.PACKAGES if not (mutants.ROOT / package / "__init__.py").is_file()] == []
+    assert {"x2vlm", "metrics"} <= set(mutants.PACKAGES)
+
+
 @pytest.mark.slow
 def test_the_tests_of_each_tier_catch_what_they_cover_and_the_checkout_is_unchanged(tmp_path):
     pytest.importorskip("pytest_cov", reason="needs pytest-cov: pip install -r requirements-dev.txt")
     files = {
         "models/sums.py": SUMS,
+        "metrics/doubles.py": DOUBLES,
         "tests/test_sums.py": TESTS,
         "pyproject.toml": "[tool.pytest.ini_options]\naddopts = '-m \"not slow\"'\nmarkers = ['slow']",
         ".gitignore": "runs/",
@@ -126,7 +149,7 @@ def test_the_tests_of_each_tier_catch_what_they_cover_and_the_checkout_is_unchan
         command = [sys.executable, "-m", "tests.mutants", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
 
-    one = ("run", "--count=1", "--seed=5")
+    one = ("run", "--paths", "models", "--count=1", "--seed=5")
     assert "recorded 4 tests" in command("record", "-p", "no:cacheprovider")
     fast, every = command(*one), command(*one, "--jobs=2", "--tests", "slow or not slow")
     assert fast.splitlines()[-1].split() == ["total", "0", "of", "1", "caught", "0%"]
@@ -138,4 +161,6 @@ def test_the_tests_of_each_tier_catch_what_they_cover_and_the_checkout_is_unchan
     assert first["unreliable"] == ["tests/test_sums.py::test_here"]
     assert command(*one) == fast
     assert (tmp_path / "runs/mutants/results.jsonl").read_text() == results, "known results must not be computed again"
+    shares = command("run", "--paths", "metrics").splitlines()[-2:]
+    assert [line.split()[:4] for line in shares] == [["metrics", "0", "of", "1"], ["total", "0", "of", "1"]]
     assert (tmp_path / "models/sums.py").read_text(encoding="utf-8") == SUMS

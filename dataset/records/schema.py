@@ -88,11 +88,13 @@ class Description:
         captions: alternative captions, one of which is drawn each time.
         long_captions: alternative long captions.
         hard_negatives: texts that resemble a caption but are wrong.
+        attributes: alternative attributes, one of which is put before the caption; only boxes have attributes.
     """
 
     captions: Texts = ()
     long_captions: Texts = ()
     hard_negatives: Texts = ()
+    attributes: Texts = ()
 
     def texts(self, length: CaptionLength, rng: np.random.Generator) -> Texts:
         """Returns the captions of the given length. A missing long caption is replaced by a short one, and vice versa. With
@@ -122,13 +124,11 @@ class Element(Description):
         name: name of the element in messages, such as ``elems[0]``.
         boxes: boxes as x, y, width, height in pixels of the stored image, as floats (the authors' reader truncates them to
             integers). A phrase may have several boxes, or none if the image does not show what the phrase describes.
-        attributes: alternative attributes, one of which is put before the caption.
         grain: type of the description ("object", "region", …), as written in the record.
     """
 
     name: str = field(kw_only=True)
     boxes: tuple[Box, ...] = field(kw_only=True)
-    attributes: Texts = ()
     grain: str = "object"
 
 
@@ -220,14 +220,14 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
     )
 
 
-def phrases_of(raw: RawRecord) -> list[Texts]:
-    """Returns the texts of the elements of a record, without their boxes. Unusable elements are skipped."""
+def usable_elements(raw: RawRecord) -> list[Element]:
+    """Returns the elements of a record. Unusable elements are skipped."""
     values = raw.values.get("elems")
-    phrases = []
+    elements = []
     for index, value in enumerate(values if isinstance(values, list) else ()):
         with suppress(BrokenRecordError):
-            phrases.append(element_in(value, f"elems[{index}]", raw.location).captions)
-    return phrases
+            elements.append(element_in(value, f"elems[{index}]", raw.location))
+    return elements
 
 
 def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:

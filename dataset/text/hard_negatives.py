@@ -37,7 +37,8 @@ with / without
 word of that line, except for the synonyms between two slashes."""
 
 NEAR = 4
-"""Maximum distance in words between an attribute and the noun it describes."""
+"""Number of words in which an attribute and the noun it describes are searched: the attribute and the words after it or, after
+"is" and "are", the words before it."""
 
 _CONNECTING = ("and", "the", "with", "her", "his", "its", "their")
 """Words that may be between an attribute and the noun it describes, apart from words of one or two letters."""

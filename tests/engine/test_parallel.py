@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from engine.parallel import choice
 from engine.parallel.ddp import DataParallel
+from engine.parallel.fsdp import Groups
 from engine.train_config import ShardingConfig, TrainConfig
 from optim import OptimConfig
 from tasks.captioning import CaptioningTrainConfig
@@ -71,6 +73,16 @@ def test_settings_that_do_not_work_with_shards_are_rejected(setting, chosen, mon
         chosen(train(parallel="fsdp"), OptimConfig(lr=0.1, fused="apex"))
     with pytest.raises(UserError, match=naming("optim.freeze.cache", "FSDP2", "ddp")):
         chosen(train(parallel="fsdp"), OptimConfig(lr=0.1, freeze={"vision": True, "cache": {}}))
+
+
+def test_two_neighbouring_blocks_are_gathered_at_the_same_time():
+    """The peak holds for any order of the blocks."""
+    sizes = (1, 5, 7, 2)
+    orders = list(itertools.permutations(sizes))
+    assert {Groups(10, order, 3).peak for order in orders} == {
+        10 + max(a + b for order in orders for a, b in itertools.pairwise(order))
+    }
+    assert (Groups(10, (4,), 0).peak, Groups(10, (), 0).peak) == (14, 10)
 
 
 def test_captions_cannot_be_sampled_from_a_sharded_model():

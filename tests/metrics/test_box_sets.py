@@ -9,6 +9,7 @@ import torch
 from torchvision.ops import generalized_box_iou
 
 from metrics.box_sets import ScoredBoxes, average_precision, count_pairs, giou, is_exact
+from metrics.grounding import iou
 from utils.errors import UserError
 
 A, B, C = (0.2, 0.2, 0.2, 0.2), (0.7, 0.7, 0.2, 0.2), (0.2, 0.7, 0.2, 0.2)
@@ -79,6 +80,21 @@ def test_pairs_are_matched_in_order_of_overlap():
     """The second prediction fits A better, and the first one must not be matched to another box then."""
     assert count_pairs(boxes(NEAR_A, A), boxes(A)) == 1
     assert count_pairs(boxes(NEAR_A, A, B), boxes(A, B)) == 2
+
+
+@pytest.mark.parametrize("overlap", [iou, giou])
+def test_an_overlap_of_exactly_the_threshold_makes_a_pair(overlap):
+    """gRefCOCO's script stops at the first overlap below the threshold (``if top_value < self.thresh_iou: break``)."""
+    whole, half = boxes((0.5, 0.5, 1.0, 1.0)), boxes((0.25, 0.5, 0.5, 1.0))
+    assert overlap(whole, half).tolist() == [0.5]
+    assert count_pairs(half, whole, overlap) == 1
+    assert count_pairs(half, whole, overlap, threshold=0.51) == 0
+
+
+def test_a_score_of_exactly_the_threshold_is_kept():
+    found = ScoredBoxes(boxes(A, B, C), np.array([0.5, 0.7, 0.25]))
+    assert found.above(0.5).tolist() == boxes(A, B).tolist()
+    assert found.best.tolist() == boxes(B).tolist()
 
 
 def test_giou_equals_torchvisions():

@@ -1,6 +1,7 @@
 """Metrics with worked examples."""
 
 import doctest
+import itertools
 import json
 from pathlib import Path
 
@@ -83,6 +84,20 @@ def test_consistency_needs_every_pair_of_a_statement():
 def test_a_query_without_a_true_candidate_is_never_found():
     ranks = retrieval.ranks_of_first_match(np.array([[0.3, 0.2]]), np.zeros((1, 2), dtype=bool))
     assert ranks.tolist() == [retrieval.NO_MATCH]
+
+
+@pytest.mark.parametrize("captions_of", [[1], [1, 3], [1, 1, 2, 1], [2, 2, 2]])
+def test_the_chance_of_a_recall_is_its_mean_over_all_orders_of_the_candidates(captions_of):
+    """This includes R@5 and R@10 of fewer than five or ten candidates, which are always found."""
+    images, image_of_text = range(len(captions_of)), np.repeat(np.arange(len(captions_of)), captions_of)
+    orders = np.array(list(itertools.permutations(image_of_text)))
+    ranks = np.stack([(orders == image).argmax(axis=1) for image in images])
+    of_texts = np.array(list(itertools.permutations(images))).T  # the rank of each image, for each order
+    found = retrieval.chance_recalls(np.array(captions_of), len(image_of_text))
+    for k in retrieval.RECALL_AT:
+        assert found[f"image to text R@{k}"] == pytest.approx((ranks < k).mean()), k
+        assert found[f"text to image R@{k}"] == pytest.approx((of_texts < k).mean()), k
+    assert found["image to text mean"] == pytest.approx(np.mean([(ranks < k).mean() for k in (1, 5, 10)]))
 
 
 def test_recalls_are_the_means_of_the_scores_per_query():

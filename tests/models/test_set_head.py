@@ -12,7 +12,7 @@ from batches.grounding import GroundingBatch
 from batches.texts import Text
 from models.core.backbones.config import VisionConfig
 from models.core.fusion import FusionConfig
-from models.core.set_head import BoxSet, BoxSetConfig, box_set_losses
+from models.core.set_head import BoxSet, BoxSetConfig, BoxSetHead, box_set_losses
 from models.core.text import TextArchitecture, TextConfig
 from models.core.xvlm import ModelConfig
 from models.tasks.grounding import GroundingModel
@@ -49,8 +49,10 @@ def batch_of(counts: list[int], valid: list[bool] | None = None) -> GroundingBat
     )
 
 
-def by_scipy(found: BoxSet, batch: GroundingBatch) -> dict[str, float]:
-    """The losses, computed one phrase at a time."""
+def by_scipy(
+    found: BoxSet, batch: GroundingBatch, class_cost: float = 1, l1_cost: float = 5, giou_cost: float = 2
+) -> dict[str, float]:
+    """The losses, computed one phrase at a time. The costs are the same as in DETR's ``models/matcher.py``."""
     totals = {"l1": 0.0, "giou": 0.0, "belongs": 0.0}
     for boxes, logits, true, present, valid in zip(*found, batch.boxes_cxcywh, batch.present, batch.valid, strict=True):
         if not valid:
@@ -58,7 +60,7 @@ def by_scipy(found: BoxSet, batch: GroundingBatch) -> dict[str, float]:
         true = true[present]
         overlaps = generalized_box_iou(*(box_convert(each, "cxcywh", "xyxy") for each in (true, boxes)))
         distances = torch.cdist(true, boxes, p=1)
-        costs = 5 * distances - 2 * overlaps - logits.sigmoid()
+        costs = l1_cost * distances - giou_cost * overlaps - class_cost * logits.sigmoid()
         rows, columns = linear_sum_assignment(costs.detach().numpy())
         belongs = torch.zeros(QUERIES, dtype=torch.float64)
         belongs[columns] = 1
@@ -81,6 +83,19 @@ def test_losses_equal_those_with_scipys_assignment(valid):
         "giou": boxes,
         "belongs": sum(counted),
     }
+
+
+def test_the_assignment_and_the_losses_weigh_probability_l1_and_giou_as_in_detr():
+    """The probabilities of a fresh model are nearly equal, so these boxes and log-odds are drawn. Queries compete for boxes, and
+    every part of the cost decides some of the assignments."""
+    batch, generator = batch_of([3, 2, 4, 1] * 25), torch.Generator().manual_seed(2)
+    boxes = torch.rand(100, QUERIES, 4, generator=generator, dtype=torch.float64) * 0.4 + 0.2
+    found = BoxSet(boxes, 3 * torch.randn(100, QUERIES, generator=generator, dtype=torch.float64))
+    losses = box_set_losses(found, batch.boxes_cxcywh, batch.present, batch.valid)
+    assert {name: term.total.item() for name, term in losses.items()} == pytest.approx(by_scipy(found, batch))
+    assert {name: term.weight for name, term in losses.items()} == {"l1": 5, "giou": 2, "belongs": 1}
+    for others in ({"class_cost": -1}, {"class_cost": 0}, {"l1_cost": 1}, {"giou_cost": 1}, {"giou_cost": 0}):
+        assert by_scipy(found, batch, **others)["l1"] != pytest.approx(losses["l1"].total.item()), others
 
 
 def test_every_parameter_has_a_gradient_and_a_step_reduces_the_loss():
@@ -122,6 +137,37 @@ def test_queries_start_at_different_cells_all_over_the_image(queries):
     assert cells.shape == (queries, 4) and len({tuple(cell) for cell in cells.tolist()}) == queries
     if queries > 1:
         assert cells[0, :2].max() < 0.5 < cells[-1, :2].min()
+
+
+@pytest.mark.parametrize("queries", [2, 6, 12, 16, 20])
+def test_cells_tile_the_image(queries):
+    """These numbers of queries fill their grids, of which all but one have more columns than rows."""
+    cells = GroundingModel(CONFIG, box_set=BoxSetConfig(queries=queries)).set_head.cells.sigmoid()
+    low, high = box_convert(cells, "cxcywh", "xyxy").unsqueeze(1).chunk(2, dim=2)
+    points = torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) * 0.99 + 0.005
+    inside = ((low < points) & (points < high)).all(dim=2)
+    assert inside.sum(dim=0).tolist() == [1] * 500
+    assert inside.any(dim=1).all()
+
+
+@torch.no_grad()
+def test_a_query_initially_attends_to_the_patches_at_its_cell():
+    torch.manual_seed(0)
+    head = BoxSetHead(BoxSetConfig(queries=24, layers=2), 64, 2, 8, (12, 12))
+    y, x = torch.meshgrid(*[(torch.arange(12) + 0.5) / 12] * 2, indexing="ij")
+    centres = torch.stack([x, y], dim=-1).flatten(0, 1)
+    for block in head.decoder.layers:
+        memory = head.positions.unsqueeze(0)
+        _, weights = block.multihead_attn(head.queries.unsqueeze(0), memory, memory)
+        away = centres[weights[0].argmax(dim=1)] - head.cells.sigmoid()[:, :2]
+        assert away.abs().max() < 0.15
+
+
+@torch.no_grad()
+def test_a_box_initially_belongs_to_a_phrase_with_a_low_probability():
+    """Most queries have no box, as in focal loss (Lin et al., 2017, section 4.1)."""
+    model, batch = model_of_sets(), batch_of([1] * 8)
+    assert 0.05 < model.locate_all(batch.pixels, batch.text).logits.sigmoid().mean() < 0.2
 
 
 def test_a_batch_without_any_box_has_losses():

@@ -12,7 +12,7 @@ import torch
 
 from batches.base import Batch
 from batches.losses import weighted_sum
-from batches.pretraining import LONG, PretrainBatch
+from batches.pretraining import LONG, HardNegatives, PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.config import IdenticalTexts, StreamWeights
 from models.pretraining.model import PretrainModel, zero_loss
@@ -260,6 +260,35 @@ def test_long_captions_have_the_same_losses_as_alone():
     alone = totals(model, replace(batch, **{name: replace(each, long=None) for name, each in long.items()}))
     torch.testing.assert_close({name: found[LONG + name] for name in alone}, alone)
     assert not model.requested(replace(batch, unmatched=("images",)))["long_images"].count("matching")
+
+
+@pytest.mark.parametrize(("images", "regions"), [("negative", "ignore"), ("ignore", "negative")])
+def test_equal_long_captions_are_treated_like_equal_captions(images, regions):
+    """If pairs with equal texts are not compared, a batch in which all texts are equal has no negatives to match."""
+    key = "model.contrastive.identical_texts"
+    model, batch = built([*STREAMS["long captions"], f"{key}.images={images}", f"{key}.regions={regions}"])
+    for name, treatment in (("images", images), ("regions", regions)):
+        part = getattr(batch, name)
+        long = replace(part.long, text=replace(part.long.text, text_id=torch.zeros_like(part.long.text.text_id)))
+        equal = replace(part, text=replace(part.text, text_id=torch.zeros_like(part.text.text_id)), long=long)
+        counts = model.counts(replace(batch, **{name: equal}))
+        for stream in (name, LONG + name):
+            assert (counts[f"{stream}/matching"] == 0) == (treatment == "ignore"), stream
+
+
+def test_only_valid_long_captions_count_and_they_have_no_hard_negatives():
+    """An example without a long caption has a filler instead."""
+    model, batch = built(STREAMS["long captions"])
+    for name in ("images", "regions"):
+        part = getattr(batch, name)
+        valid = torch.arange(len(part.valid)) % 2 == 0
+        hard = HardNegatives(part.text.plain(), torch.ones(len(valid), 1, dtype=torch.bool))
+        changed = replace(part, long=replace(part.long, valid=valid), hard_negatives=hard)
+        with_fillers = replace(batch, **{name: changed})
+        counts = model.counts(with_fillers)
+        assert (counts[f"{LONG}{name}/contrastive"], counts[f"{name}/contrastive"]) == (valid.sum(), part.valid.sum())
+        streams = with_fillers.streams()
+        assert streams[name].hard_negatives is hard and streams[LONG + name].hard_negatives is None
 
 
 def test_the_images_of_long_captions_are_encoded_once(monkeypatch):

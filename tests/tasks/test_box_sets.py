@@ -8,7 +8,8 @@ import pytest
 from dataset.records.schema import ImageSource
 from dataset.tasks.grounding import Phrase
 from metrics.box_sets import ScoredBoxes
-from tasks.box_sets import EXACT, evaluate_sets, panel_of_set, true_boxes
+from tasks.box_sets import EXACT, MOST_PROBABLE, SINGLE, evaluate_sets, panel_of_set, true_boxes
+from tasks.grounding import evaluate_phrases
 
 SIZE = (200, 100)
 LEFT, RIGHT, LOW = (10.0, 10.0, 40.0, 40.0), (120.0, 20.0, 50.0, 30.0), (60.0, 60.0, 40.0, 30.0)
@@ -60,6 +61,15 @@ def test_metrics_equal_hand_computed_values():
     assert values["with one box: IoU >= 0.5 of the most probable box"] == 1.0
     assert 0 < values["AP"] <= values["AP50"] < 1
     assert [each["f1"] == 1 for each in evaluation.predictions] == RIGHT_ONES
+
+
+def test_an_iou_and_a_probability_of_exactly_the_threshold_are_enough():
+    """As in the evaluation of RefCOCO (``IoU >= 0.5``)."""
+    items, predicted = [phrase("whole", (0, 0, 200, 100))], [found(((0, 0, 100, 100), 0.5))]
+    values = evaluate_sets(items, predicted, 0.5).values()
+    assert values[EXACT] == values["Pr@(F1=1) (published script)"] == values[MOST_PROBABLE] == 1
+    single = evaluate_phrases(items, predicted).values()
+    assert single[SINGLE] == single[f"{SINGLE} (published script)"] == 1
 
 
 def test_a_lower_threshold_finds_more():

@@ -17,7 +17,7 @@ from dataset.media.augment import AugmentConfig, stack_views
 from dataset.media.video import VideoReadingConfig, VideoSource, check_backend
 from dataset.media.views import TrainingView
 from dataset.records.clips import VideoRecord, choose_clip, parse_video_record
-from dataset.records.schema import RawRecord, parse_image_record, phrases_of
+from dataset.records.schema import RawRecord, parse_image_record, usable_elements
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
@@ -139,8 +139,8 @@ class ImageStream(PairStream):
 
     def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
         record = parse_image_record(raw, self.keys, caption_key, self.captions)
-        phrases = phrases_of(raw) if self.text_maker.hard_negatives else []
-        wording = self.text_maker.choose(record, phrases, rng, record.location)
+        elements = usable_elements(raw) if self.text_maker.hard_negatives else []
+        wording = self.text_maker.choose(record, elements, rng, record.location)
         view = self.view(record.image, rng, may_flip=wording.may_flip(self.careful_flip))
         return view, self.text_maker.encode(wording, rng)
 
@@ -149,7 +149,7 @@ class ImageStream(PairStream):
 
         def described(raw: RawRecord) -> Described:
             record = parse_image_record(raw, self.keys, self.caption_keys[0], self.captions)
-            return [record], phrases_of(raw)
+            return [record], usable_elements(raw)
 
         source = self.sources[0]
         assert source is not None

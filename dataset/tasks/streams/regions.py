@@ -23,7 +23,6 @@ from dataset.records.schema import (
     Element,
     RawRecord,
     RegionRecord,
-    Texts,
     parse_region_record,
 )
 from dataset.shards.samplers import RecordSource, sample_rng
@@ -124,9 +123,7 @@ class RegionStream:
         def described(raw: RawRecord) -> Described:
             record = parse_region_record(raw, self.keys, self.config.caption_key)
             everything = [record, *record.elements]
-            return everything if self.config.whole_image_rows else record.elements, [
-                each.captions for each in everything
-            ]
+            return everything if self.config.whole_image_rows else record.elements, everything
 
         return self.text_maker.count_hard_negatives(self.source.shards, described)
 
@@ -190,8 +187,7 @@ class RegionStream:
         encoded = EncodedImage(record.image.load(), self.max_pixels, record.location, self.pixels, record.image.path)
         _, height, width = encoded.shape
         broken = list(record.broken)
-        phrases = [record.captions, *(element.captions for element in record.elements)]
-        caption = self._caption(record, phrases, rng, broken)
+        caption = self._caption(record, rng, broken)
         elements, outside = elements_inside(record, width, height)
         broken += outside
         crop, visible = visible_elements(
@@ -202,7 +198,7 @@ class RegionStream:
             max_elements=self.config.max_regions - len(caption),
             min_inside=self.config.min_inside,
         )
-        texts = [self._element_text(element, phrases, record.location, rng, broken) for element, _ in visible]
+        texts = [self._element_text(element, record, rng, broken) for element, _ in visible]
         account.broken += broken
         image = resize(crop.of(encoded), self.image_size)
         flip = rng.random() < self.config.augment.flip
@@ -222,15 +218,13 @@ class RegionStream:
             raise BrokenRecordError(kind, record.location, why)
         return (self.rand_augment(image, rng), rows) if rows else None
 
-    def _caption(
-        self, record: RegionRecord, phrases: list[Texts], rng: np.random.Generator, broken: list[BrokenRecord]
-    ) -> list[Wording]:
+    def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[Wording]:
         """Returns the texts of the whole image's row, or an empty list without a usable caption."""
         texts = record.captions or (record.long_captions if self.config.captions != "short" else ())
         if not (self.config.whole_image_rows and texts):
             return []
         try:
-            return [self.text_maker.choose(record, phrases, rng, record.location)]
+            return [self.text_maker.choose(record, record.elements, rng, record.location)]
         except BrokenRecordError as error:
             broken.append(error.as_broken())
             return []
@@ -238,16 +232,15 @@ class RegionStream:
     def _element_text(
         self,
         element: Element,
-        phrases: list[Texts],
-        location: str,
+        record: RegionRecord,
         rng: np.random.Generator,
         broken: list[BrokenRecord],
     ) -> Wording | None:
         """Returns the texts of an element, or None if they cannot be used."""
         try:
-            return self.text_maker.choose(element, phrases, rng, location, element.attributes)
+            return self.text_maker.choose(element, [record, *record.elements], rng, record.location)
         except BrokenRecordError as error:
-            broken.append(BrokenRecord(error.kind, location, f"{element.name}: {error.message}"))
+            broken.append(BrokenRecord(error.kind, record.location, f"{element.name}: {error.message}"))
             return None
 
     def _row(self, texts: EncodedWording, boxes: list[Box]) -> RegionRow:

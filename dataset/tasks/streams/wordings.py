@@ -29,8 +29,8 @@ FEW_HARD_NEGATIVES = 0.1
 ADD_SOURCES = "add other sources, or hard_negatives to the records (docs/records.md), or set hard_negatives to null"
 """Remedy to suggest if there are few hard negatives."""
 
-Described = tuple[Sequence[Description], Sequence[Texts]]
-"""The texts about the image and about each box of a record; and all texts of the record."""
+Described = tuple[Sequence[Description], Sequence[Description]]
+"""The descriptions of a record that have examples; and all descriptions of the record."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,19 @@ class TextMaker:
     def choose(
         self,
         described: Description,
-        others: Sequence[Texts],
+        others: Sequence[Description],
         rng: np.random.Generator,
         location: str,
-        attributes: Texts = (),
     ) -> Wording:
         """Chooses the texts of an example; if there are several, the choice is random. The languages of text and attribute are
         drawn independently.
 
         Args:
             described: the texts about an image or a box.
-            others: the texts about the image and each of its boxes, from which hard negatives are built.
+            others: the texts about the image and each of its boxes, whose words can be exchanged. No hard negative equals one
+                of these texts.
             rng: source of randomness.
             location: location of the record, to name in error messages.
-            attributes: attributes, of which one is put before the text.
 
         Raises:
             BrokenRecordError: "empty text" or "missing key" if there is no text.
@@ -108,13 +107,13 @@ class TextMaker:
         texts = described.texts(self.length, rng)
         text = self.text.choose(texts, rng, location)
         language = self.text.config.language or self._language_of(text, texts)
-        if attributes:
-            text = clean_caption(f"{self.text.choose(attributes, rng, location)} {text}", self.text.max_words)
+        if described.attributes:
+            text = self._with_attribute(self.text.choose(described.attributes, rng, location), text)
         more = described.more_texts(self.length)
         long = self.text.choose(more, rng, location) if more else None
         if self.hard_negatives is None:
             return Wording(text, long)
-        truths = self._cleaned([described.captions, described.long_captions, *others], language)
+        truths = [text for each in (described, *others) for text in self._truths(each, language)]
         given = self._cleaned([described.hard_negatives], language)
         negatives = hard_negatives(self.hard_negatives, text, given, truths, rng, english=language in (None, ENGLISH))
         return Wording(text, long, tuple(negatives))
@@ -177,6 +176,15 @@ class TextMaker:
                 if text in self._cleaned([(each,)], language):
                     return language
         return None
+
+    def _truths(self, described: Description, language: str | None) -> list[str]:
+        """Returns all captions, long captions, and captions with an attribute, in a language."""
+        texts = self._cleaned([described.captions, described.long_captions], language)
+        attributes = self._cleaned([described.attributes], language)
+        return texts + [self._with_attribute(attribute, text) for attribute in attributes for text in texts]
+
+    def _with_attribute(self, attribute: str, text: str) -> str:
+        return clean_caption(f"{attribute} {text}", self.text.max_words)
 
     def _cleaned(self, several: Iterable[Texts], language: str | None) -> list[str]:
         """Returns all usable texts in a language, including texts without a language."""

@@ -12,7 +12,13 @@ import torch
 from PIL import Image
 
 from dataset.media.augment import RegionAugmentConfig
-from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, read_phrases
+from dataset.tasks.grounding import (
+    ANY_NUMBER,
+    GroundingBatches,
+    GroundingDataConfig,
+    GroundingSplitConfig,
+    read_phrases,
+)
 from tests.messages import OneLine, naming
 from utils.config import bind
 from utils.config_files import ConfigError
@@ -408,6 +414,20 @@ def edges(box: torch.Tensor, size: int) -> list[float]:
     """Converts a relative box (centre and size) to its left, top, right and bottom edges in pixels."""
     cx, cy, w, h = (box.double() * size).tolist()
     return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+
+
+def test_an_image_without_a_box_is_cropped_around_the_relative_box_of_another_image(tokenizer, tmp_path):
+    """The left edge of the wide image's box is at 0.4 of its width, and the top edge at 0.7 of its height."""
+    for name, size in (("wide.png", (60, 20)), ("high.png", (20, 60))):
+        write_picture(tmp_path / name, (0, 0, 1, 1), size)
+    elems = [[{"bb": [24, 14, 30, 5], "caption": "a dog"}], [{"bb": [], "caption": "a zebra"}]]
+    rows = [{"image": name, "elems": each} for name, each in zip(("wide.png", "high.png"), elems, strict=True)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = GroundingDataConfig(train=GroundingSplitConfig(annotations=str(tmp_path / "a.jsonl")), batch_size=2)
+    made = GroundingBatches(data, ANY_NUMBER, tokenizer=tokenizer, image_size=32, seed=0)
+    [box] = made._boxes_of_another_phrase((20, 60), np.random.default_rng(0))
+    assert box == pytest.approx((8, 42, 10, 15))
+    assert made.make(0).present.sum() == 1
 
 
 BOXES = [(10, 20, 30, 12), (0, 0, 8, 8), (50, 40, 14, 24), (0, 5, 64, 9), (31, 31, 2, 2)]

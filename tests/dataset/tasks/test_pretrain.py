@@ -167,6 +167,17 @@ def test_region_rows_point_at_their_boxes(maker, tokenizer, write_lines, make_re
     assert circle in ("small the blue circle", "large the blue circle")
 
 
+def test_patches_of_boxes_are_right_if_the_input_is_not_square(tokenizer, write_lines, make_pair, tmp_path):
+    """The image of 40 x 32 pixels is resized to 48 x 16 pixels, which are two rows of six patches."""
+    left, corner = {"bb": [0, 0, 10, 32], "caption": "a dog"}, {"bb": [20, 0, 20, 16], "caption": "a cat"}
+    file = write_lines("a.jsonl", [{**make_pair(0), "caption": None, "elems": [left, corner]}])
+    regions = RegionStreamConfig(files=[file], batch_size=2, max_images=1, crop=False, augment=PLAIN)
+    data = DataConfig(cache_index=str(tmp_path / "index"), regions=regions)
+    part = regions_of(PretrainBatches(data, tokenizer=tokenizer, image_size=(16, 48), patch_size=8, seed=0).make(0))
+    found = {words(tokenizer, part.text, row): part.patch_mask[row].view(2, 6).int().tolist() for row in range(2)}
+    assert found == {"a dog": [[1, 1, 0, 0, 0, 0]] * 2, "a cat": [[0, 0, 0, 1, 1, 1], [0] * 6]}
+
+
 def test_a_phrase_with_several_boxes_has_the_patches_of_all_and_no_box_loss(maker, write_lines, make_pair):
     """In an image of 40 x 32 pixels, the first box covers the top left patch of 4 x 4 patches, and the second the bottom right
     one."""
@@ -475,6 +486,16 @@ def test_texts_may_be_short_long_or_either(maker, tokenizer, write_lines, make_p
     assert found == {"images": images, "whole images": images, "boxes": boxes}
 
 
+def test_long_captions_have_the_weight_of_their_stream():
+    images = ImageStreamConfig(files=["a.jsonl"], batch_size=1, weight=0.5, captions="both")
+    regions = RegionStreamConfig(files=["a.jsonl"], batch_size=1, max_images=1, weight=3, captions="both")
+    texts = TextStreamConfig(files=["a.jsonl"], batch_size=1, weight=2)
+    found = DataConfig(images=images, regions=regions, texts=texts).loss_weights()
+    assert found == {"images": 0.5, "regions": 3, "texts": 2, "long_images": 0.5, "long_regions": 3}
+    sampled = images.model_copy(update={"captions": "sample"})
+    assert DataConfig(images=sampled).loss_weights() == {"images": 0.5}
+
+
 HARD = {
     "a red star left of a blue dog": {"a blue star left of a red dog", "a street"},
     "a red star": {"a blue star", "a bright star"},
@@ -511,6 +532,63 @@ def test_hard_negatives_belong_to_their_text_and_count_if_present(maker, write_l
                 counted = {text for text, counts in zip(texts, wrong.valid[row].tolist(), strict=True) if counts}
                 seen.setdefault(words(tokenizer, part.text, row), set()).update(counted)
     assert seen == HARD
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_attributes_and_long_captions_are_true_of_the_image(maker, write_lines, make_pair, tokenizer, complete):
+    """They are as true as captions, so no hard negative may equal them. Without them in the record, the same texts are wrong."""
+    star = {"bb": [0, 0, 20, 20], "caption": "star", "attributes": ["red", "blue"] if complete else ["red"]}
+    dog = {"bb": [20, 0, 20, 20], "caption": "dog", "long_caption": "a dog on a large circle" if complete else "a dog"}
+    record = {**make_pair(0), "caption": "the red star on the right of a small circle", "elems": [star, dog]}
+    file = write_lines("a.jsonl", [record])
+    hard = HardNegativesConfig(count=16, sources=("replaced", "exchanged"))
+    images = ImageStreamConfig(files=[file], batch_size=1, hard_negatives=hard)
+    regions = RegionStreamConfig(files=[file], batch_size=3, max_images=1, crop=False, hard_negatives=hard)
+    batches, made = maker(images=images, regions=regions), set[str]()
+    for number in range(80):
+        batch = batches.make(number)
+        for part in (batch.images, regions_of(batch)):
+            counted = part.hard_negatives.valid.flatten().nonzero().flatten().tolist()
+            made |= {words(tokenizer, part.hard_negatives.text, row) for row in counted}
+    assert any("on the left of" in text for text in made)
+    assert any("blue star" in text for text in made) is not complete
+    assert any("large circle" in text for text in made) is not complete
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_texts_about_the_image_and_other_boxes_are_no_hard_negatives_of_a_box(
+    maker, write_lines, make_pair, tokenizer, complete
+):
+    """Without these texts in the record, the same texts are hard negatives."""
+    elements = [
+        {"bb": [20 * number, 0, 20, 20], "caption": text}
+        for number, text in enumerate(("a red star", "a small circle"))
+    ]
+    others = {"caption": "a blue star"} if complete else {"caption": "a dog"}
+    elements += [{"bb": [0, 20, 12, 12], "caption": "a large circle"}] if complete else []
+    file = write_lines("a.jsonl", [{**make_pair(0), **others, "elems": elements}])
+    hard = HardNegativesConfig(count=16, sources=("replaced",))
+    regions = RegionStreamConfig(
+        files=[file], batch_size=3, max_images=1, crop=False, whole_image_rows=False, hard_negatives=hard
+    )
+    batches, made = maker(regions=regions), set[str]()
+    for number in range(80):
+        negatives = regions_of(batches.make(number)).hard_negatives
+        counted = negatives.valid.flatten().nonzero().flatten().tolist()
+        made |= {words(tokenizer, negatives.text, row) for row in counted}
+    assert made, "otherwise this test proves nothing"
+    assert (made & {"a blue star", "a large circle"} == set()) is complete
+    assert complete or made >= {"a blue star", "a large circle"}
+
+
+def test_hard_negatives_are_counted_with_the_attributes_that_precede_captions(maker, write_lines, make_pair):
+    """Otherwise a warning would claim that few texts have a hard negative."""
+    star = {"bb": [0, 0, 20, 20], "caption": "star", "attributes": ["red"]}
+    file = write_lines("a.jsonl", [{**make_pair(0), "caption": None, "elems": [star]}])
+    hard = HardNegativesConfig(sources=("replaced",))
+    regions = RegionStreamConfig(files=[file], batch_size=3, max_images=1, crop=False, hard_negatives=hard)
+    counts = maker(regions=regions).count_hard_negatives()["regions"]
+    assert (counts.texts, counts.having) == (1, 1)
 
 
 def test_hard_negatives_are_absent_by_default(maker, write_lines, make_pair):

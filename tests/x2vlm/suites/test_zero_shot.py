@@ -11,10 +11,13 @@ import pytest
 
 from metrics.grounding import pixel_iou
 from metrics.retrieval import ranks_of_first_match
+from tests.tasks.painted import LOOKS
 from tests.x2vlm.suites.official import FOLDERS, classes_in, picture
 from utils.errors import UserError
+from x2vlm.boxes import Box
 from x2vlm.matching import sums
 from x2vlm.suites import suite_named
+from x2vlm.suites.suite import CONDITIONS
 
 
 def write_suite(name: str, folder: Path):
@@ -36,6 +39,27 @@ def test_retrieval_ranks_like_a_full_matrix_of_scores(model, tmp_path):
         np.testing.assert_array_equal(judged.values[score]["model"], ranks[:, None] < np.array([1, 5, 10]))
     assert judged.kinds == ["image to text"] * 3 + ["text to image"] * 5
     assert judged.chance["text to image: R@1"] == pytest.approx(1 / 3)
+
+
+def test_the_matching_head_ranks_without_the_cosine(model, tmp_path):
+    """The ranks by the two scores differ. With three images, they would be equal."""
+    texts = [f"a {size} {colour} {shape}" for colour, size, shape in LOOKS]
+    entries = [{"image": f"images/{number}.png", "caption": [text]} for number, text in enumerate(texts)]
+    for number in range(len(texts)):
+        picture(tmp_path / f"images/{number}.png", seed=number)
+    (tmp_path / "coco_test.json").write_text(json.dumps(entries), encoding="utf-8")
+    suite, asked = suite_named("retrieval-coco"), model("pretrain")
+    judged = suite.judge(asked, suite.read(tmp_path, ()))
+    images = [tmp_path / entry["image"] for entry in entries]
+    margins, cosines = asked.margins(images, texts), asked.embed_images(images) @ asked.embed_texts(texts).T
+    bounds = {}
+    for score, matrix in {"matching": margins, "sum": sums(asked, margins, cosines)}.items():
+        ahead = np.concatenate([matrix, matrix.T]) - np.tile(np.diag(matrix), 2)[:, None]
+        low, high = ((ahead > margin).sum(axis=1) for margin in (1e-4, -1e-4))  # batches round differently
+        ranks = np.array([example["ranks"][score] for example in judged.examples])
+        assert ((low < ranks) & (ranks <= high)).all()
+        bounds[score] = low, high
+    assert (bounds["matching"][1] <= bounds["sum"][0]).any(), "otherwise this test proves nothing"
 
 
 def test_one_direction_can_be_measured(model, tmp_path):
@@ -145,7 +169,10 @@ def test_classes_are_compared_by_the_mean_of_their_templates(model, tmp_path):
     judged = suite.judge(asked, content)
     images = [path for path, _ in content.images]
     means = sum(asked.embed_texts(content.texts(template)) for template in content.templates)
-    chosen = (asked.embed_images(images) @ means.T / np.linalg.norm(means, axis=1)).argmax(axis=1)
+    cosines = asked.embed_images(images) @ means.T / np.linalg.norm(means, axis=1)
+    for row, example in zip(cosines, judged.examples, strict=True):
+        assert example["scores"]["cosine"] == pytest.approx(dict(zip(content.names, row, strict=True)), abs=1e-4)
+    chosen = cosines.argmax(axis=1)
     np.testing.assert_array_equal(judged.values["cosine"]["model"][:, 0], chosen == [0, 1, 1, 1])
     matched = asked.margins(images, content.texts("a {c}")).argmax(axis=1)
     np.testing.assert_array_equal(judged.values["matching"]["model"][:, 0], matched == [0, 1, 1, 1])
@@ -190,6 +217,43 @@ def test_phrases_are_judged_by_the_iou_of_the_published_script(model, tmp_path):
     assert [example["iou"] for example in judged.examples] == [pytest.approx(overlap, abs=1e-3)] * 3
     assert judged.values["box head"]["model"].tolist() == [[float(overlap >= 0.5)]] * 3
     assert judged.kinds == ["val", "testA", "testB"]
+
+
+def test_boxes_in_the_grey_image_are_scaled_to_the_image_of_the_phrase(model, tmp_path, monkeypatch):
+    """A locator that always returns the right part of the image that it sees is right in every condition. The grey image is
+    square, the phrase's image is not."""
+    write_suite("refcoco", tmp_path)
+    path, true = tmp_path / "instances.json", (4, 18, 20, 3)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["annotations"][0]["bbox"] = true
+    path.write_text(json.dumps(content), encoding="utf-8")
+    asked, sizes = model("pretrain"), set()
+
+    def locate(images, texts):
+        sizes.update(image.size for image in images)
+        relative = [true[0] / 32, true[1] / 24, true[2] / 32, true[3] / 24]
+        return [
+            [Box("", *(part * side for part, side in zip(relative, image.size * 2, strict=True)))] for image in images
+        ]
+
+    monkeypatch.setattr(asked, "locate", locate)
+    suite = suite_named("refcoco")
+    judged = suite.judge(asked, suite.read(tmp_path, ()))
+    assert len(sizes) == 2, "otherwise this test proves nothing"
+    assert {condition: values.tolist() for condition, values in judged.values["box head"].items()} == {
+        condition: [[1.0]] * 3 for condition in CONDITIONS
+    }
+
+
+def test_an_iou_of_exactly_one_half_is_right(model, tmp_path, monkeypatch):
+    """As in the published script (``IoU >= 0.5``)."""
+    suite, content = write_suite("refcoco", tmp_path)
+    asked = model("pretrain")
+    monkeypatch.setattr(asked, "locate", lambda images, texts: [[Box("", 2, 3, 10, 15)] for _ in images])
+    judged = suite.judge(asked, content)
+    assert [example["iou"] for example in judged.examples] == [0.5] * 3
+    assert judged.values["box head"]["model"].tolist() == [[1.0]] * 3
+    assert [example["right"] for example in judged.examples] == [{"box head": {"accuracy": 1.0}}] * 3
 
 
 def test_a_model_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
