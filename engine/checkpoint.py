@@ -37,7 +37,7 @@ from engine.manifest import (
 )
 from engine.run_files import BEST_FILE, CONFIG_FILE
 from utils.errors import UserError, reason_of
-from utils.files import sync_file
+from utils.files import check_regular, sync_file
 from utils.weight_file import check_complete, reject_zip_bomb, save_weights
 
 logger = logging.getLogger(__name__)
@@ -230,16 +230,18 @@ def find_weights(path: Path) -> Path:
     intact weights.
 
     Raises:
+        NotRegularError: if the weight file is a FIFO or a device.
         UserError: if the weight file is missing, or all checkpoints are damaged.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
+        check_regular(path)
         return path
     if not path.is_dir():
         raise UserError(f"init.checkpoint: {path}: no such file or run folder; train it first, or use another path")
-    if (path / BEST_FILE).is_file():
-        return path / BEST_FILE
-    if (path / MODEL_FILE).is_file():
-        return path / MODEL_FILE
+    for file in (path / BEST_FILE, path / MODEL_FILE):
+        if file.exists():
+            check_regular(file)
+            return file
     checkpoints = list_checkpoints(path / CHECKPOINTS)
     if not checkpoints:
         raise UserError(
@@ -285,4 +287,4 @@ def _warn_once(message: str) -> None:
 def run_config_of(weights: Path) -> Path | None:
     """Returns the ``config.yaml`` of the run that the weight file belongs to, or None if the file is not in a run folder."""
     folders = [weights.parent, *([weights.parents[2]] if weights.parent.parent.name == CHECKPOINTS else [])]
-    return next((folder / CONFIG_FILE for folder in folders if (folder / CONFIG_FILE).is_file()), None)
+    return next((folder / CONFIG_FILE for folder in folders if (folder / CONFIG_FILE).exists()), None)

@@ -6,7 +6,8 @@ import hashlib
 import re
 from pathlib import Path
 
-from utils.files import open_regular, read_json
+from utils.errors import NotRegularError
+from utils.files import check_regular, open_regular, read_json
 
 FORMAT = 3
 """Format version of a checkpoint. Checkpoints with a later version or without a manifest are rejected. In versions 1 and 2,
@@ -55,6 +56,8 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except FileNotFoundError:
         return f"{folder} has no {MANIFEST}: it was written by an earlier version"
+    except NotRegularError as error:
+        return f"{manifest} {error.strerror}"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{manifest} cannot be read"
     if (named := NAME.fullmatch(folder.name)) and int(named[1]) != step:
@@ -62,11 +65,14 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
     for name, (size, digest) in expected.items():
         file = folder / name
         try:
+            check_regular(file)
             actual = file.stat().st_size
             if actual != size:
                 return f"{file} has {actual:,} of {size:,} bytes"
             if hashes and digest_of(file) != digest:
                 return f"{file} is damaged: its checksum differs from the manifest"
+        except NotRegularError as error:
+            return f"{file} {error.strerror}"
         except OSError as error:
             return f"{file} cannot be read: {error.strerror}"
     return None

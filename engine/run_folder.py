@@ -116,7 +116,8 @@ class RunFolder:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 write_text(saved, folder._config)
-                (path / token).touch()
+                if distributed.is_distributed():
+                    (path / token).touch()
                 if folder.checkpoints.exists():
                     next(folder.checkpoints.iterdir(), None)  # raises if it is not a folder
             except OSError as error:
@@ -125,7 +126,8 @@ class RunFolder:
         fault, token = distributed.gather_objects((fault, token))[0]
         if fault is not None:
             raise UserError(fault)
-        folder._require_shared(token)
+        if distributed.is_distributed():
+            folder._require_shared(token)
         folder.resumed = folder._newest_intact() if checkpoints else None
         return folder, folder.resumed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from pydantic import Field
 
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
-from dataset.text.loading import load_tokenizer, token_ids_digest
+from dataset.text.loading import difference_of_tokenizers, load_tokenizer, token_ids_digest
 from engine.checkpoint import Checkpoint, find_weights, run_config_of
 from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
@@ -36,7 +37,7 @@ from utils.config import Config
 from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.events import BuiltModel, Planned
-from utils.files import cache_folder, expanded
+from utils.files import cache_folder, expanded, new_folder
 from utils.weight_file import TOKEN_IDS
 
 if TYPE_CHECKING:
@@ -187,12 +188,25 @@ class BaseTask(ABC, Generic[C, M, B]):
         """Evaluates the run on held-out data on all ranks, writes the results to ``folder`` and returns them as a table."""
 
     def keep_inputs(self, folder: Path) -> None:
-        """Copies all inputs that are needed to use the weights into the run's folder; see :mod:`tasks.kept`."""
-        self.tokenizer.save_pretrained(str(folder / TOKENIZER))
-        text = self.config.model.text
-        if text.arch is None:
-            hub_config_of(text.encoder).save_pretrained(str(folder / TOKENIZER))
-        save_backbone_config(self.config.model.vision, folder / BACKBONE)
+        """Copies all inputs that are needed to use the weights into the run's folder, unless they are there already; see
+        :mod:`tasks.kept`."""
+        if not self._is_kept(folder / TOKENIZER):
+            shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
+            with new_folder(folder / TOKENIZER) as copy:
+                self.tokenizer.save_pretrained(str(copy))
+                if self.config.model.text.arch is None:
+                    hub_config_of(self.config.model.text.encoder).save_pretrained(str(copy))
+        if not (folder / BACKBONE).exists():
+            save_backbone_config(self.config.model.vision, folder / BACKBONE)
+
+    def _is_kept(self, copy: Path) -> bool:
+        """Returns True if the folder ``copy`` has the tokenizer of this run and, if it is needed, the config of the encoder."""
+        try:
+            kept = load_tokenizer(copy) if copy.is_dir() else None
+        except UserError:  # damaged
+            return False
+        has_config = self.config.model.text.arch is not None or (copy / "config.json").is_file()
+        return kept is not None and has_config and difference_of_tokenizers(self.tokenizer, kept) is None
 
     def train_loader(self) -> BatchLoader:
         """See :class:`engine.task.Task`."""

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dataset.text.loading import difference_of_tokenizers, load_tokenizer, token_ids_digest
+from dataset.text.loading import difference_of_tokenizers, has_token_ids, load_tokenizer
 from engine.checkpoint import find_weights, run_config_of
 from engine.run_files import CONFIG_FILE
 from tasks.base import ANSWERS, BACKBONE, TOKENIZER, RunConfig
@@ -36,7 +36,7 @@ def with_kept_inputs(config: C, run: Path | None) -> C:
         config: config of a run that resumes, evaluates or starts from ``run``.
         run: the folder of the run, or None. Runs of earlier versions have no copies.
     """
-    if run is None or not (run / CONFIG_FILE).is_file():
+    if run is None or not (run / CONFIG_FILE).exists():
         return config
     kept = read_yaml(run / CONFIG_FILE)
     keys = {
@@ -78,7 +78,7 @@ def _token_id_fault(config: RunConfig, run: Path | None, weights: Path | None, r
     encoder, kept = config.model.text.encoder, None if run is None else run / TOKENIZER
     trained_with = None if weights is None else trained_token_ids(weights)
     copy = None if kept is None or not kept.is_dir() else _readable(kept)
-    if copy is not None and trained_with is not None and token_ids_digest(copy) != trained_with:
+    if copy is not None and trained_with is not None and not has_token_ids(copy, trained_with):
         logger.warning(
             "%s: its token ids differ from the token ids used to train %s; the copy is not used", kept, weights
         )
@@ -98,7 +98,7 @@ def _token_id_fault(config: RunConfig, run: Path | None, weights: Path | None, r
             f"model.text.encoder: the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained "
             f"with, which is kept in {kept}: {difference}; {remedy}, or {other}"
         )
-    if token_ids_digest(configured) == trained_with:
+    if trained_with is not None and has_token_ids(configured, trained_with):
         return None
     return (
         f"model.text.encoder: the token ids of {encoder} differ from the token ids used to train {weights}, so words would "

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from utils.files import open_regular
 from utils.lines import bounded_lines
 from utils.version import VERSION
 
@@ -343,7 +344,7 @@ def read_events(path: Path, max_bytes: int | None = None) -> Iterator[TimedEvent
     """
     size = path.stat().st_size
     first = size if max_bytes is None or size <= max_bytes else max_bytes // 10
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in bounded_lines(file, LONGEST_LINE):
             if line.strip():
                 yield _event_of(number, line)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import expanded
+from utils.files import check_regular, expanded
 
 CHECKOUT_FOLDERS = ("data", "runs", "weights", "checkpoints")
 """Folders of a checkout. A name that begins with one of these folders is a path, even if the path does not exist yet."""
@@ -33,12 +33,16 @@ def local_folder(name: str, files: Sequence[str], key: str, extra_files: Sequenc
         extra_files: additional files to download if they exist.
 
     Raises:
+        NotRegularError: if the folder contains a FIFO or a device.
         UserError: if the folder does not exist and the model is not available. Names that look like paths are not looked up on
             the Hub. Without a network connection, the error is raised within five seconds.
     """
     name = name.removeprefix(HUB)
     folder = expanded(name)
     if folder.is_dir():
+        for path in folder.iterdir():  # libraries open these files, and would wait for ever for the content of a FIFO
+            if not path.is_dir():
+                check_regular(path)
         return folder
     if looks_like_path(name):
         raise UserError(f"{key}: {name} does not exist; check the path (it is relative to {Path.cwd()})")

@@ -22,7 +22,7 @@ HEADER_ENTRY = "about"
 only one entry, because safetensors writes several entries in random order."""
 
 TOKEN_IDS = "token_ids"
-"""Key in this JSON object for the digest of the token ids that the weights were trained with (:mod:`dataset.text.loading`)."""
+"""Key in this JSON object for the digest of the tokenizer that the weights were trained with (:mod:`dataset.text.loading`)."""
 
 SAME_RESULTS = ("training", "fused_attn", "grad_checkpointing", "gradient_checkpointing")
 """Attributes of modules that change how results are computed, but not the results in evaluation mode."""

@@ -10,7 +10,7 @@ import torch
 
 from dataset.tasks.video_qa import read_classes
 from dataset.tasks.vqa import read_candidates
-from dataset.text.loading import load_tokenizer, token_ids_digest
+from dataset.text.loading import has_token_ids, load_tokenizer
 from engine.checkpoint import find_weights, run_config_of
 from engine.precision import DTYPES, PrecisionName, check_precision
 from models.checkpoints.files import read_weights
@@ -112,7 +112,7 @@ def _load_weights(
     settings = settings.model_copy(update={"model": _with_encoders(settings, tokenizer_name, folder)})
     loaded = load_tokenizer(tokenizer_name, "tokenizer")
     trained_with = trained_token_ids(weights)
-    if trained_with is not None and token_ids_digest(loaded) != trained_with:
+    if trained_with is not None and not has_token_ids(loaded, trained_with):
         raise UserError(
             f"tokenizer {tokenizer_name}: its token ids differ from the token ids used to train {weights}, so words would "
             "get the embeddings of other words; pass the tokenizer used in training"

@@ -24,7 +24,7 @@ import numpy as np
 
 from dataset.shards.finding import ShardFile, real_paths
 from utils.errors import UserError
-from utils.files import cache_folder
+from utils.files import cache_folder, check_regular
 
 BYTES, MODIFIED, RECORDS, IRREGULARITIES, COMPLETE = range(5)
 """Columns of ``shards.npy``."""
@@ -148,6 +148,8 @@ def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
 def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Loads the three arrays of an index, with the offsets memory-mapped; returns None if the index is missing or damaged."""
     try:
+        for name in ("shards.npy", "irregularities.npy", "starts.npy"):
+            check_regular(folder / name)
         shards = np.load(folder / "shards.npy", allow_pickle=False)
         irregularities = np.load(folder / "irregularities.npy", allow_pickle=False)
         if not shards.size or int(shards[:, RECORDS].sum()):

@@ -24,6 +24,15 @@ BESIDE = (
     "config.json",
 )
 
+SAMPLES = (
+    "A Big RED circle left of 2 blue stars, 3.5x the size!",
+    "don't re-use: e-mails/URLs  with\ttabs\nand (odd) #spaces_",
+    "Café naïve Ångström ÉCOLE straße ΑΒΓ Привет",
+    "東京タワー 你好 한국어 ไทย हिन्दी العربية",
+    "ﬁ ½ ² … “quotes” — \u00a0\u200b🙂👍🏽",
+)
+"""Texts that tokenizers with different normalisers and pre-tokenizers split differently."""
+
 
 def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTrainedTokenizerFast:
     """Loads the fast tokenizer of a Hugging Face model.
@@ -76,13 +85,22 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
 
 
 def token_ids_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Returns the SHA-256 of the tokens and their ids, as hexadecimal digits.
+    """Returns two SHA-256 digests, separated by a dot: of the tokens and their ids, and of the token ids of :data:`SAMPLES`,
+    which also depend on how a text is normalised and split.
 
-    Weight files store this digest, because with different ids, words would get the embeddings of other words. It does not depend
-    on how a version of the library writes its files.
+    Weight files store these digests, because with different ids, words would get the embeddings of other words. They do not
+    depend on how a version of the library writes its files.
     """
     lines = sorted(f"{token}\t{number}" for token, number in tokenizer.get_vocab().items())
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+    vocabulary = "\n".join(lines).encode("utf-8", "surrogatepass")
+    samples = json.dumps(tokenizer(list(SAMPLES), add_special_tokens=False)["input_ids"]).encode()
+    return ".".join(hashlib.sha256(content).hexdigest() for content in (vocabulary, samples))
+
+
+def has_token_ids(tokenizer: PreTrainedTokenizerFast, trained_with: str) -> bool:
+    """Returns True if a tokenizer produces the token ids with the digest ``trained_with``, which is in the header of a weight
+    file. In files from earlier versions, the digest consists only of its first part."""
+    return token_ids_digest(tokenizer).startswith(trained_with)
 
 
 def difference_of_tokenizers(tokenizer: PreTrainedTokenizerFast, expected: PreTrainedTokenizerFast) -> str | None:

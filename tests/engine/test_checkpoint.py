@@ -58,7 +58,18 @@ def remove(file) -> None:
     file.unlink()
 
 
-FAULTS = {flip_a_bit: "is damaged", truncate: "bytes", empty: "has 0 of", remove: "No such file"}
+def put_a_fifo(file) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+FAULTS = {
+    flip_a_bit: "is damaged",
+    truncate: "bytes",
+    empty: "has 0 of",
+    remove: "No such file",
+    put_a_fifo: "is a FIFO, not a regular file",
+}
 
 
 def test_a_written_checkpoint_is_intact_and_is_read_back(tmp_path):

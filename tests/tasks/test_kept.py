@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tasks.job import run_task
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
 from utils.errors import UserError
-from utils.weight_file import save_weights
+from utils.weight_file import TOKEN_IDS, save_weights, trained_token_ids
 from x2vlm import load
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +174,54 @@ def test_a_damaged_copy_does_not_reject_the_right_tokenizer(data, run, tmp_path,
     assert OneLine("copy is not used") in capsys.readouterr().err.splitlines()
     with pytest.raises(UserError, match=naming("tokenizer", "token ids")):
         load(tmp_path / "run")
+
+
+def change_normaliser(folder: Path) -> None:
+    """Makes a tokenizer distinguish upper and lower case. The ids of its tokens do not change."""
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+
+
+@pytest.mark.usefixtures("without_data")
+def test_a_changed_normaliser_of_the_copy_is_noticed_if_there_is_nothing_to_compare_it_with(data, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    change_normaliser(tmp_path / "run/tokenizer")
+    with pytest.raises(UserError, match=naming("token ids", ".safetensors")):
+        start(tmp_path / "run", "--resume", "--evaluate", *vqa(data))
+    with pytest.raises(UserError, match=naming("tokenizer", "token ids")):
+        load(tmp_path / "run")
+
+
+def test_the_copy_of_the_tokenizer_is_written_once_and_replaced_if_it_is_damaged(data, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run/tokenizer/tokenizer.json"
+    written, content = file.stat(), file.read_bytes()
+    start(tmp_path / "run", "--resume", *vqa(data))
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    file.write_bytes(content[:1000])
+    start(tmp_path / "run", "--resume", *vqa(data))
+    assert file.read_bytes() == content
+    assert not list((tmp_path / "run").glob(".tokenizer*"))
+
+
+def test_a_fifo_in_place_of_a_file_of_the_tokenizer_is_rejected(data, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "run/tokenizer" / name).unlink()
+        os.mkfifo(tmp_path / "run/tokenizer" / name)
+        with pytest.raises(UserError, match=naming("FIFO", name)):
+            start(tmp_path / "run", "--resume", *vqa(data))
+        (tmp_path / "run/tokenizer" / name).unlink()
+        (tmp_path / "run/tokenizer" / name).write_bytes((run / "tokenizer" / name).read_bytes())
+
+
+def test_weights_of_runs_whose_digest_covers_only_the_vocabulary_are_accepted(data, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (weights,) = (tmp_path / "run/checkpoints").glob("*/model.safetensors")
+    digest = trained_token_ids(weights).partition(".")[0]
+    save_weights(tmp_path / "weights.safetensors", load_file(weights), {TOKEN_IDS: digest})
+    start(tmp_path / "next", *vqa(data, f"init.checkpoint={tmp_path}/weights.safetensors"))
 
 
 @pytest.mark.usefixtures("permuted")

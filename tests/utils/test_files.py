@@ -58,13 +58,13 @@ def test_json_that_is_nested_too_deeply_is_a_value_error():
 
 def test_a_fifo_in_place_of_a_file_of_a_run_or_export_is_reported_in_one_line(tmp_path):
     as_fifo(tmp_path / "manifest.json")
-    assert fault_of(tmp_path) == f"{tmp_path}/manifest.json cannot be read"
+    assert fault_of(tmp_path) == f"{tmp_path}/manifest.json is a FIFO, not a regular file"
     with pytest.raises(NotRegularError):
         keep_until(as_fifo(tmp_path / "metrics.jsonl"), 1)
     with pytest.raises(UserError, match=naming("log.txt", "FIFO")):
         log.set_up(as_fifo(tmp_path / "log.txt"))
     as_fifo(tmp_path / "export.json")
-    with pytest.raises(UserError, match=r"export\.json cannot be read"):
+    with pytest.raises(UserError, match=naming("export.json", "FIFO")):
         read_metadata(tmp_path)
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engine.manifest import digest_of
-from utils.errors import UserError
+from utils.errors import NotRegularError, UserError
 from utils.files import read_json, write_text
 
 MANIFEST = "export.json"
@@ -95,6 +95,8 @@ def read_metadata(folder: Path) -> Metadata:
         metadata = Metadata(**values)
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in metadata.files.items()}
         rows, width = map(int, metadata.state_shape)
+    except NotRegularError as error:
+        raise UserError(f"{error.filename} {error.strerror}; {REMEDY}") from None
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no {MANIFEST}: run.py export did not write it, or was interrupted; {REMEDY}"
