@@ -23,9 +23,9 @@ from engine.run_files import (
     VALIDATION_FILE,
     VALIDATION_PREDICTIONS_FILE,
 )
+from engine.saved_config import damaged_config, read_saved_config
 from utils import distributed
 from utils.config import Config, WhenResumed, dump_config, when_resumed, with_previous_defaults
-from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import check_regular, write_text
 from utils.folder_lock import FolderLock
@@ -98,9 +98,16 @@ class RunFolder:
         started = saved.exists() and (folder.metrics.exists() or newest > 0)
         if len(set(distributed.gather_objects((started, newest)))) > 1:
             raise UserError(f"{path}: the ranks see different files; --output must be on a disk that all nodes share")
-        if newest and not saved.exists():
+        if newest and not saved.exists() and not resume:
             raise UserError(
-                f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing; use another --output"
+                f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing; add --resume to resume it with "
+                "this config, or use another --output"
+            )
+        if newest and not saved.exists() and distributed.rank() == 0:
+            logger.warning(
+                "%s is missing, and is written again from the config of this command; whether the run was started with "
+                "the same config cannot be checked",
+                saved,
             )
         if started and not resume:
             remedy = (
@@ -187,7 +194,7 @@ class RunFolder:
 
     def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
         may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.AFFECTS_METRICS])]
-        before, now = _flat(_with_defaults(read_yaml(saved), type(config))), _flat(config.model_dump(mode="json"))
+        before, now = _flat(_with_defaults(saved, type(config))), _flat(config.model_dump(mode="json"))
         changed = [
             f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
@@ -201,11 +208,18 @@ class RunFolder:
             )
 
 
-def _with_defaults(saved: Any, schema: type[Config]) -> Any:
-    """Fills in the defaults of config keys that were added after the config was saved."""
+def _with_defaults(file: Path, schema: type[Config]) -> Any:
+    """Reads a saved config, and fills in the defaults of config keys that were added after the config was saved.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    saved = read_saved_config(file)
     try:
         return schema.model_validate(with_previous_defaults(saved, schema)).model_dump(mode="json")
-    except ValidationError:
+    except ValidationError as error:
+        if missing := [each["loc"] for each in error.errors() if each["type"] == "missing"]:
+            raise damaged_config(file, f"lacks {'.'.join(map(str, missing[0]))}") from None
         return saved  # it contains keys or values unknown to this version
 
 

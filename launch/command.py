@@ -114,15 +114,18 @@ def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: Slur
 
 
 def config_of(flags: RunFlags, task: str | None) -> str | None:
-    """Returns the config from the command line or, when resuming without one, the config that the run has saved."""
+    """Returns the config from the command line or, when resuming without one, the config that the run has saved, which must not
+    be damaged."""
     if flags.config is not None or task is not None or not (flags.resume and flags.output):
         return flags.config
+    from engine.saved_config import read_saved_config
     from utils.config_files import why_no_file
 
     saved = flags.output / CONFIG_FILE
     if not saved.is_file():
         problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
         raise UserError(f"--output {flags.output} --resume: {problem}; pass the folder of a run, or --config")
+    read_saved_config(saved)
     return str(saved)
 
 

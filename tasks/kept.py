@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 from dataset.text.loading import difference_of_tokenizers, has_token_ids, load_tokenizer
 from engine.checkpoint import find_weights, run_config_of
 from engine.run_files import CONFIG_FILE
+from engine.saved_config import read_saved_config
 from tasks.base import ANSWERS, BACKBONE, TOKENIZER, RunConfig
 from utils import distributed
 from utils.config import Config
-from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import HUB, looks_like_path
@@ -38,7 +38,7 @@ def with_kept_inputs(config: C, run: Path | None) -> C:
     """
     if run is None or not (run / CONFIG_FILE).exists():
         return config
-    kept = read_yaml(run / CONFIG_FILE)
+    kept = read_saved_config(run / CONFIG_FILE)
     keys = {
         "model.text.encoder": (run / TOKENIZER, ""),
         "model.vision.backbone": (run / BACKBONE, HUB),

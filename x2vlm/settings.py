@@ -16,6 +16,7 @@ from dataset.media.video import VideoReadingConfig
 from dataset.tasks.captioning import CaptioningDataConfig
 from dataset.tasks.vqa import VQADataConfig
 from dataset.text.processors import TextLimits
+from engine.saved_config import read_saved_config
 from models.core.contrastive import AligningConfig
 from models.core.generation import DecodingConfig
 from models.core.xvlm import XVLM, ModelConfig
@@ -30,7 +31,6 @@ from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
 from models.tasks.vqa import AnswerBeamConfig, AnswerDecoding, VQAModel, VQAModelConfig
 from utils.config import Config, bind, with_previous_defaults
-from utils.config_files import read_yaml
 from utils.errors import UserError
 
 C = TypeVar("C", bound=Config)
@@ -101,7 +101,7 @@ class Settings(Config):
 
 def settings_of_run(config: Path) -> Settings:
     """Extracts the settings from the ``config.yaml`` of a run or a saved model; see :func:`settings_of`."""
-    values = read_yaml(config)
+    values = read_saved_config(config)
     if values.get("task") in TASK_MODELS:
         values = {**values, "model": with_previous_defaults(values.get("model"), TASK_MODELS[values["task"]].config)}
     return settings_of(values, str(config))

@@ -8,11 +8,13 @@ import tracemalloc
 from typing import Annotated
 
 import pytest
+import torch
 
+from engine.checkpoint import write_checkpoint
 from engine.metrics_log import keep_until
 from engine.run_folder import RunFolder
 from tests.engine.toy import trainer
-from tests.messages import naming
+from tests.messages import OneLine, naming
 from utils.config import MAY_CHANGE, MUST_NOT_CHANGE, Config, WhenResumed
 from utils.errors import NotRegularError, UserError
 
@@ -70,6 +72,42 @@ def test_a_run_older_than_a_key_has_the_keys_default(tmp_path):
     config.write_text(config.read_text().replace("  validation: a\n", ""))
     with pytest.raises(UserError, match=naming("evaluation.validation was 'a'", "now 'b'")):
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
+
+
+DAMAGE = {
+    "cut off": lambda text: text[:40],
+    "U+0000": lambda text: "\0" * 40,
+    "is empty": lambda text: "",
+    "another document": lambda text: f"{text}---\na: 1\n",
+    "lacks folder": lambda text: text.replace("folder: a\n", ""),
+}
+
+
+class Needing(Run):
+    folder: str
+    limit: int = 3
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_config_is_reported_with_the_intact_checkpoint_and_what_to_do(damage, tmp_path, caplog):
+    config = Needing(folder="a")
+    RunFolder.open(tmp_path, config, resume=False)
+    for step in (2, 4):
+        write_checkpoint(tmp_path / "checkpoints", step, {"a": torch.ones(1)}, {})
+    (tmp_path / "checkpoints/step-00000004/model.safetensors").write_bytes(b"")
+    saved = tmp_path / "config.yaml"
+    text = saved.read_text()
+    saved.write_text(DAMAGE[damage](text))
+    facts = (str(saved), damage, "the checkpoint of step 2 is intact", "backup", "--resume")
+    with pytest.raises(UserError, match=naming(*facts)):
+        RunFolder.open(tmp_path, config, resume=True)
+    saved.unlink()
+    with pytest.raises(UserError, match=naming("config.yaml is missing", "--resume")):
+        RunFolder.open(tmp_path, config, resume=False)
+    _, checkpoint = RunFolder.open(tmp_path, config, resume=True)
+    assert checkpoint is not None and checkpoint.step == 2
+    assert saved.read_text() == text
+    assert OneLine("config.yaml is missing", "cannot be checked") in caplog.messages
 
 
 def test_resuming_with_a_long_hole_in_the_metrics_takes_bounded_memory(tmp_path, caplog):

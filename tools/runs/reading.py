@@ -21,9 +21,9 @@ from engine.run_files import (
     TENSORBOARD_FOLDER,
     VALIDATION_FILE,
 )
+from engine.saved_config import read_saved_config
 from tools.runs.history import History, read_history
 from tools.runs.series import Metrics, read_metrics
-from utils.config_files import ConfigError, read_yaml
 from utils.errors import UserError
 from utils.events import Failed, LostRank, Stopped
 from utils.files import expanded, parse_json, read_text
@@ -214,8 +214,8 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
     remarks: list[str] = []
     config = None
     try:
-        config = read_yaml(folder / CONFIG_FILE)
-    except ConfigError as error:
+        config = read_saved_config(folder / CONFIG_FILE)
+    except UserError as error:
         remarks.append(str(error))
     metrics = read_metrics(folder / METRICS_FILE, TAIL_BYTES if brief else None)
     validation = read_metrics(folder / VALIDATION_FILE)
