@@ -1,10 +1,13 @@
 """Stops a run on request, at a point from which it can be resumed.
 
 A signal sets a flag. During training steps, the flag is part of the all-reduce of the losses, so all ranks stop after the same
-step, without extra synchronisation. Set-up, validation and evaluation do not change the weights, so during these, a thread saves
-a checkpoint of the steps so far, if needed, and ends the process immediately. Rank 0 ends first. The other ranks continue until
-rank 0 has ended, because rank 0 may already have finished the evaluation and need them. Then a thread in each of the other ranks
-ends its process, whatever the process is waiting for.
+step, without extra synchronisation. If they cannot, because a rank hangs, a thread ends each process and says what was saved,
+shortly before the launcher would kill it.
+
+Set-up, validation and evaluation do not change the weights, so during these, a thread saves a checkpoint of the steps so far, if
+needed, and ends the process immediately. Rank 0 ends first. The other ranks continue until rank 0 has ended, because rank 0 may
+already have finished the evaluation and need them. Then a thread in each of the other ranks ends its process, whatever the
+process is waiting for.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -28,6 +32,9 @@ from utils.processes import DUPLICATE_SIGNAL_S, GRACE_S, USER_ERROR, signal_name
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
+
+LATE = 0.8
+"""Fraction of ``train.grace_s`` after which a process ends by itself. The launcher kills it at the end of this time."""
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
@@ -47,7 +54,7 @@ class StopRequest:
     """Context manager for the main thread that receives requests to stop. A second signal ends the process immediately.
 
     Args:
-        grace_s: seconds after a signal until the other ranks end even if rank 0 is still running.
+        grace_s: seconds after a signal until the launcher kills the ranks. Shortly before, they end by themselves.
     """
 
     def __init__(self, grace_s: float = GRACE_S):
@@ -55,27 +62,38 @@ class StopRequest:
         self.signum: int | None = None
         self._received_s: float | None = None
         """Time of the first signal to this process."""
-        self._known_s: float | None = None
-        """Time at which the watching thread first saw a signal to this process or to another rank."""
+        self._timer: threading.Timer | None = None
+        """Ends this process if it is late; started by the first signal to this process or to another rank."""
         self.store = distributed.shared_store("stop")
         self._rank_0_ended = False
         """True if rank 0 has ended while this rank is still running."""
         self._status_of_rank_0: int | None = None
         """Exit status that rank 0 published before it ended."""
         self._lock = threading.Lock()
-        self._save: Callable[[], str] | None = None
+        self._describe: Callable[[], str] | None = None
+        """Returns what was saved. None if the process must not be ended."""
+        self._only_if_late = False
         self._ended = threading.Event()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._handlers = {signum: signal.signal(signum, self._receive) for signum in stop_signals()}
-        threading.Thread(target=self._watch, daemon=True, name="stop requests").start()
+        self._handlers = {signum: signal.signal(signum, self._handle) for signum in stop_signals()}
+        # Python calls the handlers only when the main thread runs Python code, so never while it waits for a rank that hangs.
+        # The pipe receives the signals at once.
+        read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._previous_pipe = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(read_end,), daemon=True, name="stop requests").start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        signal.set_wakeup_fd(self._previous_pipe)
+        os.close(self._write_end)
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
 
@@ -93,15 +111,31 @@ class StopRequest:
     def ending_immediately(self, save: Callable[[], str] = lambda: "nothing has been trained yet") -> Iterator[None]:
         """Context in which a request ends the process immediately. Before its process ends, rank 0 calls ``save``, which returns
         a message for the log."""
+        with self._ending(save, only_if_late=False):
+            yield
+
+    @contextmanager
+    def ending_if_late(self, describe: Callable[[], str]) -> Iterator[None]:
+        """Context in which a request ends the process only if the ranks have not stopped together in time. Before its process
+        ends, rank 0 calls ``describe``, which returns a message for the log. If rank 0 hangs, the other ranks log the message."""
+        with self._ending(describe, only_if_late=True):
+            yield
+
+    @contextmanager
+    def _ending(self, describe: Callable[[], str], *, only_if_late: bool) -> Iterator[None]:
         with self._lock:
-            outer, self._save = self._save, save
+            outer = self._describe, self._only_if_late
+            self._describe, self._only_if_late = describe, only_if_late
         try:
             yield
         finally:
             with self._lock:  # waits forever if the process is being ended
-                self._save = outer
+                self._describe, self._only_if_late = outer
 
-    def _receive(self, signum: int, _: FrameType | None) -> None:
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        self.signum = self.signum or signum
+
+    def _receive(self, signum: int) -> None:
         now = time.monotonic()
         if self._received_s is None:
             self._received_s = now
@@ -109,14 +143,34 @@ class StopRequest:
             os._exit(128 + signum)
         self.signum = self.signum or signum
 
-    def _watch(self) -> None:
-        while not self._ended.wait(POLL_S):
+    def _watch(self, read_end: int) -> None:
+        """Watches for signals, which arrive in the pipe ``read_end``, until the pipe is closed."""
+        while True:
+            if select.select([read_end], [], [], POLL_S)[0]:
+                if not (signums := os.read(read_end, 64)):
+                    os.close(read_end)
+                    return
+                for signum in signums:
+                    if signum in self._handlers:
+                        self._receive(signum)
+            self._start_timer()  # now, because the exchange waits if the rank that hosts the store hangs
             self._exchange()
-            if not self._may_end():
-                continue
             with self._lock:
-                if self._save is not None and not self._ended.is_set():
-                    self._end(self._save)
+                if self._describe is not None and self._may_end() and not self._ended.is_set():
+                    self._end(self._describe)
+
+    def _start_timer(self) -> None:
+        if self.signum is not None and self._timer is None:
+            # Rank 0 is the first to end, and tells the others.
+            delay_s = LATE * self.grace_s + (4 * POLL_S if distributed.rank() else 0)
+            self._timer = threading.Timer(delay_s, self._end_late)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end_late(self) -> None:
+        with self._lock:
+            if self._describe is not None and not self._ended.is_set():
+                self._end(self._describe)
 
     def _exchange(self) -> None:
         """Exchanges signals with the other ranks, and checks whether rank 0 has ended."""
@@ -136,26 +190,26 @@ class StopRequest:
             self._rank_0_ended, self.store = True, None
 
     def _may_end(self) -> bool:
-        """True if this rank should end. Rank 0 ends after a signal. The other ranks end once rank 0 has ended, since the launcher
-        then stops all ranks."""
+        """True if this rank should end before it is late. Rank 0 ends after a signal. The other ranks end once rank 0 has ended,
+        since the launcher then stops all ranks."""
+        if self._only_if_late:
+            return self._status_of_rank_0 is not None and self.signum is not None
         if self.signum is None:
             return self._rank_0_ended
-        self._known_s = self._known_s or time.monotonic()
-        late = time.monotonic() > self._known_s + self.grace_s
-        return self._rank_0_ended or late or self.store is None or distributed.rank() == 0
+        return self._rank_0_ended or self.store is None or distributed.rank() == 0
 
-    def _end(self, save: Callable[[], str]) -> None:
+    def _end(self, describe: Callable[[], str]) -> None:
         """Ends this process without Python's cleanup, since threads and workers may be in any state."""
         status = self.status if self._status_of_rank_0 is None else self._status_of_rank_0
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 or (self._only_if_late and not self._rank_0_ended):
             try:
-                logger.warning(events.Stopped(by=self.name, message=save()))
+                logger.warning(events.Stopped(by=self.name, message=describe()))
             # The process ends anyway, with a status on which schedulers do not requeue the run, since it would only fail again.
             except Exception as error:
                 logger.warning(events.Stopped(by=self.name, message=f"the checkpoint could not be saved: {error}"))
                 status = USER_ERROR
             with contextlib.suppress(RuntimeError):  # the process that hosts the store has ended
-                if self.store is not None:
+                if self.store is not None and distributed.rank() == 0:
                     self.store.set("ended", str(status))
                     if status == USER_ERROR:
                         time.sleep(2 * POLL_S)  # the other ranks must read the store, which this process may host

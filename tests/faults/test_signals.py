@@ -63,6 +63,22 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes(
     equals_undisturbed(job.output)
 
 
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_a_run_that_cannot_stop_because_a_rank_hangs_says_what_was_saved(
+    tmp_path, overrides, equals_undisturbed, hanging
+):
+    with Job(tmp_path / "run", *overrides, "train.grace_s=5", launcher=True) as job:
+        job.wait_for_step(8)
+        pause(job.ranks()[hanging])
+        os.kill(job.process.pid, signal.SIGTERM)
+        assert job.wait() == 75, job.errors[-3000:]
+    said = [line for line in job.errors.splitlines() if "stopped by SIGTERM" in line]
+    assert len(said) == 1, job.errors[-3000:]
+    assert said[0].removeprefix("[rank 1] ") == OneLine("train.grace_s", "nothing could be saved", "step 6", "--resume")
+    assert checkpoints(job.output)[-1] == "step-00000006"
+    equals_undisturbed(job.output)
+
+
 def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
     with Job(tmp_path / "run", *overrides, "train.steps=100000", launcher=True) as job:
         job.wait_for_step(2)
