@@ -30,6 +30,7 @@ from dataset.shards.tars import location_of, parse_object, read_record
 from utils import distributed, open_files
 from utils.errors import UserError
 from utils.files import expanded
+from utils.printing import counted
 
 _OPEN_FILES = 48
 _SHARE_OF_LIMIT = 16
@@ -85,6 +86,14 @@ class Shards:
         for shard in self.index.incomplete_tars() if distributed.rank() == 0 else []:
             found = f"{self.sizes[shard]} records were found; check that the file is complete"
             logger.warning("%s: %s has no end-of-archive marker; %s", key, self.paths[shard], found)
+        for shard, links in self.index.links().items() if distributed.rank() == 0 else ():
+            logger.warning(
+                "%s: %s contains %s, which have no content and are skipped; write it again with tar --dereference "
+                "--hard-dereference",
+                key,
+                self.paths[shard],
+                counted(links, "link", "links"),
+            )
         self._files = _OpenFiles()
         self._rows = ParquetRows(self.remote)
         self.prefetches = any(isinstance(path, RemoteShard) and path.prefetches for path in self.paths)
@@ -176,7 +185,7 @@ class Shards:
         """Reads record ``number``. Its ``location`` is ``file:line``, ``shard.tar:member`` or ``file.parquet:row number``.
 
         Raises:
-            BrokenRecordError: "bad json", "wrong type" or "unreadable row group".
+            BrokenRecordError: "bad json", "wrong type", "repeated member" or "unreadable row group".
             UserError: if the shard itself can no longer be read.
         """
         shard, row = self._locate(number)

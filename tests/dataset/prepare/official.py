@@ -284,8 +284,8 @@ def cc3m(root: Path, rows: int = 3) -> Path:
     return root
 
 
-def downloaded(folder: Path, pairs: list[tuple[str, str]], *, failed: int = 1) -> None:
-    """A shard in img2dataset's format, with its statistics file."""
+def downloaded(folder: Path, pairs: list[tuple[str, str]], *, failed: int = 1, prefix: str = "") -> None:
+    """A shard in img2dataset's format, with its statistics file. The names of its members begin with ``prefix``."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for number, (url, caption) in enumerate(pairs):
@@ -294,7 +294,7 @@ def downloaded(folder: Path, pairs: list[tuple[str, str]], *, failed: int = 1) -
             values = {"url": url, "caption": caption, "key": f"{number:09}", "status": "success", "width": 32}
             members = {"jpg": content.getvalue(), "txt": caption.encode(), "json": json.dumps(values).encode()}
             for suffix, data in members.items():
-                member = tarfile.TarInfo(f"{number:09}.{suffix}")
+                member = tarfile.TarInfo(f"{prefix}{number:09}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     statuses = {"success": len(pairs), "HTTP Error 404: Not Found": failed}
