@@ -21,6 +21,7 @@ from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.records.broken import printable
 from utils.errors import UserError
 from utils.pickles import load_plain_pickle
+from utils.printing import counted
 
 _YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/)([\w-]{11})")
 _MSVD_LINE = re.compile(r"(\S+)_\d+_\d+\s+vid(\d+)")
@@ -54,12 +55,15 @@ class Links:
         files: the official files that contain the links.
         absent: names of official files that do not exist.
         sets: pairs of data sets, such as ``{"coco", "vg"}``, whose links were read.
+        contradictions: descriptions of the links that contradict each other. All ids in contradictory links count as the same
+            photograph, so that it is excluded if any of its ids is held out.
     """
 
     groups: list[Ids] = field(default_factory=list)
     files: list[RawFile] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     sets: set[frozenset[str]] = field(default_factory=set)
+    contradictions: list[str] = field(default_factory=list)
 
     @cached_property
     def _groups_of(self) -> dict[str, list[Ids]]:
@@ -189,8 +193,35 @@ def read_links(raw: RawFolder) -> Links:
     """
     links = Links()
     _read_links_of_visual_genome(raw, links)
+    of_visual_genome = len(links.groups)
     _read_links_of_coco(raw, links)
+    photograph_of = {coco: flickr for flickr, coco in map(_flickr_and_coco, links.groups[of_visual_genome:])}
+    for group in links.groups[:of_visual_genome]:
+        flickr, coco = _flickr_and_coco(group)
+        other = photograph_of.get(coco)
+        if flickr and other is not None and flickr != other:
+            images = ", ".join(each for each in group if each.startswith("vg:"))
+            links.contradictions.append(
+                f"image_data.json of Visual Genome says that {images} is {coco} and {flickr}, but COCO's flickr_url says that "
+                f"{coco} is {other}"
+            )
     return links
+
+
+def _flickr_and_coco(group: Ids) -> tuple[str, str]:
+    """Returns the Flickr id and the COCO id in a group of ids; "" for an id that is missing."""
+    flickr, coco = (
+        next((each for each in group if each.startswith(data_set)), "") for data_set in ("flickr:", "coco:")
+    )
+    return flickr, coco
+
+
+def contradictory_links(links: Links) -> str:
+    """Describes the contradictory links in one line, or returns "" if there are none."""
+    if not links.contradictions:
+        return ""
+    number = counted(len(links.contradictions), "contradictory link", "contradictory links")
+    return f"{number}, whose ids all count as the same photograph; the first: {links.contradictions[0]}"
 
 
 def _read_links_of_visual_genome(raw: RawFolder, links: Links) -> None:

@@ -37,8 +37,10 @@ ADDRESSES = ("train-images-boxable-with-rotation.csv", "oidv6-train-images-with-
 """Optional files with URLs on Flickr, which identify held-out photographs of COCO and Flickr30K."""
 
 _SIDES = ("XMin", "XMax", "YMin", "YMax")
+_FLAGS = ("IsGroupOf", "IsDepiction")
+"""Flags of a box: 1, 0, or -1 if nobody has checked."""
 COLUMNS = {
-    "objects": ("LabelName", *_SIDES, "IsGroupOf"),
+    "objects": ("LabelName", *_SIDES, *_FLAGS),
     "relations": ("LabelName1", "LabelName2", *(f"{side}{n}" for n in "12" for side in _SIDES), "RelationshipLabel"),
     "addresses": ("OriginalURL",),
 }
@@ -147,11 +149,15 @@ class _Reader:
     def elements(self, objects: list[Row], relations: list[Row]) -> list[dict[str, Any]]:
         """Returns the objects, and the relations of two objects, such as "boy plays guitar", with the box around both.
 
-        A box around a group of five or more objects is skipped. Attributes, which are relations too, are added to their object.
+        A box around a group of five or more objects is skipped. Boxes with unknown flags are used and counted. Attributes, which
+        are relations too, are added to their object.
         """
         found: dict[tuple[str, Box], dict[str, Any]] = {}
         for row in objects:
-            label, *sides, group = json.loads(row.text)
+            label, *sides, group, depiction = json.loads(row.text)
+            for flag, value in zip(_FLAGS, (group, depiction), strict=True):
+                if value == "-1":
+                    self.counts.read[f"objects with unknown {flag}"] += 1
             if group == "1":
                 self.counts.skip("group of objects", row.location)
             elif (described := self._described(label, sides, row.location)) is not None:
