@@ -269,6 +269,14 @@ def _read_links_of_coco(raw: RawFolder, links: Links) -> None:
                         links.groups.append(flickr | {f"coco:{piece.value['id']}"})
 
 
+def _number(value: Any) -> int:
+    """Returns an id as a number. Raises ``ValueError`` for anything else."""
+    number = id_number(value)
+    if number is None:
+        raise ValueError(f"{value!r:.40} is not an id")
+    return number
+
+
 def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
     """Returns a reader for Karpathy's file for COCO or Flickr30K.
 
@@ -285,7 +293,7 @@ def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
                     split = piece.value["split"]
                     number = piece.value["cocoid"] if data_set == "coco" else piece.value["filename"].partition(".")[0]
                     if split not in TRAINING:
-                        yield f"{data_set}:{int(number)}", split
+                        yield f"{data_set}:{_number(number)}", split
                 except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                     raise _unexpected(file, f"images[{piece.key}]", error) from None
 
@@ -297,7 +305,7 @@ def _references(file: RawFile) -> Iterator[tuple[str, str]]:
     for index, ref in enumerate(read_references(file)):
         try:
             if ref["split"] not in TRAINING:
-                yield f"coco:{int(ref['image_id'])}", ref["split"]
+                yield f"coco:{_number(ref['image_id'])}", ref["split"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _unexpected(file, f"[{index}]", error) from None
 
@@ -325,7 +333,7 @@ def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
             if piece.section not in ("questions", "images"):
                 continue
             try:
-                yield f"coco:{int(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
+                yield f"coco:{_number(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
 

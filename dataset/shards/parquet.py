@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -69,7 +69,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
         pages, and the start and end offsets of each row group.
 
     Raises:
-        UserError: if pyarrow is not installed, or the file is not a complete Parquet file.
+        UserError: if pyarrow is not installed, the file is not a complete Parquet file, or two columns have the same name.
     """
     check_pyarrow(key)
     import pyarrow
@@ -83,6 +83,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
         raise UserError(
             f"{key}: {path} is not a complete Parquet file ({_reason(error)}); copy or write it again"
         ) from None
+    check_names(footer.schema.to_arrow_schema().names, f"{key}: {path}")
     rows, table, first = [], [], 0
     for number in range(footer.num_row_groups):
         group = footer.row_group(number)
@@ -93,6 +94,12 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
         table.append([first, group.total_byte_size, min(starts, default=0), max(ends, default=0)])
         first += group.num_rows
     return np.array(rows, np.int64), np.array(table, np.int64).reshape(-1, 4)
+
+
+def check_names(names: Sequence[str], file: str) -> None:
+    """Raises :class:`UserError` if two columns of a ``file`` have the same name, because only one of them could be read."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{file} has several columns with the name {repeated[0]}; rename or remove all but one of them")
 
 
 def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list[int]:

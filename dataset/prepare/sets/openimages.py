@@ -27,6 +27,7 @@ from dataset.prepare.verify import MAX_PIXELS
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
+from utils.numerals import plain_number
 
 OBJECTS = ("oidv6-train-annotations-bbox.csv", "train-annotations-bbox.csv")
 """File name in version 6, and in versions 4 and 5."""
@@ -196,7 +197,7 @@ class _Reader:
         """Returns the box, given left, right, top and bottom as fractions of the image size. No other data set uses this
         order."""
         try:
-            left, right, top, bottom = (float(side) for side in sides)
+            left, right, top, bottom = (plain_number(side) for side in sides)
         except ValueError:
             self.counts.skip("wrong type", location, f"{list(sides)} is not a box")
             return None

@@ -66,7 +66,14 @@ def test_json_lines_may_have_image_files_and_base64(convert, lines, tmp_path):
         {"image": b"second", "caption": ["b", "c"], "score": 0.5},
         {"caption": ["text"], "elems": []},
     ]
-    assert OneLine("3 records in 1 files and 1 row groups") == printed.splitlines()[-1]
+    assert OneLine("3 records in 1 files and 1 row groups") == printed.splitlines()[-2]
+
+
+def test_records_without_an_image_are_counted(convert, tmp_path):
+    table = pa.table({"image": pa.array([None, None], pa.binary()), "caption": ["a", "b"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    _, printed = convert(str(tmp_path / "a.parquet"))
+    assert printed.splitlines()[-1] == OneLine("2 of 2 records", "no image", "--image-key image")
 
 
 def test_regions_may_have_boxes_of_both_formats_and_captions_by_language(convert, lines):

@@ -72,6 +72,13 @@ def write(path: Path, rows: int = ROWS, group: int = 10, **options) -> str:
     return str(path)
 
 
+def test_a_column_that_occurs_twice_is_an_error(tmp_path, opened):
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["caption", "caption"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=naming("data.images.files", "a.parquet", "caption", "rename")):
+        opened(str(tmp_path / "a.parquet"))
+
+
 @pytest.fixture
 def opened(tmp_path):
     def open_shards(*files: str, cache: str = "blocks", **remote) -> Shards:
