@@ -74,9 +74,9 @@ class CsvFile:
         """Returns the error for the row that follows the first ``start`` lines."""
         row = "".join(itertools.islice(io.StringIO(self._text, newline=""), start, None))
         value = re.compile(rf' *(?:"(?:[^"]|"")*"|[^"{self._delimiter}\r\n][^{self._delimiter}\r\n]*)?')
-        column, end = 0, value.match(row).end()  # type: ignore[union-attr] - the pattern matches the empty text
-        while row[end : end + 1] == self._delimiter:
-            column, end = column + 1, value.match(row, end + 1).end()  # type: ignore[union-attr]
+        column, found = 0, value.match(row)
+        while found is not None and row[found.end() : found.end() + 1] == self._delimiter:
+            column, found = column + 1, value.match(row, found.end() + 1)
         named = f"column {self.columns[column]!r}" if column < len(self.columns) else f"column {column + 1}"
         return UserError(
             f"{self._name}:{start + 1}: {named} is not valid CSV ({error}); close its quotation mark, or double the quotation "

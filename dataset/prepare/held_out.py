@@ -1,5 +1,5 @@
-"""Held-out images: downstream tasks validate or test on them, so records for pre-training exclude them (section 4.1 of the
-paper).
+"""Held-out images: downstream tasks select weights or test on them, so records for pre-training exclude them. (Section 4.1 of the
+paper excludes test images.)
 
 An image is identified by its ids in public data sets (:mod:`dataset.image_ids`). The links between ids of COCO, Visual Genome and
 Flickr come from Visual Genome's ``image_data.json`` and from COCO's ``flickr_url``.
@@ -14,7 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dataset.formats.vqa2 import image_name
 from dataset.image_ids import Ids, id_number, ids_in_path, ids_in_url
+from dataset.image_share import VQA2_SELECTION, is_in_share
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.parquet_rows import parquet_rows
 from dataset.prepare.raw_folder import RawFile, RawFolder
@@ -37,13 +39,13 @@ class HeldOutSplits(NamedTuple):
         title: name of the data set.
         file: name of its official file, to name in error messages.
         locate: function that finds the official file.
-        read: function that yields the ids of the held-out images, each with its split.
+        read: function that yields the ids of images, each with its split, or None if the image is not held out.
     """
 
     title: str
     file: str
     locate: Callable[[RawFolder], RawFile | None]
-    read: Callable[[RawFile], Iterator[tuple[str, str]]]
+    read: Callable[[RawFile], Iterator[tuple[str, str | None]]]
 
 
 @dataclass
@@ -155,7 +157,7 @@ def read_held_out(
         all_splits: the splits to read, such as :data:`VIDEO_SPLITS`; if None, :data:`SPLITS` are read.
 
     Raises:
-        UserError: a required file is missing, or a file cannot be read or does not list any held-out image.
+        UserError: a required file is missing, or a file cannot be read or does not list any image.
     """
     held_out = HeldOut()
     for name, splits in (all_splits or SPLITS).items():
@@ -169,7 +171,8 @@ def read_held_out(
         found_any = False
         for each, split in splits.read(file):
             found_any = True
-            held_out.split_of.setdefault(each, printable(f"{splits.title} {split}"))
+            if split is not None:
+                held_out.split_of.setdefault(each, printable(f"{splits.title} {split}"))
         if not found_any:
             raise UserError(
                 f"{file} does not list any held-out image; check that it is {splits.file} of {splits.title}, and complete"
@@ -338,6 +341,38 @@ def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
                 raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
 
 
+def _vqa2_selection(file: RawFile) -> Iterator[tuple[str, str | None]]:
+    """Reads the images of val2014, of which a part selects the weights of VQA v2 (:data:`~dataset.image_share.VQA2_SELECTION`),
+    from VQA v2's questions, from COCO's annotations, or from Karpathy's file."""
+    found_images = False
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            if piece.section not in ("questions", "images"):
+                if found_images:
+                    break  # most of COCO's file is annotations, which follow the images
+                continue
+            found_images, value = True, piece.value
+            try:
+                number = _number(
+                    value["image_id" if piece.section == "questions" else "cocoid" if "cocoid" in value else "id"]
+                )
+                name = image_name(value.get("filepath", "val2014"), number)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
+            is_held_out = name.startswith("val2014/") and is_in_share(name, VQA2_SELECTION)
+            yield f"coco:{number}", "val (5%)" if is_held_out else None
+
+
+def _gqa(file: RawFile) -> Iterator[tuple[str, str]]:
+    """Reads GQA's validation images from scene graphs by image, or from questions, also in LXMERT's format."""
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            try:
+                yield f"vg:{_number(piece.value.get('imageId', piece.value.get('img_id', piece.key)))}", "val"
+            except (AttributeError, ValueError) as error:
+                raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
+
+
 def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
     """Returns a reader for ``val.txt`` or ``test.txt`` of Flickr30K Entities, which contain an id on each line."""
 
@@ -438,6 +473,26 @@ SPLITS: dict[str, HeldOutSplits] = {
         _first_of("v2_OpenEnded_mscoco_test2015_questions.json", "image_info_test2015.json"),
         _questions,
     ),
+    "vqa2_val": HeldOutSplits(
+        "VQA v2",
+        "v2_OpenEnded_mscoco_val2014_questions.json",
+        _first_of(  # all of these files list the same images
+            "dataset_coco.json",
+            "v2_OpenEnded_mscoco_val2014_questions.json",
+            "captions_val2014.json",
+            "instances_val2014.json",
+        ),
+        _vqa2_selection,
+    ),
+    "gqa_val": HeldOutSplits(
+        "GQA",
+        "val_sceneGraphs.json",
+        lambda raw: (
+            _first_of("val_sceneGraphs.json", "val_all_questions.json", "val_balanced_questions.json")(raw)
+            or _first_of("valid.json", below="gqa")(raw)
+        ),
+        _gqa,
+    ),
     "entities_val": HeldOutSplits("Flickr30K Entities", "val.txt", _of_entities("val.txt"), _entities("val")),
     "entities_test": HeldOutSplits("Flickr30K Entities", "test.txt", _of_entities("test.txt"), _entities("test")),
     "ref_l4_val": HeldOutSplits("Ref-L4", "ref-l4-val.parquet", _first_of("ref-l4-val.parquet"), _ref_l4("val")),
@@ -453,12 +508,15 @@ VIDEO_SPLITS: dict[str, HeldOutSplits] = {
 }
 """Downstream splits of videos by name; the ids are from YouTube."""
 
-COCO_SPLITS = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
+COCO_SPLITS = ("karpathy_coco", "refcoco", "refcoco+", "refcocog", "vqa2_val")
 """Splits that consist of COCO's training and validation images."""
+
+VG_SPLITS = (*COCO_SPLITS, "karpathy_flickr30k", "gqa_val")
+"""Splits that may contain images of Visual Genome."""
 
 REQUIRED_FOR = {
     "coco": COCO_SPLITS,
     "flickr": ("karpathy_flickr30k",),
-    "vg": (*COCO_SPLITS, "karpathy_flickr30k"),
+    "vg": VG_SPLITS,
 }
 """For each data set that occurs in ids (:mod:`dataset.image_ids`), the splits that hold out images of this data set."""
