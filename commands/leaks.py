@@ -336,7 +336,7 @@ class _Records:
     """
 
     def __init__(self, files: list[str], stream: Any, key: str, data: DataConfig):
-        self.shards = Shards(files, key=key, index_folder=data.cache_index, remote=data.remote)
+        self.shards = Shards(files, key=key, index_folder=data.cache_index, remote=data.remote, in_order=True)
         self.stream, self.name, self.broken, self.first = stream, files[0], 0, ""
 
     def __iter__(self) -> Iterator[KnownImage]:

@@ -97,7 +97,7 @@ def _texts(folders: Sequence[Path]) -> Iterator[str]:
     """Yields the texts of all records."""
     found: list[str] = []
     for folder in folders:
-        shards = Shards([str(folder)], key=str(folder))
+        shards = Shards([str(folder)], key=str(folder), in_order=True)
         for raw in progress_bar(_readable(shards, Counts()), total=len(shards), desc=folder.name, unit="record"):
             translate_record(_values(raw), found.append)
             yield from found

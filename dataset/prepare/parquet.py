@@ -266,7 +266,7 @@ def parquet(
     log.set_up()
     check_pyarrow("prepare parquet")
     out, started = output.out, time.monotonic()
-    source = Shards(shards, key="SHARDS", workers=workers)
+    source = Shards(shards, key="SHARDS", workers=workers, in_order=True)
     if any(isinstance(path, Path) and path.parent.resolve() == out.resolve() for path in source.paths):
         raise UserError(f"--out {out} is the folder of the shards; use another")
     keys = ImageKeys(image_key, image_root=image_root)

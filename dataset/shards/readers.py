@@ -52,6 +52,8 @@ class Shards:
         remote: settings for remote shards; if None, the defaults.
         workers: number of processes that build a missing index.
         ask_servers: whether to ask servers if remote shards have changed since they were indexed.
+        in_order: True if each process reads the records in order. The rows of Parquet shards are then not cached
+            (:class:`~dataset.shards.parquet.ParquetRows`).
 
     Attributes:
         prefetches: True if :meth:`prefetch` has any effect.
@@ -73,6 +75,7 @@ class Shards:
         remote: RemoteConfig | None = None,
         workers: int = 1,
         ask_servers: bool = False,
+        in_order: bool = False,
     ):
         self.key, self.remote = key, remote or RemoteConfig()
         by_entry = find_by_entry(files, key, remote)
@@ -95,7 +98,7 @@ class Shards:
                 counted(links, "link", "links"),
             )
         self._files = _OpenFiles()
-        self._rows = ParquetRows(self.remote)
+        self._rows = ParquetRows(self.remote, in_order)
         self.prefetches = any(isinstance(path, RemoteShard) and path.prefetches for path in self.paths)
         self.cached_bytes = sum(map(self._cached_bytes, range(len(self.paths))))
         if not len(self):

@@ -160,6 +160,20 @@ def test_tars_and_parquet_files_are_converted(convert, tmp_path):
     assert convert(str(tmp_path / "out"), str(tmp_path / "b.parquet"), out="again")[0] == [*expected, expected[0]]
 
 
+def test_nothing_is_left_in_the_block_cache(tmp_path, monkeypatch):
+    """The file stores each image once, in a dictionary, and its rows decode to 40 times its size."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = [bytes([number]) * 5000 for number in range(4)]
+    table = pa.table({"image": images * 40, "caption": ["a"] * 160})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none")
+    assert (
+        main(["prepare", "parquet", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    )
+    assert not (tmp_path / "cache/x2vlm/blocks").exists()
+    written = Shards([str(tmp_path / "out")])
+    assert [written.read(row).values["image"] for row in range(160)] == images * 40
+
+
 def test_row_groups_and_files_are_small(convert, lines, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "GROUP_BYTES", 100)
     monkeypatch.setattr(command, "_FILE_RECORDS", 10)
