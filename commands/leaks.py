@@ -38,7 +38,7 @@ from utils.suffixes import IMAGE_SUFFIXES
 MAX_PRINTED = 5
 """Maximum number of shared images that are printed for each pair of a training set and a held-out set. --out lists all."""
 
-NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome"}
+NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome", "objects365": "Objects365"}
 """Names of the data sets that provide ids."""
 
 EXACT = (
@@ -253,10 +253,15 @@ def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) ->
                 counts[pair] = count
                 missing.setdefault(pair, []).append(split)
     for (ids, other_ids), splits in missing.items():
-        file = "image_data.json" if "Visual Genome" in (ids, other_ids) else "captions_{train,val}2014.json of COCO"
+        if other_ids == NAMES["objects365"]:
+            remedy = "no official file links them, so use --perceptual"
+        elif NAMES["vg"] in (ids, other_ids):
+            remedy = "pass the folder of image_data.json with --held-out"
+        else:
+            remedy = "pass the folder of captions_{train,val}2014.json of COCO with --held-out"
         yield (
             f"{training}: {counts[ids, other_ids]:,} records have {ids} ids, which cannot be compared with the {other_ids} ids "
-            f"in {', '.join(splits)}; pass the folder of {file} with --held-out"
+            f"in {', '.join(splits)}; {remedy}"
         )
 
 

@@ -303,6 +303,20 @@ def test_ids_of_two_data_sets_without_a_linking_file_count_as_unchecked(raw, out
     assert leaks(pretraining(tmp_path, folder), coco, "--held-out", raw / "vg")[0] == 1
 
 
+def test_ids_that_no_official_file_links_count_as_unchecked(raw, out, tmp_path, leaks):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    prepared("coco", raw, out)
+    table = pyarrow.table({"file_name": ["objects365_v2_00922765.jpg"]})
+    (tmp_path / "splits").mkdir()
+    parquet.write_table(table, tmp_path / "splits/ref-l4-val.parquet")
+    status, printed, _ = leaks(pretraining(tmp_path, out / "coco"), "--held-out", tmp_path / "splits")
+    assert status == 3
+    assert (
+        OneLine("not checked: ", "COCO ids", "Objects365 ids", "Ref-L4 val", "no official file") in printed.splitlines()
+    )
+
+
 def test_the_table_has_every_training_record_of_a_held_out_image(tmp_path, leaks):
     folder = own(tmp_path, "a.jpg")
     shutil.copy(folder / "a.jpg", folder / "copy.jpg")
