@@ -316,7 +316,7 @@ def parquet(
         f"{out}: {rows:,} records in {sum(e.bytes > 0 for e in entries):,} files and {groups:,} row groups, {size / 1e9:.3f} GB; "
         f"{seconds:.1f} s\n"
     )
-    if without_image := sum(entry.counts["without image"] for entry in entries):
+    if without_image := sum(entry.counts.get("without image", 0) for entry in entries):
         sys.stdout.write(f"  {without_image:,} of {rows:,} records have no image (--image-key {image_key})\n")
     if skipped:
         kinds = Counter(each["reason"] for each in skipped)
