@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 from dataset import look_alikes
+from dataset.image_ids import ids_in_path
 from dataset.leaks import KnownImage, SharedImage, SharedImages, Source, known_image, shared_with_splits
 from dataset.look_alikes import Look
-from dataset.prepare.held_out import SPLITS, Links, read_held_out, read_links
+from dataset.prepare.held_out import SPLITS, Links, contradictory_links, read_held_out, read_links
 from dataset.prepare.raw_folder import RawFolder
 from dataset.records.broken import BrokenRecordError, printable
 from dataset.records.schema import ImageSource
@@ -32,11 +33,12 @@ from utils.files import replacing
 from utils.flags import File, Positive, named
 from utils.printing import counted
 from utils.progress import progress_bar
+from utils.suffixes import IMAGE_SUFFIXES
 
 MAX_PRINTED = 5
 """Maximum number of shared images that are printed for each pair of a training set and a held-out set. --out lists all."""
 
-NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome"}
+NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome", "objects365": "Objects365"}
 """Names of the data sets that provide ids."""
 
 EXACT = (
@@ -74,7 +76,7 @@ def leaks(
     Args:
         configs: configs of pre-training or fine-tuning.
         held_out: folder with official files (dataset_coco.json, refs(unc).p, ...), whose validation and test splits are also
-            compared, by id; may be repeated.
+            compared: by id and, if the folder also contains their images, by content; may be repeated.
         perceptual: also compare a sample by appearance, to find resized, recompressed or recoloured copies, and crops (needs
             imagehash).
         sample: number of images that --perceptual draws from each training set and each held-out set.
@@ -88,8 +90,8 @@ def leaks(
 
     Returns:
         0 no image is shared; 1 images are shared; 2 a config or the command line is wrong; 3 no shared image was found, but some
-        comparisons were impossible: the lines "not checked" list data that cannot be read, and data sets whose ids cannot be
-        compared because no file links them
+        comparisons were impossible: the lines "not checked" list data that cannot be read, images that could be compared neither
+        by id nor by content, and data sets whose ids cannot be compared because no file links them
     """
     if perceptual:
         look_alikes.require()
@@ -108,7 +110,7 @@ def leaks(
         first = image_sets.not_checked[0] if image_sets.not_checked else "the configs name none"
         more = f"; and {len(image_sets.not_checked) - 1} more" if len(image_sets.not_checked) > 1 else ""
         raise UserError(f"{', '.join(configs)}: no {missing} could be read: {first}{more}")
-    looks = _SampledLooks(sample, seed)
+    looks = _SampledLooks(sample, seed, image_sets.not_checked)
     with _Table(out) as table:
         for training, images in image_sets.training.items():
             try:
@@ -120,12 +122,14 @@ def leaks(
             for split, shared in found.items():
                 if shared.shared:
                     _print_shared(training, split, shared)
-            image_sets.not_checked += _unlinked(training, found, links)
+            image_sets.not_checked += [*_not_compared(training, found), *_unlinked(training, found, links)]
             if perceptual:
                 _compare_looks(training, images, image_sets.held_out, found, looks, table)
     not_checked = [*image_sets.not_checked, *_broken({**image_sets.training, **image_sets.held_out})]
     for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
+    if contradictory := contradictory_links(links):
+        sys.stdout.write(f"{contradictory}\n")
     sys.stdout.write(EXACT if not perceptual else f"{EXACT_AND_SAMPLED} a sample of {sample:,} images per set\n")
     if out is not None:
         sys.stdout.write(f"{out}: {table.rows:,} pairs of a training image and a held-out image\n")
@@ -163,10 +167,11 @@ class _Table:
 
 
 class _SampledLooks:
-    """Computes the appearance of a random sample of each set of images, once per set."""
+    """Computes the appearance of a random sample of each set of images, once per set. Images without an appearance, because they
+    are videos or cannot be decoded, are added to ``not_checked``."""
 
-    def __init__(self, count: int, seed: int):
-        self._count, self._seed = count, seed
+    def __init__(self, count: int, seed: int, not_checked: list[str]):
+        self._count, self._seed, self._not_checked = count, seed, not_checked
         self._samples: dict[str, list[tuple[Source, Look]]] = {}
 
     def sample(self, name: str, images: Iterable[KnownImage]) -> list[tuple[Source, Look]]:
@@ -178,7 +183,14 @@ class _SampledLooks:
             else:
                 known = list({(each.source.path or each.source.location): each for each in images}.values())
                 chosen = known if len(known) <= self._count else rng.sample(known, self._count)
-            self._samples[name] = look_alikes.looks_of([each.source for each in chosen], name)
+            looks = self._samples[name] = look_alikes.looks_of([each.source for each in chosen], name)
+            if len(looks) < len(chosen):
+                found = {source.location for source, _ in looks}
+                first = next((each.source.location for each in chosen if each.source.location not in found), name)
+                self._not_checked.append(
+                    f"{name}: {len(chosen) - len(looks):,} of {len(chosen):,} sampled images could not be compared by "
+                    f"appearance, because they cannot be decoded or are videos, the first: {first}"
+                )
         return self._samples[name]
 
 
@@ -215,6 +227,19 @@ def _compare_looks(
             sys.stdout.write(f"  and {len(pairs) - MAX_PRINTED:,} more (--out FILE lists all)\n")
 
 
+def _not_compared(training: str, found: Mapping[str, SharedImages]) -> Iterator[str]:
+    """Yields a line for each split with images that could be compared with some training records neither by id nor by content."""
+    for split, shared in found.items():
+        if shared.not_compared is not None:
+            missed = shared.not_compared
+            images = f"{missed.held_out:,} of {counted(shared.held_out, 'held-out image', 'held-out images')}"
+            yield (
+                f"{training}: {missed.training:,} of {counted(missed.records, 'training record', 'training records')} and "
+                f"{images} of {split} could not be compared, because they have no ids in common data sets and {missed.reason}; "
+                "check the paths of the images, or pass the folder of the images of an official split with --held-out"
+            )
+
+
 def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) -> Iterator[str]:
     """Yields a line for each pair of data sets whose ids cannot be compared, because no file says which images they share."""
     missing: dict[tuple[str, str], list[str]] = {}
@@ -228,26 +253,45 @@ def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) ->
                 counts[pair] = count
                 missing.setdefault(pair, []).append(split)
     for (ids, other_ids), splits in missing.items():
-        file = "image_data.json" if "Visual Genome" in (ids, other_ids) else "captions_{train,val}2014.json of COCO"
+        if other_ids == NAMES["objects365"]:
+            remedy = "no official file links them, so use --perceptual"
+        elif NAMES["vg"] in (ids, other_ids):
+            remedy = "pass the folder of image_data.json with --held-out"
+        else:
+            remedy = "pass the folder of captions_{train,val}2014.json of COCO with --held-out"
         yield (
             f"{training}: {counts[ids, other_ids]:,} records have {ids} ids, which cannot be compared with the {other_ids} ids "
-            f"in {', '.join(splits)}; pass the folder of {file} with --held-out"
+            f"in {', '.join(splits)}; {remedy}"
         )
 
 
 def _official_splits(raw: RawFolder) -> dict[str, Iterable[KnownImage]]:
-    """Returns the held-out images listed in the official files, by split. Only ids are compared, so the images do not have to
-    exist.
+    """Returns the held-out images listed in the official files, by split. Their files are found below the folders by the ids in
+    their paths; an image without a file can only be compared by id.
 
     Raises:
         UserError: if a file cannot be read.
     """
-    held_out = read_held_out(raw, required=(), without=())
+    photographs = read_held_out(raw, required=(), without=()).photographs()
+    paths = {
+        each: path
+        for files in (raw.files.values() if photographs else ())
+        for path in files
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        for each in ids_in_path(path.as_posix())
+    }
     return {
         split: [
-            KnownImage(ImageSource(f"{split}: {name}", path=Path(split, name)), frozenset({name})) for name in names
+            KnownImage(
+                ImageSource(
+                    f"{split}: {name}",
+                    path=next((paths[each] for each in sorted(ids) if each in paths), Path(split, name)),
+                ),
+                frozenset({name}),
+            )
+            for name, ids in photos.items()
         ]
-        for split, names in held_out.photographs().items()
+        for split, photos in photographs.items()
     }
 
 
@@ -279,7 +323,11 @@ def _read_pretraining(path: str, config: Any, image_sets: ImageSets) -> None:
     for key, stream in (("files", "images"), ("region_files", "regions"), ("video_files", "videos")):
         files = getattr(evaluation, key)
         chosen = streams.get(stream) or next(iter(streams.values()), None)
-        if files and chosen is not None:
+        if files and chosen is None:
+            image_sets.not_checked.append(
+                f"{path} evaluation.{key}: the config trains on no images that show how to read it"
+            )
+        elif files:
             opened = partial(_Records, files, chosen, f"evaluation.{key}", config.data)
             _read_into(f"{path} evaluation.{key}", opened, image_sets.held_out, image_sets)
 
@@ -293,7 +341,7 @@ class _Records:
     """
 
     def __init__(self, files: list[str], stream: Any, key: str, data: DataConfig):
-        self.shards = Shards(files, key=key, index_folder=data.cache_index, remote=data.remote)
+        self.shards = Shards(files, key=key, index_folder=data.cache_index, remote=data.remote, in_order=True)
         self.stream, self.name, self.broken, self.first = stream, files[0], 0, ""
 
     def __iter__(self) -> Iterator[KnownImage]:

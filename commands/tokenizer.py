@@ -108,7 +108,7 @@ def _records(file: str) -> tuple[Iterator[Mapping[str, Any] | str], int]:
     if path.is_file() and path.suffix in (".json", ".jsonl") and _starts_array(path):
         rows = read_rows(file, "--records")
         return (row.values if isinstance(row, Row) else str(row) for row in rows), len(rows)
-    shards = Shards([file], key="--records")
+    shards = Shards([file], key="--records", in_order=True)
     return (_record(shards, index) for index in range(len(shards))), len(shards)
 
 

@@ -39,6 +39,24 @@ class KnownImage(NamedTuple):
     ids: Ids
 
 
+class NotCompared(NamedTuple):
+    """Training records and held-out images that could not be compared with each other.
+
+    Two images are compared if both have ids, or if the contents of both were read.
+
+    Attributes:
+        training: number of these training records.
+        records: number of all training records.
+        held_out: number of these held-out images.
+        reason: why their contents were not compared.
+    """
+
+    training: int
+    records: int
+    held_out: int
+    reason: str
+
+
 class SharedImage(NamedTuple):
     """A held-out image that is also in the training data: its location in the held-out split and in the training data, and how
     the match was found."""
@@ -56,6 +74,7 @@ class SharedImages:
         pairs: each shared image once, with the first training record that contains it.
         held_out: number of distinct images in the split.
         contents_compared: False if contents were not compared, because there were too many files or bytes.
+        not_compared: the training records and held-out images that were not compared; None if the comparison is complete.
         sets: data sets that the ids in the split belong to.
         training_sets: number of training records whose ids belong to each combination of data sets.
     """
@@ -63,6 +82,7 @@ class SharedImages:
     pairs: tuple[SharedImage, ...]
     held_out: int
     contents_compared: bool
+    not_compared: NotCompared | None
     sets: frozenset[str]
     training_sets: Mapping[frozenset[str], int]
 
@@ -134,15 +154,19 @@ def shared_with_splits(
             training_files[own] = _TrainingFile.of(image.source)
         if own in training_files:
             training_files[own].images.append((image.source.location, image.ids))
-    complete = max(len(training_files), len(held_out)) <= MAX_FILES
-    if complete:
-        copies, complete = _copies(training_files, held_out)
-        for identity, file in copies:
-            ids = all_ids(held_out[identity].ids)
-            for location, own_ids in file.images:
-                if not ids & own_ids:
-                    add(identity, location, "content")
-    return {name: _shared(split, found, complete, training_sets) for name, split in members.items()}
+    copies = _Copies()
+    if max(len(training_files), len(held_out)) <= MAX_FILES:
+        copies = _copies(training_files, held_out)
+    for identity, file in copies.found:
+        ids = all_ids(held_out[identity].ids)
+        for location, own_ids in file.images:
+            if not ids & own_ids:
+                add(identity, location, "content")
+    records = _records_by_comparison(training_files, copies, training_sets)
+    return {
+        name: _shared(split, found, copies, _not_compared(records, split, copies, training_files), training_sets)
+        for name, split in members.items()
+    }
 
 
 @dataclass
@@ -167,15 +191,77 @@ def _sets(ids: Ids) -> frozenset[str]:
     return frozenset(each.partition(":")[0] for each in ids)
 
 
+@dataclass
+class _Copies:
+    """The result of comparing contents.
+
+    Attributes:
+        found: identities of held-out images, each with a training file that has the same content under a different identity.
+        complete: False if there were too many files or bytes to compare all contents.
+        unread_training: identities of the training files whose content could not be read.
+        unread_held_out: identities of the held-out images whose content could not be read.
+    """
+
+    found: list[tuple[str, _TrainingFile]] = field(default_factory=list)
+    complete: bool = False
+    unread_training: set[str] = field(default_factory=set)
+    unread_held_out: set[str] = field(default_factory=set)
+
+
+def _records_by_comparison(
+    files: Mapping[str, _TrainingFile], copies: _Copies, training_sets: Mapping[frozenset[str], int]
+) -> Counter[tuple[bool, bool]]:
+    """Returns the number of training records by whether they have ids and whether their content was read."""
+    records: Counter[tuple[bool, bool]] = Counter()
+    if not copies.complete:
+        for sets, count in training_sets.items():
+            records[bool(sets), False] += count
+        return records
+    for identity, file in files.items():
+        records.update((bool(ids), identity not in copies.unread_training) for _, ids in file.images)
+    return records
+
+
+def _not_compared(
+    records: Mapping[tuple[bool, bool], int],
+    split: Mapping[str, KnownImage],
+    copies: _Copies,
+    files: Mapping[str, _TrainingFile],
+) -> NotCompared | None:
+    """Returns the training records and the images of a split that were compared neither by id nor by content."""
+    images = Counter(
+        (bool(image.ids), copies.complete and identity not in copies.unread_held_out)
+        for identity, image in split.items()
+    )
+    missed = [
+        (one, other) for one in records for other in images if not (one[0] and other[0]) and not (one[1] and other[1])
+    ]
+    if not missed:
+        return None
+    if not copies.complete:
+        reason = "there are too many files or bytes to compare their contents"
+    else:
+        unread = [file.images[0][0] for identity, file in files.items() if identity in copies.unread_training]
+        unread += [image.source.location for each, image in split.items() if each in copies.unread_held_out]
+        reason = f"some images cannot be read, the first: {unread[0]}"
+    return NotCompared(
+        sum(records[one] for one in {one for one, _ in missed}),
+        sum(records.values()),
+        sum(images[other] for other in {other for _, other in missed}),
+        reason,
+    )
+
+
 def _shared(
     split: Mapping[str, KnownImage],
     found: Mapping[str, tuple[str, How]],
-    complete: bool,
+    copies: _Copies,
+    not_compared: NotCompared | None,
     training_sets: Mapping[frozenset[str], int],
 ) -> SharedImages:
     pairs = (SharedImage(image.source.location, *found[each]) for each, image in split.items() if each in found)
     sets = frozenset(of for image in split.values() for of in _sets(image.ids))
-    return SharedImages(tuple(pairs), len(split), complete, sets, training_sets)
+    return SharedImages(tuple(pairs), len(split), copies.complete, not_compared, sets, training_sets)
 
 
 def _known(image: Source | KnownImage) -> KnownImage:
@@ -195,39 +281,43 @@ def _identity(source: Source, folders: dict[Path, str]) -> str:
     return os.path.join(folder, source.path.name)
 
 
-def _copies(
-    training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownImage]
-) -> tuple[list[tuple[str, _TrainingFile]], bool]:
-    """Returns the identities of held-out images, each with a training file that has the same content under a different identity.
-    The second result is False if the limit of bytes was reached, so that not all contents were compared. Only files of equal size
-    are read."""
+def _copies(training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownImage]) -> _Copies:
+    """Compares contents until the limit of bytes is reached. Only files of equal size are read."""
+    copies = _Copies()
     sizes = {identity: _size(image.source) for identity, image in held_out.items()}
-    wanted = set(sizes.values()) - {None, 0}
+    copies.unread_held_out = {identity for identity, size in sizes.items() if not size}
+    shared_sizes = set(sizes.values()) - {None, 0}
     by_digest: dict[str, list[tuple[str, _TrainingFile]]] = {}
     training_sizes: set[int] = set()
-    found: list[tuple[str, _TrainingFile]] = []
     read = 0
     for identity, file in training.items():
         size = file.size if file.source is None else _size(file.source)
-        if size is None or size not in wanted:
+        if not size:
+            copies.unread_training.add(identity)
+        if size is None or size not in shared_sizes:
             continue
         training_sizes.add(size)
         read += size if file.source is not None else 0
         if read > MAX_BYTES:
-            return found, False
+            return copies
         digest = file.digest if file.source is None else _digest(file.source)
         if digest is not None:
             by_digest.setdefault(digest, []).append((identity, file))
+        else:
+            copies.unread_training.add(identity)
     for identity, image in held_out.items():
         size = sizes[identity]
         if size is None or size not in training_sizes:
             continue
         read += size
         if read > MAX_BYTES:
-            return found, False
+            return copies
         digest = _digest(image.source)
-        found += [(identity, file) for own, file in by_digest.get(digest or "", ()) if own != identity]
-    return found, True
+        if digest is None:
+            copies.unread_held_out.add(identity)
+        copies.found += [(identity, file) for own, file in by_digest.get(digest or "", ()) if own != identity]
+    copies.complete = True
+    return copies
 
 
 def _size(source: Source) -> int | None:

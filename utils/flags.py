@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.token import Token
 
+from utils.numerals import plain_number
+
 
 class WrongValueError(ValueError):
     """An argument is not a valid value for a flag. The message says why."""
@@ -71,7 +73,7 @@ def number_within(minimum: float, maximum: float, *, above: bool = False) -> Cal
 
     def number(text: str) -> float:
         try:
-            value = float(text)
+            value = plain_number(text)
         except ValueError:
             value = math.nan
         if not minimum <= value <= maximum or not math.isfinite(value) or (above and value == minimum):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 from dataset.formats.annotations import Row, listed_rows, read_json, read_text
+from dataset.formats.csv_rows import CsvFile
 from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 
@@ -32,8 +30,7 @@ def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | Broken
     if path.endswith(".csv"):
         table = read_table(path, ("video_id", "sentence"), key)
         rows = [
-            Row({"video_id": row["video_id"], "caption": row["sentence"]}, f"{path}:{line}")
-            for line, row in table.items()
+            Row({"video_id": row["video_id"], "caption": row["sentence"]}, location) for location, row in table.items()
         ]
     else:
         rows = listed_rows(read_json(path, key), "sentences", path, key, "MSR-VTT's file")
@@ -45,21 +42,22 @@ def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | Broken
     return kept
 
 
-def read_table(path: str, columns: tuple[str, ...], key: str) -> dict[int, dict[str, str]]:
-    """Reads a CSV file with a header, and returns each row under the number of the line on which the row ends.
+def read_table(path: str, columns: tuple[str, ...], key: str) -> dict[str, dict[str, str]]:
+    """Reads a CSV file with a header, and returns each row under its location, ``file:line``.
 
     Raises:
-        UserError: if the file cannot be read, is empty, or lacks a column. The message names the config ``key``.
+        UserError: if the file cannot be read, is empty, is not valid CSV, lacks a column, or has a row with more or fewer values
+            than the header. The message names the config ``key``.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path, key)))
-    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    file = CsvFile(read_text(path, key), f"{key}: {path}")
+    missing = [column for column in columns if column not in file.columns]
     if missing:
-        found = ", ".join(reader.fieldnames or ()) or "none"
-        raise UserError(f"{key}: {path} has no column {', '.join(missing)}; columns: {found[:200]}")
-    rows = dict((reader.line_num, row) for row in reader if any(row.values()))  # noqa: C402 - line_num changes with each row
+        raise UserError(f"{key}: {path} has no column {', '.join(missing)}; columns: {', '.join(file.columns)[:200]}")
+    rows: dict[str, dict[str, str]] = {}
+    for location, row in file:
+        if isinstance(row, BrokenRecordError):
+            raise UserError(f"{location}: {row.message}; correct the row")
+        rows[location.removeprefix(f"{key}: ")] = row
     if not rows:
         raise UserError(f"{key}: {path} has a header but no rows")
-    short = next((line for line, row in rows.items() if None in (row[name] for name in columns)), None)
-    if short is not None:
-        raise UserError(f"{key}: {path}:{short}: a value is missing")
     return rows

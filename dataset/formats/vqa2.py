@@ -32,9 +32,14 @@ def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row 
         if answers is not None and identity not in answers:
             raise BrokenRecordError("missing key", row.location, f"{annotations} has no question_id {identity}")
         known = {} if answers is None else answers[identity]
-        return Row({**row.values, "image": f"{subset}/COCO_{subset}_{image:012d}.jpg", **known}, row.location)
+        return Row({**row.values, "image": image_name(subset, image), **known}, row.location)
 
     return converted(rows, with_answers)
+
+
+def image_name(subset: str, number: int) -> str:
+    """Returns the name of an image of COCO in the official layout."""
+    return f"{subset}/COCO_{subset}_{number:012d}.jpg"
 
 
 def _read_answers(path: str, key: str) -> dict[int, dict[str, Any]]:

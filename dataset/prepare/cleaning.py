@@ -9,6 +9,7 @@ from typing import Any
 from dataset.prepare.counts import Counts
 from dataset.records.schema import LONGEST_TEXT, Box
 from dataset.text.processors import clean_caption
+from utils.numerals import plain_number
 
 MIN_SIDE_PX = 1.0
 """Minimum width and height of the part of a box that is inside its image."""
@@ -28,7 +29,7 @@ def placed_box(value: Any, width: float, height: float, counts: Counts, location
     pixel wide or high after clamping.
     """
     try:
-        x, y, w, h = (float(each) for each in value)
+        x, y, w, h = (plain_number(each) for each in value)
         far_right, far_bottom = float(width), float(height)
     except (TypeError, ValueError, OverflowError):
         counts.skip("wrong type", location, f"{str(value)[:80]} is not a box")
@@ -87,7 +88,7 @@ def relative_box(value: Any, width: int, height: int, counts: Counts, location: 
 def _corners(value: Any, counts: Counts, location: str) -> Box | None:
     try:
         if isinstance(value, list | tuple):
-            x1, y1, x2, y2 = (float(each) for each in value)
+            x1, y1, x2, y2 = (plain_number(each) for each in value)
             return x1, y1, x2, y2
     except (TypeError, ValueError, OverflowError):
         pass

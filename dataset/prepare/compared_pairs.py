@@ -28,7 +28,7 @@ from dataset.prepare.sets.base import Pair, Pairs
 from dataset.prepare.verify import image_fault
 from dataset.records.broken import BrokenRecordError
 from dataset.shards.scanning import scan_shard
-from dataset.shards.tars import location_of, read_record
+from dataset.shards.tars import key_of, location_of, read_record
 from utils.files import replacing
 from utils.progress import progress_bar
 
@@ -111,7 +111,7 @@ class ComparedPairs:
         with closing(in_order(scan, shards, options.workers, _died)) as results:
             bar = progress_bar(results, total=len(shards), desc=self.preparation.name, unit="shard")
             for path, scanned in zip(shards, bar, strict=True):
-                kept = {record.stem for record in scanned if records.take(record, path)}
+                kept = {record.key for record in scanned if records.take(record, path)}
                 if kept:
                     place_shard(path, output.out / path.name, kept if len(kept) < len(scanned) else None)
         missing = [url for url in _urls(self.list_path) if _digest(url) not in records.found]
@@ -121,10 +121,10 @@ class ComparedPairs:
 
 
 class _Scanned(NamedTuple):
-    """A record of a shard: the stem of its members' names, its URL, what is wrong with it, and the image's hash if images are
+    """A record of a shard: the key that its members share, its URL, what is wrong with it, and the image's hash if images are
     verified."""
 
-    stem: str
+    key: str
     url: str
     fault: str
     content: bytes
@@ -136,7 +136,7 @@ def _scan(path: Path, verify: bool) -> list[_Scanned]:
     records = []
     with path.open("rb") as file:
         for span, detached in scanned.records(path.stat().st_size):
-            stem = location_of(file, path, span, detached).removeprefix(f"{path}:").partition(".")[0]
+            key = key_of(location_of(file, path, span, detached).removeprefix(f"{path}:"))
             try:
                 raw = read_record(file, path, span, detached)
                 fault, content = "", b""
@@ -145,9 +145,9 @@ def _scan(path: Path, verify: bool) -> list[_Scanned]:
                 elif verify:
                     fault = image_fault(raw.image, raw.location)
                     content = hashlib.blake2b(raw.image, digest_size=16).digest()
-                records.append(_Scanned(stem, str(raw.values.get("url") or ""), fault, content))
+                records.append(_Scanned(key, str(raw.values.get("url") or ""), fault, content))
             except BrokenRecordError as error:
-                records.append(_Scanned(stem, "", error.kind, b""))
+                records.append(_Scanned(key, "", error.kind, b""))
     return records
 
 
@@ -195,7 +195,7 @@ class _UsableRecords:
             else:
                 self._contents.add(record.content)
         if reason:
-            self.counts.skip(reason, f"{path}:{record.stem}", record.url[:100])
+            self.counts.skip(reason, f"{path}:{record.key}", record.url[:100])
         else:
             self.counts.written.update(records=1, images=1)
         return not reason

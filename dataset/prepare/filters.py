@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from utils.numerals import plain_number
+
 Safety = Literal["none", "NSFW", "UNSURE"]
 
 
@@ -60,7 +62,7 @@ class Filters:
 def number_or(value: Any, default: float = 0) -> float:
     """Converts a value to a number. Returns ``default`` if the value is not a number."""
     try:
-        number = default if isinstance(value, bool) else float(value)  # some lists have decimals, or numbers as texts
+        number = plain_number(value)  # some lists have decimals, or numbers as texts
     except (TypeError, ValueError, OverflowError):
         return default
     return number if number == number else default

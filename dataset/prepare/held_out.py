@@ -1,5 +1,5 @@
-"""Held-out images: downstream tasks validate or test on them, so records for pre-training exclude them (section 4.1 of the
-paper).
+"""Held-out images: downstream tasks select weights or test on them, so records for pre-training exclude them. (Section 4.1 of the
+paper excludes test images.)
 
 An image is identified by its ids in public data sets (:mod:`dataset.image_ids`). The links between ids of COCO, Visual Genome and
 Flickr come from Visual Genome's ``image_data.json`` and from COCO's ``flickr_url``.
@@ -14,13 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dataset.formats.vqa2 import image_name
 from dataset.image_ids import Ids, id_number, ids_in_path, ids_in_url
+from dataset.image_share import VQA2_SELECTION, is_in_share
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.parquet_rows import parquet_rows
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.records.broken import printable
 from utils.errors import UserError
 from utils.pickles import load_plain_pickle
+from utils.printing import counted
 
 _YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/)([\w-]{11})")
 _MSVD_LINE = re.compile(r"(\S+)_\d+_\d+\s+vid(\d+)")
@@ -36,13 +39,13 @@ class HeldOutSplits(NamedTuple):
         title: name of the data set.
         file: name of its official file, to name in error messages.
         locate: function that finds the official file.
-        read: function that yields the ids of the held-out images, each with its split.
+        read: function that yields the ids of images, each with its split, or None if the image is not held out.
     """
 
     title: str
     file: str
     locate: Callable[[RawFolder], RawFile | None]
-    read: Callable[[RawFile], Iterator[tuple[str, str]]]
+    read: Callable[[RawFile], Iterator[tuple[str, str | None]]]
 
 
 @dataclass
@@ -54,12 +57,15 @@ class Links:
         files: the official files that contain the links.
         absent: names of official files that do not exist.
         sets: pairs of data sets, such as ``{"coco", "vg"}``, whose links were read.
+        contradictions: descriptions of the links that contradict each other. All ids in contradictory links count as the same
+            photograph, so that it is excluded if any of its ids is held out.
     """
 
     groups: list[Ids] = field(default_factory=list)
     files: list[RawFile] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     sets: set[frozenset[str]] = field(default_factory=set)
+    contradictions: list[str] = field(default_factory=list)
 
     @cached_property
     def _groups_of(self) -> dict[str, list[Ids]]:
@@ -151,7 +157,7 @@ def read_held_out(
         all_splits: the splits to read, such as :data:`VIDEO_SPLITS`; if None, :data:`SPLITS` are read.
 
     Raises:
-        UserError: a required file is missing, or a file cannot be read or does not list any held-out image.
+        UserError: a required file is missing, or a file cannot be read or does not list any image.
     """
     held_out = HeldOut()
     for name, splits in (all_splits or SPLITS).items():
@@ -165,7 +171,8 @@ def read_held_out(
         found_any = False
         for each, split in splits.read(file):
             found_any = True
-            held_out.split_of.setdefault(each, printable(f"{splits.title} {split}"))
+            if split is not None:
+                held_out.split_of.setdefault(each, printable(f"{splits.title} {split}"))
         if not found_any:
             raise UserError(
                 f"{file} does not list any held-out image; check that it is {splits.file} of {splits.title}, and complete"
@@ -189,8 +196,35 @@ def read_links(raw: RawFolder) -> Links:
     """
     links = Links()
     _read_links_of_visual_genome(raw, links)
+    of_visual_genome = len(links.groups)
     _read_links_of_coco(raw, links)
+    photograph_of = {coco: flickr for flickr, coco in map(_flickr_and_coco, links.groups[of_visual_genome:])}
+    for group in links.groups[:of_visual_genome]:
+        flickr, coco = _flickr_and_coco(group)
+        other = photograph_of.get(coco)
+        if flickr and other is not None and flickr != other:
+            images = ", ".join(each for each in group if each.startswith("vg:"))
+            links.contradictions.append(
+                f"image_data.json of Visual Genome says that {images} is {coco} and {flickr}, but COCO's flickr_url says that "
+                f"{coco} is {other}"
+            )
     return links
+
+
+def _flickr_and_coco(group: Ids) -> tuple[str, str]:
+    """Returns the Flickr id and the COCO id in a group of ids; "" for an id that is missing."""
+    flickr, coco = (
+        next((each for each in group if each.startswith(data_set)), "") for data_set in ("flickr:", "coco:")
+    )
+    return flickr, coco
+
+
+def contradictory_links(links: Links) -> str:
+    """Describes the contradictory links in one line, or returns "" if there are none."""
+    if not links.contradictions:
+        return ""
+    number = counted(len(links.contradictions), "contradictory link", "contradictory links")
+    return f"{number}, whose ids all count as the same photograph; the first: {links.contradictions[0]}"
 
 
 def _read_links_of_visual_genome(raw: RawFolder, links: Links) -> None:
@@ -238,6 +272,14 @@ def _read_links_of_coco(raw: RawFolder, links: Links) -> None:
                         links.groups.append(flickr | {f"coco:{piece.value['id']}"})
 
 
+def _number(value: Any) -> int:
+    """Returns an id as a number. Raises ``ValueError`` for anything else."""
+    number = id_number(value)
+    if number is None:
+        raise ValueError(f"{value!r:.40} is not an id")
+    return number
+
+
 def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
     """Returns a reader for Karpathy's file for COCO or Flickr30K.
 
@@ -254,7 +296,7 @@ def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
                     split = piece.value["split"]
                     number = piece.value["cocoid"] if data_set == "coco" else piece.value["filename"].partition(".")[0]
                     if split not in TRAINING:
-                        yield f"{data_set}:{int(number)}", split
+                        yield f"{data_set}:{_number(number)}", split
                 except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                     raise _unexpected(file, f"images[{piece.key}]", error) from None
 
@@ -266,7 +308,7 @@ def _references(file: RawFile) -> Iterator[tuple[str, str]]:
     for index, ref in enumerate(read_references(file)):
         try:
             if ref["split"] not in TRAINING:
-                yield f"coco:{int(ref['image_id'])}", ref["split"]
+                yield f"coco:{_number(ref['image_id'])}", ref["split"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _unexpected(file, f"[{index}]", error) from None
 
@@ -294,8 +336,40 @@ def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
             if piece.section not in ("questions", "images"):
                 continue
             try:
-                yield f"coco:{int(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
+                yield f"coco:{_number(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
             except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
+
+
+def _vqa2_selection(file: RawFile) -> Iterator[tuple[str, str | None]]:
+    """Reads the images of val2014, of which a part selects the weights of VQA v2 (:data:`~dataset.image_share.VQA2_SELECTION`),
+    from VQA v2's questions, from COCO's annotations, or from Karpathy's file."""
+    found_images = False
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            if piece.section not in ("questions", "images"):
+                if found_images:
+                    break  # most of COCO's file is annotations, which follow the images
+                continue
+            found_images, value = True, piece.value
+            try:
+                number = _number(
+                    value["image_id" if piece.section == "questions" else "cocoid" if "cocoid" in value else "id"]
+                )
+                name = image_name(value.get("filepath", "val2014"), number)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
+            is_held_out = name.startswith("val2014/") and is_in_share(name, VQA2_SELECTION)
+            yield f"coco:{number}", "val (5%)" if is_held_out else None
+
+
+def _gqa(file: RawFile) -> Iterator[tuple[str, str]]:
+    """Reads GQA's validation images from scene graphs by image, or from questions, also in LXMERT's format."""
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            try:
+                yield f"vg:{_number(piece.value.get('imageId', piece.value.get('img_id', piece.key)))}", "val"
+            except (AttributeError, ValueError) as error:
                 raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
 
 
@@ -399,6 +473,26 @@ SPLITS: dict[str, HeldOutSplits] = {
         _first_of("v2_OpenEnded_mscoco_test2015_questions.json", "image_info_test2015.json"),
         _questions,
     ),
+    "vqa2_val": HeldOutSplits(
+        "VQA v2",
+        "v2_OpenEnded_mscoco_val2014_questions.json",
+        _first_of(  # all of these files list the same images
+            "dataset_coco.json",
+            "v2_OpenEnded_mscoco_val2014_questions.json",
+            "captions_val2014.json",
+            "instances_val2014.json",
+        ),
+        _vqa2_selection,
+    ),
+    "gqa_val": HeldOutSplits(
+        "GQA",
+        "val_sceneGraphs.json",
+        lambda raw: (
+            _first_of("val_sceneGraphs.json", "val_all_questions.json", "val_balanced_questions.json")(raw)
+            or _first_of("valid.json", below="gqa")(raw)
+        ),
+        _gqa,
+    ),
     "entities_val": HeldOutSplits("Flickr30K Entities", "val.txt", _of_entities("val.txt"), _entities("val")),
     "entities_test": HeldOutSplits("Flickr30K Entities", "test.txt", _of_entities("test.txt"), _entities("test")),
     "ref_l4_val": HeldOutSplits("Ref-L4", "ref-l4-val.parquet", _first_of("ref-l4-val.parquet"), _ref_l4("val")),
@@ -414,12 +508,15 @@ VIDEO_SPLITS: dict[str, HeldOutSplits] = {
 }
 """Downstream splits of videos by name; the ids are from YouTube."""
 
-COCO_SPLITS = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
+COCO_SPLITS = ("karpathy_coco", "refcoco", "refcoco+", "refcocog", "vqa2_val")
 """Splits that consist of COCO's training and validation images."""
+
+VG_SPLITS = (*COCO_SPLITS, "karpathy_flickr30k", "gqa_val")
+"""Splits that may contain images of Visual Genome."""
 
 REQUIRED_FOR = {
     "coco": COCO_SPLITS,
     "flickr": ("karpathy_flickr30k",),
-    "vg": (*COCO_SPLITS, "karpathy_flickr30k"),
+    "vg": VG_SPLITS,
 }
 """For each data set that occurs in ids (:mod:`dataset.image_ids`), the splits that hold out images of this data set."""

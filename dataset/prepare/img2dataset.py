@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from dataset.shards.tars import key_of
 from utils.errors import UserError
 from utils.files import read_json, replacing
 
@@ -72,7 +73,7 @@ def place_shard(source: Path, target: Path, kept: set[str] | None) -> None:
     Args:
         source: the shard.
         target: its new path.
-        kept: stems of the records to keep, which are copied; if None, the whole shard is kept.
+        kept: keys of the records to keep, which are copied; if None, the whole shard is kept.
     """
     if kept is None:
         target.unlink(missing_ok=True)
@@ -84,7 +85,7 @@ def place_shard(source: Path, target: Path, kept: set[str] | None) -> None:
         return
     with replacing(target) as part, tarfile.open(source, "r:") as old, tarfile.open(part, "w:") as new:
         for member in old:
-            if member.isfile() and member.name.partition(".")[0] in kept:
+            if member.isfile() and key_of(member.name) in kept:
                 new.addfile(member, old.extractfile(member))
 
 

@@ -26,6 +26,7 @@ from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.finding import PARQUET_SUFFIX, TAR_SUFFIX, find_shards
 from dataset.shards.readers import Shards
+from dataset.shards.tars import key_of
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import replacing
@@ -96,7 +97,7 @@ def _texts(folders: Sequence[Path]) -> Iterator[str]:
     """Yields the texts of all records."""
     found: list[str] = []
     for folder in folders:
-        shards = Shards([str(folder)], key=str(folder))
+        shards = Shards([str(folder)], key=str(folder), in_order=True)
         for raw in progress_bar(_readable(shards, Counts()), total=len(shards), desc=folder.name, unit="record"):
             translate_record(_values(raw), found.append)
             yield from found
@@ -189,9 +190,8 @@ def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRe
     with tarfile.open(path, "w:") as tar:
         for raw in records:
             name = raw.location.partition(f"{TAR_SUFFIX}:")[2]
-            stem = name.partition(".")[0]
             content = json.dumps(record(raw), ensure_ascii=False).encode("utf-8", "backslashreplace")
-            members = ({name: raw.image} if raw.image is not None else {}) | {f"{stem}.json": content}
+            members = ({name: raw.image} if raw.image is not None else {}) | {f"{key_of(name)}.json": content}
             for member, data in members.items():
                 entry = tarfile.TarInfo(member)
                 entry.size = len(data)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from dataset.files import RECORD_BYTES
 from dataset.formats.annotations import ImageFiles, Row, listed_rows, read_rows, read_text, texts_of
+from dataset.formats.csv_rows import CsvFile
 from dataset.prepare.folders import tally, write_records
 from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.broken import BrokenRecordError
-from dataset.records.forms import delimiter_of, foreign_form
+from dataset.records.forms import foreign_form
 from dataset.records.schema import element_in, place_box
 from dataset.tasks.nlvr import LABELS
 from dataset.tasks.questions import question_of
 from utils.errors import UserError
 from utils.files import parse_json, replacing
+from utils.numerals import plain_number
 
 CORNERS, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
 KEYS = {"image", "image2", "images", "image_id", "caption", "elems", "bb", "attributes", "grain", "sentence", "label"}
@@ -35,48 +35,46 @@ LABELLED = {label for classes in LABELS.values() for label in classes}
 Rows = Iterable[Row | BrokenRecordError]
 
 
-def read_any(path: Path) -> tuple[str, Rows]:
-    """Returns the format of a file, "CSV", "COCO" or "JSON", and the rows of the file.
+class OwnFile(NamedTuple):
+    """A file to convert: its format, "CSV", "COCO" or "JSON", its rows, and the columns of a CSV file."""
+
+    form: str
+    rows: Rows
+    columns: Sequence[str] = ()
+
+
+def read_any(path: Path) -> OwnFile:
+    """Opens a file of any format.
 
     Raises:
-        UserError: the file cannot be read, is too large, is empty, or has a different format.
+        UserError: the file cannot be read, is too large, is empty, or has a different format. Iterating over the rows of a CSV
+            file raises it if a quotation mark is not closed.
     """
     name = str(path)
     if path.is_file() and path.stat().st_size > RECORD_BYTES:
         raise UserError(f"{path} has more than {RECORD_BYTES:,} bytes (dataset/files.py); split it")
     text = read_text(name, "prepare own")
     if path.suffix in (".csv", ".tsv") or (foreign_form(text[:100_000], arrays=True) is not None):
-        return "CSV", _csv_rows(text, name)
+        file = CsvFile(text, name)
+        if len(file.columns) < 2:
+            raise UserError(f"{name}:1: the header is {file.columns[0]}; it should name at least two columns")
+        return OwnFile("CSV", _csv_rows(file), file.columns)
     if text.lstrip().startswith("{"):
         try:
             content = parse_json(text)
         except ValueError:  # JSON lines
             content = {}
         if isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
-            return "COCO", _coco_rows(content, name)
-    return "JSON", read_rows(name, "prepare own")
+            return OwnFile("COCO", _coco_rows(content, name))
+    return OwnFile("JSON", read_rows(name, "prepare own"))
 
 
-def _csv_rows(text: str, name: str) -> Rows:
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter_of(header), skipinitialspace=True)
-    columns = [column.strip() for column in reader.fieldnames or ()]
-    if len(columns) < 2 or len(set(columns)) < len(columns):
-        raise UserError(
-            f"{name}:1: the header is {', '.join(columns) or 'empty'}; it should name each column once, and at least two columns"
-        )
-    reader.fieldnames = columns
-    try:
-        for values in reader:
-            location = f"{name}:{reader.line_num}"
-            if None in values or None in values.values():
-                yield BrokenRecordError(
-                    "wrong columns", location, f"the row does not have {len(columns)} values like the header"
-                )
-            else:
-                yield Row({key: value for key, value in values.items() if value.strip()}, location)
-    except csv.Error as error:
-        raise UserError(f"{name}:{reader.line_num}: not CSV: {error}") from None
+def _csv_rows(file: CsvFile) -> Rows:
+    for location, values in file:
+        if isinstance(values, BrokenRecordError):
+            yield values
+        else:
+            yield Row({key: value for key, value in values.items() if value.strip()}, location)
 
 
 def _coco_rows(content: dict[str, Any], name: str) -> Rows:
@@ -256,9 +254,11 @@ class Converter:
     def _listed_boxes(self, row: Row) -> Any:
         """Returns the value of ``bb``, or the numbers in separate columns."""
         try:
-            value = [float(row.values[name]) for name in self._columns] if self._columns else row.get("bb", object)
+            value = (
+                [plain_number(row.values[name]) for name in self._columns] if self._columns else row.get("bb", object)
+            )
             return parse_json(value) if isinstance(value, str) else value
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise BrokenRecordError("wrong type", row.location, "the box is not four numbers") from None
 
 
@@ -269,6 +269,16 @@ def _kept(row: Row, *keys: str) -> dict[str, Any]:
 def _renamed(rows: Rows, names: dict[str, str]) -> Iterator[Row | BrokenRecordError]:
     for row in rows:
         yield Row({names.get(k, k): v for k, v in row.values.items()}, row.location) if isinstance(row, Row) else row
+
+
+def _check_columns(file: Path, columns: Sequence[str], rows: Sequence[Row | BrokenRecordError]) -> None:
+    """Raises :class:`UserError` if a column of a CSV file that records have does not contain any value."""
+    used = {key for row in rows if isinstance(row, Row) for key in row.values}
+    known = [column for column in columns if column in KEYS | {*CORNERS, *XYWH, "bbox"}]
+    if used and (empty := [column for column in known if column not in used]):
+        raise UserError(
+            f"{file}: {', '.join(empty)} has no value in any row; fill the column, or remove it from the file"
+        )
 
 
 def own(
@@ -293,7 +303,8 @@ def own(
     JSON objects may have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption
     and instance files are converted as well. Give --rename OLD=NEW if your columns have different names.
 
-    Every image must exist, and every box must be inside its image. Rows and boxes that cannot be used are written with the reason
+    Every image must exist, and every box must be inside its image. CSV files are read strictly: every quotation mark must be
+    closed, and numbers must be decimal. Rows and boxes that cannot be used are written with the reason
     to <name of --out>_broken.jsonl.
 
     Args:
@@ -318,8 +329,12 @@ def own(
         raise UserError(f"--out {out} already exists; use another name, or --overwrite unless it is FILE itself")
     if wrong := [each for each in rename if not all(each.partition("=")[::2])]:
         raise UserError(f"--rename {wrong[0]}: write OLD=NEW")
-    file_format, read = read_any(file)
-    rows = list(_renamed(read, dict(each.split("=", 1) for each in rename)))
+    names = dict(each.split("=", 1) for each in rename)
+    read = read_any(file)
+    rows = list(_renamed(read.rows, names))
+    if not rows:
+        raise UserError(f"{file} contains no rows; check that the file is complete")
+    _check_columns(file, [names.get(column, column) for column in read.columns], rows)
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
         if boxes is None:
             raise UserError(
@@ -349,7 +364,7 @@ def own(
     counts = (
         f"{len(records):,} {converter.kind}" if not elements else f"{elements:,} regions in {len(records):,} records"
     )
-    sys.stdout.write(f"{out}: {counts} of {len(rows):,} rows ({file_format})\n")
+    sys.stdout.write(f"{out}: {counts} of {len(rows):,} rows ({read.form})\n")
     if converter.dropped:
         sys.stdout.write(
             f"  dropped columns that records do not have: {', '.join(map(str, converter.dropped))[:300]}\n"

@@ -21,6 +21,7 @@ from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.rows import Row
 from dataset.prepare.sets.base import ParquetPairs
 from dataset.records.broken import BrokenRecordError
+from dataset.shards.parquet import check_names
 from dataset.shards.tars import parse_object
 from utils.errors import UserError
 from utils.files import replacing
@@ -84,10 +85,12 @@ def columns_of(path: Path, selection: Selection) -> dict[str, str]:
     """Returns a mapping from our column names to the names in a list. Columns of annotations keep their names.
 
     Raises:
-        UserError: pyarrow is not installed, the file is damaged, or a column is missing.
+        UserError: pyarrow is not installed, the file is damaged, or a column is missing or occurs twice, ignoring case.
     """
     listed = path.suffix == ".parquet"
-    names = {name.lower(): name for name in (open_parquet(path).schema_arrow.names if listed else _keys_of_lines(path))}
+    given = open_parquet(path).schema_arrow.names if listed else _keys_of_lines(path)
+    names = {name.lower(): name for name in given}
+    check_names([name.lower() for name in given], str(path))
     found = {
         ours: names[name]
         for ours, alternatives in selection.pairs.columns.items()

@@ -22,7 +22,7 @@ from dataset.prepare.sets.base import Annotations
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import RawRecord
 from dataset.shards.scanning import scan_shard
-from dataset.shards.tars import read_record
+from dataset.shards.tars import key_of, read_record
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -42,7 +42,7 @@ def take_shard(job: FileJob) -> Counts:
     try:
         for record in shard_records(job.source, counts):
             if may_be_used(record, job.selection, counts):
-                kept.add(record.location.removeprefix(f"{job.source}:").partition(".")[0])
+                kept.add(key_of(record.location.removeprefix(f"{job.source}:")))
                 counts.written["records"] += 1
     except (UserError, tarfile.TarError, ValueError) as error:
         counts = Counts()
@@ -98,7 +98,7 @@ def convert_shard(job: FileJob) -> Counts:
                     counts.written["images"] += 1
                     name = record.location.removeprefix(f"{job.source}:")
                     _add(new, name, record.image or b"")
-                    _add(new, f"{name.partition('.')[0]}.json", json_line(converted).rstrip())
+                    _add(new, f"{key_of(name)}.json", json_line(converted).rstrip())
         if not counts.written["images"]:
             job.target.unlink(missing_ok=True)
     except (UserError, tarfile.TarError, ValueError) as error:

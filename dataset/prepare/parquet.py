@@ -50,10 +50,11 @@ class _Job(NamedTuple):
 
 
 class _FinishedFile(NamedTuple):
-    """The result of a job: number of rows and of row groups, and the records that were skipped."""
+    """The result of a job: number of rows, of row groups and of rows without an image, and the records that were skipped."""
 
     rows: int
     groups: int
+    without_image: int
     broken: list[BrokenRecord]
 
 
@@ -79,16 +80,16 @@ def _write_file(job: _Job) -> _FinishedFile:
         fields.append(pyarrow.field(name, columns[name].type, metadata=metadata))
     schema = pyarrow.schema(fields)
     sizes = [len(json.dumps(each, default=str)) for each in values]
-    rows = groups = 0
+    rows = groups = without_image = 0
     options = {"use_dictionary": names, "write_page_checksum": True}  # a dictionary would store all images twice
     with replacing(job.target) as part, pyarrow.parquet.ParquetWriter(part, schema, **options) as writer:
         for kept, images in _groups(job, numbers, sizes, broken):
             own = [pyarrow.array(images, pyarrow.binary()), *(column.take(kept) for column in columns.values())]
             writer.write_table(pyarrow.table(own, schema=schema), row_group_size=len(kept))
-            rows, groups = rows + len(kept), groups + 1
+            rows, groups, without_image = rows + len(kept), groups + 1, without_image + images.count(None)
     if not rows:
         job.target.unlink()
-    return _FinishedFile(rows, groups, broken)
+    return _FinishedFile(rows, groups, without_image, broken)
 
 
 def _groups(
@@ -265,7 +266,7 @@ def parquet(
     log.set_up()
     check_pyarrow("prepare parquet")
     out, started = output.out, time.monotonic()
-    source = Shards(shards, key="SHARDS", workers=workers)
+    source = Shards(shards, key="SHARDS", workers=workers, in_order=True)
     if any(isinstance(path, Path) and path.parent.resolve() == out.resolve() for path in source.paths):
         raise UserError(f"--out {out} is the folder of the shards; use another")
     keys = ImageKeys(image_key, image_root=image_root)
@@ -295,7 +296,11 @@ def parquet(
                     {"place": each.location, "reason": str(each.kind), "detail": each.message}
                     for each in finished.broken
                 )
-                counts = {"records": finished.rows, "row groups": finished.groups}
+                counts = {
+                    "records": finished.rows,
+                    "row groups": finished.groups,
+                    "without image": finished.without_image,
+                }
                 folder.add(Entry(job.target.name, path, size, written, counts, broken))
                 bar.update(job.last - job.first)
         folder.write_broken(BROKEN)
@@ -311,6 +316,8 @@ def parquet(
         f"{out}: {rows:,} records in {sum(e.bytes > 0 for e in entries):,} files and {groups:,} row groups, {size / 1e9:.3f} GB; "
         f"{seconds:.1f} s\n"
     )
+    if without_image := sum(entry.counts.get("without image", 0) for entry in entries):
+        sys.stdout.write(f"  {without_image:,} of {rows:,} records have no image (--image-key {image_key})\n")
     if skipped:
         kinds = Counter(each["reason"] for each in skipped)
         sys.stdout.write(f"{out / BROKEN}: {len(skipped):,} broken: {tally(kinds)}\n")

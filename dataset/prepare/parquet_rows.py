@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset.shards.parquet import check_pyarrow
+from dataset.shards.parquet import check_names, check_pyarrow
 from utils.errors import UserError
 
 BATCH = 1 << 16
@@ -48,10 +48,11 @@ def parquet_batches(path: Path, columns: Mapping[str, str]) -> Iterator[Rows]:
         columns: maps our name for each column to its name in the file.
 
     Raises:
-        UserError: for the reasons listed in :func:`open_parquet`, or a column is missing.
+        UserError: for the reasons listed in :func:`open_parquet`, or a column is missing or occurs twice.
     """
     file = open_parquet(path)
     names = file.schema_arrow.names
+    check_names(names, str(path))
     if missing := [name for name in columns.values() if name not in names]:
         raise UserError(f"{path} has no column {', '.join(missing)}; its columns: {', '.join(names)}")
     number = 0
@@ -66,7 +67,13 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
     """Yields the given columns of each row, with the location of the row.
 
     Raises:
-        UserError: see :func:`parquet_batches`.
+        UserError: see :func:`parquet_batches`; or a column does not contain any value, which is known after the last row.
     """
+    empty, number = set(columns), 0
     for rows in parquet_batches(path, {name: name for name in columns}):
+        empty -= {name for _, row in rows for name in empty if row[name] is not None}
+        number += len(rows)
         yield from rows
+    if number and empty:
+        named = ", ".join(name for name in columns if name in empty)
+        raise UserError(f"{path}: all {number:,} values of {named} are missing; download the file again")

@@ -13,7 +13,7 @@ from dataset.image_ids import ids_in_path
 from dataset.prepare.building import build_folder
 from dataset.prepare.counts import Counts
 from dataset.prepare.folder_index import write_folder_index
-from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, read_held_out
+from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, contradictory_links, read_held_out
 from dataset.prepare.options import Options
 from dataset.prepare.output import OutputFolder
 from dataset.prepare.raw_folder import RawFolder
@@ -149,6 +149,7 @@ class Preparation:
                 "ids": len(self.held_out.split_of),
                 "not_checked": [*self.held_out.absent, *self.options.without],
                 "not_linked": self.held_out.links.absent,
+                "contradictory": contradictory_links(self.held_out.links),
             },
         }
 

@@ -31,11 +31,13 @@ def report_result(
                 report(f"  {verb}: {number:,} {reason}" + (f", first {locations[0]}" if locations else ""))
     if manifest.values.get("statuses"):
         report(f"  img2dataset: {_listed(manifest.values['statuses'])}")
-    leaks = manifest.values.get("leaks", {"not_checked": [], "not_linked": []})
+    leaks = manifest.values.get("leaks", {"not_checked": [], "not_linked": [], "contradictory": ""})
     if leaks["not_checked"]:
         report(f"  not checked against the held-out images of: {', '.join(leaks['not_checked'])}")
     for files in leaks["not_linked"]:
         report(f"  ids of held-out images are not linked between sets: there is no {files}")
+    if leaks["contradictory"]:
+        report(f"  {leaks['contradictory']}")
     report(f"  manifest: {manifest.folder / MANIFEST}")
 
 

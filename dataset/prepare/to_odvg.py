@@ -155,7 +155,7 @@ def to_odvg(records: tuple[str, ...], /, *, out: Path, images: Path | None = Non
         raise UserError(f"--images: the folder {images} does not exist")
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} already exists; use another name, or --overwrite")
-    shards = Shards(records, key="RECORDS")
+    shards = Shards(records, key="RECORDS", in_order=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     root = os.path.realpath(images if images is not None else out.parent)
     lost, broken, first = Counter[str](), Counter[str](), dict[str, str]()

@@ -10,9 +10,9 @@ from batches.base import BrokenRecord
 from utils.errors import UserError
 
 BrokenKind = str
-"""Kind of fault of a record: "bad json", "missing key", "wrong type", "empty text", "bad text", "missing image", "unreadable
-image", "image too large", "missing video", "unreadable video", "box outside image" or "degenerate box"; or the class name of an
-unexpected exception."""
+"""Kind of fault of a record: "bad json", "missing key", "wrong type", "empty text", "bad text", "repeated member", "missing
+image", "unreadable image", "image too large", "missing video", "unreadable video", "box outside image" or "degenerate box"; or
+the class name of an unexpected exception."""
 
 _LONGEST_MESSAGE = 300
 

@@ -2,8 +2,8 @@
 
 The folder ``<hash of the paths>.index`` contains
 
-- ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of irregularities, and
-  whether it is complete,
+- ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of irregularities,
+  whether it is complete, and its number of links,
 - ``starts.npy``: the offset of each record, memory-mapped so that processes share one copy,
 - ``irregularities.npy``: deviations from records stored one after another. :class:`~dataset.shards.scanning.ScannedShard`
   describes these deviations, and what is stored for Parquet,
@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.shards.finding import ShardFile, real_paths
+from dataset.shards.tars import detached_members
 from utils.errors import UserError
 from utils.files import cache_folder, check_regular
 
-BYTES, MODIFIED, RECORDS, IRREGULARITIES, COMPLETE = range(5)
+BYTES, MODIFIED, RECORDS, IRREGULARITIES, COMPLETE, LINKS = range(6)
 """Columns of ``shards.npy``."""
 
 
@@ -55,7 +56,7 @@ class ShardsIndex:
 
     Args:
         paths: the S shards.
-        shards: (S, 5) int64, content of ``shards.npy``.
+        shards: (S, 6) int64, content of ``shards.npy``.
         starts: (N,) int64, offsets of the N records, shard by shard.
         irregularities: (M, 2) int64, shard by shard.
         folder: folder of the index; None if the index exists only in memory.
@@ -102,11 +103,8 @@ class ShardsIndex:
         return start, int(self.shards[shard, BYTES]) if last else int(self.starts[first + row + 1])
 
     def detached(self, shard: int, row: int) -> list[int]:
-        """Returns the offsets of the members of record ``row`` that are separated from the rest of the record in the tar."""
-        if not len(self.irregularities):
-            return []
-        odd = self._irregularities_of(shard)
-        return odd[odd[:, 0] == row, 1].tolist()
+        """Returns the offsets of the members of record ``row`` that do not directly follow the record's first members."""
+        return detached_members(self._irregularities_of(shard), row) if len(self.irregularities) else []
 
     def line(self, shard: int, row: int) -> int:
         """Returns the line, counted from 1, of record ``row`` in a shard of JSON lines."""
@@ -131,6 +129,10 @@ class ShardsIndex:
         """Returns the indices of the tars without end blocks."""
         return np.flatnonzero(self.shards[:, COMPLETE] == 0).tolist()
 
+    def links(self) -> dict[int, int]:
+        """Returns the number of links in each tar that contains any."""
+        return {shard: int(self.shards[shard, LINKS]) for shard in np.flatnonzero(self.shards[:, LINKS]).tolist()}
+
     def _irregularities_of(self, shard: int) -> np.ndarray:
         end = int(self._irregularity_ends[shard])
         return self.irregularities[end - int(self.shards[shard, IRREGULARITIES]) : end]
@@ -140,13 +142,14 @@ class ShardsIndex:
 
 
 def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
-    """Loads the index in a folder; returns None if it is missing or damaged."""
+    """Loads the index in a folder; returns None if it is missing, damaged, or from an earlier version."""
     arrays = load_arrays(folder)
     return ShardsIndex(paths, *arrays, folder) if arrays is not None and len(arrays[0]) == len(paths) else None
 
 
 def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Loads the three arrays of an index, with the offsets memory-mapped; returns None if the index is missing or damaged."""
+    """Loads the three arrays of an index, with the offsets memory-mapped; returns None if the index is missing, damaged, or
+    from an earlier version."""
     try:
         for name in ("shards.npy", "irregularities.npy", "starts.npy"):
             check_regular(folder / name)
@@ -160,7 +163,7 @@ def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
         return None
     is_valid = (
         all(array.dtype == np.int64 for array in (shards, starts, irregularities))
-        and shards.shape == (len(shards), 5)
+        and shards.shape == (len(shards), LINKS + 1)
         and starts.shape == (shards[:, RECORDS].sum(),)
         and irregularities.shape == (shards[:, IRREGULARITIES].sum(), 2)
     )

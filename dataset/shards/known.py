@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.shards.finding import ShardFile
-from dataset.shards.index import COMPLETE, IRREGULARITIES, MODIFIED, RECORDS, load_arrays
+from dataset.shards.index import COMPLETE, IRREGULARITIES, LINKS, MODIFIED, RECORDS, load_arrays
 from dataset.shards.scanning import ScannedShard
 
 INDEX = "_prepare/index"
@@ -64,6 +64,7 @@ class Known:
                     np.array(starts[end - found[RECORDS] : end]),
                     np.array(irregularities[odd_end - found[IRREGULARITIES] : odd_end]),
                     bool(found[COMPLETE]),
+                    int(found[LINKS]),
                 ),
             )
 

@@ -160,7 +160,7 @@ def _report_rebuild(
             named,
         )
     elif folder.exists():
-        logger.warning("%s: the index %s is damaged; rebuilding it", key, folder)
+        logger.warning("%s: the index %s is damaged or was written by an earlier version; rebuilding it", key, folder)
 
 
 def _find_known(
@@ -252,7 +252,7 @@ def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, irregulariti
 
 def _joined(states: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the three arrays of an index: shards, starts and irregularities."""
-    rows = [[len(shard.starts), len(shard.irregularities), int(shard.complete)] for shard in scanned]
+    rows = [[len(shard.starts), len(shard.irregularities), int(shard.complete), shard.links] for shard in scanned]
     shards = np.concatenate([states, np.array(rows, np.int64)], axis=1)
     starts, irregularities = ([getattr(shard, name) for shard in scanned] for name in ("starts", "irregularities"))
     return shards, np.concatenate(starts), np.concatenate(irregularities)

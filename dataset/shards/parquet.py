@@ -4,6 +4,8 @@ A row group is the smallest part of a Parquet file that can be decoded. The rows
 come in random order from many row groups, too many to keep in memory. A row group is therefore decoded once, in a stream, and its
 rows are written to the block cache (:class:`~utils.block_cache.BlockCache`) in pieces of about :data:`PIECE_BYTES`, as Arrow
 IPC streams. All processes of the machine read rows from the memory-mapped pieces.
+
+Rows that are read in order do not need the cache: each process keeps only the piece that it is reading.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -38,6 +40,8 @@ _OPEN_PIECES, _REOPEN_S = 256, 20.0
 that it is still in use."""
 _MAX_REMEMBERED = 1024
 """Maximum number of damaged row groups, and of prefetched row groups, that a process remembers."""
+
+_BYTE_TYPES = ("binary", "large_binary", "string", "large_string")
 
 JSON_COLUMN = {b"x2vlm": b"json"}
 """Field metadata that marks a column whose values are JSON texts, because they have no common Arrow type."""
@@ -69,7 +73,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
         pages, and the start and end offsets of each row group.
 
     Raises:
-        UserError: if pyarrow is not installed, or the file is not a complete Parquet file.
+        UserError: if pyarrow is not installed, the file is not a complete Parquet file, or two columns have the same name.
     """
     check_pyarrow(key)
     import pyarrow
@@ -83,6 +87,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
         raise UserError(
             f"{key}: {path} is not a complete Parquet file ({_reason(error)}); copy or write it again"
         ) from None
+    check_names(footer.schema.to_arrow_schema().names, f"{key}: {path}")
     rows, table, first = [], [], 0
     for number in range(footer.num_row_groups):
         group = footer.row_group(number)
@@ -93,6 +98,12 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
         table.append([first, group.total_byte_size, min(starts, default=0), max(ends, default=0)])
         first += group.num_rows
     return np.array(rows, np.int64), np.array(table, np.int64).reshape(-1, 4)
+
+
+def check_names(names: Sequence[str], file: str) -> None:
+    """Raises :class:`UserError` if two columns of a ``file`` have the same name, because only one of them could be read."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{file} has several columns with the name {repeated[0]}; rename or remove all but one of them")
 
 
 def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list[int]:
@@ -114,16 +125,33 @@ def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list
     return runs
 
 
+class _Stream:
+    """A row group that is being decoded, with the index and the record batch of the current piece."""
+
+    def __init__(self, key: Key, pieces: Iterator[Any]):
+        self.key, self.process, self._pieces = key, os.getpid(), pieces
+        self.piece, self.batch = -1, None
+
+    def advance(self) -> bool:
+        """Decodes the next piece. Returns False after the last piece."""
+        self.batch = next(self._pieces, None)
+        self.piece += self.batch is not None
+        return self.batch is not None
+
+
 class ParquetRows:
-    """Reads rows of Parquet shards through the block cache. It can be pickled, and used after a fork.
+    """Reads rows of Parquet shards, through the block cache or in order. It can be pickled, and used after a fork.
 
     Args:
         config: settings of the block cache.
+        in_order: True if each process reads rows in order. They are then not cached, and reading an earlier row decodes its row
+            group again.
     """
 
-    def __init__(self, config: RemoteConfig):
-        self.config = config
+    def __init__(self, config: RemoteConfig, in_order: bool = False):
+        self.config, self.in_order = config, in_order
         self._process = -1
+        self._stream: _Stream | None = None
         self._cache: BlockCache | None = None
         self._buffer: Any = None
         self._open: OrderedDict[tuple[str, int, int], tuple[float, Any]] = OrderedDict()
@@ -133,7 +161,7 @@ class ParquetRows:
         self._prefetched: OrderedDict[Key, None] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config}
+        return {"config": self.config, "in_order": self.in_order}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -161,7 +189,7 @@ class ParquetRows:
         location = self.location(path, row)
         piece, row_in_piece = divmod(row - group.first, _rows_of_piece(group))
         try:
-            batch = self._batch(path, state, group, piece)
+            batch = (self._next_batch if self.in_order else self._batch)(path, state, group, piece)
         except _DamagedError as error:
             raise BrokenRecordError("unreadable row group", location, f"row group {group.number}: {error}") from None
         try:
@@ -205,6 +233,32 @@ class ParquetRows:
         self._open.move_to_end(key)
         return batch
 
+    def _next_batch(self, path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> Any:
+        """Returns the record batch of a piece, which is decoded from the current position in the row group if possible.
+
+        Raises:
+            _DamagedError: if the row group cannot be decoded up to the end of the piece.
+        """
+        import pyarrow
+
+        key = str(path), group.number
+        readable_pieces, reason = self._damaged.get(key, (piece + 1, ""))
+        if piece >= readable_pieces:
+            raise _DamagedError(reason)
+        stream = self._stream
+        if stream is None or (stream.key, stream.process) != (key, os.getpid()) or stream.piece > piece:
+            stream = self._stream = _Stream(key, _pieces(_open_for_pyarrow(path, state), group))
+        while stream.piece < piece:
+            try:
+                reason = "" if stream.advance() else f"it has fewer than {group.rows:,} rows"
+            except (pyarrow.ArrowException, OSError) as error:
+                reason = _damage(error)
+            if reason:
+                self._stream = None
+                _remember(self._damaged, key, (stream.piece + 1, reason))
+                raise _DamagedError(reason)
+        return stream.batch
+
     def _blocks(self) -> BlockCache:
         if self._process != os.getpid():
             self._process = os.getpid()
@@ -247,17 +301,14 @@ class ParquetRows:
         with _open_for_pyarrow(path, state) as file:
             try:
                 for number, batch in enumerate(_pieces(file, group)):
-                    content = self._to_ipc_stream(batch)
+                    content = self._to_ipc_stream(_compact(batch))
                     if number == piece:
                         wanted = bytes(content)
                     kept = self._blocks().add(_name(path, state, group, number), content)
                     if wanted is not None and not kept:
                         break  # the cache could not store later pieces either
             except (pyarrow.ArrowException, OSError) as error:
-                # pyarrow raises OSError for damaged pages, too, but without the system's error number.
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise
-                reason = _reason(error)
+                reason = _damage(error)
         if wanted is None:
             reason = reason or f"it has fewer than {group.rows:,} rows"
             _remember(self._damaged, key, (number + 1, reason))
@@ -282,6 +333,14 @@ def _open_for_pyarrow(path: ShardFile, state: tuple[int, int]) -> Any:
 
 class _DamagedError(Exception):
     """A row group cannot be decoded."""
+
+
+def _damage(error: Exception) -> str:
+    """Describes the damage that an error of pyarrow reports. Raises the error itself if the system caused it."""
+    # pyarrow raises OSError for damaged pages, too, but without the system's error number.
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return _reason(error)
 
 
 def _pieces(file: Any, group: RowGroup) -> Iterator[Any]:
@@ -313,6 +372,34 @@ def _without_dictionaries(batch: Any) -> Any:
     ]
     fields = [field.with_type(column.type) for field, column in zip(batch.schema, columns, strict=True)]
     return pyarrow.record_batch(columns, schema=pyarrow.schema(fields))
+
+
+def _compact(batch: Any) -> Any:
+    """Returns a record batch that stores repeated texts and contents of images once, if it is much larger than a piece should be.
+
+    The size of a piece is planned with the size of the row group's pages, which may store these values once, too.
+    """
+    import pyarrow
+
+    if batch.nbytes <= 2 * PIECE_BYTES:
+        return batch
+    columns = [_with_dictionary(column) for column in batch.columns]
+    fields = [field.with_type(column.type) for field, column in zip(batch.schema, columns, strict=True)]
+    return pyarrow.record_batch(columns, schema=pyarrow.schema(fields))
+
+
+def _with_dictionary(column: Any) -> Any:
+    """Encodes a column of texts or bytes, or the fields of a struct, with a dictionary if this is smaller."""
+    import pyarrow
+
+    if pyarrow.types.is_struct(column.type):
+        columns = [_with_dictionary(each) for each in column.flatten()]
+        fields = [field.with_type(each.type) for field, each in zip(column.type, columns, strict=True)]
+        return pyarrow.StructArray.from_arrays(columns, fields=fields, mask=column.is_null())
+    if not any(getattr(pyarrow.types, f"is_{name}")(column.type) for name in _BYTE_TYPES):
+        return column
+    encoded = column.dictionary_encode()
+    return encoded if encoded.nbytes < column.nbytes else column
 
 
 def _joined(batches: Sequence[Any]) -> Any:

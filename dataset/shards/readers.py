@@ -30,6 +30,7 @@ from dataset.shards.tars import location_of, parse_object, read_record
 from utils import distributed, open_files
 from utils.errors import UserError
 from utils.files import expanded
+from utils.printing import counted
 
 _OPEN_FILES = 48
 _SHARE_OF_LIMIT = 16
@@ -51,6 +52,8 @@ class Shards:
         remote: settings for remote shards; if None, the defaults.
         workers: number of processes that build a missing index.
         ask_servers: whether to ask servers if remote shards have changed since they were indexed.
+        in_order: True if each process reads the records in order. The rows of Parquet shards are then not cached
+            (:class:`~dataset.shards.parquet.ParquetRows`).
 
     Attributes:
         prefetches: True if :meth:`prefetch` has any effect.
@@ -72,6 +75,7 @@ class Shards:
         remote: RemoteConfig | None = None,
         workers: int = 1,
         ask_servers: bool = False,
+        in_order: bool = False,
     ):
         self.key, self.remote = key, remote or RemoteConfig()
         by_entry = find_by_entry(files, key, remote)
@@ -85,8 +89,16 @@ class Shards:
         for shard in self.index.incomplete_tars() if distributed.rank() == 0 else []:
             found = f"{self.sizes[shard]} records were found; check that the file is complete"
             logger.warning("%s: %s has no end-of-archive marker; %s", key, self.paths[shard], found)
+        for shard, links in self.index.links().items() if distributed.rank() == 0 else ():
+            logger.warning(
+                "%s: %s contains %s, which have no content and are skipped; write it again with tar --dereference "
+                "--hard-dereference",
+                key,
+                self.paths[shard],
+                counted(links, "link", "links"),
+            )
         self._files = _OpenFiles()
-        self._rows = ParquetRows(self.remote)
+        self._rows = ParquetRows(self.remote, in_order)
         self.prefetches = any(isinstance(path, RemoteShard) and path.prefetches for path in self.paths)
         self.cached_bytes = sum(map(self._cached_bytes, range(len(self.paths))))
         if not len(self):
@@ -176,7 +188,7 @@ class Shards:
         """Reads record ``number``. Its ``location`` is ``file:line``, ``shard.tar:member`` or ``file.parquet:row number``.
 
         Raises:
-            BrokenRecordError: "bad json", "wrong type" or "unreadable row group".
+            BrokenRecordError: "bad json", "wrong type", "repeated member" or "unreadable row group".
             UserError: if the shard itself can no longer be read.
         """
         shard, row = self._locate(number)

@@ -20,7 +20,7 @@ from dataset.records.forms import ARRAY, convert_hint, foreign_form
 from dataset.shards.finding import PARQUET_SUFFIX, TAR_SUFFIX, ShardFile, open_shard
 from dataset.shards.parquet import scan_row_groups
 from dataset.shards.remote.shards import RemoteShard
-from dataset.shards.tars import BLOCK, group_of, next_member
+from dataset.shards.tars import BLOCK, detached_members, group_of, next_member
 from utils.errors import UserError
 
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -37,22 +37,23 @@ class ScannedShard:
     Attributes:
         starts: (n,) int64, offset of the first byte of each record; in Parquet files, the index of each row's row group.
         irregularities: (m, 2) int64. JSON lines have one row for each blank line, which contains the number of records before it,
-            and 0. Tars have one row for each member that is separated from the rest of its record, which contains the index of
-            the record and the offset of the member. Parquet files have two rows for each row group: the first half of the array
-            contains the first row and the decompressed size of each row group, and the second half contains the offsets of its
-            start and end in the file.
+            and 0. Tars have one row for each member that does not directly follow the first members of its record, which contains
+            the index of the record and the offset of the member. Parquet files have two rows for each row group: the first half
+            of the array contains the first row and the decompressed size of each row group, and the second half contains the
+            offsets of its start and end in the file.
         complete: False for a tar without its end blocks.
+        links: number of links in a tar. They have no content and belong to no record.
     """
 
     starts: np.ndarray
     irregularities: np.ndarray
     complete: bool = True
+    links: int = 0
 
     def records(self, size: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
-        """Yields, for each record of a tar with ``size`` bytes, its span and the offsets of the members that are separated from
-        it."""
+        """Yields, for each record of a tar with ``size`` bytes, its span and the offsets of its detached members."""
         for row, (start, end) in enumerate(zip(self.starts.tolist(), [*self.starts[1:].tolist(), size], strict=True)):
-            yield (start, end), self.irregularities[self.irregularities[:, 0] == row, 1].tolist()
+            yield (start, end), detached_members(self.irregularities, row)
 
 
 def scan_shard(path: ShardFile, key: str, state: tuple[int, int] | None = None) -> ScannedShard:
@@ -166,20 +167,23 @@ def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
     numbers: dict[str, int] = {}
     starts: list[int] = []
     detached: list[tuple[int, int]] = []
-    at, last, size = 0, -1, file.seek(0, os.SEEK_END)
+    at, size, links = 0, file.seek(0, os.SEEK_END), 0
+    current = -1  # the record that was started last, until a member of another record follows
     try:
         while (member := next_member(file, at)) is not None:
             at = member.end
             if at > size:
                 raise tarfile.ReadError(f"{member.name} ends at byte {at:,}, the file at {size:,}")
+            links += member.is_link
             if (group := group_of(member)) is None:
                 continue
             number = numbers.setdefault(group, len(starts))
             if number == len(starts):
                 starts.append(member.start)
-            elif number != last:
+                current = number
+            elif number != current:
                 detached.append((number, member.start))
-            last = number
+                current = -1
         file.seek(at)
         ending = file.read(BLOCK)
     except (tarfile.TarError, ValueError, OverflowError) as error:
@@ -187,4 +191,4 @@ def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
             f"{key}: {path} is not a complete tar file ({error}, after {len(starts)} records); copy or write it again"
         ) from None
     irregularities = np.array(sorted(detached), np.int64).reshape(-1, 2)
-    return ScannedShard(np.array(starts, np.int64), irregularities, complete=bool(ending))
+    return ScannedShard(np.array(starts, np.int64), irregularities, bool(ending), links)

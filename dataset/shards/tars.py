@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from dataset.files import IMAGE_BYTES, RECORD_BYTES, check_bytes
 from dataset.records.broken import BrokenRecordError, json_fault
@@ -32,6 +35,7 @@ class Member(NamedTuple):
         size: size of the content in bytes.
         end: offset of the next member.
         is_file: False for folders and links.
+        is_link: True for symbolic and hard links, which have no content.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Member(NamedTuple):
     size: int
     end: int
     is_file: bool
+    is_link: bool = False
 
 
 def next_member(file: BinaryIO, at: int) -> Member | None:
@@ -82,7 +87,9 @@ def _by_tarfile(file: BinaryIO, header: bytes, at: int) -> Member:
         if member is None:
             raise tarfile.ReadError(f"no member at byte {at}")
         size = member.size if member.isfile() else 0
-        return Member(member.name, at, member.offset_data, size, member.offset_data + _padded(size), member.isfile())
+        is_link = member.issym() or member.islnk()
+        end = member.offset_data + _padded(size)
+        return Member(member.name, at, member.offset_data, size, end, member.isfile(), is_link)
 
 
 def _padded(size: int) -> int:
@@ -90,13 +97,26 @@ def _padded(size: int) -> int:
 
 
 def group_of(member: Member) -> str | None:
-    """Returns the key of the record that a member belongs to: its folder, and its name up to the first dot.
+    """Returns the key of the record that a member belongs to (:func:`key_of`), or None if it belongs to no record."""
+    key = key_of(member.name)
+    return key if member.is_file and key.rpartition("/")[2] else None
 
-    Returns None for a member that belongs to no record.
+
+def key_of(name: str) -> str:
+    """Returns the key that the members of a record share: the folder, and the name up to the first dot."""
+    folder, slash, name = name.rpartition("/")
+    return folder + slash + name.partition(".")[0]
+
+
+def detached_members(irregularities: np.ndarray, row: int) -> list[int]:
+    """Returns the offsets of the members of a record that do not directly follow the record's first members.
+
+    Args:
+        irregularities: (m, 2) int64, sorted, as in :class:`~dataset.shards.scanning.ScannedShard`.
+        row: index of the record in the tar.
     """
-    folder, _, name = member.name.rpartition("/")
-    stem = name.partition(".")[0]
-    return f"{folder}/{stem}" if member.is_file and stem else None
+    first, end = np.searchsorted(irregularities[:, 0], [row, row + 1])
+    return irregularities[first:end, 1].tolist()
 
 
 def members_of_record(file: BinaryIO, span: tuple[int, int], detached: Sequence[int]) -> Iterator[Member]:
@@ -105,15 +125,18 @@ def members_of_record(file: BinaryIO, span: tuple[int, int], detached: Sequence[
     Args:
         file: the archive.
         span: offsets of the record and of the next record.
-        detached: offsets of the members of the record that are elsewhere in the archive.
+        detached: offsets of the members of the record that do not directly follow its first member.
     """
     at, end = span
     group = None
     while at < end and (member := next_member(file, at)) is not None:
         at, its_group = member.end, group_of(member)
+        if its_group is None:
+            continue
         group = its_group if group is None else group
-        if its_group is not None and its_group == group:
-            yield member
+        if its_group != group:
+            break
+        yield member
     for at in detached:
         if (member := next_member(file, at)) is not None:
             yield member
@@ -123,16 +146,22 @@ def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], detached
     """Reads a record. The arguments are those of :func:`members_of_record`, and the record's location is ``shard.tar:member``.
 
     Raises:
-        BrokenRecordError: "bad json", "wrong type", or "unreadable image" if a member exceeds its limit.
+        BrokenRecordError: "bad json", "wrong type", "repeated member" if the record has two members of a kind, or "unreadable
+            image" if a member exceeds its limit.
         tarfile.TarError, ValueError: if the header is missing or invalid.
     """
     members = list(members_of_record(file, span, detached))
     location = _location(path, members)
     contents: list[bytes | None] = []
-    for member, (limit, kind) in zip(_by_kind(members), _LIMITS, strict=True):
-        if member is None:
+    for found, (limit, kind) in zip(_by_kind(members), _LIMITS, strict=True):
+        if not found:
             contents.append(None)
             continue
+        member, *others = found
+        if others:
+            twice = f"{member.name} at byte {member.start:,} and {others[0].name} at byte {others[0].start:,}"
+            message = f"the record has several {kind} members, {twice}; rename the members of one of the records"
+            raise BrokenRecordError("repeated member", location, message)
         check_bytes(member.size, limit, location, f"the {kind} member", kind)
         file.seek(member.content)
         contents.append(file.read(member.size))
@@ -162,20 +191,20 @@ def parse_object(line: bytes, location: str) -> dict[str, Any]:
     return values
 
 
-def _by_kind(members: Sequence[Member]) -> list[Member | None]:
-    """Returns the first image, the first text and the first JSON member."""
-    found: list[Member | None] = [None, None, None]
+def _by_kind(members: Sequence[Member]) -> tuple[list[Member], list[Member], list[Member]]:
+    """Returns the images, the texts and the JSON members."""
+    found: tuple[list[Member], list[Member], list[Member]] = [], [], []
     for member in members:
         _, dot, rest = member.name.rpartition("/")[2].partition(".")
         suffix = dot + rest.lower()
         kind = 0 if suffix in IMAGE_SUFFIXES else {".txt": 1, ".json": 2}.get(suffix)
-        if kind is not None and found[kind] is None:
-            found[kind] = member
+        if kind is not None:
+            found[kind].append(member)
     return found
 
 
 def _location(path: ShardFile, members: Sequence[Member]) -> str:
     if not members:
         raise tarfile.ReadError("no member of the record was found")
-    first = next((member for member in _by_kind(members) if member is not None), members[0])
+    first = next(itertools.chain(*_by_kind(members), members))
     return f"{path}:{first.name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from batches.questions import QuestionBatch
 from dataset.formats import iglue, visual_genome, vqa2
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_json, read_records
+from dataset.image_share import is_in_share
 from dataset.media.augment import AugmentConfig
 from dataset.media.views import TrainingView
 from dataset.records.schema import BrokenRecordError
@@ -149,10 +149,7 @@ def _rows(config: QuestionsConfig, key: str, images: ImageFiles) -> Iterable[Row
 
 
 def _is_taken(row: Row, share: tuple[float, float]) -> bool:
-    if share == (0.0, 1.0):
-        return True
-    digest = hashlib.blake2b(str(row.values.get("image")).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return share[0] <= int.from_bytes(digest, "big") / 2**64 < share[1]
+    return share == (0.0, 1.0) or is_in_share(str(row.values.get("image")), share)
 
 
 def read_candidates(path: str, key: str) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import dataset.leaks
 from dataset import look_alikes
 from dataset.prepare import building
 from dataset.prepare.held_out import read_held_out
@@ -29,14 +30,15 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def pretraining(root: Path, *folders: Path, regions: Path | None = None) -> Path:
-    """A config that pre-trains on folders of records and has no evaluation."""
+def pretraining(root: Path, *folders: Path, regions: Path | None = None, held_out: Path | None = None) -> Path:
+    """A config that pre-trains on folders of records and, if ``held_out`` is None, has no evaluation."""
     data = {
         "images": {"files": [str(folder) for folder in folders]},
         "regions": None if regions is None else {"files": [str(regions)]},
     }
+    evaluation = None if held_out is None else {"files": [str(held_out)]}
     base = str(Path("configs/demo/pretrain.yaml").resolve())
-    return write(root / "pretrain.yaml", {"base": base, "data": data, "evaluation": None})
+    return write(root / "pretrain.yaml", {"base": base, "data": data, "evaluation": evaluation})
 
 
 def retrieval(root: Path, *images: Path, train: Path | None = None) -> Path:
@@ -169,6 +171,70 @@ def test_unreadable_files_are_reported_and_the_rest_is_checked(tmp_path, leaks):
     assert OneLine(config, folder, "1 of 1", "1 by path") in printed.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("missing", "counts"),
+    [
+        (("a.jpg", "b.jpg"), ("2 of 2 training records", "2 of 2 held-out images", "part.jsonl:1")),
+        (("s.jpg", "t.jpg"), ("2 of 2 training records", "2 of 2 held-out images", "test.jsonl:1")),
+        (("b.jpg",), ("1 of 2 training records", "2 of 2 held-out images", "part.jsonl:2")),
+        (("s.jpg",), ("2 of 2 training records", "1 of 2 held-out images", "test.jsonl:1")),
+    ],
+)
+def test_missing_images_are_not_checked(tmp_path, leaks, missing, counts):
+    folder = own(tmp_path, "a.jpg", "b.jpg", "s.jpg", "t.jpg")
+    lines = (folder / "part.jsonl").read_text().splitlines(keepends=True)
+    write(folder / "part.jsonl", "".join(lines[:2]))
+    test = write(folder / "test/test.jsonl", "".join(lines[2:]).replace('"image": "', '"image": "../'))
+    config = pretraining(tmp_path, folder, held_out=test)
+    assert leaks(config)[0] == 0
+    for name in missing:
+        (folder / name).unlink()
+    status, printed, _ = leaks(config)
+    assert status == 3
+    assert OneLine(f"not checked: {config} {folder}", "evaluation.files", *counts) in printed.splitlines()
+
+
+def test_a_copy_of_an_official_picture_under_another_name_is_found_by_content(raw, tmp_path, leaks):
+    (raw / "coco/dataset_flickr30k.json").unlink()
+    folder = own(tmp_path, "photo.jpg", "other.jpg")
+    config = pretraining(tmp_path, folder)
+    assert leaks(config, "--held-out", raw / "coco")[0] == 0
+    shutil.copy(raw / "coco" / official.coco_name(official.KARPATHY_TEST), folder / "photo.jpg")
+    status, printed, _ = leaks(config, "--held-out", raw / "coco")
+    assert status == 1
+    assert OneLine(config, folder, "1 of 1", "1 by content", "COCO (Karpathy) test") in printed.splitlines()
+
+
+def test_records_without_ids_are_not_checked_against_lists_without_images(raw, tmp_path, leaks):
+    config = pretraining(tmp_path, own(tmp_path, "a.jpg", "b.jpg"))
+    status, printed, _ = leaks(config, "--held-out", raw / "refcoco")
+    assert status == 3
+    fact = ("2 of 2 training records", "1 of 1 held-out image", "RefCOCO testA", "--held-out")
+    assert OneLine("not checked: ", *fact) in printed.splitlines()
+
+
+def test_too_many_files_to_compare_are_not_checked(raw, tmp_path, leaks, monkeypatch):
+    config = pretraining(tmp_path, own(tmp_path, "a.jpg", "b.jpg"))
+    for limit in ("MAX_FILES", "MAX_BYTES"):
+        with monkeypatch.context() as patched:
+            patched.setattr(dataset.leaks, limit, 1)
+            status, printed, _ = leaks(config, "--held-out", raw / "coco")
+        assert status == 3
+        assert OneLine("not checked: ", "2 of 2 training records", "too many") in printed.splitlines()
+
+
+def test_links_that_contradict_each_other_are_named(raw, out, tmp_path, leaks):
+    path = raw / "vg/image_data.json"
+    values = json.loads(path.read_text())
+    values[1]["flickr_id"] = 5
+    write(path, values)
+    prepared("coco", raw, out)
+    _, printed, _ = leaks(pretraining(tmp_path, out / "coco"), "--held-out", raw)
+    facts = ("image_data.json", "vg:2", "coco:42", "flickr:5", "flickr:7042")
+    assert OneLine("1 contradictory link", *facts) in printed.splitlines()
+    assert OneLine("1 contradictory link", *facts) in prepared("refcoco", raw, out).splitlines()
+
+
 def test_broken_records_are_counted_as_unchecked(tmp_path, leaks):
     folder = own(tmp_path, "a.jpg", "b.jpg")
     path = folder / "part.jsonl"
@@ -193,7 +259,8 @@ def test_missing_training_or_held_out_data_is_an_error(tmp_path, leaks):
 def test_official_splits_are_compared_by_id_without_images(raw, out, tmp_path, leaks):
     prepared("coco", raw, out, without=("karpathy_coco", "refcocog"))
     config = pretraining(tmp_path, out / "coco")
-    status, printed, _ = leaks(config, "--held-out", raw / "coco")
+    splits = write(tmp_path / "splits/dataset_coco.json", (raw / "coco/dataset_coco.json").read_text()).parent
+    status, printed, _ = leaks(config, "--held-out", splits)
     assert (
         status == 1
         and OneLine(config, f"{out}/coco", "1 of 1", "1 by id", "COCO (Karpathy) test") in printed.splitlines()
@@ -236,6 +303,20 @@ def test_ids_of_two_data_sets_without_a_linking_file_count_as_unchecked(raw, out
     assert leaks(pretraining(tmp_path, folder), coco, "--held-out", raw / "vg")[0] == 1
 
 
+def test_ids_that_no_official_file_links_count_as_unchecked(raw, out, tmp_path, leaks):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    prepared("coco", raw, out)
+    table = pyarrow.table({"file_name": ["objects365_v2_00922765.jpg"]})
+    (tmp_path / "splits").mkdir()
+    parquet.write_table(table, tmp_path / "splits/ref-l4-val.parquet")
+    status, printed, _ = leaks(pretraining(tmp_path, out / "coco"), "--held-out", tmp_path / "splits")
+    assert status == 3
+    assert (
+        OneLine("not checked: ", "COCO ids", "Objects365 ids", "Ref-L4 val", "no official file") in printed.splitlines()
+    )
+
+
 def test_the_table_has_every_training_record_of_a_held_out_image(tmp_path, leaks):
     folder = own(tmp_path, "a.jpg")
     shutil.copy(folder / "a.jpg", folder / "copy.jpg")
@@ -272,6 +353,9 @@ def test_crops_and_recompressed_copies_are_found_by_perceptual_hash(tmp_path, le
         ("look", "2", "test.json[1]"),
     ]
     assert "of 2 x 2 images" in leaks(config, test, "--perceptual", "--sample", 2, "--seed", 1)[1]
+    (tmp_path / "other.jpg").write_bytes(b"not an image")
+    printed = leaks(config, test, "--perceptual")[1]
+    assert OneLine(f"not checked: {test} evaluation.test.test", "1 of 3", "appearance") in printed.splitlines()
 
 
 def test_without_imagehash_the_command_says_how_to_install_it(tmp_path, leaks, monkeypatch):

@@ -28,7 +28,7 @@ from tools.doctor.findings import NotCheckedError, Report, finding_of
 from tools.doctor.first_step import step_findings
 from tools.doctor.machine import versions
 from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of, panels_of
-from tools.doctor.shared import _check_looks
+from tools.doctor.shared import _check_looks, _report_shared
 from tools.doctor.text_log import TextLog
 from utils.commands import call
 from utils.config import load_config
@@ -119,6 +119,15 @@ def test_videos_and_missing_files_are_compared_too(files):
     assert shared_images([VideoSource("a", frames=frames)], [VideoSource("b", frames=frames)]).shared == 1
     assert shared_images([VideoSource("a", path=files)], [VideoSource("b", path=files / "b.png")]).shared == 0
     assert shared_images([image(files / "none.png")], [image(files / "gone.png")]).shared == 0
+
+
+def test_the_doctor_does_not_approve_of_images_that_it_could_not_compare(files):
+    lines = []
+    report = Report(lines.append)
+    _report_shared(shared_images([image(files / "a.png")], [image(files / "b.png")]), "evaluation.test", "", report)
+    assert report.not_checked == 0
+    _report_shared(shared_images([image(files / "a.png")], [image(files / "gone.png")]), "evaluation.test", "", report)
+    assert report.not_checked == 1 and "1 of 1 training" in " ".join("".join(lines).split())
 
 
 def test_large_data_are_compared_only_by_path(files, monkeypatch):

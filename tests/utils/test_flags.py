@@ -42,6 +42,8 @@ def test_a_value_is_parsed(read, text, value):
         (whole_number(0, 10), "11"),
         (number_within(-1, 1), "nan"),
         (number_within(-1, 1), "1.1"),
+        (number_within(0, 100), "1_0"),
+        (number_within(0, 100), "\u0661"),
         (number_within(0, float("inf"), above=True), "0"),
         (number_within(0, float("inf"), above=True), "inf"),
         (non_blank, " "),

@@ -60,6 +60,13 @@ def _required_items(subject: Subject) -> Any:
 
 def _report_shared(found: SharedImages, key: str, of: str, report: Report) -> None:
     how = "by id, path and content" if found.contents_compared else "by id and path; too many files to compare contents"
+    if not found.shared and (missed := found.not_compared) is not None:
+        report.skip(
+            "shared images",
+            f"{missed.training:,} of {missed.records:,} training images could not be compared with {missed.held_out:,} of "
+            f"{found.held_out:,} images in {key}{of}, because {missed.reason}",
+        )
+        return
     if not found.shared:
         report.ok("shared images", f"none of {found.held_out:,} in {key} is in training{of} ({how})")
         return

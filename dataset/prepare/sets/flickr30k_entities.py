@@ -21,6 +21,7 @@ from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Rec
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
+from utils.numerals import plain_number
 
 BATCH = 100
 TRAIN = "train.txt"
@@ -145,7 +146,7 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
         raise BrokenRecordError("bad xml", location, "it declares entities, which no official file does")
     try:
         root = ElementTree.fromstring(content)
-        width, height = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
+        width, height = (int(plain_number(root.findtext(f"size/{side}", ""))) for side in ("width", "height"))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise BrokenRecordError("bad xml", location, str(error)) from None
     corners: dict[str, list[tuple[float, ...]]] = {}
@@ -153,7 +154,7 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
         if element.find("bndbox") is None:
             continue  # a scene, or an entity without a box
         try:
-            values = [float(element.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax")]
+            values = [plain_number(element.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax")]
         except ValueError:
             counts.skip("wrong type", f"{location}: object[{index}]", "the box is not four numbers")
             continue

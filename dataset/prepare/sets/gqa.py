@@ -9,7 +9,7 @@ from typing import Any
 
 from dataset.image_ids import id_number
 from dataset.prepare.counts import Counts
-from dataset.prepare.held_out import COCO_SPLITS, ids_in_image_data
+from dataset.prepare.held_out import VG_SPLITS, ids_in_image_data
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.region_records import region_record
@@ -68,6 +68,7 @@ GQA = DataSet(
     licence="CC BY 4.0",
     files={
         "train_sceneGraphs.json": "objects with attributes (sceneGraphs.zip)",
+        "val_sceneGraphs.json": "the validation images, which are excluded (sceneGraphs.zip)",
         "image_data.json": "of Visual Genome: the ids of the images in COCO and on Flickr",
         "images/": "Visual Genome's images (images.zip)",
     },
@@ -82,5 +83,5 @@ GQA = DataSet(
             batch=BATCH,
         ),
     ),
-    required=(*COCO_SPLITS, "karpathy_flickr30k"),
+    required=VG_SPLITS,
 )

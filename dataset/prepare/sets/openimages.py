@@ -27,6 +27,7 @@ from dataset.prepare.verify import MAX_PIXELS
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
+from utils.numerals import plain_number
 
 OBJECTS = ("oidv6-train-annotations-bbox.csv", "train-annotations-bbox.csv")
 """File name in version 6, and in versions 4 and 5."""
@@ -37,8 +38,10 @@ ADDRESSES = ("train-images-boxable-with-rotation.csv", "oidv6-train-images-with-
 """Optional files with URLs on Flickr, which identify held-out photographs of COCO and Flickr30K."""
 
 _SIDES = ("XMin", "XMax", "YMin", "YMax")
+_FLAGS = ("IsGroupOf", "IsDepiction")
+"""Flags of a box: 1, 0, or -1 if nobody has checked."""
 COLUMNS = {
-    "objects": ("LabelName", *_SIDES, "IsGroupOf"),
+    "objects": ("LabelName", *_SIDES, *_FLAGS),
     "relations": ("LabelName1", "LabelName2", *(f"{side}{n}" for n in "12" for side in _SIDES), "RelationshipLabel"),
     "addresses": ("OriginalURL",),
 }
@@ -147,11 +150,15 @@ class _Reader:
     def elements(self, objects: list[Row], relations: list[Row]) -> list[dict[str, Any]]:
         """Returns the objects, and the relations of two objects, such as "boy plays guitar", with the box around both.
 
-        A box around a group of five or more objects is skipped. Attributes, which are relations too, are added to their object.
+        A box around a group of five or more objects is skipped. Boxes with unknown flags are used and counted. Attributes, which
+        are relations too, are added to their object.
         """
         found: dict[tuple[str, Box], dict[str, Any]] = {}
         for row in objects:
-            label, *sides, group = json.loads(row.text)
+            label, *sides, group, depiction = json.loads(row.text)
+            for flag, value in zip(_FLAGS, (group, depiction), strict=True):
+                if value == "-1":
+                    self.counts.read[f"objects with unknown {flag}"] += 1
             if group == "1":
                 self.counts.skip("group of objects", row.location)
             elif (described := self._described(label, sides, row.location)) is not None:
@@ -190,7 +197,7 @@ class _Reader:
         """Returns the box, given left, right, top and bottom as fractions of the image size. No other data set uses this
         order."""
         try:
-            left, right, top, bottom = (float(side) for side in sides)
+            left, right, top, bottom = (plain_number(side) for side in sides)
         except ValueError:
             self.counts.skip("wrong type", location, f"{list(sides)} is not a box")
             return None

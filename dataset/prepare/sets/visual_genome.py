@@ -15,7 +15,7 @@ from dataset.prepare.building import Convert
 from dataset.prepare.cleaning import cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ImageFiles, MediaNames
-from dataset.prepare.held_out import COCO_SPLITS, ids_in_image_data
+from dataset.prepare.held_out import VG_SPLITS, ids_in_image_data
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
@@ -232,5 +232,5 @@ VISUAL_GENOME = DataSet(
             batch=BATCH,
         ),
     ),
-    required=(*COCO_SPLITS, "karpathy_flickr30k"),
+    required=VG_SPLITS,
 )

@@ -13,6 +13,7 @@ from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.sets.base import DataSet, Files, Splits
 from dataset.prepare.text_lines import lines_of
 from utils.errors import UserError
+from utils.numerals import plain_number
 
 _FILE = re.compile(r"(WikiMatrix\.[\w-]+)\.tsv(?:\.gz)?")
 
@@ -39,7 +40,7 @@ def _translations(file: RawFile, min_score: float, counts: Counts) -> Iterator[d
         counts.read["sentences"] += 1
         parts = line.split("\t")
         try:
-            score, first, second = float(parts[0]), parts[1].strip(), parts[2].strip()
+            score, first, second = plain_number(parts[0]), parts[1].strip(), parts[2].strip()
         except (ValueError, IndexError):
             raise UserError(
                 f"{location}: not a score and two texts, separated by tabs; download the file again"

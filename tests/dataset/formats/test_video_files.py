@@ -97,6 +97,8 @@ def test_rows_in_our_format_name_a_file_or_hold_frames(folder):
         ("a.csv", "a,b\n1,2\n", {}, ("data.train", "a.csv", "video_id", "sentence", "a, b")),
         ("a.csv", "video_id,sentence\n", {}, ("a.csv", "header")),
         ("a.csv", "video_id,sentence\nvideo0\n", {}, ("a.csv:2",)),
+        ("a.csv", "video_id,sentence\nvideo0,a man,sings\n", {}, ("data.train", "a.csv:2", "3 values")),
+        ("a.csv", 'video_id,sentence\nvideo0,"a man\nvideo0,b\n', {}, ("data.train", "a.csv:2", "'sentence'", "close")),
         ("a.csv", "video_id,sentence\nvideo9,x\n", {}, ("missing video", "videos", "video9", ".mp4, .avi")),
         ("a.jsonl", [{"caption": "a"}], {}, ("no 'image'",)),
         ("a.jsonl", [{"video": "none.mp4", "caption": "a"}], {}, ("none.mp4",)),

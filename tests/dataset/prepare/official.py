@@ -18,6 +18,8 @@ from dataset.prepare.options import Options
 from dataset.records.schema import ImageKeys, RawRecord, parse_region_record, texts_in
 
 COCO_TRAIN, COCO_VAL = [9, 25, 30, 34], [42, 73]
+VQA_SELECTION, GQA_VAL = 81, 97
+"""A COCO image among the 5% of val2014 that select the weights of VQA v2, and a validation image of GQA."""
 KARPATHY_TEST, KARPATHY_VAL, REFCOCOG_VAL, REFCOCO_TRAIN = 42, 25, 34, 9
 FLICKR_TEST, FLICKR_TRAIN = 36979, 1000092795
 
@@ -215,7 +217,7 @@ def visual_genome(root: Path, *, pictures: bool = True) -> Path:
 
 
 def gqa(root: Path) -> Path:
-    """Scene graphs of images 1 (training), 2 (held out) and 99 (in no list)."""
+    """Scene graphs of images 1 (training), 2 (held out) and 99 (in no list), and of a validation image."""
     graphs = {
         str(n): {
             "width": 64,
@@ -238,6 +240,7 @@ def gqa(root: Path) -> Path:
         for n in (1, 2, 99)
     }
     write(root / "train_sceneGraphs.json", graphs)
+    write(root / "val_sceneGraphs.json", {str(GQA_VAL): graphs["99"]})
     return root
 
 
@@ -284,8 +287,8 @@ def cc3m(root: Path, rows: int = 3) -> Path:
     return root
 
 
-def downloaded(folder: Path, pairs: list[tuple[str, str]], *, failed: int = 1) -> None:
-    """A shard in img2dataset's format, with its statistics file."""
+def downloaded(folder: Path, pairs: list[tuple[str, str]], *, failed: int = 1, prefix: str = "") -> None:
+    """A shard in img2dataset's format, with its statistics file. The names of its members begin with ``prefix``."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for number, (url, caption) in enumerate(pairs):
@@ -294,7 +297,7 @@ def downloaded(folder: Path, pairs: list[tuple[str, str]], *, failed: int = 1) -
             values = {"url": url, "caption": caption, "key": f"{number:09}", "status": "success", "width": 32}
             members = {"jpg": content.getvalue(), "txt": caption.encode(), "json": json.dumps(values).encode()}
             for suffix, data in members.items():
-                member = tarfile.TarInfo(f"{number:09}.{suffix}")
+                member = tarfile.TarInfo(f"{prefix}{number:09}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     statuses = {"success": len(pairs), "HTTP Error 404: Not Found": failed}

@@ -244,6 +244,20 @@ def test_openimages_becomes_regions(raw, out):
     }
 
 
+def test_boxes_of_openimages_with_unknown_flags_are_counted(raw, out):
+    openimages(raw / "oi", optional=False)
+    path = raw / "oi/oidv6-train-annotations-bbox.csv"
+    rows = path.read_text().replace(
+        f"{B},xclick,/m/0dv5r,1,0,1,0.5,1,0,0,0,0,0", f"{B},xclick,/m/0dv5r,1,0,1,0.5,1,0,0,-1,-1,0"
+    )
+    write(path, rows.replace("0,0,0,1,0", "0,0,0,-1,0"))
+    lines = prepared("openimages", raw, out)
+    unknown = counted(out / "openimages")["read"]
+    assert (unknown["objects with unknown IsGroupOf"], unknown["objects with unknown IsDepiction"]) == (1, 2)
+    assert OneLine("1 objects with unknown IsGroupOf", "2 objects with unknown IsDepiction") in lines.splitlines()
+    assert [record["elems"] for record in records(out / "openimages")][1] == [BREAD]
+
+
 def test_openimages_without_optional_files_and_with_columns_in_another_order(raw, out):
     openimages(raw / "oi", optional=False, shuffled=True)
     prepared("openimages", raw, out)
@@ -268,7 +282,7 @@ def test_openimages_needs_the_images_and_its_own_files(raw, out):
         assert one_line("openimages", raw, out) == OneLine(f"1 {fault}", "oidv6-train-annotations-bbox.csv:10")
     write(boxes, "a,b\n1,2\n")
     message = one_line("openimages", raw, out)
-    assert message == OneLine("ImageID, LabelName, XMin, XMax, YMin, YMax, IsGroupOf", "OpenImages'")
+    assert message == OneLine("ImageID, LabelName, XMin, XMax, YMin, YMax, IsGroupOf, IsDepiction", "OpenImages'")
     write(boxes, whole)
     write(raw / "oi/class-descriptions-boxable.csv", "one column\n")
     message = one_line("openimages", raw, out)

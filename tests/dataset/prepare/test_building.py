@@ -208,7 +208,14 @@ def test_the_manifest_has_sources_counts_shards_command_and_version(raw, out, se
     assert [shard["file"] for shard in values["shards"]] == [path.name for path in shards]
     assert [shard["sha256"] for shard in values["shards"]] == [file_digest(path) for path in shards]
     assert values["counts"]["made"] == {"images": 22, "captions": 24, "records": 24}
-    assert values["leaks"]["not_checked"] == ["vqa2", "entities_val", "entities_test", "ref_l4_val", "ref_l4_test"]
+    assert values["leaks"]["not_checked"] == [
+        "vqa2",
+        "gqa_val",
+        "entities_val",
+        "entities_test",
+        "ref_l4_val",
+        "ref_l4_test",
+    ]
     assert values["official_sizes"] == {"images": 123_287}
     assert values["annotations_alone"] is True
     assert {"command", "version", "made"} <= set(values)

@@ -229,6 +229,13 @@ def test_more_shards_change_the_sources_of_the_folder(raw, out):
     assert captions_of(out / "cc3m") == [bus(0)[1], bus(1)[1]]
 
 
+def test_a_dot_in_a_folder_of_a_shard_does_not_bring_back_excluded_records(raw, out):
+    prepared("cc3m", raw, out)
+    official.downloaded(shards_of(out), [bus(0), ("http://example.org/other.jpg", "not on the list")], prefix="v1.0/")
+    prepared("cc3m", raw, out)
+    assert captions_of(out / "cc3m") == [bus(0)[1]]
+
+
 def with_broken_and_twin(folder: Path) -> None:
     """The image of the third record is truncated, and the image of the second is a copy of the first."""
     official.downloaded(folder, [bus(0), bus(1), bus(2)])

@@ -500,6 +500,18 @@ def test_ref_l4_becomes_one_file_per_split_that_the_grounding_task_reads(raw, ou
     assert phrase.text.startswith("Within the frame") and phrase.boxes == ((1.25, 2.5, 10, 20),)
 
 
+def test_a_column_of_ref_l4_without_values_is_an_error(raw, out):
+    ref_l4(raw)
+    path = raw / "Ref-L4/ref-l4-val.parquet"
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet_files = pytest.importorskip("pyarrow.parquet")
+    table = parquet_files.read_table(path)
+    names = table.schema.names
+    empty = pyarrow.nulls(table.num_rows, pyarrow.string())
+    parquet_files.write_table(table.set_column(names.index("file_name"), "file_name", empty), path)
+    assert one_line("ref_l4", raw, out) == OneLine("ref-l4-val.parquet", "file_name", "missing")
+
+
 def test_images_of_ref_l4_are_excluded_from_training(raw, out):
     ref_l4(raw)
     images = [

@@ -199,12 +199,17 @@ def add_columns(path: Path, columns: list[dict[str, Any]]) -> None:
             tar.addfile(entry, io.BytesIO(content))
 
 
-def test_the_shards_downloaded_from_the_lists_become_the_set(raw, out):
+def test_a_column_that_occurs_twice_in_a_list_is_an_error(raw, out):
+    parquet(raw / "laion/a.parquet", [{**row, "url": "http://a/1.jpg"} for row in ROWS])
+    assert one_line("laion", raw, out) == OneLine("a.parquet", "several columns", "url")
+
+
+@pytest.mark.parametrize("prefix", ["", "v1.0/"])
+def test_the_shards_downloaded_from_the_lists_become_the_set(raw, out, prefix):
     parquet(raw / "laion/a.parquet", ROWS)
     prepared("laion", raw, out)
-    downloaded(
-        out / "_download/laion_shards", [("http://a/0.jpg", "a dog"), (FLICKR, "held out"), ("http://a/2.jpg", "a hat")]
-    )
+    pairs_of_shard = [("http://a/0.jpg", "a dog"), (FLICKR, "held out"), ("http://a/2.jpg", "a hat")]
+    downloaded(out / "_download/laion_shards", pairs_of_shard, prefix=prefix)
     prepared("laion", raw, out)
     shards = Shards([str(out / "laion")])
     assert [shards.read(number).text for number in range(len(shards))] == ["a dog", "a hat"]

@@ -66,6 +66,20 @@ def test_broken_rows_are_counted_and_written_with_a_reason(convert, folder):
     assert OneLine("3", "1 missing image", "1 missing key", "1 wrong columns") in printed.splitlines()
 
 
+@pytest.mark.parametrize("number", ["1_0", "\u0661\u0662", "nan", "inf", "0x5", "1,0"])
+def test_only_decimal_numbers_are_read_as_numbers(convert, number):
+    rows = f'image,caption,x1,y1,x2,y2\na.png,dog,1,2,"{number}",12\na.png,cat,30,10,4e1,+20.0\n'
+    status, records, broken, _ = convert(rows)
+    assert status == 1 and [each["kind"] for each in broken] == ["wrong type"]
+    assert [element["caption"] for element in records[0]["elems"]] == ["cat"]
+
+
+def test_a_broken_row_is_named_by_its_first_line(convert, folder):
+    _, records, broken, _ = convert('image,caption\n\na.png,"two\nlines"\nb.png,"two\nlines",more\n')
+    assert [record["caption"] for record in records] == ["two\nlines"]
+    assert [each["place"] for each in broken] == [f"{folder}/mine.csv:5"]
+
+
 def test_rows_with_box_corners_become_the_regions_of_an_image(convert, folder):
     rows = "image,caption,x1,y1,x2,y2\na.png,dog,1,2,11,12\na.png,cat,30,10,40,20\na.png,cow,30,10,90,20\nb.png,hen,0,0,x,5\n"
     status, records, broken, printed = convert(rows)
@@ -174,6 +188,17 @@ def test_questions_and_statements_become_records(convert):
         ("image,caption,x1,y1,x2,y2\na.png,x,0.1,0.1,0.5,0.5\n", [], ("lie within 0 and 1",)),
         ("image,caption,x1,y1,x2,y2\na.png,x,1,1,5,5\n", ["--boxes", "xywh"], ("x1, y1, x2, y2",)),
         ("image,caption\na.png,x\n", ["--rename", "caption"], ("OLD=NEW",)),
+        ("image,caption\n", [], ("mine.csv", "no rows")),
+        ('image,"caption\na.png,x\n', [], ("mine.csv:1", "column 2", "quotation mark")),
+        (
+            'image,caption\na.png,"a ""red"" dog"\nb.png,"a dog' + "\na.png,x" * 1000,
+            [],
+            ("mine.csv:3", "'caption'", "close"),
+        ),
+        ('image,caption\n"a".png,x\n', [], ("mine.csv:2", "'image'", "quotation mark")),
+        ('image,caption\na.png,"two\nlines"\nb.png,"a dog\nb.png,"a cat"\n', [], ("mine.csv:4", "'caption'")),
+        ("image,question,answer\na.png,what?,\nb.png,who?, \n", [], ("mine.csv", "answer", "no value in any row")),
+        ("image,caption,x1,y1,x2,y2\na.png,dog,,,,\n", [], ("x1, y1, x2, y2", "no value in any row")),
     ],
 )
 def test_mistakes_are_reported_in_one_line_and_write_nothing(content, flags, reported, convert):

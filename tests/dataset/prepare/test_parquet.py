@@ -66,7 +66,14 @@ def test_json_lines_may_have_image_files_and_base64(convert, lines, tmp_path):
         {"image": b"second", "caption": ["b", "c"], "score": 0.5},
         {"caption": ["text"], "elems": []},
     ]
-    assert OneLine("3 records in 1 files and 1 row groups") == printed.splitlines()[-1]
+    assert OneLine("3 records in 1 files and 1 row groups") == printed.splitlines()[-2]
+
+
+def test_records_without_an_image_are_counted(convert, tmp_path):
+    table = pa.table({"image": pa.array([None, None], pa.binary()), "caption": ["a", "b"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    _, printed = convert(str(tmp_path / "a.parquet"))
+    assert printed.splitlines()[-1] == OneLine("2 of 2 records", "no image", "--image-key image")
 
 
 def test_regions_may_have_boxes_of_both_formats_and_captions_by_language(convert, lines):
@@ -151,6 +158,20 @@ def test_tars_and_parquet_files_are_converted(convert, tmp_path):
         tmp_path / "b.parquet",
     )
     assert convert(str(tmp_path / "out"), str(tmp_path / "b.parquet"), out="again")[0] == [*expected, expected[0]]
+
+
+def test_nothing_is_left_in_the_block_cache(tmp_path, monkeypatch):
+    """The file stores each image once, in a dictionary, and its rows decode to 40 times its size."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = [bytes([number]) * 5000 for number in range(4)]
+    table = pa.table({"image": images * 40, "caption": ["a"] * 160})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none")
+    assert (
+        main(["prepare", "parquet", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    )
+    assert not (tmp_path / "cache/x2vlm/blocks").exists()
+    written = Shards([str(tmp_path / "out")])
+    assert [written.read(row).values["image"] for row in range(160)] == images * 40
 
 
 def test_row_groups_and_files_are_small(convert, lines, tmp_path, monkeypatch):

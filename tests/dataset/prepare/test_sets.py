@@ -6,11 +6,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from dataset.prepare import building
+from dataset.prepare.held_out import read_held_out
+from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import same_shape
+from dataset.tasks.vqa import QuestionsConfig, read_questions
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, prepared, records, write
 from tests.dataset.prepare.set_errors import files_left_in, one_line, pack_entities
@@ -272,6 +277,87 @@ def test_the_splits_of_flickr30k_entities_are_held_out_too(packed, raw, out):
         "2 entries gave a record: 1 held out by Flickr30K Entities test, 1 held out by Flickr30K (Karpathy) test"
     )
     assert files_left_in(out) == []
+
+
+def with_image(raw: Path, number: int) -> None:
+    """Adds an image to COCO's val2014, and to Karpathy's training split."""
+    path = raw / "coco/annotations/captions_val2014.json"
+    values = json.loads(path.read_text())
+    name = f"COCO_val2014_{number:012}.jpg"
+    values["images"].append({"id": number, "width": 64, "height": 48, "file_name": name})
+    values["annotations"].append({"image_id": number, "id": 1, "caption": "a kite"})
+    write(path, values)
+    official.image(raw / f"coco/val2014/{name}")
+    path = raw / "coco/dataset_coco.json"
+    values = json.loads(path.read_text())
+    values["images"].append({**values["images"][0], "cocoid": number, "filepath": "val2014", "split": "restval"})
+    write(path, values)
+
+
+def test_images_that_select_weights_of_vqa_v2_are_excluded_and_other_validation_images_are_kept(raw, out, tmp_path):
+    with_image(raw, official.VQA_SELECTION)
+    prepared("coco", raw, out)
+    assert counted(out / "coco")["left_out"]["held out by VQA v2 val (5%)"] == 1
+    assert {record["coco_id"] for record in records(out / "coco")} == {9, 73}
+    prepared("coco", raw, tmp_path / "all", without=("vqa2_val",))
+    assert {record["coco_id"] for record in records(tmp_path / "all/coco")} == {9, 73, official.VQA_SELECTION}
+
+
+@pytest.mark.parametrize("source", ["questions", "captions", "karpathy"])
+def test_the_configs_of_vqa_v2_select_weights_on_the_excluded_images_and_train_on_the_others(source, tmp_path):
+    """The excluded images are the ones that the config reads, whichever official file lists val2014."""
+    numbers = range(1, 401)
+    questions = [{"question_id": n, "image_id": n, "question": "What is it?"} for n in numbers]
+    name = "v2_OpenEnded_mscoco_val2014_questions.json"
+    file = write(tmp_path / "vqa" / name, {"data_subtype": "val2014", "questions": questions})
+    for n in numbers:
+        image = tmp_path / f"coco/val2014/COCO_val2014_{n:012}.jpg"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+
+    def read(values: dict[str, Any]) -> set[str]:
+        given = {"questions": str(file), "annotations": None, "images": str(tmp_path / "coco")}
+        config = QuestionsConfig(**{**values, **given})
+        return {f"coco:{each.question_id}" for each in read_questions(config, "k", 0.0, answered=False)}
+
+    preset = yaml.safe_load(Path("configs/presets/vqa.yaml").read_text())
+    official_files = {
+        "questions": (name, {"questions": questions}),
+        "captions": ("captions_val2014.json", {"images": [{"id": n} for n in numbers], "annotations": []}),
+        "karpathy": (
+            "dataset_coco.json",
+            {
+                "images": [
+                    {"cocoid": n, "filepath": f, "split": "test"} for f in ("train2014", "val2014") for n in numbers
+                ]
+            },
+        ),
+    }
+    listed, content = official_files[source]
+    write(tmp_path / "raw" / listed, content)
+    held_out = read_held_out(RawFolder([tmp_path / "raw"]), required=(), without=("karpathy_coco",))
+    selected = read(preset["evaluation"]["validation"])
+    assert 5 < len(selected) < 40
+    assert set(held_out.split_of) == selected == read(preset["evaluation"]["test"]["held-out"])
+    assert read(preset["data"]["train"][1]) == {f"coco:{n}" for n in numbers} - selected
+
+
+@pytest.mark.parametrize("file", ["val_sceneGraphs.json", "val_balanced_questions.json", "valid.json"])
+def test_validation_images_of_gqa_are_excluded(file, raw, out):
+    (raw / "gqa/val_sceneGraphs.json").unlink()
+    message = one_line("visual_genome", raw, out)
+    assert message == OneLine("no val_sceneGraphs.json of GQA", "--without gqa_val")
+    content = {
+        "val_sceneGraphs.json": {"4": {"objects": {}}},
+        "val_balanced_questions.json": {"05451384": {"imageId": "4", "question": "Is it?"}},
+        "valid.json": [{"img_id": "4", "sent": "Is it?", "label": {"no": 1.0}}],
+    }
+    write(raw / "gqa" / file, content[file])
+    prepared("visual_genome", raw, out)
+    assert counted(out / "vg_regions")["left_out"]["held out by GQA val"] == 1
+    assert {record["vg_id"] for record in records(out / "vg_regions")} == {1}
+    prepared("coco", raw, out)
+    assert {record["coco_id"] for record in records(out / "coco")} == {73}, "image 4 is COCO's image 9"
 
 
 def test_a_required_file_of_held_out_images_must_exist(raw, out):

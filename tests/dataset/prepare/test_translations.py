@@ -113,7 +113,10 @@ def test_translations_may_have_windows_line_ends(run, tmp_path):
     assert first["caption"] == by_language("a tray of food 9", "de")
 
 
-def test_shards_of_tars_keep_their_images(run, folders, tmp_path):
+@pytest.mark.parametrize("prefix", ["", "v1.0/"])
+def test_shards_of_tars_keep_their_images(run, folders, tmp_path, prefix):
+    downloaded(folders / "sbu", [("http://a/1.jpg", "a wooden chair"), ("http://a/2.jpg", "two dogs")], prefix=prefix)
+    (folders / "sbu/00000_stats.json").unlink()
     run()
     translate(tmp_path / "texts", "de")
     run()

@@ -72,11 +72,19 @@ def write(path: Path, rows: int = ROWS, group: int = 10, **options) -> str:
     return str(path)
 
 
+def test_a_column_that_occurs_twice_is_an_error(tmp_path, opened):
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["caption", "caption"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=naming("data.images.files", "a.parquet", "caption", "rename")):
+        opened(str(tmp_path / "a.parquet"))
+
+
 @pytest.fixture
 def opened(tmp_path):
-    def open_shards(*files: str, cache: str = "blocks", **remote) -> Shards:
+    def open_shards(*files: str, cache: str = "blocks", in_order: bool = False, **remote) -> Shards:
         config = RemoteConfig(cache=str(tmp_path / cache), **{"retry_minutes": 0.02, "timeout_s": 5, **remote})
-        return Shards(files, key="data.images.files", index_folder=tmp_path / "index", remote=config)
+        index = tmp_path / "index"
+        return Shards(files, key="data.images.files", index_folder=index, remote=config, in_order=in_order)
 
     return open_shards
 
@@ -150,6 +158,57 @@ def test_an_image_larger_than_the_limit_is_a_broken_record(tmp_path, monkeypatch
     monkeypatch.setattr("dataset.records.schema.IMAGE_BYTES", 3)
     with pytest.raises(BrokenRecordError, match="unreadable image: image has 4 bytes"):
         image_source(RawRecord({"image": b"jpeg"}, "f:row 0", tmp_path), ImageKeys())
+
+
+def test_rows_that_are_read_in_order_are_decoded_once_and_not_cached(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_shards, "PIECE_BYTES", 100)
+    decode, decoded = parquet_shards._pieces, []
+    monkeypatch.setattr(
+        parquet_shards, "_pieces", lambda file, group: decoded.append(group.number) or decode(file, group)
+    )
+    shards = opened(write(tmp_path / "a.parquet"), in_order=True)
+    assert [shards.read(row).values for row in range(ROWS)] == [expected(row) for row in range(ROWS)]
+    assert decoded == [0, 1, 2, 3]
+    for row in (17, 12, 39, 0):
+        assert shards.read(row).values == expected(row)
+    assert pickle.loads(pickle.dumps(shards)).read(5).values == expected(5)
+    assert not (tmp_path / "blocks").exists()
+
+
+def test_forked_processes_read_rows_in_order_independently(opened, tmp_path):
+    shards = opened(write(tmp_path / "a.parquet"), in_order=True)
+    assert shards.read(3).values == expected(3)
+
+    def read_in_child() -> None:
+        os._exit(
+            0 if [shards.read(row).values for row in range(4, 10)] == [expected(row) for row in range(4, 10)] else 1
+        )
+
+    child = multiprocessing.get_context("fork").Process(target=read_in_child)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert [shards.read(row).values for row in range(4, 10)] == [expected(row) for row in range(4, 10)]
+
+
+@pytest.mark.parametrize("form", ["column", "struct", "dictionary"])
+def test_values_that_a_file_stores_once_are_cached_once(opened, tmp_path, form):
+    images = [image(number) * 200 for number in range(8)] + [None]
+    values = [images[row // 100] for row in range(900)]
+    columns = {
+        "column": pa.array(values, pa.binary()),
+        "struct": pa.array([None if value is None else {"bytes": value, "path": "a.jpg"} for value in values]),
+        "dictionary": pa.array(values, pa.binary()).dictionary_encode(),
+    }
+    table = pa.table({"image": columns[form], "n": list(range(900))})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", dictionary_pagesize_limit=1 << 22)
+    shards = opened(str(tmp_path / "a.parquet"))
+    for row in np.random.default_rng(0).permutation(900).tolist():
+        found = {} if values[row] is None else {"image": values[row]}
+        found = {"image": {"bytes": values[row], "path": "a.jpg"}} if found and form == "struct" else found
+        assert shards.read(row).values == {"n": row, **found}
+    cached = sum(path.stat().st_size for path in (tmp_path / "blocks").rglob("*") if path.is_file())
+    assert cached < 2 * (tmp_path / "a.parquet").stat().st_size
 
 
 def wait_until(condition) -> None:
@@ -248,9 +307,10 @@ def damaged_file(folder: Path, row: int, **options) -> str:
     return file
 
 
-def test_rows_of_a_damaged_row_group_are_broken_records_and_others_are_read(opened, tmp_path):
+@pytest.mark.parametrize("in_order", [False, True])
+def test_rows_of_a_damaged_row_group_are_broken_records_and_others_are_read(opened, tmp_path, in_order):
     file = damaged_file(tmp_path, row=13)
-    shards = opened(file)
+    shards = opened(file, in_order=in_order)
     good = [row for row in range(ROWS) if not 10 <= row < 20]
     for row in np.random.default_rng(0).permutation(ROWS).tolist():
         if row in good:
@@ -263,13 +323,14 @@ def test_rows_of_a_damaged_row_group_are_broken_records_and_others_are_read(open
         assert broken.message == OneLine("row group 1")
 
 
+@pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("first", [10, 19])
-def test_rows_before_the_damage_do_not_depend_on_the_order(opened, tmp_path, monkeypatch, first):
+def test_rows_before_the_damage_do_not_depend_on_the_order(opened, tmp_path, monkeypatch, first, in_order):
     """If a row group has several pages, the pieces before the damaged page are still decoded."""
     monkeypatch.setattr(parquet_shards, "PIECE_BYTES", 1)
     monkeypatch.setattr(parquet_shards, "_READ_BYTES", 64)
     file = damaged_file(tmp_path, row=17, data_page_size=1, write_batch_size=2)
-    shards = opened(file)
+    shards = opened(file, in_order=in_order)
 
     def is_read(row: int) -> bool:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -228,6 +229,63 @@ def test_tar_members_are_grouped_by_name_and_read_in_place(tmp_path, encoded):
         assert [record.text for record in records] == ["a red star\n", None, "long", None]
         assert records[1].values == {"caption": "blue", "id": 4}
         assert records[3].image is None
+
+
+ORDERED = [("a.jpg", b"A"), ("a.txt", b"of a"), ("a.json", b'{"id": 1}'), ("b.jpg", b"B"), ("b.txt", b"of b")]
+
+
+def test_a_record_keeps_all_members_whatever_their_order(tmp_path):
+    files = [
+        write_tar(tmp_path / f"{number:03d}.tar", list(members))
+        for number, members in enumerate(itertools.permutations(ORDERED))
+    ]
+    shards = Shards(files)
+    assert shards.sizes == [2] * len(files)
+    for number, file in enumerate(files):
+        records = {
+            record.image: (record.text, record.values) for record in map(shards.read, (2 * number, 2 * number + 1))
+        }
+        assert records == {b"A": ("of a", {"id": 1}), b"B": ("of b", {})}, file
+
+
+def test_a_tar_of_all_images_then_all_texts_keeps_every_record(tmp_path):
+    members = [(f"{n}.{suffix}", f"{suffix} {n}".encode()) for suffix in ("jpg", "txt") for n in range(50)]
+    shards = Shards([write_tar(tmp_path / "a.tar", members)])
+    records = [shards.read(number) for number in range(len(shards))]
+    assert [(record.image, record.text) for record in records] == [(f"jpg {n}".encode(), f"txt {n}") for n in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("second", "kind"), [("a.jpg", "image"), ("a.PNG", "image"), ("a.txt", "text"), ("a.json", "json")]
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_record_with_two_members_of_a_kind_is_broken(tmp_path, second, kind, apart):
+    again = (second, b"{}")
+    members = [*ORDERED[:3], *(ORDERED[3:] if apart else []), again, *([] if apart else ORDERED[3:])]
+    shards = Shards([write_tar(tmp_path / "a.tar", members)])
+    with pytest.raises(BrokenRecordError, match=naming("a.tar:a.jpg", "repeated member", kind, second)):
+        shards.read(0)
+    assert shards.read(1).image == b"B"
+
+
+def test_links_in_a_tar_are_counted_because_they_have_no_content(tmp_path, caplog):
+    file = Path(write_tar(tmp_path / "a.tar", ORDERED))
+    with tarfile.open(file, "a") as tar:
+        for number, kind in enumerate((tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE)):
+            link = tarfile.TarInfo(f"c{number}.jpg")
+            link.type, link.linkname = kind, "a.jpg"
+            tar.addfile(link)
+    assert len(Shards([str(file)], key="data.images.files")) == 2
+    assert caplog.messages == [OneLine("data.images.files", file, "2 links", "--hard-dereference")]
+
+
+def test_an_index_of_an_earlier_version_is_rebuilt(tmp_path, index_folder):
+    file = write_tar(tmp_path / "a.tar", ORDERED)
+    Shards([file])
+    (table,) = index_folder.glob("*.index/shards.npy")
+    np.save(table, np.load(table)[:, :5])
+    np.save(table.with_name("starts.npy"), np.zeros(2, np.int64))
+    assert Shards([file]).read(1).text == "of b"
 
 
 def test_a_tar_member_with_invalid_json_is_a_broken_record(tmp_path, encoded):

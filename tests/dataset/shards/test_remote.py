@@ -97,6 +97,17 @@ def local(served, tmp_path) -> list:
     return contents(Shards(files, index_folder=tmp_path / "local"))
 
 
+def test_members_of_a_record_that_are_apart_are_read_from_a_server(served, open_remote):
+    members = [("a.jpg", b"A" * BLOCK), ("b.jpg", b"B" * BLOCK), ("a.txt", b"of a"), ("a.json", b'{"id": 1}')]
+    with tarfile.open(served / "apart.tar", "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    record = open_remote("apart.tar").read(0)
+    assert (record.image, record.text, record.values) == (b"A" * BLOCK, "of a", {"id": 1})
+
+
 def test_a_server_returns_the_same_records_as_the_disk(local, open_remote, server, served):
     shards = open_remote(*ALL)
     assert shards.sizes == [20, 20, 31]
