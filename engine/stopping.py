@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import signal
 import sys
 import threading
@@ -83,7 +82,8 @@ class StopRequest:
         read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         self._previous_pipe = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(read_end,), daemon=True, name="stop requests").start()
+        threading.Thread(target=self._read_signals, args=(read_end,), daemon=True, name="signals").start()
+        threading.Thread(target=self._watch, daemon=True, name="stop requests").start()
         return self
 
     def __exit__(
@@ -143,24 +143,27 @@ class StopRequest:
             os._exit(128 + signum)
         self.signum = self.signum or signum
 
-    def _watch(self, read_end: int) -> None:
-        """Watches for signals, which arrive in the pipe ``read_end``, until the pipe is closed."""
-        while True:
-            if select.select([read_end], [], [], POLL_S)[0]:
-                if not (signums := os.read(read_end, 64)):
-                    os.close(read_end)
-                    return
-                for signum in signums:
-                    if signum in self._handlers:
-                        self._receive(signum)
-            self._start_timer()  # now, because the exchange waits if the rank that hosts the store hangs
-            self._exchange()
+    def _read_signals(self, read_end: int) -> None:
+        """Receives signals from the pipe ``read_end`` until the pipe is closed."""
+        while signums := os.read(read_end, 64):
+            for signum in signums:
+                if signum in self._handlers:
+                    self._receive(signum)
+                    self._start_timer()
+        os.close(read_end)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(POLL_S):
+            self._exchange()  # waits for ever if the rank that hosts the store hangs
+            if self.signum is not None:
+                self._start_timer()
             with self._lock:
                 if self._describe is not None and self._may_end() and not self._ended.is_set():
                     self._end(self._describe)
 
     def _start_timer(self) -> None:
-        if self.signum is not None and self._timer is None:
+        """Starts the timer that ends this process if it is late, unless it is already running."""
+        if self._timer is None:
             # Rank 0 is the first to end, and tells the others.
             delay_s = LATE * self.grace_s + (4 * POLL_S if distributed.rank() else 0)
             self._timer = threading.Timer(delay_s, self._end_late)

@@ -132,4 +132,4 @@ def difference_of_tokenizers(tokenizer: PreTrainedTokenizerFast, expected: PreTr
 def _parts_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Returns the parts of a tokenizer that turn a text into token ids."""
     values = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {name: values[name] for name in ("normalizer", "pre_tokenizer", "model")}
+    return {name: values[name] for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
