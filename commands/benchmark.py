@@ -17,7 +17,7 @@ from commands.models import ModelFlags
 from utils.commands import argv_of
 from utils.errors import UserError
 from utils.files import expanded
-from utils.flags import SEVERAL, ModelName, read_by, whole_number
+from utils.flags import SEVERAL, ModelName, OutputPath, read_by, whole_number
 from x2vlm.suites import SUITES, suite_named
 
 RECEIPT, TABLE, CASES = "receipt.json", "table.txt", "cases.jsonl"
@@ -31,7 +31,7 @@ def benchmark(
     data: Path,
     kinds: Annotated[tuple[str, ...], SEVERAL] = (),
     bootstrap: Annotated[int, read_by(whole_number(0))] = 1000,
-    out: Path | None = None,
+    out: OutputPath | None = None,
     options: ModelFlags = ModelFlags(),
 ) -> int:
     """Measure what a model understands without fine-tuning: whether it can distinguish texts or images that differ in one detail,

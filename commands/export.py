@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
-from utils.flags import File, ModelName, named
+from utils.flags import File, ModelName, OutputPath, named
 
 
 def export(
     model: ModelName,
     /,
     *,
-    out: Path,
+    out: OutputPath,
     config: File | None = None,
     tokenizer: Annotated[str | None, named("FOLDER")] = None,
 ) -> int:

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -97,6 +98,22 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("its lists and objects are nested too deeply") from None
 
 
+def check_writable(path: Path) -> None:
+    """Checks that a file or folder can be created or replaced, by creating a temporary file in the nearest existing folder.
+
+    Raises:
+        OSError: if no file can be created there. ``filename`` is the folder.
+    """
+    if path.exists() and not path.is_dir() and not path.is_file():  # such as /dev/stdout
+        return
+    folder = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
 def sync_file(path: Path) -> None:
     """Flushes a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -107,9 +124,9 @@ def sync_file(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the file ``path`` atomically."""
+    """Replaces the file ``path`` atomically. Undecodable bytes in file names are escaped in the same way as in JSON."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

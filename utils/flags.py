@@ -5,10 +5,15 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.token import Token
+
+from utils.errors import reason_of
+from utils.files import check_writable, expanded
+from utils.printing import is_unicode
 
 
 class WrongValueError(ValueError):
@@ -109,10 +114,24 @@ def nearest(text: str, names: Iterable[str]) -> str | None:
 
 
 def non_blank(text: str) -> str:
-    """Parses a text, which must not be blank."""
+    """Parses a text, which must not be blank, and must not contain bytes that could not be decoded."""
     if not text.strip():
         raise WrongValueError(f"{text!r} is blank; pass some text")
+    if not is_unicode(text):
+        raise WrongValueError(f"{text!r} is not valid UTF-8; check the encoding of your terminal or script")
     return text
+
+
+def output_path(text: str) -> Path:
+    """Parses the path of a file or folder that a command writes. The path must be writable, so that a command does not fail after
+    its work is done."""
+    path = expanded(text)
+    try:
+        check_writable(path)
+    except OSError as error:
+        folder = error.filename or text
+        raise WrongValueError(f"{text}: cannot write to {folder}: {reason_of(error)}; use another path") from None
+    return path
 
 
 def override(text: str) -> str:
@@ -128,5 +147,6 @@ PositiveReal = Annotated[float, read_by(number_within(0, math.inf, above=True))]
 Fraction = Annotated[float, read_by(number_within(0, 1, above=True))]
 Override = Annotated[str, read_by(override, name="key=value")]
 File = Annotated[str, named("FILE")]
+OutputPath = Annotated[Path, read_by(output_path)]
 ModelName = Annotated[str, named("MODEL")]
 """The folder of a run, a weight file, hub:owner/name, or an exported model."""
