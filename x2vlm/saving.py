@@ -79,7 +79,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
                 save_weights(made / MODEL_FILE, weights)
                 save_settings(model, made)
             write_text(made / CARD, card(model, folder.name, format, "path/of/this/folder"))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise UserError(
             f"{folder}: cannot be written: {reason_of(error)}; pass a different folder, or free some space"
         ) from None
