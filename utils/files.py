@@ -81,21 +81,39 @@ def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> st
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, unique_keys: bool = False) -> Any:
     """Parses the JSON in a regular file. Raises the errors of :func:`read_text` and :func:`parse_json`."""
-    return parse_json(read_text(path))
+    return parse_json(read_text(path), unique_keys=unique_keys)
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
     """Parses a JSON value.
 
+    Args:
+        text: the JSON.
+        unique_keys: whether a key that occurs twice in an object is an error. Otherwise, its last value counts.
+
     Raises:
-        ValueError: if the text is not JSON, or is nested too deeply to be parsed.
+        ValueError: if the text is not JSON, is nested too deeply, or has a key twice although ``unique_keys`` is set.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
         raise ValueError("its lists and objects are nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object with the given keys and values.
+
+    Raises:
+        ValueError: if a key occurs twice.
+    """
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key!r} occurs twice in an object")
+        values[key] = value
+    return values
 
 
 def check_writable(path: Path) -> None:
