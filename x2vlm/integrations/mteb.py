@@ -74,7 +74,7 @@ class X2VLMEncoder(AbsEncoder):
             )
         if len({len(values) for values in given.values()}) > 1:
             raise UserError(
-                f"mteb: a batch has {len(given['text'])} texts and {len(given['image'])} images; pass as many texts as images"
+                f"mteb: a batch has {len(given['text'])} texts and {len(given['image'])} images; pass one text with each image"
             )
         embed = {"text": partial(embed_texts, self.model), "image": self.model.embed_images}
         return np.sum([embed[name](values) for name, values in given.items()], axis=0)

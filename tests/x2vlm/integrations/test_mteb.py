@@ -268,8 +268,8 @@ def picture() -> Image.Image:
     ("batches", "reported"),
     [
         ([], ("no inputs were given", "at least one")),
-        ([{"text": ["a star", "a heart"], "image": [picture()]}], ("2 texts and 1 images", "as many texts as images")),
-        ([{"text": ["a star"], "image": [picture(), picture()]}], ("1 texts and 2 images", "as many texts as images")),
+        ([{"text": ["a star", "a heart"], "image": [picture()]}], ("2 texts and 1 images", "one text with each image")),
+        ([{"text": ["a star"], "image": [picture(), picture()]}], ("1 texts and 2 images", "one text with each image")),
         ([{"text": ["a star", None]}], ("text 1 of 2 is None", "remove the row")),
         ([{"image": [None, picture()]}], ("image 0 of 2 is None", "remove the row")),
         ([{"text": [3]}], ("3 is not a string",)),
