@@ -17,7 +17,7 @@ from commands.models import ModelFlags
 from utils.commands import argv_of
 from utils.errors import UserError
 from utils.files import expanded, write_text
-from utils.flags import SEVERAL, ModelName, OutputPath, read_by, whole_number
+from utils.flags import SEVERAL, ModelName, OutputFolder, read_by, whole_number
 from x2vlm.suites import SUITES, suite_named
 
 FILES = RECEIPT, TABLE, CASES = "receipt.json", "table.txt", "cases.jsonl"
@@ -31,7 +31,7 @@ def benchmark(
     data: Path,
     kinds: Annotated[tuple[str, ...], SEVERAL] = (),
     bootstrap: Annotated[int, read_by(whole_number(0))] = 1000,
-    out: OutputPath | None = None,
+    out: OutputFolder | None = None,
     overwrite: bool = False,
     options: ModelFlags = ModelFlags(),
 ) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from utils.flags import File, ModelName, OutputPath, named
+from utils.flags import File, ModelName, OutputFolder, named
 
 
 def export(
     model: ModelName,
     /,
     *,
-    out: OutputPath,
+    out: OutputFolder,
     config: File | None = None,
     tokenizer: Annotated[str | None, named("FOLDER")] = None,
 ) -> int:

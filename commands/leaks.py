@@ -29,7 +29,7 @@ from tools.doctor.shared import images_of_record, sources_of
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import replacing
-from utils.flags import File, OutputPath, Positive, named
+from utils.flags import File, OutputFile, Positive, named
 from utils.printing import counted
 from utils.progress import progress_bar
 
@@ -66,7 +66,7 @@ def leaks(
     perceptual: bool = False,
     sample: Positive = 1000,
     seed: int = 0,
-    out: OutputPath | None = None,
+    out: OutputFile | None = None,
 ) -> int:
     """Find images that are in both the training data and the held-out splits of the given configs. Images are compared by their
     ids in public data sets (COCO, Visual Genome, Flickr), by path and, for up to 20,000 files, by content.

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from commands.models import MAX_DRAWN, ModelFlags, check_save, report_broken
 from utils.commands import STANDARD_INPUT
 from utils.errors import UserError
-from utils.flags import SEVERAL, File, Fraction, ModelName, OutputPath, named, non_blank, read_by
+from utils.flags import SEVERAL, File, Fraction, ModelName, OutputFile, named, non_blank, read_by
 from utils.printing import printed, printed_json
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -56,7 +56,7 @@ def predict(
     layer: int | None = None,
     all_: bool = False,
     threshold: Fraction | None = None,
-    save: OutputPath | None = None,
+    save: OutputFile | None = None,
     json_: bool = False,
     running: ModelFlags = ModelFlags(),
 ) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from commands.models import MAX_DRAWN, ModelFlags, check_save
 from utils.errors import UserError
-from utils.flags import ModelName, OutputPath, Positive, PositiveReal, alone_or, non_blank, read_by, whole_number
+from utils.flags import ModelName, OutputFile, Positive, PositiveReal, alone_or, non_blank, read_by, whole_number
 from utils.printing import counted, printed, printed_json
 from x2vlm.search import CACHE_GB
 
@@ -27,7 +27,7 @@ def search(
     top: Positive = 10,
     rerank: Annotated[int, read_by(whole_number(0))] = 64,
     locate: Annotated[str | bool, alone_or(non_blank, "PHRASE")] = False,
-    save: OutputPath | None = None,
+    save: OutputFile | None = None,
     json_: bool = False,
     cache_gb: PositiveReal = CACHE_GB,
     model: ModelName | None = None,

@@ -167,8 +167,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     exception.
 
     Raises:
-        UserError: if another process is writing the same folder, or has written it in the meantime.
+        UserError: if the path has no name, such as ".", or another process is writing the same folder, or has written it in the
+            meantime.
     """
+    if path.name in ("", ".."):
+        raise UserError(f"{path}: is not the name of a new folder; pass a name")
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     handle = os.open(temporary, os.O_RDONLY)

@@ -122,9 +122,24 @@ def non_blank(text: str) -> str:
     return text
 
 
-def output_path(text: str) -> Path:
-    """Parses the path of a file or folder that a command writes. The path must be writable, so that a command does not fail after
-    its work is done."""
+def output_file(text: str) -> Path:
+    """Parses the path of a file that a command writes. The path is checked first, so that the command does not fail after its
+    work is done."""
+    path = _writable(text)
+    if path.is_dir():
+        raise WrongValueError(f"{text}: is a folder; pass the name of a file")
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """Parses the path of a folder that a command writes; see :func:`output_file`."""
+    path = _writable(text)
+    if path.exists() and not path.is_dir():
+        raise WrongValueError(f"{text}: is a file; pass a folder")
+    return path
+
+
+def _writable(text: str) -> Path:
     path = expanded(text)
     try:
         check_writable(path)
@@ -147,6 +162,7 @@ PositiveReal = Annotated[float, read_by(number_within(0, math.inf, above=True))]
 Fraction = Annotated[float, read_by(number_within(0, 1, above=True))]
 Override = Annotated[str, read_by(override, name="key=value")]
 File = Annotated[str, named("FILE")]
-OutputPath = Annotated[Path, read_by(output_path)]
+OutputFile = Annotated[Path, read_by(output_file)]
+OutputFolder = Annotated[Path, read_by(output_folder)]
 ModelName = Annotated[str, named("MODEL")]
 """The folder of a run, a weight file, hub:owner/name, or an exported model."""

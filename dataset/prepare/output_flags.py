@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from utils.commands import FLAGS
-from utils.flags import OutputPath
+from utils.flags import OutputFolder
 
 
 @FLAGS
@@ -18,7 +18,7 @@ class OutputFlags:
         overwrite: replace what previous runs of this command have written to --out.
     """
 
-    out: OutputPath
+    out: OutputFolder
     overwrite: bool = False
 
 

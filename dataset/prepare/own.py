@@ -25,7 +25,7 @@ from dataset.tasks.nlvr import LABELS
 from dataset.tasks.questions import question_of
 from utils.errors import UserError
 from utils.files import parse_json, replacing
-from utils.flags import OutputPath
+from utils.flags import OutputFile
 
 CORNERS, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
 KEYS = {"image", "image2", "images", "image_id", "caption", "elems", "bb", "attributes", "grain", "sentence", "label"}
@@ -276,7 +276,7 @@ def own(
     file: Path,
     /,
     *,
-    out: OutputPath,
+    out: OutputFile,
     images: Path | None = None,
     boxes: Literal["corners", "xywh"] | None = None,
     rename: tuple[str, ...] = (),

@@ -37,7 +37,7 @@ from dataset.records.schema import (
 from dataset.shards.readers import Shards
 from utils.errors import UserError
 from utils.files import replacing
-from utils.flags import OutputPath
+from utils.flags import OutputFile
 from utils.progress import progress_bar
 
 LOST_KEYS = ("long_caption", "hard_negatives", "attributes", "exhaustive")
@@ -130,7 +130,7 @@ def _count_lost(values: Mapping[str, Any], lost: Counter[str]) -> None:
 
 
 def to_odvg(
-    records: tuple[str, ...], /, *, out: OutputPath, images: Path | None = None, overwrite: bool = False
+    records: tuple[str, ...], /, *, out: OutputFile, images: Path | None = None, overwrite: bool = False
 ) -> int:
     """Write region records as ODVG lines.
 

@@ -12,7 +12,7 @@ from commands import COMMANDS
 from run import main
 from tests.messages import OneLine
 from utils.commands import command_line
-from utils.flags import OutputPath, output_path
+from utils.flags import OutputFile, OutputFolder, output_file, output_folder
 from utils.subcommands import Command, subcommands_of
 
 OUTPUT_FLAGS = ("--out", "--output", "--save")
@@ -64,8 +64,8 @@ def output_flags() -> Iterator[tuple[str, Argument]]:
 def test_every_output_flag_is_checked_when_it_is_parsed():
     found = dict(output_flags())
     assert found.keys() == UNWRITABLE.keys()
-    converter = OutputPath.__metadata__[0].converter
-    assert [name for name, argument in found.items() if argument.parameter.converter is not converter] == []
+    converters = [kind.__metadata__[0].converter for kind in (OutputFile, OutputFolder)]
+    assert [name for name, argument in found.items() if argument.parameter.converter not in converters] == []
 
 
 @pytest.mark.parametrize("command", UNWRITABLE)
@@ -74,8 +74,19 @@ def test_an_unwritable_output_is_reported_before_the_inputs_are_read(command, ca
     assert capsys.readouterr().err == OneLine("error", UNWRITABLE[command][-1], "cannot write to /proc", "another path")
 
 
+@pytest.mark.parametrize("command", UNWRITABLE)
+def test_a_folder_in_place_of_a_file_or_vice_versa_is_reported_before_the_inputs_are_read(command, tmp_path, capsys):
+    flag = UNWRITABLE[command][-2]
+    (argument,) = (each for name, each in output_flags() if name == command and each.name == flag)
+    is_file = argument.parameter.converter is OutputFile.__metadata__[0].converter
+    (tmp_path / "file").touch()
+    wrong, reported = (tmp_path, "is a folder") if is_file else (tmp_path / "file", "is a file")
+    assert main([*command.split(), *UNWRITABLE[command][:-1], str(wrong)]) == 2
+    assert capsys.readouterr().err == OneLine("error", flag, str(wrong), reported, "pass")
+
+
 def test_checking_an_output_leaves_no_trace(tmp_path):
-    assert output_path(str(tmp_path / "new" / "folder")) == tmp_path / "new" / "folder"
+    assert output_folder(str(tmp_path / "new" / "folder")) == tmp_path / "new" / "folder"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -87,4 +98,4 @@ def test_an_output_below_a_file_is_reported(tmp_path, capsys):
 
 
 def test_a_device_is_accepted_as_an_output():
-    assert output_path("/dev/null") == Path("/dev/null")
+    assert output_file("/dev/null") == Path("/dev/null")

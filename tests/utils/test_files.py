@@ -90,3 +90,11 @@ def test_the_second_of_two_processes_that_write_a_folder_gets_an_error_about_the
 def test_undecodable_bytes_in_file_names_are_escaped_in_written_files(tmp_path):
     write_text(tmp_path / "a.json", json.dumps({"image": "caf\udce9.png"}, ensure_ascii=False))
     assert read_json(tmp_path / "a.json") == {"image": "caf\udce9.png"}
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "a/.."])
+def test_a_new_folder_without_a_name_is_reported_in_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=naming(name, "is not the name of a new folder")), new_folder(Path(name)):
+        pass
+    assert list(tmp_path.iterdir()) == []
