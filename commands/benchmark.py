@@ -16,11 +16,11 @@ from cyclopts import Parameter
 from commands.models import ModelFlags
 from utils.commands import argv_of
 from utils.errors import UserError
-from utils.files import expanded
-from utils.flags import SEVERAL, ModelName, read_by, whole_number
+from utils.files import expanded, write_text
+from utils.flags import SEVERAL, ModelName, OutputFolder, read_by, whole_number
 from x2vlm.suites import SUITES, suite_named
 
-RECEIPT, TABLE, CASES = "receipt.json", "table.txt", "cases.jsonl"
+FILES = RECEIPT, TABLE, CASES = "receipt.json", "table.txt", "cases.jsonl"
 
 
 def benchmark(
@@ -31,7 +31,8 @@ def benchmark(
     data: Path,
     kinds: Annotated[tuple[str, ...], SEVERAL] = (),
     bootstrap: Annotated[int, read_by(whole_number(0))] = 1000,
-    out: Path | None = None,
+    out: OutputFolder | None = None,
+    overwrite: bool = False,
     options: ModelFlags = ModelFlags(),
 ) -> int:
     """Measure what a model understands without fine-tuning: whether it can distinguish texts or images that differ in one detail,
@@ -49,6 +50,7 @@ def benchmark(
         kinds: kinds of examples, separated by spaces (default: all).
         bootstrap: number of bootstrap draws for the 95% intervals; 0 for no intervals.
         out: folder for receipt.json, table.txt, and all examples with their scores in cases.jsonl.
+        overwrite: replace these files in --out.
 
     Examples:
         python run.py benchmark drawn-pairs --model runs/demo/pretrain-seed0 --data data/scenes
@@ -63,6 +65,8 @@ def benchmark(
         )
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; pass a folder")
+    if out is not None and not overwrite and (earlier := [name for name in FILES if (out / name).exists()]):
+        raise UserError(f"--out {out}: contains {earlier[0]}; use another folder, or --overwrite")
     content = chosen.read(data, kinds)
     loaded = options.load(model)
     judged = chosen.judge(loaded, content)
@@ -75,7 +79,15 @@ def benchmark(
 
         lines = [json.dumps(example, ensure_ascii=False) for example in judged.examples]
         command = argv_of(
-            benchmark, suite, model=model, data=data, kinds=kinds, bootstrap=bootstrap, out=out, options=options
+            benchmark,
+            suite,
+            model=model,
+            data=data,
+            kinds=kinds,
+            bootstrap=bootstrap,
+            out=out,
+            overwrite=overwrite,
+            options=options,
         )
         receipt = {
             "suite": suite,
@@ -99,9 +111,9 @@ def benchmark(
             "code": code_identity(),
             "machine": machine_and_packages(),
         }
-        (out / RECEIPT).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
-        (out / TABLE).write_text(f"{text}\n", encoding="utf-8")
-        (out / CASES).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(out / CASES, "".join(f"{line}\n" for line in lines))
+        write_text(out / TABLE, f"{text}\n")
+        write_text(out / RECEIPT, json.dumps(receipt, indent=2) + "\n")
         sys.stdout.write(f"wrote {RECEIPT}, {TABLE} and {CASES} to {out}\n")
     return 0
 

@@ -6,7 +6,7 @@ import sys
 from typing import Annotated, Literal
 
 from utils.errors import UserError
-from utils.flags import File, Positive, one_of, read_by
+from utils.flags import File, OutputFile, OutputFolder, Positive, one_of, read_by
 from utils.subcommands import Command, with_subcommands
 
 SUBCOMMANDS = {
@@ -85,7 +85,7 @@ def convert(
     file: File,
     /,
     *,
-    out: File,
+    out: OutputFile,
     form: Literal["published", "ours"] | None = None,
     config: File | None = None,
     overwrite: bool = False,
@@ -124,7 +124,7 @@ def compare(first: File, second: File, /, *, most: Positive = 20, all_: bool = F
     return 0 if same else 1
 
 
-def adapters(run: str, /, *, out: File) -> int:
+def adapters(run: str, /, *, out: OutputFolder) -> int:
     """Save only the weights that a run with optim.lora trained, in a small folder.
 
     Args:
@@ -137,7 +137,7 @@ def adapters(run: str, /, *, out: File) -> int:
     return 0
 
 
-def merge(folder: str, /, *, base: File, out: File) -> int:
+def merge(folder: str, /, *, base: File, out: OutputFolder) -> int:
     """Rebuild the full model from a folder of adapters and the weights that their run started from.
 
     Args:

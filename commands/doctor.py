@@ -11,7 +11,7 @@ from tasks.flag import TaskName
 from tasks.job import default_output
 from tasks.kinds import choose
 from utils.config import load_config
-from utils.flags import File, Override, Positive
+from utils.flags import File, OutputFolder, Override, Positive
 
 
 def doctor(
@@ -20,7 +20,7 @@ def doctor(
     task: TaskName | None = None,
     gpus: Positive = 1,
     output: Path | None = None,
-    out: Path = Path("."),
+    out: OutputFolder = Path("."),
 ) -> int:
     """Check a run before it starts: missing files, versions, a sample of the records, weights, memory, disk, and one training
     step of each stream on a tiny batch. The check takes half a minute, and reports all findings at once, each with a remedy.

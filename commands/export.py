@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
-from utils.flags import File, ModelName, named
+from utils.flags import File, ModelName, OutputFolder, named
 
 
 def export(
     model: ModelName,
     /,
     *,
-    out: Path,
+    out: OutputFolder,
     config: File | None = None,
     tokenizer: Annotated[str | None, named("FOLDER")] = None,
 ) -> int:

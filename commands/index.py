@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from commands.models import ModelFlags, report_broken
-from utils.flags import ModelName
+from utils.flags import ModelName, OutputFolder
 from utils.printing import counted
 
 
-def index(folder: Path, /, *, model: ModelName, out: Path, running: ModelFlags = ModelFlags()) -> int:
+def index(folder: Path, /, *, model: ModelName, out: OutputFolder, running: ModelFlags = ModelFlags()) -> int:
     """Embed every image in a folder and its subfolders. Identical files are embedded only once, and videos are skipped.
 
     To update an index, run the command again: it embeds images that are new or have changed, and drops images that have been

@@ -30,7 +30,7 @@ from tools.doctor.shared import images_of_record, sources_of
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import replacing
-from utils.flags import File, Positive, named
+from utils.flags import File, OutputFile, Positive, named
 from utils.printing import counted
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES
@@ -68,7 +68,7 @@ def leaks(
     perceptual: bool = False,
     sample: Positive = 1000,
     seed: int = 0,
-    out: Path | None = None,
+    out: OutputFile | None = None,
 ) -> int:
     """Find images that are in both the training data and the held-out splits of the given configs. Images are compared by their
     ids in public data sets (COCO, Visual Genome, Flickr), by path and, for up to 20,000 files, by content.
@@ -147,7 +147,7 @@ class _Table:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = self._files.enter_context(replacing(path))
-            self._stream = self._files.enter_context(part.open("w", encoding="utf-8"))
+            self._stream = self._files.enter_context(part.open("w", encoding="utf-8", errors="backslashreplace"))
             self._write("training", "held_out", "found_by", "training_image", "held_out_image")
 
     def __enter__(self) -> _Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from utils.errors import UserError
-from utils.flags import File, Override, Positive, one_of, read_by
+from utils.flags import File, OutputFolder, Override, Positive, one_of, read_by
 
 
 def _task(text: str) -> str:
@@ -20,7 +20,7 @@ def migrate(
     config: Path | None = None,
     /,
     *overrides: Override,
-    out: Path | None = None,
+    out: OutputFolder | None = None,
     task: Annotated[str | None, read_by(_task)] = None,
     root: Path = Path("."),
     checkpoint: File | None = None,

@@ -61,7 +61,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
     """Checks the path of a figure before anything is computed, and creates its folder.
 
     Raises:
-        UserError: if the path is not a PNG, is one of the images, or cannot be written.
+        UserError: if the path is not a PNG, is one of the images, or is a folder.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--save {path}: figures are written as PNG; use a name that ends with .png")
@@ -71,12 +71,9 @@ def check_save(path: Path, images: Sequence[str]) -> None:
         # An existing file in a folder of images counts as one of the images.
         if target == image or (target.exists() and image.is_dir() and target.is_relative_to(image)):
             raise UserError(f"--save {path}: this is one of the images; use another name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--save {path}: its folder cannot be created: {error.strerror}") from None
-    if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
-        raise UserError(f"--save {path}: cannot be written; use another name")
+    if path.is_dir():
+        raise UserError(f"--save {path}: is a folder; use another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def report_broken(broken: Sequence[str], count: int) -> int:

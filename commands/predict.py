@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import json
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -15,8 +15,8 @@ from cyclopts import Parameter
 from commands.models import MAX_DRAWN, ModelFlags, check_save, report_broken
 from utils.commands import STANDARD_INPUT
 from utils.errors import UserError
-from utils.flags import SEVERAL, File, Fraction, ModelName, named, non_blank, read_by
-from utils.printing import printed
+from utils.flags import SEVERAL, File, Fraction, ModelName, OutputFile, named, non_blank, read_by
+from utils.printing import printed, printed_json
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from x2vlm.calls import CALLS
@@ -56,7 +56,7 @@ def predict(
     layer: int | None = None,
     all_: bool = False,
     threshold: Fraction | None = None,
-    save: Path | None = None,
+    save: OutputFile | None = None,
     json_: bool = False,
     running: ModelFlags = ModelFlags(),
 ) -> int:
@@ -113,9 +113,7 @@ def predict(
     with progress_bar(total=len(paths), desc=call, leave=False) as bar:
         for groups in _groups(loaded, paths, call, broken):
             for result in _results(loaded, groups, call, list(text), layer, decode, all_, threshold):
-                bar.write(
-                    json.dumps(result.values, ensure_ascii=False) if json_ else "\n".join(map(printed, result.lines))
-                )
+                bar.write(printed_json(result.values) if json_ else "\n".join(map(printed, result.lines)))
                 if save is not None and drawn < MAX_DRAWN:
                     panels += result.panels()
                     drawn += 1
@@ -134,6 +132,8 @@ def expand_pattern(pattern: str) -> list[str]:
         UserError: if nothing matches.
     """
     if pattern == STANDARD_INPUT:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # file names may contain any bytes
         listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
         if not listed:
             raise UserError("--image -: no path on standard input; write one path per line")

@@ -20,7 +20,7 @@ from dataset.prepare.options import Options, VideoOptions
 from dataset.prepare.sets.base import ParquetPairs, Splits
 from utils.cores import usable_cores
 from utils.errors import UserError
-from utils.flags import PositiveReal, named, number_within, read_by, unknown, whole_number
+from utils.flags import OutputFolder, PositiveReal, named, number_within, read_by, unknown, whole_number
 from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
@@ -103,7 +103,7 @@ def prepare(
     list_: bool = False,
     check: Path | None = None,
     raw: Path | None = None,
-    out: Path = Path("data/pretrain"),
+    out: OutputFolder = Path("data/pretrain"),
     held_out: Annotated[tuple[Path, ...], named("FOLDER")] = (),
     without: Annotated[tuple[str, ...], named("SET")] = (),
     missing: Path | None = None,

@@ -13,7 +13,7 @@ from typing import Annotated
 from engine.run_files import REPORT_FILE
 from utils.errors import UserError
 from utils.files import expanded, write_text
-from utils.flags import read_by, whole_number
+from utils.flags import OutputFile, read_by, whole_number
 
 MAX_RUNS = 40
 MAX_EXAMPLES = 200
@@ -23,7 +23,7 @@ def report(
     runs: list[str],
     /,
     *,
-    output: Path | None = None,
+    output: OutputFile | None = None,
     examples: Annotated[int, read_by(whole_number(0, MAX_EXAMPLES))] = 24,
     wandb: bool = False,
 ) -> int:

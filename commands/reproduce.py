@@ -22,7 +22,7 @@ from tools.reproduce.runs import Run, Seeds, finished, make, run_command
 from tools.reproduce.submissions import check_submissions
 from utils.commands import FLAGS, argv_of
 from utils.errors import UserError
-from utils.flags import Override, WrongValueError, alone_or, positive
+from utils.flags import OutputFolder, Override, WrongValueError, alone_or, positive
 
 OUTPUT = Path("runs/reproduce")
 
@@ -57,7 +57,7 @@ class ReproduceFlags:
 
     evaluate: bool = False
     seeds: Seeds = None
-    output: Path = OUTPUT
+    output: OutputFolder = OUTPUT
     intervals: Annotated[int | bool, alone_or(_draws, "DRAWS")] = False
     small: bool = False
     unchecked: bool = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tasks.kinds import choose
 from utils.config import load_config
 from utils.errors import UserError
-from utils.flags import File, Fraction, Override, named, read_by, whole_number
+from utils.flags import File, Fraction, OutputFile, Override, named, read_by, whole_number
 
 if TYPE_CHECKING:
     from metrics.box_sets import ScoredBoxes
@@ -28,7 +28,7 @@ def rescore(
     predictions: Annotated[tuple[str, ...], named("FILE")],
     threshold: Fraction | None = None,
     bootstrap: Annotated[int, read_by(whole_number(0))] | None = None,
-    out: Path | None = None,
+    out: OutputFile | None = None,
 ) -> int:
     """Score the same predicted boxes against the annotations of several held-out splits: RefCOCO, RefCOCO+, RefCOCOg and
     gRefCOCO, original or reviewed.

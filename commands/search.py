@@ -3,7 +3,6 @@ applies."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from commands.models import MAX_DRAWN, ModelFlags, check_save
 from utils.errors import UserError
-from utils.flags import ModelName, Positive, PositiveReal, alone_or, non_blank, read_by, whole_number
-from utils.printing import counted, printed
+from utils.flags import ModelName, OutputFile, Positive, PositiveReal, alone_or, non_blank, read_by, whole_number
+from utils.printing import counted, printed, printed_json
 from x2vlm.search import CACHE_GB
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def search(
     top: Positive = 10,
     rerank: Annotated[int, read_by(whole_number(0))] = 64,
     locate: Annotated[str | bool, alone_or(non_blank, "PHRASE")] = False,
-    save: Path | None = None,
+    save: OutputFile | None = None,
     json_: bool = False,
     cache_gb: PositiveReal = CACHE_GB,
     model: ModelName | None = None,
@@ -80,7 +79,7 @@ def search(
             names = f"  ({', '.join(hits[0].formatted_scores())})" if hits else ""
             sys.stdout.write(f"{printed(text)}{names}\n")
         for hit in hits:
-            sys.stdout.write(f"{json.dumps(_values(text, hit)) if json_ else printed(_line(hit))}\n")
+            sys.stdout.write(f"{printed_json(_values(text, hit)) if json_ else printed(_line(hit))}\n")
     if save is not None:
         drawn = min(MAX_DRAWN, sum(len(hits) for _, hits in found))
         sys.stderr.write(f"drawn: {_draw(opened, found, save)}, {counted(drawn, 'hit', 'hits')}\n")

@@ -70,7 +70,7 @@ def serve(
 
     Only this machine can reach the page unless --host says otherwise; nothing is fetched from the internet. Ctrl-C or SIGTERM
     stops the server. With --host, browsers may address it by any IP address, the value of --host, this machine's name, and each
-    --name.
+    --name. Requests that other websites make through a visitor's browser are rejected.
 
     Args:
         model: a run's folder, a weight file, hub:owner/name, or an export; may be repeated.
@@ -199,11 +199,11 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
     from starlette.middleware import Middleware
 
     from x2vlm.page.app import STYLE, build
-    from x2vlm.page.limits import BodyLimit, HostCheck, UploadLimit, is_loopback
+    from x2vlm.page.limits import BodyLimit, SiteCheck, UploadLimit, is_loopback
 
     page, max_bytes = build(tabs, flags.per_minute, "X²-VLM"), flags.max_mb * 1024**2
     loopback_only = is_loopback(flags.host)
-    names = [*flags.name, *(() if loopback_only else (flags.host, socket.gethostname()))]
+    names = [] if loopback_only else [flags.host, socket.gethostname()]
     if not loopback_only:
         sys.stderr.write(
             f"the page can be reached by others, at {flags.host}; omit --host to restrict it to this machine\n"
@@ -224,13 +224,13 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
             css=STYLE,
             app_kwargs={
                 "middleware": [
-                    Middleware(HostCheck, names, loopback_only),
+                    Middleware(SiteCheck, names, flags.name, loopback_only),
                     Middleware(BodyLimit, max_bytes),
                     Middleware(UploadLimit, 2 * flags.per_minute),
                 ]
             },
         )
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         cause = str(error).partition(". ")[0]  # the rest is advice for developers
         raise UserError(f"--host {flags.host} --port {flags.port}: {cause}; use another --port") from None
     sys.stdout.write(f"http://{flags.host}:{flags.port}\n")

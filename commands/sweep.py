@@ -22,7 +22,7 @@ from tools.reproduce.runs import Run, Seeds, make
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import write_text
-from utils.flags import File, Override, named
+from utils.flags import File, OutputFolder, Override, named
 
 Grid = list[tuple[str, list[str]]]
 """Keys, each with the values to try."""
@@ -37,7 +37,7 @@ def sweep(
     grid: Annotated[tuple[str, ...], named("KEY=V,V")] = (),
     variant: Annotated[tuple[str, ...], named('"NAME: KEY=V"')] = (),
     seeds: Seeds = None,
-    output: Path | None = None,
+    output: OutputFolder | None = None,
     placement: Placement = Placement(),
 ) -> int:
     """Train and evaluate every combination of the given values, or each named variant, one run after another, and print one

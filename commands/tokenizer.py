@@ -13,7 +13,7 @@ from dataset.records.broken import broken_record
 from dataset.shards.readers import Shards
 from utils.errors import UserError
 from utils.files import expanded
-from utils.flags import SEVERAL, File, Positive, read_by
+from utils.flags import SEVERAL, File, OutputFolder, Positive, read_by
 from utils.progress import progress_bar
 
 TEXT_KEYS = ("caption", "text", "sentence", "question", "answer", "attributes", "source_text", "target_text")
@@ -27,7 +27,7 @@ def _names(text: str) -> tuple[str, ...]:
 def tokenizer(
     *,
     records: Annotated[list[File], SEVERAL],
-    out: Path,
+    out: OutputFolder,
     size: Positive = 30_000,
     keys: Annotated[tuple[str, ...], read_by(_names, metavar="KEY,KEY", show_default=",".join)] = TEXT_KEYS,
     cased: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -42,13 +43,19 @@ def parse_nodes(text: str) -> Nodes:
     return Nodes(counts[0], counts[-1], bool(colon))
 
 
+HOST = re.compile(r"[\w.:-]+|\[[\w.:-]+\]")
+"""Pattern of the host names and IP addresses that torchrun accepts."""
+
+
 def check_address(address: str, name: str) -> None:
-    """Raises :class:`UserError` unless the address is HOST:PORT with a valid port. ``name`` is the name of the address for the
-    error message."""
+    """Raises :class:`UserError` unless the address is HOST:PORT with a valid host name and port. ``name`` is the name of the
+    address for the error message."""
     host, _, port = address.rpartition(":")
     number = whole_number(port)
     if not host or number is None:
         raise UserError(f"{name} {address!r} is not of the form HOST:PORT")
+    if not HOST.fullmatch(host):
+        raise UserError(f"{name} {address!r}: {host!r} is neither a host name nor an IP address; pass HOST:PORT")
     if not 1 <= number <= LAST_PORT:
         raise UserError(f"{name} {address!r}: the port must be within 1 .. {LAST_PORT}")
 

@@ -21,6 +21,7 @@ from launch.placement import ONE_NODE, Placement
 from tasks.job import RunFlags
 from utils.errors import UserError
 from utils.flags import Positive, WrongValueError, named, read_by
+from utils.printing import is_unicode
 from utils.processes import REQUEUE
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def script(job: Job, grace_s: int) -> str:
         grace_s: ``train.grace_s`` of the run.
 
     Raises:
-        UserError: if the time limit is too short to save a checkpoint, or a path contains a control character.
+        UserError: if the time limit is too short to save a checkpoint, or a path contains a control character
+            or is not valid UTF-8.
     """
     notice_s = min(grace_s + MARGIN_S, MAX_NOTICE_S)
     if job.options.time is not None and _seconds(job.options.time) <= notice_s:
@@ -194,10 +196,10 @@ def script(job: Job, grace_s: int) -> str:
         )
     command, options = _command(job), _options(job, notice_s)
     for value in (str(Path.cwd()), *command, *options):
-        if any(ord(character) < ord(" ") for character in value):
+        if any(ord(character) < ord(" ") for character in value) or not is_unicode(value):
             raise UserError(
-                f"--slurm: {value!r} contains a line break or another control character, which a SLURM script must "
-                "not contain; rename it"
+                f"--slurm: {value!r} contains a line break, another control character, or bytes that are not valid UTF-8, "
+                "which a SLURM script must not contain; rename it"
             )
     lines = [f"#SBATCH {shlex.quote(f'--{option}')}" for option in options]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -113,6 +114,21 @@ def full_disk_error(error: Exception) -> UserError | None:
     )
 
 
+def encoding_error(error: UnicodeEncodeError) -> UserError | None:
+    """Converts an error about a text that UTF-8 cannot represent to a one-line error. Such a text is an argument or a file name
+    that is not valid UTF-8, or comes from a JSON file with half of a surrogate pair. Returns None for other causes."""
+    if error.reason != "surrogates not allowed":
+        return None
+    shown = error.object[max(0, error.start - 40) : error.end + 20]
+    return UserError(f"{shown!r} is not valid UTF-8; correct the text, or rename the file")
+
+
+def _escape_output() -> None:
+    """Makes standard output escape characters that its encoding cannot represent, such as undecodable bytes in file names."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _drop_output() -> None:
     """Discards further standard output. Otherwise, Python would try to flush it at exit and print another error."""
     with contextlib.suppress(OSError, ValueError):  # stdout may not be a file, as in tests
@@ -120,12 +136,14 @@ def _drop_output() -> None:
 
 
 def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
-    """Wraps a command's ``main`` so that a :class:`UserError`, or an error that :func:`file_access_error` or
-    :func:`full_disk_error` recognises, is printed to stderr as one line. The wrapped function then returns the error's exit
-    status, which is 2 except for :class:`PeerLostError`."""
+    """Wraps a command's ``main`` so that a :class:`UserError`, or an error that :func:`file_access_error`,
+    :func:`full_disk_error` or :func:`encoding_error` recognises, is printed to stderr as one line. The wrapped function then
+    returns the error's exit status, which is 2 except for :class:`PeerLostError`. Characters that standard output cannot
+    represent are escaped."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+        _escape_output()
         try:
             status = main(*args, **kwargs)
             sys.stdout.flush()
@@ -148,6 +166,7 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
             return 2
         except Exception as error:
             converted = file_access_error(error) if isinstance(error, OSError) else None
+            converted = encoding_error(error) if isinstance(error, UnicodeEncodeError) else converted
             if (converted := converted or full_disk_error(error)) is None:
                 raise
             _drop_output()

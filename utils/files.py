@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -80,21 +81,55 @@ def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> st
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, unique_keys: bool = False) -> Any:
     """Parses the JSON in a regular file. Raises the errors of :func:`read_text` and :func:`parse_json`."""
-    return parse_json(read_text(path))
+    return parse_json(read_text(path), unique_keys=unique_keys)
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
     """Parses a JSON value.
 
+    Args:
+        text: the JSON.
+        unique_keys: whether a key that occurs twice in an object is an error. Otherwise, its last value counts.
+
     Raises:
-        ValueError: if the text is not JSON, or is nested too deeply to be parsed.
+        ValueError: if the text is not JSON, is nested too deeply, or has a key twice although ``unique_keys`` is set.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
         raise ValueError("its lists and objects are nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object with the given keys and values.
+
+    Raises:
+        ValueError: if a key occurs twice.
+    """
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key!r} occurs twice in an object")
+        values[key] = value
+    return values
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a file or folder can be created or replaced, by creating a temporary file in the nearest existing folder.
+
+    Raises:
+        OSError: if no file can be created there. ``filename`` is the folder.
+    """
+    if path.exists() and not path.is_dir() and not path.is_file():  # such as /dev/stdout
+        return
+    folder = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def sync_file(path: Path) -> None:
@@ -107,9 +142,9 @@ def sync_file(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the file ``path`` atomically."""
+    """Replaces the file ``path`` atomically. Undecodable bytes in file names are escaped in the same way as in JSON."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -132,8 +167,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     exception.
 
     Raises:
-        UserError: if another process is writing the same folder, or has written it in the meantime.
+        UserError: if the path has no name, such as ".", or another process is writing the same folder, or has written it in the
+            meantime.
     """
+    if path.name in ("", ".."):
+        raise UserError(f"{path}: is not the name of a new folder; pass a name")
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     handle = os.open(temporary, os.O_RDONLY)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.token import Token
 
+from utils.errors import reason_of
+from utils.files import check_writable, expanded
 from utils.numerals import plain_number
+from utils.printing import is_unicode
 
 
 class WrongValueError(ValueError):
@@ -111,10 +115,39 @@ def nearest(text: str, names: Iterable[str]) -> str | None:
 
 
 def non_blank(text: str) -> str:
-    """Parses a text, which must not be blank."""
+    """Parses a text, which must not be blank, and must not contain bytes that could not be decoded."""
     if not text.strip():
         raise WrongValueError(f"{text!r} is blank; pass some text")
+    if not is_unicode(text):
+        raise WrongValueError(f"{text!r} is not valid UTF-8; check the encoding of your terminal or script")
     return text
+
+
+def output_file(text: str) -> Path:
+    """Parses the path of a file that a command writes. The path is checked first, so that the command does not fail after its
+    work is done."""
+    path = _writable(text)
+    if path.is_dir():
+        raise WrongValueError(f"{text}: is a folder; pass the name of a file")
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """Parses the path of a folder that a command writes; see :func:`output_file`."""
+    path = _writable(text)
+    if path.exists() and not path.is_dir():
+        raise WrongValueError(f"{text}: is a file; pass a folder")
+    return path
+
+
+def _writable(text: str) -> Path:
+    path = expanded(text)
+    try:
+        check_writable(path)
+    except OSError as error:
+        folder = error.filename or text
+        raise WrongValueError(f"{text}: cannot write to {folder}: {reason_of(error)}; use another path") from None
+    return path
 
 
 def override(text: str) -> str:
@@ -130,5 +163,7 @@ PositiveReal = Annotated[float, read_by(number_within(0, math.inf, above=True))]
 Fraction = Annotated[float, read_by(number_within(0, 1, above=True))]
 Override = Annotated[str, read_by(override, name="key=value")]
 File = Annotated[str, named("FILE")]
+OutputFile = Annotated[Path, read_by(output_file)]
+OutputFolder = Annotated[Path, read_by(output_folder)]
 ModelName = Annotated[str, named("MODEL")]
 """The folder of a run, a weight file, hub:owner/name, or an exported model."""

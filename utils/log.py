@@ -102,7 +102,7 @@ def _appending(path: Path, formatter: logging.Formatter) -> _FileHandler:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_regular(path)
         _end_last_line(path)
-        handler = _FileHandler(path, encoding="utf-8")
+        handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; use another --output") from None
     handler.setFormatter(formatter)

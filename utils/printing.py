@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from typing import Any
 
 
 def counted(number: int, one: str, more: str) -> str:
@@ -16,6 +18,23 @@ def printed(text: str, encoding: str | None = None) -> str:
     standard output) cannot represent."""
     used_encoding = encoding or sys.stdout.encoding or "utf-8"
     return text.replace("\n", "\\n").encode(used_encoding, "backslashreplace").decode(used_encoding)
+
+
+def printed_json(value: Any) -> str:
+    """Formats a JSON value for printing on one line. If standard output cannot represent a character, all characters outside
+    ASCII are escaped as in JSON."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
+
+
+def is_unicode(text: str) -> bool:
+    """Returns False if a text contains half of a surrogate pair. Python represents undecodable bytes in arguments and file names
+    in this way."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def format_number(value: float, digits: int = 4) -> str:

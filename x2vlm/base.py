@@ -19,6 +19,7 @@ from models.core.packing import PackedTexts
 from models.core.xvlm import XVLM
 from models.inference.reranking import TextBank
 from utils.errors import UserError
+from utils.printing import is_unicode
 from x2vlm.calls import CALLS, EXPORTED
 from x2vlm.inputs import Image, Reader, View, as_list
 from x2vlm.runtime import Runtime, TorchRuntime
@@ -96,7 +97,7 @@ class LoadedModel:
             UserError: the list of items is empty, or a result is NaN or infinite.
         """
         if not items:
-            raise UserError("no images or texts were given")
+            raise UserError("no images or texts were given; pass at least one")
         size = self.batch_size
         with self.runtime.running():
             return [
@@ -165,12 +166,13 @@ class LoadedModel:
         """Cleans a text as in training: lower case, without punctuation, truncated to the maximum number of words.
 
         Raises:
-            UserError: the text is empty after cleaning.
+            UserError: the text is empty after cleaning, or is not valid Unicode.
         """
         try:
             cleaned = (clean_question if question else clean_caption)(text, self.text.max_words)
         except ValueError:
             cleaned = ""
+        check_unicode(text)
         if not cleaned.strip():
             raise UserError(f"the text {text!r} contains no words (punctuation does not count); write at least one")
         return cleaned
@@ -226,9 +228,15 @@ class LoadedModel:
 
 
 class Matcher:
-    """Applies the matching head to a list of texts, which are encoded once."""
+    """Applies the matching head to a list of texts, which are encoded once.
+
+    Raises:
+        UserError: the list of texts is empty, or a text is empty after cleaning.
+    """
 
     def __init__(self, model: LoadedModel, texts: Sequence[str]):
+        if not texts:
+            raise UserError("no texts were given; pass at least one")
         self.model, self.count = model, len(texts)
         size = 8 * model.batch_size
         with model.runtime.running():
@@ -260,6 +268,12 @@ class Matcher:
             for row, margins in enumerate(self.margins(states, columns), start):
                 found[row, chosen[row]] = margins
         return found
+
+
+def check_unicode(text: str) -> None:
+    """Raises :class:`UserError` if a text contains half of a surrogate pair, which no tokenizer accepts."""
+    if not is_unicode(text):
+        raise UserError(f"the text {text!r} is not valid Unicode; check the encoding of its source")
 
 
 def as_texts(texts: Any) -> list[str]:

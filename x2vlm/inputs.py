@@ -155,6 +155,8 @@ class Reader:
     def _from_pillow(self, image: PILImage.Image) -> Tensor:
         """Returns the pixels of a Pillow image, (3, H, W) uint8."""
         name = "a Pillow image"
+        if not image.width or not image.height:
+            raise UserError(f"{name} has {image.width} x {image.height} pixels; pass an image with at least one pixel")
         if image.width * image.height > self.max_pixels:
             size = f"{image.width} x {image.height} pixels"
             raise UserError(f"{name} has {size}, more than max_pixels = {self.max_pixels}")

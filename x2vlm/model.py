@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel
 from models.tasks.vqa import AnswerDecoding, VQAModel
 from utils.errors import UserError
-from x2vlm.base import LoadedModel, as_texts
+from x2vlm.base import LoadedModel, as_texts, check_unicode
 from x2vlm.boxes import Box, in_pixels
 from x2vlm.inputs import Image, View, as_list
 from x2vlm.matching import probabilities
@@ -94,6 +94,8 @@ class Model(LoadedModel):
         network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
         pairs = _pairs("answer", as_list(images), as_texts(questions))
         answers = self.answers if candidates is None else as_texts(candidates)
+        if candidates is not None and not answers:
+            raise UserError("answer: candidates is empty; pass at least one, or omit it")
         if isinstance(network, VideoQAModel):
             if decode == "beam":
                 raise UserError("answer: this model chooses among its classes; omit decode")
@@ -151,7 +153,8 @@ class Model(LoadedModel):
         elif threshold is not None:
             raise UserError("locate: threshold applies only to boxes='all'; omit it")
         listed = as_list(images)
-        groups: list[Any] = [phrases] if isinstance(phrases, str) else list(phrases)
+        is_single = isinstance(phrases, str) or not isinstance(phrases, Iterable)
+        groups: list[Any] = [phrases] if is_single else list(phrases)
         each = (
             [as_texts(groups)]
             if all(isinstance(group, str) for group in groups)
@@ -223,7 +226,10 @@ class Model(LoadedModel):
         from x2vlm.attention import word_maps
 
         self._network("explain", PretrainModel, RetrievalModel)
-        (text,) = as_texts(text)
+        texts = as_texts(text)
+        if len(texts) != 1:
+            raise UserError(f"explain: {len(texts)} texts were given; pass exactly one")
+        (text,) = texts
         return word_maps(self, image, text, layer)
 
     def save(self, folder: str | Path, format: SavedFormat = "x2vlm") -> Path:
@@ -315,6 +321,8 @@ class Model(LoadedModel):
         return self.run(pairs, reply)
 
     def _answer_tree(self, answers: Sequence[str]) -> AnswerTree:
+        for answer in answers:
+            check_unicode(answer)
         limits = TextLimits(max_tokens=self.settings.data.max_answer_tokens)
         tokens = [
             [self.text.cls_id, *self.text.pieces(answer)[0][: limits.max_tokens - 2], self.text.sep_id]

@@ -8,14 +8,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from safetensors import SafetensorError
+
 from engine.checkpoint import MODEL_FILE
 from engine.run_files import CONFIG_FILE, EVALUATION_FILE
 from models.core.backbones import save_backbone_config
 from models.core.hub_text import hub_config_of
 from tasks.base import ANSWERS, BACKBONE, TOKENIZER
 from utils.config import dump_config
-from utils.errors import UserError
-from utils.files import expanded, read_json, write_text
+from utils.errors import UserError, reason_of
+from utils.files import expanded, new_folder, read_json, write_text
 from utils.hub import check_reachable
 from utils.image_size import in_words
 from utils.version import VERSION
@@ -48,7 +50,8 @@ output = model(**processor(images=[image], text=["a dog on a sofa"]))""",
 
 
 def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Path:
-    """Writes a model and its card, which contains the results of the run from which the model was loaded.
+    """Writes a model and its card, which contains the results of the run from which the model was loaded. The folder appears
+    only when it is complete.
 
     Args:
         model: a loaded model.
@@ -66,17 +69,20 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists and is not an empty folder; pass a different folder")
     try:
-        if format == "transformers":
-            from x2vlm.integrations.transformers.writing import write
+        with new_folder(folder) as made:
+            if format == "transformers":
+                from x2vlm.integrations.transformers.writing import write
 
-            write(model, folder)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_weights(folder / MODEL_FILE, {name: value.cpu() for name, value in model.network.state_dict().items()})
-            save_settings(model, folder)
-        write_text(folder / CARD, card(model, folder.name, format, "path/of/this/folder"))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; pass a different folder") from None
+                write(model, made)
+            else:
+                weights = {name: value.cpu() for name, value in model.network.state_dict().items()}
+                save_weights(made / MODEL_FILE, weights)
+                save_settings(model, made)
+            write_text(made / CARD, card(model, folder.name, format, "path/of/this/folder"))
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
+        raise UserError(
+            f"{folder}: cannot be written: {reason_of(error)}; pass a different folder, or free some space"
+        ) from None
     return folder
 
 

@@ -23,7 +23,7 @@ def split_by_hash(key: str) -> str:
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Writes records as JSON lines in UTF-8; returns their number."""
     count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as stream:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
         for record in records:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from utils.commands import FLAGS
+from utils.flags import OutputFolder
 
 
 @FLAGS
@@ -18,7 +18,7 @@ class OutputFlags:
         overwrite: replace what previous runs of this command have written to --out.
     """
 
-    out: Path
+    out: OutputFolder
     overwrite: bool = False
 
 

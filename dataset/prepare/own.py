@@ -24,6 +24,7 @@ from dataset.tasks.nlvr import LABELS
 from dataset.tasks.questions import question_of
 from utils.errors import UserError
 from utils.files import parse_json, replacing
+from utils.flags import OutputFile
 from utils.numerals import plain_number
 
 CORNERS, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
@@ -285,7 +286,7 @@ def own(
     file: Path,
     /,
     *,
-    out: Path,
+    out: OutputFile,
     images: Path | None = None,
     boxes: Literal["corners", "xywh"] | None = None,
     rename: tuple[str, ...] = (),

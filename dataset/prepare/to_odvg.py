@@ -37,6 +37,7 @@ from dataset.records.schema import (
 from dataset.shards.readers import Shards
 from utils.errors import UserError
 from utils.files import replacing
+from utils.flags import OutputFile
 from utils.progress import progress_bar
 
 LOST_KEYS = ("long_caption", "hard_negatives", "attributes", "exhaustive")
@@ -128,7 +129,9 @@ def _count_lost(values: Mapping[str, Any], lost: Counter[str]) -> None:
             lost.update(key for key in LOST_KEYS if part.get(key) not in (None, "", []))
 
 
-def to_odvg(records: tuple[str, ...], /, *, out: Path, images: Path | None = None, overwrite: bool = False) -> int:
+def to_odvg(
+    records: tuple[str, ...], /, *, out: OutputFile, images: Path | None = None, overwrite: bool = False
+) -> int:
     """Write region records as ODVG lines.
 
     Each record becomes a line with the size of its stored image. ODVG lines name image files, so images inside tars and Parquet
@@ -161,7 +164,7 @@ def to_odvg(records: tuple[str, ...], /, *, out: Path, images: Path | None = Non
     lost, broken, first = Counter[str](), Counter[str](), dict[str, str]()
     made = 0
     with replacing(out) as part:
-        with part.open("w", encoding="utf-8", newline="\n") as stream:
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
             for number in progress_bar(range(len(shards)), total=len(shards), desc="to_odvg", unit="record"):
                 try:
                     raw = shards.read(number)

@@ -172,6 +172,12 @@ def test_times_have_the_formats_of_slurm(text, seconds):
     assert slurm._seconds(slurm._time(text)) == seconds
 
 
+def test_a_path_that_is_not_utf_8_is_rejected_before_the_script(capsys):
+    config = ROOT / "configs/demo/pretrain.yaml"
+    assert main(["--slurm", "--dry-run", "--config", str(config), "--output", "runs/caf\udce9"]) == 2
+    assert capsys.readouterr().err == OneLine("--slurm", "not valid UTF-8", "rename")
+
+
 def test_a_working_folder_with_a_line_break_is_rejected_before_the_script(tmp_path, capsys, monkeypatch):
     """The text after the line break would be a command of the script."""
     folder = tmp_path / "a\ntouch oops"

@@ -101,6 +101,33 @@ def test_a_full_device_as_standard_output_is_reported_in_one_line(size):
     assert OneLine("No space left on device", "make room") in done.stderr.splitlines()
 
 
+def test_a_file_name_that_is_not_utf_8_is_printed_with_escapes():
+    code = r"""
+import sys
+from utils.errors import one_line_errors
+sys.exit(one_line_errors(lambda: print("caf\udce9") or 0)())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONUTF8": "1"}, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, rb"caf\udce9" + b"\n", b"")
+
+
+def test_a_text_that_cannot_be_encoded_is_reported_in_one_line(capsys):
+    def main() -> int:
+        return len(f"{'x' * 1000}caf\udce9 {'y' * 1000}".encode())
+
+    assert one_line_errors(main)() == 2
+    message = capsys.readouterr().err
+    assert r"caf\udce9 y" in message and "not valid UTF-8" in message
+    assert message.count("\n") == 1 and len(message) < 200
+
+
+def test_text_that_another_encoding_lacks_keeps_its_traceback():
+    with pytest.raises(UnicodeEncodeError):
+        one_line_errors(lambda: len("é".encode("ascii")))()
+
+
 def test_other_file_errors_keep_their_traceback():
     for error in (FileNotFoundError(errno.ENOENT, "gone", "a"), OSError(errno.EACCES, "a socket"), OSError("odd")):
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -15,7 +16,7 @@ from engine.metrics_log import keep_until
 from tests.messages import OneLine, naming
 from utils import log
 from utils.errors import NotRegularError, UserError, file_access_error
-from utils.files import check_regular, new_folder, open_regular, parse_json, read_json, read_text
+from utils.files import check_regular, new_folder, open_regular, parse_json, read_json, read_text, write_text
 from x2vlm.export.files import read_metadata
 
 
@@ -84,3 +85,16 @@ def test_the_second_of_two_processes_that_write_a_folder_gets_an_error_about_the
     with pytest.raises(UserError, match=naming("another process")), new_folder(target) as late:
         (late / "b").write_text("b")
     assert [path.name for path in tmp_path.rglob("*")] == ["x.onnx", "a"]
+
+
+def test_undecodable_bytes_in_file_names_are_escaped_in_written_files(tmp_path):
+    write_text(tmp_path / "a.json", json.dumps({"image": "caf\udce9.png"}, ensure_ascii=False))
+    assert read_json(tmp_path / "a.json") == {"image": "caf\udce9.png"}
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "a/.."])
+def test_a_new_folder_without_a_name_is_reported_in_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=naming(name, "is not the name of a new folder")), new_folder(Path(name)):
+        pass
+    assert list(tmp_path.iterdir()) == []

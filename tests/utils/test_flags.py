@@ -47,6 +47,7 @@ def test_a_value_is_parsed(read, text, value):
         (number_within(0, float("inf"), above=True), "0"),
         (number_within(0, float("inf"), above=True), "inf"),
         (non_blank, " "),
+        (non_blank, "caf\udce9"),
         (override, "a.b"),
     ],
 )

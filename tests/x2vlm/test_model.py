@@ -181,6 +181,16 @@ def test_an_unsupported_call_names_the_task_that_supports_it(model, data):
         (lambda model, image: model.match(image, [3]), ("3 is not a string",)),
         (lambda model, image: model.match(3, ["a star"]), ("not int",)),
         (lambda model, image: model.match(image, None), ("None is not a string",)),
+        (lambda model, image: model.match(image, []), ("no texts were given", "at least one")),
+        (lambda model, image: model.margins(image, []), ("no texts were given", "at least one")),
+        (lambda model, image: model.embed_texts([]), ("no images or texts were given", "at least one")),
+        (lambda model, image: model.embed_images([]), ("no images or texts were given", "at least one")),
+        (lambda model, image: model.explain(image, []), ("explain", "0 texts", "exactly one")),
+        (lambda model, image: model.explain(image, ["a star", "a dog"]), ("explain", "2 texts", "exactly one")),
+        (lambda model, image: model.locate(image, None), ("None is not a string",)),
+        (lambda model, image: model.match(image, "caf\udce9"), (r"'caf\udce9'", "not valid Unicode")),
+        (lambda model, image: model.locate(image, "caf\udce9"), (r"'caf\udce9'", "not valid Unicode")),
+        (lambda model, image: model.explain(image, "caf\udce9"), (r"'caf\udce9'", "not valid Unicode")),
         (lambda model, image: model.explain(image, 3), ("3 is not a string",)),
         (lambda model, image: model.match("https://a.b/c.jpg", "a"), ("URLs are not supported",)),
         (lambda model, image: model.locate([image, image], "a star"), ("2 images and 1 lists of phrases",)),
@@ -200,6 +210,24 @@ def test_numbers_of_images_and_texts_that_do_not_match_are_reported(model, data)
     assert model("vqa").answer(data / "images/0.png", "what?", candidates="pink") == ["pink"]
     with pytest.raises(UserError, match=naming("tokenizer", "''")):
         model("vqa").answer(data / "images/0.png", "what?", ["red", ""])
+
+
+def test_an_empty_list_of_texts_is_reported_by_every_call(model, data):
+    image = data / "images/0.png"
+    calls = {
+        "answer": lambda: model("vqa").answer(image, []),
+        "candidates": lambda: model("vqa").answer(image, "what?", candidates=[]),
+        "compare": lambda: model("nlvr").compare([image, image], []),
+    }
+    for name, ask in calls.items():
+        with pytest.raises(UserError, match=naming(name, "pass")):
+            ask()
+    assert model("pretrain").locate(image, []) == [[]], "an image may have no phrases"
+
+
+def test_a_candidate_that_is_not_valid_unicode_is_reported(model, data):
+    with pytest.raises(UserError, match=naming(r"'caf\udce9'", "not valid Unicode")):
+        model("vqa").answer(data / "images/0.png", "what?", ["red", "caf\udce9"])
 
 
 def test_words_unknown_to_the_tokenizer_are_reported(model, data, caplog):

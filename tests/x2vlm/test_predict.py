@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -118,7 +119,7 @@ def test_a_figure_path_is_checked_first_and_never_overwrites_an_image(run, photo
     for target, reported in {
         photos / "0.png": "this is one of the images",
         tmp_path / "out.jpg": "figures are written as PNG",
-        photos / "0.png/out.png": "its folder cannot be created",
+        photos / "0.png/out.png": "Not a directory",
     }.items():
         assert main([*argv, str(target)]) == 2
         captured = capsys.readouterr()
@@ -162,3 +163,53 @@ def test_a_folder_contains_images_or_for_a_video_model_videos_or_the_frames_of_o
     assert expand_folder(str(photos), videos=True) == [str(photos / "clip.MP4")]
     assert expand_folder(str(photos), videos=False) == images
     assert expand_folder(images[0], videos=False) == [images[0]]
+
+
+LATIN_1 = os.fsdecode(b"caf\xe9")
+"""An argument or a file name that is not valid UTF-8, as Python decodes it."""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["predict", "match", "--model", "nowhere", "--image", "nowhere", "--text", LATIN_1],
+        ["search", "nowhere", LATIN_1],
+        ["search", "nowhere", "a dog", "--locate", LATIN_1],
+    ],
+)
+def test_a_text_that_is_not_utf_8_is_reported_before_anything_is_read(argv, capsys):
+    assert main(argv) == 2
+    assert capsys.readouterr().err == OneLine(r"'caf\udce9'", "not valid UTF-8")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_file_names_that_are_not_utf_8_are_printed_in_json(call, run, photos, monkeypatch, tmp_path):
+    names = sorted(str(path) for path in photos.glob("*.png"))[:2]
+    renamed = [os.fsdecode(os.fsencode(name) + b"\xe9.png") for name in names]
+    for name, new in zip(names, renamed, strict=True):
+        os.rename(name, new)
+    task, words = CALLS[call]
+    for more in ([], ["--json"]):
+        with (tmp_path / "printed").open("w", encoding="utf-8") as stream, monkeypatch.context() as patched:
+            patched.setattr("sys.stdout", stream)
+            assert main(["predict", call, "--model", str(run(task)), "--image", *renamed, *words, *more]) == 0
+    values = [json.loads(line) for line in (tmp_path / "printed").read_text("utf-8").splitlines()]
+    printed = [name for each in values for name in (each.get("images") or [each["image"]])]
+    assert printed[:2] == renamed
+
+
+def test_json_can_be_parsed_in_any_encoding_of_the_output(run, photos, monkeypatch, tmp_path):
+    (photos / "0.png").rename(photos / "日é.png")
+    with (tmp_path / "printed").open("w", encoding="latin-1") as stream, monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", stream)
+        argv = ["predict", "caption", "--model", str(run("captioning")), "--image", str(photos / "日é.png"), "--json"]
+        assert main(argv) == 0
+    assert json.loads((tmp_path / "printed").read_text("latin-1"))["image"] == str(photos / "日é.png")
+
+
+def test_standard_input_may_contain_any_file_name(run, photos, monkeypatch, capsys):
+    name = os.fsencode(photos) + b"/\xe9.png"
+    os.rename(photos / "0.png", name)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(name + b"\n"), encoding="utf-8"))
+    assert main(["predict", "caption", "--model", str(run("captioning")), "--json", "--image", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["image"] == os.fsdecode(name)

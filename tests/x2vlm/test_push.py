@@ -8,11 +8,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors import SafetensorError
 
+from tests.messages import naming
 from utils.errors import UserError
 from x2vlm import load
 
@@ -100,6 +103,30 @@ def test_rejected_uploads_are_reported_in_one_line(hub, model, monkeypatch):
     assert not hub.exists()
 
 
-def test_a_folder_that_is_not_writable_is_reported(model):
+@pytest.mark.parametrize("format", ["x2vlm", "transformers"])
+def test_a_folder_that_is_not_writable_is_reported(model, format):
     with pytest.raises(UserError, match=r"/proc/model: cannot be written"):
-        model("retrieval").save("/proc/model", format="transformers")
+        model("retrieval").save("/proc/model", format=format)
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("Error while serializing: I/O error\nat byte 3"), OSError(28, "full")]
+)
+@pytest.mark.parametrize(
+    ("format", "writer"),
+    [
+        ("x2vlm", "x2vlm.saving.save_weights"),
+        ("transformers", "x2vlm.integrations.transformers.writing.X2VLMModel.save_pretrained"),
+    ],
+)
+def test_a_failed_save_is_reported_in_one_line_and_can_be_repeated(model, tmp_path, monkeypatch, format, writer, error):
+    def fail(*args: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, fail)
+        with pytest.raises(UserError, match=naming(str(tmp_path / "saved"), "cannot be written", "free some space")):
+            model("retrieval").save(tmp_path / "saved", format=format)
+    assert list(tmp_path.iterdir()) == []
+    model("retrieval").save(tmp_path / "saved", format=format)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]

@@ -30,7 +30,7 @@ BASE = "base_sha256"
 """Header entry that contains the hash of the weights that the run did not change."""
 
 
-def extract(run: str, out: str) -> str:
+def extract(run: str, out: Path) -> str:
     """Saves the trained tensors of a run, with the other files that a model needs, to a new folder. Returns a summary line.
 
     Raises:
@@ -63,7 +63,7 @@ def extract(run: str, out: str) -> str:
     )
 
 
-def merge(source: str, base: str, out: str) -> str:
+def merge(source: str, base: str, out: Path) -> str:
     """Merges a folder of adapters and the weights that they were trained on into a new folder. Returns a summary line.
 
     Raises:
@@ -142,7 +142,7 @@ def _model_on(folder: Path, base: str, metadata: Mapping[str, Any]) -> Any:
     return model
 
 
-def _new_folder(out: str) -> Path:
+def _new_folder(out: Path) -> Path:
     """Returns the path of a new folder.
 
     Raises:

@@ -25,7 +25,7 @@ STATE = "model"
 """Key of the weights in published files."""
 
 
-def convert(source: str, out: str, form: str | None, config: str | None, overwrite: bool) -> str:
+def convert(source: str, out: Path, form: str | None, config: str | None, overwrite: bool) -> str:
     """Converts the weights at ``source`` to the other format and writes them. Returns a line that reports what was done.
 
     Raises:

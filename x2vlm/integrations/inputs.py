@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from models.core.contrastive import AligningConfig
 from utils.errors import UserError
-from x2vlm.base import LoadedModel
+from x2vlm.base import LoadedModel, as_texts
 from x2vlm.loading import load
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,18 @@ def embedding_width(model: LoadedModel) -> int:
     return model.settings.model.embed_dim
 
 
+def column(values: Iterable[Any], name: str) -> list[Any]:
+    """Returns the values of a column of a batch as a list.
+
+    Raises:
+        UserError: a value is None.
+    """
+    listed = list(values)
+    if missing := [index for index, value in enumerate(listed) if value is None]:
+        raise UserError(f"{name} {missing[0]} of {len(listed)} is None; pass a value, or remove the row")
+    return listed
+
+
 def have_words(model: LoadedModel, texts: Sequence[str]) -> list[bool]:
     """Returns, for each text, whether it still has a word after cleaning as in training. Texts without words are logged."""
     found = [_has_words(model, text) for text in texts]
@@ -49,6 +62,7 @@ def have_words(model: LoadedModel, texts: Sequence[str]) -> list[bool]:
 
 def embed_texts(model: LoadedModel, texts: Sequence[str]) -> np.ndarray:
     """Returns embeddings of texts, (texts, E) float32 of length 1, or zeros for a text without words."""
+    texts = as_texts(texts)
     kept = have_words(model, texts)
     embeddings: np.ndarray = np.zeros((len(texts), embedding_width(model)), np.float32)
     if any(kept):

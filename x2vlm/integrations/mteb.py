@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from dataset.text.loading import token_ids_digest
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import Image
-from x2vlm.integrations.inputs import as_model, embed_texts, embedding_width, have_words
+from x2vlm.integrations.inputs import as_model, column, embed_texts, embedding_width, have_words
 from x2vlm.matching import sums
 from x2vlm.runtime import TorchRuntime
 
@@ -59,19 +61,23 @@ class X2VLMEncoder(AbsEncoder):
 
     def encode(self, inputs: Any, **options: Any) -> Tensor:
         """Returns the embeddings of a data loader of mteb, (N, E) float32; see ``mteb.EncoderProtocol``."""
-        return torch.from_numpy(np.concatenate([self._embed(batch) for batch in inputs]))
+        embeddings = [self._embed(batch) for batch in inputs]
+        if not embeddings:
+            raise UserError("mteb: no inputs were given; pass at least one batch")
+        return torch.from_numpy(np.concatenate(embeddings))
 
     def _embed(self, batch: Mapping[str, Any]) -> np.ndarray:
-        parts = []
-        if "text" in batch:
-            parts.append(embed_texts(self.model, list(batch["text"])))
-        if "image" in batch:
-            parts.append(self.model.embed_images(list(batch["image"])))
-        if not parts:
+        given = {name: column(batch[name], f"mteb: {name}") for name in ("text", "image") if name in batch}
+        if not given:
             raise UserError(
                 f"mteb: x2vlm accepts inputs with a text or an image, but this input has {', '.join(batch)}"
             )
-        return np.sum(parts, axis=0)
+        if len({len(values) for values in given.values()}) > 1:
+            raise UserError(
+                f"mteb: a batch has {len(given['text'])} texts and {len(given['image'])} images; pass one text with each image"
+            )
+        embed = {"text": partial(embed_texts, self.model), "image": self.model.embed_images}
+        return np.sum([embed[name](values) for name, values in given.items()], axis=0)
 
 
 class X2VLMReranker:
@@ -120,7 +126,8 @@ class X2VLMReranker:
             UserError: the task does not compare texts with images.
         """
         documents = self._documents
-        assert documents is not None, "index() was not called"
+        if documents is None:
+            raise UserError("mteb: search needs documents; call index first")
         query_items = _Items(self.model, queries, task_metadata, PromptType.query, 0.0)
         if query_items.are_images == documents.are_images:
             kind = "images" if query_items.are_images else "texts"
@@ -132,7 +139,7 @@ class X2VLMReranker:
             found = _nearest(query_items, documents, top_k)
             chosen = [rows[: self.candidates] for rows in found]
         else:
-            found = chosen = [documents.rows_of(top_ranked.get(query, ())) for query in query_items.names]
+            found = chosen = [documents.rows_of(top_ranked.get(query) or ()) for query in query_items.names]
         scores = self._score(query_items, documents, chosen)
         results: Ranking = {}
         for query, rows, query_scores in zip(query_items.names, found, scores, strict=True):
@@ -188,6 +195,12 @@ class _Items:
         self.model, self.rows = model, rows
         self.are_images = kinds == ["image"]
         self.names = [str(name) for name in rows["id"]]
+        if not self.names:
+            raise UserError(f"mteb: {task.name} has no {side.value} rows; load the task again")
+        if twice := [name for name, count in Counter(self.names).items() if count > 1]:
+            raise UserError(
+                f"mteb: {task.name} has two {side.value} rows with the id {twice[0]!r}; load the task again"
+            )
         self.row_of = {name: row for row, name in enumerate(self.names)}
         texts = [] if self.are_images else list(_texts(rows))
         self.has_words = np.array(have_words(model, texts), bool)
@@ -239,7 +252,9 @@ class _Items:
         return found
 
     def _image(self, row: int) -> Image:
-        image: Image = self.rows[row]["image"]
+        image: Image | None = self.rows[row]["image"]
+        if image is None:
+            raise UserError(f"mteb: the image of {self.names[row]!r} is None; remove the row")
         return image
 
 

@@ -190,7 +190,10 @@ def _part(given: Any) -> tuple[Modality, Any]:
         raise UserError(f"{str(given)[:60]!r} is neither a text nor an image: {str(error).splitlines()[0]}") from None
     if kind not in MODALITIES or isinstance(given, tuple | list):
         raise UserError(f"{str(given)[:60]!r} is neither a text nor an image, but {kind}; pass a text or an image")
-    return kind, given[kind] if isinstance(given, dict) else given
+    content = given[kind] if isinstance(given, dict) else given
+    if kind == "text" and not isinstance(content, str):
+        raise UserError(f"the text in {str(given)[:60]!r} is not a string; pass texts as strings")
+    return kind, content
 
 
 def _pair(given: Any) -> tuple[str, Any]:

@@ -1,5 +1,5 @@
-"""Limits of the page's server. It rejects requests for other hosts, large requests, and the requests of visitors who send or
-upload too much."""
+"""Limits of the page's server. It rejects requests for other hosts, requests by other websites, large requests, and the
+requests of visitors who send or upload too much."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ MESSAGE_BYTES = 1024**2
 """Maximum body size of any other request, in bytes: a question contains only a few texts and the names of uploaded files."""
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 """Pattern of the header ``Host``: a host name or an IP address, optionally followed by a port."""
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+"""The port of each scheme, which browsers omit in the headers ``Host`` and ``Origin``."""
 
 Message = MutableMapping[str, Any]
 Application = Callable[
@@ -72,44 +74,72 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class HostCheck:
-    """Rejects requests whose header ``Host`` does not name this server. ASGI middleware.
+class SiteCheck:
+    """Rejects requests that another website makes through the browser of its visitor. ASGI middleware.
 
-    A malicious web page can make its own host name resolve to the IP address of this server (DNS rebinding) and then read the
-    server's answers through the visitor's browser. The ``Host`` of such a request is the malicious host name.
+    A website can send requests to this server, such as uploads. Its origin is then in the header ``Origin``. It can also make its
+    own host name resolve to the IP address of this server (DNS rebinding), and then read the server's answers. The header
+    ``Host`` of such a request is the host name of the website.
 
     Args:
         app: the page.
         names: names of this server.
+        proxies: names of proxies in front of this server. A proxy may replace ``Host``, so that it differs from ``Origin``.
         loopback_only: True if the server listens on a loopback address; otherwise any IP address is accepted as a host, because
             DNS rebinding needs a host name.
     """
 
-    def __init__(self, app: Application, names: Collection[str], loopback_only: bool):
+    def __init__(self, app: Application, names: Collection[str], proxies: Collection[str], loopback_only: bool):
         self.app, self.loopback_only = app, loopback_only
-        self.names = {name.lower() for name in names}
+        self.proxies = {name.lower() for name in proxies}
+        self.names = {name.lower() for name in names} | self.proxies
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         """Responds to a rejected request, or passes the request on."""
         if scope["type"] in ("http", "websocket"):
-            hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+            hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
             if len(hosts) != 1 or not self.accepts(hosts[0]):
                 host = ", ".join(hosts)[:200]
                 message = f"the host {host!r} is not this server; start the server with --name to allow this name"
-                await _refuse(send, 400, message)
+                await _refuse(send, 400, message, scope["type"])
+                return
+            if origins and (len(origins) != 1 or not self.accepts_origin(origins[0], hosts[0])):
+                origin = ", ".join(origins)[:200]
+                message = f"the origin {origin!r} is another website; start the server with --name to allow a proxy"
+                await _refuse(send, 403, message, scope["type"])
                 return
         await self.app(scope, receive, send)
 
     def accepts(self, header: str) -> bool:
         """Returns True if a header ``Host`` names this server."""
         match = HOST.fullmatch(header)
-        host = match[1].strip("[]").lower() if match else ""
+        host = _host_in(match)
         if is_loopback(host) or host in self.names:
             return True
         try:
             return not self.loopback_only and bool(ipaddress.ip_address(host))
         except ValueError:
             return False
+
+    def accepts_origin(self, origin: str, header: str) -> bool:
+        """Returns True if a header ``Origin`` is the origin of the page at ``header``, the header ``Host``, or of a proxy."""
+        scheme, _, address = origin.lower().partition("://")
+        if scheme not in DEFAULT_PORTS:
+            return False
+        default = DEFAULT_PORTS[scheme]
+        if address.removesuffix(default) == header.lower().removesuffix(default):
+            return True
+        return _host_in(HOST.fullmatch(address)) in self.proxies
+
+
+def _host_in(match: re.Match[str] | None) -> str:
+    """Returns the host in a match of :data:`HOST`, or an empty string."""
+    return match[1].strip("[]").lower() if match else ""
+
+
+def _values(scope: Message, header: bytes) -> list[str]:
+    """Returns the values of a header."""
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == header]
 
 
 class BodyLimit:
@@ -208,8 +238,11 @@ def _is_upload(scope: Message) -> bool:
     return is_post and scope["path"].rstrip("/").endswith("/upload")
 
 
-async def _refuse(send: Any, status: int, message: str) -> None:
-    """Sends a one-line response, and closes the connection without reading the body."""
+async def _refuse(send: Any, status: int, message: str, kind: str = "http") -> None:
+    """Sends a one-line response, and closes the connection without reading the body. A websocket is closed without a message."""
+    if kind == "websocket":
+        await send({"type": "websocket.close"})
+        return
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": message.encode()})

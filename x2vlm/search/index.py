@@ -146,8 +146,10 @@ class ImageIndex:
                 found.
 
         Raises:
-            UserError: the text is empty after cleaning, or the model has no box head.
+            UserError: the text is not a string or is empty after cleaning, or the model has no box head.
         """
+        if not isinstance(text, str):
+            raise UserError(f"search: text is {text!r}; pass a single text as a string")
         rows, cosines = self.nearest(text, max(top, rerank))
         found = self._available(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
         judged = [found[row] for row in rows[:rerank].tolist() if row in found]

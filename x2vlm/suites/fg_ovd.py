@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.files import read_json
 from x2vlm.suites.cases import CaseSuite, first_text_is_best
 from x2vlm.suites.scoring import Case, Picture
-from x2vlm.suites.suite import Published, reading
+from x2vlm.suites.suite import Published, check_unique, reading
 
 KINDS = {
     "hard": "1_attributes",
@@ -32,13 +32,15 @@ _TABLE = "table 1 of FG-CLIP 2 (github.com/360CVGroup/FG-CLIP)"
 
 def _cases(kind: str, path: Path) -> list[Case]:
     try:
-        content: Any = read_json(path)
+        content: Any = read_json(path, unique_keys=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     with reading(str(path)):
         names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
         images = {entry["id"]: path.parent / str(entry["file_name"]) for entry in content["images"]}
         annotations = list(content["annotations"])
+        for name in ("categories", "images"):
+            check_unique((entry["id"] for entry in content[name]), path, f"two {name}", _PUBLISHED_AT)
     cases = []
     for index, entry in enumerate(annotations):
         with reading(f"{path}: annotation {index}"):

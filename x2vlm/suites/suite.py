@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -323,10 +324,10 @@ def entries_of(path: Path) -> list[Entry]:
     """Returns the entries of a JSON list or object.
 
     Raises:
-        UserError: if the file cannot be read or is malformed.
+        UserError: if the file cannot be read or is malformed, or a key occurs twice in an object.
     """
     try:
-        content = read_json(path)
+        content = read_json(path, unique_keys=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     if isinstance(content, dict):
@@ -340,7 +341,7 @@ def lines_of(path: Path) -> list[Entry]:
     """Returns the entries of a JSON Lines file. The key of an entry is its line number.
 
     Raises:
-        UserError: if the file cannot be read, or a line is not JSON.
+        UserError: if the file cannot be read, a line is not JSON, or a key occurs twice in an object.
     """
     try:
         lines = read_text(path).splitlines()
@@ -351,7 +352,7 @@ def lines_of(path: Path) -> list[Entry]:
         if not line.strip():
             continue
         try:
-            entries.append(Entry(f"{path}:{number}", str(number), parse_json(line)))
+            entries.append(Entry(f"{path}:{number}", str(number), parse_json(line, unique_keys=True)))
         except ValueError as error:
             raise UserError(f"{path}:{number} is not JSON ({error}); download it again") from None
     return entries
@@ -366,6 +367,23 @@ def reading(location: str) -> Iterator[None]:
         raise UserError(f"{location} has no {error}; is it the official file?") from None
     except (TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{location} is malformed ({error}); is it the official file?") from None
+
+
+def check_unique(ids: Iterable[Any], path: Path, what: str, published_at: str) -> None:
+    """Checks that the ids of an official file are unique.
+
+    Args:
+        ids: the ids.
+        path: the file.
+        what: the name of the things that have these ids, such as "cases".
+        published_at: where the official file is published.
+
+    Raises:
+        UserError: if an id occurs twice.
+    """
+    twice = [each for each, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: {what} have the same id {twice[0]!r}; download it again from {published_at}")
 
 
 def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:

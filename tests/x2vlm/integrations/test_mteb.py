@@ -19,6 +19,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification
 from PIL import Image
 
+from tests.messages import naming
 from tests.x2vlm.suites.official import winoground_in
 from utils.errors import UserError
 from x2vlm import Model
@@ -257,6 +258,48 @@ def test_unsupported_inputs_are_rejected(model, scenes, run):
         X2VLMReranker(model("pretrain"), candidates=0)
     with pytest.raises(UserError, match="accepts inputs with a text or an image"):
         X2VLMEncoder(model("pretrain")).encode([{"audio": [1]}])
+
+
+def picture() -> Image.Image:
+    return Image.new("RGB", (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("batches", "reported"),
+    [
+        ([], ("no inputs were given", "at least one")),
+        ([{"text": ["a star", "a heart"], "image": [picture()]}], ("2 texts and 1 images", "one text with each image")),
+        ([{"text": ["a star"], "image": [picture(), picture()]}], ("1 texts and 2 images", "one text with each image")),
+        ([{"text": ["a star", None]}], ("text 1 of 2 is None", "remove the row")),
+        ([{"image": [None, picture()]}], ("image 0 of 2 is None", "remove the row")),
+        ([{"text": [3]}], ("3 is not a string",)),
+        ([{"image": []}], ("no images or texts were given", "at least one")),
+        ([{"image": [Image.new("RGB", (0, 0))]}], ("0 x 0 pixels", "at least one pixel")),
+    ],
+)
+def test_unusable_batches_are_reported_in_one_line(model, batches, reported):
+    with pytest.raises(UserError, match=naming(*reported)):
+        X2VLMEncoder(model("pretrain")).encode(batches)
+
+
+def test_unusable_rows_are_reported_in_one_line(model, scenes):
+    task = retrieval(scenes, "t2i")
+    data, reranker = task.dataset["default"]["test"], X2VLMReranker(model("pretrain"))
+    corpus, queries = data["corpus"], data["queries"]
+    with pytest.raises(UserError, match=naming("mteb", "search needs documents", "index")):
+        reranker.search(queries, task_metadata=task.metadata, top_k=10)
+    with pytest.raises(UserError, match=naming("two document rows", f"id {corpus[0]['id']!r}")):
+        reranker.index(corpus.select([0, 0]), task_metadata=task.metadata)
+    with pytest.raises(UserError, match=naming("no document rows", "load the task again")):
+        reranker.index(corpus.select([]), task_metadata=task.metadata)
+    names = [corpus[0]["id"]]
+    reranker.index(Dataset.from_dict({"id": names, "image": [None]}), task_metadata=task.metadata)
+    with pytest.raises(UserError, match=naming(f"image of {names[0]!r} is None", "remove the row")):
+        reranker.search(queries, task_metadata=task.metadata, top_k=10)
+    reranker.index(corpus, task_metadata=task.metadata)
+    top_ranked = dict.fromkeys(queries["id"])
+    found = reranker.search(queries, task_metadata=task.metadata, top_k=10, top_ranked=top_ranked)
+    assert found == {query: {} for query in queries["id"]}, "a query may have no candidates"
 
 
 def test_the_metadata_identify_weights_and_settings(model):

@@ -101,6 +101,12 @@ def test_unsupported_inputs_are_rejected(run, model, images):
         pairs.predict([("a star", "a heart")])
     with pytest.raises(UserError, match="contains no words"):
         encoder(model("retrieval")).encode(["?!"])
+    for text in (None, 3):
+        with pytest.raises(UserError, match=r"the text in .* is not a string"):
+            encoder(model("retrieval")).encode([{"text": text}])
+    assert len(encoder(model("retrieval")).encode([])) == 0
+    with pytest.raises(UserError, match="0 x 0 pixels"):
+        pairs.predict([("a star", Image.new("RGB", (0, 0)))])
     with pytest.raises(UserError, match="is a model for the task vqa"):
         encoder(run("vqa"))
     with pytest.raises(UserError, match=r"nothing.png: no such image"):

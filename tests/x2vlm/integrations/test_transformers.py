@@ -178,6 +178,10 @@ def test_the_processor_accepts_images_in_all_forms_and_rejects_unsupported_optio
     refused = {
         "is empty": {"images": []},
         "neither a string nor a list of strings": {"text": [None]},
+        "an image is None": {"images": [None]},
+        "0 x 0 pixels": {"images": Image.new("RGB", (0, 0))},
+        "0 x 4 pixels": {"images": np.zeros((4, 0, 3), np.uint8)},
+        "not valid Unicode": {"text": "caf\udce9"},
         "neither images nor text": {},
         "return_tensors = 'np' is not supported": {"text": "a star", "return_tensors": "np"},
         "max_length = 20 is not supported": {"text": "a star", "max_length": 20},

@@ -32,7 +32,7 @@ from tests.messages import OneLine, naming
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
 from x2vlm.page.abilities import MAX_LINES, abilities_of, lines_of
-from x2vlm.page.limits import KEPT_S, BodyLimit, HostCheck, RateLimit, UploadLimit
+from x2vlm.page.limits import KEPT_S, BodyLimit, RateLimit, SiteCheck, UploadLimit
 
 TABS = {
     "pretrain": ["locate", "match", "explain"],
@@ -232,12 +232,53 @@ def test_the_body_of_every_request_is_bounded(path, max_bytes):
     ],
 )
 def test_a_foreign_host_is_rejected(own_machine, accepted, refused):
-    app = HostCheck(answers, ["proxy.example"], own_machine)
+    app = SiteCheck(answers, ["proxy.example"], [], own_machine)
     assert [asked(app, b"", host=host)[0] for host in accepted] == [200] * len(accepted)
     for host in refused:
         status, text, _ = asked(app, b"", host=host)
         assert status == 400 and repr(host) in text and "--name" in text
     assert asked(app, b"")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "own", "foreign"),
+    [
+        (
+            "localhost:7860",
+            ["http://localhost:7860", "HTTP://LocalHost:7860", "https://proxy.example", "https://Proxy.example:8443"],
+            ["http://localhost:3000", "http://localhost", "http://127.0.0.1:7860", "https://a.example", "null", ""],
+        ),
+        ("127.0.0.1", ["http://127.0.0.1", "http://127.0.0.1:80"], ["https://127.0.0.1:80", "127.0.0.1"]),
+        ("[::1]:7860", ["http://[::1]:7860"], ["http://[::1]", "http://[::2]:7860"]),
+        (
+            "proxy.example",
+            ["https://proxy.example", "https://proxy.example:443"],
+            ["https://proxy.example.a.example", "https://a.example/proxy.example", "chrome-extension://proxy.example"],
+        ),
+        ("this.machine:7860", ["http://this.machine:7860"], ["http://this.machine:80", "http://this.machine"]),
+    ],
+)
+def test_the_request_of_another_website_is_rejected_before_its_body_is_read(host, own, foreign):
+    app = SiteCheck(answers, ["this.machine"], ["proxy.example"], loopback_only=False)
+    for path in ("/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/run/predict"):
+        assert asked(app, b"x", path=path, host=host) == (200, "1", 1), "programs send no Origin"
+        for origin in own:
+            assert asked(app, b"x", path=path, host=host, origin=origin) == (200, "1", 1), origin
+        for origin in foreign:
+            status, text, read = asked(app, b"x", path=path, host=host, origin=origin)
+            assert (status, read) == (403, 0) and repr(origin) in text and "\n" not in text, origin
+
+
+def test_a_websocket_of_another_website_is_closed():
+    sent = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost:7860"), (b"origin", b"https://a.example")]
+    app = SiteCheck(answers, [], [], loopback_only=True)
+    asyncio.run(app({"type": "websocket", "path": "/", "headers": headers}, None, send))
+    assert sent == [{"type": "websocket.close"}]
 
 
 def test_only_uploads_left_by_a_killed_server_are_removed(tmp_path, monkeypatch):
@@ -330,9 +371,12 @@ class Visitor:
     def __init__(self, page: str, address: str):
         self.page, self.address = page.removeprefix("http://"), address
 
-    def request(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> tuple[int, str]:
+    def request(
+        self, method: str, path: str, body: bytes = b"", kind: str = "application/json", origin: str | None = None
+    ) -> tuple[int, str]:
         connection = http.client.HTTPConnection(self.page, source_address=(self.address, 0), timeout=20)
-        connection.request(method, path, body or None, {"Content-Type": kind} if body else {})
+        headers = {"Content-Type": kind} if body else {}
+        connection.request(method, path, body or None, headers if origin is None else {**headers, "Origin": origin})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
 
@@ -346,11 +390,10 @@ class Visitor:
         ]
         return next(event for event in reported if event["msg"] == "process_completed")
 
-    def upload(self, content: bytes) -> tuple[int, str]:
+    def upload(self, content: bytes, origin: str | None = None) -> tuple[int, str]:
         head = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-        return self.request(
-            "POST", "/gradio_api/upload", head + content + b"\r\n--X--\r\n", "multipart/form-data; boundary=X"
-        )
+        body = head + content + b"\r\n--X--\r\n"
+        return self.request("POST", "/gradio_api/upload", body, "multipart/form-data; boundary=X", origin)
 
     def events(self, kind: str) -> list[int]:
         config = json.loads(self.request("GET", "/config")[1])
@@ -395,6 +438,27 @@ def test_the_server_rejects_a_large_body_and_a_foreign_host(served):
     answer = connection.getresponse()
     assert (answer.status, "stranger.example" in answer.read().decode()) == (400, True)
     assert Visitor(served, "127.0.0.6").request("GET", "/config")[0] == 200
+
+
+@pytest.mark.slow
+def test_another_website_cannot_use_the_page_or_its_limits(served):
+    visitor, website = Visitor(served, "127.0.0.7"), "https://a.example"
+    for path in (
+        "upload",
+        "queue/join",
+        "queue/data",
+        "run/predict",
+        "call/predict",
+        "cancel",
+        "reset",
+        "file=x",
+        "info",
+    ):
+        for method in ("GET", "POST", "OPTIONS"):
+            status, text = visitor.request(method, f"/gradio_api/{path}", origin=website)
+            assert (status, website in text) == (403, True), (method, path)
+    assert [visitor.upload(b"x", website)[0] for _ in range(3 * PER_MINUTE)] == [403] * 3 * PER_MINUTE
+    assert visitor.upload(b"x", served)[0] == 200, "the rejected uploads do not count"
 
 
 @pytest.mark.slow

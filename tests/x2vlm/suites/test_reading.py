@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.messages import naming
 from tests.x2vlm.suites.official import CASES, FOLDERS
 from utils.errors import UserError
 from x2vlm.suites import SUITES, aro, suite_named
@@ -173,6 +174,44 @@ def test_an_invalid_entry_is_reported_with_the_reason(tmp_path):
     (tmp_path / "existence.json").write_text(json.dumps({"a_1": {"mturk": 3}}), encoding="utf-8")
     with pytest.raises(UserError, match=r"existence\.json: entry 'a_1': mturk is 3, not an object"):
         suite_named("valse").read(tmp_path, ())
+
+
+def test_a_key_that_occurs_twice_is_reported(tmp_path):
+    FOLDERS["sugarcrepe"][0](tmp_path)
+    path = tmp_path / "swap_att.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"2": ', '"0": '), encoding="utf-8")
+    with pytest.raises(UserError, match=naming(str(path), "the key '0' occurs twice", "download it again")):
+        suite_named("sugarcrepe").read(tmp_path, ())
+    FOLDERS["winoground"][0](tmp_path)
+    path = tmp_path / "examples.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace('"caption_1"', '"caption_0"'), encoding="utf-8")
+    with pytest.raises(UserError, match=naming(f"{path}:1", "the key 'caption_0' occurs twice")):
+        suite_named("winoground").read(tmp_path, ())
+
+
+def test_an_id_that_occurs_twice_is_reported(tmp_path):
+    FOLDERS["winoground"][0](tmp_path)
+    path = tmp_path / "examples.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace('"id": 1', '"id": 0'), encoding="utf-8")
+    with pytest.raises(UserError, match=naming(str(path), "two cases have the same id '0'", "download it again")):
+        suite_named("winoground").read(tmp_path, ())
+    FOLDERS["sugarcrepe++"][0](tmp_path)
+    path = tmp_path / "swap_att.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) * 2), encoding="utf-8")
+    with pytest.raises(UserError, match=naming(str(path), "two cases have the same id '0'")):
+        suite_named("sugarcrepe++").read(tmp_path, ())
+
+
+@pytest.mark.parametrize("name", ["categories", "images", "annotations"])
+def test_an_id_of_fg_ovd_that_occurs_twice_is_reported(name, tmp_path):
+    FOLDERS["fg-ovd"][0](tmp_path)
+    path = tmp_path / "color.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content[name].append({**content[name][0], "name": "a red heart", "file_name": "val2017/2.jpg"})
+    path.write_text(json.dumps(content), encoding="utf-8")
+    what = "two cases" if name == "annotations" else f"two {name}"
+    with pytest.raises(UserError, match=naming(str(path), f"{what} have the same id", "download it again")):
+        suite_named("fg-ovd").read(tmp_path, ())
 
 
 def test_blank_lines_are_skipped_and_invalid_lines_named(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 
 from commands.benchmark import benchmark
 from dataset.media.encoded import decode
+from run import main
+from tests.messages import OneLine, naming
 from tests.x2vlm.suites.official import FOLDERS
 from utils.errors import UserError
 from x2vlm.matching import sums
@@ -89,6 +93,34 @@ def test_the_command_writes_receipt_table_and_scores(name, run, tmp_path, capsys
     assert {"code", "machine", "date", "data", "weights", "seed", "batch_size", "device"} <= receipt.keys()
     examples = [json.loads(line) for line in (out / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all("kind" in example and "right" in example for example in examples)
+
+
+def test_an_earlier_receipt_is_only_replaced_on_request(run, tmp_path, capsys):
+    FOLDERS["winoground"][0](tmp_path)
+    out = tmp_path / "out"
+    for name in ("receipt.json", "table.txt", "cases.jsonl"):
+        out.mkdir()
+        (out / name).write_text("earlier")
+        with pytest.raises(UserError, match=naming(f"--out {out}", f"contains {name}", "--overwrite")):
+            benchmark("winoground", model="none", data=tmp_path, out=out)
+        assert [path.read_text() for path in out.iterdir()] == ["earlier"]
+        shutil.rmtree(out)
+    argv = ["benchmark", "winoground", "--model", str(run("pretrain")), "--data", str(tmp_path), "--out", str(out)]
+    assert main(argv) == 0
+    assert main(argv) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == OneLine("receipt.json", "--overwrite")
+    assert main([*argv, "--overwrite", "--bootstrap", "0"]) == 0
+    assert json.loads((out / "receipt.json").read_text(encoding="utf-8"))["bootstrap"] == 0
+
+
+def test_images_whose_names_are_not_utf_8_are_scored_and_written(run, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    FOLDERS["classification"][0](data)
+    name = os.fsdecode(b"caf\xe9.png")
+    next((data / "red_star").iterdir()).rename(data / "red_star" / name)
+    assert benchmark("classification", model=str(run("pretrain")), data=data, bootstrap=0, out=out) == 0
+    cases = [json.loads(line) for line in (out / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert str(data / "red_star" / name) in [case["image"] for case in cases]
 
 
 def test_the_receipts_of_different_measurements_differ(run, tmp_path):

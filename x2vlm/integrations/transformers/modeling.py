@@ -34,6 +34,7 @@ from models.core.losses import at_least_float32
 from models.core.matching import MatchingHead
 from models.core.vision import Concepts, VisionEncoder
 from models.reference import Padded, add_and_norm, attend, encode
+from utils.printing import is_unicode
 
 HEADS = ("contrastive", "matching", "box")
 ALLOWED_OPTIONS: dict[str, Sequence[Any]] = {
@@ -250,7 +251,8 @@ class X2VLMProcessor(ProcessorMixin):
                 processor always does.
 
         Raises:
-            ValueError: nothing is given, a text has no words, or an option has a different value.
+            ValueError: nothing is given, a text has no words or is not valid Unicode, an image is None or has no pixels, or an
+                option has a different value.
         """
         for name, value in options.items():
             if value not in ALLOWED_OPTIONS.get(name, ()):
@@ -265,6 +267,8 @@ class X2VLMProcessor(ProcessorMixin):
             texts = [text] if isinstance(text, str) else list(text)
             if not texts or any(not isinstance(each, str) for each in texts):
                 raise ValueError("text is neither a string nor a list of strings")
+            if wrong := [each for each in texts if not is_unicode(each)]:
+                raise ValueError(f"the text {wrong[0]!r} is not valid Unicode; check the encoding of its source")
             limits = TextLimits(max_tokens=self.max_tokens, max_words=self.max_words)
             words = PlainTextProcessor(self.tokenizer, limits)
             cleaned = [clean_caption(each, words.max_words) for each in texts]
@@ -276,10 +280,16 @@ class X2VLMProcessor(ProcessorMixin):
 
     def _pixels(self, image: Any) -> Tensor:
         """Returns the pixels of an image, normalised as in the vision encoder."""
+        if image is None:
+            raise ValueError("an image is None; pass a Pillow image, a path or an array")
         if isinstance(image, str | Path):
             image = Image.open(image)
         elif not isinstance(image, Image.Image):
             image = Image.fromarray(np.asarray(image))
+        if not image.width or not image.height:
+            raise ValueError(
+                f"an image has {image.width} x {image.height} pixels; pass an image with at least one pixel"
+            )
         shown = rgb_of(ImageOps.exif_transpose(image), on_white=True)
         mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.pixel_mean, self.pixel_std))
         return (resize(shown, self.image_size).float() / 255 - mean) / std
