@@ -23,7 +23,7 @@ from engine.run_files import (
     VALIDATION_FILE,
     VALIDATION_PREDICTIONS_FILE,
 )
-from engine.saved_config import damaged_config, read_saved_config
+from engine.saved_config import damaged_config, marked, read_saved_config
 from utils import distributed
 from utils.config import Config, WhenResumed, dump_config, when_resumed, with_previous_defaults
 from utils.errors import UserError
@@ -117,7 +117,7 @@ class RunFolder:
         if started:
             folder._require_same_config(saved, config, evaluate)
         fault = None
-        folder._config = dump_config(config)
+        folder._config = marked(dump_config(config))
         token = f".token-{uuid.uuid4().hex}"
         if distributed.rank() == 0:
             try:

@@ -1,7 +1,12 @@
-"""Reads the ``config.yaml`` that a run has saved in its folder. This module does not import torch."""
+"""The ``config.yaml`` that a run has saved in its folder. This module does not import torch.
+
+The file begins and ends with YAML's document markers, so that a file that was cut off is recognised. Earlier versions wrote files
+without markers.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,14 @@ from engine.run_files import EVENTS_FILE
 from utils.config_files import ConfigError, read_yaml
 from utils.errors import UserError
 from utils.files import read_text
+
+START, END = "---", "..."
+"""YAML's document markers."""
+
+
+def marked(text: str) -> str:
+    """Adds the document markers to the text of a config."""
+    return f"{START}\n{text}{END}\n"
 
 
 def read_saved_config(file: Path) -> dict[str, Any]:
@@ -24,13 +37,13 @@ def read_saved_config(file: Path) -> dict[str, Any]:
     except ConfigError as error:
         if not file.exists():
             raise
-        fault = error.findings[0].removeprefix(str(file)).rpartition("; ")[0]
-        raise damaged_config(file, fault.removeprefix(": ")) from None
-    text = read_text(file, "utf-8-sig")
-    if not text.strip():
-        raise damaged_config(file, "is empty")
-    if not text.endswith("\n"):
+        fault = re.sub(r"^:(\d+): ", r"line \1: ", error.findings[0].removeprefix(str(file))).removeprefix(": ")
+        raise damaged_config(file, f"is damaged ({fault.partition('; ')[0]})") from None
+    text = read_text(file, "utf-8-sig").strip()
+    if text.startswith(START) and not text.endswith(f"\n{END}"):
         raise damaged_config(file, "is cut off")
+    if not values and "{}" not in text:
+        raise damaged_config(file, "is empty")
     return values
 
 
@@ -38,10 +51,9 @@ def damaged_config(file: Path, fault: str) -> UserError:
     """Returns the error for the damaged ``config.yaml`` of a run or of a saved model."""
     checkpoints = checkpoint_folders(file.parent / CHECKPOINTS)
     intact = next((step for step, folder in reversed(checkpoints) if fault_of(folder) is None), None)
-    separator = "" if fault.startswith(":") else " "  # the fault may begin with the number of a line
     if intact is None:
-        return UserError(f"{file}{separator}{fault}; restore it from a backup")
+        return UserError(f"{file} {fault}; restore it from a backup")
     return UserError(
-        f"{file}{separator}{fault}, but the checkpoint of step {intact} is intact; to continue, restore {file.name} from a "
+        f"{file} {fault}, but the checkpoint of step {intact} is intact; to continue, restore {file.name} from a "
         f"backup, or remove it and run the first command of this run (see {EVENTS_FILE}) with --resume"
     )

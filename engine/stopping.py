@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 
-LATE = 0.8
-"""Fraction of ``train.grace_s`` after which a process ends by itself. The launcher kills it at the end of this time."""
+MARGIN_S = 5.0
+"""Seconds before the end of ``train.grace_s`` at which rank 0 ends on its own. At the end, the launcher kills the ranks."""
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
@@ -53,7 +53,7 @@ class StopRequest:
     """Context manager for the main thread that receives requests to stop. A second signal ends the process immediately.
 
     Args:
-        grace_s: seconds after a signal until the launcher kills the ranks. Shortly before, they end by themselves.
+        grace_s: seconds after a signal until the launcher kills the ranks. Shortly before, they end on their own.
     """
 
     def __init__(self, grace_s: float = GRACE_S):
@@ -164,8 +164,9 @@ class StopRequest:
     def _start_timer(self) -> None:
         """Starts the timer that ends this process if it is late, unless it is already running."""
         if self._timer is None:
+            margin_s = min(MARGIN_S, self.grace_s / 5)
             # Rank 0 is the first to end, and tells the others.
-            delay_s = LATE * self.grace_s + (4 * POLL_S if distributed.rank() else 0)
+            delay_s = self.grace_s - (margin_s / 2 if distributed.rank() else margin_s)
             self._timer = threading.Timer(delay_s, self._end_late)
             self._timer.daemon = True
             self._timer.start()

@@ -36,7 +36,7 @@ from engine.run_plan import RunPlan
 from engine.saving import CheckpointWriter
 from engine.seeds import mix_seed, seed_generators
 from engine.stall import StallWatch
-from engine.stopping import LATE, Stopped, StopRequest
+from engine.stopping import Stopped, StopRequest
 from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig
 from engine.trained import TrainedParameters
@@ -175,7 +175,8 @@ class Trainer:
         """
         remaining = self.steps - self.step
         if remaining > 0 or self.validator.due:
-            self._fit(remaining)
+            with self.stop.ending_if_late(self._describe_late_stop):
+                self._fit(remaining)
         else:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
         self.trained.average.put_in_model()
@@ -214,35 +215,32 @@ class Trainer:
             self._validate(metrics, report)
             self._save(metrics)  # otherwise a finished run would repeat this validation pass at each --resume
         while self.step < self.steps:
-            with self.stop.ending_if_late(self._describe_unfinished_step):
-                with self.times.waiting_for_data():
-                    pairs = [next(batches) for _ in range(self.accumulation)]
-                self._reached("data")
-                current = self.train_step([pair.on_host for pair in pairs], [pair.on_device for pair in pairs])
-                current.data_wait_s = self.times.data_wait_s
-                stop_requested = pending is not None and report(pending)
-                self._reached("report")
-                pending = current
-                self.validator.set_due(self.step)
-                if (
-                    stop_requested
-                    or self.validator.due
-                    or self.step % self.config.checkpoint_every == 0
-                    or self.step == self.steps
-                ):
-                    stop_requested = report(pending) or stop_requested
-                    pending = None
-                    if stop_requested and self.step < self.steps:
-                        break
-                    if self.validator.due:
-                        self._validate(metrics, report)
-                    self._save(metrics)
-                # The first step can be slow, as can the next few steps if encoders are compiled. After these steps, use a
-                # shorter timeout.
-                if self.step == self.first_step + (COMPILE_STEPS if self.config.compile else 1):
-                    distributed.set_timeout(self.config.step_timeout_min)
-        if self.step < self.steps:
-            raise self._stopped(metrics)
+            with self.times.waiting_for_data():
+                pairs = [next(batches) for _ in range(self.accumulation)]
+            self._reached("data")
+            current = self.train_step([pair.on_host for pair in pairs], [pair.on_device for pair in pairs])
+            current.data_wait_s = self.times.data_wait_s
+            stop_requested = pending is not None and report(pending)
+            self._reached("report")
+            pending = current
+            self.validator.set_due(self.step)
+            if (
+                stop_requested
+                or self.validator.due
+                or self.step % self.config.checkpoint_every == 0
+                or self.step == self.steps
+            ):
+                stop_requested = report(pending) or stop_requested
+                pending = None
+                if stop_requested and self.step < self.steps:
+                    raise self._stopped(metrics)
+                if self.validator.due:
+                    self._validate(metrics, report)
+                self._save(metrics)
+            # The first step can be slow, as can the next few steps if encoders are compiled. After these steps, use a shorter
+            # timeout.
+            if self.step == self.first_step + (COMPILE_STEPS if self.config.compile else 1):
+                distributed.set_timeout(self.config.step_timeout_min)
 
     def _stopped(self, metrics: MetricsLog | None) -> Stopped | UserError:
         """Saves a checkpoint after a request to stop. Returns the exception to raise on all ranks.
@@ -266,17 +264,13 @@ class Trainer:
         self.writer.finish()
         return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
 
-    def _describe_unfinished_step(self) -> str:
-        """Describes what is lost if the process ends because the ranks cannot stop together."""
+    def _describe_late_stop(self) -> str:
+        """Describes what is saved if the process ends because the ranks could not stop together."""
         saved = newest_step(self.folder.checkpoints)
-        rest = (
-            f"the newest checkpoint is of step {saved}; rerun with --resume to continue from it"
-            if saved
-            else "no checkpoint has been saved; rerun with --resume to start again"
-        )
+        kept = f"the newest checkpoint is of step {saved}" if saved else "no checkpoint has been saved"
         return (
-            f"step {self.step + 1} did not finish within {LATE:.0%} of train.grace_s, probably because another rank hangs, so "
-            f"nothing could be saved; {rest}"
+            f"the ranks did not stop within train.grace_s, probably because one of them hangs; {kept}, and the last completed "
+            f"step is {self.step}; rerun with --resume to continue"
         )
 
     def _reached(self, phase: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from utils.config import Config
 from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.events import BuiltModel, Planned
-from utils.files import cache_folder, expanded, new_folder
+from utils.files import cache_folder, expanded, replacing_folder
 from utils.weight_file import TOKEN_IDS
 
 if TYPE_CHECKING:
@@ -188,16 +187,14 @@ class BaseTask(ABC, Generic[C, M, B]):
         """Evaluates the run on held-out data on all ranks, writes the results to ``folder`` and returns them as a table."""
 
     def keep_inputs(self, folder: Path) -> None:
-        """Copies all inputs that are needed to use the weights into the run's folder, unless they are there already; see
-        :mod:`tasks.kept`."""
+        """Copies all inputs that are needed to use the weights into the run's folder; see :mod:`tasks.kept`. A copy of the
+        tokenizer that is there already is not written again."""
         if not self._is_kept(folder / TOKENIZER):
-            shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
-            with new_folder(folder / TOKENIZER) as copy:
+            with replacing_folder(folder / TOKENIZER) as copy:
                 self.tokenizer.save_pretrained(str(copy))
                 if self.config.model.text.arch is None:
                     hub_config_of(self.config.model.text.encoder).save_pretrained(str(copy))
-        if not (folder / BACKBONE).exists():
-            save_backbone_config(self.config.model.vision, folder / BACKBONE)
+        save_backbone_config(self.config.model.vision, folder / BACKBONE)
 
     def _is_kept(self, copy: Path) -> bool:
         """Returns True if the folder ``copy`` has the tokenizer of this run and, if it is needed, the config of the encoder."""

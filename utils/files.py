@@ -196,6 +196,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.close(handle)
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Context that yields a temporary folder next to ``path``. If the block ends without an exception, the folder replaces
+    whatever is at ``path``: a folder, a file or a link."""
+    complete = path.with_name(f".{path.name}.new")
+    _remove(complete)
+    with new_folder(complete) as temporary:
+        yield temporary
+    _remove(path)
+    complete.rename(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _lock_alone(folder: int, path: Path) -> None:
     """Locks the temporary folder of ``path``, whose descriptor is ``folder``, until the descriptor is closed. On disks that do
     not support locks, does nothing."""

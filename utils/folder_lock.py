@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from utils.errors import UserError
-from utils.files import parse_json, read_text
+from utils.errors import NotRegularError, UserError
+from utils.files import check_regular, parse_json, read_text
 
 LOCK_FILE = ".lock"
 LEASE_FILE = ".lease"
@@ -81,6 +81,7 @@ class FolderLock:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.path = self.folder / LOCK_FILE
+            check_regular(self.path)
             try:
                 self._lock()
             except OSError as error:
@@ -89,6 +90,8 @@ class FolderLock:
                 self.path.unlink(missing_ok=True)
                 self.path = self.folder / LEASE_FILE
                 self._lease()
+        except NotRegularError as error:
+            raise UserError(f"{self.path} {error.strerror}; remove it, or use another folder") from None
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"--output {self.folder}: cannot be written: {reason}; use another folder") from None

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from engine.checkpoint import MODEL_FILE
 from engine.run_files import CONFIG_FILE, EVALUATION_FILE
+from engine.saved_config import marked
 from models.core.backbones import save_backbone_config
 from models.core.hub_text import hub_config_of
 from tasks.base import ANSWERS, BACKBONE, TOKENIZER
@@ -134,7 +135,7 @@ def save_settings(model: LoadedModel, folder: Path) -> None:
         hub_config_of(text.encoder).save_pretrained(str(folder / TOKENIZER))
     save_backbone_config(model.settings.model.vision, folder / BACKBONE)
     model_settings = model.settings.model.model_copy(update={"text": text.model_copy(update={"encoder": TOKENIZER})})
-    write_text(folder / CONFIG_FILE, dump_config(model.settings.model_copy(update={"model": model_settings})))
+    write_text(folder / CONFIG_FILE, marked(dump_config(model.settings.model_copy(update={"model": model_settings}))))
     if model.answers is not None:
         write_text(folder / ANSWERS, json.dumps(model.answers, ensure_ascii=False) + "\n")
 

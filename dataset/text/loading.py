@@ -30,6 +30,7 @@ SAMPLES = (
     "Café naïve Ångström ÉCOLE straße ΑΒΓ Привет",
     "東京タワー 你好 한국어 ไทย हिन्दी العربية",
     "ﬁ ½ ² … “quotes” — \u00a0\u200b🙂👍🏽",
+    f"a \x07 a {'a' * 150}",
 )
 """Texts that tokenizers with different normalisers and pre-tokenizers split differently."""
 

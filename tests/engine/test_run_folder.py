@@ -75,10 +75,13 @@ def test_a_run_older_than_a_key_has_the_keys_default(tmp_path):
 
 
 DAMAGE = {
-    "cut off": lambda text: text[:40],
+    "is cut off": lambda text: text[:-5],
+    "is cut off ": lambda text: text[: text.index("folder")],  # at the end of a line
     "U+0000": lambda text: "\0" * 40,
     "is empty": lambda text: "",
-    "another document": lambda text: f"{text}---\na: 1\n",
+    "is empty ": lambda text: "# only a comment\n",
+    "line 9: but found another document": lambda text: f"{text}---\na: 1\n",
+    "not a list": lambda text: "- a\n",
     "lacks folder": lambda text: text.replace("folder: a\n", ""),
 }
 
@@ -98,7 +101,7 @@ def test_a_damaged_config_is_reported_with_the_intact_checkpoint_and_what_to_do(
     saved = tmp_path / "config.yaml"
     text = saved.read_text()
     saved.write_text(DAMAGE[damage](text))
-    facts = (str(saved), damage, "the checkpoint of step 2 is intact", "backup", "--resume")
+    facts = (str(saved), damage.strip(), "the checkpoint of step 2 is intact", "backup", "--resume")
     with pytest.raises(UserError, match=naming(*facts)):
         RunFolder.open(tmp_path, config, resume=True)
     saved.unlink()
@@ -108,6 +111,17 @@ def test_a_damaged_config_is_reported_with_the_intact_checkpoint_and_what_to_do(
     assert checkpoint is not None and checkpoint.step == 2
     assert saved.read_text() == text
     assert OneLine("config.yaml is missing", "cannot be checked") in caplog.messages
+
+
+def test_a_config_without_a_final_newline_or_from_an_earlier_version_is_not_damaged(tmp_path):
+    RunFolder.open(tmp_path, Run(), resume=False)
+    (tmp_path / "metrics.jsonl").touch()
+    saved = tmp_path / "config.yaml"
+    text = saved.read_text()
+    for same in (text.rstrip("\n"), text.removeprefix("---\n").removesuffix("...\n")):
+        saved.write_text(same)
+        RunFolder.open(tmp_path, Run(), resume=True)
+        assert saved.read_text() == text
 
 
 def test_resuming_with_a_long_hole_in_the_metrics_takes_bounded_memory(tmp_path, caplog):

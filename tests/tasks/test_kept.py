@@ -202,6 +202,11 @@ def test_the_copy_of_the_tokenizer_is_written_once_and_replaced_if_it_is_damaged
     file.write_bytes(content[:1000])
     start(tmp_path / "run", "--resume", *vqa(data))
     assert file.read_bytes() == content
+    file.unlink()
+    (tmp_path / "run/tokenizer").rename(tmp_path / "elsewhere")
+    (tmp_path / "run/tokenizer").symlink_to(tmp_path / "elsewhere")
+    start(tmp_path / "run", "--resume", *vqa(data))
+    assert file.read_bytes() == content and not (tmp_path / "run/tokenizer").is_symlink()
     assert not list((tmp_path / "run").glob(".tokenizer*"))
 
 

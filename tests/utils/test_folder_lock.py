@@ -141,3 +141,9 @@ def test_a_stale_lease_is_taken_over(tmp_path, no_locks):
     os.utime(tmp_path / LEASE_FILE, (0, 0))
     with FolderLock(tmp_path):
         assert str(os.getpid()) in (tmp_path / LEASE_FILE).read_text()
+
+
+def test_a_fifo_in_place_of_the_lock_is_named(tmp_path):
+    os.mkfifo(tmp_path / LOCK_FILE)
+    with pytest.raises(UserError, match=naming(LOCK_FILE, "FIFO")), FolderLock(tmp_path):
+        pass

@@ -25,7 +25,7 @@ from models.core.hub import (
     set_gradient_checkpointing,
 )
 from utils.errors import UserError
-from utils.files import new_folder, parse_json, write_text
+from utils.files import parse_json, replacing_folder, write_text
 from utils.hub import HUB, TIMM, local_folder
 from utils.tensors import on_meta
 
@@ -151,7 +151,7 @@ def pixels_of(backbone: str) -> PixelStatistics:
 
 def save_config(backbone: str, folder: Path) -> None:
     """Copies the files of a model that :class:`HubBackbone` needs into a folder, whose path then replaces the model's name."""
-    with new_folder(folder) as copy:
+    with replacing_folder(folder) as copy:
         vision_config_of(hub_name(backbone)).save_pretrained(str(copy))
         processor = local_folder(hub_name(backbone), (CONFIG,), KEY, extra_files=(PROCESSOR,)) / PROCESSOR
         if processor.is_file():
