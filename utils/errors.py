@@ -82,6 +82,9 @@ _FILE_ACCESS = (
     errno.ELOOP,
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
+    errno.EBUSY,
+    errno.EIO,
 )
 
 
@@ -94,7 +97,12 @@ def file_access_error(error: OSError) -> UserError | None:
         return None
     # When moving a file fails, the second name is the target, and the first is a temporary file.
     name = os.fsdecode(error.filename2 if error.filename2 is not None else error.filename)
-    remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
+    remedies = {
+        errno.ENOSPC: "make room there",
+        errno.EDQUOT: "make room there",
+        errno.EFBIG: "raise the limit on file sizes",
+    }
+    remedy = remedies.get(error.errno or 0, "check the path and its permissions")
     return UserError(f"{name}: {error.strerror}; {remedy}")
 
 
@@ -104,14 +112,13 @@ def full_disk_error(error: Exception) -> UserError | None:
     Such an error does not always name the file: writing to an open file raises an OSError without a file name, and libraries that
     write files convert it to other types of errors.
     """
-    codes = (errno.ENOSPC, errno.EDQUOT)
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     code = getattr(error, "errno", None)
     reason = next((os.strerror(full) for full in codes if code == full or os.strerror(full) in str(error)), None)
     if reason is None:
         return None
-    return UserError(
-        f"the output of this command (a file or standard output) cannot be written: {reason}; make room on the output's disk"
-    )
+    remedy = "raise the limit on file sizes" if reason == os.strerror(errno.EFBIG) else "make room on the output's disk"
+    return UserError(f"the output of this command (a file or standard output) cannot be written: {reason}; {remedy}")
 
 
 def encoding_error(error: UnicodeEncodeError) -> UserError | None:

@@ -120,10 +120,11 @@ def check_writable(path: Path) -> None:
     """Checks that a file or folder can be created or replaced, by creating a temporary file in the nearest existing folder.
 
     Raises:
+        NotRegularError: if the path is a FIFO, a device or a socket.
         OSError: if no file can be created there. ``filename`` is the folder.
     """
-    if path.exists() and not path.is_dir() and not path.is_file():  # such as /dev/stdout
-        return
+    if not path.is_dir():
+        check_regular(path)
     folder = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -150,7 +151,13 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Context that yields a temporary file in the folder of ``path``. The temporary file replaces ``path`` if the block ends
-    without an exception."""
+    without an exception.
+
+    Raises:
+        NotRegularError: if the path is a device, such as /dev/null, which must not be replaced by a file.
+    """
+    if path.is_char_device() or path.is_block_device():
+        check_regular(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -166,30 +173,41 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Context that yields a temporary folder next to ``path``. The folder is renamed to ``path`` if the block ends without an
     exception.
 
+    If ``path`` is an empty folder, it may be a mount point or a link, which cannot be replaced. In this case, the temporary
+    folder is inside ``path``, and its content is moved to ``path``.
+
     Raises:
         UserError: if the path has no name, such as ".", or another process is writing the same folder, or has written it in the
             meantime.
     """
-    if path.name in ("", ".."):
+    is_empty_folder = path.is_dir() and not any(path.iterdir())
+    if path.name in ("", "..") and not is_empty_folder:
         raise UserError(f"{path}: is not the name of a new folder; pass a name")
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path / ".tmp" if is_empty_folder else path.with_name(f".{path.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     handle = os.open(temporary, os.O_RDONLY)
     try:
         _lock_alone(handle, path)
         for leftover in temporary.iterdir():  # left behind by a process that was killed
-            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+            _remove(leftover)
         try:
             yield temporary
             for each in temporary.rglob("*"):
                 sync_file(each)
-            try:
-                temporary.rename(path)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                raise UserError(f"{path}: another process has written it in the meantime; use another path") from None
-            sync_file(path.parent)
+            written = UserError(f"{path}: another process has written it in the meantime; use another path")
+            if is_empty_folder:
+                if [each for each in path.iterdir() if each != temporary]:
+                    raise written
+                for each in temporary.iterdir():
+                    each.rename(path / each.name)
+            else:
+                try:
+                    temporary.rename(path)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    raise written from None
+            sync_file(path if is_empty_folder else path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     finally:

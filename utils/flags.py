@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.token import Token
 
-from utils.errors import reason_of
+from utils.errors import NotRegularError, reason_of
 from utils.files import check_writable, expanded
 from utils.numerals import plain_number
 from utils.printing import is_unicode
@@ -142,8 +142,12 @@ def output_folder(text: str) -> Path:
 
 def _writable(text: str) -> Path:
     path = expanded(text)
+    if path.is_symlink():
+        path = path.resolve()  # the command replaces the file, not the link
     try:
         check_writable(path)
+    except NotRegularError as error:
+        raise WrongValueError(f"{text} {error.strerror}; use another path") from None
     except OSError as error:
         folder = error.filename or text
         raise WrongValueError(f"{text}: cannot write to {folder}: {reason_of(error)}; use another path") from None

@@ -82,7 +82,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
             write_text(made / CARD, card(model, folder.name, format, "path/of/this/folder"))
     except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise UserError(
-            f"{folder}: cannot be written: {reason_of(error)}; pass a different folder, or free some space"
+            f"{folder}: cannot be written: {reason_of(error)}; check the folder and the space on its disk"
         ) from None
     return folder
 

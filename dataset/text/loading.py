@@ -32,7 +32,8 @@ SAMPLES = (
     "ﬁ ½ ² … “quotes” — \u00a0\u200b🙂👍🏽",
     f"a \x07 a {'a' * 150}",
 )
-"""Texts that tokenizers with different normalisers and pre-tokenizers split differently."""
+"""Texts that tokenizers with different normalisers and pre-tokenizers split differently. If these texts change, weight files that
+were written before no longer fit their tokenizers."""
 
 
 def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTrainedTokenizerFast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from cyclopts import Argument
 
 from commands import COMMANDS
 from run import main
-from tests.messages import OneLine
+from tests.messages import OneLine, naming
 from utils.commands import command_line
-from utils.flags import OutputFile, OutputFolder, output_file, output_folder
+from utils.errors import NotRegularError
+from utils.files import write_text
+from utils.flags import OutputFile, OutputFolder, WrongValueError, output_file, output_folder
 from utils.subcommands import Command, subcommands_of
 
 OUTPUT_FLAGS = ("--out", "--output", "--save")
@@ -97,5 +100,16 @@ def test_an_output_below_a_file_is_reported(tmp_path, capsys):
     assert capsys.readouterr().err == OneLine("--out", str(out), "Not a directory", "another path")
 
 
-def test_a_device_is_accepted_as_an_output():
-    assert output_file("/dev/null") == Path("/dev/null")
+def test_a_device_and_a_fifo_are_rejected_as_outputs_because_they_would_be_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path, kind in (("/dev/null", "a device"), (str(tmp_path / "fifo"), "a FIFO")):
+        with pytest.raises(WrongValueError, match=naming(path, kind, "another path")):
+            output_file(path)
+    with pytest.raises(NotRegularError, match="device"):
+        write_text(Path("/dev/null"), "text")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_the_file_behind_a_link_is_replaced_and_not_the_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert output_file(str(tmp_path / "link")) == tmp_path / "file"

@@ -95,6 +95,24 @@ def test_undecodable_bytes_in_file_names_are_escaped_in_written_files(tmp_path):
 @pytest.mark.parametrize("name", [".", "..", "/", "a/.."])
 def test_a_new_folder_without_a_name_is_reported_in_one_line(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match=naming(name, "is not the name of a new folder")), new_folder(Path(name)):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_an_empty_folder_that_cannot_be_replaced_is_filled(tmp_path):
+    """A link stands for a mount point, which cannot be replaced either."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(IsADirectoryError), new_folder(tmp_path / "link") as folder:
+        folder.write_text("a failed write")
+    assert list((tmp_path / "target").iterdir()) == []
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "a").mkdir()
+        (folder / "a/b").write_text("b")
+    assert [path.relative_to(tmp_path / "target") for path in (tmp_path / "target").rglob("*")] == [
+        Path("a"),
+        Path("a/b"),
+    ]
+    assert (tmp_path / "link").is_symlink()

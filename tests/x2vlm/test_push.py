@@ -125,7 +125,7 @@ def test_a_failed_save_is_reported_in_one_line_and_can_be_repeated(model, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(writer, fail)
-        with pytest.raises(UserError, match=naming(str(tmp_path / "saved"), "cannot be written", "free some space")):
+        with pytest.raises(UserError, match=naming(str(tmp_path / "saved"), "cannot be written", "space")):
             model("retrieval").save(tmp_path / "saved", format=format)
     assert list(tmp_path.iterdir()) == []
     model("retrieval").save(tmp_path / "saved", format=format)
