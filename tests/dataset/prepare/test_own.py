@@ -66,6 +66,18 @@ def test_broken_rows_are_counted_and_written_with_a_reason(convert, folder):
     assert OneLine("3", "1 missing image", "1 missing key", "1 wrong columns") in printed.splitlines()
 
 
+def test_ids_of_photographs_are_kept(convert):
+    _, records, _, printed = convert("image,caption,coco_id,url\na.png,a dog,009,http://x/1\nb.png,a cat,,\n")
+    assert (records[0]["coco_id"], records[0]["url"]) == (9, "http://x/1") and "coco_id" not in records[1]
+    assert "dropped" not in printed
+    rows = "image,caption,vg_id,x1,y1,x2,y2\na.png,dog,7,1,2,9,12\na.png,cat,,1,2,9,12\na.png,cow,8,1,2,9,12\n"
+    _, records, broken, _ = convert(rows + "b.png,cat,x7,1,2,9,12\n", "--overwrite")
+    assert len(records) == 1 and records[0]["vg_id"] == 7 and len(records[0]["elems"]) == 2
+    assert [(each["kind"], "vg_id" in each["message"]) for each in broken] == [("wrong id", True), ("wrong type", True)]
+    statements = [{"image": "a.png", "image2": "b.png", "sentence": "a", "label": "true", "coco_id": 7}]
+    assert "dropped" in convert(statements, "--overwrite", name="mine.json")[3]
+
+
 @pytest.mark.parametrize("number", ["1_0", "\u0661\u0662", "nan", "inf", "0x5", "1,0"])
 def test_only_decimal_numbers_are_read_as_numbers(convert, number):
     rows = f'image,caption,x1,y1,x2,y2\na.png,dog,1,2,"{number}",12\na.png,cat,30,10,4e1,+20.0\n'
