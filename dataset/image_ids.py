@@ -17,6 +17,7 @@ ID_KEYS = {"coco_id": "coco", "flickr_id": "flickr", "vg_id": "vg"}
 """Keys of a record that contain an id, and the data set that the id belongs to."""
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|(?:^|/))(\d{12})(?:\D|$)")
+_OF_COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|(?:^|/)(?:train|val|test|unlabeled)201[457]/)\d{12}(?:\D|$)")
 _FLICKR_URL = re.compile(
     r"^https?://(?:[^/]*static\.?flickr\.com/(?:[^?]*/)?(?=\d+_[0-9a-z])|(?:www\.)?flickr\.com/photos/[^/?]+/)(\d+)",
     re.IGNORECASE,
@@ -34,6 +35,12 @@ def ids_in_path(path: str) -> Ids:
         return frozenset({f"coco:{int(match[1])}"})
     found = [(match.start(1), of, int(match[2])) for pattern, of in _BY_FOLDER if (match := pattern.match(path))]
     return frozenset(f"{of}:{number}" for _, of, number in [max(found)]) if found else frozenset()
+
+
+def guessed_ids_in_path(path: str) -> Ids:
+    """Returns the id in a path if it is a guess: 12 digits as file name, outside COCO's folders (``train2017/``) and without COCO's
+    prefix (``COCO_train2014_``). A camera may name a picture in this way, too."""
+    return frozenset() if _OF_COCO.search(path) or not _COCO.search(path) else ids_in_path(path)
 
 
 def id_number(value: Any) -> int | None:
