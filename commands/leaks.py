@@ -67,8 +67,8 @@ def leaks(
     out: OutputFile | None = None,
 ) -> int:
     """Find images that are in both the training data and the held-out splits of the given configs. Images are compared by their
-    ids in public data sets (COCO, Visual Genome, Flickr), by path and, for up to 20,000 files, by content. A file name of 12 digits
-    is a COCO id only in one of COCO's folders, such as train2017, or after a prefix such as COCO_train2014_.
+    ids in public data sets (COCO, Visual Genome, Flickr), by path and, for up to 20,000 files, by content. A file name of 12
+    digits is a COCO id only in one of COCO's folders, such as train2017, or after a prefix such as COCO_train2014_.
 
     Args:
         configs: configs of pre-training or fine-tuning.

@@ -38,8 +38,8 @@ def ids_in_path(path: str) -> Ids:
 
 
 def guessed_ids_in_path(path: str) -> Ids:
-    """Returns the id in a path if it is a guess: 12 digits as file name, outside COCO's folders (``train2017/``) and without COCO's
-    prefix (``COCO_train2014_``). A camera may name a picture in this way, too."""
+    """Returns the id in a path if it is a guess: 12 digits as file name, outside COCO's folders (``train2017/``) and without
+    COCO's prefix (``COCO_train2014_``). A camera may name a picture in this way, too."""
     return frozenset() if _OF_COCO.search(path) or not _COCO.search(path) else ids_in_path(path)
 
 
