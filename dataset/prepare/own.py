@@ -301,10 +301,20 @@ def _check_columns(file: Path, columns: Sequence[str], rows: Sequence[Row | Brok
     """Raises :class:`UserError` if a column of a CSV file that records have does not contain any value."""
     used = {key for row in rows if isinstance(row, Row) for key in row.values}
     known = [column for column in columns if column in KEYS | {*CORNERS, *XYWH, "bbox"}]
-    if used and (empty := [column for column in known if column not in used]):
+    if empty := [column for column in known if column not in used]:
         raise UserError(
             f"{file}: {', '.join(empty)} has no value in any row; fill the column, or remove it from the file"
         )
+
+
+def _unusable(file: Path, errors: Sequence[BrokenRecordError], rows: int) -> UserError:
+    """Returns the error for a file of which no row can be used."""
+    return UserError(f"{file}: none of {rows:,} rows can be used; fix the rows or the column flags: {_reasons(errors)}")
+
+
+def _reasons(errors: Sequence[BrokenRecordError]) -> str:
+    """Returns the number of errors of each kind, and the first error."""
+    return f"{tally(Counter(error.kind for error in errors))}; first {errors[0]}"
 
 
 def own(
@@ -362,6 +372,8 @@ def own(
     rows = list(_renamed(read.rows, names))
     if not rows:
         raise UserError(f"{file} contains no rows; check that the file is complete")
+    if all(isinstance(row, BrokenRecordError) for row in rows):
+        raise _unusable(file, [row for row in rows if isinstance(row, BrokenRecordError)], len(rows))
     _check_columns(file, [names.get(column, column) for column in read.columns], rows)
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
         if boxes is None:
@@ -372,12 +384,8 @@ def own(
     folder = images if images is not None else file.parent
     converter = Converter(rows, ImageFiles(folder), out.parent, boxes)
     records = converter.records()
-    reasons = Counter(error.kind for error, _ in converter.broken)
-    first = f"; first {converter.broken[0][0]}" if converter.broken else ""
     if not records:
-        raise UserError(
-            f"{file}: none of {len(rows):,} rows can be used; fix the rows or the column flags: {tally(reasons)}{first}"
-        )
+        raise _unusable(file, [error for error, _ in converter.broken], len(rows))
     broken = [
         {"kind": error.kind, "place": error.location, "message": error.message, "record": values}
         for error, values in converter.broken
@@ -398,5 +406,6 @@ def own(
             f"  dropped columns that records do not have: {', '.join(map(str, converter.dropped))[:300]}\n"
         )
     if broken:
-        sys.stdout.write(f"{broken_file}: {len(broken):,} broken: {tally(reasons)}{first}\n")
+        reasons = _reasons([error for error, _ in converter.broken])
+        sys.stdout.write(f"{broken_file}: {len(broken):,} broken: {reasons}\n")
     return 1 if broken else 0

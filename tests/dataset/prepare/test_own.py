@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.formats.csv_rows import CsvFile
 from dataset.records.schema import ImageKeys, RawRecord, parse_region_record
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from run import main
 from tests.messages import OneLine
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -209,6 +212,10 @@ def test_questions_and_statements_become_records(convert):
         ),
         ('image,caption\n"a".png,x\n', [], ("mine.csv:2", "'image'", "quotation mark")),
         ('image,caption\na.png,"two\nlines"\nb.png,"a dog\nb.png,"a cat"\n', [], ("mine.csv:4", "'caption'")),
+        (f"image,caption\na.png,{'x' * 140_000},y\n", [], ("mine.csv:2", "'caption'", "shorten the text")),
+        (f'image,caption\n"a.png",{"x" * 140_000}\n', [], ("mine.csv:2", "'caption'", "shorten the text")),
+        ("image,caption\na.png,x,y\nb.png,x,y\n", [], ("none of 2 rows", "2 wrong columns", "3 values", "mine.csv:2")),
+        ("image,caption\n , \n,\n", [], ("mine.csv", "image, caption has no value in any row")),
         ("image,question,answer\na.png,what?,\nb.png,who?, \n", [], ("mine.csv", "answer", "no value in any row")),
         ("image,caption,x1,y1,x2,y2\na.png,dog,,,,\n", [], ("x1, y1, x2, y2", "no value in any row")),
     ],
@@ -217,6 +224,25 @@ def test_mistakes_are_reported_in_one_line_and_write_nothing(content, flags, rep
     status, records, broken, printed = convert(content, *flags)
     assert (status, records, broken) == (2, [], [])
     assert OneLine(*reported) in printed.splitlines() and printed.startswith("error: ") and printed.count("\n") == 1
+
+
+def test_an_unclosed_quotation_mark_is_found_in_little_memory():
+    file = CsvFile('image,caption\na.png,"' + "x" * 2_000_000, "mine.csv")
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"mine\.csv:2: column 'caption' .*close its quotation mark"):
+        list(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+
+
+def test_a_text_that_contains_rows_is_reported(convert, folder, caplog):
+    convert('image,caption\na.png,"a dog,\nrunning"\n')
+    assert not caplog.messages
+    rows = "".join(f"{name}.png,a cat\n" for name in "ab" * 500)
+    status, records, _, _ = convert(f'image,caption\na.png,"a dog\n{rows}b.png,a cow"\n', "--overwrite")
+    assert status == 0 and len(records) == 1
+    assert caplog.messages == [OneLine(f"{folder}/mine.csv:2", "'caption'", "1,001 lines", "quotation marks")]
 
 
 def test_nothing_is_overwritten_unless_requested(convert, folder):
