@@ -52,6 +52,14 @@ def id_number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
+def needed_id(value: Any) -> int:
+    """Parses an id like :func:`id_number`. Raises ``ValueError`` if the value is not an id."""
+    number = id_number(value)
+    if number is None:
+        raise ValueError(f"{value!r:.40} is not an id")
+    return number
+
+
 def ids_in_url(url: str) -> Ids:
     """Returns the id in the URL of a photograph on Flickr, as used by SBU, COCO (``flickr_url``) and CC3M, or in the URL of its
     page."""

@@ -222,6 +222,22 @@ def test_numbers_out_of_range_are_reported_in_one_line(raw, out):
     assert counted(out / "vg")["left_out"] == {"wrong type": 5, "missing key": 1, "duplicate text": 599}
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "number"),
+    [
+        ("visual_genome", "vg/image_data.json", '"width": 64'),
+        ("visual_genome", "vg/image_data.json", '"image_id": 1'),
+        ("coco", "coco/annotations/captions_train2014.json", '"height": 48'),
+        ("refcoco", "refcoco/instances.json", '"width": 64'),
+    ],
+)
+def test_texts_with_underscores_are_not_numbers(name, file, number, raw, out):
+    path = raw / file
+    key, _, digits = number.partition(": ")
+    write(path, path.read_text().replace(number, f'{key}: "0_{digits}"'))
+    assert one_line(name, raw, out) == OneLine(path, "ValueError", f"'0_{digits}'")
+
+
 @pytest.mark.parametrize("number", [None, {}, [1], "x"])
 def test_objects_without_an_id_get_no_attributes(number, raw, out):
     box = {"object_id": number, "x": 1, "y": 1, "w": 5, "h": 5, "names": ["clock"]}
