@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -259,6 +260,23 @@ def test_more_than_one_percent_of_unknown_rows_indicates_another_file(raw, out):
     message = one_line("visual_genome", raw, out)
     assert message == OneLine("vg", "2 of 106", "2 missing key")
     assert message == OneLine(f"{raw}/vg/region_descriptions.json[0].regions[99]", "x, y, width, height", "phrase")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("visual_genome", "vg/objects.json"),
+        ("refcoco", "refcoco/refs(unc).p"),
+        ("flickr30k_entities", "flickr30k_entities/val.txt"),
+        ("coco", "coco/any.zip"),
+        ("coco", "coco/image_data.json.gz"),
+    ],
+)
+def test_a_fifo_in_place_of_an_official_file_is_named_in_one_line(name, file, raw, out):
+    path = raw / file
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert one_line(name, raw, out) == OneLine(path, "is a FIFO, not a regular file")
 
 
 def test_all_missing_files_are_named_together(raw, out):
