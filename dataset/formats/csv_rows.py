@@ -67,8 +67,8 @@ class CsvFile:
             logger.warning("%s%s; check the quotation marks at the start and the end of the text", swallowed[0], more)
 
     def _rows_in(self, value: str) -> int:
-        """Returns the number of lines in a text that have as many delimiters as a row if these are most of the lines after the
-        first, as if a quotation mark were missing; otherwise 0."""
+        """Returns the number of lines in a text that look like rows, because they have the header's number of delimiters. Returns
+        0 unless these are most of the lines after the first, which indicates that a quotation mark is missing."""
         if "\n" not in value:
             return 0
         lines = value.split("\n")[1:]
