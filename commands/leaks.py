@@ -41,13 +41,7 @@ MAX_PRINTED = 5
 NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome", "objects365": "Objects365"}
 """Names of the data sets that provide ids."""
 
-EXACT = (
-    "compared by id, path and content; add --perceptual to find resized, recompressed, recoloured or cropped copies "
-    "too\n"
-)
-EXACT_AND_SAMPLED = "compared by id, path and content, and by the appearance of"
-
-NOT_COMPARED = "; too many files to compare their contents"
+MORE = "; add --perceptual to find resized, recompressed, recoloured or cropped copies too"
 
 
 @dataclass
@@ -56,6 +50,8 @@ class ImageSets:
 
     training: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
     held_out: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
+    contents_compared: bool = True
+    """False if some images could not be compared by content."""
     not_checked: list[str] = field(default_factory=list)
     """Texts that name each set of images that cannot be read, with the reason."""
 
@@ -71,7 +67,8 @@ def leaks(
     out: OutputFile | None = None,
 ) -> int:
     """Find images that are in both the training data and the held-out splits of the given configs. Images are compared by their
-    ids in public data sets (COCO, Visual Genome, Flickr), by path and, for up to 20,000 files, by content.
+    ids in public data sets (COCO, Visual Genome, Flickr), by path and, for up to 20,000 files, by content. A file name of 12
+    digits is a COCO id only in one of COCO's folders, such as train2017, or after a prefix such as COCO_train2014_.
 
     Args:
         configs: configs of pre-training or fine-tuning.
@@ -122,6 +119,8 @@ def leaks(
             for split, shared in found.items():
                 if shared.shared:
                     _print_shared(training, split, shared)
+            if any(each.too_many or each.not_compared is not None for each in found.values()):
+                image_sets.contents_compared = False
             image_sets.not_checked += [*_not_compared(training, found), *_unlinked(training, found, links)]
             if perceptual:
                 _compare_looks(training, images, image_sets.held_out, found, looks, table)
@@ -130,7 +129,9 @@ def leaks(
         sys.stdout.write(f"not checked: {each}\n")
     if contradictory := contradictory_links(links):
         sys.stdout.write(f"{contradictory}\n")
-    sys.stdout.write(EXACT if not perceptual else f"{EXACT_AND_SAMPLED} a sample of {sample:,} images per set\n")
+    compared = "id, path and content" if image_sets.contents_compared else "id and path (not all by content)"
+    more = f", and by the appearance of a sample of {sample:,} images per set" if perceptual else MORE
+    sys.stdout.write(f"compared by {compared}{more}\n")
     if out is not None:
         sys.stdout.write(f"{out}: {table.rows:,} pairs of a training image and a held-out image\n")
     return 1 if table.rows else 3 if not_checked else 0
@@ -402,16 +403,15 @@ def _print_unshared(training: str, splits: Mapping[str, SharedImages]) -> None:
     """Prints the splits that share no image with a training set, on one line."""
     if splits:
         sizes = ", ".join(f"{counted(found.held_out, 'image', 'images')} of {split}" for split, found in splits.items())
-        compared = all(found.contents_compared for found in splits.values())
-        sys.stdout.write(f"{training} contains none of {sizes}{'' if compared else NOT_COMPARED}\n")
+        limit = next((found.limit_reached for found in splits.values() if found.limit_reached), "")
+        sys.stdout.write(f"{training} contains none of {sizes}{limit}\n")
 
 
 def _print_shared(training: str, split: str, found: SharedImages) -> None:
     """Prints the images that a training set and a split share."""
     how = ", ".join(f"{found.count(each):,} by {each}" for each in ("id", "path", "content") if found.count(each))
-    compared = "" if found.contents_compared else NOT_COMPARED
     images = counted(found.held_out, "image", "images")
-    sys.stdout.write(f"{training} contains {found.shared:,} of {images} of {split} ({how}){compared}\n")
+    sys.stdout.write(f"{training} contains {found.shared:,} of {images} of {split} ({how}){found.limit_reached}\n")
     for pair in found.pairs[:MAX_PRINTED]:
         sys.stdout.write(f"  {pair.held_out} is {pair.training}\n")
     if found.shared > MAX_PRINTED:

@@ -17,6 +17,7 @@ ID_KEYS = {"coco_id": "coco", "flickr_id": "flickr", "vg_id": "vg"}
 """Keys of a record that contain an id, and the data set that the id belongs to."""
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|(?:^|/))(\d{12})(?:\D|$)")
+_OF_COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|(?:^|/)(?:train|val|test|unlabeled)201[457]/)\d{12}(?:\D|$)")
 _FLICKR_URL = re.compile(
     r"^https?://(?:[^/]*static\.?flickr\.com/(?:[^?]*/)?(?=\d+_[0-9a-z])|(?:www\.)?flickr\.com/photos/[^/?]+/)(\d+)",
     re.IGNORECASE,
@@ -36,6 +37,12 @@ def ids_in_path(path: str) -> Ids:
     return frozenset(f"{of}:{number}" for _, of, number in [max(found)]) if found else frozenset()
 
 
+def guessed_ids_in_path(path: str) -> Ids:
+    """Returns the id in a path if it is a guess: 12 digits as file name, outside COCO's folders (``train2017/``) and without
+    COCO's prefix (``COCO_train2014_``). A camera may name a picture in this way, too."""
+    return frozenset() if _OF_COCO.search(path) or not _COCO.search(path) else ids_in_path(path)
+
+
 def id_number(value: Any) -> int | None:
     """Parses an id from a file: an integer, a float (pandas writes 391895.0 if other ids are missing), or a string."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
@@ -43,6 +50,14 @@ def id_number(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def needed_id(value: Any) -> int:
+    """Parses an id like :func:`id_number`. Raises ``ValueError`` if the value is not an id."""
+    number = id_number(value)
+    if number is None:
+        raise ValueError(f"{value!r:.40} is not an id")
+    return number
 
 
 def ids_in_url(url: str) -> Ids:

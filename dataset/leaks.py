@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dataset.image_ids import Ids, ids_in_path, ids_of_record
+from dataset.image_ids import Ids, guessed_ids_in_path, ids_in_path, ids_of_record
 from dataset.media.video import VideoSource
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageSource
 
 Source = ImageSource | VideoSource
 How = Literal["id", "path", "content", "look"]
+TooMany = Literal["", "files", "bytes"]
 
 MAX_FILES = 20_000
 """Maximum number of training files, and of held-out files, whose contents are compared. With more files, only ids and paths are
@@ -33,10 +34,20 @@ MAX_BYTES = 300_000_000
 
 
 class KnownImage(NamedTuple):
-    """An image or a video with the ids in its record."""
+    """An image or a video with the ids in its record and its path.
+
+    Attributes:
+        ids: the ids. An image with ids counts as compared by id.
+        guessed: ids that only a file name suggests. They can match other ids, but the image does not count as compared by id.
+    """
 
     source: Source
     ids: Ids
+    guessed: Ids = frozenset()
+
+    @property
+    def possible_ids(self) -> Ids:
+        return self.ids | self.guessed
 
 
 class NotCompared(NamedTuple):
@@ -73,7 +84,7 @@ class SharedImages:
     Attributes:
         pairs: each shared image once, with the first training record that contains it.
         held_out: number of distinct images in the split.
-        contents_compared: False if contents were not compared, because there were too many files or bytes.
+        too_many: "files" or "bytes" if there were too many of them to compare all contents; otherwise "".
         not_compared: the training records and held-out images that were not compared; None if the comparison is complete.
         sets: data sets that the ids in the split belong to.
         training_sets: number of training records whose ids belong to each combination of data sets.
@@ -81,10 +92,15 @@ class SharedImages:
 
     pairs: tuple[SharedImage, ...]
     held_out: int
-    contents_compared: bool
+    too_many: TooMany
     not_compared: NotCompared | None
     sets: frozenset[str]
     training_sets: Mapping[frozenset[str], int]
+
+    @property
+    def limit_reached(self) -> str:
+        """A clause that names the limit because of which not all contents were compared; "" if no limit was reached."""
+        return f"; too many {self.too_many} to compare all contents" if self.too_many else ""
 
     @property
     def shared(self) -> int:
@@ -98,7 +114,9 @@ class SharedImages:
 def known_image(source: Source, values: Mapping[str, Any] | None = None) -> KnownImage:
     """Returns an image with the ids in its path and in the ``values`` of its record."""
     path = None if source.path is None else source.path.as_posix()
-    return KnownImage(source, ids_in_path(path or "") if values is None else ids_of_record(values, path))
+    guessed = guessed_ids_in_path(path or "")
+    ids = (ids_in_path(path or "") - guessed) | ids_of_record(values or {}, None)
+    return KnownImage(source, ids, guessed - ids)
 
 
 def shared_images(training: Iterable[Source | KnownImage], held_out: Iterable[Source | KnownImage]) -> SharedImages:
@@ -130,7 +148,7 @@ def shared_with_splits(
     held_out = {identity: image for split in members.values() for identity, image in split.items()}
     by_id: dict[str, list[str]] = {}
     for identity, image in held_out.items():
-        for each in all_ids(image.ids):
+        for each in all_ids(image.possible_ids):
             by_id.setdefault(each, []).append(identity)
     found: dict[str, tuple[str, How]] = {}
     training_files: dict[str, _TrainingFile] = {}
@@ -147,21 +165,21 @@ def shared_with_splits(
         training_sets[_sets(image.ids)] += 1
         if own in held_out:
             add(own, image.source.location, "path")
-        for identity in dict.fromkeys(each for known in sorted(image.ids) for each in by_id.get(known, ())):
+        for identity in dict.fromkeys(each for known in sorted(image.possible_ids) for each in by_id.get(known, ())):
             if identity != own:
                 add(identity, image.source.location, "id")
         if own not in training_files and len(training_files) <= MAX_FILES:
             training_files[own] = _TrainingFile.of(image.source)
         if own in training_files:
-            training_files[own].images.append((image.source.location, image.ids))
-    copies = _Copies()
+            training_files[own].records.append(_Record(image.source.location, image.possible_ids, bool(image.ids)))
+    copies = _Copies(too_many="files")
     if max(len(training_files), len(held_out)) <= MAX_FILES:
         copies = _copies(training_files, held_out)
     for identity, file in copies.found:
-        ids = all_ids(held_out[identity].ids)
-        for location, own_ids in file.images:
-            if not ids & own_ids:
-                add(identity, location, "content")
+        ids = all_ids(held_out[identity].possible_ids)
+        for record in file.records:
+            if not ids & record.possible_ids:
+                add(identity, record.location, "content")
     records = _records_by_comparison(training_files, copies, training_sets)
     return {
         name: _shared(split, found, copies, _not_compared(records, split, copies, training_files), training_sets)
@@ -169,15 +187,23 @@ def shared_with_splits(
     }
 
 
+class _Record(NamedTuple):
+    """A training record: its location, the ids that its image may have, and whether the image counts as compared by id."""
+
+    location: str
+    possible_ids: Ids
+    has_ids: bool
+
+
 @dataclass
 class _TrainingFile:
-    """A training file, with the locations and ids of the records that use it. For an image stored inside a record, only size and
+    """A training file, with the records that use it. For an image stored inside a record, only size and
     hash are kept."""
 
     size: int | None
     digest: str | None
     source: Source | None
-    images: list[tuple[str, Ids]] = field(default_factory=list)
+    records: list[_Record] = field(default_factory=list)
 
     @classmethod
     def of(cls, source: Source) -> _TrainingFile:
@@ -197,13 +223,13 @@ class _Copies:
 
     Attributes:
         found: identities of held-out images, each with a training file that has the same content under a different identity.
-        complete: False if there were too many files or bytes to compare all contents.
+        too_many: "files" or "bytes" if there were too many of them to compare all contents; otherwise "".
         unread_training: identities of the training files whose content could not be read.
         unread_held_out: identities of the held-out images whose content could not be read.
     """
 
     found: list[tuple[str, _TrainingFile]] = field(default_factory=list)
-    complete: bool = False
+    too_many: TooMany = ""
     unread_training: set[str] = field(default_factory=set)
     unread_held_out: set[str] = field(default_factory=set)
 
@@ -213,12 +239,12 @@ def _records_by_comparison(
 ) -> Counter[tuple[bool, bool]]:
     """Returns the number of training records by whether they have ids and whether their content was read."""
     records: Counter[tuple[bool, bool]] = Counter()
-    if not copies.complete:
+    if copies.too_many:
         for sets, count in training_sets.items():
             records[bool(sets), False] += count
         return records
     for identity, file in files.items():
-        records.update((bool(ids), identity not in copies.unread_training) for _, ids in file.images)
+        records.update((record.has_ids, identity not in copies.unread_training) for record in file.records)
     return records
 
 
@@ -230,7 +256,7 @@ def _not_compared(
 ) -> NotCompared | None:
     """Returns the training records and the images of a split that were compared neither by id nor by content."""
     images = Counter(
-        (bool(image.ids), copies.complete and identity not in copies.unread_held_out)
+        (bool(image.ids), not copies.too_many and identity not in copies.unread_held_out)
         for identity, image in split.items()
     )
     missed = [
@@ -238,10 +264,10 @@ def _not_compared(
     ]
     if not missed:
         return None
-    if not copies.complete:
-        reason = "there are too many files or bytes to compare their contents"
+    if copies.too_many:
+        reason = f"there are too many {copies.too_many} to compare their contents"
     else:
-        unread = [file.images[0][0] for identity, file in files.items() if identity in copies.unread_training]
+        unread = [file.records[0].location for identity, file in files.items() if identity in copies.unread_training]
         unread += [image.source.location for each, image in split.items() if each in copies.unread_held_out]
         reason = f"some images cannot be read, the first: {unread[0]}"
     return NotCompared(
@@ -261,7 +287,7 @@ def _shared(
 ) -> SharedImages:
     pairs = (SharedImage(image.source.location, *found[each]) for each, image in split.items() if each in found)
     sets = frozenset(of for image in split.values() for of in _sets(image.ids))
-    return SharedImages(tuple(pairs), len(split), copies.complete, not_compared, sets, training_sets)
+    return SharedImages(tuple(pairs), len(split), copies.too_many, not_compared, sets, training_sets)
 
 
 def _known(image: Source | KnownImage) -> KnownImage:
@@ -299,6 +325,7 @@ def _copies(training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownI
         training_sizes.add(size)
         read += size if file.source is not None else 0
         if read > MAX_BYTES:
+            copies.too_many = "bytes"
             return copies
         digest = file.digest if file.source is None else _digest(file.source)
         if digest is not None:
@@ -311,12 +338,12 @@ def _copies(training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownI
             continue
         read += size
         if read > MAX_BYTES:
+            copies.too_many = "bytes"
             return copies
         digest = _digest(image.source)
         if digest is None:
             copies.unread_held_out.add(identity)
         copies.found += [(identity, file) for own, file in by_digest.get(digest or "", ()) if own != identity]
-    copies.complete = True
     return copies
 
 

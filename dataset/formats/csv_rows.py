@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import logging
 import re
 from collections.abc import Iterator
 
 from dataset.records.broken import BrokenRecordError
 from dataset.records.forms import delimiter_of
 from utils.errors import UserError
+from utils.printing import counted
+
+logger = logging.getLogger(__name__)
 
 
 class CsvFile:
@@ -46,13 +50,30 @@ class CsvFile:
         """
         lines = self._lines()
         next(lines)
+        swallowed: list[str] = []
         for line, values in lines:
             location = f"{self._name}:{line}"
+            for index, value in enumerate(values):
+                if rows := self._rows_in(value):
+                    like_rows = counted(rows, "line that looks like a row", "lines that look like rows")
+                    swallowed.append(f"{location}: {self._column(index)} contains {like_rows}")
             if len(values) == len(self.columns):
                 yield location, dict(zip(self.columns, values, strict=True))
             else:
                 message = f"the row has {len(values)} values, and the header has {len(self.columns)}"
                 yield location, BrokenRecordError("wrong columns", location, message)
+        if swallowed:
+            more = f" (and {counted(len(swallowed) - 1, 'more text', 'more texts')})" if len(swallowed) > 1 else ""
+            logger.warning("%s%s; check the quotation marks at the start and the end of the text", swallowed[0], more)
+
+    def _rows_in(self, value: str) -> int:
+        """Returns the number of lines in a text that look like rows, because they have the header's number of delimiters. Returns
+        0 unless these are most of the lines after the first, which indicates that a quotation mark is missing."""
+        if "\n" not in value:
+            return 0
+        lines = value.split("\n")[1:]
+        like_rows = sum(line.count(self._delimiter) == len(self.columns) - 1 for line in lines)
+        return like_rows if 2 * like_rows > len(lines) else 0
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         """Yields the header and the rows, each with the line on which it starts. Blank lines are skipped."""
@@ -73,12 +94,19 @@ class CsvFile:
     def _fault(self, start: int, error: csv.Error) -> UserError:
         """Returns the error for the row that follows the first ``start`` lines."""
         row = "".join(itertools.islice(io.StringIO(self._text, newline=""), start, None))
-        value = re.compile(rf' *(?:"(?:[^"]|"")*"|[^"{self._delimiter}\r\n][^{self._delimiter}\r\n]*)?')
-        column, found = 0, value.match(row)
-        while found is not None and row[found.end() : found.end() + 1] == self._delimiter:
-            column, found = column + 1, value.match(row, found.end() + 1)
-        named = f"column {self.columns[column]!r}" if column < len(self.columns) else f"column {column + 1}"
-        return UserError(
-            f"{self._name}:{start + 1}: {named} is not valid CSV ({error}); close its quotation mark, or double the quotation "
-            "marks inside its text"
-        )
+        # The possessive quantifiers need no memory for backtracking.
+        value = re.compile(rf' *+(?:"[^"]*+(?:""[^"]*+)*+"|[^"{self._delimiter}\r\n][^{self._delimiter}\r\n]*+)?+')
+        limit = csv.field_size_limit()
+        column, begin = 0, 0
+        while (found := value.match(row, begin)) is not None and found.end() - begin <= limit:
+            if row[found.end() : found.end() + 1] != self._delimiter:
+                break
+            column, begin = column + 1, found.end() + 1
+        if re.compile(' *"').match(row, begin):
+            remedy = "close its quotation mark, or double the quotation marks inside its text"
+        else:
+            remedy = f"shorten the text to {limit:,} characters, or put a text with line breaks in quotation marks"
+        return UserError(f"{self._name}:{start + 1}: {self._column(column)} is not valid CSV ({error}); {remedy}")
+
+    def _column(self, index: int) -> str:
+        return f"column {self.columns[index]!r}" if index < len(self.columns) else f"column {index + 1}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from dataset.prepare.counts import Counts
@@ -22,6 +23,12 @@ _MAX_WORDS = LONGEST_TEXT
 """Texts are not truncated here, because the training config sets their maximum length."""
 
 
+def annotated_size(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns ``width`` and ``height`` in an official file. Raises KeyError, TypeError, ValueError or OverflowError if they are
+    missing or not numbers."""
+    return int(plain_number(values["width"])), int(plain_number(values["height"]))
+
+
 def placed_box(value: Any, width: float, height: float, counts: Counts, location: str) -> Box | None:
     """Clamps a box (x, y, w, h) to its image of ``width`` x ``height`` pixels.
 
@@ -30,7 +37,7 @@ def placed_box(value: Any, width: float, height: float, counts: Counts, location
     """
     try:
         x, y, w, h = (plain_number(each) for each in value)
-        far_right, far_bottom = float(width), float(height)
+        far_right, far_bottom = plain_number(width), plain_number(height)
     except (TypeError, ValueError, OverflowError):
         counts.skip("wrong type", location, f"{str(value)[:80]} is not a box")
         return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataset.formats.vqa2 import image_name
-from dataset.image_ids import Ids, id_number, ids_in_path, ids_in_url
+from dataset.image_ids import Ids, id_number, ids_in_path, ids_in_url, needed_id
 from dataset.image_share import VQA2_SELECTION, is_in_share
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.parquet_rows import parquet_rows
@@ -272,14 +272,6 @@ def _read_links_of_coco(raw: RawFolder, links: Links) -> None:
                         links.groups.append(flickr | {f"coco:{piece.value['id']}"})
 
 
-def _number(value: Any) -> int:
-    """Returns an id as a number. Raises ``ValueError`` for anything else."""
-    number = id_number(value)
-    if number is None:
-        raise ValueError(f"{value!r:.40} is not an id")
-    return number
-
-
 def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
     """Returns a reader for Karpathy's file for COCO or Flickr30K.
 
@@ -296,7 +288,7 @@ def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
                     split = piece.value["split"]
                     number = piece.value["cocoid"] if data_set == "coco" else piece.value["filename"].partition(".")[0]
                     if split not in TRAINING:
-                        yield f"{data_set}:{_number(number)}", split
+                        yield f"{data_set}:{needed_id(number)}", split
                 except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                     raise _unexpected(file, f"images[{piece.key}]", error) from None
 
@@ -308,7 +300,7 @@ def _references(file: RawFile) -> Iterator[tuple[str, str]]:
     for index, ref in enumerate(read_references(file)):
         try:
             if ref["split"] not in TRAINING:
-                yield f"coco:{_number(ref['image_id'])}", ref["split"]
+                yield f"coco:{needed_id(ref['image_id'])}", ref["split"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _unexpected(file, f"[{index}]", error) from None
 
@@ -336,7 +328,7 @@ def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
             if piece.section not in ("questions", "images"):
                 continue
             try:
-                yield f"coco:{_number(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
+                yield f"coco:{needed_id(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
 
@@ -353,7 +345,7 @@ def _vqa2_selection(file: RawFile) -> Iterator[tuple[str, str | None]]:
                 continue
             found_images, value = True, piece.value
             try:
-                number = _number(
+                number = needed_id(
                     value["image_id" if piece.section == "questions" else "cocoid" if "cocoid" in value else "id"]
                 )
                 name = image_name(value.get("filepath", "val2014"), number)
@@ -368,8 +360,13 @@ def _gqa(file: RawFile) -> Iterator[tuple[str, str]]:
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
             try:
-                yield f"vg:{_number(piece.value.get('imageId', piece.value.get('img_id', piece.key)))}", "val"
-            except (AttributeError, ValueError) as error:
+                value = piece.value
+                if "objects" in value and isinstance(piece.key, str):
+                    number = piece.key
+                else:
+                    number = value["img_id" if "img_id" in value else "imageId"]
+                yield f"vg:{needed_id(number)}", "val"
+            except (KeyError, TypeError, ValueError) as error:
                 raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
 
 

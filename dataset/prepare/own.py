@@ -15,6 +15,7 @@ import numpy as np
 from dataset.files import RECORD_BYTES
 from dataset.formats.annotations import ImageFiles, Row, listed_rows, read_rows, read_text, texts_of
 from dataset.formats.csv_rows import CsvFile
+from dataset.image_ids import ID_KEYS, id_number
 from dataset.prepare.folders import tally, write_records
 from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.broken import BrokenRecordError
@@ -31,7 +32,9 @@ CORNERS, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
 KEYS = {"image", "image2", "images", "image_id", "caption", "elems", "bb", "attributes", "grain", "sentence", "label"}
 KEYS |= {"question", "answer", "answer_type", "question_id"}
 OTHER_TEXTS = ("long_caption", "hard_negatives")
-KEYS |= set(OTHER_TEXTS)
+PHOTOGRAPH_KEYS = (*ID_KEYS, "url")
+"""Keys that identify the photograph of a record with one image; `run.py leaks` compares them."""
+KEYS |= {*OTHER_TEXTS, *PHOTOGRAPH_KEYS}
 LABELLED = {label for classes in LABELS.values() for label in classes}
 Rows = Iterable[Row | BrokenRecordError]
 
@@ -123,7 +126,6 @@ class Converter:
         self._sizes: list[tuple[int, int]] = []
         keys = {key for row in rows if isinstance(row, Row) for key in row.values}
         self.answered = "answer" in keys
-        self.dropped = sorted(keys - KEYS - {*CORNERS, *XYWH})
         self._columns = next((columns for columns in (CORNERS, XYWH) if keys.issuperset(columns)), None)
         if self._columns is not None:
             named = "corners" if self._columns == CORNERS else "xywh"
@@ -141,6 +143,8 @@ class Converter:
                 "the rows need one of the columns question, sentence, caption, or the columns x1, y1, x2, y2; found columns: "
                 f"{listed}; see --help, and --rename OLD=NEW"
             )
+        unused = set(PHOTOGRAPH_KEYS) if self.kind == "statements" else set()
+        self.dropped = sorted(keys - (KEYS - unused) - {*CORNERS, *XYWH})
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the records. Unusable rows and boxes are added to :attr:`broken`.
@@ -181,11 +185,13 @@ class Converter:
     def _captions(self, row: Row) -> dict[str, Any]:
         for key in ("caption", *(key for key in OTHER_TEXTS if row.values.get(key) is not None)):
             texts_of(row, key)
-        return {"image": self._image(row), "caption": row.values["caption"], **_kept(row, *OTHER_TEXTS, "image_id")}
+        texts = _kept(row, *OTHER_TEXTS, "image_id")
+        return {"image": self._image(row), "caption": row.values["caption"], **texts, **_photograph(row)}
 
     def _questions(self, row: Row) -> dict[str, Any]:
         question_of(row, self.images.find(row.get("image", str), row.location), answered=self.answered)
-        return {"image": self._image(row), **_kept(row, "question", "answer", "answer_type", "question_id")}
+        texts = _kept(row, "question", "answer", "answer_type", "question_id")
+        return {"image": self._image(row), **texts, **_photograph(row)}
 
     def _statements(self, row: Row) -> dict[str, Any]:
         texts_of(row, "sentence")
@@ -202,7 +208,7 @@ class Converter:
     def _record_of_regions(self, row: Row) -> dict[str, Any]:
         """Returns the record of a row that lists its phrases in ``elems``, or has only texts about the whole image. Unusable
         elements are added to :attr:`broken`."""
-        record: dict[str, Any] = {"image": self._image(row), **_kept(row, "image_id")}
+        record: dict[str, Any] = {"image": self._image(row), **_kept(row, "image_id"), **_photograph(row)}
         for key in ("caption", *OTHER_TEXTS):
             if row.values.get(key) not in (None, []):
                 with self._keeping_broken(row.values):
@@ -223,8 +229,16 @@ class Converter:
 
     def _add_box(self, row: Row, made: dict[Any, dict[str, Any]]) -> None:
         """Adds the box of a row to the record of its image."""
-        image, element = self._image(row), self._element(row.values, "the row", row)
-        made.setdefault(image, {"image": image, "elems": []})["elems"].append(element)
+        image, photograph = self._image(row), _photograph(row)
+        record = made.get(image, {"image": image})
+        for key, value in photograph.items():
+            if record.get(key, value) != value:
+                message = f"{key} is {value}, but {record[key]} in an earlier row of the same image"
+                raise BrokenRecordError("wrong id", row.location, message)
+        element = self._element(row.values, "the row", row)
+        record.update(photograph)
+        record.setdefault("elems", []).append(element)
+        made[image] = record
 
     @contextmanager
     def _keeping_broken(self, values: dict[str, Any]) -> Iterator[None]:
@@ -267,6 +281,17 @@ def _kept(row: Row, *keys: str) -> dict[str, Any]:
     return {key: row.values[key] for key in keys if row.values.get(key) is not None}
 
 
+def _photograph(row: Row) -> dict[str, Any]:
+    """Returns the ids and the URL of a row's image, as far as it has them."""
+    found = _kept(row, *PHOTOGRAPH_KEYS)
+    for key in found.keys() & ID_KEYS.keys():
+        number = id_number(found[key])
+        if number is None:
+            raise BrokenRecordError("wrong type", row.location, f"{key} is {found[key]!r:.40}, not a whole number")
+        found[key] = number
+    return found
+
+
 def _renamed(rows: Rows, names: dict[str, str]) -> Iterator[Row | BrokenRecordError]:
     for row in rows:
         yield Row({names.get(k, k): v for k, v in row.values.items()}, row.location) if isinstance(row, Row) else row
@@ -276,10 +301,20 @@ def _check_columns(file: Path, columns: Sequence[str], rows: Sequence[Row | Brok
     """Raises :class:`UserError` if a column of a CSV file that records have does not contain any value."""
     used = {key for row in rows if isinstance(row, Row) for key in row.values}
     known = [column for column in columns if column in KEYS | {*CORNERS, *XYWH, "bbox"}]
-    if used and (empty := [column for column in known if column not in used]):
+    if empty := [column for column in known if column not in used]:
         raise UserError(
             f"{file}: {', '.join(empty)} has no value in any row; fill the column, or remove it from the file"
         )
+
+
+def _unusable(file: Path, errors: Sequence[BrokenRecordError], rows: int) -> UserError:
+    """Returns the error for a file of which no row can be used."""
+    return UserError(f"{file}: none of {rows:,} rows can be used; fix the rows or the column flags: {_reasons(errors)}")
+
+
+def _reasons(errors: Sequence[BrokenRecordError]) -> str:
+    """Returns the number of errors of each kind, and the first error."""
+    return f"{tally(Counter(error.kind for error in errors))}; first {errors[0]}"
 
 
 def own(
@@ -300,6 +335,8 @@ def own(
       sentence   statements: image, sentence, label; image2 for the right image of a pair
       boxes      regions:    image, caption, and a row for each box: x1, y1, x2, y2 (corners), or x, y, width, height
       caption    captions:   image, caption; optionally image_id
+
+    Questions, regions and captions keep coco_id, flickr_id, vg_id and url, which `run.py leaks` compares.
 
     JSON objects may have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption
     and instance files are converted as well. Give --rename OLD=NEW if your columns have different names.
@@ -335,6 +372,8 @@ def own(
     rows = list(_renamed(read.rows, names))
     if not rows:
         raise UserError(f"{file} contains no rows; check that the file is complete")
+    if all(isinstance(row, BrokenRecordError) for row in rows):
+        raise _unusable(file, [row for row in rows if isinstance(row, BrokenRecordError)], len(rows))
     _check_columns(file, [names.get(column, column) for column in read.columns], rows)
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
         if boxes is None:
@@ -345,12 +384,8 @@ def own(
     folder = images if images is not None else file.parent
     converter = Converter(rows, ImageFiles(folder), out.parent, boxes)
     records = converter.records()
-    reasons = Counter(error.kind for error, _ in converter.broken)
-    first = f"; first {converter.broken[0][0]}" if converter.broken else ""
     if not records:
-        raise UserError(
-            f"{file}: none of {len(rows):,} rows can be used; fix the rows or the column flags: {tally(reasons)}{first}"
-        )
+        raise _unusable(file, [error for error, _ in converter.broken], len(rows))
     broken = [
         {"kind": error.kind, "place": error.location, "message": error.message, "record": values}
         for error, values in converter.broken
@@ -371,5 +406,6 @@ def own(
             f"  dropped columns that records do not have: {', '.join(map(str, converter.dropped))[:300]}\n"
         )
     if broken:
-        sys.stdout.write(f"{broken_file}: {len(broken):,} broken: {tally(reasons)}{first}\n")
+        reasons = _reasons([error for error, _ in converter.broken])
+        sys.stdout.write(f"{broken_file}: {len(broken):,} broken: {reasons}\n")
     return 1 if broken else 0

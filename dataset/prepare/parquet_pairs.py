@@ -40,6 +40,7 @@ from dataset.prepare.ray_jobs import in_order_on_ray
 from dataset.prepare.rows import RowFolder
 from dataset.prepare.sets.base import ParquetPairs
 from utils.errors import UserError
+from utils.files import open_regular
 from utils.progress import progress_bar
 
 FOOTER = 1 << 16
@@ -186,7 +187,7 @@ def is_of_shard(path: Path) -> bool:
 def footer_digest(path: Path) -> str:
     """Returns the size and a hash of the end of a parquet file. Reading all files (300 GB) would take as long as filtering
     them."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         stream.seek(max(0, size - FOOTER))
         return f"{size} {hashlib.sha256(stream.read()).hexdigest()}"

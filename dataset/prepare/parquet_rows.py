@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset.shards.parquet import check_names, check_pyarrow
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
+from utils.files import check_regular
 
 BATCH = 1 << 16
 """Number of rows that are in memory at a time."""
@@ -29,10 +30,11 @@ def open_parquet(path: Path) -> Any:
     import pyarrow.parquet
 
     try:
+        check_regular(path)
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DamagedFileError(
-            f"{path} is not a complete parquet file ({str(error).splitlines()[0]}); download it again"
+            f"{path} is not a complete parquet file ({reason_of(error)}); download it again"
         ) from None
 
 

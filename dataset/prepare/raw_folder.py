@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, cast
 
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
+from utils.files import check_regular, open_regular
 
 MAX_FILES = 20_000_000
 """Maximum number of files below a folder. A folder with more files is probably not the folder of a data set."""
@@ -45,6 +46,7 @@ class RawFile:
                 block.
         """
         try:
+            check_regular(self.path)
             if self.member is not None:
                 with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
                     yield stream
@@ -68,12 +70,13 @@ class RawFile:
             UserError: the file cannot be read.
         """
         try:
+            check_regular(self.path)
             if self.member is not None:
                 with zipfile.ZipFile(self.path) as archive:
                     return archive.getinfo(self.member).file_size
             return None if self.path.suffix == ".gz" else self.path.stat().st_size
         except (*_DAMAGED, OSError) as error:
-            raise UserError(f"{self} cannot be read: {error}") from None
+            raise UserError(f"{self} cannot be read: {reason_of(error)}") from None
 
     def digest(self) -> str:
         """Returns the SHA-256 of the stored file or, for a member of a zip archive, of the archive."""
@@ -128,10 +131,13 @@ class RawFolder:
                 continue
             for path in paths:
                 try:
+                    check_regular(path)
                     with zipfile.ZipFile(path) as archive:
                         members = archive.namelist()
                 except (*_DAMAGED, OSError) as error:
-                    raise UserError(f"{path} is not a complete zip archive ({error}); download it again") from None
+                    raise UserError(
+                        f"{path} is not a complete zip archive ({reason_of(error)}); download it again"
+                    ) from None
                 for member in members:
                     found.setdefault(member.rpartition("/")[2], []).append(RawFile(path, member))
         return found
@@ -195,7 +201,7 @@ class RawFolder:
     def sibling(self, path: Path, name: str) -> RawFile | None:
         """Returns the file ``name`` in the same folder as ``path``, or None if it does not exist."""
         found = path.parent / name
-        return RawFile(found) if found.is_file() else None
+        return RawFile(found) if found.exists() else None
 
 
 def _folder_of(file: RawFile, name: str) -> Path | None:
@@ -241,7 +247,7 @@ def file_digest(path: Path) -> str:
         UserError: the file cannot be read.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise UserError(

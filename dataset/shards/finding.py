@@ -15,8 +15,8 @@ from dataset.shards.remote.hub import files_of_copy, find_hub
 from dataset.shards.remote.server import RemoteConfig, Server
 from dataset.shards.remote.shards import RemoteShard, find_remote
 from utils.addresses import is_hub, is_url
-from utils.errors import UserError
-from utils.files import expanded
+from utils.errors import NotRegularError, UserError
+from utils.files import check_regular, expanded, open_regular
 from utils.inputs import pattern_of
 
 ShardFile = Path | RemoteShard
@@ -85,7 +85,7 @@ def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryI
     """
     if isinstance(path, RemoteShard):
         return path.open(state)
-    file = path.open("rb")
+    file = open_regular(path)
     status = os.fstat(file.fileno())
     if state not in (None, (status.st_size, status.st_mtime_ns)):
         file.close()
@@ -128,6 +128,10 @@ def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
         if not found:
             raise UserError(f"{key}: no file matches {entry}; check the pattern")
         return found
+    try:
+        check_regular(path)
+    except NotRegularError as error:
+        raise UserError(f"{key}: {path} {error.strerror}; pass the path of a file") from None
     raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})")
 
 

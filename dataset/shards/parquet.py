@@ -42,6 +42,7 @@ _MAX_REMEMBERED = 1024
 """Maximum number of damaged row groups, and of prefetched row groups, that a process remembers."""
 
 _BYTE_TYPES = ("binary", "large_binary", "string", "large_string")
+_LIST_TYPES = ("list", "large_list", "fixed_size_list")
 
 JSON_COLUMN = {b"x2vlm": b"json"}
 """Field metadata that marks a column whose values are JSON texts, because they have no common Arrow type."""
@@ -389,13 +390,19 @@ def _compact(batch: Any) -> Any:
 
 
 def _with_dictionary(column: Any) -> Any:
-    """Encodes a column of texts or bytes, or the fields of a struct, with a dictionary if this is smaller."""
+    """Encodes a column of texts or bytes, the fields of a struct, or the items of lists, with a dictionary if this is smaller."""
     import pyarrow
+    import pyarrow.compute
 
     if pyarrow.types.is_struct(column.type):
         columns = [_with_dictionary(each) for each in column.flatten()]
         fields = [field.with_type(each.type) for field, each in zip(column.type, columns, strict=True)]
         return pyarrow.StructArray.from_arrays(columns, fields=fields, mask=column.is_null())
+    if any(getattr(pyarrow.types, f"is_{name}")(column.type) for name in _LIST_TYPES):
+        items = _with_dictionary(column.flatten())
+        lengths = pyarrow.compute.list_value_length(column).fill_null(0).to_numpy()
+        offsets = pyarrow.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
+        return pyarrow.LargeListArray.from_arrays(offsets, items, mask=column.is_null())
     if not any(getattr(pyarrow.types, f"is_{name}")(column.type) for name in _BYTE_TYPES):
         return column
     encoded = column.dictionary_encode()

@@ -91,11 +91,11 @@ class Shards:
             logger.warning("%s: %s has no end-of-archive marker; %s", key, self.paths[shard], found)
         for shard, links in self.index.links().items() if distributed.rank() == 0 else ():
             logger.warning(
-                "%s: %s contains %s, which have no content and are skipped; write it again with tar --dereference "
-                "--hard-dereference",
+                "%s: %s contains %s no content and %s skipped; write it again with tar --dereference --hard-dereference",
                 key,
                 self.paths[shard],
-                counted(links, "link", "links"),
+                counted(links, "link, which has", "links, which have"),
+                "is" if links == 1 else "are",
             )
         self._files = _OpenFiles()
         self._rows = ParquetRows(self.remote, in_order)

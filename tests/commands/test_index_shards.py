@@ -3,11 +3,14 @@ them."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from dataset.shards import making
 from run import main
 from tasks.pretrain import TASK
+from tests.messages import OneLine
 from utils.config import load_config
 
 DEMO = "configs/demo/pretrain.yaml"
@@ -28,6 +31,14 @@ def test_one_list_is_indexed_in_a_folder(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("{}\n{}\n")
     assert main(["index-shards", str(tmp_path), "--index", str(tmp_path / "index")]) == 0
     assert capsys.readouterr().out.startswith(f"FILES: 2 records in 1 shards; {tmp_path / 'index'}/")
+
+
+@pytest.mark.parametrize("given", ["x.jsonl", "x.tar", "x.parquet", ""])
+def test_a_fifo_is_not_a_shard(given, tmp_path, capsys):
+    os.mkfifo(tmp_path / (given or "x.jsonl"))
+    assert main(["index-shards", str(tmp_path / given), "--index", str(tmp_path / "index")]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert line == OneLine(tmp_path / (given or "x.jsonl"), "is a FIFO, not a regular file")
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,20 @@ def test_records_without_ids_are_not_checked_against_lists_without_images(raw, t
     assert OneLine("not checked: ", *fact) in printed.splitlines()
 
 
+def test_twelve_digits_as_file_name_do_not_count_as_compared_by_id(raw, tmp_path, leaks):
+    names = ("cam/020240101000.jpg", f"flat/{official.KARPATHY_TEST:012}.jpg")
+    config = pretraining(tmp_path, own(tmp_path, names[0]))
+    status, printed, _ = leaks(config, "--held-out", raw / "refcoco")
+    assert status == 3 and OneLine("not checked: ", "1 of 1 training record", "RefCOCO testA") in printed.splitlines()
+    folder = own(tmp_path, *names)
+    lines = [{"image": names[0], "caption": "a", "coco_id": 5}, {"image": names[1], "caption": "b"}]
+    write(folder / "part.jsonl", "".join(json.dumps(line) + "\n" for line in lines[:1]))
+    assert leaks(config, "--held-out", raw / "refcoco")[0] == 0
+    write(folder / "part.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    status, printed, _ = leaks(config, "--held-out", raw / "coco")
+    assert status == 1 and "(1 by id)" in printed
+
+
 def test_too_many_files_to_compare_are_not_checked(raw, tmp_path, leaks, monkeypatch):
     config = pretraining(tmp_path, own(tmp_path, "a.jpg", "b.jpg"))
     for limit in ("MAX_FILES", "MAX_BYTES"):
@@ -220,7 +234,10 @@ def test_too_many_files_to_compare_are_not_checked(raw, tmp_path, leaks, monkeyp
             patched.setattr(dataset.leaks, limit, 1)
             status, printed, _ = leaks(config, "--held-out", raw / "coco")
         assert status == 3
-        assert OneLine("not checked: ", "2 of 2 training records", "too many") in printed.splitlines()
+        lines, too_many = printed.splitlines(), f"too many {limit[4:].lower()} "
+        assert OneLine("not checked: ", "2 of 2 training records", too_many) in lines
+        assert OneLine(config, "contains none of", too_many) in lines
+        assert OneLine("compared by id and path (not all by content)") in lines
 
 
 def test_links_that_contradict_each_other_are_named(raw, out, tmp_path, leaks):

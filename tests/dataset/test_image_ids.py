@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dataset.image_ids import id_number, ids_in_path, ids_in_url, ids_of_record
+from dataset.image_ids import guessed_ids_in_path, id_number, ids_in_path, ids_in_url, ids_of_record
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,23 @@ from dataset.image_ids import id_number, ids_in_path, ids_in_url, ids_of_record
 )
 def test_the_id_in_a_path_is_found(path, ids):
     assert ids_in_path(path) == ids
+
+
+@pytest.mark.parametrize(
+    ("path", "guessed"),
+    [
+        ("cam/020240101000.jpg", {"coco:20240101000"}),
+        ("000000391895.jpg", {"coco:391895"}),
+        ("my_train2017/000000391895.jpg", {"coco:391895"}),
+        ("train2017/000000391895.jpg", set()),
+        ("a/unlabeled2017/000000391895.jpg", set()),
+        ("any/COCO_val2014_000000391895.jpg", set()),
+        ("VG_100K/1.jpg", set()),
+        ("a.jpg", set()),
+    ],
+)
+def test_twelve_digits_alone_are_only_a_guess(path, guessed):
+    assert guessed_ids_in_path(path) == guessed
 
 
 @pytest.mark.parametrize(

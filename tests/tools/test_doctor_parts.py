@@ -134,9 +134,9 @@ def test_large_data_are_compared_only_by_path(files, monkeypatch):
     both = [image(files / "a.png")], [image(files / "d.png"), image(files / "a.png")]
     monkeypatch.setattr(leaks, "MAX_BYTES", 4)
     found = shared_images(*both)
-    assert (found.shared, found.contents_compared) == (1, False)
+    assert (found.shared, found.too_many) == (1, "bytes")
     monkeypatch.setattr(leaks, "MAX_FILES", 0)
-    assert not shared_images(*both).contents_compared
+    assert shared_images(*both).too_many == "files"
 
 
 def test_an_error_is_split_into_location_fact_and_remedy():

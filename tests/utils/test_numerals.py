@@ -14,7 +14,9 @@ def test_decimal_numbers_are_parsed(value, number):
     assert plain_number(value) == number
 
 
-@pytest.mark.parametrize("value", ["1_0", "\u0661", "\uff11", "nan", "inf", "", "0x1", "1 2", True, None, [1]])
+@pytest.mark.parametrize(
+    "value", ["1_0", "\u0661", "\uff11", "nan", "inf", "1e400", "-1e400", "", "0x1", "1 2", True, None, [1]]
+)
 def test_everything_else_is_rejected(value):
     with pytest.raises((TypeError, ValueError)):
         plain_number(value)

@@ -59,7 +59,7 @@ def _required_items(subject: Subject) -> Any:
 
 
 def _report_shared(found: SharedImages, key: str, of: str, report: Report) -> None:
-    how = "by id, path and content" if found.contents_compared else "by id and path; too many files to compare contents"
+    how = f"by id and path{found.limit_reached}" if found.limit_reached else "by id, path and content"
     if not found.shared and (missed := found.not_compared) is not None:
         report.skip(
             "shared images",

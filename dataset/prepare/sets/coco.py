@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dataset.image_ids import needed_id
 from dataset.prepare.building import Convert
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts
 from dataset.prepare.counts import Counts
@@ -122,7 +123,7 @@ def _read_validation(files: Files, scratch: Path, options: Options) -> Source:
 
     def add(value: Any, location: str) -> None:
         if value["split"] == "val":
-            number, texts = int(value["cocoid"]), [sentence["raw"] for sentence in value["sentences"]]
+            number, texts = needed_id(value["cocoid"]), [sentence["raw"] for sentence in value["sentences"]]
             images[number] = AnnotatedMedia(image_names(number, str(value["filepath"])), location, (number, texts))
 
     with file.open() as stream:

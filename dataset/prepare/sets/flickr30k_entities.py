@@ -20,7 +20,8 @@ from dataset.prepare.region_records import region_record
 from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
+from utils.files import check_regular, open_regular
 from utils.numerals import plain_number
 
 BATCH = 100
@@ -41,9 +42,12 @@ class _Annotations:
         packed = raw.find("annotations.zip") if sentences is None or annotations is None else None
         if packed is not None:
             try:
+                check_regular(packed.path)
                 self._archive = zipfile.ZipFile(packed.path)
             except (zipfile.BadZipFile, OSError) as error:
-                raise UserError(f"{packed} is not a complete zip archive ({error}); download it again") from None
+                raise UserError(
+                    f"{packed} is not a complete zip archive ({reason_of(error)}); download it again"
+                ) from None
             self._members = {name.rpartition("/")[2]: name for name in self._archive.namelist()}
             self.name = str(packed)
         elif sentences is None or annotations is None:
@@ -61,7 +65,8 @@ class _Annotations:
             if self._archive is not None:
                 return self._archive.read(self._members[name])
             assert folder is not None
-            return (folder / name).read_bytes()
+            with open_regular(folder / name) as file:
+                return file.read()
         except (FileNotFoundError, KeyError):
             raise BrokenRecordError("missing annotation", f"{self.name}: {name}", "the file does not exist") from None
         except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.image_ids import id_number
+from dataset.prepare.cleaning import annotated_size
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import VG_SPLITS, ids_in_image_data
 from dataset.prepare.json_pieces import json_pieces
@@ -44,7 +45,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     number, text = image.values
     graph = json.loads(text)
     try:
-        size = int(graph["width"]), int(graph["height"])
+        size = annotated_size(graph)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         counts.skip("missing key", image.location, f"no width and height ({error})")
         return

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.image_ids import id_number
-from dataset.prepare.cleaning import cleaned_text, placed_box
+from dataset.image_ids import id_number, needed_id
+from dataset.prepare.cleaning import annotated_size, cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import MediaNames
 from dataset.prepare.json_pieces import json_pieces
@@ -101,7 +101,7 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
                 read = _image_row if piece.section == "images" else _category_row
                 yield checked(partial(read, value, location), location, title)
                 if piece.section == "categories" and isinstance(value.get("synonyms"), list):
-                    yield Row("synonyms", str(int(value["id"])), location, json.dumps(value["synonyms"]))
+                    yield Row("synonyms", str(needed_id(value["id"])), location, json.dumps(value["synonyms"]))
     needed = ["images", *(["categories"] if unit == OBJECTS else []), "annotations"]
     if missing := [section for section in needed if section not in found]:
         raise UserError(f"{file} has no list {missing[0]}; is it {title}'s file?")
@@ -112,15 +112,16 @@ def _image_row(value: Any, location: str) -> Row:
     ``http://…/train2017/000000391895.jpg``, and names categories that the image does not show or does not show completely."""
     named = "file_name" in value or "coco_url" not in value
     name = value["file_name"] if named else "/".join(str(value["coco_url"]).rsplit("/", 2)[-2:])
-    shown: dict[str, Any] = {"file_name": str(name), "width": int(value["width"]), "height": int(value["height"])}
+    width, height = annotated_size(value)
+    shown: dict[str, Any] = {"file_name": str(name), "width": width, "height": height}
     for key in FEDERATED:
         if value.get(key):
-            shown[key] = [int(each) for each in value[key]]
-    return Row("images", str(int(value["id"])), location, json.dumps(shown))
+            shown[key] = [needed_id(each) for each in value[key]]
+    return Row("images", str(needed_id(value["id"])), location, json.dumps(shown))
 
 
 def _category_row(value: Any, location: str) -> Row:
-    return Row("categories", str(int(value["id"])), location, str(value["name"]))
+    return Row("categories", str(needed_id(value["id"])), location, str(value["name"]))
 
 
 def size_of(image: str) -> tuple[int, int]:

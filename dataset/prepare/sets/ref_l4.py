@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.formats.refcoco import IMAGE_NAME
-from dataset.image_ids import id_number
+from dataset.image_ids import id_number, needed_id
 from dataset.prepare.cleaning import placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.json_pieces import json_pieces
@@ -67,7 +67,7 @@ def _reviewed(file: RawFile, counts: Counts) -> Iterator[Mapping[str, Any]]:
     def add(section: str, value: Any, location: str) -> None:
         if section == "images":
             kept = {key: value[key] for key in ("caption", "width", "height")}
-            images[int(value["id"])] = {**kept, "image": IMAGE_NAME.format(int(value["original_id"]))}
+            images[needed_id(value["id"])] = {**kept, "image": IMAGE_NAME.format(needed_id(value["original_id"]))}
         elif section in ("annotations", "annotation"):
             names = ("image_id", "bbox", "caption_quality", "original_id")
             annotations.append((location, {name: value.get(name) for name in names}))

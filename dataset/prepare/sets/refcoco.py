@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.cleaning import cleaned_texts, placed_box
+from dataset.prepare.cleaning import annotated_size, cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import COCO_SPLITS, SPLITS, TRAINING, read_references
 from dataset.prepare.json_pieces import json_pieces
@@ -83,7 +83,7 @@ def read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int, 
             boxes[value["id"]] = value["bbox"]
             images[value["id"]] = value.get("image_id")
         elif section == "images":
-            sizes[value["id"]] = int(value["width"]), int(value["height"])
+            sizes[value["id"]] = annotated_size(value)
 
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):

@@ -23,6 +23,7 @@ from dataset.prepare.text_lines import lines_of
 from dataset.prepare.video_clips import Clip, Video, video_records
 from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
+from utils.numerals import plain_number
 
 Videos = Iterator[AnnotatedMedia | BrokenRecordError]
 
@@ -100,7 +101,7 @@ def _howto(files: Files, options: Options) -> Videos:
             try:
                 starts, ends, texts = (piece.value[key] for key in ("start", "end", "text"))
                 clips = [
-                    Clip(float(start), float(end), _clip_text(text))
+                    Clip(plain_number(start), plain_number(end), _clip_text(text))
                     for start, end, text in zip(starts, ends, texts, strict=True)
                 ]
             except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -142,9 +143,9 @@ def _yt_temporal(files: Files, options: Options) -> Videos:
         try:
             value = json.loads(line)
             name = str(value["info"]["id"])
-            times = [(str(each["word"]), float(each["time"])) for each in value["subtitles"]]
+            times = [(str(each["word"]), plain_number(each["time"])) for each in value["subtitles"]]
             cleaned = " ".join(str(each["cleanasr"]) for each in value.get("denoised") or [])
-            length = float(value["info"].get("duration") or 0)
+            length = plain_number(value["info"].get("duration") or 0)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             detail = f"the line does not have the form of YT-Temporal-180M ({type(error).__name__}: {error})"
             yield BrokenRecordError("wrong type", location, detail)

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.image_ids import id_number
+from dataset.image_ids import id_number, needed_id
 from dataset.prepare.building import Convert
-from dataset.prepare.cleaning import cleaned_text, placed_box
+from dataset.prepare.cleaning import annotated_size, cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.held_out import VG_SPLITS, ids_in_image_data
@@ -83,7 +83,8 @@ def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _image_values(value: Any) -> dict[str, Any]:
-    return {**value, **{name: int(value[name]) for name in ("image_id", "width", "height")}}
+    width, height = annotated_size(value)
+    return {**value, "image_id": needed_id(value["image_id"]), "width": width, "height": height}
 
 
 def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[Row]:

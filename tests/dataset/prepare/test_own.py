@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.formats.csv_rows import CsvFile
 from dataset.records.schema import ImageKeys, RawRecord, parse_region_record
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from run import main
 from tests.messages import OneLine
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -64,6 +67,18 @@ def test_broken_rows_are_counted_and_written_with_a_reason(convert, folder):
         "caption": "a cat",
     }
     assert OneLine("3", "1 missing image", "1 missing key", "1 wrong columns") in printed.splitlines()
+
+
+def test_ids_of_photographs_are_kept(convert):
+    _, records, _, printed = convert("image,caption,coco_id,url\na.png,a dog,009,http://x/1\nb.png,a cat,,\n")
+    assert (records[0]["coco_id"], records[0]["url"]) == (9, "http://x/1") and "coco_id" not in records[1]
+    assert "dropped" not in printed
+    rows = "image,caption,vg_id,x1,y1,x2,y2\na.png,dog,7,1,2,9,12\na.png,cat,,1,2,9,12\na.png,cow,8,1,2,9,12\n"
+    _, records, broken, _ = convert(rows + "b.png,cat,x7,1,2,9,12\n", "--overwrite")
+    assert len(records) == 1 and records[0]["vg_id"] == 7 and len(records[0]["elems"]) == 2
+    assert [(each["kind"], "vg_id" in each["message"]) for each in broken] == [("wrong id", True), ("wrong type", True)]
+    statements = [{"image": "a.png", "image2": "b.png", "sentence": "a", "label": "true", "coco_id": 7}]
+    assert "dropped" in convert(statements, "--overwrite", name="mine.json")[3]
 
 
 @pytest.mark.parametrize("number", ["1_0", "\u0661\u0662", "nan", "inf", "0x5", "1,0"])
@@ -197,6 +212,10 @@ def test_questions_and_statements_become_records(convert):
         ),
         ('image,caption\n"a".png,x\n', [], ("mine.csv:2", "'image'", "quotation mark")),
         ('image,caption\na.png,"two\nlines"\nb.png,"a dog\nb.png,"a cat"\n', [], ("mine.csv:4", "'caption'")),
+        (f"image,caption\na.png,{'x' * 140_000},y\n", [], ("mine.csv:2", "'caption'", "shorten the text")),
+        (f'image,caption\n"a.png",{"x" * 140_000}\n', [], ("mine.csv:2", "'caption'", "shorten the text")),
+        ("image,caption\na.png,x,y\nb.png,x,y\n", [], ("none of 2 rows", "2 wrong columns", "3 values", "mine.csv:2")),
+        ("image,caption\n , \n,\n", [], ("mine.csv", "image, caption has no value in any row")),
         ("image,question,answer\na.png,what?,\nb.png,who?, \n", [], ("mine.csv", "answer", "no value in any row")),
         ("image,caption,x1,y1,x2,y2\na.png,dog,,,,\n", [], ("x1, y1, x2, y2", "no value in any row")),
     ],
@@ -205,6 +224,25 @@ def test_mistakes_are_reported_in_one_line_and_write_nothing(content, flags, rep
     status, records, broken, printed = convert(content, *flags)
     assert (status, records, broken) == (2, [], [])
     assert OneLine(*reported) in printed.splitlines() and printed.startswith("error: ") and printed.count("\n") == 1
+
+
+def test_an_unclosed_quotation_mark_is_found_in_little_memory():
+    file = CsvFile('image,caption\na.png,"' + "x" * 2_000_000, "mine.csv")
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"mine\.csv:2: column 'caption' .*close its quotation mark"):
+        list(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+
+
+def test_a_text_that_contains_rows_is_reported(convert, folder, caplog):
+    convert('image,caption\na.png,"a dog,\nrunning"\n')
+    assert not caplog.messages
+    rows = "".join(f"{name}.png,a cat\n" for name in "ab" * 500)
+    status, records, _, _ = convert(f'image,caption\na.png,"a dog\n{rows}b.png,a cow"\n', "--overwrite")
+    assert status == 0 and len(records) == 1
+    assert caplog.messages == [OneLine(f"{folder}/mine.csv:2", "'caption'", "1,001 lines", "quotation marks")]
 
 
 def test_nothing_is_overwritten_unless_requested(convert, folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -222,6 +223,22 @@ def test_numbers_out_of_range_are_reported_in_one_line(raw, out):
     assert counted(out / "vg")["left_out"] == {"wrong type": 5, "missing key": 1, "duplicate text": 599}
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "number"),
+    [
+        ("visual_genome", "vg/image_data.json", '"width": 64'),
+        ("visual_genome", "vg/image_data.json", '"image_id": 1'),
+        ("coco", "coco/annotations/captions_train2014.json", '"height": 48'),
+        ("refcoco", "refcoco/instances.json", '"width": 64'),
+    ],
+)
+def test_texts_with_underscores_are_not_numbers(name, file, number, raw, out):
+    path = raw / file
+    key, _, digits = number.partition(": ")
+    write(path, path.read_text().replace(number, f'{key}: "0_{digits}"'))
+    assert one_line(name, raw, out) == OneLine(path, "ValueError", f"'0_{digits}'")
+
+
 @pytest.mark.parametrize("number", [None, {}, [1], "x"])
 def test_objects_without_an_id_get_no_attributes(number, raw, out):
     box = {"object_id": number, "x": 1, "y": 1, "w": 5, "h": 5, "names": ["clock"]}
@@ -243,6 +260,23 @@ def test_more_than_one_percent_of_unknown_rows_indicates_another_file(raw, out):
     message = one_line("visual_genome", raw, out)
     assert message == OneLine("vg", "2 of 106", "2 missing key")
     assert message == OneLine(f"{raw}/vg/region_descriptions.json[0].regions[99]", "x, y, width, height", "phrase")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("visual_genome", "vg/objects.json"),
+        ("refcoco", "refcoco/refs(unc).p"),
+        ("flickr30k_entities", "flickr30k_entities/val.txt"),
+        ("coco", "coco/any.zip"),
+        ("coco", "coco/image_data.json.gz"),
+    ],
+)
+def test_a_fifo_in_place_of_an_official_file_is_named_in_one_line(name, file, raw, out):
+    path = raw / file
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert one_line(name, raw, out) == OneLine(path, "is a FIFO, not a regular file")
 
 
 def test_all_missing_files_are_named_together(raw, out):

@@ -342,6 +342,20 @@ def test_the_configs_of_vqa_v2_select_weights_on_the_excluded_images_and_train_o
     assert read(preset["data"]["train"][1]) == {f"coco:{n}" for n in numbers} - selected
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("valid.json", [{"question_id": "1"}]),
+        ("valid.json", [{"objects": {}}]),
+        ("val_balanced_questions.json", {"05451384": {"question": "Is it?"}}),
+    ],
+)
+def test_a_question_of_gqa_without_an_image_is_an_error(file, content, raw, out):
+    (raw / "gqa/val_sceneGraphs.json").unlink()
+    write(raw / "gqa" / file, content)
+    assert one_line("visual_genome", raw, out) == OneLine(file, "official format", "imageId")
+
+
 @pytest.mark.parametrize("file", ["val_sceneGraphs.json", "val_balanced_questions.json", "valid.json"])
 def test_validation_images_of_gqa_are_excluded(file, raw, out):
     (raw / "gqa/val_sceneGraphs.json").unlink()

@@ -147,6 +147,23 @@ def test_howto100m_becomes_records(raw, out, serial, name):
     }
 
 
+def test_times_that_are_not_decimal_numbers_are_counted(raw, out, serial):
+    howto(raw)
+    text = (raw / "caption.json").read_text()
+    write(
+        raw / "caption.json",
+        text.replace('"start": [0.0], "end": [1.0], "text": ["held', '"start": ["0_1"], "end": [1.0], "text": ["held'),
+    )
+    prepared("howto100m", raw, out, max_broken=1.0)
+    yt_temporal(raw / "yt")
+    path = raw / "yt/yttemporal180m_000of100.jsonl"
+    text = path.read_text().replace('"time": 0.4', '"time": "0_4"', 1)
+    write(path, text.replace('"id": "dddddddddd3"', '"id": "dddddddddd3", "duration": "0_7"'))
+    prepared("yt_temporal", raw, out, max_broken=1.0)
+    assert counted(out / "howto100m")["left_out"]["wrong type"] == 1
+    assert counted(out / "yttemporal")["left_out"]["wrong type"] == 2
+
+
 def test_neighbouring_clips_share_records_that_the_stream_reads(raw, out, serial):
     howto(raw)
     prepared("howto100m", raw, out, videos=VideoOptions(clips=2))

@@ -191,7 +191,7 @@ def test_forked_processes_read_rows_in_order_independently(opened, tmp_path):
     assert [shards.read(row).values for row in range(4, 10)] == [expected(row) for row in range(4, 10)]
 
 
-@pytest.mark.parametrize("form", ["column", "struct", "dictionary"])
+@pytest.mark.parametrize("form", ["column", "struct", "dictionary", "list", "pair", "list of structs"])
 def test_values_that_a_file_stores_once_are_cached_once(opened, tmp_path, form):
     images = [image(number) * 200 for number in range(8)] + [None]
     values = [images[row // 100] for row in range(900)]
@@ -199,14 +199,16 @@ def test_values_that_a_file_stores_once_are_cached_once(opened, tmp_path, form):
         "column": pa.array(values, pa.binary()),
         "struct": pa.array([None if value is None else {"bytes": value, "path": "a.jpg"} for value in values]),
         "dictionary": pa.array(values, pa.binary()).dictionary_encode(),
+        "list": pa.array([None if value is None else [value, None, value] for value in values]),
+        "pair": pa.array([None if value is None else [value] * 2 for value in values], pa.list_(pa.binary(), 2)),
+        "list of structs": pa.array([None if value is None else [{"bytes": value}] for value in values]),
     }
     table = pa.table({"image": columns[form], "n": list(range(900))})
     pq.write_table(table, tmp_path / "a.parquet", compression="none", dictionary_pagesize_limit=1 << 22)
     shards = opened(str(tmp_path / "a.parquet"))
     for row in np.random.default_rng(0).permutation(900).tolist():
-        found = {} if values[row] is None else {"image": values[row]}
-        found = {"image": {"bytes": values[row], "path": "a.jpg"}} if found and form == "struct" else found
-        assert shards.read(row).values == {"n": row, **found}
+        value = columns[form][row].as_py()
+        assert shards.read(row).values == {"n": row, **({} if value is None else {"image": value})}
     cached = sum(path.stat().st_size for path in (tmp_path / "blocks").rglob("*") if path.is_file())
     assert cached < 2 * (tmp_path / "a.parquet").stat().st_size
 
