@@ -69,7 +69,7 @@ class CsvFile:
     def _rows_in(self, value: str) -> int:
         """Returns the number of lines in a text that look like rows, because they have the header's number of delimiters. Returns
         0 unless these are most of the lines after the first, which indicates that a quotation mark is missing."""
-        if "\n" not in value:
+        if "\n" not in value or len(self.columns) == 1:  # any line looks like a row of one column
             return 0
         lines = value.split("\n")[1:]
         like_rows = sum(line.count(self._delimiter) == len(self.columns) - 1 for line in lines)
