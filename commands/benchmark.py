@@ -20,7 +20,8 @@ from utils.files import expanded, write_text
 from utils.flags import SEVERAL, ModelName, OutputFolder, read_by, whole_number
 from x2vlm.suites import SUITES, suite_named
 
-FILES = RECEIPT, TABLE, CASES = "receipt.json", "table.txt", "cases.jsonl"
+RECEIPT, TABLE, CASES = "receipt.json", "table.txt", "cases.jsonl"
+"""The files in ``--out``. The receipt is written last, so if it exists, the other two files belong to it."""
 
 
 def benchmark(
@@ -50,7 +51,7 @@ def benchmark(
         kinds: kinds of examples, separated by spaces (default: all).
         bootstrap: number of bootstrap draws for the 95% intervals; 0 for no intervals.
         out: folder for receipt.json, table.txt, and all examples with their scores in cases.jsonl.
-        overwrite: replace these files in --out.
+        overwrite: replace an earlier receipt.json in --out, together with the other two files.
 
     Examples:
         python run.py benchmark drawn-pairs --model runs/demo/pretrain-seed0 --data data/scenes
@@ -65,8 +66,8 @@ def benchmark(
         )
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; pass a folder")
-    if out is not None and not overwrite and (earlier := [name for name in FILES if (out / name).exists()]):
-        raise UserError(f"--out {out}: contains {earlier[0]}; use another folder, or --overwrite")
+    if out is not None and not overwrite and (out / RECEIPT).exists():
+        raise UserError(f"--out {out}: contains {RECEIPT}; use another folder, or --overwrite")
     content = chosen.read(data, kinds)
     loaded = options.load(model)
     judged = chosen.judge(loaded, content)
@@ -111,6 +112,7 @@ def benchmark(
             "code": code_identity(),
             "machine": machine_and_packages(),
         }
+        (out / RECEIPT).unlink(missing_ok=True)
         write_text(out / CASES, "".join(f"{line}\n" for line in lines))
         write_text(out / TABLE, f"{text}\n")
         write_text(out / RECEIPT, json.dumps(receipt, indent=2) + "\n")

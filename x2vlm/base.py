@@ -280,5 +280,7 @@ def as_texts(texts: Any) -> list[str]:
     """Returns texts as a list; a single text becomes a list of one."""
     listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) else [texts]
     if odd := [text for text in listed if not isinstance(text, str)]:
+        if isinstance(odd[0], list | tuple):
+            raise UserError(f"{odd[0]!r:.60} is a {type(odd[0]).__name__}, not a string; pass one flat list of texts")
         raise UserError(f"{odd[0]!r} is not a string; pass texts as strings")
     return listed

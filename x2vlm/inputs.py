@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ class Reader:
 
     def _from_file(self, path: Path, view: FrameView) -> _Views:
         name = str(path)
-        if not path.is_dir() and path.suffix.lower() not in VIDEO_INPUT_SUFFIXES:
+        is_folder = os.path.isdir(path)  # Path.is_dir raises an error for a name that is too long
+        if not is_folder and path.suffix.lower() not in VIDEO_INPUT_SUFFIXES:
             content = ImageSource(name, path=path).load()
             return self._from_image(decode(content, self.max_pixels, name), name, view)
         sizes: list[tuple[int, int]] = []

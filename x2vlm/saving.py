@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from models.core.hub_text import hub_config_of
 from tasks.base import ANSWERS, BACKBONE, TOKENIZER
 from utils.config import dump_config
 from utils.errors import UserError, reason_of
-from utils.files import expanded, new_folder, read_json, write_text
+from utils.files import expanded, new_folder, read_json, read_text, write_text
 from utils.hub import check_reachable
 from utils.image_size import in_words
 from utils.version import VERSION
@@ -27,6 +28,8 @@ from x2vlm.calls import CALLS
 
 if TYPE_CHECKING:
     from x2vlm.base import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 HEADING = "## Numbers"
@@ -116,7 +119,7 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
             address = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload of x2vlm {VERSION}")
         except Exception as error:  # the network layer can raise many types of exceptions
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = reason_of(error).rstrip(".")
             raise UserError(f"{name} cannot be uploaded to the Hub: {reason}; log in with hf auth login") from None
     return str(address)
 
@@ -189,10 +192,7 @@ def _numbers(origin: str) -> list[str]:
     is one."""
     folder = expanded(origin)
     folder = folder if folder.is_dir() else folder.parent
-    card_file = folder / CARD
-    if card_file.is_file() and HEADING in (
-        text := card_file.read_text(encoding="utf-8")
-    ):  # the model was loaded from a saved model
+    if HEADING in (text := _text_of(folder / CARD)):  # the model was loaded from a saved model
         return [text[text.index(HEADING) :].rstrip()]
     try:
         splits = read_json(folder / EVALUATION_FILE)
@@ -204,5 +204,16 @@ def _numbers(origin: str) -> list[str]:
             if entry["unit"] != "count" and entry["value"] is not None:
                 chance = f"{100 * entry['chance']:.1f}" if "chance" in entry else ""
                 lines.append(f"| {split} | {metric} | {100 * entry['value']:.1f} | {chance} |")
-    receipt = folder.parent / "receipt.md"
-    return [*lines, "", f"##{receipt.read_text(encoding='utf-8').rstrip()}"] if receipt.is_file() else lines
+    receipt = _text_of(folder.parent / "receipt.md")
+    return [*lines, "", f"##{receipt.rstrip()}"] if receipt else lines
+
+
+def _text_of(path: Path) -> str:
+    """Returns the text of a card or receipt, or "" if it does not exist. If it cannot be read, this is logged."""
+    try:
+        return read_text(path)
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        logger.warning("%s: cannot be read, so the model card leaves it out: %s", path, reason_of(error))
+        return ""

@@ -17,7 +17,7 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.recognise import VOCABULARIES, XLM_R_WORDS, Recognised, Stack
 from run import main
 from tasks.kinds import ROOT
-from tests.messages import naming
+from tests.messages import OneLine, naming
 from utils.config_files import read_yaml
 from utils.weight_file import save_weights
 from x2vlm import UserError, load, loading
@@ -64,6 +64,17 @@ def test_the_card_has_the_results_of_the_run_and_its_receipt(run, tmp_path):
     assert "It supports `answer`." in card
     again = (load(saved).save(tmp_path / "again") / "README.md").read_text()
     assert again[again.index(HEADING) :] == card[card.index(HEADING) :]
+
+
+@pytest.mark.parametrize("name", ["seed-0/README.md", "receipt.md"])
+def test_a_card_or_receipt_that_cannot_be_read_is_left_out_with_a_warning(run, tmp_path, caplog, name):
+    folder = shutil.copytree(run("vqa"), tmp_path / "cell" / "seed-0")
+    (folder / "evaluation.json").write_text(json.dumps({"test": {"accuracy": {"value": 0.515, "unit": "share"}}}))
+    path = folder.parent / name
+    path.write_bytes(b"caf\xe9")
+    card = (load(folder).save(tmp_path / "saved") / "README.md").read_text()
+    assert "| test | accuracy | 51.5 |" in card
+    assert OneLine(str(path), "cannot be read", "leaves it out") in caplog.messages
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -181,6 +181,12 @@ def test_an_unsupported_call_names_the_task_that_supports_it(model, data):
         (lambda model, image: model.match(image, [3]), ("3 is not a string",)),
         (lambda model, image: model.match(3, ["a star"]), ("not int",)),
         (lambda model, image: model.match(image, None), ("None is not a string",)),
+        (
+            lambda model, image: model.match([image] * 2, [["a star"]]),
+            ("['a star'] is a list", "one flat list of texts"),
+        ),
+        (lambda model, image: model.match([image], [[]]), ("[] is a list", "one flat list of texts")),
+        (lambda model, image: model.embed_images("x" * 300 + ".png"), ("File name too long",)),
         (lambda model, image: model.match(image, []), ("no texts were given", "at least one")),
         (lambda model, image: model.margins(image, []), ("no texts were given", "at least one")),
         (lambda model, image: model.embed_texts([]), ("no images or texts were given", "at least one")),

@@ -103,6 +103,15 @@ def test_rejected_uploads_are_reported_in_one_line(hub, model, monkeypatch):
     assert not hub.exists()
 
 
+def test_a_failed_upload_without_a_message_is_reported(hub, model, monkeypatch):
+    def fail(*args: Any, **options: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    with pytest.raises(UserError, match=naming(REPO, "cannot be uploaded to the Hub: TimeoutError")):
+        model("retrieval").push_to_hub(REPO)
+
+
 @pytest.mark.parametrize("format", ["x2vlm", "transformers"])
 def test_a_folder_that_is_not_writable_is_reported(model, format):
     with pytest.raises(UserError, match=r"/proc/model: cannot be written"):

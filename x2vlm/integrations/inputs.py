@@ -11,7 +11,7 @@ import numpy as np
 
 from models.core.contrastive import AligningConfig
 from utils.errors import UserError
-from x2vlm.base import LoadedModel, as_texts
+from x2vlm.base import LoadedModel, as_texts, check_unicode
 from x2vlm.loading import load
 
 logger = logging.getLogger(__name__)
@@ -38,12 +38,14 @@ def embedding_width(model: LoadedModel) -> int:
     return model.settings.model.embed_dim
 
 
-def column(values: Iterable[Any], name: str) -> list[Any]:
+def column(values: Any, name: str) -> list[Any]:
     """Returns the values of a column of a batch as a list.
 
     Raises:
-        UserError: a value is None.
+        UserError: the column is not a list, or a value is None.
     """
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise UserError(f"{name} is {values!r:.60}, not a list; pass a list with a value for each row")
     listed = list(values)
     if missing := [index for index, value in enumerate(listed) if value is None]:
         raise UserError(f"{name} {missing[0]} of {len(listed)} is None; pass a value, or remove the row")
@@ -51,7 +53,11 @@ def column(values: Iterable[Any], name: str) -> list[Any]:
 
 
 def have_words(model: LoadedModel, texts: Sequence[str]) -> list[bool]:
-    """Returns, for each text, whether it still has a word after cleaning as in training. Texts without words are logged."""
+    """Returns, for each text, whether it still has a word after cleaning as in training. Texts without words are logged.
+
+    Raises:
+        UserError: a text is not valid Unicode.
+    """
     found = [_has_words(model, text) for text in texts]
     if not all(found):
         logger.warning(
@@ -71,6 +77,7 @@ def embed_texts(model: LoadedModel, texts: Sequence[str]) -> np.ndarray:
 
 
 def _has_words(model: LoadedModel, text: str) -> bool:
+    check_unicode(text)
     try:
         model.cleaned(text)
     except UserError:

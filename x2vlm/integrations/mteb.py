@@ -193,6 +193,11 @@ class _Items:
                 "images; use X2VLMEncoder"
             )
         self.model, self.rows = model, rows
+        if missing := [name for name in ("id", *kinds) if name not in rows.column_names]:
+            raise UserError(
+                f"mteb: {task.name} has no column {missing[0]!r} in its {side.value} rows, only "
+                f"{', '.join(rows.column_names)}; load the task again"
+            )
         self.are_images = kinds == ["image"]
         self.names = [str(name) for name in rows["id"]]
         if not self.names:
@@ -262,14 +267,17 @@ def _texts(rows: Any) -> Iterator[str]:
     """Yields the texts of a data set. Titles precede the texts of documents, and instructions follow the texts of queries.
 
     Raises:
-        UserError: a text is a conversation.
+        UserError: a text is None, or is not a string, such as a conversation.
     """
-    columns = [name for name in ("title", "text", "instruction") if name in rows.column_names]
-    for values in zip(*(rows[name] for name in columns), strict=True):
-        given = [value for value in values if value]
+    columns = {name: rows[name] for name in ("title", "text", "instruction") if name in rows.column_names}
+    columns["text"] = column(columns["text"], "mteb: text")
+    for values in zip(*columns.values(), strict=True):
+        given = [value for value in values if value is not None]
         if odd := [value for value in given if not isinstance(value, str)]:
-            raise UserError(f"mteb: {str(odd[0])[:60]!r} is a {type(odd[0]).__name__} and not a text; use X2VLMEncoder")
-        yield " ".join(value.strip() for value in given)
+            raise UserError(
+                f"mteb: {odd[0]!r:.60} is not a string; pass texts as strings, or use X2VLMEncoder for conversations"
+            )
+        yield " ".join(value.strip() for value in given if value)
 
 
 def _nearest(queries: _Items, documents: _Items, count: int) -> list[np.ndarray]:

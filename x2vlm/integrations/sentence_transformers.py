@@ -12,6 +12,7 @@ sentence-transformers itself with ``trust_remote_code=True``.
 
 from __future__ import annotations
 
+import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
@@ -131,8 +132,10 @@ class Embedder(_X2VLMModule):
         batches.
 
         Raises:
-            UserError: a text has no words, or an image cannot be read.
+            UserError: there are no inputs, a text has no words, or an image cannot be read.
         """
+        if not inputs:
+            raise UserError("no images or texts were given; pass at least one")
         (kind, *_), contents = zip(*(_part(each) for each in inputs), strict=True)
         return self._tokens(contents, prompt) if kind == "text" else self._pixels(contents)
 
@@ -155,8 +158,10 @@ class PairScorer(_X2VLMModule):
         pair.
 
         Raises:
-            UserError: a pair is not a text and an image.
+            UserError: there are no pairs, or a pair is not a text and an image.
         """
+        if not inputs:
+            raise UserError("no pairs were given; pass at least one")
         pairs = [_pair(each) for each in inputs]
         texts, text_index = _distinct((text, text) for text, _ in pairs)
         images, image_index = _distinct(
@@ -181,7 +186,7 @@ class PairScorer(_X2VLMModule):
 def _part(given: Any) -> tuple[Modality, Any]:
     """Returns the modality of an input, and the text or image itself."""
     if isinstance(given, Path) or (isinstance(given, str) and Path(given).suffix.lower() in IMAGE_SUFFIXES):
-        if not Path(given).is_file():
+        if not os.path.isfile(given):  # Path.is_file raises an error for a name that is too long
             raise UserError(f"{given}: no such image; pass the path of an existing image")
         return "image", given
     try:

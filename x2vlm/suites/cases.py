@@ -62,7 +62,7 @@ class CaseSuite(Suite[list[Case]]):
             file_cases = self.cases(kind_of[path.name], path)
             if not file_cases:
                 raise UserError(f"{path}: contains no cases; download it again from {self.published_at}")
-            check_unique((case.id for case in file_cases), path, "two cases", self.published_at)
+            check_unique((case.id for case in file_cases), path, "two cases have the same id", self.published_at)
             cases += file_cases
         chosen = chosen_kinds([case.kind for case in cases], kinds, self)
         cases = [case for case in cases if case.kind in chosen]

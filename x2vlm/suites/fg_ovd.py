@@ -40,7 +40,7 @@ def _cases(kind: str, path: Path) -> list[Case]:
         images = {entry["id"]: path.parent / str(entry["file_name"]) for entry in content["images"]}
         annotations = list(content["annotations"])
         for name in ("categories", "images"):
-            check_unique((entry["id"] for entry in content[name]), path, f"two {name}", _PUBLISHED_AT)
+            check_unique((entry["id"] for entry in content[name]), path, f"two {name} have the same id", _PUBLISHED_AT)
     cases = []
     for index, entry in enumerate(annotations):
         with reading(f"{path}: annotation {index}"):

@@ -15,6 +15,7 @@ from models.pretraining.model import PretrainModel
 from models.tasks.retrieval import RetrievalModel
 from tasks.two_stage import Candidates, Stage, TwoStageRetrieval
 from utils.errors import UserError
+from utils.files import read_json
 from utils.progress import progress_bar
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import View
@@ -25,6 +26,7 @@ from x2vlm.suites.suite import (
     Judged,
     Published,
     Suite,
+    check_unique,
     chosen_kinds,
     entries_of,
     reading,
@@ -76,8 +78,11 @@ class RetrievalSuite(Suite[Captions]):
             config = CaptionedSplitConfig(
                 annotations=str(path), format="karpathy", splits=["test"], images=str(folder / self.images)
             )
+            items = read_captioned_images(config, self.title, 0.0)
+            with reading(str(path)):
+                names = [entry["filename"] for entry in read_json(path)["images"]]
         else:
-            images = []
+            names = []
             for location, _, entry in entries_of(path):
                 if isinstance(entry, list):
                     raise UserError(
@@ -85,9 +90,11 @@ class RetrievalSuite(Suite[Captions]):
                         f"{self.karpathy}"
                     )
                 with reading(location):
-                    images.append(folder / str(entry["image"]))
-            require_images(images, self)
-        return Captions(read_captioned_images(config, self.title, 0.0), chosen)
+                    names.append(str(entry["image"]))
+            require_images([folder / name for name in names], self)
+            items = read_captioned_images(config, self.title, 0.0)
+        check_unique(names, path, "two entries have the same image", self.published_at)
+        return Captions(items, chosen)
 
     def judge(self, model: LoadedModel, content: Captions) -> Judged:
         check_scores(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -375,15 +374,19 @@ def check_unique(ids: Iterable[Any], path: Path, what: str, published_at: str) -
     Args:
         ids: the ids.
         path: the file.
-        what: the name of the things that have these ids, such as "cases".
+        what: what it means that an id occurs twice, such as "two cases have the same id".
         published_at: where the official file is published.
 
     Raises:
-        UserError: if an id occurs twice.
+        UserError: if an id occurs twice. The message says which entries have it, counted from 1.
     """
-    twice = [each for each, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: {what} have the same id {twice[0]!r}; download it again from {published_at}")
+    seen: dict[Any, int] = {}
+    for number, each in enumerate(ids, 1):
+        if (first := seen.setdefault(each, number)) != number:
+            raise UserError(
+                f"{path}: {what} {each!r} (numbers {first} and {number}, counted from 1); download it again from "
+                f"{published_at}"
+            )
 
 
 def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:

@@ -272,6 +272,10 @@ def picture() -> Image.Image:
         ([{"text": ["a star"], "image": [picture(), picture()]}], ("1 texts and 2 images", "one text with each image")),
         ([{"text": ["a star", None]}], ("text 1 of 2 is None", "remove the row")),
         ([{"image": [None, picture()]}], ("image 0 of 2 is None", "remove the row")),
+        ([{"text": None}], ("text is None", "pass a list")),
+        ([{"text": ["a star"], "image": None}], ("image is None", "pass a list")),
+        ([{"text": "a star"}], ("text is 'a star'", "pass a list")),
+        ([{"text": ["\ud800"]}], ("is not valid Unicode",)),
         ([{"text": [3]}], ("3 is not a string",)),
         ([{"image": []}], ("no images or texts were given", "at least one")),
         ([{"image": [Image.new("RGB", (0, 0))]}], ("0 x 0 pixels", "at least one pixel")),
@@ -300,6 +304,29 @@ def test_unusable_rows_are_reported_in_one_line(model, scenes):
     top_ranked = dict.fromkeys(queries["id"])
     found = reranker.search(queries, task_metadata=task.metadata, top_k=10, top_ranked=top_ranked)
     assert found == {query: {} for query in queries["id"]}, "a query may have no candidates"
+
+
+@pytest.mark.parametrize(
+    ("rows", "reported"),
+    [
+        ({"id": ["q"], "txt": ["a star"]}, ("Scenes has no column 'text' in its query rows, only id, txt",)),
+        ({"text": ["a star"]}, ("Scenes has no column 'id' in its query rows, only text",)),
+        ({"id": ["q"], "text": [None]}, ("text 0 of 1 is None", "remove the row")),
+        ({"id": ["q"], "text": [3]}, ("3 is not a string", "pass texts as strings")),
+        ({"id": ["q"], "text": [[]]}, ("[] is not a string",)),
+    ],
+)
+def test_unusable_queries_are_reported_in_one_line(model, scenes, rows, reported):
+    task, reranker = retrieval(scenes, "t2i"), X2VLMReranker(model("pretrain"))
+    reranker.index(task.dataset["default"]["test"]["corpus"], task_metadata=task.metadata)
+    with pytest.raises(UserError, match=naming("mteb", *reported)):
+        reranker.search(Dataset.from_dict(rows), task_metadata=task.metadata, top_k=10)
+
+
+def test_a_corpus_without_images_is_reported(model, scenes):
+    corpus = Dataset.from_dict({"id": ["a"], "img": ["x"]})
+    with pytest.raises(UserError, match=naming("no column 'image' in its document rows, only id, img")):
+        X2VLMReranker(model("pretrain")).index(corpus, task_metadata=retrieval(scenes, "t2i").metadata)
 
 
 def test_the_metadata_identify_weights_and_settings(model):

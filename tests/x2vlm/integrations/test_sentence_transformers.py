@@ -111,6 +111,12 @@ def test_unsupported_inputs_are_rejected(run, model, images):
         encoder(run("vqa"))
     with pytest.raises(UserError, match=r"nothing.png: no such image"):
         encoder(model("retrieval")).encode(["nothing.png"])
+    with pytest.raises(UserError, match=r"xx.png: no such image"):
+        encoder(model("retrieval")).encode(["x" * 300 + ".png"])
+    with pytest.raises(UserError, match="no images or texts were given"):
+        encoder(model("retrieval"))[0].preprocess([])
+    with pytest.raises(UserError, match="no pairs were given"):
+        pairs[0].preprocess([])
     with pytest.raises(UserError, match="pass them to"):
         encoder(model("retrieval"), device="cpu")
     with pytest.raises(UserError, match="no such file"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
@@ -193,13 +194,54 @@ def test_an_id_that_occurs_twice_is_reported(tmp_path):
     FOLDERS["winoground"][0](tmp_path)
     path = tmp_path / "examples.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace('"id": 1', '"id": 0'), encoding="utf-8")
-    with pytest.raises(UserError, match=naming(str(path), "two cases have the same id '0'", "download it again")):
+    with pytest.raises(
+        UserError, match=naming(str(path), "two cases have the same id '0'", "numbers 1 and 2", "download")
+    ):
         suite_named("winoground").read(tmp_path, ())
     FOLDERS["sugarcrepe++"][0](tmp_path)
     path = tmp_path / "swap_att.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) * 2), encoding="utf-8")
     with pytest.raises(UserError, match=naming(str(path), "two cases have the same id '0'")):
         suite_named("sugarcrepe++").read(tmp_path, ())
+
+
+def test_an_image_that_occurs_twice_in_a_retrieval_suite_is_reported(tmp_path):
+    suite = suite_named("retrieval-coco")
+    FOLDERS["retrieval-coco"][0](tmp_path)
+    path = tmp_path / "coco_test.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps([*entries, entries[1]]), encoding="utf-8")
+    reported = ("two entries have the same image 'images/1.jpg'", "numbers 2 and 4", "download it again")
+    with pytest.raises(UserError, match=naming(str(path), *reported)):
+        suite.read(tmp_path, ())
+    path.unlink()
+    karpathy = [
+        {"filename": entry["image"], "split": "test", "sentences": [{"raw": text} for text in entry["caption"]]}
+        for entry in entries
+    ]
+    karpathy.insert(0, {"filename": "3.jpg", "split": "train", "sentences": []})
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps({"images": karpathy}), encoding="utf-8")
+    assert len(suite.read(tmp_path, ()).items.images) == 3
+    path.write_text(json.dumps({"images": [*karpathy, karpathy[2]]}), encoding="utf-8")
+    with pytest.raises(UserError, match=naming(str(path), reported[0], "numbers 3 and 5")):
+        suite.read(tmp_path, ())
+
+
+def test_an_id_of_refcoco_that_occurs_twice_is_reported(tmp_path):
+    FOLDERS["refcoco"][0](tmp_path)
+    path = tmp_path / "refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps([*refs, refs[0]]))
+    with pytest.raises(UserError, match=naming(str(path), "two references have the same ref_id 0", "numbers 1 and 4")):
+        suite_named("refcoco").read(tmp_path, ())
+    path.write_bytes(pickle.dumps(refs))
+    path = tmp_path / "instances.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name, repeated in (("images", 7), ("annotations", 1)):
+        path.write_text(json.dumps({**content, name: content[name] * 2}), encoding="utf-8")
+        with pytest.raises(UserError, match=naming(str(path), f"two {name} have the same id {repeated}", "download")):
+            suite_named("refcoco").read(tmp_path, ())
 
 
 @pytest.mark.parametrize("name", ["categories", "images", "annotations"])

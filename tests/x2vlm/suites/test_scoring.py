@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from run import main
 from tests.messages import OneLine, naming
 from tests.x2vlm.suites.official import FOLDERS
 from utils.errors import UserError
+from utils.files import write_text
 from x2vlm.matching import sums
 from x2vlm.suites import suite_named
 from x2vlm.suites.scoring import Case, Picture, score_cases
@@ -98,19 +101,40 @@ def test_the_command_writes_receipt_table_and_scores(name, run, tmp_path, capsys
 def test_an_earlier_receipt_is_only_replaced_on_request(run, tmp_path, capsys):
     FOLDERS["winoground"][0](tmp_path)
     out = tmp_path / "out"
-    for name in ("receipt.json", "table.txt", "cases.jsonl"):
-        out.mkdir()
-        (out / name).write_text("earlier")
-        with pytest.raises(UserError, match=naming(f"--out {out}", f"contains {name}", "--overwrite")):
-            benchmark("winoground", model="none", data=tmp_path, out=out)
-        assert [path.read_text() for path in out.iterdir()] == ["earlier"]
-        shutil.rmtree(out)
+    out.mkdir()
+    (out / "receipt.json").write_text("earlier")
+    with pytest.raises(UserError, match=naming(f"--out {out}", "contains receipt.json", "--overwrite")):
+        benchmark("winoground", model="none", data=tmp_path, out=out)
+    assert [path.read_text() for path in out.iterdir()] == ["earlier"]
+    shutil.rmtree(out)
     argv = ["benchmark", "winoground", "--model", str(run("pretrain")), "--data", str(tmp_path), "--out", str(out)]
     assert main(argv) == 0
     assert main(argv) == 2
     assert capsys.readouterr().err.splitlines()[-1] == OneLine("receipt.json", "--overwrite")
     assert main([*argv, "--overwrite", "--bootstrap", "0"]) == 0
     assert json.loads((out / "receipt.json").read_text(encoding="utf-8"))["bootstrap"] == 0
+
+
+def test_a_receipt_is_only_present_next_to_its_own_cases(run, tmp_path, monkeypatch):
+    FOLDERS["winoground"][0](tmp_path)
+    out = tmp_path / "out"
+
+    def measure(**options: Any) -> int:
+        return benchmark("winoground", model=str(run("pretrain")), data=tmp_path, bootstrap=0, out=out, **options)
+
+    def stop_at_the_table(path: Path, text: str) -> None:
+        if path.name == "table.txt":
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    assert measure() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("commands.benchmark.write_text", stop_at_the_table)
+        with pytest.raises(KeyboardInterrupt):
+            measure(overwrite=True)
+    assert not (out / "receipt.json").exists()
+    assert measure() == 0, "the files of a run that was stopped may be replaced"
+    assert (out / "receipt.json").exists()
 
 
 def test_images_whose_names_are_not_utf_8_are_scored_and_written(run, tmp_path):
