@@ -110,7 +110,7 @@ def _seconds(name: str, raw: Path, workers: int) -> float:
 def _prepare(name: str, raw: Path, workers: int, answer: Connection) -> None:
     out = raw.parent / f"{raw.name}-out"
     multiprocessing.set_start_method(None, force=True)  # with spawn, its child processes would repeat all imports
-    without = ("karpathy_coco", "karpathy_flickr30k", "refcoco", "refcoco+", "refcocog")
+    without = ("karpathy_coco", "karpathy_flickr30k", "refcoco", "refcoco+", "refcocog", "vqa2_val", "gqa_val")
     started = time.perf_counter()
     prepare(name, Options(raw, out, (), without, frozenset(), False, True, workers, report=lambda line: None))
     answer.send(time.perf_counter() - started)

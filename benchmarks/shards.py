@@ -65,8 +65,8 @@ def write_large(folder: Path, shards: int, records: int) -> list[str]:
         (folder / "data" / f"{shard:06d}.tar").touch()
     paths = sorted((folder / "data").iterdir())
     states = states_of(paths, "files")
-    each = np.full((shards, 1), records // shards, np.int64)
-    table = np.concatenate([states, each, np.zeros((shards, 1), np.int64), np.ones((shards, 1), np.int64)], axis=1)
+    each, zero = np.full((shards, 1), records // shards, np.int64), np.zeros((shards, 1), np.int64)
+    table = np.concatenate([states, each, zero, zero + 1, zero], axis=1)  # the columns of dataset.shards.index
     made = folder / "index" / f"{name_of(paths)}.index"
     made.mkdir(parents=True)
     np.save(made / "shards.npy", table)
