@@ -91,7 +91,8 @@ class FolderLock:
                 self.path = self.folder / LEASE_FILE
                 self._lease()
         except NotRegularError as error:
-            raise UserError(f"{self.path} {error.strerror}; remove it, or use another folder") from None
+            reason = f"{self.path.name} {error.strerror}; remove it"
+            raise UserError(f"--output {self.folder}: cannot be written: {reason}, or use another folder") from None
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"--output {self.folder}: cannot be written: {reason}; use another folder") from None

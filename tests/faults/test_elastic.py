@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import ROOT, lines
-from tests.messages import OneLine
 from tests.ranks import free_port
 
 pytestmark = pytest.mark.slow
@@ -192,8 +191,6 @@ def test_nodes_can_be_lost_join_and_leave_and_each_record_is_trained_in_order(tm
         assert min(line["step"] for line in after) == max(line["step"] for line in before) + 1, (
             "a checkpoint must be saved first"
         )
-    # Torch chooses the node that reports the restart.
-    assert OneLine("2 nodes") in [*first.errors.splitlines(), *third.errors.splitlines()]
 
     assert straight.wait(120) == 0, (tmp_path / "undisturbed.txt").read_text()[-3000:]
     undisturbed = trajectory(trained(tmp_path / "straight"))

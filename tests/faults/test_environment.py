@@ -140,7 +140,7 @@ def test_a_malicious_config_of_a_resumed_run_is_reported_in_one_line(tmp_path, t
     shutil.copytree(trained, folder)
     (folder / "config.yaml").write_text("seed: 0\na: &a [*a]\n")
     line = startup_error_with_rights("--output", str(folder), "--resume", *overrides)
-    assert line == OneLine(f"error: {folder}/config.yaml:2", "&a", "*a")
+    assert line == OneLine(f"error: {folder}/config.yaml is damaged", "line 2", "&a", "*a")
 
 
 def test_inaccessible_paths_are_reported_in_one_line(tmp_path, closed, overrides):
