@@ -49,8 +49,9 @@ class Agent(LocalElasticAgent):
         restarted = worker_group.state != WorkerState.INIT
         super()._initialize_workers(worker_group)
         nodes = worker_group.group_world_size
-        if restarted and worker_group.group_rank == 0:
-            sys.stderr.write(f"restarting the ranks on {nodes} {'node' if nodes == 1 else 'nodes'}\n")
+        if worker_group.group_rank == 0:  # may be a node that has just joined, whose ranks start for the first time
+            started = "restarting" if restarted else "starting"
+            sys.stderr.write(f"{started} the ranks on {nodes} {'node' if nodes == 1 else 'nodes'}\n")
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *more: Any, **options: Any) -> None:
         if self._pcontext is not None:

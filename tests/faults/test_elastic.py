@@ -191,6 +191,9 @@ def test_nodes_can_be_lost_join_and_leave_and_each_record_is_trained_in_order(tm
         assert min(line["step"] for line in after) == max(line["step"] for line in before) + 1, (
             "a checkpoint must be saved first"
         )
+    reports = [line for node in (first, second, third) for line in Path(node.err.name).read_text().splitlines()]
+    with_two = [line for line in reports if line.endswith("starting the ranks on 2 nodes")]
+    assert len(with_two) >= 2, "once with the second node, and once with the third"
 
     assert straight.wait(120) == 0, (tmp_path / "undisturbed.txt").read_text()[-3000:]
     undisturbed = trajectory(trained(tmp_path / "straight"))
