@@ -6,7 +6,6 @@ import hashlib
 import re
 from pathlib import Path
 
-from utils.errors import NotRegularError
 from utils.files import check_regular, open_regular, read_json
 
 FORMAT = 3
@@ -56,9 +55,9 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except FileNotFoundError:
         return f"{folder} has no {MANIFEST}: it was written by an earlier version"
-    except NotRegularError as error:
-        return f"{manifest} {error.strerror}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        return f"{manifest} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError):
         return f"{manifest} cannot be read"
     if (named := NAME.fullmatch(folder.name)) and int(named[1]) != step:
         return f"{folder} contains step {step}: it was renamed"
@@ -71,8 +70,6 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
                 return f"{file} has {actual:,} of {size:,} bytes"
             if hashes and digest_of(file) != digest:
                 return f"{file} is damaged: its checksum differs from the manifest"
-        except NotRegularError as error:
-            return f"{file} {error.strerror}"
         except OSError as error:
             return f"{file} cannot be read: {error.strerror}"
     return None

@@ -98,17 +98,18 @@ class RunFolder:
         started = saved.exists() and (folder.metrics.exists() or newest > 0)
         if len(set(distributed.gather_objects((started, newest)))) > 1:
             raise UserError(f"{path}: the ranks see different files; --output must be on a disk that all nodes share")
-        if newest and not saved.exists() and not resume:
-            raise UserError(
-                f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing; add --resume to resume it with "
-                "this config, or use another --output"
-            )
-        if newest and not saved.exists() and distributed.rank() == 0:
-            logger.warning(
-                "%s is missing, and is written again from the config of this command; whether the run was started with "
-                "the same config cannot be checked",
-                saved,
-            )
+        if newest and not saved.exists():
+            if not resume:
+                raise UserError(
+                    f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing; add --resume to resume it with "
+                    "this config, or use another --output"
+                )
+            if distributed.rank() == 0:
+                logger.warning(
+                    "%s is missing, and is written again from the config of this command; whether the run was started "
+                    "with the same config cannot be checked",
+                    saved,
+                )
         if started and not resume:
             remedy = (
                 "add --resume to resume it" if newest else "it has no checkpoint: delete it unless it is still running"

@@ -59,8 +59,6 @@ class StopRequest:
     def __init__(self, grace_s: float = GRACE_S):
         self.grace_s = grace_s
         self.signum: int | None = None
-        self._received_s: float | None = None
-        """Time of the first signal to this process."""
         self._timer: threading.Timer | None = None
         """Ends this process if it is late; started by the first signal to this process or to another rank."""
         self.store = distributed.shared_store("stop")
@@ -77,8 +75,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._handlers = {signum: signal.signal(signum, self._handle) for signum in stop_signals()}
-        # Python calls the handlers only when the main thread runs Python code, so never while it waits for a rank that hangs.
-        # The pipe receives the signals at once.
+        # Python calls handlers only when the main thread runs Python code, so never while it waits for a rank that hangs. The
+        # pipe receives the signals at once.
         read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         self._previous_pipe = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
@@ -116,7 +114,7 @@ class StopRequest:
 
     @contextmanager
     def ending_if_late(self, describe: Callable[[], str]) -> Iterator[None]:
-        """Context in which a request ends the process only if the ranks have not stopped together in time. Before its process
+        """Context in which a request ends the process only if the ranks do not stop together in time. Before its process
         ends, rank 0 calls ``describe``, which returns a message for the log. If rank 0 hangs, the other ranks log the message."""
         with self._ending(describe, only_if_late=True):
             yield
@@ -135,21 +133,17 @@ class StopRequest:
     def _handle(self, signum: int, _: FrameType | None) -> None:
         self.signum = self.signum or signum
 
-    def _receive(self, signum: int) -> None:
-        now = time.monotonic()
-        if self._received_s is None:
-            self._received_s = now
-        elif now - self._received_s > DUPLICATE_SIGNAL_S:
-            os._exit(128 + signum)
-        self.signum = self.signum or signum
-
     def _read_signals(self, read_end: int) -> None:
         """Receives signals from the pipe ``read_end`` until the pipe is closed."""
+        first_s: float | None = None
         while signums := os.read(read_end, 64):
-            for signum in signums:
-                if signum in self._handlers:
-                    self._receive(signum)
-                    self._start_timer()
+            now = time.monotonic()
+            for signum in self._handlers.keys() & set(signums):
+                if first_s is not None and now - first_s > DUPLICATE_SIGNAL_S:
+                    os._exit(128 + signum)
+                first_s = first_s or now
+                self.signum = self.signum or signum
+                self._start_timer()
         os.close(read_end)
 
     def _watch(self) -> None:

@@ -180,10 +180,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         UserError: if the path has no name, such as ".", or another process is writing the same folder, or has written it in the
             meantime.
     """
-    is_empty_folder = path.is_dir() and not any(path.iterdir())
+    inside = path / ".tmp"
+    is_empty_folder = path.is_dir() and all(each == inside for each in path.iterdir())
     if path.name in ("", "..") and not is_empty_folder:
         raise UserError(f"{path}: is not the name of a new folder; pass a name")
-    temporary = path / ".tmp" if is_empty_folder else path.with_name(f".{path.name}.tmp")
+    temporary = inside if is_empty_folder else path.with_name(f".{path.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     handle = os.open(temporary, os.O_RDONLY)
     try:
@@ -194,19 +195,18 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for each in temporary.rglob("*"):
                 sync_file(each)
-            written = UserError(f"{path}: another process has written it in the meantime; use another path")
-            if is_empty_folder:
-                if [each for each in path.iterdir() if each != temporary]:
-                    raise written
-                for each in temporary.iterdir():
-                    each.rename(path / each.name)
-            else:
-                try:
+            try:
+                if not is_empty_folder:
                     temporary.rename(path)
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                    raise written from None
+                elif any(each != inside for each in path.iterdir()):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+                else:
+                    for each in inside.iterdir():
+                        each.rename(path / each.name)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise UserError(f"{path}: another process has written it in the meantime; use another path") from None
             sync_file(path if is_empty_folder else path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -34,7 +34,11 @@ def printed_json(value: Any) -> str:
 def is_unicode(text: str) -> bool:
     """Returns False if a text contains half of a surrogate pair. Python represents undecodable bytes in arguments and file names
     in this way."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def format_number(value: float, digits: int = 4) -> str:

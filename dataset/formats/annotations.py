@@ -212,6 +212,24 @@ def parse_rows(
     return parsed
 
 
+def check_unique(ids: Iterable[Any], file: str | Path, what: str, remedy: str = "correct the file") -> None:
+    """Checks that the ids of the entries of a file are unique.
+
+    Args:
+        ids: the ids, in the order of the entries.
+        file: the file, for the message.
+        what: what it means that an id occurs twice, such as "two cases have the same id".
+        remedy: what the user can do.
+
+    Raises:
+        UserError: if an id occurs twice. The message says which entries have it, counted from 1.
+    """
+    seen: dict[Any, int] = {}
+    for number, each in enumerate(ids, 1):
+        if (first := seen.setdefault(each, number)) != number:
+            raise UserError(f"{file}: {what} {each!r} (numbers {first} and {number}, counted from 1); {remedy}")
+
+
 def check_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: str) -> None:
     """Checks that at least one record belongs to each requested split.
 

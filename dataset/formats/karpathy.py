@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dataset.formats.annotations import Row, check_splits, converted, listed_rows, read_json
+from dataset.formats.annotations import Row, check_splits, check_unique, converted, listed_rows, read_json
 from dataset.records.schema import BrokenRecordError
 
 
@@ -12,12 +12,14 @@ def captioned_rows(path: str, splits: Sequence[str], key: str) -> Iterable[Row |
     """Returns the images of the given splits as rows of image, caption (a list) and image_id.
 
     Raises:
-        UserError: if the file cannot be read or is not one of Karpathy's files, or a split has no image. The message names the
-            config ``key``.
+        UserError: if the file cannot be read or is not one of Karpathy's files, an image occurs twice, or a split has no image.
+            The message names the config ``key``.
     """
     rows = listed_rows(read_json(path, key), "images", path, key, "Karpathy's file")
     split_of = [row.values.get("split") if isinstance(row, Row) else None for row in rows]
     check_splits([str(split) for split in split_of], splits, key, path)
+    names = (row.values.get("filename") for row in rows if isinstance(row, Row))
+    check_unique(names, path, "two entries have the same image")
     wanted = [
         row for row, split in zip(rows, split_of, strict=True) if split in splits or isinstance(row, BrokenRecordError)
     ]

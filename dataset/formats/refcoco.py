@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dataset.formats.annotations import Row, check_splits, converted, read_json
+from dataset.formats.annotations import Row, check_splits, check_unique, converted, read_json
 from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 from utils.pickles import read_plain_pickle
@@ -23,8 +23,8 @@ def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> I
     phrases and split. A reference in gRefCOCO may have several boxes, one box or none.
 
     Raises:
-        UserError: if a file cannot be read or has a different format, or a split has no reference. The message names the config
-            ``key``.
+        UserError: if a file cannot be read or has a different format, an id occurs twice, or a split has no reference. The
+            message names the config ``key``.
     """
     is_json = Path(refs).suffix == ".json"
     listed = read_json(refs, f"{key}.refs") if is_json else read_plain_pickle(refs, f"{key}.refs")
@@ -32,7 +32,10 @@ def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> I
         raise UserError(f"{key}.refs: {refs} is not a list of references")
     check_splits([str(ref.get("split")) for ref in listed], splits, key, refs)
     content = read_json(instances, f"{key}.instances")
+    check_unique((ref["ref_id"] for ref in listed if "ref_id" in ref), refs, "two references have the same ref_id")
     try:
+        for name in ("images", "annotations"):
+            check_unique((entry["id"] for entry in content[name]), instances, f"two {name} have the same id")
         boxes = {annotation["id"]: annotation["bbox"] for annotation in content["annotations"]}
         sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     except (KeyError, TypeError) as error:

@@ -220,7 +220,7 @@ def _flickr_and_coco(group: Ids) -> tuple[str, str]:
 
 
 def contradictory_links(links: Links) -> str:
-    """Describes the contradictory links in one line, or returns "" if there are none."""
+    """Describes the contradictory links in one line. Returns "" if no links contradict each other."""
     if not links.contradictions:
         return ""
     number = counted(len(links.contradictions), "contradictory link", "contradictory links")

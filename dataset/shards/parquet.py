@@ -242,10 +242,7 @@ class ParquetRows:
         """
         import pyarrow
 
-        key = str(path), group.number
-        readable_pieces, reason = self._damaged.get(key, (piece + 1, ""))
-        if piece >= readable_pieces:
-            raise _DamagedError(reason)
+        key = self._undamaged(path, group, piece)
         stream = self._stream
         if stream is None or (stream.key, stream.process) != (key, os.getpid()) or stream.piece > piece:
             stream = self._stream = _Stream(key, _pieces(_open_for_pyarrow(path, state), group))
@@ -259,6 +256,14 @@ class ParquetRows:
                 _remember(self._damaged, key, (stream.piece + 1, reason))
                 raise _DamagedError(reason)
         return stream.batch
+
+    def _undamaged(self, path: ShardFile, group: RowGroup, piece: int) -> Key:
+        """Returns the key of a row group in ``_damaged``. Raises :class:`_DamagedError` if the piece is known to be damaged."""
+        key = str(path), group.number
+        readable_pieces, reason = self._damaged.get(key, (piece + 1, ""))
+        if piece >= readable_pieces:
+            raise _DamagedError(reason)
+        return key
 
     def _blocks(self) -> BlockCache:
         if self._process != os.getpid():
@@ -293,10 +298,7 @@ class ParquetRows:
         """
         import pyarrow
 
-        key = str(path), group.number
-        readable_pieces, reason = self._damaged.get(key, (piece + 1, ""))
-        if piece >= readable_pieces:
-            raise _DamagedError(reason)
+        key = self._undamaged(path, group, piece)
         wanted: Block | None = None
         number = -1
         with _open_for_pyarrow(path, state) as file:

@@ -11,12 +11,11 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
-import transformers
 from torch import Tensor, nn
 
 from models.core.backbones.base import PixelStatistics, VisionBackbone
@@ -108,7 +107,7 @@ class FeatureCache:
             )
         module = self.backbone.module
         after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)
-        versions = torch.__version__, timm.__version__, transformers.__version__
+        versions = [version(library) for library in ("torch", "timm", "transformers")]
         return f"{identity(module, after)} {self.statistics} {normalised.dtype} {versions}"
 
 

@@ -31,7 +31,7 @@ def out(tmp_path) -> Path:
 
 
 def pretraining(root: Path, *folders: Path, regions: Path | None = None, held_out: Path | None = None) -> Path:
-    """A config that pre-trains on folders of records and, if ``held_out`` is None, has no evaluation."""
+    """A config that pre-trains on folders of records. Without ``held_out``, the config has no evaluation."""
     data = {
         "images": {"files": [str(folder) for folder in folders]},
         "regions": None if regions is None else {"files": [str(regions)]},

@@ -59,7 +59,7 @@ def test_json_that_is_nested_too_deeply_is_a_value_error():
 
 def test_a_fifo_in_place_of_a_file_of_a_run_or_export_is_reported_in_one_line(tmp_path):
     as_fifo(tmp_path / "manifest.json")
-    assert fault_of(tmp_path) == f"{tmp_path}/manifest.json is a FIFO, not a regular file"
+    assert fault_of(tmp_path) == f"{tmp_path}/manifest.json cannot be read: is a FIFO, not a regular file"
     with pytest.raises(NotRegularError):
         keep_until(as_fifo(tmp_path / "metrics.jsonl"), 1)
     with pytest.raises(UserError, match=naming("log.txt", "FIFO")):
@@ -102,7 +102,7 @@ def test_a_new_folder_without_a_name_is_reported_in_one_line(name, tmp_path, mon
 
 
 def test_an_empty_folder_that_cannot_be_replaced_is_filled(tmp_path):
-    """A link stands for a mount point, which cannot be replaced either."""
+    """A link here represents a mount point, which cannot be replaced either."""
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "target")
     with pytest.raises(IsADirectoryError), new_folder(tmp_path / "link") as folder:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.formats.annotations import check_unique
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
 from x2vlm.suites.scoring import Case, ScoredCases, score_cases
-from x2vlm.suites.suite import TIES, Judged, Suite, check_unique, chosen_kinds, require_files, require_images
+from x2vlm.suites.suite import TIES, Judged, Suite, chosen_kinds, require_files, require_images
 
 SEVERAL = ""
 """Key in ``file_of`` for a file that contains cases of several kinds."""
@@ -62,7 +63,12 @@ class CaseSuite(Suite[list[Case]]):
             file_cases = self.cases(kind_of[path.name], path)
             if not file_cases:
                 raise UserError(f"{path}: contains no cases; download it again from {self.published_at}")
-            check_unique((case.id for case in file_cases), path, "two cases have the same id", self.published_at)
+            check_unique(
+                (case.id for case in file_cases),
+                path,
+                "two cases have the same id",
+                f"download it again from {self.published_at}",
+            )
             cases += file_cases
         chosen = chosen_kinds([case.kind for case in cases], kinds, self)
         cases = [case for case in cases if case.kind in chosen]

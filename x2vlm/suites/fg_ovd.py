@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dataset.formats.annotations import check_unique
 from utils.errors import UserError
 from utils.files import read_json
 from x2vlm.suites.cases import CaseSuite, first_text_is_best
 from x2vlm.suites.scoring import Case, Picture
-from x2vlm.suites.suite import Published, check_unique, reading
+from x2vlm.suites.suite import Published, reading
 
 KINDS = {
     "hard": "1_attributes",
@@ -40,7 +41,12 @@ def _cases(kind: str, path: Path) -> list[Case]:
         images = {entry["id"]: path.parent / str(entry["file_name"]) for entry in content["images"]}
         annotations = list(content["annotations"])
         for name in ("categories", "images"):
-            check_unique((entry["id"] for entry in content[name]), path, f"two {name} have the same id", _PUBLISHED_AT)
+            check_unique(
+                (entry["id"] for entry in content[name]),
+                path,
+                f"two {name} have the same id",
+                f"download it again from {_PUBLISHED_AT}",
+            )
     cases = []
     for index, entry in enumerate(annotations):
         with reading(f"{path}: annotation {index}"):

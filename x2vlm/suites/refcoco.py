@@ -13,8 +13,6 @@ from dataset.formats.refcoco import phrase_rows
 from dataset.tasks.grounding import GroundingSplitConfig, Phrase, read_phrases
 from metrics.grounding import pixel_iou
 from utils.errors import UserError
-from utils.files import read_json
-from utils.pickles import read_plain_pickle
 from utils.progress import progress_bar
 from x2vlm.base import LoadedModel
 from x2vlm.boxes import Box
@@ -27,9 +25,7 @@ from x2vlm.suites.suite import (
     Judged,
     Published,
     Suite,
-    check_unique,
     chosen_kinds,
-    reading,
     require_files,
     require_images,
     unreadable_note,
@@ -66,14 +62,6 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
             rows = [row for row in phrase_rows(str(refs), str(instances), splits, self.title) if isinstance(row, Row)]
         except UserError as error:
             raise UserError(f"{error}; download it again from {self.published_at}") from None
-        with reading(str(refs)):
-            ids = [ref["ref_id"] for ref in read_plain_pickle(str(refs), self.title)]
-            check_unique(ids, refs, "two references have the same ref_id", self.published_at)
-        content = read_json(instances)
-        with reading(str(instances)):
-            for name in ("images", "annotations"):
-                ids = [entry["id"] for entry in content[name]]
-                check_unique(ids, instances, f"two {name} have the same id", self.published_at)
         require_images([folder / IMAGES / row.values["image"] for row in rows], self)
         return {
             split: read_phrases(

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from dataset.formats.annotations import check_unique
 from dataset.formats.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
 from metrics.retrieval import NO_MATCH, RECALL_AT, chance_recalls
 from models.pretraining.model import PretrainModel
 from models.tasks.retrieval import RetrievalModel
 from tasks.two_stage import Candidates, Stage, TwoStageRetrieval
 from utils.errors import UserError
-from utils.files import read_json
 from utils.progress import progress_bar
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import View
@@ -26,7 +26,6 @@ from x2vlm.suites.suite import (
     Judged,
     Published,
     Suite,
-    check_unique,
     chosen_kinds,
     entries_of,
     reading,
@@ -78,9 +77,6 @@ class RetrievalSuite(Suite[Captions]):
             config = CaptionedSplitConfig(
                 annotations=str(path), format="karpathy", splits=["test"], images=str(folder / self.images)
             )
-            items = read_captioned_images(config, self.title, 0.0)
-            with reading(str(path)):
-                names = [entry["filename"] for entry in read_json(path)["images"]]
         else:
             names = []
             for location, _, entry in entries_of(path):
@@ -92,9 +88,9 @@ class RetrievalSuite(Suite[Captions]):
                 with reading(location):
                     names.append(str(entry["image"]))
             require_images([folder / name for name in names], self)
-            items = read_captioned_images(config, self.title, 0.0)
-        check_unique(names, path, "two entries have the same image", self.published_at)
-        return Captions(items, chosen)
+            remedy = f"download it again from {self.published_at}"
+            check_unique(names, path, "two entries have the same image", remedy)
+        return Captions(read_captioned_images(config, self.title, 0.0), chosen)
 
     def judge(self, model: LoadedModel, content: Captions) -> Judged:
         check_scores(model)

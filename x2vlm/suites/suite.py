@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -366,27 +366,6 @@ def reading(location: str) -> Iterator[None]:
         raise UserError(f"{location} has no {error}; is it the official file?") from None
     except (TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{location} is malformed ({error}); is it the official file?") from None
-
-
-def check_unique(ids: Iterable[Any], path: Path, what: str, published_at: str) -> None:
-    """Checks that the ids of an official file are unique.
-
-    Args:
-        ids: the ids.
-        path: the file.
-        what: what it means that an id occurs twice, such as "two cases have the same id".
-        published_at: where the official file is published.
-
-    Raises:
-        UserError: if an id occurs twice. The message says which entries have it, counted from 1.
-    """
-    seen: dict[Any, int] = {}
-    for number, each in enumerate(ids, 1):
-        if (first := seen.setdefault(each, number)) != number:
-            raise UserError(
-                f"{path}: {what} {each!r} (numbers {first} and {number}, counted from 1); download it again from "
-                f"{published_at}"
-            )
 
 
 def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:

@@ -305,7 +305,7 @@ def test_images_that_select_weights_of_vqa_v2_are_excluded_and_other_validation_
 
 @pytest.mark.parametrize("source", ["questions", "captions", "karpathy"])
 def test_the_configs_of_vqa_v2_select_weights_on_the_excluded_images_and_train_on_the_others(source, tmp_path):
-    """The excluded images are the ones that the config reads, whichever official file lists val2014."""
+    """The config reads exactly the excluded images, whichever official file lists val2014."""
     numbers = range(1, 401)
     questions = [{"question_id": n, "image_id": n, "question": "What is it?"} for n in numbers]
     name = "v2_OpenEnded_mscoco_val2014_questions.json"
