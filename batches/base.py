@@ -17,18 +17,6 @@ IGNORE = -100
 """Label of a position that every loss ignores."""
 
 
-class MicroBatch(NamedTuple):
-    """Size of the micro-batch of one rank.
-
-    Attributes:
-        key: the config key that sets the size.
-        size: number of examples of the leading stream, the type of training data whose records are counted by epochs.
-    """
-
-    key: str
-    size: int
-
-
 @dataclass(frozen=True)
 class BrokenRecord:
     """A record that could not be used.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from batches import LONG
 from batches.base import Batch
 from batches.texts import MaskedText, Text
 
@@ -130,10 +131,6 @@ class TranslationBatch:
     text: MaskedText
     other: Text
     valid: Tensor
-
-
-LONG = "long_"
-"""Prefix of the name of a stream of long captions."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,10 @@ import time
 
 import torch
 
-from models.core.backbones.config import VisionConfig
-from models.core.blocks import BlockConfig
-from models.core.fusion import FusionConfig
+from models.config import BlockConfig, FusionConfig, Ranking, TextArchitecture, TextConfig, VisionConfig, VQAModelConfig
 from models.core.packing import PackedTexts, Packing
-from models.core.text import TextArchitecture, TextConfig
-from models.inference.answer_ranking import AnswerTree, RankedAnswers, Ranking, best_first, rank_answers
-from models.tasks.vqa import AnswerDecoder, VQAModelConfig, left_to_right
+from models.inference.answer_ranking import AnswerTree, RankedAnswers, best_first, rank_answers
+from models.tasks.vqa import AnswerDecoder, left_to_right
 from utils.commands import call
 from utils.flags import Positive
 

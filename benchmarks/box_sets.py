@@ -12,7 +12,8 @@ from typing import Annotated
 
 import numpy as np
 
-from dataset.tasks.grounding import ANY_NUMBER, GroundingSplitConfig, Phrase, read_phrases
+from dataset.config import GroundingSplitConfig
+from dataset.tasks.grounding import ANY_NUMBER, Phrase, read_phrases
 from engine.run_files import EVALUATION_FILE
 from metrics.box_sets import ScoredBoxes
 from tasks.box_sets import EXACT, KINDS, MOST_PROBABLE, SINGLE, evaluate_sets

@@ -9,12 +9,9 @@ import time
 import torch
 from torch import Tensor
 
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
-from models.core.generation import Decoder, DecodingConfig, Generated, generate
+from models.config import DecodingConfig, FusionConfig, ModelConfig, TextArchitecture, TextConfig, VisionConfig
+from models.core.generation import Decoder, Generated, generate
 from models.core.keys_values import KeysValues
-from models.core.text import TextArchitecture, TextConfig
-from models.core.xvlm import ModelConfig
 from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 from utils.commands import call
 from utils.flags import Positive

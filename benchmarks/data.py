@@ -20,10 +20,11 @@ from torchvision.transforms import functional as pillow
 
 from benchmarks.loader_rates import CONFIG, FULL, SMALL, Files, print_loaders, print_needs
 from benchmarks.records import write_records, write_videos
+from dataset.config import DataConfig
 from dataset.media.augment import RandAugment, draw_crop, hflip, resize, stack_views
 from dataset.media.encoded import EncodedImage, crop
 from dataset.records.schema import parse_image_record
-from dataset.tasks.pretrain import DataConfig, PretrainBatches
+from dataset.tasks.pretrain import PretrainBatches
 from dataset.tasks.streams.pairs import ImageStream
 from engine.devices import ASSUMED_UTILISATION, PEAKS
 from utils.commands import call

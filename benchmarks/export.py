@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 
 from batches.texts import Text
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
-from models.core.text import TextArchitecture, TextConfig
+from models.config import FusionConfig, PretrainModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.inference.reranking import TextBank
-from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from utils.commands import call
 from utils.flags import Positive

@@ -27,10 +27,10 @@ from benchmarks.step_config import (
     describe_other_steps,
     describe_step,
 )
+from engine.config import TrainConfig
 from engine.devices import peak_of
-from engine.train_config import TrainConfig
 from launch.torchrun import use_expandable_segments
-from tasks.pretrain import PretrainConfig
+from tasks.config import PretrainConfig
 from tools.plan.synthetic import text_limits
 from tools.steps.fake import trainer_of
 from tools.steps.real import ran_out_of_memory

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from tasks.kinds import ROOT
+from tasks import ROOT
 from tasks.tables import DEMO, read_tables
 from tools.reproduce.identity import code_identity, machine_and_packages
 from utils.commands import call

@@ -12,10 +12,10 @@ import torch
 from batches.pretraining import PretrainBatch
 from benchmarks.pretrain_step import STREAMS, build, seconds
 from benchmarks.synthetic import pretrain_batch
-from dataset.text.hard_negatives import HardNegativesConfig
-from engine.train_config import TrainConfig
+from dataset.config import HardNegativesConfig
+from engine.config import TrainConfig
 from models.pretraining.model import PretrainModel
-from optim import OptimConfig
+from optim.config import OptimConfig
 from tools.steps.fake import trainer_of
 from utils.commands import call
 from utils.flags import Positive

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from batches.base import MicroBatch
+from batches import BatchSize
 from batches.losses import Losses, Term
 from batches.pretraining import PretrainBatch
 from benchmarks.step_config import CONFIG, SMALL, batches_for, build, config_for
@@ -24,7 +24,7 @@ from engine.run_folder import RunFolder
 from engine.trainer import PHASES, Trainer
 from models.pretraining.model import PretrainModel
 from scheduler import ScheduleConfig
-from tasks.pretrain import PretrainConfig
+from tasks.config import PretrainConfig
 from utils.commands import call
 from utils.flags import Positive
 
@@ -61,7 +61,7 @@ class StubTask:
     validation_predictions: Sequence[Mapping[str, Any]] = ()
     metadata: Mapping[str, Any] = MappingProxyType({})
     examples_per_batch = records_per_batch = epoch_size = 1
-    micro_batch = MicroBatch("the micro-batch", 1)
+    micro_batch = BatchSize("the micro-batch", 1)
 
     def __init__(self, config: PretrainConfig):
         self.stream_sizes = {"examples": 1}

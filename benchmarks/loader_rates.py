@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from dataset.config import DataConfig
 from dataset.loaders import BatchLoader
-from dataset.tasks.pretrain import DataConfig, PretrainBatches
+from dataset.tasks.pretrain import PretrainBatches
 from dataset.text.loading import load_tokenizer
 from engine.devices import peak
+from tasks.config import PretrainConfig
 from tasks.kinds import kind_of
-from tasks.pretrain import PretrainConfig
 from tools.plan.synthetic import synthetic_batch
 from utils.config import load_config
 

@@ -14,11 +14,10 @@ from batches.pretraining import PretrainBatch
 from benchmarks.plain_path import Padding, plain_losses
 from benchmarks.pretrain_step import build, seconds
 from benchmarks.synthetic import TextWriter, pretrain_batch
-from dataset.tasks.pretrain import DataConfig, ImageStreamConfig
-from dataset.text.processors import TextDataConfig
-from engine.train_config import TrainConfig
+from dataset.config import DataConfig, ImageStreamConfig, TextDataConfig
+from engine.config import TrainConfig
 from models.pretraining.model import PretrainModel
-from optim import OptimConfig
+from optim.config import OptimConfig
 from tools.steps.fake import trainer_of
 from utils.commands import call
 from utils.flags import Positive

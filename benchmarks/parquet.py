@@ -18,7 +18,7 @@ from dataset.loaders import BatchLoader
 from dataset.prepare.tokenizer import train_wordpiece
 from dataset.tasks.pretrain import PretrainBatches
 from dataset.text.loading import load_tokenizer
-from tasks.pretrain import PretrainConfig
+from tasks.config import PretrainConfig
 from utils.commands import call
 from utils.config import load_config
 from utils.flags import Positive

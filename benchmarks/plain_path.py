@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from torch.nn import functional as F
 
+from batches import LONG
 from batches.losses import Losses
-from batches.pretraining import LONG, LongTexts, PretrainBatch, TranslationBatch
+from batches.pretraining import LongTexts, PretrainBatch, TranslationBatch
 from batches.texts import MaskedText, Text
 from models.core.text import TextEncoder
 from models.pretraining.model import PretrainModel

@@ -15,14 +15,11 @@ from torch import Tensor
 
 from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
-from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
-from engine.train_config import TrainConfig
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
-from models.core.text import TextArchitecture, TextConfig
-from models.pretraining.config import PretrainModelConfig
+from dataset.config import DataConfig, ImageStreamConfig, RegionStreamConfig
+from engine.config import TrainConfig
+from models.config import FusionConfig, PretrainModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.pretraining.model import PretrainModel
-from optim import OptimConfig
+from optim.config import OptimConfig
 from tools.steps.fake import trainer_of
 from utils.commands import call
 from utils.flags import Positive

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset.media.augment import AugmentConfig
+from dataset.config import AugmentConfig, RemoteConfig, StreamConfig
 from dataset.media.encoded import decode
 from dataset.media.views import TrainingView
 from dataset.records.schema import ImageSource
 from dataset.shards.readers import Shards
-from dataset.shards.remote.server import RemoteConfig
-from dataset.tasks.streams.base import StreamConfig
+from dataset.tasks.streams.base import open_source
 from utils.commands import call
 
 LANES, BATCH, SMALL = 2, 32, 100
@@ -89,7 +88,7 @@ def read(
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         shards = Shards(files, index_folder=folder / "index", remote=RemoteConfig(cache=cache))
         stream = StreamConfig(files=files, batch_size=BATCH, order="blocks", lanes=LANES, block_records=block_records)
-        source = stream.open(shards, name="images", seed=0, ranks=ranks, step=LANES)
+        source = open_source(stream, shards, name="images", seed=0, ranks=ranks, step=LANES)
         started, count = time.perf_counter(), 0
         for number in range(0, len(source) // BATCH, ranks):
             for record, rng in source.samples(number):

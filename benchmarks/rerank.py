@@ -10,11 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from models.core.backbones.config import VisionConfig
-from models.core.contrastive import AligningConfig
-from models.core.fusion import FusionConfig
+from models.config import AligningConfig, FusionConfig, TextArchitecture, TextConfig, VisionConfig
 from models.core.packing import PackedTexts, Packing
-from models.core.text import TextArchitecture, TextConfig
 from models.core.vision import Concepts
 from models.inference.reranking import TextBank, score_pairs
 from models.tasks.retrieval import RetrievalModel

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from demo.scenes.compose import Scene, compose_scene
 from demo.scenes.draw import draw_scene
 from demo.scenes.vocabulary import COLOURS, SHAPES
-from models.core.backbones.config import VisionConfig
+from models.config import VisionConfig
 from models.core.vision import VisionEncoder
 from utils.commands import call
 from utils.config_files import read_config

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from dataset.config import BLOCK_RECORDS
 from dataset.shards import making
-from dataset.shards.blocks import BLOCK_RECORDS, BlockOrder
+from dataset.shards.blocks import BlockOrder
 from dataset.shards.index import name_of
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder

@@ -11,7 +11,7 @@ import torch
 from batches.questions import QuestionBatch
 from batches.texts import Text
 from models.tasks.vqa import VQAModel
-from tasks.vqa import VQAConfig
+from tasks.config import VQAConfig
 from utils.commands import call
 from utils.config import load_config
 from utils.errors import UserError

@@ -8,7 +8,8 @@ from pathlib import Path
 from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.model import PretrainModel
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from utils import distributed
 from utils.config import load_config
 from utils.config_files import peek

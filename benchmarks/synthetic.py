@@ -15,8 +15,8 @@ from torch import Tensor
 from batches.base import IGNORE
 from batches.pretraining import LongTexts, PretrainBatch, RegionBatch
 from batches.texts import MaskedText, Text
-from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
-from dataset.text.processors import TextDataConfig, rounded_up
+from dataset.config import DataConfig, RegionStreamConfig, TextDataConfig
+from dataset.text.processors import rounded_up
 from models.core.vision import VisionEncoder
 from tools.plan import synthetic
 from tools.plan.parts import FIRST_WORD

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.results import write_results
 from benchmarks.step_config import CONFIG, SMALL, build, config_for
 from benchmarks.synthetic import pretrain_batch
-from tasks.pretrain import PretrainConfig
+from tasks.config import PretrainConfig
 from tools.steps.fake import trainer_of
 from utils import accelerator, distributed
 from utils.commands import call

@@ -11,8 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from dataset.config import VideoReadingConfig
 from dataset.media.encoded import pixels_of
-from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
+from dataset.media.video import FrameSampler, VideoSource
 from utils.commands import call
 
 FRAMES = 150

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from batches.texts import Text
+from dataset.config import TextLimits
 from dataset.text.loading import load_tokenizer
-from dataset.text.processors import PlainTextProcessor, TextLimits
+from dataset.text.processors import PlainTextProcessor
 from models.core.vision import Concepts
 from models.tasks.vqa import VQAModel
-from tasks.vqa import VQAConfig
+from tasks.config import VQAConfig
 from utils.commands import call
 from utils.config import load_config
 from utils.flags import SEVERAL

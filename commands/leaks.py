@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 from dataset import look_alikes
+from dataset.config import DataConfig
 from dataset.image_ids import ids_in_path
 from dataset.leaks import KnownImage, SharedImage, SharedImages, Source, known_image, shared_with_splits
 from dataset.look_alikes import Look
@@ -21,10 +22,9 @@ from dataset.prepare.raw_folder import RawFolder
 from dataset.records.broken import BrokenRecordError, printable
 from dataset.records.schema import ImageSource
 from dataset.shards.readers import Shards
-from dataset.tasks.pretrain import DataConfig
+from tasks.config import PretrainConfig
 from tasks.finetune import FineTuneTask
 from tasks.kinds import choose
-from tasks.pretrain import PretrainConfig
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.shared import images_of_record, sources_of
 from utils.config import load_config

@@ -22,7 +22,7 @@ from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from x2vlm.calls import CALLS
 
 if TYPE_CHECKING:
-    from models.tasks.vqa import AnswerDecoding
+    from models.config import AnswerDecoding
     from tasks.drawing import Panel
     from x2vlm.inputs import View
     from x2vlm.matching import Match

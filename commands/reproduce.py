@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 from commands.doctor import doctor
 from commands.tables import CellFlags, title_of
 from launch.placement import Placement
-from tasks.kinds import ROOT
+from tasks import ROOT
 from tasks.tables import Cell
 from tools.reproduce.cells import ReadyCell, chosen, ready
 from tools.reproduce.measured import Number, numbers_of, sizes_of, table_of

@@ -60,8 +60,9 @@ def rescore(
 
     from dataset.tasks.grounding import ANY_NUMBER, read_phrases
     from metrics.box_sets import ScoredBoxes
+    from tasks.config import GroundingConfig
     from tasks.finetune import name_of
-    from tasks.grounding import GroundingConfig, evaluate_phrases
+    from tasks.grounding import evaluate_phrases
 
     if choice.source.name != "grounding":
         raise UserError(

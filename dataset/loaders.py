@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
-from pydantic import Field
-
-from batches.base import Batch, BrokenRecord, MicroBatch
+from batches import BatchSize
+from batches.base import Batch, BrokenRecord
+from dataset.config import LoadingConfig
 from dataset.records.broken import remedy_for
-from dataset.text.processors import TextLimits
-from dataset.workers import TIMEOUT_S, in_workers
-from utils.config import MAY_CHANGE, Config
+from dataset.workers import in_workers
 from utils.errors import UserError
 from utils.events import BrokenKind, CountedRecords, SkippedRecord
 
@@ -25,43 +23,6 @@ _FEW = 8
 that stream."""
 _FIRST = 100
 """The run stops if the first records of a stream, up to this number, are all broken."""
-
-
-class LoadingConfig(Config):
-    """Settings for loading batches that all tasks have in common."""
-
-    text: TextLimits = Field(default_factory=TextLimits, description="maximum length of a text")
-    workers: Annotated[int, MAY_CHANGE] = Field(
-        4, ge=0, description="number of processes that make batches; 0: make batches in the training process"
-    )
-    worker_timeout_s: Annotated[float, MAY_CHANGE] = Field(
-        TIMEOUT_S,
-        gt=0,
-        description="time in seconds after which a worker that has not made a batch is killed and replaced",
-    )
-    max_broken: Annotated[float, MAY_CHANGE] = Field(
-        0.01, ge=0, le=1, description="maximum fraction of broken records; the run stops if it is exceeded"
-    )
-    max_pixels: int = Field(80_000_000, ge=1, description="images with more pixels are broken records")
-    pixels: Literal["shown", "stored"] = Field(
-        "shown",
-        description="shown: apply the EXIF orientation (except to images with boxes, because boxes refer to stored pixels) and "
-        "put transparent pixels on white; stored: do neither, as in the authors' code",
-    )
-
-    @property
-    def micro_batch(self) -> MicroBatch:
-        """Size of a micro-batch. The config class of each task defines it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define micro_batch")
-
-    @property
-    def records_per_batch(self) -> int:
-        """Number of records of the leading stream (the first one in the config) that a rank reads for a micro-batch."""
-        return self.micro_batch.size
-
-    def check_ranks(self, ranks: int) -> None:
-        """Raises :class:`UserError` if the data cannot be divided among this number of ranks. By default, all numbers are
-        allowed."""
 
 
 class BrokenRecordLog:
@@ -193,7 +154,7 @@ class BatchLoader:
         self.broken = BrokenRecordLog(config.max_broken, self.stream_sizes)
 
     @property
-    def micro_batch(self) -> MicroBatch:
+    def micro_batch(self) -> BatchSize:
         return self.config.micro_batch
 
     def check_ranks(self, ranks: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset.loaders import LoadingConfig
+from dataset.config import LoadingConfig
 from dataset.media.encoded import decode
 from dataset.media.video import VideoSource
 from dataset.records.broken import BrokenRecordError

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dataset.config import WORKER_TIMEOUT_S
 from utils import accelerator, distributed, open_files
 from utils.errors import UserError
 from utils.processes import die_with_parent, ignore_stop_signals, signal_name
@@ -37,8 +38,6 @@ T = TypeVar("T")
 RESTARTS = 3
 """Maximum number of restarts of the workers for the same batch, after a worker hung or was killed."""
 
-TIMEOUT_S = 600.0
-"""Default time limit for a batch, in seconds."""
 
 reading: ContextVar[Callable[[str], object]] = ContextVar("reading")
 """In a worker, this function is called with the location of each record before the record is read. The location is reported if
@@ -54,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 def in_workers(
-    make: Callable[[int], T], numbers: Sequence[int], workers: int, timeout_s: float = TIMEOUT_S
+    make: Callable[[int], T], numbers: Sequence[int], workers: int, timeout_s: float = WORKER_TIMEOUT_S
 ) -> Iterator[T]:
     """Yields ``make(number)`` for each number, in order, computed by worker processes.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-    from engine.precision import PrecisionName
+    from engine.config import PrecisionName
 
 
 class Peak(NamedTuple):

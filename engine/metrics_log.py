@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from engine.config import WandbConfig
 from engine.run_folder import RunFolder
 from engine.trackers.opening import Tracker, open_trackers
-from engine.trackers.wandb import WandbConfig
 from utils.files import open_regular, parse_json, write_text
 from utils.lines import bounded_lines
 

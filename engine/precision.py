@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 
+from engine.config import PrecisionName
 from utils.errors import UserError
 
-PrecisionName = Literal["bf16", "fp16", "fp32", "O0", "O1", "O2"]
 APEX_LEVELS = {"O0": "fp32", "O1": "fp16", "O2": "fp16"}
 """Maps the levels of apex.amp, which the authors' configs use, to our names. NVIDIA has removed apex.amp."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

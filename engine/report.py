@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from batches.losses import WORK, Work
+from engine.config import TrainConfig
 from engine.devices import peak_of
 from engine.metrics_log import MetricsLog
 from engine.throughput import Throughput
-from engine.train_config import TrainConfig
 from engine.watch import Watch, pop_times
 from utils import distributed
 from utils.distributed import full_tensor

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from batches.base import MicroBatch
+from batches import BatchSize
+from engine.config import TrainConfig
 from engine.task import TrainingData
-from engine.train_config import TrainConfig
-from optim import OptimConfig
+from optim.config import OptimConfig
 from scheduler import ScheduleConfig, build_schedule
 from utils.errors import UserError
 
@@ -122,7 +122,7 @@ def chunks_in(chunks: int | Literal["step"], accumulation: int) -> int:
     return chunks
 
 
-def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, graphs: str | None) -> int:
+def _accumulation_of(global_batch: int, micro_batch: BatchSize, ranks: int, graphs: str | None) -> int:
     """Returns the number of micro-batches per step and rank, from ``global_batch = micro-batch x ranks x accumulation``.
 
     Args:

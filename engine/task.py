@@ -8,10 +8,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from batches.base import MicroBatch
+from batches import BatchSize
 from batches.losses import Losses, Work
-
-Encoder = Literal["vision", "text", "fusion"]
 
 
 class TaskModel(Protocol):
@@ -49,7 +47,7 @@ class TrainingData(Protocol):
         """Number of records of the leading stream (see :class:`Loader`) that a rank reads for a micro-batch."""
 
     @property
-    def micro_batch(self) -> MicroBatch:
+    def micro_batch(self) -> BatchSize:
         """Size of a micro-batch. Used only if the config sets ``train.global_batch``."""
 
     def check_ranks(self, ranks: int) -> None:

@@ -17,11 +17,12 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from engine.checkpoint import REMEDY, Checkpoint
+from engine.config import TrainConfig
 from engine.parallel.choice import parallel_of
 from engine.parallel.fsdp import cause_of
-from engine.train_config import TrainConfig
-from optim import OptimConfig, build_optimizer, parameter_groups
+from optim.config import OptimConfig
 from optim.ema import WeightAverage
+from optim.groups import build_optimizer, parameter_groups
 from optim.lora import is_adapter
 from optim.setup import levels_above, set_frozen
 from utils.errors import UserError, reason_of

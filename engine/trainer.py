@@ -22,6 +22,7 @@ from batches.base import to_device
 from batches.losses import WORK, Losses, weighted_sum
 from engine.checkpoint import Checkpoint, newest_step, temporary_folder
 from engine.chunks import seeded_micro_batches
+from engine.config import TrainConfig
 from engine.identity import RunIdentity
 from engine.losses import count_step, sum_tensors
 from engine.manifest import STATES
@@ -38,11 +39,10 @@ from engine.seeds import mix_seed, seed_generators
 from engine.stall import StallWatch
 from engine.stopping import Stopped, StopRequest
 from engine.task import Task, TaskModel
-from engine.train_config import TrainConfig
 from engine.trained import TrainedParameters
 from engine.update import GuardedUpdate
 from engine.validation import Validator
-from optim import OptimConfig
+from optim.config import OptimConfig
 from optim.setup import compile_encoders, set_gradient_checkpointing
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed

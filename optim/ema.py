@@ -7,25 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from utils.config import Config
+from optim.config import EmaConfig
 from utils.distributed import local_shard
 
 CHUNK = 64 * 2**20
 """Maximum number of elements to update at a time, because an update needs a temporary copy of them."""
-
-
-class EmaConfig(Config):
-    """Exponential moving average of the weights: after each step, average = decay * average + (1 - decay) * weights."""
-
-    decay: float = Field(0.9999, ge=0, lt=1, description="fraction of the average that is kept in each step")
-    warmup: bool = Field(True, description="in step t, counted from 0, use the decay (1 + t) / (10 + t) if it is lower")
-
-    def decay_at(self, step: int) -> float:
-        """Returns the decay in a step, counted from 0."""
-        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
 
 class WeightAverage:

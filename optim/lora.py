@@ -9,58 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any
 
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from utils.config import Config
+from optim.config import HEADER, LoraConfig
 from utils.errors import UserError
 
-HEADER = "lora"
-"""Entry in the header of a weight file that contains the config of its adapters."""
 INNER = ".base_layer."
 """Separates the name of an adapted layer from the names of its original weight and bias."""
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 """Suffixes of the names of A and B, after the name of the layer."""
-
-Part = Literal["vision", "text", "fusion", "decoder"]
-PARTS: tuple[Part, ...] = get_args(Part)
-
-
-class LoraConfig(Config):
-    """Low-rank adapters that train instead of the weights of encoders."""
-
-    rank: int = Field(ge=1, description="rank of the adapters: the number of rows of A and of columns of B")
-    alpha: int = Field(16, ge=1, description="B A is multiplied by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of A")
-    targets: list[Part] | None = Field(
-        None,
-        description="parts that get adapters and whose own weights stay fixed: vision, text, fusion, decoder (an "
-        "answer decoder); null: all parts of the model that optim.freeze does not freeze",
-    )
-    layers: Literal["attention", "all"] = Field(
-        "all",
-        description="linear layers that get adapters: attention (queries, keys, values, output) or all in a block",
-    )
-    lr: float | None = Field(None, gt=0, description="peak learning rate of the adapters; null: optim.lr")
-
-    @field_validator("targets")
-    @classmethod
-    def _names_parts_once(cls, value: list[Part] | None) -> list[Part] | None:
-        if value is not None and (not value or len(set(value)) < len(value)):
-            raise ValueError("list each part at most once, and at least one part; omit the key for all parts")
-        return value
-
-    @property
-    def scaling(self) -> float:
-        """The factor by which B A is multiplied."""
-        return self.alpha / self.rank
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Metadata for the header of a weight file that describes its adapters."""
-        return {HEADER: self.model_dump()}
 
 
 def check_package(config: LoraConfig | None) -> None:

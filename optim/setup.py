@@ -14,7 +14,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import nn
 
-from optim.lora import PARTS, LoraConfig, inject_adapters
+from optim.config import PARTS, LoraConfig
+from optim.lora import inject_adapters
 from utils.errors import UserError
 
 OUTSIDE_BLOCKS = ("vision.frame_positions", "text.projection.", "decoder.word_head.", "decoder.embeddings.")

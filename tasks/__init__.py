@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+"""Root folder of the checkout."""
 
 
 class TaskEntry(NamedTuple):

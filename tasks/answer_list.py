@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dataset.tasks.vqa import COMMON, frequent_answers, read_questions
 from metrics.vqa import normalize_answer
-from tasks.vqa import VQAConfig
+from tasks.config import VQAConfig
 from utils.commands import call
 from utils.config import load_config
 from utils.errors import UserError

@@ -11,28 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import torch
-from pydantic import Field
 
-from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
+from dataset.loaders import BatchLoader, BatchMaker
 from dataset.text.loading import difference_of_tokenizers, load_tokenizer, token_ids_digest
 from engine.checkpoint import Checkpoint, find_weights, run_config_of
 from engine.run_folder import RunFolder
-from engine.run_plan import RunPlan
-from engine.train_config import TrainConfig
-from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
+from models.checkpoints import LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loaded_weights, random_parameters
 from models.checkpoints.settings import differences_from_published, model_section, require_same_settings
 from models.core.backbones import save_backbone_config
 from models.core.hub_text import hub_config_of
-from models.core.xvlm import XVLM, ModelConfig
+from models.core.xvlm import XVLM
 from models.inference.reranking import AligningModel
-from optim import OptimConfig
-from optim.freeze import FeatureCacheConfig
-from optim.lora import PARTS
+from optim.config import PARTS, FeatureCacheConfig
 from optim.setup import OUTSIDE_BLOCKS, add_adapters
-from scheduler import ScheduleConfig
+from tasks.config import RunConfig
 from utils import distributed
-from utils.config import Config
 from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.events import BuiltModel, Planned
@@ -48,35 +42,6 @@ ADAPTERS = "adapters.safetensors"
 """Name of the file that contains the weights trained by a run with adapters, without the frozen weights."""
 
 logger = logging.getLogger(__name__)
-
-
-class RunConfig(Config):
-    """The config sections of every run. Each task adds an evaluation section and narrows the types of the other sections."""
-
-    seed: int = Field(0, ge=0, description="seed for random weights, data order, augmentation, masking and dropout")
-    model: ModelConfig
-    init: InitConfig = InitConfig()
-    optim: OptimConfig
-    schedule: ScheduleConfig = ScheduleConfig()
-    train: TrainConfig
-    data: LoadingConfig
-
-    def plan(self, ranks: int, epoch_size: int | None = None, accumulation: int | None = None) -> RunPlan:
-        """Returns the plan of the run for ``ranks`` processes; see :meth:`engine.run_plan.RunPlan.of`.
-
-        Raises:
-            UserError: if numbers in the config are inconsistent.
-        """
-        return RunPlan.of(
-            self.train,
-            self.optim,
-            self.schedule,
-            self.data,
-            chunks=self.model.chunks,
-            ranks=ranks,
-            epoch_size=epoch_size,
-            accumulation=accumulation,
-        )
 
 
 C = TypeVar("C", bound=RunConfig)

@@ -7,39 +7,37 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from batches.texts import Text
-from dataset.formats.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptionedSplitConfig
+from dataset.formats.captioned import CaptionedImages, read_captioned_images
 from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
-from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig, prompt_tokens
+from dataset.tasks.captioning import CaptioningBatches, prompt_tokens
 from dataset.text.processors import TextProcessor, decode_to_text
-from engine.train_config import TrainConfig
 from metrics.bootstrap import Scores
 from metrics.captions import caption_metrics, caption_scores, tokenize, tokenize_references
 from metrics.captions.cider import CiderD, DocumentFrequencies
 from metrics.captions.frequencies import read_document_frequencies
 from metrics.captions.java import check_java_metrics, java_metrics
 from models.checkpoints import LoadReport
-from models.core.generation import DecodingConfig
-from models.tasks.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
-from models.tasks.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
+from models.tasks.captioning import CaptioningModel, CaptionTokens
+from models.tasks.self_critical import Reward, SelfCriticalModel
 from tasks.base import Parts
+from tasks.config import CaptioningConfig
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
 from tasks.inference import require_finite
 from tasks.kinds import TaskKind
-from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
+from tasks.media import MediaTask
 from utils.errors import UserError
-from utils.inputs import InputFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,55 +49,6 @@ logger = logging.getLogger(__name__)
 
 PRETRAINING_PREFIXES = ("box_head.", "bbox_head.")
 """Name prefixes of parameters that exist in pre-training but not in captioning, in our weights and in the authors' weights."""
-
-
-class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
-    """Held-out splits for captioning, and how captions are generated for them."""
-
-    decoding: DecodingConfig = DecodingConfig()
-    document_frequencies: InputFile | None = Field(
-        None,
-        description="file with document frequencies for CIDEr, as JSON or as the commonly used pickle; null: counted "
-        "in the references of the split, which is standard; the self-critical reward always counts them in the "
-        "training captions",
-    )
-    java_metrics: list[Literal["METEOR", "SPICE"]] = Field(
-        [], description="metrics that require the optional pycocoevalcap and Java"
-    )
-
-
-class CaptioningTrainConfig(TrainConfig):
-    """Length and objective of training."""
-
-    objective: Literal["likelihood", "self_critical"] = Field(
-        "likelihood",
-        description="likelihood: likelihood of the captions; self_critical: CIDEr-D of sampled captions, starting from the "
-        "weights of a finished run",
-    )
-
-    @property
-    def setting_without_fsdp(self) -> str | None:
-        # Ranks sample captions of different lengths, so they would not run the blocks equally often.
-        return "objective = self_critical" if self.objective == "self_critical" else super().setting_without_fsdp
-
-
-class CaptioningConfig(MediaConfig):
-    """A captioning run."""
-
-    task: Literal["captioning"] = Field("captioning", description="task of the config")
-    loss: CaptioningLossConfig = CaptioningLossConfig()
-    self_critical: SelfCriticalConfig = SelfCriticalConfig()
-    data: CaptioningDataConfig
-    train: CaptioningTrainConfig
-    evaluation: CaptioningEvaluationConfig
-
-    @model_validator(mode="after")
-    def _starts_from_a_run(self) -> CaptioningConfig:
-        if self.train.objective == "self_critical" and self.init.checkpoint is None:
-            raise ValueError(
-                "train.objective: self_critical is a second training stage; set init.checkpoint to a captioning run's folder"
-            )
-        return self
 
 
 class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatches]):

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from dataset.config import DataConfig
 from dataset.records.box_form import are_relative
 from dataset.records.schema import Box
 from dataset.tasks.grounding import Phrase
-from dataset.tasks.pretrain import MATCHED_STREAMS, DataConfig, PretrainBatches
+from dataset.tasks.pretrain import MATCHED_STREAMS, PretrainBatches
 from dataset.tasks.questions import QuestionTable
 from dataset.tasks.streams.regions import RegionStream
 from engine.run_plan import RunPlan

@@ -21,12 +21,6 @@ Unit = Literal["share", "score", "count"]
 """Unit of a metric. share: a fraction in 0..1, which is shown as a percentage. score: a value that is multiplied by 100 and shown
 without a percent sign, as papers do for BLEU or CIDEr. count: the size of a set, an integer."""
 
-BOOTSTRAP = (
-    "number of bootstrap draws for the 95% interval of each metric that is a mean over examples; 0: no intervals; 1000 is "
-    "enough for tables. Examples about the same image, or statements with the same sentence, are drawn together"
-)
-"""Description of ``evaluation.bootstrap``."""
-
 
 @dataclass(frozen=True)
 class Metric:

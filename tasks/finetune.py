@@ -7,10 +7,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from batches.base import to_device
@@ -18,22 +17,22 @@ from batches.texts import Text
 from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
-from dataset.tasks.finetune import FineTuneDataConfig, in_batches
+from dataset.tasks.finetune import in_batches
 from dataset.text.processors import PlainTextProcessor
 from engine.checkpoint import Checkpoint, newest_step
-from engine.precision import PrecisionName, check_precision
+from engine.precision import check_precision
 from engine.run_folder import RunFolder
 from engine.trackers.opening import show_images
 from models.checkpoints import load_weights
-from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, video_frames
-from tasks.drawing import PANELS, ImageReader, Panel, Sheet, draw_sheet, readable_panels, spread
-from tasks.evaluation import BOOTSTRAP, Evaluation, mean_of_splits, write_evaluations, write_predictions
+from tasks.base import B, BaseTask, M, Parts, build_parts, video_frames
+from tasks.config import FineTuneConfig
+from tasks.drawing import ImageReader, Panel, Sheet, draw_sheet, readable_panels, spread
+from tasks.evaluation import Evaluation, mean_of_splits, write_evaluations, write_predictions
 from tasks.facts import Facts, files_of, measured_weights
 from tasks.image_blind import ADVICE, unbeaten_baselines
 from tasks.inference import device_of, evaluating, progress
-from tasks.tables import check_name, read_tables
+from tasks.tables import read_tables
 from utils import accelerator, distributed
-from utils.config import MAY_CHANGE, MUST_NOT_CHANGE, Config, WhenResumed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,50 +44,8 @@ MEAN = "mean of splits"
 KEPT_PREDICTIONS = 12
 """Number of predictions kept from each validation pass, always for the same examples."""
 
-S = TypeVar("S", bound=Config)
 T = TypeVar("T")
 P = TypeVar("P")
-
-
-class HeldOutConfig(Config, Generic[S]):
-    """The held-out splits of a fine-tuning task, and how they are evaluated."""
-
-    when_resumed = WhenResumed.AFFECTS_METRICS
-
-    batch_size: Annotated[int, MAY_CHANGE] = Field(
-        32, ge=1, description="number of items in a forward pass: images, videos, questions or statements"
-    )
-    precision: Annotated[PrecisionName, MAY_CHANGE] = Field(
-        "fp32", description="precision of forward passes; O0 is fp32, O1 and O2 are fp16 (apex's names)"
-    )
-    # A resumed run must not change this split, since the best weights so far were selected with it.
-    validation: Annotated[S | None, MUST_NOT_CHANGE] = Field(
-        None, description="split that selects the best weights; null: the run keeps its last weights"
-    )
-    test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
-    panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
-    bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
-    published: Annotated[str | None, MAY_CHANGE] = Field(
-        None,
-        description="cell of `configs/tables.yaml`, such as `3/base_4m/coco_5k`; its numbers are shown next to the "
-        "measured numbers",
-    )
-
-    @field_validator("published", mode="before")
-    @classmethod
-    def _is_a_cell(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            raise ValueError(
-                "numbers are not a cell of configs/tables.yaml; name a cell, such as 3/base_4m/coco_5k, or set it to null"
-            )
-        return check_name(value) if isinstance(value, str) else value
-
-
-class FineTuneConfig(RunConfig):
-    """Config sections of a fine-tuning run; each task narrows their types."""
-
-    data: FineTuneDataConfig
-    evaluation: HeldOutConfig[Any]
 
 
 F = TypeVar("F", bound=FineTuneConfig)

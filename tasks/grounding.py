@@ -3,56 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.texts import Text
+from dataset.config import GroundingSplitConfig
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
-from dataset.tasks.grounding import (
-    ANY_NUMBER,
-    ONE_BOX,
-    GroundingBatches,
-    GroundingDataConfig,
-    GroundingSplitConfig,
-    Phrase,
-    read_phrases,
-)
+from dataset.tasks.grounding import ANY_NUMBER, ONE_BOX, GroundingBatches, Phrase, read_phrases
 from metrics.bootstrap import Scores
 from metrics.box_sets import ScoredBoxes, pixel_boxes
 from metrics.grounding import fraction_at_least, iou, pixel_iou
-from models.tasks.grounding import GroundingModel, GroundingModelConfig
+from models.tasks.grounding import GroundingModel
 from tasks import box_sets
 from tasks.box_sets import SINGLE, evaluate_sets, panel_of_set, true_boxes
+from tasks.config import GroundingConfig
 from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
+from tasks.finetune import FineTuneTask, data_options, name_of
 from tasks.kinds import TaskKind
-from utils.config import MAY_CHANGE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
-    """Splits to evaluate. The paper reports val (which also selects the weights), testA and testB."""
-
-    threshold: Annotated[float, MAY_CHANGE] = Field(
-        0.5, gt=0, lt=1, description="with model.box_set: minimum probability of a box in the answer"
-    )
-
-
-class GroundingConfig(FineTuneConfig):
-    """A grounding run."""
-
-    task: Literal["grounding"] = Field("grounding", description="task of the config")
-    model: GroundingModelConfig = Field(default_factory=GroundingModelConfig, description="the model")
-    data: GroundingDataConfig
-    evaluation: GroundingEvaluationConfig
 
 
 class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatches]):

@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from engine.precision import Precision, PrecisionName
+from engine.config import PrecisionName
+from engine.precision import Precision
 from metrics.finite import check_finite
 from utils import distributed
 from utils.progress import progress_bar

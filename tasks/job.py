@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
     from engine.run_folder import RunFolder
     from engine.stopping import StopRequest
-    from tasks.base import BaseTask, RunConfig
+    from tasks.base import BaseTask
+    from tasks.config import RunConfig
     from tasks.kinds import Choice, TaskKind
 
 C = TypeVar("C", bound="RunConfig")

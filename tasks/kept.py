@@ -11,7 +11,8 @@ from dataset.text.loading import difference_of_tokenizers, has_token_ids, load_t
 from engine.checkpoint import find_weights, run_config_of
 from engine.run_files import CONFIG_FILE
 from engine.saved_config import read_saved_config
-from tasks.base import ANSWERS, BACKBONE, TOKENIZER, RunConfig
+from tasks.base import ANSWERS, BACKBONE, TOKENIZER
+from tasks.config import RunConfig
 from utils import distributed
 from utils.config import Config
 from utils.errors import UserError

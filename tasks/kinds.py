@@ -16,17 +16,15 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks import TASKS
+from tasks import ROOT, TASKS
 from tasks.known_keys import check_keys
 from utils.config_files import peek, read_config, why_no_file
 from utils.errors import UserError
 from utils.files import expanded
 
 if TYPE_CHECKING:
-    from tasks.base import BaseTask, RunConfig
-
-ROOT = Path(__file__).parent.parent
-"""Root folder of the checkout."""
+    from tasks.base import BaseTask
+    from tasks.config import RunConfig
 
 DEFAULT_CONFIG = "config.yaml"
 """Name of the default config of a task outside the checkout, in the same folder as its ``task.py``."""
@@ -280,7 +278,8 @@ def _default_config_beside(file: Path) -> Path | None:
 
 def _checked(kind: Any, file: str) -> TaskKind:
     # Imported here because torch takes seconds to import and is not needed to find a task.
-    from tasks.base import BaseTask, RunConfig
+    from tasks.base import BaseTask
+    from tasks.config import RunConfig
 
     if not isinstance(kind, TaskKind):
         raise UserError(f"{file}: TASK is {kind!r:.80}; set it to {EXPECTED_TASK}")

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
-
-from pydantic import Field
+from typing import Any, TypeVar
 
 from dataset.media.video import VideoSource, check_held_out
 from dataset.media.views import EvaluationView, check_medium
 from dataset.records.schema import ImageSource
-from dataset.tasks.finetune import MediaDataConfig, frame_sampler
+from dataset.tasks.finetune import frame_sampler
 from tasks.base import B, M, Parts, video_frames
-from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, S
-
-
-class MediaEvaluationConfig(HeldOutConfig[S], Generic[S]):
-    """Held-out splits of images or videos, and the order of video frames."""
-
-    shuffle_frames: bool = Field(
-        False, description="shuffle the frames of videos, to test whether the model uses their order"
-    )
-
-
-class MediaConfig(FineTuneConfig):
-    """Config sections of a run on images or videos; each task narrows their types."""
-
-    data: MediaDataConfig
-    evaluation: MediaEvaluationConfig[Any]
-
+from tasks.config import MediaConfig
+from tasks.finetune import FineTuneTask, HeldOut
 
 G = TypeVar("G", bound=MediaConfig)
 

@@ -4,49 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.texts import Text
+from dataset.config import NLVRSplitConfig
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
-from dataset.tasks.nlvr import (
-    LABELS,
-    NLVRBatches,
-    NLVRDataConfig,
-    NLVRSplitConfig,
-    Statement,
-    check_statements,
-    read_statements,
-)
+from dataset.tasks.nlvr import LABELS, NLVRBatches, Statement, check_statements, read_statements
 from metrics.bootstrap import Scores
 from metrics.classification import all_correct
-from models.tasks.nlvr import NLVRModel, NLVRModelConfig
+from models.tasks.nlvr import NLVRModel
+from tasks.config import NLVRConfig
 from tasks.drawing import SIDE, DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
+from tasks.finetune import FineTuneTask, data_options, name_of
 from tasks.inference import require_finite
 from tasks.kinds import TaskKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
-    """Splits to evaluate. The paper reports dev, which also selects the weights, and test-P (NLVR2's ``test1``)."""
-
-
-class NLVRConfig(FineTuneConfig):
-    """A visual reasoning run."""
-
-    task: Literal["nlvr"] = Field("nlvr", description="task of the config")
-    model: NLVRModelConfig
-    data: NLVRDataConfig
-    evaluation: NLVREvaluationConfig
 
 
 class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):

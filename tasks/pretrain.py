@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
-
-from dataset.tasks.pretrain import DataConfig, PretrainBatches
+from dataset.tasks.pretrain import PretrainBatches
 from dataset.tasks.streams.wordings import ADD_SOURCES
 from dataset.text.processors import TextProcessor
 from engine.checkpoint import newest_step
 from engine.run_folder import RunFolder
 from engine.trackers.opening import show_images
-from models.pretraining.config import PretrainModelConfig, StreamWeights
+from models.config import StreamWeights
 from models.pretraining.model import PretrainModel
-from models.pretraining.streams import LossWeights
-from tasks.base import BaseTask, Parts, RunConfig, video_frames
+from tasks.base import BaseTask, Parts, video_frames
+from tasks.config import PretrainConfig
 from tasks.evaluation import write_evaluations, write_predictions
 from tasks.facts import Facts, files_of, measured_weights
 from tasks.inference import evaluating
 from tasks.kinds import TaskKind
-from tasks.pretrain_evaluation import EvaluationConfig, PretrainEvaluator, check_files
+from tasks.pretrain_evaluation import PretrainEvaluator, check_files
 from utils import distributed
 
 if TYPE_CHECKING:
@@ -32,38 +30,6 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT = "held-out"
 """Name of the only split in ``evaluation.json``."""
-
-
-class PretrainConfig(RunConfig):
-    """A pre-training run."""
-
-    task: Literal["pretrain"] = Field("pretrain", description="task of the config")
-    model: PretrainModelConfig
-    loss: LossWeights = LossWeights()
-    data: DataConfig
-    evaluation: EvaluationConfig | None = Field(None, description="held-out records to report on at the end")
-
-    @model_validator(mode="after")
-    def _has_images(self) -> PretrainConfig:
-        if self.data.images is None and self.data.regions is None and self.data.videos is None:
-            raise ValueError(
-                "pre-training needs data.images, data.regions or data.videos, since texts alone cannot be aligned; "
-                "add one"
-            )
-        if (self.data.videos is None) != (self.model.vision.video is None):
-            raise ValueError("data.videos and model.vision.video require each other: set both, or neither")
-        return self
-
-    @model_validator(mode="after")
-    def _hard_negatives_are_used(self) -> PretrainConfig:
-        streams = {"images": self.data.images, "regions": self.data.regions}
-        mined = [name for name, stream in streams.items() if stream is not None and stream.hard_negatives is not None]
-        if mined and not (self.loss.contrastive or self.loss.matching):
-            raise ValueError(
-                f"data.{mined[0]}.hard_negatives are only used by the contrastive and the matching losses, whose "
-                "weights are 0; set one of the weights, or remove hard_negatives"
-            )
-        return self
 
 
 class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):

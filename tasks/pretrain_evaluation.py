@@ -6,36 +6,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from batches.base import IGNORE, to_device
+from dataset.config import DataConfig, ImageRecordsConfig
 from dataset.media.video import FrameSampler, check_backend
 from dataset.media.views import EvaluationView
 from dataset.records.schema import parse_region_record
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import sample_rng
 from dataset.tasks.held_out import Choose, HeldOutRecord, read_held_out, read_held_out_videos
-from dataset.tasks.pretrain import DataConfig
-from dataset.tasks.streams.base import ImageRecordsConfig
+from dataset.tasks.streams.base import image_keys
 from dataset.tasks.streams.pairs import first_clips
 from dataset.text.processors import TextProcessor
 from metrics.bootstrap import Scores
 from metrics.grounding import accuracy_at_iou, iou
 from metrics.retrieval import NO_MATCH
-from models.core.backbones.config import VisionConfig
+from models.config import VisionConfig
 from models.core.heads import masked_positions
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
-from models.inference.reranking import ORDER_NOTES, RERANKING_SCORE, RerankingScore
+from models.inference.reranking import ORDER_NOTES
 from models.pretraining.model import PretrainModel
+from tasks.config import EvaluationConfig
 from tasks.drawing import (
     BOX_LEGEND,
-    PANELS,
     DrawnImage,
     ImageReader,
     Line,
@@ -47,46 +46,14 @@ from tasks.drawing import (
     readable_panels,
     spread,
 )
-from tasks.evaluation import BOOTSTRAP, Evaluation, Metric, count
+from tasks.evaluation import Evaluation, Metric, count
 from tasks.inference import device_of, require_finite
 from tasks.two_stage import TwoStageRetrieval
 from utils import distributed
-from utils.config import MAY_CHANGE, Config, WhenResumed
 from utils.errors import UserError
-from utils.inputs import InputShards
 
 MAX_BOXES = 10
 """Maximum number of phrases that are drawn per image."""
-
-
-class EvaluationConfig(Config):
-    """Held-out records. Retrieval uses the first caption of each record, and separately the first long caption."""
-
-    when_resumed = WhenResumed.AFFECTS_METRICS
-
-    files: InputShards = Field(
-        [],
-        description="shards of images with captions; retrieval uses the first caption, and separately the first long "
-        "caption",
-    )
-    region_files: InputShards = Field([], description="shards of images with boxes, if different from `files`")
-    video_files: InputShards = Field(
-        [], description="shards of videos, which are read with the settings of data.videos"
-    )
-    candidates: int = Field(
-        16, ge=1, description="number of candidates that the fusion encoder re-ranks for each image and each text"
-    )
-    score: RerankingScore = Field("matching", description=RERANKING_SCORE)
-    batch_size: Annotated[int, MAY_CHANGE] = Field(50, ge=1, description="number of images in a forward pass")
-    limit: int | None = Field(None, ge=1, description="maximum number of records to read; null: all")
-    panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
-    bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
-
-    @model_validator(mode="after")
-    def _has_files(self) -> EvaluationConfig:
-        if not (self.files or self.region_files or self.video_files):
-            raise ValueError("does not name any files; set files, region_files or video_files, or remove evaluation")
-        return self
 
 
 def check_files(config: EvaluationConfig, data: DataConfig) -> None:
@@ -132,7 +99,7 @@ class HeldOutReader:
             getattr(self.config, files_key),
             self.processor,
             image_size=self.vision.image_size,
-            keys=stream.keys(),
+            keys=image_keys(stream),
             caption_key=stream.caption_key,
             max_pixels=self.data.max_pixels,
             pixels=self.data.pixels,
@@ -374,7 +341,7 @@ class PretrainEvaluator:
     def _panel(self, shards: Shards, files_key: str, number: int) -> Panel:
         """Decodes an image again and draws it with the boxes of at most :data:`MAX_BOXES` phrases."""
         record, stream = self.with_boxes[number], self.reader.stream(files_key)
-        source = parse_region_record(shards.read(number), stream.keys(), stream.caption_key).image
+        source = parse_region_record(shards.read(number), image_keys(stream), stream.caption_key).image
         view = EvaluationView(self.model.config.vision.image_size, self.data.max_pixels, pixels=self.data.pixels)
         pixels = ImageReader(view)(source, size=record.size)
         boxes = self.predictions[record.location]["boxes"]

@@ -5,28 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from pydantic import Field
 from torch import Tensor
 
-from dataset.formats.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptionedSplitConfig
+from dataset.formats.captioned import CaptionedImages, read_captioned_images
 from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import cleaned, in_batches
-from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
+from dataset.tasks.retrieval import RetrievalBatches
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
-from models.core.contrastive import AligningConfig
-from models.inference.reranking import ORDER_NOTES, RERANKING_SCORE, RerankingScore
+from models.inference.reranking import ORDER_NOTES
 from models.tasks.retrieval import RetrievalModel
 from tasks.base import video_frames
+from tasks.config import RetrievalConfig
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import data_options, location_of
 from tasks.kinds import TaskKind
-from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
+from tasks.media import MediaTask
 from tasks.two_stage import Candidates, Stage, TwoStageRetrieval
 
 if TYPE_CHECKING:
@@ -38,24 +38,6 @@ KEPT, SHOWN = 10, 5
 candidates are re-ranked."""
 QUERY_SIDE, CANDIDATE_SIDE = 280, 150
 """Size in pixels of a query image, and of a retrieved image."""
-
-
-class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
-    """Held-out splits for retrieval, and how many candidates the fusion encoder re-ranks."""
-
-    candidates: int = Field(
-        ge=1, description="number k of candidates that the fusion encoder re-ranks for each image and each text"
-    )
-    score: RerankingScore = Field("matching", description=RERANKING_SCORE)
-
-
-class RetrievalConfig(MediaConfig):
-    """A retrieval run."""
-
-    task: Literal["retrieval"] = Field("retrieval", description="task of the config")
-    model: AligningConfig
-    data: RetrievalDataConfig
-    evaluation: RetrievalEvaluationConfig
 
 
 class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]):

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.kinds import ROOT
+from tasks import ROOT
 from utils.config import Config, bind
 from utils.config_files import read_yaml
 

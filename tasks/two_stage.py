@@ -21,8 +21,9 @@ from torch import Tensor
 from batches.base import to_device
 from batches.texts import Text
 from metrics.retrieval import RECALL_AT, ranks_of_first_match
+from models.config import RerankingScore
 from models.core.vision import Concepts
-from models.inference.reranking import AligningModel, RerankingScore, TextBank, matching_margin, score_pairs
+from models.inference.reranking import AligningModel, TextBank, matching_margin, score_pairs
 from tasks.inference import device_of, progress
 from utils import distributed
 from utils.spool import TensorSpool

@@ -7,65 +7,36 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from batches.texts import Text
+from dataset.config import VideoQuestionsConfig
 from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import cleaned_question
 from dataset.tasks.questions import Question, QuestionTable
-from dataset.tasks.video_qa import (
-    VideoQABatches,
-    VideoQADataConfig,
-    VideoQuestionsConfig,
-    read_classes,
-    read_video_questions,
-)
+from dataset.tasks.video_qa import VideoQABatches, read_classes, read_video_questions
 from metrics.bootstrap import Scores
-from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
+from models.tasks.video_qa import VideoQAModel
 from tasks.base import ANSWERS, Parts
+from tasks.config import VideoQAConfig
 from tasks.drawing import ImageReader, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options, name_of
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
 from tasks.inference import require_finite
 from tasks.kinds import TaskKind
-from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
+from tasks.media import MediaTask
 from tasks.vqa import by_answer_type, group_equal_images, question_panel
 from utils.files import write_text
-from utils.inputs import InputFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-class VideoQAEvaluationConfig(MediaEvaluationConfig[VideoQuestionsConfig]):
-    """Held-out splits. For splits without answers, predictions are written but not scored."""
-
-    answers: InputFile = Field(
-        description="file with the candidate answers: a JSON list, or an object from answer to label"
-    )
-
-
-class VideoQAConfig(MediaConfig):
-    """A video question answering run."""
-
-    task: Literal["video_qa"] = Field("video_qa", description="task of the config")
-    model: VideoQAModelConfig
-    data: VideoQADataConfig
-    evaluation: VideoQAEvaluationConfig
-
-    @model_validator(mode="after")
-    def _has_frames(self) -> VideoQAConfig:
-        if self.model.vision.video is None:
-            raise ValueError("video question answering needs model.vision.video.frames")
-        return self
 
 
 class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):

@@ -6,89 +6,37 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.texts import Text
+from dataset.config import QuestionsConfig, TextLimits
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned_question
 from dataset.tasks.questions import Question, QuestionTable
-from dataset.tasks.vqa import (
-    QuestionsConfig,
-    VQABatches,
-    VQADataConfig,
-    frequent_answers,
-    read_candidates,
-    read_questions,
-)
-from dataset.text.processors import PlainTextProcessor, TextLimits, decode_to_text
+from dataset.tasks.vqa import VQABatches, frequent_answers, read_candidates, read_questions
+from dataset.text.processors import PlainTextProcessor, decode_to_text
 from metrics.bootstrap import Scores
 from metrics.vqa import SOFT, accuracy_type, exact_match, normalize_answer, soft_accuracy
 from models.core.packing import PackedTexts
-from models.inference.answer_ranking import AnswerTree, Ranking, rank_answers
-from models.tasks.vqa import AnswerBeamConfig, AnswerDecoding, VQAModel, VQAModelConfig
-from optim import OptimConfig
+from models.inference.answer_ranking import AnswerTree, rank_answers
+from models.tasks.vqa import VQAModel
 from tasks.base import ANSWERS, Parts
+from tasks.config import VQAConfig
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, data_options, name_of
+from tasks.finetune import FineTuneTask, HeldOut, data_options, name_of
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
 from tasks.inference import require_finite
 from tasks.kinds import TaskKind
 from utils.errors import UserError
 from utils.files import write_text
-from utils.inputs import InputFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-class VQAOptimConfig(OptimConfig):
-    """Config section ``optim`` with a switch for the learning rate of the answer decoder."""
-
-    fresh_decoder: bool = Field(
-        True,
-        description="train the answer decoder with lr * lr_mult, although it starts as a copy of the fusion encoder "
-        "(large_lr_for_dec in the authors' code)",
-    )
-
-
-class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
-    """Held-out splits. For splits without answers, predictions are written for the evaluation server but not scored."""
-
-    answers: InputFile | None = Field(
-        None, description="file with a JSON list of the candidate answers; null: the answers of the training questions"
-    )
-    candidates: int = Field(
-        128,
-        ge=1,
-        description="number k of candidates that are scored in full, chosen by the likelihood of their first token",
-    )
-    ranking: Ranking = Field(
-        "likelihood",
-        description="score of a candidate. likelihood: likelihood of the whole answer; released: the likelihood with the first "
-        "token counted twice",
-    )
-    decode: AnswerDecoding = Field(
-        "rank",
-        description="rank: answer with the best candidate (as in the authors' code); beam: generate a free-form answer with "
-        "beam search",
-    )
-    beam: AnswerBeamConfig = Field(AnswerBeamConfig(), description="settings of the beam search, for decode: beam")
-
-
-class VQAConfig(FineTuneConfig):
-    """A question answering run."""
-
-    task: Literal["vqa"] = Field("vqa", description="task of the config")
-    model: VQAModelConfig
-    data: VQADataConfig
-    optim: VQAOptimConfig
-    evaluation: VQAEvaluationConfig
 
 
 class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):

@@ -15,11 +15,8 @@ from packaging.utils import canonicalize_name
 
 import run
 from commands.prepare import CONVERTERS
-from dataset.formats.captioned import CaptionedSplitConfig
+from dataset.config import CaptionedSplitConfig, GroundingSplitConfig, NLVRSplitConfig, QuestionsConfig
 from dataset.prepare.catalogue import GROUPS, SETS
-from dataset.tasks.grounding import GroundingSplitConfig
-from dataset.tasks.nlvr import NLVRSplitConfig
-from dataset.tasks.vqa import QuestionsConfig
 from launch.command import run_task
 from tasks import TASKS
 from tasks.kinds import choose

@@ -16,13 +16,10 @@ from torch.distributed.tensor import DTensor
 
 from utils import accelerator
 from utils.errors import PeerLostError
-from utils.processes import die_with_parent
+from utils.processes import TIMEOUT_MIN, die_with_parent
 from utils.rank_variables import check_rank
 
 T = TypeVar("T")
-
-TIMEOUT_MIN = 120.0
-"""Default number of minutes that a rank waits for the others."""
 
 PEER_GONE = "the connection to another rank broke; that rank reports why it stopped"
 

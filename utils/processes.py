@@ -25,6 +25,9 @@ WAIT_S = 240
 """Seconds after which the lock of a process on a lost node has expired. This is longer than a lease lasts, and longer than an NFS
 server takes to release a lock (90 s)."""
 
+TIMEOUT_MIN = 120.0
+"""Default number of minutes that a rank waits for the others."""
+
 GRACE_S = 120
 """Default number of seconds within which a run must exit after a signal."""
 

@@ -14,7 +14,7 @@ from batches.base import to_device
 from batches.texts import Text
 from dataset.media.video import FrameSampler
 from dataset.text.processors import PlainTextProcessor, clean_caption, clean_question
-from engine.precision import PrecisionName
+from engine.config import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.xvlm import XVLM
 from models.inference.reranking import TextBank

@@ -12,13 +12,14 @@ from dataset.tasks.video_qa import read_classes
 from dataset.tasks.vqa import read_candidates
 from dataset.text.loading import has_token_ids, load_tokenizer
 from engine.checkpoint import find_weights, run_config_of
-from engine.precision import DTYPES, PrecisionName, check_precision
+from engine.config import PrecisionName
+from engine.precision import DTYPES, check_precision
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_weights
 from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
-from models.tasks.video_qa import VideoQAModelConfig
+from models.config import VideoQAModelConfig
+from tasks import ROOT
 from tasks.base import ADAPTERS, ANSWERS, BACKBONE, TOKENIZER
-from tasks.kinds import ROOT
 from utils import accelerator
 from utils.config_files import read_config
 from utils.errors import UserError

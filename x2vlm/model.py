@@ -12,19 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.config import TextDataConfig, TextLimits
 from dataset.tasks.captioning import prompt_tokens
 from dataset.tasks.nlvr import LABELS
-from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor, decode_to_text
+from dataset.text.processors import TextProcessor, decode_to_text
+from models.config import AnswerDecoding, GroundingModelConfig
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts
 from models.inference.answer_ranking import AnswerTree, rank_answers
 from models.pretraining.model import PretrainModel
 from models.tasks.captioning import CaptioningModel, CaptionTokens
-from models.tasks.grounding import GroundingModelConfig
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel
-from models.tasks.vqa import AnswerDecoding, VQAModel
+from models.tasks.vqa import VQAModel
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, as_texts, check_unicode
 from x2vlm.boxes import Box, in_pixels

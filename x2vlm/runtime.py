@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from batches.texts import Text
-from engine.precision import PrecisionName
+from engine.config import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM

@@ -12,24 +12,30 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field, SerializeAsAny
 
-from dataset.media.video import VideoReadingConfig
-from dataset.tasks.captioning import CaptioningDataConfig
-from dataset.tasks.vqa import VQADataConfig
-from dataset.text.processors import TextLimits
+from dataset.config import CaptioningDataConfig, TextLimits, VideoReadingConfig, VQADataConfig
 from engine.saved_config import read_saved_config
-from models.core.contrastive import AligningConfig
-from models.core.generation import DecodingConfig
-from models.core.xvlm import XVLM, ModelConfig
-from models.inference.answer_ranking import Ranking
-from models.inference.reranking import RerankingScore
-from models.pretraining.config import PretrainModelConfig
+from models.config import (
+    AligningConfig,
+    AnswerBeamConfig,
+    AnswerDecoding,
+    DecodingConfig,
+    GroundingModelConfig,
+    ModelConfig,
+    NLVRModelConfig,
+    PretrainModelConfig,
+    Ranking,
+    RerankingScore,
+    VideoQAModelConfig,
+    VQAModelConfig,
+)
+from models.core.xvlm import XVLM
 from models.pretraining.model import PretrainModel
 from models.tasks.captioning import CaptioningModel
-from models.tasks.grounding import GroundingModel, GroundingModelConfig
-from models.tasks.nlvr import NLVRModel, NLVRModelConfig
+from models.tasks.grounding import GroundingModel
+from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
-from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
-from models.tasks.vqa import AnswerBeamConfig, AnswerDecoding, VQAModel, VQAModelConfig
+from models.tasks.video_qa import VideoQAModel
+from models.tasks.vqa import VQAModel
 from utils.config import Config, bind, with_previous_defaults
 from utils.errors import UserError
 

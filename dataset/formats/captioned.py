@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from dataset.columns import TextColumn
+from dataset.config import CaptionedSplitConfig
 from dataset.formats import karpathy, msrvtt
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_records, texts_of
 from dataset.formats.iglue import xflickrco_rows
@@ -18,56 +17,9 @@ from dataset.formats.video_files import Videos
 from dataset.media.sources import SourceColumn
 from dataset.media.video import VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource
-from utils.config import Config
 from utils.errors import UserError
-from utils.inputs import InputFile, InputFolder
 
 logger = logging.getLogger(__name__)
-
-
-class CaptionedSplitConfig(Config):
-    """A split of an image-text or video-text data set.
-
-    With ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"image", "caption", "image_id"}``. The caption
-    is a text, a list of texts, or a dictionary that maps languages to texts or lists of texts. Rows with the same ``image_id``
-    (or with the same image, if rows have no ``image_id``) are captions of the same image. Rows about videos have ``video`` or
-    ``video_id`` instead of ``image``. ``video`` is a list of base64 images, or the path of a video file, of a JSON file with a
-    list of base64 images, or of a folder of images.
-    """
-
-    format: Literal["records", "karpathy", "msrvtt", "xflickrco"] = Field(
-        "records",
-        description="records: your own captions; karpathy: dataset_coco.json or dataset_flickr30k.json; msrvtt: MSRVTT_data.json "
-        "or a CSV file like MSRVTT_JSFUSION_test.csv; xflickrco: JSON lines of xFlickr&CO",
-    )
-    annotations: InputFile = Field(description="file of the captions")
-    splits: list[str] | None = Field(
-        None, min_length=1, description="splits of a Karpathy file, such as [train, restval]; null for other formats"
-    )
-    images: InputFolder | None = Field(
-        None,
-        description="folder that relative paths start from; for xFlickr&CO, the folder that contains flickr30k and coco; null: "
-        "the folder of the annotations",
-    )
-    listed: InputFile | None = Field(
-        None,
-        description="CSV file with a column video_id (MSRVTT_train.9k.csv); only these videos of MSR-VTT are read",
-    )
-    language: str | None = Field(
-        None,
-        description="language of the captions if records have several; records without it are skipped; null: all languages",
-    )
-
-    @model_validator(mode="after")
-    def _keys_fit_the_format(self) -> CaptionedSplitConfig:
-        if (self.splits is not None) != (self.format == "karpathy"):
-            remedy = "set splits" if self.splits is None else "remove splits, or set format: karpathy"
-            raise ValueError(f"format is {self.format}, but splits belong to Karpathy's files; {remedy}")
-        if self.listed is not None and self.format != "msrvtt":
-            raise ValueError(
-                f"format is {self.format}, but listed belongs to MSR-VTT; remove it, or set format: msrvtt"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
+from dataset.config import AugmentConfig
 from dataset.media.encoded import EncodedImage, crop, pixels_of
-from utils.config import Config
 from utils.image_size import ImageSize, sides_of
 
 FILL = 128
@@ -38,39 +37,6 @@ _HALF = np.uint64(512)
 Planes = np.ndarray
 """(3, H, W) uint8, contiguous."""
 Affine = tuple[float, float, float, float, float, float]
-
-
-class RegionAugmentConfig(Config):
-    """Augmentation of an image with boxes. The boxes determine the crop, and RandAugment uses only the colour operations."""
-
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    rand_augment_ops: int = Field(
-        2, ge=0, description="number of RandAugment operations per image; 0 turns RandAugment off"
-    )
-    rand_augment_magnitude: int = Field(7, ge=0, le=10, description="strength of the RandAugment operations")
-
-
-class AugmentConfig(RegionAugmentConfig):
-    """Augmentation of a training image. The defaults are those of the authors' code.
-
-    To use whole images, set ``scale: [1, 1]``, and ``ratio`` to a range that includes the ratios of the images.
-    """
-
-    scale: tuple[float, float] = Field(
-        (0.2, 1.0), description="minimum and maximum fraction of an image's area in a crop"
-    )
-    ratio: tuple[float, float] = Field(
-        (3 / 4, 4 / 3),
-        description="minimum and maximum ratio of width to height of a crop, relative to the ratio of the model's input",
-    )
-
-    @model_validator(mode="after")
-    def _ranges_are_ordered(self) -> AugmentConfig:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale = {self.scale} must be 0 < min <= max <= 1")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio = {self.ratio} must be 0 < min <= max")
-        return self
 
 
 def random_resized_crop(

@@ -15,17 +15,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from dataset.config import Backend
 from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 
 T = TypeVar("T")
 
-Backend = Literal["av", "decord"]
 
 _MIN_COMPLETE = 0.95
 """A file counts as truncated if its packets cover less than this fraction of the length in its header. Headers are not exact."""

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from dataset.config import VideoReadingConfig
 from dataset.files import RECORD_BYTES, read_file
-from dataset.media.decoding import Backend, Clock, decoded, index_of, run_with_limit, why_not_loaded
+from dataset.media.decoding import Clock, decoded, index_of, run_with_limit, why_not_loaded
 from dataset.media.encoded import EncodedImage, PixelState
 from dataset.records.schema import BrokenRecordError, ImageSource, image_of
-from utils.config import Config
 from utils.errors import UserError
 from utils.suffixes import IMAGE_SUFFIXES
 
@@ -36,24 +35,6 @@ FrameView = Callable[[Tensor | EncodedImage], Tensor]
 """Function that takes a frame, decoded to (3, H, W) uint8 RGB or still encoded, and returns the tensor to keep."""
 
 LIST_SUFFIX = ".json"
-
-
-class VideoReadingConfig(Config):
-    """How the frames of videos are chosen and decoded."""
-
-    backend: Backend = Field("av", description="decoder of video files: av (PyAV) or decord")
-    frames_per_second: float = Field(
-        1.0,
-        gt=0,
-        description="candidate frames per second of a video file, from which the frames for the model are chosen",
-    )
-    time_limit_s: float = Field(
-        60.0, gt=0, description="time limit for reading a video, in seconds; a slower video counts as broken"
-    )
-    same_view: bool = Field(
-        False,
-        description="augment all frames of a video in the same way (the authors' code draws crop, flip and colours per frame)",
-    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.media.augment import AugmentConfig, RandAugment, evaluation_view, training_view
+from dataset.config import AugmentConfig
+from dataset.media.augment import RandAugment, evaluation_view, training_view
 from dataset.media.encoded import EncodedImage, PixelState, decode, for_boxes
 from dataset.media.video import FrameSampler, VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource

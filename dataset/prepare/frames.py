@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from batches.base import BrokenRecord
-from dataset.media.video import VideoReadingConfig
+from dataset.config import VideoReadingConfig
 from dataset.prepare.folders import tally
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FRAMES_VERSION, FrameMaking, RecordLine, killed, work

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset.media.video import VideoReadingConfig
+from dataset.config import VideoReadingConfig
 from dataset.prepare.filters import Filters
 from dataset.prepare.frame_making import FrameMaking
 

@@ -10,8 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from dataset.config import LoadingConfig
 from dataset.files import IMAGE_BYTES, read_file
-from dataset.loaders import LoadingConfig
 from dataset.media.encoded import decode
 from dataset.prepare.processes import in_order
 from dataset.records.broken import BrokenRecordError

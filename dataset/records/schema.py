@@ -14,17 +14,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from batches.base import BrokenRecord
+from dataset.config import CaptionLength, ImageIs
 from dataset.files import IMAGE_BYTES, check_bytes, read_file
 from dataset.records.broken import BrokenRecordError
 
-ImageIs = Literal["auto", "path", "base64"]
-CaptionLength = Literal["short", "long", "sample", "both"]
-"""Which texts of an image or a box are used: ``caption``, ``long_caption``, one of the two at random, or both."""
 Box = tuple[float, float, float, float]
 Texts = tuple["str | Mapping[str, str | list[str]]", ...]
 """The value under a caption key, as a tuple of alternatives. Each one is a string, or a dictionary that maps languages to a

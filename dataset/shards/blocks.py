@@ -20,9 +20,6 @@ import numpy as np
 
 from utils.errors import UserError
 
-BLOCK_RECORDS = 1000
-"""Default number of records in a block."""
-
 WINDOW_BLOCKS, WINDOW_STEPS = 16, 8
 """Minimum size of a window: number of blocks in a window, and number of global batches in the windows of all lanes together."""
 
@@ -85,7 +82,7 @@ class BlockOrder:
     Args:
         shard_sizes: number of records in each shard, in shard order.
         batch_size: number of records in a micro-batch.
-        lanes: number of lanes; the number of ranks must divide it (see :func:`check_ranks`).
+        lanes: number of lanes; the number of ranks must divide it (see :func:`check_lanes`).
         block_records: maximum number of records in a block; a shard is split into blocks of nearly equal size.
         step: number of micro-batches in a global batch (one optimiser step), over all ranks.
         seed: seed of the order.
@@ -203,17 +200,6 @@ def _keep_last_two(held: list[H], new: H) -> H:
     held.append(new)
     del held[:-2]
     return new
-
-
-def check_ranks(lanes: int, ranks: int, key: str) -> None:
-    """Raises :class:`UserError`, naming the lanes' config ``key``, if the lanes cannot be divided equally among the ranks."""
-    if lanes % ranks:
-        divisors = [str(number) for number in range(1, lanes + 1) if lanes % number == 0]
-        supported = f"{', '.join(divisors[:-1])} or {divisors[-1]} ranks" if len(divisors) > 1 else "1 rank"
-        raise UserError(
-            f"{key} = {lanes}: the lanes cannot be divided equally among {ranks} ranks; run on {supported}, or set {key} to a "
-            f"multiple of {ranks} before the run begins"
-        )
 
 
 def _cut(sizes: np.ndarray, block_records: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from dataset.config import RemoteConfig
 from dataset.records.forms import convert_hint
 from dataset.shards.remote.hub import files_of_copy, find_hub
-from dataset.shards.remote.server import RemoteConfig, Server
+from dataset.shards.remote.server import Server
 from dataset.shards.remote.shards import RemoteShard, find_remote
 from utils.addresses import is_hub, is_url
 from utils.errors import NotRegularError, UserError

@@ -20,11 +20,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dataset.config import RemoteConfig
 from dataset.records.broken import BrokenRecordError, json_fault
 from dataset.records.schema import RawRecord
 from dataset.shards.finding import ShardFile, open_shard
 from dataset.shards.index import RowGroup
-from dataset.shards.remote.server import RemoteConfig, open_cache
+from dataset.shards.remote.server import open_cache
 from dataset.shards.remote.shards import RemoteShard
 from utils.block_cache import Block, BlockCache, crc_digest
 from utils.errors import UserError, reason_of

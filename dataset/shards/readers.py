@@ -18,13 +18,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dataset.config import RemoteConfig
 from dataset.files import RECORD_BYTES, check_bytes
 from dataset.records.schema import RawRecord
 from dataset.shards.finding import PARQUET_SUFFIX, TAR_SUFFIX, ShardFile, find_by_entry, open_shard
 from dataset.shards.index import default_index_folder
 from dataset.shards.making import open_index
 from dataset.shards.parquet import ParquetRows, check_pyarrow, runs_of_groups
-from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.tars import location_of, parse_object, read_record
 from utils import distributed, open_files

@@ -7,29 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 from torch import Tensor
 
 from batches.captioning import CaptioningBatch, LeftToRightText
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptioningDataConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.media.augment import stack_views
-from dataset.tasks.finetune import FineTuneBatches, MediaDataConfig, media_view
-from dataset.text.processors import TextDataConfig, TextProcessor, mentions_side
+from dataset.tasks.finetune import FineTuneBatches, media_view
+from dataset.text.processors import TextProcessor, mentions_side
 from utils.errors import UserError
-
-
-class CaptioningDataConfig(MediaDataConfig):
-    """Training captions. They are not cleaned, but the tokenizer may change case and punctuation (as in the authors' code)."""
-
-    train: CaptionedSplitConfig
-    text: TextDataConfig = Field(
-        default_factory=lambda: TextDataConfig(max_tokens=40, mask_prob=0.6, max_masks=18),
-        description="truncation and masking of captions",
-    )
-    prompt: str = Field(
-        "a picture of ", description="text before every caption; the model is not trained to predict it"
-    )
-    careful_flip: bool = Field(True, description="do not flip if the caption says left or right; English only")
 
 
 def prompt_tokens(processor: TextProcessor, prompt: str) -> list[int]:

@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from pydantic import Field
 from torch import Tensor
 
-from batches.base import Batch, MicroBatch
-from dataset.loaders import LoadingConfig
-from dataset.media.augment import AugmentConfig
-from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
+from batches.base import Batch
+from dataset.config import (
+    FineTuneDataConfig,
+    MediaDataConfig,
+)
+from dataset.media.video import FrameSampler, VideoSource, check_backend
 from dataset.media.views import TrainingView, check_medium
 from dataset.records.broken import held_out_error
 from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.shards.samplers import RandomOrder, sample_rng
 from dataset.tasks.account import Account, filled
-from dataset.text.processors import PlainTextProcessor, TextLimits, clean_caption, clean_question
+from dataset.text.processors import PlainTextProcessor, clean_caption, clean_question
 from dataset.workers import in_workers, reading
 from utils.image_size import ImageSize
 
@@ -29,26 +30,6 @@ if TYPE_CHECKING:
 E = TypeVar("E")
 D = TypeVar("D", bound="FineTuneDataConfig")
 T = TypeVar("T")
-
-
-class FineTuneDataConfig(LoadingConfig):
-    """Training data of a fine-tuning task."""
-
-    text: TextLimits = TextLimits(max_tokens=40)
-    batch_size: int = Field(ge=1, description="examples in a micro-batch of one rank")
-
-    @property
-    def micro_batch(self) -> MicroBatch:
-        return MicroBatch("data.batch_size", self.batch_size)
-
-
-class MediaDataConfig(FineTuneDataConfig):
-    """Training data of a fine-tuning task with images or videos."""
-
-    augment: AugmentConfig = Field(
-        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the images or frames"
-    )
-    video: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
 
 
 class FineTuneBatches(ABC, Generic[D, E]):

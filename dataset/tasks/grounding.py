@@ -6,17 +6,17 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from batches.grounding import GroundingBatch
+from dataset.config import GroundingDataConfig, GroundingSplitConfig
 from dataset.formats import refcoco
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_records, texts_of
-from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
+from dataset.media.augment import RandAugment, hflip, resize, stack_views
 from dataset.media.encoded import EncodedImage, for_boxes
 from dataset.media.views import black, check_size
 from dataset.records.boxes import WHOLE_BOX, flip_box, visible_elements
@@ -31,64 +31,12 @@ from dataset.records.schema import (
     parse_region_record,
     place_box,
 )
-from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned
+from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned
 from dataset.text.processors import mentions_side
-from utils.config import Config
 from utils.errors import UserError
 from utils.files import expanded
-from utils.inputs import InputFile, InputFolder
 
 logger = logging.getLogger(__name__)
-
-
-class GroundingSplitConfig(Config):
-    """A split of a grounding data set.
-
-    With ``format: records``, ``annotations`` is a file of region records (``image``, ``elems`` of ``bb`` and ``caption``). With
-    ``format: refcoco``, ``refs`` (``refs(unc).p``) and ``instances`` (``instances.json``) are the official files.
-    """
-
-    format: Literal["records", "refcoco"] = Field(
-        "records",
-        description="records: your own region records; refcoco: the official files of RefCOCO, RefCOCO+, RefCOCOg or gRefCOCO",
-    )
-    annotations: InputFile | None = Field(None, description="file of region records")
-    refs: InputFile | None = Field(
-        None, description="the official references: a pickle, in which code is never run, or gRefCOCO's JSON"
-    )
-    instances: InputFile | None = Field(None, description="the official instances.json, which has the boxes")
-    splits: list[str] | None = Field(
-        None,
-        min_length=1,
-        description="splits of the references: train, val, testA, testB (RefCOCOg: train, val, test)",
-    )
-    images: InputFolder | None = Field(None, description="folder of the images; null: the folder of the annotations")
-    language: str | None = Field(
-        None, description="language of the phrases if records have several; null: all languages"
-    )
-
-    @model_validator(mode="after")
-    def _keys_fit_the_format(self) -> GroundingSplitConfig:
-        official = {"refs": self.refs, "instances": self.instances, "splits": self.splits}
-        needed = {**official, "images": self.images} if self.format == "refcoco" else {"annotations": self.annotations}
-        others = official if self.format == "records" else {"annotations": self.annotations}
-        missing = [key for key, value in needed.items() if value is None]
-        if missing:
-            raise ValueError(f"format is {self.format}; set {', '.join(missing)}")
-        if given := [key for key, value in others.items() if value is not None]:
-            raise ValueError(f"format is {self.format}; remove {', '.join(given)}, or change the format")
-        return self
-
-
-class GroundingDataConfig(FineTuneDataConfig):
-    """Training phrases."""
-
-    train: GroundingSplitConfig
-    crop: bool = Field(True, description="crop at random around the box; false: use the whole image")
-    careful_flip: bool = Field(
-        True, description="do not flip if the phrase says left or right; English only (as in the authors' code)"
-    )
-    augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="flip and colours")
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dataset.config import RemoteConfig, VideoStreamConfig
 from dataset.media.augment import evaluation_view
 from dataset.media.encoded import PixelState, decode, for_boxes
 from dataset.media.video import FrameSampler
 from dataset.records.broken import held_out_error
 from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, Texts, parse_region_record, place_box
 from dataset.shards.readers import Shards
-from dataset.shards.remote.server import RemoteConfig
-from dataset.tasks.streams.pairs import VideoStreamConfig
+from dataset.tasks.streams.pairs import video_record
 from dataset.text.processors import TextProcessor, clean_alternatives, clean_caption
 from utils.image_size import ImageSize
 
@@ -119,7 +119,7 @@ def read_held_out_videos(
     """
 
     def read(raw: RawRecord) -> HeldOutRecord:
-        record = config.record(raw)
+        record = video_record(config, raw)
         if not record.spoken:
             raise BrokenRecordError("empty text", raw.location, "no clip has a text")
         clip = record.spoken[0]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.nlvr import StatementBatch
+from dataset.config import NLVRDataConfig, NLVRSplitConfig
 from dataset.formats import iglue, nlvr2
 from dataset.formats.annotations import (
     ImageFiles,
@@ -23,48 +23,14 @@ from dataset.formats.annotations import (
     read_rows,
     texts_of,
 )
-from dataset.media.augment import AugmentConfig
 from dataset.media.views import TrainingView
 from dataset.records.schema import BrokenRecordError, ImageSource
-from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned
+from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned
 from dataset.text.processors import mentions_side
-from utils.config import Config
 from utils.errors import UserError
-from utils.inputs import InputFile, InputFolder
 
 LABELS = {2: ("false", "true"), 3: iglue.ENTAILMENT}
 """Names of the labels in the order of their classes, by number of classes."""
-
-
-class NLVRSplitConfig(Config):
-    """A split of a visual reasoning data set.
-
-    With ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"sentence", "label", "images"}``, where
-    ``images`` has the paths of one or two images, the left image first.
-    """
-
-    format: Literal["records", "nlvr2", "marvl", "xvnli"] = Field(
-        "records",
-        description="records: your own statements; nlvr2: train.json, dev.json, test1.json, with the official layout of images "
-        "in `images`; marvl: JSON lines of MaRVL (<concept>/<image>); xvnli: JSON lines of XVNLI (<Flickr id>.jpg)",
-    )
-    annotations: InputFile = Field(description="file of the statements")
-    images: InputFolder | None = Field(
-        None, description="folder that relative image paths start from; null: the folder of the annotations"
-    )
-
-
-class NLVRDataConfig(FineTuneDataConfig):
-    """Training statements."""
-
-    train: NLVRSplitConfig
-    augment: AugmentConfig = Field(
-        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)),
-        description="augmentation, drawn separately for each image of a statement",
-    )
-    careful_flip: bool = Field(
-        False, description="do not flip if the text says left or right; English only (the authors' code flips)"
-    )
 
 
 @dataclass(frozen=True)

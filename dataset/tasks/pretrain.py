@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
-
-from batches.base import MicroBatch
-from batches.pretraining import LONG, PretrainBatch
-from dataset.loaders import LoadingConfig
+from batches.pretraining import PretrainBatch
+from dataset.config import (
+    DataConfig,
+)
 from dataset.media.video import FrameSampler
 from dataset.media.views import TrainingView
-from dataset.shards.blocks import check_ranks
 from dataset.shards.readers import Shards
-from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
-from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig
-from dataset.tasks.streams.pairs import ImageStream, ImageStreamConfig, VideoStream, VideoStreamConfig
-from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
-from dataset.tasks.streams.texts import TextStream, TextStreamConfig, TranslationStream, TranslationStreamConfig
+from dataset.tasks.streams.base import open_source
+from dataset.tasks.streams.pairs import ImageStream, VideoStream
+from dataset.tasks.streams.regions import RegionStream
+from dataset.tasks.streams.texts import TextStream, TranslationStream
 from dataset.tasks.streams.wordings import HardNegativeCounts
-from dataset.text.processors import TextDataConfig, TextProcessor
-from utils.addresses import is_hub, is_url
-from utils.config import MAY_CHANGE
+from dataset.text.processors import TextProcessor
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of
 
@@ -34,104 +29,6 @@ if TYPE_CHECKING:
 
 MATCHED_STREAMS = ("images", "videos", "regions")
 """Streams that have a matching loss."""
-
-
-AnyStreamConfig = (
-    ImageStreamConfig | RegionStreamConfig | VideoStreamConfig | TextStreamConfig | TranslationStreamConfig
-)
-
-
-class DataConfig(LoadingConfig):
-    """The data of pre-training: its streams, mixed in every micro-batch."""
-
-    text: TextDataConfig = Field(default_factory=TextDataConfig, description="truncation and masking of all texts")
-    images: ImageStreamConfig | None = Field(None, description="image-text pairs")
-    regions: RegionStreamConfig | None = Field(None, description="images with described boxes")
-    videos: VideoStreamConfig | None = Field(None, description="video-text pairs")
-    texts: TextStreamConfig | None = Field(None, description="texts without images")
-    translations: TranslationStreamConfig | None = Field(None, description="texts with their translations")
-    matching_steps: int | None = Field(
-        None,
-        ge=0,
-        description="number of steps with a matching loss; later steps have no matching loss in any stream; null: all steps",
-    )
-    cache_index: Annotated[str | None, MAY_CHANGE] = Field(
-        None, description="folder of shard indexes; null: the user's cache folder"
-    )
-    remote: Annotated[RemoteConfig, MAY_CHANGE] = Field(
-        default_factory=RemoteConfig, description="shards at URLs, and the cache of Parquet shards"
-    )
-
-    @model_validator(mode="after")
-    def _has_a_stream(self) -> DataConfig:
-        if not self.streams():
-            raise ValueError(
-                "no stream is configured; set at least one of images, regions, videos, texts, translations"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _workers_wait_longer_than_requests(self) -> DataConfig:
-        minutes, seconds = self.remote.retry_minutes, self.worker_timeout_s
-        if (
-            self.workers
-            and minutes * 60 >= seconds
-            and any(is_url(entry) or is_hub(entry) for entry in self._entries())
-        ):
-            raise ValueError(
-                f"remote.retry_minutes = {minutes:g} is {minutes * 60:g} s, and worker_timeout_s = {seconds:g}: a worker would "
-                "be killed while it retries a request; lower remote.retry_minutes, or raise worker_timeout_s"
-            )
-        return self
-
-    def _entries(self) -> list[str]:
-        """Returns the ``files`` entries of all streams and clean sets."""
-        own = [entry for stream in self.streams().values() for entry in stream.paths]
-        return own + [entry for clean in self.clean_sets().values() for entry in clean.files]
-
-    @property
-    def micro_batch(self) -> MicroBatch:
-        """The micro-batch of the leading stream."""
-        name, stream = next(iter(self.streams().items()))
-        return MicroBatch(f"data.{name}.batch_size", stream.batch_size)
-
-    @property
-    def records_per_batch(self) -> int:
-        """Number of records of the leading stream that a rank reads for a micro-batch."""
-        return next(iter(self.streams().values())).records_per_batch
-
-    def check_ranks(self, ranks: int) -> None:
-        for name, stream in self.streams().items():
-            if stream.lanes is not None:
-                check_ranks(stream.lanes, ranks, f"data.{name}.lanes")
-
-    def streams(self) -> dict[str, AnyStreamConfig]:
-        """Returns the configured streams by name."""
-        named = {
-            "images": self.images,
-            "regions": self.regions,
-            "videos": self.videos,
-            "texts": self.texts,
-            "translations": self.translations,
-        }
-        return {name: stream for name, stream in named.items() if stream is not None}
-
-    def loss_weights(self) -> dict[str, float]:
-        """Returns the loss weight of each stream. Long captions with separate losses count as a separate stream."""
-        streams = self.streams()
-        with_long = [
-            name for name, each in streams.items() if isinstance(each, ImageRecordsConfig) and each.captions == "both"
-        ]
-        return {name: each.weight for name, each in streams.items()} | {
-            LONG + name: streams[name].weight for name in with_long
-        }
-
-    def clean_sets(self) -> dict[str, CleanSetConfig]:
-        """Returns the clean sets by the name of their stream."""
-        paired = {"images": self.images, "videos": self.videos}
-        return {
-            name: stream.clean for name, stream in paired.items() if stream is not None and stream.clean is not None
-        }
 
 
 class PretrainBatches:
@@ -275,5 +172,5 @@ def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str
         shards = Shards(
             own, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index, remote=data.remote
         )
-        sources[name] = stream.open(shards, name=name, seed=seed, ranks=ranks, step=step)
+        sources[name] = open_source(stream, shards, name=name, seed=seed, ranks=ranks, step=step)
     return sources

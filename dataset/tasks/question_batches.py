@@ -9,34 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from dataset.config import QuestionsDataConfig
 from dataset.media.augment import stack_views
 from dataset.media.views import TrainingView
-from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned_question
+from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned_question
 from dataset.tasks.questions import Question, QuestionGroups, QuestionTable
-from dataset.text.processors import TextLimits, clean_question, mentions_side
-
-
-class QuestionsDataConfig(FineTuneDataConfig):
-    """Training data of question answering about images or videos."""
-
-    text: TextLimits = Field(
-        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="maximum length of a question"
-    )
-    careful_flip: bool = Field(
-        True,
-        description="do not flip if the question or an answer has the word left or right; English only (the authors' "
-        "code also flags words that contain them)",
-    )
-    questions_per_example: int = Field(
-        1,
-        ge=1,
-        description="maximum number of questions about the same image or video in an example. The image or video of an example "
-        "is read and encoded once, and batch_size counts examples. 1 (as in the authors' code): each question is an example",
-    )
-
+from dataset.text.processors import clean_question, mentions_side
 
 D = TypeVar("D", bound=QuestionsDataConfig)
 

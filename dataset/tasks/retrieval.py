@@ -8,26 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.retrieval import RetrievalBatch
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import RetrievalDataConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.media.augment import stack_views
-from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, MediaDataConfig, cleaned, media_view
-from dataset.text.processors import TextLimits, mentions_side
-
-
-class RetrievalDataConfig(MediaDataConfig):
-    """Training pairs."""
-
-    train: CaptionedSplitConfig
-    text: TextLimits = Field(
-        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="maximum length of a caption"
-    )
-    careful_flip: bool = Field(
-        False, description="do not flip if the caption says left or right; English only (the authors' code flips)"
-    )
+from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned, media_view
+from dataset.text.processors import mentions_side
 
 
 @dataclass(frozen=True)

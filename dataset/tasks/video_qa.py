@@ -8,38 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.base import IGNORE
 from batches.questions import ClassifiedBatch
+from dataset.config import VideoQADataConfig, VideoQuestionsConfig
 from dataset.formats.annotations import Row, images_folder, parse_rows, read_json, read_rows, read_text
 from dataset.formats.video_files import Videos
 from dataset.media.views import TrainingView
 from dataset.records.schema import BrokenRecordError
-from dataset.tasks.finetune import MediaDataConfig, media_view
-from dataset.tasks.question_batches import QuestionBatches, QuestionExample, QuestionsDataConfig, given_answers
+from dataset.tasks.finetune import media_view
+from dataset.tasks.question_batches import QuestionBatches, QuestionExample, given_answers
 from dataset.tasks.questions import Question, QuestionTable, check_all_answered_or_none, question_of
-from utils.config import Config
 from utils.errors import UserError
-from utils.inputs import InputFile, InputFolder
-
-
-class VideoQuestionsConfig(Config):
-    """Questions about videos, as a JSON array or JSON lines of ``{"question", "answer", "video_id"}`` like the files of MSRVTT-QA
-    and MSVD-QA. Instead of ``video_id``, a row may have ``video``: a path, or a list of base64 images."""
-
-    questions: InputFile = Field(description="file of MSRVTT-QA or MSVD-QA, or your own questions")
-    videos: InputFolder | None = Field(None, description="folder of the videos; null: the folder of `questions`")
-    names: InputFile | None = Field(
-        None, description="MSVD's youtube_mapping.txt; each line has a file name without suffix and a video_id"
-    )
-
-
-class VideoQADataConfig(QuestionsDataConfig, MediaDataConfig):
-    """Training questions."""
-
-    train: VideoQuestionsConfig
 
 
 def read_video_questions(

@@ -7,24 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from batches.questions import QuestionBatch
+from dataset.config import QuestionsConfig, TextLimits, VQADataConfig
 from dataset.formats import iglue, visual_genome, vqa2
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_json, read_records
 from dataset.image_share import is_in_share
-from dataset.media.augment import AugmentConfig
 from dataset.media.views import TrainingView
 from dataset.records.schema import BrokenRecordError
-from dataset.tasks.question_batches import QuestionBatches, QuestionExample, QuestionsDataConfig, given_answers
+from dataset.tasks.question_batches import QuestionBatches, QuestionExample, given_answers
 from dataset.tasks.questions import Question, QuestionTable, check_all_answered_or_none, question_of
-from dataset.text.processors import PlainTextProcessor, TextLimits
-from utils.config import Config
+from dataset.text.processors import PlainTextProcessor
 from utils.errors import UserError
-from utils.inputs import InputFile, InputFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,67 +34,6 @@ GENOME_WEIGHT = 0.5
 COMMON = 9
 """An answer becomes a candidate if it is the most frequent answer to at least this number of questions. VQA v2's list was made by
 this criterion."""
-
-
-class QuestionsConfig(Config):
-    """A source of questions.
-
-    With ``format: records``, ``questions`` is a JSON array or JSON lines of ``{"question_id", "question", "image", "answer"}``.
-    The answer is a text, or a list with the answer of each annotator.
-    """
-
-    format: Literal["records", "vqa2", "visual_genome", "gqa", "gqa_lxmert"] = Field(
-        "records",
-        description="records: your own questions; vqa2: VQA v2's questions, with the official layout of images in `images` "
-        "(train2014/COCO_train2014_….jpg); visual_genome: question_answers.json (<image_id>.jpg, also in VG_100K and VG_100K_2); "
-        "gqa: a file of GQA or xGQA (gqa/images/<imageId>.jpg); gqa_lxmert: GQA in LXMERT's format",
-    )
-    questions: InputFile = Field(description="file of the questions")
-    annotations: InputFile | None = Field(
-        None, description="VQA v2's annotation file, which contains the answers; null: no answers"
-    )
-    images: InputFolder | None = Field(
-        None, description="folder that relative image paths start from; null: the folder of `questions`"
-    )
-    weight: float | None = Field(
-        None,
-        gt=0,
-        description="factor of the losses of the answers; null: 0.5 for questions of Visual Genome and 1 for others",
-    )
-    image_share: tuple[float, float] = Field(
-        (0.0, 1.0),
-        description="part of the images to read, with all their questions. The hash of an image's name is a number in 0..1; "
-        "images from the first number up to the second are read. For example, [0, 0.05] can be held out from [0.05, 1]",
-    )
-
-    @model_validator(mode="after")
-    def _share_is_not_empty(self) -> QuestionsConfig:
-        low, high = self.image_share
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"image_share is [{low:g}, {high:g}]; set it to two increasing numbers between 0 and 1")
-        return self
-
-    @model_validator(mode="after")
-    def _keys_fit_the_format(self) -> QuestionsConfig:
-        if self.annotations is not None and self.format != "vqa2":
-            raise ValueError(
-                f"format is {self.format}, but annotations belong to VQA v2; remove annotations, or set format: vqa2"
-            )
-        return self
-
-
-class VQADataConfig(QuestionsDataConfig):
-    """Training questions."""
-
-    train: list[QuestionsConfig] = Field(
-        min_length=1, description="sources of questions; an epoch contains every question of every source once"
-    )
-    max_answer_tokens: int = Field(
-        40, ge=3, description="maximum number of tokens in an answer, including [CLS] and [SEP]; the rest is cut off"
-    )
-    augment: AugmentConfig = Field(
-        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the images"
-    )
 
 
 def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answered: bool) -> list[Question]:

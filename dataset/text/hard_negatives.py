@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from utils.config import Config
+from dataset.config import HardNegativesConfig
 from utils.sequences import shuffled
-
-Source = Literal["given", "exchanged", "replaced"]
 
 _CONTRADICTIONS = """
 red / orange / yellow / green / cyan turquoise / blue / purple violet / pink / brown / black / white / gray grey
@@ -69,20 +65,6 @@ def _by_word() -> dict[str, list[str]]:
 
 
 _CONTRADICTING = _by_word()
-
-
-class HardNegativesConfig(Config):
-    """Texts that are wrong about an image though they resemble its caption. They are added to the image's contrastive and
-    matching losses."""
-
-    count: int = Field(1, ge=1, le=16, description="maximum number of hard negatives for each text")
-    sources: tuple[Source, ...] = Field(
-        ("given", "exchanged", "replaced"),
-        min_length=1,
-        description="their sources, which alternate, starting with a random one. given: hard_negatives of the record or "
-        "element; exchanged: a word for a colour, size, material, number or position is swapped with one in another phrase of "
-        "the image (English only); replaced: such a word is replaced by a contradicting word (English only)",
-    )
 
 
 def hard_negatives(

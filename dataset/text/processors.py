@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
 from batches.base import IGNORE
 from batches.texts import MaskedText, Text
+from dataset.config import TextDataConfig, TextLimits
 from dataset.records.schema import BrokenRecordError, Texts, alternatives
-from utils.config import Config
 from utils.errors import UserError
 from utils.sequences import stack_rows, text_ids
 
@@ -42,33 +41,6 @@ _SPACES = re.compile(r"\s{2,}")
 SHORTEST_PADDING = 64
 """The shortest length to which texts are padded if shapes are static."""
 _SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
-
-
-class TextLimits(Config):
-    """Maximum length of a text."""
-
-    max_tokens: int = Field(
-        30, ge=3, description="maximum number of tokens in a text, including [CLS] and [SEP]; the rest is cut off"
-    )
-    max_words: int | None = Field(
-        None,
-        ge=1,
-        description="maximum number of words in a text, split at spaces; the rest is cut off; null: max_tokens, as in the "
-        "authors' code",
-    )
-
-
-class TextDataConfig(TextLimits):
-    """Length and masking of texts (sections 3.3 and 4.2 of the paper)."""
-
-    mask_prob: float = Field(0.5, gt=0, le=1, description="fraction of a text's tokens to mask")
-    max_masks: int = Field(12, ge=1, description="maximum number of masked tokens in a text")
-    whole_word: bool = Field(True, description="mask all pieces of a word together")
-    skipgram_prob: float = Field(0.2, ge=0, le=1, description="probability that a masked span has several tokens")
-    skipgram_size: int = Field(3, ge=2, description="maximum number of tokens in a masked span with several tokens")
-    language: str | None = Field(
-        None, description="language of the text if a record has several; null: a random language each time"
-    )
 
 
 class TextExample:

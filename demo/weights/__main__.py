@@ -18,11 +18,8 @@ from dataset.text.loading import load_tokenizer
 from demo.folder import Folder, FolderFlags, fill_folder
 from demo.weights.text import SENTENCES, package_states, write_text_folder
 from demo.weights.vision import VisionGraph, read_graph, run_graph, to_timm
-from models.checkpoints import InitConfig, initialise
-from models.core.backbones.config import PUBLISHED_PIXELS, VisionConfig
-from models.core.fusion import FusionConfig
-from models.core.text import TextConfig
-from models.pretraining.config import PretrainModelConfig
+from models.checkpoints import initialise
+from models.config import PUBLISHED_PIXELS, FusionConfig, InitConfig, PretrainModelConfig, TextConfig, VisionConfig
 from models.pretraining.model import PretrainModel
 from utils.commands import call
 from utils.errors import UserError

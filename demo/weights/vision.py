@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.core.backbones.config import PUBLISHED_PIXELS
+from models.config import PUBLISHED_PIXELS
 from utils.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -7,11 +7,11 @@ import logging
 import torch
 from torch import nn
 
+from engine.config import ShardingConfig, TrainConfig
 from engine.parallel.ddp import DataParallel
 from engine.parallel.fsdp import Sharded
 from engine.parallel.strategy import Parallel
-from engine.train_config import ShardingConfig, TrainConfig
-from optim import OptimConfig
+from optim.config import OptimConfig
 from utils import distributed
 from utils.accelerator import device_bytes
 from utils.errors import UserError

@@ -32,8 +32,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from engine.config import ShardingConfig
 from engine.parallel.strategy import Parallel, copied_to_host
-from engine.train_config import ShardingConfig
 from optim.setup import encoders_in
 from utils import distributed
 from utils.distributed import full_tensor, local_shard

@@ -10,10 +10,11 @@ from typing import Protocol
 
 import numpy as np
 
+from engine.config import WandbConfig
 from engine.run_files import CONFIG_FILE, REPORT_FILE
 from engine.run_folder import RunFolder
 from engine.trackers.tensorboard import TensorBoard
-from engine.trackers.wandb import ID_FILE, Wandb, WandbConfig
+from engine.trackers.wandb import ID_FILE, Wandb
 
 
 class Tracker(Protocol):

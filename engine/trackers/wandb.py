@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
 
+from engine.config import WandbConfig
 from engine.run_files import CONFIG_FILE
 from engine.trackers.outlet import FailSafeWriter
-from utils.config import Config
 from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import write_text
@@ -31,19 +30,6 @@ ID_FILE = "wandb_id"
 FINISH_TIMEOUT_S = 60.0
 """Maximum number of seconds that the end of a run waits for values that have not been sent yet. Unsent values stay in the run's
 folder, for `wandb sync`."""
-
-
-class WandbConfig(Config):
-    """Where a run is shown at Weights & Biases."""
-
-    project: str = Field("x2vlm", min_length=1, description="project at W&B")
-    entity: str | None = Field(None, description="user or team at W&B; null: the logged-in user")
-    name: str | None = Field(None, description="name of the run at W&B; null: name of its folder")
-    group: str | None = Field(None, description="group of runs at W&B")
-    mode: Literal["online", "offline"] = Field(
-        "online", description="offline: write to the run's folder, for `wandb sync`"
-    )
-    images: bool = Field(True, description="also send figures of predictions, which contain held-out images")
 
 
 def check_package(config: WandbConfig | None) -> None:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from batches.base import Batch
 from batches.texts import Text
+from dataset.config import FineTuneDataConfig
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_rows
 from dataset.media.views import EvaluationView, black
 from dataset.prepare.tokenizer import train_wordpiece
 from dataset.records.schema import BrokenRecordError, ImageSource
-from dataset.tasks.finetune import FineTuneBatches, FineTuneDataConfig, cleaned
+from dataset.tasks.finetune import FineTuneBatches, cleaned
 from utils.config import Config
 
 CLASSES = ("entailment", "neutral", "contradiction")

@@ -18,10 +18,12 @@ from batches.losses import Losses, Term, Work
 from batches.texts import Text
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
+from models.config import ModelConfig
 from models.core.heads import MLPHead
-from models.core.xvlm import XVLM, ModelConfig
+from models.core.xvlm import XVLM
+from tasks.config import FineTuneConfig, HeldOutConfig
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
+from tasks.finetune import FineTuneTask, data_options
 from tasks.kinds import TaskKind
 from utils import distributed
 

@@ -11,24 +11,22 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from pydantic import Field
 from torch import Tensor
 
 from models.checkpoints.files import read_hub_weights, read_weights
 from models.checkpoints.loading import BACKBONE, assign, load_weights
 from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport, by_module
+from models.config import InitConfig
 from models.core.backbones import pretrained_weights
 from models.core.hub import part_weights
 from models.core.hub_text import HubTextEncoder, hub_config_of
 from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM
-from utils.config import Config
 from utils.errors import UserError
 from utils.events import LoadedWeights
 from utils.files import expanded
 from utils.hub import looks_like_path
-from utils.inputs import InputFile, InputModel, InputWeights
 
 IGNORED_MODULES = {
     "head": "classifier",
@@ -43,28 +41,6 @@ _TEXT_AND_ABOVE = ("text.", "fusion.", "word_head.")
 LAYER_SCALE = re.compile(r"\.(gamma(_[12])?|ls[12]\.\w+|layer_scale\d?\.\w+|lambda[12])$")
 """Suffixes of the names of LayerScale factors in timm and transformers."""
 TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)")
-
-
-class InitConfig(Config):
-    """The sources of the initial weights. Parts without a source start from random weights."""
-
-    vision: InputFile | None = Field(
-        None,
-        description="weights of the vision encoder: a BEiT-2 file (.pth or .safetensors), a timm name with its tag, "
-        "such as timm:beitv2_base_patch16_224.in1k_ft_in22k, a Hub name with the prefix hf:, or the folder of a "
-        "Hugging Face model",
-    )
-    text: InputModel | None = Field(None, description="weights of the text encoder: a folder or a Hugging Face name")
-    checkpoint: InputWeights | None = Field(
-        None,
-        description="weights of the whole model: a published X²-VLM file, one of our weight files, or the folder of "
-        "a run; if `text` is also set, the text encoder comes from `text` and everything else from the checkpoint",
-    )
-    new_text: bool = Field(
-        False,
-        description="do not load the text encoder from the checkpoint: load it from `text` or, if "
-        "`text` is null, initialise it at random",
-    )
 
 
 def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:

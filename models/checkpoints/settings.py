@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from models.config import ModelConfig, TextConfig, VisionConfig
 from models.core.backbones import pixel_statistics
-from models.core.backbones.config import VisionConfig
 from models.core.hub_text import architecture_of, hub_config_of, is_bert_family
-from models.core.text import TextConfig, TextEncoder
-from models.core.xvlm import XVLM, ModelConfig
+from models.core.text import TextEncoder
+from models.core.xvlm import XVLM
 from utils.config import with_previous_defaults
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of

@@ -18,36 +18,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from models.config import BlockConfig
 from models.core.keys_values import KeysValues, KVCache, aligned_zeros
 from models.core.packing import PackedTexts, Packing, length_cut
-from utils.config import Config
-
-MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_ROWS = 1000, 1024, 65536, 10_000_000
-"""Maximum sizes in a config: blocks, heads per block, widths, and rows of a table. They are far above the sizes of any published
-model. Without them, building a model from a damaged config could take hours."""
-
-
-class BlockConfig(Config):
-    """Sizes of a BERT block."""
-
-    width: int
-    heads: int
-    intermediate: int
-    eps: float = 1e-12
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    drop_path: float = 0.0
-    init_std: float = 0.02
-
-    def at_depth(self, index: int, blocks: int) -> BlockConfig:
-        """Sizes of block ``index`` in a stack of ``blocks``.
-
-        The drop path rate rises linearly from 0 in the first block to ``drop_path`` in the last. If ``drop_path`` is set, it
-        replaces the dropout on residual branches (as in the authors' code).
-        """
-        depth = index / (blocks - 1) if blocks > 1 else 0.0
-        dropout = 0.0 if self.drop_path else self.dropout
-        return self.model_copy(update={"drop_path": self.drop_path * depth, "dropout": dropout})
 
 
 @dataclass(frozen=True)
@@ -356,16 +329,6 @@ def linear_dtype(states: Tensor) -> torch.dtype:
     """Dtype of a linear layer's output for the input ``states``: the autocast dtype under autocast, otherwise unchanged."""
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-
-
-def heads_error(width: int, heads: int) -> str | None:
-    """Returns an error message if ``heads`` does not divide ``width``, otherwise None. The message suggests the nearest valid
-    numbers of heads."""
-    if width % heads == 0:
-        return None
-    divisors = [number for number in range(1, width + 1) if width % number == 0]
-    near = (max(number for number in divisors if number < heads), *(number for number in divisors if number > heads))
-    return f"width {width} is not a multiple of heads {heads}; use {' or '.join(map(str, near[:2]))} heads"
 
 
 def init_bert_weights(module: nn.Module, std: float) -> None:

@@ -4,99 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, Literal
 
 import torch
-from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.config import MAX_TEMPERATURE, AligningConfig
 from models.core import losses
-from models.core.blocks import MAX_WIDTH
 from models.core.losses import EmbeddedPairs, SameGroup
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
-from models.core.xvlm import ModelConfig
 from utils import distributed
-from utils.config import Config
 from utils.errors import UserError
-
-MAX_TEMPERATURE = 0.5
-
-
-class ContrastiveConfig(Config):
-    """Settings of the contrastive loss, which is computed over the global batch."""
-
-    loss: Literal["softmax", "sigmoid"] = Field(
-        "softmax",
-        description="type of the loss. softmax: equation 1 of the paper; sigmoid: each pair is classified as matched "
-        "or not (SigLIP)",
-    )
-    bias: float = Field(
-        -10.0,
-        description="initial value of the learned bias of the sigmoid loss. The best value for an untrained model is "
-        "the negative logarithm of the number of examples in a global batch (SigLIP: -10)",
-    )
-    min_temperature: float = Field(
-        0.001,
-        # saved runs may contain the previous name
-        validation_alias=AliasChoices("min_temperature", "least_temperature"),
-        gt=0,
-        le=MAX_TEMPERATURE,
-        description="lower limit of the learned temperature. On small data sets the images are memorised, the "
-        "temperature collapses, and unseen images are ranked worse; on such data sets, the initial temperature may "
-        "be a better limit",
-    )
-    text: Literal["cls", "mean", "last"] = Field(
-        "cls",
-        description="token states that represent a text. cls: the state of its first token (published); mean: the "
-        "mean of its tokens' states, as sentence encoders such as MiniLM were trained; last: the state of its last "
-        "token, as SigLIP's text encoder was trained",
-    )
-    text_projection: Literal["random", "identity"] = Field(
-        "random",
-        description="initial projection of texts. identity: the joint space starts as the text encoder's own space, "
-        "which keeps its knowledge of words that are not in the training texts; embed_dim must be its width",
-    )
-    gradient: Literal["exact", "released"] = Field(
-        "exact",
-        description="gradient with several ranks. exact: the same gradient as in one process with the whole batch; "
-        "released: with several ranks, embeddings receive 1/ranks of this gradient, because the authors' code passes "
-        "no gradient to gathered embeddings (the gradient of the temperature is exact)",
-    )
-    chunks: Annotated[int, Field(ge=1)] | Literal["step"] = Field(
-        1,
-        description="number of micro-batches per rank that this loss combines, to increase the number of negatives; "
-        "the encoders run twice (gradient caching). It must divide the number of micro-batches per step. step: all "
-        "micro-batches of a step, so that the weights do not depend on the number of ranks",
-    )
-
-
-class AligningConfig(ModelConfig):
-    """The encoders' settings plus those of the joint embedding space of images and texts, for pre-training and retrieval."""
-
-    embed_dim: int = Field(256, ge=1, le=MAX_WIDTH, description="width of the contrastive embeddings")
-    temperature: float = Field(
-        0.07,
-        gt=0,
-        le=MAX_TEMPERATURE,
-        description="initial temperature of the contrastive loss; the temperature is learned, between "
-        "`contrastive.min_temperature` and 0.5",
-    )
-    contrastive: ContrastiveConfig = ContrastiveConfig()
-
-    @model_validator(mode="after")
-    def _temperature_is_in_its_range(self) -> AligningConfig:
-        if self.temperature < (low := self.contrastive.min_temperature):
-            raise ValueError(
-                f"temperature is {self.temperature:g}, but contrastive.min_temperature is {low:g}; raise the "
-                "temperature or lower the limit"
-            )
-        return self
-
-    @property
-    def chunks(self) -> int | Literal["step"]:
-        return self.contrastive.chunks
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

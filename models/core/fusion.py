@@ -7,75 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.core.blocks import (
-    MAX_BLOCKS,
-    MAX_HEADS,
-    MAX_WIDTH,
-    BlockConfig,
-    BlockStack,
-    QueryPositions,
-    attention_bias,
-    heads_error,
-    linear_dtype,
-)
+from models.config import BlockConfig, FusionConfig
+from models.core.blocks import BlockStack, QueryPositions, attention_bias, linear_dtype
 from models.core.keys_values import KeysValues
 from models.core.packing import PackedTexts, Packing
 from models.core.vision import Concepts
-from utils.config import Config
-from utils.errors import UserError
-
-
-class FusionConfig(Config):
-    """Sizes of the fusion encoder.
-
-    Sizes that are null are taken from the text encoder. Sizes that are set do not change when the text encoder is replaced.
-    """
-
-    layers: int = Field(6, ge=1, le=MAX_BLOCKS, description="number of blocks")
-    width: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_WIDTH,
-        description="width of the states; text states are projected if their width differs; null: as in the text "
-        "encoder",
-    )
-    heads: int | None = Field(
-        None, ge=1, le=MAX_HEADS, description="number of attention heads; null: as in the text encoder"
-    )
-    intermediate: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_WIDTH,
-        description="width of the hidden layer of the feed-forward network; null: as in the text encoder",
-    )
-    eps: float | None = Field(None, gt=0, description="epsilon of all LayerNorms; null: as in the text encoder")
-    drop_path: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="drop path rate of the last block, rising linearly from 0 in the first block; replaces "
-        "residual dropout",
-    )
-
-    def block(self, text: BlockConfig) -> BlockConfig:
-        """Sizes of a fusion block, given the sizes ``text`` of the text encoder's blocks.
-
-        Raises:
-            UserError: if the number of heads does not divide the width.
-        """
-        sizes = {"width": self.width, "heads": self.heads, "intermediate": self.intermediate, "eps": self.eps}
-        in_config = {name: size for name, size in sizes.items() if size is not None}
-        block = text.model_copy(update={**in_config, "drop_path": self.drop_path})
-        error = heads_error(block.width, block.heads)
-        if error:
-            raise UserError(
-                f"model.fusion: {error} (unset sizes come from the text encoder; set width, heads and intermediate)"
-            )
-        return block
 
 
 class FusionEncoder(BlockStack):

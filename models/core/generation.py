@@ -8,73 +8,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from batches.base import IGNORE
+from models.config import BeamConfig, DecodingConfig, SamplingConfig
 from models.core.keys_values import KVCache
 from models.core.losses import at_least_float32
-from utils.config import Config
 
 UNITS = 2**52
 """The number of integer units that make up the probability 1. Sums of units are exact, even in float64."""
-
-
-class SamplingConfig(Config):
-    """Settings for sampling tokens instead of searching for the most likely text."""
-
-    temperature: float = Field(
-        1.0, gt=0, description="sampling temperature; below 1, likely tokens are drawn more often"
-    )
-    top_p: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="sample only from the likeliest tokens, which together have at least this probability",
-    )
-
-
-class BeamConfig(Config):
-    """Settings of beam search. Lengths do not include the prompt."""
-
-    beams: int = Field(3, ge=1, description="number of beams; 1: greedy search")
-    max_length: int = Field(
-        50,
-        ge=1,
-        description="maximum number of tokens, including the end token; the authors' code also counts the prompt, "
-        "and adds one token per image in the batch",
-    )
-    min_length: int = Field(5, ge=0, description="minimum number of tokens before the end token")
-    length_penalty: float = Field(
-        0.0,
-        ge=0,
-        description="exponent p of the length penalty: a log-likelihood is divided by ((5 + tokens) / 6)^p; 0 "
-        "favours short texts",
-    )
-    no_repeat_ngram: int = Field(
-        3, ge=0, description="size n of the n-grams that must not occur twice; 0: no restriction"
-    )
-
-    @model_validator(mode="after")
-    def _lengths_fit_together(self) -> BeamConfig:
-        if self.min_length >= self.max_length:
-            raise ValueError(
-                f"min_length {self.min_length} leaves no room for the end within max_length {self.max_length}; lower "
-                "min_length"
-            )
-        return self
-
-
-class DecodingConfig(BeamConfig):
-    """The method of text generation and its limits."""
-
-    sampling: SamplingConfig | None = Field(None, description="settings for sampling; null: beam search")
-
-    @model_validator(mode="after")
-    def _sampling_has_one_beam(self) -> DecodingConfig:
-        if self.sampling is not None and self.beams != 1:
-            raise ValueError(f"beams is {self.beams}, but sampling generates one text; set beams to 1")
-        return self
 
 
 @dataclass(frozen=True)

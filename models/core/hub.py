@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_ROWS, MAX_WIDTH
+from models.config import MAX_BLOCKS, MAX_HEADS, MAX_ROWS, MAX_WIDTH
 from utils.errors import UserError
 from utils.hub import local_folder
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from batches.texts import Text
-from models.core.blocks import BlockConfig
+from models.config import BlockConfig, TextArchitecture, TextConfig
 from models.core.flops import counted_flops
 from models.core.hub import longest_module_list, model_class, part_config, set_gradient_checkpointing
 from models.core.packing import PackedTexts, packings_of
-from models.core.text import TextArchitecture, TextConfig, TextEncoder
+from models.core.text import TextEncoder
 from utils.errors import UserError
 from utils.tensors import on_meta
 

@@ -6,11 +6,11 @@ import math
 from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from batches.losses import Losses, Term
+from models.config import BoxSetConfig
 from models.core import losses
 from models.core.assignment import FREE, assign
 from models.core.backbones.positions import sincos_positions
@@ -18,7 +18,6 @@ from models.core.flops import Lengths, linear_macs, step_flops
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts
-from utils.config import Config
 
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
 """Weights of the probability, L1 and GIoU errors, in the assignment and in the loss (Carion et al., 2020, "End-to-end object
@@ -26,19 +25,6 @@ detection with transformers", section A.4)."""
 
 INITIAL_PROBABILITY = 0.1
 """Initial probability that a box belongs to the phrase, before training."""
-
-
-class BoxSetConfig(Config):
-    """Settings of the box-set head."""
-
-    queries: int = Field(
-        16, ge=1, description="maximum number of boxes per phrase; phrases with more boxes are skipped in training"
-    )
-    layers: int = Field(
-        2,
-        ge=1,
-        description="number of blocks in which boxes attend to each other, to the phrase and to the image",
-    )
 
 
 class BoxSet(NamedTuple):

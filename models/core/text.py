@@ -4,123 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from batches.texts import Text
-from models.core.blocks import (
-    MAX_BLOCKS,
-    MAX_HEADS,
-    MAX_ROWS,
-    MAX_WIDTH,
+from models.config import (
     BlockConfig,
-    BlockStack,
-    attention_bias,
-    heads_error,
-    init_bert_weights,
-    linear_dtype,
+    TextArchitecture,
+    TextConfig,
 )
+from models.core.blocks import BlockStack, attention_bias, init_bert_weights, linear_dtype
 from models.core.keys_values import KVCache
 from models.core.packing import PackedTexts, Packing, packings_of
-from utils.config import Config
-from utils.inputs import InputModel
-
-
-class TextArchitecture(Config):
-    """Sizes of a BERT or RoBERTa encoder."""
-
-    family: Literal["bert", "roberta"] = Field(
-        "bert", description="family of the encoder, which determines how positions are counted and texts are padded"
-    )
-    vocab_size: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_ROWS,
-        description="number of rows in the word table; null: size of the tokenizer's vocabulary",
-    )
-    width: int = Field(768, ge=1, le=MAX_WIDTH, description="width of the states")
-    layers: int = Field(12, ge=1, le=MAX_BLOCKS, description="number of blocks")
-    heads: int = Field(12, ge=1, le=MAX_HEADS, description="number of attention heads, a divisor of the width")
-    intermediate: int = Field(
-        3072, ge=1, le=MAX_WIDTH, description="width of the hidden layer of the feed-forward network"
-    )
-    max_positions: int = Field(
-        512,
-        ge=1,
-        le=MAX_ROWS,
-        description="number of rows in the position table; RoBERTa does not use the first two",
-    )
-    token_types: int = Field(
-        2, ge=1, description="number of rows in the token type table, of which only the first is used"
-    )
-    eps: float = Field(
-        1e-12, gt=0, description="epsilon of all LayerNorms, including those of the fusion encoder and the MLM head"
-    )
-    pad_id: int = Field(0, ge=0, description="token id of the padding token")
-    init_std: float = Field(
-        0.02,
-        gt=0,
-        description="standard deviation of random initial weights, also in the fusion encoder; 0.02 suits a width of "
-        "768, and narrow models need a larger value",
-    )
-
-    @property
-    def first_position(self) -> int:
-        """Position of the first token. RoBERTa's positions start after ``pad_id``."""
-        return self.pad_id + 1 if self.family == "roberta" else 0
-
-    @property
-    def longest_text(self) -> int:
-        """Maximum number of tokens of a text: the number of positions."""
-        return self.max_positions - self.first_position
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> TextArchitecture:
-        error = heads_error(self.width, self.heads)
-        if error:
-            raise ValueError(error)
-        return self
-
-
-class TextConfig(Config):
-    """The text encoder, the maximum length of texts, and dropout."""
-
-    encoder: InputModel = Field(
-        "bert-base-uncased",
-        description="Hugging Face name or folder from which the tokenizer is loaded and, if `arch` is null, the "
-        "sizes of the text encoder are read",
-    )
-    arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: as in `encoder`")
-    max_positions: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_ROWS,
-        description="maximum number of tokens in a text; if it differs from the encoder's, the position table is "
-        "interpolated when weights are loaded; null: as in the encoder",
-    )
-    dropout: float = Field(
-        0.1, ge=0, lt=1, description="dropout of embeddings and residuals, also in the fusion encoder"
-    )
-    attention_dropout: float = Field(
-        0.1, ge=0, lt=1, description="dropout of attention weights, also in the fusion encoder"
-    )
-    drop_path: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="drop path rate of the last block, rising linearly from 0 in the first block; replaces "
-        "residual dropout",
-    )
-
-    @property
-    def knows_vocabulary(self) -> bool:
-        """True if the vocabulary size is known without a tokenizer."""
-        return self.arch is None or self.arch.vocab_size is not None
-
 
 KEPT_POSITIONS = 20
 """Number of positions that do not change when a position table is stretched, so that short texts, which are the most frequent,

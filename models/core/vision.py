@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.config import VideoConfig, VisionConfig
 from models.core.backbones import build_backbone, pixel_statistics
-from models.core.backbones.config import VideoConfig, VisionConfig
 from models.core.backbones.positions import sincos_positions
 from models.core.feature_cache import FeatureCache
 from optim.setup import stay_in_evaluation_mode

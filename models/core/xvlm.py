@@ -8,28 +8,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from batches.texts import Text
-from models.core.backbones.config import VisionConfig
+from models.config import ModelConfig
 from models.core.flops import ModelCost
-from models.core.fusion import FusionConfig, FusionEncoder
+from models.core.fusion import FusionEncoder
 from models.core.hub_text import build_text_encoder
 from models.core.keys_values import KeysValues
 from models.core.packing import PackedTexts
-from models.core.text import TextConfig
 from models.core.vision import VisionEncoder
-from utils.config import Config
-
-
-class ModelConfig(Config):
-    """Settings of the encoders, which all tasks share."""
-
-    vision: VisionConfig = VisionConfig()
-    text: TextConfig = TextConfig()
-    fusion: FusionConfig = FusionConfig()
-
-    @property
-    def chunks(self) -> int | Literal["step"]:
-        """Number of micro-batches per rank over which a loss is computed; see :class:`engine.task.TaskModel`."""
-        return 1
 
 
 class XVLM(nn.Module):

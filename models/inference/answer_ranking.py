@@ -10,21 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.config import Ranking
 from models.core.keys_values import KeysValues
 from models.core.packing import PackedTexts
 from models.tasks.vqa import AnswerDecoder
 from utils.accelerator import send
-
-Ranking = Literal["likelihood", "released"]
-"""How a candidate is scored. "likelihood" is the sum of the log-probabilities of its tokens. "released" (as in the authors' code)
-counts the log-probability of the first token twice."""
 
 Ints = NDArray[np.int64]
 

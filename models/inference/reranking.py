@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from models.config import RerankingScore
 from models.core.fusion import FusionEncoder
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts
@@ -24,12 +24,6 @@ from utils.accelerator import send
 AligningModel = PretrainModel | RetrievalModel
 """A model with a contrastive and a matching head."""
 
-RerankingScore = Literal["matching", "sum"]
-RERANKING_SCORE = (
-    "score by which re-ranked pairs are sorted. matching: the logit of the matching head (published); sum: its "
-    "log-odds plus the cosine divided by the temperature"
-)
-"""Description of the config key ``score``."""
 ORDER_NOTES: dict[RerankingScore, str] = {
     "matching": "",
     "sum": " by the matching head's log-odds plus the cosine divided by the temperature",

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from batches import LONG
 from batches.losses import Losses, Term, Work
-from batches.pretraining import LONG, PretrainBatch
+from batches.pretraining import PretrainBatch
+from models.config import LossWeights, PretrainModelConfig, StreamWeights
 from models.core.blocks import QueryPositions
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionQueue
@@ -27,9 +29,8 @@ from models.core.matching import MatchingHead
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
-from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.flops import work_of
-from models.pretraining.streams import STREAMS, LossWeights, Stream, includes
+from models.pretraining.streams import STREAMS, Stream, includes
 from utils.errors import UserError
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from pydantic import Field
 from torch import Tensor
 
 from batches.base import IGNORE
 from batches.pretraining import HardNegatives, ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
 from batches.texts import Text
+from models.config import LossWeights
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder, FusionQueue
 from models.core.heads import BoxHead, WordHead
@@ -27,20 +27,6 @@ from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
 from models.core.text import TextEncoder
 from models.core.vision import Concepts, VisionEncoder
-from utils.config import Config
-
-
-class LossWeights(Config):
-    """Weights of the losses in equation 6. In the paper, all weights are 1. A loss with weight 0 is not computed."""
-
-    contrastive: float = Field(1.0, ge=0, description="weight of the contrastive loss (paper, equation 1)")
-    matching: float = Field(1.0, ge=0, description="weight of the matching loss (paper, equation 2)")
-    mlm: float = Field(1.0, ge=0, description="weight of the masked language modelling loss (paper, equation 3)")
-    l1: float = Field(1.0, ge=0, description="weight of the L1 loss of boxes (paper, equation 5)")
-    giou: float = Field(1.0, ge=0, description="weight of the GIoU loss of boxes (paper, equation 5)")
-    whole_image_boxes: bool = Field(
-        False, description="also compute box losses for captions of whole images, whose box is (0.5, 0.5, 1, 1)"
-    )
 
 
 class Modules(Protocol):

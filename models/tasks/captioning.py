@@ -5,35 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.base import IGNORE
 from batches.captioning import CaptioningBatch, LeftToRightText
 from batches.losses import Losses, Term, Work
+from models.config import CaptioningLossConfig, DecodingConfig, ModelConfig
 from models.core import losses
 from models.core.blocks import attention_bias, linear_dtype
 from models.core.flops import frames_of, lengths
-from models.core.generation import CachedDecoder, DecodingConfig, Generated, generate
+from models.core.generation import CachedDecoder, Generated, generate
 from models.core.heads import WordHead
 from models.core.keys_values import KeysValues, KVCache
 from models.core.packing import Packing
 from models.core.text import TextEncoder
-from models.core.xvlm import XVLM, ModelConfig
+from models.core.xvlm import XVLM
 from utils.accelerator import send
-from utils.config import Config
 from utils.errors import UserError
-
-
-class CaptioningLossConfig(Config):
-    """Settings of the loss on the words of captions."""
-
-    label_smoothing: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="label smoothing: fraction of the target probability that is spread over all words",
-    )
 
 
 @dataclass(frozen=True)

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.grounding import GroundingBatch
 from batches.losses import Losses, Term, Work
 from batches.texts import Text
+from models.config import BoxSetConfig, ModelConfig
 from models.core import losses
 from models.core.flops import lengths
 from models.core.heads import BoxHead
 from models.core.packing import PackedTexts
-from models.core.set_head import BoxSet, BoxSetConfig, BoxSetHead, box_set_losses
+from models.core.set_head import BoxSet, BoxSetHead, box_set_losses
 from models.core.vision import Concepts
-from models.core.xvlm import XVLM, ModelConfig
-
-
-class GroundingModelConfig(ModelConfig):
-    """The encoders and the head of a grounding model."""
-
-    box_set: BoxSetConfig | None = Field(
-        None,
-        description="settings of the head for phrases with several boxes or none; null: the published head, which "
-        "predicts one box per phrase",
-    )
-
-    @property
-    def boxes_of_a_phrase(self) -> range:
-        """The numbers of boxes that a phrase may have in training."""
-        return range(1, 2) if self.box_set is None else range(self.box_set.queries + 1)
+from models.core.xvlm import XVLM
 
 
 class GroundingModel(XVLM):

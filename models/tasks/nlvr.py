@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from batches.losses import Losses, Term, Work
 from batches.nlvr import StatementBatch
 from batches.texts import Text
+from models.config import ModelConfig
 from models.core.flops import lengths
 from models.core.fusion import FusionQueue
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
-from models.core.xvlm import XVLM, ModelConfig
-
-
-class NLVRModelConfig(ModelConfig):
-    """The encoders and a classifier."""
-
-    images: int = Field(2, ge=1, le=2, description="number of images per statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
-    classes: int = Field(2, ge=2, description="number of labels. 2: false, true; 3: contradiction, entailment, neutral")
+from models.core.xvlm import XVLM
 
 
 class NLVRModel(XVLM):

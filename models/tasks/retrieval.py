@@ -10,7 +10,8 @@ from torch import Tensor
 
 from batches.losses import Losses, Term, Work
 from batches.retrieval import RetrievalBatch
-from models.core.contrastive import AligningConfig, ContrastiveHead
+from models.config import AligningConfig
+from models.core.contrastive import ContrastiveHead
 from models.core.flops import frames_of, lengths
 from models.core.fusion import FusionQueue
 from models.core.gradient_cache import spanning

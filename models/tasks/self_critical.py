@@ -11,38 +11,20 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.base import IGNORE, to_device
 from batches.captioning import CaptioningBatch, LeftToRightText
 from batches.losses import Losses, Term, Work
+from models.config import DecodingConfig, SamplingConfig, SelfCriticalConfig
 from models.core.flops import frames_of
-from models.core.generation import DecodingConfig, Generated, SamplingConfig, sample
+from models.core.generation import Generated, sample
 from models.core.keys_values import KeysValues
 from models.core.losses import at_least_float32
 from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
-from utils.config import Config
 
 Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]
 """Computes the rewards of captions from their token ids (including the end token, if there is one) and their references."""
-
-
-class SelfCriticalConfig(Config):
-    """How the captions that receive a reward are sampled."""
-
-    samples: int = Field(
-        5,
-        ge=2,
-        description="number of captions sampled per image; the baseline of a caption is the mean reward of the others",
-    )
-    max_length: int = Field(32, ge=1, description="maximum number of tokens in a caption, including the end token")
-    temperature: float = Field(
-        1.0,
-        gt=0,
-        description="temperature for sampling and for the trained distribution; set it below 1 if label smoothing "
-        "has flattened the distribution",
-    )
 
 
 class SelfCriticalModel(CaptioningModel):

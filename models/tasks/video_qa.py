@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,16 +10,11 @@ from batches.base import IGNORE
 from batches.losses import Losses, Term, Work
 from batches.questions import ClassifiedBatch
 from batches.texts import Text
+from models.config import VideoQAModelConfig
 from models.core.flops import frames_of, images_of, lengths
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
-from models.core.xvlm import XVLM, ModelConfig
-
-
-class VideoQAModelConfig(ModelConfig):
-    """The encoders and a classifier."""
-
-    classes: int = Field(ge=2, description="number of candidate answers in evaluation.answers")
+from models.core.xvlm import XVLM
 
 
 class VideoQAModel(XVLM):

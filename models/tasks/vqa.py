@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,69 +12,18 @@ from batches.base import IGNORE
 from batches.losses import Losses, Term, Work
 from batches.questions import QuestionBatch
 from batches.texts import Text
-from models.core.blocks import MAX_BLOCKS, BlockConfig, BlockStack, attention_bias, init_bert_weights, linear_dtype
+from models.config import BeamConfig, BlockConfig, TextArchitecture, VQAModelConfig
+from models.core.blocks import BlockStack, attention_bias, init_bert_weights, linear_dtype
 from models.core.flops import images_of, lengths
-from models.core.generation import BeamConfig, CachedDecoder, Generated, beam_search
+from models.core.generation import CachedDecoder, Generated, beam_search
 from models.core.heads import WordHead
 from models.core.hub_text import HubTextEncoder
 from models.core.keys_values import KeysValues, KVCache
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts, Packing
-from models.core.text import Embeddings, TextArchitecture, TextEncoder
-from models.core.xvlm import XVLM, ModelConfig
-from utils.config import Config
+from models.core.text import Embeddings, TextEncoder
+from models.core.xvlm import XVLM
 from utils.errors import UserError
-
-AnswerDecoding = Literal["rank", "beam"]
-"""How a question is answered. "rank" selects the most likely candidate from a list; "beam" generates an answer by beam search."""
-
-
-class AnswerBeamConfig(BeamConfig):
-    """Settings of beam search for answers, which are short."""
-
-    max_length: int = Field(10, ge=1, description="maximum number of tokens, including the end token")
-    min_length: int = Field(1, ge=0, description="minimum number of tokens before the end token")
-    no_repeat_ngram: int = Field(
-        0, ge=0, description="size n of the n-grams that must not occur twice; 0: no restriction"
-    )
-
-
-class DecoderConfig(Config):
-    """Depth and word table of the answer decoder, whose blocks have the sizes of the fusion blocks."""
-
-    layers: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_BLOCKS,
-        description="number of blocks, which start from the weights of fusion blocks; either the number of fusion "
-        "blocks or half of it; null: the number of fusion blocks",
-    )
-    word_table: Literal["own", "shared"] = Field(
-        "own",
-        description="word table of the decoder. own: a separate table, which released files for VQA and xGQA "
-        "require; shared: the text encoder's table, which is pre-trained and saves 192M parameters with XLM-R",
-    )
-
-
-class VQAModelConfig(ModelConfig):
-    """The encoders and an answer decoder."""
-
-    decoder: DecoderConfig = DecoderConfig()
-
-    @model_validator(mode="after")
-    def _layers_have_a_source(self) -> VQAModelConfig:
-        fusion_layers, layers = self.fusion.layers, self.decoder_layers
-        if layers != fusion_layers and 2 * layers != fusion_layers:
-            raise ValueError(
-                f"decoder.layers is {layers}, which is neither all nor half of the {fusion_layers} fusion layers; "
-                f"use {fusion_layers}"
-            )
-        return self
-
-    @property
-    def decoder_layers(self) -> int:
-        """Number of layers in the decoder."""
-        return self.decoder.layers or self.fusion.layers
 
 
 class AnswerDecoder(BlockStack):

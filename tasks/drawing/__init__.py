@@ -1,8 +1,9 @@
 """Draws sheets (``predictions.png``) that show examples with their predictions."""
 
+from tasks.config import PANELS
 from tasks.drawing.boxes import BOX_LEGEND, Box, PairOfBoxes, colours, pair_of_boxes
 from tasks.drawing.images import SIDE, ImageReader, readable_panels, spread
-from tasks.drawing.sheet import PANELS, DrawnImage, Line, Panel, Sheet, draw_sheet
+from tasks.drawing.sheet import DrawnImage, Line, Panel, Sheet, draw_sheet
 
 __all__ = [
     "BOX_LEGEND",

@@ -13,9 +13,6 @@ from tasks.drawing.boxes import PairOfBoxes, draw_boxes
 from tasks.drawing.fonts import lettering
 from utils.files import replacing
 
-PANELS = "number of examples drawn with their predictions, evenly spaced over each split; 0 draws none"
-"""Description of ``evaluation.panels`` in all tasks."""
-
 WIDEST = 1560
 """Maximum width of a sheet with several columns, in pixels."""
 TEXT_WIDTH = 320

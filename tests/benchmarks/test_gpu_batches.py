@@ -7,7 +7,8 @@ import torch
 
 from batches.base import IGNORE
 from benchmarks import step_config
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.dataset.media.test_video import encoded
 from tests.engine.test_static_step import batches as made_by_the_trainer
 from tests.engine.test_static_step import shapes

@@ -14,7 +14,8 @@ import av
 import numpy as np
 from torch import Tensor
 
-from dataset.media.video import VideoReadingConfig, VideoSource, read_frames
+from dataset.config import VideoReadingConfig
+from dataset.media.video import VideoSource, read_frames
 
 SIDE = 512
 STRETCHES, ROUNDS = 5, 10

@@ -16,24 +16,34 @@ from typing import Any
 import pytest
 import torch
 
-from dataset.formats.captioned import CaptionedSplitConfig
-from dataset.loaders import BatchLoader
-from dataset.media.augment import AugmentConfig
-from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig
-from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig
-from dataset.tasks.nlvr import NLVRBatches, NLVRDataConfig, NLVRSplitConfig
-from dataset.tasks.pretrain import (
+from dataset.config import (
+    AugmentConfig,
+    CaptionedSplitConfig,
+    CaptioningDataConfig,
     DataConfig,
+    GroundingDataConfig,
+    GroundingSplitConfig,
     ImageStreamConfig,
-    PretrainBatches,
+    NLVRDataConfig,
+    NLVRSplitConfig,
+    QuestionsConfig,
     RegionStreamConfig,
+    RetrievalDataConfig,
     TextStreamConfig,
     TranslationStreamConfig,
+    VideoQADataConfig,
+    VideoQuestionsConfig,
     VideoStreamConfig,
+    VQADataConfig,
 )
-from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
-from dataset.tasks.video_qa import VideoQABatches, VideoQADataConfig, VideoQuestionsConfig
-from dataset.tasks.vqa import QuestionsConfig, VQABatches, VQADataConfig
+from dataset.loaders import BatchLoader
+from dataset.tasks.captioning import CaptioningBatches
+from dataset.tasks.grounding import GroundingBatches
+from dataset.tasks.nlvr import NLVRBatches
+from dataset.tasks.pretrain import PretrainBatches
+from dataset.tasks.retrieval import RetrievalBatches
+from dataset.tasks.video_qa import VideoQABatches
+from dataset.tasks.vqa import VQABatches
 from tests.dataset.bad_records import ENCODED, HUGE, bad_boxes, bad_lines, bad_paths, bad_texts
 from tests.dataset.conftest import pair, picture_bytes
 from tests.messages import OneLine, naming

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dataset.config import CleanSetConfig, DataConfig, ImageStreamConfig, TextStreamConfig
 from dataset.loaders import BatchLoader
-from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, TextStreamConfig
-from dataset.tasks.streams.base import CleanSetConfig
+from dataset.tasks.pretrain import PretrainBatches
 from tests.messages import OneLine, naming
 from utils.config import bind
 from utils.config_files import ConfigError

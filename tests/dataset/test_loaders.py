@@ -9,10 +9,10 @@ import torch
 
 from batches.base import BrokenRecord, RecordCount
 from batches.pretraining import PretrainBatch
+from dataset.config import CleanSetConfig, DataConfig, ImageStreamConfig, RegionStreamConfig, TextStreamConfig
 from dataset.loaders import BatchLoader, BrokenRecordLog
 from dataset.shards.readers import Shards
-from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
-from dataset.tasks.streams.base import CleanSetConfig
+from dataset.tasks.pretrain import PretrainBatches
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 from utils.events import CountedRecords

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptionedSplitConfig, VideoQuestionsConfig, VideoReadingConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.media.encoded import pixels_of
-from dataset.media.video import VideoReadingConfig, read_frames
-from dataset.tasks.video_qa import VideoQuestionsConfig, read_classes, read_video_questions
+from dataset.media.video import read_frames
+from dataset.tasks.video_qa import read_classes, read_video_questions
 from demo.clips import DIRECTIONS, build, caption, compose_clip, question
 from demo.scenes.draw import draw_scene
 from utils.errors import UserError

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptionedSplitConfig, VideoReadingConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.media.encoded import pixels_of
-from dataset.media.video import VideoReadingConfig, read_frames
+from dataset.media.video import read_frames
 from dataset.prepare.folders import split_by_hash
 from demo import emoji
 from demo.folder import LANGUAGES

@@ -16,7 +16,7 @@ from dataset.prepare.tokenizer import train_wordpiece
 from dataset.text.loading import load_tokenizer
 from demo.weights import __main__ as command
 from demo.weights import vision
-from models.core.backbones.config import PUBLISHED_PIXELS
+from models.config import PUBLISHED_PIXELS
 from tests.messages import naming
 from utils.commands import call
 from utils.errors import UserError

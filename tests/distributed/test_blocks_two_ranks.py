@@ -12,7 +12,8 @@ import torch
 from engine.checkpoint import Checkpoint, list_checkpoints
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.conftest import tiny_run
 from tests.ranks import on_two_ranks
 from utils.config import load_config

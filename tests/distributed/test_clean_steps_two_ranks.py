@@ -9,7 +9,8 @@ import torch
 
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.conftest import tiny_run
 from tests.dataset.media.test_video import encoded
 from tests.ranks import on_two_ranks

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from engine.config import ShardingConfig
 from engine.parallel.fsdp import Groups
-from engine.train_config import ShardingConfig
 from optim.setup import set_frozen
 from tasks.kinds import kind_of
 from tests.ranks import on_ranks

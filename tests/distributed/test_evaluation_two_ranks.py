@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from dataset.tasks.questions import QuestionTable
+from tasks.config import PretrainConfig
 from tasks.finetune import FineTuneTask
 from tasks.inference import evaluating
 from tasks.kinds import find_task
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.pretrain import PretrainTask
 from tests.conftest import tiny_run
 from tests.ranks import on_two_ranks
 from utils import distributed

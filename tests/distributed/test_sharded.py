@@ -17,7 +17,8 @@ from engine.checkpoint import list_checkpoints, newest_intact
 from engine.manifest import fault_of
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.engine.frozen import as_of_step, lines
 from tests.engine.test_ema import as_format_1
 from tests.messages import OneLine

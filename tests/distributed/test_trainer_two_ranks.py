@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from batches.base import MicroBatch
+from batches import BatchSize
 from tests.engine.toy import Points, ToyTask, points, trainer
 from tests.ranks import on_two_ranks
 from utils import distributed
@@ -22,7 +22,7 @@ class NumberedLoader:
 
     examples_per_batch = records_per_batch = 4
     epoch_size = 1000
-    micro_batch = MicroBatch("data.batch_size", 4)
+    micro_batch = BatchSize("data.batch_size", 4)
 
     def __init__(self, poison: int | None = None):
         self.poison = poison

@@ -12,10 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from batches.pretraining import ImageTextBatch, PretrainBatch, TranslationBatch
 from batches.texts import MaskedText, Text
+from models.config import LossWeights, PretrainContrastiveConfig, StreamWeights
 from models.core.losses import EmbeddedPairs
-from models.pretraining.config import PretrainContrastiveConfig, StreamWeights
 from models.pretraining.model import PretrainModel
-from models.pretraining.streams import LossWeights
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
 from tests.ranks import on_two_ranks
 from utils import distributed

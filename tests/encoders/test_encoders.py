@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models.core.backbones.config import VisionConfig
-from tasks.pretrain import PretrainConfig
+from models.config import VisionConfig
+from tasks.config import PretrainConfig
 from tests.encoders import text, vision
 from tests.encoders.cells import refusal
 from tests.encoders.page import PAGE, refusals_on_the_page

@@ -16,15 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from batches.texts import Text
-from models.checkpoints import InitConfig, initialise
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
+from models.checkpoints import initialise
+from models.config import FusionConfig, InitConfig, PretrainModelConfig, TextConfig, VisionConfig
 from models.core.hub import model_class
 from models.core.hub_text import HubTextEncoder, build_text_encoder
-from models.core.text import TextConfig, TextEncoder
-from models.pretraining.config import PretrainModelConfig
+from models.core.text import TextEncoder
 from models.pretraining.model import PretrainModel
-from optim.lora import DOWN, UP, LoraConfig
+from optim.config import LoraConfig
+from optim.lora import DOWN, UP
 from optim.setup import add_adapters, set_frozen
 from tests.encoders.training import VOCABULARY, is_planned, learns
 from x2vlm.export import graphs

@@ -8,11 +8,10 @@ from dataclasses import replace
 import torch
 
 from batches.pretraining import PretrainBatch
-from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
-from dataset.text.processors import TextDataConfig
-from engine.train_config import TrainConfig
+from dataset.config import DataConfig, ImageStreamConfig, RegionStreamConfig, TextDataConfig
+from engine.config import TrainConfig
 from models.pretraining.model import PretrainModel
-from optim import OptimConfig
+from optim.config import OptimConfig
 from tools.plan.synthetic import pretrain_batch
 from tools.steps.fake import FakeSteps
 

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.checkpoints import InitConfig, initialise
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
-from models.core.text import TextArchitecture, TextConfig
+from models.checkpoints import initialise
+from models.config import FusionConfig, InitConfig, PretrainModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.core.vision import VisionEncoder
-from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
-from optim.lora import DOWN, UP, LoraConfig
+from optim.config import LoraConfig
+from optim.lora import DOWN, UP
 from optim.setup import add_adapters, set_frozen
 from tests.encoders.training import is_planned, learns
 from x2vlm.export import graphs

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from batches.losses import Losses, Term
 from engine.checkpoint import Checkpoint, list_checkpoints
+from engine.config import TrainConfig
 from engine.run_folder import RunFolder
-from engine.train_config import TrainConfig
 from engine.trainer import Trainer
-from optim import OptimConfig
+from optim.config import OptimConfig
 from scheduler import ScheduleConfig
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.engine.runs import CLOCK_VALUES
 from tests.engine.toy import Empty, Line, Points, ToyTask
 from utils.config import load_config

@@ -13,11 +13,11 @@ from tests.messages import naming
 
 pytest.importorskip("peft", reason="adapters need the package peft")
 
+from engine.config import TrainConfig
 from engine.run_folder import RunFolder
-from engine.train_config import TrainConfig
 from engine.trainer import Trainer
-from optim import OptimConfig
-from optim.lora import LoraConfig, inject_adapters
+from optim.config import LoraConfig, OptimConfig
+from optim.lora import inject_adapters
 from scheduler import ScheduleConfig
 from tests.engine.frozen import Encoders
 from tests.engine.toy import Empty, ToyTask

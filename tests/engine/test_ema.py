@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint, find_weights, list_checkpoints, newest_intact
+from engine.config import TrainConfig
 from engine.manifest import MANIFEST, TRAINING_FILE, digest_of
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
-from engine.train_config import TrainConfig
 from engine.trainer import Trainer
-from optim import OptimConfig
+from optim.config import OptimConfig
 from scheduler import ScheduleConfig
 from tests.engine.frozen import Encoders
 from tests.engine.toy import Empty, Points, ToyLoader, ToyTask, points

@@ -20,7 +20,7 @@ from engine.parallel.ddp import DataParallel
 from engine.run_folder import RunFolder
 from engine.watch import Watch
 from tasks import job
-from tasks.pretrain import PretrainConfig
+from tasks.config import PretrainConfig
 from tests.engine.frozen import (
     Encoders,
     as_of_step,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from engine.config import ShardingConfig, TrainConfig
 from engine.parallel import choice
 from engine.parallel.ddp import DataParallel
 from engine.parallel.fsdp import Groups
-from engine.train_config import ShardingConfig, TrainConfig
-from optim import OptimConfig
-from tasks.captioning import CaptioningTrainConfig
+from optim.config import OptimConfig
+from tasks.config import CaptioningTrainConfig
 from tests.messages import naming
 from utils import distributed
 from utils.config import ConfigError, bind

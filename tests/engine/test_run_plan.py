@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from batches.base import MicroBatch
+from batches import BatchSize
 from engine.checkpoint import list_checkpoints
+from engine.config import TrainConfig
 from engine.run_plan import RunPlan
-from engine.train_config import TrainConfig
-from optim import OptimConfig
+from optim.config import OptimConfig
 from scheduler import ScheduleConfig
 from tests.engine.toy import ToyTask, trainer
 from tests.messages import naming
@@ -25,7 +25,7 @@ KEY = "data.batch_size"
 
 class Data:
     def __init__(self, size: int):
-        self.micro_batch, self.records_per_batch = MicroBatch(KEY, size), size
+        self.micro_batch, self.records_per_batch = BatchSize(KEY, size), size
 
     def check_ranks(self, ranks: int) -> None:
         pass

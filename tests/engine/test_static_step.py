@@ -16,7 +16,8 @@ from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from models.core import packing
 from optim.setup import compile_encoders
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.devices import BOUNDS, CUDA, ON_ACCELERATORS, ON_REAL_DEVICES, moved
 from tests.pretend.tensor import NAME, recorded_waits
 from tools.steps.fake import trainer_of

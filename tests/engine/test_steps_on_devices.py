@@ -10,7 +10,8 @@ from batches.losses import Work
 from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.model import PretrainModel
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.devices import copied_to
 from tests.models.golden import in_float64
 from tests.models.test_reference import sampled_by_the_mask_alone

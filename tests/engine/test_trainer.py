@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine.checkpoint import list_checkpoints
+from engine.config import TrainConfig
 from engine.identity import RunIdentity
-from engine.train_config import TrainConfig
 from engine.trainer import PHASES
 from tests.devices import moved
 from tests.engine.toy import Line, ToyTask, points, trainer

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.checkpoint import Checkpoint, find_weights, list_checkpoints
+from engine.config import TrainConfig
 from engine.metrics_log import remove_after_step
 from engine.run_plan import steps_of
 from engine.saving import save_best
-from engine.train_config import TrainConfig
 from tests.engine.toy import Line, ToyTask, trainer
 from tests.messages import naming
 from utils.config import bind

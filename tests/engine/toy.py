@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from batches.base import MicroBatch
+from batches import BatchSize
 from batches.losses import Losses, Term, Work
 from engine.checkpoint import Checkpoint
+from engine.config import TrainConfig
 from engine.run_folder import RunFolder
-from engine.train_config import TrainConfig
 from engine.trainer import Trainer
-from optim import OptimConfig
+from optim.config import OptimConfig
 from scheduler import ScheduleConfig
 from utils.config import Config
 
@@ -57,7 +57,7 @@ def points(number: int, rows: int = 4) -> Points:
 
 class ToyLoader:
     examples_per_batch = 4
-    micro_batch = MicroBatch("data.batch_size", 4)
+    micro_batch = BatchSize("data.batch_size", 4)
     records_per_batch = 4
     epoch_size = 10
 

@@ -17,15 +17,21 @@ from batches.pretraining import ImageTextBatch, PretrainBatch, RegionBatch, Text
 from batches.texts import MaskedText, Text
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
-from models.core.backbones.config import VideoConfig, VisionConfig
-from models.core.fusion import FusionConfig, FusionEncoder, FusionQueue
+from models.config import (
+    FusionConfig,
+    PretrainContrastiveConfig,
+    PretrainModelConfig,
+    TextArchitecture,
+    TextConfig,
+    VideoConfig,
+    VisionConfig,
+)
+from models.core.fusion import FusionEncoder, FusionQueue
 from models.core.hub_text import BERT_FAMILY
 from models.core.keys_values import KeysValues
 from models.core.matching import MatchingHead
 from models.core.packing import PackedTexts
-from models.core.text import TextArchitecture, TextConfig
 from models.core.xvlm import XVLM
-from models.pretraining.config import PretrainContrastiveConfig, PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from tests.devices import BOUNDS
 from utils.sequences import text_ids

@@ -9,7 +9,8 @@ from tests.messages import naming
 
 pytest.importorskip("peft", reason="adapters need the package peft")
 
-from optim.lora import LoraConfig, has_adapters, is_adapter, merged
+from optim.config import LoraConfig
+from optim.lora import has_adapters, is_adapter, merged
 from optim.setup import add_adapters
 from tests.models.test_flops import CASES, counted, fine_tuning, pretraining
 from utils.errors import UserError

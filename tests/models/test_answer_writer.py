@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from batches.base import IGNORE
-from models.core.generation import DecodingConfig
+from models.config import AnswerBeamConfig, DecodingConfig
 from models.core.packing import PackedTexts, Packing
 from models.inference.answer_ranking import AnswerTree, rank_answers
-from models.tasks.vqa import AnswerBeamConfig, AnswerGenerator, left_to_right
+from models.tasks.vqa import AnswerGenerator, left_to_right
 from tests.models.test_golden_vqa import naive_scores, small_model
 
 CLS, SEP, WORDS = 2, 3, range(5, 9)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataset.media.augment import AugmentConfig, draw_crop, evaluation_view, random_resized_crop
+from dataset.config import AugmentConfig
+from dataset.media.augment import draw_crop, evaluation_view, random_resized_crop
 from dataset.records.boxes import patch_mask
-from models.core.backbones.config import VisionConfig
+from models.config import VisionConfig
 from models.core.backbones.tables import resize_bias_table
 from models.core.vision import VisionEncoder
 from tests.messages import naming

@@ -14,15 +14,15 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
-from models.checkpoints import InitConfig, initialise
+from models.checkpoints import initialise
 from models.checkpoints.settings import model_section, require_same_settings
+from models.config import PUBLISHED_PIXELS, AligningConfig, ContrastiveConfig, InitConfig, VisionConfig
 from models.core import backbones
 from models.core.backbones import build_backbone, pixel_statistics
 from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
-from models.core.backbones.config import PUBLISHED_PIXELS, VisionConfig
-from models.core.contrastive import AligningConfig, ContrastiveConfig, ContrastiveHead
+from models.core.contrastive import ContrastiveHead
 from models.core.vision import VisionEncoder
-from tasks.retrieval import RetrievalConfig
+from tasks.config import RetrievalConfig
 from tests.encoders import vision
 from tests.encoders.training import learns
 from tests.messages import naming

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.core.blocks import Attention, BlockConfig, QueryPositions, ResidualOutput, attention_bias
-from models.core.fusion import FusionConfig, FusionEncoder
+from models.config import BlockConfig, FusionConfig
+from models.core.blocks import Attention, QueryPositions, ResidualOutput, attention_bias
+from models.core.fusion import FusionEncoder
 from models.core.packing import PackedTexts, Packing
 from models.core.vision import Concepts
 from tests.models.golden import fused_together

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.core.contrastive import AligningConfig, ContrastiveConfig, ContrastiveHead
+from models.config import AligningConfig, ContrastiveConfig
+from models.core.contrastive import ContrastiveHead
 from models.core.packing import PackedTexts, Packing
 from tests.messages import naming
 from utils.errors import UserError

@@ -20,16 +20,23 @@ from transformers import (
 )
 
 from batches.texts import Text
-from models.checkpoints import InitConfig, initialise
+from models.checkpoints import initialise
+from models.config import (
+    BlockConfig,
+    FusionConfig,
+    InitConfig,
+    PretrainModelConfig,
+    TextArchitecture,
+    TextConfig,
+    VisionConfig,
+    heads_error,
+)
 from models.core import hub_text
-from models.core.backbones.config import VisionConfig
 from models.core.backbones.positions import sincos_positions
-from models.core.blocks import BlockConfig, attention_bias, heads_error
-from models.core.fusion import FusionConfig
+from models.core.blocks import attention_bias
 from models.core.hub_text import HubTextEncoder, architecture_of, build_text_encoder
-from models.core.text import TextArchitecture, TextConfig, TextEncoder
+from models.core.text import TextEncoder
 from models.core.vision import Concepts, VisionEncoder
-from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from tests.messages import OneLine, naming
 from tests.models.golden import encoded, fused

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.precision import Precision
-from models.core.backbones.config import VisionConfig
+from models.config import VisionConfig
 from models.core.vision import VisionEncoder
 from optim.setup import set_frozen
 from tests.messages import naming

@@ -13,11 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from batches.base import IGNORE
 from batches.captioning import LeftToRightText
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
-from models.core.generation import DecodingConfig, SamplingConfig, beam_search, forbid, generate, sample, sample_token
-from models.core.text import TextArchitecture, TextConfig
-from models.core.xvlm import ModelConfig
+from models.config import (
+    DecodingConfig,
+    FusionConfig,
+    ModelConfig,
+    SamplingConfig,
+    TextArchitecture,
+    TextConfig,
+    VisionConfig,
+)
+from models.core.generation import beam_search, forbid, generate, sample, sample_token
 from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 from utils.errors import UserError
 

@@ -9,8 +9,8 @@ from batches.base import IGNORE
 from batches.captioning import CaptioningBatch, LeftToRightText
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
-from models.core.generation import DecodingConfig
-from models.tasks.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
+from models.config import CaptioningLossConfig, DecodingConfig
+from models.tasks.captioning import CaptioningModel, CaptionTokens
 from tests.devices import BOUNDS, copied_to, moved
 from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manifest, model_config
 

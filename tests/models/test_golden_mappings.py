@@ -18,23 +18,30 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoints import InitConfig, LoadReport, initialise
+from models.checkpoints import LoadReport, initialise
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, bert_to_ours, published_to_ours
+from models.config import (
+    DecoderConfig,
+    InitConfig,
+    PretrainModelConfig,
+    StreamWeights,
+    TextConfig,
+    VideoQAModelConfig,
+    VQAModelConfig,
+)
 from models.core.backbones.tables import resize_bias_table
-from models.core.text import TextConfig
 from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM
-from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.model import PretrainModel
 from models.tasks.captioning import CaptioningModel
 from models.tasks.grounding import GroundingModel
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
-from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
-from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig
+from models.tasks.video_qa import VideoQAModel
+from models.tasks.vqa import VQAModel
 from tests.models.golden import GOLDEN, manifest, model_config
 from tests.models.published import published_state
 

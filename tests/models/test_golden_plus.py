@@ -14,20 +14,28 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, SHARED_WORDS, TIED, published_to_ours
-from models.core.backbones.config import VisionConfig
-from models.core.contrastive import AligningConfig
-from models.core.fusion import FusionConfig
+from models.config import (
+    AligningConfig,
+    DecoderConfig,
+    FusionConfig,
+    LossWeights,
+    ModelConfig,
+    PretrainModelConfig,
+    StreamWeights,
+    TextArchitecture,
+    TextConfig,
+    VisionConfig,
+    VQAModelConfig,
+)
 from models.core.packing import PackedTexts
-from models.core.text import TextArchitecture, TextConfig
-from models.core.xvlm import XVLM, ModelConfig
-from models.pretraining.config import PretrainModelConfig, StreamWeights
+from models.core.xvlm import XVLM
 from models.pretraining.model import PretrainModel
-from models.pretraining.streams import LossWeights
 from models.tasks.captioning import CaptioningModel
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
-from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig
-from optim import OptimConfig, parameter_groups
+from models.tasks.vqa import VQAModel
+from optim.config import OptimConfig
+from optim.groups import parameter_groups
 from tests.devices import copied_to, moved
 from tests.models.golden import (
     GOLDEN,

@@ -13,10 +13,11 @@ from batches.base import IGNORE
 from batches.losses import Losses
 from batches.pretraining import PretrainBatch, TextBatch
 from models.checkpoints.rename import published_to_ours
+from models.config import LossWeights
 from models.core.heads import masked_positions
 from models.core.matching import allowed_negatives, negative_weights
 from models.core.packing import PackedTexts
-from models.pretraining.streams import LossWeights, TextStream
+from models.pretraining.streams import TextStream
 from tests.devices import BOUNDS, copied_to, moved
 from tests.models.golden import (
     GOLDEN,

@@ -16,9 +16,8 @@ from batches.base import map_tensors
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import published_to_ours
-from models.pretraining.config import StreamWeights
+from models.config import LossWeights, StreamWeights
 from models.pretraining.model import PretrainModel
-from models.pretraining.streams import LossWeights
 from tests.devices import bf16, flattened, moved, relative_error
 from tests.models.golden import (
     GOLDEN,

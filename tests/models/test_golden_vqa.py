@@ -17,15 +17,20 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published, load_weights
 from models.checkpoints.rename import published_to_ours
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
+from models.config import (
+    DecoderConfig,
+    FusionConfig,
+    ModelConfig,
+    TextArchitecture,
+    TextConfig,
+    VisionConfig,
+    VQAModelConfig,
+)
 from models.core.packing import PackedTexts, Packing
-from models.core.text import TextArchitecture, TextConfig
-from models.core.xvlm import ModelConfig
 from models.inference import answer_ranking
 from models.inference.answer_ranking import AnswerTree, best_first, rank_answers
 from models.pretraining.model import PretrainModel
-from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig, left_to_right
+from models.tasks.vqa import VQAModel, left_to_right
 from tests.devices import copied_to, moved
 from tests.messages import naming
 from tests.models.golden import GOLDEN, arrays, assert_golden, manifest, model_config

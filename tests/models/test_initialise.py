@@ -8,13 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.checkpoints import InitConfig, initialise, load_weights
+from models.checkpoints import initialise, load_weights
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
-from models.core.text import TextArchitecture, TextConfig
-from models.pretraining.config import PretrainModelConfig
+from models.config import FusionConfig, InitConfig, PretrainModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.pretraining.model import PretrainModel
 from tests.messages import naming
 from utils.errors import UserError

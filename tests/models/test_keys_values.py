@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.core.blocks import BlockConfig
-from models.core.fusion import FusionConfig, FusionEncoder
+from models.config import BlockConfig, FusionConfig
+from models.core.fusion import FusionEncoder
 from models.core.keys_values import KeysValues, KVCache
 from models.core.packing import PackedTexts, Packing
 from tests.models.golden import fused_together

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from models.core.contrastive import AligningConfig, ContrastiveHead
+from models.config import AligningConfig
+from models.core.contrastive import ContrastiveHead
 from models.core.losses import EmbeddedPairs
 from models.core.matching import MatchingHead, allowed_negatives, matching_count, negative_weights, sample
 

@@ -8,20 +8,26 @@ from safetensors.torch import save_file
 from transformers import DistilBertConfig
 
 from batches.texts import Text
-from models.checkpoints import InitConfig, initialise
+from models.checkpoints import initialise
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters, loaded_weights
 from models.checkpoints.loading import load_published
-from models.core.backbones.config import VisionConfig
-from models.core.contrastive import AligningConfig
-from models.core.fusion import FusionConfig
+from models.config import (
+    AligningConfig,
+    DecoderConfig,
+    FusionConfig,
+    InitConfig,
+    PretrainModelConfig,
+    TextArchitecture,
+    TextConfig,
+    VisionConfig,
+    VQAModelConfig,
+)
 from models.core.hub_text import HubTextEncoder
-from models.core.text import TextArchitecture, TextConfig
-from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
-from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig
+from models.tasks.vqa import VQAModel
 from tests.messages import OneLine, naming
 from tests.models.golden import GOLDEN, encoded, manifest, model_config
 from utils.errors import UserError

@@ -8,7 +8,7 @@ import torch
 from batches.base import Batch, map_tensors
 from batches.grounding import GroundingBatch
 from batches.nlvr import StatementBatch
-from models.core.generation import DecodingConfig
+from models.config import DecodingConfig, VideoQAModelConfig, VQAModelConfig
 from models.core.losses import at_least_float32
 from models.core.xvlm import XVLM
 from models.inference.reranking import TextBank, score_pairs
@@ -16,8 +16,8 @@ from models.tasks.captioning import CaptioningModel
 from models.tasks.grounding import GroundingModel
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
-from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
-from models.tasks.vqa import VQAModel, VQAModelConfig
+from models.tasks.video_qa import VideoQAModel
+from models.tasks.vqa import VQAModel
 from tests.models import test_golden_captioning, test_golden_vqa, test_video
 from tests.models.golden import GOLDEN, arrays, manifest, model_config
 from tests.models.test_golden_downstream import retrieval_batch, text_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.checkpoints.recognise import Stack, recognise
-from models.core.backbones.config import VisionConfig
+from models.config import VisionConfig
 from models.core.vision import VisionEncoder
 from tests.messages import OneLine
 from tests.models.golden import GOLDEN

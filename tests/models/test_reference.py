@@ -19,7 +19,8 @@ from models.core import packing
 from models.pretraining.model import PretrainModel
 from models.reference import reference_losses
 from optim.setup import set_gradient_checkpointing
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.devices import BOUNDS, ON_REAL_DEVICES, bf16, copied_to, flattened, moved, relative_error
 from tests.models.golden import in_float64
 from tests.models.test_flops import MODEL, STREAMS

@@ -28,7 +28,8 @@ from models.core.text import Embeddings, TextEncoder
 from models.core.vision import VisionEncoder
 from models.pretraining.model import PretrainModel
 from models.pretraining.streams import RegionTextStream, Stream
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
 from utils.config import load_config
 

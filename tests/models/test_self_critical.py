@@ -6,8 +6,9 @@ import torch
 
 from batches.captioning import CaptioningBatch, LeftToRightText
 from engine.precision import Precision
+from models.config import SelfCriticalConfig
 from models.tasks.captioning import CaptioningModel
-from models.tasks.self_critical import SelfCriticalConfig, SelfCriticalModel
+from models.tasks.self_critical import SelfCriticalModel
 from tests.models.test_generation import TOKENS, tiny
 
 

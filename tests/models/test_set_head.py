@@ -10,11 +10,8 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from batches.grounding import GroundingBatch
 from batches.texts import Text
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
-from models.core.set_head import BoxSet, BoxSetConfig, BoxSetHead, box_set_losses
-from models.core.text import TextArchitecture, TextConfig
-from models.core.xvlm import ModelConfig
+from models.config import BoxSetConfig, FusionConfig, ModelConfig, TextArchitecture, TextConfig, VisionConfig
+from models.core.set_head import BoxSet, BoxSetHead, box_set_losses
 from models.tasks.grounding import GroundingModel
 
 QUERIES = 5

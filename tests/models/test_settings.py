@@ -13,11 +13,9 @@ from models.checkpoints.settings import (
     require_same_settings,
     unseen_settings,
 )
-from models.core.backbones.config import VisionConfig
-from models.core.fusion import FusionConfig
+from models.config import FusionConfig, ModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.core.hub_text import build_text_encoder
-from models.core.text import TextArchitecture, TextConfig
-from models.core.xvlm import XVLM, ModelConfig
+from models.core.xvlm import XVLM
 from tasks.kinds import choose
 from tests.messages import OneLine, naming
 from utils.config import load_config

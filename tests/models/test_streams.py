@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from batches import LONG
 from batches.base import Batch
 from batches.losses import weighted_sum
-from batches.pretraining import LONG, HardNegatives, PretrainBatch
+from batches.pretraining import HardNegatives, PretrainBatch
 from benchmarks.synthetic import pretrain_batch
-from models.pretraining.config import IdenticalTexts, StreamWeights
+from models.config import IdenticalTexts, LossWeights, StreamWeights
 from models.pretraining.model import PretrainModel, zero_loss
 from models.pretraining.streams import STREAMS as STREAM_CLASSES
-from models.pretraining.streams import ImageTextStream, Loss, LossWeights, Stream
-from tasks.pretrain import PretrainConfig, PretrainTask
+from models.pretraining.streams import ImageTextStream, Loss, Stream
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
 from utils.config import load_config
 

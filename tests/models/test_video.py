@@ -17,13 +17,12 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
-from models.core.backbones.config import VideoConfig, VisionConfig
+from models.config import PretrainModelConfig, StreamWeights, VideoConfig, VideoQAModelConfig, VisionConfig
 from models.core.fusion import FusionQueue
 from models.core.vision import FRAME_POSITIONS, VisionEncoder
-from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.model import PretrainModel
 from models.tasks.retrieval import RetrievalModel
-from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
+from models.tasks.video_qa import VideoQAModel
 from tests.devices import copied_to, moved
 from tests.models.golden import (
     GOLDEN,
@@ -273,7 +272,7 @@ def test_every_tensor_of_published_video_checkpoints_has_a_parameter():
         "retrieval_base_video": (RetrievalModel, 8),
         "videoqa_base": (VideoQAModel, 5),
     }
-    from models.core.text import TextArchitecture, TextConfig
+    from models.config import TextArchitecture, TextConfig
 
     counts = json.loads((GOLDEN / "checkpoint_keys/param_counts.json").read_text())
     rename = published_to_ours(text_layers=12)

@@ -5,8 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from optim import OptimConfig
-from optim.freeze import FreezeConfig
+from optim.config import FreezeConfig, OptimConfig
 from tests.messages import OneLine
 from utils.config import Config, dump_config, load_config
 from utils.config_files import ConfigError

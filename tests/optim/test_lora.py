@@ -4,8 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from optim import OptimConfig, learning_rate
-from optim.lora import DOWN, UP, LoraConfig, check_package, merged
+from optim.config import LoraConfig, OptimConfig
+from optim.groups import learning_rate
+from optim.lora import DOWN, UP, check_package, merged
 from tests.messages import naming
 from utils.errors import UserError
 

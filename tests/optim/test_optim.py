@@ -13,13 +13,20 @@ from torch import nn
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
-from models.core.backbones.config import VideoConfig, VisionConfig
-from models.core.text import TextArchitecture, TextConfig
-from models.pretraining.config import PretrainModelConfig, StreamWeights
+from models.config import (
+    PretrainModelConfig,
+    StreamWeights,
+    TextArchitecture,
+    TextConfig,
+    VideoConfig,
+    VisionConfig,
+    VQAModelConfig,
+)
 from models.pretraining.model import PretrainModel
 from models.tasks.nlvr import NLVRModel
-from models.tasks.vqa import VQAModel, VQAModelConfig
-from optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
+from models.tasks.vqa import VQAModel
+from optim.config import OptimConfig
+from optim.groups import build_optimizer, learning_rate, parameter_groups
 from optim.setup import levels_above
 from utils.errors import UserError
 

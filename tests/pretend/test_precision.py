@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks.synthetic import pretrain_batch
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.engine.test_static_step import ALL
 from tests.pretend.autocast import lists_of_torch
 from tests.pretend.tensor import Computed, recorded_operations

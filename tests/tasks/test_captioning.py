@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from models.checkpoints import LoadReport
 from tasks.base import _check_origin
-from tasks.captioning import CaptioningConfig, CaptioningTask, _server_id
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.captioning import CaptioningTask, _server_id
+from tasks.config import CaptioningConfig, PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
 from utils.config import dump_config, load_config

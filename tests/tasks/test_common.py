@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.config import PretrainConfig
 from tasks.inference import evaluating
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.pretrain import PretrainTask
 from tests.messages import naming
 from tests.tasks.painted import KINDS, ROOT, measured, task_of
 from utils.config import load_config

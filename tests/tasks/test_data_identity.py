@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from tasks.data_identity import BLOCK_BYTES, SAMPLED_BLOCKS, data_identity
+from dataset.config import BLOCK_BYTES
+from tasks.data_identity import SAMPLED_BLOCKS, data_identity
 from utils.config import Config
 from utils.inputs import InputFile, InputFolder, InputShards
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
+from dataset.config import VideoReadingConfig
+from dataset.media.video import FrameSampler, VideoSource
 from dataset.media.views import EvaluationView
 from dataset.records.schema import BrokenRecordError, ImageSource
 from tasks.drawing import (

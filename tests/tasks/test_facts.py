@@ -8,9 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dataset.formats.captioned import CaptionedSplitConfig
-from dataset.tasks.grounding import GroundingSplitConfig
-from dataset.tasks.vqa import QuestionsConfig
+from dataset.config import CaptionedSplitConfig, GroundingSplitConfig, QuestionsConfig
 from engine.run_folder import RunFolder
 from tasks.facts import Facts, MeasuredWeights, files_of, measured_weights, training_of
 from tests.messages import OneLine

@@ -8,9 +8,10 @@ import shutil
 
 import pytest
 
+from tasks.config import PretrainConfig
 from tasks.job import run_task
 from tasks.nlvr import NLVRTask
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.pretrain import PretrainTask
 from tests.messages import naming
 from tests.tasks.painted import ROOT, task_of
 from utils import distributed

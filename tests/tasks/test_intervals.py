@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tasks import evaluation as evaluation_module
+from tasks.config import PretrainConfig
 from tasks.inference import evaluating
 from tasks.job import run_task
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.pretrain import PretrainTask
 from tests.tasks.painted import KINDS, ROOT, measured, task_of
 from utils.config import load_config
 

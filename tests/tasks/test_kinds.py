@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tasks import TASKS
+from tasks.config import NLVRConfig
 from tasks.kinds import TaskKind, choose, find_task, kind_of
-from tasks.nlvr import NLVRConfig, NLVRTask
+from tasks.nlvr import NLVRTask
 from tasks.video_qa import VideoQATask
 from tasks.vqa import VQATask
 from tests.messages import OneLine, naming

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tasks.config import NLVRConfig, PretrainConfig, RetrievalConfig
 from tasks.job import run_task
-from tasks.nlvr import NLVRConfig, NLVRTask
-from tasks.pretrain import PretrainConfig, PretrainTask
-from tasks.retrieval import RetrievalConfig, RetrievalTask
+from tasks.nlvr import NLVRTask
+from tasks.pretrain import PretrainTask
+from tasks.retrieval import RetrievalTask
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
 from utils.config import load_config

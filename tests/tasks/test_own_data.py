@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import run
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptionedSplitConfig, GroundingSplitConfig, NLVRSplitConfig, QuestionsConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.prepare.own import own
 from dataset.records.schema import (
     ImageKeys,
@@ -22,9 +23,9 @@ from dataset.records.schema import (
     parse_text_record,
     parse_translation_record,
 )
-from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
-from dataset.tasks.nlvr import NLVRSplitConfig, read_statements
-from dataset.tasks.vqa import QuestionsConfig, read_questions
+from dataset.tasks.grounding import read_phrases
+from dataset.tasks.nlvr import read_statements
+from dataset.tasks.vqa import read_questions
 from launch.command import config_of, run_task
 from tasks import job
 from tasks.kinds import choose

@@ -15,8 +15,9 @@ from batches.base import IGNORE
 from batches.pretraining import PretrainBatch
 from models.core.heads import masked_positions
 from tasks import pretrain_evaluation
+from tasks.config import PretrainConfig
 from tasks.inference import evaluating
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.pretrain import PretrainTask
 from tasks.pretrain_evaluation import PretrainEvaluator
 from tests.dataset.media.test_video import encoded
 from tests.messages import OneLine, naming

@@ -13,9 +13,10 @@ from dataset.media.views import EvaluationView
 from dataset.text.processors import PlainTextProcessor, clean_caption
 from metrics.retrieval import chance_recalls
 from tasks import two_stage
+from tasks.config import RetrievalConfig
 from tasks.evaluation import Evaluation
 from tasks.inference import evaluating
-from tasks.retrieval import RetrievalConfig, RetrievalTask
+from tasks.retrieval import RetrievalTask
 from tests.tasks.painted import ROOT, SIZE
 from utils.config import load_config
 

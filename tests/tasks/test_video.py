@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tasks import two_stage
+from tasks.config import RetrievalConfig, VideoQAConfig, VQAConfig
 from tasks.drawing import ImageReader
 from tasks.evaluation import Evaluation
 from tasks.inference import evaluating
-from tasks.retrieval import RetrievalConfig, RetrievalTask
-from tasks.video_qa import VideoQAConfig, VideoQATask
-from tasks.vqa import VQAConfig, VQATask
+from tasks.retrieval import RetrievalTask
+from tasks.video_qa import VideoQATask
+from tasks.vqa import VQATask
 from tests.conftest import tiny_run
 from tests.dataset.media.test_video import BITS, encoded, without_decoders
 from tests.messages import OneLine, naming

@@ -17,9 +17,10 @@ from dataset.tasks.questions import Question
 from engine.run_folder import RunFolder
 from tasks import vqa
 from tasks.answer_list import answer_list
+from tasks.config import VQAConfig
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, unbeaten_baselines
 from tasks.inference import evaluating
-from tasks.vqa import VQAConfig, VQATask, chance_accuracy, group_equal_images
+from tasks.vqa import VQATask, chance_accuracy, group_equal_images
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
 from utils.commands import call

@@ -19,7 +19,7 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.recognise import recognise
 from models.pretraining.model import PretrainModel
 from run import main
-from tasks.kinds import ROOT
+from tasks import ROOT
 from tests.messages import OneLine
 from tests.models.golden import GOLDEN
 from tests.models.published import published_state

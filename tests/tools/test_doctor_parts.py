@@ -18,7 +18,8 @@ from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.schema import ImageSource
 from engine.run_plan import RunPlan
 from tasks.checks import check_start, small_data
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tasks.run import run_rank
 from tests.conftest import tiny_run
 from tests.dataset.prepare.official import photograph

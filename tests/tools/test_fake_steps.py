@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from batches.losses import Losses, Term
-from engine.train_config import TrainConfig
-from optim import OptimConfig
+from engine.config import TrainConfig
+from optim.config import OptimConfig
 from tests.engine.toy import Points
 from tools.steps.fake import FakeSteps, as_on_gpu
 from utils.errors import UserError

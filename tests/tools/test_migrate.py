@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptionedSplitConfig, NLVRSplitConfig, VideoQuestionsConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.records.schema import ImageKeys, RawRecord, parse_region_record
 from dataset.shards.finding import find_shards
 from dataset.tasks.grounding import read_phrases
-from dataset.tasks.nlvr import NLVRSplitConfig, read_statements
-from dataset.tasks.video_qa import VideoQuestionsConfig, read_video_questions
+from dataset.tasks.nlvr import read_statements
+from dataset.tasks.video_qa import read_video_questions
 from dataset.tasks.vqa import read_questions
 from run import main
 from tasks.kinds import choose

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from commands.plan import plan as command
-from engine.train_config import ShardingConfig
+from engine.config import ShardingConfig
 from run import main
 from tasks import TASKS
 from tasks.kinds import choose, kind_of

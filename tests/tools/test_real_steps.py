@@ -8,8 +8,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from batches.base import to_device
 from engine import trainer
-from engine.train_config import TrainConfig
-from optim import OptimConfig
+from engine.config import TrainConfig
+from optim.config import OptimConfig
 from tests.engine.toy import Line, points
 from tests.tools.fake_gpu import CONTEXT, ROW, TOTAL, FakeGPU
 from tools.steps import real as real_steps

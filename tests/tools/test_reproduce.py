@@ -13,7 +13,7 @@ from commands import reproduce as command
 from dataset.prepare.catalogue import SETS
 from demo.scenes.build import build
 from run import main
-from tasks.kinds import ROOT
+from tasks import ROOT
 from tasks.tables import DEMO, read_tables
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming

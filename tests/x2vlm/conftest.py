@@ -12,7 +12,7 @@ import torch
 
 from engine.checkpoint import MODEL_FILE
 from engine.run_files import CONFIG_FILE
-from models.core.backbones.config import VideoConfig
+from models.config import VideoConfig
 from tasks.pretrain import TASK as PRETRAIN
 from tests.conftest import tiny_run
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)

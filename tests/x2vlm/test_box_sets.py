@@ -9,8 +9,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from commands.predict import predict
-from models.core.set_head import BoxSetConfig
-from models.tasks.grounding import GroundingModelConfig
+from models.config import BoxSetConfig, GroundingModelConfig
 from tests.messages import naming
 from tests.tasks.painted import SIZE
 from utils.commands import call

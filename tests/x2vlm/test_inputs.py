@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.media.video import FrameSampler, VideoReadingConfig
+from dataset.config import VideoReadingConfig
+from dataset.media.video import FrameSampler
 from tests.messages import naming
 from x2vlm import UserError
 from x2vlm.inputs import Reader, as_list

@@ -16,7 +16,7 @@ from engine.checkpoint import MODEL_FILE, find_weights, write_checkpoint
 from models.checkpoints.files import read_weights
 from models.checkpoints.recognise import VOCABULARIES, XLM_R_WORDS, Recognised, Stack
 from run import main
-from tasks.kinds import ROOT
+from tasks import ROOT
 from tests.messages import OneLine, naming
 from utils.config_files import read_yaml
 from utils.weight_file import save_weights

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from models.tasks.video_qa import VideoQAModelConfig
+from models.config import VideoQAModelConfig
 from tests.messages import naming
 from x2vlm import Model, UserError, load
 from x2vlm.settings import TASK_MODELS

@@ -15,7 +15,8 @@ from dataset.text.loading import load_tokenizer
 from engine.checkpoint import MODEL_FILE, run_config_of
 from engine.run_files import CONFIG_FILE
 from models.checkpoints.files import read_weight_file
-from optim.lora import HEADER, config_of, has_adapters, is_adapter, merged, plain_name
+from optim.config import HEADER
+from optim.lora import config_of, has_adapters, is_adapter, merged, plain_name
 from optim.setup import OUTSIDE_BLOCKS, add_adapters
 from tasks.base import ADAPTERS, ANSWERS, TOKENIZER, load_initial
 from tasks.kept import with_kept_inputs

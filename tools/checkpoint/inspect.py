@@ -8,7 +8,7 @@ from pathlib import Path
 from engine.checkpoint import run_config_of
 from models.checkpoints.convert import PUBLISHED
 from models.checkpoints.recognise import VOCABULARIES, Recognised, Stack, recognise
-from optim.lora import HEADER
+from optim.config import HEADER
 from tools.checkpoint.outline import Outline, integrity, read_outline, shown, weights_at
 from tools.checkpoint.starts import starts
 from utils.config_files import read_yaml

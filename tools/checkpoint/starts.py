@@ -12,10 +12,10 @@ import torch
 from models.checkpoints.recognise import OTHER_NAMES, TABLE, WORDS, Recognised
 from models.checkpoints.rename import Shapes
 from models.checkpoints.settings import model_section
+from models.config import ModelConfig
 from models.core.vision import FRAME_POSITIONS
-from models.core.xvlm import XVLM, ModelConfig
-from tasks import TASKS
-from tasks.kinds import ROOT
+from models.core.xvlm import XVLM
+from tasks import ROOT, TASKS
 from utils.config_files import read_config
 from utils.errors import UserError
 

@@ -16,9 +16,9 @@ from dataset.media.orientation import exif_orientation
 from dataset.records.box_form import fit_as_corners, fraction_on_rotated_view, look_like_corners, outside_images
 from dataset.records.schema import Box, ImageKeys, ImageSource, RawRecord, RegionRecord, parse_region_record
 from dataset.shards.readers import Shards
+from dataset.tasks.streams.base import image_keys
 from tasks.checks import findings_in_regions, findings_of_relative
-from tasks.grounding import GroundingConfig
-from tasks.pretrain import PretrainConfig
+from tasks.config import GroundingConfig, PretrainConfig
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
 from utils.files import open_regular
@@ -140,7 +140,7 @@ def _from_rows(path: str, images: str | None, key: str, rng: np.random.Generator
 
 
 def _from_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Iterator[RawBox]:
-    data, keys = subject.config.data, stream.keys()
+    data, keys = subject.config.data, image_keys(stream)
     shards = Shards(stream.paths, key="data.regions.files", index_folder=data.cache_index, remote=data.remote)
 
     for index in _random_indices(len(shards), rng):

@@ -13,11 +13,9 @@ from tasks.checks import (
     records_per_micro_batch,
     small_data,
 )
+from tasks.config import PretrainConfig, VideoQAConfig, VQAConfig
 from tasks.finetune import FineTuneTask
-from tasks.pretrain import PretrainConfig
 from tasks.pretrain_evaluation import check_files as check_held_out_files
-from tasks.video_qa import VideoQAConfig
-from tasks.vqa import VQAConfig
 from tools.doctor.boxes import check_boxes
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.held_out import check_images, check_records

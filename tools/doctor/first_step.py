@@ -14,9 +14,9 @@ import torch
 
 from batches.base import Batch
 from batches.pretraining import PretrainBatch
+from engine.config import ShardingConfig
 from engine.parallel.fsdp import Sharded
 from engine.precision import APEX_LEVELS
-from engine.train_config import ShardingConfig
 from models.tasks.self_critical import SelfCriticalModel
 from tasks.base import load_initial, set_up_training
 from tasks.drawing import Sheet, draw_sheet

@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.checkpoint import find_weights, run_config_of
+from tasks.config import VideoQAConfig, VQAConfig
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, unbeaten_baselines
-from tasks.video_qa import VideoQAConfig
-from tasks.vqa import VQAConfig, by_answer_type
+from tasks.vqa import by_answer_type
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
 from tools.runs.reading import read_run

@@ -12,7 +12,7 @@ import torch
 
 from engine.precision import check_precision
 from engine.trackers.wandb import check_package
-from tasks.kinds import ROOT
+from tasks import ROOT
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from utils.cores import usable_cores

@@ -14,7 +14,7 @@ from batches.base import IGNORE
 from batches.captioning import LeftToRightText
 from batches.pretraining import PretrainBatch, RegionBatch
 from batches.texts import MaskedText, Text
-from models.core.backbones.config import PUBLISHED_PIXELS
+from models.config import PUBLISHED_PIXELS
 from tasks.drawing import DrawnImage, Line, PairOfBoxes, Panel, colours
 from tasks.drawing.images import fitted
 

@@ -10,16 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dataset.config import ImageRecordsConfig
 from dataset.formats.annotations import Row, read_rows
 from dataset.shards.readers import Shards
-from dataset.tasks.streams.base import ImageRecordsConfig
 from dataset.text.processors import clean_caption
-from tasks.captioning import CaptioningConfig
-from tasks.grounding import GroundingConfig
-from tasks.nlvr import NLVRConfig
-from tasks.pretrain import PretrainConfig
-from tasks.retrieval import RetrievalConfig
-from tasks.vqa import VQAConfig
+from tasks.config import CaptioningConfig, GroundingConfig, NLVRConfig, PretrainConfig, RetrievalConfig, VQAConfig
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from utils.findings import Finding

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from dataset import look_alikes
+from dataset.config import ImageRecordsConfig, VideoStreamConfig
 from dataset.leaks import KnownImage, SharedImages, Source, known_image, shared_images
 from dataset.records.schema import RawRecord, image_source
 from dataset.shards.readers import Shards
-from dataset.tasks.streams.base import ImageRecordsConfig
-from dataset.tasks.streams.pairs import VideoStreamConfig
+from dataset.tasks.streams.base import image_keys
+from dataset.tasks.streams.pairs import video_record
 from tasks import held_out_media
-from tasks.pretrain import PretrainConfig
+from tasks.config import PretrainConfig
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
 from utils.findings import Finding
@@ -192,7 +193,7 @@ def images_of_record(raw: RawRecord, stream: Any) -> list[KnownImage]:
         BrokenRecordError: if the record has no image or clips.
     """
     if isinstance(stream, ImageRecordsConfig):
-        return [known_image(image_source(raw, stream.keys()), raw.values)]
+        return [known_image(image_source(raw, image_keys(stream)), raw.values)]
     if isinstance(stream, VideoStreamConfig):
-        return [known_image(clip) for clip in stream.record(raw).clips]
+        return [known_image(clip) for clip in video_record(stream, raw).clips]
     return []

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from batches.base import Batch
-from dataset.tasks.pretrain import DataConfig
-from dataset.tasks.streams.regions import RegionStreamConfig
+from dataset.config import DataConfig, RegionStreamConfig
 from dataset.text.loading import load_tokenizer
+from engine.config import ShardingConfig
 from engine.parallel.choice import mesh_of, state_bytes
-from engine.train_config import ShardingConfig
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training

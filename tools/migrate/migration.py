@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from models.checkpoints.recognise import recognise
-from tasks.kinds import ROOT, find_task
+from tasks import ROOT
+from tasks.kinds import find_task
 from tools.checkpoint.outline import read_outline, weights_at
 from tools.migrate.keys import ENCODERS, KEYS, REQUIRED, UNSET, Key, needs, size_of
 from tools.migrate.source import SEPARATE, VISION_JSON, Source, read_source

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from batches.captioning import LeftToRightText
 from batches.texts import MaskedText, Text
-from models.core.backbones.config import VisionConfig
+from models.config import VisionConfig
 from utils.image_size import sides_of
 
 FIRST_WORD = 3

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from dataset.text.loading import load_tokenizer
+from engine.config import ShardingConfig
 from engine.parallel.choice import mesh_of, state_bytes
 from engine.parallel.fsdp import Groups
 from engine.run_plan import chunks_in, steps_of
-from engine.train_config import ShardingConfig
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training

@@ -29,9 +29,7 @@ from batches.pretraining import (
 from batches.questions import ClassifiedBatch, QuestionBatch
 from batches.retrieval import RetrievalBatch
 from batches.texts import MaskedText
-from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
-from dataset.tasks.streams.base import ImageRecordsConfig, StreamConfig
-from dataset.text.processors import TextDataConfig
+from dataset.config import DataConfig, ImageRecordsConfig, RegionStreamConfig, StreamConfig, TextDataConfig
 from models.core.vision import VisionEncoder
 from models.core.xvlm import XVLM
 from models.pretraining.model import PretrainModel
@@ -39,13 +37,15 @@ from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel
 from models.tasks.vqa import VQAModel
-from tasks.captioning import CaptioningConfig
-from tasks.grounding import GroundingConfig
-from tasks.nlvr import NLVRConfig
-from tasks.pretrain import PretrainConfig
-from tasks.retrieval import RetrievalConfig
-from tasks.video_qa import VideoQAConfig
-from tasks.vqa import VQAConfig
+from tasks.config import (
+    CaptioningConfig,
+    GroundingConfig,
+    NLVRConfig,
+    PretrainConfig,
+    RetrievalConfig,
+    VideoQAConfig,
+    VQAConfig,
+)
 from tools.plan import parts
 from utils.errors import UserError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from engine.config import TrainConfig
 from engine.devices import PEAKS, peak, peak_key
-from engine.train_config import TrainConfig
 from tools.plan.flags import PlanFlags
 from utils.errors import UserError
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.run_files import EVALUATION_FILE
-from tasks.kinds import ROOT, choose
+from tasks import ROOT
+from tasks.kinds import choose
 from tasks.tables import DEMO, Cell, read_tables
 from utils.config import load_config
 from utils.errors import UserError

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.kinds import ROOT
+from tasks import ROOT
 from utils.cores import usable_cores
 from utils.version import VERSION
 

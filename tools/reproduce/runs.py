@@ -15,8 +15,8 @@ from engine.manifest import CHECKPOINTS
 from engine.run_files import EVALUATION_FILE
 from launch.command import run_task
 from launch.placement import Placement
+from tasks import ROOT
 from tasks.job import RunFlags
-from tasks.kinds import ROOT
 from tools.reproduce.identity import code_identity, weights_identity
 from tools.runs.reading import MADE_BY_FILE
 from utils.commands import argv_of

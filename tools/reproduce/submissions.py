@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.files import read_json
 
 if TYPE_CHECKING:
-    from tasks.finetune import FineTuneConfig
+    from tasks.config import FineTuneConfig
 
 
 class Form(NamedTuple):

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batches.losses import WORK
+from engine.config import ShardingConfig
 from engine.parallel.fsdp import Groups
-from engine.train_config import ShardingConfig
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 

@@ -27,15 +27,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from batches.base import MicroBatch
+from batches import BatchSize
 from batches.losses import Work
+from engine.config import TrainConfig
 from engine.parallel.fsdp import Groups
 from engine.precision import APEX_LEVELS
 from engine.run_folder import RunFolder
 from engine.task import TaskModel
-from engine.train_config import TrainConfig
 from engine.trainer import Trainer
-from optim import OptimConfig
+from optim.config import OptimConfig
 from optim.setup import encoders_in
 from scheduler import ScheduleConfig
 from tools.steps.other_ranks import simulated_ranks
@@ -221,7 +221,7 @@ class _NoData:
     validation_predictions: Sequence[Mapping[str, Any]] = ()
     metadata: Mapping[str, Any] = MappingProxyType({})
     examples_per_batch = records_per_batch = epoch_size = 1
-    micro_batch = MicroBatch("the micro-batch", 1)
+    micro_batch = BatchSize("the micro-batch", 1)
 
     def __init__(self, model: nn.Module):
         self.stream_sizes = {"examples": 1}

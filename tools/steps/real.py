@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from batches.base import to_device
+from engine.config import TrainConfig
 from engine.precision import Precision
-from engine.train_config import TrainConfig
-from optim import OptimConfig
+from optim.config import OptimConfig
 from tools.steps.fake import StepMemory, chunks_of, trainable, trainer_of
 from tools.steps.other_ranks import simulated_ranks
 from utils.tensors import tensor_bytes

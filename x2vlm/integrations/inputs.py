@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.core.contrastive import AligningConfig
+from models.config import AligningConfig
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, as_texts, check_unicode
 from x2vlm.loading import load

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from batches.texts import Text
-from engine.precision import PrecisionName
+from engine.config import PrecisionName
 from models.inference.reranking import TextBank
 from utils.errors import UserError
 from utils.files import expanded

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.core.contrastive import AligningConfig
+from models.config import AligningConfig
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import Image

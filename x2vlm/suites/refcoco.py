@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.config import GroundingSplitConfig
 from dataset.formats.annotations import Row
 from dataset.formats.refcoco import phrase_rows
-from dataset.tasks.grounding import GroundingSplitConfig, Phrase, read_phrases
+from dataset.tasks.grounding import Phrase, read_phrases
 from metrics.grounding import pixel_iou
 from utils.errors import UserError
 from utils.progress import progress_bar

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from dataset.config import CaptionedSplitConfig
 from dataset.formats.annotations import check_unique
-from dataset.formats.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
+from dataset.formats.captioned import CaptionedImages, read_captioned_images
 from metrics.retrieval import NO_MATCH, RECALL_AT, chance_recalls
 from models.pretraining.model import PretrainModel
 from models.tasks.retrieval import RetrievalModel

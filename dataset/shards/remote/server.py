@@ -11,66 +11,25 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field
-
+from dataset.config import BLOCK_BYTES, LONGEST_WAIT_S, RemoteConfig
 from dataset.shards.remote.ahead import Prefetcher
 from dataset.shards.remote.transports import RequestError, Transport, open_transport
 from utils.addresses import scheme_of
 from utils.block_cache import Block, BlockCache
-from utils.config import Config
 from utils.errors import UserError
 from utils.files import cache_folder, expanded
 
 T = TypeVar("T")
 
-BLOCK_BYTES = 1 << 20
-"""Size of a block, and of a request, in bytes. Two nodes that read neighbouring runs of records both fetch the block on the
-boundary."""
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 20.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, LONGEST_WAIT_S
 _MAX_QUICK_ATTEMPTS = 6
 """Maximum number of attempts, over a few seconds, for a host that never responded to this process, because its URL may be
 wrong."""
 
 logger = logging.getLogger(__name__)
-
-
-class RemoteConfig(Config):
-    """Settings for remote shards."""
-
-    cache: str | None = Field(
-        None,
-        description="local folder that caches blocks of remote shards and decoded rows of Parquet shards; null: a folder in the "
-        "user's cache folder",
-    )
-    cache_gb: float = Field(
-        20.0, ge=0.25, description="maximum size of the cache in GB, for all processes of this machine"
-    )
-    timeout_s: float = Field(
-        60.0, gt=0, description=f"timeout of a request in seconds; a request is at most {BLOCK_BYTES >> 20} MiB"
-    )
-    ahead: int = Field(
-        4,
-        ge=0,
-        le=64,
-        description="maximum number of concurrent requests of a worker that prefetch records; 0: do not prefetch",
-    )
-    retry_minutes: float = Field(
-        8.0,
-        ge=0,
-        description=f"how long a failed request is retried, with increasing delays of at most {_LONGEST_WAIT_S:g} s",
-    )
-    hub: Literal["stream", "download"] = Field(
-        "stream",
-        description="how the files of hf:ORG/NAME are read if they are not in the Hub cache; stream: parts of them, when records "
-        "are read; download: all of them, into the Hub cache, before the run begins",
-    )
-    protocols: list[str] = Field(
-        ["http", "https", "s3"],
-        description="protocols that URLs may have; other protocols of fsspec can be added, but are untested",
-    )
 
 
 class _BlockRequest(NamedTuple):

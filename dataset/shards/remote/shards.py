@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import SplitResult, urlsplit
 
-from dataset.shards.remote.server import BLOCK_BYTES, Server
+from dataset.config import BLOCK_BYTES
+from dataset.shards.remote.server import Server
 from dataset.shards.remote.transports import Transport
 from utils.addresses import scheme_of
 from utils.errors import UserError

@@ -8,73 +8,40 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 from torch import Tensor
 
 from batches.pretraining import ImageTextBatch, VideoTextBatch
 from batches.texts import MaskedText
-from dataset.media.augment import AugmentConfig, stack_views
-from dataset.media.video import VideoReadingConfig, VideoSource, check_backend
+from dataset.config import (
+    ImageStreamConfig,
+    VideoStreamConfig,
+)
+from dataset.media.augment import stack_views
+from dataset.media.video import VideoSource, check_backend
 from dataset.media.views import TrainingView
 from dataset.records.clips import VideoRecord, choose_clip, parse_video_record
 from dataset.records.schema import RawRecord, parse_image_record, usable_elements
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
-from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, StreamConfig, read_examples
+from dataset.tasks.streams.base import image_keys, read_examples
 from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegativeCounts, TextMaker, Wording
 from dataset.text.processors import TextProcessor, clean_caption
 from utils.errors import UserError
 from utils.files import expanded
-from utils.inputs import InputFolder
 
 
-class ImageStreamConfig(ImageRecordsConfig):
-    """Image-text pairs."""
-
-    clean: CleanSetConfig | None = Field(
-        None, description="a smaller set of clean pairs; in steps that do not read it, no stream has a matching loss"
-    )
-
-    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation of the images")
-    careful_flip: bool = Field(
-        False, description="do not flip if the caption says left or right; English only (the authors' code flips)"
-    )
-
-
-class VideoStreamConfig(StreamConfig):
-    """Video-text pairs. ``model.vision.video.frames`` sets the number of frames per video.
-
-    Lists of frames are read many times faster than video files; :mod:`dataset.prepare.frames` makes them.
-    """
-
-    video_key: str = Field("video", description="key of the frames, or of the video's path, in a record")
-    video_root: InputFolder | None = Field(
-        None, description="folder that relative video paths start from; null: the folder of the shard"
-    )
-    caption_key: str = Field("caption", description="key of the caption, or of a list with one caption for each clip")
-    join_clips: bool = Field(True, description="join neighbouring clips of one video that are too short")
-    min_frames: int = Field(8, ge=1, description="clips are joined until they have this number of frames")
-    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation of the frames")
-    careful_flip: bool = Field(
-        False, description="do not flip if the caption says left or right; English only (the authors' code flips)"
-    )
-    reading: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
-    clean: CleanSetConfig | None = Field(
-        None, description="a smaller set of clean pairs; in steps that do not read it, this stream has no matching loss"
-    )
-
-    def record(self, raw: RawRecord, caption_key: str | None = None) -> VideoRecord:
-        """Parses a record; see :func:`~dataset.records.clips.parse_video_record`."""
-        root = expanded(self.video_root) if self.video_root is not None else None
-        return parse_video_record(raw, self.video_key, caption_key or self.caption_key, root)
+def video_record(config: VideoStreamConfig, raw: RawRecord, caption_key: str | None = None) -> VideoRecord:
+    """Parses a record; see :func:`~dataset.records.clips.parse_video_record`."""
+    root = expanded(config.video_root) if config.video_root is not None else None
+    return parse_video_record(raw, config.video_key, caption_key or config.caption_key, root)
 
 
 def first_clips(shards: Shards, config: VideoStreamConfig, caption_key: str) -> Iterator[VideoSource]:
     """Yields the clips of each shard's first record. If any of these clips is a video file, a decoder is needed."""
     for first in shards.starts:
         try:
-            yield from config.record(shards.read(first), caption_key).clips
+            yield from video_record(config, shards.read(first), caption_key).clips
         except UserError:
             raise
         except Exception:
@@ -130,7 +97,7 @@ class ImageStream(PairStream):
 
     def __init__(self, config: ImageStreamConfig, *arguments: Any):
         super().__init__(config, *arguments)
-        self.keys, self.captions, self.text_maker = config.keys(), config.captions, TextMaker(config, self.text)
+        self.keys, self.captions, self.text_maker = image_keys(config), config.captions, TextMaker(config, self.text)
 
     def batch(self, number: int, clean: bool, account: Account) -> ImageTextBatch:
         pixels, text, valid, texts = self.rows(number, clean, account)
@@ -171,7 +138,7 @@ class VideoStream(PairStream):
         return VideoTextBatch(pixels, text, valid)
 
     def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
-        record = self.config.record(raw, caption_key)
+        record = video_record(self.config, raw, caption_key)
         join, frames = self.config.join_clips, self.config.min_frames
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)
         texts = [self.text.choose(alternatives, rng, record.location) for alternatives in captions]

@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from batches.base import BrokenRecord
 from batches.pretraining import RegionBatch
-from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
+from dataset.config import RegionStreamConfig
+from dataset.media.augment import RandAugment, hflip, resize, stack_views
 from dataset.media.encoded import EncodedImage, PixelState, for_boxes
 from dataset.media.views import black
 from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
@@ -27,7 +27,7 @@ from dataset.records.schema import (
 )
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
-from dataset.tasks.streams.base import ImageRecordsConfig, read_examples
+from dataset.tasks.streams.base import image_keys, read_examples
 from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegativeCounts, TextMaker, Wording
 from dataset.text.processors import TextProcessor
 from utils.image_size import ImageSize, grid_of, sides_of
@@ -35,33 +35,6 @@ from utils.image_size import ImageSize, grid_of, sides_of
 FIRST_RECORDS, MAX_RECORDS = 20, 300
 """Number of records whose boxes are checked when a run starts, and maximum number of records that are read until one has a
 box."""
-
-
-class RegionStreamConfig(ImageRecordsConfig):
-    """Images with described boxes. A row is a text with its box or boxes, or the caption of the whole image."""
-
-    records_key = "max_images"
-
-    max_images: int = Field(
-        ge=1,
-        description="number of images that are read for a micro-batch; if they have more examples than batch_size, some "
-        "examples are dropped at random",
-    )
-    max_regions: int = Field(
-        5, ge=1, description="maximum number of examples per image, including the caption of the whole image"
-    )
-    min_inside: float = Field(
-        0.5, ge=0, lt=1, description="skip boxes of which at most this fraction of the area is inside the crop"
-    )
-    careful_flip: bool = Field(
-        True,
-        description="do not flip if one of the texts says left or right; English only (the authors' 4M code flips)",
-    )
-    crop: bool = Field(True, description="crop at random around one of the boxes; false: use the whole image")
-    whole_image_rows: bool = Field(
-        True, description="use the caption of the whole image, if there is one, as an example too"
-    )
-    augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="flip and colours")
 
 
 @dataclass(frozen=True)
@@ -92,7 +65,7 @@ class RegionStream:
         self.config, self.source, self.text = config, source, text
         self.image_size, self.patch_size = view
         self.max_pixels, self.pixels = max_pixels, for_boxes(pixels)
-        self.keys, self.text_maker = config.keys(), TextMaker(config, text)
+        self.keys, self.text_maker = image_keys(config), TextMaker(config, text)
         augment = config.augment
         self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
 

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from pydantic import Field
 
 from batches.pretraining import TextBatch, TranslationBatch
+from dataset.config import TextStreamConfig, TranslationStreamConfig
 from dataset.records.schema import RawRecord, parse_text_record, parse_translation_record
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
-from dataset.tasks.streams.base import StreamConfig, read_examples
-from dataset.text.processors import TextDataConfig, TextExample, TextProcessor
-
-
-class TextStreamConfig(StreamConfig):
-    """Texts without images."""
-
-    text_key: str = Field("text", description="key of the text in a JSON record")
-
-
-class TranslationStreamConfig(StreamConfig):
-    """Texts and their translations, in either direction."""
-
-    source_key: str = Field("source_text", description="key of a text in a JSON record")
-    target_key: str = Field("target_text", description="key of the text's translation")
-    text: TextDataConfig | None = Field(
-        None, description="truncation and masking of these texts; null: the settings in data.text"
-    )
+from dataset.tasks.streams.base import read_examples
+from dataset.text.processors import TextExample, TextProcessor
 
 
 class TextStream:

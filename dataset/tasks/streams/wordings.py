@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from batches.pretraining import HardNegatives, LongTexts
+from dataset.config import HardNegativeSource, ImageRecordsConfig
 from dataset.records.schema import Description, RawRecord, Texts, texts_in_language
 from dataset.shards.readers import Shards
 from dataset.tasks.account import filled
-from dataset.tasks.streams.base import ImageRecordsConfig
-from dataset.text.hard_negatives import Source, hard_negatives
+from dataset.text.hard_negatives import hard_negatives
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 
 ENGLISH = "en"
@@ -63,7 +63,7 @@ class HardNegativeCounts:
 
     texts: int
     having: int
-    by_source: Mapping[Source, int]
+    by_source: Mapping[HardNegativeSource, int]
 
     @property
     def are_few(self) -> bool:
@@ -128,7 +128,7 @@ class TextMaker:
         by_source = {source: copy(self) for source in self.hard_negatives.sources}
         for source, maker in by_source.items():
             maker.hard_negatives = self.hard_negatives.model_copy(update={"sources": (source,)})
-        texts, having, counts = 0, 0, Counter[Source]()
+        texts, having, counts = 0, 0, Counter[HardNegativeSource]()
         for index in np.unique(np.linspace(0, len(shards) - 1, SAMPLED).round().astype(int)).tolist():
             with suppress(Exception):  # a broken record is counted when training reads it
                 raw = shards.read(index)

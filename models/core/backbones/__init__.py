@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from models.config import VisionConfig
 from models.core.backbones import hub_backbone, timm_backbone
 from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
-from models.core.backbones.config import VisionConfig
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import TIMM

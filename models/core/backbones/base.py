@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.core.backbones.config import VisionConfig
+from models.config import VisionConfig
 from models.core.flops import counted_flops
 from utils.errors import UserError
 from utils.image_size import ImageSize, grid_of, sides_of

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.config import VisionConfig, heads_error
 from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
-from models.core.backbones.config import VisionConfig
-from models.core.blocks import heads_error
 from models.core.hub import (
     CONFIG,
     longest_module_list,

@@ -12,12 +12,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from models.config import VisionConfig, heads_error
 from models.core.backbones.base import Library, PixelStatistics, VisionBackbone, check_image_size
-from models.core.backbones.config import VisionConfig
 from models.core.backbones.positions import sincos_positions
 from models.core.backbones.stem import ConvolutionalStem
 from models.core.backbones.tables import resize_bias_table, resize_positions
-from models.core.blocks import heads_error
 from models.core.flops import linear_flops, step_flops, trains
 from utils.errors import UserError
 from utils.files import expanded, parse_json

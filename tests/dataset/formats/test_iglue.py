@@ -7,9 +7,10 @@ import json
 import pytest
 from PIL import Image
 
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.tasks.nlvr import NLVRSplitConfig, check_statements, read_statements
-from dataset.tasks.vqa import QuestionsConfig, read_questions
+from dataset.config import CaptionedSplitConfig, NLVRSplitConfig, QuestionsConfig
+from dataset.formats.captioned import read_captioned_images
+from dataset.tasks.nlvr import check_statements, read_statements
+from dataset.tasks.vqa import read_questions
 from metrics.vqa import EXACT, accuracy_type, exact_match
 from tests.messages import naming
 from utils.errors import UserError

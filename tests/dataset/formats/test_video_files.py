@@ -10,21 +10,22 @@ import pytest
 import torch
 
 from batches.base import IGNORE
-from dataset.formats.annotations import Row
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.formats.video_files import Videos
-from dataset.media.augment import AugmentConfig
-from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
-from dataset.media.views import EvaluationView, TrainingView, check_medium
-from dataset.tasks.questions import QuestionTable
-from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
-from dataset.tasks.video_qa import (
-    VideoQABatches,
+from dataset.config import (
+    AugmentConfig,
+    CaptionedSplitConfig,
+    RetrievalDataConfig,
     VideoQADataConfig,
     VideoQuestionsConfig,
-    read_classes,
-    read_video_questions,
+    VideoReadingConfig,
 )
+from dataset.formats.annotations import Row
+from dataset.formats.captioned import read_captioned_images
+from dataset.formats.video_files import Videos
+from dataset.media.video import FrameSampler, VideoSource
+from dataset.media.views import EvaluationView, TrainingView, check_medium
+from dataset.tasks.questions import QuestionTable
+from dataset.tasks.retrieval import RetrievalBatches
+from dataset.tasks.video_qa import VideoQABatches, read_classes, read_video_questions
 from tests.dataset.media.test_video import encoded
 from tests.messages import naming
 from utils.errors import UserError

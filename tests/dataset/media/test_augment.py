@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
+from dataset.config import AugmentConfig
 from dataset.media.augment import (
     COLOUR_OPS,
     GEOMETRIC_OPS,
-    AugmentConfig,
     RandAugment,
     draw_crop,
     evaluation_view,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dataset.media.augment import RegionAugmentConfig
+from dataset.config import DataConfig, RegionAugmentConfig, RegionStreamConfig
 from dataset.media.encoded import EncodedImage, crop, decode
 from dataset.media.orientation import exif_orientation
-from dataset.tasks.pretrain import DataConfig, PretrainBatches, RegionStreamConfig
+from dataset.tasks.pretrain import PretrainBatches
 
 MANY = 10**6
 ORIENTATIONS = range(1, 9)

@@ -23,11 +23,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset.config import VideoReadingConfig
 from dataset.media import decoding as video_decoding
 from dataset.media.encoded import pixels_of
 from dataset.media.video import (
     FrameSampler,
-    VideoReadingConfig,
     VideoSource,
     check_backend,
     check_held_out,

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import AugmentConfig, CaptionedSplitConfig, DataConfig, VideoReadingConfig, VideoStreamConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.formats.video_files import Videos
-from dataset.media.augment import AugmentConfig
 from dataset.media.encoded import pixels_of
-from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource, read_frames
+from dataset.media.video import FrameSampler, VideoSource, read_frames
 from dataset.prepare import frames
 from dataset.prepare.frame_files import outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FrameMaking
 from dataset.prepare.frames import Summary, build
 from dataset.prepare.output import JOURNAL, OutputFolder
-from dataset.tasks.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
+from dataset.tasks.pretrain import PretrainBatches
 from run import main
 from tests.dataset.media.test_video import encoded, number_on, write_video
 from tests.messages import OneLine, naming

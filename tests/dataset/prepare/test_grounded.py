@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from dataset.config import GroundingSplitConfig
 from dataset.prepare import building
 from dataset.prepare.to_odvg import to_odvg
-from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
+from dataset.tasks.grounding import read_phrases
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, parsed_records, prepared, write
 from tests.dataset.prepare.set_errors import files_left_in, one_line

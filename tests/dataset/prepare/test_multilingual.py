@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptionedSplitConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.prepare import making
 from dataset.prepare.sets import multilingual_coco
 from run import main

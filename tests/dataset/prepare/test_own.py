@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptionedSplitConfig, GroundingSplitConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.formats.csv_rows import CsvFile
 from dataset.records.schema import ImageKeys, RawRecord, parse_region_record
-from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
+from dataset.tasks.grounding import read_phrases
 from run import main
 from tests.messages import OneLine
 from utils.errors import UserError

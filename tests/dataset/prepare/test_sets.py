@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from dataset.config import QuestionsConfig
 from dataset.prepare import building
 from dataset.prepare.held_out import read_held_out
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import same_shape
-from dataset.tasks.vqa import QuestionsConfig, read_questions
+from dataset.tasks.vqa import read_questions
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, prepared, records, write
 from tests.dataset.prepare.set_errors import files_left_in, one_line, pack_entities

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.loaders import BatchLoader
-from dataset.media.augment import AugmentConfig
-from dataset.records.clips import choose_clip, parse_video_record
-from dataset.records.schema import BrokenRecordError, RawRecord
-from dataset.tasks.pretrain import (
+from dataset.config import (
+    AugmentConfig,
+    CleanSetConfig,
     DataConfig,
     ImageStreamConfig,
-    PretrainBatches,
     RegionStreamConfig,
-    Steps,
     VideoStreamConfig,
 )
-from dataset.tasks.streams.base import CleanSetConfig
+from dataset.loaders import BatchLoader
+from dataset.records.clips import choose_clip, parse_video_record
+from dataset.records.schema import BrokenRecordError, RawRecord
+from dataset.tasks.pretrain import PretrainBatches, Steps
 from tests.dataset.media.test_video import encoded, without_decoders
 from tests.messages import naming
 from utils.errors import UserError

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from dataset.config import RemoteConfig, StreamConfig
 from dataset.shards.blocks import BlockOrder
 from dataset.shards.readers import Shards
 from dataset.shards.remote import ahead as remote_ahead
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
 from dataset.shards.remote.ahead import Prefetcher
-from dataset.shards.remote.server import RemoteConfig
-from dataset.tasks.streams.base import StreamConfig
+from dataset.tasks.streams.base import open_source
 from tests.messages import OneLine, naming
 from utils.block_cache import BlockCache
 from utils.errors import UserError
@@ -238,7 +238,7 @@ def test_a_cache_that_is_too_small_is_reported_at_the_start(stream, order, messa
     config = StreamConfig(files=["a"], batch_size=5, order=order, **options)
     for cache_gb, reported in ((2.01, False), (1.99, True)):
         shards.remote = RemoteConfig(cache_gb=cache_gb)
-        config.open(shards, name="images", seed=0, ranks=1, step=2)
+        open_source(config, shards, name="images", seed=0, ranks=1, step=2)
         assert bool(OneLine(*message) in caplog.messages) == reported
 
 

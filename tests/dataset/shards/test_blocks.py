@@ -9,7 +9,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from dataset.shards.blocks import BlockOrder, check_ranks
+from dataset.config import check_lanes
+from dataset.shards.blocks import BlockOrder
 from tests.messages import naming
 from utils.errors import UserError
 
@@ -106,9 +107,9 @@ def test_ranks_that_divide_the_lanes_read_the_same_steps_from_separate_lanes(lan
 @pytest.mark.parametrize(("lanes", "ranks", "supported"), [(8, 3, "1, 2, 4 or 8"), (1, 2, "1"), (7, 14, "1 or 7")])
 def test_other_rank_counts_are_rejected_with_the_supported_ones(lanes, ranks, supported):
     with pytest.raises(UserError, match=naming(f"data.images.lanes = {lanes}", f"{ranks} ranks", supported)):
-        check_ranks(lanes, ranks, "data.images.lanes")
-    check_ranks(lanes, lanes, "data.images.lanes")
-    check_ranks(lanes, 1, "data.images.lanes")
+        check_lanes(lanes, ranks, "data.images.lanes")
+    check_lanes(lanes, lanes, "data.images.lanes")
+    check_lanes(lanes, 1, "data.images.lanes")
 
 
 def test_more_lanes_than_records_are_rejected():

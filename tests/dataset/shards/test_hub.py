@@ -15,10 +15,9 @@ import pytest
 from huggingface_hub import constants
 
 import dataset.shards.remote.hub as hub
+from dataset.config import RemoteConfig, StreamConfig
 from dataset.shards.readers import Shards
 from dataset.shards.remote.hub import HubEntry, pinned
-from dataset.shards.remote.server import RemoteConfig
-from dataset.tasks.streams.base import StreamConfig
 from tasks.pinned import PINS, with_pinned_data
 from tests.messages import OneLine, naming
 from utils.config import Config

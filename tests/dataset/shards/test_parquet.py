@@ -15,6 +15,7 @@ import pytest
 import dataset.shards.finding as finding
 import dataset.shards.parquet as parquet_shards
 import dataset.tasks.streams.base as base
+from dataset.config import RemoteConfig, StreamConfig
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.finding import find_shards
@@ -22,10 +23,9 @@ from dataset.shards.parquet import runs_of_groups
 from dataset.shards.readers import Shards
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
-from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import RemoteShard
 from dataset.tasks.account import Account
-from dataset.tasks.streams.base import StreamConfig, read_examples
+from dataset.tasks.streams.base import open_source, read_examples
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 
@@ -347,7 +347,7 @@ def test_rows_before_the_damage_do_not_depend_on_the_order(opened, tmp_path, mon
 
 def test_broken_rows_do_not_stop_a_batch(opened, tmp_path):
     shards = opened(damaged_file(tmp_path, row=13))
-    source = stream("random").open(shards, name="images", seed=0, ranks=1, step=1)
+    source = open_source(stream("random"), shards, name="images", seed=0, ranks=1, step=1)
     account = Account()
     for number in range(ROWS // 4):
         read_examples(source, number, account, lambda raw, rng: raw.values["n"])
@@ -378,7 +378,7 @@ def test_any_number_of_ranks_reads_the_same_batches_with_each_row_once(opened, t
 
 def test_blocks_follow_row_groups(opened, tmp_path):
     shards = opened(write(tmp_path / "a.parquet", group=7), write(tmp_path / "b.parquet", rows=30, group=15))
-    order = stream("blocks").open(shards, name="images", seed=0, ranks=1, step=4).order
+    order = open_source(stream("blocks"), shards, name="images", seed=0, ranks=1, step=4).order
     borders = {int(first) for lane in order.lanes for first in lane.firsts}
     assert {0, 7, 14, 21, 28, 35, 40, 55} <= borders  # the first rows of all row groups
     assert shards.runs_by_entry(14) == [[14, 14, 12], [15, 15]]
@@ -390,8 +390,8 @@ def test_large_row_groups_are_rejected_in_a_random_order_with_the_remedy(opened,
     limit = int(shards.index.row_groups(0)[:, 1].max())
     monkeypatch.setattr(base, "RANDOM_ROW_GROUP", limit)
     with pytest.raises(UserError, match=naming("b.parquet", "30 rows", "order: blocks", "run.py prepare parquet")):
-        stream("random").open(shards, name="images", seed=0, ranks=1, step=1)
-    stream("blocks").open(shards, name="images", seed=0, ranks=1, step=4)
+        open_source(stream("random"), shards, name="images", seed=0, ranks=1, step=1)
+    open_source(stream("blocks"), shards, name="images", seed=0, ranks=1, step=4)
     stream("random").open(opened(str(tmp_path / "a.parquet")), name="images", seed=0, ranks=1, step=1)
     monkeypatch.setattr(base, "RANDOM_ROW_GROUP", 10)
     single = opened(write(tmp_path / "c.parquet", group=1))  # they cannot be made smaller

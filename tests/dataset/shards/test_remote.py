@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset.config import DataConfig, RemoteConfig, TextStreamConfig
 from dataset.loaders import BatchLoader
 from dataset.prepare.frame_files import outputs_of_shards
 from dataset.shards.readers import Shards
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
-from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import find_remote
 from dataset.shards.remote.transports import RequestError, Store, open_transport
-from dataset.tasks.pretrain import DataConfig, PretrainBatches, TextStreamConfig
+from dataset.tasks.pretrain import PretrainBatches
 from tasks.data_identity import data_identity
 from tests.messages import OneLine, naming
 from utils.addresses import is_url

@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from dataset.config import RemoteConfig
 from dataset.shards.readers import Shards
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
-from dataset.shards.remote.server import RemoteConfig
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 

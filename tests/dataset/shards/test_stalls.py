@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from dataset.config import RemoteConfig
 from dataset.shards import readers
 from dataset.shards.readers import Shards
-from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.samplers import RandomOrder, RecordSource
 from dataset.tasks.account import Account
 from dataset.tasks.streams.base import read_examples

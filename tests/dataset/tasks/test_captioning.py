@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from batches.base import IGNORE
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.media.augment import AugmentConfig
-from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig
-from dataset.text.processors import TextDataConfig
+from dataset.config import AugmentConfig, CaptionedSplitConfig, CaptioningDataConfig, TextDataConfig
+from dataset.formats.captioned import read_captioned_images
+from dataset.tasks.captioning import CaptioningBatches
 from tests.messages import naming
 from utils.errors import UserError
 

@@ -11,14 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.media.augment import RegionAugmentConfig
-from dataset.tasks.grounding import (
-    ANY_NUMBER,
-    GroundingBatches,
-    GroundingDataConfig,
-    GroundingSplitConfig,
-    read_phrases,
-)
+from dataset.config import GroundingDataConfig, GroundingSplitConfig, RegionAugmentConfig
+from dataset.tasks.grounding import ANY_NUMBER, GroundingBatches, read_phrases
 from tests.messages import OneLine, naming
 from utils.config import bind
 from utils.config_files import ConfigError

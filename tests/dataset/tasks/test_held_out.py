@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.config import TextDataConfig, VideoStreamConfig
 from dataset.media.video import FrameSampler
 from dataset.records.schema import ImageKeys
 from dataset.tasks.held_out import read_held_out, read_held_out_videos
-from dataset.tasks.streams.pairs import VideoStreamConfig
-from dataset.text.processors import TextDataConfig, TextProcessor
+from dataset.text.processors import TextProcessor
 from tests.dataset.media.test_video import encoded
 from tests.messages import naming
 from utils.errors import UserError

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import CaptionedSplitConfig, TextDataConfig, VideoStreamConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.media.video import FrameSampler
 from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageKeys
 from dataset.tasks.finetune import in_batches
 from dataset.tasks.held_out import read_held_out, read_held_out_videos
-from dataset.tasks.streams.pairs import VideoStreamConfig
-from dataset.text.processors import TextDataConfig, TextProcessor
+from dataset.text.processors import TextProcessor
 from tests.dataset.bad_records import ENCODED, bad_boxes, bad_lines, bad_paths, bad_texts
 from tests.dataset.conftest import pair, picture_bytes
 from tests.dataset.test_bad_records import bounded  # noqa: F401

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.media.augment import AugmentConfig
-from dataset.tasks.nlvr import NLVRBatches, NLVRDataConfig, NLVRSplitConfig, read_statements
+from dataset.config import AugmentConfig, NLVRDataConfig, NLVRSplitConfig
+from dataset.tasks.nlvr import NLVRBatches, read_statements
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 

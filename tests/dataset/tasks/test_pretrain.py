@@ -17,10 +17,18 @@ from PIL import Image
 
 from batches.base import IGNORE
 from batches.pretraining import PretrainBatch, RegionBatch
-from dataset.media.augment import AugmentConfig, RegionAugmentConfig, evaluation_view
+from dataset.config import (
+    AugmentConfig,
+    DataConfig,
+    HardNegativesConfig,
+    ImageStreamConfig,
+    RegionAugmentConfig,
+    RegionStreamConfig,
+    TextStreamConfig,
+)
+from dataset.media.augment import evaluation_view
 from dataset.media.encoded import decode
-from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
-from dataset.text.hard_negatives import HardNegativesConfig
+from dataset.tasks.pretrain import PretrainBatches
 from tests.messages import naming
 from utils.config import bind
 from utils.config_files import ConfigError

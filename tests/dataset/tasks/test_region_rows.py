@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from dataset.tasks.pretrain import DataConfig, PretrainBatches, RegionStreamConfig
+from dataset.config import DataConfig, RegionStreamConfig
+from dataset.tasks.pretrain import PretrainBatches
 
 IMAGES, ROWS, BATCHES = 6, 2, 24
 

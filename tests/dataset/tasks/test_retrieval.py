@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from batches.retrieval import RetrievalBatch
-from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.config import AugmentConfig, CaptionedSplitConfig, RetrievalDataConfig
+from dataset.formats.captioned import read_captioned_images
 from dataset.loaders import BatchLoader
-from dataset.media.augment import AugmentConfig
-from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
+from dataset.tasks.retrieval import RetrievalBatches
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from batches.base import IGNORE
-from dataset.tasks.pretrain import DataConfig, PretrainBatches, TranslationStreamConfig
-from dataset.text.processors import TextDataConfig
+from dataset.config import DataConfig, TextDataConfig, TranslationStreamConfig
+from dataset.tasks.pretrain import PretrainBatches
 
 
 @pytest.fixture

@@ -14,16 +14,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from batches.texts import Text
-from dataset.media.augment import AugmentConfig
+from dataset.config import AugmentConfig, QuestionsConfig, VQADataConfig
 from dataset.tasks.questions import QuestionTable
-from dataset.tasks.vqa import (
-    QuestionsConfig,
-    VQABatches,
-    VQADataConfig,
-    frequent_answers,
-    read_candidates,
-    read_questions,
-)
+from dataset.tasks.vqa import VQABatches, frequent_answers, read_candidates, read_questions
 from metrics.vqa import soft_accuracy
 from tests.messages import OneLine, naming
 from utils.errors import UserError

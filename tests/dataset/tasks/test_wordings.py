@@ -7,11 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 
+from dataset.config import HardNegativesConfig, ImageStreamConfig, TextDataConfig
 from dataset.records.schema import Description
-from dataset.tasks.pretrain import ImageStreamConfig
 from dataset.tasks.streams.wordings import TextMaker, Wording
-from dataset.text.hard_negatives import HardNegativesConfig
-from dataset.text.processors import TextDataConfig, TextProcessor
+from dataset.text.processors import TextProcessor
 
 SIDES = ("a star", "a star on the left")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset.text.hard_negatives import HardNegativesConfig, hard_negatives
+from dataset.config import HardNegativesConfig
+from dataset.text.hard_negatives import hard_negatives
 from demo.scenes.compose import compose_scene
 from demo.scenes.describe import looks_of
 

@@ -9,8 +9,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from dataset.config import TextDataConfig
 from dataset.text.loading import load_tokenizer
-from dataset.text.processors import TextDataConfig, TextProcessor, clean_caption
+from dataset.text.processors import TextProcessor, clean_caption
 from tests.messages import naming
 from utils.errors import UserError
 

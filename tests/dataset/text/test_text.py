@@ -15,16 +15,10 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from batches.base import IGNORE
+from dataset.config import TextDataConfig
 from dataset.records.schema import BrokenRecordError
 from dataset.text.loading import difference_of_tokenizers, load_tokenizer
-from dataset.text.processors import (
-    TextDataConfig,
-    TextProcessor,
-    clean_alternatives,
-    clean_caption,
-    clean_question,
-    mentions_side,
-)
+from dataset.text.processors import TextProcessor, clean_alternatives, clean_caption, clean_question, mentions_side
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 

@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from batches.texts import Text
-from models.core.backbones.config import VideoConfig, VisionConfig
-from models.core.contrastive import AligningConfig, ContrastiveConfig
-from models.core.fusion import FusionConfig
+from models.config import (
+    AligningConfig,
+    ContrastiveConfig,
+    FusionConfig,
+    TextArchitecture,
+    TextConfig,
+    VideoConfig,
+    VisionConfig,
+)
 from models.core.packing import PackedTexts, Packing
-from models.core.text import TextArchitecture, TextConfig
 from models.inference.reranking import TextBank
 from models.tasks.retrieval import RetrievalModel
 from x2vlm import UserError

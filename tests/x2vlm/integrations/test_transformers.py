@@ -17,9 +17,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from models.core.contrastive import AligningConfig
-from models.core.fusion import FusionConfig
-from models.core.text import TextConfig
+from models.config import AligningConfig, FusionConfig, TextConfig
 from models.inference.reranking import TextBank
 from tests.encoders import text, vision
 from tests.encoders.training import VOCABULARY

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.kinds import ROOT
+from tasks import ROOT
 
 PLAIN = {"property", "cached_property", "staticmethod", "classmethod", "abstractmethod", "no_grad", "contextmanager"}
 """Decorators of methods that are called by name. A method with a different decorator, such as a validator, is always kept."""

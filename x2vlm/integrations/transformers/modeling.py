@@ -23,10 +23,12 @@ from torch.nn import functional as F
 from transformers import BatchFeature, PretrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput
 
+from dataset.config import TextLimits
 from dataset.media.augment import resize
 from dataset.media.encoded import rgb_of
-from dataset.text.processors import PlainTextProcessor, TextLimits, clean_caption
-from models.core.contrastive import AligningConfig, ContrastiveHead
+from dataset.text.processors import PlainTextProcessor, clean_caption
+from models.config import AligningConfig
+from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder
 from models.core.heads import BoxHead
 from models.core.hub_text import HubTextEncoder, build_text_encoder

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.core.contrastive import AligningConfig, ContrastiveConfig
+from models.config import AligningConfig, ContrastiveConfig
 from models.core.text import TextEncoder
 from models.core.vision import VisionEncoder
 from utils.errors import UserError

@@ -7,12 +7,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from engine.precision import PrecisionName
-from engine.task import Encoder
-from engine.trackers.wandb import WandbConfig
-from utils import distributed
 from utils.config import MAY_CHANGE, Config
-from utils.processes import GRACE_S
+from utils.processes import GRACE_S, TIMEOUT_MIN
+
+PrecisionName = Literal["bf16", "fp16", "fp32", "O0", "O1", "O2"]
+
+
+Encoder = Literal["vision", "text", "fusion"]
+
+
+class WandbConfig(Config):
+    """Where a run is shown at Weights & Biases."""
+
+    project: str = Field("x2vlm", min_length=1, description="project at W&B")
+    entity: str | None = Field(None, description="user or team at W&B; null: the logged-in user")
+    name: str | None = Field(None, description="name of the run at W&B; null: name of its folder")
+    group: str | None = Field(None, description="group of runs at W&B")
+    mode: Literal["online", "offline"] = Field(
+        "online", description="offline: write to the run's folder, for `wandb sync`"
+    )
+    images: bool = Field(True, description="also send figures of predictions, which contain held-out images")
 
 
 class ShardingConfig(Config):
@@ -63,7 +77,7 @@ class TrainConfig(Config):
         "stops the run",
     )
     start_timeout_min: Annotated[float, MAY_CHANGE] = Field(
-        distributed.TIMEOUT_MIN,
+        TIMEOUT_MIN,
         gt=0,
         description="minutes that ranks wait for each other at the start and during validation and evaluation",
     )
