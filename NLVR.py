@@ -7,14 +7,14 @@ This script runs the task in a single process; ``run.py`` can start several proc
 
 import sys
 
-from tasks.job import run_task
+from tasks.job import run_script
 from utils.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> int:
     """Runs the task. Returns the exit status."""
-    return run_task(sys.argv[1:], "nlvr")
+    return run_script(sys.argv[1:], "nlvr")
 
 
 if __name__ == "__main__":

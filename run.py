@@ -51,18 +51,19 @@ def main(argv: Sequence[str]) -> int:
 
 def known_keys() -> Sequence[str]:
     """Returns the keys of all configs."""
-    from tasks.known_keys import known_keys  # reads a file, so it is imported only after a user error
+    from tasks.kinds import imported  # imports pydantic, so it is imported only after a user error
+    from utils.config import fields_of
 
-    return known_keys()
+    return list(dict.fromkeys(key for entry in TASKS.values() for key, _ in fields_of(imported(entry.config))))
 
 
 def full_command_line(*, load_all: bool = False) -> CommandLine:
     """Returns the command that runs a task, with all other commands as its subcommands. If ``load_all`` is set, imports the
     modules of the commands, so that their own subcommands are included."""
-    from launch.command import run_task
+    from launch.command import launch
     from utils.commands import CommandLine, command_line
 
-    app, examples = command_line(run_task, "run.py")
+    app, examples = command_line(launch, "run.py")
     for position, (name, command) in enumerate(COMMANDS.items()):
         if load_all:
             app.command(command_line(command.load(), name).app, name=name)

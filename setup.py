@@ -64,7 +64,6 @@ def files() -> Iterator[tuple[Path, Path]]:
     subpackages += [
         *sorted((HERE / "tools/report/templates").iterdir()),
         *sorted((HERE / "configs").rglob("*.yaml")),
-        HERE / "configs/keys.json",
         HERE / "run.py",
         HERE / "requirements.txt",
     ]

@@ -13,13 +13,13 @@ from commands.sweep import sweep
 from dataset.text.loading import load_tokenizer
 from launch.placement import Placement
 from tasks.base import set_up_training
+from tasks.binding import bind_run
 from tasks.finetune import FineTuneTask
-from tasks.kinds import choose
+from tasks.kinds import find_task
 from tools.plan.synthetic import synthetic_batch
 from tools.reproduce.runs import Seeds
 from tools.steps.fake import FakeSteps, StepMemory
 from utils.commands import call
-from utils.config import load_config
 from utils.errors import one_line_errors
 
 TASKS = ("retrieval", "nlvr", "grounding", "vqa", "captioning")
@@ -34,9 +34,8 @@ FULL_SIZE_CONFIG = "configs/retrieval/coco_base_4m.yaml"
 
 def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
     """Estimates the memory of a step of a config on a GPU."""
-    choice = choose(path, list(overrides), None)
-    schema, task = choice.load()
-    config: Any = load_config(choice.config, list(overrides), schema)
+    run = bind_run(path, list(overrides))
+    config, task = run.config, run.load().task
 
     text = config.model.text
     vocabulary = None if text.knows_vocabulary else len(load_tokenizer(text.encoder, "model.text.encoder"))
@@ -52,7 +51,7 @@ def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
 
 def metric_of(task: str) -> str:
     """Returns the metric that selects the weights of a task."""
-    kind = choose(f"configs/demo/{task}.yaml", [], None).load().task
+    kind = find_task(task).load().task
     assert issubclass(kind, FineTuneTask)
     return kind.measure
 

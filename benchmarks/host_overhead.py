@@ -112,8 +112,11 @@ def measure(config: PretrainConfig, steps: int) -> list[dict[str, float]]:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
+        sections = {"train": train, "optim": config.optim, "schedule": ScheduleConfig()}
+        plan = config.model_copy(update=sections).plan(1, task.epoch_size)
         trainer = Trainer(
             task,
+            plan,
             train=train,
             optim=config.optim,
             schedule=ScheduleConfig(),

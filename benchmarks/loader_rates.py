@@ -19,8 +19,8 @@ from dataset.loaders import BatchLoader
 from dataset.tasks.pretrain import PretrainBatches
 from dataset.text.loading import load_tokenizer
 from engine.devices import peak
+from tasks.binding import bind_run
 from tasks.config import PretrainConfig
-from tasks.kinds import kind_of
 from tools.plan.synthetic import synthetic_batch
 from utils.config import load_config
 
@@ -188,8 +188,8 @@ def print_needs(
         f"length\n{'config':32}{'pixels':>7}{'images/step':>15}{'TFLOP/step':>14}{'needed images/s':>17}{'8 workers load':>16}\n"
     )
     for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
-        schema, kind = kind_of(path, [], None)
-        config = load_config(path, [], schema)
+        run = bind_run(path, [])
+        config, kind = run.config, run.load().task
         if not config.model.text.knows_vocabulary:
             continue  # its vocabulary size is known only to a tokenizer, which may not be installed
         with torch.device("meta"):

@@ -11,7 +11,7 @@ from commands.sweep import sweep, table_of
 from launch.placement import Placement
 from tools.reproduce.runs import Seeds
 from utils.commands import call
-from utils.config_files import peek
+from utils.config_files import read_config
 from utils.errors import one_line_errors
 from utils.flags import Override, Positive, one_of, read_by
 
@@ -26,8 +26,8 @@ PRETRAINING = Path("configs/real/pretrain.yaml")
 
 def initialisations(config: Path) -> dict[str, list[str]]:
     """Returns the overrides of each initialisation."""
-    encoders = [f"init.{part}={weights}" for part, weights in peek(PRETRAINING, [], "init").items()]
-    optim = peek(config, [], "optim")
+    encoders = [f"init.{part}={weights}" for part, weights in read_config(PRETRAINING, [])[0]["init"].items()]
+    optim = read_config(config, [])[0]["optim"]
     rate = optim["lr"] * optim["lr_mult"]
     return {
         "pre-trained": [],

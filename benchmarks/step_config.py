@@ -12,7 +12,7 @@ from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from utils import distributed
 from utils.config import load_config
-from utils.config_files import peek
+from utils.config_files import read_config
 from utils.errors import UserError
 
 VOCABULARY = 30522
@@ -47,7 +47,7 @@ def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
     Raises:
         UserError: if the config is for a different task, or :func:`~utils.config.load_config` raises it.
     """
-    task = peek(path, overrides, "task")
+    task = read_config(path, overrides)[0].get("task")
     if task not in (None, "pretrain"):
         raise UserError(
             f"{path}: task is {task!r}, but this benchmark needs pre-training; use a config such as {CONFIG}"

@@ -18,13 +18,12 @@ import torch
 from benchmarks.results import write_results
 from benchmarks.step_config import VOCABULARY
 from engine.devices import ASSUMED_UTILISATION, peak_of
-from tasks.kinds import kind_of
+from tasks.binding import bind_run
 from tools.plan.synthetic import scaled, synthetic_batch
 from tools.steps.fake import FakeSteps, trainer_of
 from tools.steps.real import RealSteps
 from utils import accelerator
 from utils.commands import call
-from utils.config import load_config
 from utils.flags import SEVERAL
 
 TINY = ["model.text.arch.vocab_size=500"]
@@ -111,8 +110,9 @@ class Planned(NamedTuple):
 
 def estimate(path: str, overrides: list[str], examples: int) -> Planned:
     """Estimates memory and time on this device."""
-    schema, kind = kind_of(Path(path), overrides)
-    config, device = scaled(load_config(path, overrides, schema), examples), accelerator.best_device()
+    run = bind_run(path, overrides)
+    kind = run.load().task
+    config, device = scaled(run.config, examples), accelerator.best_device()
     on_gpu = device.type != "cpu"
     steps = FakeSteps(lambda: _model(kind, config), config.train, config.optim, as_on_gpu=on_gpu)
     several = config.plan(1).accumulation > 1
@@ -147,8 +147,9 @@ def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | 
     memory or the value was not measured."""
     device = accelerator.best_device(0)
     if device.type != "cpu":
-        schema, kind = kind_of(Path(path), overrides)
-        config = scaled(load_config(path, overrides, schema), examples)
+        run = bind_run(path, overrides)
+        kind = run.load().task
+        config = scaled(run.config, examples)
         steps = RealSteps(lambda: _model(kind, config), config.train, config.optim, device)
         several = config.plan(1).accumulation > 1
         memory = steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several)
@@ -164,8 +165,9 @@ def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | 
 
 def _steps(path: str, overrides: list[str], examples: int) -> None:
     """Runs two steps: the first creates the optimiser states, the second is measured."""
-    schema, kind = kind_of(Path(path), overrides)
-    config: Any = scaled(load_config(path, overrides, schema), examples)
+    run = bind_run(path, overrides)
+    kind = run.load().task
+    config: Any = scaled(run.config, examples)
     torch.manual_seed(0)
     trainer = trainer_of(_model(kind, config), config.train, config.optim, torch.device("cpu"))
     batch = synthetic_batch(config, trainer.model)

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks import TASKS
-from tasks.kinds import choose, find_task
+from tasks.binding import bind_run
+from tasks.kinds import find_task
 from tools.config.keys import Key, keys_of
-from utils.config import Config, fields_of, load_with_locations
+from utils.config import Config
 from utils.errors import UserError
 
 DEFAULT = "default"
@@ -26,7 +27,7 @@ config omits the section; if a config contains the section, the defaults of its 
 """
 
 
-def config(target: str | None = None, /, *filters: str, markdown: bool = False, keys: bool = False) -> int:
+def config(target: str | None = None, /, *filters: str, markdown: bool = False) -> int:
     """Print the keys of a task's config with type, default and description, or the values in a file and where each value comes
     from.
 
@@ -34,7 +35,6 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
         target: a task, a folder with task.py, or a YAML file.
         filters: show only keys with one of these prefixes; key=value overrides a value in the file.
         markdown: print the keys of all tasks as a Markdown document.
-        keys: print the names of the keys of all tasks as JSON.
 
     Examples:
         python run.py config retrieval                                   every key of a retrieval run
@@ -42,16 +42,11 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
         python run.py config configs/pretrain/base_4m.yaml train.        values, and the file and line of each
         python run.py config configs/pretrain/base_4m.yaml train. train.steps=10
         python run.py config --markdown > keys.md                        every key of every task, as on the site
-        python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts
     """
-    if sum((markdown, keys, target is not None)) != 1:
-        raise UserError("pass a TASK or a FILE, or --markdown or --keys alone")
+    if markdown == (target is not None):
+        raise UserError("pass a TASK or a FILE, or --markdown alone")
     if markdown:
         sys.stdout.write(document())
-        return 0
-    if keys:
-        names = {task: [path for path, _ in fields_of(find_task(task).load().config)] for task in TASKS}
-        sys.stdout.write(json.dumps(names, indent=0) + "\n")
         return 0
     assert target is not None
     prefixes = [text for text in filters if "=" not in text]
@@ -72,7 +67,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
 
 def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
     """Yields two lines for each key: first its path, type and default, then its description."""
-    for key in _selected(keys_of(find_task(task).load().config), prefixes):
+    for key in _selected(keys_of(find_task(task).config_class()), prefixes):
         yield f"{key.path}: {key.form}"
         if key.meaning:
             yield f"    {key.meaning}"
@@ -80,14 +75,13 @@ def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
 
 def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) -> Iterator[str]:
     """Yields two lines for each value in a config: first its path, value and location, then its description."""
-    schema = choose(path, overrides, None).load().config
-    config, locations = load_with_locations(path, overrides, schema)
-    meanings = {key.path: key.meaning for key in keys_of(schema)}
-    for keys, value in _values(config):
+    run = bind_run(path, overrides)
+    meanings = {key.path: key.meaning for key in keys_of(type(run.config))}
+    for keys, value in _values(run.config):
         name = ".".join(keys)
         if prefixes and not name.startswith(tuple(prefixes)):
             continue
-        yield f"{name} = {json.dumps(value, ensure_ascii=False)}  ({locations.get(keys, DEFAULT)})"
+        yield f"{name} = {json.dumps(value, ensure_ascii=False)}  ({run.locations.get(keys, DEFAULT)})"
         if meaning := _meaning_of(keys, meanings):
             yield f"    {meaning}"
 
@@ -100,7 +94,7 @@ def _meaning_of(keys: Sequence[str], meanings: Mapping[str, str]) -> str | None:
 
 def document() -> str:
     """Returns the keys of all tasks in Markdown: first the keys that all tasks share, then the other keys of each task."""
-    by_task = {task: list(keys_of(find_task(task).load().config)) for task in TASKS}
+    by_task = {task: list(keys_of(find_task(task).config_class())) for task in TASKS}
     first, *others = by_task.values()
     common = [key for key in first if all(key in keys for keys in others)]
     parts = [TITLE, "## Every task", *_entries(common)]

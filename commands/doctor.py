@@ -7,10 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from tasks.binding import bind_run
 from tasks.flag import TaskName
 from tasks.job import default_output
-from tasks.kinds import choose
-from utils.config import load_config
 from utils.flags import File, OutputFolder, Override, Positive
 
 
@@ -43,9 +42,8 @@ def doctor(
         0 no findings, or only warnings; 1 the run would not start; 2 the config or the command line is wrong
     """
     started = time.perf_counter()
-    choice = choose(config, overrides, task)
-    choice.check_keys()
-    # Imported here, so that --help and misspelled keys do not wait for torch.
+    run = bind_run(config, overrides, task)
+    # Imported here, so that --help and mistakes in the config do not wait for torch.
     from tools.doctor.data import check_data
     from tools.doctor.files import check_files
     from tools.doctor.findings import Report
@@ -57,16 +55,14 @@ def doctor(
     from utils.distributed import process_group
 
     logging.getLogger().addHandler(logging.NullHandler())  # the report contains what would be logged
-    schema, task_class = choice.load()
-    values = load_config(choice.config, overrides, schema)
 
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    write(f"{choice.config}: {choice.source.name}\n")
+    write(f"{run.file}: {run.source.name}\n")
     with process_group() as device:
-        subject = Subject(choice, values, task_class, gpus, output or default_output(choice), device)
+        subject = Subject(run, run.config, run.load().task, gpus, output or default_output(run), device)
         report = Report(write)
         check_machine(subject, report)
         check_files(subject, report)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from tasks.kinds import choose
-from utils.config import Config, load_config
+from tasks.binding import bind_run
+from utils.config import Config
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import File, named, positive, read_by
@@ -42,9 +42,7 @@ def index_shards(
         raise UserError("pass either --config FILE or a list of files, patterns or folders")
     folder, lists, remote = index, {"FILES": list(words)}, None
     if config is not None:
-        choice = choose(config, words, None)
-        choice.check_keys()
-        values = load_config(choice.config, words, choice.load().config)
+        values = bind_run(config, words).config
         lists = shard_lists(values)
         folder, remote = folder or getattr(values.data, "cache_index", None), getattr(values.data, "remote", None)
         if not lists:

@@ -22,12 +22,11 @@ from dataset.prepare.raw_folder import RawFolder
 from dataset.records.broken import BrokenRecordError, printable
 from dataset.records.schema import ImageSource
 from dataset.shards.readers import Shards
+from tasks.binding import bind_run
 from tasks.config import PretrainConfig
 from tasks.finetune import FineTuneTask
-from tasks.kinds import choose
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.shared import images_of_record, sources_of
-from utils.config import load_config
 from utils.errors import UserError
 from utils.files import replacing
 from utils.flags import File, OutputFile, Positive, named
@@ -297,9 +296,8 @@ def _official_splits(raw: RawFolder) -> dict[str, Iterable[KnownImage]]:
 
 
 def _read(path: str, image_sets: ImageSets) -> None:
-    choice = choose(path, [], None)
-    kind = choice.load()
-    config: Any = load_config(choice.config, [], kind.config)
+    run = bind_run(path, [])
+    kind, config = run.load(), run.config
     if isinstance(config, PretrainConfig):
         _read_pretraining(path, config, image_sets)
     elif issubclass(kind.task, FineTuneTask):

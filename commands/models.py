@@ -33,6 +33,7 @@ class ModelFlags:
         batch_size: number of images in a forward pass.
         config: config that the weights were trained with, if the file is not in its run's folder.
         tokenizer: folder of a tokenizer to use instead of the model's.
+        task: folder of a task of your own, if it is no longer where the run was trained.
     """
 
     device: Annotated[str | None, named("DEVICE")] = None
@@ -40,6 +41,7 @@ class ModelFlags:
     batch_size: Positive = 32
     config: File | None = None
     tokenizer: Annotated[str | None, named("FOLDER")] = None
+    task: Annotated[str | None, named("FOLDER")] = None
 
     def load(self, source: str, answers: str | None = None) -> Model:
         """Loads the model ``source`` with these options."""
@@ -52,6 +54,7 @@ class ModelFlags:
             config=self.config,
             tokenizer=self.tokenizer,
             answers=answers,
+            task=self.task,
         )
         model.batch_size = self.batch_size
         return model

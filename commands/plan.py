@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from tools.plan.flags import PlanFlags
 from utils.flags import Override
 
@@ -25,8 +25,7 @@ def plan(*overrides: Override, flags: PlanFlags = PlanFlags(), json_: bool = Fal
         python run.py plan --config configs/vqa/vqa2_base_4m.yaml --gpus 4 --memory 24 --records 1000000 train.peak_tflops=71
     """
     flags.check()
-    choice = choose(flags.config, overrides, flags.task)
-    choice.check_keys()
+    run = bind_run(flags.config, overrides, flags.task)
     # Imported here, so that --help and misspelled keys do not wait for torch.
     from launch.torchrun import use_expandable_segments
     from tools.plan.planner import Planner
@@ -35,6 +34,6 @@ def plan(*overrides: Override, flags: PlanFlags = PlanFlags(), json_: bool = Fal
 
     use_expandable_segments()
     with process_group():  # sets up a GPU as a run does
-        planned = Planner(choice, flags).plan()
+        planned = Planner(run, flags).plan()
     sys.stdout.write((json.dumps(asdict(planned), indent=2) if json_ else as_table(planned)) + "\n")
     return 0

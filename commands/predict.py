@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from cyclopts import Parameter
 
 from commands.models import MAX_DRAWN, ModelFlags, check_save, report_broken
+from tasks.kinds import TASK_FILE
 from utils.commands import STANDARD_INPUT
 from utils.errors import UserError
-from utils.flags import SEVERAL, File, Fraction, ModelName, OutputFile, named, non_blank, read_by
+from utils.flags import SEVERAL, File, Fraction, ModelName, OutputFile, named, non_blank, read_by, unknown
 from utils.printing import printed, printed_json
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -36,6 +37,13 @@ CALL_NAMES = [name for name, call in CALLS.items() if call.text is not None]
 """The calls that the command offers."""
 
 
+if TYPE_CHECKING:
+    CallName = str
+else:
+    # A task of the user's own may declare other calls; shells complete these names.
+    CallName = Annotated[Literal[tuple(CALL_NAMES)] | str, Parameter(show_choices=False)]
+
+
 class Result(NamedTuple):
     """A model's result for an image or a group of images: lines to print, values for JSON, and panels to draw."""
 
@@ -45,7 +53,7 @@ class Result(NamedTuple):
 
 
 def predict(
-    call: Annotated[str, Parameter(choices=CALL_NAMES)],
+    call: CallName,
     /,
     *,
     model: ModelName,
@@ -63,7 +71,7 @@ def predict(
     """Run a trained model on your images: captions, answers, boxes, matches, comparisons, attention maps.
 
     Args:
-        call: what to compute.
+        call: what to compute: caption, answer, locate, match, compare, explain, or a call of a task of your own.
         model: a run's folder, a weight file, hub:owner/name, or an export.
         image: images, videos, folders or patterns; - reads paths from standard input.
         text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about each pair of
@@ -88,8 +96,12 @@ def predict(
     Returns:
         0 all images were read; 1 some could not be read and are listed at the end; 2 nothing was computed
     """
-    if call in TEXTS and not text:
-        raise UserError(f"{call} needs --text: {TEXTS[call]}")
+    if call not in CALL_NAMES and running.task is None and not (Path(model) / TASK_FILE).is_file():
+        raise UserError(f"CALL: {unknown(call, CALL_NAMES)}")
+    if call != "caption" and not text:
+        raise UserError(
+            f"{call} needs --text: {TEXTS.get(call, 'a text; may be repeated, and each is used with every image')}"
+        )
     if call == "caption" and text:
         raise UserError("caption does not take --text; remove the flag")
     if decode is not None and call != "answer":
@@ -106,6 +118,8 @@ def predict(
     if save is not None:
         check_save(save, names)
     loaded = running.load(model, answers)
+    if call not in CALL_NAMES and call not in loaded.calls:
+        raise UserError(f"CALL: {unknown(call, [*CALL_NAMES, *loaded.calls])}")
     paths = [path for name in names for path in expand_folder(name, videos=loaded.read.videos is not None)]
     panels: list[Panel] = []
     broken: list[str] = []
@@ -221,10 +235,18 @@ def _results(
         for text in texts:
             for group, judgement in zip(groups, model.compare(groups, [text] * len(groups)), strict=True):
                 yield _compared(model, group, text, judgement)
-    else:
+    elif call == "explain":
         for view in views:
             for text in texts:
                 yield _explained(model, view, text, layer)
+    else:
+        for view, results in zip(views, model.call(call, views, texts), strict=True):
+            by_text = dict(zip(texts, results, strict=True))
+            lines = [
+                f"{result if isinstance(result, str) else printed_json(result)}  {text}"
+                for text, result in by_text.items()
+            ]
+            yield _lines(model, view, lines, {"image": view.name, call: by_text})
 
 
 def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -> Result:

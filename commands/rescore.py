@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tasks.kinds import choose
-from utils.config import load_config
+from tasks.binding import bind_run
 from utils.errors import UserError
 from utils.flags import File, Fraction, OutputFile, Override, named, read_by, whole_number
 
@@ -52,23 +51,21 @@ def rescore(
     Returns:
         0 every phrase has a prediction; 1 some have none; 2 the files cannot be used
     """
-    choice = choose(config, overrides, None)
-    choice.check_keys()
+    run = bind_run(config, overrides)
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it, or use another file")
     import numpy as np
 
     from dataset.tasks.grounding import ANY_NUMBER, read_phrases
     from metrics.box_sets import ScoredBoxes
-    from tasks.config import GroundingConfig
     from tasks.finetune import name_of
     from tasks.grounding import evaluate_phrases
 
-    if choice.source.name != "grounding":
+    if run.source.name != "grounding":
         raise UserError(
-            f"--config {config}: is a config for task {choice.source.name}; pass the config of a grounding run"
+            f"--config {config}: is a config for task {run.source.name}; pass the config of a grounding run"
         )
-    settings = load_config(choice.config, overrides, GroundingConfig)
+    settings = run.config
     evaluation = settings.evaluation
     splits = {
         name: read_phrases(split, f"evaluation.test.{name}", 0.0, ANY_NUMBER) for name, split in evaluation.test.items()

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Annotated
 
 from launch.placement import Placement
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from tools.reproduce.measured import read_evaluation
 from tools.reproduce.runs import Run, Seeds, make
-from utils.config import load_config
 from utils.errors import UserError
 from utils.files import write_text
 from utils.flags import File, OutputFolder, Override, named
@@ -118,9 +117,7 @@ def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) ->
     """
     for variant in variants.values():
         overrides = [*common, *variant]
-        choice = choose(config, overrides, None)
-        choice.check_keys()
-        load_config(choice.config, overrides, choice.load().config)
+        bind_run(config, overrides)
 
 
 def _measure(run: Run) -> dict[str, float]:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 from batches import BatchSize
 from engine.config import TrainConfig
-from engine.task import TrainingData
 from optim.config import OptimConfig
 from scheduler import ScheduleConfig, build_schedule
 from utils.errors import UserError
+
+
+class TrainingData(Protocol):
+    """The properties of training data that the plan of a run depends on."""
+
+    @property
+    def records_per_batch(self) -> int:
+        """Number of records of the leading stream (see :class:`Loader`) that a rank reads for a micro-batch."""
+
+    @property
+    def micro_batch(self) -> BatchSize:
+        """Size of a micro-batch. Used only if the config sets ``train.global_batch``."""
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raises :class:`UserError` if the data cannot be distributed over this number of ranks."""
 
 
 @dataclass(frozen=True)
@@ -47,42 +61,59 @@ class RunPlan:
     @staticmethod
     def of(
         train: TrainConfig,
-        optim: OptimConfig,
-        schedule: ScheduleConfig,
         data: TrainingData,
         *,
         chunks: int | Literal["step"],
         ranks: int,
-        epoch_size: int | None = None,
         accumulation: int | None = None,
     ) -> RunPlan:
-        """Computes the plan of a run and checks that its sizes are consistent.
+        """Plans the steps of a run, before its data are read. :meth:`with_length` adds the number of steps.
 
         Args:
-            train, optim, schedule: sections of the config.
+            train: the config section ``train``.
             data: the config section ``data``, or a loader.
             chunks: ``model.contrastive.chunks``.
             ranks: number of processes.
-            epoch_size: records of the leading stream in an epoch; None before the data are read.
             accumulation: micro-batches per step and rank; if None, they are derived from ``train``.
 
         Raises:
             UserError: if the global batch, the chunks or ``lanes`` (the number of parts into which the data are split with
-                ``order: blocks``) cannot be divided as required, or if the warm-up or a freeze is longer than the run.
+                ``order: blocks``) cannot be divided as required.
         """
         data.check_ranks(ranks)
         if accumulation is None:
-            accumulation = _accumulation(train, data, ranks)
-        chunks = chunks_in(chunks, accumulation)
-        records_per_step = data.records_per_batch * accumulation * ranks
-        steps, validate_every = train.steps, train.validate_every
+            if train.global_batch is None:
+                accumulation = train.accumulate or 1
+            else:
+                graphs = train.compile if isinstance(train.compile, str) else None
+                accumulation = _accumulation_of(train.global_batch, data.micro_batch, ranks, graphs)
+        records = data.records_per_batch * accumulation * ranks
+        return RunPlan(
+            ranks, accumulation, chunks_in(chunks, accumulation), records, None, train.steps, train.validate_every
+        )
+
+    def with_length(
+        self, train: TrainConfig, optim: OptimConfig, schedule: ScheduleConfig, epoch_size: int | None
+    ) -> RunPlan:
+        """Completes the plan with the number of steps, and checks that the warm-up and each freeze end before the run.
+
+        Args:
+            train, optim, schedule: sections of the config.
+            epoch_size: records of the leading stream in an epoch; if None, the data have not been read yet, and the number of
+                steps is known only if the config sets it.
+
+        Raises:
+            UserError: if the warm-up or a freeze is longer than the run.
+        """
+        plan = self
         if epoch_size is not None:
-            steps = steps_of(train, epoch_size, records_per_step)
-            validate_every = validate_every or math.ceil(epoch_size / records_per_step)
-        if steps is not None:
-            build_schedule(schedule, steps)
-            optim.frozen.check_steps(steps)
-        return RunPlan(ranks, accumulation, chunks, records_per_step, epoch_size, steps, validate_every)
+            validate_every = train.validate_every or math.ceil(epoch_size / self.records_per_step)
+            steps = steps_of(train, epoch_size, self.records_per_step)
+            plan = replace(self, epoch_size=epoch_size, steps=steps, validate_every=validate_every)
+        if plan.steps is not None:
+            build_schedule(schedule, plan.steps)
+            optim.frozen.check_steps(plan.steps)
+        return plan
 
 
 def steps_of(train: TrainConfig, epoch_size: int, records_per_step: int) -> int:
@@ -93,14 +124,6 @@ def steps_of(train: TrainConfig, epoch_size: int, records_per_step: int) -> int:
     assert train.epochs is not None
     # Rounded, because 0.07 * 100 is slightly more than 7 in floating point.
     return max(1, math.ceil(round(train.epochs * epoch_size / records_per_step, 6)))
-
-
-def _accumulation(train: TrainConfig, data: TrainingData, ranks: int) -> int:
-    """Returns the number of micro-batches per step and rank."""
-    if train.global_batch is None:
-        return train.accumulate or 1
-    graphs = train.compile if isinstance(train.compile, str) else None
-    return _accumulation_of(train.global_batch, data.micro_batch, ranks, graphs)
 
 
 def chunks_in(chunks: int | Literal["step"], accumulation: int) -> int:

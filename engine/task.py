@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from batches import BatchSize
 from batches.losses import Losses, Work
+from engine.run_plan import TrainingData
 
 
 class TaskModel(Protocol):
@@ -37,21 +37,6 @@ class TaskModel(Protocol):
 
     def work(self, batch: Any) -> Work:
         """Returns the size and the FLOPs of a training step on a micro-batch. ``batch`` is on the host."""
-
-
-class TrainingData(Protocol):
-    """The properties of training data that the plan of a run depends on."""
-
-    @property
-    def records_per_batch(self) -> int:
-        """Number of records of the leading stream (see :class:`Loader`) that a rank reads for a micro-batch."""
-
-    @property
-    def micro_batch(self) -> BatchSize:
-        """Size of a micro-batch. Used only if the config sets ``train.global_batch``."""
-
-    def check_ranks(self, ranks: int) -> None:
-        """Raises :class:`UserError` if the data cannot be distributed over this number of ranks."""
 
 
 class Loader(TrainingData, Protocol):

@@ -73,6 +73,7 @@ class Trainer:
 
     Args:
         task: the task to train.
+        plan: the plan of the run on this number of ranks, with its number of steps.
         train, optim, schedule: sections of the config.
         seed: random seed of the run.
         folder: folder of the run.
@@ -85,6 +86,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
+        plan: RunPlan,
         *,
         train: TrainConfig,
         optim: OptimConfig,
@@ -105,17 +107,9 @@ class Trainer:
         state = None if checkpoint is None else checkpoint.training_state()
         self.fresh = set(task.fresh if state is None else state["fresh"])
         self.loader = task.train_loader()
-        self.plan = RunPlan.of(
-            train,
-            optim,
-            schedule,
-            self.loader,
-            chunks=cast(TaskModel, self.model).chunks,
-            ranks=distributed.world_size(),
-            epoch_size=self.loader.epoch_size,
-        )
-        assert self.plan.steps is not None
-        self.steps, self.accumulation = self.plan.steps, self.plan.accumulation
+        assert plan.steps is not None
+        self.plan = plan
+        self.steps, self.accumulation = plan.steps, plan.accumulation
         self.step = 0 if checkpoint is None else checkpoint.step
         self.trained = TrainedParameters(
             self.model, optim, self.fresh, device, step=self.step, steps=self.steps, train=train

@@ -1,9 +1,11 @@
-"""The command that runs a task, ``python run.py`` without a subcommand. It starts ``python -m tasks.run`` on every rank."""
+"""The command that runs a task, ``python run.py`` without a subcommand. It binds the config and starts
+:mod:`launch.rank` on every rank."""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,26 +13,26 @@ from typing import TYPE_CHECKING
 
 from engine.run_files import CONFIG_FILE
 from launch import slurm
-from launch.placement import ONE_NODE, Placement
+from launch.placement import ONE_NODE, Placement, check_ranks
+from launch.rank import write_run
 from launch.slurm import SlurmFlags
 from tasks.flag import TaskName
-from tasks.job import RunFlags, default_output
-from tasks.run import run_rank
+from tasks.job import RunFlags, default_output, run_task
 from utils.commands import argv_of
 from utils.errors import UserError
 from utils.flags import Override
-from utils.processes import GRACE_S, WAIT_S
+from utils.processes import WAIT_S
 
 if TYPE_CHECKING:
     from launch.clusters import LaunchContext
-    from tasks.kinds import Choice
+    from tasks.binding import BoundRun
 
 IMPORT_FOLDER = Path(__file__).parents[__name__.count(".")]
 """The folder from which our modules are imported: the folder of this checkout or, if the project is installed (as
 x2vlm.launch.command), the folder that contains x2vlm."""
 
 
-def run_task(
+def launch(
     *overrides: Override,
     task: TaskName | None = None,
     flags: RunFlags = RunFlags(),
@@ -57,79 +59,78 @@ def run_task(
     """
     # Imported here to keep --help fast.
     from launch.clusters import launch_context, unused_nodes_warning
-    from launch.torchrun import become_rank, environment_of_ranks, processes_of, torchrun
-    from tasks.kinds import choose
 
     job.check(placement)
     placement.check()
     if max_restarts is not None and (job.slurm or (placement.nodes and not placement.nodes.elastic)):
         raise UserError("--max-restarts is only for --nodes MIN:MAX without --slurm; remove it")
-    choice = choose(config_of(flags, task), overrides, task)
-    choice.check_keys()
+    run = bind_flags(flags, overrides, task)
     if job.slurm:
-        return slurm.submit(_job_of(choice, flags, placement, job))
+        return slurm.submit(_job_of(run, flags, placement, job))
     context = launch_context(placement, os.environ)
     if context.name != "flags" and context.first:
         sys.stderr.write(f"started as {context}\n")
     elif context.nodes == ONE_NODE and (warning := unused_nodes_warning(os.environ)):
         sys.stderr.write(f"{warning}\n")
-    flags = replace(flags, config=str(choice.config))
+    from launch.torchrun import become_rank, environment_of_ranks, processes_of, torchrun
+
     if context.rank is not None:
         become_rank(context)
-        return run_rank(choice.source.argument, *overrides, flags=flags)
+        return run_task(run, flags)
     processes = processes_of(placement, context)
     if context.nodes.elastic:
-        _check_elastic(choice, flags, context, processes)
+        _check_elastic(run, flags, context, processes)
         context = context if max_restarts is None else replace(context, max_restarts=max_restarts)
         flags = replace(flags, wait=flags.wait or WAIT_S)
-    arguments = argv_of(run_rank, choice.source.argument, *overrides, flags=flags)
-    with environment_of_ranks():
+    with environment_of_ranks(), tempfile.TemporaryDirectory(prefix="x2vlm-") as folder:
         # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORT_FOLDER), os.environ.get("PYTHONPATH")]))
         os.environ["PYTHONSAFEPATH"] = "1"
-        return torchrun(context, processes, ["--module", "tasks.run", *arguments], grace_of(choice.config, overrides))
+        bound = Path(folder) / "run.json"
+        write_run(bound, run, flags)
+        return torchrun(context, processes, ["--module", "launch.rank", str(bound)], run.config.train.grace_s)
 
 
-def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:
+def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> BoundRun:
+    """Binds the run that the command line selects. When resuming without a config, this is the config that the run has saved,
+    which must not be damaged."""
+    from engine.saved_config import read_saved_config
+    from tasks.binding import bind_run
+    from utils.config_files import why_no_file
+
+    if flags.config is not None or task is not None or not (flags.resume and flags.output):
+        return bind_run(flags.config, overrides, task)
+    saved = flags.output / CONFIG_FILE
+    if not saved.is_file():
+        problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
+        raise UserError(f"--output {flags.output} --resume: {problem}; pass the folder of a run, or --config")
+    read_saved_config(saved)
+    return bind_run(saved, overrides)
+
+
+def _job_of(run: BoundRun, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:
     """Returns the SLURM job. Its nodes run the same command without the flags for SLURM."""
-    folder = (
-        flags.output or default_output(choice, evaluates_other_weights=flags.evaluate and not flags.resume)
-    ).absolute()
+    evaluates_other_weights = flags.evaluate and not flags.resume
+    folder = (flags.output or default_output(run, evaluates_other_weights=evaluates_other_weights)).absolute()
     flags_of_node = replace(
         flags,
-        config=str(choice.config.absolute()),
+        config=str(run.file.absolute()),
         output=folder,
         wait=flags.wait or WAIT_S,
         # If --resume is also set, --evaluate evaluates the run in the folder.
         resume=flags.resume or not flags.evaluate,
     )
     arguments = argv_of(
-        run_task,
-        *choice.overrides,
-        task=choice.source.argument,
+        launch,
+        *run.overrides,
+        task=run.source.argument,
         flags=flags_of_node,
         placement=Placement(gpus=placement.gpus, cpu=placement.cpu),
     )
-    return slurm.Job(choice, flags, placement, options, folder, arguments)
+    return slurm.Job(run, flags, placement, options, folder, arguments)
 
 
-def config_of(flags: RunFlags, task: str | None) -> str | None:
-    """Returns the config from the command line or, when resuming without one, the config that the run has saved, which must not
-    be damaged."""
-    if flags.config is not None or task is not None or not (flags.resume and flags.output):
-        return flags.config
-    from engine.saved_config import read_saved_config
-    from utils.config_files import why_no_file
-
-    saved = flags.output / CONFIG_FILE
-    if not saved.is_file():
-        problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
-        raise UserError(f"--output {flags.output} --resume: {problem}; pass the folder of a run, or --config")
-    read_saved_config(saved)
-    return str(saved)
-
-
-def _check_elastic(choice: Choice, flags: RunFlags, context: LaunchContext, processes: int) -> None:
+def _check_elastic(run: BoundRun, flags: RunFlags, context: LaunchContext, processes: int) -> None:
     """Raises :class:`UserError` unless the run can continue with every possible number of nodes."""
     nodes = context.nodes
     if not flags.resume:
@@ -138,16 +139,4 @@ def _check_elastic(choice: Choice, flags: RunFlags, context: LaunchContext, proc
             "folder, the run starts from the beginning)"
         )
     if nodes.min < nodes.max:
-        from launch.ranks import check_ranks  # imports torch
-
-        check_ranks(choice, [count * processes for count in nodes.counts], f"--nodes {nodes}")
-
-
-def grace_of(config: Path, overrides: Sequence[str]) -> int:
-    """Returns ``train.grace_s``, or its default if the config cannot be read or the value is invalid. In these cases, the ranks
-    report the error."""
-    from utils.config_files import peek
-
-    train = peek(config, overrides, "train")
-    given = train.get("grace_s") if isinstance(train, dict) else None
-    return given if isinstance(given, int) and given > 0 else GRACE_S
+        check_ranks(run.config, [count * processes for count in nodes.counts], f"--nodes {nodes}")

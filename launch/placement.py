@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from utils.commands import FLAGS
 from utils.errors import UserError
 from utils.flags import Positive, WrongValueError, named, read_by
 from utils.flags import whole_number as at_least
 from utils.rank_variables import LAST_PORT, whole_number
+
+if TYPE_CHECKING:
+    from tasks.config import RunConfig
 
 
 class Nodes(NamedTuple):
@@ -98,3 +102,28 @@ class Placement:
             )
         if not 0 <= self.node_rank < nodes.max:
             raise UserError(f"--node-rank {self.node_rank} is not within 0 .. {nodes.max - 1}")
+
+
+def check_ranks(config: RunConfig, rank_counts: Sequence[int], flags: str) -> None:
+    """Checks that the run supports these numbers of ranks, and that its steps do not depend on the number.
+
+    Args:
+        config: the config of the run.
+        rank_counts: the numbers of ranks that the job may have.
+        flags: the flags that allow these numbers, for error messages.
+
+    Raises:
+        UserError: if there are several numbers and ``train.global_batch`` is not set, or if the global batch, the chunks or the
+            block order cannot be divided among the ranks.
+    """
+    if len(rank_counts) > 1 and config.train.global_batch is None:
+        raise UserError(
+            f"{flags} needs train.global_batch: without it, a different number of nodes would change which records a step uses; "
+            "set train.global_batch=N"
+        )
+    for ranks in rank_counts:
+        try:
+            config.plan(ranks)
+        except UserError as error:
+            verb = "gives" if len(rank_counts) == 1 else "may give"
+            raise UserError(f"{flags} {verb} {ranks} ranks: {error}") from None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from engine.run_files import METRICS_FILE
-from launch.placement import ONE_NODE, Placement
+from launch.placement import ONE_NODE, Placement, check_ranks
 from tasks.job import RunFlags
 from utils.errors import UserError
 from utils.flags import Positive, WrongValueError, named, read_by
@@ -25,7 +25,7 @@ from utils.printing import is_unicode
 from utils.processes import REQUEUE
 
 if TYPE_CHECKING:
-    from tasks.kinds import Choice
+    from tasks.binding import BoundRun
 
 SCRIPT = "slurm.sh"
 """Name of the script in the run's folder."""
@@ -123,7 +123,7 @@ class Job:
     """A SLURM job that runs a task.
 
     Attributes:
-        choice: the task and its config.
+        run: the task and its config.
         flags: flags of the run.
         placement: devices and nodes of the run.
         options: options of the job.
@@ -131,7 +131,7 @@ class Job:
         arguments: the arguments of ``run.py`` on each node.
     """
 
-    choice: Choice
+    run: BoundRun
     flags: RunFlags
     placement: Placement
     options: SlurmFlags
@@ -144,20 +144,16 @@ def submit(job: Job) -> int:
     status.
 
     Raises:
-        UserError: if the config is invalid, the folder already contains a run, the time limit is too short to save a checkpoint,
+        UserError: if the folder already contains a run, the time limit is too short to save a checkpoint,
             or sbatch is not installed.
     """
     # Imported here to keep --help fast.
     import shutil
     import subprocess
 
-    from utils.config import load_config
-
-    schema, _ = job.choice.load()
-    config = load_config(job.choice.config, job.choice.overrides, schema)
     _check_folder(job)
     _check_nodes(job)
-    text = script(job, config.train.grace_s)
+    text = script(job, job.run.config.train.grace_s)
     if job.options.dry_run:
         sys.stdout.write(text)
         return 0
@@ -273,11 +269,9 @@ def _check_folder(job: Job) -> None:
 def _check_nodes(job: Job) -> None:
     """Raises :class:`UserError` if the run does not support one of the possible numbers of nodes. Without this check, the job
     would wait in the queue before it fails."""
-    from launch.ranks import check_ranks  # imports torch
-
     nodes, per_node = job.placement.nodes or ONE_NODE, job.placement.gpus or job.placement.cpu
     if per_node is not None:
-        check_ranks(job.choice, [count * per_node for count in nodes.counts], f"--nodes {nodes}")
+        check_ranks(job.run.config, [count * per_node for count in nodes.counts], f"--nodes {nodes}")
     elif nodes.min < nodes.max:
         raise UserError(f"--nodes {nodes}: also pass --gpus N, the number of GPUs per node")
 

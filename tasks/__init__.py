@@ -10,10 +10,16 @@ ROOT = Path(__file__).parent.parent
 
 
 class TaskEntry(NamedTuple):
-    """A row of :data:`TASKS`."""
+    """A row of :data:`TASKS`. Classes are named as ``module:Class``, and imported when they are needed."""
 
-    module: str
-    """Module that defines ``TASK``, a :class:`tasks.kinds.TaskKind`."""
+    config: str
+    """The config class, in a module that does not import torch."""
+
+    task: str
+    """The task class, which builds the model and the data, and evaluates the model."""
+
+    model: str
+    """The class of the network, which can be built from the section ``model`` and the size of the vocabulary alone."""
 
     script: str
     """Script that runs the task in one process, relative to the root of the checkout."""
@@ -28,17 +34,61 @@ class TaskEntry(NamedTuple):
 
 
 TASKS = {
-    "pretrain": TaskEntry("tasks.pretrain", "Pretrain.py", "configs/demo/pretrain.yaml", "multi-grained pre-training"),
+    "pretrain": TaskEntry(
+        "tasks.config:PretrainConfig",
+        "tasks.pretrain:PretrainTask",
+        "models.pretraining.model:PretrainModel",
+        "Pretrain.py",
+        "configs/demo/pretrain.yaml",
+        "multi-grained pre-training",
+    ),
     "retrieval": TaskEntry(
-        "tasks.retrieval", "Retrieval.py", "configs/demo/retrieval.yaml", "texts for images or videos, and vice versa"
+        "tasks.config:RetrievalConfig",
+        "tasks.retrieval:RetrievalTask",
+        "models.tasks.retrieval:RetrievalModel",
+        "Retrieval.py",
+        "configs/demo/retrieval.yaml",
+        "texts for images or videos, and vice versa",
     ),
-    "nlvr": TaskEntry("tasks.nlvr", "NLVR.py", "configs/demo/nlvr.yaml", "is a sentence true of two images?"),
+    "nlvr": TaskEntry(
+        "tasks.config:NLVRConfig",
+        "tasks.nlvr:NLVRTask",
+        "models.tasks.nlvr:NLVRModel",
+        "NLVR.py",
+        "configs/demo/nlvr.yaml",
+        "is a sentence true of two images?",
+    ),
     "grounding": TaskEntry(
-        "tasks.grounding", "Grounding.py", "configs/demo/grounding.yaml", "the box that a phrase refers to"
+        "tasks.config:GroundingConfig",
+        "tasks.grounding:GroundingTask",
+        "models.tasks.grounding:GroundingModel",
+        "Grounding.py",
+        "configs/demo/grounding.yaml",
+        "the box that a phrase refers to",
     ),
-    "vqa": TaskEntry("tasks.vqa", "VQA.py", "configs/demo/vqa.yaml", "questions about images", also=("video_qa",)),
-    "video_qa": TaskEntry("tasks.video_qa", "VQA.py", "configs/demo/vqa_clips.yaml", "questions about videos"),
+    "vqa": TaskEntry(
+        "tasks.config:VQAConfig",
+        "tasks.vqa:VQATask",
+        "models.tasks.vqa:VQAModel",
+        "VQA.py",
+        "configs/demo/vqa.yaml",
+        "questions about images",
+        also=("video_qa",),
+    ),
+    "video_qa": TaskEntry(
+        "tasks.config:VideoQAConfig",
+        "tasks.video_qa:VideoQATask",
+        "models.tasks.video_qa:VideoQAModel",
+        "VQA.py",
+        "configs/demo/vqa_clips.yaml",
+        "questions about videos",
+    ),
     "captioning": TaskEntry(
-        "tasks.captioning", "Captioning.py", "configs/demo/captioning.yaml", "a sentence that describes an image"
+        "tasks.config:CaptioningConfig",
+        "tasks.captioning:CaptioningTask",
+        "models.tasks.captioning:CaptioningModel",
+        "Captioning.py",
+        "configs/demo/captioning.yaml",
+        "a sentence that describes an image",
     ),
 }

@@ -16,6 +16,7 @@ from dataset.loaders import BatchLoader, BatchMaker
 from dataset.text.loading import difference_of_tokenizers, load_tokenizer, token_ids_digest
 from engine.checkpoint import Checkpoint, find_weights, run_config_of
 from engine.run_folder import RunFolder
+from engine.run_plan import RunPlan
 from models.checkpoints import LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loaded_weights, random_parameters
 from models.checkpoints.settings import differences_from_published, model_section, require_same_settings
@@ -58,6 +59,7 @@ class Parts(Generic[M, B]):
         model: the model.
         fresh: names of the parameters that are trained at ``lr * lr_mult``. A resumed run takes the names from its checkpoint
             instead.
+        plan: the plan of the run. The number of steps is known if there are training data.
         training: the training data; None if the task is only evaluated, unless evaluation uses them for comparison.
         loader: loads batches of the training data on this rank; None if the task is only evaluated.
     """
@@ -65,6 +67,7 @@ class Parts(Generic[M, B]):
     tokenizer: PreTrainedTokenizerFast
     model: M
     fresh: set[str]
+    plan: RunPlan
     training: B | None
     loader: BatchLoader | None
 
@@ -90,20 +93,22 @@ class BaseTask(ABC, Generic[C, M, B]):
         self.config = config
         self.tokenizer, self.model, self.fresh = parts.tokenizer, parts.model, set(parts.fresh)
         self.metadata: Mapping[str, Any] = {TOKEN_IDS: token_ids_digest(self.tokenizer)}
-        self.training, self.loader = parts.training, parts.loader
+        self.plan, self.training, self.loader = parts.plan, parts.training, parts.loader
 
     @classmethod
-    def build(cls, config: C, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
+    def build(
+        cls, config: C, checkpoint: Checkpoint | None = None, *, trains: bool = True, plan: RunPlan | None = None
+    ) -> Self:
         """Builds the task of a config, with the weights of ``checkpoint`` or of ``config.init``. Only rank 0 holds weights. On
         the other ranks, the model is on the meta device until :func:`utils.distributed.move_from_rank_0` sends the weights.
 
         The method checks everything that the run needs: weights, tokenizer, training data and held-out data. If ``trains`` is
-        False, training data are not required.
+        False, training data are not required. If ``plan`` is None, the run is planned for the ranks of this process group.
 
         Raises:
             UserError: if a file that the run needs cannot be used.
         """
-        return cls(config, build_parts(cls, config, checkpoint, trains=trains))
+        return cls(config, build_parts(cls, config, checkpoint, trains=trains, plan=plan))
 
     @staticmethod
     def make_inputs(config: C) -> None:
@@ -117,8 +122,8 @@ class BaseTask(ABC, Generic[C, M, B]):
 
     @staticmethod
     @abstractmethod
-    def training_data(config: C, tokenizer: PreTrainedTokenizerFast, model: M) -> B:
-        """Opens the training data of a config.
+    def training_data(config: C, tokenizer: PreTrainedTokenizerFast, model: M, plan: RunPlan) -> B:
+        """Opens the training data of a config for a run with this plan.
 
         Raises:
             UserError: if the training data cannot be used.
@@ -183,7 +188,7 @@ def video_frames(config: RunConfig) -> int | None:
 
 
 def build_parts(
-    kind: type[BaseTask[C, M, B]], config: C, checkpoint: Checkpoint | None, *, trains: bool
+    kind: type[BaseTask[C, M, B]], config: C, checkpoint: Checkpoint | None, *, trains: bool, plan: RunPlan | None
 ) -> Parts[M, B]:
     """Builds the components of a task; see :meth:`BaseTask.build`."""
     if video_frames(config) is not None and not kind.takes_videos:
@@ -207,17 +212,19 @@ def build_parts(
     if trains and config.optim.frozen.cache is not None:
         keep_features(config.optim.frozen.cache, model)
     logger.info(BuiltModel(parameters=sum(parameter.numel() for parameter in model.parameters())))
+    plan = plan or config.plan(distributed.world_size())
     training, loader = None, None
     if trains:
-        training = kind.training_data(config, tokenizer, model)
+        training = kind.training_data(config, tokenizer, model, plan)
         loader = BatchLoader(training, config.data, rank=distributed.rank(), world_size=distributed.world_size())
-        _log_sizes(config, loader, model)
+        plan = plan.with_length(config.train, config.optim, config.schedule, loader.epoch_size)
+        _log_sizes(config, plan, loader, model)
     elif kind.reads_training_data_to_evaluate:
         try:
-            training = kind.training_data(config, tokenizer, model)
+            training = kind.training_data(config, tokenizer, model, plan)
         except UserError as error:
             logger.info("evaluating without the training data: %s", error)
-    return Parts(tokenizer, model, fresh, training, loader)
+    return Parts(tokenizer, model, fresh, plan, training, loader)
 
 
 def set_up_training(config: RunConfig, model: XVLM) -> None:
@@ -334,10 +341,9 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
         logger.warning("%s: %s; is this difference intended?", weights, "; ".join(differences))
 
 
-def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
+def _log_sizes(config: RunConfig, plan: RunPlan, loader: BatchLoader, model: XVLM) -> None:
     """Logs the sizes of the data, of a step and of the run, and a hint if the contrastive loss compares fewer examples than the
     global batch contains."""
-    plan = config.plan(distributed.world_size(), loader.epoch_size)
     train, ranks, accumulation = config.train, plan.ranks, plan.accumulation
     logger.info(
         Planned(

@@ -21,6 +21,7 @@ from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
 from dataset.tasks.captioning import CaptioningBatches, prompt_tokens
 from dataset.text.processors import TextProcessor, decode_to_text
+from engine.run_plan import RunPlan
 from metrics.bootstrap import Scores
 from metrics.captions import caption_metrics, caption_scores, tokenize, tokenize_references
 from metrics.captions.cider import CiderD, DocumentFrequencies
@@ -35,7 +36,6 @@ from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
 from tasks.inference import require_finite
-from tasks.kinds import TaskKind
 from tasks.media import MediaTask
 from utils.errors import UserError
 
@@ -80,7 +80,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
 
     @staticmethod
     def training_data(
-        config: CaptioningConfig, tokenizer: PreTrainedTokenizerFast, model: CaptioningModel
+        config: CaptioningConfig, tokenizer: PreTrainedTokenizerFast, model: CaptioningModel, plan: RunPlan
     ) -> CaptioningBatches:
         return CaptioningBatches(config.data, **data_options(config, tokenizer))
 
@@ -205,6 +205,3 @@ def _server_id(identity: str) -> int | str:
     "val2014/COCO_val2014_000000391895.jpg" become 391895. Other names are returned unchanged."""
     match = re.fullmatch(r"(?:coco_|(?:.*/)?COCO_\w+?_)?0*(\d+)(?:\.jpg)?", identity)
     return int(match[1]) if match else identity
-
-
-TASK = TaskKind(CaptioningConfig, CaptioningTask)

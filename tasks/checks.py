@@ -63,7 +63,7 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
         return []
     ranks = distributed.world_size()
     findings: list[Finding | None] = []
-    plan = config.plan(ranks, loader.epoch_size)
+    plan = task.plan
     if isinstance(task.model, AligningModel):
         sizes = records_per_micro_batch(config.data)
         findings += small_data(sizes, loader.stream_sizes, ranks, plan.chunks)

@@ -73,21 +73,18 @@ class RunConfig(Config):
     data: LoadingConfig
 
     def plan(self, ranks: int, epoch_size: int | None = None, accumulation: int | None = None) -> RunPlan:
-        """Returns the plan of the run for ``ranks`` processes; see :meth:`engine.run_plan.RunPlan.of`.
+        """Returns the plan of the run for ``ranks`` processes; see :class:`engine.run_plan.RunPlan`.
+
+        Args:
+            ranks: number of processes.
+            epoch_size: records of the leading stream in an epoch; None before the data are read.
+            accumulation: micro-batches per step and rank; if None, they are derived from ``train``.
 
         Raises:
             UserError: if numbers in the config are inconsistent.
         """
-        return RunPlan.of(
-            self.train,
-            self.optim,
-            self.schedule,
-            self.data,
-            chunks=self.model.chunks,
-            ranks=ranks,
-            epoch_size=epoch_size,
-            accumulation=accumulation,
-        )
+        plan = RunPlan.of(self.train, self.data, chunks=self.model.chunks, ranks=ranks, accumulation=accumulation)
+        return plan.with_length(self.train, self.optim, self.schedule, epoch_size)
 
 
 class EvaluationConfig(Config):

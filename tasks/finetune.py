@@ -22,6 +22,7 @@ from dataset.text.processors import PlainTextProcessor
 from engine.checkpoint import Checkpoint, newest_step
 from engine.precision import check_precision
 from engine.run_folder import RunFolder
+from engine.run_plan import RunPlan
 from engine.trackers.opening import show_images
 from models.checkpoints import load_weights
 from tasks.base import B, BaseTask, M, Parts, build_parts, video_frames
@@ -87,10 +88,12 @@ class FineTuneTask(BaseTask[F, M, B]):
         self.selection_metric = None if held_out.validation is None else self.measure
 
     @classmethod
-    def build(cls, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
+    def build(
+        cls, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True, plan: RunPlan | None = None
+    ) -> Self:
         check_precision(config.evaluation.precision, accelerator.best_device(), "evaluation.precision")
         held_out = cls.read_held_out(config)  # first, so that errors in these files are reported within seconds
-        return cls(config, build_parts(cls, config, checkpoint, trains=trains), held_out)
+        return cls(config, build_parts(cls, config, checkpoint, trains=trains, plan=plan), held_out)
 
     @classmethod
     def read_held_out(cls, config: F) -> HeldOut:

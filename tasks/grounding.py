@@ -14,6 +14,7 @@ from dataset.config import GroundingSplitConfig
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from dataset.tasks.grounding import ANY_NUMBER, ONE_BOX, GroundingBatches, Phrase, read_phrases
+from engine.run_plan import RunPlan
 from metrics.bootstrap import Scores
 from metrics.box_sets import ScoredBoxes, pixel_boxes
 from metrics.grounding import fraction_at_least, iou, pixel_iou
@@ -24,7 +25,6 @@ from tasks.config import GroundingConfig
 from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneTask, data_options, name_of
-from tasks.kinds import TaskKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,11 +46,11 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
 
     @staticmethod
     def build_model(config: GroundingConfig, vocab_size: int | None) -> GroundingModel:
-        return GroundingModel(config.model, vocab_size, config.model.box_set)
+        return GroundingModel(config.model, vocab_size)
 
     @staticmethod
     def training_data(
-        config: GroundingConfig, tokenizer: PreTrainedTokenizerFast, model: GroundingModel
+        config: GroundingConfig, tokenizer: PreTrainedTokenizerFast, model: GroundingModel, plan: RunPlan
     ) -> GroundingBatches:
         return GroundingBatches(config.data, config.model.boxes_of_a_phrase, **data_options(config, tokenizer))
 
@@ -159,6 +159,3 @@ def _published(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _read(view: EvaluationView, max_words: int, items: Sequence[Phrase], index: int) -> tuple[Tensor, str]:
     item = items[index]
     return view(item.image, item.size), cleaned(item.text, max_words, item.location)
-
-
-TASK = TaskKind(GroundingConfig, GroundingTask)

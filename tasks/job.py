@@ -1,4 +1,4 @@
-"""Runs a task in one process: reads the config, opens the run folder, trains, and reports."""
+"""Runs a task in this process: opens the run folder, trains, and reports."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
     from engine.checkpoint import Checkpoint
     from engine.run_folder import RunFolder
+    from engine.run_plan import RunPlan
     from engine.stopping import StopRequest
     from tasks.base import BaseTask
+    from tasks.binding import BoundRun
     from tasks.config import RunConfig
-    from tasks.kinds import Choice, TaskKind
+    from tasks.kinds import TaskKind
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -52,60 +54,67 @@ class RunFlags:
     wait: Positive | None = None
 
 
-def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> int:
-    """Runs the command of a task's script; returns the exit status.
+def run_script(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> int:
+    """Runs the command of a task's script, such as ``Pretrain.py``; returns the exit status.
 
     Args:
         argv: the command-line arguments.
         name: name of the task in the table.
-        kind: used instead of the kind in the table; accepts any config of the task.
+        kind: see :func:`run_task`.
 
     Raises:
         UserError: if the command line, the config or the data are invalid.
     """
 
-    def run_script(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
-        from tasks.kinds import choose
+    def run(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
+        from tasks.binding import bind_run
 
-        return run(choose(flags.config, overrides, name, remedy="run {script}"), flags, kind)
+        return run_task(bind_run(flags.config, overrides, name, remedy="run {script}"), flags, kind)
 
-    run_script.__doc__ = f"Run this task in one process: {TASKS[name].help}.\n\nArgs:\n    overrides: {OVERRIDES}"
-    return execute(run_script, argv, TASKS[name].script)
+    run.__doc__ = f"Run this task in one process: {TASKS[name].help}.\n\nArgs:\n    overrides: {OVERRIDES}"
+    return execute(run, argv, TASKS[name].script)
 
 
-def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
-    """Trains and reports, or only reports with ``--evaluate``; returns the exit status.
+def run_task(run: BoundRun, flags: RunFlags, kind: TaskKind | None = None, command: Sequence[str] | None = None) -> int:
+    """Trains and reports, or only reports with ``--evaluate``; returns the exit status. ``run.py``, the scripts of the tasks and
+    ``python -m tasks.run`` all call this function.
 
     Args:
-        choice: the task and its config.
+        run: the task and its config.
         flags: flags of the command line.
-        kind: config class and task class to use instead of those of the chosen task.
+        kind: classes to use instead of those of the task.
+        command: the user's command, for the log; if None, the command line of this process.
 
     Raises:
         UserError: if the config or the data are invalid.
     """
-    # Imported here so that --help and command-line errors do not wait for torch.
+    # Imported here so that --help and errors in the command line or the config do not wait for torch.
     from engine.run_folder import locked
     from engine.stopping import Stopped, StopRequest
-    from utils import events, log
-    from utils.config import load_config
-    from utils.distributed import process_group, rank
+    from engine.trackers.wandb import check_package
+    from optim import lora
+    from utils import events, log, open_files
+    from utils.distributed import process_group, rank, world_size
 
-    schema, task_class = choice.load() if kind is None else kind
-    config = load_config(choice.config, choice.overrides, schema)
+    config: RunConfig = run.config
+    task_class = (kind or run.load()).task
     if flags.evaluate and not flags.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
     evaluates_other_weights = flags.evaluate and not flags.resume
-    output = flags.output or default_output(choice, evaluates_other_weights=evaluates_other_weights)
+    output = flags.output or default_output(run, evaluates_other_weights=evaluates_other_weights)
     try:
         with ExitStack() as stack:
             device = stack.enter_context(process_group(config.train.start_timeout_min, output))
+            plan = None
             if not flags.evaluate:
-                _check_config(config)
+                open_files.check_limit(config.data.workers)
+                check_package(config.train.wandb)
+                lora.check_package(config.optim.lora)
+                plan = config.plan(world_size())
             stack.enter_context(locked(output, flags.wait or 0))
             stop = stack.enter_context(StopRequest(config.train.grace_s))
             try:
-                _run(task_class, config, output, flags, device, stop)
+                _run(run, task_class, plan, output, flags, device, stop, list(sys.argv if command is None else command))
             except Stopped as stopped:
                 if rank() == 0:
                     logger.warning(events.Stopped(by=stop.name, message=str(stopped)))
@@ -120,31 +129,36 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
 
 
 def _run(
+    run: BoundRun,
     task_class: type[BaseTask[Any, Any, Any]],
-    config: RunConfig,
+    plan: RunPlan | None,
     output: Path,
     flags: RunFlags,
     device: torch.device,
     stop: StopRequest,
+    command: list[str],
 ) -> None:
     from engine.run_folder import RunFolder
     from tasks.pinned import with_pinned_data
     from utils import distributed, events, log
 
+    config: RunConfig = run.config
     with stop.ending_immediately():
         folder, checkpoint = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
         log.set_up(folder.log_of(distributed.rank()), folder.events if distributed.rank() == 0 else None)
-        started = events.Started(command=sys.argv, ranks=distributed.world_size(), trains=not flags.evaluate)
+        started = events.Started(command=command, ranks=distributed.world_size(), trains=not flags.evaluate)
         logger.info(started)
         for fault in folder.checkpoint_faults:
             logger.warning(events.SkippedCheckpoint(fault=fault))
+        if distributed.rank() == 0:
+            run.source.remember(folder.path)
         with _watched("the set-up", config, folder):
             task_class.make_inputs(config)
             config = _with_available_inputs(config, folder, checkpoint, flags)
             config = with_pinned_data(
                 config, folder.path, resumes=flags.resume, ignored_sections=("data",) if flags.evaluate else ()
             )
-            task = task_class.build(config, checkpoint, trains=not flags.evaluate)
+            task = task_class.build(config, checkpoint, trains=not flags.evaluate, plan=plan)
         if flags.evaluate:
             distributed.move_from_rank_0(task.model, device)
     if not flags.evaluate:
@@ -188,6 +202,7 @@ def _train(
             task.keep_inputs(folder.path)
         trainer = Trainer(
             task,
+            task.plan,
             train=config.train,
             optim=config.optim,
             schedule=config.schedule,
@@ -226,20 +241,8 @@ def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint 
     return config
 
 
-def _check_config(config: RunConfig) -> None:
-    """Checks the limit on open files, the optional packages and the plan of the run, before anything is loaded."""
-    from engine.trackers.wandb import check_package
-    from optim import lora
-    from utils import distributed, open_files
-
-    open_files.check_limit(config.data.workers)
-    check_package(config.train.wandb)
-    lora.check_package(config.optim.lora)
-    config.plan(distributed.world_size())
-
-
-def default_output(choice: Choice, *, evaluates_other_weights: bool = False) -> Path:
+def default_output(run: BoundRun, *, evaluates_other_weights: bool = False) -> Path:
     """Returns the folder for a run without --output. An evaluation of other weights gets a separate folder next to the run's
     folder."""
     suffix = "-evaluate" if evaluates_other_weights else ""
-    return Path("runs") / choice.source.name / f"{choice.config.stem}{suffix}"
+    return Path("runs") / run.source.name / f"{run.file.stem}{suffix}"

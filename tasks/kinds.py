@@ -1,6 +1,7 @@
 """Finds a task by its name in the table, by its folder, or by its module.
 
-This module does not import torch. A task's module is imported only when the task is loaded.
+Only the config class of a built-in task is needed to check a config, so this module does not import torch, and a task's other
+modules are imported only when its model or data are built.
 """
 
 from __future__ import annotations
@@ -8,35 +9,53 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
+import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks import ROOT, TASKS
-from tasks.known_keys import check_keys
-from utils.config_files import peek, read_config, why_no_file
+from utils.config import Config
 from utils.errors import UserError
-from utils.files import expanded
+from utils.files import expanded, read_json
 
 if TYPE_CHECKING:
+    from models.core.xvlm import XVLM
     from tasks.base import BaseTask
     from tasks.config import RunConfig
 
 DEFAULT_CONFIG = "config.yaml"
 """Name of the default config of a task outside the checkout, in the same folder as its ``task.py``."""
 
+TASK_FILE = "task.json"
+"""Name of the file in a run's folder that says where a task outside the checkout is defined."""
+
 EXPECTED_TASK = "TaskKind(config class, task class)"
 
 
 class TaskKind(NamedTuple):
-    """The config class and the task class of a task. The task's module defines it as ``TASK``."""
+    """The classes of a task. A task outside the checkout defines this as ``TASK`` in its module.
+
+    Attributes:
+        config: config class of a run.
+        task: task class.
+        model: class of the network, built from the section ``model`` of the config and the size of the vocabulary. Only
+            :func:`x2vlm.load` needs it; if None, trained models of the task cannot be loaded.
+        calls: the task's own calls for inference, by name. ``x2vlm.load(run).call(NAME, images, texts)`` and ``run.py predict
+            NAME`` call the function with the loaded model, a list of images and a list of texts. It returns, for each image, a
+            list with one result (a text, a number, or a dict or list of them) for each text.
+    """
 
     config: type[RunConfig]
     task: type[BaseTask[Any, Any, Any]]
+    model: Callable[[Any, int], XVLM] | None = None
+    calls: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -46,116 +65,63 @@ class TaskSource:
     Attributes:
         argument: how the command line names the task.
         name: name of the folder of its runs in ``runs/``.
-        module: the module that defines ``TASK``.
         default_config: the default config, or None.
+        entry: name of the task in the table; None for a task outside the checkout.
+        module: the module that defines ``TASK``, for a task outside the checkout.
+        folder: the folder from which this module is imported, or None if it was importable already.
     """
 
     argument: str
     name: str
-    module: str
     default_config: Path | None
+    entry: str | None = None
+    module: str = ""
+    folder: Path | None = None
+
+    def config_class(self) -> type[RunConfig]:
+        """Imports the config class of the task.
+
+        Raises:
+            UserError: for the reasons listed in :meth:`load`.
+        """
+        if self.entry is None:
+            return self.load().config
+        schema: type[RunConfig] = imported(TASKS[self.entry].config)
+        return schema
 
     def load(self) -> TaskKind:
-        """Imports the module and returns its ``TASK``. Exceptions that the module raises are not caught.
+        """Imports all classes of the task. Exceptions that its modules raise are not caught.
 
         Raises:
             UserError: if the module does not define ``TASK``, or its value has the wrong type.
         """
+        if self.entry is not None:
+            entry = TASKS[self.entry]
+            return TaskKind(imported(entry.config), imported(entry.task), imported(entry.model))
         module = importlib.import_module(self.module)
         file = getattr(module, "__file__", None) or self.module
         if not hasattr(module, "TASK"):
             raise UserError(f"{file}: does not define TASK; end it with TASK = {EXPECTED_TASK}")
         return _checked(module.TASK, file)
 
-    def outside(self) -> bool:
-        """Returns True if the task is not in the table."""
-        return self.argument not in TASKS
+    def remember(self, folder: Path) -> None:
+        """Writes to the folder of a run where a task outside the checkout is defined; see :func:`task_of_run`."""
+        if self.entry is None:
+            place = {"module": self.module, "folder": None if self.folder is None else str(self.folder)}
+            (folder / TASK_FILE).write_text(json.dumps(place) + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The task and the config that a command line selects.
-
-    Attributes:
-        source: definition of the task.
-        config: the config file.
-        config_task: value of the config's key ``task``.
-        overrides: argument of :func:`choose`.
-        remedy: argument of :func:`choose`.
-    """
-
-    source: TaskSource
-    config: Path
-    config_task: object
-    overrides: tuple[str, ...]
-    remedy: str
-
-    def check_keys(self) -> None:
-        """Checks for misspelled keys. This does not import torch, which would take seconds.
-
-        Raises:
-            ConfigError: if the config or an override has a key that is unknown to the task.
-        """
-        if not self.source.outside():
-            check_keys(
-                next(name for name, entry in TASKS.items() if entry.module == self.source.module),
-                self.config,
-                self.overrides,
-            )
-
-    def load(self) -> TaskKind:
-        """Loads the classes of the task.
-
-        Raises:
-            UserError: for the reasons listed in :meth:`check_keys` and :meth:`TaskSource.load`, or if this task is not in the
-                table, but the config is for a task in the table.
-        """
-        self.check_keys()
-        kind = self.source.load()
-        field = kind.config.model_fields.get("task")
-        if self.source.outside() and self.config_task in TASKS and (field is None or field.default != self.config_task):
-            raise _contradiction(self.config, str(self.config_task), self.source.argument, self.remedy)
-        return kind
+def imported(name: str) -> Any:
+    """Imports ``module:attribute``."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
-def choose(
-    config: str | Path | None, overrides: Sequence[str], task: str | None, remedy: str = "remove --task {task}"
-) -> Choice:
-    """Determines the task and the config from a command line that names one of them, or both.
-
-    Args:
-        config: a YAML file; if None, the default config of ``task``.
-        overrides: ``key=value`` arguments that override config values.
-        task: a name, folder or module; if None, the task in the config's folder, or the value of the config's key ``task``.
-        remedy: advice in the error message if ``task`` contradicts the config; may contain {task}, {config_task}, and {script},
-            the script of the config's task.
-
-    Raises:
-        UserError: if the task or the config does not exist, or if they contradict each other.
-    """
-    if config is None and task is None:
-        raise UserError("pass --task TASK, or --config FILE with the key task")
-    source = None if task is None else find_task(task)
-    path = _default_config(source) if config is None and source is not None else Path(str(config))
-    if not path.is_file():
-        raise UserError(f"--config {path}: {why_no_file(path)}")
-    config_task = peek(path, overrides, "task")
-    if source is None:
-        source = _task_of(path, overrides, config_task)
-    elif not source.outside() and config_task != source.name and isinstance(config_task, str) and config_task in TASKS:
-        if config_task not in TASKS[source.name].also:
-            raise _contradiction(path, config_task, source.name, remedy)
-        source = replace(source, module=TASKS[config_task].module)
-    return Choice(source, path, config_task, tuple(overrides), remedy)
-
-
-def kind_of(path: Path, overrides: list[str], task: str | None = None) -> TaskKind:
-    """Returns the config class and the task class of ``task`` or, if ``task`` is None, of the config's task.
-
-    Raises:
-        UserError: for the reasons listed in :func:`choose`.
-    """
-    return choose(path, overrides, task).load()
+def model_section(schema: type[Config]) -> type[Config]:
+    """Returns the class of the section ``model`` in a config class."""
+    section = schema.model_fields["model"].annotation
+    assert isinstance(section, type) and issubclass(section, Config)
+    return section
 
 
 def find_task(argument: str) -> TaskSource:
@@ -168,8 +134,7 @@ def find_task(argument: str) -> TaskSource:
         UserError: if the task does not exist.
     """
     if argument in TASKS:
-        entry = TASKS[argument]
-        return TaskSource(argument, argument, entry.module, ROOT / entry.default_config)
+        return TaskSource(argument, argument, ROOT / TASKS[argument].default_config, entry=argument)
     path = expanded(argument)
     if path.is_dir():
         return _in_folder(argument, Path(os.path.abspath(path)))
@@ -178,6 +143,41 @@ def find_task(argument: str) -> TaskSource:
     if os.sep in argument or argument.startswith((".", "~")):
         raise UserError(f"--task {argument}: no such folder")
     return _in_module(argument)
+
+
+def task_of_run(folder: Path, name: object) -> TaskSource | None:
+    """Returns the task of the run in ``folder``, or None if it is neither in the table nor remembered by the run.
+
+    A remembered task is imported from the absolute path that :meth:`TaskSource.remember` has written. The code in a run's own
+    folder is never executed, because such a folder may have been downloaded.
+
+    Args:
+        folder: folder of the run.
+        name: value of ``task`` in the run's config.
+
+    Raises:
+        UserError: if the task is no longer where it was.
+    """
+    if isinstance(name, str) and name in TASKS:
+        return find_task(name)
+    file = folder / TASK_FILE
+    if not file.is_file():
+        return None
+    try:
+        place = read_json(file)
+        module, parent = str(place["module"]), place["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: cannot be read; pass the folder of the task {name!r}") from None
+    if parent is not None:
+        path = Path(str(parent)) / module.rpartition(".")[0].replace(".", os.sep)
+        if not path.is_absolute() or path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{file}: {path} is not a folder outside the run; pass the folder of the task {name!r}")
+        if not (path / "task.py").is_file():
+            raise UserError(
+                f"{file}: the task of this run is no longer in {path}; pass the folder of the task {name!r}"
+            )
+        return find_task(str(path))
+    return find_task(module)
 
 
 def _in_folder(argument: str, folder: Path) -> TaskSource:
@@ -196,7 +196,7 @@ def _in_folder(argument: str, folder: Path) -> TaskSource:
         raise UserError(
             f"--task {argument}: Python imports a different {folder.name!r} ({other}); rename the folder {folder}"
         )
-    return TaskSource(argument, folder.name, module, _default_config_beside(file))
+    return TaskSource(argument, folder.name, _default_config_beside(file), module=module, folder=folder.parent)
 
 
 def _in_module(argument: str) -> TaskSource:
@@ -215,30 +215,8 @@ def _in_module(argument: str) -> TaskSource:
             )
     *packages, last = module.split(".")
     name = packages[-1] if last == "task" and packages else last
-    return TaskSource(argument, name, module, _default_config_beside(Path(spec.origin)) if spec.origin else None)
-
-
-def _task_of(config: Path, overrides: Sequence[str], config_task: object) -> TaskSource:
-    """Returns the task of a config without ``--task``: the task in the config's folder, or the value of its key ``task``."""
-    if (config.parent / "task.py").is_file():
-        return find_task(os.path.join(config.parent, ""))
-    read_config(config, overrides)  # raises if the config cannot be read, in which case its task is unknown
-    if not isinstance(config_task, str) or config_task not in TASKS:
-        raise UserError(
-            f"{config}: task is {config_task!r}, not one of {', '.join(TASKS)}; set it, or pass --task TASK"
-        )
-    return find_task(config_task)
-
-
-def _default_config(source: TaskSource) -> Path:
-    if source.default_config is None:
-        raise UserError(f"--task {source.argument}: has no {DEFAULT_CONFIG} next to its task.py; pass --config FILE")
-    return source.default_config
-
-
-def _contradiction(config: Path, config_task: str, task: str, remedy: str) -> UserError:
-    remedy = remedy.format(task=task, config_task=config_task, script=TASKS[config_task].script)
-    return UserError(f"{config}: this is a config for the task {config_task}; {remedy}")
+    config = _default_config_beside(Path(spec.origin)) if spec.origin else None
+    return TaskSource(argument, name, config, module=module)
 
 
 def _append_to_path(folder: Path) -> None:
@@ -289,4 +267,10 @@ def _checked(kind: Any, file: str) -> TaskKind:
             raise UserError(
                 f"{file}: the {position} class of TASK, {name}, is not a subclass of {base.__name__}; write {EXPECTED_TASK}"
             )
+    arguments = list(inspect.signature(kind.task.training_data).parameters)
+    if arguments[3:4] != ["plan"]:
+        raise UserError(
+            f"{file}: {kind.task.__name__}.training_data has the parameters {', '.join(arguments)}; add plan, the plan of the "
+            "run, as the fourth"
+        )
     return kind

@@ -15,6 +15,7 @@ from dataset.config import NLVRSplitConfig
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from dataset.tasks.nlvr import LABELS, NLVRBatches, Statement, check_statements, read_statements
+from engine.run_plan import RunPlan
 from metrics.bootstrap import Scores
 from metrics.classification import all_correct
 from models.tasks.nlvr import NLVRModel
@@ -23,7 +24,6 @@ from tasks.drawing import SIDE, DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneTask, data_options, name_of
 from tasks.inference import require_finite
-from tasks.kinds import TaskKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,11 +36,12 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
 
     @staticmethod
     def build_model(config: NLVRConfig, vocab_size: int | None) -> NLVRModel:
-        model = config.model
-        return NLVRModel(model, vocab_size, images=model.images, classes=model.classes)
+        return NLVRModel(config.model, vocab_size)
 
     @staticmethod
-    def training_data(config: NLVRConfig, tokenizer: PreTrainedTokenizerFast, model: NLVRModel) -> NLVRBatches:
+    def training_data(
+        config: NLVRConfig, tokenizer: PreTrainedTokenizerFast, model: NLVRModel, plan: RunPlan
+    ) -> NLVRBatches:
         batches = NLVRBatches(config.data, **data_options(config, tokenizer))
         check_statements(batches.items, config.model.images, config.model.classes, "data.train")
         return batches
@@ -109,6 +110,3 @@ def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], inde
     """Returns the images (K, 3, S, S) and the cleaned sentence."""
     item = items[index]
     return torch.stack([view(image) for image in item.images]), cleaned(item.sentence, max_words, item.location)
-
-
-TASK = TaskKind(NLVRConfig, NLVRTask)

@@ -11,6 +11,7 @@ from dataset.tasks.streams.wordings import ADD_SOURCES
 from dataset.text.processors import TextProcessor
 from engine.checkpoint import newest_step
 from engine.run_folder import RunFolder
+from engine.run_plan import RunPlan
 from engine.trackers.opening import show_images
 from models.config import StreamWeights
 from models.pretraining.model import PretrainModel
@@ -19,7 +20,6 @@ from tasks.config import PretrainConfig
 from tasks.evaluation import write_evaluations, write_predictions
 from tasks.facts import Facts, files_of, measured_weights
 from tasks.inference import evaluating
-from tasks.kinds import TaskKind
 from tasks.pretrain_evaluation import PretrainEvaluator, check_files
 from utils import distributed
 
@@ -56,7 +56,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
 
     @staticmethod
     def training_data(
-        config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, model: PretrainModel
+        config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, model: PretrainModel, plan: RunPlan
     ) -> PretrainBatches:
         return PretrainBatches(
             config.data,
@@ -64,9 +64,9 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
             image_size=config.model.vision.image_size,
             patch_size=model.vision.patch_size,
             seed=config.seed,
-            world_size=distributed.world_size(),
+            world_size=plan.ranks,
             frames=video_frames(config),
-            accumulate=config.plan(distributed.world_size()).accumulation,
+            accumulate=plan.accumulation,
             static=bool(config.train.compile),
         )
 
@@ -111,6 +111,3 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         assert config.evaluation is not None
         processor = TextProcessor(self.tokenizer, config.data.text)
         return PretrainEvaluator(config.evaluation, config.data, self.model, processor, config.seed)
-
-
-TASK = TaskKind(PretrainConfig, PretrainTask)

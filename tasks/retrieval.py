@@ -17,6 +17,7 @@ from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches
+from engine.run_plan import RunPlan
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
 from models.inference.reranking import ORDER_NOTES
 from models.tasks.retrieval import RetrievalModel
@@ -25,7 +26,6 @@ from tasks.config import RetrievalConfig
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import data_options, location_of
-from tasks.kinds import TaskKind
 from tasks.media import MediaTask
 from tasks.two_stage import Candidates, Stage, TwoStageRetrieval
 
@@ -54,7 +54,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
 
     @staticmethod
     def training_data(
-        config: RetrievalConfig, tokenizer: PreTrainedTokenizerFast, model: RetrievalModel
+        config: RetrievalConfig, tokenizer: PreTrainedTokenizerFast, model: RetrievalModel, plan: RunPlan
     ) -> RetrievalBatches:
         return RetrievalBatches(config.data, **data_options(config, tokenizer))
 
@@ -195,6 +195,3 @@ def _best(candidates: Candidates, query: int) -> list[tuple[int, float]]:
 
 def _view_of(view: EvaluationView, images: Sequence[ImageSource | VideoSource], index: int) -> Tensor:
     return view(images[index])
-
-
-TASK = TaskKind(RetrievalConfig, RetrievalTask)

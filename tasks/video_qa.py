@@ -21,6 +21,7 @@ from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import cleaned_question
 from dataset.tasks.questions import Question, QuestionTable
 from dataset.tasks.video_qa import VideoQABatches, read_classes, read_video_questions
+from engine.run_plan import RunPlan
 from metrics.bootstrap import Scores
 from models.tasks.video_qa import VideoQAModel
 from tasks.base import ANSWERS, Parts
@@ -30,7 +31,6 @@ from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options, name_of
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
 from tasks.inference import require_finite
-from tasks.kinds import TaskKind
 from tasks.media import MediaTask
 from tasks.vqa import by_answer_type, group_equal_images, question_panel
 from utils.files import write_text
@@ -65,7 +65,9 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         return VideoQAModel(config.model, vocab_size)
 
     @staticmethod
-    def training_data(config: VideoQAConfig, tokenizer: PreTrainedTokenizerFast, model: VideoQAModel) -> VideoQABatches:
+    def training_data(
+        config: VideoQAConfig, tokenizer: PreTrainedTokenizerFast, model: VideoQAModel, plan: RunPlan
+    ) -> VideoQABatches:
         return VideoQABatches(config.data, classes=_classes(config), **data_options(config, tokenizer))
 
     @staticmethod
@@ -153,6 +155,3 @@ def _read(
     """Returns the frames (F, 3, S, S) and the cleaned question."""
     item = items[index]
     return last(view, item.source), cleaned_question(item.question, max_words, item.location)
-
-
-TASK = TaskKind(VideoQAConfig, VideoQATask)

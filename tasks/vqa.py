@@ -19,6 +19,7 @@ from dataset.tasks.finetune import cleaned_question
 from dataset.tasks.questions import Question, QuestionTable
 from dataset.tasks.vqa import VQABatches, frequent_answers, read_candidates, read_questions
 from dataset.text.processors import PlainTextProcessor, decode_to_text
+from engine.run_plan import RunPlan
 from metrics.bootstrap import Scores
 from metrics.vqa import SOFT, accuracy_type, exact_match, normalize_answer, soft_accuracy
 from models.core.packing import PackedTexts
@@ -31,7 +32,6 @@ from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneTask, HeldOut, data_options, name_of
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
 from tasks.inference import require_finite
-from tasks.kinds import TaskKind
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -70,7 +70,9 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         return VQAModel(config.model, vocab_size)
 
     @staticmethod
-    def training_data(config: VQAConfig, tokenizer: PreTrainedTokenizerFast, model: VQAModel) -> VQABatches:
+    def training_data(
+        config: VQAConfig, tokenizer: PreTrainedTokenizerFast, model: VQAModel, plan: RunPlan
+    ) -> VQABatches:
         return VQABatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
@@ -245,6 +247,3 @@ def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index
     """Returns the image (3, S, S) and the cleaned question."""
     item = items[index]
     return view(item.source), cleaned_question(item.question, max_words, item.location)
-
-
-TASK = TaskKind(VQAConfig, VQATask)

@@ -52,7 +52,7 @@ def run_rank(rank: int, ranks: int, port: int, errors: str, arguments: list[str]
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     become_rank(rank, ranks, port)
-    sys.exit(call(run.run_rank, arguments, "python -m tasks.run"))
+    sys.exit(call(run.run_alone, arguments, "python -m tasks.run"))
 
 
 def run_alone(cwd: Path, *arguments: str) -> tuple[int, str]:

@@ -17,11 +17,10 @@ import run
 from commands.prepare import CONVERTERS
 from dataset.config import CaptionedSplitConfig, GroundingSplitConfig, NLVRSplitConfig, QuestionsConfig
 from dataset.prepare.catalogue import GROUPS, SETS
-from launch.command import run_task
+from launch.command import launch
 from tasks import TASKS
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from utils.commands import parse_arguments
-from utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -105,7 +104,7 @@ def check_run(arguments: list[str]) -> None:
     if arguments[0] in run.COMMANDS:
         parse_arguments(run.COMMANDS[arguments[0]].load(), arguments[1:], "run.py")
         return
-    _, given = parse_arguments(run_task, arguments, "run.py")
+    _, given = parse_arguments(launch, arguments, "run.py")
     given.apply_defaults()
     overrides, task, flags = (given.arguments[name] for name in ("overrides", "task", "flags"))
     if flags.config is None and task is None:
@@ -117,8 +116,7 @@ def check_run(arguments: list[str]) -> None:
     assert not str(config).startswith("runs/"), (
         f"{config} is there only after a run; a page names a config of the repository"
     )
-    choice = choose(config, overrides, task)
-    load_config(choice.config, overrides, choice.load()[0])
+    bind_run(config, overrides, task)
 
 
 def test_the_page_of_verified_claims_names_the_tier_of_each_test():

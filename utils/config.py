@@ -23,7 +23,7 @@ from utils.config_files import (
     ConfigError,
     Locations,
     nearest_location,
-    read_with_locations,
+    read_config,
     shown_value,
     unknown_key,
 )
@@ -90,13 +90,8 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> 
     Raises:
         ConfigError: with one line per unreadable file and per unknown, missing or mistyped key.
     """
-    return load_with_locations(path, overrides, schema)[0]
-
-
-def load_with_locations(path: str | Path, overrides: Sequence[str], schema: type[C]) -> tuple[C, Locations]:
-    """Like :func:`load_config`, but also returns the location of each key, as ``file:line`` or :data:`COMMAND_LINE`."""
-    values, locations = read_with_locations(path, overrides)
-    return bind(values, schema, locations, str(path)), locations
+    values, locations = read_config(path, overrides)
+    return bind(values, schema, locations, str(path))
 
 
 def bind(values: Mapping[str, Any], schema: type[C], locations: Locations | None = None, source: str = "config") -> C:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def read_with_locations(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Locations]:
+def read_config(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Locations]:
     """Returns the plain values of a config, including its bases and overrides, and the location of each key.
 
     Raises:
@@ -62,29 +63,6 @@ def read_with_locations(path: str | Path, overrides: Sequence[str]) -> tuple[dic
     if findings:
         raise ConfigError(findings)
     return values, locations
-
-
-def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns the plain values of a config, including its bases and overrides. Malformed overrides are ignored, because they are
-    reported when the config is bound to its type.
-
-    Raises:
-        ConfigError: if a file cannot be read.
-    """
-    values = _read_with_bases(Path(path), {}, chain=())
-    for override in overrides:
-        _apply_override(values, override, {}, [])
-    return values
-
-
-def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
-    """Returns the plain value of a top-level key, or None if the key is missing or the config cannot be read. These errors are
-    reported when the config is bound to its type."""
-    try:
-        values = read_config(path, overrides)
-    except ConfigError:
-        return None
-    return values.get(key)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -237,7 +215,7 @@ def unknown_key(name: str, location: str, known: Sequence[str]) -> str:
         known: paths of the valid keys, in which ``[]`` stands for any list entry and ``<name>`` for any name that the user
             chooses.
     """
-    close = nearest_keys(name, known)
+    close = nearest_keys(re.sub(r"\.\d+\.", "[].", name), known)
     section, dot, _ = name.rpartition(".")
     prefix = section + dot
     inside = dict.fromkeys(key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -80,10 +79,8 @@ _TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep; flatten them"
 _CHECK = "check quotes, brackets and indentation"
 
 
-@lru_cache(maxsize=256)
 def _compose(text: str) -> Node | None:
-    """Returns the nodes of a text, which callers must not modify. The result is cached, because a command reads each config file
-    several times: for its task, for its type and for its values."""
+    """Returns the nodes of a text."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer
     yaml.max_depth = MAX_DEPTH

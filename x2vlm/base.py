@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -43,6 +44,7 @@ class LoadedModel:
         answers: the candidate answers for question answering; if None, pass candidates to each call.
         origin: the source from which the model was loaded.
         batch_size: number of images or image-text pairs in a forward pass.
+        calls: the calls that a task of the user's own declares; see :meth:`call`.
         read: turns an image into a :class:`~x2vlm.inputs.View`, which all calls accept in place of an image.
     """
 
@@ -56,11 +58,12 @@ class LoadedModel:
         origin: str = "",
         precision: PrecisionName = "fp32",
         batch_size: int = 32,
+        calls: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
     ):
         self.runtime = TorchRuntime(network, precision) if isinstance(network, XVLM) else network
         self.tokenizer, self.settings = tokenizer, settings
         self.answers = None if answers is None else list(answers)
-        self.origin, self.batch_size = origin, batch_size
+        self.origin, self.batch_size, self.calls = origin, batch_size, calls
         data, vision = settings.data, settings.model.vision
         videos = None if vision.video is None else FrameSampler(vision.video.frames, data.video, data.max_pixels)
         self.read = Reader(vision.image_size, data.max_pixels, videos)
@@ -207,6 +210,22 @@ class LoadedModel:
             return list(self.runtime.text_embeddings(self.tokens(texts)).cpu().numpy())
 
         return np.stack(self.run(as_texts(texts), embed))
+
+    def call(self, name: str, images: Image | Sequence[Image], texts: str | Sequence[str]) -> list[list[Any]]:
+        """Runs a call that the model's task declares; see :class:`tasks.kinds.TaskKind`. Every text is combined with every
+        image.
+
+        Returns:
+            For each image, a list with the result for each text.
+
+        Raises:
+            UserError: the task does not declare the call.
+        """
+        if name not in self.calls:
+            declared = f"declares {', '.join(self.calls)}" if self.calls else "declares no calls of its own"
+            raise UserError(f"{name}: {self.origin} is a model for the task {self.settings.task}, which {declared}")
+        results: list[list[Any]] = self.calls[name](self, as_list(images), as_texts(texts))
+        return results
 
     def require(self, call: str) -> None:
         """Checks that the model supports a call.

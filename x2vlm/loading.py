@@ -20,6 +20,7 @@ from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
 from models.config import VideoQAModelConfig
 from tasks import ROOT
 from tasks.base import ADAPTERS, ANSWERS, BACKBONE, TOKENIZER
+from tasks.kinds import TaskSource, find_task, task_of_run
 from utils import accelerator
 from utils.config_files import read_config
 from utils.errors import UserError
@@ -29,7 +30,7 @@ from utils.weight_file import trained_token_ids
 from x2vlm.export.files import is_export
 from x2vlm.integrations import MODELLING_FILE
 from x2vlm.model import Model
-from x2vlm.settings import Settings, settings_of, settings_of_run
+from x2vlm.settings import LoadedTask, Settings, loaded_task, settings_of, settings_of_run
 
 HUB = "hub:"
 
@@ -62,6 +63,7 @@ def load(
     config: str | Path | None = None,
     tokenizer: str | Path | None = None,
     answers: str | Path | None = None,
+    task: str | Path | None = None,
 ) -> Model:
     """Loads a trained model.
 
@@ -75,6 +77,8 @@ def load(
             authors' files.
         tokenizer: folder or Hub name of a tokenizer to use instead of the model's.
         answers: JSON list of the candidate answers for question answering.
+        task: the folder or module of a task of your own. A run remembers where its task was; saved models and models from the
+            Hub do not, because loading a model must not execute code that came with it.
 
     Raises:
         UserError: the file does not exist, is damaged, or does not match the config. The message is one line.
@@ -94,7 +98,7 @@ def load(
     if precision not in DTYPES:
         raise UserError(f"precision {precision!r} is not one of {', '.join(DTYPES)}")
     check_precision(precision, chosen_device, "precision")
-    return _load_weights(str(source), chosen_device, precision, config, tokenizer, answers)
+    return _load_weights(str(source), chosen_device, precision, config, tokenizer, answers, task)
 
 
 def _load_weights(
@@ -104,11 +108,13 @@ def _load_weights(
     config: str | Path | None,
     tokenizer: str | Path | None,
     answers: str | Path | None,
+    task: str | Path | None,
 ) -> Model:
     """Loads the model in a weight file with torch. The arguments are those of :func:`load`."""
     weights = _weights_of(source)
     run = run_config_of(weights)
-    settings, folder = _settings(weights, run, config), None if run is None else run.parent
+    folder = None if run is None else run.parent
+    settings, kind = _settings(weights, run, config, _task_of(source, folder, task))
     tokenizer_name = _tokenizer_name(settings, folder, tokenizer)
     settings = settings.model_copy(update={"model": _with_encoders(settings, tokenizer_name, folder)})
     loaded = load_tokenizer(tokenizer_name, "tokenizer")
@@ -118,7 +124,7 @@ def _load_weights(
             f"tokenizer {tokenizer_name}: its token ids differ from the token ids used to train {weights}, so words would "
             "get the embeddings of other words; pass the tokenizer used in training"
         )
-    network = settings.task_model.build(settings.model, len(loaded))
+    network = kind.build(settings.model, len(loaded))
     load_weights(network, weights).require_complete()
     _check_finite(network, weights)
     return Model(
@@ -128,6 +134,7 @@ def _load_weights(
         answers=_answers(settings, folder, answers),
         origin=source,
         precision=precision,
+        calls=kind.calls,
     )
 
 
@@ -187,26 +194,39 @@ def _weights_of(source: str) -> Path:
     return find_weights(path)
 
 
-def _settings(weights: Path, run: Path | None, config: str | Path | None) -> Settings:
-    """Returns the settings of a weight file: from the given config, from the file's run, or from the matching config of the
-    authors' runs."""
+def _task_of(source: str, folder: Path | None, task: str | Path | None) -> TaskSource | None:
+    """Returns the task that the user names or the run in ``folder`` remembers, or None if there is neither."""
+    if task is not None:
+        return find_task(str(task))
+    if folder is None or source.startswith(HUB):
+        return None
+    return task_of_run(folder, None)
+
+
+def _settings(
+    weights: Path, run: Path | None, config: str | Path | None, source: TaskSource | None
+) -> tuple[Settings, LoadedTask]:
+    """Returns the settings of a weight file and its task: from the given config, from the file's run, or from the matching config
+    of the authors' runs."""
+    if config is None and run is not None:
+        return settings_of_run(run, source)
     if config is not None:
         path = expanded(config)
         if not path.is_file():
             raise UserError(f"config {config}: no such file")
-        return settings_of(read_config(path, []), str(path))
-    if run is not None:
-        return settings_of_run(run)
-    found = recognise({name: tuple(tensor.shape) for name, tensor in read_weights(weights).items()})
-    path = ROOT / "configs" / _published_config(found, weights)
-    values = read_config(path, [])
-    values["model"]["vision"]["image_size"] = found.image_size
-    if found.task == "video_qa":
-        values["model"]["classes"] = found.shapes["classifier.3.weight"][0]
-    logger.info(
-        "%s: %s, task %s, %d px; using the settings in %s", weights, found.kind, found.task, found.image_size, path
-    )
-    return settings_of(values, str(path))
+        values, _ = read_config(path, [])
+    else:
+        found = recognise({name: tuple(tensor.shape) for name, tensor in read_weights(weights).items()})
+        path = ROOT / "configs" / _published_config(found, weights)
+        values, _ = read_config(path, [])
+        values["model"]["vision"]["image_size"] = found.image_size
+        if found.task == "video_qa":
+            values["model"]["classes"] = found.shapes["classifier.3.weight"][0]
+        logger.info(
+            "%s: %s, task %s, %d px; using the settings in %s", weights, found.kind, found.task, found.image_size, path
+        )
+    task = loaded_task(values.get("task"), source, str(path))
+    return settings_of(values, str(path), task), task
 
 
 def _published_config(found: Recognised, weights: Path) -> str:

@@ -8,65 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pydantic import Field, SerializeAsAny
 
 from dataset.config import CaptioningDataConfig, TextLimits, VideoReadingConfig, VQADataConfig
 from engine.saved_config import read_saved_config
 from models.config import (
-    AligningConfig,
     AnswerBeamConfig,
     AnswerDecoding,
     DecodingConfig,
-    GroundingModelConfig,
     ModelConfig,
-    NLVRModelConfig,
-    PretrainModelConfig,
     Ranking,
     RerankingScore,
-    VideoQAModelConfig,
-    VQAModelConfig,
 )
 from models.core.xvlm import XVLM
-from models.pretraining.model import PretrainModel
-from models.tasks.captioning import CaptioningModel
-from models.tasks.grounding import GroundingModel
-from models.tasks.nlvr import NLVRModel
-from models.tasks.retrieval import RetrievalModel
-from models.tasks.video_qa import VideoQAModel
-from models.tasks.vqa import VQAModel
+from tasks import TASKS
+from tasks.kinds import TaskSource, imported, model_section
 from utils.config import Config, bind, with_previous_defaults
 from utils.errors import UserError
-
-C = TypeVar("C", bound=Config)
-
-
-class TaskModel(NamedTuple):
-    """The model of a task: the class of its section ``model``, and a function that builds the model from this section and the
-    vocabulary size."""
-
-    config: type[ModelConfig]
-    build: Callable[[Any, int], XVLM]
-
-
-def _grounding(config: GroundingModelConfig, vocab_size: int) -> GroundingModel:
-    return GroundingModel(config, vocab_size, config.box_set)
-
-
-def _nlvr(config: NLVRModelConfig, vocab_size: int) -> NLVRModel:
-    return NLVRModel(config, vocab_size, images=config.images, classes=config.classes)
-
-
-TASK_MODELS = {
-    "pretrain": TaskModel(PretrainModelConfig, PretrainModel),
-    "retrieval": TaskModel(AligningConfig, RetrievalModel),
-    "grounding": TaskModel(GroundingModelConfig, _grounding),
-    "nlvr": TaskModel(NLVRModelConfig, _nlvr),
-    "vqa": TaskModel(VQAModelConfig, VQAModel),
-    "video_qa": TaskModel(VideoQAModelConfig, VideoQAModel),
-    "captioning": TaskModel(ModelConfig, CaptioningModel),
-}
 
 
 class DataSettings(Config):
@@ -99,35 +59,67 @@ class Settings(Config):
     data: DataSettings = DataSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
-    @property
-    def task_model(self) -> TaskModel:
-        """Returns the entry of the task in :data:`TASK_MODELS`."""
-        return TASK_MODELS[self.task]
+
+class LoadedTask(NamedTuple):
+    """What a task declares for inference; see :class:`tasks.kinds.TaskKind`."""
+
+    section: type[Config]
+    """Class of the config section ``model``."""
+
+    build: Callable[[Any, int], XVLM]
+    """Builds the network from this section and the size of the vocabulary."""
+
+    calls: Mapping[str, Callable[..., Any]]
 
 
-def settings_of_run(config: Path) -> Settings:
+def loaded_task(name: object, source: TaskSource | None, origin: str) -> LoadedTask:
+    """Imports the network of a task.
+
+    Args:
+        name: value of ``task`` in the config.
+        source: the task that the run remembers or the user names; if None, ``name`` must be in the table of tasks.
+        origin: the file that contains the name, to name in error messages.
+
+    Raises:
+        UserError: the task is unknown, or declares no network.
+    """
+    if source is None or source.entry is not None:
+        if name not in TASKS:
+            raise UserError(
+                f"{origin}: task is {name!r}, not one of {', '.join(TASKS)}; for a task of your own, pass its folder as task="
+            )
+        entry = TASKS[str(name)]
+        return LoadedTask(model_section(imported(entry.config)), imported(entry.model), {})
+    kind = source.load()
+    if kind.model is None:
+        raise UserError(
+            f"task {source.argument}: its TASK declares no model, so its runs cannot be loaded; pass the class of the network "
+            "as the third argument of TaskKind"
+        )
+    return LoadedTask(model_section(kind.config), kind.model, kind.calls)
+
+
+def settings_of_run(config: Path, source: TaskSource | None = None) -> tuple[Settings, LoadedTask]:
     """Extracts the settings from the ``config.yaml`` of a run or a saved model; see :func:`settings_of`."""
     values = read_saved_config(config)
-    if values.get("task") in TASK_MODELS:
-        values = {**values, "model": with_previous_defaults(values.get("model"), TASK_MODELS[values["task"]].config)}
-    return settings_of(values, str(config))
+    task = loaded_task(values.get("task"), source, str(config))
+    values = {**values, "model": with_previous_defaults(values.get("model"), task.section)}
+    return settings_of(values, str(config), task), task
 
 
-def settings_of(values: Mapping[str, Any], source: str) -> Settings:
+def settings_of(values: Mapping[str, Any], source: str, task: LoadedTask) -> Settings:
     """Extracts the settings from the values of a run's config; settings that only training needs are ignored.
 
     Args:
         values: plain values by section.
         source: the file that the values come from, to name in error messages.
+        task: the task of the config.
 
     Raises:
-        UserError: the task is not among :data:`TASK_MODELS`, or a value is not valid.
+        UserError: a value is not valid.
     """
-    task = values.get("task")
-    if task not in TASK_MODELS:
-        raise UserError(f"{source}: task is {task!r}; x2vlm loads models of {', '.join(TASK_MODELS)}")
     data, evaluation = (values.get(name) or {} for name in ("data", "evaluation"))
-    model = bind(values.get("model") or {}, TASK_MODELS[task].config, source=f"{source}: model")
+    model = bind(values.get("model") or {}, task.section, source=f"{source}: model")
     reading = (data.get("videos") or {}).get("reading")  # pre-training's counterpart of data.video in other tasks
     data = {**data, "video": reading} if reading is not None else data
     kept = _kept(data, DataSettings) | {
@@ -135,8 +127,7 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
         for name, schema in (("text", TextLimits), ("video", VideoReadingConfig))
         if isinstance(data.get(name), dict)
     }
-    settings = Settings(task=task, model=model)
-    return settings.model_copy(
+    return Settings(task=str(values["task"]), model=model).model_copy(
         update={
             "data": bind(kept, DataSettings, source=f"{source}: data"),
             "evaluation": bind(_kept(evaluation, EvaluationSettings), EvaluationSettings, source=source),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from batches.losses import Losses, Term, Work
 from batches.texts import Text
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
+from engine.run_plan import RunPlan
 from models.config import ModelConfig
 from models.core.heads import MLPHead
 from models.core.xvlm import XVLM
@@ -28,6 +29,10 @@ from tasks.kinds import TaskKind
 from utils import distributed
 
 from .data import CLASSES, EntailmentBatch, EntailmentBatches, EntailmentDataConfig, Item, SplitConfig, draw, read_items
+
+if TYPE_CHECKING:
+    from x2vlm.base import LoadedModel
+    from x2vlm.inputs import Image
 
 
 class EntailmentModel(XVLM):
@@ -82,7 +87,9 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
         return EntailmentModel(config.model, vocab_size)
 
     @staticmethod
-    def training_data(config: EntailmentConfig, tokenizer: Any, model: EntailmentModel) -> EntailmentBatches:
+    def training_data(
+        config: EntailmentConfig, tokenizer: Any, model: EntailmentModel, plan: RunPlan
+    ) -> EntailmentBatches:
         return EntailmentBatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
@@ -110,4 +117,19 @@ def _read(view: EvaluationView, max_words: int, items: Sequence[Item], index: in
     return view(item.image), cleaned(item.sentence, max_words, item.image.location)
 
 
-TASK = TaskKind(EntailmentConfig, EntailmentTask)
+def entail(model: LoadedModel, images: Sequence[Image], sentences: Sequence[str]) -> list[list[str]]:
+    """Returns, for each image, the class of each sentence about it."""
+
+    network = model.network
+    assert isinstance(network, EntailmentModel)
+
+    def classify(pairs: Sequence[tuple[Image, str]]) -> list[str]:
+        pixels = model.pixels(model.views([image for image, _ in pairs]))
+        logits = network.classify(pixels, model.tokens([sentence for _, sentence in pairs]))
+        return [CLASSES[label] for label in logits.argmax(dim=1).tolist()]
+
+    found = iter(model.run([(image, sentence) for image in images for sentence in sentences], classify))
+    return [[next(found) for _ in sentences] for _ in images]
+
+
+TASK = TaskKind(EntailmentConfig, EntailmentTask, EntailmentModel, {"entail": entail})

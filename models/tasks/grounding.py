@@ -8,7 +8,7 @@ from torch import Tensor
 from batches.grounding import GroundingBatch
 from batches.losses import Losses, Term, Work
 from batches.texts import Text
-from models.config import BoxSetConfig, ModelConfig
+from models.config import GroundingModelConfig
 from models.core import losses
 from models.core.flops import lengths
 from models.core.heads import BoxHead
@@ -20,16 +20,16 @@ from models.core.xvlm import XVLM
 
 class GroundingModel(XVLM):
     """Locates phrases in images. By default, the box head of pre-training (eq. 4) predicts one box from the phrase's [CLS] state,
-    fused with the whole image. With ``box_set``, a different head predicts a set of boxes instead."""
+    fused with the whole image. With ``model.box_set``, a different head predicts a set of boxes instead."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int | None = None, box_set: BoxSetConfig | None = None):
+    def __init__(self, config: GroundingModelConfig, vocab_size: int | None = None):
         super().__init__(config, vocab_size)
         self.set_head: BoxSetHead | None = None
-        if box_set is None:
+        if config.box_set is None:
             self.box_head = BoxHead(self.text.width)
         else:
             heads, vision = self.fusion.config.heads, self.vision
-            self.set_head = BoxSetHead(box_set, self.text.width, heads, vision.width, vision.grid)
+            self.set_head = BoxSetHead(config.box_set, self.text.width, heads, vision.width, vision.grid)
 
     def forward(self, batch: GroundingBatch) -> Losses:
         """Returns the L1 and GIoU losses (eq. 5) of a micro-batch, as sums. For sets of boxes, see

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from batches.losses import Losses, Term, Work
 from batches.nlvr import StatementBatch
 from batches.texts import Text
-from models.config import ModelConfig
+from models.config import NLVRModelConfig
 from models.core.flops import lengths
 from models.core.fusion import FusionQueue
 from models.core.heads import MLPHead
@@ -21,10 +21,10 @@ class NLVRModel(XVLM):
     """Classifies statements about images. The fusion encoder fuses a statement with each of its images separately, and a
     classifier reads the concatenated [CLS] states."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int | None = None, *, images: int = 2, classes: int = 2):
+    def __init__(self, config: NLVRModelConfig, vocab_size: int | None = None):
         super().__init__(config, vocab_size)
-        self.images = images
-        self.classifier = MLPHead(images * self.text.width, classes)
+        self.images = config.images
+        self.classifier = MLPHead(config.images * self.text.width, config.classes)
 
     def forward(self, batch: StatementBatch) -> Losses:
         """Returns the cross-entropy of a micro-batch, as a sum."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import real_gain, real_pictures, real_ridge, real_sources
 from benchmarks.real_ridge import Encoded, Ridge, baseline
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from tests.messages import OneLine
 from utils.commands import call
 from utils.config import load_config
@@ -114,7 +114,7 @@ def test_every_starting_point_is_trained_for_the_same_number_of_steps(task, monk
     monkeypatch.chdir(ROOT)
     configs = {
         name: load_config(
-            real_gain.CONFIGS[task], overrides, choose(real_gain.CONFIGS[task], overrides, None).load().config
+            real_gain.CONFIGS[task], overrides, bind_run(real_gain.CONFIGS[task], overrides, None).load().config
         )
         for name, overrides in real_gain.initialisations(real_gain.CONFIGS[task]).items()
     }

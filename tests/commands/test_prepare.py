@@ -12,10 +12,9 @@ from dataset.prepare import building
 from dataset.prepare.catalogue import GROUPS, SETS
 from dataset.prepare.sets.base import Splits
 from run import main
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from tests.dataset.prepare import official
 from tests.messages import OneLine
-from utils.config import load_config
 
 
 @pytest.fixture(autouse=True)
@@ -83,23 +82,22 @@ def test_the_list_has_every_set_with_files_size_licence_products_and_config(run)
 
 
 def test_every_folder_in_the_4m_configs_is_built_by_a_set():
-    choice = choose("configs/pretrain/base_4m.yaml", [], None)
-    config = load_config(choice.config, [], choice.load().config)
+    config = bind_run("configs/pretrain/base_4m.yaml", []).config
     read = {*config.data.images.files, *config.data.regions.files, *config.evaluation.files}
     assert read == {f"data/pretrain/{folder}" for folder in made_by("4m")}
 
 
 def test_every_folder_in_the_1b_configs_is_built_by_a_set():
-    choice = choose("configs/pretrain/base_1b.yaml", [], None)
-    data = load_config(choice.config, [], choice.load().config).data
+    config = bind_run("configs/pretrain/base_1b.yaml", []).config
+    data = config.data
     read = {*data.images.files, *data.images.clean.files, *data.regions.files}
     assert {f"data/pretrain/{folder}" for folder in made_by("1b")} <= read
     assert read <= {f"data/pretrain/{folder}" for folder in made_by("4m", "1b")}
 
 
 def test_every_folder_in_the_second_stage_configs_is_built_by_a_set():
-    choice = choose("configs/pretrain/base_1b_stage2.yaml", [], None)
-    data = load_config(choice.config, [], choice.load().config).data
+    config = bind_run("configs/pretrain/base_1b_stage2.yaml", []).config
+    data = config.data
     read = {*data.images.files, *data.videos.files, *data.videos.clean.files, *data.regions.files}
     assert {f"data/pretrain/{folder}" for folder in made_by("videos")} <= read
     assert read <= {f"data/pretrain/{folder}" for folder in made_by("4m", "1b", "videos")}

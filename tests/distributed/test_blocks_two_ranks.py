@@ -42,6 +42,7 @@ class Run:
         loader.batches = batches
         Trainer(
             task,
+            task.plan,
             train=config.train,
             optim=config.optim,
             schedule=config.schedule,

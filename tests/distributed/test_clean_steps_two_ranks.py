@@ -31,6 +31,7 @@ class Run:
         task = PretrainTask.build(config)
         Trainer(
             task,
+            task.plan,
             train=config.train,
             optim=config.optim,
             schedule=config.schedule,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from engine.config import ShardingConfig
 from engine.parallel.fsdp import Groups
 from optim.setup import set_frozen
-from tasks.kinds import kind_of
+from tasks.binding import bind_run
 from tests.ranks import on_ranks
 from tests.tools.test_plan import BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
@@ -67,7 +66,7 @@ class Steps:
         self.accumulation, self.overrides = accumulation, overrides
 
     def __call__(self) -> dict[str, Any]:
-        schema, kind = kind_of(Path(BASE), [])
+        schema, kind = bind_run(BASE, []).load()[:2]
         config = load_config(BASE, [*SMALL, *SIZES, *self.overrides], schema)
         model = kind.build_model(config, None)
         trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
@@ -94,7 +93,7 @@ class Steps:
 )
 def test_ranks_with_sharded_weights_send_the_bytes_of_the_formula(tmp_path, ranks, accumulation, overrides):
     """The padding of shards is excluded."""
-    schema, kind = kind_of(Path(BASE), [])
+    schema, kind = bind_run(BASE, []).load()[:2]
     config = load_config(BASE, [*SMALL, *SIZES, *overrides], schema)
     model = kind.build_model(config, None)
     if "optim.freeze.vision=true" in overrides:

@@ -41,7 +41,7 @@ class Measure:
         self.scenes = scenes
 
     def task(self, name: str) -> FineTuneTask[Any, Any, Any]:
-        schema, kind = find_task(name).load()
+        schema, kind = find_task(name).load()[:2]
         overrides = [
             *[each for each in tiny_run(self.scenes) if each.startswith(("model.", "train.", "schedule."))],
             "init.checkpoint=null",

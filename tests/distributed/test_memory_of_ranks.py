@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from models.core import losses
-from tasks.kinds import kind_of
+from tasks.binding import bind_run
 from tests.ranks import on_ranks
 from tests.tools.test_plan import ALONE, BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
@@ -43,7 +42,7 @@ PAIR = 20
 
 
 def setting(overrides: tuple[str, ...], sizes: Sequence[str] = SIZES) -> tuple[Any, Any]:
-    schema, kind = kind_of(Path(BASE), [])
+    schema, kind = bind_run(BASE, []).load()[:2]
     config = load_config(BASE, [*sizes, *overrides], schema)
     return config, partial(kind.build_model, config, None)
 

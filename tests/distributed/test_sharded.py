@@ -41,7 +41,7 @@ def trainer(folder: Path, tiny: list[str], *overrides: str, double: bool = True)
         if checkpoint is not None:
             task.model.load_state_dict(load_file(checkpoint.model_file))  # without rounding errors
     sections = {"train": config.train, "optim": config.optim, "schedule": config.schedule, "seed": config.seed}
-    return Trainer(task, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)
+    return Trainer(task, task.plan, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)
 
 
 class Run:

@@ -21,7 +21,7 @@ from scheduler import ScheduleConfig
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from tests.engine.runs import CLOCK_VALUES
-from tests.engine.toy import Empty, Line, Points, ToyTask
+from tests.engine.toy import Empty, Line, Points, ToyTask, plan_of
 from utils.config import load_config
 
 
@@ -50,11 +50,15 @@ def toy(
     """A trainer of :class:`Encoders` on the CPU."""
     task = task or ToyTask()
     task.model = model or Encoders()
+    sections = {
+        "train": TrainConfig(**{"steps": 6, "precision": "fp32", "log_every": 1, "checkpoint_every": 100, **options}),
+        "optim": OptimConfig(lr=0.1, freeze=freeze),
+        "schedule": ScheduleConfig(kind="linear"),
+    }
     return Trainer(
         task,
-        train=TrainConfig(**{"steps": 6, "precision": "fp32", "log_every": 1, "checkpoint_every": 100, **options}),
-        optim=OptimConfig(lr=0.1, freeze=freeze),
-        schedule=ScheduleConfig(kind="linear"),
+        plan_of(task, **sections),
+        **sections,
         seed=0,
         folder=RunFolder.open(folder, Empty(), resume=True)[0],
         device=torch.device("cpu"),
@@ -70,7 +74,7 @@ def pretraining(folder: Path, tiny: list[str], *overrides: str) -> Trainer:
     run, checkpoint = RunFolder.open(folder, config, resume=True)
     task = PretrainTask.build(config, checkpoint)
     sections = {"train": config.train, "optim": config.optim, "schedule": config.schedule, "seed": config.seed}
-    return Trainer(task, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)
+    return Trainer(task, task.plan, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from optim.config import LoraConfig, OptimConfig
 from optim.lora import inject_adapters
 from scheduler import ScheduleConfig
 from tests.engine.frozen import Encoders
-from tests.engine.toy import Empty, ToyTask
+from tests.engine.toy import Empty, ToyTask, plan_of
 from utils.errors import UserError
 
 LORA = LoraConfig(rank=2)
@@ -41,11 +41,15 @@ def trainer(folder, model, layers) -> Trainer:
     inject_adapters({"vision": model.vision, "text": model.text}, layers, LORA)
     task = ToyTask()
     task.model = model
+    sections = {
+        "train": TrainConfig(steps=2, precision="fp32", log_every=1),
+        "optim": OptimConfig(lr=0.1, lora=LORA),
+        "schedule": ScheduleConfig(),
+    }
     return Trainer(
         task,
-        train=TrainConfig(steps=2, precision="fp32", log_every=1),
-        optim=OptimConfig(lr=0.1, lora=LORA),
-        schedule=ScheduleConfig(),
+        plan_of(task, **sections),
+        **sections,
         seed=0,
         folder=RunFolder.open(folder, Empty(), resume=False)[0],
         device=torch.device("cpu"),

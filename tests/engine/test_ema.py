@@ -26,7 +26,7 @@ from engine.trainer import Trainer
 from optim.config import OptimConfig
 from scheduler import ScheduleConfig
 from tests.engine.frozen import Encoders
-from tests.engine.toy import Empty, Points, ToyLoader, ToyTask, points
+from tests.engine.toy import Empty, Points, ToyLoader, ToyTask, plan_of, points
 from tests.messages import naming
 from tests.ranks import on_two_ranks
 from tools.steps.fake import FakeSteps
@@ -56,11 +56,15 @@ def run(folder: Path, task: ToyTask | None = None, ema: Any = EMA, freeze: Any =
     if checkpoint is not None:
         task.model.load_state_dict(load_file(checkpoint.model_file))
     settings = {"steps": 6, "precision": "fp32", "log_every": 1, "checkpoint_every": 100} | options
+    sections = {
+        "train": TrainConfig(**settings),
+        "optim": OptimConfig(lr=0.1, ema=ema, freeze=freeze),
+        "schedule": ScheduleConfig(kind="linear"),
+    }
     return Trainer(
         task,
-        train=TrainConfig(**settings),
-        optim=OptimConfig(lr=0.1, ema=ema, freeze=freeze),
-        schedule=ScheduleConfig(kind="linear"),
+        plan_of(task, **sections),
+        **sections,
         seed=0,
         folder=opened,
         device=torch.device("cpu"),

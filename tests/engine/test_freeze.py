@@ -19,7 +19,6 @@ from engine import trainer
 from engine.parallel.ddp import DataParallel
 from engine.run_folder import RunFolder
 from engine.watch import Watch
-from tasks import job
 from tasks.config import PretrainConfig
 from tests.engine.frozen import (
     Encoders,
@@ -277,7 +276,7 @@ def test_an_unfreezing_after_the_end_is_rejected_before_anything_is_loaded(tmp_p
         toy(tmp_path, {"vision": 6})
     overrides = [*tiny_overrides, "optim.freeze.vision=8"]
     with pytest.raises(UserError, match=naming("optim.freeze.vision", "8 steps")):
-        job._check_config(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
+        load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig).plan(1)
 
 
 def test_the_ddp_wrapper_is_replaced_at_an_unfreezing(tmp_path, monkeypatch):

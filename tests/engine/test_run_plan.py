@@ -36,14 +36,9 @@ def plan(
 ) -> RunPlan:
     """The plan of a run with the section ``train``."""
     optim, schedule = sections.get("optim", {}), sections.get("schedule", {})
-    return RunPlan.of(
-        bind({"steps": 1} | train, TrainConfig),
-        bind({"lr": 1.0} | optim, OptimConfig),
-        bind(schedule, ScheduleConfig),
-        Data(size),
-        chunks=chunks,
-        ranks=ranks,
-        epoch_size=epoch_size,
+    config = bind({"steps": 1} | train, TrainConfig)
+    return RunPlan.of(config, Data(size), chunks=chunks, ranks=ranks).with_length(
+        config, bind({"lr": 1.0} | optim, OptimConfig), bind(schedule, ScheduleConfig), epoch_size
     )
 
 

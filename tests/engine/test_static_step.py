@@ -48,7 +48,7 @@ def task(tiny_overrides) -> PretrainTask:
 
 
 def batches(task: PretrainTask, count: int) -> list[PretrainBatch]:
-    maker = PretrainTask.training_data(task.config, task.tokenizer, task.model)
+    maker = PretrainTask.training_data(task.config, task.tokenizer, task.model, task.plan)
     return [maker.make(number) for number in range(count)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from batches.losses import Losses, Term, Work
 from engine.checkpoint import Checkpoint
 from engine.config import TrainConfig
 from engine.run_folder import RunFolder
+from engine.run_plan import RunPlan
 from engine.trainer import Trainer
 from optim.config import OptimConfig
 from scheduler import ScheduleConfig
+from utils import distributed
 from utils.config import Config
 
 
@@ -108,14 +111,26 @@ def trainer(
     device: str | torch.device = "cpu",
     **options,
 ) -> Trainer:
+    task = task or ToyTask()
     settings = {"steps": 6, "precision": "fp32", "log_every": 1, "checkpoint_every": 100} | options
+    sections = {
+        "train": TrainConfig(**settings),
+        "optim": OptimConfig(lr=0.1),
+        "schedule": ScheduleConfig(kind="constant"),
+    }
     return Trainer(
-        task or ToyTask(),
-        train=TrainConfig(**settings),
-        optim=OptimConfig(lr=0.1),
-        schedule=ScheduleConfig(kind="constant"),
+        task,
+        plan_of(task, **sections),
+        **sections,
         seed=0,
         folder=RunFolder.open(folder, Empty(), resume=True)[0],
         device=torch.device(device),
         checkpoint=checkpoint,
     )
+
+
+def plan_of(task: Any, train: TrainConfig, optim: OptimConfig, schedule: ScheduleConfig) -> RunPlan:
+    """The plan of a run of a task without a config."""
+    loader = task.train_loader()
+    plan = RunPlan.of(train, loader, chunks=task.model.chunks, ranks=distributed.world_size())
+    return plan.with_length(train, optim, schedule, loader.epoch_size)

@@ -20,6 +20,7 @@ from models.config import (
     FusionConfig,
     LossWeights,
     ModelConfig,
+    NLVRModelConfig,
     PretrainModelConfig,
     StreamWeights,
     TextArchitecture,
@@ -171,8 +172,8 @@ def base_model(name: str) -> XVLM:
         if name == "plus_vqa_base":
             return VQAModel(config(VQAModelConfig, 384, decoder=DecoderConfig(word_table="shared")))
         if name == "plus_marvl_base":
-            return NLVRModel(config(ModelConfig, 384))
-        return NLVRModel(config(ModelConfig, 384), images=1, classes=3)
+            return NLVRModel(config(NLVRModelConfig, 384))
+        return NLVRModel(config(NLVRModelConfig, 384, images=1, classes=3))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from models.config import (
     DecoderConfig,
     FusionConfig,
     InitConfig,
+    NLVRModelConfig,
     PretrainModelConfig,
     TextArchitecture,
     TextConfig,
@@ -235,6 +236,6 @@ def test_an_answer_decoder_with_a_shared_word_table_starts_from_the_fusion(check
 
 
 def test_a_model_for_statements_about_one_image_has_its_classes():
-    model = NLVRModel(AligningConfig(vision=VISION, text=TextConfig(arch=BERT), fusion=KEPT), images=1, classes=3)
+    model = NLVRModel(NLVRModelConfig(vision=VISION, text=TextConfig(arch=BERT), fusion=KEPT, images=1, classes=3))
     text = Text(torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.ones(2, 3, dtype=torch.bool))
     assert model.classify(torch.rand(2, 3, 32, 32), text).shape == (2, 3)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from batches.base import Batch, map_tensors
 from batches.grounding import GroundingBatch
 from batches.nlvr import StatementBatch
-from models.config import DecodingConfig, VideoQAModelConfig, VQAModelConfig
+from models.config import DecodingConfig, GroundingModelConfig, NLVRModelConfig, VideoQAModelConfig, VQAModelConfig
 from models.core.losses import at_least_float32
 from models.core.xvlm import XVLM
 from models.inference.reranking import TextBank, score_pairs
@@ -41,6 +43,12 @@ def video_qa() -> tuple[XVLM, Batch]:
     return model, test_video.question(given, given["targets"], torch.arange(2), torch.ones(2))
 
 
+def encoders(facts: Any) -> dict[str, Any]:
+    """The sections of the encoders of a golden model."""
+    config = model_config(facts)
+    return {"vision": config.vision, "text": config.text, "fusion": config.fusion}
+
+
 def retrieval() -> tuple[XVLM, Batch]:
     given = arrays(GOLDEN / "retrieval" / "inputs.npz")
     return RetrievalModel(model_config(manifest("retrieval"))), retrieval_batch(given, given["train_idx"])
@@ -49,13 +57,13 @@ def retrieval() -> tuple[XVLM, Batch]:
 def nlvr() -> tuple[XVLM, Batch]:
     given, valid = arrays(GOLDEN / "nlvr" / "inputs.npz"), torch.ones(3, dtype=torch.bool)
     batch = StatementBatch(given["image"], text_of(given), given["targets"], valid)
-    return NLVRModel(model_config(manifest("nlvr"))), batch
+    return NLVRModel(NLVRModelConfig(**encoders(manifest("nlvr")))), batch
 
 
 def grounding() -> tuple[XVLM, Batch]:
     given, valid = arrays(GOLDEN / "grounding" / "inputs.npz"), torch.ones(3, dtype=torch.bool)
     batch = GroundingBatch(given["image"], text_of(given), given["target_bbox"].unsqueeze(1), valid.unsqueeze(1), valid)
-    return GroundingModel(model_config(manifest("grounding"))), batch
+    return GroundingModel(GroundingModelConfig(**encoders(manifest("grounding")))), batch
 
 
 def in_float64(model: XVLM, batch: Batch) -> tuple[XVLM, Batch]:

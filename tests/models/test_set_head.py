@@ -10,12 +10,12 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from batches.grounding import GroundingBatch
 from batches.texts import Text
-from models.config import BoxSetConfig, FusionConfig, ModelConfig, TextArchitecture, TextConfig, VisionConfig
+from models.config import BoxSetConfig, FusionConfig, GroundingModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.core.set_head import BoxSet, BoxSetHead, box_set_losses
 from models.tasks.grounding import GroundingModel
 
 QUERIES = 5
-CONFIG = ModelConfig(
+CONFIG = GroundingModelConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=16, depth=1, heads=2, drop_path=0.0),
     text=TextConfig(
         arch=TextArchitecture(vocab_size=40, width=16, layers=1, heads=2, intermediate=32, max_positions=16),
@@ -26,9 +26,13 @@ CONFIG = ModelConfig(
 )
 
 
+def with_sets(**sizes: int) -> GroundingModelConfig:
+    return CONFIG.model_copy(update={"box_set": BoxSetConfig(**sizes)})
+
+
 def model_of_sets() -> GroundingModel:
     torch.manual_seed(0)
-    return GroundingModel(CONFIG, box_set=BoxSetConfig(queries=QUERIES, layers=2)).double()
+    return GroundingModel(with_sets(queries=QUERIES, layers=2)).double()
 
 
 def batch_of(counts: list[int], valid: list[bool] | None = None) -> GroundingBatch:
@@ -130,7 +134,7 @@ def test_the_best_box_of_a_set_is_the_most_probable():
 
 @pytest.mark.parametrize("queries", [1, 5, 7, 16, 24])
 def test_queries_start_at_different_cells_all_over_the_image(queries):
-    cells = GroundingModel(CONFIG, box_set=BoxSetConfig(queries=queries)).set_head.cells.sigmoid()
+    cells = GroundingModel(with_sets(queries=queries)).set_head.cells.sigmoid()
     assert cells.shape == (queries, 4) and len({tuple(cell) for cell in cells.tolist()}) == queries
     if queries > 1:
         assert cells[0, :2].max() < 0.5 < cells[-1, :2].min()
@@ -139,7 +143,7 @@ def test_queries_start_at_different_cells_all_over_the_image(queries):
 @pytest.mark.parametrize("queries", [2, 6, 12, 16, 20])
 def test_cells_tile_the_image(queries):
     """These numbers of queries fill their grids, of which all but one have more columns than rows."""
-    cells = GroundingModel(CONFIG, box_set=BoxSetConfig(queries=queries)).set_head.cells.sigmoid()
+    cells = GroundingModel(with_sets(queries=queries)).set_head.cells.sigmoid()
     low, high = box_convert(cells, "cxcywh", "xyxy").unsqueeze(1).chunk(2, dim=2)
     points = torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) * 0.99 + 0.005
     inside = ((low < points) & (points < high)).all(dim=2)

@@ -16,7 +16,7 @@ from models.checkpoints.settings import (
 from models.config import FusionConfig, ModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.core.hub_text import build_text_encoder
 from models.core.xvlm import XVLM
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from tests.messages import OneLine, naming
 from utils.config import load_config
 from utils.config_files import ConfigError
@@ -126,7 +126,7 @@ def test_published_models_have_one_head_per_64_of_width():
     "key", ["model.vision.depth", "model.fusion.layers", "model.vision.width", "model.vision.heads"]
 )
 def test_an_absurd_size_is_rejected_before_anything_is_built(key):
-    schema, _ = choose("configs/demo/grounding.yaml", [], None).load()
+    schema, _ = bind_run("configs/demo/grounding.yaml", [], None).load()[:2]
     with pytest.raises(ConfigError, match=rf"{key}.*10000000"):
         load_config("configs/demo/grounding.yaml", [f"{key}=10000000"], schema)
 

@@ -14,6 +14,7 @@ from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
 from models.config import (
+    NLVRModelConfig,
     PretrainModelConfig,
     StreamWeights,
     TextArchitecture,
@@ -83,7 +84,7 @@ def test_groups_with_bert_and_beit_equal_the_released_ones(base_video):
 
 def test_groups_of_visual_reasoning_equal_the_released_ones():
     with torch.device("meta"):
-        model = NLVRModel(BASE)
+        model = NLVRModel(NLVRModelConfig(vision=BASE.vision, text=BASE.text, fusion=BASE.fusion))
     names = [name for name, _ in model.named_parameters()]
     head = [name for name in names if name.startswith("classifier.")]
     report = LoadReport("checkpoint", loaded=[name for name in names if name not in head], fresh=head)

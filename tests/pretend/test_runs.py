@@ -13,7 +13,7 @@ import torch
 
 from engine.report import PendingStep
 from engine.trainer import Trainer
-from tasks.job import run_task
+from tasks.job import run_script
 from tests.conftest import tiny_run
 from tests.dataset.media.test_video import encoded
 from tests.engine.runs import curve
@@ -75,7 +75,7 @@ def waits_of_steps(monkeypatch) -> list[Wait]:
 def run(task: str, output: Path, options: list[str], *flags: str) -> None:
     config = "vqa/msrvtt_qa_base" if task == "video_qa" else f"demo/{task}"
     arguments = ["--config", str(ROOT / f"configs/{config}.yaml"), "--output", str(output), *flags, *options]
-    assert run_task(arguments, task) == 0
+    assert run_script(arguments, task) == 0
 
 
 def run_on_the_cpu(task: str, output: Path, options: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tasks.kinds import kind_of
+from tasks.binding import bind_run
 from utils.config import Config, load_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -69,7 +69,7 @@ def expected_of(config: str) -> dict[str, Expected]:
 
 def load(path: Path, *overrides: str) -> Config:
     """The bound config of a file."""
-    return load_config(path, overrides, kind_of(path, list(overrides))[0])
+    return load_config(path, overrides, bind_run(path, list(overrides)).load().config)
 
 
 @cache

@@ -9,9 +9,10 @@ import torch
 
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from tasks import TASKS
-from tasks.kinds import find_task, kind_of
+from tasks.binding import bind_run
+from tasks.kinds import find_task
 from utils.config import Config, dump_config, load_config
-from utils.config_files import peek
+from utils.config_files import read_config
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
@@ -28,7 +29,7 @@ def task_of(path: Path) -> str:
 
 @cache
 def load(path: Path, *overrides: str) -> Config:
-    return load_config(path, overrides, kind_of(path, [])[0])
+    return load_config(path, overrides, bind_run(path, []).load().config)
 
 
 TOTALS: dict[tuple[object, ...], int] = {}
@@ -44,22 +45,22 @@ def total(path: Path, *overrides: str) -> int:
     built_from = (type(config), config.model_dump_json(include={"model", "loss"}), weights, objective)
     if built_from not in TOTALS:
         with torch.device("meta"):
-            model = kind_of(path, [])[1].build_model(config, config.model.text.arch.vocab_size or 200)
+            model = bind_run(path, []).load().task.build_model(config, config.model.text.arch.vocab_size or 200)
         TOTALS[built_from] = sum(parameter.numel() for parameter in model.parameters())
     return TOTALS[built_from]
 
 
 def test_every_task_has_configs_and_a_demo():
-    assert {peek(path, [], "task") for path in RUNS} == TASKS.keys()
+    assert {read_config(path, [])[0].get("task") for path in RUNS} == TASKS.keys()
     for name, entry in TASKS.items():
         assert (ROOT / entry.script).is_file()
         assert ROOT / entry.default_config in RUNS
-        assert peek(ROOT / entry.default_config, [], "task") == name
+        assert read_config(ROOT / entry.default_config, [])[0].get("task") == name
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_config_names_its_task_binds_and_builds(path):
-    assert peek(path, [], "task") in (task_of(path), *TASKS[task_of(path)].also)
+    assert read_config(path, [])[0].get("task") in (task_of(path), *TASKS[task_of(path)].also)
     assert total(path) > 0
 
 
@@ -150,7 +151,7 @@ def test_the_resolved_config_survives_the_round_trip(path, tmp_path):
     config = load(path)
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_config(config))
-    assert load_config(copy, [], kind_of(path, [])[0]) == config
+    assert load_config(copy, [], bind_run(path, []).load().config) == config
 
 
 @pytest.mark.parametrize("size", ["base", "large"])

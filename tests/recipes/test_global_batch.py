@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.kinds import kind_of
+from tasks.binding import bind_run
 from utils.config import Config, load_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -24,7 +24,7 @@ def gpus(path: Path) -> int | None:
 
 
 def load(path: Path) -> Config:
-    return load_config(path, [], kind_of(path, [])[0])
+    return load_config(path, [], bind_run(path, []).load().config)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)

@@ -22,7 +22,7 @@ from engine import precision
 from engine.checkpoint import Checkpoint, list_checkpoints
 from tasks.base import BaseTask
 from tasks.evaluation import Evaluation, Metric
-from tasks.job import run_task
+from tasks.job import run_script
 from tasks.kinds import TaskKind
 from tasks.nlvr import NLVRTask
 from tests.messages import OneLine, naming
@@ -37,7 +37,7 @@ def start(
     """Runs a task in this process and returns its `evaluation.json`."""
     arguments = ["--config", str(ROOT / f"configs/demo/{task}.yaml"), "--output", str(output), *flags, *overrides]
     chosen = None if kind is None else TaskKind(KINDS[task].config, kind)
-    assert run_task(arguments, task, chosen) == 0
+    assert run_script(arguments, task, chosen) == 0
     return json.loads((output / "evaluation.json").read_text())
 
 

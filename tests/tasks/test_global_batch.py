@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from tasks.config import PretrainConfig
-from tasks.job import run_task
+from tasks.job import run_script
 from tasks.nlvr import NLVRTask
 from tasks.pretrain import PretrainTask
 from tests.messages import naming
@@ -62,7 +62,7 @@ def test_chunks_that_do_not_divide_are_rejected_before_anything_is_loaded(overri
     command = ["--config", str(ROOT / "configs/demo/retrieval.yaml"), "--output", str(tmp_path / "run")]
     given = ["train.accumulate=6", "model.contrastive.chunks=4"]
     with pytest.raises(UserError, match=naming("model.contrastive.chunks = 4", "6 micro-batches")):
-        run_task([*command, *overrides("retrieval"), *given], "retrieval")
+        run_script([*command, *overrides("retrieval"), *given], "retrieval")
     assert not (tmp_path / "run").exists()
 
 
@@ -70,7 +70,7 @@ def test_chunks_that_do_not_divide_are_rejected_before_anything_is_loaded(overri
 def test_a_run_in_chunks_resumes_exactly_and_has_more_negatives(tiny_overrides, tmp_path):
     def losses(name: str, *given: str, resume: bool = False) -> list[float]:
         command = ["--config", str(ROOT / "configs/demo/pretrain.yaml"), "--output", str(tmp_path / name)]
-        run_task([*command, *(["--resume"] if resume else []), *tiny_overrides, *every, *given], "pretrain")
+        run_script([*command, *(["--resume"] if resume else []), *tiny_overrides, *every, *given], "pretrain")
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         return [line["images/contrastive"] for line in lines]
 
@@ -89,10 +89,10 @@ def test_an_impossible_global_batch_is_rejected_before_anything_is_loaded(overri
     monkeypatch.setattr(NLVRTask, "build", lambda *_, **options: built.append(options) or 1 / 0)
     command = ["--config", str(ROOT / "configs/demo/nlvr.yaml"), "--output", str(tmp_path / "run"), *overrides("nlvr")]
     with pytest.raises(UserError, match=r"^train.global_batch = 6: .*data.batch_size to 3 or 6"):
-        run_task([*command, "train.global_batch=6"], "nlvr")
+        run_script([*command, "train.global_batch=6"], "nlvr")
     assert not built and not (tmp_path / "run").exists()
     weights = tmp_path / "x"
     weights.touch()
     with pytest.raises(ZeroDivisionError):
-        run_task([*command, "--evaluate", f"init.checkpoint={weights}", "train.global_batch=6"], "nlvr")
+        run_script([*command, "--evaluate", f"init.checkpoint={weights}", "train.global_batch=6"], "nlvr")
     assert built == [{"trains": False}]

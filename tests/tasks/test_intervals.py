@@ -12,7 +12,7 @@ import pytest
 from tasks import evaluation as evaluation_module
 from tasks.config import PretrainConfig
 from tasks.inference import evaluating
-from tasks.job import run_task
+from tasks.job import run_script
 from tasks.pretrain import PretrainTask
 from tests.tasks.painted import KINDS, ROOT, measured, task_of
 from utils.config import load_config
@@ -51,7 +51,7 @@ def test_pre_training_has_scores_of_images(tiny_overrides):
 def start(output: Path, overrides: list[str], *flags: str) -> dict[str, dict[str, object]]:
     """Makes a retrieval run in this process and returns the metrics of its test split."""
     config = str(ROOT / "configs/demo/retrieval.yaml")
-    assert run_task(["--config", config, "--output", str(output), *flags, *overrides], "retrieval") == 0
+    assert run_script(["--config", config, "--output", str(output), *flags, *overrides], "retrieval") == 0
     return json.loads((output / "evaluation.json").read_text())["test"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dataset.text.loading import load_tokenizer
-from tasks.job import run_task
+from tasks.job import run_script
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
 from utils.errors import UserError
@@ -48,7 +48,7 @@ def vqa(data: Path, *more: str) -> list[str]:
 
 def start(output: Path, *arguments: str) -> dict:
     config = str(ROOT / "configs/demo/vqa.yaml")
-    assert run_task(["--config", config, "--output", str(output), *arguments], "vqa") == 0
+    assert run_script(["--config", config, "--output", str(output), *arguments], "vqa") == 0
     return json.loads((output / "evaluation.json").read_text())
 
 

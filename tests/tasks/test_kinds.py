@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tasks import TASKS
+from tasks.binding import bind_run
 from tasks.config import NLVRConfig
-from tasks.kinds import TaskKind, choose, find_task, kind_of
+from tasks.kinds import TaskSource, find_task, task_of_run
 from tasks.nlvr import NLVRTask
 from tasks.video_qa import VideoQATask
 from tasks.vqa import VQATask
@@ -46,7 +47,7 @@ def outside(folder: Path, task: str = TASK, **files: str) -> Path:
     """The folder of a task."""
     folder.mkdir(parents=True)
     (folder / "task.py").write_text(task)
-    (folder / "config.yaml").write_text("")
+    (folder / "config.yaml").write_text(f"base: {ROOT}/configs/demo/nlvr.yaml\n")
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     return folder
@@ -58,20 +59,20 @@ def test_each_row_of_the_table_is_a_task_with_its_own_config(name):
     kind = source.load()
     assert source.name == name
     assert kind.config.model_fields["task"].default == name
-    assert choose(source.default_config, [], None).source == source
+    assert bind_run(source.default_config, [], None).source == source
 
 
 def test_a_config_names_its_task():
-    assert kind_of(ROOT / "configs/demo/nlvr.yaml", []) == (NLVRConfig, NLVRTask)
-    assert kind_of(ROOT / "configs/demo/nlvr.yaml", [], "nlvr") == (NLVRConfig, NLVRTask)
-    assert kind_of(ROOT / "configs/demo/vqa_clips.yaml", [])[1] is VideoQATask
-    assert kind_of(ROOT / "configs/demo/vqa.yaml", [])[1] is VQATask
+    assert bind_run(ROOT / "configs/demo/nlvr.yaml", []).load()[:2] == (NLVRConfig, NLVRTask)
+    assert bind_run(ROOT / "configs/demo/nlvr.yaml", [], "nlvr").load()[:2] == (NLVRConfig, NLVRTask)
+    assert bind_run(ROOT / "configs/demo/vqa_clips.yaml", []).load().task is VideoQATask
+    assert bind_run(ROOT / "configs/demo/vqa.yaml", []).load().task is VQATask
 
 
 def test_vqa_accepts_configs_of_video_qa_and_keeps_its_name():
-    choice = choose(ROOT / "configs/demo/vqa_clips.yaml", [], "vqa")
+    choice = bind_run(ROOT / "configs/demo/vqa_clips.yaml", [], "vqa")
     assert choice.source.name == "vqa"
-    assert choice.load()[1] is VideoQATask
+    assert choice.load().task is VideoQATask
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_vqa_accepts_configs_of_video_qa_and_keeps_its_name():
 def test_a_name_that_is_not_a_task_is_reported_in_one_line(config, task, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as error:
-        choose(config, [], task)
+        bind_run(config, [], task)
     assert str(error.value) == OneLine(*message)
     assert "\n" not in str(error.value)
 
@@ -99,14 +100,13 @@ def test_a_name_that_is_not_a_task_is_reported_in_one_line(config, task, message
 def test_an_unreadable_config_is_not_reported_as_lacking_a_task(tmp_path):
     (tmp_path / "c.yaml").write_text("base: gone.yaml")
     with pytest.raises(UserError, match=r"base file .* does not exist"):
-        choose(tmp_path / "c.yaml", [], None)
+        bind_run(tmp_path / "c.yaml", [], None)
 
 
 @pytest.mark.slow
 def test_a_task_imports_no_other_task():
     code = (
-        "import sys; from tasks.kinds import kind_of; from pathlib import Path; "
-        "kind_of(Path('configs/demo/nlvr.yaml'), []); "
+        "import sys; from tasks.binding import bind_run; bind_run('configs/demo/nlvr.yaml', []).load(); "
         "assert 'tasks.nlvr' in sys.modules; assert 'tasks.captioning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -115,8 +115,8 @@ def test_a_task_imports_no_other_task():
 def test_a_folder_is_a_task_with_its_name_and_its_config(tmp_path):
     task = TASK.replace("pass", "words = WORDS").replace("\n\n\nclass", "\nfrom .words import WORDS\n\n\nclass", 1)
     folder = outside(tmp_path / "counting_apples", task, words="WORDS = 'one two'")
-    choice = choose(None, [], str(folder))
-    assert (choice.source.name, choice.config) == ("counting_apples", folder / "config.yaml")
+    choice = bind_run(None, [], str(folder))
+    assert (choice.source.name, choice.file) == ("counting_apples", folder / "config.yaml")
     kind = choice.load()
     assert kind.task.words == "one two"
     assert kind.task.__module__ == "counting_apples.task"
@@ -125,9 +125,8 @@ def test_a_folder_is_a_task_with_its_name_and_its_config(tmp_path):
 
 def test_a_config_next_to_a_task_belongs_to_that_task(tmp_path):
     folder = outside(tmp_path / "counting_pears")
-    (folder / "config.yaml").write_text("task: nlvr")
-    assert choose(folder / "config.yaml", [], None).source.name == "counting_pears"
-    assert choose(folder / "config.yaml", [], "nlvr").source.name == "nlvr"
+    assert bind_run(folder / "config.yaml", [], None).source.name == "counting_pears"
+    assert bind_run(folder / "config.yaml", [], "nlvr").source.name == "nlvr"
 
 
 def test_a_relative_folder_is_found_from_the_working_directory(tmp_path, monkeypatch):
@@ -161,7 +160,7 @@ def test_a_task_without_its_own_config_needs_one(tmp_path):
     folder = outside(tmp_path / "counting_figs")
     (folder / "config.yaml").unlink()
     with pytest.raises(UserError, match=naming(f"--task {folder}", "config.yaml", "task.py", "--config FILE")):
-        choose(None, [], str(folder))
+        bind_run(None, [], str(folder))
 
 
 @pytest.mark.parametrize(
@@ -215,11 +214,51 @@ def test_an_outside_task_rejects_a_config_of_a_built_in_task(tmp_path):
     )
     folder = outside(tmp_path / "counting_h", own)
     with pytest.raises(UserError, match=naming("vqa.yaml", "task vqa", f"--task {folder}")):
-        choose(ROOT / "configs/demo/vqa.yaml", [], str(folder)).load()
-    (folder / "config.yaml").write_text("task: counting")
-    assert choose(None, [], str(folder)).load().task.__name__ == "CountingTask"
+        bind_run(ROOT / "configs/demo/vqa.yaml", [], str(folder)).load()[:2]
+    (folder / "config.yaml").write_text(f"base: {ROOT}/configs/demo/nlvr.yaml\ntask: counting\n")
+    assert bind_run(None, [], str(folder)).load().task.__name__ == "CountingTask"
 
 
-def test_a_kind_is_unpacked_as_config_class_and_task_class():
-    schema, task = TaskKind(NLVRConfig, NLVRTask)
-    assert (schema, task) == (NLVRConfig, NLVRTask)
+def test_a_task_without_the_parameter_for_the_plan_is_reported(tmp_path):
+    old = "@staticmethod\n    def training_data(config, tokenizer, model):\n        return None"
+    folder = outside(tmp_path / "counting_old", TASK.replace("pass", old))
+    with pytest.raises(UserError, match=naming("CountingTask.training_data", "config, tokenizer, model", "add plan")):
+        find_task(str(folder)).load()
+
+
+def run_of(folder: Path, source: TaskSource) -> Path:
+    """The folder of a run of a task."""
+    folder.mkdir()
+    source.remember(folder)
+    return folder
+
+
+def test_a_run_remembers_where_its_task_is(tmp_path, monkeypatch):
+    folder = outside(tmp_path / "counting_kiwis")
+    run = run_of(tmp_path / "run", find_task(str(folder)))
+    monkeypatch.chdir(tmp_path / "run")
+    (run / "config.yaml").write_text(f"base: {ROOT}/configs/demo/nlvr.yaml\n")
+    assert task_of_run(run, "counting_kiwis").load().task.__name__ == "CountingTask"
+    assert bind_run(run / "config.yaml", ["task=nlvr"]).source.entry == "nlvr"
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=naming("task.json", str(folder), "pass the folder")):
+        task_of_run(run, "counting_kiwis")
+
+
+def test_a_run_of_a_built_in_task_needs_no_note(tmp_path):
+    run = run_of(tmp_path / "run", find_task("nlvr"))
+    assert [*run.iterdir()] == [] and task_of_run(run, "nlvr").entry == "nlvr" and task_of_run(run, "other") is None
+
+
+def test_code_in_the_folder_of_a_run_is_never_executed(tmp_path):
+    """A run's folder may have been downloaded."""
+    run = tmp_path / "run"
+    folder = outside(run / "counting_evil", "raise SystemExit('executed')")
+    source = TaskSource("counting_evil", "counting_evil", None, module="counting_evil.task", folder=run)
+    source.remember(run)
+    with pytest.raises(UserError, match=naming("task.json", str(folder), "outside the run")):
+        task_of_run(run, "counting_evil")
+    for damaged in ("{", "[]", '{"module": "x"}', '{"module": "x.task", "folder": "../x"}'):
+        (run / "task.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"task\.json"):
+            task_of_run(run, "counting_evil")

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tasks.config import NLVRConfig, PretrainConfig, RetrievalConfig
-from tasks.job import run_task
+from tasks.job import run_script
 from tasks.nlvr import NLVRTask
 from tasks.pretrain import PretrainTask
 from tasks.retrieval import RetrievalTask
@@ -63,7 +63,7 @@ def overrides(scenes_folder, pretrained) -> list[str]:
 
 def test_a_run_replaces_the_text_encoder_and_measures_each_language(overrides, tmp_path, capsys):
     arguments = ["--config", LANGUAGE, "--output", str(tmp_path / "run"), *overrides]
-    assert run_task(arguments, "retrieval") == 0
+    assert run_script(arguments, "retrieval") == 0
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     mean = report.pop("mean of splits")
     assert report.keys() == {"test", "zh"}

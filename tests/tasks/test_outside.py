@@ -38,7 +38,7 @@ class CountingConfig(NLVRConfig):
 
 class CountingTask(NLVRTask):
     @staticmethod
-    def training_data(config, tokenizer, model):
+    def training_data(config, tokenizer, model, plan):
         return CountingBatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod

@@ -6,7 +6,6 @@ import glob
 import json
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,9 +25,8 @@ from dataset.records.schema import (
 from dataset.tasks.grounding import read_phrases
 from dataset.tasks.nlvr import read_statements
 from dataset.tasks.vqa import read_questions
-from launch.command import config_of, run_task
+from launch.command import bind_flags, launch
 from tasks import job
-from tasks.kinds import choose
 from tests.messages import OneLine
 from tests.tasks.painted import LOOKS, box_of, rows_of, write_pictures
 from utils.commands import parse_arguments
@@ -143,13 +141,15 @@ def test_the_walkthrough_of_the_page_runs_as_printed(newcomer, capsys):
             assert run.main([*arguments, *SMALL[:-1], *BATCH["pretrain"]]) == 0
             assert (newcomer / "first_batch.png").is_file()
             continue
-        _, given = parse_arguments(run_task, arguments, "run.py")
+        _, given = parse_arguments(launch, arguments, "run.py")
         given.apply_defaults()
         overrides, task, flags = (given.arguments[name] for name in ("overrides", "task", "flags"))
-        choice = choose(config_of(flags, task), overrides, task)
-        walked.append(choice.config.stem)
-        resumes = [] if flags.resume else [*SMALL, *BATCH.get(choice.config.stem, ["data.batch_size=4"])]
-        assert job.run(replace(choice, overrides=(*resumes, *overrides)), flags) == 0, command
+        bound = bind_flags(flags, overrides, task)
+        walked.append(bound.file.stem)
+        if not flags.resume:
+            small = [*SMALL, *BATCH.get(bound.file.stem, ["data.batch_size=4"])]
+            bound = bind_flags(flags, [*small, *overrides], task)
+        assert job.run_task(bound, flags) == 0, command
     assert walked == ["pretrain", "retrieval", "grounding", "captioning", "vqa", "config", "retrieval"]
     printed = capsys.readouterr().out
     assert "text to image R@1" in printed

@@ -16,7 +16,7 @@ from engine.run_folder import RunFolder
 from metrics.retrieval import retrieval_recalls
 from tasks.drawing import ImageReader, Panel
 from tasks.inference import evaluating
-from tasks.job import run_task
+from tasks.job import run_script
 from tests.messages import OneLine
 from tests.tasks.painted import ROOT, SIZE, measured, task_of
 
@@ -145,7 +145,7 @@ def run(overrides, tmp_path):
     def start(*more: str) -> Path:
         options = [*overrides("grounding"), "train.steps=2", *more]
         config = str(ROOT / "configs/demo/grounding.yaml")
-        assert run_task(["--config", config, "--output", str(tmp_path / "run"), *options], "grounding") == 0
+        assert run_script(["--config", config, "--output", str(tmp_path / "run"), *options], "grounding") == 0
         return tmp_path / "run"
 
     return start

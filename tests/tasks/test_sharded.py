@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def as_rank(rank: int, arguments: list[str]) -> None:
-    assert call(run.run_rank, arguments, "python -m tasks.run") == 0
+    assert call(run.run_alone, arguments, "python -m tasks.run") == 0
 
 
 @pytest.mark.parametrize("task", ["retrieval", "vqa", "captioning"])

@@ -22,7 +22,7 @@ from tests.conftest import tiny_run
 from tests.dataset.media.test_video import BITS, encoded, without_decoders
 from tests.messages import OneLine, naming
 from utils.config import load_config
-from utils.config_files import peek
+from utils.config_files import read_config
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -203,10 +203,10 @@ def test_a_video_is_read_and_encoded_once_for_its_questions(clips, scenes_folder
 
 
 def test_a_config_states_whether_questions_are_about_images_or_videos():
-    assert peek(ROOT / "configs/vqa/msvd_qa_base.yaml", [], "task") == "video_qa"
-    assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", [], "task") == "vqa"
-    assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", ["task=video_qa"], "task") == "video_qa"
-    assert peek(ROOT / "none.yaml", [], "task") is None
+    assert read_config(ROOT / "configs/vqa/msvd_qa_base.yaml", [])[0].get("task") == "video_qa"
+    assert read_config(ROOT / "configs/vqa/vqa2_base_4m.yaml", [])[0].get("task") == "vqa"
+    assert read_config(ROOT / "configs/vqa/vqa2_base_4m.yaml", ["task=video_qa"])[0].get("task") == "video_qa"
+    assert read_config(ROOT / "none.yaml", [])[0].get("task") is None
 
 
 def test_without_a_decoder_frame_lists_work_and_a_video_file_is_rejected_before_training(

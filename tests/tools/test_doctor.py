@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from dataset.prepare.tokenizer import train_wordpiece
 from run import main
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from tests.conftest import tiny_run
 from tests.messages import OneLine
 from tools.doctor import memory, sample, shared
@@ -470,7 +470,7 @@ def test_an_unusable_held_out_record_of_pre_training_is_rejected(doctor, argumen
 
 def tiny_weights(argv: list[str]) -> dict[str, torch.Tensor]:
     path, overrides = argv[1], [each for each in argv[2:] if "=" in each]
-    schema, task = choose(path, overrides, None).load()
+    schema, task = bind_run(path, overrides, None).load()[:2]
     return task.build_model(load_config(path, overrides, schema), 210).state_dict()
 
 

@@ -20,7 +20,7 @@ from engine.run_plan import RunPlan
 from tasks.checks import check_start, small_data
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
-from tasks.run import run_rank
+from tasks.run import run_alone
 from tests.conftest import tiny_run
 from tests.dataset.prepare.official import photograph
 from tests.messages import OneLine
@@ -265,7 +265,7 @@ def start(task: str, folder: Path, output: Path, *overrides: str) -> int:
     splits = [f"evaluation.{split}.{key}={folder}/{name}_test.jsonl" for split in ("validation", "test.test")]
     splits.append(f"data.train=[{{questions: {train}}}]" if task == "vqa" else f"data.train.annotations={train}")
     common = ["--output", str(output), "init.checkpoint=null", "data.workers=0", "data.batch_size=4"]
-    return call(run_rank, [task, *common, *splits, *tiny, *overrides], "python -m tasks.run")
+    return call(run_alone, [task, *common, *splits, *tiny, *overrides], "python -m tasks.run")
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def test_pre_training_checks_its_first_boxes_at_the_start(scenes_folder, tmp_pat
             element["bb"] = [value / 32 for value in element["bb"]]
     relative.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
-    assert call(run_rank, ["pretrain", *given, f"data.regions.files=[{relative}]"], "python -m tasks.run") == 2
+    assert call(run_alone, ["pretrain", *given, f"data.regions.files=[{relative}]"], "python -m tasks.run") == 2
     reported = capsys.readouterr().err
     assert (
         "data.regions: all " in reported
@@ -314,7 +314,7 @@ def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp
     named = tmp_path / "regions.jsonl"
     named.write_text("".join(json.dumps({**row, "elems": [], "regions": row["elems"]}) + "\n" for row in rows))
     given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
-    assert call(run_rank, ["pretrain", *given, f"data.regions.files=[{named}]"], "python -m tasks.run") == 2
+    assert call(run_alone, ["pretrain", *given, f"data.regions.files=[{named}]"], "python -m tasks.run") == 2
     reported = capsys.readouterr().err
     assert (
         OneLine("data.regions", "40 records", "box") in reported.splitlines()

@@ -27,7 +27,7 @@ from dataset.tasks.nlvr import read_statements
 from dataset.tasks.video_qa import read_video_questions
 from dataset.tasks.vqa import read_questions
 from run import main
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from tests.messages import OneLine
 from tests.recipes.oracle import load, shipped, value_at
 from tools.migrate.keys import KEYS, markdown
@@ -119,7 +119,7 @@ def test_a_released_config_becomes_the_config_of_the_same_run(name):
 
 def load_values(result: Migrated) -> dict[str, Any]:
     task = result.values["task"]
-    return choose(None, [], task).load().config.model_validate(result.values).model_dump(mode="json") if task else {}
+    return bind_run(None, [], task).load().config.model_validate(result.values).model_dump(mode="json") if task else {}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -203,7 +203,7 @@ def test_every_converted_value_comes_from_the_file():
 
 def test_every_key_of_ours_in_the_table_exists():
     known = {
-        path for task in RUNS for path, _ in fields_of(choose(None, [], RUNS[task][0].split("/")[0]).load().config)
+        path for task in RUNS for path, _ in fields_of(bind_run(None, [], RUNS[task][0].split("/")[0]).load().config)
     }
     known |= {path for task in ("retrieval", "nlvr", "video_qa") for path, _ in fields_of(kind(task))}
     requested = {key.our_key for key in KEYS if key.our_key}

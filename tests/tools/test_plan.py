@@ -13,7 +13,7 @@ from commands.plan import plan as command
 from engine.config import ShardingConfig
 from run import main
 from tasks import TASKS
-from tasks.kinds import choose, kind_of
+from tasks.binding import bind_run
 from tests.devices import CUDA
 from tests.messages import OneLine, naming
 from tests.models.test_flops import FINE_TUNING
@@ -54,7 +54,7 @@ def planner_of(words: list[str]) -> Planner:
     """The planner for a command line."""
     _, given = parse_arguments(command, words, "run.py plan")
     flags = given.arguments["flags"]
-    return Planner(choose(flags.config, given.arguments.get("overrides", ()), flags.task), flags)
+    return Planner(bind_run(flags.config, given.arguments.get("overrides", ()), flags.task), flags)
 
 
 def on_gpu(*flags: str) -> Plan:
@@ -75,7 +75,7 @@ def sized_by_hand(*flags: str) -> Planner:
 
 
 def test_the_streams_of_a_micro_batch_keep_their_proportions():
-    schema, _ = kind_of(Path(BASE), [])
+    schema, _ = bind_run(BASE, []).load()[:2]
     sizes = batch_sizes(scaled(load_config(BASE, [], schema), 64))
     assert sizes == {"data.images.batch_size": 64, "data.regions.batch_size": 64, "data.regions.max_images": 25}
 
@@ -104,7 +104,7 @@ def test_a_run_with_the_keys_of_a_plan_makes_its_global_batch(fixed):
     plan = sized_by_hand("--config", BASE, "--gpus", "2", "--memory", "1.9", "--global-batch", "1024", fixed).plan()
     overrides = [f"{key}={value}" for key, value in plan.overrides.items()]
     assert as_table(plan).endswith(f"run with: {' '.join(overrides)}")
-    config = load_config(BASE, [fixed, *overrides], kind_of(Path(BASE), [])[0])
+    config = load_config(BASE, [fixed, *overrides], bind_run(BASE, []).load().config)
     assert config.plan(2).accumulation == plan.chosen.accumulation > 1
     assert config.data.micro_batch.size * 2 * plan.chosen.accumulation == 1024
 
@@ -218,7 +218,7 @@ def test_mistakes_are_reported_in_one_line_with_status_2(capsys):
 
 
 def test_the_time_of_a_step_is_measured_by_running_it():
-    schema, kind = kind_of(Path(BASE), [])
+    schema, kind = bind_run(BASE, []).load()[:2]
     config = scaled(load_config(BASE, [*SMALL, "train.precision=fp32"], schema), 4)
     run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert 0 < run.seconds(lambda model: synthetic_batch(config, model)) < 60

@@ -13,6 +13,7 @@ import torch
 from engine.checkpoint import MODEL_FILE
 from engine.run_files import CONFIG_FILE
 from models.config import VideoConfig
+from models.tasks.retrieval import RetrievalModel
 from tasks.pretrain import TASK as PRETRAIN
 from tests.conftest import tiny_run
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
@@ -78,6 +79,6 @@ def video_model(task, model) -> Model:
     video = image.settings.model.vision.model_copy(update={"video": VideoConfig(frames=2)})
     config = image.settings.model.model_copy(update={"vision": video})
     settings = image.settings.model_copy(update={"model": config})
-    network = settings.task_model.build(config, len(image.tokenizer))
+    network = RetrievalModel(config, len(image.tokenizer))
     network.load_state_dict(image.network.state_dict(), strict=False)
     return Model(network.eval(), image.tokenizer, settings, origin="of videos")

@@ -10,6 +10,7 @@ from torchvision.ops import box_iou
 
 from commands.predict import predict
 from models.config import BoxSetConfig, GroundingModelConfig
+from models.tasks.grounding import GroundingModel
 from tests.messages import naming
 from tests.tasks.painted import SIZE
 from utils.commands import call
@@ -28,7 +29,7 @@ def set_model(model) -> Model:
     config = GroundingModelConfig(**{**dict(ours.settings.model), "box_set": BoxSetConfig(queries=6, layers=1)})
     settings = ours.settings.model_copy(update={"model": config})
     torch.manual_seed(0)
-    network = settings.task_model.build(config, len(ours.tokenizer))
+    network = GroundingModel(config, len(ours.tokenizer))
     network.load_state_dict(ours.network.state_dict(), strict=False)
     torch.nn.init.normal_(network.set_head.belongs.weight, std=2.0)
     return Model(network.eval(), ours.tokenizer, settings, origin="of sets")

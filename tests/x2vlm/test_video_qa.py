@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from models.config import VideoQAModelConfig
+from models.tasks.video_qa import VideoQAModel
 from tests.messages import naming
 from x2vlm import Model, UserError, load
-from x2vlm.settings import TASK_MODELS
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def classifier(video_model) -> Model:
     shared = video_model.settings.model
     config = VideoQAModelConfig(vision=shared.vision, text=shared.text, fusion=shared.fusion, classes=3)
     settings = video_model.settings.model_copy(update={"task": "video_qa", "model": config})
-    network = TASK_MODELS["video_qa"].build(config, len(video_model.tokenizer))
+    network = VideoQAModel(config, len(video_model.tokenizer))
     return Model(network.eval(), video_model.tokenizer, settings, origin="classifier")
 
 

@@ -19,10 +19,9 @@ from optim.config import HEADER
 from optim.lora import config_of, has_adapters, is_adapter, merged, plain_name
 from optim.setup import OUTSIDE_BLOCKS, add_adapters
 from tasks.base import ADAPTERS, ANSWERS, TOKENIZER, load_initial
+from tasks.binding import bind_run
 from tasks.kept import with_kept_inputs
-from tasks.kinds import choose
 from tools.checkpoint.outline import weights_at
-from utils.config import load_config
 from utils.errors import UserError
 from utils.files import expanded, new_folder
 from utils.weight_file import digest, read_metadata, save_weights
@@ -120,22 +119,19 @@ def _frozen_parts(config: Path) -> tuple[str, ...]:
     Raises:
         UserError: if the config cannot be read.
     """
-    choice = choose(str(config), [], None)
-    run: Any = load_config(choice.config, [], choice.load().config)
-    frozen: tuple[str, ...] = run.optim.frozen.always_frozen
+    frozen: tuple[str, ...] = bind_run(config, []).config.optim.frozen.always_frozen
     return frozen
 
 
 def _model_on(folder: Path, base: str, metadata: Mapping[str, Any]) -> Any:
     """Builds the model of a run's config with the weights ``base``, from which the run started, and with new adapters."""
-    choice = choose(str(folder / CONFIG_FILE), [], None)
-    schema, task = choice.load()
+    run = bind_run(folder / CONFIG_FILE, [])
+    task = run.load().task
     if not expanded(base).exists():
         raise UserError(f"--base {base}: no such file or folder; pass the weights that the run started from")
-    started: Any = load_config(choice.config, [], schema)
-    if started.init.checkpoint is None:
+    if run.config.init.checkpoint is None:
         raise UserError(f"{folder / CONFIG_FILE}: the run has no init.checkpoint that --base could replace")
-    config: Any = with_kept_inputs(load_config(choice.config, [f"init.checkpoint={base}"], schema), folder)
+    config: Any = with_kept_inputs(bind_run(folder / CONFIG_FILE, [f"init.checkpoint={base}"]).config, folder)
     torch.manual_seed(config.seed)
     model = task.build_model(config, len(load_tokenizer(config.model.text.encoder, "model.text.encoder")))
     load_initial(task, config, model)

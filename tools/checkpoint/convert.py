@@ -13,9 +13,8 @@ from models.checkpoints.files import read_weight_file
 from models.checkpoints.loading import DECODER_WORDS, load_weights
 from models.checkpoints.recognise import Recognised, recognise
 from models.checkpoints.rename import Layout
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from tools.checkpoint.outline import shown, weights_at
-from utils.config import load_config
 from utils.errors import UserError
 from utils.files import expanded, replacing
 from utils.weight_file import read_metadata, save_weights
@@ -92,10 +91,9 @@ def _check_config(file: Path, config: str | None, found: Recognised) -> bool | N
     """
     if config is None:
         return None
-    choice = choose(config, [], None)
-    schema, task = choice.load()
+    run = bind_run(config, [])
     with torch.device("meta"):
-        model = task.build_model(load_config(choice.config, [], schema), found.words)
+        model = run.load().task.build_model(run.config, found.words)
         report = load_weights(model, file)
     if report.fresh:
         raise UserError(

@@ -19,8 +19,8 @@ from engine.parallel.choice import mesh_of, state_bytes
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training
+from tasks.binding import BoundRun
 from tasks.finetune import FineTuneTask
-from tasks.kinds import Choice
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.text_log import TextLog
 from utils.accelerator import device_bytes
@@ -46,7 +46,7 @@ class Subject:
         unfetched: the model that ``init.text`` names, if a run has to download it.
     """
 
-    choice: Choice
+    run: BoundRun
     config: Any
     task: Any
     gpus: int

@@ -190,7 +190,7 @@ def convert(source: Source) -> Migrated:
     locations: Locations = {
         tuple(our_key.split(".")): f"{source.place(key)} ({key})" for our_key, key in origins.items()
     }
-    bind(values, find_task(source.task).load().config, locations, str(source.path))
+    bind(values, find_task(source.task).config_class(), locations, str(source.path))
     return Migrated(values, origins, [*_effective(lines, origins), *_unknown(source, rows)])
 
 
@@ -211,7 +211,7 @@ def _preset(source: Source) -> dict[str, Any]:
     """Returns the settings that are hard-coded in the authors' code, and the sizes of the encoders."""
     folder = ROOT / "configs" / "presets"
     names = {**PRESETS, **(SEPARATE_PRESETS if source.layout == SEPARATE else {})}
-    values = read_config(folder / f"{names[source.task]}.yaml", [])
+    values = read_config(folder / f"{names[source.task]}.yaml", [])[0]
     for key in OF_PRESETS:
         _remove(values, key)
     if source.task == "pretrain":
@@ -227,7 +227,7 @@ def _preset(source: Source) -> dict[str, Any]:
     text = _preset_of_encoder("text_encoder", source)
     fusion = _preset_of_encoder("cross_encoder", source) if source.layout == SEPARATE else text
     for part, preset in (("vision", size), ("text", text), ("fusion", fusion)):
-        sizes = read_config(folder / f"{preset}.yaml", [])["model"][part]
+        sizes = read_config(folder / f"{preset}.yaml", [])[0]["model"][part]
         values.setdefault("model", {})[part] = {**sizes, **values.get("model", {}).get(part, {})}
     return values
 

@@ -18,7 +18,7 @@ from engine.run_plan import chunks_in, steps_of
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training
-from tasks.kinds import Choice
+from tasks.binding import BoundRun
 from tools.plan.flags import PlanFlags
 from tools.plan.scaling import RANKS, Scale, scale_of
 from tools.plan.search import divide_batch, largest_that_fits
@@ -28,7 +28,6 @@ from tools.plan.target import CONTEXT, FRAGMENTATION, Target
 from tools.steps.communication import StepSizes
 from tools.steps.fake import AVERAGE, FakeSteps, StepMemory, trainable
 from tools.steps.real import RealSteps, ran_out_of_memory
-from utils.config import load_config
 from utils.errors import UserError
 from utils.tensors import tensor_bytes
 
@@ -39,18 +38,17 @@ class Planner:
     """Plans a run of a config: measures its steps on a GPU, or estimates them.
 
     Args:
-        choice: the config and its task.
+        run: the config and its task.
         flags: flags of the command line.
 
     Raises:
         UserError: if the config or its task cannot be planned, or the GPU lacks memory or the precision.
     """
 
-    def __init__(self, choice: Choice, flags: PlanFlags):
-        self.flags, self.path = flags, choice.config
+    def __init__(self, run: BoundRun, flags: PlanFlags):
+        self.flags, self.path = flags, run.file
         self.ranks = flags.gpus_per_node * (flags.nodes or 1)
-        schema, self.task = choice.load()
-        self.config: Any = load_config(self.path, choice.overrides, schema)
+        self.config, self.task = run.config, run.load().task
         self.leading = next(iter(batch_sizes(self.config).values()))
         """Number of examples of the leading stream (the first stream of the config) in a micro-batch."""
         self.target = Target(flags, self.config.train)

@@ -127,7 +127,7 @@ def _defaults(config: dict[str, Any]) -> Flat | None:
     if task not in TASKS:
         return None
     try:
-        return dict(_defaults_in(bind(config, find_task(str(task)).load().config), ""))
+        return dict(_defaults_in(bind(config, find_task(str(task)).config_class()), ""))
     except (ConfigError, UserError):
         return None
 

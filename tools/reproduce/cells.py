@@ -8,9 +8,8 @@ from typing import Any
 
 from engine.run_files import EVALUATION_FILE
 from tasks import ROOT
-from tasks.kinds import choose
+from tasks.binding import bind_run
 from tasks.tables import DEMO, Cell, read_tables
-from utils.config import load_config
 from utils.errors import UserError
 from utils.flags import nearest, unknown
 from utils.inputs import missing_inputs
@@ -97,8 +96,7 @@ def ready(
         weights = str(checkpoints.expanduser() / Path(weights).name)
     start = () if weights is None else (f"init.checkpoint={weights}",)
     overrides = (*cell.overrides, *start, *more)
-    choice = choose(str(ROOT / cell.config), list(overrides), None)
-    config: Any = load_config(choice.config, list(overrides), choice.load().config)
+    config: Any = bind_run(ROOT / cell.config, list(overrides)).config
     missing = missing_inputs(config, ("data",) if evaluate else ())
     # An interrupted run of another cell also has weights, but they are only partly trained.
     of_a_cell = (cell.checkpoint or "").startswith(OTHER_CELL)

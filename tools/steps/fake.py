@@ -33,6 +33,7 @@ from engine.config import TrainConfig
 from engine.parallel.fsdp import Groups
 from engine.precision import APEX_LEVELS
 from engine.run_folder import RunFolder
+from engine.run_plan import RunPlan
 from engine.task import TaskModel
 from engine.trainer import Trainer
 from optim.config import OptimConfig
@@ -203,11 +204,14 @@ def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device:
     optim = optim.model_copy(update={"freeze": optim.frozen.at_end()})
     if device.type == "cpu":
         optim = optim.model_copy(update={"fused": "auto"})
+    task, schedule = _NoData(model), ScheduleConfig(kind="constant")
+    plan = RunPlan.of(train, task, chunks=cast(TaskModel, model).chunks, ranks=distributed.world_size())
     return Trainer(
-        _NoData(model),
+        task,
+        plan.with_length(train, optim, schedule, task.epoch_size),
         train=train,
         optim=optim,
-        schedule=ScheduleConfig(kind="constant"),
+        schedule=schedule,
         seed=0,
         folder=RunFolder(Path()),
         device=device,

@@ -41,7 +41,7 @@ def load_export(folder: Path, source: str, **options: Any) -> Model:
                 f"remove {name} ({value})"
             )
     metadata = read_metadata(folder)
-    settings = settings_of_run(folder / CONFIG_FILE)
+    settings, _ = settings_of_run(folder / CONFIG_FILE)
     tokenizer = load_tokenizer(folder / TOKENIZER, "tokenizer")
     runtime = OnnxRuntime(folder, metadata, settings.model.vision.image_size)
     return Model(runtime, tokenizer, settings, origin=source)

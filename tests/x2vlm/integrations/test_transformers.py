@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoProcessor
 
 from models.config import AligningConfig, FusionConfig, TextConfig
 from models.inference.reranking import TextBank
+from models.tasks.retrieval import RetrievalModel
 from tests.encoders import text, vision
 from tests.encoders.training import VOCABULARY
 from utils.errors import UserError
@@ -242,7 +243,7 @@ def test_other_encoders_give_the_same_results(model, row, tmp_path):
         sizes = {"vision": text.VISION, "text": config}
     settings = Settings(task="retrieval", model=AligningConfig(**sizes, fusion=FusionConfig(layers=2)))
     torch.manual_seed(0)
-    network = settings.task_model.build(settings.model, VOCABULARY).double().eval()
+    network = RetrievalModel(settings.model, VOCABULARY).double().eval()
     asked = Model(network, model("retrieval").tokenizer, settings, origin="of random weights")
     asked.save(tmp_path / "saved", format="transformers")
     shutil.rmtree(tmp_path / "encoder")

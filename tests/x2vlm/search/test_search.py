@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.pretraining.model import PretrainModel
 from run import main
 from tests.messages import OneLine, naming
 from utils.errors import NotRegularError, UserError
@@ -395,7 +396,7 @@ def test_an_index_belongs_to_the_pixel_statistics_of_its_model(model, photos, tm
         update={"pixel_mean": (0.1, 0.2, 0.3), "pixel_std": (0.5, 0.5, 0.5)}
     )
     settings = built.settings.model_copy(update={"model": built.settings.model.model_copy(update={"vision": vision})})
-    network = settings.task_model.build(settings.model, len(built.tokenizer))
+    network = PretrainModel(settings.model, len(built.tokenizer))
     network.load_state_dict(built.network.state_dict())
     with pytest.raises(UserError, match=naming("weights or settings differ", "rebuild")):
         ImageIndex(tmp_path / "index", Model(network.eval(), built.tokenizer, settings, origin="other statistics"))

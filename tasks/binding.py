@@ -1,0 +1,120 @@
+"""Binds a run: reads its config file and the command line once, finds the task, and checks every value.
+
+This does not import torch, so a mistake in a config is reported in under a second. Only the config class of a task outside the
+checkout may take longer to import.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tasks import TASKS
+from tasks.kinds import DEFAULT_CONFIG, TaskKind, TaskSource, find_task, task_of_run
+from utils.config import bind
+from utils.config_files import Locations, read_config, why_no_file
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class BoundRun:
+    """A run as selected by a command line.
+
+    Attributes:
+        source: definition of the task.
+        file: the config file.
+        overrides: the ``key=value`` arguments.
+        values: the plain values of the file, its bases and the overrides.
+        locations: location of each value, as ``file:line`` or "command line".
+        config: the values, bound to the config class of the task.
+    """
+
+    source: TaskSource
+    file: Path
+    overrides: tuple[str, ...]
+    values: dict[str, Any]
+    locations: Locations
+    config: Any
+
+    def load(self) -> TaskKind:
+        """Imports the classes of the task; see :meth:`tasks.kinds.TaskSource.load`."""
+        return self.source.load()
+
+
+def bind_run(
+    config: str | Path | None,
+    overrides: Sequence[str],
+    task: str | None = None,
+    remedy: str = "remove --task {task}",
+) -> BoundRun:
+    """Reads and checks the config of a run.
+
+    Args:
+        config: a YAML file; if None, the default config of ``task``.
+        overrides: ``key=value`` arguments that override config values.
+        task: a name, folder or module; if None, the task in the config's folder, or the value of the config's key ``task``.
+        remedy: advice in the error message if ``task`` contradicts the config; may contain {task}, {config_task}, and {script},
+            the script of the config's task.
+
+    Raises:
+        ConfigError: with a line for each mistake in the config, with its file, its line and the nearest valid key.
+        UserError: if the task or the config does not exist, or if they contradict each other.
+    """
+    if config is None and task is None:
+        raise UserError("pass --task TASK, or --config FILE with the key task")
+    source = None if task is None else find_task(task)
+    file = _default_config(source) if config is None and source is not None else Path(str(config))
+    if not file.is_file():
+        raise UserError(f"--config {file}: {why_no_file(file)}")
+    values, locations = read_config(file, overrides)
+    return bind_values(source, file, overrides, values, locations, remedy)
+
+
+def bind_values(
+    source: TaskSource | None,
+    file: Path,
+    overrides: Sequence[str],
+    values: dict[str, Any],
+    locations: Locations,
+    remedy: str = "remove --task {task}",
+) -> BoundRun:
+    """Binds values that have been read already; see :func:`bind_run`. ``source`` is None if the command line names no task."""
+    config_task = values.get("task")
+    if source is None:
+        source = _task_of(file, config_task)
+    elif source.entry is not None and config_task != source.entry and config_task in TASKS:
+        if config_task not in TASKS[source.entry].also:
+            raise _contradiction(file, config_task, source.entry, remedy)
+        source = replace(source, entry=config_task)
+    schema = source.config_class()
+    if source.entry is None and config_task in TASKS:
+        field = schema.model_fields.get("task")
+        if field is None or field.default != config_task:
+            raise _contradiction(file, config_task, source.argument, remedy)
+    config = bind(values, schema, locations, str(file))
+    return BoundRun(source, file, tuple(overrides), values, locations, config)
+
+
+def _task_of(file: Path, config_task: object) -> TaskSource:
+    """Returns the task of a config without ``--task``: the task in the config's folder, the value of its key ``task``, or the
+    task of the run that has saved the config."""
+    if (file.parent / "task.py").is_file():
+        return find_task(os.path.join(file.parent, ""))
+    source = task_of_run(file.parent, config_task)
+    if source is None:
+        raise UserError(f"{file}: task is {config_task!r}, not one of {', '.join(TASKS)}; set it, or pass --task TASK")
+    return source
+
+
+def _default_config(source: TaskSource) -> Path:
+    if source.default_config is None:
+        raise UserError(f"--task {source.argument}: has no {DEFAULT_CONFIG} next to its task.py; pass --config FILE")
+    return source.default_config
+
+
+def _contradiction(file: Path, config_task: str, task: str, remedy: str) -> UserError:
+    remedy = remedy.format(task=task, config_task=config_task, script=TASKS[config_task].script)
+    return UserError(f"{file}: this is a config for the task {config_task}; {remedy}")

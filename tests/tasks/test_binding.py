@@ -1,0 +1,98 @@
+"""Mistakes in a config are reported before torch is imported, with the nearest keys in the whole config."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.binding import bind_run
+from tasks.config import RetrievalConfig, VQAConfig
+from utils.config import fields_of
+from utils.config_files import ConfigError, nearest_keys
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "presets")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("lr", "optim.lr"),
+        ("train.batch_size", "data.batch_size"),
+        ("model.image_size", "model.vision.image_size"),
+        ("batch_size", "data.batch_size"),
+        ("optim.lrr", "optim.lr"),
+        ("modle.embed_dim", "model.embed_dim"),
+        ("data.augmnt", "data.augment"),
+    ],
+)
+def test_a_misplaced_or_misspelled_key_is_found_in_the_whole_config(name, nearest):
+    assert nearest in nearest_keys(name, [key for key, _ in fields_of(RetrievalConfig)])
+
+
+def test_nothing_is_suggested_for_a_key_unlike_any_other():
+    assert nearest_keys("qqqq", [key for key, _ in fields_of(VQAConfig)]) == []
+
+
+def test_every_mistake_is_reported_with_its_file_and_line(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "base: base.yaml\ndata:\n  train:\n  - {questoins: a.json}\nevaluation: {test: {mine: {image: b}}}\n"
+    )
+    (tmp_path / "base.yaml").write_text("task: vqa\n\ntrain: {steps: many}\n")
+    with pytest.raises(ConfigError) as error:
+        bind_run(file, ["optim.freeze={vison: true}"])
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    for expected in (
+        f"{file}:3: data.train.0.questoins is not a key of this config; did you mean data.train[].questions?",
+        f"{file}:5: evaluation.test.mine.image is not a key",
+        f"{tmp_path / 'base.yaml'}:3: train.steps = 'many': ",
+        "command line: optim.freeze.vison is not a key of this config; did you mean optim.freeze.vision?",
+    ):
+        assert any(line.startswith(expected) for line in lines), (expected, lines)
+
+
+WITHOUT = """
+import sys
+for name in ("torch", "torchvision", "transformers", "timm", "numpy", "PIL", "pyarrow"):
+    sys.modules[name] = None  # an import of one of them raises ImportError
+"""
+
+
+def test_every_shipped_config_is_bound_without_torch():
+    code = WITHOUT + "from tasks.binding import bind_run\nfor path in sys.argv[1:]: bind_run(path, [])"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, CONFIGS)], cwd=ROOT, capture_output=True, text=True)
+    assert CONFIGS and done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "configs/demo/vqa.yaml", "lr=3"], "did you mean optim.lr"),
+        (["--config", "configs/demo/vqa.yaml", "optim.lr=fast"], "command line: optim.lr = 'fast': "),
+        (["--config", "configs/demo/vqa.yaml", "optim.lr=-1"], "command line: optim.lr = -1: "),
+        (["--config", "configs/demo/vqa.yaml", "--batch-size", "16"], "did you mean data.batch_size=VALUE"),
+        (["doctor", "--config", "configs/demo/vqa.yaml", "lr=3"], "did you mean optim.lr"),
+        (["plan", "--config", "configs/demo/vqa.yaml", "lr=3"], "did you mean optim.lr"),
+        (["reproduce", "--table", "9"], "--table 9: no such cell"),
+    ],
+)
+def test_a_mistake_does_not_wait_for_torch(arguments, message):
+    code = WITHOUT + "import run; sys.exit(run.main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+def test_a_declared_key_needs_no_other_file(tmp_path):
+    """A key that is added to a config class can be set at once."""
+    code = (
+        "from pydantic import create_model; import tasks.config as c; from models.config import LossWeights\n"
+        "c.PretrainConfig = type('P', (c.PretrainConfig,), {'__annotations__': {'loss': create_model('L', "
+        "__base__=LossWeights, extra_loss=(float, 1.0))}})\n"
+        "from tasks.binding import bind_run\n"
+        "assert bind_run('configs/demo/pretrain.yaml', ['loss.extra_loss=2']).config.loss.extra_loss == 2"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
