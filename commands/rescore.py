@@ -51,7 +51,7 @@ def rescore(
     Returns:
         0 every phrase has a prediction; 1 some have none; 2 the files cannot be used
     """
-    run = bind_run(config, overrides)
+    settings = bind_run(config, overrides, "grounding", remedy="pass the config of a grounding run").config
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it, or use another file")
     import numpy as np
@@ -61,11 +61,6 @@ def rescore(
     from tasks.finetune import name_of
     from tasks.grounding import evaluate_phrases
 
-    if run.source.name != "grounding":
-        raise UserError(
-            f"--config {config}: is a config for task {run.source.name}; pass the config of a grounding run"
-        )
-    settings = run.config
     evaluation = settings.evaluation
     splits = {
         name: read_phrases(split, f"evaluation.test.{name}", 0.0, ANY_NUMBER) for name, split in evaluation.test.items()

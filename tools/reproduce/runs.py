@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from engine.manifest import CHECKPOINTS
 from engine.run_files import EVALUATION_FILE
-from launch.command import run_task
+from launch.command import launch
 from launch.placement import Placement
 from tasks import ROOT
 from tasks.job import RunFlags
@@ -52,7 +52,7 @@ class Run:
         flags = RunFlags(
             config=self.config, output=self.folder, resume=not self.evaluates, evaluate=self.evaluates or measure
         )
-        return argv_of(run_task, *self.overrides, *draws, flags=flags, placement=self.placement)
+        return argv_of(launch, *self.overrides, *draws, flags=flags, placement=self.placement)
 
     def identity(self) -> list[str]:
         """Returns the command that identifies finished runs. It does not contain the draws, which change neither weights nor

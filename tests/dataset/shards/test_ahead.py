@@ -41,8 +41,13 @@ def stream(server, monkeypatch, tmp_path):
         config = RemoteConfig(cache=str(tmp_path / cache), ahead=ahead, **remote)
         shards = Shards([f"{server.url}/a.jsonl"], index_folder=tmp_path / "index", remote=config)
         options = {"lanes": 2, "block_records": 20} if order == "blocks" else {}
-        return StreamConfig(files=["a"], batch_size=5, order=order, **options).open(
-            shards, name="images", seed=0, ranks=1, step=2
+        return open_source(
+            StreamConfig(files=["a"], batch_size=5, order=order, **options),
+            shards,
+            name="images",
+            seed=0,
+            ranks=1,
+            step=2,
         )
 
     opened(0, cache="of-index")

@@ -365,13 +365,13 @@ def stream(order: str, **options) -> StreamConfig:
 @pytest.mark.parametrize("order", ["random", "blocks"])
 def test_any_number_of_ranks_reads_the_same_batches_with_each_row_once(opened, tmp_path, order):
     files = [write(tmp_path / "a.parquet", group=7), write(tmp_path / "b.parquet", rows=24, group=3)]
-    whole = stream(order).open(opened(*files), name="images", seed=0, ranks=1, step=4)
+    whole = open_source(stream(order), opened(*files), name="images", seed=0, ranks=1, step=4)
     batches = [[whole.shards.read(record).location for record, _ in whole.samples(number)] for number in range(16)]
     assert len({location for batch in batches for location in batch}) == 64
     for ranks in (2, 4):
         for number in (15, 3, 8):  # starts at any batch, with an empty cache
-            again = stream(order).open(
-                opened(*files, cache=f"{ranks}-{number}"), name="images", seed=0, ranks=ranks, step=4
+            again = open_source(
+                stream(order), opened(*files, cache=f"{ranks}-{number}"), name="images", seed=0, ranks=ranks, step=4
             )
             assert [again.shards.read(record).location for record, _ in again.samples(number)] == batches[number]
 
@@ -392,10 +392,10 @@ def test_large_row_groups_are_rejected_in_a_random_order_with_the_remedy(opened,
     with pytest.raises(UserError, match=naming("b.parquet", "30 rows", "order: blocks", "run.py prepare parquet")):
         open_source(stream("random"), shards, name="images", seed=0, ranks=1, step=1)
     open_source(stream("blocks"), shards, name="images", seed=0, ranks=1, step=4)
-    stream("random").open(opened(str(tmp_path / "a.parquet")), name="images", seed=0, ranks=1, step=1)
+    open_source(stream("random"), opened(str(tmp_path / "a.parquet")), name="images", seed=0, ranks=1, step=1)
     monkeypatch.setattr(base, "RANDOM_ROW_GROUP", 10)
     single = opened(write(tmp_path / "c.parquet", group=1))  # they cannot be made smaller
-    stream("random").open(single, name="images", seed=0, ranks=1, step=1)
+    open_source(stream("random"), single, name="images", seed=0, ranks=1, step=1)
 
 
 def _compare(shards: Shards) -> None:
