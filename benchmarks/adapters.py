@@ -35,7 +35,7 @@ FULL_SIZE_CONFIG = "configs/retrieval/coco_base_4m.yaml"
 def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
     """Estimates the memory of a step of a config on a GPU."""
     run = bind_run(path, list(overrides))
-    config, task = run.config, run.load().task
+    config, task = run.config, run.source.load().task
 
     text = config.model.text
     vocabulary = None if text.knows_vocabulary else len(load_tokenizer(text.encoder, "model.text.encoder"))

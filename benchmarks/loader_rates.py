@@ -189,7 +189,7 @@ def print_needs(
     )
     for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
         run = bind_run(path, [])
-        config, kind = run.config, run.load().task
+        config, kind = run.config, run.source.load().task
         if not config.model.text.knows_vocabulary:
             continue  # its vocabulary size is known only to a tokenizer, which may not be installed
         with torch.device("meta"):

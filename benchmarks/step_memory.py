@@ -111,7 +111,7 @@ class Planned(NamedTuple):
 def estimate(path: str, overrides: list[str], examples: int) -> Planned:
     """Estimates memory and time on this device."""
     run = bind_run(path, overrides)
-    kind = run.load().task
+    kind = run.source.load().task
     config, device = scaled(run.config, examples), accelerator.best_device()
     on_gpu = device.type != "cpu"
     steps = FakeSteps(lambda: _model(kind, config), config.train, config.optim, as_on_gpu=on_gpu)
@@ -148,7 +148,7 @@ def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | 
     device = accelerator.best_device(0)
     if device.type != "cpu":
         run = bind_run(path, overrides)
-        kind = run.load().task
+        kind = run.source.load().task
         config = scaled(run.config, examples)
         steps = RealSteps(lambda: _model(kind, config), config.train, config.optim, device)
         several = config.plan(1).accumulation > 1
@@ -166,7 +166,7 @@ def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | 
 def _steps(path: str, overrides: list[str], examples: int) -> None:
     """Runs two steps: the first creates the optimiser states, the second is measured."""
     run = bind_run(path, overrides)
-    kind = run.load().task
+    kind = run.source.load().task
     config: Any = scaled(run.config, examples)
     torch.manual_seed(0)
     trainer = trainer_of(_model(kind, config), config.train, config.optim, torch.device("cpu"))

@@ -62,7 +62,7 @@ def doctor(
 
     write(f"{run.file}: {run.source.name}\n")
     with process_group() as device:
-        subject = Subject(run, run.config, run.load().task, gpus, output or default_output(run), device)
+        subject = Subject(run, run.config, run.source.load().task, gpus, output or default_output(run), device)
         report = Report(write)
         check_machine(subject, report)
         check_files(subject, report)

@@ -297,7 +297,7 @@ def _official_splits(raw: RawFolder) -> dict[str, Iterable[KnownImage]]:
 
 def _read(path: str, image_sets: ImageSets) -> None:
     run = bind_run(path, [])
-    kind, config = run.load(), run.config
+    kind, config = run.source.load(), run.config
     if isinstance(config, PretrainConfig):
         _read_pretraining(path, config, image_sets)
     elif issubclass(kind.task, FineTuneTask):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import TASKS
-from tasks.kinds import DEFAULT_CONFIG, TaskKind, TaskSource, find_task, task_of_run
+from tasks.kinds import DEFAULT_CONFIG, TaskSource, find_task, task_of_run
 from utils.config import bind
 from utils.config_files import Locations, read_config, why_no_file
 from utils.errors import UserError
@@ -39,10 +39,6 @@ class BoundRun:
     locations: Locations
     config: Any
 
-    def load(self) -> TaskKind:
-        """Imports the classes of the task; see :meth:`tasks.kinds.TaskSource.load`."""
-        return self.source.load()
-
 
 def bind_run(
     config: str | Path | None,
@@ -66,7 +62,11 @@ def bind_run(
     if config is None and task is None:
         raise UserError("pass --task TASK, or --config FILE with the key task")
     source = None if task is None else find_task(task)
-    file = _default_config(source) if config is None and source is not None else Path(str(config))
+    if config is None and source is not None:
+        config = source.default_config
+        if config is None:
+            raise UserError(f"--task {task}: has no {DEFAULT_CONFIG} next to its task.py; pass --config FILE")
+    file = Path(str(config))
     if not file.is_file():
         raise UserError(f"--config {file}: {why_no_file(file)}")
     values, locations = read_config(file, overrides)
@@ -107,12 +107,6 @@ def _task_of(file: Path, config_task: object) -> TaskSource:
     if source is None:
         raise UserError(f"{file}: task is {config_task!r}, not one of {', '.join(TASKS)}; set it, or pass --task TASK")
     return source
-
-
-def _default_config(source: TaskSource) -> Path:
-    if source.default_config is None:
-        raise UserError(f"--task {source.argument}: has no {DEFAULT_CONFIG} next to its task.py; pass --config FILE")
-    return source.default_config
 
 
 def _contradiction(file: Path, config_task: str, task: str, remedy: str) -> UserError:

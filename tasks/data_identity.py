@@ -64,12 +64,11 @@ def _digest(files: Sequence[ShardFile]) -> str:
             state = file.state() if index % step == 0 else ""
             total.update(f"{file} {state}\n".encode())
             continue
-        _add_name(total, file.name, file.stat().st_size)
-        if index % step == 0:
-            _add_content(total, file)
-            for image in _images_named_in(file):
-                _add_name(total, image.name, image.stat().st_size)
-                _add_content(total, image)
+        if index % step:
+            total.update(f"{file.name} {file.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+            continue
+        for sampled in (file, *_images_named_in(file)):
+            _add_file(total, sampled.name, sampled)
     return total.hexdigest()
 
 
@@ -84,9 +83,8 @@ def _digest_of_folder(folder: Path) -> str:
     total = hashlib.sha256(f"{len(names)}\n".encode())
     for name in names[:: max(1, len(names) // SAMPLED_FILES)]:
         with contextlib.suppress(OSError):
-            if stat.S_ISREG((state := os.stat(name)).st_mode):
-                _add_name(total, os.path.relpath(name, folder), state.st_size)
-                _add_content(total, Path(name))
+            if stat.S_ISREG(os.stat(name).st_mode):
+                _add_file(total, os.path.relpath(name, folder), Path(name))
     return total.hexdigest()
 
 
@@ -100,29 +98,20 @@ def _images_named_in(shard: Path) -> list[Path]:
         last = opened.read(BLOCK_BYTES).rstrip(b"\n").rpartition(b"\n")[2]
     images = []
     for line in (first, last):
+        record = None
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-            values = record.values() if isinstance(record, dict) else ()
-            paths = [
-                shard.parent / value for value in values if isinstance(value, str) and len(value) < MAX_PATH_LENGTH
-            ]
-            images += [path for path in paths if _is_file(path)]
+        for value in record.values() if isinstance(record, dict) else ():
+            if isinstance(value, str) and len(value) < MAX_PATH_LENGTH:
+                with contextlib.suppress(OSError, ValueError):  # a name that is too long, or contains a NUL
+                    images += [shard.parent / value] if (shard.parent / value).is_file() else []
     return images
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # the path is too long or contains a NUL
-        return False
-
-
-def _add_name(total: Hash, name: str, size: int) -> None:
-    total.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
-
-
-def _add_content(total: Hash, file: Path) -> None:
+def _add_file(total: Hash, name: str, file: Path) -> None:
+    """Adds the name, the size and a sample of the content of a file."""
     size = file.stat().st_size
+    total.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
     with file.open("rb") as opened:
         for block in range(SAMPLED_BLOCKS):
             opened.seek(max(block * BLOCK_BYTES, (size - BLOCK_BYTES) * block // (SAMPLED_BLOCKS - 1)))

@@ -97,7 +97,7 @@ def run_task(run: BoundRun, flags: RunFlags, kind: TaskKind | None = None, comma
     from utils.distributed import process_group, rank, world_size
 
     config: RunConfig = run.config
-    task_class = (kind or run.load()).task
+    task_class = (kind or run.source.load()).task
     if flags.evaluate and not flags.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
     evaluates_other_weights = flags.evaluate and not flags.resume
@@ -192,7 +192,7 @@ def _train(
     from tasks.checks import check_start
     from tasks.data_identity import data_identity
     from tasks.held_out_media import check_held_out_media
-    from utils.distributed import gather_objects, rank
+    from utils.distributed import on_rank_0, rank
 
     config = task.config
     with stop.ending_immediately(), _watched("the set-up", config, folder):
@@ -210,7 +210,7 @@ def _train(
             folder=folder,
             device=device,
             checkpoint=checkpoint,
-            data=gather_objects(data_identity(config.data) if rank() == 0 else {})[0],
+            data=on_rank_0(lambda: data_identity(config.data)),
             stop=stop,
         )
     trainer.fit()

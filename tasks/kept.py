@@ -4,6 +4,7 @@ vocabulary."""
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -68,14 +69,11 @@ def check_token_ids(config: RunConfig, run: Path | None, weights: Path | None, *
     Raises:
         UserError: if the token ids differ, because words would then get the embeddings of other words.
     """
-    fault = _token_id_fault(config, run, weights, resumes) if distributed.rank() == 0 else None
-    if fault := distributed.gather_objects(fault)[0]:
-        raise UserError(fault)
+    if resumes or not (config.init.new_text or config.init.text is not None):
+        distributed.on_rank_0(partial(_compare_token_ids, config, run, weights, resumes))
 
 
-def _token_id_fault(config: RunConfig, run: Path | None, weights: Path | None, resumes: bool) -> str | None:
-    if not resumes and (config.init.new_text or config.init.text is not None):
-        return None
+def _compare_token_ids(config: RunConfig, run: Path | None, weights: Path | None, resumes: bool) -> None:
     encoder, kept = config.model.text.encoder, None if run is None else run / TOKENIZER
     trained_with = None if weights is None else trained_token_ids(weights)
     copy = None if kept is None or not kept.is_dir() else _readable(kept)
@@ -85,23 +83,23 @@ def _token_id_fault(config: RunConfig, run: Path | None, weights: Path | None, r
         )
         copy = None
     if copy is None and trained_with is None:
-        return None
+        return
     configured = _readable(encoder)
     if configured is None:
-        return None
+        return
     other = "start another run" if resumes else "set the new text encoder with init.text, or init.new_text=true"
     if copy is not None:
         difference = difference_of_tokenizers(configured, copy)
         if difference is None:
-            return None
+            return
         remedy = "restore the earlier tokenizer" if resumes else f"set model.text.encoder={kept}"
-        return (
+        raise UserError(
             f"model.text.encoder: the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained "
             f"with, which is kept in {kept}: {difference}; {remedy}, or {other}"
         )
     if trained_with is not None and has_token_ids(configured, trained_with):
-        return None
-    return (
+        return
+    raise UserError(
         f"model.text.encoder: the token ids of {encoder} differ from the token ids used to train {weights}, so words would "
         f"get the embeddings of other words; restore the earlier tokenizer, or {other}"
     )

@@ -11,7 +11,6 @@ from dataset.shards.remote.hub import pinned
 from utils import distributed
 from utils.addresses import is_hub
 from utils.config import Config
-from utils.errors import UserError
 from utils.files import read_json, write_text
 from utils.inputs import inputs_of, with_shards
 
@@ -42,24 +41,15 @@ def with_pinned_data(config: C, run: Path, *, resumes: bool, ignored_sections: t
     }
     if not entries:
         return config
-    local = _pins(entries, run / PINS, resumes) if distributed.rank() == 0 else None
-    from_rank_0 = distributed.gather_objects(local)[0]
-    assert from_rank_0 is not None
-    pins, error = from_rank_0
-    if error is not None:
-        raise UserError(error)
-    return with_shards(config, lambda entry: pins.get(entry, entry))
 
-
-def _pins(entries: dict[str, str], file: Path, resumes: bool) -> tuple[dict[str, str], str | None]:
-    """Returns a map from entries to entries with a commit, and the error, or None."""
-    try:
-        kept = read_json(file) if resumes else {}
-    except (OSError, ValueError):  # written by an older version, or damaged
-        kept = {}
-    try:
+    def pin() -> dict[str, str]:
+        try:
+            kept = read_json(run / PINS) if resumes else {}
+        except (OSError, ValueError):  # written by an older version, or damaged
+            kept = {}
         pins = {entry: kept.get(entry) or pinned(entry, key) for entry, key in entries.items()}
-    except UserError as error:
-        return {}, str(error)
-    write_text(file, json.dumps(pins, indent=2) + "\n")
-    return pins, None
+        write_text(run / PINS, json.dumps(pins, indent=2) + "\n")
+        return pins
+
+    pins = distributed.on_rank_0(pin)
+    return with_shards(config, lambda entry: pins.get(entry, entry))

@@ -140,9 +140,7 @@ def execute(command: Callable[..., int] | CommandLine, argv: Sequence[str], name
     Raises:
         UserError: if the command line is invalid, or if the command raises such an error.
     """
-    command, argv, name = _subcommand(command, argv, name)
-    command = command if isinstance(command, CommandLine) else command_line(command, name)
-    function, bound = parse_arguments(command, argv, name, keys)
+    command, function, bound = _parsed(command, argv, name, keys)
     status = function(*bound.args, **bound.kwargs)
     if status is None:  # cyclopts has printed the help
         sys.stdout.write(command.end_of_help)
@@ -158,22 +156,32 @@ def parse_arguments(
     Raises:
         UserError: if the command line is invalid.
     """
-    command, argv, name = _subcommand(command, argv, name)
-    app = (command if isinstance(command, CommandLine) else command_line(command, name)).app
-    arguments = list(map(_converted, argv))
-    _reject_values_of_switches(app, arguments)
-    try:
-        function, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False, verbose=False)
-    except CycloptsError as error:
-        raise UserError(_message(error, app, keys)) from None
+    _, function, bound = _parsed(command, argv, name, keys)
     return function, bound
 
 
-def _converted(text: str) -> str:
-    """Replaces a lone dash by the path of standard input, and marks values that begin with a dash."""
-    if text == "-":
-        return STANDARD_INPUT
-    return DashedText(text) if text.startswith("-") and " " in text.partition("=")[0] else text
+def _parsed(
+    command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Keys
+) -> tuple[CommandLine, Callable[..., int | None], inspect.BoundArguments]:
+    """Parses the arguments of a command or of its subcommand; see :func:`parse_arguments`."""
+    if argv and (subcommand := subcommands_of(command).get(argv[0])) is not None:
+        return _parsed(subcommand.load(), argv[1:], f"{name} {argv[0]}", keys)
+    command = command if isinstance(command, CommandLine) else command_line(command, name)
+    # A lone dash is standard input. Values that begin with a dash are marked, because cyclopts would take them for flags.
+    arguments = [
+        STANDARD_INPUT
+        if text == "-"
+        else DashedText(text)
+        if text.startswith("-") and " " in text.partition("=")[0]
+        else text
+        for text in argv
+    ]
+    _reject_values_of_switches(command.app, arguments)
+    try:
+        function, bound, _ = command.app.parse_args(arguments, exit_on_error=False, print_error=False, verbose=False)
+    except CycloptsError as error:
+        raise UserError(_message(error, command.app, keys)) from None
+    return command, function, bound
 
 
 def _reject_values_of_switches(app: App, arguments: Sequence[str]) -> None:
@@ -187,22 +195,13 @@ def _reject_values_of_switches(app: App, arguments: Sequence[str]) -> None:
             raise UserError(f"{name} takes no value; remove {values[name]!r}")
 
 
-def _subcommand(
-    command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str
-) -> tuple[Callable[..., int] | CommandLine, Sequence[str], str]:
-    """If the first argument names a subcommand, returns the subcommand, the remaining arguments and the subcommand's full name.
-    Otherwise, returns the inputs."""
-    subcommands = subcommands_of(command)
-    if argv and argv[0] in subcommands:
-        return _subcommand(subcommands[argv[0]].load(), argv[1:], f"{name} {argv[0]}")
-    return command, argv, name
-
-
 def command_line(command: Callable[..., int], name: str) -> CommandLine:
     """Builds the command line of a command named ``name``."""
+    # The help is the docstring up to its first section, with each paragraph on one line, since the help wraps lines itself.
+    text = re.split(r"^\w+:\n", inspect.getdoc(command) or "", maxsplit=1, flags=re.MULTILINE)[0]
     app = App(
         name=name,
-        help=_description(command),
+        help=re.sub(r"(?<=\S)\n(?=\S)", " ", text).strip(),
         help_format="plaintext",
         version_flags=(),
         default_parameter=Parameter(negative=(), json_list=False, show_default=_shown_default),
@@ -263,13 +262,6 @@ def _in_dataclass(values: dict[str, Any], name: str, default: Any) -> Any:
     """Returns the value of a flag that is a field of a dataclass."""
     sections = (value for value in values.values() if is_dataclass(value))
     return next((getattr(section, name) for section in sections if hasattr(section, name)), default)
-
-
-def _description(command: Callable[..., Any]) -> str:
-    """Returns the docstring up to its first section, with each paragraph on one line. (The help wraps lines to the width of the
-    terminal.)"""
-    text = re.split(r"^\w+:\n", inspect.getdoc(command) or "", maxsplit=1, flags=re.MULTILINE)[0]
-    return re.sub(r"(?<=\S)\n(?=\S)", " ", text).strip()
 
 
 def _end_of_help(command: Callable[..., Any]) -> Iterator[str]:

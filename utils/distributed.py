@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from utils import accelerator
-from utils.errors import PeerLostError
+from utils.errors import PeerLostError, UserError
 from utils.processes import TIMEOUT_MIN, die_with_parent
 from utils.rank_variables import check_rank
 
@@ -80,6 +80,25 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_rank_0(compute: Callable[[], T]) -> T:
+    """Calls ``compute`` on rank 0, and returns its small and picklable result on every rank.
+
+    Raises:
+        UserError: on every rank, if ``compute`` raises it.
+    """
+    result: T | None = None
+    error: UserError | None = None
+    if rank() == 0:
+        try:
+            result = compute()
+        except UserError as raised:
+            error = raised
+    result, error = gather_objects((result, error))[0]
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def built_on_rank_0() -> AbstractContextManager[Any]:

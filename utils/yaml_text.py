@@ -57,7 +57,7 @@ def parse(text: str) -> tuple[Any, Lines]:
     root = _compose(text)
     if root is None:
         return None, {}
-    _Bounds().check(root)
+    _check_size(root, {}, set())
     lines: Lines = {}
     return _value(root, (), lines), lines
 
@@ -118,58 +118,54 @@ def _line_of(error: MarkedYAMLError) -> int:
     return mark.line + 1 if mark else 1
 
 
-class _Bounds:
-    """Rejects a node graph that contains itself, or that is too large or too deep once its aliases are expanded."""
+def _check_size(node: Node, known: dict[int, tuple[int, int]], open_nodes: set[int]) -> tuple[int, int]:
+    """Returns the number of values in a node and their depth, both with expanded aliases.
 
-    def __init__(self) -> None:
-        self.sizes: dict[int, tuple[int, int]] = {}
-        self.open: set[int] = set()
+    Args:
+        node: the node.
+        known: the results by ``id``, so that each node is visited once, however many aliases it has.
+        open_nodes: ids of the nodes that contain this node.
 
-    def check(self, node: Node) -> tuple[int, int]:
-        """Returns the number of values in a node and their depth. Each node is visited once, however many aliases it has."""
-        if id(node) in self.open:
-            raise YamlError(_line(node), f"&{node.anchor} contains itself by *{node.anchor}; write out the value")
-        if id(node) not in self.sizes:
-            self.open.add(id(node))
-            children = [self.check(child) for child in _children(node)]
-            size, depth = 1 + sum(child[0] for child in children), 1 + max((child[1] for child in children), default=0)
-            if size > MAX_NODES:
-                raise YamlError(_line(node), _TOO_MANY)
-            if depth > MAX_DEPTH:
-                raise YamlError(_line(node), _TOO_DEEP)
-            self.open.remove(id(node))
-            self.sizes[id(node)] = size, depth
-        return self.sizes[id(node)]
-
-
-def _children(node: Node) -> list[Node]:
-    if isinstance(node, MappingNode):
-        return [part for pair in node.value for part in pair]
-    return node.value if isinstance(node, SequenceNode) else []
-
-
-def _line(node: Node) -> int:
-    return node.start_mark.line + 1
+    Raises:
+        YamlError: if the node contains itself, or is too large or too deep.
+    """
+    line = node.start_mark.line + 1
+    if id(node) in open_nodes:
+        raise YamlError(line, f"&{node.anchor} contains itself by *{node.anchor}; write out the value")
+    if id(node) not in known:
+        children: list[Node] = []
+        if isinstance(node, MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, SequenceNode):
+            children = node.value
+        sizes = [_check_size(child, known, open_nodes | {id(node)}) for child in children]
+        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+        if size > MAX_NODES:
+            raise YamlError(line, _TOO_MANY)
+        if depth > MAX_DEPTH:
+            raise YamlError(line, _TOO_DEEP)
+        known[id(node)] = size, depth
+    return known[id(node)]
 
 
 def _value(node: Node, path: KeyPath, lines: Lines) -> Any:
     """Returns the plain value of the node at ``path``, and adds the lines of its keys to ``lines``."""
-    tag = _tag(node)
+    line, tag = node.start_mark.line + 1, str(node.tag).removeprefix(_TAG)
     if isinstance(node, MappingNode) and tag == "map":
         values = {}
         for key, (key_node, value_node) in _pairs(node).items():
-            lines[(*path, key)] = _line(key_node)
+            lines[(*path, key)] = key_node.start_mark.line + 1
             values[key] = _value(value_node, (*path, key), lines)
         return values
     if isinstance(node, SequenceNode) and tag == "seq":
         return [_value(child, path, {}) for child in node.value]
     if isinstance(node, ScalarNode) and tag in _SCALARS:
-        return _scalar(node, tag)
-    raise YamlError(_line(node), f"the tag {node.tag} does not make a plain value here; remove it")
-
-
-def _tag(node: Node) -> str:
-    return str(node.tag).removeprefix(_TAG)
+        try:
+            return _SCALARS[tag](node.value, line)
+        except (ValueError, KeyError, IndexError):
+            name = _NAMES.get(tag, tag)
+            raise YamlError(line, f"{_short(node.value)} is not a valid {name}; quote it if it is text") from None
+    raise YamlError(line, f"the tag {node.tag} does not make a plain value here; remove it")
 
 
 def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
@@ -179,19 +175,19 @@ def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
     merged: list[MappingNode] = []
     merge_line = 0
     for key_node, value_node in node.value:
-        if isinstance(key_node, ScalarNode) and _tag(key_node) == "merge":
+        line = key_node.start_mark.line + 1
+        if isinstance(key_node, ScalarNode) and str(key_node.tag) == f"{_TAG}merge":
             if merge_line:
-                raise YamlError(
-                    _line(key_node), f"found duplicate key '<<', first on line {merge_line}; merge a list of aliases"
-                )
-            merge_line = _line(key_node)
-            merged = _merged(key_node, value_node)
+                raise YamlError(line, f"found duplicate key '<<', first on line {merge_line}; merge a list of aliases")
+            merge_line = line
+            merged = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
+            if not all(isinstance(source, MappingNode) for source in merged):
+                raise YamlError(line, "<< merges a mapping or a list of mappings; write an alias of one, such as *name")
             continue
-        key = _key(key_node)
+        key = _key(key_node, line)
         if key in pairs:
-            raise YamlError(
-                _line(key_node), f"found duplicate key {key!r}, first on line {_line(pairs[key][0])}; keep one of them"
-            )
+            first = pairs[key][0].start_mark.line + 1
+            raise YamlError(line, f"found duplicate key {key!r}, first on line {first}; keep one of them")
         pairs[key] = (key_node, value_node)
     for source in merged:
         for key, pair in _pairs(source).items():
@@ -199,71 +195,52 @@ def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
     return pairs
 
 
-def _merged(key_node: Node, value_node: Node) -> list[MappingNode]:
-    sources = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
-    if not all(isinstance(source, MappingNode) for source in sources):
-        raise YamlError(
-            _line(key_node), "<< merges a mapping or a list of mappings; write an alias of one, such as *name"
-        )
-    return list(sources)
-
-
-def _key(node: Node) -> str:
-    if not isinstance(node, ScalarNode) or _tag(node) not in ("str", "int", "float", "bool", "timestamp"):
+def _key(node: Node, line: int) -> str:
+    tag = str(node.tag).removeprefix(_TAG)
+    if not isinstance(node, ScalarNode) or tag not in ("str", "int", "float", "bool", "timestamp"):
         kind = "a mapping" if isinstance(node, MappingNode) else "a list" if isinstance(node, SequenceNode) else "null"
-        kind = kind if _tag(node) in ("map", "seq", "null") else f"tagged {node.tag}"
-        raise YamlError(_line(node), f"a key is {kind}; keys are names")
+        kind = kind if tag in ("map", "seq", "null") else f"tagged {node.tag}"
+        raise YamlError(line, f"a key is {kind}; keys are names")
     if len(node.value) > MAX_KEY:
-        raise YamlError(
-            _line(node), f"a key has {len(node.value):,} characters, more than {MAX_KEY}; is this a config?"
-        )
-    return _text(node)
+        raise YamlError(line, f"a key has {len(node.value):,} characters, more than {MAX_KEY}; is this a config?")
+    return _text(node.value, line)
 
 
-def _scalar(node: ScalarNode, tag: str) -> Any:
-    try:
-        return _SCALARS[tag](node)
-    except (ValueError, KeyError, IndexError):
-        raise YamlError(
-            _line(node), f"{_short(node.value)} is not a valid {_NAMES.get(tag, tag)}; quote it if it is text"
-        ) from None
-
-
-def _text(node: ScalarNode) -> str:
-    value = str(node.value)
+def _text(value: str, line: int) -> str:
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise YamlError(_line(node), f"{_short(value)} contains a character that is not allowed in text; remove it")
-    return value
+        raise YamlError(line, f"{_short(value)} contains a character that is not allowed in text; remove it")
+    return str(value)
 
 
-def _integer(node: ScalarNode) -> int:
-    text = node.value.replace("_", "").lower()
-    digits = text.lstrip("+-")
-    base = {"0x": 16, "0o": 8, "0b": 2}.get(digits[:2], 10)
+def _integer(value: str, line: int) -> int:
+    text = value.replace("_", "").lower()
+    base = {"0x": 16, "0o": 8, "0b": 2}.get(text.lstrip("+-")[:2], 10)
     number = int(text, base) if len(text) <= 100 else None  # int() refuses thousands of digits
     if number is None or number not in _INTEGERS:
-        raise YamlError(_line(node), f"{_short(node.value)} does not fit into 64 bits; use a smaller number")
+        raise YamlError(line, f"{_short(value)} does not fit into 64 bits; use a smaller number")
     return number
 
 
-def _float(node: ScalarNode) -> float:
-    text = node.value.replace("_", "").lower()
+def _float(value: str, line: int) -> float:
+    text = value.replace("_", "").lower()
     if text.lstrip("+-") in (".inf", ".nan"):
         return float(text.replace(".", ""))
     number = float(text)
     if math.isinf(number):
-        raise YamlError(_line(node), f"{_short(node.value)} is beyond the range of a float; use a smaller number")
+        raise YamlError(line, f"{_short(value)} is beyond the range of a float; use a smaller number")
     return number
 
 
 _SCALARS: Mapping[str, Any] = {
     "str": _text,
     "timestamp": _text,
-    "null": lambda node: None,
-    "bool": lambda node: {"true": True, "false": False}[node.value.lower()],
+    "null": lambda value, line: None,
+    "bool": lambda value, line: {"true": True, "false": False}[value.lower()],
     "int": _integer,
     "float": _float,
 }
+"""For each tag, a function of the text of a scalar and its line."""
+
 _NAMES = {"int": "integer", "float": "number", "bool": "boolean"}
 
 

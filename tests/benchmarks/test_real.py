@@ -114,7 +114,7 @@ def test_every_starting_point_is_trained_for_the_same_number_of_steps(task, monk
     monkeypatch.chdir(ROOT)
     configs = {
         name: load_config(
-            real_gain.CONFIGS[task], overrides, bind_run(real_gain.CONFIGS[task], overrides, None).load().config
+            real_gain.CONFIGS[task], overrides, bind_run(real_gain.CONFIGS[task], overrides, None).source.load().config
         )
         for name, overrides in real_gain.initialisations(real_gain.CONFIGS[task]).items()
     }

@@ -66,7 +66,7 @@ class Steps:
         self.accumulation, self.overrides = accumulation, overrides
 
     def __call__(self) -> dict[str, Any]:
-        schema, kind = bind_run(BASE, []).load()[:2]
+        schema, kind = bind_run(BASE, []).source.load()[:2]
         config = load_config(BASE, [*SMALL, *SIZES, *self.overrides], schema)
         model = kind.build_model(config, None)
         trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
@@ -93,7 +93,7 @@ class Steps:
 )
 def test_ranks_with_sharded_weights_send_the_bytes_of_the_formula(tmp_path, ranks, accumulation, overrides):
     """The padding of shards is excluded."""
-    schema, kind = bind_run(BASE, []).load()[:2]
+    schema, kind = bind_run(BASE, []).source.load()[:2]
     config = load_config(BASE, [*SMALL, *SIZES, *overrides], schema)
     model = kind.build_model(config, None)
     if "optim.freeze.vision=true" in overrides:

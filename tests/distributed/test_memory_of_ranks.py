@@ -42,7 +42,7 @@ PAIR = 20
 
 
 def setting(overrides: tuple[str, ...], sizes: Sequence[str] = SIZES) -> tuple[Any, Any]:
-    schema, kind = bind_run(BASE, []).load()[:2]
+    schema, kind = bind_run(BASE, []).source.load()[:2]
     config = load_config(BASE, [*sizes, *overrides], schema)
     return config, partial(kind.build_model, config, None)
 

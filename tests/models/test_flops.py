@@ -73,7 +73,7 @@ FINE_TUNING = {
 def made(name: str, overrides: list[str]):
     """Model and micro-batch of a config. The batch has no padding."""
     path = ROOT / "configs" / f"{name}.yaml"
-    schema, kind = bind_run(path, overrides).load()[:2]
+    schema, kind = bind_run(path, overrides).source.load()[:2]
     config = load_config(path, [*MODEL, *overrides], schema)
     torch.manual_seed(0)
     model = kind.build_model(config, None)
@@ -202,7 +202,7 @@ def test_the_step_of_the_published_base_run_equals_a_hand_computed_count():
     """One forward pass of 128 pairs and 128 regions in 50 images, with texts of 13 and 6 tokens, takes 4.3e12
     multiply-accumulates. The vision encoder takes 3.13e12 of them: 178 images at 17.56e9 each."""
     path = ROOT / "configs/pretrain/base_4m.yaml"
-    schema, kind = bind_run(path, []).load()[:2]
+    schema, kind = bind_run(path, []).source.load()[:2]
     config = load_config(path, ["data.text.max_tokens=13"], schema)
     with torch.device("meta"):
         model = kind.build_model(config, None)

@@ -126,7 +126,7 @@ def test_published_models_have_one_head_per_64_of_width():
     "key", ["model.vision.depth", "model.fusion.layers", "model.vision.width", "model.vision.heads"]
 )
 def test_an_absurd_size_is_rejected_before_anything_is_built(key):
-    schema, _ = bind_run("configs/demo/grounding.yaml", [], None).load()[:2]
+    schema, _ = bind_run("configs/demo/grounding.yaml", [], None).source.load()[:2]
     with pytest.raises(ConfigError, match=rf"{key}.*10000000"):
         load_config("configs/demo/grounding.yaml", [f"{key}=10000000"], schema)
 

@@ -69,7 +69,7 @@ def expected_of(config: str) -> dict[str, Expected]:
 
 def load(path: Path, *overrides: str) -> Config:
     """The bound config of a file."""
-    return load_config(path, overrides, bind_run(path, list(overrides)).load().config)
+    return load_config(path, overrides, bind_run(path, list(overrides)).source.load().config)
 
 
 @cache

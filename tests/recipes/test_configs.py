@@ -29,7 +29,7 @@ def task_of(path: Path) -> str:
 
 @cache
 def load(path: Path, *overrides: str) -> Config:
-    return load_config(path, overrides, bind_run(path, []).load().config)
+    return load_config(path, overrides, bind_run(path, []).source.load().config)
 
 
 TOTALS: dict[tuple[object, ...], int] = {}
@@ -45,7 +45,7 @@ def total(path: Path, *overrides: str) -> int:
     built_from = (type(config), config.model_dump_json(include={"model", "loss"}), weights, objective)
     if built_from not in TOTALS:
         with torch.device("meta"):
-            model = bind_run(path, []).load().task.build_model(config, config.model.text.arch.vocab_size or 200)
+            model = bind_run(path, []).source.load().task.build_model(config, config.model.text.arch.vocab_size or 200)
         TOTALS[built_from] = sum(parameter.numel() for parameter in model.parameters())
     return TOTALS[built_from]
 
@@ -151,7 +151,7 @@ def test_the_resolved_config_survives_the_round_trip(path, tmp_path):
     config = load(path)
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_config(config))
-    assert load_config(copy, [], bind_run(path, []).load().config) == config
+    assert load_config(copy, [], bind_run(path, []).source.load().config) == config
 
 
 @pytest.mark.parametrize("size", ["base", "large"])

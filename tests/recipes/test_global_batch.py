@@ -24,7 +24,7 @@ def gpus(path: Path) -> int | None:
 
 
 def load(path: Path) -> Config:
-    return load_config(path, [], bind_run(path, []).load().config)
+    return load_config(path, [], bind_run(path, []).source.load().config)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)

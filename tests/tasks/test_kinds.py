@@ -63,16 +63,16 @@ def test_each_row_of_the_table_is_a_task_with_its_own_config(name):
 
 
 def test_a_config_names_its_task():
-    assert bind_run(ROOT / "configs/demo/nlvr.yaml", []).load()[:2] == (NLVRConfig, NLVRTask)
-    assert bind_run(ROOT / "configs/demo/nlvr.yaml", [], "nlvr").load()[:2] == (NLVRConfig, NLVRTask)
-    assert bind_run(ROOT / "configs/demo/vqa_clips.yaml", []).load().task is VideoQATask
-    assert bind_run(ROOT / "configs/demo/vqa.yaml", []).load().task is VQATask
+    assert bind_run(ROOT / "configs/demo/nlvr.yaml", []).source.load()[:2] == (NLVRConfig, NLVRTask)
+    assert bind_run(ROOT / "configs/demo/nlvr.yaml", [], "nlvr").source.load()[:2] == (NLVRConfig, NLVRTask)
+    assert bind_run(ROOT / "configs/demo/vqa_clips.yaml", []).source.load().task is VideoQATask
+    assert bind_run(ROOT / "configs/demo/vqa.yaml", []).source.load().task is VQATask
 
 
 def test_vqa_accepts_configs_of_video_qa_and_keeps_its_name():
     choice = bind_run(ROOT / "configs/demo/vqa_clips.yaml", [], "vqa")
     assert choice.source.name == "vqa"
-    assert choice.load().task is VideoQATask
+    assert choice.source.load().task is VideoQATask
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_an_unreadable_config_is_not_reported_as_lacking_a_task(tmp_path):
 @pytest.mark.slow
 def test_a_task_imports_no_other_task():
     code = (
-        "import sys; from tasks.binding import bind_run; bind_run('configs/demo/nlvr.yaml', []).load(); "
+        "import sys; from tasks.binding import bind_run; bind_run('configs/demo/nlvr.yaml', []).source.load(); "
         "assert 'tasks.nlvr' in sys.modules; assert 'tasks.captioning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -117,7 +117,7 @@ def test_a_folder_is_a_task_with_its_name_and_its_config(tmp_path):
     folder = outside(tmp_path / "counting_apples", task, words="WORDS = 'one two'")
     choice = bind_run(None, [], str(folder))
     assert (choice.source.name, choice.file) == ("counting_apples", folder / "config.yaml")
-    kind = choice.load()
+    kind = choice.source.load()
     assert kind.task.words == "one two"
     assert kind.task.__module__ == "counting_apples.task"
     assert pickle.loads(pickle.dumps(kind.task)) is kind.task
@@ -214,9 +214,9 @@ def test_an_outside_task_rejects_a_config_of_a_built_in_task(tmp_path):
     )
     folder = outside(tmp_path / "counting_h", own)
     with pytest.raises(UserError, match=naming("vqa.yaml", "task vqa", f"--task {folder}")):
-        bind_run(ROOT / "configs/demo/vqa.yaml", [], str(folder)).load()[:2]
+        bind_run(ROOT / "configs/demo/vqa.yaml", [], str(folder)).source.load()[:2]
     (folder / "config.yaml").write_text(f"base: {ROOT}/configs/demo/nlvr.yaml\ntask: counting\n")
-    assert bind_run(None, [], str(folder)).load().task.__name__ == "CountingTask"
+    assert bind_run(None, [], str(folder)).source.load().task.__name__ == "CountingTask"
 
 
 def test_a_task_without_the_parameter_for_the_plan_is_reported(tmp_path):

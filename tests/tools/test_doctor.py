@@ -470,7 +470,7 @@ def test_an_unusable_held_out_record_of_pre_training_is_rejected(doctor, argumen
 
 def tiny_weights(argv: list[str]) -> dict[str, torch.Tensor]:
     path, overrides = argv[1], [each for each in argv[2:] if "=" in each]
-    schema, task = bind_run(path, overrides, None).load()[:2]
+    schema, task = bind_run(path, overrides, None).source.load()[:2]
     return task.build_model(load_config(path, overrides, schema), 210).state_dict()
 
 

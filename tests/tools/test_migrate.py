@@ -119,7 +119,11 @@ def test_a_released_config_becomes_the_config_of_the_same_run(name):
 
 def load_values(result: Migrated) -> dict[str, Any]:
     task = result.values["task"]
-    return bind_run(None, [], task).load().config.model_validate(result.values).model_dump(mode="json") if task else {}
+    return (
+        bind_run(None, [], task).source.load().config.model_validate(result.values).model_dump(mode="json")
+        if task
+        else {}
+    )
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -203,7 +207,9 @@ def test_every_converted_value_comes_from_the_file():
 
 def test_every_key_of_ours_in_the_table_exists():
     known = {
-        path for task in RUNS for path, _ in fields_of(bind_run(None, [], RUNS[task][0].split("/")[0]).load().config)
+        path
+        for task in RUNS
+        for path, _ in fields_of(bind_run(None, [], RUNS[task][0].split("/")[0]).source.load().config)
     }
     known |= {path for task in ("retrieval", "nlvr", "video_qa") for path, _ in fields_of(kind(task))}
     requested = {key.our_key for key in KEYS if key.our_key}

@@ -75,7 +75,7 @@ def sized_by_hand(*flags: str) -> Planner:
 
 
 def test_the_streams_of_a_micro_batch_keep_their_proportions():
-    schema, _ = bind_run(BASE, []).load()[:2]
+    schema, _ = bind_run(BASE, []).source.load()[:2]
     sizes = batch_sizes(scaled(load_config(BASE, [], schema), 64))
     assert sizes == {"data.images.batch_size": 64, "data.regions.batch_size": 64, "data.regions.max_images": 25}
 
@@ -104,7 +104,7 @@ def test_a_run_with_the_keys_of_a_plan_makes_its_global_batch(fixed):
     plan = sized_by_hand("--config", BASE, "--gpus", "2", "--memory", "1.9", "--global-batch", "1024", fixed).plan()
     overrides = [f"{key}={value}" for key, value in plan.overrides.items()]
     assert as_table(plan).endswith(f"run with: {' '.join(overrides)}")
-    config = load_config(BASE, [fixed, *overrides], bind_run(BASE, []).load().config)
+    config = load_config(BASE, [fixed, *overrides], bind_run(BASE, []).source.load().config)
     assert config.plan(2).accumulation == plan.chosen.accumulation > 1
     assert config.data.micro_batch.size * 2 * plan.chosen.accumulation == 1024
 
@@ -218,7 +218,7 @@ def test_mistakes_are_reported_in_one_line_with_status_2(capsys):
 
 
 def test_the_time_of_a_step_is_measured_by_running_it():
-    schema, kind = bind_run(BASE, []).load()[:2]
+    schema, kind = bind_run(BASE, []).source.load()[:2]
     config = scaled(load_config(BASE, [*SMALL, "train.precision=fp32"], schema), 4)
     run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert 0 < run.seconds(lambda model: synthetic_batch(config, model)) < 60

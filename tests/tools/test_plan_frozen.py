@@ -29,7 +29,7 @@ def planner(*overrides: str) -> Planner:
 
 def memory(*overrides: str) -> StepMemory:
     """The memory of a step on four images."""
-    schema, kind = bind_run(BASE, []).load()[:2]
+    schema, kind = bind_run(BASE, []).source.load()[:2]
     config = scaled(load_config(BASE, [*DEEP, *overrides], schema), 4)
     steps = FakeSteps(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=True)
     return steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=True)
@@ -83,7 +83,7 @@ def test_an_encoder_that_is_unfrozen_later_is_planned_as_trained_with_a_note():
 
 
 def test_measured_steps_have_frozen_encoders():
-    schema, kind = bind_run(BASE, []).load()[:2]
+    schema, kind = bind_run(BASE, []).source.load()[:2]
     config = scaled(load_config(BASE, [*DEEP, "train.precision=fp32", "optim.freeze.vision=true"], schema), 2)
     run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert run.seconds(lambda model: synthetic_batch(config, model)) > 0
@@ -95,7 +95,7 @@ def test_measured_steps_have_frozen_encoders():
 @pytest.mark.parametrize(("freeze", "spared"), [("true", 2), ("1000", 0)])
 def test_the_doctor_counts_checkpoints_without_states_of_parts_that_never_train(freeze, spared):
     """A checkpoint after an unfreezing has the states of all parts."""
-    schema, kind = bind_run(BASE, []).load()[:2]
+    schema, kind = bind_run(BASE, []).source.load()[:2]
     subject = SimpleNamespace(tokenizer=None, task=kind, model=None)
     sizes = {}
     for value in ("false", freeze):

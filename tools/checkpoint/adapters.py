@@ -126,7 +126,7 @@ def _frozen_parts(config: Path) -> tuple[str, ...]:
 def _model_on(folder: Path, base: str, metadata: Mapping[str, Any]) -> Any:
     """Builds the model of a run's config with the weights ``base``, from which the run started, and with new adapters."""
     run = bind_run(folder / CONFIG_FILE, [])
-    task = run.load().task
+    task = run.source.load().task
     if not expanded(base).exists():
         raise UserError(f"--base {base}: no such file or folder; pass the weights that the run started from")
     if run.config.init.checkpoint is None:

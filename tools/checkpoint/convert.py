@@ -93,7 +93,7 @@ def _check_config(file: Path, config: str | None, found: Recognised) -> bool | N
         return None
     run = bind_run(config, [])
     with torch.device("meta"):
-        model = run.load().task.build_model(run.config, found.words)
+        model = run.source.load().task.build_model(run.config, found.words)
         report = load_weights(model, file)
     if report.fresh:
         raise UserError(

@@ -48,7 +48,7 @@ class Planner:
     def __init__(self, run: BoundRun, flags: PlanFlags):
         self.flags, self.path = flags, run.file
         self.ranks = flags.gpus_per_node * (flags.nodes or 1)
-        self.config, self.task = run.config, run.load().task
+        self.config, self.task = run.config, run.source.load().task
         self.leading = next(iter(batch_sizes(self.config).values()))
         """Number of examples of the leading stream (the first stream of the config) in a micro-batch."""
         self.target = Target(flags, self.config.train)
