@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import optim
 from engine import trainer
 from engine.parallel.ddp import DataParallel
 from engine.run_folder import RunFolder
 from engine.watch import Watch
+from optim import groups
 from tasks.config import PretrainConfig
 from tests.engine.frozen import (
     Encoders,
@@ -86,9 +86,9 @@ def test_freezing_equals_a_learning_rate_of_zero(tmp_path, tiny_overrides, monke
     with sdpa_kernel(SDPBackend.MATH):  # attention uses different kernels with and without gradients
         run = pretraining(tmp_path / "frozen", tiny_overrides, *overrides, frozen(*parts))
         run.fit()
-        rate = optim.learning_rate
+        rate = groups.learning_rate
         monkeypatch.setattr(
-            optim, "learning_rate", lambda name, *rest: 0.0 if part_of(name) in parts else rate(name, *rest)
+            groups, "learning_rate", lambda name, *rest: 0.0 if part_of(name) in parts else rate(name, *rest)
         )
         still = pretraining(tmp_path / "still", tiny_overrides, *overrides)
         still.fit()
