@@ -21,7 +21,6 @@ from tests.tools.test_plan import BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
 from tools.steps.communication import StepSizes
 from tools.steps.fake import trainable, trainer_of
-from utils.config import load_config
 from utils.tensors import tensor_bytes
 
 SIZES = [
@@ -66,8 +65,9 @@ class Steps:
         self.accumulation, self.overrides = accumulation, overrides
 
     def __call__(self) -> dict[str, Any]:
-        schema, kind = bind_run(BASE, []).source.load()[:2]
-        config = load_config(BASE, [*SMALL, *SIZES, *self.overrides], schema)
+        bound = bind_run(BASE, [*SMALL, *SIZES, *self.overrides])
+        kind = bound.source.load().task
+        config = bound.config
         model = kind.build_model(config, None)
         trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
         batches = [synthetic_batch(config, model) for _ in range(self.accumulation)]
@@ -93,8 +93,9 @@ class Steps:
 )
 def test_ranks_with_sharded_weights_send_the_bytes_of_the_formula(tmp_path, ranks, accumulation, overrides):
     """The padding of shards is excluded."""
-    schema, kind = bind_run(BASE, []).source.load()[:2]
-    config = load_config(BASE, [*SMALL, *SIZES, *overrides], schema)
+    bound = bind_run(BASE, [*SMALL, *SIZES, *overrides])
+    kind = bound.source.load().task
+    config = bound.config
     model = kind.build_model(config, None)
     if "optim.freeze.vision=true" in overrides:
         set_frozen(model, ["vision"])

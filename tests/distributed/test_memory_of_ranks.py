@@ -18,7 +18,6 @@ from tests.ranks import on_ranks
 from tests.tools.test_plan import ALONE, BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
 from tools.steps.fake import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, chunks_of, trainable, trainer_of
-from utils.config import load_config
 from utils.distributed import local_shard
 
 pytestmark = pytest.mark.slow
@@ -42,8 +41,9 @@ PAIR = 20
 
 
 def setting(overrides: tuple[str, ...], sizes: Sequence[str] = SIZES) -> tuple[Any, Any]:
-    schema, kind = bind_run(BASE, []).source.load()[:2]
-    config = load_config(BASE, [*sizes, *overrides], schema)
+    bound = bind_run(BASE, [*sizes, *overrides])
+    kind = bound.source.load().task
+    config = bound.config
     return config, partial(kind.build_model, config, None)
 
 

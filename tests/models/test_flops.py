@@ -15,7 +15,6 @@ from batches.base import IGNORE
 from optim.setup import set_frozen
 from tasks.binding import bind_run
 from tools.plan.synthetic import synthetic_batch
-from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = [
@@ -73,8 +72,9 @@ FINE_TUNING = {
 def made(name: str, overrides: list[str]):
     """Model and micro-batch of a config. The batch has no padding."""
     path = ROOT / "configs" / f"{name}.yaml"
-    schema, kind = bind_run(path, overrides).source.load()[:2]
-    config = load_config(path, [*MODEL, *overrides], schema)
+    bound = bind_run(path, [*MODEL, *overrides])
+    kind = bound.source.load().task
+    config = bound.config
     torch.manual_seed(0)
     model = kind.build_model(config, None)
     return model, synthetic_batch(config, model)
@@ -202,15 +202,16 @@ def test_the_step_of_the_published_base_run_equals_a_hand_computed_count():
     """One forward pass of 128 pairs and 128 regions in 50 images, with texts of 13 and 6 tokens, takes 4.3e12
     multiply-accumulates. The vision encoder takes 3.13e12 of them: 178 images at 17.56e9 each."""
     path = ROOT / "configs/pretrain/base_4m.yaml"
-    schema, kind = bind_run(path, []).source.load()[:2]
-    config = load_config(path, ["data.text.max_tokens=13"], schema)
+    bound = bind_run(path, ["data.text.max_tokens=13"])
+    kind = bound.source.load().task
+    config = bound.config
     with torch.device("meta"):
         model = kind.build_model(config, None)
     set_frozen(model, ["vision"])  # so that only its forward pass is counted
     assert model.cost.vision.image == pytest.approx(2 * 17.563e9, rel=1e-3)
     set_frozen(model, [])
-    regions = load_config(path, ["data.text.max_tokens=6", "data.images=null"], schema)
-    pairs = load_config(path, ["data.text.max_tokens=13", "data.regions=null"], schema)
+    regions = bind_run(path, ["data.text.max_tokens=6", "data.images=null"]).config
+    pairs = bind_run(path, ["data.text.max_tokens=13", "data.regions=null"]).config
     total = sum(model.work(synthetic_batch(part, model)).flops for part in (regions, pairs))
     assert total / 6 == pytest.approx(4.3e12, rel=0.02)
 

@@ -22,7 +22,6 @@ from tests.messages import OneLine
 from tools.doctor import memory, sample, shared
 from tools.doctor.image_blind import start_not_above
 from tools.steps.fake import StepMemory
-from utils.config import load_config
 
 FINE = "0 refused, 0 warnings, 0 not checked"
 
@@ -470,8 +469,9 @@ def test_an_unusable_held_out_record_of_pre_training_is_rejected(doctor, argumen
 
 def tiny_weights(argv: list[str]) -> dict[str, torch.Tensor]:
     path, overrides = argv[1], [each for each in argv[2:] if "=" in each]
-    schema, task = bind_run(path, overrides, None).source.load()[:2]
-    return task.build_model(load_config(path, overrides, schema), 210).state_dict()
+    bound = bind_run(path, overrides)
+    task = bound.source.load().task
+    return task.build_model(bound.config, 210).state_dict()
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])

@@ -75,8 +75,8 @@ def sized_by_hand(*flags: str) -> Planner:
 
 
 def test_the_streams_of_a_micro_batch_keep_their_proportions():
-    schema, _ = bind_run(BASE, []).source.load()[:2]
-    sizes = batch_sizes(scaled(load_config(BASE, [], schema), 64))
+    bound = bind_run(BASE, [])
+    sizes = batch_sizes(scaled(bound.config, 64))
     assert sizes == {"data.images.batch_size": 64, "data.regions.batch_size": 64, "data.regions.max_images": 25}
 
 
@@ -218,8 +218,9 @@ def test_mistakes_are_reported_in_one_line_with_status_2(capsys):
 
 
 def test_the_time_of_a_step_is_measured_by_running_it():
-    schema, kind = bind_run(BASE, []).source.load()[:2]
-    config = scaled(load_config(BASE, [*SMALL, "train.precision=fp32"], schema), 4)
+    bound = bind_run(BASE, [*SMALL, "train.precision=fp32"])
+    kind = bound.source.load().task
+    config = scaled(bound.config, 4)
     run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert 0 < run.seconds(lambda model: synthetic_batch(config, model)) < 60
     assert run.trainer.step == 8

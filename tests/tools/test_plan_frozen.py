@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tasks.binding import bind_run
+from tasks.kinds import find_task
 from tests.messages import OneLine
 from tests.tools.test_plan import BASE, FEW, MEMORY, SMALL, planner_of
 from tools.doctor.memory import needed_bytes
@@ -16,7 +17,6 @@ from tools.plan.planner import Planner
 from tools.plan.synthetic import scaled, synthetic_batch
 from tools.steps.fake import FakeSteps, StepMemory
 from tools.steps.real import RealSteps
-from utils.config import load_config
 from utils.tensors import tensor_bytes
 
 DEEP = [*SMALL, "model.vision.depth=4", *FEW]
@@ -29,8 +29,9 @@ def planner(*overrides: str) -> Planner:
 
 def memory(*overrides: str) -> StepMemory:
     """The memory of a step on four images."""
-    schema, kind = bind_run(BASE, []).source.load()[:2]
-    config = scaled(load_config(BASE, [*DEEP, *overrides], schema), 4)
+    bound = bind_run(BASE, [*DEEP, *overrides])
+    kind = bound.source.load().task
+    config = scaled(bound.config, 4)
     steps = FakeSteps(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=True)
     return steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=True)
 
@@ -83,8 +84,9 @@ def test_an_encoder_that_is_unfrozen_later_is_planned_as_trained_with_a_note():
 
 
 def test_measured_steps_have_frozen_encoders():
-    schema, kind = bind_run(BASE, []).source.load()[:2]
-    config = scaled(load_config(BASE, [*DEEP, "train.precision=fp32", "optim.freeze.vision=true"], schema), 2)
+    bound = bind_run(BASE, [*DEEP, "train.precision=fp32", "optim.freeze.vision=true"])
+    kind = bound.source.load().task
+    config = scaled(bound.config, 2)
     run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert run.seconds(lambda model: synthetic_batch(config, model)) > 0
     vision = set(run.trainer.model.vision.parameters())
@@ -95,11 +97,11 @@ def test_measured_steps_have_frozen_encoders():
 @pytest.mark.parametrize(("freeze", "spared"), [("true", 2), ("1000", 0)])
 def test_the_doctor_counts_checkpoints_without_states_of_parts_that_never_train(freeze, spared):
     """A checkpoint after an unfreezing has the states of all parts."""
-    schema, kind = bind_run(BASE, []).source.load()[:2]
+    kind = find_task("pretrain").load().task
     subject = SimpleNamespace(tokenizer=None, task=kind, model=None)
     sizes = {}
     for value in ("false", freeze):
-        subject.config = load_config(BASE, [*DEEP, f"optim.freeze.vision={value}"], schema)
+        subject.config = bind_run(BASE, [*DEEP, f"optim.freeze.vision={value}"]).config
         sizes[value] = needed_bytes(Subject.build_meta_model(subject), keep=3, has_best=True)
     one, best, total = (plain - frozen for plain, frozen in zip(sizes["false"], sizes[freeze], strict=True))
     assert (one, best, total) == (spared * vision_bytes(), 0, 4 * spared * vision_bytes())
