@@ -19,6 +19,8 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.config import (
     FusionConfig,
+    GroundingModelConfig,
+    NLVRModelConfig,
     PretrainContrastiveConfig,
     PretrainModelConfig,
     TextArchitecture,
@@ -178,7 +180,11 @@ def load_model(
     case: str, kind: type[M], root: Path = GOLDEN, image_size: int | None = None, state: str = "model.safetensors"
 ) -> M:
     """The model of a case with all its weights."""
-    model = kind(model_config(manifest(case, root), image_size))
+    config = model_config(manifest(case, root), image_size)
+    section = {"nlvr": NLVRModelConfig, "grounding": GroundingModelConfig}.get(case)
+    if section is not None:
+        config = section(vision=config.vision, text=config.text, fusion=config.fusion)
+    model = kind(config)
     source = root / case / state
     report = load_published(model, read_weights(source), str(source))
     assert report.fresh == []

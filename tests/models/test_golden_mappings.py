@@ -25,7 +25,9 @@ from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, bert_to_ours, published_to_ours
 from models.config import (
     DecoderConfig,
+    GroundingModelConfig,
     InitConfig,
+    NLVRModelConfig,
     PretrainModelConfig,
     StreamWeights,
     TextConfig,
@@ -91,13 +93,12 @@ def fine_tuned(name: str, config: PretrainModelConfig) -> XVLM:
         return VideoQAModel(VideoQAModelConfig(vision=vision, text=config.text, fusion=config.fusion, classes=7))
     if name.startswith("vqa"):
         return vqa_model(still, config.fusion.layers // (2 if "half" in name else 1))
-    kinds = {
-        "retrieval": RetrievalModel,
-        "nlvr": NLVRModel,
-        "grounding": GroundingModel,
-        "captioning": CaptioningModel,
-    }
-    return kinds[name](still)
+    parts = {"vision": still.vision, "text": still.text, "fusion": still.fusion}
+    if name == "nlvr":
+        return NLVRModel(NLVRModelConfig(**parts))
+    if name == "grounding":
+        return GroundingModel(GroundingModelConfig(**parts))
+    return {"retrieval": RetrievalModel, "captioning": CaptioningModel}[name](still)
 
 
 def assert_transformed(model: XVLM, name: str, source: Tensor, before: Tensor) -> None:
