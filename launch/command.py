@@ -87,7 +87,7 @@ def run_task(
         # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORT_FOLDER), os.environ.get("PYTHONPATH")]))
         os.environ["PYTHONSAFEPATH"] = "1"
-        return torchrun(context, processes, ["--module", "tasks.run", *arguments], grace_of(choice.config, overrides))
+        return torchrun(context, processes, ["-m", "tasks.run", *arguments], grace_of(choice.config, overrides))
 
 
 def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from utils import accelerator
+from utils import accelerator, rank_reports
 from utils.errors import PeerLostError
 from utils.processes import die_with_parent
 from utils.rank_variables import check_rank
@@ -217,6 +217,8 @@ def record_collectives(folder: Path) -> None:
     for names, value in settings.items():  # the second name is for torch before 2.9
         if not any(name in os.environ for name in names):
             os.environ.update(dict.fromkeys(names, value))
+        chosen = next(os.environ[name] for name in names if name in os.environ)
+    rank_reports.report_records(chosen)  # the last setting
 
 
 @contextmanager
