@@ -1,5 +1,5 @@
-"""Starts the ranks of this node with torch's launcher, as torchrun does, and waits for them. The node is the only node of the job,
-or one of several.
+"""Starts the ranks of this node with torch's launcher, as torchrun does, and waits for them. The node is the only node of the
+job, or one of several.
 
 :func:`processes_of` decides how many ranks start, and :func:`torchrun` runs the job. If another launcher has started one process
 per rank, :func:`become_rank` is used instead.
@@ -271,7 +271,7 @@ def _exit_if_signal_unhandled(received_s: Sequence[float]) -> Iterator[None]:
 
 
 def _status_of(rank: int, exit_code: int) -> int:
-    """Returns the exit status of a job whose first failed rank has this exit code. If a signal killed the rank, the rank has not
+    """Returns the exit status of a job whose first failed rank has this exit code. If a signal killed the rank, it has not
     printed an error, so this function prints one."""
     if exit_code >= 0:
         return exit_code

@@ -58,6 +58,7 @@ class Sharded(Parallel):
             device.type, (sharding.replicate, sharding.shard), mesh_dim_names=("replicate", "shard")
         )
         self.mesh = mesh if self.copies > 1 else mesh["shard"]
+        distributed.set_timeout()  # torch gives the groups of the mesh a short timeout
         self.saving_group = dist.new_group(backend="gloo", group_desc=distributed.SAVING)
         """Process group for the threads that write checkpoints while training continues."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}

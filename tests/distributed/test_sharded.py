@@ -266,6 +266,26 @@ def test_a_shard_that_rank_0_does_not_find_fails_the_checkpoint(tmp_path, tiny_o
     ), faults
 
 
+class Timeouts:
+    """A picklable job that returns the timeouts, in minutes, of the process groups in which a sharded model trains."""
+
+    def __init__(self, folder: Path, tiny: list[str]):
+        self.folder, self.tiny = folder, tiny
+
+    def __call__(self) -> list[float]:
+        distributed.set_timeout(7.0)
+        trainer(self.folder, self.tiny, *STEPS, "train.parallel=fsdp")
+        groups = [group for group in dist.distributed_c10d._world.pg_map if group.group_desc != distributed.SAVING]
+        return [each._get_backend(torch.device("cpu")).options._timeout.total_seconds() / 60 for each in groups]
+
+
+def test_the_first_step_has_the_same_time_in_all_process_groups(tmp_path, tiny_overrides):
+    (tmp_path / "out").mkdir()
+    for found in on_ranks(2, Timeouts(tmp_path / "run", tiny_overrides), tmp_path / "out"):
+        assert len(found) > 1
+        assert set(found) == {7.0}
+
+
 class Collectives:
     """A picklable job that returns the reductions of a step with two micro-batches, as (is a sum, is a reduce-scatter)."""
 
