@@ -132,6 +132,74 @@ def test_in_float32_the_first_losses_equal_those_with_ddp(tmp_path, tiny_overrid
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+def weights_of(found: dict[str, Tensor]) -> Tensor:
+    """All weights, as one vector."""
+    return torch.cat([weight.flatten() for name, weight in found.items() if name != "held"])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_in_bf16_sharded_training_is_as_close_to_float32_as_ddp(name, tmp_path, tiny_overrides):
+    """The losses of the first step are equal to those with DDP in bf16, because the same numbers are cast."""
+    overrides = [*STEPS, *WITHOUT_DROPOUT, *VARIANTS[name]]
+    (tmp_path / "out").mkdir()
+    weights, first = [], []
+    for number, (parallel, precision) in enumerate((("ddp", "fp32"), ("ddp", "bf16"), ("fsdp", "bf16"))):
+        settings = [f"train.parallel={parallel}", f"train.precision={precision}"]
+        folder = tmp_path / str(number)
+        job = Run(folder, tiny_overrides, *overrides, *settings, double=False)
+        found, other = on_ranks(2, job, tmp_path / "out")
+        assert_same(other, found, 0.0)
+        assert {weight.dtype for weight in found.values()} == {torch.float32}
+        weights.append(weights_of(found))
+        first.append({key: value for key, value in lines(folder)[0].items() if "/" in key or key == "loss"})
+    assert first[2] == pytest.approx(first[1], rel=1e-6)
+    in_float32, with_ddp, sharded = weights
+    assert (sharded - in_float32).norm() <= 1.5 * (with_ddp - in_float32).norm()
+    saved = load_file(tmp_path / "2" / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+
+
+class Gathered:
+    """A picklable job that returns the precision of the gathered parameters of a block, and of its gradients after a step."""
+
+    def __init__(self, folder: Path, tiny: list[str]):
+        self.folder, self.tiny = folder, tiny
+
+    def __call__(self) -> dict[str, list[str]]:
+        run = trainer(
+            self.folder,
+            self.tiny,
+            *STEPS,
+            "train.parallel=fsdp",
+            "train.precision=bf16",
+            "train.accumulate=2",
+            double=False,
+        )
+        reduced: list[str] = []
+        for name in ("reduce_scatter_tensor", "reduce_scatter_single"):
+            if (collective := getattr(dist, name, None)) is not None:
+                setattr(dist, name, partial(noted_dtype, reduced, collective))
+        run.train_step(list(run.loader.batches(0, 2)))
+        block = run.model.text.encoder.blocks[0]
+        gradients = [str(parameter.grad.dtype) for parameter in run.model.parameters()]
+        with run.parallel.full_model():
+            matrix, norm = block.attention.output.dense.weight, block.attention.output.LayerNorm.weight
+            return {"gathered": [str(matrix.dtype), str(norm.dtype)], "gradients": gradients, "reduced": reduced}
+
+
+def noted_dtype(found: list[str], collective: Any, *args: Any, **options: Any) -> Any:
+    found.append(str((args[0] if args else options["output"]).dtype))
+    return collective(*args, **options)
+
+
+def test_in_bf16_matrices_are_gathered_in_bf16_and_gradients_are_summed_in_float32(tmp_path, tiny_overrides):
+    (tmp_path / "out").mkdir()
+    for found in on_ranks(2, Gathered(tmp_path / "run", tiny_overrides), tmp_path / "out"):
+        assert found["gathered"] == ["torch.bfloat16", "torch.float32"]
+        assert set(found["gradients"]) == {"torch.float32"}
+        assert found["reduced"] and set(found["reduced"]) == {"torch.float32"}
+
+
 def accumulated(count: int) -> list[str]:
     """Micro-batches of a rank in a step. The contrastive loss covers all of them."""
     return [f"train.accumulate={count}", "model.contrastive.chunks=step"]
