@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -126,6 +126,13 @@ def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
             torch.utils.swap_tensors(tensor, received)
         except RuntimeError as error:
             raise RuntimeError(f"{name} cannot be received from rank 0; does the model keep a view of it?") from error
+
+
+def send_from_rank_0(tensors: Iterable[Tensor]) -> None:
+    """Copies the contents of tensors on rank 0 into the tensors of the other ranks, which have the same shapes."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

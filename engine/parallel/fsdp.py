@@ -94,8 +94,8 @@ class Sharded(Parallel):
         return self.model(batch)
 
     def update_trainable(self) -> None:
-        # When FSDP2 gathers a group outside of a forward pass, it checks again which parameters of the group are trainable. Otherwise,
-        # it would not sum the gradients of a group that was frozen before in the precision of the policy.
+        # When FSDP2 gathers a group outside of a forward pass, it checks again which parameters of the group are trainable.
+        # Otherwise, it would not sum the gradients of a group that was frozen before in the precision of the policy.
         for module in self._groups():
             module.unshard()
             module.reshard()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -332,6 +333,38 @@ def test_a_shard_that_rank_0_does_not_find_fails_the_checkpoint(tmp_path, tiny_o
     assert all(
         fault == OneLine("shard-00002-model-00001-of-00001.safetensors", "rank 1", "share") for fault in faults
     ), faults
+
+
+class ReadBytes:
+    """A picklable job that resumes a run, and returns the number of elements of optimiser states that this rank reads."""
+
+    def __init__(self, folder: Path, tiny: list[str], *overrides: str):
+        self.folder, self.tiny, self.overrides = folder, tiny, overrides
+
+    def __call__(self) -> list[int]:
+        read: list[int] = []
+        original = dcp.HuggingFaceStorageReader.read_data
+
+        def counted(reader: Any, plan: Any, planner: Any) -> Any:
+            read.extend(item.lengths.numel() for item in plan.items)
+            return original(reader, plan, planner)
+
+        dcp.HuggingFaceStorageReader.read_data = counted
+        run = trainer(self.folder, self.tiny, *self.overrides)
+        states = [state for states in run.optimizer.state.values() for state in states.values()]
+        return [sum(read), sum(state.numel() for state in states)]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_each_optimiser_state_is_read_by_one_rank(parallel, tmp_path, tiny_overrides):
+    """With DDP, rank 0 reads the states and sends them to the other ranks."""
+    overrides = [*STEPS, f"train.parallel={parallel}"]
+    (tmp_path / "out").mkdir()
+    on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides), tmp_path / "out")
+    folder = as_of_step(2, tmp_path / "whole", tmp_path / "resumed")
+    (first, whole), (second, same) = on_ranks(2, ReadBytes(folder, tiny_overrides, *overrides), tmp_path / "out")
+    assert first + second == whole == same
+    assert parallel == "fsdp" or second == 0
 
 
 class Timeouts:
