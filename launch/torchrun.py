@@ -112,10 +112,10 @@ def torchrun(context: LaunchContext, processes: int, command: Sequence[str], gra
 
     from launch.elastic import run_elastic
 
-    _silence_torchrun()
+    _silence_torch()
     with (
         environment_of_ranks(),
-        TemporaryDirectory(prefix="x2vlm-ranks-") as reports,
+        TemporaryDirectory(prefix="x2vlm-ranks-", ignore_cleanup_errors=True) as reports,
         _first_signal_forwarded(SignalException, grace_s),
     ):
         _share_cores(processes)
@@ -155,8 +155,8 @@ def environment_of_ranks() -> Iterator[None]:
         os.environ.update(previous)
 
 
-def _silence_torchrun() -> None:
-    """Silences torchrun's loggers, so that torchrun's report does not bury the error that the job prints. Each logger has a
+def _silence_torch() -> None:
+    """Silences the loggers of torch's launcher, so that its report does not bury the error that the job prints. Each logger has a
     separate level, so all of them must be silenced.
 
     This function also hides a message that Python prints if the rendezvous is garbage-collected in the thread of its timer. In

@@ -1,5 +1,5 @@
-"""What the ranks of a node tell their launcher through files, because torch's agent does not: their exit statuses after a signal,
-and where NCCL records the collectives that time out."""
+"""Files through which the ranks of a node tell their launcher about things that torch's agent does not report: exit statuses
+after a signal, and the place where NCCL records collectives that time out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ FOLDER = "X2VLM_RANK_REPORTS"
 def report_status(status: int) -> None:
     """Tells the launcher the exit status with which this rank is about to end."""
     if FOLDER in os.environ:
-        with contextlib.suppress(
-            OSError
-        ):  # the status is in the name, since a full disk still has room for an empty file
+        # The status is in the name, since even a full disk has room for an empty file.
+        with contextlib.suppress(OSError):
             _file("status", os.environ.get("RANK", "0"), status).touch()
 
 
@@ -28,7 +27,7 @@ def report_records(prefix: str) -> None:
 
 def some_rank_reported(status: int) -> bool:
     """True if a rank of this launcher has reported this exit status."""
-    return any(_file("status", "*", status).parent.glob(_file("status", "*", status).name))
+    return any(Path(os.environ[FOLDER]).glob(_file("status", "*", status).name))
 
 
 def recorded_by_nccl(rank: int) -> bool:

@@ -191,9 +191,9 @@ FREED = """
 import sys, threading
 from datetime import timedelta
 from torch.distributed.elastic.rendezvous.utils import _PeriodicTimer
-from launch.torchrun import _silence_torchrun
+from launch.torchrun import _silence_torch
 if sys.argv[1] == "silent":
-    _silence_torchrun()
+    _silence_torch()
 freed, timers = threading.Event(), []
 def free():
     timers.clear()
