@@ -27,6 +27,7 @@ from typing import Any
 from utils import distributed, events
 from utils.errors import PeerLostError, report
 from utils.processes import DUPLICATE_SIGNAL_S, GRACE_S, USER_ERROR, signal_name, status_of_stop, stop_signals
+from utils.rank_reports import report_status
 
 logger = logging.getLogger(__name__)
 
@@ -217,4 +218,5 @@ class StopRequest:
             with contextlib.suppress(OSError):  # the terminal may be closed
                 stream.flush()
         logging.shutdown()
+        report_status(status)
         os._exit(status)

@@ -14,7 +14,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
 from engine.checkpoint import REMEDY, Checkpoint
 from engine.config import TrainConfig
@@ -25,6 +26,7 @@ from optim.ema import WeightAverage
 from optim.groups import build_optimizer, parameter_groups
 from optim.lora import is_adapter
 from optim.setup import levels_above, set_frozen
+from utils import distributed
 from utils.errors import UserError, reason_of
 
 logger = logging.getLogger(__name__)
@@ -170,33 +172,49 @@ class TrainedParameters:
         self.optimizer.load_state_dict(state)
 
     def _read_states(self, folder: Path) -> dict[str, dict[str, Tensor]]:
-        """Reads the tensors of the optimiser state, by parameter. Reads only this rank's current shard of each tensor."""
-        reader = dcp.HuggingFaceStorageReader(str(folder))
-        parameters, read = dict(self._optimised()), {}
+        """Reads the tensors of the optimiser state, by parameter. Every rank reads its shards of the sharded tensors. Rank 0
+        reads the other tensors and sends them to the other ranks."""
+        states, reason = {}, ""
         try:
-            for full_name, stored in reader.read_metadata().state_dict_metadata.items():
-                assert isinstance(stored, TensorStorageMetadata)
-                parameter = parameters.get(full_name.rpartition("/")[0])
-                if parameter is not None and stored.size == parameter.shape:
-                    read[full_name] = torch.zeros_like(parameter, dtype=stored.properties.dtype, requires_grad=False)
-                elif parameter is not None and not stored.size:
-                    read[full_name] = torch.zeros((), dtype=stored.properties.dtype)
-                elif parameter is not None:
-                    raise ValueError(
-                        f"{full_name} has shape {tuple(stored.size)}, its parameter {tuple(parameter.shape)}"
-                    )
-                if sum(chunk.sizes.numel() for chunk in stored.chunks) != stored.size.numel():
-                    raise ValueError(f"{full_name} is incomplete")
+            reader = dcp.HuggingFaceStorageReader(str(folder))
+            states = self._empty_states(reader.read_metadata())
+            mine = {
+                name: state for name, state in states.items() if isinstance(state, DTensor) or distributed.rank() == 0
+            }
             with warnings.catch_warnings():  # DCP warns that it does not use other ranks, as no_dist requests
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                dcp.load(read, storage_reader=reader, no_dist=True)
+                if mine:
+                    dcp.load(mine, storage_reader=reader, no_dist=True)
         except (Exception, CheckpointException) as error:  # from safetensors, the operating system or DCP
-            raise UserError(f"{folder}: cannot be read ({reason_of(cause_of(error))}); {REMEDY}") from None
+            reason = reason_of(cause_of(error))
+        if reason := next(filter(None, distributed.gather_objects(reason)), ""):
+            raise UserError(f"{folder}: cannot be read ({reason}); {REMEDY}")
+        distributed.send_from_rank_0(state for state in states.values() if not isinstance(state, DTensor))
         by_parameter: dict[str, dict[str, Tensor]] = {}
-        for full_name, tensor in read.items():
+        for full_name, tensor in states.items():
             name, _, key = full_name.rpartition("/")
             by_parameter.setdefault(name, {})[key] = tensor
         return by_parameter
+
+    def _empty_states(self, metadata: Metadata) -> dict[str, Tensor]:
+        """Returns a tensor for each stored state of a current parameter, sharded like the parameter.
+
+        Raises:
+            ValueError: if a stored state is incomplete, or does not fit its parameter.
+        """
+        parameters, states = dict(self._optimised()), {}
+        for full_name, stored in metadata.state_dict_metadata.items():
+            assert isinstance(stored, TensorStorageMetadata)
+            parameter = parameters.get(full_name.rpartition("/")[0])
+            if parameter is not None and stored.size == parameter.shape:
+                states[full_name] = torch.zeros_like(parameter, dtype=stored.properties.dtype, requires_grad=False)
+            elif parameter is not None and not stored.size:
+                states[full_name] = torch.zeros((), dtype=stored.properties.dtype, device=parameter.device)
+            elif parameter is not None:
+                raise ValueError(f"{full_name} has shape {tuple(stored.size)}, its parameter {tuple(parameter.shape)}")
+            if sum(chunk.sizes.numel() for chunk in stored.chunks) != stored.size.numel():
+                raise ValueError(f"{full_name} is incomplete")
+        return states
 
     def _optimised(self) -> list[tuple[str, nn.Parameter]]:
         """Returns the names and parameters in the optimiser's order."""

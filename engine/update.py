@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.experimental import implicit_replication
 
 from engine.parallel.strategy import Parallel
 from engine.precision import Precision
@@ -56,6 +57,7 @@ class GuardedUpdate:
         elif self.optimizer.defaults.get("fused"):
             # Torch's fused kernels read this flag on the device; the loss scaler uses the same mechanism.
             self.optimizer.found_inf = not_finite.float()  # type: ignore[attr-defined]
-            self.optimizer.step()
+            with implicit_replication():  # a group may contain both sharded and replicated parameters
+                self.optimizer.step()
         elif not not_finite:
             self.optimizer.step()

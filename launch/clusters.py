@@ -143,6 +143,15 @@ def unused_nodes_warning(environment: Mapping[str, str]) -> str | None:
     )
 
 
+def rendezvous_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the settings of the rendezvous of an elastic job in PET_RDZV_CONF, such as ``last_call_timeout=10``."""
+    conf = environment.get("PET_RDZV_CONF", "")
+    settings = [pair.strip().partition("=") for pair in conf.split(",") if pair.strip()]
+    if not all(key and value for key, _, value in settings):
+        raise UserError(f"PET_RDZV_CONF = {conf!r} is not of the form KEY=VALUE,KEY=VALUE; correct it, or unset it")
+    return {key: value for key, _, value in settings}
+
+
 def _torchrun_context(variables: Variables) -> LaunchContext:
     """Returns the context of a rank that was started by torchrun, or by another launcher that sets the same variables."""
     ranks = variables.number("WORLD_SIZE", minimum=1)

@@ -88,7 +88,7 @@ def launch(
         os.environ["PYTHONSAFEPATH"] = "1"
         bound = Path(folder) / "run.json"
         write_run(bound, run, flags)
-        return torchrun(context, processes, ["--module", "launch.rank", str(bound)], run.config.train.grace_s)
+        return torchrun(context, processes, ["-m", "launch.rank", str(bound)], run.config.train.grace_s)
 
 
 def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> BoundRun:

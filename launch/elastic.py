@@ -8,17 +8,16 @@ documentation of torch.distributed.elastic.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from argparse import Namespace  # as used by torchrun
-from typing import Any
+from collections.abc import Sequence
 
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
-from torch.distributed.run import config_from_args
+from torch.distributed.launcher.api import LaunchConfig
 
 from utils.errors import PeerLostError, reason_of
 from utils.processes import INTERRUPTED, REQUEUE, USER_ERROR
@@ -31,9 +30,6 @@ outlives the ranks and would keep old stop requests and the addresses of lost no
 class Agent(LocalElasticAgent):
     """Starts and restarts the ranks of a node. After a node is lost or a rank fails, the ranks restart until the job's limit is
     reached. After a stop that another node requested, they always restart. After a user error, they never restart."""
-
-    grace_s: int = 30
-    """Seconds that ranks have to save a checkpoint and exit."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
@@ -53,31 +49,46 @@ class Agent(LocalElasticAgent):
             started = "restarting" if restarted else "starting"
             sys.stderr.write(f"{started} the ranks on {nodes} {'node' if nodes == 1 else 'nodes'}\n")
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *more: Any, **options: Any) -> None:
-        if self._pcontext is not None:
-            self._pcontext.close(death_sig, self.grace_s)  # torch allows ranks only 30 s to stop
-        super()._shutdown(death_sig, *more, **options)
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        self._shutdown(timeout=self._shutdown_timeout)  # torch allows ranks only 30 s to stop before a restart
 
 
-def run_elastic(arguments: Namespace, grace_s: int) -> None:
-    """Runs the ranks of this node until the job ends.
-
-    Args:
-        arguments: torchrun's arguments.
-        grace_s: seconds that ranks have to save a checkpoint and exit.
+def run_elastic(config: LaunchConfig, entrypoint: str, arguments: Sequence[str]) -> None:
+    """Runs the ranks of this node until the job ends, like torch's ``elastic_launch`` but with our agent.
 
     Raises:
         ChildFailedError: if a rank failed and the job may not restart.
         PeerLostError: if the job ended on another node, or the nodes lost contact with each other.
         SignalException: if this process received a signal. This node then leaves the job, and the others continue.
-        RendezvousError, RuntimeError: if the nodes cannot reach each other at the start.
+        RendezvousError, DistError: if the nodes cannot reach each other at the start.
     """
     os.environ[SEPARATE_STORE] = "1"
-    config, entrypoint, rank_arguments = config_from_args(arguments)
-    agent, handler = _agent_of(config, entrypoint, rank_arguments, grace_s)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle
+    parameters = RendezvousParameters(
+        backend=config.rdzv_backend,
+        endpoint=config.rdzv_endpoint,
+        run_id=config.run_id,
+        min_nodes=config.min_nodes,
+        max_nodes=config.max_nodes,
+        local_addr=config.local_addr,
+        **config.rdzv_configs,
+    )
+    rendezvous = get_rendezvous_handler(parameters)
+    spec = WorkerSpec(
+        role=config.role,
+        local_world_size=config.nproc_per_node,
+        entrypoint=entrypoint,
+        args=tuple(arguments),
+        rdzv_handler=rendezvous,
+        max_restarts=config.max_restarts,
+        monitor_interval=config.monitor_interval,
+        local_addr=config.local_addr,
+    )
+    assert config.logs_specs is not None and config.shutdown_timeout is not None
+    agent = Agent(spec, config.logs_specs, config.start_method, shutdown_timeout=config.shutdown_timeout)
     try:
         result = agent.run()
-    except (RendezvousError, RuntimeError) as error:
+    except (RendezvousError, DistError) as error:
         if agent.get_worker_group().state == WorkerState.INIT:
             raise
         raise PeerLostError(
@@ -85,40 +96,10 @@ def run_elastic(arguments: Namespace, grace_s: int) -> None:
             f"the node of {config.rdzv_endpoint} is available again, run the same command to resume from the newest checkpoint"
         ) from None
     # This is not reached after a signal. In this case, the node leaves, but the rendezvous stays open for the other nodes.
-    handler.shutdown()
+    rendezvous.shutdown()
     if result is None and agent.get_worker_group().state != WorkerState.INIT:
         raise PeerLostError("the job ended on another node, which reports the reason")
     if result is None:
         sys.stderr.write("the job has already ended: this node joined too late\n")
     elif result.is_failed():
-        raise ChildFailedError(str(entrypoint), result.failures)
-
-
-def _agent_of(config: Any, entrypoint: Any, rank_arguments: list[str], grace_s: int) -> tuple[Agent, Any]:
-    """Returns the agent that runs the ranks of this node, and the rendezvous. Both are configured by torchrun's ``config``."""
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle
-    handler = get_rendezvous_handler(
-        RendezvousParameters(
-            backend=config.rdzv_backend,
-            endpoint=config.rdzv_endpoint,
-            run_id=config.run_id,
-            min_nodes=config.min_nodes,
-            max_nodes=config.max_nodes,
-            local_addr=config.local_addr,
-            **config.rdzv_configs,
-        )
-    )
-    spec = WorkerSpec(
-        role=config.role,
-        local_world_size=config.nproc_per_node,
-        entrypoint=entrypoint,
-        args=tuple(rank_arguments),
-        rdzv_handler=handler,
-        max_restarts=config.max_restarts,
-        monitor_interval=config.monitor_interval,
-        local_addr=config.local_addr,
-    )
-    assert config.logs_specs is not None
-    agent = Agent(spec, config.logs_specs, config.start_method)
-    agent.grace_s = grace_s
-    return agent, handler
+        raise ChildFailedError(entrypoint, result.failures)

@@ -1,28 +1,32 @@
-"""Starts a job through torchrun on this machine's GPUs or cores. The machine is the only node of the job, or one of several."""
+"""Starts the ranks of this node with torch's launcher, as torchrun does, and waits for them. The node is the only node of the
+job, or one of several.
+
+:func:`processes_of` decides how many ranks start, and :func:`torchrun` runs the job. If another launcher has started one process
+per rank, :func:`become_rank` is used instead.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
-import re
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from launch.clusters import LaunchContext
+from launch.clusters import LaunchContext, rendezvous_settings
 from launch.placement import Placement
+from utils import rank_reports
 from utils.cores import usable_cores
 from utils.errors import UserError, reason_of
 from utils.processes import (
     DUPLICATE_SIGNAL_S,
     GRACE_S,
+    PEER_LOST,
     STOP_SIGNALS,
     USER_ERROR,
     signal_name,
@@ -30,11 +34,14 @@ from utils.processes import (
     stop_signals,
 )
 
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
 
-HANDLED_BY_TORCHRUN = "SIGQUIT"
-"""The signal that torchrun forwards. We forward the other signals, :data:`~utils.processes.STOP_SIGNALS`."""
+HANDLED_BY_TORCH = "SIGQUIT"
+"""The signal that torch forwards to the ranks. We forward the other signals, :data:`~utils.processes.STOP_SIGNALS`."""
 
 MAX_RESTARTS = 10
 """Default number of failures on a node after which an elastic job ends. Restarts because a node has joined do not count."""
@@ -47,8 +54,37 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UNHANDLED_S = 3.0
 """Number of seconds that Python has to handle a signal; see :func:`_exit_if_signal_unhandled`."""
 
-DEVICE = re.compile(r"\d|GPU-|MIG-")
-"""Matches the start of a valid entry in CUDA_VISIBLE_DEVICES."""
+KILLED_BY = {
+    "SIGKILL": "the system kills processes when memory is full: lower the batch size or data.workers",
+    "SIGABRT": "a library aborted: see the last lines of the rank's log",
+    "SIGSEGV": "a library crashed: its version may be incompatible with the others",
+    "SIGBUS": "shared memory or the disk is full: check /dev/shm, or lower data.workers",
+}
+"""Likely reasons why a signal has killed a rank."""
+
+
+def processes_of(placement: Placement, context: LaunchContext) -> int:
+    """Returns the number of ranks on this node, which is set by the flags or by the scheduler; by default, there is one rank per
+    GPU. Without GPUs, ranks run on the CPU.
+
+    Raises:
+        UserError: if there are too few GPUs.
+    """
+    if placement.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return placement.cpu
+    available = _gpus()
+    if placement.gpus is not None and placement.gpus > available:
+        raise UserError(f"--gpus {placement.gpus}: this machine has {available} GPUs; use --cpu N to run on the CPU")
+    if available:
+        use_expandable_segments()
+    if placement.gpus is None and context.processes is not None:
+        if available and context.processes > available:
+            raise UserError(
+                f"{context}: {context.processes} processes on this node, but only {available} GPUs are visible; pass --gpus N"
+            )
+        return context.processes
+    return placement.gpus or max(1, available)
 
 
 def torchrun(context: LaunchContext, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
@@ -61,46 +97,47 @@ def torchrun(context: LaunchContext, processes: int, command: Sequence[str], gra
     Args:
         context: the nodes of the job, including this node.
         processes: number of ranks on this node.
-        command: a script and its arguments, or ``--module``, a module and its arguments.
+        command: Python's arguments: a script or ``-m`` and a module, and the arguments of the script or module.
         grace_s: time limit in seconds for ranks to exit after a signal.
 
     Raises:
         UserError: if the nodes do not find each other.
     """
     # Imported here so that --help and errors do not wait for torch.
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed import DistNetworkError, DistStoreError
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.run import get_args_parser, run
+    from torch.distributed.launcher.api import elastic_launch
 
     from launch.elastic import run_elastic
 
-    flags = _torchrun_flags(context, processes)
-    parser = get_args_parser()
-    if "--signals-to-handle" in parser._option_string_actions:
-        flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
-    _silence_torchrun()
-    torchrun_arguments = parser.parse_args([*flags, *command])
-    with environment_of_ranks(), _first_signal_forwarded(SignalException, grace_s), _statuses_of_ranks() as statuses:
+    _silence_torch()
+    with (
+        environment_of_ranks(),
+        TemporaryDirectory(prefix="x2vlm-ranks-", ignore_cleanup_errors=True) as reports,
+        _first_signal_forwarded(SignalException, grace_s),
+    ):
         _share_cores(processes)
-        os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
+        os.environ[rank_reports.FOLDER] = reports
+        config, python_arguments = _launch_config(context, processes, grace_s, reports), ["-u", *command]
         try:
             if context.nodes.elastic:
-                run_elastic(torchrun_arguments, grace_s)
+                run_elastic(config, sys.executable, python_arguments)
             else:
-                run(torchrun_arguments)
+                elastic_launch(config, sys.executable)(*python_arguments)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            if failure.exitcode >= 0:
-                return failure.exitcode
-            sys.stderr.write(f"error: {_ended_by(rank, signal_name(-failure.exitcode))}\n")
-            return 128 - failure.exitcode
+            return _status_of(rank, failure.exitcode)
         except SignalException as stopped:
-            signum = int(stopped.sigval)
-            if USER_ERROR in statuses:  # the rank has printed its error
+            if rank_reports.some_rank_reported(USER_ERROR):  # the rank has printed its error
                 return USER_ERROR
+            signum = int(stopped.sigval)
             return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
-        except (RendezvousError, ConnectionError, TimeoutError, RuntimeError) as error:
+        except (RendezvousError, DistNetworkError, DistStoreError) as error:
+            # Without other nodes, or once the ranks have started, none of these is the user's mistake.
+            if context.master is None:
+                raise
             raise UserError(
                 f"the nodes did not find each other (--master {context.master}): {reason_of(error)}"
             ) from None
@@ -118,53 +155,8 @@ def environment_of_ranks() -> Iterator[None]:
         os.environ.update(previous)
 
 
-@contextlib.contextmanager
-def _statuses_of_ranks() -> Iterator[list[int]]:
-    """Collects the exit statuses of this node's ranks when torchrun ends them after a signal, since torchrun reports only the
-    signal."""
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-
-    statuses: list[int] = []
-    shut_down = LocalElasticAgent._shutdown
-
-    def shut_down_and_collect(agent: LocalElasticAgent, *arguments: Any, **options: Any) -> None:
-        shut_down(agent, *arguments, **options)
-        handlers = getattr(agent._pcontext, "subprocess_handlers", {})
-        statuses[:] = [handler.proc.returncode for handler in handlers.values()]
-
-    LocalElasticAgent._shutdown = shut_down_and_collect  # type: ignore[method-assign,assignment]
-    try:
-        yield statuses
-    finally:
-        LocalElasticAgent._shutdown = shut_down  # type: ignore[method-assign]
-
-
-def _share_cores(processes: int) -> None:
-    """Gives each rank an equal share of this machine's cores, unless the user has set the number of threads."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    # Make waiting threads yield their cores early, because the loader's workers and other programs need the cores.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-def _torchrun_flags(context: LaunchContext, processes: int) -> list[str]:
-    """Returns torchrun's flags for the nodes and ranks of the job. All flags are set explicitly, because torchrun would read
-    missing flags from ``PET_*`` variables."""
-    flags = [f"--nproc-per-node={processes}", f"--nnodes={context.nodes}"]
-    if context.master is None:
-        return [*flags, "--max-restarts=0", "--standalone"]
-    host, _, port = context.master.rpartition(":")
-    if context.nodes.elastic:
-        restarts = MAX_RESTARTS if context.max_restarts is None else context.max_restarts
-        flags += ["--rdzv-backend=c10d", f"--rdzv-endpoint={context.master}", f"--max-restarts={restarts}"]
-        flags += [] if "PET_RDZV_ID" in os.environ else [f"--rdzv-id={RENDEZVOUS}"]
-        # Otherwise torchrun uses this node's full name, which other processes on the same machine may not resolve.
-        return [*flags, "--local-addr=127.0.0.1"] if host in LOOPBACK else flags
-    flags += ["--rdzv-backend=static", "--rdzv-endpoint=", "--max-restarts=0", f"--node-rank={context.node_rank}"]
-    return [*flags, f"--master-addr={host}", f"--master-port={port}"]
-
-
-def _silence_torchrun() -> None:
-    """Silences torchrun's loggers, so that torchrun's report does not bury the error that the job prints. Each logger has a
+def _silence_torch() -> None:
+    """Silences the loggers of torch's launcher, so that its report does not bury the error that the job prints. Each logger has a
     separate level, so all of them must be silenced.
 
     This function also hides a message that Python prints if the rendezvous is garbage-collected in the thread of its timer. In
@@ -180,6 +172,41 @@ def _silence_torchrun() -> None:
             print_error(ignored)
 
     sys.unraisablehook = ignore_timer_errors
+
+
+def _share_cores(processes: int) -> None:
+    """Gives each rank an equal share of this machine's cores, unless the user has set the number of threads."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    # Make waiting threads yield their cores early, because the loader's workers and other programs need the cores.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def _launch_config(context: LaunchContext, processes: int, grace_s: int, log_folder: str) -> LaunchConfig:
+    """Describes the job to torch."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    nodes, endpoint = context.nodes, context.master or "127.0.0.1:0"
+    run_id, restarts, settings = RENDEZVOUS, 0, {}
+    if nodes.elastic:
+        restarts = MAX_RESTARTS if context.max_restarts is None else context.max_restarts
+        run_id, settings = os.environ.get("PET_RDZV_ID", RENDEZVOUS), rendezvous_settings(os.environ)
+    fixed = context.master is not None and not nodes.elastic
+    return LaunchConfig(
+        min_nodes=nodes.min,
+        max_nodes=nodes.max,
+        nproc_per_node=processes,
+        logs_specs=DefaultLogsSpecs(log_dir=log_folder),  # by default, torch leaves a folder behind
+        run_id=run_id,
+        rdzv_backend="static" if fixed else "c10d",
+        rdzv_endpoint=endpoint,
+        rdzv_configs={"rank": context.node_rank} if fixed else settings,
+        max_restarts=restarts,
+        # Otherwise torch uses this node's full name, which other processes on the same machine may not resolve.
+        local_addr="127.0.0.1" if endpoint.rpartition(":")[0] in LOOPBACK else None,
+        signals_to_handle=HANDLED_BY_TORCH,
+        shutdown_timeout=grace_s,
+    )
 
 
 @contextlib.contextmanager
@@ -243,40 +270,19 @@ def _exit_if_signal_unhandled(received_s: Sequence[float]) -> Iterator[None]:
         os.close(write_end)  # ends the thread
 
 
-def _ended_by(rank: int, name: str) -> str:
-    """Returns the error message for a rank that was killed by a signal."""
-    reasons = {
-        "SIGKILL": "the system kills processes when memory is full: lower the batch size or data.workers",
-        "SIGABRT": "a library aborted, such as NCCL after a timeout: see the last lines of the rank's log",
-        "SIGSEGV": "a library crashed: its version may be incompatible with the others",
-        "SIGBUS": "shared memory or the disk is full: check /dev/shm, or lower data.workers",
-    }
-    reason = f" ({reasons[name]})" if name in reasons else ""
-    return f"rank {rank} was killed by {name}{reason}; rerun with --resume to continue from the newest checkpoint"
-
-
-def processes_of(placement: Placement, context: LaunchContext) -> int:
-    """Returns the number of ranks on this node, which is set by the flags or by the scheduler; by default, there is one rank per
-    GPU. Without GPUs, ranks run on the CPU.
-
-    Raises:
-        UserError: if there are too few GPUs.
-    """
-    if placement.cpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        return placement.cpu
-    available = _gpus()
-    if placement.gpus is not None and placement.gpus > available:
-        raise UserError(f"--gpus {placement.gpus}: this machine has {available} GPUs; use --cpu N to run on the CPU")
-    if available:
-        use_expandable_segments()
-    if placement.gpus is None and context.processes is not None:
-        if available and context.processes > available:
-            raise UserError(
-                f"{context}: {context.processes} processes on this node, but only {available} GPUs are visible; pass --gpus N"
-            )
-        return context.processes
-    return placement.gpus or max(1, available)
+def _status_of(rank: int, exit_code: int) -> int:
+    """Returns the exit status of a job whose first failed rank has this exit code. If a signal killed the rank, it has not
+    printed an error, so this function prints one."""
+    if exit_code >= 0:
+        return exit_code
+    name = signal_name(-exit_code)
+    lost_peer = name == "SIGABRT" and rank_reports.recorded_by_nccl(rank)
+    reason = "NCCL gave up waiting for another rank" if lost_peer else KILLED_BY.get(name)
+    sys.stderr.write(
+        f"error: rank {rank} was killed by {name}{f' ({reason})' if reason else ''}; rerun with --resume to continue from the "
+        "newest checkpoint\n"
+    )
+    return PEER_LOST if lost_peer else 128 - exit_code
 
 
 def become_rank(context: LaunchContext) -> None:
@@ -310,12 +316,7 @@ def use_expandable_segments() -> None:
 
 
 def _gpus() -> int:
-    """Returns the number of GPUs that this process may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        # CUDA stops at the first invalid entry: "-1" and "" hide all GPUs.
-        return len(list(itertools.takewhile(DEVICE.match, (name.strip() for name in visible.split(",")))))
-    if not shutil.which("nvidia-smi"):
-        return 0
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    """Returns the number of GPUs that this process may use. Torch counts them without using one."""
+    from torch.cuda import device_count
+
+    return device_count()

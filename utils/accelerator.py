@@ -20,6 +20,18 @@ def device_module(device: torch.device) -> Any:
     return None if device.type == "cpu" else torch.get_device_module(device)
 
 
+def synchronize() -> None:
+    """Waits until the accelerator of this process, if there is one, has finished all its work."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def disable_cudnn_attention() -> None:
+    """Keeps attention on a GPU from using cuDNN, which builds a plan on the host for each new shape. Texts and candidates have
+    thousands of shapes."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def device_bytes(device: torch.device) -> int | None:
     """Returns the size of a GPU's memory in bytes; None for any other device."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from utils import accelerator
+from utils import accelerator, rank_reports
 from utils.errors import PeerLostError, UserError
 from utils.processes import TIMEOUT_MIN, die_with_parent
 from utils.rank_variables import check_rank
@@ -28,6 +28,18 @@ RECORDED_COLLECTIVES = 2000
 
 SAVING = "saving"
 """Name of the process group in which threads write checkpoints."""
+
+LOST_PEER = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),  # gloo
+    *("ncclRemoteError", "ncclSystemError", "remote process exited", "NCCL communicator was aborted"),  # NCCL
+)
+"""Texts in the errors of collectives after another rank has ended. NCCL's other errors, such as errors of CUDA, are different."""
+
+TIMED_OUT = ("Timed out waiting", "collective operation timeout")
+"""Texts in the errors of collectives for which another rank is late, in gloo and NCCL."""
+
+_timeout_min = TIMEOUT_MIN
+"""Minutes that ranks currently wait for each other."""
 
 _around_waits: Callable[[], AbstractContextManager[None]] = nullcontext
 """Returns the context for each wait; set by :func:`recording_waits`."""
@@ -132,6 +144,13 @@ def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
             raise RuntimeError(f"{name} cannot be received from rank 0; does the model keep a view of it?") from error
 
 
+def send_from_rank_0(tensors: Iterable[Tensor]) -> None:
+    """Copies the contents of tensors on rank 0 into the tensors of the other ranks, which have the same shapes."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def local_shard(tensor: Tensor) -> Tensor:
     """Returns this rank's shard of a DTensor, without copying it. Any other tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -204,14 +223,27 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
     return _ScaleGradient.apply(tensor, factor)
 
 
-def set_timeout(minutes: float) -> None:
-    """Changes how long ranks wait for each other."""
-    if is_distributed():
-        # Public since torch 2.15, which deprecates the private name; older versions have only the private name.
-        change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-        for group in list(dist.distributed_c10d._world.pg_map):  # including the process groups of FSDP2's meshes
-            if group.group_desc != SAVING:  # the disks of some ranks may be slower
-                change(timedelta(minutes=minutes), group)
+def set_timeout(minutes: float | None = None) -> None:
+    """Changes how long ranks wait for each other. All ranks must call this function.
+
+    Args:
+        minutes: the new time; if None, the current time is applied to process groups that have been created since the last call.
+    """
+    global _timeout_min
+    if not is_distributed():
+        return
+    minutes = _timeout_min if minutes is None else minutes
+    if minutes < _timeout_min:
+        # Otherwise, this rank could enqueue a collective with the shorter timeout while another rank, or the device of this rank,
+        # is still busy with a step that may take longer.
+        accelerator.synchronize()
+        barrier()
+    _timeout_min = minutes
+    # Public since torch 2.15, which deprecates the private name; older versions have only the private name.
+    change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    for group in list(dist.distributed_c10d._world.pg_map):  # including the process groups of FSDP2's meshes
+        if group.group_desc != SAVING:  # the disks of some ranks may be slower
+            change(timedelta(minutes=minutes), group)
 
 
 def shared_store(name: str) -> dist.Store | None:
@@ -233,6 +265,8 @@ def record_collectives(folder: Path) -> None:
     for names, value in settings.items():  # the second name is for torch before 2.9
         if not any(name in os.environ for name in names):
             os.environ.update(dict.fromkeys(names, value))
+        chosen = next(os.environ[name] for name in names if name in os.environ)
+    rank_reports.report_records(chosen)  # the last setting
 
 
 @contextmanager
@@ -250,6 +284,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
     Raises:
         PeerLostError: if the connection to another rank breaks, or a rank times out.
     """
+    global _timeout_min
     check_rank(os.environ)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # a rank must not keep running after its launcher was killed
@@ -257,8 +292,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
     device = accelerator.best_device(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # cuDNN attention builds a plan on the host for each new shape, and texts and candidates have thousands of shapes.
-        torch.backends.cuda.enable_cudnn_sdp(False)
+        accelerator.disable_cudnn_attention()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
@@ -268,17 +302,13 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
         dist.init_process_group("nccl", timeout=timedelta(minutes=timeout_min), device_id=device)
     else:
         dist.init_process_group("gloo", timeout=timedelta(minutes=timeout_min))
+    _timeout_min = timeout_min
     try:
         yield device
         barrier()  # rank 0 may still be evaluating or saving when the others have finished
     except RuntimeError as error:
-        if _peer_is_gone(error):
-            raise PeerLostError(PEER_GONE) from None
-        if "Timed out waiting" in str(error):
-            raise PeerLostError(
-                f"rank {rank()} timed out waiting for another rank (train.start_timeout_min, train.step_timeout_min); the rank "
-                "that hangs reports it after train.stall_s seconds, and writes its stacks to its log in the run's folder"
-            ) from None
+        if (lost := _lost_peer(error)) is not None:
+            raise lost from None
         raise
     # Not done after an error, because closing the connections would stop the other ranks before this rank has reported its error.
     dist.destroy_process_group()
@@ -294,5 +324,14 @@ def group_of_one(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _peer_is_gone(error: RuntimeError) -> bool:
-    return any(part in str(error) for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
+def _lost_peer(error: RuntimeError) -> PeerLostError | None:
+    """Returns the error to report if a collective or the store failed because of another rank, otherwise None."""
+    text = str(error)
+    if isinstance(error, dist.DistStoreError) or any(part in text for part in TIMED_OUT):
+        return PeerLostError(
+            f"rank {rank()} timed out waiting for another rank (train.start_timeout_min, train.step_timeout_min); the rank "
+            "that hangs reports it after train.stall_s seconds, and writes its stacks to its log in the run's folder"
+        )
+    if isinstance(error, dist.DistNetworkError) or any(part in text for part in LOST_PEER):
+        return PeerLostError(PEER_GONE)
+    return None

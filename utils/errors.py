@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 from utils.processes import PEER_LOST, USER_ERROR
+from utils.rank_reports import report_status
 
 P = ParamSpec("P")
 
@@ -184,6 +185,7 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
 
 def report(error: UserError) -> int:
     """Prints an error to stderr as one line, on ranks other than 0 after a delay. Returns the exit status of the error."""
+    report_status(error.status)
     if os.environ.get("RANK", "0") != "0":
         # Most errors occur on all ranks, and the launcher stops all other ranks once a rank has exited, so usually only rank 0
         # prints the error. An error that occurs only on this rank is printed after the delay.

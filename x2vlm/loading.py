@@ -71,7 +71,8 @@ def load(
         source: the folder of a run, a folder written by :meth:`~x2vlm.model.Model.save`, a weight file of this project or of the
             authors, ``hub:owner/name`` for a saved folder on the Hugging Face Hub, or a folder ``X.onnx`` written by
             ``run.py export``.
-        device: the device of the model, such as "cuda:1"; if None, a GPU if there is one, otherwise the CPU.
+        device: the device of the model, such as "cuda:1"; if None, a GPU if there is one, otherwise the CPU. On a GPU, loading a
+            model disables cuDNN's attention in this process, as in training.
         precision: the precision of computations, "fp32", "bf16" or "fp16".
         config: the config that the weights were trained with; needed unless the file is in a run's folder or is one of the
             authors' files.
@@ -161,6 +162,8 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device) if device else accelerator.best_device()
         torch.empty(1, device=found)
+        if found.type == "cuda":
+            accelerator.disable_cudnn_attention()
     except (RuntimeError, AssertionError, TypeError):
         raise UserError(
             f"device {str(device)!r} cannot be used here; use cpu or, if there is a GPU, cuda or cuda:N"

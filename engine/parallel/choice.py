@@ -28,31 +28,42 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
     """Returns the strategy for ``model``, which is still in the host memory of rank 0.
 
     Raises:
-        UserError: if ``train.parallel`` requires a different number of ranks, or if FSDP2 is selected with apex as
-            ``optim.fused`` or with cached states of frozen blocks.
+        UserError: as :func:`mesh_of`.
     """
     needed = state_bytes(model, average=optim.ema is not None)
     sizes = distributed.gather_objects(device_bytes(device))  # ranks must agree
     memory = min((size for size in sizes if size is not None), default=None)
-    mesh, reason = mesh_of(train, distributed.world_size(), needed, memory)
+    mesh, reason = mesh_of(train, optim, distributed.world_size(), needed, memory)
     if reason:
         logger.info("train.parallel: %s", reason)
     if mesh is None or not distributed.is_distributed():
         return DataParallel(model, device)
+    return Sharded(model, device, mesh, gathered_dtype(train))
+
+
+def gathered_dtype(train: TrainConfig) -> torch.dtype | None:
+    """Returns the precision in which FSDP2 gathers the matrices in blocks; None for their own precision."""
+    return torch.bfloat16 if train.precision == "bf16" else None
+
+
+def setting_without_fsdp(train: TrainConfig, optim: OptimConfig) -> str | None:
+    """Returns a setting of the config that does not work with FSDP2, or None if there is none."""
+    if train.setting_without_fsdp:
+        return f"train.{train.setting_without_fsdp}"
     if optim.frozen.cache is not None:
         # If all images of a rank's micro-batch are in the cache, the rank does not run the frozen blocks, and would not take part
         # in gathering the blocks that other ranks have to run.
-        raise UserError("optim.freeze.cache: does not work with FSDP2; remove it, or set train.parallel to ddp")
-    if optim.fused == "apex":
-        raise UserError("optim.fused: apex cannot update sharded weights; set it to auto, or train.parallel to ddp")
-    return Sharded(model, device, mesh)
+        return "optim.freeze.cache"
+    return "optim.fused = apex" if optim.fused == "apex" else None
 
 
-def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> tuple[ShardingConfig | None, str]:
+def mesh_of(
+    train: TrainConfig, optim: OptimConfig, ranks: int, needed: int, memory: int | None
+) -> tuple[ShardingConfig | None, str]:
     """Selects the device mesh over which a model is sharded.
 
     Args:
-        train: the config section ``train``.
+        train, optim: sections of the config.
         ranks: number of ranks.
         needed: size of the model's states in bytes (:func:`state_bytes`).
         memory: memory of the smallest GPU in bytes; None on CPUs.
@@ -61,9 +72,11 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
         The mesh for FSDP2, or None for DDP; and the reason, or "" if the config sets the strategy explicitly.
 
     Raises:
-        UserError: if the config requires a different number of ranks.
+        UserError: if the config requires a different number of ranks, or FSDP2 with a setting that does not work with it.
     """
-    config = train.parallel
+    config, unsupported = train.parallel, setting_without_fsdp(train, optim)
+    if unsupported and ranks > 1 and config not in ("auto", "ddp"):
+        raise UserError(f"{unsupported}: does not work with FSDP2; change it, or set train.parallel to ddp")
     if isinstance(config, ShardingConfig):
         if config.shard * config.replicate != ranks:
             raise UserError(
@@ -81,8 +94,8 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
     )
     if needed <= MAX_STATE_FRACTION * memory:
         return None, f"ddp, since {states}"
-    if train.setting_without_fsdp:
-        return None, f"ddp, although {states}, because train.{train.setting_without_fsdp} does not work with FSDP2"
+    if unsupported:
+        return None, f"ddp, although {states}, because {unsupported} does not work with FSDP2"
     return ShardingConfig(shard=ranks, replicate=1), f"fsdp, since {states}"
 
 

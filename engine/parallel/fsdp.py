@@ -1,19 +1,21 @@
 """Sharded data parallelism: every rank holds a shard of the parameters, gradients and optimiser states (FSDP2).
 
 Each block of the image and text encoders is sharded separately: a rank gathers the parameters of a block when the block runs, and
-frees them afterwards. (With bf16, autocast keeps bf16 copies for the backward pass, unless the block uses gradient
-checkpointing.)
+frees them afterwards. With bf16, matrices are gathered in bf16. Autocast would cast them anyway, and would keep the copies for
+the backward pass, so the results are the same, and ranks send and hold half the bytes. The other parameters of a block, such as
+those of norms, are used in float32. They take little memory, so every rank holds them.
 
-All other parameters form one group, which is gathered once per micro-batch: the fusion encoder, which runs once per stream (type
-of training data), the word embeddings and the heads. Modules that share or read each other's parameters therefore need no special
-handling.
+All parameters outside these blocks form one group, which is gathered once per micro-batch: the fusion encoder, which runs once
+per stream (type of training data), the word embeddings and the heads. Modules that share or read each other's parameters
+therefore need no special handling.
 
-Scalar parameters, such as the temperature, cannot be sharded. Every rank holds them, and their gradients are summed explicitly.
+Scalar parameters, such as the temperature, cannot be sharded, so every rank holds them, too. The gradients of all replicated
+parameters are summed explicitly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from engine.config import ShardingConfig
@@ -38,11 +40,15 @@ from optim.setup import encoders_in
 from utils import distributed
 from utils.distributed import full_tensor, local_shard
 from utils.errors import UserError, reason_of
-from utils.tensors import on_meta, tensor_bytes
+from utils.tensors import on_meta
+
+MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+"""Modules whose parameters autocast casts to a lower precision wherever they are used."""
 
 
 class Sharded(Parallel):
-    """Shards the model with FSDP2 over all ranks, or over groups of ranks.
+    """Shards the model with FSDP2 over all ranks, or over groups of ranks. The matrices in blocks are gathered in
+    ``gathered_dtype``; if it is None, in their own precision.
 
     By default, FSDP2 averages gradients over ranks. We make it sum them, because losses are already divided by counts over all
     ranks.
@@ -51,24 +57,30 @@ class Sharded(Parallel):
     needs_all_ranks = True
     loss_factor = 1
 
-    def __init__(self, model: nn.Module, device: torch.device, sharding: ShardingConfig):
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        sharding: ShardingConfig,
+        gathered_dtype: torch.dtype | None = None,
+    ):
         super().__init__(model)
         self.device, self.copies, self._meta_copy = device, sharding.replicate, on_meta(model, model)
         mesh = init_device_mesh(
             device.type, (sharding.replicate, sharding.shard), mesh_dim_names=("replicate", "shard")
         )
         self.mesh = mesh if self.copies > 1 else mesh["shard"]
+        distributed.set_timeout()  # torch gives the groups of the mesh a short timeout
         self.saving_group = dist.new_group(backend="gloo", group_desc=distributed.SAVING)
         """Process group for the threads that write checkpoints while training continues."""
-        scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+        replicated, policy = replicated_in(model, gathered_dtype), policy_of(gathered_dtype)
         for encoder in encoders_in(model):
-            for (
-                block
-            ) in encoder.blocks_to_shard:  # one by one, since all blocks together may not fit into a GPU's memory
+            for block in encoder.blocks_to_shard:
+                # One by one, since all blocks together may not fit into a GPU's memory.
                 distributed.move_from_rank_0(block, device)
-                fully_shard(block, mesh=self.mesh)
+                fully_shard(block, mesh=self.mesh, mp_policy=policy, ignored_params=replicated)
         distributed.move_from_rank_0(model, device)
-        fully_shard(model, mesh=self.mesh, reshard_after_forward=False, ignored_params=scalars)
+        fully_shard(model, mesh=self.mesh, reshard_after_forward=False, ignored_params=replicated)
         for method in getattr(model, "forward_methods", ()):
             register_fsdp_forward_method(model, method)
         for group in self._groups():
@@ -81,6 +93,13 @@ class Sharded(Parallel):
     def __call__(self, batch: Any) -> Any:
         return self.model(batch)
 
+    def update_trainable(self) -> None:
+        # When FSDP2 gathers a group outside of a forward pass, it checks again which parameters of the group are trainable.
+        # Otherwise, it would not sum the gradients of a group that was frozen before in the precision of the policy.
+        for module in self._groups():
+            module.unshard()
+            module.reshard()
+
     @contextmanager
     def synchronised(self, last: bool) -> Iterator[None]:
         # Gradients are reduce-scattered after each micro-batch, since keeping unsharded gradients would need more memory.
@@ -91,15 +110,18 @@ class Sharded(Parallel):
             self._complete_gradients()
 
     def _complete_gradients(self) -> None:
-        """Sums the gradients of scalar parameters, and sets missing gradients to zero, as DDP does. Otherwise, AdamW would skip
-        parameters without a gradient."""
-        for parameter in self.model.parameters():
-            if not parameter.requires_grad:
-                continue
+        """Sums the gradients of replicated parameters, and sets missing gradients to zero, as DDP does. Otherwise, AdamW would
+        skip parameters without a gradient."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            if not isinstance(parameter, DTensor):
-                dist.all_reduce(parameter.grad)
+        local = [each.grad for each in trained if each.grad is not None and not isinstance(each, DTensor)]
+        if local:
+            total = torch.cat([gradient.flatten() for gradient in local])
+            dist.all_reduce(total)
+            for gradient, summed in zip(local, total.split([each.numel() for each in local]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         norms = [
@@ -164,6 +186,25 @@ class Sharded(Parallel):
         return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
 
 
+def replicated_in(model: nn.Module, gathered_dtype: torch.dtype | None) -> set[nn.Parameter]:
+    """Returns the parameters that every rank holds: scalars and, if the matrices in blocks are gathered in a lower precision, the
+    other parameters in blocks."""
+    replicated = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+    if gathered_dtype is not None:
+        for block in (block for encoder in encoders_in(model) for block in encoder.blocks_to_shard):
+            layers = [part for part in block.modules() if isinstance(part, MATRICES)]
+            replicated |= set(block.parameters())
+            replicated -= {parameter for layer in layers for parameter in layer.parameters(recurse=False)}
+    return replicated
+
+
+def policy_of(gathered_dtype: torch.dtype | None) -> MixedPrecisionPolicy:
+    """Returns FSDP2's policy for blocks that are gathered in this precision; if None, in the precision of the parameters.
+    Gradients are summed in float32, and autocast alone decides in which precision modules compute."""
+    reduced = None if gathered_dtype is None else torch.float32
+    return MixedPrecisionPolicy(gathered_dtype, reduced, cast_forward_inputs=False)
+
+
 class ShardWriter(dcp.HuggingFaceStorageWriter):
     """Writes each rank's shard of the tensors to a safetensors file in ``folder``. The save fails on all ranks if a rank cannot
     write its shard, or if rank 0 does not see the shard of another rank."""
@@ -212,12 +253,12 @@ class Groups:
     Attributes:
         rest: parameters that stay gathered during a micro-batch.
         blocks: for each sharded block, the parameters that are gathered while the block runs.
-        scalars: number of scalar parameters, which are not sharded.
+        replicated: trainable parameters that are not sharded.
     """
 
     rest: int
     blocks: tuple[int, ...]
-    scalars: int
+    replicated: int
 
     @property
     def peak(self) -> int:
@@ -225,14 +266,19 @@ class Groups:
         return self.rest + sum(sorted(self.blocks)[-2:])
 
     @staticmethod
-    def of(model: nn.Module, *, trained: bool = False) -> Groups:
+    def of(model: nn.Module, *, gathered_dtype: torch.dtype | None = None, trained: bool = False) -> Groups:
         """Computes the groups of a model that is not sharded yet. If ``trained`` is True, counts only parameters that require
         gradients."""
-        counted = {id(each) for each in model.parameters() if each.requires_grad or not trained}
+        replicated = replicated_in(model, gathered_dtype)
+        blocks = [list(block.parameters()) for encoder in encoders_in(model) for block in encoder.blocks_to_shard]
+        in_blocks = {parameter for block in blocks for parameter in block}
 
-        def size(module: nn.Module) -> int:
-            return tensor_bytes(each for each in module.parameters() if each.dim() and id(each) in counted)
+        def size(parameters: Iterable[nn.Parameter], dtype: torch.dtype | None = None) -> int:
+            counted = [each for each in parameters if each.requires_grad or not trained]
+            return sum(each.numel() * (dtype or each.dtype).itemsize for each in counted)
 
-        blocks = tuple(size(block) for encoder in encoders_in(model) for block in encoder.blocks_to_shard)
-        scalars = sum(not each.dim() for each in model.parameters() if id(each) in counted)
-        return Groups(size(model) - sum(blocks), blocks, scalars)
+        return Groups(
+            size(each for each in model.parameters() if each not in in_blocks | replicated),
+            tuple(size((each for each in block if each not in replicated), gathered_dtype) for block in blocks),
+            size(each for each in replicated if each.requires_grad),
+        )

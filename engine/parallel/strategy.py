@@ -38,7 +38,8 @@ class Parallel(ABC):
     def __call__(self, batch: Any) -> Any:
         """Runs the forward pass of a micro-batch."""
 
-    def update_trainable(self) -> None:  # noqa: B027 - FSDP2 needs no update
+    @abstractmethod
+    def update_trainable(self) -> None:
         """Adapts to the set of trainable parameters. Called at the start, and after parameters are unfrozen."""
 
     def release(self) -> None:  # noqa: B027 - FSDP2 has nothing to release

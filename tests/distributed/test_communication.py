@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.config import ShardingConfig
+from engine.parallel.choice import gathered_dtype
 from engine.parallel.fsdp import Groups
 from optim.setup import set_frozen
 from tasks.binding import bind_run
@@ -89,7 +90,13 @@ class Steps:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "accumulation", "overrides"),
-    [(2, 1, []), (4, 2, ["optim.freeze.vision=true"]), (2, 2, ["model.contrastive.chunks=2"])],
+    [
+        (2, 1, []),
+        (4, 2, ["optim.freeze.vision=true"]),
+        (2, 2, ["model.contrastive.chunks=2"]),
+        (2, 2, ["train.precision=bf16"]),
+        (2, 1, ["train.precision=bf16", "optim.freeze.vision=true"]),
+    ],
 )
 def test_ranks_with_sharded_weights_send_the_bytes_of_the_formula(tmp_path, ranks, accumulation, overrides):
     """The padding of shards is excluded."""
@@ -99,9 +106,14 @@ def test_ranks_with_sharded_weights_send_the_bytes_of_the_formula(tmp_path, rank
     model = kind.build_model(config, None)
     if "optim.freeze.vision=true" in overrides:
         set_frozen(model, ["vision"])
+    groups = Groups.of(model, gathered_dtype=gathered_dtype(config.train))
     for found in on_ranks(ranks, Steps(accumulation, "train.parallel=fsdp", *overrides), tmp_path):
         sizes = StepSizes(accumulation=accumulation, **found["sizes"])
-        sizes = replace(sizes, groups=Groups.of(model), mesh=ShardingConfig(shard=ranks, replicate=1))
+        sizes = replace(
+            sizes,
+            groups=groups,
+            mesh=ShardingConfig(shard=ranks, replicate=1),
+        )
         _, second, third = found["counted"]
         expected = by_formula(sizes, ranks, logs=False)
         assert second == third

@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.messages import naming
 from tests.ranks import on_each_of_two
 from utils import distributed
+from utils.errors import PeerLostError
 
 
 def leave(rank: int, folder: Path) -> None:
@@ -58,6 +60,84 @@ def test_attention_on_a_gpu_does_not_build_a_plan_for_each_shape(second_gpu, mon
     with distributed.process_group():
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert not second_gpu, "a single process must not join a group"
+
+
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:4105, "
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("[gloo/pair.cc:534] Connection closed by peer [10.0.0.2]:51234"), "broke"),
+        (RuntimeError("Timed out waiting 900000ms for recv operation to complete"), "timed out"),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), "broke"),
+        (dist.DistStoreError("wait timeout after 900000ms, keys: /0//barrier"), "timed out"),
+        (dist.DistBackendError(f"{NCCL}remote process exited or there was a network error"), "broke"),
+        (
+            dist.DistBackendError(f"{NCCL}unhandled system error\nncclSystemError: System call (e.g. socket) failed"),
+            "broke",
+        ),
+        (dist.DistBackendError("NCCL communicator was aborted on rank 1."), "broke"),
+        (
+            dist.DistBackendError("[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"),
+            "timed out",
+        ),
+    ],
+)
+def test_a_lost_peer_is_the_same_event_with_every_backend(second_gpu, monkeypatch, error, message):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PeerLostError, match=naming("another rank", message)), distributed.process_group():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        dist.DistBackendError(f"{NCCL}unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed."),
+        dist.DistBackendError(f"{NCCL}invalid usage\nncclInvalidUsage: Duplicate GPU detected"),
+    ],
+)
+def test_an_error_of_this_rank_does_not_become_a_lost_peer(second_gpu, monkeypatch, error):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(type(error)) as raised, distributed.process_group():
+        raise error
+    assert raised.value is error
+
+
+def change_timeouts(rank: int, folder: Path) -> None:
+    """Rank 1 changes the timeout one second after rank 0, each time. Rank 0 must wait for it only where the time gets shorter."""
+    returned_first = []
+    with distributed.process_group(timeout_min=2.0):
+        for minutes in (3.0, 3.0, 1.0, 1.0, 2.0):
+            returned = folder / f"returned-{len(returned_first)}"
+            distributed.barrier()
+            if rank == 1:
+                time.sleep(1)
+                returned_first.append(returned.exists())
+            distributed.set_timeout(minutes)
+            if rank == 0:
+                returned_first.append(True)
+                returned.touch()
+    assert rank == 0 or returned_first == [True, True, False, True, True]
+
+
+def test_ranks_wait_for_each_other_before_the_time_for_collectives_gets_shorter(tmp_path):
+    """Otherwise, a rank could start its second step with a limit that another rank exceeds in its first step."""
+    on_each_of_two(change_timeouts, tmp_path)
+
+
+def test_the_device_has_finished_before_ranks_agree_on_a_shorter_time(monkeypatch):
+    done: list[str] = []
+    monkeypatch.setattr(distributed.accelerator, "synchronize", lambda: done.append("device"))
+    monkeypatch.setattr(dist, "barrier", lambda: done.append("ranks"))
+    with distributed.group_of_one(torch.device("cpu")):
+        distributed.set_timeout(distributed.TIMEOUT_MIN)
+        done.clear()
+        distributed.set_timeout(1.0)
+        distributed.set_timeout(1.0)
+        distributed.set_timeout(2.0)
+    assert done == ["device", "ranks"]
 
 
 def test_the_flight_recorder_writes_to_the_run_folder_and_keeps_the_users_settings(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -131,6 +132,74 @@ def test_in_float32_the_first_losses_equal_those_with_ddp(tmp_path, tiny_overrid
         on_ranks(2, job, tmp_path / "out")
         found.append(lines(folder)[0])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def weights_of(found: dict[str, Tensor]) -> Tensor:
+    """All weights, as one vector."""
+    return torch.cat([weight.flatten() for name, weight in found.items() if name != "held"])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_in_bf16_sharded_training_is_as_close_to_float32_as_ddp(name, tmp_path, tiny_overrides):
+    """The losses of the first step are equal to those with DDP in bf16, because the same numbers are cast."""
+    overrides = [*STEPS, *WITHOUT_DROPOUT, *VARIANTS[name]]
+    (tmp_path / "out").mkdir()
+    weights, first = [], []
+    for number, (parallel, precision) in enumerate((("ddp", "fp32"), ("ddp", "bf16"), ("fsdp", "bf16"))):
+        settings = [f"train.parallel={parallel}", f"train.precision={precision}"]
+        folder = tmp_path / str(number)
+        job = Run(folder, tiny_overrides, *overrides, *settings, double=False)
+        found, other = on_ranks(2, job, tmp_path / "out")
+        assert_same(other, found, 0.0)
+        assert {weight.dtype for weight in found.values()} == {torch.float32}
+        weights.append(weights_of(found))
+        first.append({key: value for key, value in lines(folder)[0].items() if "/" in key or key == "loss"})
+    assert first[2] == pytest.approx(first[1], rel=1e-6)
+    in_float32, with_ddp, sharded = weights
+    assert (sharded - in_float32).norm() <= 1.5 * (with_ddp - in_float32).norm()
+    saved = load_file(tmp_path / "2" / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+
+
+class Gathered:
+    """A picklable job that returns the precision of the gathered parameters of a block, and of its gradients after a step."""
+
+    def __init__(self, folder: Path, tiny: list[str]):
+        self.folder, self.tiny = folder, tiny
+
+    def __call__(self) -> dict[str, list[str]]:
+        run = trainer(
+            self.folder,
+            self.tiny,
+            *STEPS,
+            "train.parallel=fsdp",
+            "train.precision=bf16",
+            "train.accumulate=2",
+            double=False,
+        )
+        reduced: list[str] = []
+        for name in ("reduce_scatter_tensor", "reduce_scatter_single"):
+            if (collective := getattr(dist, name, None)) is not None:
+                setattr(dist, name, partial(noted_dtype, reduced, collective))
+        run.train_step(list(run.loader.batches(0, 2)))
+        block = run.model.text.encoder.blocks[0]
+        gradients = [str(parameter.grad.dtype) for parameter in run.model.parameters()]
+        with run.parallel.full_model():
+            matrix, norm = block.attention.output.dense.weight, block.attention.output.LayerNorm.weight
+            return {"gathered": [str(matrix.dtype), str(norm.dtype)], "gradients": gradients, "reduced": reduced}
+
+
+def noted_dtype(found: list[str], collective: Any, *args: Any, **options: Any) -> Any:
+    found.append(str((args[0] if args else options["output"]).dtype))
+    return collective(*args, **options)
+
+
+def test_in_bf16_matrices_are_gathered_in_bf16_and_gradients_are_summed_in_float32(tmp_path, tiny_overrides):
+    (tmp_path / "out").mkdir()
+    for found in on_ranks(2, Gathered(tmp_path / "run", tiny_overrides), tmp_path / "out"):
+        assert found["gathered"] == ["torch.bfloat16", "torch.float32"]
+        assert set(found["gradients"]) == {"torch.float32"}
+        assert found["reduced"] and set(found["reduced"]) == {"torch.float32"}
 
 
 def accumulated(count: int) -> list[str]:
@@ -265,6 +334,58 @@ def test_a_shard_that_rank_0_does_not_find_fails_the_checkpoint(tmp_path, tiny_o
     assert all(
         fault == OneLine("shard-00002-model-00001-of-00001.safetensors", "rank 1", "share") for fault in faults
     ), faults
+
+
+class ReadBytes:
+    """A picklable job that resumes a run, and returns the number of elements of optimiser states that this rank reads."""
+
+    def __init__(self, folder: Path, tiny: list[str], *overrides: str):
+        self.folder, self.tiny, self.overrides = folder, tiny, overrides
+
+    def __call__(self) -> list[int]:
+        read: list[int] = []
+        original = dcp.HuggingFaceStorageReader.read_data
+
+        def counted(reader: Any, plan: Any, planner: Any) -> Any:
+            read.extend(item.lengths.numel() for item in plan.items)
+            return original(reader, plan, planner)
+
+        dcp.HuggingFaceStorageReader.read_data = counted
+        run = trainer(self.folder, self.tiny, *self.overrides)
+        states = [state for states in run.optimizer.state.values() for state in states.values()]
+        return [sum(read), sum(state.numel() for state in states)]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_each_optimiser_state_is_read_by_one_rank(parallel, tmp_path, tiny_overrides):
+    """With DDP, rank 0 reads the states and sends them to the other ranks."""
+    overrides = [*STEPS, f"train.parallel={parallel}"]
+    (tmp_path / "out").mkdir()
+    on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides), tmp_path / "out")
+    folder = as_of_step(2, tmp_path / "whole", tmp_path / "resumed")
+    (first, whole), (second, same) = on_ranks(2, ReadBytes(folder, tiny_overrides, *overrides), tmp_path / "out")
+    assert first + second == whole == same
+    assert parallel == "fsdp" or second == 0
+
+
+class Timeouts:
+    """A picklable job that returns the timeouts, in minutes, of the process groups in which a sharded model trains."""
+
+    def __init__(self, folder: Path, tiny: list[str]):
+        self.folder, self.tiny = folder, tiny
+
+    def __call__(self) -> list[float]:
+        distributed.set_timeout(7.0)
+        trainer(self.folder, self.tiny, *STEPS, "train.parallel=fsdp")
+        groups = [group for group in dist.distributed_c10d._world.pg_map if group.group_desc != distributed.SAVING]
+        return [each._get_backend(torch.device("cpu")).options._timeout.total_seconds() / 60 for each in groups]
+
+
+def test_the_first_step_has_the_same_time_in_all_process_groups(tmp_path, tiny_overrides):
+    (tmp_path / "out").mkdir()
+    for found in on_ranks(2, Timeouts(tmp_path / "run", tiny_overrides), tmp_path / "out"):
+        assert len(found) > 1
+        assert set(found) == {7.0}
 
 
 class Collectives:

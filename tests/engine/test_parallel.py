@@ -35,7 +35,7 @@ def chosen(monkeypatch):
     monkeypatch.setattr(distributed, "gather_objects", lambda value: [value] * 8)
     monkeypatch.setattr(distributed, "move_from_rank_0", lambda model, device: None)
     monkeypatch.setattr(DataParallel, "update_trainable", lambda self: None)
-    monkeypatch.setattr(choice, "Sharded", lambda model, device, shape: shape)
+    monkeypatch.setattr(choice, "Sharded", lambda model, device, shape, dtype: shape)
     return lambda config, optim=OPTIM: choice.parallel_of(config, optim, nn.Linear(1000, 1000), torch.device("cpu"))
 
 
@@ -69,10 +69,21 @@ def test_settings_that_do_not_work_with_shards_are_rejected(setting, chosen, mon
     with caplog.at_level(logging.INFO):
         assert isinstance(chosen(train(**setting)), DataParallel)
     assert f"train.{name}" in caplog.text
-    with pytest.raises(UserError, match=naming("optim.fused", "apex", "auto")):
-        chosen(train(parallel="fsdp"), OptimConfig(lr=0.1, fused="apex"))
-    with pytest.raises(UserError, match=naming("optim.freeze.cache", "FSDP2", "ddp")):
-        chosen(train(parallel="fsdp"), OptimConfig(lr=0.1, freeze={"vision": True, "cache": {}}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"fused": "apex"}, "optim.fused = apex"), ({"freeze": {"vision": True, "cache": {}}}, "optim.freeze.cache")],
+)
+def test_settings_of_the_optimiser_that_do_not_work_with_shards_select_ddp(settings, name, chosen, monkeypatch, caplog):
+    optim = OptimConfig(lr=0.1, **settings)
+    monkeypatch.setattr(choice, "device_bytes", lambda device: 1000)
+    with caplog.at_level(logging.INFO):
+        assert isinstance(chosen(train(), optim), DataParallel)
+    assert f"because {name} does not work with FSDP2" in caplog.text
+    for parallel in ("fsdp", {"shard": 4, "replicate": 2}):
+        with pytest.raises(UserError, match=naming(name, "FSDP2", "ddp")):
+            chosen(train(parallel=parallel), optim)
 
 
 def test_two_neighbouring_blocks_are_gathered_at_the_same_time():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from engine.stopping import POLL_S, StopRequest
 from tests.ranks import CONTEXT, become_rank, free_port, on_each_of_two
-from utils import distributed
+from utils import distributed, rank_reports
 from utils.errors import UserError
 from utils.processes import PEER_LOST, REQUEUE, USER_ERROR
 
@@ -70,19 +71,23 @@ def wait_for(stop: StopRequest) -> None:
     time.sleep(2 * POLL_S)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_the_status_of_a_user_error():
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_the_status_of_a_user_error(tmp_path, monkeypatch):
     """With status 75, a scheduler would start the run again, and it would fail in the same way."""
     port = free_port()
-    ranks = [CONTEXT.Process(target=cannot_save, args=(rank, port)) for rank in (0, 1)]
+    ranks = [CONTEXT.Process(target=cannot_save, args=(rank, port, tmp_path)) for rank in (0, 1)]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(60)
     assert [process.exitcode for process in ranks] == [USER_ERROR, USER_ERROR]
+    monkeypatch.setenv(rank_reports.FOLDER, str(tmp_path))
+    assert rank_reports.some_rank_reported(USER_ERROR), "the launcher must know, too"
+    assert not rank_reports.some_rank_reported(REQUEUE)
 
 
-def cannot_save(rank: int, port: int) -> None:
+def cannot_save(rank: int, port: int, reports: Path) -> None:
     become_rank(rank, 2, port)
+    os.environ[rank_reports.FOLDER] = str(reports)
 
     def save() -> str:
         raise UserError("No space left on device")

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from launch import torchrun
-from launch.clusters import LaunchContext, Rank, detect_context, first_host, launch_context, unused_nodes_warning
+from launch.clusters import (
+    LaunchContext,
+    Rank,
+    detect_context,
+    first_host,
+    launch_context,
+    rendezvous_settings,
+    unused_nodes_warning,
+)
 from launch.placement import Nodes, Placement, parse_nodes
 from tests.messages import OneLine, naming
 from utils.commands import call
@@ -114,6 +123,15 @@ def test_an_environment_describes_a_placement(environment, context):
     assert detect_context(environment) == context
 
 
+def test_the_settings_of_a_rendezvous_are_read_and_a_mistake_is_named():
+    conf = "last_call_timeout=1, is_host=0"
+    assert rendezvous_settings({"PET_RDZV_CONF": conf}) == {"last_call_timeout": "1", "is_host": "0"}
+    assert rendezvous_settings({}) == {}
+    for wrong in ("last_call_timeout", "=1", "is_host="):
+        with pytest.raises(UserError, match=naming("PET_RDZV_CONF", wrong, "KEY=VALUE")):
+            rendezvous_settings({"PET_RDZV_CONF": wrong})
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -195,11 +213,12 @@ def test_node_counts_survive_the_round_trip(text, nodes):
 
 @pytest.mark.parametrize(
     ("visible", "local"),
-    [("", "1"), ("0,1,2,3", "1"), ("2", "0")],  # in the last case, each task sees only its own GPU
+    [(0, "1"), (4, "1"), (1, "0")],  # in the last case, each task sees only its own GPU
 )
 def test_a_task_per_gpu_becomes_a_rank_as_with_torchrun(monkeypatch, visible, local):
-    environment = {"CUDA_VISIBLE_DEVICES": visible}
+    environment: dict[str, str] = {}
     monkeypatch.setattr("os.environ", environment)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     torchrun.become_rank(detect_context(TASK_A_GPU))
     expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": local, "MASTER_ADDR": "gpu07", "MASTER_PORT": "17017"}
     expected["LOCAL_WORLD_SIZE"] = "4"
@@ -214,7 +233,7 @@ def test_the_number_of_ranks_per_node_is_taken_from_torchrun(monkeypatch):
 
 
 def test_a_node_with_fewer_gpus_than_tasks_is_rejected(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=naming("2 GPUs", "one task per GPU")):
         torchrun.become_rank(detect_context(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
     with pytest.raises(UserError, match=naming("8 processes", "2 GPUs", "--gpus N")):

@@ -11,17 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 import run
 from benchmarks.start_time import measured_pairs
 from launch import torchrun
 from launch.clusters import LaunchContext
-from launch.placement import Placement
+from launch.placement import Nodes, Placement
 from launch.torchrun import ALLOCATOR
 from tasks import TASKS
 from tests.messages import OneLine, naming
 from tests.ranks import free_port
 from utils.errors import UserError
+from utils.processes import PEER_LOST
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -80,10 +84,91 @@ def test_the_status_of_the_job_is_returned_without_a_traceback(tmp_path, script)
     assert "Traceback" not in done.stderr
 
 
+def torch_raises(monkeypatch, error: Exception) -> None:
+    """Makes torch's launcher raise an error instead of starting ranks."""
+
+    def launch(*_: object) -> object:
+        raise error
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: launch)
+
+
+FIRST_OF_TWO = LaunchContext("flags", Nodes(2, 2), 0, "node0:29500")
+
+
+@pytest.mark.parametrize("context", [LaunchContext("flags"), FIRST_OF_TWO], ids=["one node", "two nodes"])
+def test_an_error_of_the_launcher_does_not_become_a_mistake_of_the_user(context, monkeypatch):
+    torch_raises(monkeypatch, RuntimeError("can't start new thread"))
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        torchrun.torchrun(context, 1, ["job.py"])
+
+
+@pytest.mark.parametrize("kind", [dist.DistNetworkError, dist.DistStoreError, RendezvousConnectionError])
+def test_only_a_job_on_several_nodes_can_say_that_they_did_not_find_each_other(kind, monkeypatch):
+    torch_raises(monkeypatch, kind("timed out after 900000ms"))
+    with pytest.raises(UserError, match=naming("did not find each other", "--master node0:29500", "900000ms")):
+        torchrun.torchrun(FIRST_OF_TWO, 1, ["job.py"])
+    with pytest.raises(kind):
+        torchrun.torchrun(LaunchContext("flags"), 1, ["job.py"])
+
+
+def test_variables_for_torchruns_flags_do_not_change_a_job_with_a_fixed_number_of_nodes(monkeypatch, tmp_path):
+    context = LaunchContext("flags", Nodes(2, 2), 1, "node0:29500")
+    expected = torchrun._launch_config(context, 3, 41, str(tmp_path))
+    for flag in (
+        "NNODES",
+        "NPROC_PER_NODE",
+        "RDZV_ID",
+        "RDZV_CONF",
+        "RDZV_BACKEND",
+        "MAX_RESTARTS",
+        "NODE_RANK",
+        "LOG_DIR",
+    ):
+        monkeypatch.setenv(f"PET_{flag}", "7")
+    found = torchrun._launch_config(context, 3, 41, str(tmp_path))
+    found.logs_specs = expected.logs_specs = None
+    assert found == expected
+    assert (found.min_nodes, found.max_nodes, found.nproc_per_node, found.max_restarts) == (2, 2, 3, 0)
+    assert found.shutdown_timeout == 41
+    assert found.rdzv_configs["rank"] == 1
+
+
+@pytest.mark.slow
+def test_a_job_leaves_no_folder_behind(tmp_path):
+    (tmp_path / "temporary").mkdir()
+    assert run_job(tmp_path, "", "--cpu", "1", TMPDIR=str(tmp_path / "temporary")).returncode == 0
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+ABORTED = """
+import os
+from pathlib import Path
+from utils import distributed
+distributed.record_collectives(Path(__file__).parent)
+if {recorded}:
+    Path(os.environ["TORCH_FR_DUMP_TEMP_FILE"] + "0").touch()
+os.abort()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recorded", "status"), [(True, PEER_LOST), (False, 134)])
+def test_a_rank_that_nccl_ends_after_a_timeout_has_lost_a_peer(tmp_path, recorded, status):
+    """NCCL's watchdog writes the collectives of the rank to a file, and then aborts the process."""
+    (tmp_path / "collectives_rank_0").touch()  # of an earlier run in the same folder
+    done = run_job(tmp_path, ABORTED.format(recorded=recorded), "--cpu", "1", PYTHONPATH=str(ROOT))
+    assert done.returncode == status, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert errors == [OneLine("error: rank 0", "SIGABRT", "--resume")]
+    assert ("another rank" in errors[0]) == recorded
+
+
 RESTORED = f"""
 import signal, sys
+from utils.rank_reports import FOLDER
 {LAUNCH}
-CHANGED = "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONPATH", "PYTHONSAFEPATH", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+CHANGED = "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONPATH", "PYTHONSAFEPATH", FOLDER
 def handling():
     return signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1), [os.environ.get(name) for name in CHANGED]
 before = handling()
@@ -106,9 +191,9 @@ FREED = """
 import sys, threading
 from datetime import timedelta
 from torch.distributed.elastic.rendezvous.utils import _PeriodicTimer
-from launch.torchrun import _silence_torchrun
+from launch.torchrun import _silence_torch
 if sys.argv[1] == "silent":
-    _silence_torchrun()
+    _silence_torch()
 freed, timers = threading.Event(), []
 def free():
     timers.clear()
@@ -141,12 +226,13 @@ def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path
     ]
     (tmp_path / "Job.py").write_text("import json, os; print(json.dumps(dict(os.environ)), flush=True)")
     call = (
-        f"import json, os, sys\n{LAUNCH}before = dict(os.environ)\nfor flag, given in json.loads(sys.argv[2]):\n"
+        f"import json, os, sys, torch\n{LAUNCH}torch.cuda.device_count = lambda: 1\nbefore = dict(os.environ)\n"
+        "for flag, given in json.loads(sys.argv[2]):\n"
         "    os.environ.clear()\n    os.environ.update(before | given)\n    launch_job([flag, '1'], [sys.argv[1]])"
     )
     asked = json.dumps([[flag, given] for flag, given, _ in cases])
     command = [sys.executable, "-c", call, str(tmp_path / "Job.py"), asked]
-    env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | {"CUDA_VISIBLE_DEVICES": "0"}
+    env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=env)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [{name: each[name] for name in ALLOCATOR if name in each} for each in found] == [case[2] for case in cases]
@@ -199,26 +285,35 @@ def test_ranks_divide_the_cores_of_this_process_instead_of_the_machine(tmp_path)
     assert subprocess.run(command, capture_output=True, text=True, check=True, env=kept).stdout == "1\n"
 
 
+def test_gpus_are_counted_without_nvidia_smi(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert torchrun.processes_of(Placement(gpus=8), LaunchContext("flags")) == 8
+    assert torchrun.processes_of(Placement(), LaunchContext("flags")) == 8
+    with pytest.raises(UserError, match=naming("--gpus 9", "8", "--cpu N")):
+        torchrun.processes_of(Placement(gpus=9), LaunchContext("flags"))
+
+
+def test_gpus_that_are_hidden_are_not_counted(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with pytest.raises(UserError, match=naming("--gpus 1", "0", "--cpu N")):
+        torchrun.processes_of(Placement(gpus=1), LaunchContext("flags"))
+    assert torchrun.processes_of(Placement(), LaunchContext("flags")) == 1
+
+
 @pytest.mark.parametrize(
-    ("visible", "gpus"),
+    "arguments",
     [
-        ("", 0),
-        ("-1", 0),
-        ("NoDevFiles", 0),
-        ("0", 1),
-        ("2, 3", 2),
-        ("0,-1,1", 1),
-        ("0,,1", 1),
-        ("GPU-8932f937-d72c,GPU-1", 2),
-        ("MIG-GPU-1/0/0", 1),
+        ["--task", "pretrain", "--nodes", "2"],
+        ["--task", "pretrain", "optim.lrr=1"],
+        ["--task", "pretrain", "--config", "none.yaml"],
+        ["--task", "pretrain", "--gpus", "1", "--cpu", "1"],
     ],
 )
-def test_cuda_stops_at_the_first_entry_that_is_not_a_device(monkeypatch, visible, gpus):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert torchrun._gpus() == gpus
-    if not gpus:
-        with pytest.raises(UserError, match=naming("--gpus 1", "0", "--cpu N")):
-            torchrun.processes_of(Placement(gpus=1), LaunchContext("flags"))
+def test_a_wrong_command_line_is_reported_without_torch(arguments):
+    code = f"import run, sys; assert run.main({arguments!r}) == 2; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_help_lists_commands_and_tasks_without_torch():
@@ -298,7 +393,7 @@ def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tm
     script = tmp_path / "rank.py"
     script.write_text("")
     code = f"from launch import torchrun as t; t.UNHANDLED_S = 0.5\n{LAUNCH}\n"
-    code += "import sys, torch.distributed.run, launch.elastic\n"  # the import is slow on some machines
+    code += "import sys, torch.distributed.launcher.api, launch.elastic\n"  # the import is slow on some machines
     code += "print(flush=True); sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
     flags = ["--cpu", "1", *nodes, "--master", f"127.0.0.1:{free_port()}"]
     process = subprocess.Popen(
@@ -318,7 +413,9 @@ def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tm
 
 STOPPABLE = """
 import signal, sys, time
-signal.signal(signal.{name}, lambda *_: sys.exit({status}))
+from utils.errors import UserError, report
+stopped = lambda *_: sys.exit(report(UserError("no space")) if {status} == 2 else {status})
+signal.signal(signal.{name}, stopped)
 open(__file__ + ".ready", "w").close()
 time.sleep(60)
 """
@@ -333,7 +430,8 @@ def stopped_job(folder: Path, name: str, status: int, ignored: bool = False) -> 
     start = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else ""
     code = f"{start}{LAUNCH}\nimport sys; sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
     command = [sys.executable, "-c", code, str(script), "--cpu", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     ends = time.monotonic() + 60
     while not Path(f"{script}.ready").exists():
         assert time.monotonic() < ends
@@ -352,6 +450,34 @@ def test_a_rank_that_could_not_save_when_stopped_is_not_requeued(tmp_path):
     returned, errors = stopped_job(tmp_path, "SIGTERM", 2)
     assert returned == 2
     assert "SIGTERM: the run stops" in errors
+
+
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(__file__ + ".ready", "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", ["ONE_NODE, 0, None", "Nodes(1, 1, True), None, '127.0.0.1:PORT'"])
+def test_a_rank_has_the_whole_time_to_save_and_is_killed_at_its_end(tmp_path, nodes):
+    """The time is shorter than torch's default, so that the test is fast."""
+    (tmp_path / "rank.py").write_text(STUBBORN)
+    code = "import sys\nfrom launch.clusters import LaunchContext\nfrom launch.placement import ONE_NODE, Nodes\n"
+    code += f"from launch.torchrun import torchrun\ncontext = LaunchContext('flags', {nodes.replace('PORT', str(free_port()))})\n"
+    code += "sys.exit(torchrun(context, 1, [sys.argv[1]], grace_s=3))"
+    environment = os.environ | {"PET_RDZV_CONF": "last_call_timeout=1"}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "rank.py")], cwd=ROOT, env=environment)
+    ends = time.monotonic() + 60
+    while not (tmp_path / "rank.py.ready").exists():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert 3 <= time.monotonic() - started < 15
 
 
 @pytest.mark.slow

@@ -250,3 +250,16 @@ def test_bf16_is_close_to_fp32(run, model, data):
     half = load(run("retrieval"), precision="bf16")
     texts = ["a star", "a circle"]
     np.testing.assert_allclose(half.embed_texts(texts), model("retrieval").embed_texts(texts), atol=0.05)
+
+
+def test_attention_of_a_loaded_model_is_computed_as_in_training(monkeypatch):
+    """Without cuDNN, which would build a plan for each new length of a text."""
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # there may be no GPU
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for device, uses_cudnn in (("cpu", True), ("cuda", False)):
+            torch.backends.cuda.enable_cudnn_sdp(True)
+            loading._device(device)
+            assert torch.backends.cuda.cudnn_sdp_enabled() == uses_cudnn
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -120,7 +120,7 @@ class Subject:
             UserError: if ``train.parallel`` is for a different number of GPUs.
         """
         needed = state_bytes(model, average=self.config.optim.ema is not None)
-        return mesh_of(self.config.train, self.gpus, needed, device_bytes(self.device))[0]
+        return mesh_of(self.config.train, self.config.optim, self.gpus, needed, device_bytes(self.device))[0]
 
     def read_training(self) -> Any:
         """Reads the training data, with tiny micro-batches.

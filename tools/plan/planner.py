@@ -12,7 +12,7 @@ import torch
 
 from dataset.text.loading import load_tokenizer
 from engine.config import ShardingConfig
-from engine.parallel.choice import mesh_of, state_bytes
+from engine.parallel.choice import gathered_dtype, mesh_of, setting_without_fsdp, state_bytes
 from engine.parallel.fsdp import Groups
 from engine.run_plan import chunks_in, steps_of
 from models.inference.reranking import AligningModel
@@ -59,7 +59,7 @@ class Planner:
         if frozen := self.config.optim.frozen.always_frozen:
             set_frozen(self.meta_model, frozen)
         self.needed = state_bytes(self.meta_model, average=self.config.optim.ema is not None)
-        self.groups = Groups.of(self.meta_model)
+        self.groups = Groups.of(self.meta_model, gathered_dtype=gathered_dtype(self.config.train))
         self.steps = self._make_steps()
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
         """Memory of a step for each micro-batch size and number of ranks; None if the step does not fit."""
@@ -194,7 +194,7 @@ class Planner:
 
     def _mesh(self, ranks: int) -> ShardingConfig | None:
         """Returns the device mesh for FSDP2 on a number of ranks, or None for DDP."""
-        return mesh_of(self.config.train, ranks, self.needed, self.target.memory)[0]
+        return mesh_of(self.config.train, self.config.optim, ranks, self.needed, self.target.memory)[0]
 
     def _with_overhead(self, memory: StepMemory, ranks: int) -> dict[str, int]:
         uses = asdict(memory)
@@ -211,7 +211,8 @@ class Planner:
     def _raise_too_little_memory(self, ranks: int) -> None:
         needed = self._cost(1, ranks)
         fact = f"needs {needed / 1e9:.1f} GB" if math.isfinite(needed) else "does not fit"
-        can_share = ranks > 1 and self._mesh(ranks) is None and self.config.train.setting_without_fsdp is None
+        unsupported = setting_without_fsdp(self.config.train, self.config.optim)
+        can_share = ranks > 1 and self._mesh(ranks) is None and unsupported is None
         shares = "train.parallel=fsdp, " if can_share else ""
         raise UserError(
             f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; use {shares}smaller images "
@@ -305,7 +306,8 @@ class Planner:
         return lines
 
     def _assumptions_of_sharding(self) -> list[str]:
-        mesh, reason = mesh_of(train := self.config.train, self.ranks, self.needed, self.target.memory)
+        train, optim = self.config.train, self.config.optim
+        mesh, reason = mesh_of(train, optim, self.ranks, self.needed, self.target.memory)
         if mesh is None:
             return []
         shared = f"train.parallel={'fsdp' if train.parallel == 'auto' else train.parallel}"

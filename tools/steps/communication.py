@@ -109,16 +109,17 @@ class StepSizes:
         if self.mesh is None or self.groups is None:
             return [Exchange("gradients", "all-reduce", None, self.gradients)]
         participants, groups = self.mesh.shard, self.groups
+        sharded = self.gradients - groups.replicated
         # Blocks are gathered for the forward and again for the backward pass; gradient caching adds a forward pass.
         cached = self.chunks > 1
         gathered = (groups.rest + (2 + cached) * sum(groups.blocks)) * self.accumulation
         found = [
             Exchange("weights", "all-gather", None, gathered, participants),
-            Exchange("gradients", "reduce-scatter", None, self.gradients * self.accumulation, participants),
-            Exchange("norm and scalars", "all-reduce", 1 + groups.scalars, (1 + groups.scalars) * FLOAT32),
+            Exchange("gradients", "reduce-scatter", None, sharded * self.accumulation, participants),
+            Exchange("norm and replicated gradients", "all-reduce", 2, FLOAT32 + self.gradients - sharded),
         ]
         if self.mesh.replicate > 1:
-            shard = self.gradients // self.mesh.shard
+            shard = sharded // self.mesh.shard
             found.append(Exchange("gradients of copies", "all-reduce", None, shard, self.mesh.replicate))
         return found
 

@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 from batches import BatchSize
 from batches.losses import Work
 from engine.config import TrainConfig
+from engine.parallel.choice import gathered_dtype
 from engine.parallel.fsdp import Groups
 from engine.precision import APEX_LEVELS
 from engine.run_folder import RunFolder
@@ -140,7 +141,8 @@ class FakeSteps:
         with self.live.counting({BLOCK_GRADIENTS: 1 / shard}):
             self._step(make_batch, ranks)
         peak, model = self.live.at_peak, self.trainer.model
-        groups, trained = Groups.of(model), Groups.of(model, trained=True)
+        groups = Groups.of(model, gathered_dtype=gathered_dtype(self.trainer.config))
+        trained = Groups.of(model, trained=True)
         share = tensor_bytes(trainable(model)) // shard
         gradients = peak[GRADIENTS] + peak[BLOCK_GRADIENTS] // shard
         if gradients_stay and chunks_of(model) == 1:  # otherwise the step above already had several micro-batches
