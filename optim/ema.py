@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -48,11 +47,6 @@ class WeightAverage:
             _chunks([local_shard(each.detach()) for each in self._weights], list(map(local_shard, self.tensors)))
         )
         self._is_in_model = False
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Metadata for the header of a file with averaged weights. Empty if weights are not averaged."""
-        return {} if self.config is None else {"ema": self.config.model_dump()}
 
     @torch.no_grad()
     def update(self, step: int, skipped: Tensor) -> None:
