@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from engine.precision import PrecisionName
 from engine.task import Encoder
-from engine.trackers.wandb import WandbConfig
+from engine.trackers import WandbConfig
 from utils import distributed
 from utils.config import MAY_CHANGE, Config
 from utils.processes import GRACE_S

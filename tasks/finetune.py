@@ -23,7 +23,7 @@ from dataset.text.processors import PlainTextProcessor
 from engine.checkpoint import Checkpoint, newest_step
 from engine.precision import PrecisionName, check_precision
 from engine.run_folder import RunFolder
-from engine.trackers.opening import show_images
+from engine.trackers import show_images
 from models.checkpoints import load_weights
 from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, video_frames
 from tasks.drawing import PANELS, ImageReader, Panel, Sheet, draw_sheet, readable_panels, spread

@@ -227,7 +227,7 @@ def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint 
 
 def _check_config(config: RunConfig) -> None:
     """Checks the limit on open files, the optional packages and the plan of the run, before anything is loaded."""
-    from engine.trackers.wandb import check_package
+    from engine.trackers import check_package
     from optim import lora
     from utils import distributed, open_files
 

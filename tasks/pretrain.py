@@ -13,7 +13,7 @@ from dataset.tasks.streams.wordings import ADD_SOURCES
 from dataset.text.processors import TextProcessor
 from engine.checkpoint import newest_step
 from engine.run_folder import RunFolder
-from engine.trackers.opening import show_images
+from engine.trackers import show_images
 from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.model import PretrainModel
 from models.pretraining.streams import LossWeights

@@ -12,7 +12,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
-from engine.trackers.opening import show_images
+from engine.trackers import show_images
 from tests.messages import OneLine
 
 

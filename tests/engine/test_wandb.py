@@ -17,8 +17,7 @@ import pytest
 
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
-from engine.trackers.opening import show_images
-from engine.trackers.wandb import WandbConfig, check_package, send_report
+from engine.trackers import WandbConfig, check_package, send_report, show_images
 from tests.engine.test_tensorboard import curve
 from tests.engine.toy import ToyTask, trainer
 from tests.messages import naming
