@@ -141,7 +141,7 @@ class Trainer:
         self.consumed, self.tally = 0, Tally()
         self.stop = stop or StopRequest()
         self.times = RankTimes(device, train.log_every, self.steps)
-        self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
+        self.stall = StallWatch(train.stall_s, folder.log)
         self.validator = Validator(task, self.plan, self.trained, folder)
         self.after_phase: Callable[[str], None] = lambda phase: None
         """Called with the name of a phase (see :data:`PHASES`) after the host has enqueued the phase."""
@@ -159,7 +159,7 @@ class Trainer:
         """
         remaining = self.steps - self.step
         if remaining > 0 or self.validator.due:
-            with self.stop.ending_if_late(self._describe_late_stop):
+            with self.stop.ending_process(self._describe_late_stop, only_if_late=True):
                 self._fit(remaining)
         else:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
@@ -280,9 +280,7 @@ class Trainer:
             self._save()  # a rank that is asked to stop during validation cannot save without the others
         # If one rank can save alone, a request to stop ends the process immediately, but not while averaged weights are swapped
         # into or out of the model.
-        ending = (
-            nullcontext() if self.parallel.needs_all_ranks else self.stop.ending_immediately(self._save_and_describe)
-        )
+        ending = nullcontext() if self.parallel.needs_all_ranks else self.stop.ending_process(self._save_and_describe)
         with self.trained.average.in_model():
             with self.parallel.full_model(), self.stall.doing("a validation"), ending:
                 distributed.set_timeout(self.config.start_timeout_min)

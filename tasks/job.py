@@ -130,9 +130,9 @@ def _run(
     from tasks.pinned import with_pinned_data
     from utils import distributed, events, log
 
-    with stop.ending_immediately():
+    with stop.ending_process():
         folder, checkpoint = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
-        log.set_up(folder.log_of(distributed.rank()), folder.events if distributed.rank() == 0 else None)
+        log.set_up(folder.log, folder.events if distributed.rank() == 0 else None)
         started = events.Started(command=sys.argv, ranks=distributed.world_size(), trains=not flags.evaluate)
         logger.info(started)
         for fault in folder.checkpoint_faults:
@@ -149,7 +149,7 @@ def _run(
     if not flags.evaluate:
         _train(task, folder, device, checkpoint, stop)
     again = "rerun the same command" if flags.resume or flags.evaluate else "rerun with --resume"
-    with stop.ending_immediately(lambda: f"the evaluation is not finished; {again} to finish it"):
+    with stop.ending_process(lambda: f"the evaluation is not finished; {again} to finish it"):
         distributed.set_timeout(config.train.start_timeout_min)
         with _watched("the evaluation", config, folder):
             results = task.report(folder)
@@ -161,9 +161,8 @@ def _run(
 def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
     """Context manager that watches the activity ``what``, and logs the stacks of all threads if it takes too long."""
     from engine.stall import StallWatch
-    from utils.distributed import rank
 
-    return StallWatch(config.train.stall_s, folder.log_of(rank())).watching(what)
+    return StallWatch(config.train.stall_s, folder.log).watching(what)
 
 
 def _train(
@@ -180,7 +179,7 @@ def _train(
     from utils.distributed import gather_objects, rank
 
     config = task.config
-    with stop.ending_immediately(), _watched("the set-up", config, folder):
+    with stop.ending_process(), _watched("the set-up", config, folder):
         check_start(task)
         check_held_out_media(task)
         if rank() == 0:
