@@ -66,7 +66,7 @@ class CheckpointWriter:
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Waits until the previous checkpoint has been written, copies the tensors, and starts writing the checkpoint of
-        ``step``. All ranks must call this method.
+        ``step``. Rank 0 must call this method, and all ranks if ``parallel.needs_all_ranks`` is True.
 
         Args:
             step, weights, unaveraged, training, metadata: see :func:`write_checkpoint`. Tensors may be on any device.
@@ -74,10 +74,11 @@ class CheckpointWriter:
         """
         self.wait()
         copies = self.parallel.copied_to_rank_0((weights, unaveraged, training))
-        main, created = distributed.rank() == 0, True
+        temporary, main, created = self.folder / TEMPORARY_FOLDER.format(step=step), distributed.rank() == 0, True
         if main:
             try:
-                create_temporary_folder(self.folder, step)
+                remove_leftovers(self.folder)
+                temporary.mkdir(parents=True)
             except OSError as error:
                 self._failed(step, error)
                 created = False
@@ -85,8 +86,7 @@ class CheckpointWriter:
             created = distributed.gather_objects(created)[0]
         if not created or not (main or self.parallel.needs_all_ranks):
             return
-        states_folder = self.folder / TEMPORARY_FOLDER.format(step=step) / STATES
-        self._states_written = self.parallel.start_saving(states, states_folder)
+        self._states_written = self.parallel.start_saving(states, temporary / STATES)
         if main:
             arguments = (step, *copies, dict(metadata or {}), self._states_written)
             self._thread = threading.Thread(target=self._write, args=arguments, name=f"save step {step}")
@@ -165,9 +165,8 @@ def write_checkpoint(
         training: the state that :meth:`Checkpoint.training_state` will return, as tensors and plain values.
         unaveraged: the unaveraged weights, if ``weights`` are averaged; None if the run does not average its weights.
         metadata: entries for the header of the model file.
-        states_written: future that completes once :data:`~engine.checkpoint.STATES` has been written to the folder that
-            :func:`create_temporary_folder` created. If None, the checkpoint does not contain this folder, and this
-            function calls :func:`create_temporary_folder`.
+        states_written: future that completes once the optimiser states have been written to :data:`~engine.checkpoint.STATES` in
+            the temporary folder (:data:`TEMPORARY_FOLDER`). If None, the checkpoint does not contain optimiser states.
 
     Raises:
         UserError: if a file of tensors is incomplete.
@@ -175,8 +174,7 @@ def write_checkpoint(
     """
     final = folder / f"step-{step:08d}"
     temporary = folder / TEMPORARY_FOLDER.format(step=step)
-    if states_written is None:
-        create_temporary_folder(folder, step)
+    temporary.mkdir(parents=True, exist_ok=True)
     save_weights(temporary / MODEL_FILE, weights, metadata)
     if unaveraged is not None:
         save_weights(temporary / UNAVERAGED_FILE, unaveraged)
@@ -203,12 +201,6 @@ def write_checkpoint(
     if replaced is not None:
         shutil.rmtree(replaced)
     return Checkpoint(final, step)
-
-
-def create_temporary_folder(folder: Path, step: int) -> None:
-    """Creates the temporary folder in which the checkpoint of ``step`` is written."""
-    remove_leftovers(folder)
-    (folder / TEMPORARY_FOLDER.format(step=step)).mkdir(parents=True)
 
 
 def remove_old(folder: Path, keep: int, step: int) -> None:

@@ -203,7 +203,6 @@ class Trainer:
     def _train(self, batches: Iterator[tuple[Any, Any]], report: Reporter) -> None:
         """Runs the remaining steps, with the reports, validations and checkpoints that are due."""
         pending: PendingStep | None = None
-        stop_requested = False
         if self.validator.due:
             self._validate(report)
             self._save()  # otherwise a finished run would repeat this validation pass at each --resume
