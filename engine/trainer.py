@@ -150,6 +150,26 @@ class Trainer:
         self.first_step = self.step
         """The step at which this process started or last unfroze an encoder. Compilation happens in the steps that follow."""
 
+    def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        """Restores everything that the remaining steps depend on from a checkpoint, whose training state is ``state``.
+
+        Raises:
+            UserError: if the run cannot be resumed because its config or its data have changed.
+        """
+        run = self.folder.path
+        for change in self.identity.check_resumes(
+            RunIdentity.from_state(state["run"]), run, self.loader.records_per_batch
+        ):
+            if distributed.rank() == 0:
+                logger.warning("%s: %s", run, change)
+        self.trained.resume_average(checkpoint)
+        self.trained.resume_optimizer(state["optimizer"], checkpoint)
+        self.precision.scaler.load_state_dict(state["scaler"])
+        self.consumed = state["records"] // self.loader.records_per_batch
+        self.validator.best, self.validator.due = state["best"], state["validation_due"]
+        self.tally = Tally(state["skipped"], state["elapsed_s"])
+        logger.info(Resumed(step=checkpoint.step, folder=str(checkpoint.folder)))
+
     def fit(self) -> None:
         """Trains from the current step to the last, and writes metrics and checkpoints to the run folder. Afterwards, the model
         holds the final weights, or the averaged weights if ``optim.ema`` is set.
@@ -235,59 +255,6 @@ class Trainer:
             # timeout.
             if self.step == self.first_step + (COMPILE_STEPS if self.config.compile else 1):
                 distributed.set_timeout(self.config.step_timeout_min)
-
-    def _stopped(self) -> Stopped | UserError:
-        """Saves a checkpoint after a request to stop. Returns the exception to raise on all ranks.
-
-        If the checkpoint cannot be written, the exception is a :class:`UserError`, so that schedulers do not restart the run,
-        which would lose the same steps over and over.
-        """
-        message, fault = "", None
-        distributed.set_timeout(self.config.start_timeout_min)  # the other ranks wait while rank 0 writes
-        try:
-            message = self._save_and_describe()
-        except UserError as error:
-            fault = str(error)
-        if fault := distributed.gather_objects(fault)[0]:
-            return UserError(f"stopped by {self.stop.name}: {fault}")
-        return Stopped(message, self.stop.status)
-
-    def _save_and_describe(self) -> str:
-        """Saves a checkpoint of the current step, waits until it is on disk, and returns a message with its location."""
-        self._save()
-        self.writer.finish()
-        return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
-
-    def _describe_late_stop(self) -> str:
-        """Describes what is saved if the process ends because the ranks could not stop together."""
-        saved = newest_step(self.folder.checkpoints)
-        kept = f"the newest checkpoint is of step {saved}" if saved else "no checkpoint has been saved"
-        return (
-            f"the ranks did not stop within train.grace_s, probably because one of them hangs; {kept}, and the last completed "
-            f"step is {self.step}; rerun with --resume to continue"
-        )
-
-    def _reached(self, phase: str) -> None:
-        """Records that the host has finished a phase of the step."""
-        self.stall.phase = PHASES[(PHASES.index(phase) + 1) % len(PHASES)]
-        self.times.reached(phase)
-        self.after_phase(phase)
-
-    def _validate(self, report: Reporter) -> None:
-        started = time.perf_counter()
-        if self.parallel.needs_all_ranks and self._saved != self.step:
-            self._save()  # a rank that is asked to stop during validation cannot save without the others
-        # If one rank can save alone, a request to stop ends the process immediately, but not while averaged weights are swapped
-        # into or out of the model.
-        ending = nullcontext() if self.parallel.needs_all_ranks else self.stop.ending_process(self._save_and_describe)
-        with self.trained.average.in_model():
-            with self.parallel.full_model(), self.stall.doing("a validation"), ending:
-                distributed.set_timeout(self.config.start_timeout_min)
-                values = self.task.validate()
-                self.validator.due = False
-            self.validator.record(self.step, values, self.metrics)
-        distributed.set_timeout(self.config.step_timeout_min)
-        report.exclude(time.perf_counter() - started)
 
     def train_step(self, micro_batches: list[Any], on_device: list[Any] | None = None) -> PendingStep:
         """Enqueues one optimiser step.
@@ -409,6 +376,28 @@ class Trainer:
         # With fp16, gradients may overflow. In this case, the scaler lowers the scale, and the step is not an error.
         return scalars | {"grad_norm": norm, "not_finite": not_finite if scaler.is_enabled() else skipped}
 
+    def _reached(self, phase: str) -> None:
+        """Records that the host has finished a phase of the step."""
+        self.stall.phase = PHASES[(PHASES.index(phase) + 1) % len(PHASES)]
+        self.times.reached(phase)
+        self.after_phase(phase)
+
+    def _validate(self, report: Reporter) -> None:
+        started = time.perf_counter()
+        if self.parallel.needs_all_ranks and self._saved != self.step:
+            self._save()  # a rank that is asked to stop during validation cannot save without the others
+        # If one rank can save alone, a request to stop ends the process immediately, but not while averaged weights are swapped
+        # into or out of the model.
+        ending = nullcontext() if self.parallel.needs_all_ranks else self.stop.ending_process(self._save_and_describe)
+        with self.trained.average.in_model():
+            with self.parallel.full_model(), self.stall.doing("a validation"), ending:
+                distributed.set_timeout(self.config.start_timeout_min)
+                values = self.task.validate()
+                self.validator.due = False
+            self.validator.record(self.step, values, self.metrics)
+        distributed.set_timeout(self.config.step_timeout_min)
+        report.exclude(time.perf_counter() - started)
+
     def _save(self) -> None:
         """Starts writing a checkpoint of the current step. States that are equal on all ranks are written by rank 0."""
         if self.parallel.needs_all_ranks:
@@ -435,17 +424,33 @@ class Trainer:
         if self.parallel.needs_all_ranks:
             distributed.set_timeout(self.config.step_timeout_min)
 
-    def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
-        run = self.folder.path
-        for change in self.identity.check_resumes(
-            RunIdentity.from_state(state["run"]), run, self.loader.records_per_batch
-        ):
-            if distributed.rank() == 0:
-                logger.warning("%s: %s", run, change)
-        self.trained.resume_average(checkpoint)
-        self.trained.resume_optimizer(state["optimizer"], checkpoint)
-        self.precision.scaler.load_state_dict(state["scaler"])
-        self.consumed = state["records"] // self.loader.records_per_batch
-        self.validator.best, self.validator.due = state["best"], state["validation_due"]
-        self.tally = Tally(state["skipped"], state["elapsed_s"])
-        logger.info(Resumed(step=checkpoint.step, folder=str(checkpoint.folder)))
+    def _save_and_describe(self) -> str:
+        """Saves a checkpoint of the current step, waits until it is on disk, and returns a message with its location."""
+        self._save()
+        self.writer.finish()
+        return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
+
+    def _stopped(self) -> Stopped | UserError:
+        """Saves a checkpoint after a request to stop. Returns the exception to raise on all ranks.
+
+        If the checkpoint cannot be written, the exception is a :class:`UserError`, so that schedulers do not restart the run,
+        which would lose the same steps over and over.
+        """
+        message, fault = "", None
+        distributed.set_timeout(self.config.start_timeout_min)  # the other ranks wait while rank 0 writes
+        try:
+            message = self._save_and_describe()
+        except UserError as error:
+            fault = str(error)
+        if fault := distributed.gather_objects(fault)[0]:
+            return UserError(f"stopped by {self.stop.name}: {fault}")
+        return Stopped(message, self.stop.status)
+
+    def _describe_late_stop(self) -> str:
+        """Describes what is saved if the process ends because the ranks could not stop together."""
+        saved = newest_step(self.folder.checkpoints)
+        kept = f"the newest checkpoint is of step {saved}" if saved else "no checkpoint has been saved"
+        return (
+            f"the ranks did not stop within train.grace_s, probably because one of them hangs; {kept}, and the last completed "
+            f"step is {self.step}; rerun with --resume to continue"
+        )
