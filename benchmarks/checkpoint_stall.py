@@ -5,16 +5,11 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.pretrain_step import build, seconds
-from engine.checkpoint import temporary_folder, write_checkpoint
-from engine.manifest import STATES
 from engine.parallel.ddp import DataParallel
 from engine.saving import CheckpointWriter
 from utils.commands import call
@@ -43,24 +38,18 @@ def main(*, rounds: Positive = 3, small: bool = False) -> int:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     states = optimizer.state_dict()["state"]
+    tensors = {f"{number}/{key}": state for number, each in states.items() for key, state in each.items()}
     parallel = DataParallel(model, torch.device("cpu"))
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        writer = CheckpointWriter(Path(folder), keep=1)
-
-        def started(step: int) -> tuple[dict[str, Tensor], Future[Any]]:
-            writer.create_folder(step)
-            tensors = {f"{number}/{key}": state for number, each in states.items() for key, state in each.items()}
-            saving = parallel.start_saving(tensors, temporary_folder(Path(folder), step) / STATES)
-            return parallel.gathered(dict(model.state_dict())), saving
-
-        def save_and_wait(step: int) -> None:
-            weights, saving = started(step)
-            write_checkpoint(Path(folder), step, weights, {}, states_written=saving)
+        writer = CheckpointWriter(Path(folder), keep=1, parallel=parallel)
 
         def save(step: int) -> None:
-            weights, saving = started(step)
-            writer.save(step, weights, None, {}, states_written=saving)
+            writer.save(step, dict(model.state_dict()), None, {}, tensors)
+
+        def save_and_wait(step: int) -> None:
+            save(step)
+            writer.wait()
 
         for number in range(rounds):
             waited = seconds(lambda step=2 * number: save_and_wait(step))  # type: ignore[misc]

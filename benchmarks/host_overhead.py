@@ -85,7 +85,7 @@ class StubTask:
 
 
 class Stopwatch:
-    """Records the milliseconds of each phase of each step, as a callback for :attr:`engine.trainer.Trainer.after`."""
+    """Records the milliseconds of each phase of each step, as a callback for :attr:`engine.trainer.Trainer.after_phase`."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -125,7 +125,7 @@ def measure(config: PretrainConfig, steps: int) -> list[dict[str, float]]:
             device=torch.device("cpu"),
         )
         watch = Stopwatch()
-        trainer.after = watch.mark
+        trainer.after_phase = watch.mark
         trainer.fit()
     return watch.steps[WARM_UP:]
 

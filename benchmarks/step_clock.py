@@ -76,7 +76,7 @@ class Stepper:
         clock = Clock(device)
         on_device = [to_device(batch, device) for batch in micro_batches]
         clock.mark("data")
-        self.trainer.after = clock.mark
+        self.trainer.after_phase = clock.mark
         with context:
             self.trainer.train_step(micro_batches, on_device)
         return clock

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from commands.models import ModelFlags
+from engine.checkpoint import digest_of, find_weights
 from utils.commands import argv_of
 from utils.errors import UserError
 from utils.files import expanded, write_text
@@ -103,7 +104,7 @@ def benchmark(
             "kinds": list(kinds),
             "bootstrap": bootstrap,
             "seed": SEED,
-            "files": {name: _sha256(data / name) for name in chosen.files(data, kinds)},
+            "files": {name: digest_of(data / name) for name in chosen.files(data, kinds)},
             "examples": len(judged.kinds),
             "examples_sha256": _digest(judged.examples),
             "details": dict(judged.details),
@@ -120,15 +121,8 @@ def benchmark(
     return 0
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _weights_file(model: str) -> dict[str, str]:
     """Returns the path and hash of a local model's weight file. The path of a file in a checkpoint contains the step."""
-    from engine.checkpoint import find_weights  # imports torch
-
     path = expanded(model)
     if not path.exists():  # on the Hub
         return {}
@@ -136,7 +130,7 @@ def _weights_file(model: str) -> dict[str, str]:
         file = find_weights(path)
     except UserError:  # an export
         return {}
-    return {"file": str(file), "sha256": _sha256(file)}
+    return {"file": str(file), "sha256": digest_of(file)}
 
 
 def _digest(examples: Sequence[Mapping[str, Any]]) -> str:

@@ -72,7 +72,7 @@ def report(
         sys.stdout.write(f"{run.name}: {run.state.text}{remarks}\n")
     sys.stdout.write(f"{output}: {len(page.encode()) / 1e6:.1f} MB\n")
     if wandb:
-        from engine.trackers.wandb import send_report
+        from engine.trackers import send_report
 
         send_report(read[0].folder, output)
         sys.stdout.write("the page was sent to W&B\n")

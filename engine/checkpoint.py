@@ -1,47 +1,44 @@
-"""Checkpoints of a run.
+"""The checkpoints of a run, for reading. :mod:`engine.saving` writes them.
 
-Each checkpoint is a folder that is written atomically. Its manifest, ``manifest.json``, contains the sizes and checksums of its
-files, so that later changes are detected. Only the newest checkpoints are kept.
+Each checkpoint is a folder that is written atomically. Its manifest, ``manifest.json``, lists its files with their sizes and
+checksums, so that later changes are detected. This module imports torch only to read tensors, since many commands only look for
+checkpoints.
 """
 
 from __future__ import annotations
 
 import functools
-import json
+import hashlib
 import logging
-import os
 import pickle
 import re
-import shutil
-from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
-
-from engine.manifest import (
-    CHECKPOINTS,
-    FORMAT,
-    MANIFEST,
-    MODEL_FILE,
-    STATES,
-    TRAINING_FILE,
-    UNAVERAGED_FILE,
-    checkpoint_folders,
-    digest_of,
-    fault_of,
-)
 from engine.run_files import BEST_FILE, CONFIG_FILE
 from utils.errors import UserError, reason_of
-from utils.files import check_regular, sync_file
-from utils.weight_file import check_complete, reject_zip_bomb, save_weights
+from utils.files import check_regular, open_regular, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 3
+"""Format version of a checkpoint. Checkpoints with a later version or without a manifest are rejected. In versions 1 and 2,
+:data:`TRAINING_FILE` stores optimiser states by parameter index: in version 1 all of them, in version 2 those that FSDP2 did not
+shard."""
+
+MANIFEST = "manifest.json"
+MODEL_FILE = "model.safetensors"
+UNAVERAGED_FILE = "unaveraged.safetensors"
+"""The unaveraged weights, if the model file has averaged weights."""
+TRAINING_FILE = "training.pt"
+STATES = "optimizer"
+"""Folder with the tensors of the optimiser state, stored by parameter name."""
+CHECKPOINTS = "checkpoints"
+NAME = re.compile(r"step-(\d+)")
 REMEDY = "remove its folder to resume from an older checkpoint"
 
 
@@ -69,6 +66,8 @@ class Checkpoint:
         Raises:
             UserError: if the file cannot be read.
         """
+        from safetensors.torch import load_file
+
         file = self.folder / UNAVERAGED_FILE
         if not file.exists():
             return None
@@ -87,6 +86,10 @@ class Checkpoint:
         Raises:
             UserError: if the file cannot be read.
         """
+        import torch
+
+        from utils.weight_file import reject_zip_bomb
+
         file = self.folder / TRAINING_FILE
         try:
             reject_zip_bomb(file)
@@ -104,7 +107,59 @@ class Checkpoint:
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """Returns the complete checkpoints in ``folder``, oldest first."""
-    return [Checkpoint(entry, step) for step, entry in checkpoint_folders(folder)]
+    checkpoints = []
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        match = NAME.fullmatch(entry.name)
+        if match and entry.is_dir():
+            checkpoints.append(Checkpoint(entry, int(match[1])))
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+
+
+def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = True) -> str | None:
+    """Checks the files of a checkpoint against its manifest. Returns a description of the first fault in one line, or None if the
+    files are intact.
+
+    Args:
+        folder: folder of the checkpoint.
+        names: the files to check; if None, all files.
+        hashes: if False, only sizes are compared. This is fast, since no weights are read, but misses flipped bits.
+    """
+    manifest = folder / MANIFEST
+    try:
+        stated = read_json(manifest)
+        if stated["format"] not in range(1, FORMAT + 1):
+            other = f"{folder} has format {stated['format']}"
+            return f"{other}, but this version only reads formats up to {FORMAT}: use the version that wrote it"
+        if names is None:
+            names = tuple(sorted({MODEL_FILE, TRAINING_FILE, *stated["files"]}))
+        step, files = stated["step"], {name: stated["files"][name] for name in names}
+        expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
+    except FileNotFoundError:
+        return f"{folder} has no {MANIFEST}: it was written by an earlier version"
+    except OSError as error:
+        return f"{manifest} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError):
+        return f"{manifest} cannot be read"
+    if (named := NAME.fullmatch(folder.name)) and int(named[1]) != step:
+        return f"{folder} contains step {step}: it was renamed"
+    for name, (size, digest) in expected.items():
+        file = folder / name
+        try:
+            check_regular(file)
+            actual = file.stat().st_size
+            if actual != size:
+                return f"{file} has {actual:,} of {size:,} bytes"
+            if hashes and digest_of(file) != digest:
+                return f"{file} is damaged: its checksum differs from the manifest"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror}"
+    return None
+
+
+def digest_of(file: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with open_regular(file) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def newest_step(folder: Path) -> int:
@@ -130,97 +185,6 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             f"new run from the weights: a new --output with init.checkpoint={folder}/step-N/{MODEL_FILE}"
         )
     return None, []
-
-
-def write_checkpoint(
-    folder: Path,
-    step: int,
-    weights: Mapping[str, Tensor],
-    training: Mapping[str, Any],
-    *,
-    unaveraged: Mapping[str, Tensor] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    states_written: Future[Any] | None = None,
-) -> Checkpoint:
-    """Writes a checkpoint atomically: its folder is renamed to the final name only once it is complete. Replaces an existing
-    checkpoint of this step.
-
-    Args:
-        folder: the folder that contains the run's checkpoints.
-        step: number of completed optimiser steps.
-        weights: the model's weights on the CPU. No two tensors may share memory.
-        training: the state that :meth:`Checkpoint.training_state` will return, as tensors and plain values.
-        unaveraged: the unaveraged weights, if ``weights`` are averaged; None if the run does not average its weights.
-        metadata: entries for the header of the model file.
-        states_written: future that completes once :data:`~engine.manifest.STATES` has been written to the folder that
-            :func:`create_temporary_folder` created. If None, the checkpoint does not contain this folder, and this
-            function calls :func:`create_temporary_folder`.
-
-    Raises:
-        UserError: if a file of tensors is incomplete.
-        Exception: if a file cannot be written; the type depends on the library that writes it.
-    """
-    final = folder / f"step-{step:08d}"
-    temporary = create_temporary_folder(folder, step) if states_written is None else temporary_folder(folder, step)
-    save_weights(temporary / MODEL_FILE, weights, metadata)
-    if unaveraged is not None:
-        save_weights(temporary / UNAVERAGED_FILE, unaveraged)
-    with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch.save would hide the error of a full disk
-        torch.save(dict(training), file)
-    if states_written is not None:
-        states_written.result()
-    written = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
-    for path in written:
-        if path.suffix == ".safetensors":
-            check_complete(path)
-    files = {
-        path.relative_to(temporary).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of(path)}
-        for path in written
-    }
-    manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2)
-    (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-    for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
-        sync_file(path)
-    # The old checkpoint is removed last: removal takes time, and a process killed during it would leave neither checkpoint.
-    replaced = _set_aside(final) if final.exists() else None
-    os.replace(temporary, final)
-    sync_file(folder)
-    if replaced is not None:
-        shutil.rmtree(replaced)
-    return Checkpoint(final, step)
-
-
-def create_temporary_folder(folder: Path, step: int) -> Path:
-    """Creates the temporary folder for the checkpoint of ``step``."""
-    remove_leftovers(folder)
-    temporary = temporary_folder(folder, step)
-    temporary.mkdir(parents=True)
-    return temporary
-
-
-def temporary_folder(folder: Path, step: int) -> Path:
-    """Returns the temporary folder in which the checkpoint of ``step`` is written."""
-    return folder / f".step-{step:08d}.tmp"
-
-
-def remove_old(folder: Path, keep: int, step: int) -> None:
-    """Removes all but the newest ``keep`` checkpoints up to ``step``. Checkpoints of later steps, which can only be damaged ones
-    that the run did not resume from, are ignored."""
-    for old in [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step <= step][:-keep]:
-        shutil.rmtree(_set_aside(old.folder))
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes temporary folders left by an interrupted write or removal."""
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _set_aside(folder: Path) -> Path:
-    """Renames a checkpoint before its removal, so that a run killed midway does not leave half of it under a valid name."""
-    renamed = folder.with_name(f".{folder.name}.old.tmp")
-    os.replace(folder, renamed)
-    return renamed
 
 
 def find_weights(path: Path) -> Path:

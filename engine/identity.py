@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,10 @@ class RunIdentity:
     records: Mapping[str, int]
     data: Mapping[str, str]
 
-    def state(self) -> dict[str, Any]:
-        """Returns the identity as plain values, for a checkpoint."""
-        return asdict(self)
-
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> RunIdentity:
-        """Creates the identity from plain values. Ignores the value ``order_needs_ranks``, which only earlier versions wrote."""
+        """Creates the identity from the plain values in a checkpoint. Ignores ``order_needs_ranks``, which only earlier versions
+        wrote."""
         return cls(**{name: value for name, value in state.items() if name != "order_needs_ranks"})
 
     def check_resumes(self, saved: RunIdentity, folder: Path, records_per_batch: int) -> list[str]:

@@ -6,15 +6,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from engine.config import WandbConfig
 from engine.run_folder import RunFolder
-from engine.trackers.opening import Tracker, open_trackers
-from utils.files import open_regular, parse_json, write_text
+from engine.trackers import TensorBoard, Tracker, Wandb, for_each
+from utils.files import open_regular, parse_json, sync_file, write_text
 from utils.lines import bounded_lines
 
 LONGEST_LINE = 10_000_000
@@ -34,151 +33,110 @@ class MetricsLog:
     def __init__(self, folder: RunFolder, after_step: int, wandb: WandbConfig | None = None):
         """Opens the files for appending, and removes all lines of steps after ``after_step``. A run that was killed before it
         saved its next checkpoint leaves such lines."""
-        self._trackers: list[Tracker] = open_trackers(folder, wandb)
-        streams = ((folder.metrics, ""), (folder.validation, "validation/"))
-        past = [(values, prefix) for path, prefix in streams for values in keep_until(path, after_step)]
+        self.folder = folder
+        self._failed: set[Path] = set()
+        """Files whose last line could not be written."""
+        self._trackers: list[Tracker] = [TensorBoard(folder), *([] if wandb is None else [Wandb(folder, wandb)])]
+        for_each(self._trackers, lambda tracker: tracker.start())
+        past = [(values, "") for values in keep_until(folder.metrics, after_step)]
+        past += [(values, "validation/") for values in keep_until(folder.validation, after_step)]
         for values, prefix in sorted(past, key=lambda line: line[0]["step"]):
             self._show(values, prefix)
-        self._metrics = _Lines(folder.metrics)
-        self._validation = _Lines(folder.validation)
-        remove_after_step(folder.validation_predictions, after_step)
-        self._predictions = _Lines(folder.validation_predictions)
+        keep_until(folder.validation_predictions, after_step, numbers=False)
 
     def write(self, values: dict[str, float]) -> None:
         """Appends one line of ``values``, which must contain ``step``."""
-        self._metrics.append(values)
+        self._append(self.folder.metrics, values)
         self._show(values, "")
 
     def write_validation(
         self, step: int, values: dict[str, float], predictions: Sequence[Mapping[str, Any]] = ()
     ) -> None:
         """Appends the metrics of the validation pass after ``step``, and its ``predictions``, if there are any."""
-        self._validation.append({"step": step, **values})
-        self._validation.sync()
+        self._append(self.folder.validation, {"step": step, **values}, sync=True)
         if predictions:
-            self._predictions.append({"step": step, "predictions": list(predictions)})
-            self._predictions.sync()
+            lines = {"step": step, "predictions": list(predictions)}
+            self._append(self.folder.validation_predictions, lines, sync=True)
         self._show({"step": step, **values}, "validation/")
 
     def sync(self) -> None:
         """Flushes all lines to disk, so that a checkpoint is never newer than its metrics."""
-        self._metrics.sync()
-        for tracker in self._trackers:
-            tracker.flush()
+        try:
+            if self.folder.metrics.exists():
+                sync_file(self.folder.metrics)
+        except OSError as error:
+            self._report_failure(self.folder.metrics, error)
+        for_each(self._trackers, lambda tracker: tracker.flush())
 
     def close(self) -> None:
-        self._metrics.close()
-        self._validation.close()
-        self._predictions.close()
-        for tracker in self._trackers:
-            tracker.close()
+        for_each(self._trackers, lambda tracker: tracker.close())
 
     def _show(self, values: dict[str, float], prefix: str) -> None:
         scalars = {prefix + name: value for name, value in values.items() if name != "step"}
-        for tracker in self._trackers:
-            tracker.add_values(scalars, int(values["step"]))
+        for_each(self._trackers, lambda tracker: tracker.add_values(scalars, int(values["step"])))
 
-
-class _Lines:
-    """A file of JSON lines, opened for appending when the first line is written."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file: IO[str] | None = None
-        self._failed = False
-
-    def append(self, values: Mapping[str, Any]) -> None:
-        line = _json_line(values)
+    def _append(self, path: Path, values: Mapping[str, Any], sync: bool = False) -> None:
+        """Appends one line of JSON. NaN and infinity, which JSON cannot represent, become null."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        line = json.dumps(finite, ensure_ascii=False) + "\n"
         try:
-            if self._file is not None and not self.path.exists():  # the folder was deleted or renamed
-                self._file.close()
-                self._file = None
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self._file is None:
-                self._file = self.path.open("a", encoding="utf-8")
-            self._file.write("\n" + line if self._failed else line)  # the failed write may have left half a line
-            self._file.flush()
-            self._failed = False
+            path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been deleted or renamed
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n" + line if path in self._failed else line)  # the failed write may have left half a line
+            if sync:
+                sync_file(path)
+            self._failed.discard(path)
         except OSError as error:
-            self._fail(error)
+            self._report_failure(path, error)
 
-    def sync(self) -> None:
-        try:
-            if self._file is not None:
-                os.fsync(self._file.fileno())
-        except OSError as error:
-            self._fail(error)
-
-    def close(self) -> None:
-        try:
-            if self._file is not None:
-                self._file.close()
-        except OSError as error:  # closing flushes, which can fail again
-            self._fail(error)
-
-    def _fail(self, error: OSError) -> None:
-        if not self._failed:
-            logger.warning("%s cannot be written (%s); the following lines are missing", self.path, error.strerror)
-        self._failed = True
+    def _report_failure(self, path: Path, error: OSError) -> None:
+        if path not in self._failed:
+            logger.warning("%s cannot be written (%s); the following lines are missing", path, error.strerror)
+        self._failed.add(path)
 
 
-def keep_until(path: Path, step: int) -> list[dict[str, float]]:
-    """Removes the lines of steps after ``step`` and, with a warning, the lines that do not contain metrics. Returns the values in
-    the remaining lines."""
+def keep_until(path: Path, step: int, *, numbers: bool = True) -> list[dict[str, Any]]:
+    """Removes the lines of steps after ``step`` and, with a warning, the lines that are damaged. Returns the values in the
+    remaining lines.
+
+    Args:
+        path: a file of JSON lines that contain ``step``.
+        step: last step to keep.
+        numbers: whether all values are numbers. In this case, null becomes NaN.
+    """
     if not path.exists():
         return []
-    kept, invalid = [], []
-    for number, line in _lines(path):
-        values = _metrics_in(line)
-        if values is None:
-            invalid.append(number)
-        elif values["step"] <= step:
-            kept.append(values)
-    if invalid:
-        logger.warning(
-            "%s: %d lines contain no metrics and are removed; the first is line %d", path, len(invalid), invalid[0]
-        )
-    write_text(path, "".join(_json_line(values) for values in kept))
+    kept: list[dict[str, Any]] = []
+    texts: list[str] = []
+    damaged: list[int] = []
+    # Only line feeds end a line, whereas str.splitlines() would also split at separators that JSON allows inside strings.
+    with open_regular(path) as file:
+        for number, line in bounded_lines(file, LONGEST_LINE):
+            values = _values_in(line, numbers)
+            if values is None:
+                damaged.append(number)
+            elif values["step"] <= step:
+                kept.append(values)
+                texts.append(line if line.endswith("\n") else f"{line}\n")
+    if damaged:
+        logger.warning("%s: %d lines are damaged and are removed; the first is line %d", path, len(damaged), damaged[0])
+    write_text(path, "".join(texts))
     return kept
 
 
-def remove_after_step(path: Path, step: int) -> None:
-    """Removes the predictions of steps after ``step``, and truncated lines."""
-    if not path.exists():
-        return
-    kept = []
-    for _, line in _lines(path):
-        try:
-            if parse_json(line)["step"] <= step:
-                kept.append(line if line.endswith("\n") else f"{line}\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_text(path, "".join(kept))
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a file with their line numbers. Only line feeds end a line, whereas str.splitlines() would also split
-    at separators that JSON allows inside strings."""
-    with open_regular(path) as file:
-        yield from bounded_lines(file, LONGEST_LINE)
-
-
-def _metrics_in(line: str) -> dict[str, float] | None:
-    """Returns the numbers in a line, with null as NaN. Returns None if the line is truncated or contains anything other than
-    numbers."""
+def _values_in(line: str, numbers: bool) -> dict[str, Any] | None:
+    """Returns the values in a line. Returns None if the line is truncated, has no step, or, with ``numbers``, contains anything
+    other than numbers."""
     try:
         values = parse_json(line)
     except ValueError:
         return None
     if not isinstance(values, dict) or not isinstance(values.get("step"), int):
         return None
-    numbers = {name: math.nan if value is None else value for name, value in values.items()}
-    return numbers if all(isinstance(value, int | float) for value in numbers.values()) else None
-
-
-def _json_line(values: Mapping[str, Any]) -> str:
-    """Returns one line of JSON. NaN and infinity, which JSON cannot represent, become null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
-    return json.dumps(finite, ensure_ascii=False) + "\n"
+    if not numbers:
+        return values
+    values = {name: math.nan if value is None else value for name, value in values.items()}
+    return values if all(isinstance(value, int | float) for value in values.values()) else None

@@ -1,11 +1,11 @@
-"""Reads the losses and metrics of each step while the next step runs, logs them, and stops a run if too many steps have a
-non-finite loss or gradient."""
+"""Reads the losses and metrics of each step while the next step runs, logs them with the throughput, and stops a run if too many
+steps have a non-finite loss or gradient."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from batches.losses import WORK, Work
 from engine.config import TrainConfig
 from engine.devices import peak_of
 from engine.metrics_log import MetricsLog
-from engine.throughput import Throughput
-from engine.watch import Watch, pop_times
+from engine.trained import TrainedModel
+from engine.watch import TIMES, Watch
 from utils import distributed
 from utils.distributed import full_tensor
 from utils.errors import UserError
@@ -95,6 +95,62 @@ class Tally:
     """Total time of the steps in seconds."""
 
 
+class Throughput:
+    """Computes rates over all ranks since the last call to :meth:`rates`.
+
+    Args:
+        devices: number of devices.
+        peak_tflops: peak TFLOP/s of a device; if None, utilisation is omitted.
+        excluded_steps: number of steps to exclude at the start, while memory is allocated and kernels are selected or compiled.
+    """
+
+    def __init__(self, devices: int, peak_tflops: float | None, excluded_steps: int = 1):
+        self.devices, self.peak_tflops, self.excluded_steps = devices, peak_tflops, excluded_steps
+        self.since: float | None = None
+        self.until = 0.0
+        self.work, self.data_wait_s = Work(), 0.0
+
+    def add(self, work: Work, at: float, data_wait_s: float = 0.0) -> None:
+        """Adds a step.
+
+        Args:
+            work: size of the step over all ranks.
+            at: time at which the step was enqueued, in seconds.
+            data_wait_s: seconds that this rank spent waiting for the data of the step.
+        """
+        self.excluded_steps -= 1
+        if self.excluded_steps >= 0:
+            self.since = at
+        else:
+            self.work += work
+            self.data_wait_s += data_wait_s
+        self.until = at
+
+    def exclude(self, seconds: float) -> None:
+        """Excludes time that was not spent training."""
+        if self.since is not None:
+            self.since += seconds
+
+    def rates(self) -> dict[str, float]:
+        """Returns the rates by name, or an empty dictionary if no step has followed the excluded steps.
+
+        ``samples_per_s``, ``images_per_s``, ``tokens_per_s`` and ``tflops_per_s`` are totals over all ranks. ``utilisation`` is a
+        fraction of the devices' peak. ``data_wait`` is the fraction of time that this rank spent waiting for data. Unknown rates
+        are omitted.
+        """
+        if self.since is None or self.until <= self.since:
+            return {}
+        seconds = self.until - self.since
+        per_s = {name: getattr(self.work, name) / seconds for name in WORK}
+        tflops = per_s.pop("flops") / 1e12
+        rates = {f"{name}_per_s": rate for name, rate in per_s.items()} | {"tflops_per_s": tflops}
+        if self.peak_tflops is not None:
+            rates["utilisation"] = tflops / self.devices / self.peak_tflops
+        rates["data_wait"] = self.data_wait_s / seconds
+        self.since, self.work, self.data_wait_s = self.until, Work(), 0.0
+        return {name: rate for name, rate in rates.items() if not math.isnan(rate)}
+
+
 class Reporter:
     """Reads the values of a step, updates the metrics and the progress bar, and stops a run if too many steps are not finite.
 
@@ -103,13 +159,10 @@ class Reporter:
         steps: number of steps of the run.
         device: device that the run uses.
         tally: counters of the run, which are updated.
-        learning_rates: returns the learning rates by parameter group, given a step counted from 0.
-        frozen_at: returns the frozen parts of the model, given a step counted from 0.
+        trained: the model, whose learning rates and frozen parts are reported. Its weights are read only after a non-finite step.
         folder: folder of the run.
         metrics: log of the metrics; None on ranks that write nothing.
         progress: progress bar.
-        weights: returns the model's parameters with their names, in the same order on all ranks. The parameters are read only
-            after a non-finite step; if ``weights`` is None, they are never read.
     """
 
     def __init__(
@@ -119,20 +172,17 @@ class Reporter:
         steps: int,
         device: torch.device,
         tally: Tally,
-        learning_rates: Callable[[int], dict[str, float]],
-        frozen_at: Callable[[int], tuple[str, ...]],
+        trained: TrainedModel,
         folder: Path,
         metrics: MetricsLog | None,
         progress: Any,
-        weights: Callable[[], Iterable[tuple[str, Tensor]]] | None = None,
     ):
-        self.config, self.steps, self.tally, self.learning_rates = config, steps, tally, learning_rates
-        self.frozen_at, self.folder, self.metrics, self.progress = frozen_at, folder, metrics, progress
+        self.config, self.steps, self.tally, self.trained = config, steps, tally, trained
+        self.folder, self.metrics, self.progress = folder, metrics, progress
         peak = config.peak_tflops or peak_of(device, config.precision)
         self.throughput = Throughput(distributed.world_size(), peak, COMPILE_STEPS if config.compile else 1)
         self.watch = Watch(tally.elapsed_s)
         self.clock = time.perf_counter()
-        self.weights = weights
         self.has_finite_step = self.has_checked_weights = False
 
     def __call__(self, pending: PendingStep) -> bool:
@@ -144,12 +194,12 @@ class Reporter:
         self.progress.update(1)
         local_not_finite, stop_requested = bool(values.pop("local_not_finite")), bool(values.pop("stop_requested"))
         scale = values.pop("loss_scale", None)
-        times = pop_times(values)
+        times = {name: values.pop(name) for name in list(values) if TIMES.fullmatch(name)}
         if values.pop("not_finite"):
             self._not_finite(pending, values, local_not_finite)
             return stop_requested
         self.has_finite_step = True
-        self.watch.add(values["loss"])
+        self.watch.losses.append(values["loss"])
         if pending.step % self.config.log_every and pending.step != self.steps:
             return stop_requested
         if scale is not None:
@@ -158,10 +208,10 @@ class Reporter:
                 raise UserError(
                     f"step {pending.step}: fp16 gradients overflow at every loss scale; use train.precision=bf16"
                 )
-        rates = {f"lr/{name}": rate for name, rate in self.learning_rates(pending.step - 1).items()}
+        rates = {f"lr/{name}": rate for name, rate in self.trained.learning_rates(pending.step - 1).items()}
         speed = self.throughput.rates()
         elapsed_s = self.tally.elapsed_s
-        ranks = self.watch.line(pending.step, times, speed, self.frozen_at(pending.step - 1), elapsed_s)
+        ranks = self.watch.line(pending.step, times, speed, self.trained.freeze.frozen_at(pending.step - 1), elapsed_s)
         if self.metrics:
             self.metrics.write({"step": pending.step, **values, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
         self.progress.set_postfix_str(_short(values, speed))
@@ -219,14 +269,14 @@ class Reporter:
     def _describe_bad_weights(self) -> str | None:
         """Describes the weights that are not finite; returns None if all weights are finite. Waits for the device."""
         self.has_checked_weights = True
-        named = [(name, weight.detach()) for name, weight in (self.weights() if self.weights else ())]
+        named = [(name, weight.detach()) for name, weight in self.trained.model.named_parameters()]
         bad_weights = [name for name, weight in named if not bool(full_tensor(weight.isfinite().all()))]
         return f"{len(bad_weights)} of {len(named)} tensors, first {bad_weights[0]}" if bad_weights else None
 
     def _describe_rate(self, step: int) -> str:
         """Describes the maximum learning rate of a step and of the run."""
-        now = max(self.learning_rates(step - 1).values())
-        peak = max(max(self.learning_rates(index).values()) for index in range(self.steps))
+        now = max(self.trained.learning_rates(step - 1).values())
+        peak = max(max(self.trained.learning_rates(index).values()) for index in range(self.steps))
         return f"learning rate {now:.3g}, peak {peak:.3g}"
 
 
@@ -249,12 +299,11 @@ def _as_plain(value: Any) -> Any:
 
 def _short(values: dict[str, float], speed: dict[str, float]) -> str:
     """Formats losses and rates for the progress bar, with abbreviated names."""
-
-    def short(name: str) -> str:
+    shown = []
+    for name, value in values.items():
         stream, _, term = name.partition("/")
-        return f"{''.join(part[:3] for part in stream.split('_'))}.{term[:5]}" if term else name
-
-    shown = [f"{short(name)} {value:.2f}" for name, value in values.items() if name != "grad_norm"]
+        short = f"{''.join(part[:3] for part in stream.split('_'))}.{term[:5]}" if term else name
+        shown += [] if name == "grad_norm" else [f"{short} {value:.2f}"]
     forms = {"samples_per_s": "{:.3g} samples/s", "tflops_per_s": "{:.3g} TFLOP/s", "utilisation": "{:.0%} of peak"}
     if speed.get("data_wait", 0) >= MIN_SHOWN_DATA_WAIT:
         forms["data_wait"] = "{:.0%} waiting for data"

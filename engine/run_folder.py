@@ -66,7 +66,9 @@ class RunFolder:
         self.metrics = path / METRICS_FILE
         self.validation = path / VALIDATION_FILE
         self.validation_predictions = path / VALIDATION_PREDICTIONS_FILE
-        self.log = path / LOG_FILE
+        rank = distributed.rank()
+        self.log = path / LOG_FILE if rank == 0 else path / "logs" / f"rank-{rank:05d}.txt"
+        """The log file of this rank."""
         self.events = path / EVENTS_FILE
         self.tensorboard = path / TENSORBOARD_FOLDER
         self.checkpoint_faults: list[str] = []
@@ -188,10 +190,6 @@ class RunFolder:
             "resumed, but earlier metrics and checkpoints are lost with the folder",
             saved,
         )
-
-    def log_of(self, rank: int) -> Path:
-        """Returns the log file of a rank: ``log.txt`` for rank 0, ``logs/rank-00001.txt`` for rank 1."""
-        return self.log if rank == 0 else self.path / "logs" / f"rank-{rank:05d}.txt"
 
     def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
         may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.AFFECTS_METRICS])]

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from engine.manifest import CHECKPOINTS, checkpoint_folders, fault_of
+from engine.checkpoint import CHECKPOINTS, fault_of, list_checkpoints
 from engine.run_files import EVENTS_FILE
 from utils.config_files import ConfigError, read_yaml
 from utils.errors import UserError
@@ -49,8 +49,8 @@ def read_saved_config(file: Path) -> dict[str, Any]:
 
 def damaged_config(file: Path, fault: str) -> UserError:
     """Returns the error for the damaged ``config.yaml`` of a run or of a saved model."""
-    checkpoints = checkpoint_folders(file.parent / CHECKPOINTS)
-    intact = next((step for step, folder in reversed(checkpoints) if fault_of(folder) is None), None)
+    checkpoints = list_checkpoints(file.parent / CHECKPOINTS)
+    intact = next((each.step for each in reversed(checkpoints) if fault_of(each.folder) is None), None)
     if intact is None:
         return UserError(f"{file} {fault}; restore it from a backup")
     return UserError(

@@ -1,9 +1,11 @@
-"""Saves checkpoints in the background: the training loop waits only while states are copied to host memory, and a thread writes
-them to disk."""
+"""Writes the checkpoints of a run in the background: the training loop waits only while states are copied to host memory, and a
+thread writes them to disk."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Mapping
@@ -12,12 +14,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from engine.checkpoint import create_temporary_folder, remove_leftovers, remove_old, write_checkpoint
+from engine.checkpoint import (
+    FORMAT,
+    MANIFEST,
+    MODEL_FILE,
+    STATES,
+    TRAINING_FILE,
+    UNAVERAGED_FILE,
+    Checkpoint,
+    digest_of,
+    list_checkpoints,
+)
+from engine.parallel.strategy import Parallel
+from utils import distributed
 from utils.errors import UserError, reason_of
 from utils.events import SavedCheckpoint
-from utils.weight_file import save_weights
+from utils.files import sync_file
+from utils.weight_file import check_complete, save_weights
+
+TEMPORARY_FOLDER = ".step-{step:08d}.tmp"
+"""Name of the folder in which the checkpoint of a step is written."""
 
 logger = logging.getLogger(__name__)
 
@@ -25,49 +44,62 @@ logger = logging.getLogger(__name__)
 class CheckpointWriter:
     """Writes the checkpoints of a run to ``folder``, one at a time, and keeps the newest ``keep`` checkpoints.
 
+    Rank 0 writes the files. If ``parallel.needs_all_ranks`` is True, each rank writes its shard of the optimiser states.
+
     If a checkpoint cannot be written, for example because the disk is full, a warning is logged, older checkpoints are kept, and
     training continues.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, parallel: Parallel):
+        self.folder, self.keep, self.parallel = folder, keep, parallel
         self._thread: threading.Thread | None = None
+        self._states_written: Future[Any] | None = None
         self._fault: str | None = None
 
     def save(
         self,
         step: int,
-        weights: dict[str, Tensor],
-        unaveraged: dict[str, Tensor] | None,
-        training: dict[str, Any],
+        weights: Mapping[str, Tensor],
+        unaveraged: Mapping[str, Tensor] | None,
+        training: Mapping[str, Any],
+        states: dict[str, Tensor],
         metadata: Mapping[str, Any] | None = None,
-        states_written: Future[Any] | None = None,
     ) -> None:
-        """Waits until the previous checkpoint has been written, then starts writing the checkpoint of ``step``.
+        """Waits until the previous checkpoint has been written, copies the tensors, and starts writing the checkpoint of
+        ``step``. Rank 0 must call this method, and all ranks if ``parallel.needs_all_ranks`` is True.
 
-        See :func:`engine.checkpoint.write_checkpoint` for the arguments. Tensors must be copies that training does not change.
+        Args:
+            step, weights, unaveraged, training, metadata: see :func:`write_checkpoint`. Tensors may be on any device.
+            states: the tensors of the optimiser state, by parameter and name.
         """
         self.wait()
-        arguments = (step, weights, unaveraged, training, dict(metadata or {}), states_written)
-        self._thread = threading.Thread(target=self._write, args=arguments, name=f"save step {step}")
-        self._thread.start()
-
-    def create_folder(self, step: int) -> bool:
-        """Waits for the previous checkpoint, and creates the temporary folder for the checkpoint of ``step``. Returns False if
-        the folder cannot be created."""
-        self.wait()
-        try:
-            create_temporary_folder(self.folder, step)
-        except OSError as error:
-            self._failed(step, error)
-            return False
-        return True
+        copies = self.parallel.copied_to_rank_0((weights, unaveraged, training))
+        temporary, main, created = self.folder / TEMPORARY_FOLDER.format(step=step), distributed.rank() == 0, True
+        if main:
+            try:
+                remove_leftovers(self.folder)
+                temporary.mkdir(parents=True)
+            except OSError as error:
+                self._failed(step, error)
+                created = False
+        if self.parallel.needs_all_ranks:
+            created = distributed.gather_objects(created)[0]
+        if not created or not (main or self.parallel.needs_all_ranks):
+            return
+        self._states_written = self.parallel.start_saving(states, temporary / STATES)
+        if main:
+            arguments = (step, *copies, dict(metadata or {}), self._states_written)
+            self._thread = threading.Thread(target=self._write, args=arguments, name=f"save step {step}")
+            self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the last checkpoint has been written or has failed."""
+        """Waits until the last checkpoint has been written or has failed. Rank 0 reports a failure."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._states_written is not None:
+            with suppress(Exception):
+                self._states_written.result()
 
     def finish(self) -> None:
         """Waits for the last checkpoint.
@@ -86,7 +118,7 @@ class CheckpointWriter:
         unaveraged: dict[str, Tensor] | None,
         training: dict[str, Any],
         metadata: dict[str, Any],
-        states_written: Future[Any] | None,
+        states_written: Future[Any],
     ) -> None:
         try:
             write_checkpoint(
@@ -103,15 +135,92 @@ class CheckpointWriter:
             logger.info(SavedCheckpoint(step=step))
         # A full disk raises OSError, or whatever exception the writing library turns it into.
         except Exception as error:
-            if states_written is not None:
-                with suppress(Exception):
-                    states_written.result()  # wait; otherwise, other ranks could still write to the folder while it is removed
+            with suppress(Exception):
+                states_written.result()  # wait; otherwise, other ranks could still write to the folder while it is removed
             self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
         self._fault = save_failure(self.folder, f"the checkpoint of step {step}", error)
         logger.warning("%s", self._fault)
         remove_leftovers(self.folder)
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+    *,
+    unaveraged: Mapping[str, Tensor] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    states_written: Future[Any] | None = None,
+) -> Checkpoint:
+    """Writes a checkpoint atomically: its folder is renamed to the final name only once it is complete. Replaces an existing
+    checkpoint of this step.
+
+    Args:
+        folder: the folder that contains the run's checkpoints.
+        step: number of completed optimiser steps.
+        weights: the model's weights on the CPU. No two tensors may share memory.
+        training: the state that :meth:`Checkpoint.training_state` will return, as tensors and plain values.
+        unaveraged: the unaveraged weights, if ``weights`` are averaged; None if the run does not average its weights.
+        metadata: entries for the header of the model file.
+        states_written: future that completes once the optimiser states have been written to :data:`~engine.checkpoint.STATES` in
+            the temporary folder (:data:`TEMPORARY_FOLDER`). If None, the checkpoint does not contain optimiser states.
+
+    Raises:
+        UserError: if a file of tensors is incomplete.
+        Exception: if a file cannot be written; the type depends on the library that writes it.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / TEMPORARY_FOLDER.format(step=step)
+    temporary.mkdir(parents=True, exist_ok=True)
+    save_weights(temporary / MODEL_FILE, weights, metadata)
+    if unaveraged is not None:
+        save_weights(temporary / UNAVERAGED_FILE, unaveraged)
+    with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch.save would hide the error of a full disk
+        torch.save(dict(training), file)
+    if states_written is not None:
+        states_written.result()
+    written = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
+    for path in written:
+        if path.suffix == ".safetensors":
+            check_complete(path)
+    files = {
+        path.relative_to(temporary).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+        for path in written
+    }
+    manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2)
+    (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+    for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
+        sync_file(path)
+    # The old checkpoint is removed last: removal takes time, and a process killed during it would leave neither checkpoint.
+    replaced = _set_aside(final) if final.exists() else None
+    os.replace(temporary, final)
+    sync_file(folder)
+    if replaced is not None:
+        shutil.rmtree(replaced)
+    return Checkpoint(final, step)
+
+
+def remove_old(folder: Path, keep: int, step: int) -> None:
+    """Removes all but the newest ``keep`` checkpoints up to ``step``. Checkpoints of later steps, which can only be damaged ones
+    that the run did not resume from, are ignored."""
+    for old in [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step <= step][:-keep]:
+        shutil.rmtree(_set_aside(old.folder))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary folders left by an interrupted write or removal."""
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Renames a checkpoint before its removal, so that a run killed midway does not leave half of it under a valid name."""
+    renamed = folder.with_name(f".{folder.name}.old.tmp")
+    os.replace(folder, renamed)
+    return renamed
 
 
 def save_best(

@@ -20,47 +20,15 @@ BEAT_S = 1.0
 """Seconds between heartbeats of a rank."""
 
 
-class Heartbeats:
-    """Publishes the state of this rank in a store that all ranks share, and reads the states of the other ranks from the store.
-
-    The thread of :class:`StallWatch` sends the heartbeats, so they stop if a process is suspended or its machine is lost. Without
-    a process group, nothing is sent.
-    """
-
-    def __init__(self) -> None:
-        self.store = distributed.shared_store("heartbeats")
-        self._count = 0
-
-    def send(self, state: str) -> None:
-        """Sends a heartbeat with the current state of this rank."""
-        self._count += 1
-        with self._store_may_be_gone():
-            if self.store is not None:
-                self.store.set(str(distributed.rank()), f"{self._count} {state}")
-
-    def read(self) -> dict[int, str]:
-        """Returns the latest heartbeat of each other rank: a counter, followed by the state of the rank."""
-        heartbeats: dict[int, str] = {}
-        with self._store_may_be_gone():
-            for rank in range(distributed.world_size()):
-                if rank != distributed.rank() and self.store is not None and self.store.check([str(rank)]):
-                    heartbeats[rank] = self.store.get(str(rank)).decode()
-        return heartbeats
-
-    @contextmanager
-    def _store_may_be_gone(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError:
-            self.store = None  # the process that hosts the store has ended
-
-
 class StallWatch:
     """Logs a report when no step has finished for ``stall_s`` seconds, and again each time the wait has doubled.
 
     The report names the rank, the step, the phase, and the ranks without a heartbeat. The stacks of all threads of this rank are
     written to ``log``. Outside training steps, such as during set-up and validation, long waits are normal. In this case, the
     report names the activity and is logged as information rather than as a warning.
+
+    The thread that watches a rank also sends its heartbeats, which all ranks can read, so a rank's heartbeats stop if its process
+    is suspended or its machine is lost. Without a process group, no heartbeats are sent.
     """
 
     def __init__(self, stall_s: float, log: Path | None):
@@ -70,7 +38,7 @@ class StallWatch:
         self._since = time.monotonic()
         self._limit = stall_s
         self._ended = threading.Event()
-        self._heartbeats = Heartbeats()
+        self._store = distributed.shared_store("heartbeats")
         self._previous_heartbeats: dict[int, str] | None = None
         """Heartbeats of the other ranks, read halfway to the time limit; None until then."""
 
@@ -105,14 +73,32 @@ class StallWatch:
         self.step, self._since, self._limit, self._previous_heartbeats = step, time.monotonic(), self.stall_s, None
 
     def _watch(self) -> None:
+        heartbeats = 0
         while not self._ended.wait(min(BEAT_S, self.stall_s / 4)):
-            self._heartbeats.send(self._activity or f"step {self.step + 1}, phase {self.phase}")
+            heartbeats += 1
+            if self._store is not None:
+                state = self._activity or f"step {self.step + 1}, phase {self.phase}"
+                try:
+                    self._store.set(str(distributed.rank()), f"{heartbeats} {state}")
+                except RuntimeError:
+                    self._store = None  # the process that hosts the store has ended
             waited = time.monotonic() - self._since
             if waited > self._limit / 2 and self._previous_heartbeats is None:
-                self._previous_heartbeats = self._heartbeats.read()
+                self._previous_heartbeats = self._read_heartbeats()
             if waited > self._limit:
                 self._limit *= 2
                 self._report(waited)
+
+    def _read_heartbeats(self) -> dict[int, str]:
+        """Returns the latest heartbeat of each other rank: a counter, followed by the state of the rank."""
+        heartbeats: dict[int, str] = {}
+        try:
+            for rank in range(distributed.world_size()):
+                if rank != distributed.rank() and self._store is not None and self._store.check([str(rank)]):
+                    heartbeats[rank] = self._store.get(str(rank)).decode()
+        except RuntimeError:
+            self._store = None  # the process that hosts the store has ended
+        return heartbeats
 
     def _report(self, waited: float) -> None:
         stalled = Stalled(
@@ -133,7 +119,7 @@ class StallWatch:
     def _silent_ranks(self) -> dict[int, str]:
         """Returns the ranks whose last heartbeat is older than half the time limit, with the last known state of
         each."""
-        previous, now = self._previous_heartbeats or {}, self._heartbeats.read()
+        previous, now = self._previous_heartbeats or {}, self._read_heartbeats()
         self._previous_heartbeats = None
         return {rank: beat.partition(" ")[2] for rank, beat in now.items() if previous.get(rank) == beat}
 

@@ -68,8 +68,8 @@ class StopRequest:
         self._status_of_rank_0: int | None = None
         """Exit status that rank 0 published before it ended."""
         self._lock = threading.Lock()
-        self._describe: Callable[[], str] | None = None
-        """Returns what was saved. None if the process must not be ended."""
+        self._save: Callable[[], str] | None = None
+        """Saves the state of the run and returns what was saved. None if the process must not be ended."""
         self._only_if_late = False
         self._ended = threading.Event()
         self._handlers: dict[int, Any] = {}
@@ -107,29 +107,24 @@ class StopRequest:
         return status_of_stop(self.signum or signal.SIGTERM)
 
     @contextmanager
-    def ending_immediately(self, save: Callable[[], str] = lambda: "nothing has been trained yet") -> Iterator[None]:
-        """Context in which a request ends the process immediately. Before its process ends, rank 0 calls ``save``, which returns
-        a message for the log."""
-        with self._ending(save, only_if_late=False):
-            yield
+    def ending_process(
+        self, save: Callable[[], str] = lambda: "nothing has been trained yet", *, only_if_late: bool = False
+    ) -> Iterator[None]:
+        """Context in which a request ends the process.
 
-    @contextmanager
-    def ending_if_late(self, describe: Callable[[], str]) -> Iterator[None]:
-        """Context in which a request ends the process only if the ranks do not stop together in time. Before its process
-        ends, rank 0 calls ``describe``, which returns a message for the log. If rank 0 hangs, the other ranks log the message."""
-        with self._ending(describe, only_if_late=True):
-            yield
-
-    @contextmanager
-    def _ending(self, describe: Callable[[], str], *, only_if_late: bool) -> Iterator[None]:
+        Args:
+            save: called on rank 0 before its process ends. Returns a message for the log, which says what was saved.
+            only_if_late: if False, the process ends immediately. If True, it ends only if the ranks do not stop together in time.
+                In this case, the other ranks call ``save`` if rank 0 hangs.
+        """
         with self._lock:
-            outer = self._describe, self._only_if_late
-            self._describe, self._only_if_late = describe, only_if_late
+            outer = self._save, self._only_if_late
+            self._save, self._only_if_late = save, only_if_late
         try:
             yield
         finally:
             with self._lock:  # waits forever if the process is being ended
-                self._describe, self._only_if_late = outer
+                self._save, self._only_if_late = outer
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         self.signum = self.signum or signum
@@ -153,8 +148,18 @@ class StopRequest:
             if self.signum is not None:
                 self._start_timer()
             with self._lock:
-                if self._describe is not None and self._may_end() and not self._ended.is_set():
-                    self._end(self._describe)
+                if self._save is None or self._ended.is_set():
+                    continue
+                # After a signal, rank 0 ends first. The other ranks end once rank 0 has ended, since the launcher then stops all
+                # ranks.
+                if self._only_if_late:
+                    may_end = self._status_of_rank_0 is not None and self.signum is not None
+                elif self.signum is None:
+                    may_end = self._rank_0_ended
+                else:
+                    may_end = self._rank_0_ended or self.store is None or distributed.rank() == 0
+                if may_end:
+                    self._end(self._save)
 
     def _start_timer(self) -> None:
         """Starts the timer that ends this process if it is late, unless it is already running."""
@@ -168,8 +173,8 @@ class StopRequest:
 
     def _end_late(self) -> None:
         with self._lock:
-            if self._describe is not None and not self._ended.is_set():
-                self._end(self._describe)
+            if self._save is not None and not self._ended.is_set():
+                self._end(self._save)
 
     def _exchange(self) -> None:
         """Exchanges signals with the other ranks, and checks whether rank 0 has ended."""
@@ -188,21 +193,12 @@ class StopRequest:
         except RuntimeError:  # the process that hosts the store has ended
             self._rank_0_ended, self.store = True, None
 
-    def _may_end(self) -> bool:
-        """True if this rank should end before it is late. Rank 0 ends after a signal. The other ranks end once rank 0 has ended,
-        since the launcher then stops all ranks."""
-        if self._only_if_late:
-            return self._status_of_rank_0 is not None and self.signum is not None
-        if self.signum is None:
-            return self._rank_0_ended
-        return self._rank_0_ended or self.store is None or distributed.rank() == 0
-
-    def _end(self, describe: Callable[[], str]) -> None:
+    def _end(self, save: Callable[[], str]) -> None:
         """Ends this process without Python's cleanup, since threads and workers may be in any state."""
         status = self.status if self._status_of_rank_0 is None else self._status_of_rank_0
         if distributed.rank() == 0 or (self._only_if_late and not self._rank_0_ended):
             try:
-                logger.warning(events.Stopped(by=self.name, message=describe()))
+                logger.warning(events.Stopped(by=self.name, message=save()))
             # The process ends anyway, with a status on which schedulers do not requeue the run, since it would only fail again.
             except Exception as error:
                 logger.warning(events.Stopped(by=self.name, message=f"the checkpoint could not be saved: {error}"))

@@ -1,11 +1,10 @@
-"""The trainable parameters of a run and their optimiser. ``optim.freeze`` may unfreeze further parameters during the run."""
+"""The model as a run trains it: shared by the ranks, with its trainable parameters, their optimiser and their average."""
 
 from __future__ import annotations
 
 import logging
 import math
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,20 +25,23 @@ from optim.ema import WeightAverage
 from optim.groups import build_optimizer, parameter_groups
 from optim.lora import is_adapter
 from optim.setup import levels_above, set_frozen
+from scheduler import Schedule
 from utils import distributed
 from utils.errors import UserError, reason_of
 
 logger = logging.getLogger(__name__)
 
 
-class TrainedParameters:
-    """The trainable parameters of ``model``, their optimiser, and ``parallel``, which distributes the model over the ranks.
+class TrainedModel:
+    """A model with its trainable parameters, their optimiser and their average (``optim.ema``), and ``parallel``, which
+    distributes the model over the ranks.
 
-    Before each step, :meth:`unfreeze` adds the encoders that train from this step on. Their optimiser states start empty.
+    Before each step, :meth:`start_step` adds the encoders that train from this step on. Their optimiser states start empty.
 
     Args:
         model: the model, in the host memory of rank 0. It is moved to ``device``.
         optim: the config section ``optim``.
+        schedule: returns the factor on the learning rate in a step, counted from 0.
         fresh: names of the parameters that train at ``lr * lr_mult``.
         device: device of this rank.
         step: number of completed steps. Encoders that train from the next step on are still frozen, as they were when a
@@ -55,6 +57,7 @@ class TrainedParameters:
         self,
         model: nn.Module,
         optim: OptimConfig,
+        schedule: Schedule,
         fresh: Collection[str],
         device: torch.device,
         *,
@@ -63,7 +66,7 @@ class TrainedParameters:
         train: TrainConfig,
     ):
         self.parallel = parallel_of(train, optim, model, device)
-        self.model, self.optim, self.fresh, self.device = model, optim, fresh, device
+        self.model, self.optim, self.schedule, self.fresh = model, optim, schedule, fresh
         self.freeze = optim.frozen
         self.freeze.check_steps(steps)
         all_groups = parameter_groups(model.named_parameters(), optim, fresh, levels_above(model))
@@ -76,7 +79,12 @@ class TrainedParameters:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and not math.isinf(self.freeze.trains_from(name))
         ]
-        self._check_parts(name for group in all_groups for name in group["names"])
+        trainable_parts = {name.partition(".")[0] for group in all_groups for name in group["names"]}
+        for part in self.freeze.steps:
+            if part not in trainable_parts:
+                raise UserError(
+                    f"optim.freeze.{part}: no parameter of this part would train in this run; remove the key"
+                )
         self._set_frozen(self.freeze.frozen_at(max(0, step - 1)))
         self.parallel.update_trainable()
         self.average = WeightAverage(ever_trained, optim.ema)
@@ -90,7 +98,8 @@ class TrainedParameters:
     @property
     def metadata(self) -> dict[str, Any]:
         """Metadata for the header of a weight file that describes averaged weights and adapters."""
-        return {**self.average.metadata, **(self.optim.lora.metadata if self.optim.lora else {})}
+        averaged = {"ema": self.optim.ema.model_dump()} if self.optim.ema else {}
+        return {**averaged, **(self.optim.lora.metadata if self.optim.lora else {})}
 
     def check_adapters(self) -> None:
         """Checks, after the first backward pass, that the model calls every layer that has an adapter.
@@ -112,19 +121,24 @@ class TrainedParameters:
                 f"their layers; remove {unused[0].partition('.')[0]} from optim.lora.targets"
             )
 
-    def unfreeze(self, step: int) -> bool:
-        """Unfreezes the encoders whose training starts at step ``step``, counted from 0. Returns True if there are any."""
-        before = self.frozen
-        if before == self.freeze.frozen_at(step):
-            return False
-        states = self.optimizer.state
-        self.parallel.release()
-        self._set_frozen(self.freeze.frozen_at(step))
-        self.optimizer.state.update(states)
-        self.parallel.update_trainable()
-        logger.info("step %d: %s trains from now on", step + 1, ", ".join(p for p in before if p not in self.frozen))
-        self._log(self.frozen)
-        return True
+    def start_step(self, step: int) -> bool:
+        """Unfreezes the encoders whose training starts at step ``step``, counted from 0, sets the learning rates of the step, and
+        drops the gradients of the previous step. Returns True if an encoder was unfrozen."""
+        before, frozen = self.frozen, self.freeze.frozen_at(step)
+        if before != frozen:
+            states = self.optimizer.state
+            self.parallel.release()
+            self._set_frozen(frozen)
+            self.optimizer.state.update(states)
+            self.parallel.update_trainable()
+            logger.info("step %d: %s trains from now on", step + 1, ", ".join(p for p in before if p not in frozen))
+            self._log(frozen)
+        factor = self.schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        for parameter in self.parameters:
+            parameter.grad = None  # twice as fast as zero_grad, which checks each gradient first
+        return before != frozen
 
     def resume_average(self, checkpoint: Checkpoint) -> None:
         """Loads the unaveraged weights of a checkpoint into the model. Before this call, both the model and the average hold the
@@ -222,13 +236,9 @@ class TrainedParameters:
             pair for group in self.optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)
         ]
 
-    def set_rates(self, factor: float) -> None:
-        """Sets the learning rate of each group to ``factor`` times its peak."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-
-    def learning_rates(self, step: int, factor: float) -> dict[str, float]:
-        """Returns the learning rates of step ``step``, counted from 0, by group name. Each rate is ``factor`` times its peak."""
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """Returns the learning rates of step ``step``, counted from 0, by group name."""
+        factor = self.schedule(step)
         return {name: peak * factor for name, (peak, first) in self._peaks.items() if first <= step}
 
     def _set_frozen(self, frozen: tuple[str, ...]) -> None:
@@ -240,15 +250,6 @@ class TrainedParameters:
             raise UserError("optim.freeze: leaves no trainable parameters in this model; freeze fewer parts")
         self.groups = parameter_groups(self.model.named_parameters(), self.optim, self.fresh, levels_above(self.model))
         self.optimizer = build_optimizer(self.groups, self.optim)
-
-    def _check_parts(self, trainable: Iterable[str]) -> None:
-        """Raises :class:`UserError` if ``optim.freeze`` names an encoder that would not train in this run anyway."""
-        counts = Counter(name.partition(".")[0] for name in trainable)
-        for part in self.freeze.steps:
-            if not counts[part]:
-                raise UserError(
-                    f"optim.freeze.{part}: no parameter of this part would train in this run; remove the key"
-                )
 
     def _log(self, frozen: tuple[str, ...]) -> None:
         """Logs how many parameters are frozen, and for how long."""

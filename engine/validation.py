@@ -10,7 +10,7 @@ from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
 from engine.saving import save_best
 from engine.task import Task
-from engine.trained import TrainedParameters
+from engine.trained import TrainedModel
 from utils import distributed
 from utils.events import Validated, finite_or_none
 
@@ -28,7 +28,7 @@ class Validator:
         folder: folder of the run.
     """
 
-    def __init__(self, task: Task, plan: RunPlan, trained: TrainedParameters, folder: RunFolder):
+    def __init__(self, task: Task, plan: RunPlan, trained: TrainedModel, folder: RunFolder):
         self.task, self.run_plan, self.trained, self.folder = task, plan, trained, folder
         self.best: float | None = None
         """Highest value of the metric so far."""
@@ -42,12 +42,6 @@ class Validator:
             step % self.run_plan.validate_every == 0 or step == self.run_plan.steps
         )
 
-    def validate(self) -> dict[str, float]:
-        """Runs a validation pass on all ranks and returns its metrics."""
-        metrics = self.task.validate()
-        self.due = False
-        return metrics
-
     def record(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:
         """Logs the metrics of a validation pass, and saves the weights if they are the best so far.
 
@@ -60,7 +54,7 @@ class Validator:
         value = metrics[self.task.selection_metric]
         better = not math.isnan(value) and (self.best is None or value > self.best)
         better = distributed.gather_objects(better)[0]  # ranks must agree, or they would wait for each other below
-        weights = self.trained.parallel.gathered(dict(self.task.model.state_dict())) if better else None
+        weights = self.trained.parallel.copied_to_rank_0(dict(self.task.model.state_dict())) if better else None
         if log is not None:
             log.write_validation(step, metrics, self.task.validation_predictions)
             metadata = {**self.task.metadata, **self.trained.metadata}

@@ -1,15 +1,26 @@
-"""Warns about problems that would be visible in plots of the metrics: a slow rank, a jump in the loss, or a drop in
-throughput."""
+"""Warns about problems that would be visible in plots of the metrics: a slow rank, a jump in the loss, or a drop in throughput.
+
+Ranks exchange the times that they spend on their own work in the all-reduce of the losses, so measuring adds no synchronisation.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import statistics
+import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from utils import distributed
+from utils.accelerator import device_module, send
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +52,89 @@ the median time of the other ranks. Times are in seconds per step."""
 TIMES = re.compile(r"ranks/(\d+)/(own_s|data_s)")
 
 
+class RankTimes:
+    """Measures the time that this rank spends on its own work in a step: waiting for data and running forward passes, excluding
+    waits for other ranks.
+
+    The backward pass is excluded, because ranks wait for each other's gradients in it. On a GPU, forward passes are timed with
+    events, which are read after they have completed. With a single rank, only the wait for data is measured.
+
+    Args:
+        device: device that runs the forward passes.
+        log_every: number of steps between lines of ``metrics.jsonl``.
+        steps: number of steps of the run. The last step is always logged.
+    """
+
+    def __init__(self, device: torch.device, log_every: int, steps: int):
+        self.log_every, self.steps = log_every, steps
+        self.data_waits_s: list[float] = []
+        """Time spent waiting for the micro-batches of each step since the last logged step."""
+        self._now: Callable[[], Any] = (
+            partial(_recorded_event, module) if (module := device_module(device)) else time.perf_counter
+        )
+        self._began: Any = None
+        """Start of the current forward pass, as an event or a time; None outside forward passes."""
+        self._spans: deque[tuple[float, Any, Any]] = deque()
+        """Intervals that have not been added up yet, as (sign, start, end)."""
+        self._forward_s = 0.0
+        self.single_rank = distributed.world_size() == 1
+
+    def reached(self, phase: str) -> None:
+        """Records that the host has finished a phase of the step."""
+        if self.single_rank:
+            return
+        if phase in ("work", "backward"):  # the forward pass of a micro-batch follows
+            self._began = self._now()
+        elif phase == "clip":  # the last backward pass is not followed by a forward pass
+            self._began = None
+        elif phase == "losses":
+            self._spans.append((1.0, self._began, self._now()))
+            self._began = None
+            self._add_up()
+
+    def values_to_sum(self, stop_requested: bool, step: int, like: Tensor) -> tuple[list[str], Tensor]:
+        """Returns the names and values that this rank adds to the sum over all ranks.
+
+        The first value is 1 if this rank was asked to stop. If the step is logged, two values per rank follow: the time that the
+        rank spent on its own work, and how much of this time it waited for data, in seconds per step since the previous logged
+        step. Each rank returns zeros for the other ranks, so that the sum contains the values of all ranks.
+        """
+        names, values = ["stop_requested"], [float(stop_requested)]
+        if step % self.log_every and step != self.steps:
+            return names, like.new_full((1,), values[0])
+        steps, data_waits_s = max(1, len(self.data_waits_s)), sum(self.data_waits_s)
+        self.data_waits_s = []
+        if self.single_rank:
+            return names, like.new_full((1,), values[0])
+        self._add_up()
+        forward_s, data_s = max(0.0, self._forward_s / steps), data_waits_s / steps
+        self._forward_s = 0.0
+        for rank in range(distributed.world_size()):
+            names += [f"ranks/{rank}/own_s", f"ranks/{rank}/data_s"]
+            values += [forward_s + data_s, data_s] if rank == distributed.rank() else [0.0, 0.0]
+        return names, send(torch.tensor(values, dtype=like.dtype), like.device)
+
+    def _add_up(self) -> None:
+        """Adds up the intervals that have ended. On a GPU, the intervals of the latest steps may still be running."""
+        while self._spans:
+            sign, began, ended = self._spans[0]
+            is_time = isinstance(ended, float)  # on the CPU
+            if not is_time and not ended.query():
+                return
+            self._forward_s += sign * (ended - began if is_time else began.elapsed_time(ended) / 1000)
+            self._spans.popleft()
+
+    @contextmanager
+    def waiting_for_ranks(self) -> Iterator[None]:
+        """Context in which this rank waits for other ranks; its duration is subtracted from the forward pass."""
+        if self._began is None:
+            yield
+            return
+        started = self._now()
+        yield
+        self._spans.append((-1.0, started, self._now()))
+
+
 class Watch:
     """Checks the metrics of a run as they are logged. All ranks can use this class, but only rank 0 logs warnings.
 
@@ -52,23 +146,17 @@ class Watch:
     """
 
     def __init__(self, elapsed_s: float = 0.0) -> None:
-        self._reset(())
+        self._frozen: frozenset[str] | None = None
+        self._loss, self._speed = History(_jumps, 1), History(_is_low, PATIENCE)
         self._slow_rank, self._slow_lines = -1, 0
-        self._losses: list[float] = []
+        self.losses: list[float] = []
+        """Losses of the steps since the last check. The caller adds the loss of each step."""
         self._speeds: list[float] = []
         self._rank_s: dict[str, float] = defaultdict(float)
         """Times of the ranks, in seconds, summed over all steps since the last check."""
         self._logged = 0
-        """Number of losses in ``_losses`` that were already covered by previous lines of metrics."""
+        """Number of losses that were already covered by previous lines of metrics."""
         self._elapsed_s = elapsed_s
-
-    def _reset(self, frozen: Collection[str]) -> None:
-        self._frozen = frozenset(frozen)
-        self._loss, self._speed = _History(_jumps, 1), _History(_is_low, PATIENCE)
-
-    def add(self, loss: float) -> None:
-        """Adds the loss of a step."""
-        self._losses.append(loss)
 
     def line(
         self,
@@ -83,16 +171,17 @@ class Watch:
 
         Args:
             step: step of the line.
-            times: times of the ranks, with the names from :meth:`~engine.rank_times.RankTimes.values_to_sum`.
-            rates: rates over the steps since the last line, as returned by :meth:`~engine.throughput.Throughput.rates`.
+            times: times of the ranks, with the names from :meth:`RankTimes.values_to_sum`.
+            rates: rates over the steps since the last line, as returned by :meth:`~engine.report.Throughput.rates`.
             frozen: the frozen encoders. If they have changed, an encoder was unfrozen.
             elapsed_s: total time of all steps.
         """
         if frozenset(frozen) != self._frozen:
-            self._reset(frozen)
+            self._frozen = frozenset(frozen)
+            self._loss, self._speed = History(_jumps, 1), History(_is_low, PATIENCE)
         if "samples_per_s" in rates:
             self._speeds.append(rates["samples_per_s"])
-        count = len(self._losses)
+        count = len(self.losses)
         for name, seconds in times.items():
             self._rank_s[name] += seconds * (count - self._logged)
         self._logged = count
@@ -102,19 +191,19 @@ class Watch:
 
     def _check(self, step: int, count: int, elapsed_s: float) -> None:
         """Checks the means over the last ``count`` steps."""
-        self._check_loss(step, statistics.fmean(self._losses))
+        self._check_loss(step, statistics.fmean(self.losses))
         if self._speeds:
             self._check_speed(step, statistics.fmean(self._speeds))
         if ranks := compare_ranks({name: seconds / count for name, seconds in self._rank_s.items()}):
             self._check_ranks(step, ranks, (elapsed_s - self._elapsed_s) / count)
-        self._losses, self._speeds, self._elapsed_s = [], [], elapsed_s
+        self.losses, self._speeds, self._elapsed_s = [], [], elapsed_s
         self._rank_s, self._logged = defaultdict(float), 0
 
     def _check_loss(self, step: int, loss: float) -> None:
         before = self._loss.add(loss)
         if before is not None:
             _warn(
-                f"steps {step - len(self._losses) + 1} to {step}: the mean loss is {loss:.4g}, but its previous median "
+                f"steps {step - len(self.losses) + 1} to {step}: the mean loss is {loss:.4g}, but its previous median "
                 f"was {before:.4g}; check grad_norm and the learning rate in metrics.jsonl"
             )
 
@@ -143,11 +232,6 @@ class Watch:
             )
 
 
-def pop_times(values: dict[str, float]) -> dict[str, float]:
-    """Removes the times of the ranks from the values of a step and returns them."""
-    return {name: values.pop(name) for name in list(values) if TIMES.fullmatch(name)}
-
-
 def compare_ranks(times: dict[str, float]) -> dict[str, float]:
     """Computes the values :data:`RANKS` from the times that the ranks spent on their own work. Returns an empty dictionary for a
     single rank."""
@@ -161,13 +245,19 @@ def compare_ranks(times: dict[str, float]) -> dict[str, float]:
     return dict(zip(RANKS, (slowest, own_s[slowest], times[f"ranks/{slowest}/data_s"], others_s), strict=True))
 
 
-class _History:
-    """The history of a value. Outliers are excluded from the history, unless they persist."""
+@dataclass
+class History:
+    """The history of a value. Outliers are excluded from the history, unless they persist.
 
-    def __init__(self, is_outlier: Callable[[float, Sequence[float]], bool], patience: int):
-        self.is_outlier, self.patience = is_outlier, patience
-        self.values: deque[float] = deque(maxlen=MAX_HISTORY)
-        self.outliers: list[float] = []
+    Attributes:
+        is_outlier: returns True if a value is an outlier, given the values before it.
+        patience: number of outliers in a row after which the value has changed.
+    """
+
+    is_outlier: Callable[[float, Sequence[float]], bool]
+    patience: int
+    values: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
+    outliers: list[float] = field(default_factory=list)
 
     def add(self, value: float) -> float | None:
         """Adds a value. Returns the median of the history if ``patience`` outliers in a row have now been seen, else None."""
@@ -197,3 +287,9 @@ def _is_low(speed: float, history: Sequence[float]) -> bool:
 def _warn(message: str) -> None:
     if distributed.rank() == 0:
         logger.warning("%s", message)
+
+
+def _recorded_event(module: Any) -> Any:
+    event = module.Event(enable_timing=True)
+    event.record()
+    return event

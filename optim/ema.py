@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +36,6 @@ class WeightAverage:
         )
         self._is_in_model = False
 
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Metadata for the header of a file with averaged weights. Empty if weights are not averaged."""
-        return {} if self.config is None else {"ema": self.config.model_dump()}
-
     @torch.no_grad()
     def update(self, step: int, skipped: Tensor) -> None:
         """Updates the average with the weights after a step.
@@ -67,11 +61,19 @@ class WeightAverage:
         try:
             yield
         finally:
-            self._exchange(False)
+            self.put_in_model(averaged=False)
 
-    def put_in_model(self) -> None:
-        """Puts the averaged weights into the model permanently, after training."""
-        self._exchange(True)
+    @torch.no_grad()
+    def put_in_model(self, averaged: bool = True) -> None:
+        """Puts the averaged weights into the model or, if ``averaged`` is False, the weights that train."""
+        if averaged is self._is_in_model:
+            return
+        # Exchange values rather than tensors, because DDP, the optimiser and CUDA graphs refer to the memory of the parameters.
+        for weight, average in zip(self._weights, self.tensors, strict=True):
+            previous = weight.clone()
+            weight.copy_(average)
+            average.copy_(previous)
+        self._is_in_model = averaged
 
     def states(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Returns the state of ``model`` with averaged weights, and the state with unaveraged weights. If weights are not
@@ -81,17 +83,6 @@ class WeightAverage:
             return current, None
         other = {name: self._other.get(id(tensor), tensor) for name, tensor in current.items()}
         return (current, other) if self._is_in_model else (other, current)
-
-    @torch.no_grad()
-    def _exchange(self, averaged: bool) -> None:
-        # Exchange values rather than tensors, because DDP, the optimiser and CUDA graphs refer to the memory of the parameters.
-        if averaged is self._is_in_model:
-            return
-        for weight, average in zip(self._weights, self.tensors, strict=True):
-            previous = weight.clone()
-            weight.copy_(average)
-            average.copy_(previous)
-        self._is_in_model = averaged
 
 
 def _chunks(weights: list[Tensor], averages: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:

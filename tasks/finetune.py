@@ -23,7 +23,7 @@ from engine.checkpoint import Checkpoint, newest_step
 from engine.precision import check_precision
 from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
-from engine.trackers.opening import show_images
+from engine.trackers import show_images
 from models.checkpoints import load_weights
 from tasks.base import B, BaseTask, M, Parts, build_parts, video_frames
 from tasks.config import FineTuneConfig

@@ -91,7 +91,7 @@ def run_task(run: BoundRun, flags: RunFlags, kind: TaskKind | None = None, comma
     # Imported here so that --help and errors in the command line or the config do not wait for torch.
     from engine.run_folder import locked
     from engine.stopping import Stopped, StopRequest
-    from engine.trackers.wandb import check_package
+    from engine.trackers import check_package
     from optim import lora
     from utils import events, log, open_files
     from utils.distributed import process_group, rank, world_size
@@ -143,9 +143,9 @@ def _run(
     from utils import distributed, events, log
 
     config: RunConfig = run.config
-    with stop.ending_immediately():
+    with stop.ending_process():
         folder, checkpoint = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
-        log.set_up(folder.log_of(distributed.rank()), folder.events if distributed.rank() == 0 else None)
+        log.set_up(folder.log, folder.events if distributed.rank() == 0 else None)
         started = events.Started(command=command, ranks=distributed.world_size(), trains=not flags.evaluate)
         logger.info(started)
         for fault in folder.checkpoint_faults:
@@ -164,7 +164,7 @@ def _run(
     if not flags.evaluate:
         _train(task, folder, device, checkpoint, stop)
     again = "rerun the same command" if flags.resume or flags.evaluate else "rerun with --resume"
-    with stop.ending_immediately(lambda: f"the evaluation is not finished; {again} to finish it"):
+    with stop.ending_process(lambda: f"the evaluation is not finished; {again} to finish it"):
         distributed.set_timeout(config.train.start_timeout_min)
         with _watched("the evaluation", config, folder):
             results = task.report(folder)
@@ -176,9 +176,8 @@ def _run(
 def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
     """Context manager that watches the activity ``what``, and logs the stacks of all threads if it takes too long."""
     from engine.stall import StallWatch
-    from utils.distributed import rank
 
-    return StallWatch(config.train.stall_s, folder.log_of(rank())).watching(what)
+    return StallWatch(config.train.stall_s, folder.log).watching(what)
 
 
 def _train(
@@ -195,7 +194,7 @@ def _train(
     from utils.distributed import on_rank_0, rank
 
     config = task.config
-    with stop.ending_immediately(), _watched("the set-up", config, folder):
+    with stop.ending_process(), _watched("the set-up", config, folder):
         check_start(task)
         check_held_out_media(task)
         if rank() == 0:

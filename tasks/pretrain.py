@@ -12,7 +12,7 @@ from dataset.text.processors import TextProcessor
 from engine.checkpoint import newest_step
 from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
-from engine.trackers.opening import show_images
+from engine.trackers import show_images
 from models.config import StreamWeights
 from models.pretraining.model import PretrainModel
 from tasks.base import BaseTask, Parts, video_frames

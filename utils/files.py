@@ -50,24 +50,27 @@ def open_regular(path: Path) -> BufferedReader:
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        _check_regular(path, os.fstat(descriptor))
+        check_regular(path, os.fstat(descriptor))
     except NotRegularError:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: Path, status: os.stat_result | None = None) -> None:
     """Checks that a file that a library will open is a regular file or does not exist.
+
+    Args:
+        path: path of the file.
+        status: status of the file, if it is already open.
 
     Raises:
         NotRegularError: if the path exists, but is not a regular file.
     """
-    if os.path.exists(path):
-        _check_regular(path, path.stat())
-
-
-def _check_regular(path: Path, status: os.stat_result) -> None:
+    if status is None:
+        if not os.path.exists(path):
+            return
+        status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for is_kind, name in KINDS.items() if is_kind(status.st_mode)), "a special file")
         raise NotRegularError(path, f"is {kind}, not a regular file")

@@ -101,19 +101,13 @@ def _appending(path: Path, formatter: logging.Formatter) -> _FileHandler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_regular(path)
-        _end_last_line(path)
+        if path.exists() and path.stat().st_size:
+            with path.open("rb+") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # an earlier process was killed while it wrote its last line
+                    file.write(b"\n")
         handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; use another --output") from None
     handler.setFormatter(formatter)
     return handler
-
-
-def _end_last_line(path: Path) -> None:
-    """Ends the last line of a file if an earlier process was killed while it wrote this line."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("rb+") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")

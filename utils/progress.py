@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -31,6 +31,7 @@ def progress_bar(
         items,
         total=total,
         disable=quiet,
+        file=_LineFile(),
         mininterval=SECONDS_IN_A_FILE,
         maxinterval=SECONDS_IN_A_FILE,
         miniters=1,  # otherwise tqdm skips lines when steps become slower
@@ -40,36 +41,23 @@ def progress_bar(
     )
 
 
+class _LineFile:
+    """Replaces standard error for tqdm: writes lines instead of redrawing a line in place."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():  # tqdm also writes characters that move the cursor
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+
 class LineBar(tqdm):
     """A progress bar for files. It prints a line at the end of each interval, and the final state unless ``leave`` is False."""
-
-    @staticmethod
-    def status_printer(file: Any) -> Callable[[str], None]:
-        def print_line(text: str) -> None:
-            if text:
-                file.write(f"{text.strip()}\n")
-                file.flush()
-
-        return print_line
-
-    def clear(self, nolock: bool = False) -> None:
-        """Does nothing, since lines in a file cannot be cleared."""
-
-    def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
-        """Prints a line, unless tqdm wants to redraw the bar after a log line (``nolock``)."""
-        if not nolock:
-            super().refresh(nolock, lock_args)
-
-    def moveto(self, n: int) -> None:
-        """Does nothing, since a file has no cursor."""
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
         """Sets the end of the next line, without printing a line."""
         super().set_postfix_str(s, refresh=False)
 
     def close(self) -> None:
-        if not self.disable and self.leave and self.n > self.initial:
-            self._ema_dt = lambda: None  # show the average rate instead of the recent rate
-            self.display(pos=0)
-        self.leave, self.delay = False, float("inf")  # there is nothing for tqdm to clear
+        if not self.disable:
+            self.leave, self.delay = self.leave and self.n > self.initial, 0
         super().close()

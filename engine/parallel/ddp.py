@@ -68,7 +68,7 @@ class DataParallel(Parallel):
     def full_copy(self) -> nn.Module:
         return self.model
 
-    def gathered(self, states: Any) -> Any:
+    def copied_to_rank_0(self, states: Any) -> Any:
         return copied_to_host(states) if distributed.rank() == 0 else None
 
     def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:

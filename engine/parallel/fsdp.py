@@ -154,7 +154,7 @@ class Sharded(Parallel):
                 buffer.copy_(source)
         return model.train(self.model.training)
 
-    def gathered(self, states: Any) -> Any:
+    def copied_to_rank_0(self, states: Any) -> Any:
         return copied_to_host(states, keep=distributed.rank() == 0)
 
     def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:

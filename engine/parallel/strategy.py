@@ -64,7 +64,7 @@ class Parallel(ABC):
         """Returns the full model on every rank, for use after training. All ranks must call this method."""
 
     @abstractmethod
-    def gathered(self, states: Any) -> Any:
+    def copied_to_rank_0(self, states: Any) -> Any:
         """Copies ``states`` (tensors in dictionaries, lists and tuples) to host memory, as full tensors. All ranks must call this
         method.
 

@@ -12,8 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from batches.pretraining import HardNegatives, ImageTextBatch, PretrainBatch
 from batches.texts import Text
-from engine.chunks import seeded_micro_batches
-from engine.seeds import mix_seed, seed_generators
+from engine.micro_batches import seed_generators, seeded_micro_batches
 from models.core import gradient_cache, losses
 from models.pretraining.model import PretrainModel
 from tests.distributed.test_two_ranks import WEIGHTS, build, gradients, tensors, with_an_invalid_row
@@ -167,7 +166,7 @@ def test_dropout_draws_the_same_numbers_in_both_passes(monkeypatch):
     parts = [rows_of(batch, slice(start, start + 2)) for start in (0, 2)]
 
     def seed(number: int) -> None:
-        seed_generators(mix_seed(5, number), torch.device("cpu"))
+        seed_generators(torch.device("cpu"), 5, number)
 
     step(model, parts, seed)
     assert len(first) == len(second) == 2

@@ -29,7 +29,9 @@ class Points:
         task.loader = NumberedLoader()
         run = toy(self.folder, self.freeze, task=task, accumulate=self.accumulate)
         reduced = []
-        run.after = lambda phase: reduced.append(reduced_by(run.parallel.wrapped)) if phase == "optimiser" else None
+        run.after_phase = lambda phase: (
+            reduced.append(reduced_by(run.parallel.wrapped)) if phase == "optimiser" else None
+        )
         run.fit()
         weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
         return {"weights": weights, "losses": [line["loss"] for line in lines(self.folder)], "reduced": reduced}

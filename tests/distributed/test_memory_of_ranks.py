@@ -61,7 +61,7 @@ class Counted:
         for _ in range(2):  # in the second step, DDP rebuilds its buckets
             trainer.train_step(batches)
         live = LiveMemory()
-        states = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
+        states = [tensor for state in trainer.trained.optimizer.state.values() for tensor in state.values()]
         gradients = [parameter.grad for parameter in trainable(model)]
         for use, tensors in ((WEIGHTS, model.parameters()), (GRADIENTS, gradients), (OPTIMISER, states)):
             with live.named(use):
@@ -158,7 +158,7 @@ class Allocated:
             trainer.train_step(batches)
         for parameter in trainable(trainer.model):
             parameter.grad = None
-        states = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
+        states = [tensor for state in trainer.trained.optimizer.state.values() for tensor in state.values()]
         kept = [*trainer.model.parameters(), *trainer.model.buffers(), *states, *trainer.trained.average.tensors]
         before = sum(local_shard(tensor).untyped_storage().nbytes() for tensor in kept)
         gc.collect()

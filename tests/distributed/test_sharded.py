@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from engine.checkpoint import list_checkpoints, newest_intact
-from engine.manifest import fault_of
+from engine.checkpoint import fault_of, list_checkpoints, newest_intact
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks.config import PretrainConfig
@@ -55,14 +54,14 @@ class Run:
     def __call__(self) -> dict[str, Tensor]:
         run = trainer(self.folder, self.tiny, *self.overrides, double=self.double)
         held: list[float] = []
-        run.after = lambda phase: held.append(bytes_of(run)) if phase == "numbers" else None
+        run.after_phase = lambda phase: held.append(bytes_of(run)) if phase == "numbers" else None
         run.fit()
         return {**run.model.state_dict(), "held": torch.tensor(held)}
 
 
 def bytes_of(run: Trainer) -> float:
     """Bytes of parameters, gradients and optimiser states on this rank."""
-    states = [each for state in run.optimizer.state.values() for each in state.values()]
+    states = [each for state in run.trained.optimizer.state.values() for each in state.values()]
     parameters = list(run.model.parameters())
     tensors = [*parameters, *(each.grad for each in parameters if each.grad is not None), *states]
     assert isinstance(run.model.box_head[0].weight, DTensor) == (run.config.parallel not in ("auto", "ddp"))
@@ -402,7 +401,7 @@ class Collectives:
         for name in ("reduce_scatter_tensor", "reduce_scatter_single", "all_reduce"):
             if (collective := getattr(dist, name, None)) is not None:
                 setattr(dist, name, partial(noted, found, name != "all_reduce", collective))
-        run.after = lambda phase: found.append([False, False]) if phase == "backward" else None
+        run.after_phase = lambda phase: found.append([False, False]) if phase == "backward" else None
         run.train_step(micro_batches)
         return found
 

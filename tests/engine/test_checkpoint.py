@@ -21,14 +21,11 @@ from engine.checkpoint import (
     fault_of,
     list_checkpoints,
     newest_intact,
-    remove_old,
-    temporary_folder,
-    write_checkpoint,
 )
-from engine.manifest import STATES
+from engine.parallel.ddp import DataParallel
 from engine.parallel.fsdp import cause_of
 from engine.parallel.strategy import copied_to_host
-from engine.saving import CheckpointWriter, save_best, save_failure
+from engine.saving import CheckpointWriter, remove_old, save_best, save_failure, write_checkpoint
 from models.checkpoints.files import read_weights
 from tests.engine.toy import Line
 from tests.messages import OneLine, naming
@@ -38,6 +35,10 @@ from utils.weight_file import read_metadata, save_weights
 
 def write_small_checkpoint(folder, step: int = 3):
     return write_checkpoint(folder, step, {"a": torch.arange(100.0)}, {"records": 12, "state": {"m": torch.ones(50)}})
+
+
+def writer_in(folder, parallel=DataParallel) -> CheckpointWriter:
+    return CheckpointWriter(folder, keep=1, parallel=parallel(Line(), torch.device("cpu")))
 
 
 def flip_a_bit(file, index: int = -40) -> None:
@@ -183,9 +184,9 @@ def test_saving_copies_the_weights_and_does_not_block_training(tmp_path, monkeyp
         return write_checkpoint(*args, **options)
 
     monkeypatch.setattr("engine.saving.write_checkpoint", slowly)
-    writer = CheckpointWriter(tmp_path, keep=1)
+    writer = writer_in(tmp_path)
     before = model.weight.detach().clone()
-    writer.save(1, *copied_to_host((dict(model.state_dict()), None, {"state": [model.weight]})))
+    writer.save(1, dict(model.state_dict()), None, {"state": [model.weight]}, {})
     with torch.no_grad():
         model.weight.zero_()
     assert not list_checkpoints(tmp_path)
@@ -197,38 +198,43 @@ def test_saving_copies_the_weights_and_does_not_block_training(tmp_path, monkeyp
 
 
 def test_a_failed_write_is_reported_and_loses_nothing(tmp_path, monkeypatch, caplog):
-    writer, weights = CheckpointWriter(tmp_path, keep=1), Line().state_dict()
-    writer.save(1, weights, None, {})
+    writer, weights = writer_in(tmp_path), Line().state_dict()
+    writer.save(1, weights, None, {}, {})
     writer.finish()
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engine.checkpoint.torch.save", full)
-    writer.save(2, weights, None, {})
+    monkeypatch.setattr("engine.saving.torch.save", full)
+    writer.save(2, weights, None, {}, {})
     with pytest.raises(UserError, match=naming("step 2", "No space left", "MB", "free some space")):
         writer.finish()
     assert "No space left" in caplog.text
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    writer.save(3, weights, None, {})
+    writer.save(3, weights, None, {}, {})
     writer.finish()
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [3]
 
 
-def test_a_torn_shard_fails_the_checkpoint_and_the_previous_one_stays(tmp_path):
-    """Whichever library writes a shard and does not notice that it is torn."""
-    writer = CheckpointWriter(tmp_path, keep=1)
-    for step in (1, 2):
-        assert writer.create_folder(step)
-        states = temporary_folder(tmp_path, step) / STATES
-        states.mkdir()
-        save_file({"a": torch.ones(100)}, states / "shard.safetensors")
-        if step == 2:
-            os.truncate(states / "shard.safetensors", 200)
+class Tearing(DataParallel):
+    """Tears the optimiser states of a step without noticing it."""
+
+    def start_saving(self, tensors, folder) -> Future[None]:
+        folder.mkdir()
+        save_file(tensors, folder / "shard.safetensors")
+        if "00000002" in folder.parent.name:
+            os.truncate(folder / "shard.safetensors", 200)
         written: Future[None] = Future()
         written.set_result(None)
-        writer.save(step, {"w": torch.ones(1)}, None, {}, states_written=written)
+        return written
+
+
+def test_a_torn_shard_fails_the_checkpoint_and_the_previous_one_stays(tmp_path):
+    """Whichever library writes a shard and does not notice that it is torn."""
+    writer = writer_in(tmp_path, Tearing)
+    for step in (1, 2):
+        writer.save(step, {"w": torch.ones(1)}, None, {}, {"a": torch.ones(100)})
     with pytest.raises(UserError, match=naming("step 2", "shard.safetensors is incomplete")):
         writer.finish()
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1]
@@ -244,8 +250,8 @@ def test_copies_share_no_memory():
 
 def test_a_folder_for_shards_that_cannot_be_created_is_reported(tmp_path, caplog):
     (tmp_path / "checkpoints").write_text("a file")
-    writer = CheckpointWriter(tmp_path / "checkpoints", keep=1)
-    assert not writer.create_folder(3)
+    writer = writer_in(tmp_path / "checkpoints")
+    writer.save(3, {"w": torch.ones(1)}, None, {}, {})
     with pytest.raises(UserError, match=naming("step 3", "free some space")):
         writer.finish()
     assert "step 3" in caplog.text

@@ -17,10 +17,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint, find_weights, list_checkpoints, newest_intact
+from engine.checkpoint import (
+    MANIFEST,
+    TRAINING_FILE,
+    Checkpoint,
+    digest_of,
+    find_weights,
+    list_checkpoints,
+    newest_intact,
+)
 from engine.config import TrainConfig
-from engine.manifest import MANIFEST, TRAINING_FILE, digest_of
-from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from optim.config import OptimConfig
@@ -75,7 +81,9 @@ def run(folder: Path, task: ToyTask | None = None, ema: Any = EMA, freeze: Any =
 def steps_of(trainer: Trainer) -> list[dict[str, Tensor]]:
     """The weights before each step of a run, and after the last step."""
     seen = [copy.deepcopy(trainer.model.state_dict())]
-    trainer.after = lambda phase: seen.append(copy.deepcopy(trainer.model.state_dict())) if phase == "numbers" else None
+    trainer.after_phase = lambda phase: (
+        seen.append(copy.deepcopy(trainer.model.state_dict())) if phase == "numbers" else None
+    )
     trainer.fit()
     return seen
 
@@ -140,7 +148,7 @@ def test_a_skipped_step_does_not_change_the_average(tmp_path, precision):
                 ([t.clone() for t in average.tensors], [p.detach().clone() for p in trainer.trained.parameters])
             )
 
-    trainer.after = keep
+    trainer.after_phase = keep
     trainer.fit()
     moved = [
         tuple(not all(map(torch.equal, *tensors)) for tensors in zip(before, after, strict=True))
@@ -210,7 +218,7 @@ def test_validations_measure_the_average_and_it_becomes_the_best_weights(tmp_pat
 def test_a_failed_validation_restores_the_weights(tmp_path):
     trainer = run(tmp_path, ToyTask(scores=[]), steps=2)
     trained: list[dict[str, Tensor]] = []
-    trainer.after = lambda phase: trained.append(copy.deepcopy(trainer.model.state_dict()))
+    trainer.after_phase = lambda phase: trained.append(copy.deepcopy(trainer.model.state_dict()))
     with pytest.raises(IndexError):
         trainer.fit()
     assert same(dict(trainer.model.state_dict()), trained[-1])
@@ -223,7 +231,7 @@ class SavingDuringValidation(ToyTask):
     files: list[dict[str, Tensor]]
 
     def validate(self) -> dict[str, float]:
-        self.trainer._save_and_describe(MetricsLog(self.trainer.folder, self.trainer.step))
+        self.trainer._save_and_describe()
         folder = last(self.trainer.folder.path).folder
         self.files = [load_file(folder / f"{name}.safetensors") for name in ("model", "unaveraged")]
         return super().validate()

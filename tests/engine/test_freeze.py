@@ -59,8 +59,8 @@ def test_frozen_encoders_keep_their_weights_without_gradients_or_states(tmp_path
         is_frozen = part_of(name) in parts
         assert torch.equal(parameter, before[name]) == is_frozen, name
         assert (parameter.grad is None) == is_frozen, name
-        assert (parameter not in run.optimizer.state) == is_frozen, name
-    names = {name for group in run.optimizer.param_groups for name in group["names"]}
+        assert (parameter not in run.trained.optimizer.state) == is_frozen, name
+    names = {name for group in run.trained.optimizer.param_groups for name in group["names"]}
     assert names == {name for name in before if part_of(name) not in parts}
 
 
@@ -120,9 +120,9 @@ def test_an_unfrozen_encoder_starts_with_fresh_states_at_the_current_rate(tmp_pa
         for name, parameter in run.model.named_parameters():
             assert torch.equal(parameter, start[name]) == (step < since[part_of(name)])
             if step >= since[part_of(name)]:
-                assert run.optimizer.state[parameter]["step"] == step + 1 - since[part_of(name)]
+                assert run.trained.optimizer.state[parameter]["step"] == step + 1 - since[part_of(name)]
             if step == since[part_of(name)]:
-                rate = 0.1 * run.schedule(step)
+                rate = 0.1 * run.trained.schedule(step)
                 decay = 0.0 if name.endswith("bias") else 0.01
                 alone = before[name].requires_grad_()
                 alone.grad = parameter.grad
@@ -136,10 +136,10 @@ def test_parts_that_trained_before_keep_their_states(tmp_path):
     run = toy(tmp_path, {"vision": 2})
     for step in range(3):
         if step == 2:
-            kept = run.optimizer.state[run.model.fit.weight]["exp_avg"].clone()
+            kept = run.trained.optimizer.state[run.model.fit.weight]["exp_avg"].clone()
         run.train_step([points(step)])
     expected = 0.9 * kept + 0.1 * run.model.fit.weight.grad
-    torch.testing.assert_close(run.optimizer.state[run.model.fit.weight]["exp_avg"], expected)
+    torch.testing.assert_close(run.trained.optimizer.state[run.model.fit.weight]["exp_avg"], expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -321,7 +321,7 @@ def test_unfreezing_works_with_compiled_encoders(tiny_overrides, tmp_path, monke
     try:
         run = pretraining(tmp_path / "run", overrides)
         counts = []
-        run.after = lambda phase: counts.append(counter.frame_count) if phase == "optimiser" else None
+        run.after_phase = lambda phase: counts.append(counter.frame_count) if phase == "optimiser" else None
         run.fit()
     finally:
         torch._dynamo.reset()

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
 import pytest
 import torch
 
-from engine.report import FIRST_STEPS, Reporter
+from engine.report import FIRST_STEPS
 from tests.engine.toy import ToyTask, trainer
 from tests.messages import OneLine
 from utils.errors import UserError
 
 
 @pytest.fixture
-def reported(tmp_path, monkeypatch):
+def reported(tmp_path):
     """Trains a task and returns the line that ends the run."""
 
     def train(task: ToyTask, **options) -> str:
-        reporter = functools.partial(Reporter, weights=task.model.named_parameters)
-        monkeypatch.setattr("engine.trainer.Reporter", reporter)
         with pytest.raises(UserError) as error:
             trainer(tmp_path, task, **options).fit()
         assert "\n" not in str(error.value)

@@ -10,9 +10,9 @@ from typing import Annotated
 import pytest
 import torch
 
-from engine.checkpoint import write_checkpoint
 from engine.metrics_log import keep_until
 from engine.run_folder import RunFolder
+from engine.saving import write_checkpoint
 from tests.engine.toy import trainer
 from tests.messages import OneLine, naming
 from utils.config import MAY_CHANGE, MUST_NOT_CHANGE, Config, WhenResumed
@@ -153,7 +153,7 @@ def test_a_run_whose_folder_is_deleted_still_ends_with_a_resumable_folder(tmp_pa
             deleted.append(run.step)
 
     deleted: list[int] = []
-    run.after = delete
+    run.after_phase = delete
     run.fit()
     assert deleted == [3]
     assert "config.yaml was missing" in caplog.text

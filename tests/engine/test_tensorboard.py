@@ -12,7 +12,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
-from engine.trackers.opening import show_images
+from engine.trackers import show_images
 from tests.messages import OneLine
 
 
@@ -129,3 +129,12 @@ def test_the_curves_are_in_the_last_file_while_a_run_continues(tmp_path):
     files = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
     assert [name.endswith(".config") for name in files] == [True, False]
     log.close()
+
+
+def test_a_folder_that_cannot_be_written_is_reported_once(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("a file in the place of the folder")
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    write(tmp_path, {1: 0.5, 2: 0.25})
+    (message,) = caplog.messages
+    assert message == OneLine(f"{tmp_path}/tensorboard: TensorBoard's events", "the run continues without them")
+    assert (tmp_path / "metrics.jsonl").read_text().count("step") == 2

@@ -6,7 +6,7 @@ import pytest
 
 from batches.losses import Work
 from engine.devices import PEAKS, peak, peak_key
-from engine.throughput import Throughput
+from engine.report import Throughput
 
 
 def test_neither_the_first_step_nor_a_validation_counts():

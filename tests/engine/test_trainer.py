@@ -110,7 +110,7 @@ def test_the_first_step_has_no_rates_and_a_cpu_no_utilisation(tmp_path):
 def test_the_phases_of_a_step_are_logged(tmp_path):
     run = trainer(tmp_path, accumulate=2)
     reported = []
-    run.after = reported.append
+    run.after_phase = reported.append
     run.train_step([points(0), points(1)])
     each = ["forward", "losses", "backward"]
     assert reported == ["rates", "counts", "work", *each, *each, "clip", "optimiser", "numbers"]
@@ -268,6 +268,6 @@ def test_a_run_that_cannot_save_when_asked_to_stop_fails(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("engine.saving.write_checkpoint", full)
-    run.after = lambda phase: setattr(run.stop, "signum", signal.SIGTERM)
+    run.after_phase = lambda phase: setattr(run.stop, "signum", signal.SIGTERM)
     with pytest.raises(UserError, match=naming("SIGTERM", "No space left", "free some space")):
         run.fit()

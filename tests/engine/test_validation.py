@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from engine.checkpoint import Checkpoint, find_weights, list_checkpoints
 from engine.config import TrainConfig
-from engine.metrics_log import remove_after_step
+from engine.metrics_log import keep_until
 from engine.run_plan import steps_of
 from engine.saving import save_best
 from tests.engine.toy import Line, ToyTask, trainer
@@ -312,7 +312,7 @@ def test_a_signal_during_a_validation_saves_the_step_and_resuming_validates_firs
     trainer(tmp_path / "run", resumed(again, []), again, **options).fit()  # nothing is left to do
 
 
-def test_predictions_of_validations_are_kept_up_to_the_resumed_checkpoint(tmp_path):
+def test_predictions_of_validations_are_kept_up_to_the_resumed_checkpoint(tmp_path, caplog):
     class Predicting(ToyTask):
         def validate(self):
             values = super().validate()
@@ -326,5 +326,6 @@ def test_predictions_of_validations_are_kept_up_to_the_resumed_checkpoint(tmp_pa
     assert [line["predictions"][0]["answer"] for line in kept] == ["ü\u20280.1", "ü\u20280.2", "ü\u20280.3"]
     with path.open("a") as file:
         file.write('{"step": 7, "pre')
-    remove_after_step(path, 4)
+    keep_until(path, 4, numbers=False)
+    assert f"{path}: 1 lines are damaged and are removed; the first is line 4" in caplog.messages
     assert [json.loads(line)["step"] for line in path.open(encoding="utf-8")] == [2, 4]

@@ -18,8 +18,7 @@ import pytest
 from engine.config import WandbConfig
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
-from engine.trackers.opening import show_images
-from engine.trackers.wandb import check_package, send_report
+from engine.trackers import check_package, send_report, show_images
 from tests.engine.test_tensorboard import curve
 from tests.engine.toy import ToyTask, trainer
 from tests.messages import naming

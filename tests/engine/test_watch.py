@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.rank_times import RankTimes
-from engine.watch import PATIENCE, Watch
+from engine.watch import PATIENCE, RankTimes, Watch
 from tests.engine.toy import ToyTask, trainer
 from tests.messages import OneLine
 from tests.ranks import on_two_ranks
@@ -27,7 +26,7 @@ def feed(watch: Watch, losses: list[float], speed: list[float] | None = None, ti
     found: dict = {}
     for number, loss in enumerate(losses):
         for _ in range(10):
-            watch.add(loss)
+            watch.losses.append(loss)
         rates = {"samples_per_s": speed[number]} if speed else {}
         watch.step = getattr(watch, "step", 0) + 10
         found = watch.line(watch.step, dict(times or {}), rates, frozen, elapsed_s=float(watch.step))
@@ -121,7 +120,7 @@ def test_with_a_line_per_step_ranks_are_still_judged_by_ten_steps(reported):
     def slow_in(steps: set[int]) -> list[str]:
         watch = Watch()
         for step in range(1, 10 * PATIENCE + 1):
-            watch.add(1.0)
+            watch.losses.append(1.0)
             own = times(0.2, 0.2, 0.5 if step % 10 in steps else 0.2)
             watch.line(step, own, {}, FROZEN, elapsed_s=float(step))
         return reported()
@@ -219,9 +218,8 @@ def test_on_a_device_times_are_added_once_their_events_completed(monkeypatch):
     ranks = RankTimes(torch.device("cuda"), 2, 9)
 
     def step() -> None:
-        with ranks.waiting_for_data():
-            pass
-        with ranks.recording_waits():
+        ranks.data_waits_s.append(0.0)
+        with distributed.recording_waits(ranks.waiting_for_ranks):
             ranks.reached("work")
             with distributed._around_waits():
                 pass

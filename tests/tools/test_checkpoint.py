@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from engine.checkpoint import write_checkpoint
+from engine.saving import write_checkpoint
 from models.checkpoints.convert import same_bits
 from models.checkpoints.files import read_weights
 from models.checkpoints.recognise import recognise

@@ -90,7 +90,7 @@ def test_measured_steps_have_frozen_encoders():
     run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert run.seconds(lambda model: synthetic_batch(config, model)) > 0
     vision = set(run.trainer.model.vision.parameters())
-    assert not vision & run.trainer.optimizer.state.keys()
+    assert not vision & run.trainer.trained.optimizer.state.keys()
     assert all(parameter.grad is None for parameter in vision)
 
 

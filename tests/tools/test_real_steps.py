@@ -81,7 +81,7 @@ def test_with_recorded_graphs_a_step_has_one_micro_batch_plus_its_gradients(gpu,
 def test_after_an_error_during_the_update_the_next_try_is_a_whole_step(gpu, monkeypatch):
     """The optimiser has created some of its states, and the loss scaler has unscaled gradients without completing the step."""
     taken = run(precision="fp16")
-    optimizer = taken.trainer.optimizer
+    optimizer = taken.trainer.trained.optimizer
 
     def fails(*_):
         optimizer.state[next(taken.trainer.model.parameters())]["step"] = torch.zeros(())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.manifest import MANIFEST, MODEL_FILE, TRAINING_FILE, digest_of
+from engine.checkpoint import MANIFEST, MODEL_FILE, TRAINING_FILE, digest_of
 from run import main
 from tests.messages import OneLine
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)

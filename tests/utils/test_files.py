@@ -11,7 +11,7 @@ import pytest
 
 from dataset.files import read_file
 from dataset.records.broken import BrokenRecordError
-from engine.manifest import fault_of
+from engine.checkpoint import fault_of
 from engine.metrics_log import keep_until
 from tests.messages import OneLine, naming
 from utils import log

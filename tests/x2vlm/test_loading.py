@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.checkpoint import MODEL_FILE, find_weights, write_checkpoint
+from engine.checkpoint import MODEL_FILE, find_weights
+from engine.saving import write_checkpoint
 from models.checkpoints.files import read_weights
 from models.checkpoints.recognise import VOCABULARIES, XLM_R_WORDS, Recognised, Stack
 from run import main

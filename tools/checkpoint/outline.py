@@ -11,8 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from engine.checkpoint import find_weights, list_checkpoints
-from engine.manifest import CHECKPOINTS, MANIFEST, MODEL_FILE, NAME, fault_of
+from engine.checkpoint import CHECKPOINTS, MANIFEST, MODEL_FILE, NAME, fault_of, find_weights, list_checkpoints
 from models.checkpoints.files import WEIGHT_FILES, read_weight_file, unreadable, wrapper_of
 from models.checkpoints.refused import check_start
 from models.checkpoints.rename import Shapes

@@ -93,9 +93,7 @@ def _take_steps(trainer: Any, batch: Batch, report: Report) -> None:
             if not ran_out_of_memory(error):
                 raise
             raise NotCheckedError("not even a tiny batch fits on the GPU; is another program using it?") from None
-        if pending.copied is not None:
-            pending.copied.synchronize()
-        values = dict(zip(pending.names, pending.values.tolist(), strict=True))
+        values = pending.read()
         report.add("step", step_findings(name, values), _step_text(name, values, time.perf_counter() - started) + how)
 
 

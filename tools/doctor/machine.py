@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from engine.precision import check_precision
-from engine.trackers.wandb import check_package
+from engine.trackers import check_package
 from tasks import ROOT
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject

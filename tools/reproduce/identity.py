@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint import digest_of, find_weights
 from tasks import ROOT
 from utils.cores import usable_cores
 from utils.version import VERSION
@@ -37,11 +38,8 @@ def code_identity() -> dict[str, Any]:
 
 def weights_identity(path: str) -> dict[str, Any]:
     """Returns the file that a run starts from, with its hash."""
-    from engine.checkpoint import find_weights  # imports torch
-
     file = find_weights(Path(path).expanduser())
-    with file.open("rb") as stream:
-        return {"path": path, "sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
+    return {"path": path, "sha256": digest_of(file), "bytes": file.stat().st_size}
 
 
 def machine_and_packages() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from engine.manifest import CHECKPOINTS
+from engine.checkpoint import CHECKPOINTS
 from engine.run_files import EVALUATION_FILE
 from launch.command import launch
 from launch.placement import Placement

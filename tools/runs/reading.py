@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.manifest import CHECKPOINTS, checkpoint_folders
+from engine.checkpoint import CHECKPOINTS, list_checkpoints
 from engine.run_files import (
     CONFIG_FILE,
     EVALUATION_FILE,
@@ -104,7 +104,7 @@ class Run:
     @cached_property
     def step(self) -> int | None:
         """The last known step: the last logged step, or the step of a later checkpoint. None if neither exists."""
-        saved = [step for step, _ in checkpoint_folders(self.folder / CHECKPOINTS)]
+        saved = [checkpoint.step for checkpoint in list_checkpoints(self.folder / CHECKPOINTS)]
         return max([*saved, *filter(None, [self.metrics.last_step])], default=None)
 
     @cached_property

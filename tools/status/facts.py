@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.manifest import CHECKPOINTS, checkpoint_folders, fault_of
+from engine.checkpoint import CHECKPOINTS, fault_of, list_checkpoints
 from engine.run_files import METRICS_FILE
 from tools.runs.names import is_loss
 from tools.runs.reading import Run
@@ -264,14 +264,14 @@ def _validation(run: Run) -> Validation | None:
 def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
     """Returns the existing checkpoints, oldest first. A checkpoint may be removed while it is being checked."""
     saved = []
-    for step, path in checkpoint_folders(folder):
+    for checkpoint in list_checkpoints(folder):
         try:
-            files = [entry.stat() for entry in path.rglob("*") if entry.is_file()]
-            age_s = time.time() - path.stat().st_mtime
+            files = [entry.stat() for entry in checkpoint.folder.rglob("*") if entry.is_file()]
+            age_s = time.time() - checkpoint.folder.stat().st_mtime
         except OSError:
             continue
         size = sum(file.st_size for file in files)
-        saved.append(SavedStep(step, age_s, size, fault_of(path, hashes=hashes), hashes))
+        saved.append(SavedStep(checkpoint.step, age_s, size, fault_of(checkpoint.folder, hashes=hashes), hashes))
     return saved
 
 

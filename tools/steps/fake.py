@@ -96,8 +96,8 @@ class FakeSteps:
         for parameter in trainable(model):
             use = BLOCK_GRADIENTS if id(parameter) in block_parameters else GRADIENTS
             parameter.register_post_accumulate_grad_hook(partial(self._is_gradient, use))
-        self.trainer.optimizer.register_step_pre_hook(lambda *_: self.live.name_next(OPTIMISER))
-        self.trainer.optimizer.register_step_post_hook(lambda *_: self.live.name_next(ACTIVATIONS))
+        self.trainer.trained.optimizer.register_step_pre_hook(lambda *_: self.live.name_next(OPTIMISER))
+        self.trainer.trained.optimizer.register_step_post_hook(lambda *_: self.live.name_next(ACTIVATIONS))
         self.started = False
 
     def memory(self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool, ranks: int = 1) -> StepMemory:

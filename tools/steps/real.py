@@ -151,14 +151,14 @@ class RealSteps:
                 raise
         # Not inside `except`: the error references the frames that raised it, and these reference the step's tensors. The
         # optimiser may have only some of its states, and the loss scaler is in the middle of a step.
-        self.trainer.optimizer.state.clear()
+        self.trainer.trained.optimizer.state.clear()
         self.trainer.precision = Precision(self.trainer.config.precision, self.trainer.device)
         self._clean_up()
         return None
 
     def _clean_up(self) -> None:
         """Frees the memory of previous steps, and limits torch's allocator again."""
-        self.trainer.optimizer.zero_grad(set_to_none=True)
+        self.trainer.trained.optimizer.zero_grad(set_to_none=True)
         if self.trainer.config.compile:
             torch._dynamo.reset()  # each size is a new shape, and the compiler gives up after a few shapes
         gc.collect()

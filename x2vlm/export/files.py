@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from engine.manifest import digest_of
+from engine.checkpoint import digest_of
 from utils.errors import NotRegularError, UserError
 from utils.files import read_json, write_text
 

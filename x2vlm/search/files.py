@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.manifest import digest_of
+from engine.checkpoint import digest_of
 from utils.errors import UserError
 from utils.files import check_regular, open_regular, parse_json, read_json, replacing
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from dataset.files import IMAGE_BYTES, read_file
 from dataset.records.schema import BrokenRecordError
-from engine.manifest import digest_of
+from engine.checkpoint import digest_of
 from utils.errors import NotRegularError, UserError
 from utils.files import check_regular, replacing
 from utils.progress import progress_bar

@@ -1,1 +1,0 @@
-"""Experiment trackers: TensorBoard, and Weights & Biases with ``train.wandb``."""
