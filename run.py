@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(_unknown_command(first))
     for previous, word in pairwise(argv):
         if word in COMMANDS and not previous.startswith("-"):
-            raise UserError(f"{word} is a command; put it first: run.py {word} ...")
+            raise UserError(f"{word} is a command", remedy=f"put it first: run.py {word} ...")
     return execute(full_command_line(), argv, "run.py", known_keys)
 
 

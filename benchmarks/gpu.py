@@ -61,7 +61,9 @@ def supported_ways(config: PretrainConfig, ways: Sequence[str]) -> list[str]:
         return list(ways)
     others = [way for way in ways if way != "plain"]
     if not others:
-        raise UserError(f"--ways plain: plain does not support this config ({why}); pass --ways eager,compiled")
+        raise UserError(
+            f"--ways plain: plain does not support this config ({why})", remedy="pass --ways eager,compiled"
+        )
     _print(f"plain: skipped because it does not support this config ({why})")
     return others
 
@@ -238,7 +240,7 @@ def main(
         python -m benchmarks.gpu
     """
     if small and config:
-        raise UserError("--small sets the config; remove --small or --config")
+        raise UserError("--small sets the config", remedy="remove --small or --config")
     path, start = SMALL if small else (config or CONFIG, [])
     timing = Timing(rounds, warm_up, small)
     use_expandable_segments()
@@ -262,7 +264,9 @@ def main(
             _clean_up()
         if not rows:
             key, size = values.data.micro_batch
-            raise UserError(f"all ways ran out of memory; use smaller batches, such as {key}={max(1, size // 2)}")
+            raise UserError(
+                "all ways ran out of memory", remedy=f"use smaller batches, such as {key}={max(1, size // 2)}"
+            )
         first, fastest = rows[0], max(rows, key=lambda row: row["samples_per_s"])
         _print(f"fastest: {fastest['way']}; the ratio is relative to {first['way']}")
         _print(f"ratio: {fastest['samples_per_s'] / first['samples_per_s']:.2f}")

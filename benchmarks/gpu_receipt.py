@@ -407,7 +407,7 @@ def main(*, out_: Path | None = None, cpu: bool = False, minutes: Positive = MIN
             return 0
         if not cpu and not torch.cuda.is_available():
             raise UserError(
-                "torch finds no GPU; pass --cpu (make gpu CPU=1) to try all steps on the CPU at small sizes"
+                "torch finds no GPU", remedy="pass --cpu (make gpu CPU=1) to try all steps on the CPU at small sizes"
             )
         out = (out_ or ROOT / "runs" / ("gpu_on_cpu" if cpu else "gpu")).absolute()
         command = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]

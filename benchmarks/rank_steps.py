@@ -58,7 +58,9 @@ def measured(folder: Path, words: list[str]) -> float:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
-            f"{folder}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}; use a checkout that runs"
+            f"{(done.stderr.strip().splitlines() or ['no message'])[-1]}",
+            where=folder,
+            remedy="use a checkout that runs",
         )
     return float(done.stdout.splitlines()[-1])
 

@@ -106,7 +106,7 @@ def main(run: Path, /, *, seed: int = 0, out_: Path | None = None) -> int:
         python -m benchmarks.real_pictures RUN --seed 1 --out docs
     """
     if not RECORDS.is_dir():
-        raise UserError(f"{RECORDS} does not exist; docs/real_model.md describes how to make it")
+        raise UserError(f"{RECORDS} does not exist", remedy="docs/real_model.md describes how to make it")
     model = load(run)
     out = out_ or run
     out.mkdir(parents=True, exist_ok=True)

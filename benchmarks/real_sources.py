@@ -36,11 +36,11 @@ def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metri
     ``RUN/SPLIT_NAME``."""
     folder, finished = run / f"{split}_{name}", run / EVALUATION_FILE
     if not run.is_dir():
-        raise UserError(f"{run}: no such folder; pass the folder of a run")
+        raise UserError("no such folder", where=run, remedy="pass the folder of a run")
     if not finished.is_file():
         raise UserError(
-            f"{run} is not a finished run: it has no {EVALUATION_FILE}; pass a finished run, or finish this one with "
-            "--resume"
+            f"{run} is not a finished run: it has no {EVALUATION_FILE}",
+            remedy="pass a finished run, or finish this one with --resume",
         )
     report = folder / EVALUATION_FILE
     made = max(path.stat().st_mtime for path in (finished, COUNTS) if path.is_file())
@@ -52,7 +52,7 @@ def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metri
             subprocess.run([*command, *start, *overrides], check=True, stdout=subprocess.DEVNULL)
         except subprocess.CalledProcessError:
             raise UserError(
-                f"{folder}: the evaluation failed with the error above; fix it and repeat the command"
+                "the evaluation failed with the error above", where=folder, remedy="fix it and repeat the command"
             ) from None
     (metrics,) = json.loads(report.read_text(encoding="utf-8")).values()
     predictions = json.loads((folder / "predictions_held-out.json").read_text(encoding="utf-8"))

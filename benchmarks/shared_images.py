@@ -80,7 +80,9 @@ def main(
         python -m benchmarks.shared_images
     """
     if questions % per_image_:
-        raise UserError(f"--questions {questions} is not a multiple of --per-image {per_image_}; change one of them")
+        raise UserError(
+            f"--questions {questions} is not a multiple of --per-image {per_image_}", remedy="change one of them"
+        )
     size = 32 if small else size_
     arch = "model.text.arch={family: bert, vocab_size: 30522}"
     overrides = [f"model.vision.image_size={size}", *(SMALL if small else [arch])]

@@ -50,7 +50,9 @@ def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
     task = read_config(path, overrides)[0].get("task")
     if task not in (None, "pretrain"):
         raise UserError(
-            f"{path}: task is {task!r}, but this benchmark needs pre-training; use a config such as {CONFIG}"
+            f"task is {task!r}, but this benchmark needs pre-training",
+            where=path,
+            remedy=f"use a config such as {CONFIG}",
         )
     return load_config(path, overrides, PretrainConfig)
 

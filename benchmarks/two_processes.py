@@ -78,7 +78,7 @@ def on_two_processes(path: Path, overrides: Sequence[str], steps: int, backend: 
         try:
             mp.start_processes(_rank, (port, backend, (path, overrides, steps), out), nprocs=2, start_method="spawn")
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            raise UserError(f"{backend}: {str(error).strip().splitlines()[-1]}") from None
+            raise UserError(f"{str(error).strip().splitlines()[-1]}", where=backend) from None
         return torch.load(out, weights_only=True)
 
 

@@ -62,13 +62,14 @@ def benchmark(
     chosen = suite_named(suite)
     if not data.is_dir():
         raise UserError(
-            f"--data {data}: is not a folder; pass the folder with the files of {chosen.title}, see "
-            f"{chosen.published_at}"
+            "is not a folder",
+            where=f"--data {data}",
+            remedy=f"pass the folder with the files of {chosen.title}, see {chosen.published_at}",
         )
     if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; pass a folder")
+        raise UserError("is a file", where=f"--out {out}", remedy="pass a folder")
     if out is not None and not overwrite and (out / RECEIPT).exists():
-        raise UserError(f"--out {out}: contains {RECEIPT}; use another folder, or --overwrite")
+        raise UserError(f"contains {RECEIPT}", where=f"--out {out}", remedy="use another folder, or --overwrite")
     content = chosen.read(data, kinds)
     loaded = options.load(model)
     judged = chosen.judge(loaded, content)

@@ -55,11 +55,13 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False) 
         lines = list(lines_of_file(target, overrides, prefixes))
     else:
         if overrides:
-            raise UserError(f"{overrides[0]}: only values in a file can be overridden; pass a FILE instead of {target}")
+            raise UserError(
+                "only values in a file can be overridden", where=overrides[0], remedy=f"pass a FILE instead of {target}"
+            )
         lines = list(lines_of_task(target, prefixes))
     if not lines:
         raise UserError(
-            f"{target} has no key that begins with {' or '.join(prefixes)}; omit the prefix to see all keys"
+            f"{target} has no key that begins with {' or '.join(prefixes)}", remedy="omit the prefix to see all keys"
         )
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

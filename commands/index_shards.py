@@ -46,7 +46,7 @@ def index_shards(
         lists = shard_lists(values)
         folder, remote = folder or getattr(values.data, "cache_index", None), getattr(values.data, "remote", None)
         if not lists:
-            raise UserError(f"--config {config}: names no shards; only pre-training reads shards")
+            raise UserError("names no shards", where=f"--config {config}", remedy="only pre-training reads shards")
     from dataset.shards.readers import Shards  # imports torch, which takes seconds
 
     for key, files in lists.items():

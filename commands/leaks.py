@@ -99,13 +99,13 @@ def leaks(
     official = _official_splits(raw)
     if held_out and not official and not links.files:
         files = ", ".join([*(splits.file for splits in SPLITS.values()), *links.absent])
-        raise UserError(f"--held-out {', '.join(map(str, held_out))}: contains none of {files}")
+        raise UserError(f"contains none of {files}", where=f"--held-out {', '.join(map(str, held_out))}")
     image_sets.held_out |= official
     if not image_sets.training or not image_sets.held_out:
         missing = "training data" if not image_sets.training else "held-out split"
         first = image_sets.not_checked[0] if image_sets.not_checked else "the configs name none"
         more = f"; and {len(image_sets.not_checked) - 1} more" if len(image_sets.not_checked) > 1 else ""
-        raise UserError(f"{', '.join(configs)}: no {missing} could be read: {first}{more}")
+        raise UserError(f"no {missing} could be read: {first}{more}", where=", ".join(configs))
     looks = _SampledLooks(sample, seed, image_sets.not_checked)
     with _Table(out) as table:
         for training, images in image_sets.training.items():

@@ -53,7 +53,7 @@ def migrate(
 
     if keys:
         if config is not None:
-            raise UserError(f"--keys: prints the table of all keys; remove {config}")
+            raise UserError("prints the table of all keys", where="--keys", remedy=f"remove {config}")
         sys.stdout.write(markdown())
         return 0
     if config is None or out is None:

@@ -67,15 +67,15 @@ def check_save(path: Path, images: Sequence[str]) -> None:
         UserError: if the path is not a PNG, is one of the images, or is a folder.
     """
     if path.suffix.lower() != ".png":
-        raise UserError(f"--save {path}: figures are written as PNG; use a name that ends with .png")
+        raise UserError("figures are written as PNG", where=f"--save {path}", remedy="use a name that ends with .png")
     # Path.resolve would raise an error for a loop of symbolic links.
     target = Path(os.path.realpath(path))
     for image in (Path(os.path.realpath(name)) for name in images):
         # An existing file in a folder of images counts as one of the images.
         if target == image or (target.exists() and image.is_dir() and target.is_relative_to(image)):
-            raise UserError(f"--save {path}: this is one of the images; use another name")
+            raise UserError("this is one of the images", where=f"--save {path}", remedy="use another name")
     if path.is_dir():
-        raise UserError(f"--save {path}: is a folder; use another name")
+        raise UserError("is a folder", where=f"--save {path}", remedy="use another name")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -97,29 +97,31 @@ def predict(
         0 all images were read; 1 some could not be read and are listed at the end; 2 nothing was computed
     """
     if call not in CALL_NAMES and running.task is None and not (Path(model) / TASK_FILE).is_file():
-        raise UserError(f"CALL: {unknown(call, CALL_NAMES)}")
+        raise UserError(f"{unknown(call, CALL_NAMES)}", where="CALL")
     if call != "caption" and not text:
         raise UserError(
             f"{call} needs --text: {TEXTS.get(call, 'a text; may be repeated, and each is used with every image')}"
         )
     if call == "caption" and text:
-        raise UserError("caption does not take --text; remove the flag")
+        raise UserError("caption does not take --text", remedy="remove the flag")
     if decode is not None and call != "answer":
-        raise UserError(f"--decode {decode}: {call} does not answer questions; remove the flag")
+        raise UserError(f"{call} does not answer questions", where=f"--decode {decode}", remedy="remove the flag")
     if decode == "beam" and answers is not None:
         raise UserError(
-            f"--answers {answers}: with --decode beam, answers are generated, not chosen; pass only one of the two"
+            "with --decode beam, answers are generated, not chosen",
+            where=f"--answers {answers}",
+            remedy="pass only one of the two",
         )
     if all_ and call != "locate":
-        raise UserError(f"--all: {call} does not find boxes; remove the flag")
+        raise UserError(f"{call} does not find boxes", where="--all", remedy="remove the flag")
     if threshold is not None and not all_:
-        raise UserError("--threshold: needs locate --all; remove the flag, or add --all")
+        raise UserError("needs locate --all", where="--threshold", remedy="remove the flag, or add --all")
     names = [path for pattern in image for path in expand_pattern(pattern)]
     if save is not None:
         check_save(save, names)
     loaded = running.load(model, answers)
     if call not in CALL_NAMES and call not in loaded.calls:
-        raise UserError(f"CALL: {unknown(call, [*CALL_NAMES, *loaded.calls])}")
+        raise UserError(f"{unknown(call, [*CALL_NAMES, *loaded.calls])}", where="CALL")
     paths = [path for name in names for path in expand_folder(name, videos=loaded.read.videos is not None)]
     panels: list[Panel] = []
     broken: list[str] = []
@@ -150,12 +152,12 @@ def expand_pattern(pattern: str) -> list[str]:
             sys.stdin.reconfigure(errors="surrogateescape")  # file names may contain any bytes
         listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
         if not listed:
-            raise UserError("--image -: no path on standard input; write one path per line")
+            raise UserError("--image -: no path on standard input", remedy="write one path per line")
         return listed
     path = str(Path(pattern).expanduser())
     found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
     if not found:
-        raise UserError(f"--image {pattern}: no such file, and no file matches it as a pattern")
+        raise UserError("no such file, and no file matches it as a pattern", where=f"--image {pattern}")
     return found
 
 
@@ -171,7 +173,7 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
     wanted = VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
     files = [str(file) for file in sorted(Path(name).rglob("*")) if file.suffix.lower() in wanted]
     if not files and not videos:
-        raise UserError(f"--image {name}: there is no image in this folder")
+        raise UserError("there is no image in this folder", where=f"--image {name}")
     return files or [name]
 
 
@@ -185,7 +187,8 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
     size = getattr(model.network, "images", 1) if call == "compare" and model.takes(call) else 1
     if len(paths) % size:
         raise UserError(
-            f"compare takes {size} images at a time, but --image names {len(paths)}; pass a multiple of {size}"
+            f"compare takes {size} images at a time, but --image names {len(paths)}",
+            remedy=f"pass a multiple of {size}",
         )
     groups: list[list[View]] = []
     for start in range(0, len(paths), size):

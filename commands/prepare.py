@@ -157,22 +157,24 @@ def prepare(
     if check is not None:
         return check_folders(check)
     if name is None:
-        raise UserError("pass the name of a data set; --list shows them")
+        raise UserError("pass the name of a data set", remedy="--list shows them")
     names = GROUPS.get(name, (name,))
     if raw is None:
         raise UserError("pass the folder of the official files: --raw DIR")
     splits = {**SPLITS, **VIDEO_SPLITS}
     if wrong := [each for each in without if each not in splits]:
-        raise UserError(f"--without: {unknown(wrong[0], list(splits))}")
+        raise UserError(f"{unknown(wrong[0], list(splits))}", where="--without")
     from_lists = [each for each, data_set in SETS.items() if isinstance(data_set.makes, ParquetPairs)]
     if verify and set(names) <= {*from_lists, *GROUPS["videos"]}:
-        raise UserError(f"--verify: {', '.join(names)} does not decode images; remove the flag")
+        raise UserError(f"{', '.join(names)} does not decode images", where="--verify", remedy="remove the flag")
     _reject_unused(laion, from_lists, names)
     _reject_unused(videos, GROUPS["videos"], names)
     _reject_unused(sentences, ("wikimatrix",), names)
     exclusions = {"--held-out": held_out, "--without": without, "--missing": missing, "--verify": verify}
     if isinstance(SETS[names[0]].makes, Splits) and (given := [flag for flag, value in exclusions.items() if value]):
-        raise UserError(f"{given[0]}: {name} has its own splits, from which no image is excluded; remove the flag")
+        raise UserError(
+            f"{name} has its own splits, from which no image is excluded", where=given[0], remedy="remove the flag"
+        )
     options = Options(
         raw=raw,
         out=out,
@@ -197,7 +199,7 @@ def _reject_unused(flags: Any, readers: Sequence[str], names: Sequence[str]) -> 
     for each in fields(flags) if not set(readers) & set(names) else ():
         if (value := getattr(flags, each.name)) != each.default:
             raise UserError(
-                f"--{each.name.replace('_', '-')} {value}: only used by {', '.join(readers)}; remove the flag"
+                f"--{each.name.replace('_', '-')} {value}: only used by {', '.join(readers)}", remedy="remove the flag"
             )
 
 
@@ -255,7 +257,9 @@ def check_folders(root: Path) -> int:
     """
     folders = prepared_folders(root) if root.is_dir() else []
     if not folders:
-        raise UserError(f"--check {root}: contains no prepared folder; pass the --out of `run.py prepare`")
+        raise UserError(
+            "contains no prepared folder", where=f"--check {root}", remedy="pass the --out of `run.py prepare`"
+        )
     found = 0
     for folder in folders:
         lines = list(faults(folder))

@@ -46,18 +46,28 @@ def report(
         python run.py report runs/big --examples 0                       without predictions: fast, and needs no data
     """
     if len(runs) > MAX_RUNS:
-        raise UserError(f"{len(runs)} runs are more than a page can show; use at most {MAX_RUNS}")
+        raise UserError(f"{len(runs)} runs are more than a page can show", remedy=f"use at most {MAX_RUNS}")
     if wandb and len(runs) > 1:
-        raise UserError(f"--wandb: a page about {len(runs)} runs belongs to none of them; pass a single run")
+        raise UserError(
+            f"a page about {len(runs)} runs belongs to none of them", where="--wandb", remedy="pass a single run"
+        )
     if output is None:
         output = expanded(runs[0]) / REPORT_FILE if len(runs) == 1 and expanded(runs[0]).is_dir() else Path(REPORT_FILE)
     output = expanded(output)
     if output.is_dir():
-        raise UserError(f"--output {output}: is a folder; pass a file, such as {output / REPORT_FILE}")
+        raise UserError(
+            "is a folder", where=f"--output {output}", remedy=f"pass a file, such as {output / REPORT_FILE}"
+        )
     if output.suffix not in (".html", ".htm"):
-        raise UserError(f"--output {output}: the page is an HTML file; use a name that ends with .html")
+        raise UserError(
+            "the page is an HTML file", where=f"--output {output}", remedy="use a name that ends with .html"
+        )
     if not output.parent.is_dir():
-        raise UserError(f"--output {output}: the folder {output.parent} does not exist; create it, or use another file")
+        raise UserError(
+            f"the folder {output.parent} does not exist",
+            where=f"--output {output}",
+            remedy="create it, or use another file",
+        )
     # Imported here, so that --help and errors in the command line do not wait for torch.
     from tools.report.page import page_of
     from tools.runs.reading import read_runs

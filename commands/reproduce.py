@@ -104,7 +104,7 @@ def reproduce(
     """
     placement.check()
     if not which.given:
-        raise UserError("choose cells with --table, --row or --cell; `run.py tables` lists them")
+        raise UserError("choose cells with --table, --row or --cell", remedy="`run.py tables` lists them")
     cells = chosen(which.table, which.row, which.cell)
     request = _Request(flags, placement, overrides, which.checkpoints)
     failed = 0
@@ -180,7 +180,9 @@ def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     words = argv_of(doctor, *ready_cell.overrides, config=run.config, output=run.folder, out=out)
     if run_command([sys.executable, str(ROOT / "run.py"), "doctor", *words]) != 0:
-        raise UserError("`run.py doctor` refuses this run for the reasons printed above; fix them, or pass --unchecked")
+        raise UserError(
+            "`run.py doctor` refuses this run for the reasons printed above", remedy="fix them, or pass --unchecked"
+        )
 
 
 def _remarks(ready_cell: ReadyCell, numbers: Sequence[Number], request: _Request) -> list[str]:

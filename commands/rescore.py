@@ -53,7 +53,9 @@ def rescore(
     """
     settings = bind_run(config, overrides, "grounding", remedy="pass the config of a grounding run").config
     if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it, or use another file")
+        raise UserError(
+            f"the folder {out.parent} does not exist", where=f"--out {out}", remedy="create it, or use another file"
+        )
     import numpy as np
 
     from dataset.tasks.grounding import ANY_NUMBER, read_phrases
@@ -121,14 +123,16 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
             listed = read_json(Path(path))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); pass a JSON list of predictions"
+                f"cannot be read ({getattr(error, 'strerror', None) or error})",
+                where=path,
+                remedy="pass a JSON list of predictions",
             ) from None
         if not isinstance(listed, list):
-            raise UserError(f"{path}: is not a JSON list; pass a list of predictions: {EXPECTED_FORMAT}")
+            raise UserError("is not a JSON list", where=path, remedy=f"pass a list of predictions: {EXPECTED_FORMAT}")
         for index, each in enumerate(listed):
             fault = fault_of(each)
             if fault is not None:
-                raise UserError(f"{path}: entry {index}: {fault}; {EXPECTED_FORMAT}")
+                raise UserError(f"entry {index}: {fault}", where=path, remedy=EXPECTED_FORMAT)
             boxes = np.array(boxes_of(each), dtype=np.float64).reshape(-1, 4)
             scores = np.array(each.get("scores", [1.0]), dtype=np.float64)
             key = (end_of(each["image"], depth), each["phrase"])
@@ -136,7 +140,9 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
             first = found.setdefault(key, scored)
             if not (np.array_equal(first.boxes, scored.boxes) and np.array_equal(first.scores, scored.scores)):
                 raise UserError(
-                    f"{path}: entry {index}: {key[1]!r} in {key[0]} also has a different prediction; remove one of them"
+                    f"entry {index}: {key[1]!r} in {key[0]} also has a different prediction",
+                    where=path,
+                    remedy="remove one of them",
                 )
     return found
 

@@ -73,7 +73,9 @@ def search(
         raise UserError(f"{index} contains no images")
     found = [(text, opened.search(text, top=top, rerank=rerank, locate=locate)) for text in texts]
     if not any(hits for _, hits in found):
-        raise UserError(f"{index}: the images have been removed or changed; update the index with python run.py index")
+        raise UserError(
+            "the images have been removed or changed", where=index, remedy="update the index with python run.py index"
+        )
     for text, hits in found:
         if not json_:
             names = f"  ({', '.join(hits[0].formatted_scores())})" if hits else ""

@@ -149,10 +149,12 @@ def _tabs(
         found += [(ability, model.read, Path(source).name, copied) for ability in abilities_of(model, opened)]
     if not found:
         raise UserError(
-            f"{', '.join(models)}: the page supports none of these models' calls; docs/using.md lists the calls of each task"
+            "the page supports none of these models' calls",
+            where=", ".join(models),
+            remedy="docs/using.md lists the calls of each task",
         )
     if examples is not None and not any(copied for *_, copied in found):
-        raise UserError(f"--examples {examples}: no image or video that these models take is in this folder")
+        raise UserError("no image or video that these models take is in this folder", where=f"--examples {examples}")
     titles = titles_of([(ability.name, model) for ability, _, model, _ in found])
     return [Tab(title, *each) for title, each in zip(titles, found, strict=True)]
 
@@ -174,7 +176,7 @@ def copied_examples(source: Path | None, folder: Path, read: Reader) -> list[Pat
     if source is None:
         return []
     if not source.is_dir():
-        raise UserError(f"--examples {source}: no such folder; pass a folder of images")
+        raise UserError("no such folder", where=f"--examples {source}", remedy="pass a folder of images")
     kind, suffixes = ("image", IMAGE_SUFFIXES) if read.videos is None else ("video", VIDEO_SUFFIXES)
     files = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
     copied = []
@@ -232,7 +234,7 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
         )
     except (OSError, OverflowError, UnicodeError) as error:
         cause = str(error).partition(". ")[0]  # the rest is advice for developers
-        raise UserError(f"--host {flags.host} --port {flags.port}: {cause}; use another --port") from None
+        raise UserError(f"--host {flags.host} --port {flags.port}: {cause}", remedy="use another --port") from None
     sys.stdout.write(f"http://{flags.host}:{flags.port}\n")
     sys.stdout.flush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: uploads are removed

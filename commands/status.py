@@ -67,7 +67,9 @@ def folders_of(given: Sequence[str]) -> list[str]:
     for name in given:
         folder = expanded(name)
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; pass the folder of a run, its --output, or a folder of runs")
+            raise UserError(
+                "no such folder", where=folder, remedy="pass the folder of a run, its --output, or a folder of runs"
+            )
         # A folder without runs is kept: reading it reports what is missing.
         for found in runs_below(folder) or [folder]:
             folders.setdefault(os.path.realpath(found), str(found))

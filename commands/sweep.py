@@ -69,7 +69,7 @@ def sweep(
         duplicate = next(
             name for name, _ in named if [folder_of(other) for other, _ in named].count(folder_of(name)) > 1
         )
-        raise UserError(f"two variants are called {duplicate!r}; give each a different name")
+        raise UserError(f"two variants are called {duplicate!r}", remedy="give each a different name")
     _check(config, overrides, variants)
     measured: dict[str, list[dict[str, float]]] = {}
     failed = 0
@@ -87,7 +87,7 @@ def sweep(
                 failed += 1
                 sys.stdout.write(f"not run: {error}\n")
     if not any(measured.values()):
-        raise UserError(f"--config {config}: no variant could be run, as printed above")
+        raise UserError("no variant could be run, as printed above", where=f"--config {config}")
     table = table_of(measured, len(chosen_seeds))
     write_text(output / "sweep.md", table)
     write_text(output / "sweep.json", json.dumps(measured, indent=2) + "\n")
@@ -166,7 +166,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
         else:
             parts[-1] += character
     if not sign or not key or "" in parts:
-        raise UserError(f"--grid: {text!r} is not of the form key=value,value")
+        raise UserError(f"{text!r} is not of the form key=value,value", where="--grid")
     return key, parts
 
 
@@ -175,5 +175,5 @@ def _named(text: str) -> tuple[str, Overrides]:
     name, colon, overrides = text.partition(":")
     words = tuple(shlex.split(overrides))
     if not colon or not name.strip() or not all("=" in word for word in words):
-        raise UserError(f"--variant: {text!r} is not of the form 'NAME: key=value key=value'")
+        raise UserError(f"{text!r} is not of the form 'NAME: key=value key=value'", where="--variant")
     return name.strip(), words

@@ -49,20 +49,22 @@ def tokenizer(
         python run.py tokenizer --records list.jsonl --keys title,alt_text --out data/tokenizer
     """
     if (out / "tokenizer.json").exists() and not overwrite:
-        raise UserError(f"--out {out}: contains a tokenizer; use another folder, or --overwrite")
+        raise UserError("contains a tokenizer", where=f"--out {out}", remedy="use another folder, or --overwrite")
     counts = {"records": 0, "texts": 0}
     broken: list[str] = []
     texts = dict.fromkeys(_texts(records, keys, counts, broken))
     if not texts:
         raise UserError(
-            f"--records: no text under the keys {', '.join(keys)} in {counts['records']} records; pass the right keys with --keys"
+            f"no text under the keys {', '.join(keys)} in {counts['records']} records",
+            where="--records",
+            remedy="pass the right keys with --keys",
         )
     try:
         entries = train_wordpiece(texts, out, vocab_size=size, lowercase=not cased)
     except ValueError as error:
-        raise UserError(f"--size {size}: {error}") from None
+        raise UserError(f"{error}", where=f"--size {size}") from None
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"cannot be written: {error.strerror or error}", where=f"--out {out}") from None
     left_out = f"; {len(broken)} records skipped, the first: {broken[0]}" if broken else ""
     sys.stdout.write(
         f"{out}: {entries} entries, from {counts['texts']} texts of {counts['records']} records{left_out}\n"

@@ -189,8 +189,8 @@ def check_lanes(lanes: int, ranks: int, key: str) -> None:
         divisors = [str(number) for number in range(1, lanes + 1) if lanes % number == 0]
         supported = f"{', '.join(divisors[:-1])} or {divisors[-1]} ranks" if len(divisors) > 1 else "1 rank"
         raise UserError(
-            f"{key} = {lanes}: the lanes cannot be divided equally among {ranks} ranks; run on {supported}, or set {key} to a "
-            f"multiple of {ranks} before the run begins"
+            f"{key} = {lanes}: the lanes cannot be divided equally among {ranks} ranks",
+            remedy=f"run on {supported}, or set {key} to a multiple of {ranks} before the run begins",
         )
 
 

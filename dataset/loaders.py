@@ -80,7 +80,8 @@ class BrokenRecordLog:
         """Returns the error for a stream whose records are all broken."""
         return UserError(
             f"none of the first {self.unusable[stream]} records of {stream} can be used; broken so far: "
-            f"{self.summary().listed()}; fix them, or the paths in the data section"
+            f"{self.summary().listed()}",
+            remedy="fix them, or the paths in the data section",
         )
 
     def finish(self) -> CountedRecords:
@@ -110,7 +111,7 @@ class BrokenRecordLog:
             limit = f"more than data.max_broken = {100 * self.max_broken:.3g}%"
             tolerated = "data.max_broken" if self.broken_records <= self.read / 2 else None
             found = self.summary()
-            raise UserError(f"{found.share()}, {limit}: {found.listed()}; {remedy_for(self.kinds, tolerated)}")
+            raise UserError(f"{found.share()}, {limit}: {found.listed()}", remedy=remedy_for(self.kinds, tolerated))
 
 
 class BatchMaker(Protocol):

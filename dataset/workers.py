@@ -83,7 +83,8 @@ def in_workers(
             at_last_fault = done
             if faults > RESTARTS:
                 raise UserError(
-                    f"{lost}; workers were restarted {RESTARTS} times without success; if memory is short, lower data.workers"
+                    f"{lost}; workers were restarted {RESTARTS} times without success",
+                    remedy="if memory is short, lower data.workers",
                 ) from None
             logger.warning("%s; the workers are restarted (%d of at most %d times)", lost, faults, RESTARTS)
         finally:
@@ -282,8 +283,9 @@ def _no_memory() -> UserError:
         room = shutil.disk_usage("/dev/shm")
         size = f" ({room.free / 1e6:,.0f} of {room.total / 1e6:,.0f} MB free now)"
     return UserError(
-        f"shared memory, through which workers send batches, is full: /dev/shm{size}; lower data.workers or the batch "
-        "size, or make it larger (docker run --shm-size=16g, in Kubernetes an emptyDir with medium: Memory at /dev/shm)"
+        f"shared memory, through which workers send batches, is full: /dev/shm{size}",
+        remedy="lower data.workers or the batch size, or make it larger (docker run --shm-size=16g, in Kubernetes "
+        "an emptyDir with medium: Memory at /dev/shm)",
     )
 
 

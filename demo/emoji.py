@@ -126,7 +126,9 @@ def read_names(packages: Path) -> Names:
                         if annotation.get("tts") and annotation["tts"][0]:
                             names[language][sign] = annotation["tts"][0]
         except (OSError, KeyError, ValueError, TypeError, EOFError, AssertionError, tarfile.TarError) as error:
-            raise UserError(f"{path}: not a complete package of CLDR's names ({error}); pack it again") from None
+            raise UserError(
+                f"not a complete package of CLDR's names ({error})", where=path, remedy="pack it again"
+            ) from None
     return names
 
 
@@ -153,7 +155,7 @@ def read_animations(packages: Path, names: Names) -> tuple[list[Emoji], Counter[
                 else:
                     animated.append(emoji)
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise UserError(f"{path}: not a complete package ({error}); pack it again") from None
+        raise UserError(f"not a complete package ({error})", where=path, remedy="pack it again") from None
     return sorted(animated, key=lambda emoji: emoji.code), left_out
 
 

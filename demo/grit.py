@@ -79,7 +79,7 @@ def write_shard(scenes: Path, lists: Path, out: Path) -> int:
 
     files = sorted(lists.glob("*.parquet"))
     if not files:
-        raise UserError(f"{lists} has no lists; run `python run.py prepare grit` first")
+        raise UserError(f"{lists} has no lists", remedy="run `python run.py prepare grit` first")
     rows = [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "00000.tar") as part, tarfile.open(part, "w") as tar:
@@ -119,7 +119,7 @@ def grit(
         python -m demo.grit --lists data/web/grit_urls --out data/web/grit_shards
     """
     if not (scenes / "train.jsonl").is_file():
-        raise UserError(f"{scenes} has no scenes; draw them with `python -m demo.scenes --out {scenes}`")
+        raise UserError(f"{scenes} has no scenes", remedy=f"draw them with `python -m demo.scenes --out {scenes}`")
     count = write_parquet(scenes, out, rows) if lists is None else write_shard(scenes, lists, out)
     sys.stdout.write(f"{out}: {count:,} {'rows' if lists is None else 'images'}\n")
     return 0

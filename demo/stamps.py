@@ -114,7 +114,7 @@ def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
             usable.append(Cutout(relative.with_suffix("").as_posix(), path, captions, caption_key(captions["en"])))
     if not usable:
         reasons = tally(left_out) if left_out else "no PNG file"
-        raise UserError(f"{folder} contains no usable stamp ({reasons}); use another --stamps DIR")
+        raise UserError(f"{folder} contains no usable stamp ({reasons})", remedy="use another --stamps DIR")
     return usable, left_out
 
 

@@ -74,7 +74,7 @@ class Checkpoint:
         try:
             return load_file(file)
         except Exception as error:  # safetensors.SafetensorError or OSError for a damaged file
-            raise UserError(f"{file}: cannot be read ({reason_of(error)}); {REMEDY}") from None
+            raise UserError(f"cannot be read ({reason_of(error)})", where=file, remedy=REMEDY) from None
 
     def training_state(self) -> dict[str, Any]:
         """Returns the optimiser state without its tensors, the state of the loss scaler, the position in the data and the
@@ -95,14 +95,14 @@ class Checkpoint:
             reject_zip_bomb(file)
             return torch.load(file, map_location="cpu", weights_only=True)
         except UserError as error:
-            raise UserError(f"{error}; {REMEDY}") from None
+            raise UserError(f"{error}", remedy=REMEDY) from None
         except Exception as error:  # a damaged pickle can raise almost any exception
             # torch's own message starts by suggesting weights_only=False, which would execute code from the file.
             code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
             reason = f"it pickles {code[1]}, and code from a file is never executed" if code else reason_of(error)
             if isinstance(error, pickle.UnpicklingError) and not code:
                 reason = "it was not written by torch.save"
-            raise UserError(f"{file}: cannot be read ({reason}); {REMEDY}") from None
+            raise UserError(f"cannot be read ({reason})", where=file, remedy=REMEDY) from None
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -181,8 +181,9 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         faults.append(fault)
     if faults:
         raise UserError(
-            f"no checkpoint in {folder} can be resumed: {'; '.join(faults)}; restore one from a backup, or start a "
-            f"new run from the weights: a new --output with init.checkpoint={folder}/step-N/{MODEL_FILE}"
+            f"no checkpoint in {folder} can be resumed: {'; '.join(faults)}",
+            remedy="restore one from a backup, or start a new run from the weights: a new --output with "
+            f"init.checkpoint={folder}/step-N/{MODEL_FILE}",
         )
     return None, []
 
@@ -201,7 +202,9 @@ def find_weights(path: Path) -> Path:
         check_regular(path)
         return path
     if not path.is_dir():
-        raise UserError(f"init.checkpoint: {path}: no such file or run folder; train it first, or use another path")
+        raise UserError(
+            f"{path}: no such file or run folder", where="init.checkpoint", remedy="train it first, or use another path"
+        )
     for file in (path / BEST_FILE, path / MODEL_FILE):
         if file.exists():
             check_regular(file)
@@ -209,7 +212,9 @@ def find_weights(path: Path) -> Path:
     checkpoints = list_checkpoints(path / CHECKPOINTS)
     if not checkpoints:
         raise UserError(
-            f"{path}: contains neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*; use a weight file"
+            f"contains neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*",
+            where=path,
+            remedy="use a weight file",
         )
     faults: list[str] = []
     for checkpoint in reversed(checkpoints):
@@ -219,8 +224,8 @@ def find_weights(path: Path) -> Path:
         faults.append(fault)
         _warn_once(f"skipped a checkpoint with damaged weights: {fault}")
     raise UserError(
-        f"no checkpoint in {path / CHECKPOINTS} has intact weights: {'; '.join(faults)}; restore one from a backup, "
-        "or use another run or file"
+        f"no checkpoint in {path / CHECKPOINTS} has intact weights: {'; '.join(faults)}",
+        remedy="restore one from a backup, or use another run or file",
     )
 
 

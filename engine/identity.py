@@ -50,16 +50,18 @@ class RunIdentity:
         """
         if self.records_per_step != saved.records_per_step:
             raise UserError(
-                f"{folder}: a step of this run has {saved.records_per_step} records on {_ranks(saved.ranks)}, but "
-                f"would have {self.records_per_step} on {_ranks(self.ranks)}; "
-                f"{_remedy(saved, self.ranks, records_per_batch)}"
+                f"a step of this run has {saved.records_per_step} records on {_ranks(saved.ranks)}, but would have "
+                f"{self.records_per_step} on {_ranks(self.ranks)}",
+                where=folder,
+                remedy=_remedy(saved, self.ranks, records_per_batch),
             )
         changes = self._changed_data(saved)
         if self.steps != saved.steps:
             reason = f", since {changes[0]}" if changes else ""
             raise UserError(
-                f"{folder}: this run had {saved.steps} steps, but would now have {self.steps}{reason}; restore the "
-                f"data, or start a new run from its weights with init.checkpoint={folder}"
+                f"this run had {saved.steps} steps, but would now have {self.steps}{reason}",
+                where=folder,
+                remedy=f"restore the data, or start a new run from its weights with init.checkpoint={folder}",
             )
         if self.ranks != saved.ranks:
             changes.append(

@@ -29,7 +29,7 @@ def check_precision(name: PrecisionName, device: torch.device, key: str) -> None
         UserError: if bf16 is requested but the GPU does not support it. The message names the config key ``key``.
     """
     if name == "bf16" and device.type == "cuda" and not has_bf16():
-        raise UserError(f"{key}: this GPU does not support bf16; use {key}=fp16")
+        raise UserError("this GPU does not support bf16", where=key, remedy=f"use {key}=fp16")
 
 
 class Precision:

@@ -206,7 +206,8 @@ class Reporter:
             values["loss_scale"] = scale
             if scale < 1:
                 raise UserError(
-                    f"step {pending.step}: fp16 gradients overflow at every loss scale; use train.precision=bf16"
+                    f"step {pending.step}: fp16 gradients overflow at every loss scale",
+                    remedy="use train.precision=bf16",
                 )
         rates = {f"lr/{name}": rate for name, rate in self.trained.learning_rates(pending.step - 1).items()}
         speed = self.throughput.rates()
@@ -262,8 +263,9 @@ class Reporter:
                 "skips such steps"
             )
         raise UserError(
-            f"step {pending.step}: a loss or gradient is not finite ({losses}); {cause}; records: {shown}; batch saved to {path}"
-            f"; {remedy}"
+            f"step {pending.step}: a loss or gradient is not finite ({losses}); {cause}; records: {shown}; batch "
+            f"saved to {path}",
+            remedy=remedy,
         )
 
     def _describe_bad_weights(self) -> str | None:

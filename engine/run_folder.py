@@ -99,12 +99,14 @@ class RunFolder:
         # A folder without any training steps may be reused: a previous attempt failed to start, or the run only evaluated.
         started = saved.exists() and (folder.metrics.exists() or newest > 0)
         if len(set(distributed.gather_objects((started, newest)))) > 1:
-            raise UserError(f"{path}: the ranks see different files; --output must be on a disk that all nodes share")
+            raise UserError(
+                "the ranks see different files", where=path, remedy="--output must be on a disk that all nodes share"
+            )
         if newest and not saved.exists():
             if not resume:
                 raise UserError(
-                    f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing; add --resume to resume it with "
-                    "this config, or use another --output"
+                    f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing",
+                    remedy="add --resume to resume it with this config, or use another --output",
                 )
             if distributed.rank() == 0:
                 logger.warning(
@@ -116,7 +118,7 @@ class RunFolder:
             remedy = (
                 "add --resume to resume it" if newest else "it has no checkpoint: delete it unless it is still running"
             )
-            raise UserError(f"{path} already contains a run; {remedy}, or use another --output")
+            raise UserError(f"{path} already contains a run", remedy=f"{remedy}, or use another --output")
         if started:
             folder._require_same_config(saved, config, evaluate)
         fault = None
@@ -153,8 +155,9 @@ class RunFolder:
         for rank, (sees_token, node) in enumerate(nodes):
             if not sees_token:
                 raise UserError(
-                    f"--output {self.path}: rank {rank} on {node} does not see the files that rank 0 on {nodes[0][1]} writes "
-                    "there; use a folder on a disk that all nodes share"
+                    f"rank {rank} on {node} does not see the files that rank 0 on {nodes[0][1]} writes there",
+                    where=f"--output {self.path}",
+                    remedy="use a folder on a disk that all nodes share",
                 )
 
     def _newest_intact(self) -> Checkpoint | None:
@@ -202,8 +205,10 @@ class RunFolder:
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
             raise UserError(
-                f"{saved}: this run had a different config: {'; '.join(changed[:3])}{more}; use another --output, "
-                f"with init.checkpoint={self.path}{'' if evaluate else ' to start from its weights'}"
+                f"this run had a different config: {'; '.join(changed[:3])}{more}",
+                where=saved,
+                remedy=f"use another --output, with init.checkpoint={self.path}"
+                f"{'' if evaluate else ' to start from its weights'}",
             )
 
 

@@ -139,8 +139,8 @@ def chunks_in(chunks: int | Literal["step"], accumulation: int) -> int:
         valid = f"one of {', '.join(divisors)}" if len(divisors) > 1 else "1"
         batches = "1 micro-batch" if accumulation == 1 else f"{accumulation} micro-batches"
         raise UserError(
-            f"model.contrastive.chunks = {chunks}: does not divide the accumulation, {batches} per step and rank; set "
-            f"it to {valid} or to step, or change train.global_batch, train.accumulate or the micro-batch"
+            f"model.contrastive.chunks = {chunks}: does not divide the accumulation, {batches} per step and rank",
+            remedy=f"set it to {valid} or to step, or change train.global_batch, train.accumulate or the micro-batch",
         )
     return chunks
 
@@ -176,7 +176,9 @@ def _accumulation_of(global_batch: int, micro_batch: BatchSize, ranks: int, grap
         problem = f"not a multiple of {per_pass}"
         below = global_batch - rest
         remedies.append(f"train.global_batch to {_alternatives([size for size in (below, below + per_pass) if size])}")
-    raise UserError(f"train.global_batch = {global_batch}: {problem} ({on_ranks}); set {', or '.join(remedies)}")
+    raise UserError(
+        f"train.global_batch = {global_batch}: {problem} ({on_ranks})", remedy=f"set {', or '.join(remedies)}"
+    )
 
 
 def _micro_batch_sizes(global_batch: int, size: int, ranks: int, *, single: bool) -> list[int]:

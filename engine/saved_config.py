@@ -6,7 +6,6 @@ without markers.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,10 @@ def read_saved_config(file: Path) -> dict[str, Any]:
     except ConfigError as error:
         if not file.exists():
             raise
-        fault = re.sub(r"^:(\d+): ", r"line \1: ", error.findings[0].removeprefix(str(file))).removeprefix(": ")
-        raise damaged_config(file, f"is damaged ({fault.partition('; ')[0]})") from None
+        first = error.findings[0]
+        line = first.where.removeprefix(f"{file}:")
+        fault = f"line {line}: {first.what}" if line.isdecimal() else first.what
+        raise damaged_config(file, f"is damaged ({fault})") from None
     text = read_text(file, "utf-8-sig").strip()
     if text.startswith(START) and not text.endswith(f"\n{END}"):
         raise damaged_config(file, "is cut off")
@@ -52,8 +53,9 @@ def damaged_config(file: Path, fault: str) -> UserError:
     checkpoints = list_checkpoints(file.parent / CHECKPOINTS)
     intact = next((each.step for each in reversed(checkpoints) if fault_of(each.folder) is None), None)
     if intact is None:
-        return UserError(f"{file} {fault}; restore it from a backup")
+        return UserError(f"{file} {fault}", remedy="restore it from a backup")
     return UserError(
-        f"{file} {fault}, but the checkpoint of step {intact} is intact; to continue, restore {file.name} from a "
-        f"backup, or remove it and run the first command of this run (see {EVENTS_FILE}) with --resume"
+        f"{file} {fault}, but the checkpoint of step {intact} is intact",
+        remedy=f"to continue, restore {file.name} from a backup, or remove it and run the first command of this run "
+        f"(see {EVENTS_FILE}) with --resume",
     )

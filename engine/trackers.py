@@ -51,7 +51,11 @@ def check_package(config: WandbConfig | None) -> None:
         return
     found = importlib.util.find_spec("wandb")
     if found is None or found.origin is None:  # W&B writes files to a folder named wandb, which is not a package
-        raise UserError('train.wandb: the package wandb is not installed; pip install ".[wandb]", or set it to null')
+        raise UserError(
+            "the package wandb is not installed",
+            where="train.wandb",
+            remedy='pip install ".[wandb]", or set it to null',
+        )
 
 
 class Tracker(Protocol):
@@ -227,7 +231,9 @@ def send_report(folder: Path, page: Path) -> None:
     section = (read_yaml(settings).get("train") or {}).get("wandb") if settings.is_file() else None
     if section is None or not (folder / ID_FILE).is_file():
         raise UserError(
-            f"--wandb: {folder} was not trained with train.wandb, so W&B does not know the run; omit --wandb"
+            f"{folder} was not trained with train.wandb, so W&B does not know the run",
+            where="--wandb",
+            remedy="omit --wandb",
         )
     config = WandbConfig.model_validate(section)
     check_package(config)
@@ -238,7 +244,7 @@ def send_report(folder: Path, page: Path) -> None:
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"--wandb: the report of {folder} could not be sent to W&B: {reason}; the page is {page}"
+            f"the report of {folder} could not be sent to W&B: {reason}", where="--wandb", remedy=f"the page is {page}"
         ) from None
 
 

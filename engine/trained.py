@@ -83,7 +83,9 @@ class TrainedModel:
         for part in self.freeze.steps:
             if part not in trainable_parts:
                 raise UserError(
-                    f"optim.freeze.{part}: no parameter of this part would train in this run; remove the key"
+                    "no parameter of this part would train in this run",
+                    where=f"optim.freeze.{part}",
+                    remedy="remove the key",
                 )
         self._set_frozen(self.freeze.frozen_at(max(0, step - 1)))
         self.parallel.update_trainable()
@@ -117,8 +119,9 @@ class TrainedModel:
         ]
         if unused:
             raise UserError(
-                f"optim.lora: {len(unused)} adapters have no gradient, the first {unused[0]}: the model does not call "
-                f"their layers; remove {unused[0].partition('.')[0]} from optim.lora.targets"
+                f"{len(unused)} adapters have no gradient, the first {unused[0]}: the model does not call their layers",
+                where="optim.lora",
+                remedy=f"remove {unused[0].partition('.')[0]} from optim.lora.targets",
             )
 
     def start_step(self, step: int) -> bool:
@@ -150,8 +153,10 @@ class TrainedModel:
         unaveraged = checkpoint.unaveraged_weights()
         if (unaveraged is None) != (self.optim.ema is None):
             raise UserError(
-                f"{checkpoint.folder}: was written {'without' if unaveraged is None else 'with'} optim.ema, which "
-                f"cannot change when a run resumes; start a new run with init.checkpoint={checkpoint.folder}"
+                f"was written {'without' if unaveraged is None else 'with'} optim.ema, which cannot change when a "
+                "run resumes",
+                where=checkpoint.folder,
+                remedy=f"start a new run with init.checkpoint={checkpoint.folder}",
             )
         if unaveraged is not None:
             self.parallel.load(unaveraged)
@@ -182,7 +187,7 @@ class TrainedModel:
             parameter_state |= read.get(name, {})
         missing = [name for index, (name, _) in enumerate(self._optimised()) if not states[index]]
         if 0 < len(missing) < len(states):
-            raise UserError(f"{checkpoint.folder}: has no optimiser state for {missing[0]}; {REMEDY}")
+            raise UserError(f"has no optimiser state for {missing[0]}", where=checkpoint.folder, remedy=REMEDY)
         self.optimizer.load_state_dict(state)
 
     def _read_states(self, folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -202,7 +207,7 @@ class TrainedModel:
         except (Exception, CheckpointException) as error:  # from safetensors, the operating system or DCP
             reason = reason_of(cause_of(error))
         if reason := next(filter(None, distributed.gather_objects(reason)), ""):
-            raise UserError(f"{folder}: cannot be read ({reason}); {REMEDY}")
+            raise UserError(f"cannot be read ({reason})", where=folder, remedy=REMEDY)
         distributed.send_from_rank_0(state for state in states.values() if not isinstance(state, DTensor))
         by_parameter: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in states.items():
@@ -247,7 +252,9 @@ class TrainedModel:
             set_frozen(self.model, frozen)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not self.parameters:
-            raise UserError("optim.freeze: leaves no trainable parameters in this model; freeze fewer parts")
+            raise UserError(
+                "leaves no trainable parameters in this model", where="optim.freeze", remedy="freeze fewer parts"
+            )
         self.groups = parameter_groups(self.model.named_parameters(), self.optim, self.fresh, levels_above(self.model))
         self.optimizer = build_optimizer(self.groups, self.optim)
 

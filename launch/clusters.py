@@ -109,23 +109,23 @@ def launch_context(placement: Placement, environment: Mapping[str, str]) -> Laun
             rank = detected.node_rank
         if rank is None and not nodes.elastic and nodes.max > 1:
             raise UserError(
-                f"--nodes {nodes}: also pass --node-rank R, the rank of this node, from 0 to {nodes.max - 1}"
+                f"also pass --node-rank R, the rank of this node, from 0 to {nodes.max - 1}", where=f"--nodes {nodes}"
             )
         return LaunchContext("flags", nodes, None if nodes.elastic else rank or 0, placement.master)
     context = detect_context(environment)
     if context is None:
         if placement.nodes not in (None, ONE_NODE):
-            raise UserError(f"--nodes {placement.nodes}: --nodes needs --master HOST:PORT")
+            raise UserError("--nodes needs --master HOST:PORT", where=f"--nodes {placement.nodes}")
         return LaunchContext("flags")
     for flag in ("--nodes", "--node-rank", "--master", "--gpus", "--cpu"):
         value = getattr(placement, flag[2:].replace("-", "_"))
         if value is None:
             continue
         if context.rank is not None:
-            raise UserError(f"{flag} {value}: this process is already a rank ({context}); remove {flag}")
+            raise UserError(f"{flag} {value}: this process is already a rank ({context})", remedy=f"remove {flag}")
         if flag in ("--nodes", "--node-rank") and value != getattr(context, flag[2:].replace("-", "_")):
             raise UserError(
-                f"{flag} {value}: this process was started as {context}; remove {flag}, or pass --master too"
+                f"{flag} {value}: this process was started as {context}", remedy=f"remove {flag}, or pass --master too"
             )
     return context
 
@@ -148,7 +148,9 @@ def rendezvous_settings(environment: Mapping[str, str]) -> dict[str, str]:
     conf = environment.get("PET_RDZV_CONF", "")
     settings = [pair.strip().partition("=") for pair in conf.split(",") if pair.strip()]
     if not all(key and value for key, _, value in settings):
-        raise UserError(f"PET_RDZV_CONF = {conf!r} is not of the form KEY=VALUE,KEY=VALUE; correct it, or unset it")
+        raise UserError(
+            f"PET_RDZV_CONF = {conf!r} is not of the form KEY=VALUE,KEY=VALUE", remedy="correct it, or unset it"
+        )
     return {key: value for key, _, value in settings}
 
 
@@ -166,7 +168,7 @@ def _torchrun_flags_context(variables: Variables) -> LaunchContext:
     try:
         nodes = parse_nodes(variables.text("PET_NNODES")) if variables.has("PET_NNODES") else ONE_NODE
     except WrongValueError as error:
-        raise UserError(f"PET_NNODES: {error}") from None
+        raise UserError(f"{error}", where="PET_NNODES") from None
     processes = None
     if variables.has("PET_NPROC_PER_NODE") or variables.has("PET_N_PROC_PER_NODE"):
         names = ("PET_NPROC_PER_NODE", "PET_N_PROC_PER_NODE")

@@ -63,7 +63,7 @@ def launch(
     job.check(placement)
     placement.check()
     if max_restarts is not None and (job.slurm or (placement.nodes and not placement.nodes.elastic)):
-        raise UserError("--max-restarts is only for --nodes MIN:MAX without --slurm; remove it")
+        raise UserError("--max-restarts is only for --nodes MIN:MAX without --slurm", remedy="remove it")
     run = bind_flags(flags, overrides, task)
     if job.slurm:
         return slurm.submit(_job_of(run, flags, placement, job))
@@ -103,7 +103,7 @@ def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> B
     saved = flags.output / CONFIG_FILE
     if not saved.is_file():
         problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
-        raise UserError(f"--output {flags.output} --resume: {problem}; pass the folder of a run, or --config")
+        raise UserError(f"--output {flags.output} --resume: {problem}", remedy="pass the folder of a run, or --config")
     read_saved_config(saved)
     return bind_run(saved, overrides)
 

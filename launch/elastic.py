@@ -92,8 +92,10 @@ def run_elastic(config: LaunchConfig, entrypoint: str, arguments: Sequence[str])
         if agent.get_worker_group().state == WorkerState.INIT:
             raise
         raise PeerLostError(
-            f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost contact with each other ({reason_of(error)}); when "
-            f"the node of {config.rdzv_endpoint} is available again, run the same command to resume from the newest checkpoint"
+            f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost contact with each other ("
+            f"{reason_of(error)})",
+            remedy=f"when the node of {config.rdzv_endpoint} is available again, run the same command to resume from "
+            "the newest checkpoint",
         ) from None
     # This is not reached after a signal. In this case, the node leaves, but the rendezvous stays open for the other nodes.
     rendezvous.shutdown()

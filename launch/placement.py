@@ -59,7 +59,9 @@ def check_address(address: str, name: str) -> None:
     if not host or number is None:
         raise UserError(f"{name} {address!r} is not of the form HOST:PORT")
     if not HOST.fullmatch(host):
-        raise UserError(f"{name} {address!r}: {host!r} is neither a host name nor an IP address; pass HOST:PORT")
+        raise UserError(
+            f"{name} {address!r}: {host!r} is neither a host name nor an IP address", remedy="pass HOST:PORT"
+        )
     if not 1 <= number <= LAST_PORT:
         raise UserError(f"{name} {address!r}: the port must be within 1 .. {LAST_PORT}")
 
@@ -88,7 +90,7 @@ class Placement:
     def check(self) -> None:
         """Raises :class:`UserError` if the flags contradict each other."""
         if self.gpus is not None and self.cpu is not None:
-            raise UserError(f"--gpus {self.gpus} and --cpu {self.cpu} are mutually exclusive; use one of them")
+            raise UserError(f"--gpus {self.gpus} and --cpu {self.cpu} are mutually exclusive", remedy="use one of them")
         nodes = self.nodes or ONE_NODE
         if self.master and nodes == ONE_NODE:
             raise UserError("--master needs --nodes N")
@@ -98,7 +100,9 @@ class Placement:
             return
         if nodes.elastic:
             raise UserError(
-                f"--node-rank {self.node_rank}: with --nodes {nodes}, node ranks are assigned automatically; remove it"
+                f"with --nodes {nodes}, node ranks are assigned automatically",
+                where=f"--node-rank {self.node_rank}",
+                remedy="remove it",
             )
         if not 0 <= self.node_rank < nodes.max:
             raise UserError(f"--node-rank {self.node_rank} is not within 0 .. {nodes.max - 1}")
@@ -118,8 +122,9 @@ def check_ranks(config: RunConfig, rank_counts: Sequence[int], flags: str) -> No
     """
     if len(rank_counts) > 1 and config.train.global_batch is None:
         raise UserError(
-            f"{flags} needs train.global_batch: without it, a different number of nodes would change which records a step uses; "
-            "set train.global_batch=N"
+            f"{flags} needs train.global_batch: without it, a different number of nodes would change which "
+            "records a step uses",
+            remedy="set train.global_batch=N",
         )
     for ranks in rank_counts:
         try:

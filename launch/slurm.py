@@ -109,12 +109,16 @@ class SlurmFlags:
         if not self.slurm:
             used = [name for name in (*OPTIONS, "sbatch", "dry_run") if getattr(self, name)]
             if used:
-                raise UserError(f"--{used[0].replace('_', '-')} needs --slurm; add --slurm, or remove this flag")
+                raise UserError(
+                    f"--{used[0].replace('_', '-')} needs --slurm", remedy="add --slurm, or remove this flag"
+                )
             return
         for name in ("master", "node_rank"):
             if getattr(placement, name) is not None:
                 raise UserError(
-                    f"--{name.replace('_', '-')}: with --slurm, SLURM assigns the nodes of a job; remove this flag"
+                    "with --slurm, SLURM assigns the nodes of a job",
+                    where=f"--{name.replace('_', '-')}",
+                    remedy="remove this flag",
                 )
 
 
@@ -159,7 +163,9 @@ def submit(job: Job) -> int:
         return 0
     if shutil.which("sbatch") is None:
         raise UserError(
-            "--slurm: sbatch was not found; run this on a login node of the cluster, or add --dry-run to see the script"
+            "sbatch was not found",
+            where="--slurm",
+            remedy="run this on a login node of the cluster, or add --dry-run to see the script",
         )
     file = job.folder / SCRIPT
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +173,7 @@ def submit(job: Job) -> int:
     done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-        raise UserError(f"sbatch refused {file}: {reason}; change the flags, or --sbatch KEY=VALUE")
+        raise UserError(f"sbatch refused {file}: {reason}", remedy="change the flags, or --sbatch KEY=VALUE")
     job_id = done.stdout.strip().splitlines()[-1].partition(";")[0]  # ID;CLUSTER if there are several clusters
     sys.stdout.write(f"job {job_id}: {file}; output in {job.folder / LOG.replace('%j', job_id)}\n")
     return 0
@@ -187,15 +193,19 @@ def script(job: Job, grace_s: int) -> str:
     notice_s = min(grace_s + MARGIN_S, MAX_NOTICE_S)
     if job.options.time is not None and _seconds(job.options.time) <= notice_s:
         raise UserError(
-            f"--time {job.options.time}: the run is asked to stop {notice_s} s before the end (train.grace_s = "
-            f"{grace_s}, plus {MARGIN_S}), so it would not train at all; increase --time"
+            f"the run is asked to stop {notice_s} s before the end (train.grace_s = {grace_s}, plus {MARGIN_S}), "
+            "so it would not train at all",
+            where=f"--time {job.options.time}",
+            remedy="increase --time",
         )
     command, options = _command(job), _options(job, notice_s)
     for value in (str(Path.cwd()), *command, *options):
         if any(ord(character) < ord(" ") for character in value) or not is_unicode(value):
             raise UserError(
-                f"--slurm: {value!r} contains a line break, another control character, or bytes that are not valid UTF-8, "
-                "which a SLURM script must not contain; rename it"
+                f"{value!r} contains a line break, another control character, or bytes that are not valid UTF-8, "
+                "which a SLURM script must not contain",
+                where="--slurm",
+                remedy="rename it",
             )
     lines = [f"#SBATCH {shlex.quote(f'--{option}')}" for option in options]
 
@@ -263,7 +273,7 @@ def _check_folder(job: Job) -> None:
     --resume.)"""
     if job.flags.resume or job.flags.evaluate or not (job.folder / METRICS_FILE).exists():
         return
-    raise UserError(f"{job.folder} already contains a run; add --resume to resume it, or use another --output")
+    raise UserError(f"{job.folder} already contains a run", remedy="add --resume to resume it, or use another --output")
 
 
 def _check_nodes(job: Job) -> None:
@@ -273,7 +283,7 @@ def _check_nodes(job: Job) -> None:
     if per_node is not None:
         check_ranks(job.run.config, [count * per_node for count in nodes.counts], f"--nodes {nodes}")
     elif nodes.min < nodes.max:
-        raise UserError(f"--nodes {nodes}: also pass --gpus N, the number of GPUs per node")
+        raise UserError("also pass --gpus N, the number of GPUs per node", where=f"--nodes {nodes}")
 
 
 def _seconds(text: str) -> float:

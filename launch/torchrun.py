@@ -75,13 +75,19 @@ def processes_of(placement: Placement, context: LaunchContext) -> int:
         return placement.cpu
     available = _gpus()
     if placement.gpus is not None and placement.gpus > available:
-        raise UserError(f"--gpus {placement.gpus}: this machine has {available} GPUs; use --cpu N to run on the CPU")
+        raise UserError(
+            f"this machine has {available} GPUs",
+            where=f"--gpus {placement.gpus}",
+            remedy="use --cpu N to run on the CPU",
+        )
     if available:
         use_expandable_segments()
     if placement.gpus is None and context.processes is not None:
         if available and context.processes > available:
             raise UserError(
-                f"{context}: {context.processes} processes on this node, but only {available} GPUs are visible; pass --gpus N"
+                f"{context.processes} processes on this node, but only {available} GPUs are visible",
+                where=context,
+                remedy="pass --gpus N",
             )
         return context.processes
     return placement.gpus or max(1, available)
@@ -296,7 +302,9 @@ def become_rank(context: LaunchContext) -> None:
     local = 0 if gpus == 1 and rank.bound else rank.local_rank
     if gpus and local >= gpus:
         raise UserError(
-            f"{context}: its local rank is {local}, but only {gpus} GPUs are visible; start one task per GPU"
+            f"its local rank is {local}, but only {gpus} GPUs are visible",
+            where=context,
+            remedy="start one task per GPU",
         )
     host, _, port = (context.master or "127.0.0.1:0").rpartition(":")
     os.environ |= {"RANK": str(rank.global_rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(rank.world_size)}

@@ -21,7 +21,8 @@ def check_finite(values: np.ndarray, what: str, *, unscored: bool = False) -> np
     is_finite = np.isfinite(values) | np.isneginf(values) if unscored else np.isfinite(values)
     if not is_finite.all():
         raise UserError(
-            f"{(~is_finite).sum():,} of {values.size:,} {what} are NaN or infinite, so metrics cannot be computed; the weights "
-            "are damaged or training diverged: use an earlier checkpoint, or evaluation.precision=fp32 if it was lower"
+            f"{(~is_finite).sum():,} of {values.size:,} {what} are NaN or infinite, so metrics cannot be computed",
+            remedy="the weights are damaged or training diverged: use an earlier checkpoint, or "
+            "evaluation.precision=fp32 if it was lower",
         )
     return values

@@ -275,7 +275,9 @@ class FusionConfig(Config):
         error = heads_error(block.width, block.heads)
         if error:
             raise UserError(
-                f"model.fusion: {error} (unset sizes come from the text encoder; set width, heads and intermediate)"
+                f"{error} (unset sizes come from the text encoder",
+                where="model.fusion",
+                remedy="set width, heads and intermediate)",
             )
         return block
 

@@ -114,8 +114,8 @@ class FreezeConfig(Config):
         for part, steps in self.unfrozen_after.items():
             if total <= steps:
                 raise UserError(
-                    f"optim.freeze.{part} is {steps}, but the run has only {total} steps and would never train this "
-                    "part; lower it, or set it to true"
+                    f"optim.freeze.{part} is {steps}, but the run has only {total} steps and would never train this part",
+                    remedy="lower it, or set it to true",
                 )
 
 

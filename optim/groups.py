@@ -89,11 +89,15 @@ def _apex(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Opti
         from apex.optimizers import FusedAdam
     except ImportError:
         raise UserError(
-            "optim.fused: apex, but NVIDIA apex is not installed (it must be built from source; the package `apex` "
-            "on PyPI is unrelated); use `optim.fused=auto` for torch's fused AdamW"
+            "apex, but NVIDIA apex is not installed (it must be built from source; the package `apex` on PyPI "
+            "is unrelated)",
+            where="optim.fused",
+            remedy="use `optim.fused=auto` for torch's fused AdamW",
         ) from None
     try:
         return FusedAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adam_w_mode=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"optim.fused: apex cannot run here ({reason}); use `optim.fused=auto`") from None
+        raise UserError(
+            f"apex cannot run here ({reason})", where="optim.fused", remedy="use `optim.fused=auto`"
+        ) from None

@@ -25,7 +25,7 @@ DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 def check_package(config: LoraConfig | None) -> None:
     """Raises :class:`UserError` if the config requests adapters but peft is not installed."""
     if config is not None and find_spec("peft") is None:
-        raise UserError('optim.lora: needs peft, which is not installed: pip install ".[lora]"')
+        raise UserError('needs peft, which is not installed: pip install ".[lora]"', where="optim.lora")
 
 
 def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], config: LoraConfig) -> None:
@@ -90,7 +90,9 @@ def merged(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], source: s
             missing = [layer + end for end in (DOWN, UP) if layer + end not in tensors]
             if missing:
                 raise UserError(
-                    f"{source}: {missing[0]}, which is part of an adapter, is missing; copy or download the file again"
+                    f"{missing[0]}, which is part of an adapter, is missing",
+                    where=source,
+                    remedy="copy or download the file again",
                 )
             tensor = tensor + (tensors[layer + UP] @ tensors[layer + DOWN]) * config.scaling
         result[plain_name(name)] = tensor
@@ -104,13 +106,15 @@ def _check_weights(tensors: Mapping[str, Tensor], source: str) -> None:
     missing = [layer for layer in layers if f"{layer}{INNER}weight" not in tensors]
     if len(missing) == len(layers):
         raise UserError(
-            f"{source}: contains adapters without the weights they belong to; merge the folder into a model with "
-            "`python run.py checkpoint merge`"
+            "contains adapters without the weights they belong to",
+            where=source,
+            remedy="merge the folder into a model with `python run.py checkpoint merge`",
         )
     if missing:
         raise UserError(
-            f"{source}: {min(missing)}{INNER}weight, the weight an adapter belongs to, is missing; copy or download "
-            "the file again"
+            f"{min(missing)}{INNER}weight, the weight an adapter belongs to, is missing",
+            where=source,
+            remedy="copy or download the file again",
         )
 
 
@@ -125,6 +129,7 @@ def config_of(metadata: Mapping[str, Any], source: str) -> LoraConfig:
     except (KeyError, ValueError):
         found = json.dumps(metadata.get(HEADER))[:80]
         raise UserError(
-            f"{source}: contains adapters, but the entry {HEADER!r} of its header is {found} instead of their config; "
-            "use the file that the run wrote"
+            f"contains adapters, but the entry {HEADER!r} of its header is {found} instead of their config",
+            where=source,
+            remedy="use the file that the run wrote",
         ) from None

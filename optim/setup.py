@@ -156,7 +156,9 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
     present = [part for part in PARTS if hasattr(model, part)]
     if missing := [part for part in config.targets or () if part not in present]:
         raise UserError(
-            f"optim.lora.targets: this task's model has no {missing[0]}, only {', '.join(present)}; remove it"
+            f"this task's model has no {missing[0]}, only {', '.join(present)}",
+            where="optim.lora.targets",
+            remedy="remove it",
         )
     targets = config.targets or [part for part in present if part not in frozen]
     layers: list[str] = []
@@ -164,7 +166,9 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
         found = _layers_to_adapt(model, part, config.layers)
         if not found:
             raise UserError(
-                f"optim.lora.targets: no linear layer of {part} trains in this run; remove {part} from the targets"
+                f"no linear layer of {part} trains in this run",
+                where="optim.lora.targets",
+                remedy=f"remove {part} from the targets",
             )
         layers += found
     _check_rank(model, config.rank, layers)
@@ -198,8 +202,8 @@ def _check_rank(model: nn.Module, rank: int, layers: Sequence[str]) -> None:
     widest = max(layers, key=sizes.__getitem__)
     if rank >= sizes[widest]:
         raise UserError(
-            f"optim.lora.rank is {rank}, but no weight has a rank above {sizes[widest]} ({widest}); lower "
-            "optim.lora.rank, or train the weights without optim.lora"
+            f"optim.lora.rank is {rank}, but no weight has a rank above {sizes[widest]} ({widest})",
+            remedy="lower optim.lora.rank, or train the weights without optim.lora",
         )
 
 

@@ -45,8 +45,9 @@ def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
     warmup = config.warmup_steps if config.warmup_steps >= 1 else int(config.warmup_steps * total_steps)
     if warmup > total_steps:
         raise UserError(
-            f"schedule.warmup_steps is {warmup:g}, but the run has {total_steps} steps and would never reach its learning rate; "
-            "lower it, or use a fraction of the steps, such as 0.1"
+            f"schedule.warmup_steps is {warmup:g}, but the run has {total_steps} steps and would never reach its "
+            "learning rate",
+            remedy="lower it, or use a fraction of the steps, such as 0.1",
         )
     return lambda step: (
         step / warmup if step < warmup else DECAYS[config.kind](step, warmup, total_steps, config.min_rate)

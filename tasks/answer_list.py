@@ -32,7 +32,7 @@ def answer_list(*overrides: Override, config: Path, at_least: Positive = COMMON)
     """
     values = load_config(config, overrides, VQAConfig)
     if values.evaluation.answers is None:
-        raise UserError("evaluation.answers is null; pass the file to write: evaluation.answers=FILE")
+        raise UserError("evaluation.answers is null", remedy="pass the file to write: evaluation.answers=FILE")
     questions = [
         question
         for number, source in enumerate(values.data.train)
@@ -40,7 +40,9 @@ def answer_list(*overrides: Override, config: Path, at_least: Positive = COMMON)
     ]
     answers = frequent_answers(questions, normalize_answer, at_least)
     if not answers:
-        raise UserError(f"--at-least {at_least}: no answer occurs in {at_least} questions; use a smaller number")
+        raise UserError(
+            f"no answer occurs in {at_least} questions", where=f"--at-least {at_least}", remedy="use a smaller number"
+        )
     out = expanded(values.evaluation.answers)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps(answers, ensure_ascii=False) + "\n")

@@ -192,7 +192,7 @@ def build_parts(
 ) -> Parts[M, B]:
     """Builds the components of a task; see :meth:`BaseTask.build`."""
     if video_frames(config) is not None and not kind.takes_videos:
-        raise UserError("model.vision.video: this task takes images only; remove the key")
+        raise UserError("this task takes images only", where="model.vision.video", remedy="remove the key")
     tokenizer = load_tokenizer(config.model.text.encoder, "model.text.encoder")
     _check_padding(config, tokenizer)
     torch.manual_seed(config.seed)
@@ -250,7 +250,9 @@ def keep_features(config: FeatureCacheConfig, model: XVLM) -> None:
     """
     caches = cache_folder()
     if config.folder is None and caches is None:
-        raise UserError("optim.freeze.cache.folder: this user has no cache folder; set the key to a folder")
+        raise UserError(
+            "this user has no cache folder", where="optim.freeze.cache.folder", remedy="set the key to a folder"
+        )
     folder = expanded(config.folder) if config.folder is not None else cast(Path, caches) / "features"
     model.vision.keep_features(folder, int(config.gigabytes * 1e9))
     logger.info("optim.freeze: states of frozen blocks are cached in %s, up to %g GB", folder, config.gigabytes)
@@ -262,8 +264,8 @@ def check_length(model: XVLM, key: str, length: int) -> None:
     longest = model.text.longest_text
     if longest is not None and length > longest:
         raise UserError(
-            f"{key} is {length}, but model.text only has positions for {longest} tokens; lower it, or interpolate the "
-            f"positions with model.text.max_positions={length}"
+            f"{key} is {length}, but model.text only has positions for {longest} tokens",
+            remedy=f"lower it, or interpolate the positions with model.text.max_positions={length}",
         )
 
 
@@ -271,8 +273,8 @@ def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Non
     arch, pad = config.model.text.arch, tokenizer.pad_token_id
     if arch is not None and arch.family == "roberta" and arch.pad_id != pad:
         raise UserError(
-            f"model.text.arch.pad_id is {arch.pad_id}, but RoBERTa counts positions from the tokenizer's pad id, "
-            f"{pad}; set it to {pad}"
+            f"model.text.arch.pad_id is {arch.pad_id}, but RoBERTa counts positions from the tokenizer's pad id, {pad}",
+            remedy=f"set it to {pad}",
         )
 
 
@@ -323,8 +325,9 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
     trained = None if run is None else read_yaml(run)
     if trained is not None and not isinstance(trained.get("task"), str):
         raise UserError(
-            f"init.checkpoint: {run}, next to the weights, does not name a task, so it is not the config of a run; move the "
-            "weights to another folder"
+            f"{run}, next to the weights, does not name a task, so it is not the config of a run",
+            where="init.checkpoint",
+            remedy="move the weights to another folder",
         )
     kind.check_origin(config, None if trained is None else trained["task"], weights, report)
     if trained is not None and run is not None:

@@ -65,10 +65,12 @@ def bind_run(
     if config is None and source is not None:
         config = source.default_config
         if config is None:
-            raise UserError(f"--task {task}: has no {DEFAULT_CONFIG} next to its task.py; pass --config FILE")
+            raise UserError(
+                f"has no {DEFAULT_CONFIG} next to its task.py", where=f"--task {task}", remedy="pass --config FILE"
+            )
     file = Path(str(config))
     if not file.is_file():
-        raise UserError(f"--config {file}: {why_no_file(file)}")
+        raise UserError(f"{why_no_file(file)}", where=f"--config {file}")
     values, locations = read_config(file, overrides)
     return bind_values(source, file, overrides, values, locations, remedy)
 
@@ -105,10 +107,12 @@ def _task_of(file: Path, config_task: object) -> TaskSource:
         return find_task(os.path.join(file.parent, ""))
     source = task_of_run(file.parent, config_task)
     if source is None:
-        raise UserError(f"{file}: task is {config_task!r}, not one of {', '.join(TASKS)}; set it, or pass --task TASK")
+        raise UserError(
+            f"task is {config_task!r}, not one of {', '.join(TASKS)}", where=file, remedy="set it, or pass --task TASK"
+        )
     return source
 
 
 def _contradiction(file: Path, config_task: str, task: str, remedy: str) -> UserError:
     remedy = remedy.format(task=task, config_task=config_task, script=TASKS[config_task].script)
-    return UserError(f"{file}: this is a config for the task {config_task}; {remedy}")
+    return UserError(f"this is a config for the task {config_task}", where=file, remedy=remedy)

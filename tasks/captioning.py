@@ -62,7 +62,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         try:
             check_java_metrics(config.evaluation.java_metrics)
         except UserError as error:
-            raise UserError(f"evaluation.java_metrics: {error}") from None
+            raise UserError(f"{error}", where="evaluation.java_metrics") from None
         path = config.evaluation.document_frequencies
         key = "evaluation.document_frequencies"
         self.frequencies = None if path is None else read_document_frequencies(path, key)
@@ -94,7 +94,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
             "folder"
         )
         if task not in (None, "captioning"):
-            raise UserError(f"init.checkpoint: {weights} was written by a {task} run; {remedy}")
+            raise UserError(f"{weights} was written by a {task} run", where="init.checkpoint", remedy=remedy)
         if any(name.startswith(PRETRAINING_PREFIXES) for name in report.unused):
             logger.warning("init.checkpoint: %s has pre-training heads; %s", weights, remedy)
 
@@ -182,14 +182,16 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         beams, words = config.evaluation.decoding.beams, len(self.tokenizer)
         if beams > words:
             raise UserError(
-                f"evaluation.decoding.beams is {beams}, but the tokenizer has only {words} entries; lower it"
+                f"evaluation.decoding.beams is {beams}, but the tokenizer has only {words} entries", remedy="lower it"
             )
         longest = self.model.text.longest_text
         for section, length in lengths.items():
             if longest is not None and prompt + length > longest:
                 raise UserError(
-                    f"{section}.max_length: including the prompt, a caption could have {prompt + length} tokens, but model.text "
-                    f"has positions for {longest}; lower it"
+                    f"including the prompt, a caption could have {prompt + length} tokens, but model.text has positions "
+                    f"for {longest}",
+                    where=f"{section}.max_length",
+                    remedy="lower it",
                 )
 
 

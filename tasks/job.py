@@ -227,7 +227,7 @@ def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint 
     evaluates_own_run = flags.evaluate and flags.resume
     if evaluates_own_run and checkpoint is None and not folder.best.is_file():
         raise UserError(
-            f"--evaluate --resume: {folder.path} has no weights; pass the --output of a run that was trained"
+            f"--evaluate --resume: {folder.path} has no weights", remedy="pass the --output of a run that was trained"
         )
     # With one of the run's own checkpoints, init is not needed, and an evaluation does not need training data.
     uses_own_weights = checkpoint is not None or evaluates_own_run

@@ -94,14 +94,18 @@ def _compare_token_ids(config: RunConfig, run: Path | None, weights: Path | None
             return
         remedy = "restore the earlier tokenizer" if resumes else f"set model.text.encoder={kept}"
         raise UserError(
-            f"model.text.encoder: the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained "
-            f"with, which is kept in {kept}: {difference}; {remedy}, or {other}"
+            f"the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained with, "
+            f"which is kept in {kept}: {difference}",
+            where="model.text.encoder",
+            remedy=f"{remedy}, or {other}",
         )
     if trained_with is not None and has_token_ids(configured, trained_with):
         return
     raise UserError(
-        f"model.text.encoder: the token ids of {encoder} differ from the token ids used to train {weights}, so words would "
-        f"get the embeddings of other words; restore the earlier tokenizer, or {other}"
+        f"the token ids of {encoder} differ from the token ids used to train {weights}, so words would get "
+        "the embeddings of other words",
+        where="model.text.encoder",
+        remedy=f"restore the earlier tokenizer, or {other}",
     )
 
 

@@ -101,7 +101,7 @@ class TaskSource:
         module = importlib.import_module(self.module)
         file = getattr(module, "__file__", None) or self.module
         if not hasattr(module, "TASK"):
-            raise UserError(f"{file}: does not define TASK; end it with TASK = {EXPECTED_TASK}")
+            raise UserError("does not define TASK", where=file, remedy=f"end it with TASK = {EXPECTED_TASK}")
         return _checked(module.TASK, file)
 
     def remember(self, folder: Path) -> None:
@@ -139,9 +139,9 @@ def find_task(argument: str) -> TaskSource:
     if path.is_dir():
         return _in_folder(argument, Path(os.path.abspath(path)))
     if path.is_file():
-        raise UserError(f"--task {argument}: this is a file; pass its folder {path.parent}")
+        raise UserError("this is a file", where=f"--task {argument}", remedy=f"pass its folder {path.parent}")
     if os.sep in argument or argument.startswith((".", "~")):
-        raise UserError(f"--task {argument}: no such folder")
+        raise UserError("no such folder", where=f"--task {argument}")
     return _in_module(argument)
 
 
@@ -167,14 +167,18 @@ def task_of_run(folder: Path, name: object) -> TaskSource | None:
         place = read_json(file)
         module, parent = str(place["module"]), place["folder"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: cannot be read; pass the folder of the task {name!r}") from None
+        raise UserError("cannot be read", where=file, remedy=f"pass the folder of the task {name!r}") from None
     if parent is not None:
         path = Path(str(parent)) / module.rpartition(".")[0].replace(".", os.sep)
         if not path.is_absolute() or path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{file}: {path} is not a folder outside the run; pass the folder of the task {name!r}")
+            raise UserError(
+                f"{path} is not a folder outside the run", where=file, remedy=f"pass the folder of the task {name!r}"
+            )
         if not (path / "task.py").is_file():
             raise UserError(
-                f"{file}: the task of this run is no longer in {path}; pass the folder of the task {name!r}"
+                f"the task of this run is no longer in {path}",
+                where=file,
+                remedy=f"pass the folder of the task {name!r}",
             )
         return find_task(str(path))
     return find_task(module)
@@ -183,10 +187,16 @@ def task_of_run(folder: Path, name: object) -> TaskSource | None:
 def _in_folder(argument: str, folder: Path) -> TaskSource:
     file = folder / "task.py"
     if not file.is_file():
-        raise UserError(f"--task {argument}: {folder} has no task.py; write one that ends with TASK = {EXPECTED_TASK}")
+        raise UserError(
+            f"{folder} has no task.py",
+            where=f"--task {argument}",
+            remedy=f"write one that ends with TASK = {EXPECTED_TASK}",
+        )
     if not folder.name.isidentifier():
         raise UserError(
-            f"--task {argument}: {folder.name!r} is not a Python identifier, but the folder is imported as a package; rename it"
+            f"{folder.name!r} is not a Python identifier, but the folder is imported as a package",
+            where=f"--task {argument}",
+            remedy="rename it",
         )
     module = f"{folder.name}.task"
     _append_to_path(folder.parent)
@@ -194,7 +204,9 @@ def _in_folder(argument: str, folder: Path) -> TaskSource:
     if spec is None or spec.origin is None or not file.samefile(spec.origin):
         other = _location_of(_spec_of(folder.name))
         raise UserError(
-            f"--task {argument}: Python imports a different {folder.name!r} ({other}); rename the folder {folder}"
+            f"Python imports a different {folder.name!r} ({other})",
+            where=f"--task {argument}",
+            remedy=f"rename the folder {folder}",
         )
     return TaskSource(argument, folder.name, _default_config_beside(file), module=module, folder=folder.parent)
 
@@ -205,13 +217,15 @@ def _in_module(argument: str) -> TaskSource:
     if spec is None:
         close = difflib.get_close_matches(argument, TASKS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(TASKS)}"
-        raise UserError(f"task {argument}: there is no such task, folder or module; {hint}")
+        raise UserError(f"task {argument}: there is no such task, folder or module", remedy=hint)
     if spec.submodule_search_locations is not None:
         module = f"{argument}.task"
         location, spec = _location_of(spec), _spec_of(module)
         if spec is None:
             raise UserError(
-                f"--task {argument}: the package ({location}) has no module task; name the module that defines TASK"
+                f"the package ({location}) has no module task",
+                where=f"--task {argument}",
+                remedy="name the module that defines TASK",
             )
     *packages, last = module.split(".")
     name = packages[-1] if last == "task" and packages else last
@@ -260,17 +274,20 @@ def _checked(kind: Any, file: str) -> TaskKind:
     from tasks.config import RunConfig
 
     if not isinstance(kind, TaskKind):
-        raise UserError(f"{file}: TASK is {kind!r:.80}; set it to {EXPECTED_TASK}")
+        raise UserError(f"TASK is {kind!r:.80}", where=file, remedy=f"set it to {EXPECTED_TASK}")
     for position, member, base in (("first", kind.config, RunConfig), ("second", kind.task, BaseTask)):
         if not (isinstance(member, type) and issubclass(member, base)):
             name = getattr(member, "__name__", repr(member))
             raise UserError(
-                f"{file}: the {position} class of TASK, {name}, is not a subclass of {base.__name__}; write {EXPECTED_TASK}"
+                f"the {position} class of TASK, {name}, is not a subclass of {base.__name__}",
+                where=file,
+                remedy=f"write {EXPECTED_TASK}",
             )
     arguments = list(inspect.signature(kind.task.training_data).parameters)
     if arguments[3:4] != ["plan"]:
         raise UserError(
-            f"{file}: {kind.task.__name__}.training_data has the parameters {', '.join(arguments)}; add plan, the plan of the "
-            "run, as the fourth"
+            f"{kind.task.__name__}.training_data has the parameters {', '.join(arguments)}",
+            where=file,
+            remedy="add plan, the plan of the run, as the fourth",
         )
     return kind

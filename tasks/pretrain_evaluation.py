@@ -64,7 +64,9 @@ def check_files(config: EvaluationConfig, data: DataConfig) -> None:
             if files_key == "video_files":
                 if data.videos is None:
                     raise UserError(
-                        "evaluation.video_files: data.videos is missing, which determines how the files are read; add it"
+                        "data.videos is missing, which determines how the files are read",
+                        where="evaluation.video_files",
+                        remedy="add it",
                     )
                 clips = first_clips(shards, data.videos, data.videos.caption_key)
                 check_backend(clips, data.videos.reading, "data.videos.reading")

@@ -131,8 +131,9 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         for key, length in lengths.items():
             if length > longest:
                 raise UserError(
-                    f"{key}: answers have up to {length} tokens with [CLS], but the decoder only has positions for "
-                    f"{longest}; lower it"
+                    f"answers have up to {length} tokens with [CLS], but the decoder only has positions for {longest}",
+                    where=key,
+                    remedy="lower it",
                 )
 
     def _tree(self) -> AnswerTree:
@@ -141,7 +142,9 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         for answer, ids in zip(self.candidates, tokens, strict=True):
             if len(ids) < 3:
                 raise UserError(
-                    f"evaluation.answers: the tokenizer produces no tokens for the answer {answer!r}; remove it"
+                    f"the tokenizer produces no tokens for the answer {answer!r}",
+                    where="evaluation.answers",
+                    remedy="remove it",
                 )
         return AnswerTree(tokens)
 
@@ -183,7 +186,8 @@ def _candidates(config: VQAConfig, training: VQABatches | None) -> list[str]:
     if training is None:
         raise UserError(
             "evaluation.answers is null, so the candidates are the answers of the training questions, but these "
-            "cannot be read; set it to a list of answers, or pass the files of data.train"
+            "cannot be read",
+            remedy="set it to a list of answers, or pass the files of data.train",
         )
     return frequent_answers(training.items, str.strip, at_least=1)
 

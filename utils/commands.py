@@ -192,7 +192,7 @@ def _reject_values_of_switches(app: App, arguments: Sequence[str]) -> None:
     }
     for argument in app.assemble_argument_collection(parse_docstring=False) if values else ():
         if argument.is_flag() and (name := argument.name) in values:
-            raise UserError(f"{name} takes no value; remove {values[name]!r}")
+            raise UserError(f"{name} takes no value", remedy=f"remove {values[name]!r}")
 
 
 def command_line(command: Callable[..., int], name: str) -> CommandLine:

@@ -27,6 +27,7 @@ from utils.config_files import (
     shown_value,
     unknown_key,
 )
+from utils.errors import UserError
 
 
 class WhenResumed(Enum):
@@ -151,7 +152,7 @@ def dump_config(config: Config) -> str:
     return stream.getvalue()
 
 
-def _finding(error: dict[str, Any], schema: type[Config], locations: Locations, source: str) -> str:
+def _finding(error: dict[str, Any], schema: type[Config], locations: Locations, source: str) -> UserError:
     path = tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-")))
     name = ".".join(str(part) for part in path) or "config"
     keys = tuple(str(part) for part in path)
@@ -159,7 +160,7 @@ def _finding(error: dict[str, Any], schema: type[Config], locations: Locations, 
     if error["type"] == "extra_forbidden":
         return unknown_key(name, location, [key for key, _ in fields_of(schema)])
     if error["type"] == "missing":
-        return f"{location}: {name} is missing; add it or pass {name}=... on the command line"
+        return UserError(f"{name} is missing", where=location, remedy=f"add it or pass {name}=... on the command line")
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "model_type" and (section := _owner(schema, path)) is not None:
         message = f"is a section; set keys inside it: {', '.join(section.model_fields)}"
@@ -167,8 +168,8 @@ def _finding(error: dict[str, Any], schema: type[Config], locations: Locations, 
         overridden = any(where == COMMAND_LINE and key[: len(keys)] == keys for key, where in locations.items())
         if overridden and location != COMMAND_LINE:
             location = f"{COMMAND_LINE} and {location}"
-        return f"{location}: {name}: {message}"
-    return f"{location}: {name} = {shown_value(error['input'])}: {message}"
+        return UserError(f"{name}: {message}", where=location)
+    return UserError(f"{name} = {shown_value(error['input'])}: {message}", where=location)
 
 
 def _owner(schema: type[Config], location: Sequence[Any]) -> type[Config] | None:

@@ -35,18 +35,16 @@ Locations = dict[KeyPath, str]
 class ConfigError(UserError):
     """All errors of a config, one per line."""
 
-    def __init__(self, findings: Sequence[str]):
-        self.findings = [_printable(finding) for finding in findings]
-        shown = self.findings[:MAX_FINDINGS]
-        if len(self.findings) > len(shown):
-            shown.append(f"… and {len(self.findings) - len(shown):,} more")
+    def __init__(self, findings: Sequence[UserError]):
+        self.findings = list(findings)
+        # Names and values in a file may contain line breaks and control characters.
+        shown = [
+            "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(finding))
+            for finding in self.findings[:MAX_FINDINGS]
+        ]
+        if len(self.findings) > MAX_FINDINGS:
+            shown.append(f"… and {len(self.findings) - MAX_FINDINGS:,} more")
         super().__init__("\n       ".join(shown))
-
-
-def _printable(text: str) -> str:
-    """Escapes line breaks and control characters, which names and values in a file may contain, so that the text fits on one
-    line."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def read_config(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Locations]:
@@ -57,7 +55,7 @@ def read_config(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, A
     """
     locations: Locations = {}
     values = _read_with_bases(Path(path), locations, chain=())
-    findings: list[str] = []
+    findings: list[UserError] = []
     for override in overrides:
         _apply_override(values, override, locations, findings)
     if findings:
@@ -88,25 +86,44 @@ def _read_with_bases(
     files = [] if files is None else files
     files.append(path)
     if len(files) > MAX_FILES:
-        raise ConfigError([f"{path}: the config inherits from more than {MAX_FILES} files; inherit from fewer"])
+        raise ConfigError(
+            [
+                UserError(
+                    f"the config inherits from more than {MAX_FILES} files", where=path, remedy="inherit from fewer"
+                )
+            ]
+        )
     own_locations: Locations = {}
     document = _read_yaml(path, own_locations)
     absolute = Path(os.path.realpath(path))
     if absolute in chain:
-        raise ConfigError([f"{path}: base files form a cycle: {' -> '.join(p.name for p in (*chain, path))}"])
+        raise ConfigError(
+            [UserError(f"base files form a cycle: {' -> '.join(p.name for p in (*chain, path))}", where=path)]
+        )
     bases = document.pop("base", [])
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(
-            [f"{own_locations[('base',)]}: base must be a file name or a list of file names, not {shown_value(bases)}"]
+            [
+                UserError(
+                    f"base must be a file name or a list of file names, not {shown_value(bases)}",
+                    where=own_locations["base",],
+                )
+            ]
         )
     values: dict[str, Any] = {}
     for base in bases:
         base_path = Path(os.path.normpath(path.parent / base))
         if not os.path.isfile(base_path):
             raise ConfigError(
-                [f"{path}: base file {base_path} does not exist; base is relative to the file that sets it"]
+                [
+                    UserError(
+                        f"base file {base_path} does not exist",
+                        where=path,
+                        remedy="base is relative to the file that sets it",
+                    )
+                ]
             )
         _merge(values, _read_with_bases(base_path, locations, (*chain, absolute), files))
     locations.update({keys: location for keys, location in own_locations.items() if keys[0] != "base"})
@@ -118,25 +135,39 @@ def _read_yaml(path: Path, locations: Locations) -> dict[str, Any]:
     """Returns the values of a file, and adds the locations of its keys to ``locations``."""
     # Path.is_file would raise for a name that is too long or in a folder without permission.
     if not os.path.isfile(path):
-        raise ConfigError([f"{path}: {why_no_file(path)}"])
+        raise ConfigError([UserError(f"{why_no_file(path)}", where=path)])
     try:
         size = path.stat().st_size
         if size > 4 * MAX_CHARACTERS:
-            raise ConfigError([f"{path}:1: the file has {size:,} bytes, too many for a config; is this a config?"])
+            raise ConfigError(
+                [
+                    UserError(
+                        f"the file has {size:,} bytes, too many for a config",
+                        where=f"{path}:1",
+                        remedy="is this a config?",
+                    )
+                ]
+            )
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}; check its permissions"]) from None
+        raise ConfigError(
+            [UserError(f"cannot be read: {error.strerror}", where=path, remedy="check its permissions")]
+        ) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{path}:{line}: cannot be read: it is not UTF-8 text; save it as UTF-8"]) from None
+        raise ConfigError(
+            [UserError("cannot be read: it is not UTF-8 text", where=f"{path}:{line}", remedy="save it as UTF-8")]
+        ) from None
     try:
         values, lines = parse(text)
     except YamlError as error:
-        raise ConfigError([f"{path}:{error.line}: {error.problem}"]) from None
+        raise ConfigError([UserError(error.problem, where=f"{path}:{error.line}", remedy=error.remedy)]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError([f"{path}:1: a config is a mapping of keys to values, not a {type(values).__name__}"])
+        raise ConfigError(
+            [UserError(f"a config is a mapping of keys to values, not a {type(values).__name__}", where=f"{path}:1")]
+        )
     locations.update({keys: f"{path}:{line}" for keys, line in lines.items()})
     return values
 
@@ -167,26 +198,36 @@ def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
             target[key] = value
 
 
-def _apply_override(values: dict[str, Any], override: str, locations: Locations, findings: list[str]) -> None:
+def _apply_override(values: dict[str, Any], override: str, locations: Locations, findings: list[UserError]) -> None:
     name, equals, text = override.partition("=")
     keys = tuple(name.split("."))
     if not equals or not all(keys):
-        findings.append(f"{COMMAND_LINE}: {shown_value(override)} is not of the form section.key=value")
+        findings.append(UserError(f"{shown_value(override)} is not of the form section.key=value", where=COMMAND_LINE))
         return
     if len(keys) > MAX_DEPTH:
-        findings.append(f"{COMMAND_LINE}: {shown_value(override)} is nested more than {MAX_DEPTH} deep; check the key")
+        findings.append(
+            UserError(
+                f"{shown_value(override)} is nested more than {MAX_DEPTH} deep",
+                where=COMMAND_LINE,
+                remedy="check the key",
+            )
+        )
         return
     try:
         value, _ = parse(text)
     except YamlError as error:
-        findings.append(f"{COMMAND_LINE}: the value of {shown_value(override)}: {error.problem}")
+        findings.append(
+            UserError(f"the value of {shown_value(override)}: {error.problem}", where=COMMAND_LINE, remedy=error.remedy)
+        )
         return
     node = values
     for depth, key in enumerate(keys[:-1], start=1):
         child = node.get(key)
         if isinstance(child, list):
             name = ".".join(keys[:depth])
-            findings.append(f"{COMMAND_LINE}: {name} is a list; set the whole list, as {name}=[...]")
+            findings.append(
+                UserError(f"{name} is a list", where=COMMAND_LINE, remedy=f"set the whole list, as {name}=[...]")
+            )
             return
         if not isinstance(child, dict):
             child = {}
@@ -206,8 +247,8 @@ def _record_override(value: Any, locations: Locations, keys: KeyPath) -> None:
             _record_override(child, locations, (*keys, key))
 
 
-def unknown_key(name: str, location: str, known: Sequence[str]) -> str:
-    """Returns the error message for an unknown key, which suggests the closest keys in the whole config.
+def unknown_key(name: str, location: str, known: Sequence[str]) -> UserError:
+    """Returns the error for an unknown key, which suggests the closest keys in the whole config.
 
     Args:
         name: path of the key, such as ``train.batch_size``.
@@ -220,7 +261,7 @@ def unknown_key(name: str, location: str, known: Sequence[str]) -> str:
     prefix = section + dot
     inside = dict.fromkeys(key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix))
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(inside)}"
-    return f"{location}: {name} is not a key of this config; {hint}"
+    return UserError(f"{name} is not a key of this config", where=location, remedy=hint)
 
 
 def nearest_keys(name: str, known: Sequence[str]) -> list[str]:

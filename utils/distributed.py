@@ -329,8 +329,9 @@ def _lost_peer(error: RuntimeError) -> PeerLostError | None:
     text = str(error)
     if isinstance(error, dist.DistStoreError) or any(part in text for part in TIMED_OUT):
         return PeerLostError(
-            f"rank {rank()} timed out waiting for another rank (train.start_timeout_min, train.step_timeout_min); the rank "
-            "that hangs reports it after train.stall_s seconds, and writes its stacks to its log in the run's folder"
+            f"rank {rank()} timed out waiting for another rank (train.start_timeout_min, train.step_timeout_min)",
+            remedy="the rank that hangs reports it after train.stall_s seconds, and writes its stacks to its log in "
+            "the run's folder",
         )
     if isinstance(error, dist.DistNetworkError) or any(part in text for part in LOST_PEER):
         return PeerLostError(PEER_GONE)

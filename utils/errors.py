@@ -49,10 +49,23 @@ PACKAGES = (
 
 
 class UserError(Exception):
-    """An error in the user's input (a config, a file or a flag). The message states the problem, the value, the location and the
-    remedy. ``status`` is the exit status of the command."""
+    """An error in the user's input (a config, a file or a flag), which is shown as one line: ``where: what; remedy``.
+
+    Attributes:
+        what: the problem, with the value.
+        where: the config key, the flag, the file, or the file and line; "" if the problem names it.
+        remedy: what to do; "" if the problem says it.
+        status: the exit status of the command.
+    """
 
     status = USER_ERROR
+
+    def __init__(self, what: str, *, where: object = "", remedy: str = ""):
+        super().__init__(what)
+        self.what, self.where, self.remedy = what, str(where), remedy
+
+    def __str__(self) -> str:
+        return f"{self.where}: " * bool(self.where) + self.what + f"; {self.remedy}" * bool(self.remedy)
 
 
 class PeerLostError(UserError):
@@ -93,7 +106,7 @@ def file_access_error(error: OSError) -> UserError | None:
     """Converts an error about an inaccessible file to a one-line error. Returns None if ``error`` does not name a file, or has a
     different cause."""
     if isinstance(error, NotRegularError):
-        return UserError(f"{error.filename}: {error.strerror}; remove it, or use another path")
+        return UserError(f"{error.strerror}", where=error.filename, remedy="remove it, or use another path")
     if error.errno not in _FILE_ACCESS or not isinstance(error.filename, str | bytes | os.PathLike):
         return None
     # When moving a file fails, the second name is the target, and the first is a temporary file.
@@ -104,7 +117,7 @@ def file_access_error(error: OSError) -> UserError | None:
         errno.EFBIG: "raise the limit on file sizes",
     }
     remedy = remedies.get(error.errno or 0, "check the path and its permissions")
-    return UserError(f"{name}: {error.strerror}; {remedy}")
+    return UserError(f"{error.strerror}", where=name, remedy=remedy)
 
 
 def full_disk_error(error: Exception) -> UserError | None:
@@ -119,7 +132,9 @@ def full_disk_error(error: Exception) -> UserError | None:
     if reason is None:
         return None
     remedy = "raise the limit on file sizes" if reason == os.strerror(errno.EFBIG) else "make room on the output's disk"
-    return UserError(f"the output of this command (a file or standard output) cannot be written: {reason}; {remedy}")
+    return UserError(
+        f"the output of this command (a file or standard output) cannot be written: {reason}", remedy=remedy
+    )
 
 
 def encoding_error(error: UnicodeEncodeError) -> UserError | None:
@@ -128,7 +143,7 @@ def encoding_error(error: UnicodeEncodeError) -> UserError | None:
     if error.reason != "surrogates not allowed":
         return None
     shown = error.object[max(0, error.start - 40) : error.end + 20]
-    return UserError(f"{shown!r} is not valid UTF-8; correct the text, or rename the file")
+    return UserError(f"{shown!r} is not valid UTF-8", remedy="correct the text, or rename the file")
 
 
 def _escape_output() -> None:

@@ -186,7 +186,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     inside = path / ".tmp"
     is_empty_folder = path.is_dir() and all(each == inside for each in path.iterdir())
     if path.name in ("", "..") and not is_empty_folder:
-        raise UserError(f"{path}: is not the name of a new folder; pass a name")
+        raise UserError("is not the name of a new folder", where=path, remedy="pass a name")
     temporary = inside if is_empty_folder else path.with_name(f".{path.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     handle = os.open(temporary, os.O_RDONLY)
@@ -209,7 +209,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                raise UserError(f"{path}: another process has written it in the meantime; use another path") from None
+                raise UserError(
+                    "another process has written it in the meantime", where=path, remedy="use another path"
+                ) from None
             sync_file(path if is_empty_folder else path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -245,6 +247,8 @@ def _lock_alone(folder: int, path: Path) -> None:
         if not status.st_nlink or (path.exists() and os.path.samestat(status, path.stat())):
             raise BlockingIOError  # the other process finished after we opened the folder
     except BlockingIOError:
-        raise UserError(f"{path}: another process is writing it; wait until it is done, or use another path") from None
+        raise UserError(
+            "another process is writing it", where=path, remedy="wait until it is done, or use another path"
+        ) from None
     except OSError:
         return

@@ -73,7 +73,9 @@ class FolderLock:
                 if time.monotonic() >= ends:
                     raise
                 if not warned:
-                    logger.warning("%s; waiting up to %.0f s (--wait)", str(error).partition(";")[0], self.wait_s)
+                    logger.warning(
+                        "%s; waiting up to %.0f s (--wait)", UserError(error.what, where=error.where), self.wait_s
+                    )
                 warned = True
             time.sleep(POLL_S)
 
@@ -92,10 +94,14 @@ class FolderLock:
                 self._lease()
         except NotRegularError as error:
             reason = f"{self.path.name} {error.strerror}; remove it"
-            raise UserError(f"--output {self.folder}: cannot be written: {reason}, or use another folder") from None
+            raise UserError(
+                f"cannot be written: {reason}, or use another folder", where=f"--output {self.folder}"
+            ) from None
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UserError(f"--output {self.folder}: cannot be written: {reason}; use another folder") from None
+            raise UserError(
+                f"cannot be written: {reason}", where=f"--output {self.folder}", remedy="use another folder"
+            ) from None
         return self
 
     def __exit__(

@@ -45,7 +45,7 @@ def local_folder(name: str, files: Sequence[str], key: str, extra_files: Sequenc
                 check_regular(path)
         return folder
     if looks_like_path(name):
-        raise UserError(f"{key}: {name} does not exist; check the path (it is relative to {Path.cwd()})")
+        raise UserError(f"{name} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})")
     return _cached(name, files) or _fetched(name, files, key, extra_files)
 
 
@@ -75,7 +75,7 @@ def check_reachable(problem: str, remedy: str = "try again where it can be reach
 
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
     if reason:
-        raise UserError(f"{problem}, and {constants.ENDPOINT} cannot be reached ({reason}); {remedy}")
+        raise UserError(f"{problem}, and {constants.ENDPOINT} cannot be reached ({reason})", remedy=remedy)
 
 
 def looks_like_path(name: str) -> bool:
@@ -110,11 +110,13 @@ def _fetched(name: str, files: Sequence[str], key: str, extra_files: Sequence[st
         except Exception as error:  # whatever the network layer raises
             details = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{key}: {name} is not a local folder, and downloading it from the Hub failed ({type(error).__name__}: {details})"
+                f"{name} is not a local folder, and downloading it from the Hub failed ({type(error).__name__}: "
+                f"{details})",
+                where=key,
             ) from None
         if next(folder.glob(file), None):
             return folder
-    raise UserError(f"{key}: {name} is on the Hub, but has none of the files {', '.join(files)}")
+    raise UserError(f"{name} is on the Hub, but has none of the files {', '.join(files)}", where=key)
 
 
 def hub_headers(address: str) -> dict[str, str]:

@@ -118,7 +118,9 @@ def check_inputs(config: Config, ignored_sections: tuple[str, ...] = ()) -> None
     remedy = f"check the path (it is relative to {Path.cwd()}); to find out where to get it, see {sources}"
     if len(missing) == 1:
         [(path, keys)] = missing.items()
-        raise UserError(f"{keys[0]}: {path} does not exist; {NO_TOKENIZER if TOKENIZER_KEY in keys else remedy}")
+        raise UserError(
+            f"{path} does not exist", where=keys[0], remedy=NO_TOKENIZER if TOKENIZER_KEY in keys else remedy
+        )
     if any(TOKENIZER_KEY in keys for keys in missing.values()):
         remedy += f"; for the tokenizer: {NO_TOKENIZER}"
     listed = "\n".join(f"  {path}  ({_shortened(keys)})" for path, keys in missing.items())

@@ -108,6 +108,6 @@ def _appending(path: Path, formatter: logging.Formatter) -> _FileHandler:
                     file.write(b"\n")
         handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; use another --output") from None
+        raise UserError(f"{path} cannot be written: {error.strerror}", remedy="use another --output") from None
     handler.setFormatter(formatter)
     return handler

@@ -44,8 +44,9 @@ def check_limit(workers: int) -> None:
     needed = BASE_FILES + PER_WORKER * workers
     if limit() < needed:
         raise UserError(
-            f"a process may have {limit()} files open (ulimit -n), but this run with data.workers={workers} needs {needed}; "
-            f"{_REMEDY}"
+            f"a process may have {limit()} files open (ulimit -n), but this run with data.workers={workers} "
+            f"needs {needed}",
+            remedy=_REMEDY,
         )
 
 
@@ -54,4 +55,4 @@ def limit_error(error: BaseException) -> UserError | None:
     reached = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(
         part in str(error) for part in (os.strerror(errno.EMFILE), "items of ancdata")
     )
-    return UserError(f"too many open files: the limit is {limit()} (ulimit -n); {_REMEDY}") if reached else None
+    return UserError(f"too many open files: the limit is {limit()} (ulimit -n)", remedy=_REMEDY) if reached else None

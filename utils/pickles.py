@@ -40,9 +40,11 @@ def read_plain_pickle(path: str, key: str) -> Any:
         with expanded(path).open("rb") as stream:
             return load_plain_pickle(stream)
     except FileNotFoundError:
-        raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
+        raise UserError(
+            f"{path} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})"
+        ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} is not a pickle of plain data: {error}") from None
+        raise UserError(f"{path} is not a pickle of plain data: {error}", where=key) from None
 
 
 def load_plain_pickle(stream: IO[bytes]) -> Any:

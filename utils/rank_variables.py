@@ -30,7 +30,8 @@ class Variables:
             if value := self._environment.get(name):
                 return value
         raise UserError(
-            f"{names[0]} is not set, although {self._others()} indicate a job; start the job with the scheduler, or unset them"
+            f"{names[0]} is not set, although {self._others()} indicate a job",
+            remedy="start the job with the scheduler, or unset them",
         )
 
     def number(self, *names: str, minimum: int = 0, maximum: int | None = None, reason: str = "") -> int:
@@ -40,10 +41,14 @@ class Variables:
         name = next(name for name in names if self.has(name))
         number = whole_number(text)
         if number is None:
-            raise UserError(f"{name} = {text!r} is not a number; the launcher or the scheduler should have set one")
+            raise UserError(
+                f"{name} = {text!r} is not a number", remedy="the launcher or the scheduler should have set one"
+            )
         if number < minimum or (maximum is not None and number > maximum):
             wanted = f"{minimum} or more" if maximum is None else f"within {minimum} .. {maximum}{reason}"
-            raise UserError(f"{name} = {number} is not {wanted}; check how the launcher or the scheduler sets it")
+            raise UserError(
+                f"{name} = {number} is not {wanted}", remedy="check how the launcher or the scheduler sets it"
+            )
         return number
 
     def port(self, *names: str) -> int:

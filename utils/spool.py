@@ -45,8 +45,9 @@ class TensorSpool:
         except OSError as error:
             size = f"{self.count * self._bytes_each / 1e9:.1f} GB"
             raise UserError(
-                f"{tempfile.gettempdir()}: cannot hold more than {size} of image states ({error.strerror}); "
-                "set TMPDIR to a larger disk"
+                f"cannot hold more than {size} of image states ({error.strerror})",
+                where=tempfile.gettempdir(),
+                remedy="set TMPDIR to a larger disk",
             ) from None
         self.count += len(array)
 

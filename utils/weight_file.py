@@ -56,7 +56,7 @@ def check_complete(path: Path) -> None:
         with safe_open(path, "pt"):
             pass
     except SafetensorError as error:
-        raise UserError(f"{path} is incomplete ({error}); check the disk that contains it") from None
+        raise UserError(f"{path} is incomplete ({error})", remedy="check the disk that contains it") from None
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -73,7 +73,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict):
         raise UserError(
-            f"{path}: damaged: the header entry {HEADER_ENTRY!r} is not a JSON object; copy or download the file again"
+            f"damaged: the header entry {HEADER_ENTRY!r} is not a JSON object",
+            where=path,
+            remedy="copy or download the file again",
         )
     return values
 
@@ -135,6 +137,8 @@ def reject_zip_bomb(path: Path) -> None:
     unpacked = sum(member.file_size for member in members)
     if unpacked > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(
-            f"{path}: the archive is compressed, or claims to unpack to {unpacked:,} bytes, unlike any weight file written by "
-            "torch; save the weights again with torch.save"
+            f"the archive is compressed, or claims to unpack to {unpacked:,} bytes, unlike any weight file "
+            "written by torch",
+            where=path,
+            remedy="save the weights again with torch.save",
         )

@@ -33,12 +33,12 @@ Lines = dict[KeyPath, int]
 
 
 class YamlError(Exception):
-    """A text cannot be parsed into plain values. ``problem`` says what is wrong and what to do, and ``line`` is the line number,
-    counted from 1."""
+    """A text cannot be parsed into plain values. ``problem`` says what is wrong, ``remedy`` what to do, and ``line`` is the line
+    number, counted from 1."""
 
-    def __init__(self, line: int, problem: str):
-        super().__init__(f"line {line}: {problem}")
-        self.line, self.problem = line, problem
+    def __init__(self, line: int, problem: str, remedy: str):
+        super().__init__(f"line {line}: {problem}; {remedy}")
+        self.line, self.problem, self.remedy = line, problem, remedy
 
 
 def parse(text: str) -> tuple[Any, Lines]:
@@ -52,7 +52,7 @@ def parse(text: str) -> tuple[Any, Lines]:
     """
     if len(text) > MAX_CHARACTERS:
         raise YamlError(
-            1, f"the text has {len(text):,} characters, but a config may have {MAX_CHARACTERS:,}; is this a config?"
+            1, f"the text has {len(text):,} characters, but a config may have {MAX_CHARACTERS:,}", "is this a config?"
         )
     root = _compose(text)
     if root is None:
@@ -70,12 +70,15 @@ class _Composer(Composer):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            raise YamlError(self.parser.peek_event().start_mark.line + 1, _TOO_MANY)
+            raise YamlError(self.parser.peek_event().start_mark.line + 1, *_TOO_MANY)
         return super().compose_node(parent, index)
 
 
-_TOO_MANY = f"more than {MAX_NODES:,} values after expanding aliases; name many files by a pattern or a folder, or remove aliases"
-_TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep; flatten them"
+_TOO_MANY = (
+    f"more than {MAX_NODES:,} values after expanding aliases",
+    "name many files by a pattern or a folder, or remove aliases",
+)
+_TOO_DEEP = (f"values are nested more than {MAX_DEPTH} deep", "flatten them")
 _CHECK = "check quotes, brackets and indentation"
 
 
@@ -94,22 +97,23 @@ def _compose(text: str) -> Node | None:
         character = error.character if isinstance(error.character, int) else ord(str(error.character)[:1] or "?")
         raise YamlError(
             text.count("\n", 0, error.position) + 1,
-            f"contains the character U+{character:04X}, which YAML does not allow; remove it",
+            f"contains the character U+{character:04X}, which YAML does not allow",
+            "remove it",
         ) from None
     except ReusedAnchorWarning as warning:
         # ruamel's message consists of "found duplicate anchor 'a'" and the locations of both anchors.
         problem = str(warning).strip().split("\n")[0]
         line = int(str(warning).rpartition("line ")[2].split(",")[0])
-        raise YamlError(line, f"{problem}; rename one of the two") from None
+        raise YamlError(line, f"{problem}", "rename one of the two") from None
     except MaxDepthExceededError as error:
-        raise YamlError(_line_of(error), _TOO_DEEP) from None
+        raise YamlError(_line_of(error), *_TOO_DEEP) from None
     except MarkedYAMLError as error:
         problem = (error.problem or "not valid YAML").strip().split("\n")[0]
-        raise YamlError(_line_of(error), f"{problem}; {_CHECK}") from None
+        raise YamlError(_line_of(error), f"{problem}", _CHECK) from None
     except Exception as error:  # malformed text can raise any exception inside the parser
         reader = getattr(yaml, "_reader", None)
         line = getattr(reader, "line", 0) + 1
-        raise YamlError(line, f"not valid YAML ({type(error).__name__}); {_CHECK}") from None
+        raise YamlError(line, f"not valid YAML ({type(error).__name__})", _CHECK) from None
     return root
 
 
@@ -131,7 +135,7 @@ def _check_size(node: Node, known: dict[int, tuple[int, int]], open_nodes: set[i
     """
     line = node.start_mark.line + 1
     if id(node) in open_nodes:
-        raise YamlError(line, f"&{node.anchor} contains itself by *{node.anchor}; write out the value")
+        raise YamlError(line, f"&{node.anchor} contains itself by *{node.anchor}", "write out the value")
     if id(node) not in known:
         children: list[Node] = []
         if isinstance(node, MappingNode):
@@ -141,9 +145,9 @@ def _check_size(node: Node, known: dict[int, tuple[int, int]], open_nodes: set[i
         sizes = [_check_size(child, known, open_nodes | {id(node)}) for child in children]
         size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
         if size > MAX_NODES:
-            raise YamlError(line, _TOO_MANY)
+            raise YamlError(line, *_TOO_MANY)
         if depth > MAX_DEPTH:
-            raise YamlError(line, _TOO_DEEP)
+            raise YamlError(line, *_TOO_DEEP)
         known[id(node)] = size, depth
     return known[id(node)]
 
@@ -164,8 +168,8 @@ def _value(node: Node, path: KeyPath, lines: Lines) -> Any:
             return _SCALARS[tag](node.value, line)
         except (ValueError, KeyError, IndexError):
             name = _NAMES.get(tag, tag)
-            raise YamlError(line, f"{_short(node.value)} is not a valid {name}; quote it if it is text") from None
-    raise YamlError(line, f"the tag {node.tag} does not make a plain value here; remove it")
+            raise YamlError(line, f"{_short(node.value)} is not a valid {name}", "quote it if it is text") from None
+    raise YamlError(line, f"the tag {node.tag} does not make a plain value here", "remove it")
 
 
 def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
@@ -178,16 +182,20 @@ def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
         line = key_node.start_mark.line + 1
         if isinstance(key_node, ScalarNode) and str(key_node.tag) == f"{_TAG}merge":
             if merge_line:
-                raise YamlError(line, f"found duplicate key '<<', first on line {merge_line}; merge a list of aliases")
+                raise YamlError(
+                    line, f"found duplicate key '<<', first on line {merge_line}", "merge a list of aliases"
+                )
             merge_line = line
             merged = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
             if not all(isinstance(source, MappingNode) for source in merged):
-                raise YamlError(line, "<< merges a mapping or a list of mappings; write an alias of one, such as *name")
+                raise YamlError(
+                    line, "<< merges a mapping or a list of mappings", "write an alias of one, such as *name"
+                )
             continue
         key = _key(key_node, line)
         if key in pairs:
             first = pairs[key][0].start_mark.line + 1
-            raise YamlError(line, f"found duplicate key {key!r}, first on line {first}; keep one of them")
+            raise YamlError(line, f"found duplicate key {key!r}, first on line {first}", "keep one of them")
         pairs[key] = (key_node, value_node)
     for source in merged:
         for key, pair in _pairs(source).items():
@@ -200,15 +208,15 @@ def _key(node: Node, line: int) -> str:
     if not isinstance(node, ScalarNode) or tag not in ("str", "int", "float", "bool", "timestamp"):
         kind = "a mapping" if isinstance(node, MappingNode) else "a list" if isinstance(node, SequenceNode) else "null"
         kind = kind if tag in ("map", "seq", "null") else f"tagged {node.tag}"
-        raise YamlError(line, f"a key is {kind}; keys are names")
+        raise YamlError(line, f"a key is {kind}", "keys are names")
     if len(node.value) > MAX_KEY:
-        raise YamlError(line, f"a key has {len(node.value):,} characters, more than {MAX_KEY}; is this a config?")
+        raise YamlError(line, f"a key has {len(node.value):,} characters, more than {MAX_KEY}", "is this a config?")
     return _text(node.value, line)
 
 
 def _text(value: str, line: int) -> str:
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise YamlError(line, f"{_short(value)} contains a character that is not allowed in text; remove it")
+        raise YamlError(line, f"{_short(value)} contains a character that is not allowed in text", "remove it")
     return str(value)
 
 
@@ -217,7 +225,7 @@ def _integer(value: str, line: int) -> int:
     base = {"0x": 16, "0o": 8, "0b": 2}.get(text.lstrip("+-")[:2], 10)
     number = int(text, base) if len(text) <= 100 else None  # int() refuses thousands of digits
     if number is None or number not in _INTEGERS:
-        raise YamlError(line, f"{_short(value)} does not fit into 64 bits; use a smaller number")
+        raise YamlError(line, f"{_short(value)} does not fit into 64 bits", "use a smaller number")
     return number
 
 
@@ -227,7 +235,7 @@ def _float(value: str, line: int) -> float:
         return float(text.replace(".", ""))
     number = float(text)
     if math.isinf(number):
-        raise YamlError(line, f"{_short(value)} is beyond the range of a float; use a smaller number")
+        raise YamlError(line, f"{_short(value)} is beyond the range of a float", "use a smaller number")
     return number
 
 

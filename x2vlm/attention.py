@@ -49,13 +49,13 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
     network, view = model.network, model.read(image)
     assert isinstance(network, AligningModel)
     if view.pixels.dim() == 4:
-        raise UserError(f"explain: {view.name} is a video; maps are available only for images")
+        raise UserError(f"{view.name} is a video", where="explain", remedy="maps are available only for images")
     last = len(network.fusion.blocks) - 1
     index = max(0, (last + 1) // 2 - 1) if layer is None else layer
     if not 0 <= index < last:
         available = f"0 to {last - 1}" if last else "none: the fusion encoder has only one block"
         raise UserError(
-            f"explain: layer {index}: word maps exist only for the fusion blocks before the last ({available})"
+            f"layer {index}: word maps exist only for the fusion blocks before the last ({available})", where="explain"
         )
     # Gradients of attention underflow in 16 bits, and a single image takes little time in 32 bits.
     with evaluating(network, "fp32"), torch.enable_grad():

@@ -84,7 +84,8 @@ class LoadedModel:
         """
         if not isinstance(self.runtime, TorchRuntime):
             raise UserError(
-                f"{self.origin} is an export to ONNX without a torch module; load the model from which it was exported"
+                f"{self.origin} is an export to ONNX without a torch module",
+                remedy="load the model from which it was exported",
             )
         return self.runtime.network
 
@@ -100,7 +101,7 @@ class LoadedModel:
             UserError: the list of items is empty, or a result is NaN or infinite.
         """
         if not items:
-            raise UserError("no images or texts were given; pass at least one")
+            raise UserError("no images or texts were given", remedy="pass at least one")
         size = self.batch_size
         with self.runtime.running():
             return [
@@ -122,8 +123,9 @@ class LoadedModel:
             is_finite = bool(np.isfinite(result).all())
         if not is_finite:
             raise UserError(
-                f"{self.origin}: the model's results are NaN or infinite for this input; use precision fp32, or "
-                "different weights"
+                "the model's results are NaN or infinite for this input",
+                where=self.origin,
+                remedy="use precision fp32, or different weights",
             )
         return result
 
@@ -177,7 +179,9 @@ class LoadedModel:
             cleaned = ""
         check_unicode(text)
         if not cleaned.strip():
-            raise UserError(f"the text {text!r} contains no words (punctuation does not count); write at least one")
+            raise UserError(
+                f"the text {text!r} contains no words (punctuation does not count)", remedy="write at least one"
+            )
         return cleaned
 
     def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
@@ -223,7 +227,7 @@ class LoadedModel:
         """
         if name not in self.calls:
             declared = f"declares {', '.join(self.calls)}" if self.calls else "declares no calls of its own"
-            raise UserError(f"{name}: {self.origin} is a model for the task {self.settings.task}, which {declared}")
+            raise UserError(f"{self.origin} is a model for the task {self.settings.task}, which {declared}", where=name)
         results: list[list[Any]] = self.calls[name](self, as_list(images), as_texts(texts))
         return results
 
@@ -237,12 +241,14 @@ class LoadedModel:
             return
         if self.settings.task in CALLS[call].tasks:
             raise UserError(
-                f"{call}: {self.origin} is an export to ONNX, which does not support this call; load the model from "
-                "which it was exported"
+                f"{self.origin} is an export to ONNX, which does not support this call",
+                where=call,
+                remedy="load the model from which it was exported",
             )
         raise UserError(
-            f"{call}: {self.origin} is a model for the task {self.settings.task}, which was not trained for this call; load "
-            f"a model for the task {' or '.join(CALLS[call].tasks)}"
+            f"{self.origin} is a model for the task {self.settings.task}, which was not trained for this call",
+            where=call,
+            remedy=f"load a model for the task {' or '.join(CALLS[call].tasks)}",
         )
 
 
@@ -255,7 +261,7 @@ class Matcher:
 
     def __init__(self, model: LoadedModel, texts: Sequence[str]):
         if not texts:
-            raise UserError("no texts were given; pass at least one")
+            raise UserError("no texts were given", remedy="pass at least one")
         self.model, self.count = model, len(texts)
         size = 8 * model.batch_size
         with model.runtime.running():
@@ -292,7 +298,7 @@ class Matcher:
 def check_unicode(text: str) -> None:
     """Raises :class:`UserError` if a text contains half of a surrogate pair, which no tokenizer accepts."""
     if not is_unicode(text):
-        raise UserError(f"the text {text!r} is not valid Unicode; check the encoding of its source")
+        raise UserError(f"the text {text!r} is not valid Unicode", remedy="check the encoding of its source")
 
 
 def as_texts(texts: Any) -> list[str]:
@@ -300,6 +306,8 @@ def as_texts(texts: Any) -> list[str]:
     listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) else [texts]
     if odd := [text for text in listed if not isinstance(text, str)]:
         if isinstance(odd[0], list | tuple):
-            raise UserError(f"{odd[0]!r:.60} is a {type(odd[0]).__name__}, not a string; pass one flat list of texts")
-        raise UserError(f"{odd[0]!r} is not a string; pass texts as strings")
+            raise UserError(
+                f"{odd[0]!r:.60} is a {type(odd[0]).__name__}, not a string", remedy="pass one flat list of texts"
+            )
+        raise UserError(f"{odd[0]!r} is not a string", remedy="pass texts as strings")
     return listed

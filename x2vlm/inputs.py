@@ -103,7 +103,7 @@ class Reader:
     def _views(self, image: Image, view: FrameView) -> _Views:
         try:
             if isinstance(image, str) and "://" in image:
-                raise UserError(f"{image}: URLs are not supported; download the image and pass its path")
+                raise UserError("URLs are not supported", where=image, remedy="download the image and pass its path")
             if isinstance(image, str | Path):
                 return self._from_file(Path(image).expanduser(), view)
             if isinstance(image, PILImage.Image):
@@ -135,14 +135,16 @@ class Reader:
         # The array is copied, because torch warns about read-only arrays such as numpy views of Pillow images.
         pixels = torch.from_numpy(np.array(image, order="C")) if isinstance(image, np.ndarray) else image.cpu()
         if pixels.dtype != torch.uint8:
-            raise UserError(f"{name} contains {str(pixels.dtype).removeprefix('torch.')}; pass uint8 in 0..255")
+            raise UserError(
+                f"{name} contains {str(pixels.dtype).removeprefix('torch.')}", remedy="pass uint8 in 0..255"
+            )
         if isinstance(image, np.ndarray):
             pixels = pixels.unsqueeze(2).expand(-1, -1, 3) if pixels.dim() == 2 else pixels
             pixels = pixels.movedim(-1, -3) if pixels.dim() >= 3 else pixels
         if pixels.dim() not in (3, 4) or pixels.shape[-3] != 3 or 0 in pixels.shape:
             raise UserError(
-                f"{name} is not an image: an array is (H, W, 3), a tensor (3, H, W); in a video, frames are the "
-                "first axis"
+                f"{name} is not an image: an array is (H, W, 3), a tensor (3, H, W)",
+                remedy="in a video, frames are the first axis",
             )
         if pixels.dim() == 3:
             return self._from_image(pixels, name, view)
@@ -151,26 +153,30 @@ class Reader:
 
     def _from_image(self, pixels: Tensor, name: str, view: FrameView) -> _Views:
         if self.videos is not None:
-            raise UserError(f"{name} is an image, but the model takes videos; pass a video, or the frames of a video")
+            raise UserError(
+                f"{name} is an image, but the model takes videos", remedy="pass a video, or the frames of a video"
+            )
         return _Views([view(pixels)], (pixels.shape[2], pixels.shape[1]), name)
 
     def _from_pillow(self, image: PILImage.Image) -> Tensor:
         """Returns the pixels of a Pillow image, (3, H, W) uint8."""
         name = "a Pillow image"
         if not image.width or not image.height:
-            raise UserError(f"{name} has {image.width} x {image.height} pixels; pass an image with at least one pixel")
+            raise UserError(
+                f"{name} has {image.width} x {image.height} pixels", remedy="pass an image with at least one pixel"
+            )
         if image.width * image.height > self.max_pixels:
             size = f"{image.width} x {image.height} pixels"
             raise UserError(f"{name} has {size}, more than max_pixels = {self.max_pixels}")
         try:
             return rgb_of(ImageOps.exif_transpose(image), on_white=True)
         except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{name} cannot be read: {error}; pass an image in a supported format") from None
+            raise UserError(f"{name} cannot be read: {error}", remedy="pass an image in a supported format") from None
 
 
 def _require_sampler(videos: FrameSampler | None, name: str) -> FrameSampler:
     if videos is None:
         raise UserError(
-            f"{name} is a folder or a video, but the model takes images; pass an image, or load a video model"
+            f"{name} is a folder or a video, but the model takes images", remedy="pass an image, or load a video model"
         )
     return videos

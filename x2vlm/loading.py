@@ -122,8 +122,9 @@ def _load_weights(
     trained_with = trained_token_ids(weights)
     if trained_with is not None and not has_token_ids(loaded, trained_with):
         raise UserError(
-            f"tokenizer {tokenizer_name}: its token ids differ from the token ids used to train {weights}, so words would "
-            "get the embeddings of other words; pass the tokenizer used in training"
+            f"tokenizer {tokenizer_name}: its token ids differ from the token ids used to train {weights}, so "
+            "words would get the embeddings of other words",
+            remedy="pass the tokenizer used in training",
         )
     network = kind.build(settings.model, len(loaded))
     load_weights(network, weights).require_complete()
@@ -148,8 +149,9 @@ def _check_finite(network: torch.nn.Module, weights: Path) -> None:
     for name, parameter in network.named_parameters():
         if not torch.stack(parameter.aminmax()).isfinite().all():
             raise UserError(
-                f"{weights}: {name} has values that are NaN or infinite, so the model cannot be used; pass different "
-                "weights, such as a previous checkpoint"
+                f"{name} has values that are NaN or infinite, so the model cannot be used",
+                where=weights,
+                remedy="pass different weights, such as a previous checkpoint",
             )
 
 
@@ -166,7 +168,7 @@ def _device(device: str | torch.device | None) -> torch.device:
             accelerator.disable_cudnn_attention()
     except (RuntimeError, AssertionError, TypeError):
         raise UserError(
-            f"device {str(device)!r} cannot be used here; use cpu or, if there is a GPU, cuda or cuda:N"
+            f"device {str(device)!r} cannot be used here", remedy="use cpu or, if there is a GPU, cuda or cuda:N"
         ) from None
     return found
 
@@ -183,16 +185,20 @@ def _weights_of(source: str) -> Path:
         return find_weights(folder)
     path = expanded(source)
     if not path.exists():
-        raise UserError(f"{source}: no such file or folder; pass a run's folder, a weight file, or {HUB}owner/name")
+        raise UserError(
+            "no such file or folder", where=source, remedy=f"pass a run's folder, a weight file, or {HUB}owner/name"
+        )
     if (path / MODELLING_FILE).is_file():
         raise UserError(
-            f"{source}: saved for transformers; load it with AutoModel.from_pretrained, or save the model with "
-            "format='x2vlm'"
+            "saved for transformers",
+            where=source,
+            remedy="load it with AutoModel.from_pretrained, or save the model with format='x2vlm'",
         )
     if (path / ADAPTERS).is_file():
         raise UserError(
-            f"{source}: contains only adapters; build a model from them with `python run.py checkpoint merge {source} "
-            "--base …`"
+            "contains only adapters",
+            where=source,
+            remedy=f"build a model from them with `python run.py checkpoint merge {source} --base …`",
         )
     return find_weights(path)
 
@@ -240,7 +246,7 @@ def _published_config(found: Recognised, weights: Path) -> str:
     """
     remedy = "set config=, the config that it was trained with"
     if found.kind is None or not found.kind.startswith("X²-VLM"):
-        raise UserError(f"{weights} is not in a run's folder, and is {found.kind or 'not recognised'}; {remedy}")
+        raise UserError(f"{weights} is not in a run's folder, and is {found.kind or 'not recognised'}", remedy=remedy)
     table = PUBLISHED
     if found.words == XLM_R_WORDS:
         table = PUBLISHED_MULTILINGUAL
@@ -248,11 +254,11 @@ def _published_config(found: Recognised, weights: Path) -> str:
         table = PUBLISHED_VIDEO
     if found.task in (None, "none"):
         raise UserError(
-            f"{weights} contains encoders without a head, so the model supports no calls; fine-tune it first"
+            f"{weights} contains encoders without a head, so the model supports no calls", remedy="fine-tune it first"
         )
     config = table.get(found.task or "", "").format(size=found.size)
     if not config or not (ROOT / "configs" / config).is_file() or found.image_size is None:
-        raise UserError(f"{weights} is {found.kind}, task {found.task}, of an unknown size or language; {remedy}")
+        raise UserError(f"{weights} is {found.kind}, task {found.task}, of an unknown size or language", remedy=remedy)
     return config
 
 

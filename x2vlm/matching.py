@@ -57,7 +57,8 @@ def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.nda
     """
     if model.runtime.temperature is None:
         raise UserError(
-            f"{model.origin} does not record its temperature, which evaluation.score: sum requires; export it again"
+            f"{model.origin} does not record its temperature, which evaluation.score: sum requires",
+            remedy="export it again",
         )
     summed: np.ndarray = np.asarray(margins, np.float64) + np.asarray(cosines, np.float64) / model.runtime.temperature
     return summed

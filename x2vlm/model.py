@@ -96,20 +96,24 @@ class Model(LoadedModel):
         pairs = _pairs("answer", as_list(images), as_texts(questions))
         answers = self.answers if candidates is None else as_texts(candidates)
         if candidates is not None and not answers:
-            raise UserError("answer: candidates is empty; pass at least one, or omit it")
+            raise UserError("candidates is empty", where="answer", remedy="pass at least one, or omit it")
         if isinstance(network, VideoQAModel):
             if decode == "beam":
-                raise UserError("answer: this model chooses among its classes; omit decode")
+                raise UserError("this model chooses among its classes", where="answer", remedy="omit decode")
             return self._classified(network, pairs, answers)
         config = self.settings.evaluation
         decode = decode or ("rank" if candidates is not None else config.decode)
         if decode == "beam":
             if candidates is not None:
-                raise UserError("answer: decode='beam' does not choose among candidates; omit candidates or decode")
+                raise UserError(
+                    "decode='beam' does not choose among candidates", where="answer", remedy="omit candidates or decode"
+                )
             return self.run(pairs, partial(self._generated, network))
         if not answers:
             raise UserError(
-                "answer: the model has no list of answers; pass candidates=, or answers= to load(), or decode='beam'"
+                "the model has no list of answers",
+                where="answer",
+                remedy="pass candidates=, or answers= to load(), or decode='beam'",
             )
         tree = self._answer_tree(answers)
 
@@ -144,15 +148,17 @@ class Model(LoadedModel):
         """
         self.require("locate")
         if boxes not in ("one", "all"):
-            raise UserError(f"locate: boxes is {boxes!r}; pass 'one' or 'all'")
+            raise UserError(f"boxes is {boxes!r}", where="locate", remedy="pass 'one' or 'all'")
         if boxes == "all":
             threshold = self._threshold() if threshold is None else threshold
             if not (isinstance(threshold, int | float) and 0 < threshold <= 1):
                 raise UserError(
-                    f"locate: threshold is {threshold!r}, which is not a probability; pass a number above 0 and at most 1"
+                    f"threshold is {threshold!r}, which is not a probability",
+                    where="locate",
+                    remedy="pass a number above 0 and at most 1",
                 )
         elif threshold is not None:
-            raise UserError("locate: threshold applies only to boxes='all'; omit it")
+            raise UserError("threshold applies only to boxes='all'", where="locate", remedy="omit it")
         listed = as_list(images)
         is_single = isinstance(phrases, str) or not isinstance(phrases, Iterable)
         groups: list[Any] = [phrases] if is_single else list(phrases)
@@ -163,7 +169,9 @@ class Model(LoadedModel):
         )
         if len(each) != len(listed):
             raise UserError(
-                f"locate: {len(listed)} images and {len(each)} lists of phrases; pass a list for each image"
+                f"{len(listed)} images and {len(each)} lists of phrases",
+                where="locate",
+                remedy="pass a list for each image",
             )
 
         def find(pairs: Sequence[tuple[Image, Sequence[str]]]) -> list[list[Box]]:
@@ -210,8 +218,9 @@ class Model(LoadedModel):
         for group, statement in pairs:
             if len(group) != network.images:
                 raise UserError(
-                    f"compare: {statement!r} has {len(group)} images, but the model compares {network.images}; pass "
-                    f"{network.images} images with each statement"
+                    f"{statement!r} has {len(group)} images, but the model compares {network.images}",
+                    where="compare",
+                    remedy=f"pass {network.images} images with each statement",
                 )
 
         def judge(pairs: Sequence[tuple[list[Image], str]]) -> list[Judgement]:
@@ -229,7 +238,7 @@ class Model(LoadedModel):
         self._network("explain", PretrainModel, RetrievalModel)
         texts = as_texts(text)
         if len(texts) != 1:
-            raise UserError(f"explain: {len(texts)} texts were given; pass exactly one")
+            raise UserError(f"{len(texts)} texts were given", where="explain", remedy="pass exactly one")
         (text,) = texts
         return word_maps(self, image, text, layer)
 
@@ -282,8 +291,9 @@ class Model(LoadedModel):
         """
         if self.settings.task == "grounding" and not self.has_box_sets:
             raise UserError(
-                f"locate: {self.origin} predicts one box per phrase; train it with model.box_set, or load a model "
-                "trained with task pretrain"
+                f"{self.origin} predicts one box per phrase",
+                where="locate",
+                remedy="train it with model.box_set, or load a model trained with task pretrain",
             )
         return self.settings.evaluation.threshold
 
@@ -307,10 +317,14 @@ class Model(LoadedModel):
         classes = self.answers
         if classes is None or answers is None:
             raise UserError(
-                "answer: the model's classes have no names; pass answers= to load(): a JSON list of the names"
+                "the model's classes have no names",
+                where="answer",
+                remedy="pass answers= to load(): a JSON list of the names",
             )
         if unknown := [answer for answer in answers if answer not in classes]:
-            raise UserError(f"answer: {unknown[0]!r} is not one of the model's {len(classes)} classes; remove it")
+            raise UserError(
+                f"{unknown[0]!r} is not one of the model's {len(classes)} classes", where="answer", remedy="remove it"
+            )
         indices = torch.tensor([classes.index(answer) for answer in answers])
 
         def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
@@ -330,7 +344,9 @@ class Model(LoadedModel):
             for answer in answers
         ]
         if empty := [answer for answer, ids in zip(answers, tokens, strict=True) if len(ids) < 3]:
-            raise UserError(f"answer: the tokenizer returns no tokens for the candidate {empty[0]!r}; remove it")
+            raise UserError(
+                f"the tokenizer returns no tokens for the candidate {empty[0]!r}", where="answer", remedy="remove it"
+            )
         return AnswerTree(tokens)
 
 
@@ -339,8 +355,9 @@ def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:
     count = max(len(images), len(texts))
     if {len(images), len(texts)} - {1, count}:
         raise UserError(
-            f"{call}: {len(images)} images and {len(texts)} texts; pass as many images as texts, or a single "
-            "image or text"
+            f"{len(images)} images and {len(texts)} texts",
+            where=call,
+            remedy="pass as many images as texts, or a single image or text",
         )
     return list(
         zip(images * (count // len(images) if images else 1), texts * (count // max(1, len(texts))), strict=True)

@@ -71,7 +71,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
     folder = expanded(folder)
     _check_format(format)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not an empty folder; pass a different folder")
+        raise UserError(f"{folder} already exists and is not an empty folder", remedy="pass a different folder")
     try:
         with new_folder(folder) as made:
             if format == "transformers":
@@ -85,7 +85,7 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
             write_text(made / CARD, card(model, folder.name, format, "path/of/this/folder"))
     except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise UserError(
-            f"{folder}: cannot be written: {reason_of(error)}; check the folder and the space on its disk"
+            f"cannot be written: {reason_of(error)}", where=folder, remedy="check the folder and the space on its disk"
         ) from None
     return folder
 
@@ -109,7 +109,7 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
 
     _check_format(format)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise UserError(f"{name!r} is not the name of a repository on the Hub; pass owner/name")
+        raise UserError(f"{name!r} is not the name of a repository on the Hub", remedy="pass owner/name")
     check_reachable(f"{name} cannot be uploaded")
     api = HfApi()
     with tempfile.TemporaryDirectory() as temporary:
@@ -120,13 +120,15 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload of x2vlm {VERSION}")
         except Exception as error:  # the network layer can raise many types of exceptions
             reason = reason_of(error).rstrip(".")
-            raise UserError(f"{name} cannot be uploaded to the Hub: {reason}; log in with hf auth login") from None
+            raise UserError(
+                f"{name} cannot be uploaded to the Hub: {reason}", remedy="log in with hf auth login"
+            ) from None
     return str(address)
 
 
 def _check_format(format: str) -> None:
     if format not in get_args(SavedFormat):
-        raise UserError(f"format is {format!r}; pass {' or '.join(map(repr, get_args(SavedFormat)))}")
+        raise UserError(f"format is {format!r}", remedy=f"pass {' or '.join(map(repr, get_args(SavedFormat)))}")
 
 
 def save_settings(model: LoadedModel, folder: Path) -> None:

@@ -86,15 +86,17 @@ def loaded_task(name: object, source: TaskSource | None, origin: str) -> LoadedT
     if source is None or source.entry is not None:
         if name not in TASKS:
             raise UserError(
-                f"{origin}: task is {name!r}, not one of {', '.join(TASKS)}; for a task of your own, pass its folder as task="
+                f"task is {name!r}, not one of {', '.join(TASKS)}",
+                where=origin,
+                remedy="for a task of your own, pass its folder as task=",
             )
         entry = TASKS[str(name)]
         return LoadedTask(model_section(imported(entry.config)), imported(entry.model), {})
     kind = source.load()
     if kind.model is None:
         raise UserError(
-            f"task {source.argument}: its TASK declares no model, so its runs cannot be loaded; pass the class of the network "
-            "as the third argument of TaskKind"
+            f"task {source.argument}: its TASK declares no model, so its runs cannot be loaded",
+            remedy="pass the class of the network as the third argument of TaskKind",
         )
     return LoadedTask(model_section(kind.config), kind.model, kind.calls)
 

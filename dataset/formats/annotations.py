@@ -88,9 +88,9 @@ def read_json(path: str, key: str) -> Any:
             if error.msg == "Extra data"
             else ""
         )
-        raise UserError(f"{key}: {path}:{error.lineno}: not JSON: {error.msg}{lines}") from None
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}{lines}", where=key) from None
     except (ValueError, RecursionError) as error:  # an integer with thousands of digits; a thousand nested lists
-        raise UserError(f"{key}: {path} cannot be read as JSON: {json_fault(error)}") from None
+        raise UserError(f"{path} cannot be read as JSON: {json_fault(error)}", where=key) from None
 
 
 def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
@@ -101,7 +101,7 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
     """
     text = read_text(path, key)
     if form := foreign_form(text[:100_000], arrays=True):
-        raise UserError(f"{key}: {path} is {form}, not records; {convert_hint(path)}")
+        raise UserError(f"{path} is {form}, not records", where=key, remedy=convert_hint(path))
     if text.lstrip().startswith("["):
         rows = [_row(value, f"{path}[{index}]") for index, value in enumerate(read_json(path, key))]
     else:
@@ -109,7 +109,7 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
         lines = enumerate(text.split("\n"), start=1)
         rows = [_parsed_line(line, f"{path}:{number}") for number, line in lines if line.strip()]
     if not rows:
-        raise UserError(f"{key}: {path} is empty; it should contain a JSON array or JSON lines")
+        raise UserError(f"{path} is empty", where=key, remedy="it should contain a JSON array or JSON lines")
     return rows
 
 
@@ -134,7 +134,7 @@ def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row
         if all(sign in first for sign in signs):
             remedy = f"set format: {name}" if name in formats else "this task does not read it"
             remedy = convert_hint(path) if what == "COCO's own file" else remedy
-            raise UserError(f"{key}: {path} is {what}, not records; {remedy}")
+            raise UserError(f"{path} is {what}, not records", where=key, remedy=remedy)
     return rows
 
 
@@ -164,7 +164,7 @@ def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list
     """
     values = content.get(name) if isinstance(content, dict) else None
     if not isinstance(values, list):
-        raise UserError(f"{key}: {path} has no list {name!r}, so it is not {what}; see {key}.format")
+        raise UserError(f"{path} has no list {name!r}, so it is not {what}", where=key, remedy=f"see {key}.format")
     return [_row(value, f"{path}: {name}[{index}]") for index, value in enumerate(values)]
 
 
@@ -207,7 +207,7 @@ def parse_rows(
         remedy = remedy_for(kinds, "data.max_broken" if can_be_raised else None)
         if key.startswith("evaluation."):
             remedy = "a held-out set must not contain broken records"
-        raise UserError(f"{counted}; {remedy}")
+        raise UserError(f"{counted}", remedy=remedy)
     logger.warning(counted)
     return parsed
 
@@ -227,7 +227,9 @@ def check_unique(ids: Iterable[Any], file: str | Path, what: str, remedy: str = 
     seen: dict[Any, int] = {}
     for number, each in enumerate(ids, 1):
         if (first := seen.setdefault(each, number)) != number:
-            raise UserError(f"{file}: {what} {each!r} (numbers {first} and {number}, counted from 1); {remedy}")
+            raise UserError(
+                f"{what} {each!r} (numbers {first} and {number}, counted from 1)", where=file, remedy=remedy
+            )
 
 
 def check_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: str) -> None:
@@ -246,7 +248,9 @@ def check_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: st
     missing = [name for name in wanted if not counts[name]]
     if missing:
         listed = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
-        raise UserError(f"{key}: no record of {path} is in split {', '.join(missing)}; splits in the file: {listed}")
+        raise UserError(
+            f"no record of {path} is in split {', '.join(missing)}", where=key, remedy=f"splits in the file: {listed}"
+        )
 
 
 class ImageFiles:
@@ -350,10 +354,12 @@ def read_text(path: str, key: str) -> str:
     try:
         return read_regular(expanded(path), "utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
+        raise UserError(
+            f"{path} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(
-            f"{key}: {path} is not UTF-8 text; set it to an annotation file, or save the file as UTF-8"
+            f"{path} is not UTF-8 text", where=key, remedy="set it to an annotation file, or save the file as UTF-8"
         ) from None
     except OSError as error:
-        raise UserError(f"{key}: {path} cannot be read: {error.strerror}; check the path") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}", where=key, remedy="check the path") from None

@@ -81,8 +81,9 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
         first, known = by_image.setdefault(identity, (source, []))
         if first.path != source.path:
             raise UserError(
-                f"{key}: image_id {identity} is {first.path} ({first.location}) and {source.path} ({source.location}); "
-                "give each image a different id"
+                f"image_id {identity} is {first.path} ({first.location}) and {source.path} ({source.location})",
+                where=key,
+                remedy="give each image a different id",
             )
         known.extend(captions)
     counts = [len(captions) for _, captions in by_image.values()]
@@ -119,9 +120,13 @@ def _rows_in_language(
         if not spoken or language in spoken:
             kept.append(row)
     if rows and not languages:
-        raise UserError(f"{key}: the captions of {path} are plain texts, not by language; remove `language`")
+        raise UserError(
+            f"the captions of {path} are plain texts, not by language", where=key, remedy="remove `language`"
+        )
     if rows and not kept:
-        raise UserError(f"{key}: {path} has no text in language {language!r}; its languages: {', '.join(languages)}")
+        raise UserError(
+            f"{path} has no text in language {language!r}", where=key, remedy=f"its languages: {', '.join(languages)}"
+        )
     if len(kept) < len(rows):
         logger.info(
             "%s: %d of %d records of %s have no text in %r", key, len(rows) - len(kept), len(rows), path, language

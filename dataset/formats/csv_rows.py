@@ -38,7 +38,9 @@ class CsvFile:
         self.columns = [column.strip() for column in header]
         if not any(self.columns) or len(set(self.columns)) < len(self.columns):
             raise UserError(
-                f"{name}:1: the header is {', '.join(self.columns) or 'empty'}; it should name each column once"
+                f"the header is {', '.join(self.columns) or 'empty'}",
+                where=f"{name}:1",
+                remedy="it should name each column once",
             )
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, str] | BrokenRecordError]]:
@@ -106,7 +108,9 @@ class CsvFile:
             remedy = "close its quotation mark, or double the quotation marks inside its text"
         else:
             remedy = f"shorten the text to {limit:,} characters, or put a text with line breaks in quotation marks"
-        return UserError(f"{self._name}:{start + 1}: {self._column(column)} is not valid CSV ({error}); {remedy}")
+        return UserError(
+            f"{self._column(column)} is not valid CSV ({error})", where=f"{self._name}:{start + 1}", remedy=remedy
+        )
 
     def _column(self, index: int) -> str:
         return f"column {self.columns[index]!r}" if index < len(self.columns) else f"column {index + 1}"

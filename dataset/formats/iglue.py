@@ -53,7 +53,7 @@ def xvnli_rows(path: str, key: str) -> Rows:
     if len(labelled) < len(rows):
         logger.info("%s: %d of %d rows of %s have no label", key, len(rows) - len(labelled), len(rows), path)
     if not labelled:
-        raise UserError(f"{key}: no row of {path} has a label")
+        raise UserError(f"no row of {path} has a label", where=key)
     return converted(labelled, statement)
 
 
@@ -80,7 +80,9 @@ def gqa_rows(path: str, key: str) -> Rows:
     """
     content = read_json(path, key)
     if not isinstance(content, dict) or not all(isinstance(asked, Mapping) for asked in list(content.values())[:1]):
-        raise UserError(f"{key}: {path} is not a JSON object of questions by id like GQA's files; see {key}.format")
+        raise UserError(
+            f"{path} is not a JSON object of questions by id like GQA's files", where=key, remedy=f"see {key}.format"
+        )
 
     def question(row: Row) -> Row:
         values = {

@@ -52,12 +52,14 @@ def read_table(path: str, columns: tuple[str, ...], key: str) -> dict[str, dict[
     file = CsvFile(read_text(path, key), f"{key}: {path}")
     missing = [column for column in columns if column not in file.columns]
     if missing:
-        raise UserError(f"{key}: {path} has no column {', '.join(missing)}; columns: {', '.join(file.columns)[:200]}")
+        raise UserError(
+            f"{path} has no column {', '.join(missing)}", where=key, remedy=f"columns: {', '.join(file.columns)[:200]}"
+        )
     rows: dict[str, dict[str, str]] = {}
     for location, row in file:
         if isinstance(row, BrokenRecordError):
-            raise UserError(f"{location}: {row.message}; correct the row")
+            raise UserError(f"{row.message}", where=location, remedy="correct the row")
         rows[location.removeprefix(f"{key}: ")] = row
     if not rows:
-        raise UserError(f"{key}: {path} has a header but no rows")
+        raise UserError(f"{path} has a header but no rows", where=key)
     return rows

@@ -29,7 +29,7 @@ def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> I
     is_json = Path(refs).suffix == ".json"
     listed = read_json(refs, f"{key}.refs") if is_json else read_plain_pickle(refs, f"{key}.refs")
     if not isinstance(listed, list) or not all(isinstance(ref, dict) for ref in listed):
-        raise UserError(f"{key}.refs: {refs} is not a list of references")
+        raise UserError(f"{refs} is not a list of references", where=f"{key}.refs")
     check_splits([str(ref.get("split")) for ref in listed], splits, key, refs)
     content = read_json(instances, f"{key}.instances")
     check_unique((ref["ref_id"] for ref in listed if "ref_id" in ref), refs, "two references have the same ref_id")
@@ -39,7 +39,7 @@ def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> I
         boxes = {annotation["id"]: annotation["bbox"] for annotation in content["annotations"]}
         sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     except (KeyError, TypeError) as error:
-        raise UserError(f"{key}.instances: {instances} is not a COCO instances file (no {error})") from None
+        raise UserError(f"{instances} is not a COCO instances file (no {error})", where=f"{key}.instances") from None
 
     def phrase_row(row: Row) -> Row:
         image, named = row.get("image_id", int), row.values.get("ann_id")

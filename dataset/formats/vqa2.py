@@ -24,7 +24,7 @@ def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row 
     # test-dev2015 is a subset of test2015, and its images are in the folder test2015.
     subset = str(content.get("data_subtype", "")).replace("test-dev", "test")
     if not subset:
-        raise UserError(f"{key}: {path} lacks VQA v2's 'data_subtype'")
+        raise UserError(f"{path} lacks VQA v2's 'data_subtype'", where=key)
     answers = None if annotations is None else _read_answers(annotations, f"{key}.annotations")
 
     def with_answers(row: Row) -> Row:
@@ -47,7 +47,7 @@ def _read_answers(path: str, key: str) -> dict[int, dict[str, Any]]:
     content = read_json(path, key)
     listed = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(listed, list):
-        raise UserError(f"{key}: {path} has no list 'annotations', so it is not VQA v2's file of answers")
+        raise UserError(f"{path} has no list 'annotations', so it is not VQA v2's file of answers", where=key)
     answers_of = {}
     for index, annotation in enumerate(listed):
         try:
@@ -57,5 +57,5 @@ def _read_answers(path: str, key: str) -> dict[int, dict[str, Any]]:
                 "answer_type": annotation.get("answer_type", ""),
             }
         except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{key}: {path}: annotations[{index}] lacks VQA v2's question_id or answers") from None
+            raise UserError(f"{path}: annotations[{index}] lacks VQA v2's question_id or answers", where=key) from None
     return answers_of

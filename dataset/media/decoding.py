@@ -325,7 +325,7 @@ def _reading(path: Path, location: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise UserError(
-            f"{location}: {path} is a video file, and {error.name} cannot be loaded; pip install it"
+            f"{path} is a video file, and {error.name} cannot be loaded", where=location, remedy="pip install it"
         ) from None
     except Exception as error:
         # After the reason, PyAV's errors repeat the path and FFmpeg's log.

@@ -171,8 +171,9 @@ def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, ke
     if file is not None:
         remedy = "av" if config.backend == "av" else f"av {config.backend}, or use backend: av"
         raise UserError(
-            f"{key}.backend: {config.backend} cannot be loaded ({reason}), and {file.path} ({file.location}) is a video file; "
-            f"pip install {remedy}"
+            f"{config.backend} cannot be loaded ({reason}), and {file.path} ({file.location}) is a video file",
+            where=f"{key}.backend",
+            remedy=f"pip install {remedy}",
         )
 
 
@@ -190,7 +191,7 @@ def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, m
         try:
             index_of(path, max_pixels, Clock(config.time_limit_s, location))
         except BrokenRecordError as error:
-            raise UserError(f"{key}: {error}; a held-out set must not contain broken records") from None
+            raise UserError(f"{error}", where=key, remedy="a held-out set must not contain broken records") from None
 
 
 def _is_video_file(path: Path) -> bool:

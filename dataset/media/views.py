@@ -115,9 +115,9 @@ def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | Non
     """Raises :class:`UserError`, naming the config ``key``, if an image model gets videos, or a video model gets images."""
     videos = sum(isinstance(source, VideoSource) for source in sources)
     if videos and frames is None:
-        raise UserError(f"{key} has videos, but the model takes images; set model.vision.video.frames")
+        raise UserError(f"{key} has videos, but the model takes images", remedy="set model.vision.video.frames")
     if frames is not None and videos < len(sources):
-        raise UserError(f"{key} has images, but the model takes videos; remove model.vision.video")
+        raise UserError(f"{key} has images, but the model takes videos", remedy="remove model.vision.video")
 
 
 def check_size(image: Tensor | EncodedImage, size: tuple[int, int], location: str) -> None:

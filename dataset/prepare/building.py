@@ -237,12 +237,14 @@ def _check_usable(counts: Counts, name: str, max_broken: float) -> None:
     if bad > max_broken * read:
         first = "; ".join(f"{number:,} {reason} ({counts.locations[reason][0]})" for reason, number in broken.items())
         raise UserError(
-            f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; check that each file is the official one and "
-            f"complete, or skip these entries with --max-broken {min(1.0, math.ceil(100 * bad / read) / 100):g}"
+            f"{bad:,} of {read:,} entries cannot be used: {first}",
+            where=name,
+            remedy="check that each file is the official one and complete, or skip these entries with --max-broken "
+            f"{min(1.0, math.ceil(100 * bad / read) / 100):g}",
         )
     if not sum(counts.written.values()):
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.skipped.items()) or "nothing was read"
-        raise UserError(f"{name}: none of the {read:,} entries gave a record: {reasons}")
+        raise UserError(f"none of the {read:,} entries gave a record: {reasons}", where=name)
 
 
 def _put_in_place(building: Path, target: Path) -> None:

@@ -50,13 +50,17 @@ def outputs_of_shards(
     for entry in files:
         if is_url(entry) or is_hub(entry):
             raise UserError(
-                f"--records {entry}: frames can only be extracted from shards on this machine; copy the shards first"
+                "frames can only be extracted from shards on this machine",
+                where=f"--records {entry}",
+                remedy="copy the shards first",
             )
     shards = Shards(files, key="--records")
     local = [path for path in shards.paths if isinstance(path, Path)]
     if parquet := [path for path in local if path.suffix == PARQUET_SUFFIX]:
         raise UserError(
-            f"--records {parquet[0]}: frames cannot be extracted from Parquet files; write the records as JSON lines"
+            "frames cannot be extracted from Parquet files",
+            where=f"--records {parquet[0]}",
+            remedy="write the records as JSON lines",
         )
 
     def job(index: int) -> Job:
@@ -85,12 +89,16 @@ def outputs_of_folder(folder: Path, making: FrameMaking) -> list[OutputFile]:
         UserError: the folder does not contain a video file, two videos would have the same list, or the decoder cannot be loaded.
     """
     if not folder.is_dir():
-        raise UserError(f"--folder: {folder} is not a folder; check the path (it is relative to {Path.cwd()})")
+        raise UserError(
+            f"{folder} is not a folder", where="--folder", remedy=f"check the path (it is relative to {Path.cwd()})"
+        )
     paths = glob.glob("**/*", root_dir=folder, recursive=True)
     names = sorted(name for name in paths if Path(name).suffix.lower() in VIDEO_SUFFIXES and (folder / name).is_file())
     if not names:
         raise UserError(
-            f"--folder: {folder} does not contain a video file ({', '.join(VIDEO_SUFFIXES)}); check the path"
+            f"{folder} does not contain a video file ({', '.join(VIDEO_SUFFIXES)})",
+            where="--folder",
+            remedy="check the path",
         )
 
     def output(name: str) -> OutputFile:
@@ -116,7 +124,7 @@ def _check_names(outputs: Sequence[OutputFile], flag: str, remedy: str) -> None:
     for output in outputs:
         other = first.setdefault(output.name, output.source)
         if other is not output.source:
-            raise UserError(f"{flag}: {other} and {output.source} would both become {output.name}; {remedy}")
+            raise UserError(f"{other} and {output.source} would both become {output.name}", where=flag, remedy=remedy)
 
 
 def _check_decoder(sources: Iterable[VideoSource], making: FrameMaking) -> None:

@@ -89,7 +89,7 @@ def build(
     sources = {output.source.resolve() for output in outputs}
     for output in outputs:
         if (out / output.name).resolve() in sources:
-            raise UserError(f"{out}: {output.name} would replace its own source; use another folder")
+            raise UserError(f"{output.name} would replace its own source", where=out, remedy="use another folder")
     names = [output.name for output in outputs]
     with OutputFolder(out, MANIFEST, arguments, names, overwrite=overwrite) as folder:
         summary = _fill(folder, outputs, workers, progress)
@@ -97,8 +97,9 @@ def build(
     if summary.broken and not summary.videos:
         first = next(broken for entry in folder.entries.values() for broken in entry.broken)
         raise UserError(
-            f"{out}: no video could be read: {tally(summary.broken)} (first: {first['place']}: {first['detail']}); "
-            "check the paths (--overwrite rebuilds everything)"
+            f"no video could be read: {tally(summary.broken)} (first: {first['place']}: {first['detail']})",
+            where=out,
+            remedy="check the paths (--overwrite rebuilds everything)",
         )
     return summary
 
@@ -221,17 +222,23 @@ def frames(
         workers: number of processes (default: number of cores).
     """
     if bool(records) == (folder is not None):
-        raise UserError("pass --records FILE ... or --folder DIR, but not both; see run.py prepare frames --help")
+        raise UserError(
+            "pass --records FILE ... or --folder DIR, but not both", remedy="see run.py prepare frames --help"
+        )
     out = output.out
     log.set_up()
     reading = VideoReadingConfig(backend=backend, frames_per_second=frames_per_second, time_limit_s=time_limit)
     making = FrameMaking(reading, short_side, quality, max_frames, max_pixels)
     if folder is not None:
         if video_root is not None:
-            raise UserError("--video-root can only be used with --records; with --folder, the paths are complete")
+            raise UserError(
+                "--video-root can only be used with --records", remedy="with --folder, the paths are complete"
+            )
         if out.resolve() == folder.resolve():
             raise UserError(
-                f"--out: {out} is the folder of the videos, where training would find the videos before their lists; use another"
+                f"{out} is the folder of the videos, where training would find the videos before their lists",
+                where="--out",
+                remedy="use another",
             )
         outputs = outputs_of_folder(folder, making)
         arguments: dict[str, Any] = {"folder": str(folder.resolve())}

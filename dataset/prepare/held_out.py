@@ -113,9 +113,9 @@ class HeldOut:
             files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
             roots = ", ".join(map(str, self.roots))
             raise UserError(
-                f"{because}cannot exclude held-out images: there is no {files} below {roots}; pass the folder of the files with "
-                f"--held-out DIR, or, if you never evaluate on these splits, "
-                f"{' '.join(f'--without {name}' for name in missing)}"
+                f"{because}cannot exclude held-out images: there is no {files} below {roots}",
+                remedy="pass the folder of the files with --held-out DIR, or, if you never evaluate on these splits, "
+                f"{' '.join(f'--without {name}' for name in missing)}",
             )
 
     def require_for(self, ids: Ids, name: str) -> None:
@@ -175,7 +175,8 @@ def read_held_out(
                 held_out.split_of.setdefault(each, printable(f"{splits.title} {split}"))
         if not found_any:
             raise UserError(
-                f"{file} does not list any held-out image; check that it is {splits.file} of {splits.title}, and complete"
+                f"{file} does not list any held-out image",
+                remedy=f"check that it is {splits.file} of {splits.title}, and complete",
             )
     held_out.roots = tuple(raw.roots)
     held_out.require(required)
@@ -315,9 +316,11 @@ def read_references(file: RawFile) -> list[dict[str, Any]]:
         try:
             references = load_plain_pickle(stream)
         except ValueError as error:
-            raise UserError(f"{file} is not a pickle of plain data: {error}; is it the official file?") from None
+            raise UserError(
+                f"{file} is not a pickle of plain data: {error}", remedy="is it the official file?"
+            ) from None
     if not isinstance(references, list) or not all(isinstance(each, dict) for each in references):
-        raise UserError(f"{file} is not a list of references; is it the official file?")
+        raise UserError(f"{file} is not a list of references", remedy="is it the official file?")
     return references
 
 
@@ -379,7 +382,9 @@ def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
                 text = line.decode("utf-8", "replace").strip()
                 if text and id_number(text) is None:
                     raise UserError(
-                        f"{file}:{line_number}: {text[:40]!r} is not an id of Flickr30K; use the official file"
+                        f"{text[:40]!r} is not an id of Flickr30K",
+                        where=f"{file}:{line_number}",
+                        remedy="use the official file",
                     )
                 if text:
                     yield f"flickr:{int(text)}", split
@@ -421,14 +426,16 @@ def _msvd(file: RawFile) -> Iterator[tuple[str, str]]:
             match = _MSVD_LINE.fullmatch(line.decode("utf-8", "replace").strip())
             if match is None:
                 raise UserError(
-                    f"{file}:{line_number}: not a clip and its number, <id>_<start>_<end> vid<N>; is it MSVD's file?"
+                    "not a clip and its number, <id>_<start>_<end> vid<N>",
+                    where=f"{file}:{line_number}",
+                    remedy="is it MSVD's file?",
                 )
             if int(match[2]) > 1200:
                 yield f"youtube:{match[1]}", "val" if int(match[2]) <= 1300 else "test"
 
 
 def _unexpected(file: RawFile, location: str, error: Exception) -> UserError:
-    return UserError(f"{file}: {location} does not have the official format ({type(error).__name__}: {error})")
+    return UserError(f"{location} does not have the official format ({type(error).__name__}: {error})", where=file)
 
 
 def _first_of(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:

@@ -95,7 +95,7 @@ def check_unique_names(files: Sequence[Path]) -> None:
     for path in files:
         if (other := first.setdefault(path.name, path)) != path:
             raise UserError(
-                f"{other} and {path} have the same name; rename one of them, or prepare the sets one by one"
+                f"{other} and {path} have the same name", remedy="rename one of them, or prepare the sets one by one"
             )
 
 

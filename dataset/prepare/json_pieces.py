@@ -166,8 +166,8 @@ class _Text:
         """Returns the error for the current location. If ``reason`` is None, the error says that the file is truncated."""
         where = f"{self.name}: {self.location}" if self.location else self.name
         if reason is None:
-            return UserError(f"{where}: the file is truncated here; download or unpack it again")
-        return UserError(f"{where}: not JSON: {reason}; check that it is the official file, and complete")
+            return UserError("the file is truncated here", where=where, remedy="download or unpack it again")
+        return UserError(f"not JSON: {reason}", where=where, remedy="check that it is the official file, and complete")
 
     def _read(self) -> bool:
         """Reads the next block into the buffer; returns False at the end of the file."""
@@ -180,7 +180,7 @@ class _Text:
         except UnicodeDecodeError as error:
             after = f"after {self.location} " if self.location else ""
             raise UserError(
-                f"{self.name}: {after}it is not encoded in UTF-8: {error.reason}; is it the official file?"
+                f"{after}it is not encoded in UTF-8: {error.reason}", where=self.name, remedy="is it the official file?"
             ) from None
         self._buffer = self._buffer[self._at :] + more
         self._at = 0

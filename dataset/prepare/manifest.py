@@ -78,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest:
     values = read_facts(path)
     values.pop("own_sha256", None)
     if path.read_bytes() != _content(values):
-        raise UserError(f"{path} was changed after it was written; prepare the folder again")
+        raise UserError(f"{path} was changed after it was written", remedy="prepare the folder again")
     return Manifest(folder, values)
 
 
@@ -91,7 +91,7 @@ def is_prepared(folder: Path) -> bool:
     if (folder / MANIFEST).exists():
         return True
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} contains files that `run.py prepare` did not write; use another --out")
+        raise UserError(f"{folder} contains files that `run.py prepare` did not write", remedy="use another --out")
     return False
 
 
@@ -101,7 +101,8 @@ def check_same(folder: Path, arguments: Mapping[str, Any]) -> None:
     different = [key for key in {**made_with, **arguments} if made_with.get(key) != arguments.get(key)]
     if different:
         raise UserError(
-            f"{folder} was built from other files or with other flags ({', '.join(different)}); --overwrite rebuilds it"
+            f"{folder} was built from other files or with other flags ({', '.join(different)})",
+            remedy="--overwrite rebuilds it",
         )
 
 

@@ -31,7 +31,9 @@ def read_missing(path: Path) -> frozenset[str]:
     files = sorted(path.rglob(MISSING)) if path.is_dir() else [path]
     if not files:
         raise UserError(
-            f"--missing {path}: found no {MISSING} below this folder; pass such a file, or the --out of `run.py prepare`"
+            f"found no {MISSING} below this folder",
+            where=f"--missing {path}",
+            remedy="pass such a file, or the --out of `run.py prepare`",
         )
     names: set[str] = set()
     for file in files:

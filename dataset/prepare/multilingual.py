@@ -69,7 +69,11 @@ def multilingual(
     """
     folders = [records / name for name in FOLDERS if (records / name).is_dir()]
     if not folders:
-        raise UserError(f"--records {records}: contains none of {', '.join(FOLDERS)}; build them with `prepare 4m`")
+        raise UserError(
+            f"contains none of {', '.join(FOLDERS)}",
+            where=f"--records {records}",
+            remedy="build them with `prepare 4m`",
+        )
     if missing := [name for name in FOLDERS if records / name not in folders]:
         _report(f"{records}: found no {', '.join(missing)}, which the multilingual configs also read")
     files = translated_files(translations) if translations.is_dir() else {}
@@ -130,7 +134,9 @@ def _translate(
     out = output.out / source.name
     shards = [Path(str(path)) for path in find_shards([str(source)], str(source))]
     if parquet := [path for path in shards if path.suffix == PARQUET_SUFFIX]:
-        raise UserError(f"{parquet[0]}: captions cannot be translated in Parquet files; pass JSON lines or tars")
+        raise UserError(
+            "captions cannot be translated in Parquet files", where=parquet[0], remedy="pass JSON lines or tars"
+        )
     names = [path.name for path in shards]
     arguments = {"records": str(source.resolve()), "translations": digests}
     with OutputFolder(out, manifest_of(COMMAND), arguments, names, overwrite=output.overwrite) as folder:

@@ -112,7 +112,7 @@ class OutputFolder:
             return None
         if entry.source != str(source.resolve()):
             raise UserError(
-                f"{path} was built from {entry.source}, not from {source}; use another folder, or --overwrite"
+                f"{path} was built from {entry.source}, not from {source}", remedy="use another folder, or --overwrite"
             )
         same = source.exists() and (path.stat().st_size, source.stat().st_size) == (entry.bytes, entry.source_bytes)
         return entry if same else None
@@ -219,7 +219,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise UserError(f"{path} is not a JSON object; remove it, or pass --overwrite")
+        raise UserError(f"{path} is not a JSON object", remedy="remove it, or pass --overwrite")
     return facts
 
 
@@ -240,7 +240,7 @@ def _lock(out: Path) -> IO[str]:
         except BlockingIOError:
             journal.close()
             raise UserError(
-                f"{out}: another run is filling this folder; wait until it ends, or use another folder"
+                "another run is filling this folder", where=out, remedy="wait until it ends, or use another folder"
             ) from None
         except FileNotFoundError:
             pass
@@ -263,11 +263,13 @@ def _check_arguments(out: Path, made_with: Any, arguments: Mapping[str, Any]) ->
     if isinstance(made_with, dict):
         keys = [key for key in {**made_with, **arguments} if made_with.get(key) != arguments.get(key)]
         difference = ", ".join(f"{key}={made_with.get(key)}, not {arguments.get(key)}" for key in keys)
-    raise UserError(f"{out} was built with different arguments ({difference}); use another folder, or --overwrite")
+    raise UserError(
+        f"{out} was built with different arguments ({difference})", remedy="use another folder, or --overwrite"
+    )
 
 
 def _foreign(out: Path, name: str) -> UserError:
-    return UserError(f"{out} contains {name}, which this command did not write; use an empty folder")
+    return UserError(f"{out} contains {name}, which this command did not write", remedy="use an empty folder")
 
 
 def _remove(path: Path) -> None:

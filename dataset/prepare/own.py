@@ -56,12 +56,14 @@ def read_any(path: Path) -> OwnFile:
     """
     name = str(path)
     if path.is_file() and path.stat().st_size > RECORD_BYTES:
-        raise UserError(f"{path} has more than {RECORD_BYTES:,} bytes (dataset/files.py); split it")
+        raise UserError(f"{path} has more than {RECORD_BYTES:,} bytes (dataset/files.py)", remedy="split it")
     text = read_text(name, "prepare own")
     if path.suffix in (".csv", ".tsv") or (foreign_form(text[:100_000], arrays=True) is not None):
         file = CsvFile(text, name)
         if len(file.columns) < 2:
-            raise UserError(f"{name}:1: the header is {file.columns[0]}; it should name at least two columns")
+            raise UserError(
+                f"the header is {file.columns[0]}", where=f"{name}:1", remedy="it should name at least two columns"
+            )
         return OwnFile("CSV", _csv_rows(file), file.columns)
     if text.lstrip().startswith("{"):
         try:
@@ -130,7 +132,9 @@ class Converter:
         if self._columns is not None:
             named = "corners" if self._columns == CORNERS else "xywh"
             if boxes not in (None, named):
-                raise UserError(f"--boxes {boxes} contradicts the columns {', '.join(self._columns)}; remove the flag")
+                raise UserError(
+                    f"--boxes {boxes} contradicts the columns {', '.join(self._columns)}", remedy="remove the flag"
+                )
             self.boxes = named
         self._nested = "elems" in keys
         has_boxes = bool({"elems", "bb"} & keys) or self._columns is not None
@@ -140,8 +144,9 @@ class Converter:
         if not self.kind:
             listed = ", ".join(sorted(map(str, keys)))[:200] or "none"
             raise UserError(
-                "the rows need one of the columns question, sentence, caption, or the columns x1, y1, x2, y2; found columns: "
-                f"{listed}; see --help, and --rename OLD=NEW"
+                "the rows need one of the columns question, sentence, caption, or the columns x1, y1, x2, y2; found "
+                f"columns: {listed}",
+                remedy="see --help, and --rename OLD=NEW",
             )
         unused = set(PHOTOGRAPH_KEYS) if self.kind == "statements" else set()
         self.dropped = sorted(keys - (KEYS - unused) - {*CORNERS, *XYWH})
@@ -168,13 +173,13 @@ class Converter:
         boxes = np.array(self._boxes)
         if are_relative(boxes):
             raise UserError(
-                f"all {len(boxes):,} boxes lie within 0 and 1; multiply x and width by the image's width, y and height by its "
-                "height"
+                f"all {len(boxes):,} boxes lie within 0 and 1",
+                remedy="multiply x and width by the image's width, y and height by its height",
             )
         if self.boxes != "corners" and look_like_corners(boxes, np.array(self._sizes)):
             raise UserError(
-                f"boxes look like x1, y1, x2, y2, such as {boxes[0].tolist()}; pass --boxes corners, or call their columns "
-                f"{', '.join(CORNERS)}"
+                f"boxes look like x1, y1, x2, y2, such as {boxes[0].tolist()}",
+                remedy=f"pass --boxes corners, or call their columns {', '.join(CORNERS)}",
             )
         return list(made.values())
 
@@ -303,13 +308,17 @@ def _check_columns(file: Path, columns: Sequence[str], rows: Sequence[Row | Brok
     known = [column for column in columns if column in KEYS | {*CORNERS, *XYWH, "bbox"}]
     if empty := [column for column in known if column not in used]:
         raise UserError(
-            f"{file}: {', '.join(empty)} has no value in any row; fill the column, or remove it from the file"
+            f"{', '.join(empty)} has no value in any row",
+            where=file,
+            remedy="fill the column, or remove it from the file",
         )
 
 
 def _unusable(file: Path, errors: Sequence[BrokenRecordError], rows: int) -> UserError:
     """Returns the error for a file of which no row can be used."""
-    return UserError(f"{file}: none of {rows:,} rows can be used; fix the rows or the column flags: {_reasons(errors)}")
+    return UserError(
+        f"none of {rows:,} rows can be used", where=file, remedy=f"fix the rows or the column flags: {_reasons(errors)}"
+    )
 
 
 def _reasons(errors: Sequence[BrokenRecordError]) -> str:
@@ -362,23 +371,27 @@ def own(
     """
     broken_file = out.with_name(f"{out.stem}_broken.jsonl")
     if out.suffix != ".jsonl" or not out.parent.is_dir():
-        raise UserError(f"--out {out}: name a file *.jsonl in a folder that exists")
+        raise UserError("name a file *.jsonl in a folder that exists", where=f"--out {out}")
     if out.exists() and (not overwrite or out.samefile(file)):
-        raise UserError(f"--out {out} already exists; use another name, or --overwrite unless it is FILE itself")
+        raise UserError(
+            f"--out {out} already exists", remedy="use another name, or --overwrite unless it is FILE itself"
+        )
     if wrong := [each for each in rename if not all(each.partition("=")[::2])]:
-        raise UserError(f"--rename {wrong[0]}: write OLD=NEW")
+        raise UserError("write OLD=NEW", where=f"--rename {wrong[0]}")
     names = dict(each.split("=", 1) for each in rename)
     read = read_any(file)
     rows = list(_renamed(read.rows, names))
     if not rows:
-        raise UserError(f"{file} contains no rows; check that the file is complete")
+        raise UserError(f"{file} contains no rows", remedy="check that the file is complete")
     if all(isinstance(row, BrokenRecordError) for row in rows):
         raise _unusable(file, [row for row in rows if isinstance(row, BrokenRecordError)], len(rows))
     _check_columns(file, [names.get(column, column) for column in read.columns], rows)
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
         if boxes is None:
             raise UserError(
-                f"{file}: the form of bbox is unknown; pass --boxes xywh (x, y, width, height) or --boxes corners"
+                "the form of bbox is unknown",
+                where=file,
+                remedy="pass --boxes xywh (x, y, width, height) or --boxes corners",
             )
         rows = list(_renamed(rows, {"bbox": "bb"}))
     folder = images if images is not None else file.parent

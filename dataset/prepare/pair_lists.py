@@ -103,7 +103,7 @@ def columns_of(path: Path, selection: Selection) -> dict[str, str]:
     if missing:
         remedy = "; for lists without safety tags, pass --safety none" if "safety" in missing else ""
         raise UserError(
-            f"{path} has no column for {', '.join(missing)}; its columns: {', '.join(names.values())}{remedy}"
+            f"{path} has no column for {', '.join(missing)}", remedy=f"its columns: {', '.join(names.values())}{remedy}"
         )
     return found | {name: names[name] for name in annotations if name not in found}
 

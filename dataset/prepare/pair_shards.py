@@ -111,9 +111,11 @@ def convert_shard(job: FileJob) -> Counts:
             rows.close()
     if counts.skipped[OTHER_SIZE] > MAX_OTHER_SHAPE * counts.read["images"]:
         raise UserError(
-            f"{job.source}: {counts.skipped[OTHER_SIZE]:,} of {counts.read['images']:,} images have a different shape than "
-            f"their originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so the boxes do not "
-            "fit; download them again with --resize_mode keep_ratio"
+            f"{counts.skipped[OTHER_SIZE]:,} of {counts.read['images']:,} images have a different shape than "
+            f"their originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so "
+            "the boxes do not fit",
+            where=job.source,
+            remedy="download them again with --resize_mode keep_ratio",
         )
     counts.written["records"] = counts.written["images"]
     return counts

@@ -169,8 +169,9 @@ def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, b
         return pyarrow.array([None if each is None else json.dumps(each) for each in values]), JSON_COLUMN
     except (ValueError, TypeError):
         raise UserError(
-            f"{job.shards.location(job.first)} and the records after it: the values of {name!r} do not have one type "
-            f"({reason}); use one type, or remove the key"
+            f"{job.shards.location(job.first)} and the records after it: the values of {name!r} do not have one "
+            f"type ({reason})",
+            remedy="use one type, or remove the key",
         ) from None
 
 
@@ -268,7 +269,7 @@ def parquet(
     out, started = output.out, time.monotonic()
     source = Shards(shards, key="SHARDS", workers=workers, in_order=True)
     if any(isinstance(path, Path) and path.parent.resolve() == out.resolve() for path in source.paths):
-        raise UserError(f"--out {out} is the folder of the shards; use another")
+        raise UserError(f"--out {out} is the folder of the shards", remedy="use another")
     keys = ImageKeys(image_key, image_root=image_root)
     jobs = _jobs(source, out, keys)
     arguments = {
@@ -308,7 +309,9 @@ def parquet(
         skipped = [each for entry in entries for each in entry.broken]
         rows = sum(entry.counts["records"] for entry in entries)
         if not rows:
-            raise UserError(f"{out}: no record could be written; first {skipped[0]['place']}: {skipped[0]['detail']}")
+            raise UserError(
+                "no record could be written", where=out, remedy=f"first {skipped[0]['place']}: {skipped[0]['detail']}"
+            )
         folder.close()
     groups, size = (sum(values) for values in zip(*((e.counts["row groups"], e.bytes) for e in entries), strict=True))
     seconds = time.monotonic() - started

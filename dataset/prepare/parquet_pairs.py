@@ -77,8 +77,9 @@ class PairsByFile:
         self._downloaded = [folder for folder in folders if finished_shards(folder)[0]]
         if not self._lists and not self._downloaded:
             raise UserError(
-                f"{self.options.raw}: neither this folder nor a folder *{preparation.name}* in it contains parquet files or "
-                "finished shards of img2dataset"
+                f"neither this folder nor a folder *{preparation.name}* in it contains parquet files or finished "
+                "shards of img2dataset",
+                where=self.options.raw,
             )
         self._joined = pairs.annotations is not None and bool(self._downloaded)
         arguments = preparation.arguments({})

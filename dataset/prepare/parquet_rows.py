@@ -56,7 +56,7 @@ def parquet_batches(path: Path, columns: Mapping[str, str]) -> Iterator[Rows]:
     names = file.schema_arrow.names
     check_names(names, str(path))
     if missing := [name for name in columns.values() if name not in names]:
-        raise UserError(f"{path} has no column {', '.join(missing)}; its columns: {', '.join(names)}")
+        raise UserError(f"{path} has no column {', '.join(missing)}", remedy=f"its columns: {', '.join(names)}")
     number = 0
     for batch in file.iter_batches(BATCH, columns=list(columns.values())):
         values = [batch.column(batch.schema.names.index(name)).to_pylist() for name in columns.values()]
@@ -78,4 +78,4 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict
         yield from rows
     if number and empty:
         named = ", ".join(name for name in columns if name in empty)
-        raise UserError(f"{path}: all {number:,} values of {named} are missing; download the file again")
+        raise UserError(f"all {number:,} values of {named} are missing", where=path, remedy="download the file again")

@@ -57,9 +57,11 @@ class RawFile:
                 with self.path.open("rb") as stream:
                     yield stream
         except _DAMAGED as error:
-            raise UserError(f"{self}: the archive is damaged or truncated ({error}); download it again") from None
+            raise UserError(
+                f"the archive is damaged or truncated ({error})", where=self, remedy="download it again"
+            ) from None
         except RuntimeError as error:  # raised by zipfile for an encrypted member
-            raise UserError(f"{self}: cannot be unpacked: {error}") from None
+            raise UserError(f"cannot be unpacked: {error}", where=self) from None
         except OSError as error:
             raise UserError(f"{self} cannot be read: {error.strerror or error}") from None
 
@@ -98,7 +100,7 @@ class RawFolder:
         self._found: dict[tuple[str, str], RawFile | None] = {}
         for root in self.roots:
             if not root.is_dir():
-                raise UserError(f"{root} is not a folder; pass the folder of the official files")
+                raise UserError(f"{root} is not a folder", remedy="pass the folder of the official files")
 
     @cached_property
     def files(self) -> dict[str, list[Path]]:
@@ -118,7 +120,8 @@ class RawFolder:
                 count += len(names)
                 if count > MAX_FILES:
                     raise UserError(
-                        f"{root} has more than {MAX_FILES:,} files; pass a folder that contains only the data set"
+                        f"{root} has more than {MAX_FILES:,} files",
+                        remedy="pass a folder that contains only the data set",
                     )
         return found
 
@@ -136,7 +139,7 @@ class RawFolder:
                         members = archive.namelist()
                 except (*_DAMAGED, OSError) as error:
                     raise UserError(
-                        f"{path} is not a complete zip archive ({reason_of(error)}); download it again"
+                        f"{path} is not a complete zip archive ({reason_of(error)})", remedy="download it again"
                     ) from None
                 for member in members:
                     found.setdefault(member.rpartition("/")[2], []).append(RawFile(path, member))
@@ -181,8 +184,9 @@ class RawFolder:
         missing = [name for name, file in found.items() if file is None]
         if missing:
             raise UserError(
-                f"{', '.join(map(str, self.roots))}: {', '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist, "
-                "plain or zipped; `python run.py prepare --list` lists the official files"
+                f"{', '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist, plain or zipped",
+                where=", ".join(map(str, self.roots)),
+                remedy="`python run.py prepare --list` lists the official files",
             )
         return [file for file in found.values() if file is not None]
 
@@ -230,8 +234,8 @@ def same_content(one: RawFile, other: RawFile) -> bool:
 def differing(one: RawFile, other: RawFile, name: str) -> UserError:
     """Returns the error for two files of the same name that differ."""
     return UserError(
-        f"{one} ({_size_text(one)}) and {other} ({_size_text(other)}) are both {name}, and their contents differ; remove the "
-        "wrong one, or move it out of the folder"
+        f"{one} ({_size_text(one)}) and {other} ({_size_text(other)}) are both {name}, and their contents differ",
+        remedy="remove the wrong one, or move it out of the folder",
     )
 
 
@@ -251,5 +255,5 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror or error}; check its permissions and the disk"
+            f"{path} cannot be read: {error.strerror or error}", remedy="check its permissions and the disk"
         ) from None

@@ -63,7 +63,7 @@ def _connect(address: str, workers: int) -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError('--ray: needs Ray, which is not installed: pip install ".[ray]"') from None
+        raise UserError('needs Ray, which is not installed: pip install ".[ray]"', where="--ray") from None
     top = str(Path(__file__).resolve().parents[__name__.count(".")])
     paths = os.pathsep.join(filter(None, [top, os.environ.get("PYTHONPATH")]))
     options: dict[str, Any] = (
@@ -75,6 +75,8 @@ def _connect(address: str, workers: int) -> Any:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--ray {address}: {str(error).splitlines()[0]}; start a cluster with `ray start`, or pass --ray local"
+            f"{str(error).splitlines()[0]}",
+            where=f"--ray {address}",
+            remedy="start a cluster with `ray start`, or pass --ray local",
         ) from None
     return ray

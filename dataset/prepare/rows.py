@@ -51,7 +51,7 @@ class RowFile:
                 self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
                 self._database.execute("CREATE INDEX by_key ON rows (kind, key)")
         except sqlite3.OperationalError as error:
-            raise UserError(f"{self.path}: {error}; free some space there, or use another --out") from None
+            raise UserError(f"{error}", where=self.path, remedy="free some space there, or use another --out") from None
 
     def count(self, kind: str) -> int:
         """Returns the number of different keys of a kind."""

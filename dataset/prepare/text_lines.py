@@ -31,8 +31,12 @@ def lines_of(file: RawFile, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[s
                 return
             location = f"{file}:{number}"
             if len(line) == max_bytes:
-                raise UserError(f"{location}: a line of more than {max_bytes:,} bytes; is it the official file?")
+                raise UserError(
+                    f"a line of more than {max_bytes:,} bytes", where=location, remedy="is it the official file?"
+                )
             try:
                 yield location, decode(line)[0].removeprefix("\ufeff").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise UserError(f"{location}: not UTF-8: {error.reason}; is it the official file?") from None
+                raise UserError(
+                    f"not UTF-8: {error.reason}", where=location, remedy="is it the official file?"
+                ) from None

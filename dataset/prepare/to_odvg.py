@@ -153,11 +153,11 @@ def to_odvg(
     if not records:
         raise UserError("pass files or folders of region records")
     if out.suffix != ".jsonl":
-        raise UserError(f"--out {out}: name a file *.jsonl")
+        raise UserError("name a file *.jsonl", where=f"--out {out}")
     if images is not None and not images.is_dir():
-        raise UserError(f"--images: the folder {images} does not exist")
+        raise UserError(f"the folder {images} does not exist", where="--images")
     if out.exists() and not overwrite:
-        raise UserError(f"--out {out} already exists; use another name, or --overwrite")
+        raise UserError(f"--out {out} already exists", remedy="use another name, or --overwrite")
     shards = Shards(records, key="RECORDS", in_order=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     root = os.path.realpath(images if images is not None else out.parent)

@@ -63,7 +63,9 @@ def fill_store(path: Path, folder: Path, files: Mapping[str, Path]) -> None:
     for file, count in lines.items():
         if count != lines[folder / TEXTS]:
             raise UserError(
-                f"{file}: {count:,} lines, but {folder / TEXTS} has {lines[folder / TEXTS]:,}; translate line by line"
+                f"{count:,} lines, but {folder / TEXTS} has {lines[folder / TEXTS]:,}",
+                where=file,
+                remedy="translate line by line",
             )
     path.unlink(missing_ok=True)
     with closing(RowFile(path)) as store:
@@ -88,7 +90,7 @@ def _lines(file: Path) -> Iterator[str]:
             for line in stream:
                 yield one_line(line)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}; it must be a text file in UTF-8") from None
+        raise UserError(f"{file} cannot be read: {error}", remedy="it must be a text file in UTF-8") from None
 
 
 class Translator:

@@ -81,7 +81,9 @@ def held_out_error(error: Exception, location: str) -> UserError:
     """Returns the one-line error for a broken record in a held-out set."""
     broken = broken_record(error, location)
     return UserError(
-        f"{broken.location}: {broken.kind}: {broken.message}; a held-out set must not contain broken records"
+        f"{broken.kind}: {broken.message}",
+        where=broken.location,
+        remedy="a held-out set must not contain broken records",
     )
 
 

@@ -108,7 +108,9 @@ class BlockOrder:
         sizes = np.asarray(shard_sizes, np.int64)
         if sizes.sum() < lanes:
             raise UserError(
-                f"{key}: {sizes.sum():,} records cannot fill {lanes} lanes; set fewer lanes, or order: random"
+                f"{sizes.sum():,} records cannot fill {lanes} lanes",
+                where=key,
+                remedy="set fewer lanes, or order: random",
             )
         self.batch_size, self.block_records = batch_size, block_records
         self.seed, self.stream = seed, stream

@@ -51,24 +51,28 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
             twice. The message is one line that names the config ``key``.
     """
     if not entries:
-        raise UserError(f"{key} is empty; list at least one file, pattern or folder of {_LISTED} shards")
+        raise UserError(f"{key} is empty", remedy=f"list at least one file, pattern or folder of {_LISTED} shards")
     server = Server(remote or RemoteConfig(), key)
     by_entry = [[path for path in _expand(entry, key, server) if "_SUCCESS" not in path.name] for entry in entries]
     shards = [path for paths in by_entry for path in paths]
     if not shards:
-        raise UserError(f"{key}: {', '.join(entries)} contains no shards besides _SUCCESS files; check the path")
+        raise UserError(
+            f"{', '.join(entries)} contains no shards besides _SUCCESS files", where=key, remedy="check the path"
+        )
     seen: set[str] = set()
     for path, real in zip(shards, real_paths(shards), strict=True):
         if _COMPRESSED_TAR.search(path.name):
             raise UserError(
-                f"{key}: {path} is a compressed tar, which cannot be read at an offset; unpack it to a plain .tar"
+                f"{path} is a compressed tar, which cannot be read at an offset",
+                where=key,
+                remedy="unpack it to a plain .tar",
             )
         if isinstance(path, Path) and path.suffix in (".csv", ".tsv"):
-            raise UserError(f"{key}: {path} is a CSV file, not records; {convert_hint(path)}")
+            raise UserError(f"{path} is a CSV file, not records", where=key, remedy=convert_hint(path))
         if path.suffix not in _SUFFIXES:
-            raise UserError(f"{key}: {path} is not a {_LISTED} file; rename it or remove it from the list")
+            raise UserError(f"{path} is not a {_LISTED} file", where=key, remedy="rename it or remove it from the list")
         if real in seen:
-            raise UserError(f"{key}: {path} is listed twice; list each file once")
+            raise UserError(f"{path} is listed twice", where=key, remedy="list each file once")
         seen.add(real)
     return by_entry
 
@@ -90,7 +94,7 @@ def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryI
     status = os.fstat(file.fileno())
     if state not in (None, (status.st_size, status.st_mtime_ns)):
         file.close()
-        raise UserError(f"{path} was changed during the run, after it was indexed; start the run again")
+        raise UserError(f"{path} was changed during the run, after it was indexed", remedy="start the run again")
     return file
 
 
@@ -119,7 +123,7 @@ def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
         wanted = (n for n in os.listdir(path) if os.path.splitext(n)[1] in _SUFFIXES or _COMPRESSED_TAR.search(n))
         found = _without_companions(path / name for name in sorted(wanted))
         if not found and not (found := files_of_copy(path, key)):
-            raise UserError(f"{key}: the folder {path} contains no {_LISTED} file; check the path")
+            raise UserError(f"the folder {path} contains no {_LISTED} file", where=key, remedy="check the path")
         return found
     if path.is_file():
         return [path]
@@ -127,13 +131,13 @@ def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
         matches = (Path(match) for match in glob.glob(pattern_of(path), recursive=True) if Path(match).is_file())
         found = sorted(_without_companions(matches))
         if not found:
-            raise UserError(f"{key}: no file matches {entry}; check the pattern")
+            raise UserError(f"no file matches {entry}", where=key, remedy="check the pattern")
         return found
     try:
         check_regular(path)
     except NotRegularError as error:
-        raise UserError(f"{key}: {path} {error.strerror}; pass the path of a file") from None
-    raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})")
+        raise UserError(f"{path} {error.strerror}", where=key, remedy="pass the path of a file") from None
+    raise UserError(f"{path} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})")
 
 
 def _without_companions(paths: Iterable[F]) -> list[F]:

@@ -82,7 +82,7 @@ class ShardsIndex:
             assert self.folder is not None
             reloaded = load(self.folder, self.paths)
             if reloaded is None or not np.array_equal(reloaded.shards, self.shards):
-                raise UserError(f"the index {self.folder} was removed or rebuilt; start the run again")
+                raise UserError(f"the index {self.folder} was removed or rebuilt", remedy="start the run again")
             self._starts = reloaded.starts
         return self._starts
 

@@ -91,8 +91,10 @@ def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: st
     where = f"in {folder} ({reason})" if folder else f"({reason})"
     if len(paths) > _SHARDS_IN_MEMORY or total > _BYTES_IN_MEMORY:
         raise UserError(
-            f"{key}: the index of {len(paths):,} shards of {total / 1e9:,.1f} GB cannot be kept {where}, and every process would "
-            "have to read all of them to build its own index; set data.cache_index to a writable folder with enough space"
+            f"the index of {len(paths):,} shards of {total / 1000000000.0:,.1f} GB cannot be kept {where}, and "
+            "every process would have to read all of them to build its own index",
+            where=key,
+            remedy="set data.cache_index to a writable folder with enough space",
         )
     _warn_not_cached(where)
     scanned = [scan_shard(path, key, _pair(state)) for path, state in zip(paths, states, strict=True)]
@@ -210,8 +212,9 @@ def _scan_parts(jobs: Sequence[_Job], workers: int, count: int) -> None:
                         bar.update(finished)
             except BrokenProcessPool:
                 raise UserError(
-                    f"{missing[0].key}: a process that indexes shards was killed, probably by the system because memory was "
-                    "full; lower --workers and rerun the same command to continue"
+                    "a process that indexes shards was killed, probably by the system because memory was full",
+                    where=missing[0].key,
+                    remedy="lower --workers and rerun the same command to continue",
                 ) from None
         else:
             for job in missing:

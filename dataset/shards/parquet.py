@@ -58,7 +58,7 @@ def check_pyarrow(key: str) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise UserError(
-            f'{key}: Parquet files need pyarrow, which is not installed: pip install ".[parquet]"'
+            'Parquet files need pyarrow, which is not installed: pip install ".[parquet]"', where=key
         ) from None
 
 
@@ -87,7 +87,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(
-            f"{key}: {path} is not a complete Parquet file ({_reason(error)}); copy or write it again"
+            f"{path} is not a complete Parquet file ({_reason(error)})", where=key, remedy="copy or write it again"
         ) from None
     check_names(footer.schema.to_arrow_schema().names, f"{key}: {path}")
     rows, table, first = [], [], 0
@@ -105,7 +105,9 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
 def check_names(names: Sequence[str], file: str) -> None:
     """Raises :class:`UserError` if two columns of a ``file`` have the same name, because only one of them could be read."""
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{file} has several columns with the name {repeated[0]}; rename or remove all but one of them")
+        raise UserError(
+            f"{file} has several columns with the name {repeated[0]}", remedy="rename or remove all but one of them"
+        )
 
 
 def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list[int]:

@@ -102,7 +102,7 @@ class Shards:
         self.prefetches = any(isinstance(path, RemoteShard) and path.prefetches for path in self.paths)
         self.cached_bytes = sum(map(self._cached_bytes, range(len(self.paths))))
         if not len(self):
-            raise UserError(f"{key}: {', '.join(files)} contains no records; every shard is empty")
+            raise UserError(f"{', '.join(files)} contains no records", where=key, remedy="every shard is empty")
 
     def __len__(self) -> int:
         return self.index.ends[-1]
@@ -205,7 +205,9 @@ class Shards:
             if (failure := open_files.limit_error(error)) is not None:
                 raise failure from None
             raise UserError(
-                f"{path}: can no longer be read ({error}); check whether it was moved or changed during the run"
+                f"can no longer be read ({error})",
+                where=path,
+                remedy="check whether it was moved or changed during the run",
             ) from None
 
 

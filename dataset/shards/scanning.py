@@ -81,9 +81,11 @@ def _check_state(path: ShardFile, key: str, state: tuple[int, int] | None) -> No
     try:
         status = path.stat()
     except OSError as error:
-        raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None
+        raise UserError(
+            f"{path}: {error.strerror or error}", where=key, remedy="check the file and its permissions"
+        ) from None
     if state != (status.st_size, status.st_mtime_ns):
-        raise UserError(f"{key}: {path} was changed while it was indexed; start again when it is complete")
+        raise UserError(f"{path} was changed while it was indexed", where=key, remedy="start again when it is complete")
 
 
 def _scan(path: ShardFile, key: str, state: tuple[int, int] | None) -> ScannedShard:
@@ -94,18 +96,22 @@ def _scan(path: ShardFile, key: str, state: tuple[int, int] | None) -> ScannedSh
                 return ScannedShard(np.repeat(np.arange(len(rows)), rows), np.concatenate(np.split(groups, 2, axis=1)))
             start = file.read(8)
             if start.startswith(_COMPRESSED_STARTS):
-                raise UserError(f"{key}: {path} is compressed and cannot be read at an offset; decompress it first")
+                raise UserError(
+                    f"{path} is compressed and cannot be read at an offset", where=key, remedy="decompress it first"
+                )
             if path.suffix == TAR_SUFFIX:
                 return _scan_tar(file, path, key)
             file.seek(0)
             form = foreign_form(file.read(_FORMAT_BYTES).decode("utf-8", "replace"))
             if form is not None and (form != ARRAY or _is_one_array(file)):
                 raise UserError(
-                    f"{key}: {path} is {form}; a shard has one JSON object on each line; {convert_hint(path)}"
+                    f"{path} is {form}; a shard has one JSON object on each line", where=key, remedy=convert_hint(path)
                 )
             return _scan_lines(path) if isinstance(path, Path) else _scan_remote_lines(file)
     except OSError as error:
-        raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None
+        raise UserError(
+            f"{path}: {error.strerror or error}", where=key, remedy="check the file and its permissions"
+        ) from None
 
 
 def _is_one_array(file: BinaryIO) -> bool:
@@ -188,7 +194,9 @@ def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
         ending = file.read(BLOCK)
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{key}: {path} is not a complete tar file ({error}, after {len(starts)} records); copy or write it again"
+            f"{path} is not a complete tar file ({error}, after {len(starts)} records)",
+            where=key,
+            remedy="copy or write it again",
         ) from None
     irregularities = np.array(sorted(detached), np.int64).reshape(-1, 2)
     return ScannedShard(np.array(starts, np.int64), irregularities, bool(ending), links)

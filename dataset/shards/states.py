@@ -34,7 +34,9 @@ def states_of(paths: Sequence[ShardFile], key: str, indexed: np.ndarray | None =
         try:
             status = os.stat(path)
         except OSError as error:
-            raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None
+            raise UserError(
+                f"{path}: {error.strerror or error}", where=key, remedy="check the file and its permissions"
+            ) from None
         states[number] = status.st_size, status.st_mtime_ns
     remote = {number: path for number, path in enumerate(paths) if isinstance(path, RemoteShard)}
     if remote and indexed is not None:

@@ -27,8 +27,10 @@ def prompt_tokens(processor: TextProcessor, prompt: str) -> list[int]:
     tokens = [processor.cls_id, *processor.pieces(prompt)[0]]
     if len(tokens) >= processor.limits.max_tokens:
         raise UserError(
-            f"data.prompt: {prompt!r} and [CLS] are {len(tokens)} tokens, and data.text.max_tokens is "
-            f"{processor.limits.max_tokens}, which leaves no room for a caption; raise it or shorten the prompt"
+            f"{prompt!r} and [CLS] are {len(tokens)} tokens, and data.text.max_tokens is "
+            f"{processor.limits.max_tokens}, which leaves no room for a caption",
+            where="data.prompt",
+            remedy="raise it or shorten the prompt",
         )
     return tokens
 

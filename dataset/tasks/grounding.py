@@ -101,7 +101,9 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
         logger.info(text, key, len(phrases) - len(fitting) - none, none, needed, remedy)
     if not fitting:
         raise UserError(
-            f"{key}: no phrase of {config.annotations or config.refs} has {needed}, which the head needs; {remedy}"
+            f"no phrase of {config.annotations or config.refs} has {needed}, which the head needs",
+            where=key,
+            remedy=remedy,
         )
     return fitting
 

@@ -80,11 +80,15 @@ def check_statements(items: Sequence[Statement], images: int, classes: int, key:
     for item in items:
         if len(item.images) != images:
             raise UserError(
-                f"{key}: {item.location} has {len(item.images)} images, but model.images is {images}; change it"
+                f"{item.location} has {len(item.images)} images, but model.images is {images}",
+                where=key,
+                remedy="change it",
             )
         if item.label >= classes:
             raise UserError(
-                f"{key}: {item.location} has label {item.label}, but model.classes is {classes}; set it to 3"
+                f"{item.location} has label {item.label}, but model.classes is {classes}",
+                where=key,
+                remedy="set it to 3",
             )
 
 

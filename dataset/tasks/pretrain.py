@@ -67,7 +67,9 @@ class PretrainBatches:
         static: bool = False,
     ):
         if any(side % patch_size for side in sides_of(image_size)):
-            raise UserError(f"image size {image_size} is not a multiple of patch size {patch_size}; change one of them")
+            raise UserError(
+                f"image size {image_size} is not a multiple of patch size {patch_size}", remedy="change one of them"
+            )
         self.text = TextProcessor(tokenizer, data.text, static=static)
         streams, clean_sets = data.streams(), data.clean_sets()
         sources = open_sources(data, seed, world_size, world_size * accumulate)
@@ -83,7 +85,9 @@ class PretrainBatches:
             self.images = ImageStream(data.images, both, self.text, view)
         if data.videos:
             if frames is None:
-                raise UserError("data.videos: the model takes images only; set model.vision.video.frames")
+                raise UserError(
+                    "the model takes images only", where="data.videos", remedy="set model.vision.video.frames"
+                )
             both = (sources["videos"], sources.get("videos/clean"))
             sampler = FrameSampler(frames, data.videos.reading, data.max_pixels, data.pixels)
             view = TrainingView(image_size, data.max_pixels, data.videos.augment, sampler)

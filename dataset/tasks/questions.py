@@ -107,8 +107,9 @@ def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
     without = [question for question in questions if not question.answers]
     if 0 < len(without) < len(questions):
         raise UserError(
-            f"{key}: {len(without)} of {len(questions)} questions have no answers (the first: {without[0].location}); give "
-            "answers to all of them, so that metrics can be computed, or to none"
+            f"{len(without)} of {len(questions)} questions have no answers (the first: {without[0].location})",
+            where=key,
+            remedy="give answers to all of them, so that metrics can be computed, or to none",
         )
 
 

@@ -51,8 +51,9 @@ def read_video_questions(
     rows = read_rows(config.questions, key)
     if any(isinstance(row, Row) and _is_of_images(row) for row in rows[:1]):
         raise UserError(
-            f"{key}: {config.questions} asks about images, but this config is for videos (task: video_qa); for images, start "
-            "from configs/vqa/vqa2_base_4m.yaml"
+            f"{config.questions} asks about images, but this config is for videos (task: video_qa)",
+            where=key,
+            remedy="for images, start from configs/vqa/vqa2_base_4m.yaml",
         )
     questions = parse_rows(rows, parse, key, max_broken)
     check_all_answered_or_none(questions, key)
@@ -74,7 +75,9 @@ def _read_names(path: str, key: str) -> dict[str, str]:
         parts = line.split()
         if len(parts) != 2:
             raise UserError(
-                f"{key}: {path}:{number}: {line[:80]!r} is not a file name and a video_id, separated by a space; fix this line"
+                f"{path}:{number}: {line[:80]!r} is not a file name and a video_id, separated by a space",
+                where=key,
+                remedy="fix this line",
             )
         names[parts[1]] = re.sub(r"\.(avi|mp4)$", "", parts[0])
     return names
@@ -94,13 +97,15 @@ def read_classes(path: str, key: str, classes: int) -> list[str]:
         content = sorted(content, key=lambda answer: content[answer])
     if not isinstance(content, list) or not all(isinstance(answer, str) and answer.strip() for answer in content):
         raise UserError(
-            f"{key}: {path} is neither a JSON list of answers nor an object from answers to labels 0, 1, 2 …"
+            f"{path} is neither a JSON list of answers nor an object from answers to labels 0, 1, 2 …", where=key
         )
     twice = [answer for answer, count in Counter(content).items() if count > 1]
     if twice:
-        raise UserError(f"{key}: {path} lists {twice[0]!r} twice")
+        raise UserError(f"{path} lists {twice[0]!r} twice", where=key)
     if len(content) != classes:
-        raise UserError(f"{key}: {path} lists {len(content)} answers; set model.classes={len(content)}, not {classes}")
+        raise UserError(
+            f"{path} lists {len(content)} answers", where=key, remedy=f"set model.classes={len(content)}, not {classes}"
+        )
     return content
 
 
@@ -117,7 +122,7 @@ class VideoQABatches(QuestionBatches[VideoQADataConfig]):
     def read_questions(self, data: VideoQADataConfig) -> QuestionTable:
         items = QuestionTable(read_video_questions(data.train, "data.train", data.max_broken, answered=True))
         if not any(item.most_frequent() in self.labels for item in items):
-            raise UserError("data.train: no answer is one of the candidates of evaluation.answers")
+            raise UserError("no answer is one of the candidates of evaluation.answers", where="data.train")
         return items
 
     def make_view(self, data: VideoQADataConfig) -> TrainingView:

@@ -50,7 +50,9 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
             answers. The message names the config ``key``.
     """
     if answered and config.format == "vqa2" and config.annotations is None:
-        raise UserError(f"{key}: {config.questions} has VQA v2's questions without answers; set `annotations` too")
+        raise UserError(
+            f"{config.questions} has VQA v2's questions without answers", where=key, remedy="set `annotations` too"
+        )
     images = ImageFiles(images_folder(config.images, config.questions))
     paths: dict[str, Path] = {}
 
@@ -67,7 +69,7 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
     wanted = (row for row in rows if isinstance(row, BrokenRecordError) or _is_taken(row, config.image_share))
     questions = parse_rows(wanted, parse, key, max_broken)
     if not questions:
-        raise UserError(f"{key}: no image of {config.questions} is within image_share: {list(config.image_share)}")
+        raise UserError(f"no image of {config.questions} is within image_share: {list(config.image_share)}", where=key)
     check_all_answered_or_none(questions, key)
     return questions
 
@@ -101,10 +103,10 @@ def read_candidates(path: str, key: str) -> list[str]:
     if isinstance(content, dict) and not all(type(label) is int for label in content.values()):
         listed = None
     if listed is None or not all(entry is None or isinstance(entry, str) for entry in listed):
-        raise UserError(f"{key}: {path} is neither a JSON list of texts nor a JSON object from text to label")
+        raise UserError(f"{path} is neither a JSON list of texts nor a JSON object from text to label", where=key)
     candidates = list(dict.fromkeys(entry for entry in listed if entry is not None and entry.strip()))
     if not candidates:
-        raise UserError(f"{key}: {path} has no candidate answer")
+        raise UserError(f"{path} has no candidate answer", where=key)
     if len(candidates) < len(listed):
         logger.warning(
             "%s: %d of %d entries of %s are null, empty or repeated",

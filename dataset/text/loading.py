@@ -72,16 +72,18 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
             )
             remedy = "save one without auto_map in these files"
         raise UserError(
-            f"tokenizer {name}: the folder contains no usable tokenizer; {remedy} ({type(error).__name__}: {reason})"
+            f"tokenizer {name}: the folder contains no usable tokenizer",
+            remedy=f"{remedy} ({type(error).__name__}: {reason})",
         ) from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            f"tokenizer {name}: only a slow version exists, which cannot tell words apart; use one with a fast version"
+            f"tokenizer {name}: only a slow version exists, which cannot tell words apart",
+            remedy="use one with a fast version",
         )
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:
         raise UserError(
-            f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries; check whether the vocabulary file "
-            "is missing or empty"
+            f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries",
+            remedy="check whether the vocabulary file is missing or empty",
         )
     return tokenizer
 

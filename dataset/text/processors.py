@@ -339,7 +339,8 @@ def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
         )  # Gemma's vocabulary contains it, but does not declare it
     if number is None:
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no {name}; set one and save it"
+            f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no {name}",
+            remedy="set one and save it",
         )
     return int(number)
 

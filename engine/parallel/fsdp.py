@@ -223,8 +223,8 @@ class ShardWriter(dcp.HuggingFaceStorageWriter):
             for name in sorted({result.storage_data.relative_path for result in written}):
                 if not (self.folder / name).is_file():
                     raise UserError(
-                        f"rank 0 does not see {name}, which rank {rank} has written; --output must be on a disk that all "
-                        "nodes share"
+                        f"rank 0 does not see {name}, which rank {rank} has written",
+                        remedy="--output must be on a disk that all nodes share",
                     )
 
 

@@ -34,14 +34,16 @@ def read_document_frequencies(path: str, key: str) -> DocumentFrequencies:
     images = content.get(IMAGES) if isinstance(content, Mapping) else None
     if not isinstance(table, Mapping) or not isinstance(images, Real) or images < 1:
         raise UserError(
-            f"{key}: {path} is not a table of document frequencies: it needs {TABLE!r} (n-gram: images) and {IMAGES!r}"
+            f"{path} is not a table of document frequencies: it needs {TABLE!r} (n-gram: images) and {IMAGES!r}",
+            where=key,
         )
     counts = {tuple(ngram.split(" ")) if isinstance(ngram, str) else ngram: count for ngram, count in table.items()}
     for ngram, count in counts.items():
         if not isinstance(ngram, tuple) or not isinstance(count, Real):
             raise UserError(
-                f"{key}: {path}: {ngram!r:.60}: {count!r:.60} is not an n-gram (words in a tuple) and its count; "
-                "use the published file of document frequencies"
+                f"{path}: {ngram!r:.60}: {count!r:.60} is not an n-gram (words in a tuple) and its count",
+                where=key,
+                remedy="use the published file of document frequencies",
             )
     return DocumentFrequencies(counts, float(images))
 
@@ -50,6 +52,8 @@ def _read_json(path: str, key: str) -> Any:
     try:
         return read_json(expanded(path))
     except FileNotFoundError:
-        raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
+        raise UserError(
+            f"{path} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})"
+        ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {error}", where=key) from None

@@ -42,7 +42,7 @@ def java_metrics(
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
             raise UserError(
-                f"{name} failed in pycocoevalcap: {error!r:.300}; remove this metric, or fix its Java set-up"
+                f"{name} failed in pycocoevalcap: {error!r:.300}", remedy="remove this metric, or fix its Java set-up"
             ) from None
         results[name] = float(score)
     return results
@@ -66,7 +66,7 @@ def check_java_metrics(names: Sequence[str]) -> None:
     for name in names:
         if name not in SCORERS:
             raise UserError(
-                f"{name} is not a metric of pycocoevalcap's Java programs; choose from {', '.join(SCORERS)}"
+                f"{name} is not a metric of pycocoevalcap's Java programs", remedy=f"choose from {', '.join(SCORERS)}"
             )
     if not names:
         return

@@ -71,7 +71,7 @@ class Form:
         except (TypeError, KeyError):
             masked_words = None
         if not isinstance(masked_words, bool) or not isinstance(separate_fusion, bool) or not isinstance(absent, list):
-            raise UserError(f"the header's {PUBLISHED!r} is {values!r:.80}; convert the published file again")
+            raise UserError(f"the header's {PUBLISHED!r} is {values!r:.80}", remedy="convert the published file again")
         return Form(Layout(layout.text_layers, masked_words, separate_fusion), tuple(map(str, absent)))
 
 
@@ -103,7 +103,7 @@ def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) ->
         kept = None if is_buffer(name) else rename(name)
         if (target := kept or name) in ours:
             raise UserError(
-                f"{name} is a second tensor for {target}; the file mixes two layouts: use the original file"
+                f"{name} is a second tensor for {target}", remedy="the file mixes two layouts: use the original file"
             )
         ours[target] = tensor
     restored = _published(ours, layout)
@@ -159,7 +159,9 @@ def _copies_of(state: Mapping[str, Tensor], shared_words: bool) -> list[str]:
         if same_bits(state[copy], state[original]):
             copies.append(copy)
         elif copy not in shared:
-            raise UserError(f"{copy} differs from {original}, to which all models tie it; use a different file")
+            raise UserError(
+                f"{copy} differs from {original}, to which all models tie it", remedy="use a different file"
+            )
     return copies
 
 
@@ -188,8 +190,8 @@ def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], 
             buffers[f"{match[1]}position_ids"] = functools.partial(_position_ids, tensor.shape[0])
     if index_bytes > MAX_INDEX_BYTES:
         raise UserError(
-            f"the indices of its position biases would take {index_bytes:,} bytes, more than in any real model; use "
-            "a different file"
+            f"the indices of its position biases would take {index_bytes:,} bytes, more than in any real model",
+            remedy="use a different file",
         )
     return buffers
 

@@ -67,13 +67,15 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
     """Reads the tensors of a file and how they were stored; see :func:`read_weights`."""
     path = expanded(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such weight file")
+        raise UserError("no such weight file", where=path)
     try:
         check_start(path)
         if path.suffix == ".safetensors":
             tensors = load_file(path)
             if is_damaged(path, tensors):
-                raise UserError(f"{path} is damaged: its weights do not match their hash; use a different file")
+                raise UserError(
+                    f"{path} is damaged: its weights do not match their hash", remedy="use a different file"
+                )
             if merge and has_adapters(tensors):
                 tensors = merged(tensors, read_metadata(path), str(path))
             return _unwrapped(tensors)
@@ -97,7 +99,7 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
     tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         found = ", ".join(str(key) for key in content)[:120] if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: contains no weights, but {found or 'nothing'}")
+        raise UserError(f"contains no weights, but {found or 'nothing'}", where=path)
     _require_plain(path, tensors)
     other_entries += [name for name in content if str(name) not in tensors]
     return _unwrapped(tensors, key, tuple(str(name) for name in other_entries))
@@ -106,7 +108,9 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
 def unreadable(path: Path, error: Exception) -> UserError:
     """The error for a file that cannot be read because it is cut off or damaged."""
     reason = reason_of(error)[:200]
-    return UserError(f"{path}: not a readable weight file: {reason}; it is damaged or cut off: copy or fetch it again")
+    return UserError(
+        f"not a readable weight file: {reason}", where=path, remedy="it is damaged or cut off: copy or fetch it again"
+    )
 
 
 def _require_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -118,14 +122,17 @@ def _require_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
             what = "is repeated from fewer numbers" if plain else f"is {tensor.layout} on {tensor.device}"
             raise UserError(
-                f"{path}: the tensor {name[:120]!r} {what}, unlike any weight; save the weights again as plain tensors"
+                f"the tensor {name[:120]!r} {what}, unlike any weight",
+                where=path,
+                remedy="save the weights again as plain tensors",
             )
         total += tensor.nbytes
     size = path.stat().st_size
     if total > _MAX_EXPANSION * size:
         raise UserError(
-            f"{path}: its tensors take {total:,} bytes, and the file has {size:,}; save each tensor once with "
-            "torch.save"
+            f"its tensors take {total:,} bytes, and the file has {size:,}",
+            where=path,
+            remedy="save each tensor once with torch.save",
         )
 
 
@@ -159,5 +166,5 @@ def read_hub_weights(source: str, key: str) -> dict[str, Tensor]:
     folder = local_folder(source, WEIGHT_FILES, key)
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"{key}: {folder} contains neither {' nor '.join(WEIGHT_FILES)}")
+        raise UserError(f"{folder} contains neither {' nor '.join(WEIGHT_FILES)}", where=key)
     return read_weights(file)

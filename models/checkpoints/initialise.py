@@ -50,19 +50,20 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         UserError: if a file cannot be read or does not fit the model.
     """
     if config.checkpoint and config.vision:
-        raise UserError("init: set either checkpoint, or vision and text, but not both checkpoint and vision")
+        raise UserError("set either checkpoint, or vision and text, but not both checkpoint and vision", where="init")
     if config.new_text and not config.checkpoint:
         raise UserError(
-            "init.new_text says that init.checkpoint has a different text encoder; set init.checkpoint, or remove "
-            "init.new_text"
+            "init.new_text says that init.checkpoint has a different text encoder",
+            remedy="set init.checkpoint, or remove init.new_text",
         )
     if config.checkpoint:
         replaced = config.new_text or config.text is not None
         report = load_weights(model, config.checkpoint, new_text=replaced)
         if not report.loaded:
             raise UserError(
-                f"init.checkpoint: {config.checkpoint} contains no tensor of this model; use a checkpoint of X²-VLM "
-                "or a run"
+                f"{config.checkpoint} contains no tensor of this model",
+                where="init.checkpoint",
+                remedy="use a checkpoint of X²-VLM or a run",
             )
         if config.text is None:
             return [report]
@@ -75,8 +76,9 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         published = pretrained_weights(config.vision, "init.vision")
         if published is None and not expanded(config.vision).is_file() and not looks_like_path(config.vision):
             raise UserError(
-                f"init.vision: {config.vision} is not a file; for weights from timm, use timm:{config.vision}, for "
-                f"weights on the Hub, hf:{config.vision}"
+                f"{config.vision} is not a file",
+                where="init.vision",
+                remedy=f"for weights from timm, use timm:{config.vision}, for weights on the Hub, hf:{config.vision}",
             )
         report = init_vision(model, published or read_weights(config.vision), config.vision)
         if published is not None:
@@ -161,7 +163,7 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     assign(model, kept, report, lambda name: f"{BACKBONE}{name}")
     report.fresh = [name for name in report.fresh if name.startswith("vision.")]
     if not report.loaded:
-        raise UserError(f"init.vision: {source} contains no tensor of {model.config.vision.backbone}")
+        raise UserError(f"{source} contains no tensor of {model.config.vision.backbone}", where="init.vision")
     return report
 
 
@@ -172,14 +174,18 @@ def _require_same_model(report: LoadReport, model: XVLM) -> None:
     surplus = [name for name in report.unused if re.search(r"\.\d+\.", name)]
     if missing and not surplus and all(LAYER_SCALE.search(name) for name in missing):
         raise UserError(
-            f"init.vision: {report.source} has no LayerScale ({missing[0]}, …), but model.vision.layer_scale is "
-            f"{model.config.vision.layer_scale}; set it to null"
+            f"{report.source} has no LayerScale ({missing[0]}, …), but model.vision.layer_scale is "
+            f"{model.config.vision.layer_scale}",
+            where="init.vision",
+            remedy="set it to null",
         )
     if missing or surplus:
         what = f"lacks {len(missing)} of its parameters ({missing[0]}, …)" if missing else f"has more ({surplus[0]}, …)"
         raise UserError(
-            f"init.vision: {report.source} is a different model from model.vision.backbone, "
-            f"{model.config.vision.backbone}: it {what}; name the same model in both keys"
+            f"{report.source} is a different model from model.vision.backbone, {model.config.vision.backbone}: "
+            f"it {what}",
+            where="init.vision",
+            remedy="name the same model in both keys",
         )
 
 
@@ -215,10 +221,13 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
     text_layers, fusion_layers = len(model.text.encoder.layer), len(model.fusion.layer)
     if not file_layers or file_layers % text_layers:
         raise UserError(
-            f"init.text: {source} has {file_layers} layers, which cannot be reduced to the {text_layers} of model.text"
+            f"{source} has {file_layers} layers, which cannot be reduced to the {text_layers} of model.text",
+            where="init.text",
         )
     if fusion_layers > text_layers and not alone:
-        raise UserError(f"init.text: the {fusion_layers} fusion layers cannot be copied from {text_layers} text layers")
+        raise UserError(
+            f"the {fusion_layers} fusion layers cannot be copied from {text_layers} text layers", where="init.text"
+        )
     step = file_layers // text_layers
     chosen: dict[str, Tensor] = {}
     for name, tensor in kept.items():
@@ -250,7 +259,7 @@ def _init_hub_text(
     assign(model, state, report, lambda name: f"text.model.{name.removeprefix(prefix)}")
     report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]
     if not report.loaded:
-        raise UserError(f"init.text: {report.source} contains no tensor of {type(text.model).__name__}")
+        raise UserError(f"{report.source} contains no tensor of {type(text.model).__name__}", where="init.text")
     return report
 
 

@@ -90,7 +90,7 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
         elif name in copies and copies[name] in state:
             if not torch.equal(tensor, state[copies[name]]):
                 remedy = "; set model.decoder.word_table=own" if name in SHARED_WORDS else ""
-                raise UserError(f"{source}: {name} differs from {copies[name]}, to which the model ties it{remedy}")
+                raise UserError(f"{name} differs from {copies[name]}, to which the model ties it{remedy}", where=source)
             report.dropped[name] = f"tied to {copies[name]}"
         else:
             kept[name] = tensor
@@ -111,14 +111,14 @@ def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, separate_fu
         return in_text
     if isinstance(model.text, HubTextEncoder):
         raise UserError(
-            f"{source}: a published checkpoint needs a text encoder of the BERT or RoBERTa families; {REMEDY}"
+            "a published checkpoint needs a text encoder of the BERT or RoBERTa families", where=source, remedy=REMEDY
         )
     model_layers = len(model.text.encoder.layer)
     if in_text != model_layers:
         what = f"{file_layers} text layers, but the model has {model_layers}"
         if not separate_fusion:
             what = f"{file_layers} text and fusion layers, but the model has {model_layers} + {fusion_layers}"
-        raise UserError(f"{source}: has {what}; {REMEDY}")
+        raise UserError(f"has {what}", where=source, remedy=REMEDY)
     return model_layers
 
 
@@ -166,7 +166,7 @@ def assign(
             remedy = (
                 "; set width, heads, intermediate and eps in model.fusion to those of the checkpoint's fusion encoder"
             )
-        raise UserError(f"{report.source}: shapes differ: {'; '.join(problems[:3])}{more}{remedy}")
+        raise UserError(f"shapes differ: {'; '.join(problems[:3])}{more}{remedy}", where=report.source)
     loaded = set(report.loaded)
     report.fresh = [name for name in parameters if name not in loaded]
 
@@ -205,7 +205,9 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
     except ValueError as error:
         key = "model.text.max_positions" if of_text else "model.vision.image_size"
         raise UserError(
-            f"{report.source}: {name} cannot be resized: {error}; set {key} to the value of the checkpoint"
+            f"{name} cannot be resized: {error}",
+            where=report.source,
+            remedy=f"set {key} to the value of the checkpoint",
         ) from None
     if resized is not tensor:
         report.resized[name] = f"{_rows(tensor)} to {_rows(resized)} rows"

@@ -27,20 +27,20 @@ def check_start(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(1024)
     if not start:
-        raise UserError(f"{path} is empty, not a weight file; fetch or copy it again")
+        raise UserError(f"{path} is empty, not a weight file", remedy="fetch or copy it again")
     if start.startswith(b"version https://git-lfs"):
         size = re.search(rb"^size (\d+)$", start, re.MULTILINE)
         target = f"a file of {int(size[1]):,} bytes" if size else "a file"
         raise UserError(
-            f"{path} is a git-lfs pointer to {target}, not the weights; run `git lfs pull` in its repository"
+            f"{path} is a git-lfs pointer to {target}, not the weights", remedy="run `git lfs pull` in its repository"
         )
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         raise UserError(
-            f"{path} is an HTML page, not weights: the server sent a web page (login, quota, preview); download the "
-            "file itself"
+            f"{path} is an HTML page, not weights: the server sent a web page (login, quota, preview)",
+            remedy="download the file itself",
         )
     if start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar":
-        raise UserError(f"{path} is an archive, not a weight file; unpack it and name the file inside")
+        raise UserError(f"{path} is an archive, not a weight file", remedy="unpack it and name the file inside")
 
 
 def refusal(path: Path, error: Exception) -> UserError:
@@ -66,8 +66,9 @@ def refusal(path: Path, error: Exception) -> UserError:
     load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
     kept = f"{load}{part}" if part else f"{{k: v for k, v in {load}.items() if torch.is_tensor(v)}}"
     return UserError(
-        f"{path} pickles {listed}, and code from weight files is never run; save only {what}; if you trust the file, run "
-        f"this where its code is installed: import torch; torch.save({kept}, {str(out)!r})"
+        f"{path} pickles {listed}, and code from weight files is never run; save only {what}; if you trust "
+        "the file, run this where its code is installed: import torch",
+        remedy=f"torch.save({kept}, {str(out)!r})",
     )
 
 

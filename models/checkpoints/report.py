@@ -71,8 +71,9 @@ class LoadReport:
             if additional or missing:
                 difference = _layers(len(additional), "more") if additional else _layers(len(missing), "fewer")
                 raise UserError(
-                    f"{self.source}: has {difference} in its {encoder} encoder than the model; set "
-                    f"{_DEPTH_KEYS[encoder]} to its depth"
+                    f"has {difference} in its {encoder} encoder than the model",
+                    where=self.source,
+                    remedy=f"set {_DEPTH_KEYS[encoder]} to its depth",
                 )
 
     def require_complete(self) -> None:
@@ -86,7 +87,9 @@ class LoadReport:
             )
         if problems:
             raise UserError(
-                f"{self.source}: {'; '.join(problems)}; is the model built with the sizes of the checkpoint?"
+                f"{'; '.join(problems)}",
+                where=self.source,
+                remedy="is the model built with the sizes of the checkpoint?",
             )
 
 

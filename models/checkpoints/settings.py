@@ -101,7 +101,9 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
             f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in wrong.items()
         )
         raise UserError(
-            f"init.checkpoint: its weights were trained with different settings ({source}): {differences}; set {remedy}"
+            f"its weights were trained with different settings ({source}): {differences}",
+            where="init.checkpoint",
+            remedy=f"set {remedy}",
         )
 
 

@@ -37,8 +37,9 @@ class ContrastiveHead(nn.Module):
         if config.text_projection == "identity":
             if text_width != model.embed_dim:
                 raise UserError(
-                    f"model.contrastive.text_projection is identity, but model.embed_dim is {model.embed_dim} and "
-                    f"the text encoder's width {text_width}; set embed_dim to {text_width}"
+                    f"model.contrastive.text_projection is identity, but model.embed_dim is {model.embed_dim} and the "
+                    f"text encoder's width {text_width}",
+                    remedy=f"set embed_dim to {text_width}",
                 )
             nn.init.eye_(self.text_proj.weight)
             nn.init.zeros_(self.text_proj.bias)

@@ -95,15 +95,17 @@ class FeatureCache:
             separate = self.backbone.patches_after_block(image, self.blocks - 1, first)
         if not (separate - whole).abs().max() <= TOLERANCE * whole.abs().max():
             raise UserError(
-                "optim.freeze.cache: the blocks of this backbone have inputs other than the previous states; remove "
-                "this setting"
+                "the blocks of this backbone have inputs other than the previous states",
+                where="optim.freeze.cache",
+                remedy="remove this setting",
             )
         self._shape = tuple(first.shape[1:])
         self._bytes = 4 * first[0].numel()
         if self.max_bytes < (min_bytes := BlockCache.min_bound(self._bytes)):
             raise UserError(
-                f"optim.freeze.cache.gigabytes is {self.max_bytes / 1e9:g}, which is too small to cache any states; "
-                f"set it to {math.ceil(min_bytes / 1e6) / 1e3:g} or more"
+                f"optim.freeze.cache.gigabytes is {self.max_bytes / 1000000000.0:g}, which is too small to cache any "
+                "states",
+                remedy=f"set it to {math.ceil(min_bytes / 1000000.0) / 1000.0:g} or more",
             )
         module = self.backbone.module
         after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)

@@ -45,13 +45,15 @@ def part_config(name: str, part: Literal["text", "vision"], key: str, extra_file
     try:
         found: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{key}: {name} has no usable configuration: {_reason(error)}") from None
+        raise UserError(f"{name} has no usable configuration: {_reason(error)}", where=key) from None
     found = getattr(found, f"{part}_config", found)
     for size, limit in _LIMITS.items():
         value = getattr(found, size, None)
         if isinstance(value, int) and value > limit:
             raise UserError(
-                f"{name}: {size} = {value:,} in its config.json is more than {limit:,}; is the file damaged?"
+                f"{size} = {value:,} in its config.json is more than {limit:,}",
+                where=name,
+                remedy="is the file damaged?",
             )
     return found
 
@@ -68,7 +70,7 @@ def model_class(hub_config: Any) -> Any:
     if mapped is None:  # text encoders of vision-language models have classes, but no entry in the mapping
         mapped = getattr(transformers, f"{type(hub_config).__name__.removesuffix('Config')}Model", None)
     if mapped is None:
-        raise UserError(f"transformers has no encoder for {hub_config.model_type!r}; choose another model")
+        raise UserError(f"transformers has no encoder for {hub_config.model_type!r}", remedy="choose another model")
     return mapped[0] if isinstance(mapped, tuple) else mapped
 
 
@@ -90,7 +92,7 @@ def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
                 str(folder), config=hub_config, trust_remote_code=False, weights_only=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{key}: {name} has no usable weights: {_reason(error)}") from None
+        raise UserError(f"{name} has no usable weights: {_reason(error)}", where=key) from None
     random = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     return {name: weight for name, weight in model.state_dict().items() if name not in random}
 
@@ -121,7 +123,9 @@ def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:
     if not model.supports_gradient_checkpointing:
         if enabled:
             raise UserError(
-                f"train.recompute: {type(model).__name__} does not support gradient checkpointing; remove `{part}`"
+                f"{type(model).__name__} does not support gradient checkpointing",
+                where="train.recompute",
+                remedy=f"remove `{part}`",
             )
         return
     # Only newer versions of transformers call this activation checkpointing.

@@ -45,8 +45,8 @@ class HubTextEncoder(nn.Module):
         super().__init__()
         if config.drop_path:
             raise UserError(
-                f"model.text.drop_path is {config.drop_path}, but only BERT and RoBERTa families support it; set it "
-                "to 0"
+                f"model.text.drop_path is {config.drop_path}, but only BERT and RoBERTa families support it",
+                remedy="set it to 0",
             )
         self.model: Any = model_class(hub_config)._from_config(_with_dropout(hub_config, config))
         # Remove the pooler and the head, which are unused: DDP would wait for the gradients of their parameters.
@@ -80,8 +80,9 @@ class HubTextEncoder(nn.Module):
         causal = (generates and not fills_in) or config.model_type in _CAUSAL
         if causal and not getattr(config, "use_bidirectional_attention", False):
             raise UserError(
-                f"model.text.encoder: {config.model_type} reads from left to right, so a masked word does not see "
-                "the words after it; choose an encoder such as BERT, ModernBERT or DeBERTa"
+                f"{config.model_type} reads from left to right, so a masked word does not see the words after it",
+                where="model.text.encoder",
+                remedy="choose an encoder such as BERT, ModernBERT or DeBERTa",
             )
         try:
             with torch.no_grad():
@@ -90,8 +91,9 @@ class HubTextEncoder(nn.Module):
             found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
         if found != (1, 4, self.block_config.width) or getattr(config, "is_decoder", False):
             raise UserError(
-                f"model.text.encoder: {type(self.model).__name__} does not return a state for each token ({found}); "
-                "choose an encoder such as BERT, ModernBERT or DeBERTa"
+                f"{type(self.model).__name__} does not return a state for each token ({found})",
+                where="model.text.encoder",
+                remedy="choose an encoder such as BERT, ModernBERT or DeBERTa",
             )
 
     def _without_content(self, length: int) -> Callable[[], Tensor]:
@@ -193,7 +195,9 @@ def build_text_encoder(
             if config.max_positions is not None:
                 if not hasattr(hub_config, "max_position_embeddings"):
                     raise UserError(
-                        f"model.text.max_positions: {config.encoder} sets no maximum length; set it to null"
+                        f"{config.encoder} sets no maximum length",
+                        where="model.text.max_positions",
+                        remedy="set it to null",
                     )
                 if getattr(hub_config, "max_relative_positions", 1) < 1:  # for DeBERTa's relative position buckets
                     hub_config.max_relative_positions = hub_config.max_position_embeddings
@@ -204,7 +208,7 @@ def build_text_encoder(
         arch = arch.model_copy(update={"max_positions": config.max_positions + arch.first_position})
     if arch.vocab_size is None:
         if vocab_size is None:
-            raise UserError("model.text.arch.vocab_size is null, and no tokenizer provides it; set it")
+            raise UserError("model.text.arch.vocab_size is null, and no tokenizer provides it", remedy="set it")
         arch = arch.model_copy(update={"vocab_size": vocab_size})
     _check_vocabulary(vocab_size, arch.vocab_size)
     return TextEncoder(config, arch, width)
@@ -218,8 +222,9 @@ def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:
     """
     if vocab_size is not None and embeddings is not None and vocab_size > embeddings:
         raise UserError(
-            f"model.text: the tokenizer has {vocab_size} entries, but the encoder only {embeddings} word embeddings; "
-            "use the encoder's tokenizer"
+            f"the tokenizer has {vocab_size} entries, but the encoder only {embeddings} word embeddings",
+            where="model.text",
+            remedy="use the encoder's tokenizer",
         )
 
 

@@ -135,8 +135,8 @@ class VisionEncoder(nn.Module):
         blocks = len(self.vision_backbone.blocks)
         if count >= blocks:
             raise UserError(
-                f"optim.freeze.vision_blocks is {count}, but the vision encoder has {blocks} blocks; "
-                f"set it to at most {blocks - 1}, or set optim.freeze.vision to true"
+                f"optim.freeze.vision_blocks is {count}, but the vision encoder has {blocks} blocks",
+                remedy=f"set it to at most {blocks - 1}, or set optim.freeze.vision to true",
             )
         self._frozen_blocks = count
         frozen = self.vision_backbone.names_before(count)

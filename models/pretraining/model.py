@@ -54,8 +54,9 @@ class PretrainModel(XVLM):
         own_table = config.word_table == "own"
         if embedded != width and not own_table:
             raise UserError(
-                f"model.word_table: tied, but words are embedded in {embedded} dimensions and model.fusion has "
-                f"{width}; set it to `own`"
+                f"tied, but words are embedded in {embedded} dimensions and model.fusion has {width}",
+                where="model.word_table",
+                remedy="set it to `own`",
             )
         self.contrastive = ContrastiveHead(config, self.vision.width, width)
         self.matching_head = MatchingHead(width)
@@ -201,9 +202,10 @@ class PretrainModel(XVLM):
         """
         if factors["translations"] is not None and self.vision.width != self.text.width:
             raise UserError(
-                "data.translations: the fusion encoder attends to texts as well as images, but images have width "
-                f"{self.vision.width} and texts {self.text.width}; use the same width in model.vision and model.fusion, "
-                "or remove data.translations"
+                f"the fusion encoder attends to texts as well as images, but images have width {self.vision.width} "
+                f"and texts {self.text.width}",
+                where="data.translations",
+                remedy="use the same width in model.vision and model.fusion, or remove data.translations",
             )
         same_group = config.contrastive.identical_texts.model_dump()
         return {

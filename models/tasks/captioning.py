@@ -42,15 +42,17 @@ class CaptioningModel(XVLM):
         super().__init__(config, vocab_size)
         if not isinstance(self.text, TextEncoder):
             raise UserError(
-                f"model.text.encoder: {config.text.encoder!r} does not support a mask per token, which captioning "
-                "needs; use an encoder of the BERT or RoBERTa families"
+                f"{config.text.encoder!r} does not support a mask per token, which captioning needs",
+                where="model.text.encoder",
+                remedy="use an encoder of the BERT or RoBERTa families",
             )
         self.loss = loss or CaptioningLossConfig()
         vocabulary, embedding_width = self.text.word_embeddings.shape
         if embedding_width != self.text.width:
             raise UserError(
                 f"model.fusion.width is {self.text.width}, but captioning predicts words from the fusion encoder's "
-                f"states with word embeddings of width {embedding_width}; set model.fusion.width to {embedding_width}"
+                f"states with word embeddings of width {embedding_width}",
+                remedy=f"set model.fusion.width to {embedding_width}",
             )
         # Use the eps of the text encoder, like the word head of the pre-training model from which training starts.
         self.word_head = WordHead(embedding_width, vocabulary, self.text.block_config.eps)

@@ -47,7 +47,8 @@ class AnswerDecoder(BlockStack):
         if arch.width != block.width:
             raise UserError(
                 f"model.fusion.width is {block.width}, but the answer decoder predicts words from states of this "
-                f"width with word embeddings of width {arch.width}; set model.fusion.width to {arch.width}"
+                f"width with word embeddings of width {arch.width}",
+                remedy=f"set model.fusion.width to {arch.width}",
             )
         # The text encoder is in a tuple, so that it does not become a submodule of the decoder.
         self.shared = () if text is None else (text,)
@@ -110,8 +111,8 @@ class VQAModel(XVLM):
         if isinstance(self.text, HubTextEncoder):
             encoder = config.text.encoder
             raise UserError(
-                f"model.text.encoder: {encoder!r} is not of the BERT or RoBERTa families, which question answering "
-                "needs"
+                f"{encoder!r} is not of the BERT or RoBERTa families, which question answering needs",
+                where="model.text.encoder",
             )
         shared = self.text if config.decoder.word_table == "shared" else None
         self.decoder = AnswerDecoder(config, self.text.arch, self.fusion.config, shared)

@@ -71,7 +71,7 @@ def test_a_parameter_belongs_to_the_part_that_its_name_starts_with():
 def test_another_value_is_reported_in_one_line(tmp_path, value):
     with pytest.raises(ConfigError) as error:
         loaded(tmp_path, f"optim.freeze.vision={value}")
-    (line,) = error.value.findings
+    (line,) = map(str, error.value.findings)
     assert line.startswith("command line: optim.freeze.vision = ")
     assert line == OneLine("true", "false", "1")
 
@@ -79,7 +79,7 @@ def test_another_value_is_reported_in_one_line(tmp_path, value):
 def test_an_unknown_part_is_reported_with_the_nearest(tmp_path):
     with pytest.raises(ConfigError) as error:
         loaded(tmp_path, "optim.freeze.visoin=true")
-    (line,) = error.value.findings
+    (line,) = map(str, error.value.findings)
     assert line == OneLine("optim.freeze.visoin", "optim.freeze.vision")
 
 

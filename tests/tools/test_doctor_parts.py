@@ -25,7 +25,7 @@ from tests.conftest import tiny_run
 from tests.dataset.prepare.official import photograph
 from tests.messages import OneLine
 from tools.doctor.boxes import RawBox, findings_in_boxes
-from tools.doctor.findings import NotCheckedError, Report, finding_of
+from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.first_step import step_findings
 from tools.doctor.machine import versions
 from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of, panels_of
@@ -140,10 +140,17 @@ def test_large_data_are_compared_only_by_path(files, monkeypatch):
     assert shared_images(*both).too_many == "files"
 
 
-def test_an_error_is_split_into_location_fact_and_remedy():
-    finding = finding_of(UserError("data.train: x.json does not exist; check the path; or make it"))
-    assert finding == Finding("refused", "data.train", "x.json does not exist; check the path", "or make it")
-    assert finding_of(UserError("no key here: 1")).location == "config"
+def test_an_error_becomes_a_finding_with_its_parts():
+    written = []
+    report = Report(written.append)
+    with report.check("training"):
+        raise UserError("a: b does not exist; c", where="data.train", remedy="check the path; or make it")
+    with report.check("training"):
+        raise UserError("no key here: 1; really")
+    assert report.findings == [
+        Finding("refused", "data.train", "a: b does not exist; c", "check the path; or make it"),
+        Finding("refused", "config", "no key here: 1; really", "fix it"),
+    ]
 
 
 def test_a_report_continues_after_errors_and_counts_them():

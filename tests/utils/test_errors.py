@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from tasks.binding import bind_run
 from tests.messages import OneLine
+from utils.config_files import ConfigError
 from utils.errors import PACKAGES, PeerLostError, UserError, one_line_errors
 from utils.processes import PEER_LOST, REQUEUE
 
@@ -137,3 +140,25 @@ def test_other_file_errors_keep_their_traceback():
 
         with pytest.raises(OSError):
             main(error)
+
+
+def test_an_error_has_parts_which_a_copy_for_another_rank_keeps():
+    error = UserError("has 3 rows; 4 are expected", where=Path("a.csv"), remedy="download it again")
+    assert str(error) == "a.csv: has 3 rows; 4 are expected; download it again"
+    for copy in (error, pickle.loads(pickle.dumps(error))):
+        assert (copy.where, copy.what, copy.remedy) == ("a.csv", "has 3 rows; 4 are expected", "download it again")
+        assert str(copy) == str(error)
+    assert str(UserError("pass --task")) == "pass --task"
+    assert (error.status, pickle.loads(pickle.dumps(PeerLostError("lost"))).status) == (2, PeerLostError.status)
+
+
+def test_a_config_error_keeps_the_parts_of_every_finding(tmp_path):
+    (tmp_path / "a.yaml").write_text("task: vqa\noptim: {lrr: 1}\n")
+    with pytest.raises(ConfigError) as raised:
+        bind_run(tmp_path / "a.yaml", [])
+    parts = {(finding.where, finding.what, finding.remedy) for finding in raised.value.findings}
+    assert (f"{tmp_path}/a.yaml:2", "optim.lrr is not a key of this config", "did you mean optim.lr?") in parts
+    (tmp_path / "b.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError) as raised:
+        bind_run(tmp_path / "b.yaml", [])
+    assert raised.value.findings[0].remedy == "check quotes, brackets and indentation"

@@ -54,7 +54,7 @@ def test_a_merged_key_has_the_location_where_it_is_written(tmp_path):
     path.write_text("names:\n  one: &one\n    x: 1\n    y: 2\n  two:\n    <<: *one\n    y: many\noptim:\n  lr: 1\n")
     with pytest.raises(ConfigError) as error:
         load_config(path, [], Whole)
-    assert [line.split(" = ")[0] for line in error.value.findings] == [f"{path}:7: names.two.y"]
+    assert [line.split(" = ")[0] for line in map(str, error.value.findings)] == [f"{path}:7: names.two.y"]
     path.write_text("names:\n  one: &one\n    x: 1\n    y: 2\n  two:\n    <<: *one\noptim:\n  lr: 1\n")
     places = read_config(path, [])[1]
     assert places["names", "two", "x"] == f"{path}:3"
@@ -202,7 +202,7 @@ def test_an_unusual_override_is_reported_in_short_lines(tmp_path, override, prob
     with pytest.raises(ConfigError) as error:
         load_config(path, [override], Whole)
     assert OneLine(*problem) in str(error.value).splitlines()
-    assert all(line.isprintable() and len(line) < 500 for line in error.value.findings)
+    assert all(line.isprintable() and len(line) < 500 for line in str(error.value).splitlines())
     assert len(str(error.value).splitlines()) <= 21
 
 

@@ -40,13 +40,16 @@ def extract(run: str, out: Path) -> str:
     tensors = read_weight_file(file, merge=False).tensors
     if not has_adapters(tensors):
         raise UserError(
-            f"{file}: contains no adapters; pass a run with optim.lora, whose best weights and checkpoints contain them"
+            "contains no adapters",
+            where=file,
+            remedy="pass a run with optim.lora, whose best weights and checkpoints contain them",
         )
     config = run_config_of(file)
     if config is None:
         raise UserError(
-            f"{file}: is not in a run's folder, and adapters cannot be used without its {CONFIG_FILE}; pass the run's "
-            "folder"
+            f"is not in a run's folder, and adapters cannot be used without its {CONFIG_FILE}",
+            where=file,
+            remedy="pass the run's folder",
         )
     metadata = read_metadata(file)
     config_of(metadata, str(file))
@@ -72,18 +75,23 @@ def merge(source: str, base: str, out: Path) -> str:
     folder = expanded(source)
     file = folder / ADAPTERS
     if not file.is_file():
-        raise UserError(f"{source}: contains no {ADAPTERS}; pass a folder written by `run.py checkpoint adapters`")
+        raise UserError(
+            f"contains no {ADAPTERS}", where=source, remedy="pass a folder written by `run.py checkpoint adapters`"
+        )
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
-            f"{source}: contains no {CONFIG_FILE}; copy the whole folder written by `run.py checkpoint adapters`"
+            f"contains no {CONFIG_FILE}",
+            where=source,
+            remedy="copy the whole folder written by `run.py checkpoint adapters`",
         )
     trained, metadata = read_weight_file(file, merge=False).tensors, read_metadata(file)
     model = _model_on(folder, base, metadata)
     state = model.state_dict()
     if digest(_split_tensors(state, _frozen_parts(folder / CONFIG_FILE))[1]) != metadata.get(BASE):
         raise UserError(
-            f"--base {base}: the adapters of {source} were trained on other weights; pass the weights that the run "
-            "started from"
+            f"the adapters of {source} were trained on other weights",
+            where=f"--base {base}",
+            remedy="pass the weights that the run started from",
         )
     model.load_state_dict({**state, **trained})
     target = _new_folder(out)
@@ -128,9 +136,11 @@ def _model_on(folder: Path, base: str, metadata: Mapping[str, Any]) -> Any:
     run = bind_run(folder / CONFIG_FILE, [])
     task = run.source.load().task
     if not expanded(base).exists():
-        raise UserError(f"--base {base}: no such file or folder; pass the weights that the run started from")
+        raise UserError(
+            "no such file or folder", where=f"--base {base}", remedy="pass the weights that the run started from"
+        )
     if run.config.init.checkpoint is None:
-        raise UserError(f"{folder / CONFIG_FILE}: the run has no init.checkpoint that --base could replace")
+        raise UserError("the run has no init.checkpoint that --base could replace", where=folder / CONFIG_FILE)
     config: Any = with_kept_inputs(bind_run(folder / CONFIG_FILE, [f"init.checkpoint={base}"]).config, folder)
     torch.manual_seed(config.seed)
     model = task.build_model(config, len(load_tokenizer(config.model.text.encoder, "model.text.encoder")))
@@ -147,9 +157,9 @@ def _new_folder(out: Path) -> Path:
     """
     folder = expanded(out)
     if folder.exists():
-        raise UserError(f"--out {out}: already exists; use the name of a new folder")
+        raise UserError("already exists", where=f"--out {out}", remedy="use the name of a new folder")
     if not folder.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {folder.parent} does not exist; create it first")
+        raise UserError(f"the folder {folder.parent} does not exist", where=f"--out {out}", remedy="create it first")
     return folder
 
 

@@ -86,7 +86,7 @@ def _in_our_names(file: Path) -> dict[str, Tensor]:
     try:
         return to_ours(state)[0]
     except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+        raise UserError(f"{error}", where=file) from None
 
 
 def compare_states(first: dict[str, Tensor], second: dict[str, Tensor]) -> Comparison:

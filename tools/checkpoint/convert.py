@@ -60,26 +60,31 @@ def _form(file: Path, found: Recognised, form: str | None) -> str:
         remedy = {"vision": "init.vision reads it directly", "text": "init.text reads it directly"}
         part = "vision" if found.task is None and found.vision else "text" if found.task is None and found.text else ""
         raise UserError(
-            f"{file}: is {what}, but only X²-VLM models have two formats; "
-            f"{remedy.get(part, 'pass a file of an X²-VLM model')}"
+            f"is {what}, but only X²-VLM models have two formats",
+            where=file,
+            remedy=remedy.get(part, "pass a file of an X²-VLM model"),
         )
     other = "published" if found.names == "ours" else "ours"
     if form not in (None, other):
-        raise UserError(f"--form {form}: {file} already has this format; copy it, or pass --form {other}")
+        raise UserError(
+            f"{file} already has this format", where=f"--form {form}", remedy=f"copy it, or pass --form {other}"
+        )
     return other
 
 
 def _check_target(target: Path, form: str, overwrite: bool) -> None:
     if target.suffix not in SUFFIXES[form]:
         raise UserError(
-            f"--out {target}: the name of a file in this format must end with {' or '.join(SUFFIXES[form])}; change it"
+            f"the name of a file in this format must end with {' or '.join(SUFFIXES[form])}",
+            where=f"--out {target}",
+            remedy="change it",
         )
     if not target.parent.is_dir():
-        raise UserError(f"--out {target}: the folder {target.parent} does not exist; create it first")
+        raise UserError(f"the folder {target.parent} does not exist", where=f"--out {target}", remedy="create it first")
     if target.is_dir():
-        raise UserError(f"--out {target}: this is a folder; pass the name of a file")
+        raise UserError("this is a folder", where=f"--out {target}", remedy="pass the name of a file")
     if target.exists() and not overwrite:
-        raise UserError(f"--out {target}: already exists; use another name, or --overwrite")
+        raise UserError("already exists", where=f"--out {target}", remedy="use another name, or --overwrite")
 
 
 def _check_config(file: Path, config: str | None, found: Recognised) -> bool | None:
@@ -97,8 +102,9 @@ def _check_config(file: Path, config: str | None, found: Recognised) -> bool | N
         report = load_weights(model, file)
     if report.fresh:
         raise UserError(
-            f"{file}: lacks {len(report.fresh)} parameters of the model of {config}, the first {report.fresh[0]}; "
-            "pass the config that the weights were trained with"
+            f"lacks {len(report.fresh)} parameters of the model of {config}, the first {report.fresh[0]}",
+            where=file,
+            remedy="pass the config that the weights were trained with",
         )
     return DECODER_WORDS not in model.state_dict()
 
@@ -107,7 +113,7 @@ def _to_ours(file: Path, tensors: Mapping[str, Tensor], shared_words: bool | Non
     try:
         ours, form = to_ours(tensors, shared_words=shared_words)
     except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+        raise UserError(f"{error}", where=file) from None
     _require_equal(file, to_published(ours, form)[0], tensors)
     return _with_separate_memory(ours), form
 
@@ -133,12 +139,13 @@ def _to_published(file: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         published, unnamed = to_published(ours, form)
         back, _ = to_ours(published, shared_words=DECODER_WORDS not in ours)
     except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+        raise UserError(f"{error}", where=file) from None
     if unnamed:
         more = f" and {len(unnamed) - 3} more" if len(unnamed) > 3 else ""
         raise UserError(
-            f"{file}: the authors' models have no counterpart of {', '.join(map(shown, unnamed[:3]))}{more}; keep it "
-            "in our format"
+            f"the authors' models have no counterpart of {', '.join(map(shown, unnamed[:3]))}{more}",
+            where=file,
+            remedy="keep it in our format",
         )
     _require_equal(file, back, ours)
     return published
@@ -153,6 +160,7 @@ def _require_equal(file: Path, back: Mapping[str, Tensor], given: Mapping[str, T
     ]
     if wrong:
         raise UserError(
-            f"{file}: {len(wrong)} tensors would change when converted back, the first {shown(wrong[0])}; nothing was "
-            "written, so keep using this file"
+            f"{len(wrong)} tensors would change when converted back, the first {shown(wrong[0])}",
+            where=file,
+            remedy="nothing was written, so keep using this file",
         )

@@ -78,7 +78,9 @@ def weights_at(path: str | Path) -> tuple[Path, list[str]]:
     """
     path = expanded(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; pass a weight file, a run's folder, or its checkpoint step-N")
+        raise UserError(
+            "no such file or folder", where=path, remedy="pass a weight file, a run's folder, or its checkpoint step-N"
+        )
     if not path.is_dir():
         return path, []
     inside = next((path / name for name in (*WEIGHT_FILES, ADAPTERS) if (path / name).is_file()), None)

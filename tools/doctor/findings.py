@@ -61,7 +61,8 @@ class Report:
         except NotCheckedError as error:
             self.skip(name, str(error))
         except UserError as error:
-            self.add(name, [finding_of(error)])
+            finding = Finding("refused", error.where or "config", error.what, error.remedy or "fix it")
+            self.add(name, [finding])
         except Exception as error:  # raised by a task's own code; the other checks do not depend on it
             last = traceback.extract_tb(error.__traceback__)[-1]
             fact = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -100,13 +101,3 @@ class Report:
         head = f"  {level:8} {check:16} "
         lines = textwrap.wrap(text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False) or [""]
         self._write(head + ("\n" + " " * len(head)).join(lines) + "\n")
-
-
-def finding_of(error: UserError) -> Finding:
-    """Returns a refused finding from a one-line error: location, fact and remedy, as far as they can be separated."""
-    text = str(error)
-    location, colon, rest = text.partition(": ")
-    if not colon or " " in location:
-        location, rest = "config", text
-    fact, semicolon, remedy = rest.rpartition("; ")
-    return Finding("refused", location, fact, remedy) if semicolon else Finding("refused", location, rest, "fix it")

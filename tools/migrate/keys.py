@@ -117,9 +117,10 @@ def backbone(value: Any, key: str, source: Source) -> str:
     for other in ("use_clip_vit", "use_swin", "use_swin_v2"):
         if source.get(other):
             raise UserError(
-                f"{source.place(other)}: {other} = true: weights of X-VLM with this vision encoder cannot be loaded; "
-                "pass the config of a model with BEiT-2, or start from a config in configs/ with another "
-                "model.vision.backbone"
+                f"{other} = true: weights of X-VLM with this vision encoder cannot be loaded",
+                where=source.place(other),
+                remedy="pass the config of a model with BEiT-2, or start from a config in configs/ with another "
+                "model.vision.backbone",
             )
     return f"beitv2_{size_of(value, key, source)}_patch16_224"
 

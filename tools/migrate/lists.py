@@ -184,7 +184,9 @@ def _boxes_of_references(refs: str, instances: str, key: str) -> dict[Any, tuple
         by_annotation = {each["id"]: each["bbox"] for each in annotations["annotations"]}
         return {each["ref_id"]: (each["split"], by_annotation.get(each["ann_id"], [])) for each in references}
     except (KeyError, TypeError) as error:
-        raise UserError(f"{key}: {refs} and {instances} are not the official files of RefCOCO+ (no {error})") from None
+        raise UserError(
+            f"{refs} and {instances} are not the official files of RefCOCO+ (no {error})", where=key
+        ) from None
 
 
 def by_split(value: Any, key: str, source: Source, section: Callable[[Any, str, Source], Any]) -> dict[str, Any]:

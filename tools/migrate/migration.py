@@ -136,7 +136,7 @@ def migrate(
         UserError: if a file cannot be read, or the config lacks a key or has a value of the wrong type.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: already exists; use a new folder")
+        raise UserError("already exists", where=f"--out {out}", remedy="use a new folder")
     weights = None if checkpoint is None else _describe(checkpoint)
     with new_folder(out) as work:
         source = read_source(path, overrides, task, root, out, work, gpus=gpus, checkpoint=checkpoint)
@@ -180,8 +180,9 @@ def convert(source: Source) -> Migrated:
     if missing:
         listed = ", ".join(dict.fromkeys(missing))
         raise UserError(
-            f"{source.path}: lacks {listed}, which the authors' script also requires; add them, or pass KEY=VALUE "
-            "after --out"
+            f"lacks {listed}, which the authors' script also requires",
+            where=source.path,
+            remedy="add them, or pass KEY=VALUE after --out",
         )
     if source.checkpoint is not None:
         _put(values, "init.checkpoint", source.checkpoint)
@@ -237,8 +238,9 @@ def _preset_of_encoder(key: str, source: Source) -> str:
     if name not in ENCODERS:
         known = ", ".join(ENCODERS)
         raise UserError(
-            f"{source.place(key)}: {key} = {shown_value(source.get(key))}: only the sizes of {known} are known; "
-            "start from a config in configs/, and set model.text.encoder (docs/encoders.md)"
+            f"{key} = {shown_value(source.get(key))}: only the sizes of {known} are known",
+            where=source.place(key),
+            remedy="start from a config in configs/, and set model.text.encoder (docs/encoders.md)",
         )
     return ENCODERS[name]
 
@@ -274,8 +276,8 @@ def _unknown(source: Source, rows: Sequence[Key]) -> Iterator[Line]:
         if elsewhere.intersection(names):
             yield Line("none", names[-1], value, note=f"not used by the authors' script for {source.task}")
         else:
-            message = unknown_key(names[-1], source.place(names[-1]), sorted(known))
-            yield Line("unknown", names[-1], value, note=message.partition("; ")[2] if "mean" in message else "")
+            hint = unknown_key(names[-1], source.place(names[-1]), sorted(known)).remedy
+            yield Line("unknown", names[-1], value, note=hint if "mean" in hint else "")
 
 
 def _leaves(node: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

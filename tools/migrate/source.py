@@ -107,7 +107,9 @@ class Source:
         """
         value = self.get(key)
         fact = f"{key} is missing" if value is None else f"{key} = {shown_value(value)} is not {wanted}"
-        return UserError(f"{self.place(key)}: {fact}; pass {wanted}, in the file or as {key}=... after --out")
+        return UserError(
+            f"{fact}", where=self.place(key), remedy=f"pass {wanted}, in the file or as {key}=... after --out"
+        )
 
     def file(self, name: str) -> str:
         """Returns the path of a file name in the config. Absolute paths and ``hdfs://`` are unchanged; other paths are relative
@@ -149,14 +151,15 @@ def read_source(
     """
     values, places = read_config(path, overrides)
     if isinstance(values.get("model"), dict) and isinstance(values.get("data"), dict):
-        raise UserError(f"{path} is already a config of this project; use it with run.py --config {path}")
+        raise UserError(f"{path} is already a config of this project", remedy=f"use it with run.py --config {path}")
     if task is None:
         found = [name for name, markers in MARKERS.items() if any(marker in values for marker in markers)]
         if not found:
             known = ", ".join(marker for markers in MARKERS.values() for marker in markers)
             raise UserError(
-                f"{path}: the task is unknown, since the config has none of these keys: {known}; pass --task, such as "
-                "nlvr"
+                f"the task is unknown, since the config has none of these keys: {known}",
+                where=path,
+                remedy="pass --task, such as nlvr",
             )
         task = found[0]
     source = Source(path, values, places, task, root, out, work, **options)
@@ -172,12 +175,14 @@ def _vision_json(source: Source, name: str) -> dict[str, Any]:
     where = f"{source.place('vision_config')}: vision_config = {name}"
     if not file.is_file():
         raise UserError(
-            f"{where}: {file} does not exist; paths in the config are relative to --root, which is {source.root}"
+            f"{file} does not exist",
+            where=where,
+            remedy=f"paths in the config are relative to --root, which is {source.root}",
         )
     try:
         content = read_json(file)
     except (ValueError, OSError) as error:
-        raise UserError(f"{where}: {file} cannot be read as JSON: {error}") from None
+        raise UserError(f"{file} cannot be read as JSON: {error}", where=where) from None
     if not isinstance(content, dict):
-        raise UserError(f"{where}: {file} is not a JSON object; pass the config of a vision encoder")
+        raise UserError(f"{file} is not a JSON object", where=where, remedy="pass the config of a vision encoder")
     return content

@@ -111,8 +111,8 @@ class Planner:
         if accumulation > 1 and train.captures_graphs:
             raise UserError(
                 f"train.compile = {train.compile} allows only one micro-batch per step, but only {largest:,} of the "
-                f"{math.ceil(total / ranks):,} examples per GPU fit; use train.compile=true, more --gpus, or "
-                f"--global-batch {largest * ranks}"
+                f"{math.ceil(total / ranks):,} examples per GPU fit",
+                remedy=f"use train.compile=true, more --gpus, or --global-batch {largest * ranks}",
             )
         self.config.plan(ranks, accumulation=accumulation)
         return size, accumulation
@@ -215,8 +215,9 @@ class Planner:
         can_share = ranks > 1 and self._mesh(ranks) is None and unsupported is None
         shares = "train.parallel=fsdp, " if can_share else ""
         raise UserError(
-            f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; use {shares}smaller images "
-            "(model.vision.image_size), a smaller model or a larger GPU"
+            f"a micro-batch of one example {fact}",
+            where=f"--memory {self.target.memory / 1000000000.0:g}",
+            remedy=f"use {shares}smaller images (model.vision.image_size), a smaller model or a larger GPU",
         )
 
     def _setting(self, examples: int, accumulation: int, ranks: int) -> Setting:
@@ -256,7 +257,9 @@ class Planner:
             if not ran_out_of_memory(error):
                 raise
             raise UserError(
-                f"--memory {target.memory / 1e9:g}: not even the weights fit; use a smaller model or a larger GPU"
+                "not even the weights fit",
+                where=f"--memory {target.memory / 1000000000.0:g}",
+                remedy="use a smaller model or a larger GPU",
             ) from None
 
     def _build(self) -> Any:

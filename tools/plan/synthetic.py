@@ -217,8 +217,9 @@ def _captioning(config: CaptioningConfig, model: XVLM) -> CaptioningBatch:
     """Returns captions with the maximum number of predicted tokens."""
     if config.train.objective == "self_critical":
         raise UserError(
-            "train.objective = self_critical: cannot be planned, since the length of sampled captions is unknown in advance; "
-            "plan train.objective=likelihood"
+            "train.objective = self_critical: cannot be planned, since the length of sampled captions is "
+            "unknown in advance",
+            remedy="plan train.objective=likelihood",
         )
     count, limits = config.data.batch_size, config.data.text
     words = len(model.text.word_embeddings)
@@ -269,6 +270,7 @@ def _entry(config: Any) -> Synthetic:
     name = getattr(config, "task", None)
     if name not in SYNTHETIC:
         raise UserError(
-            f"task = {name}: cannot be planned: tools/plan only knows the tasks in this repository; try train.steps=5 instead"
+            f"task = {name}: cannot be planned: tools/plan only knows the tasks in this repository",
+            remedy="try train.steps=5 instead",
         )
     return SYNTHETIC[name]

@@ -49,12 +49,16 @@ class Target:
         """Returns the memory of a GPU in bytes, from ``--memory`` or from this GPU."""
         if self.device is None:
             if flag_gb is None:
-                raise UserError("--memory: this machine has no GPU; pass --memory GB, the memory of one GPU")
+                raise UserError(
+                    "this machine has no GPU", where="--memory", remedy="pass --memory GB, the memory of one GPU"
+                )
             return int(flag_gb * 1e9)
         total = torch.cuda.get_device_properties(self.device).total_memory
         if flag_gb is not None and flag_gb * 1e9 > total and self.measures:
             raise UserError(
-                f"--memory {flag_gb:g}: this GPU has {total / 1e9:.1f} GB; add --estimate to plan for another GPU"
+                f"this GPU has {total / 1000000000.0:.1f} GB",
+                where=f"--memory {flag_gb:g}",
+                remedy="add --estimate to plan for another GPU",
             )
         return total if flag_gb is None else int(flag_gb * 1e9)
 
@@ -63,7 +67,8 @@ class Target:
         if train.precision == "bf16" and gpu_matters and PEAKS[self.gpu].tf32 is None:
             other = "" if self.gpu_flag else ", or use another --gpu"
             raise UserError(
-                f"train.precision = bf16: the {self.gpu} does not support bf16; set train.precision=fp16{other}"
+                f"train.precision = bf16: the {self.gpu} does not support bf16",
+                remedy=f"set train.precision=fp16{other}",
             )
 
     def communication(self, ranks: int) -> int:

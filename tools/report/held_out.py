@@ -86,8 +86,9 @@ def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> 
     sizes = {len(items.images), len(items.images) + len(captions)} if captions is not None else {len(items)}
     if len(predictions) not in sizes:
         raise UserError(
-            f"split {split!r} has changed: its data now need {max(sizes):,} predictions, but the run has {len(predictions):,}; "
-            "evaluate the run again with --resume --evaluate"
+            f"split {split!r} has changed: its data now need {max(sizes):,} predictions, but the run has "
+            f"{len(predictions):,}",
+            remedy="evaluate the run again with --resume --evaluate",
         )
     for key, field in IDENTITIES.items():
         for number in spread(len(predictions), 50):

@@ -69,11 +69,11 @@ def chosen(table: str | None, row: str | None, column: str | None) -> list[Cell]
         named = {**known, "--cell": [*known["--cell"], *cells]}
         for flag, value in zip(named, (table, row, column), strict=True):
             if value and value not in named[flag] and nearest(value, named[flag]):
-                raise UserError(f"{flag}: {unknown(value, named[flag])}")
+                raise UserError(f"{unknown(value, named[flag])}", where=flag)
         requested = " ".join(
             f"{flag} {value}" for flag, value in zip(known, (table, row, column), strict=True) if value
         )
-        raise UserError(f"{requested}: no such cell; known are {listed}")
+        raise UserError("no such cell", where=requested, remedy=f"known are {listed}")
     return found
 
 

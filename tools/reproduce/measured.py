@@ -127,7 +127,9 @@ def _read(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
                 _low, _high = metric.get("interval") or (0, 0)
         return splits
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); run the cell again") from None
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error})", remedy="run the cell again"
+        ) from None
 
 
 def numbers_of(cell: Cell, runs: Sequence[Path]) -> list[Number]:

@@ -74,7 +74,7 @@ def make(run: Run) -> dict[str, Any]:
     if done is not None and done.get("weights", started_from) != started_from:
         if not run.evaluates:
             raise UserError(
-                f"{run.folder} was trained from weights that {run.weights} no longer has; use another --output"
+                f"{run.folder} was trained from weights that {run.weights} no longer has", remedy="use another --output"
             )
         sys.stdout.write(f"{run.folder}: {run.weights} has changed; measuring it again\n")
         done = None
@@ -99,7 +99,7 @@ def make(run: Run) -> dict[str, Any]:
         note["seconds"] = round(note["seconds"] + time.perf_counter() - started, 1)
         _write_note(run, note)
     if status != 0:
-        raise UserError(f"the run ended with status {status} (see above); rerun the same command to resume it")
+        raise UserError(f"the run ended with status {status} (see above)", remedy="rerun the same command to resume it")
     return note
 
 

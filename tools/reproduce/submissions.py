@@ -59,18 +59,24 @@ def check_submission(path: Path, form: Form, expected: frozenset[int] | None = N
     try:
         entries = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not JSON: {error}; evaluate the run again") from None
+        raise UserError(f"{path} is not JSON: {error}", remedy="evaluate the run again") from None
     if not isinstance(entries, list):
-        raise UserError(f"{path}: the server accepts a list, and this is not a list; evaluate the run again")
+        raise UserError(
+            "the server accepts a list, and this is not a list", where=path, remedy="evaluate the run again"
+        )
     for index, entry in enumerate(entries):
         if fault := _fault(entry, form):
             raise UserError(
-                f"{path}[{index}]: {fault}; the server accepts {{{form.id_key}: integer, {form.text_key}: text}}"
+                f"{fault}",
+                where=f"{path}[{index}]",
+                remedy=f"the server accepts {{{form.id_key}: integer, {form.text_key}: text}}",
             )
     counts = Counter(entry[form.id_key] for entry in entries)
     if twice := [number for number, count in counts.items() if count > 1]:
         raise UserError(
-            f"{path}: {form.id_key} {twice[0]} occurs {counts[twice[0]]} times; the server accepts each only once"
+            f"{form.id_key} {twice[0]} occurs {counts[twice[0]]} times",
+            where=path,
+            remedy="the server accepts each only once",
         )
     if expected is not None and counts.keys() != expected:
         absent, strange = sorted(expected - counts.keys()), sorted(counts.keys() - expected)
@@ -79,7 +85,9 @@ def check_submission(path: Path, form: Form, expected: frozenset[int] | None = N
             if absent
             else f"{len(strange):,} are unknown, such as {strange[0]}"
         )
-        raise UserError(f"{path}: of {len(expected):,} {form.id_key}s {which}; the server rejects such a file")
+        raise UserError(
+            f"of {len(expected):,} {form.id_key}s {which}", where=path, remedy="the server rejects such a file"
+        )
     known = "" if expected is None else ", all that the server requires"
     return f"{path}: {len(entries):,} entries in the server's format{known}"
 

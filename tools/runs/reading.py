@@ -190,7 +190,7 @@ def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
     real = [os.path.realpath(path) for path in paths]
     for path, real_path in zip(paths, real, strict=True):
         if real.count(real_path) > 1:
-            raise UserError(f"{path}: is given twice; list each run once")
+            raise UserError("is given twice", where=path, remedy="list each run once")
     return [read_run(path, name, brief) for path, name in zip(paths, _names(real), strict=True)]
 
 
@@ -205,12 +205,14 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
     """
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: no such folder; pass the folder of a run, which has {CONFIG_FILE} and {METRICS_FILE}"
+            "no such folder",
+            where=folder,
+            remedy=f"pass the folder of a run, which has {CONFIG_FILE} and {METRICS_FILE}",
         )
     if not any((folder / file).is_file() for file in FILES) and not list(folder.glob(f"{PREDICTIONS}*.json")):
         inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f"did you mean {inside[0]}?" if inside else "pass the folder of a run, its --output"
-        raise UserError(f"{folder}: contains no run (none of {', '.join(FILES)}); {hint}")
+        raise UserError(f"contains no run (none of {', '.join(FILES)})", where=folder, remedy=hint)
     remarks: list[str] = []
     config = None
     try:

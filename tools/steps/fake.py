@@ -166,7 +166,8 @@ class FakeSteps:
                 self.trainer.train_step(batches)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UserError(
-                f"the memory of this model's step depends on the contents of tensors ({error}); plan it on a machine with a GPU"
+                f"the memory of this model's step depends on the contents of tensors ({error})",
+                remedy="plan it on a machine with a GPU",
             ) from None
 
     @contextlib.contextmanager

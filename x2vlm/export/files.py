@@ -82,30 +82,35 @@ def read_metadata(folder: Path) -> Metadata:
     """
     if folder.is_file():
         raise UserError(
-            f"{folder} is a file; an export is a folder with {MANIFEST}, written by run.py export; pass the folder"
+            f"{folder} is a file; an export is a folder with {MANIFEST}, written by run.py export",
+            remedy="pass the folder",
         )
     if not folder.exists():
-        raise UserError(f"{folder}: no such folder; create it with python run.py export RUN --out {folder}")
+        raise UserError(
+            "no such folder", where=folder, remedy=f"create it with python run.py export RUN --out {folder}"
+        )
     try:
         values = read_json(folder / MANIFEST)
         if values["format"] != FORMAT:
             raise UserError(
-                f"{folder}: an export of format {values['format']}, but this version reads {FORMAT}; export again"
+                f"an export of format {values['format']}, but this version reads {FORMAT}",
+                where=folder,
+                remedy="export again",
             )
         metadata = Metadata(**values)
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in metadata.files.items()}
         rows, width = map(int, metadata.state_shape)
     except NotRegularError as error:
-        raise UserError(f"{error.filename} {error.strerror}; {REMEDY}") from None
+        raise UserError(f"{error.filename} {error.strerror}", remedy=REMEDY) from None
     except FileNotFoundError:
         raise UserError(
-            f"{folder} has no {MANIFEST}: run.py export did not write it, or was interrupted; {REMEDY}"
+            f"{folder} has no {MANIFEST}: run.py export did not write it, or was interrupted", remedy=REMEDY
         ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{folder / MANIFEST} cannot be read; {REMEDY}") from None
+        raise UserError(f"{folder / MANIFEST} cannot be read", remedy=REMEDY) from None
     for name in GRAPHS:
         if name not in expected:
-            raise UserError(f"{folder / MANIFEST} has no {name}; {REMEDY}")
+            raise UserError(f"{folder / MANIFEST} has no {name}", remedy=REMEDY)
     for name, (size, digest) in expected.items():
         _check_unchanged(folder / name, size, digest)
     return Metadata(**{**values, "state_shape": (rows, width)})
@@ -116,8 +121,8 @@ def _check_unchanged(file: Path, size: int, digest: str) -> None:
     try:
         found = file.stat().st_size
         if found != size:
-            raise UserError(f"{file} has {found:,} of {size:,} bytes; {REMEDY}")
+            raise UserError(f"{file} has {found:,} of {size:,} bytes", remedy=REMEDY)
         if digest_of(file) != digest:
-            raise UserError(f"{file} is damaged: its hash does not match the manifest; {REMEDY}")
+            raise UserError(f"{file} is damaged: its hash does not match the manifest", remedy=REMEDY)
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}; {REMEDY}") from None
+        raise UserError(f"{file} cannot be read: {error.strerror}", remedy=REMEDY) from None

@@ -123,7 +123,9 @@ class FusionGraph(nn.Module):
         self.matching_head = network.matching_head if isinstance(network, AligningModel) else None
         self.box_head: nn.Module | None = None
         if isinstance(network, GroundingModel) and network.set_head is not None:
-            raise UserError("model.box_set: a box-set head cannot be exported; use the model without exporting it")
+            raise UserError(
+                "a box-set head cannot be exported", where="model.box_set", remedy="use the model without exporting it"
+            )
         if isinstance(network, PretrainModel | GroundingModel):
             self.box_head = network.box_head
 
@@ -227,7 +229,7 @@ def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], na
         raise
     except Exception as error:  # torch's exporters raise many types of exceptions
         reason = reason_of(error)[:200]
-        raise UserError(f"{named} cannot be exported to ONNX: {reason}; use it with torch") from None
+        raise UserError(f"{named} cannot be exported to ONNX: {reason}", remedy="use it with torch") from None
 
 
 @contextmanager
@@ -268,4 +270,6 @@ def require_packages() -> None:
         try:
             __import__(package)
         except ImportError:
-            raise UserError(f'export: needs {package}, which is not installed: pip install ".[export]"') from None
+            raise UserError(
+                f'needs {package}, which is not installed: pip install ".[export]"', where="export"
+            ) from None

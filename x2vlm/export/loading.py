@@ -37,8 +37,8 @@ def load_export(folder: Path, source: str, **options: Any) -> Model:
     for name, value in options.items():
         if (value if value is None else str(value)) not in allowed[name]:
             raise UserError(
-                f"{source} is an export to ONNX, which runs on the CPU in fp32 with its own config and tokenizer; "
-                f"remove {name} ({value})"
+                f"{source} is an export to ONNX, which runs on the CPU in fp32 with its own config and tokenizer",
+                remedy=f"remove {name} ({value})",
             )
     metadata = read_metadata(folder)
     settings, _ = settings_of_run(folder / CONFIG_FILE)

@@ -51,7 +51,7 @@ class Graph:
         try:
             import onnxruntime
         except ImportError:
-            raise UserError(f'{path}: needs onnxruntime, which is not installed: pip install ".[onnx]"') from None
+            raise UserError('needs onnxruntime, which is not installed: pip install ".[onnx]"', where=path) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # log only errors, which are also raised
@@ -62,7 +62,7 @@ class Graph:
         except Exception as error:  # onnxruntime's errors have no common base class
             reason = reason_of(error)
             raise UserError(
-                f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({reason}); {REMEDY}"
+                f"onnxruntime {onnxruntime.__version__} cannot run it ({reason})", where=path, remedy=REMEDY
             ) from None
         self.outputs = [each.name for each in self.session.get_outputs()]
 

@@ -46,7 +46,9 @@ def export(model: Model, out: Path) -> Metadata:
             write_metadata(folder, metadata)
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror or error}; pass a different folder, or free some space"
+            f"cannot be written: {error.strerror or error}",
+            where=out,
+            remedy="pass a different folder, or free some space",
         ) from None
     return metadata
 
@@ -64,14 +66,17 @@ def _check(model: Model, out: Path) -> None:
     """Rejects models and folders that cannot be used, before any work is done."""
     if model.settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"export: {model.origin} is a model for the task {model.settings.task}, which cannot be exported; pass a "
-            f"model for the task {' or '.join(EXPORTED_TASKS)}"
+            f"{model.origin} is a model for the task {model.settings.task}, which cannot be exported",
+            where="export",
+            remedy=f"pass a model for the task {' or '.join(EXPORTED_TASKS)}",
         )
     require_packages()
     if out.suffix != SUFFIX:
-        raise UserError(f"--out {out}: an export is a folder whose name ends with {SUFFIX}; pass {out}{SUFFIX}")
+        raise UserError(
+            f"an export is a folder whose name ends with {SUFFIX}", where=f"--out {out}", remedy=f"pass {out}{SUFFIX}"
+        )
     if out.exists():
-        raise UserError(f"--out {out}: already exists; remove it, or pass a different folder")
+        raise UserError("already exists", where=f"--out {out}", remedy="remove it, or pass a different folder")
 
 
 def _within_tolerance(largest: dict[str, float], origin: str) -> dict[str, float]:
@@ -83,8 +88,9 @@ def _within_tolerance(largest: dict[str, float], origin: str) -> dict[str, float
     for name, difference in largest.items():
         if not difference <= TOLERANCE:  # NaN also fails this comparison
             raise UserError(
-                f"export: {name} of {origin} differ by {difference:.1e} between torch and onnxruntime, more than "
-                f"{TOLERANCE:.0e}; nothing was written: use the model with torch, or try a different version of "
-                "onnxruntime"
+                f"{name} of {origin} differ by {difference:.1e} between torch and onnxruntime, more than "
+                f"{TOLERANCE:.0e}",
+                where="export",
+                remedy="nothing was written: use the model with torch, or try a different version of onnxruntime",
             )
     return largest

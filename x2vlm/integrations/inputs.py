@@ -28,7 +28,7 @@ def as_model(model: LoadedModel | str | Path, **options: object) -> LoadedModel:
     for call in ("match", "embed_images", "embed_texts"):
         loaded.require(call)
     if loaded.read.videos is not None:
-        raise UserError(f"{loaded.origin} is a video model; pass an image model")
+        raise UserError(f"{loaded.origin} is a video model", remedy="pass an image model")
     return loaded
 
 
@@ -45,10 +45,10 @@ def column(values: Any, name: str) -> list[Any]:
         UserError: the column is not a list, or a value is None.
     """
     if not isinstance(values, Iterable) or isinstance(values, str):
-        raise UserError(f"{name} is {values!r:.60}, not a list; pass a list with a value for each row")
+        raise UserError(f"{name} is {values!r:.60}, not a list", remedy="pass a list with a value for each row")
     listed = list(values)
     if missing := [index for index, value in enumerate(listed) if value is None]:
-        raise UserError(f"{name} {missing[0]} of {len(listed)} is None; pass a value, or remove the row")
+        raise UserError(f"{name} {missing[0]} of {len(listed)} is None", remedy="pass a value, or remove the row")
     return listed
 
 

@@ -63,18 +63,20 @@ class X2VLMEncoder(AbsEncoder):
         """Returns the embeddings of a data loader of mteb, (N, E) float32; see ``mteb.EncoderProtocol``."""
         embeddings = [self._embed(batch) for batch in inputs]
         if not embeddings:
-            raise UserError("mteb: no inputs were given; pass at least one batch")
+            raise UserError("no inputs were given", where="mteb", remedy="pass at least one batch")
         return torch.from_numpy(np.concatenate(embeddings))
 
     def _embed(self, batch: Mapping[str, Any]) -> np.ndarray:
         given = {name: column(batch[name], f"mteb: {name}") for name in ("text", "image") if name in batch}
         if not given:
             raise UserError(
-                f"mteb: x2vlm accepts inputs with a text or an image, but this input has {', '.join(batch)}"
+                f"x2vlm accepts inputs with a text or an image, but this input has {', '.join(batch)}", where="mteb"
             )
         if len({len(values) for values in given.values()}) > 1:
             raise UserError(
-                f"mteb: a batch has {len(given['text'])} texts and {len(given['image'])} images; pass one text with each image"
+                f"a batch has {len(given['text'])} texts and {len(given['image'])} images",
+                where="mteb",
+                remedy="pass one text with each image",
             )
         embed = {"text": partial(embed_texts, self.model), "image": self.model.embed_images}
         return np.sum([embed[name](values) for name, values in given.items()], axis=0)
@@ -93,7 +95,7 @@ class X2VLMReranker:
 
     def __init__(self, model: LoadedModel | str | Path, *, candidates: int = 256, cache_gb: float = 2.0):
         if candidates < 1:
-            raise UserError(f"candidates is {candidates}; pass at least 1")
+            raise UserError(f"candidates is {candidates}", remedy="pass at least 1")
         self.model = as_model(model)
         self.candidates, self.cache_gb = candidates, cache_gb
         self.mteb_model_meta = _meta(self.model, f"-reranker-{candidates}", "cross-encoder")
@@ -127,13 +129,13 @@ class X2VLMReranker:
         """
         documents = self._documents
         if documents is None:
-            raise UserError("mteb: search needs documents; call index first")
+            raise UserError("search needs documents", where="mteb", remedy="call index first")
         query_items = _Items(self.model, queries, task_metadata, PromptType.query, 0.0)
         if query_items.are_images == documents.are_images:
             kind = "images" if query_items.are_images else "texts"
             raise UserError(
-                f"{task_metadata.name} compares {kind} with {kind}, but the matching head compares texts with "
-                "images; use X2VLMEncoder"
+                f"{task_metadata.name} compares {kind} with {kind}, but the matching head compares texts with images",
+                remedy="use X2VLMEncoder",
             )
         if top_ranked is None:
             found = _nearest(query_items, documents, top_k)
@@ -190,21 +192,26 @@ class _Items:
         if kinds not in (["image"], ["text"]):
             raise UserError(
                 f"{task.name} has {' and '.join(kinds)} in a {side.value}, but the matching head compares texts with "
-                "images; use X2VLMEncoder"
+                "images",
+                remedy="use X2VLMEncoder",
             )
         self.model, self.rows = model, rows
         if missing := [name for name in ("id", *kinds) if name not in rows.column_names]:
             raise UserError(
-                f"mteb: {task.name} has no column {missing[0]!r} in its {side.value} rows, only "
-                f"{', '.join(rows.column_names)}; load the task again"
+                f"{task.name} has no column {missing[0]!r} in its {side.value} rows, only "
+                f"{', '.join(rows.column_names)}",
+                where="mteb",
+                remedy="load the task again",
             )
         self.are_images = kinds == ["image"]
         self.names = [str(name) for name in rows["id"]]
         if not self.names:
-            raise UserError(f"mteb: {task.name} has no {side.value} rows; load the task again")
+            raise UserError(f"{task.name} has no {side.value} rows", where="mteb", remedy="load the task again")
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise UserError(
-                f"mteb: {task.name} has two {side.value} rows with the id {twice[0]!r}; load the task again"
+                f"{task.name} has two {side.value} rows with the id {twice[0]!r}",
+                where="mteb",
+                remedy="load the task again",
             )
         self.row_of = {name: row for row, name in enumerate(self.names)}
         texts = [] if self.are_images else list(_texts(rows))
@@ -223,7 +230,9 @@ class _Items:
         """
         if unknown := [name for name in names if name not in self.row_of]:
             raise UserError(
-                f"mteb: the task ranks the document {unknown[0]!r}, which is not in its corpus; load the task again"
+                f"the task ranks the document {unknown[0]!r}, which is not in its corpus",
+                where="mteb",
+                remedy="load the task again",
             )
         return np.array([self.row_of[name] for name in names], np.int64)
 
@@ -259,7 +268,7 @@ class _Items:
     def _image(self, row: int) -> Image:
         image: Image | None = self.rows[row]["image"]
         if image is None:
-            raise UserError(f"mteb: the image of {self.names[row]!r} is None; remove the row")
+            raise UserError(f"the image of {self.names[row]!r} is None", where="mteb", remedy="remove the row")
         return image
 
 
@@ -275,7 +284,9 @@ def _texts(rows: Any) -> Iterator[str]:
         given = [value for value in values if value is not None]
         if odd := [value for value in given if not isinstance(value, str)]:
             raise UserError(
-                f"mteb: {odd[0]!r:.60} is not a string; pass texts as strings, or use X2VLMEncoder for conversations"
+                f"{odd[0]!r:.60} is not a string",
+                where="mteb",
+                remedy="pass texts as strings, or use X2VLMEncoder for conversations",
             )
         yield " ".join(value.strip() for value in given if value)
 

@@ -135,7 +135,7 @@ class Embedder(_X2VLMModule):
             UserError: there are no inputs, a text has no words, or an image cannot be read.
         """
         if not inputs:
-            raise UserError("no images or texts were given; pass at least one")
+            raise UserError("no images or texts were given", remedy="pass at least one")
         (kind, *_), contents = zip(*(_part(each) for each in inputs), strict=True)
         return self._tokens(contents, prompt) if kind == "text" else self._pixels(contents)
 
@@ -161,7 +161,7 @@ class PairScorer(_X2VLMModule):
             UserError: there are no pairs, or a pair is not a text and an image.
         """
         if not inputs:
-            raise UserError("no pairs were given; pass at least one")
+            raise UserError("no pairs were given", remedy="pass at least one")
         pairs = [_pair(each) for each in inputs]
         texts, text_index = _distinct((text, text) for text, _ in pairs)
         images, image_index = _distinct(
@@ -187,29 +187,32 @@ def _part(given: Any) -> tuple[Modality, Any]:
     """Returns the modality of an input, and the text or image itself."""
     if isinstance(given, Path) or (isinstance(given, str) and Path(given).suffix.lower() in IMAGE_SUFFIXES):
         if not os.path.isfile(given):  # Path.is_file raises an error for a name that is too long
-            raise UserError(f"{given}: no such image; pass the path of an existing image")
+            raise UserError("no such image", where=given, remedy="pass the path of an existing image")
         return "image", given
     try:
         kind = infer_modality(given, supported_modalities=[*MODALITIES])
     except ValueError as error:
         raise UserError(f"{str(given)[:60]!r} is neither a text nor an image: {str(error).splitlines()[0]}") from None
     if kind not in MODALITIES or isinstance(given, tuple | list):
-        raise UserError(f"{str(given)[:60]!r} is neither a text nor an image, but {kind}; pass a text or an image")
+        raise UserError(
+            f"{str(given)[:60]!r} is neither a text nor an image, but {kind}", remedy="pass a text or an image"
+        )
     content = given[kind] if isinstance(given, dict) else given
     if kind == "text" and not isinstance(content, str):
-        raise UserError(f"the text in {str(given)[:60]!r} is not a string; pass texts as strings")
+        raise UserError(f"the text in {str(given)[:60]!r} is not a string", remedy="pass texts as strings")
     return kind, content
 
 
 def _pair(given: Any) -> tuple[str, Any]:
     """Returns the text and the image of a pair."""
     if not isinstance(given, tuple | list) or len(given) != 2:
-        raise UserError(f"{str(given)[:60]!r} is not a pair; pass a text and an image")
+        raise UserError(f"{str(given)[:60]!r} is not a pair", remedy="pass a text and an image")
     parts = dict(_part(each) for each in given)
     if set(parts) != set(MODALITIES):
         (kind,) = parts
         raise UserError(
-            f"{str(given)[:60]!r} has two {kind}s, but the matching head compares a text with an image; pass one of each"
+            f"{str(given)[:60]!r} has two {kind}s, but the matching head compares a text with an image",
+            remedy="pass one of each",
         )
     return parts["text"], parts["image"]
 
@@ -227,7 +230,7 @@ def _model_in(source: LoadedModel | str | Path, device: str | None, precision: P
     if isinstance(source, LoadedModel):
         if device is not None or precision != "fp32":
             raise UserError(
-                "device and precision do not apply to a model that is already loaded; pass them to x2vlm.load"
+                "device and precision do not apply to a model that is already loaded", remedy="pass them to x2vlm.load"
             )
         return as_model(source)
     if str(source).startswith(HUB):

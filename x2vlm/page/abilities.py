@@ -121,12 +121,12 @@ def lines_of(text: str) -> list[str]:
         UserError: the text is empty or too long.
     """
     if len(text) > MAX_CHARACTERS:
-        raise UserError(f"the text has {len(text):,} characters; use at most {MAX_CHARACTERS:,}")
+        raise UserError(f"the text has {len(text):,} characters", remedy=f"use at most {MAX_CHARACTERS:,}")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError("enter a text")
     if len(lines) > MAX_LINES:
-        raise UserError(f"{len(lines)} lines were given; use at most {MAX_LINES}")
+        raise UserError(f"{len(lines)} lines were given", remedy=f"use at most {MAX_LINES}")
     return lines
 
 

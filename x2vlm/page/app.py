@@ -64,7 +64,7 @@ def gradio() -> Any:
     try:
         import gradio
     except ImportError:
-        raise UserError('serve: needs gradio, which is not installed: pip install ".[page]"') from None
+        raise UserError('needs gradio, which is not installed: pip install ".[page]"', where="serve") from None
     return gradio
 
 

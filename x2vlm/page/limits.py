@@ -62,7 +62,9 @@ class RateLimit:
             while times and now - times[0] >= 60:
                 times.popleft()
             if len(times) >= self.per_minute:
-                raise UserError(f"{self.per_minute} {self.what} per minute; try again in {60 - (now - times[0]):.0f} s")
+                raise UserError(
+                    f"{self.per_minute} {self.what} per minute", remedy=f"try again in {60 - (now - times[0]):.0f} s"
+                )
             times.append(now)
 
 
@@ -225,11 +227,11 @@ class UploadLimit:
         now = time.monotonic() if now is None else now
         self._rate.count(client, now)
         if not length.isdigit():
-            raise UserError("the upload has no Content-Length; send this header")
+            raise UserError("the upload has no Content-Length", remedy="send this header")
         while self._taken and now - self._taken[0][0] >= KEPT_S:
             self._taken.popleft()
         if sum(size for _, size in self._taken) + int(length) > self.total_bytes:
-            raise UserError("the page cannot store more uploads at the moment; try again later")
+            raise UserError("the page cannot store more uploads at the moment", remedy="try again later")
         self._taken.append((now, int(length)))
 
 

@@ -31,11 +31,13 @@ class Encoder:
     def __init__(self, model: LoadedModel):
         if not model.takes("match"):
             raise UserError(
-                f"{model.origin} is a model for the task {model.settings.task}, which cannot compare texts with images; "
-                "load a model for the task pretrain or retrieval"
+                f"{model.origin} is a model for the task {model.settings.task}, which cannot compare texts with images",
+                remedy="load a model for the task pretrain or retrieval",
             )
         if model.read.videos is not None:
-            raise UserError(f"{model.origin} is a video model, but an index contains images; pass an image model")
+            raise UserError(
+                f"{model.origin} is a video model, but an index contains images", remedy="pass an image model"
+            )
         assert isinstance(model.settings.model, AligningConfig)
         self.model, self.runtime = model, model.runtime
         self.width, self.weights = model.settings.model.embed_dim, self.runtime.weights
@@ -57,8 +59,10 @@ class Encoder:
         """
         if not self.model.takes("locate"):
             raise UserError(
-                f"locate: {self.model.origin} is a model for the task {self.model.settings.task}, which was not trained "
-                "for this call; make the index with a model for the task pretrain"
+                f"{self.model.origin} is a model for the task {self.model.settings.task}, which was not trained for "
+                "this call",
+                where="locate",
+                remedy="make the index with a model for the task pretrain",
             )
 
         def find(texts: Sequence[str]) -> list[Located]:

@@ -93,16 +93,17 @@ def read_metadata(folder: Path) -> Metadata:
             raise TypeError("a value has the wrong type")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{folder}: there is no index of images in this folder; build one with python run.py index"
+            "there is no index of images in this folder", where=folder, remedy="build one with python run.py index"
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{folder / METADATA_FILE} cannot be read ({error}); remove the folder and rebuild the index"
+            f"{folder / METADATA_FILE} cannot be read ({error})", remedy="remove the folder and rebuild the index"
         ) from None
     if metadata.format not in (FORMAT, WITHOUT_DIGESTS):
         raise UserError(
-            f"{folder}: an index of format {metadata.format}, but this version reads {FORMAT}; remove the folder and "
-            "rebuild the index"
+            f"an index of format {metadata.format}, but this version reads {FORMAT}",
+            where=folder,
+            remedy="remove the folder and rebuild the index",
         )
     return metadata
 
@@ -128,7 +129,7 @@ def read_lines(path: Path) -> list[bytes]:
         with open_regular(path) as file:
             return file.read().splitlines()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); rebuild the index") from None
+        raise UserError(f"{path} cannot be read ({error.strerror})", remedy="rebuild the index") from None
 
 
 def check_digests(folder: Path, metadata: Metadata) -> None:
@@ -152,9 +153,9 @@ def check_digests(folder: Path, metadata: Metadata) -> None:
         try:
             digest = digest_of(path)
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); rebuild the index") from None
+            raise UserError(f"{path} cannot be read ({error.strerror})", remedy="rebuild the index") from None
         if digest != metadata.digests.get(path.name):
-            raise UserError(f"{path} is damaged: its hash does not match the index; rebuild the index")
+            raise UserError(f"{path} is damaged: its hash does not match the index", remedy="rebuild the index")
 
 
 def image_of(line: bytes, path: Path) -> IndexedImage:
@@ -162,7 +163,7 @@ def image_of(line: bytes, path: Path) -> IndexedImage:
     try:
         return IndexedImage(**parse_json(line))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); rebuild the index") from None
+        raise UserError(f"{path} cannot be read ({error})", remedy="rebuild the index") from None
 
 
 def write_images(path: Path, images: Iterable[IndexedImage]) -> None:
@@ -198,13 +199,13 @@ def open_embeddings(folder: Path, metadata: Metadata, count: int) -> np.ndarray:
         # torch warns about tensors that share read-only memory. This map is copy-on-write instead, and is never written to.
         found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); rebuild the index") from None
+        raise UserError(f"{path} cannot be read ({error})", remedy="rebuild the index") from None
     if found.shape != (count, metadata.width) or found.dtype != np.float32:
         raise UserError(
-            f"{path} is {found.shape} {found.dtype}, not {count} x {metadata.width} float32; rebuild the index"
+            f"{path} is {found.shape} {found.dtype}, not {count} x {metadata.width} float32", remedy="rebuild the index"
         )
     if metadata.format == WITHOUT_DIGESTS and not (np.abs(np.linalg.norm(found, axis=1) - 1) <= LENGTH_ERROR).all():
-        raise UserError(f"{path} is damaged: an embedding in it does not have length 1; rebuild the index")
+        raise UserError(f"{path} is damaged: an embedding in it does not have length 1", remedy="rebuild the index")
     embeddings: np.ndarray = found
     return embeddings
 

@@ -101,11 +101,11 @@ class ImageIndex:
         self.folder, self.model, self.encoder = Path(folder), model, encoder or Encoder(model)
         self.metadata = read_metadata(self.folder)
         if not self.metadata.made:
-            raise UserError(f"{folder}: the index is not finished; continue with python run.py index")
+            raise UserError("the index is not finished", where=folder, remedy="continue with python run.py index")
         if self.encoder.weights != self.metadata.weights:
             raise UserError(
-                f"{folder} was built by {self.metadata.model}, whose weights or settings differ from "
-                f"{model.origin}; rebuild the index"
+                f"{folder} was built by {self.metadata.model}, whose weights or settings differ from {model.origin}",
+                remedy="rebuild the index",
             )
         check_digests(self.folder, self.metadata)
         self._list = self.metadata.images_in(self.folder)
@@ -149,7 +149,7 @@ class ImageIndex:
             UserError: the text is not a string or is empty after cleaning, or the model has no box head.
         """
         if not isinstance(text, str):
-            raise UserError(f"search: text is {text!r}; pass a single text as a string")
+            raise UserError(f"text is {text!r}", where="search", remedy="pass a single text as a string")
         rows, cosines = self.nearest(text, max(top, rerank))
         found = self._available(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
         judged = [found[row] for row in rows[:rerank].tolist() if row in found]

@@ -94,7 +94,7 @@ def build_index(encoder: Encoder, folder: Path, out: Path) -> BuildResult:
     metadata = Metadata(os.path.realpath(folder), source, encoder.weights, encoder.width)
     files = _files(folder)
     if not files:
-        raise UserError(f"{folder}: there is no image in this folder; an index contains images, not videos")
+        raise UserError("there is no image in this folder", where=folder, remedy="an index contains images, not videos")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / LOCK).exists():
@@ -113,14 +113,16 @@ def build_index(encoder: Encoder, folder: Path, out: Path) -> BuildResult:
         raise
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror or error}; pass a different folder, or free some space"
+            f"cannot be written: {error.strerror or error}",
+            where=out,
+            remedy="pass a different folder, or free some space",
         ) from None
     return BuildResult(images, len(files) - len(broken) - images, broken, parts.embedded)
 
 
 def _files(folder: Path) -> list[_FileId]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; pass a folder of images")
+        raise UserError("no such folder", where=folder, remedy="pass a folder of images")
     found = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
@@ -134,7 +136,7 @@ def _check_empty(out: Path) -> None:
     """Rejects a folder that contains files but no index."""
     others = (path.name for path in out.iterdir() if path.name != LOCK and not path.match(f".{METADATA_FILE}.*.tmp"))
     if not (out / METADATA_FILE).exists() and any(others):
-        raise UserError(f"{out} contains other files; use an empty folder for the index")
+        raise UserError(f"{out} contains other files", remedy="use an empty folder for the index")
 
 
 @contextmanager
@@ -146,7 +148,9 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{out}: another process is building this index; wait until it has finished") from None
+            raise UserError(
+                "another process is building this index", where=out, remedy="wait until it has finished"
+            ) from None
         except OSError as error:
             logger.warning(
                 "%s: the file system does not support locks (%s); build the index with only one process",
@@ -163,11 +167,13 @@ def _continued(out: Path, metadata: Metadata) -> Metadata:
         return metadata
     previous = read_metadata(out)
     if previous.folder != metadata.folder:
-        raise UserError(f"{out} is an index of {previous.folder}, not of {metadata.folder}; pass a different folder")
+        raise UserError(
+            f"{out} is an index of {previous.folder}, not of {metadata.folder}", remedy="pass a different folder"
+        )
     if previous.weights != metadata.weights:
         raise UserError(
-            f"{out} was built by {previous.model}, whose weights or settings differ from "
-            f"{metadata.model}; pass a different folder"
+            f"{out} was built by {previous.model}, whose weights or settings differ from {metadata.model}",
+            remedy="pass a different folder",
         )
     return replace(metadata, made=previous.made, format=previous.format, digests=previous.digests)
 

@@ -62,7 +62,7 @@ class CaseSuite(Suite[list[Case]]):
         for path in require_files(folder, self.files(folder, kinds), self):
             file_cases = self.cases(kind_of[path.name], path)
             if not file_cases:
-                raise UserError(f"{path}: contains no cases; download it again from {self.published_at}")
+                raise UserError("contains no cases", where=path, remedy=f"download it again from {self.published_at}")
             check_unique(
                 (case.id for case in file_cases),
                 path,
@@ -75,7 +75,9 @@ class CaseSuite(Suite[list[Case]]):
         measured = [case for case in cases if not case.excluded]
         if not measured:
             raise UserError(
-                f"{folder}: all {len(cases):,} cases are excluded: {cases[0].excluded}; use the complete official file"
+                f"all {len(cases):,} cases are excluded: {cases[0].excluded}",
+                where=folder,
+                remedy="use the complete official file",
             )
         require_images([picture.path for case in measured for picture in case.pictures], self)
         return cases

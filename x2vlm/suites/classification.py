@@ -47,27 +47,34 @@ class ClassificationSuite(Suite[Folders]):
 
     def read(self, folder: Path, kinds: Sequence[str]) -> Folders:
         if kinds:
-            raise UserError(f"--kinds {kinds[0]}: {self.title} has no kinds; omit it")
+            raise UserError(f"{self.title} has no kinds", where=f"--kinds {kinds[0]}", remedy="omit it")
         folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if len(folders) < 2:
             raise UserError(
-                f"{folder}: contains {len(folders)} folders, but each class needs a folder of images; make one for each class"
+                f"contains {len(folders)} folders, but each class needs a folder of images",
+                where=folder,
+                remedy="make one for each class",
             )
         names = [path.name.replace("_", " ") for path in folders]
         if (path := folder / NAMES).is_file():
             names = _lines(path)
             if len(names) != len(folders):
                 raise UserError(
-                    f"{path}: contains {len(names)} names for {len(folders)} folders; write one name per line, in the "
-                    "order of the folders"
+                    f"contains {len(names)} names for {len(folders)} folders",
+                    where=path,
+                    remedy="write one name per line, in the order of the folders",
                 )
         if duplicates := [name for name, count in Counter(map(str.lower, names)).items() if count > 1]:
             raise UserError(
-                f"{folder}: two classes are called {duplicates[0]!r}, so no text can distinguish them; rename one"
+                f"two classes are called {duplicates[0]!r}, so no text can distinguish them",
+                where=folder,
+                remedy="rename one",
             )
         templates = _lines(folder / TEMPLATES) if (folder / TEMPLATES).is_file() else [DEFAULT_TEMPLATE]
         if without := [template for template in templates if "{c}" not in template]:
-            raise UserError(f"{folder / TEMPLATES}: {without[0]!r} has no {{c}} for the class name; add it")
+            raise UserError(
+                f"{without[0]!r} has no {{c}} for the class name", where=folder / TEMPLATES, remedy="add it"
+            )
         images = [
             (path, index)
             for index, folder_of_class in enumerate(folders)
@@ -75,7 +82,9 @@ class ClassificationSuite(Suite[Folders]):
             if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not images:
-            raise UserError(f"{folder}: its folders contain no images ({', '.join(IMAGE_SUFFIXES)}); add some")
+            raise UserError(
+                f"its folders contain no images ({', '.join(IMAGE_SUFFIXES)})", where=folder, remedy="add some"
+            )
         return Folders(images, names, templates)
 
     def judge(self, model: LoadedModel, content: Folders) -> Judged:
@@ -179,7 +188,7 @@ def _best(scores: np.ndarray, names: Sequence[str]) -> dict[str, float]:
 def _lines(path: Path) -> list[str]:
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{path}: is empty; add a line, or remove the file")
+        raise UserError("is empty", where=path, remedy="add a line, or remove the file")
     return lines
 
 

@@ -35,7 +35,7 @@ def _cases(kind: str, path: Path) -> list[Case]:
     try:
         content: Any = read_json(path, unique_keys=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); download it again") from None
+        raise UserError(f"cannot be read as JSON ({error})", where=path, remedy="download it again") from None
     with reading(str(path)):
         names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
         images = {entry["id"]: path.parent / str(entry["file_name"]) for entry in content["images"]}
@@ -56,11 +56,11 @@ def _cases(kind: str, path: Path) -> list[Case]:
             ids = (entry["category_id"], *entry["neg_category_ids"])
             if unknown := [each for each in ids if each not in names]:
                 raise UserError(
-                    f"{path}: annotation {index} has the category {unknown[0]}, which categories does not list"
+                    f"annotation {index} has the category {unknown[0]}, which categories does not list", where=path
                 )
             if entry["image_id"] not in images:
                 raise UserError(
-                    f"{path}: annotation {index} has the image {entry['image_id']}, which images does not list"
+                    f"annotation {index} has the image {entry['image_id']}, which images does not list", where=path
                 )
             picture = Picture(images[entry["image_id"]], (x, y, width, height))
             excluded = "" if len(ids) > 1 else "they have no wrong descriptions"

@@ -57,12 +57,12 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
     def read(self, folder: Path, kinds: Sequence[str]) -> dict[str, list[Phrase]]:
         refs, instances = require_files(folder, self.files(folder, kinds), self)
         if not (folder / IMAGES).is_dir():
-            raise UserError(f"{folder / IMAGES}: does not exist; see {self.published_at}")
+            raise UserError("does not exist", where=folder / IMAGES, remedy=f"see {self.published_at}")
         splits = chosen_kinds(self.splits, kinds, self)
         try:
             rows = [row for row in phrase_rows(str(refs), str(instances), splits, self.title) if isinstance(row, Row)]
         except UserError as error:
-            raise UserError(f"{error}; download it again from {self.published_at}") from None
+            raise UserError(f"{error}", remedy=f"download it again from {self.published_at}") from None
         require_images([folder / IMAGES / row.values["image"] for row in rows], self)
         return {
             split: read_phrases(
@@ -82,8 +82,8 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
     def judge(self, model: LoadedModel, content: dict[str, list[Phrase]]) -> Judged:
         if model.settings.task != "pretrain" or not isinstance(model, Model):
             raise UserError(
-                f"{model.origin} is a model for the task {model.settings.task}; zero-shot grounding needs "
-                "a model for the task pretrain"
+                f"{model.origin} is a model for the task {model.settings.task}",
+                remedy="zero-shot grounding needs a model for the task pretrain",
             )
         questions = [(split, item) for split, phrases in content.items() for item in phrases]
         items: list[tuple[str, Phrase]] = []

@@ -83,8 +83,9 @@ class RetrievalSuite(Suite[Captions]):
             for location, _, entry in entries_of(path):
                 if isinstance(entry, list):
                     raise UserError(
-                        f"{path}: is not a list of images with captions; if it is Karpathy's file, rename it to "
-                        f"{self.karpathy}"
+                        "is not a list of images with captions",
+                        where=path,
+                        remedy=f"if it is Karpathy's file, rename it to {self.karpathy}",
                     )
                 with reading(location):
                     names.append(str(entry["image"]))
@@ -97,7 +98,9 @@ class RetrievalSuite(Suite[Captions]):
         check_scores(model)
         network = model.network
         if not isinstance(network, PretrainModel | RetrievalModel):
-            raise UserError(f"{model.origin} is an export; pass the run or weight file from which it was exported")
+            raise UserError(
+                f"{model.origin} is an export", remedy="pass the run or weight file from which it was exported"
+            )
         baselines = _Baselines(model, content.items)
         items = content.items.only(baselines.readable)
         texts = baselines.texts

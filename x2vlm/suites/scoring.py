@@ -97,7 +97,8 @@ def check_scores(model: LoadedModel) -> None:
         model.require(call)
     if model.runtime.temperature is None:
         raise UserError(
-            f"{model.origin} does not record its temperature, which is needed to add up its scores; export it again"
+            f"{model.origin} does not record its temperature, which is needed to add up its scores",
+            remedy="export it again",
         )
 
 

@@ -270,7 +270,9 @@ def require_files(folder: Path, names: Sequence[str], suite: Suite[Any]) -> list
     """
     if missing := [name for name in names if not (folder / name).is_file()]:
         verb = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{folder}: {', '.join(missing)} of {suite.title} {verb} missing; see {suite.published_at}")
+        raise UserError(
+            f"{', '.join(missing)} of {suite.title} {verb} missing", where=folder, remedy=f"see {suite.published_at}"
+        )
     return [folder / name for name in names]
 
 
@@ -282,7 +284,8 @@ def require_images(paths: Sequence[Path], suite: Suite[Any]) -> None:
     """
     if missing := [path for path in dict.fromkeys(paths) if not path.is_file()]:
         raise UserError(
-            f"{len(missing):,} images of {suite.title} are missing, for example {missing[0]}; see {suite.published_at}"
+            f"{len(missing):,} images of {suite.title} are missing, for example {missing[0]}",
+            remedy=f"see {suite.published_at}",
         )
 
 
@@ -303,11 +306,15 @@ def chosen_kinds(known: Sequence[str], kinds: Sequence[str], suite: Suite[Any]) 
             continue
         if kind in suite.summaries:
             raise UserError(
-                f"--kinds {kind}: is a mean over kinds; pass {' '.join(suite.summaries[kind][1] or known)} instead"
+                "is a mean over kinds",
+                where=f"--kinds {kind}",
+                remedy=f"pass {' '.join(suite.summaries[kind][1] or known)} instead",
             )
         if "," in kind:
-            raise UserError(f"--kinds {kind}: separate kinds by spaces, not by commas")
-        raise UserError(f"--kinds {kind}: {suite.title} has no such kind; the kinds are {', '.join(known)}")
+            raise UserError("separate kinds by spaces, not by commas", where=f"--kinds {kind}")
+        raise UserError(
+            f"{suite.title} has no such kind", where=f"--kinds {kind}", remedy=f"the kinds are {', '.join(known)}"
+        )
     return [kind for kind in known if not kinds or kind in kinds]
 
 
@@ -328,12 +335,12 @@ def entries_of(path: Path) -> list[Entry]:
     try:
         content = read_json(path, unique_keys=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); download it again") from None
+        raise UserError(f"cannot be read as JSON ({error})", where=path, remedy="download it again") from None
     if isinstance(content, dict):
         return [Entry(f"{path}: entry {key!r}", key, value) for key, value in content.items()]
     if isinstance(content, list):
         return [Entry(f"{path}: entry {index}", str(index), value) for index, value in enumerate(content)]
-    raise UserError(f"{path}: is neither a list nor an object; download it again")
+    raise UserError("is neither a list nor an object", where=path, remedy="download it again")
 
 
 def lines_of(path: Path) -> list[Entry]:
@@ -345,7 +352,7 @@ def lines_of(path: Path) -> list[Entry]:
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); download it again") from None
+        raise UserError(f"cannot be read ({error})", where=path, remedy="download it again") from None
     entries = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -353,7 +360,7 @@ def lines_of(path: Path) -> list[Entry]:
         try:
             entries.append(Entry(f"{path}:{number}", str(number), parse_json(line, unique_keys=True)))
         except ValueError as error:
-            raise UserError(f"{path}:{number} is not JSON ({error}); download it again") from None
+            raise UserError(f"{path}:{number} is not JSON ({error})", remedy="download it again") from None
     return entries
 
 
@@ -363,9 +370,9 @@ def reading(location: str) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise UserError(f"{location} has no {error}; is it the official file?") from None
+        raise UserError(f"{location} has no {error}", remedy="is it the official file?") from None
     except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{location} is malformed ({error}); is it the official file?") from None
+        raise UserError(f"{location} is malformed ({error})", remedy="is it the official file?") from None
 
 
 def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:

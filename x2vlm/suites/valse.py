@@ -37,7 +37,9 @@ def _cases(kind: str, path: Path) -> list[Case]:
     for location, key, entry in entries_of(path):
         with reading(location):
             if not isinstance(votes := entry["mturk"], dict):
-                raise UserError(f"{location}: mturk is {votes!r:.80}, not an object; is it the official file?")
+                raise UserError(
+                    f"mturk is {votes!r:.80}, not an object", where=location, remedy="is it the official file?"
+                )
             excluded = "" if votes["caption"] >= MIN_VOTES else FEW_VOTES
             picture = Picture(path.parent / IMAGES / str(entry["image_file"]))
             cases.append(Case(kind, (picture,), texts_in(entry, "caption", "foil"), id=key, excluded=excluded))

@@ -51,7 +51,8 @@ def _files(raw: RawFolder) -> Files:
     ]
     if not found:
         raise UserError(
-            f"{', '.join(map(str, raw.roots))}: no file *.json has the lists images, categories, and annotations with bbox"
+            "no file *.json has the lists images, categories, and annotations with bbox",
+            where=", ".join(map(str, raw.roots)),
         )
     return {f"{OBJECTS}_{index}": file for index, file in enumerate(found)}
 

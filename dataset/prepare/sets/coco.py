@@ -66,7 +66,7 @@ def _read(convert: Callable[[Mapping[str, str]], Convert], files: Files, scratch
             continue
         found = {int(row.key): (split, row) for row in captions.first("images")}
         if found.keys() <= images.keys():
-            raise UserError(f"{file} has the images of another file; is it COCO's file?")
+            raise UserError(f"{file} has the images of another file", remedy="is it COCO's file?")
         images |= found
 
     def annotated() -> Iterator[AnnotatedMedia]:

@@ -43,7 +43,7 @@ def _files(raw: RawFolder) -> Files:
         if _is_annotations(RawFile(path))
     }
     if not files:
-        raise UserError(f"{', '.join(map(str, raw.roots))}: no file *.json is an array of objects with f_path")
+        raise UserError("no file *.json is an array of objects with f_path", where=", ".join(map(str, raw.roots)))
     return files
 
 

@@ -46,14 +46,15 @@ class _Annotations:
                 self._archive = zipfile.ZipFile(packed.path)
             except (zipfile.BadZipFile, OSError) as error:
                 raise UserError(
-                    f"{packed} is not a complete zip archive ({reason_of(error)}); download it again"
+                    f"{packed} is not a complete zip archive ({reason_of(error)})", remedy="download it again"
                 ) from None
             self._members = {name.rpartition("/")[2]: name for name in self._archive.namelist()}
             self.name = str(packed)
         elif sentences is None or annotations is None:
             roots = ", ".join(map(str, raw.roots))
             raise UserError(
-                f"{roots}: found neither the folders Sentences and Annotations nor an annotations.zip that contains them"
+                "found neither the folders Sentences and Annotations nor an annotations.zip that contains them",
+                where=roots,
             )
         else:
             self.name = str(sentences.parent)
@@ -93,7 +94,11 @@ def _training_ids(file: RawFile) -> list[int]:
         lines = [line.strip() for line in stream.read().decode("utf-8", "replace").split("\n")]
     for line_number, line in enumerate(lines, start=1):
         if line and id_number(line) is None:
-            raise UserError(f"{file}:{line_number}: {line[:40]!r} is not an id of Flickr30K; use the official file")
+            raise UserError(
+                f"{line[:40]!r} is not an id of Flickr30K",
+                where=f"{file}:{line_number}",
+                remedy="use the official file",
+            )
     return [int(line) for line in lines if line]
 
 

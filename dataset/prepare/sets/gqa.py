@@ -34,7 +34,7 @@ def _images(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
         for piece in json_pieces(stream, str(graphs)):
             location, number = f"{graphs}: {piece.key}", id_number(piece.key)
             if not isinstance(piece.value, dict) or not isinstance(piece.value.get("objects"), dict):
-                raise UserError(f"{location} has no 'objects'; is it GQA's file of scene graphs?")
+                raise UserError(f"{location} has no 'objects'", remedy="is it GQA's file of scene graphs?")
             if number is None or number not in ids:
                 yield BrokenRecordError("unknown image", location, f"it is not in {listed}")
             else:

@@ -47,10 +47,12 @@ class Reference(NamedTuple):
 def _files(raw: RawFolder) -> Files:
     references = raw.find(REFERENCES)
     if references is None:
-        raise UserError(f"{', '.join(map(str, raw.roots))}: there is no {REFERENCES}")
+        raise UserError(f"there is no {REFERENCES}", where=", ".join(map(str, raw.roots)))
     instances = raw.find(INSTANCES, below="grefcoco") or raw.sibling(references.path, INSTANCES)
     if instances is None:
-        raise UserError(f"{references}: found no {INSTANCES}, which has the boxes, next to it or in a folder grefcoco")
+        raise UserError(
+            f"found no {INSTANCES}, which has the boxes, next to it or in a folder grefcoco", where=references
+        )
     return {"references": references, "boxes": instances}
 
 

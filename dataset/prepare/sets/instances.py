@@ -104,7 +104,7 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
                     yield Row("synonyms", str(needed_id(value["id"])), location, json.dumps(value["synonyms"]))
     needed = ["images", *(["categories"] if unit == OBJECTS else []), "annotations"]
     if missing := [section for section in needed if section not in found]:
-        raise UserError(f"{file} has no list {missing[0]}; is it {title}'s file?")
+        raise UserError(f"{file} has no list {missing[0]}", remedy=f"is it {title}'s file?")
 
 
 def _image_row(value: Any, location: str) -> Row:

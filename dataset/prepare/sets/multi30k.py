@@ -43,7 +43,9 @@ def _files(raw: RawFolder) -> Files:
             missing = ", ".join(name for name in files if name not in existing)
             roots = ", ".join(map(str, raw.roots))
             raise UserError(
-                f"{roots}: missing files of Multi30K, plain or gzipped: {missing}; set --raw to a copy of multi30k/dataset"
+                f"missing files of Multi30K, plain or gzipped: {missing}",
+                where=roots,
+                remedy="set --raw to a copy of multi30k/dataset",
             )
         found |= existing
     return found
@@ -76,7 +78,9 @@ def _records(files: Files, split: str) -> Iterator[dict[str, Any]]:
         for image in images:
             if image not in by_image:
                 raise UserError(
-                    f"{listed}: {image} of task 1's {translated}.txt is missing; are both from the same version?"
+                    f"{image} of task 1's {translated}.txt is missing",
+                    where=listed,
+                    remedy="are both from the same version?",
                 )
             captions[image][language] = by_image[image]
     for image, by_language in captions.items():
@@ -91,11 +95,11 @@ def _captions(file: RawFile, count: int) -> list[str]:
     captions = []
     for location, line in lines_of(file):
         if not line.strip():
-            raise UserError(f"{location}: an empty caption")
+            raise UserError("an empty caption", where=location)
         captions.append(line.strip())
     if len(captions) != count:
         raise UserError(
-            f"{file} has {len(captions)} lines for {count} images; is it truncated, or from another version?"
+            f"{file} has {len(captions)} lines for {count} images", remedy="is it truncated, or from another version?"
         )
     return captions
 

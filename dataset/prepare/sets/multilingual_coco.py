@@ -85,7 +85,7 @@ def _stair(file: RawFile) -> Captions:
             location = f"{file}: {piece.section}[{piece.key}]"
             checked(partial(add, piece.section, piece.value, location), location, "STAIR")
     if unknown := next((said[0][0] for image, said in texts.items() if image not in names), None):
-        raise UserError(f"{unknown}: its image is not in the file; is it STAIR's file?")
+        raise UserError("its image is not in the file", where=unknown, remedy="is it STAIR's file?")
     return {names[image]: [text for _, text in said] for image, said in texts.items()}
 
 
@@ -96,14 +96,14 @@ def _coco_cn(files: Files) -> dict[str, Captions]:
         if line:
             name, tab, text = line.partition("\t")
             if not tab:
-                raise UserError(f"{location}: no tab between image and caption")
+                raise UserError("no tab between image and caption", where=location)
             captions[name.split("#")[0]].append("".join(text.split()))
     splits: dict[str, Captions] = {split: {} for split in SPLITS}
     for split, split_captions in splits.items():
         for location, line in lines_of(files[f"coco_cn_{split}"]):
             name = line.strip()
             if name and name not in captions:
-                raise UserError(f"{location}: {name!r} has no caption in {CHINESE}")
+                raise UserError(f"{name!r} has no caption in {CHINESE}", where=location)
             if name:
                 split_captions[_path_of(name, location)] = captions[name]
     return splits
@@ -135,7 +135,7 @@ def _only(images: Iterable[str], captions: Captions) -> Captions:
 def _path_of(name: str, location: str) -> str:
     match = _NAME.search(name)
     if not match:
-        raise UserError(f"{location}: {name!r} is not an image of COCO 2014")
+        raise UserError(f"{name!r} is not an image of COCO 2014", where=location)
     return f"{match[1]}/{match[0]}.jpg"
 
 

@@ -56,7 +56,8 @@ def _files(raw: RawFolder) -> Files:
                 files[path.as_posix()] = RawFile(path)
     if all(LABEL_MAP in Path(name).name for name in files):
         raise UserError(
-            f"{', '.join(map(str, raw.roots))}: no file *.jsonl or *.json has lines with filename, and detection or grounding"
+            "no file *.jsonl or *.json has lines with filename, and detection or grounding",
+            where=", ".join(map(str, raw.roots)),
         )
     return files
 

@@ -70,8 +70,9 @@ def _files(raw: RawFolder) -> Files:
             files |= files_named(**{kind: names})(raw)
     if not IMAGES.exist_in(raw):
         raise UserError(
-            f"{raw.roots[0]}: the boxes of OpenImages are fractions of the image size, so the images are needed; put them below "
-            "this folder (train_0.tar.gz … train_f.tar.gz, unpacked)"
+            "the boxes of OpenImages are fractions of the image size, so the images are needed",
+            where=raw.roots[0],
+            remedy="put them below this folder (train_0.tar.gz … train_f.tar.gz, unpacked)",
         )
     return files
 
@@ -102,7 +103,9 @@ def _names(files: Files, kind: str) -> Iterator[tuple[str, str]]:
             continue
         row = next(csv.reader([line]), [])
         if len(row) != 2:
-            raise UserError(f"{location}: {len(row)} columns, not a label and its name; is it OpenImages' file?")
+            raise UserError(
+                f"{len(row)} columns, not a label and its name", where=location, remedy="is it OpenImages' file?"
+            )
         yield row[0], row[1]
 
 
@@ -112,7 +115,7 @@ def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[Row]:
     _, header = next(lines, ("", ""))
     columns, needed = [name.strip() for name in header.split(",")], ("ImageID", *COLUMNS[kind])
     if missing := [name for name in needed if name not in columns]:
-        raise UserError(f"{file} has no column {', '.join(missing)}; is it OpenImages' file?")
+        raise UserError(f"{file} has no column {', '.join(missing)}", remedy="is it OpenImages' file?")
     at = [columns.index(name) for name in needed]
     for location, line in lines:
         if not line:

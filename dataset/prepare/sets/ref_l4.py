@@ -42,7 +42,7 @@ def _files(raw: RawFolder) -> Files:
     files = {split: file for split, name in names.items() if (file := raw.find(name)) is not None}
     if not files:
         raise UserError(
-            f"{', '.join(map(str, raw.roots))}: there is neither {PARQUET['val']} nor {REVIEWED['refcoco_val']}"
+            f"there is neither {PARQUET['val']} nor {REVIEWED['refcoco_val']}", where=", ".join(map(str, raw.roots))
         )
     return files
 

@@ -34,11 +34,13 @@ def _files(raw: RawFolder) -> Files:
             continue
         instances = raw.find(INSTANCES, below=name)
         if instances is None:
-            raise UserError(f"{references}: no {INSTANCES} is in the folder {name} next to it; this file has the boxes")
+            raise UserError(
+                f"no {INSTANCES} is in the folder {name} next to it", where=references, remedy="this file has the boxes"
+            )
         files |= {f"{name} phrases": references, f"{name} boxes": instances}
     if not files:
         roots = ", ".join(map(str, raw.roots))
-        raise UserError(f"{roots}: no refs(unc).p or refs(umd).p in a folder {', '.join(FAMILY)}")
+        raise UserError(f"no refs(unc).p or refs(umd).p in a folder {', '.join(FAMILY)}", where=roots)
     return files
 
 
@@ -89,7 +91,7 @@ def read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int, 
         for piece in json_pieces(stream, str(file)):
             checked(partial(add, piece.section, piece.value), f"{file}: {piece.section}[{piece.key}]", "COCO")
     if not boxes or not sizes:
-        raise UserError(f"{file} has no annotations or no images; is it {INSTANCES} of the RefCOCO family?")
+        raise UserError(f"{file} has no annotations or no images", remedy=f"is it {INSTANCES} of the RefCOCO family?")
     return boxes, sizes, images
 
 

@@ -59,7 +59,7 @@ def _webvid(files: Files, options: Options) -> Videos:
     _, header = next(rows, ("", []))
     columns = [name.strip() for name in header]
     if missing := [name for name in ("videoid", "page_dir", "name") if name not in columns]:
-        raise UserError(f"{file} has no column {', '.join(missing)}; is it WebVid's file?")
+        raise UserError(f"{file} has no column {', '.join(missing)}", remedy="is it WebVid's file?")
     for location, row in rows:
         if len(row) != len(columns):
             yield BrokenRecordError("wrong columns", location, f"{len(row)} columns, not {len(columns)}")
@@ -127,7 +127,7 @@ def _yt_files(raw: RawFolder) -> Files:
     paths = paths or [path for root in raw.roots for path in sorted(root.iterdir()) if path.name.endswith(_LINES)]
     if not paths:
         roots = ", ".join(map(str, raw.roots))
-        raise UserError(f"{roots}: yttemporal*.jsonl of YT-Temporal-180M does not exist, plain or gzipped")
+        raise UserError("yttemporal*.jsonl of YT-Temporal-180M does not exist, plain or gzipped", where=roots)
     return {os.path.relpath(path, raw.roots[0]): RawFile(path) for path in paths}
 
 

@@ -103,7 +103,7 @@ def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
                 detail = f"no 'image_id' and list {name!r}; keys: {', '.join(value)[:80]}"
                 counts.skip("missing key", location, detail)
     if not fitting:
-        raise UserError(f"{file}: no item has a list {name!r}; is it Visual Genome's file?")
+        raise UserError(f"no item has a list {name!r}", where=file, remedy="is it Visual Genome's file?")
 
 
 def _listed(name: str, texts: Mapping[str, tuple[str, str]], counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -43,7 +43,9 @@ def _sbu_pairs(files: Files, counts: Counts) -> Iterator[Pair]:
         if url == end or caption == end:
             longer = [*files.values()][-1 if url == end else 0]
             raise UserError(
-                f"{longer}: more entries than the other side, which has {count:,}; is one of them truncated?"
+                f"more entries than the other side, which has {count:,}",
+                where=longer,
+                remedy="is one of them truncated?",
             )
         counts.read["pairs"] += 1
         yield Pair(url[0], url[1].strip(), caption[1])
@@ -56,10 +58,10 @@ def _json_columns(file: RawFile) -> tuple[Iterator[tuple[str, str]], Iterator[tu
             if piece.section in columns:
                 location = f"{file}: {piece.section}[{piece.key}]"
                 if not isinstance(piece.value, str):
-                    raise UserError(f"{location} is not a text; is it the official file?")
+                    raise UserError(f"{location} is not a text", remedy="is it the official file?")
                 columns[piece.section].append((location, piece.value))
     if not all(columns.values()):
-        raise UserError(f"{file} has no lists image_urls and captions; is it the official file?")
+        raise UserError(f"{file} has no lists image_urls and captions", remedy="is it the official file?")
     return iter(columns["image_urls"]), iter(columns["captions"])
 
 

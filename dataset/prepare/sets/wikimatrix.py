@@ -22,7 +22,7 @@ def _files(raw: RawFolder) -> Files:
     names = sorted({match[1] for name in raw.files if (match := _FILE.fullmatch(name)) is not None})
     files = {name: file for name in names if (file := raw.find(f"{name}.tsv")) is not None}
     if not files:
-        raise UserError(f"{', '.join(map(str, raw.roots))}: no WikiMatrix.<a>-<b>.tsv.gz exists, plain or gzipped")
+        raise UserError("no WikiMatrix.<a>-<b>.tsv.gz exists, plain or gzipped", where=", ".join(map(str, raw.roots)))
     return files
 
 
@@ -43,7 +43,7 @@ def _translations(file: RawFile, min_score: float, counts: Counts) -> Iterator[d
             score, first, second = plain_number(parts[0]), parts[1].strip(), parts[2].strip()
         except (ValueError, IndexError):
             raise UserError(
-                f"{location}: not a score and two texts, separated by tabs; download the file again"
+                "not a score and two texts, separated by tabs", where=location, remedy="download the file again"
             ) from None
         if score < min_score:
             counts.skip("low score", location)

@@ -36,7 +36,9 @@ def _files(raw: RawFolder) -> Files:
     files = {name: file for name, file in found.items() if file is not None}
     if not files:
         roots = ", ".join(map(str, raw.roots))
-        raise UserError(f"{roots}: no train_en.jsonl, val_en.jsonl or test_<language>.jsonl is in a folder {FOLDER}")
+        raise UserError(
+            f"no train_en.jsonl, val_en.jsonl or test_<language>.jsonl is in a folder {FOLDER}", where=roots
+        )
     return files
 
 
@@ -66,7 +68,8 @@ def _records(file: RawFile, folder: Path, counts: Counts) -> Iterator[dict[str, 
                 content = image_source(RawRecord(row, location, file.path.parent), KEYS).load()
             except BrokenRecordError as error:
                 raise UserError(
-                    f"{error}; download each image from its image_url, and put it next to the official keys in base64"
+                    f"{error}",
+                    remedy="download each image from its image_url, and put it next to the official keys in base64",
                 ) from None
             (folder / name).parent.mkdir(exist_ok=True)
             with replacing(folder / name) as part:
@@ -79,9 +82,9 @@ def _row(line: str, location: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{location}: not JSON: {error}") from None
+        raise UserError(f"not JSON: {error}", where=location) from None
     if not isinstance(row, dict) or not row.get("image_url"):
-        raise UserError(f"{location}: no image_url; is it a file of IGLUE's WIT?")
+        raise UserError("no image_url", where=location, remedy="is it a file of IGLUE's WIT?")
     return row
 
 

@@ -52,7 +52,7 @@ class HubEntry:
         match = _ENTRY.fullmatch(entry)
         if match is None:
             raise UserError(
-                f"{key}: {entry}: write hf:ORG/NAME, hf:ORG/NAME@REVISION, or either with /FOLDER_OR_PATTERN"
+                f"{entry}: write hf:ORG/NAME, hf:ORG/NAME@REVISION, or either with /FOLDER_OR_PATTERN", where=key
             )
         return cls(match[1], match[2], (match[3] or "").rstrip("/"))
 
@@ -103,8 +103,10 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
     if not files:
         parquet = sum(file.rfilename.endswith(".parquet") for file in info.siblings or ())
         raise UserError(
-            f"{key}: {wanted}: no file of the data set matches {wanted.patterns[0]} (it has {parquet} Parquet files); check the "
-            f"pattern, or use the Hub's conversion of other data sets to Parquet: hf:{wanted.name}@refs/convert/parquet"
+            f"{wanted}: no file of the data set matches {wanted.patterns[0]} (it has {parquet} Parquet files)",
+            where=key,
+            remedy="check the pattern, or use the Hub's conversion of other data sets to Parquet: "
+            f"hf:{wanted.name}@refs/convert/parquet",
         )
     if server.config.hub == "stream":
         from huggingface_hub import constants
@@ -191,11 +193,14 @@ def _dataset_info(wanted: HubEntry, key: str) -> Any:
         raise UserError(gated) from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"{key}: {wanted}: {constants.ENDPOINT} has no data set of this name, or it is private; check the name, or log in: "
-            "hf auth login"
+            f"{wanted}: {constants.ENDPOINT} has no data set of this name, or it is private",
+            where=key,
+            remedy="check the name, or log in: hf auth login",
         ) from None
     except RevisionNotFoundError:
-        raise UserError(f"{key}: {wanted}: the data set has no such revision; see {page}/commits") from None
+        raise UserError(
+            f"{wanted}: the data set has no such revision", where=key, remedy=f"see {page}/commits"
+        ) from None
     except Exception as error:  # any exception of the network layer
         raise _failed(wanted, key, error) from None
     return info
@@ -223,7 +228,9 @@ def _failed(wanted: HubEntry, key: str, error: Exception) -> UserError:
         return error
     details = " ".join(str(error).split())[:200]
     return UserError(
-        f"{key}: {wanted}: the Hub responded with {type(error).__name__}: {details}; try again, or {_COPY}"
+        f"{wanted}: the Hub responded with {type(error).__name__}: {details}",
+        where=key,
+        remedy=f"try again, or {_COPY}",
     )
 
 

@@ -144,8 +144,9 @@ class Server:
         )
         if (piece.size, piece.version) != state:
             raise UserError(
-                f"{self.key}: {shown} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now); rebuild "
-                "the index with python run.py index-shards"
+                f"{shown} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now)",
+                where=self.key,
+                remedy="rebuild the index with python run.py index-shards",
             )
         return piece.content
 
@@ -181,10 +182,10 @@ class Server:
                 remaining_s = wait_started + 60 * self.config.retry_minutes - time.monotonic()
                 if not error.again:
                     reason = f"{error}; check the URL and the permission to read it"
-                    raise UserError(f"{self.key}: {shown}: {reason}") from None
+                    raise UserError(f"{shown}: {reason}", where=self.key) from None
                 if remaining_s <= 0 or (count >= _MAX_QUICK_ATTEMPTS and (brief or host not in self._answered)):
                     reason = f"{error}; {self._gave_up(host, count, time.monotonic() - wait_started)}"
-                    raise UserError(f"{self.key}: {shown}: {reason}") from None
+                    raise UserError(f"{shown}: {reason}", where=self.key) from None
                 self._report(shown, error)
                 wait = min(_FIRST_WAIT_S * 2 ** min(count - 1, 30), _LONGEST_WAIT_S) * rng.uniform(0.5, 1)
                 time.sleep(min(wait if brief else max(wait, error.wait_s), remaining_s))
@@ -237,6 +238,8 @@ def _default_folder() -> Path:
     caches = cache_folder()
     if caches is None:
         raise UserError(
-            "data.remote.cache: the user has no home folder; name a folder for blocks of remote and Parquet shards"
+            "the user has no home folder",
+            where="data.remote.cache",
+            remedy="name a folder for blocks of remote and Parquet shards",
         )
     return caches / "blocks"

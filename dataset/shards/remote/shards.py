@@ -145,19 +145,26 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
     key, scheme = server.key, scheme_of(entry)
     if scheme not in server.config.protocols:
         raise UserError(
-            f"{key}: {entry.partition('?')[0]}: URLs may begin with {', '.join(server.config.protocols)}; other protocols "
-            "of fsspec are untested, and must be added to data.remote.protocols"
+            f"{entry.partition('?')[0]}: URLs may begin with {', '.join(server.config.protocols)}",
+            where=key,
+            remedy="other protocols of fsspec are untested, and must be added to data.remote.protocols",
         )
     for match in _RANGE.finditer(entry):
         if int(match[1]) > int(match[2]):
             raise UserError(
-                f"{key}: {entry.partition('?')[0]}: the range {match[0]} is empty; write the smaller number first"
+                f"{entry.partition('?')[0]}: the range {match[0]} is empty",
+                where=key,
+                remedy="write the smaller number first",
             )
     if "@" in _parts(entry, key).netloc:
-        raise UserError(f"{key}: a URL of {scheme} has a user or password in it, which would be logged; remove them")
+        raise UserError(
+            f"a URL of {scheme} has a user or password in it, which would be logged", where=key, remedy="remove them"
+        )
     addresses = list(itertools.islice(_expanded(entry), _MAX_FILES + 1))
     if len(addresses) > _MAX_FILES:
-        raise UserError(f"{key}: {entry.partition('?')[0]} has more than {_MAX_FILES:,} files; write smaller ranges")
+        raise UserError(
+            f"{entry.partition('?')[0]} has more than {_MAX_FILES:,} files", where=key, remedy="write smaller ranges"
+        )
     found: list[str] = []
     for address in addresses:
         listed = address + "*" if address.endswith("/") else address
@@ -165,7 +172,7 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
         if any(sign in path for sign in "*[") or listed != address:
             matches = _matches(listed, server)
             if not matches:
-                raise UserError(f"{key}: no file matches {listed.partition('?')[0]}; check the pattern")
+                raise UserError(f"no file matches {listed.partition('?')[0]}", where=key, remedy="check the pattern")
             found += matches
         else:
             found.append(address)
@@ -179,7 +186,7 @@ def _parts(address: str, key: str) -> SplitResult:
         parts = urlsplit(shown)
         _ = parts.port if "{" not in parts.netloc else None
     except ValueError as error:
-        raise UserError(f"{key}: {shown.rpartition('@')[2]}: {error}; check the URL") from None
+        raise UserError(f"{shown.rpartition('@')[2]}: {error}", where=key, remedy="check the URL") from None
     return parts
 
 

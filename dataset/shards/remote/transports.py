@@ -76,8 +76,8 @@ def open_transport(address: str, timeout_s: float, key: str) -> Transport:
         if isinstance(error, ImportError):
             package = _PACKAGES.get(scheme, f"a package for {scheme} ({error})")
             remedy = 'pip install ".[remote]"' if scheme in _PACKAGES else "install it"
-            raise UserError(f"{key}: {shown}: needs {package}, which is not installed: {remedy}") from None
-        raise UserError(f"{key}: {shown}: fsspec: {error}") from None
+            raise UserError(f"{shown}: needs {package}, which is not installed: {remedy}", where=key) from None
+        raise UserError(f"{shown}: fsspec: {error}", where=key) from None
 
 
 class Http:

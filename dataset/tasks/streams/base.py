@@ -76,9 +76,10 @@ def open_source(config: StreamConfig, shards: Shards, *, name: str, seed: int, r
     elif (found := shards.large_row_group(RANDOM_ROW_GROUP)) is not None:
         path, size, rows = found
         raise UserError(
-            f"{shards.key}: {path} has a row group of {size / 1e6:.0f} MB ({rows:,} rows), and order: random would decode it "
-            f"for every record (limit: {RANDOM_ROW_GROUP / 1e6:.0f} MB); set order: blocks, or rewrite the file: python "
-            f"run.py prepare parquet {path} --out FOLDER"
+            f"{path} has a row group of {size / 1000000.0:.0f} MB ({rows:,} rows), and order: random would "
+            f"decode it for every record (limit: {RANDOM_ROW_GROUP / 1000000.0:.0f} MB)",
+            where=shards.key,
+            remedy=f"set order: blocks, or rewrite the file: python run.py prepare parquet {path} --out FOLDER",
         )
     if shards.cached_bytes and distributed.rank() == 0:
         _warn_of_small_cache(shards, order, distributed.local_size() / ranks)

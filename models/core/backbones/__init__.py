@@ -37,8 +37,9 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
         backbone = library_of(config.backbone).adapter(config)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise UserError(
-            f"model.vision.backbone: {config.backbone!r} is neither a ViT nor a convolutional model with stages "
-            f"({error}); choose another model"
+            f"{config.backbone!r} is neither a ViT nor a convolutional model with stages ({error})",
+            where="model.vision.backbone",
+            remedy="choose another model",
         ) from None
     if config not in _checked:
         backbone.check()

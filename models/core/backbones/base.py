@@ -128,9 +128,10 @@ class VisionBackbone(ABC):
             found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
         if found != expected:
             raise UserError(
-                f"model.vision.backbone: {self.name!r} does not return a state for each patch with this config "
-                f"({found} instead of {expected}); choose another model, or change model.vision.image_size, stem and "
-                "positions"
+                f"{self.name!r} does not return a state for each patch with this config ({found} instead of "
+                f"{expected})",
+                where="model.vision.backbone",
+                remedy="choose another model, or change model.vision.image_size, stem and positions",
             )
 
     def image(self) -> Tensor:
@@ -215,5 +216,7 @@ def check_image_size(image_size: ImageSize, patch_size: int) -> None:
             below = side - side % patch_size
             sizes = " or ".join(str(size) for size in (below, below + patch_size) if size)
             raise UserError(
-                f"model.vision: image_size {side} is not a multiple of patch_size {patch_size}; {sizes} would work"
+                f"image_size {side} is not a multiple of patch_size {patch_size}",
+                where="model.vision",
+                remedy=f"{sizes} would work",
             )

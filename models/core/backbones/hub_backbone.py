@@ -57,11 +57,13 @@ class HubBackbone(VisionBackbone):
         if unset:
             default = type(config).model_fields[unset[0]].default
             value = "null" if default is None else default
-            raise UserError(f"model.vision.{unset[0]}: {config.backbone} has its own; set it to {value}")
+            raise UserError(
+                f"{config.backbone} has its own", where=f"model.vision.{unset[0]}", remedy=f"set it to {value}"
+            )
         try:
             module: Any = model_class(hub_config)._from_config(hub_config)
         except (ValueError, ImportError) as error:
-            raise UserError(f"model.vision.backbone: {config.backbone}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{config.backbone}: {str(error).splitlines()[0]}", where="model.vision.backbone") from None
         _disable_function_caches(module)
         if getattr(module, "pooler", None) is not None:
             module.pooler = None  # unused, and DDP would wait for its gradients
@@ -100,7 +102,9 @@ class HubBackbone(VisionBackbone):
         except (RuntimeError, ValueError):
             only_size = self.module.config.image_size
             raise UserError(
-                f"model.vision.image_size: {config.backbone} takes images of {only_size} pixels only; set it to {only_size}"
+                f"{config.backbone} takes images of {only_size} pixels only",
+                where="model.vision.image_size",
+                remedy=f"set it to {only_size}",
             ) from None
 
     def states(self, pixels: Tensor) -> Tensor:
@@ -142,8 +146,9 @@ def pixels_of(backbone: str) -> PixelStatistics:
         mean, std = ((float(r), float(g), float(b)) for r, g, b in (values["image_mean"], values["image_std"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"model.vision.backbone: {backbone}: no pixel statistics in {file} ({type(error).__name__}); set "
-            "model.vision.pixel_mean and model.vision.pixel_std"
+            f"{backbone}: no pixel statistics in {file} ({type(error).__name__})",
+            where="model.vision.backbone",
+            remedy="set model.vision.pixel_mean and model.vision.pixel_std",
         ) from None
     return PixelStatistics(mean, std)
 
@@ -173,7 +178,7 @@ def vision_config_of(name: str, key: str = KEY) -> Any:
         isinstance(getattr(found, size, None), int) for size in ("num_hidden_layers", "hidden_size", "patch_size")
     ):
         remedy = f"use {TIMM}{name}" if found.model_type == "timm_wrapper" else "choose a ViT, or a timm model"
-        raise UserError(f"{key}: {name} is a {found.model_type!r}, not a ViT of transformers; {remedy}")
+        raise UserError(f"{name} is a {found.model_type!r}, not a ViT of transformers", where=key, remedy=remedy)
     for setting, value in _SETTINGS.items():
         if hasattr(found, setting):
             setattr(found, setting, value)
@@ -190,13 +195,13 @@ def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
     if config.width is not None and ratio is not None:
         hub_config.intermediate_size = round(ratio * config.width)
     if error := heads_error(hub_config.hidden_size, hub_config.num_attention_heads):
-        raise UserError(f"model.vision: {error}")
+        raise UserError(f"{error}", where="model.vision")
     rates: dict[str, Any] = {"drop_path_rate": config.drop_path, "layerscale_value": config.layer_scale}
     for key, rate in rates.items():
         if hasattr(hub_config, key) and rate not in ("backbone", None):
             setattr(hub_config, key, rate)
     if isinstance(config.layer_scale, float) and not hasattr(hub_config, "layerscale_value"):
-        raise UserError(f"model.vision.layer_scale: {config.backbone} has none; set it to backbone")
+        raise UserError(f"{config.backbone} has none", where="model.vision.layer_scale", remedy="set it to backbone")
     if config.drop_path and not hasattr(hub_config, "drop_path_rate"):
         logger.warning("model.vision.drop_path: %s has no such setting and drops no blocks", config.backbone)
     return hub_config
@@ -218,7 +223,7 @@ def _is_set(config: VisionConfig, key: str) -> bool:
 def _blocks_of(module: nn.Module, name: str) -> list[nn.Module]:
     blocks = longest_module_list(module)
     if not blocks:
-        raise UserError(f"model.vision.backbone: {name} has no list of blocks; choose a ViT")
+        raise UserError(f"{name} has no list of blocks", where="model.vision.backbone", remedy="choose a ViT")
     return blocks
 
 

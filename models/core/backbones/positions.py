@@ -19,7 +19,8 @@ def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
     """
     if width % 4:
         raise UserError(
-            f"model.vision.width is {width}, but sincos positions need a multiple of 4; use {width + -width % 4}"
+            f"model.vision.width is {width}, but sincos positions need a multiple of 4",
+            remedy=f"use {width + -width % 4}",
         )
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(width // 4) / (width // 4))
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")

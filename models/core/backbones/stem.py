@@ -62,7 +62,8 @@ def _strides(patch_size: int) -> list[int]:
         fits = [2**twos * 3**threes for twos in range(10) for threes in range(6)]
         near = [max(side for side in fits if side < patch_size), min(side for side in fits if side > patch_size)]
         raise UserError(
-            f"model.vision.patch_size: {patch_size} is not a product of twos and threes, which `stem: convolutions` "
-            f"needs; use {near[0]} or {near[1]}, or `stem: linear`"
+            f"{patch_size} is not a product of twos and threes, which `stem: convolutions` needs",
+            where="model.vision.patch_size",
+            remedy=f"use {near[0]} or {near[1]}, or `stem: linear`",
         )
     return strides

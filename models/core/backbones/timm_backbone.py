@@ -55,12 +55,18 @@ class TimmBackbone(VisionBackbone):
         sized = config.width is not None or config.heads is not None
         heads = getattr(getattr(module.blocks[0], "attn", None), "num_heads", None) if self._is_vit and sized else None
         if heads is not None and (error := heads_error(module.num_features, heads)):
-            raise UserError(f"model.vision: {error}")
+            raise UserError(f"{error}", where="model.vision")
         if not self._is_vit and (set_keys := [key for key, value in sizes.items() if value is not None]):
-            raise UserError(f"model.vision.{set_keys[0]}: {name!r} is not a ViT and has no such size; set it to null")
+            raise UserError(
+                f"{name!r} is not a ViT and has no such size",
+                where=f"model.vision.{set_keys[0]}",
+                remedy="set it to null",
+            )
         replaced = {"stem": config.stem == "convolutions", "positions": config.positions == "sincos"}
         if not self._has_patch_embed and (keys := [key for key, is_set in replaced.items() if is_set]):
-            raise UserError(f"model.vision.{keys[0]}: {name!r} has no patch embedding for it; leave the key out")
+            raise UserError(
+                f"{name!r} has no patch embedding for it", where=f"model.vision.{keys[0]}", remedy="leave the key out"
+            )
         if config.layer_scale is None:
             for block in _blocks_of(module, name):  # with 0, some timm blocks would have LayerScale factors of 0
                 for factor in ("gamma_1", "gamma_2"):
@@ -89,7 +95,9 @@ class TimmBackbone(VisionBackbone):
         except (AssertionError, AttributeError):
             if enabled:
                 raise UserError(
-                    f"train.recompute: {self.name!r} does not support gradient checkpointing; remove `vision`"
+                    f"{self.name!r} does not support gradient checkpointing",
+                    where="train.recompute",
+                    remedy="remove `vision`",
                 ) from None
 
     def step_flops(self) -> int:
@@ -147,7 +155,9 @@ def pixels_of(name: str) -> PixelStatistics:
     """Returns the pixel statistics of a timm model by name."""
     settings = _published_settings(name)
     if settings is None:
-        raise UserError(f"model.vision.backbone: timm has no model {name!r}; `timm.list_models()` lists all models")
+        raise UserError(
+            f"timm has no model {name!r}", where="model.vision.backbone", remedy="`timm.list_models()` lists all models"
+        )
     return PixelStatistics(tuple(settings.mean), tuple(settings.std))
 
 
@@ -169,7 +179,7 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
         tags = timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)
         near = tags[:5] or difflib.get_close_matches(name, timm.list_models(pretrained=True), 5, 0.5)
         known = f"; it has {', '.join(near)}" if near else ""
-        raise UserError(f"{key}: timm has no weights {name!r}{known}")
+        raise UserError(f"timm has no weights {name!r}{known}", where=key)
     files = (settings.hf_hub_filename,) if settings.hf_hub_filename else FILES
     folder = local_folder(settings.hf_hub_id, files, key)
     file = next(folder / each for each in files if (folder / each).is_file())
@@ -184,16 +194,16 @@ def _weights_of_folder(folder: Path, key: str) -> dict[str, Tensor]:
         name, sizes = str(saved["architecture"]), dict(saved.get("model_args") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{key}: {folder} is not a folder saved by timm: config.json has no architecture ({error})"
+            f"{folder} is not a folder saved by timm: config.json has no architecture ({error})", where=key
         ) from None
     file = next((folder / each for each in FILES if (folder / each).is_file()), None)
     if file is None:
-        raise UserError(f"{key}: {folder} has no {' and no '.join(FILES)}")
+        raise UserError(f"{folder} has no {' and no '.join(FILES)}", where=key)
     try:
         return _weights_of_file(name, file, **sizes)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(
-            f"{key}: timm cannot load {file.name} of {folder} as {name}: {str(error).splitlines()[0]:.150}"
+            f"timm cannot load {file.name} of {folder} as {name}: {str(error).splitlines()[0]:.150}", where=key
         ) from None
 
 
@@ -229,17 +239,18 @@ def _published_settings(name: str) -> Any:
 def _create(config: VisionConfig) -> Any:
     if ":" in config.backbone:
         raise UserError(
-            f"model.vision.backbone: {config.backbone!r} has an unknown prefix; use the name of a timm model "
-            "without one, or hf: and the name or folder of a Hugging Face model"
+            f"{config.backbone!r} has an unknown prefix",
+            where="model.vision.backbone",
+            remedy="use the name of a timm model without one, or hf: and the name or folder of a Hugging Face model",
         )
     if not timm.is_model(config.backbone):
         near = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; `timm.list_models()` lists all models"
-        raise UserError(f"model.vision.backbone: timm has no model {config.backbone!r}{hint}")
+        raise UserError(f"timm has no model {config.backbone!r}{hint}", where="model.vision.backbone")
     if config.patch_size is not None:
         check_image_size(config.image_size, config.patch_size)
     if config.width is not None and config.heads is not None and (error := heads_error(config.width, config.heads)):
-        raise UserError(f"model.vision: {error}")  # before an assertion in timm fails
+        raise UserError(f"{error}", where="model.vision")  # before an assertion in timm fails
     options: dict[str, Any] = {
         "patch_size": config.patch_size,
         "embed_dim": config.width,
@@ -262,7 +273,7 @@ def _create(config: VisionConfig) -> Any:
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"model.vision.backbone: timm cannot build {config.backbone!r} with {options}: {reason}"
+            f"timm cannot build {config.backbone!r} with {options}: {reason}", where="model.vision.backbone"
         ) from None
 
 
@@ -273,8 +284,9 @@ def _blocks_of(module: Any, name: str) -> list[nn.Module]:
     blocks = [block for stage in getattr(module, "stages", ()) for block in getattr(stage, "blocks", ())]
     if not blocks:
         raise UserError(
-            f"model.vision.backbone: {name!r} has neither a list `blocks`, like timm's ViTs, nor `stages` with "
-            "`blocks`, like ConvNeXt; choose a model that does (docs/encoders.md)"
+            f"{name!r} has neither a list `blocks`, like timm's ViTs, nor `stages` with `blocks`, like ConvNeXt",
+            where="model.vision.backbone",
+            remedy="choose a model that does (docs/encoders.md)",
         )
     return blocks
 
@@ -282,7 +294,9 @@ def _blocks_of(module: Any, name: str) -> list[nn.Module]:
 def _set_sincos_positions(module: Any, name: str) -> None:
     table = getattr(module, POSITIONS, None)
     if table is None:
-        raise UserError(f"model.vision.positions: {name!r} has no absolute positions; set it to `backbone`")
+        raise UserError(
+            f"{name!r} has no absolute positions", where="model.vision.positions", remedy="set it to `backbone`"
+        )
     rows, columns = module.patch_embed.grid_size
     positions = sincos_positions(rows, columns, table.shape[-1])
     with torch.no_grad():

@@ -50,11 +50,13 @@ def write(model: LoadedModel, folder: Path) -> None:
     settings = model.settings
     if settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"{model.origin} is a model for the task {settings.task}; save(format='transformers') supports "
-            f"models for the tasks {', '.join(EXPORTED_TASKS)}"
+            f"{model.origin} is a model for the task {settings.task}",
+            remedy=f"save(format='transformers') supports models for the tasks {', '.join(EXPORTED_TASKS)}",
         )
     if settings.model.vision.video is not None:
-        raise UserError(f"{model.origin} is a video model; save(format='transformers') supports only image models")
+        raise UserError(
+            f"{model.origin} is a video model", remedy="save(format='transformers') supports only image models"
+        )
     if getattr(settings.model, "box_set", None) is not None:
         raise UserError(f"{model.origin} has a box-set head, which save(format='transformers') does not support")
     saved, weights = X2VLMModel(config_of(model)), model.network.state_dict()
