@@ -236,6 +236,24 @@ def test_a_sharded_run_resumes_with_the_same_weights_on_any_ranks(name, tmp_path
         assert_same(resumed, whole, bound)
 
 
+def test_a_sharded_run_in_bf16_resumes_on_any_ranks(tmp_path, tiny_overrides):
+    """Norms are replicated, so the checkpoint contains both sharded and whole states."""
+    overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", "train.precision=bf16"]
+    (tmp_path / "out").mkdir()
+    whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides, double=False), tmp_path / "out")
+    for resumed_on, ranks, changes, bound in (
+        ("same", 2, [], 0.0),
+        ("ddp", 2, ["train.parallel=ddp"], 1e-3),
+        ("copies", 4, [*accumulated(1), "train.parallel={shard: 2, replicate: 2}"], 1e-3),
+    ):
+        folder = as_of_step(2, tmp_path / "whole", tmp_path / resumed_on)
+        job = Run(folder, tiny_overrides, *overrides, *changes, double=False)
+        resumed, *others = on_ranks(ranks, job, tmp_path / "out")
+        assert all(torch.equal(weights_of(other), weights_of(resumed)) for other in others)
+        difference = weights_of(resumed) - weights_of(whole)
+        assert difference.norm() <= bound * weights_of(whole).norm(), resumed_on
+
+
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_run_with_ddp_resumes_with_fsdp(tmp_path, tiny_overrides, earlier):
     """This includes checkpoints written by an earlier version."""
