@@ -127,19 +127,24 @@ class TrainedParameters:
 
     def resume_average(self, checkpoint: Checkpoint) -> None:
         """Loads the unaveraged weights of a checkpoint into the model. Before this call, both the model and the average hold the
-        averaged weights from the checkpoint's model file.
+        averaged weights from the checkpoint's model file. Rank 0 reads the unaveraged weights and sends them to the other ranks.
 
         Raises:
             UserError: if the checkpoint has averaged weights and this run does not, or vice versa.
         """
-        unaveraged = checkpoint.unaveraged_weights()
-        if (unaveraged is None) != (self.optim.ema is None):
-            raise UserError(
-                f"{checkpoint.folder}: was written {'without' if unaveraged is None else 'with'} optim.ema, which "
-                f"cannot change when a run resumes; start a new run with init.checkpoint={checkpoint.folder}"
-            )
-        if unaveraged is not None:
-            self.parallel.load(unaveraged)
+        unaveraged, reason = None, ""
+        try:
+            unaveraged = checkpoint.unaveraged_weights() if distributed.rank() == 0 else None
+            if distributed.rank() == 0 and (unaveraged is None) != (self.optim.ema is None):
+                raise UserError(
+                    f"{checkpoint.folder}: was written {'without' if unaveraged is None else 'with'} optim.ema, which "
+                    f"cannot change when a run resumes; start a new run with init.checkpoint={checkpoint.folder}"
+                )
+        except UserError as error:
+            reason = str(error)
+        if reason := distributed.gather_objects(reason)[0]:
+            raise UserError(reason)
+        self.parallel.load(distributed.received_from_rank_0(unaveraged or {}, self.device))
 
     def optimizer_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns the optimiser state without its tensors, and the tensors, named by parameter and state, such as
