@@ -45,14 +45,11 @@ def locked(path: Path, wait_s: float = 0) -> Iterator[None]:
         UserError: if another run holds the lock, or the folder is not writable.
     """
     with ExitStack() as stack:
-        fault = None
-        if distributed.rank() == 0:
-            try:
-                stack.enter_context(FolderLock(path, wait_s))
-            except UserError as error:
-                fault = str(error)
-        if fault := distributed.gather_objects(fault)[0]:
-            raise UserError(fault)
+
+        def take() -> None:
+            stack.enter_context(FolderLock(path, wait_s))
+
+        distributed.on_rank_0(take)
         yield
 
 
@@ -121,23 +118,27 @@ class RunFolder:
             raise UserError(f"{path} already contains a run", remedy=f"{remedy}, or use another --output")
         if started:
             folder._require_same_config(saved, config, evaluate)
-        fault = None
-        folder._config = marked(dump_config(config))
-        token = f".token-{uuid.uuid4().hex}"
-        if distributed.rank() == 0:
+        folder._config = text = marked(dump_config(config))
+
+        def create() -> str:
+            token = f".token-{uuid.uuid4().hex}"
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                write_text(saved, folder._config)
+                write_text(saved, text)
                 if distributed.is_distributed():
                     (path / token).touch()
                 if folder.checkpoints.exists():
                     next(folder.checkpoints.iterdir(), None)  # raises if it is not a folder
             except OSError as error:
                 name = error.filename2 or error.filename or path
-                fault = f"--output {path}: {name} cannot be written: {error.strerror}; use another folder"
-        fault, token = distributed.gather_objects((fault, token))[0]
-        if fault is not None:
-            raise UserError(fault)
+                raise UserError(
+                    f"{name} cannot be written: {error.strerror}",
+                    where=f"--output {path}",
+                    remedy="use another folder",
+                ) from None
+            return token
+
+        token = distributed.on_rank_0(create)
         if distributed.is_distributed():
             folder._require_shared(token)
         folder.resumed = folder._newest_intact() if checkpoints else None
@@ -162,16 +163,8 @@ class RunFolder:
 
     def _newest_intact(self) -> Checkpoint | None:
         """Returns the newest intact checkpoint. Only rank 0 reads the checkpoints."""
-        checkpoint: Checkpoint | None = None
-        error_message: str | None = None
-        if distributed.rank() == 0:
-            try:
-                checkpoint, self.checkpoint_faults = newest_intact(self.checkpoints)
-            except UserError as error:
-                error_message = str(error)
-        checkpoint, error_message = distributed.gather_objects((checkpoint, error_message))[0]
-        if error_message is not None:
-            raise UserError(error_message)
+        checkpoint, faults = distributed.on_rank_0(lambda: newest_intact(self.checkpoints))
+        self.checkpoint_faults = faults if distributed.rank() == 0 else []
         return checkpoint
 
     def restore_config(self) -> None:

@@ -145,21 +145,26 @@ class TrainedModel:
 
     def resume_average(self, checkpoint: Checkpoint) -> None:
         """Loads the unaveraged weights of a checkpoint into the model. Before this call, both the model and the average hold the
-        averaged weights from the checkpoint's model file.
+        averaged weights from the checkpoint's model file. Rank 0 reads the unaveraged weights and sends them to the other ranks.
 
         Raises:
             UserError: if the checkpoint has averaged weights and this run does not, or vice versa.
         """
-        unaveraged = checkpoint.unaveraged_weights()
-        if (unaveraged is None) != (self.optim.ema is None):
-            raise UserError(
-                f"was written {'without' if unaveraged is None else 'with'} optim.ema, which cannot change when a "
-                "run resumes",
-                where=checkpoint.folder,
-                remedy=f"start a new run with init.checkpoint={checkpoint.folder}",
-            )
-        if unaveraged is not None:
-            self.parallel.load(unaveraged)
+        unaveraged: dict[str, Tensor] = {}
+
+        def read() -> None:
+            found = checkpoint.unaveraged_weights()
+            if (found is None) != (self.optim.ema is None):
+                raise UserError(
+                    f"was written {'without' if found is None else 'with'} optim.ema, which cannot change when a "
+                    "run resumes",
+                    where=checkpoint.folder,
+                    remedy=f"start a new run with init.checkpoint={checkpoint.folder}",
+                )
+            unaveraged.update(found or {})
+
+        distributed.on_rank_0(read)
+        self.parallel.load(distributed.received_from_rank_0(unaveraged, self.device))
 
     def optimizer_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns the optimiser state without its tensors, and the tensors, named by parameter and state, such as

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -149,6 +149,15 @@ def send_from_rank_0(tensors: Iterable[Tensor]) -> None:
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
+
+
+def received_from_rank_0(tensors: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors that rank 0 passes, by name, on all ranks. On ``device``, there is only one tensor at a time."""
+    (kinds, *_) = gather_objects({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+    for name, (shape, dtype) in kinds.items():
+        tensor = tensors[name].to(device) if rank() == 0 else torch.empty(shape, dtype=dtype, device=device)
+        send_from_rank_0([tensor])
+        yield name, tensor
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -86,15 +86,15 @@ class Parallel(ABC):
     def shard_like(self, state: Tensor, parameter: Tensor) -> Tensor:
         """Shards a full tensor like ``parameter``, which has the same shape."""
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies full tensors into the parameters and buffers with these names.
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copies full tensors into the parameters and buffers with these names. All ranks must pass the same tensors.
 
         Raises:
             KeyError: if the model has no parameter or buffer with one of the names.
         """
         tensors = self.model.state_dict(keep_vars=True)
         with torch.no_grad():
-            for name, weight in weights.items():
+            for name, weight in weights:
                 tensors[name].copy_(self.shard_like(weight, tensors[name]))
 
 

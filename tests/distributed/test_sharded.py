@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from engine import checkpoint
 from engine.checkpoint import fault_of, list_checkpoints, newest_intact
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
@@ -236,6 +237,24 @@ def test_a_sharded_run_resumes_with_the_same_weights_on_any_ranks(name, tmp_path
         assert_same(resumed, whole, bound)
 
 
+def test_a_sharded_run_in_bf16_resumes_on_any_ranks(tmp_path, tiny_overrides):
+    """Norms are replicated, so the checkpoint contains both sharded and whole states."""
+    overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", "train.precision=bf16"]
+    (tmp_path / "out").mkdir()
+    whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides, double=False), tmp_path / "out")
+    for resumed_on, ranks, changes, bound in (
+        ("same", 2, [], 0.0),
+        ("ddp", 2, ["train.parallel=ddp"], 1e-3),
+        ("copies", 4, [*accumulated(1), "train.parallel={shard: 2, replicate: 2}"], 1e-3),
+    ):
+        folder = as_of_step(2, tmp_path / "whole", tmp_path / resumed_on)
+        job = Run(folder, tiny_overrides, *overrides, *changes, double=False)
+        resumed, *others = on_ranks(ranks, job, tmp_path / "out")
+        assert all(torch.equal(weights_of(other), weights_of(resumed)) for other in others)
+        difference = weights_of(resumed) - weights_of(whole)
+        assert difference.norm() <= bound * weights_of(whole).norm(), resumed_on
+
+
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_run_with_ddp_resumes_with_fsdp(tmp_path, tiny_overrides, earlier):
     """This includes checkpoints written by an earlier version."""
@@ -336,7 +355,8 @@ def test_a_shard_that_rank_0_does_not_find_fails_the_checkpoint(tmp_path, tiny_o
 
 
 class ReadBytes:
-    """A picklable job that resumes a run, and returns the number of elements of optimiser states that this rank reads."""
+    """A picklable job that resumes a run, and returns the number of elements of optimiser states that this rank reads, the number
+    of elements of all states, and the number of files with unaveraged weights that this rank reads."""
 
     def __init__(self, folder: Path, tiny: list[str], *overrides: str):
         self.folder, self.tiny, self.overrides = folder, tiny, overrides
@@ -350,21 +370,27 @@ class ReadBytes:
             return original(reader, plan, planner)
 
         dcp.HuggingFaceStorageReader.read_data = counted
+        files: list[Any] = []
+        load = checkpoint.load_file
+        checkpoint.load_file = lambda file: files.append(file) or load(file)
         run = trainer(self.folder, self.tiny, *self.overrides)
         states = [state for states in run.optimizer.state.values() for state in states.values()]
-        return [sum(read), sum(state.numel() for state in states)]
+        return [sum(read), sum(state.numel() for state in states), len(files)]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_each_optimiser_state_is_read_by_one_rank(parallel, tmp_path, tiny_overrides):
-    """With DDP, rank 0 reads the states and sends them to the other ranks."""
-    overrides = [*STEPS, f"train.parallel={parallel}"]
+    """With DDP, rank 0 reads the states and sends them to the other ranks, as it does with the unaveraged weights."""
+    overrides = [*STEPS, f"train.parallel={parallel}", "optim.ema={decay: 0.9}"]
     (tmp_path / "out").mkdir()
     on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides), tmp_path / "out")
     folder = as_of_step(2, tmp_path / "whole", tmp_path / "resumed")
-    (first, whole), (second, same) = on_ranks(2, ReadBytes(folder, tiny_overrides, *overrides), tmp_path / "out")
+    (first, whole, files), (second, same, other_files) = on_ranks(
+        2, ReadBytes(folder, tiny_overrides, *overrides), tmp_path / "out"
+    )
     assert first + second == whole == same
     assert parallel == "fsdp" or second == 0
+    assert (files, other_files) == (1, 0)
 
 
 class Timeouts:

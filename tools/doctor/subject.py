@@ -23,6 +23,7 @@ from tasks.binding import BoundRun
 from tasks.finetune import FineTuneTask
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.text_log import TextLog
+from utils import distributed
 from utils.accelerator import device_bytes
 from utils.inputs import missing_inputs
 
@@ -134,7 +135,9 @@ class Subject:
             raise NotCheckedError("needs the tokenizer, which could not be loaded")
         if self.model is None:
             raise NotCheckedError("needs the model, which could not be built")
-        self.training = self.task.training_data(self.small, self.tokenizer, self.model)
+        self.training = self.task.training_data(
+            self.small, self.tokenizer, self.model, self.small.plan(distributed.world_size())
+        )
         return self.training
 
     def read_held_out(self, key: str, split: Any) -> Any:
