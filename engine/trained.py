@@ -65,6 +65,7 @@ class TrainedModel:
         steps: int,
         train: TrainConfig,
     ):
+        self.device = device
         self.parallel = parallel_of(train, optim, model, device)
         self.model, self.optim, self.schedule, self.fresh = model, optim, schedule, fresh
         self.freeze = optim.frozen

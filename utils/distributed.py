@@ -100,6 +100,8 @@ def on_rank_0(compute: Callable[[], T]) -> T:
     Raises:
         UserError: on every rank, if ``compute`` raises it.
     """
+    if not is_distributed():
+        return compute()
     result: T | None = None
     error: UserError | None = None
     if rank() == 0:

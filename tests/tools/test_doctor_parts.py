@@ -3,6 +3,7 @@
 import json
 import logging
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -331,14 +332,13 @@ def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp
 
 
 def test_warnings_are_logged_and_the_run_continues(caplog):
-    loader = Namespace(epoch_size=10)
-    config = Namespace(plan=lambda ranks, epoch_size: RunPlan(ranks, 1, 1, 10, epoch_size, 101, 1))
-    task = Namespace(loader=loader, training=Namespace(items=[]), config=config, model=None)
+    plan = RunPlan(1, 1, 1, 10, 10, 101, 1)
+    task = Namespace(loader=Namespace(), training=Namespace(items=[]), config=None, model=None, plan=plan)
     with caplog.at_level(logging.WARNING):
         check_start(task)
         assert OneLine("train", "101 passes") in caplog.messages
         caplog.clear()
-        loader.epoch_size = 11
+        task.plan = replace(plan, epoch_size=11)
         check_start(task)
     assert not caplog.text
 

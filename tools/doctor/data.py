@@ -24,6 +24,7 @@ from tools.doctor.record_keys import check_record_keys
 from tools.doctor.sample import check_sample, check_unknown
 from tools.doctor.shared import check_shared
 from tools.doctor.subject import Subject
+from utils.events import CountedRecords, Event
 from utils.findings import Finding
 
 
@@ -37,9 +38,9 @@ def check_data(subject: Subject, report: Report) -> None:
     ):
         training = subject.read_training()
         records = ", ".join(f"{count:,} {name}" for name, count in training.stream_sizes.items())
-        report.add("training", [_finding_of_log_line(line) for line in warnings], records)
-        for line in hub_log:
-            report.ok("hub", line)
+        report.add("training", [_broken_records(message) for message in warnings], records)
+        for message in hub_log:
+            report.ok("hub", str(message))
     _check_held_out(subject, report)
     with report.check("batch"):
         _check_sizes(subject, report)
@@ -53,11 +54,13 @@ def check_data(subject: Subject, report: Report) -> None:
 
 
 @contextmanager
-def _logged(name: str, level: int) -> Iterator[list[str]]:
-    """Collects what a module logs inside the context, at ``level`` or above."""
-    messages: list[str] = []
+def _logged(name: str, level: int) -> Iterator[list[Event | str]]:
+    """Collects what a module logs inside the context, at ``level`` or above: events, and other messages as texts."""
+    messages: list[Event | str] = []
     handler = logging.Handler(level)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(  # type: ignore[method-assign]
+        record.msg if isinstance(record.msg, Event) else record.getMessage()
+    )
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)
@@ -69,9 +72,11 @@ def _logged(name: str, level: int) -> Iterator[list[str]]:
         logger.setLevel(before)
 
 
-def _finding_of_log_line(line: str) -> Finding:
-    key, _, fact = line.partition(": ")
-    return Finding("warning", key, fact, "fix or remove them, if they matter")
+def _broken_records(message: Event | str) -> Finding:
+    key = None
+    if isinstance(message, CountedRecords):
+        key, message = message.key, message.model_copy(update={"key": None})
+    return Finding("warning", key or "data", str(message), "fix or remove them, if they matter")
 
 
 def _check_held_out(subject: Subject, report: Report) -> None:
