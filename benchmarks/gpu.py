@@ -29,10 +29,10 @@ from benchmarks.step_config import (
 )
 from engine.config import TrainConfig
 from engine.devices import peak_of
+from engine.steps import trainer_of
 from launch.torchrun import use_expandable_segments
 from tasks.config import PretrainConfig
 from tools.plan.synthetic import text_limits
-from tools.steps.fake import trainer_of
 from tools.steps.real import ran_out_of_memory
 from utils import distributed
 from utils.commands import call

@@ -14,9 +14,9 @@ from benchmarks.pretrain_step import STREAMS, build, seconds
 from benchmarks.synthetic import pretrain_batch
 from dataset.config import HardNegativesConfig
 from engine.config import TrainConfig
+from engine.steps import trainer_of
 from models.pretraining.model import PretrainModel
 from optim.config import OptimConfig
-from tools.steps.fake import trainer_of
 from utils.commands import call
 from utils.flags import Positive
 

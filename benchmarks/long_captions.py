@@ -16,9 +16,9 @@ from benchmarks.pretrain_step import build, seconds
 from benchmarks.synthetic import TextWriter, pretrain_batch
 from dataset.config import DataConfig, ImageStreamConfig, TextDataConfig
 from engine.config import TrainConfig
+from engine.steps import trainer_of
 from models.pretraining.model import PretrainModel
 from optim.config import OptimConfig
-from tools.steps.fake import trainer_of
 from utils.commands import call
 from utils.flags import Positive
 

@@ -17,10 +17,10 @@ from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from dataset.config import DataConfig, ImageStreamConfig, RegionStreamConfig
 from engine.config import TrainConfig
+from engine.steps import trainer_of
 from models.config import FusionConfig, PretrainModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.pretraining.model import PretrainModel
 from optim.config import OptimConfig
-from tools.steps.fake import trainer_of
 from utils.commands import call
 from utils.flags import Positive
 

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.results import write_results
 from benchmarks.step_clock import Stepper
 from benchmarks.step_config import CONFIG, LENGTH_FACTORS, SMALL, batches_for, build, config_for, describe_step
-from tools.steps.fake import trainer_of
+from engine.steps import trainer_of
 from utils import accelerator
 from utils.commands import call
 from utils.errors import one_line_errors

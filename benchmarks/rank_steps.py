@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.step_config import CONFIG, SMALL, build, config_for
 from benchmarks.synthetic import pretrain_batch
-from tools.steps.fake import trainer_of
+from engine.steps import trainer_of
 from utils.commands import call
 from utils.errors import UserError, one_line_errors
 from utils.flags import Override, Positive

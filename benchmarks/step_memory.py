@@ -18,9 +18,10 @@ import torch
 from benchmarks.results import write_results
 from benchmarks.step_config import VOCABULARY
 from engine.devices import ASSUMED_UTILISATION, peak_of
+from engine.steps import trainer_of
 from tasks.binding import bind_run
 from tools.plan.synthetic import scaled, synthetic_batch
-from tools.steps.fake import FakeSteps, trainer_of
+from tools.steps.fake import FakeSteps
 from tools.steps.real import RealSteps
 from utils import accelerator
 from utils.commands import call

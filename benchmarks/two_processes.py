@@ -17,8 +17,8 @@ from torch import Tensor
 from benchmarks.results import write_results
 from benchmarks.step_config import CONFIG, SMALL, build, config_for
 from benchmarks.synthetic import pretrain_batch
+from engine.steps import trainer_of
 from tasks.config import PretrainConfig
-from tools.steps.fake import trainer_of
 from utils import accelerator, distributed
 from utils.commands import call
 from utils.errors import UserError, one_line_errors

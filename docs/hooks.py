@@ -31,6 +31,7 @@ API = {
     "Load a model and ask it": [
         f"x2vlm.{name}" for name in ("load", "Model", "Image", "View", "Box", "Judgement", "WordMap")
     ],
+    "Training steps in your own code": ["x2vlm.Training"],
     "Search images": ["x2vlm.search.index.ImageIndex", "x2vlm.search.index.Hit"],
     "Other libraries": [
         "x2vlm.integrations.mteb.X2VLMEncoder",

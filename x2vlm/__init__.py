@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from x2vlm.inputs import Image, View
     from x2vlm.loading import load
     from x2vlm.model import Box, Judgement, Model
+    from x2vlm.training import Training
 
 __version__ = VERSION
-__all__ = ["Box", "Image", "Judgement", "Model", "UserError", "View", "WordMap", "load"]
+__all__ = ["Box", "Image", "Judgement", "Model", "Training", "UserError", "View", "WordMap", "load"]
 
 _HOME = {
     "load": "x2vlm.loading",
@@ -34,6 +35,7 @@ _HOME = {
     "Image": "x2vlm.inputs",
     "View": "x2vlm.inputs",
     "WordMap": "x2vlm.attention",
+    "Training": "x2vlm.training",
 }
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from dataset.shards import making
 from run import main
-from tasks.pretrain import TASK
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.messages import OneLine
 from utils.config import load_config
 
@@ -24,7 +25,7 @@ def test_the_lists_of_a_config_are_indexed_where_its_run_looks_for_them(tiny_ove
     assert [line.split(":")[0] for line in printed] == ["data.images.files", "data.regions.files", "evaluation.files"]
     assert "40 records in 1 shards" in printed[0] and str(tmp_path / "index") in printed[0]
     monkeypatch.setattr(making, "scan_shard", lambda *_: pytest.fail("scanned again"))
-    TASK.task.build(load_config(DEMO, overrides, TASK.config))
+    PretrainTask.build(load_config(DEMO, overrides, PretrainConfig))
 
 
 def test_one_list_is_indexed_in_a_folder(tmp_path, capsys):

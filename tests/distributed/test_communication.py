@@ -15,13 +15,14 @@ from torch.utils._pytree import tree_leaves
 from engine.config import ShardingConfig
 from engine.parallel.choice import gathered_dtype
 from engine.parallel.fsdp import Groups
+from engine.steps import trainer_of
 from optim.setup import set_frozen
 from tasks.binding import bind_run
 from tests.ranks import on_ranks
 from tests.tools.test_plan import BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
 from tools.steps.communication import StepSizes
-from tools.steps.fake import trainable, trainer_of
+from tools.steps.fake import trainable
 from utils.tensors import tensor_bytes
 
 SIZES = [

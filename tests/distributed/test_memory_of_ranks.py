@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from engine.steps import chunks_of, trainer_of
 from models.core import losses
 from tasks.binding import bind_run
 from tests.ranks import on_ranks
 from tests.tools.test_plan import ALONE, BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
-from tools.steps.fake import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, chunks_of, trainable, trainer_of
+from tools.steps.fake import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, trainable
 from utils.distributed import local_shard
 
 pytestmark = pytest.mark.slow

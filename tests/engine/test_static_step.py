@@ -14,13 +14,13 @@ from torch._dynamo.testing import CompileCounter
 from batches.losses import Work
 from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
+from engine.steps import trainer_of
 from models.core import packing
 from optim.setup import compile_encoders
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from tests.devices import BOUNDS, CUDA, ON_ACCELERATORS, ON_REAL_DEVICES, moved
 from tests.pretend.tensor import NAME, recorded_waits
-from tools.steps.fake import trainer_of
 from utils.config import load_config
 
 

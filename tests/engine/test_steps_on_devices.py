@@ -9,13 +9,13 @@ from batches.base import map_tensors
 from batches.losses import Work
 from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
+from engine.steps import trainer_of
 from models.pretraining.model import PretrainModel
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from tests.devices import copied_to
 from tests.models.golden import in_float64
 from tests.models.test_reference import sampled_by_the_mask_alone
-from tools.steps.fake import trainer_of
 from utils.config import load_config
 
 CPU, STEPS = torch.device("cpu"), 8

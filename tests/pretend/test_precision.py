@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.synthetic import pretrain_batch
+from engine.steps import trainer_of
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from tests.engine.test_static_step import ALL
@@ -14,7 +15,6 @@ from tests.pretend.tensor import Computed, recorded_operations
 from tests.pretend.test_runs import run
 from tests.tasks.conftest import data, overrides, settings_of_a_process  # noqa: F401 (fixtures)
 from tests.tasks.painted import KINDS
-from tools.steps.fake import trainer_of
 from utils.config import load_config
 
 KERNELS = {

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from engine.steps import trainer_of
 from engine.trainer import Trainer
 from tools.steps import real as real_steps
-from tools.steps.fake import trainer_of
 
 TOTAL, CONTEXT, ROW = 80_000, 500, 10
 """Bytes of the GPU, bytes that CUDA takes at once, and bytes that a step takes per row of a micro-batch."""

@@ -14,7 +14,8 @@ from engine.checkpoint import MODEL_FILE
 from engine.run_files import CONFIG_FILE
 from models.config import VideoConfig
 from models.tasks.retrieval import RetrievalModel
-from tasks.pretrain import TASK as PRETRAIN
+from tasks.config import PretrainConfig
+from tasks.pretrain import PretrainTask
 from tests.conftest import tiny_run
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
 from tests.tasks.painted import ROOT, task_of
@@ -32,10 +33,8 @@ def task(scenes_folder, overrides) -> Callable[[str], Any]:  # noqa: F811
     def of(name: str) -> Any:
         if name == "pretrain":
             more = ["model.fusion.layers=2", "model.text.arch.layers=2"]
-            config = load_config(
-                ROOT / "configs/demo/pretrain.yaml", [*tiny_run(scenes_folder), *more], PRETRAIN.config
-            )
-            built = PRETRAIN.task.build(config)
+            config = load_config(ROOT / "configs/demo/pretrain.yaml", [*tiny_run(scenes_folder), *more], PretrainConfig)
+            built = PretrainTask.build(config)
         else:
             built = task_of(name, overrides)
         generator = torch.Generator().manual_seed(1)

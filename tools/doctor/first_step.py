@@ -17,13 +17,13 @@ from batches.pretraining import PretrainBatch
 from engine.config import ShardingConfig
 from engine.parallel.fsdp import Sharded
 from engine.precision import APEX_LEVELS
+from engine.steps import trainer_of
 from models.tasks.self_critical import SelfCriticalModel
 from tasks.base import load_initial, set_up_training
 from tasks.drawing import Sheet, draw_sheet
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.panels import LEGEND, panels_of
 from tools.doctor.subject import Subject
-from tools.steps.fake import trainer_of
 from tools.steps.real import ran_out_of_memory
 from utils.distributed import group_of_one
 from utils.findings import Finding

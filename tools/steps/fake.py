@@ -12,9 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,21 +25,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from batches import BatchSize
 from batches.losses import Work
 from engine.config import TrainConfig
 from engine.parallel.choice import gathered_dtype
 from engine.parallel.fsdp import Groups
 from engine.precision import APEX_LEVELS
-from engine.run_folder import RunFolder
-from engine.run_plan import RunPlan
-from engine.task import TaskModel
-from engine.trainer import Trainer
+from engine.steps import chunks_of, trainer_of
 from optim.config import OptimConfig
 from optim.setup import encoders_in
-from scheduler import ScheduleConfig
 from tools.steps.other_ranks import simulated_ranks
-from utils import distributed
 from utils.errors import UserError
 from utils.tensors import tensor_bytes
 
@@ -187,65 +179,6 @@ class FakeSteps:
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """Returns the parameters that have gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def chunks_of(model: nn.Module) -> int:
-    """Returns the number of micro-batches that a loss spans. If it spans all micro-batches of a step, returns 2, because memory
-    hardly depends on the number."""
-    chunks = cast(TaskModel, model).chunks
-    return 2 if chunks == "step" else chunks
-
-
-def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device: torch.device) -> Trainer:
-    """Returns a trainer without data, for single steps on the caller's batches. Only those parts are frozen that ``optim.freeze``
-    freezes for the whole run."""
-    single_step: dict[str, Any] = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None}
-    single_step["accumulate"] = chunks_of(model)
-    if not distributed.is_distributed():
-        single_step["parallel"] = "ddp"
-    train = train.model_copy(update=single_step)
-    optim = optim.model_copy(update={"freeze": optim.frozen.at_end()})
-    if device.type == "cpu":
-        optim = optim.model_copy(update={"fused": "auto"})
-    task, schedule = _NoData(model), ScheduleConfig(kind="constant")
-    plan = RunPlan.of(train, task, chunks=cast(TaskModel, model).chunks, ranks=distributed.world_size())
-    return Trainer(
-        task,
-        plan.with_length(train, optim, schedule, task.epoch_size),
-        train=train,
-        optim=optim,
-        schedule=schedule,
-        seed=0,
-        folder=RunFolder(Path()),
-        device=device,
-    )
-
-
-class _NoData:
-    """A task without data. It is also an empty loader."""
-
-    selection_metric: str | None = None
-    validation_predictions: Sequence[Mapping[str, Any]] = ()
-    metadata: Mapping[str, Any] = MappingProxyType({})
-    examples_per_batch = records_per_batch = epoch_size = 1
-    micro_batch = BatchSize("the micro-batch", 1)
-
-    def __init__(self, model: nn.Module):
-        self.stream_sizes = {"examples": 1}
-        self.model = model
-        self.fresh: set[str] = set()
-
-    def train_loader(self) -> _NoData:
-        return self
-
-    def check_ranks(self, ranks: int) -> None:
-        """Accepts any number of ranks."""
-
-    def batches(self, consumed: int, count: int) -> Iterator[Any]:
-        return iter(())
-
-    def validate(self) -> dict[str, float]:
-        return {}
 
 
 class LiveMemory(TorchDispatchMode):

@@ -13,8 +13,9 @@ from torch import nn
 from batches.base import to_device
 from engine.config import TrainConfig
 from engine.precision import Precision
+from engine.steps import chunks_of, trainer_of
 from optim.config import OptimConfig
-from tools.steps.fake import StepMemory, chunks_of, trainable, trainer_of
+from tools.steps.fake import StepMemory, trainable
 from tools.steps.other_ranks import simulated_ranks
 from utils.tensors import tensor_bytes
 
