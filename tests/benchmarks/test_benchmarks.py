@@ -289,7 +289,7 @@ def test_the_timed_steps_follow_the_config(monkeypatch, capsys):
     for stepper in steppers:
         own = stepper.trainer
         assert (stepper.accumulate, own.precision.name, own.config.clip_grad_norm) == (2, "bf16", None)
-        assert own.optimizer.param_groups[0]["peak_lr"] == 0.5
+        assert own.trained.optimizer.param_groups[0]["peak_lr"] == 0.5
     assert capsys.readouterr().out.splitlines()[0] == OneLine("2 times 4")
     asked.clear()
     assert call(gpu.main, ["--small", "train.compile=reduce-overhead", "--ways", "eager,compiled"], "gpu") == 0
