@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.experimental import implicit_replication
 
 from batches.base import to_device
 from batches.losses import WORK, Losses, Work, weighted_sum
@@ -362,7 +363,8 @@ class Trainer:
         elif optimizer.defaults.get("fused"):
             # Torch's fused kernels read this flag on the device; the loss scaler uses the same mechanism.
             optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-            optimizer.step()
+            with implicit_replication():  # a group may contain both sharded and replicated parameters
+                optimizer.step()
         elif not skipped:  # apex has no such flag, so the host waits for the device
             optimizer.step()
         self.trained.average.update(self.step, skipped)
