@@ -59,7 +59,7 @@ class Parts(Generic[M, B]):
         model: the model.
         fresh: names of the parameters that are trained at ``lr * lr_mult``. A resumed run takes the names from its checkpoint
             instead.
-        plan: the plan of the run. The number of steps is known if there are training data.
+        plan: the plan of the run, with the number of steps; None if the task is only evaluated.
         training: the training data; None if the task is only evaluated, unless evaluation uses them for comparison.
         loader: loads batches of the training data on this rank; None if the task is only evaluated.
     """
@@ -67,7 +67,7 @@ class Parts(Generic[M, B]):
     tokenizer: PreTrainedTokenizerFast
     model: M
     fresh: set[str]
-    plan: RunPlan
+    plan: RunPlan | None
     training: B | None
     loader: BatchLoader | None
 
@@ -212,16 +212,19 @@ def build_parts(
     if trains and config.optim.frozen.cache is not None:
         keep_features(config.optim.frozen.cache, model)
     logger.info(BuiltModel(parameters=sum(parameter.numel() for parameter in model.parameters())))
-    plan = plan or config.plan(distributed.world_size())
     training, loader = None, None
     if trains:
+        plan = plan or config.plan(distributed.world_size())
         training = kind.training_data(config, tokenizer, model, plan)
         loader = BatchLoader(training, config.data, rank=distributed.rank(), world_size=distributed.world_size())
         plan = plan.with_length(config.train, config.optim, config.schedule, loader.epoch_size)
         _log_sizes(config, plan, loader, model)
     elif kind.reads_training_data_to_evaluate:
         try:
-            training = kind.training_data(config, tokenizer, model, plan)
+            # The data are only compared with the held-out data, in any order.
+            ranks = distributed.world_size()
+            single = RunPlan.of(config.train, config.data, chunks=1, ranks=ranks, accumulation=1)
+            training = kind.training_data(config, tokenizer, model, single)
         except UserError as error:
             logger.info("evaluating without the training data: %s", error)
     return Parts(tokenizer, model, fresh, plan, training, loader)

@@ -58,12 +58,11 @@ def check_start(task: BaseTask[Any, Any, Any]) -> None:
 
 def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
     """Returns the findings of the cheap checks."""
-    loader, training, config = task.loader, task.training, task.config
-    if loader is None or training is None:
+    loader, training, config, plan = task.loader, task.training, task.config, task.plan
+    if loader is None or training is None or plan is None:
         return []
     ranks = distributed.world_size()
     findings: list[Finding | None] = []
-    plan = task.plan
     if isinstance(task.model, AligningModel):
         sizes = records_per_micro_batch(config.data)
         findings += small_data(sizes, loader.stream_sizes, ranks, plan.chunks)

@@ -199,6 +199,7 @@ def _train(
         check_held_out_media(task)
         if rank() == 0:
             task.keep_inputs(folder.path)
+        assert task.plan is not None
         trainer = Trainer(
             task,
             task.plan,

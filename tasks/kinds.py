@@ -176,7 +176,7 @@ def task_of_run(folder: Path, name: object) -> TaskSource | None:
             )
         if not (path / "task.py").is_file():
             raise UserError(
-                f"the task of this run is no longer in {path}",
+                f"the task of this run was in {path}, which does not exist now",
                 where=file,
                 remedy=f"pass the folder of the task {name!r}",
             )

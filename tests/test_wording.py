@@ -18,8 +18,8 @@ REPORTING = {"Finding", "_warn", "_report"}
 VALUE = "{}"
 """Placeholder for a value in a message."""
 
-NAMES = ("Input should",)
-"""Beginnings that may have a capital letter: pydantic begins its messages so."""
+NAMES = ("Input should", "Parquet files", "Python imports")
+"""Beginnings that may have a capital letter: the beginning of pydantic's messages, and names."""
 PLAIN_WORDS = {
     "drop it": "remove it",
     "holds no": "contains no",

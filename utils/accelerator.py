@@ -22,8 +22,8 @@ def device_module(device: torch.device) -> Any:
 
 def synchronize() -> None:
     """Waits until the accelerator of this process, if there is one, has finished all its work."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    if module := device_module(best_device()):
+        module.synchronize()
 
 
 def disable_cudnn_attention() -> None:

@@ -74,7 +74,7 @@ def rows_of(task: str, numbers: range) -> list[dict[str, Any]]:
 
 
 def task_of(name: str, overrides: Callable[[str], list[str]]) -> Any:
-    schema, kind = KINDS[name]
+    schema, kind, *_ = KINDS[name]
     return kind.build(load_config(ROOT / f"configs/demo/{name}.yaml", overrides(name), schema))
 
 

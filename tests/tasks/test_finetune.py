@@ -216,7 +216,7 @@ def test_evaluating_trains_nothing(runs, overrides, tmp_path):
     written = {"predictions.png", "predictions_test.json"}
     files = {path.name for path in tmp_path.iterdir()} - written
     assert files == {"config.yaml", "evaluation.json", "events.jsonl", "log.txt"}
-    schema, kind = KINDS["nlvr"]
+    schema, kind, *_ = KINDS["nlvr"]
     fresh = kind.build(load_config(ROOT / "configs/demo/nlvr.yaml", options, schema))
     assert report["test"]["weights"]["value"] == pytest.approx(checksum(dict(fresh.model.state_dict())), rel=1e-12)
 
@@ -352,7 +352,7 @@ def test_weights_next_to_a_config_without_a_task_are_rejected(runs, overrides, t
 def test_a_precision_that_the_gpu_lacks_is_reported_before_training(overrides, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(precision, "has_bf16", lambda: False)
-    schema, kind = KINDS["nlvr"]
+    schema, kind, *_ = KINDS["nlvr"]
     config = load_config(ROOT / "configs/demo/nlvr.yaml", [*overrides("nlvr"), "evaluation.precision=bf16"], schema)
     with pytest.raises(
         UserError, match=r"^evaluation.precision: this GPU does not support bf16; use evaluation.precision=fp16$"

@@ -95,4 +95,4 @@ def test_an_impossible_global_batch_is_rejected_before_anything_is_loaded(overri
     weights.touch()
     with pytest.raises(ZeroDivisionError):
         run_script([*command, "--evaluate", f"init.checkpoint={weights}", "train.global_batch=6"], "nlvr")
-    assert built == [{"trains": False}]
+    assert built == [{"trains": False, "plan": None}]

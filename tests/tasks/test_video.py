@@ -206,7 +206,6 @@ def test_a_config_states_whether_questions_are_about_images_or_videos():
     assert read_config(ROOT / "configs/vqa/msvd_qa_base.yaml", [])[0].get("task") == "video_qa"
     assert read_config(ROOT / "configs/vqa/vqa2_base_4m.yaml", [])[0].get("task") == "vqa"
     assert read_config(ROOT / "configs/vqa/vqa2_base_4m.yaml", ["task=video_qa"])[0].get("task") == "video_qa"
-    assert read_config(ROOT / "none.yaml", [])[0].get("task") is None
 
 
 def test_without_a_decoder_frame_lists_work_and_a_video_file_is_rejected_before_training(

@@ -16,6 +16,7 @@ from dataset.config import DataConfig, RegionStreamConfig
 from dataset.text.loading import load_tokenizer
 from engine.config import ShardingConfig
 from engine.parallel.choice import mesh_of, state_bytes
+from engine.run_plan import RunPlan
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training
@@ -23,7 +24,6 @@ from tasks.binding import BoundRun
 from tasks.finetune import FineTuneTask
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.text_log import TextLog
-from utils import distributed
 from utils.accelerator import device_bytes
 from utils.inputs import missing_inputs
 
@@ -135,9 +135,9 @@ class Subject:
             raise NotCheckedError("needs the tokenizer, which could not be loaded")
         if self.model is None:
             raise NotCheckedError("needs the model, which could not be built")
-        self.training = self.task.training_data(
-            self.small, self.tokenizer, self.model, self.small.plan(distributed.world_size())
-        )
+        data = self.small.data
+        plan = RunPlan.of(self.small.train, data, chunks=1, ranks=1, accumulation=1)
+        self.training = self.task.training_data(self.small, self.tokenizer, self.model, plan)
         return self.training
 
     def read_held_out(self, key: str, split: Any) -> Any:
