@@ -95,7 +95,9 @@ class Checkpoint:
             reject_zip_bomb(file)
             return torch.load(file, map_location="cpu", weights_only=True)
         except UserError as error:
-            raise UserError(f"{error}", remedy=REMEDY) from None
+            raise UserError(
+                error.what, where=error.where, remedy="; ".join(filter(None, [error.remedy, REMEDY]))
+            ) from None
         except Exception as error:  # a damaged pickle can raise almost any exception
             # torch's own message starts by suggesting weights_only=False, which would execute code from the file.
             code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))

@@ -207,7 +207,7 @@ def parse_rows(
         remedy = remedy_for(kinds, "data.max_broken" if can_be_raised else None)
         if key.startswith("evaluation."):
             remedy = "a held-out set must not contain broken records"
-        raise UserError(f"{counted}", remedy=remedy)
+        raise UserError(str(counted.model_copy(update={"key": None})), where=key, remedy=remedy)
     logger.warning(counted)
     return parsed
 

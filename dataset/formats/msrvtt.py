@@ -38,7 +38,7 @@ def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | Broken
         row for row in rows if wanted is None or not isinstance(row, Row) or str(row.values.get("video_id")) in wanted
     ]
     if not kept:
-        raise UserError(f"{key}: {path} has no sentence" + (f" of a video that {listed} lists" if listed else ""))
+        raise UserError(f"{path} has no sentence" + (f" of a video that {listed} lists" if listed else ""), where=key)
     return kept
 
 

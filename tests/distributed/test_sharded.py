@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -14,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from engine import checkpoint
 from engine.checkpoint import fault_of, list_checkpoints, newest_intact
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
@@ -371,10 +371,10 @@ class ReadBytes:
 
         dcp.HuggingFaceStorageReader.read_data = counted
         files: list[Any] = []
-        load = checkpoint.load_file
-        checkpoint.load_file = lambda file: files.append(file) or load(file)
+        load = safetensors.torch.load_file
+        safetensors.torch.load_file = lambda file: files.append(file) or load(file)
         run = trainer(self.folder, self.tiny, *self.overrides)
-        states = [state for states in run.optimizer.state.values() for state in states.values()]
+        states = [state for states in run.trained.optimizer.state.values() for state in states.values()]
         return [sum(read), sum(state.numel() for state in states), len(files)]
 
 

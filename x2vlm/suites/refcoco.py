@@ -62,7 +62,9 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
         try:
             rows = [row for row in phrase_rows(str(refs), str(instances), splits, self.title) if isinstance(row, Row)]
         except UserError as error:
-            raise UserError(f"{error}", remedy=f"download it again from {self.published_at}") from None
+            raise UserError(
+                error.what, where=error.where, remedy=f"download it again from {self.published_at}"
+            ) from None
         require_images([folder / IMAGES / row.values["image"] for row in rows], self)
         return {
             split: read_phrases(

@@ -182,15 +182,17 @@ def _dataset_info(wanted: HubEntry, key: str) -> Any:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     page = f"{constants.ENDPOINT}/datasets/{wanted.name}"
-    gated = f"{key}: {wanted}: the data set is gated; accept its terms on {page}, and log in: hf auth login"
+    gated = UserError(
+        f"{wanted}: the data set is gated", where=key, remedy=f"accept its terms on {page}, and log in: hf auth login"
+    )
     try:
         info = HfApi(endpoint=constants.ENDPOINT).dataset_info(
             wanted.name, revision=wanted.revision, timeout=5 * REACH_S
         )
         if info.gated and not get_token():
-            raise UserError(gated)
+            raise gated
     except GatedRepoError:
-        raise UserError(gated) from None
+        raise gated from None
     except RepositoryNotFoundError:
         raise UserError(
             f"{wanted}: {constants.ENDPOINT} has no data set of this name, or it is private",
