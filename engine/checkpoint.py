@@ -55,8 +55,8 @@ class Checkpoint:
 
     @property
     def states_folder(self) -> Path | None:
-        """The folder with the tensors of the optimiser state. None for a checkpoint of format 1, which stores these tensors in
-        the file that :meth:`training_state` reads."""
+        """The folder with the tensors of the optimiser state. None if all of them are in the file that :meth:`training_state`
+        reads (formats 1 and 2, unless FSDP2 has sharded them)."""
         folder = self.folder / STATES
         return folder if folder.is_dir() else None
 

@@ -46,7 +46,7 @@ def seeded_micro_batches(
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: Callable[[int], None],
 ) -> Iterator[tuple[int, Any]]:
-    """Yields the index and content of each micro-batch of a step, also if a loss is computed over several micro-batches
+    """Yields the index and content of each micro-batch of a step, even if a loss spans several micro-batches
     (``model.contrastive.chunks``). The caller must run the forward pass of each micro-batch before taking the next one.
 
     Args:

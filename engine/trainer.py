@@ -209,8 +209,7 @@ class Trainer:
             if self.metrics:
                 self.metrics.close()
         distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still be writing the last checkpoint
-        self.writer.finish()
-        distributed.barrier()  # after this, the other ranks may read the checkpoint
+        distributed.on_rank_0(self.writer.finish)  # after this, the other ranks may read the checkpoint
         # The last call makes the loader check the number of broken records over the whole run.
         if next(batches, None) is not None:
             raise RuntimeError("the loader yields more batches than requested")
@@ -242,7 +241,7 @@ class Trainer:
                 stop_requested = report(pending) or stop_requested
                 pending = None
                 if stop_requested and self.step < self.steps:
-                    raise self._stopped()
+                    raise self._save_before_stopping()
                 if self.validator.due:
                     self._validate(report)
                 self._save()
@@ -424,23 +423,24 @@ class Trainer:
         """Saves a checkpoint of the current step, waits until it is on disk, and returns a message with its location."""
         self._save()
         self.writer.finish()
+        return self._saved_message()
+
+    def _saved_message(self) -> str:
         return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
 
-    def _stopped(self) -> Stopped | UserError:
+    def _save_before_stopping(self) -> Stopped | UserError:
         """Saves a checkpoint after a request to stop. Returns the exception to raise on all ranks.
 
         If the checkpoint cannot be written, the exception is a :class:`UserError`, so that schedulers do not restart the run,
         which would lose the same steps over and over.
         """
-        message, fault = "", None
         distributed.set_timeout(self.config.start_timeout_min)  # the other ranks wait while rank 0 writes
+        self._save()
         try:
-            message = self._save_and_describe()
+            distributed.on_rank_0(self.writer.finish)
         except UserError as error:
-            fault = str(error)
-        if fault := distributed.gather_objects(fault)[0]:
-            return UserError(f"stopped by {self.stop.name}: {fault}")
-        return Stopped(message, self.stop.status)
+            return UserError(f"stopped by {self.stop.name}: {error}")
+        return Stopped(self._saved_message(), self.stop.status)
 
     def _describe_late_stop(self) -> str:
         """Describes what is saved if the process ends because the ranks could not stop together."""

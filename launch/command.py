@@ -62,27 +62,27 @@ def launch(
 
     job.check(placement)
     placement.check()
-    if max_restarts is not None and (job.slurm or (placement.nodes and not placement.nodes.elastic)):
-        raise UserError("--max-restarts is only for --nodes MIN:MAX without --slurm", remedy="remove it")
     run = bind_flags(flags, overrides, task)
-    if job.slurm:
+    context = None if job.slurm else launch_context(placement, os.environ)
+    if max_restarts is not None and (context is None or not context.nodes.elastic):
+        raise UserError("--max-restarts is only for --nodes MIN:MAX without --slurm", remedy="remove it")
+    if context is None:
         return slurm.submit(_job_of(run, flags, placement, job))
-    context = launch_context(placement, os.environ)
     if context.name != "flags" and context.first:
         sys.stderr.write(f"started as {context}\n")
     elif context.nodes == ONE_NODE and (warning := unused_nodes_warning(os.environ)):
         sys.stderr.write(f"{warning}\n")
-    from launch.torchrun import become_rank, environment_of_ranks, processes_of, torchrun
+    from launch.torchrun import become_rank, environment_of_ranks, prepare_devices, torchrun
 
     if context.rank is not None:
         become_rank(context)
         return run_task(run, flags)
-    processes = processes_of(placement, context)
-    if context.nodes.elastic:
-        _check_elastic(run, flags, context, processes)
-        context = context if max_restarts is None else replace(context, max_restarts=max_restarts)
-        flags = replace(flags, wait=flags.wait or WAIT_S)
     with environment_of_ranks(), tempfile.TemporaryDirectory(prefix="x2vlm-") as folder:
+        processes = prepare_devices(placement, context)
+        if context.nodes.elastic:
+            _check_elastic(run, flags, context, processes)
+            context = context if max_restarts is None else replace(context, max_restarts=max_restarts)
+            flags = replace(flags, wait=flags.wait or WAIT_S)
         # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORT_FOLDER), os.environ.get("PYTHONPATH")]))
         os.environ["PYTHONSAFEPATH"] = "1"
@@ -92,11 +92,12 @@ def launch(
 
 
 def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> BoundRun:
-    """Binds the run that the command line selects. When resuming without a config, this is the config that the run has saved,
-    which must not be damaged."""
+    """Binds the run that the command line selects. When resuming with neither a config nor a task, this is the config that the
+    run has saved, which must not be damaged. The task is then the one that the run remembers, never code in the run's folder."""
     from engine.saved_config import read_saved_config
-    from tasks.binding import bind_run
-    from utils.config_files import why_no_file
+    from tasks.binding import bind_run, bind_values
+    from tasks.kinds import task_of_run
+    from utils.config_files import read_config, why_no_file
 
     if flags.config is not None or task is not None or not (flags.resume and flags.output):
         return bind_run(flags.config, overrides, task)
@@ -104,8 +105,9 @@ def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> B
     if not saved.is_file():
         problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
         raise UserError(f"--output {flags.output} --resume: {problem}", remedy="pass the folder of a run, or --config")
-    read_saved_config(saved)
-    return bind_run(saved, overrides)
+    source = task_of_run(flags.output, read_saved_config(saved).get("task"))
+    values, locations = read_config(saved, overrides)
+    return bind_values(source, saved, overrides, values, locations, folder_may_be_task=False)
 
 
 def _job_of(run: BoundRun, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from utils.commands import FLAGS
 from utils.errors import UserError
-from utils.flags import Positive, WrongValueError, named, read_by
-from utils.flags import whole_number as at_least
-from utils.rank_variables import LAST_PORT, whole_number
+from utils.flags import Positive, WrongValueError, named, read_by, whole_number
+from utils.rank_variables import LAST_PORT, parsed_number
 
 if TYPE_CHECKING:
     from tasks.config import RunConfig
@@ -41,7 +40,7 @@ def parse_nodes(text: str) -> Nodes:
     """Parses ``N`` or ``MIN:MAX``."""
     first, colon, last = text.partition(":")
     parts = [first, last] if colon else [first]
-    counts = [whole_number(part) or 0 for part in parts]
+    counts = [parsed_number(part) or 0 for part in parts]
     if not all(counts) or counts[0] > counts[-1]:
         raise WrongValueError(f"{text!r} is neither a positive number N nor MIN:MAX")
     return Nodes(counts[0], counts[-1], bool(colon))
@@ -55,7 +54,7 @@ def check_address(address: str, name: str) -> None:
     """Raises :class:`UserError` unless the address is HOST:PORT with a valid host name and port. ``name`` is the name of the
     address for the error message."""
     host, _, port = address.rpartition(":")
-    number = whole_number(port)
+    number = parsed_number(port)
     if not host or number is None:
         raise UserError(f"{name} {address!r} is not of the form HOST:PORT")
     if not HOST.fullmatch(host):
@@ -84,7 +83,7 @@ class Placement:
     gpus: Positive | None = None
     cpu: Positive | None = None
     nodes: Annotated[Nodes | None, read_by(parse_nodes, n_tokens=1, accepts_keys=False, metavar="N|MIN:MAX")] = None
-    node_rank: Annotated[int | None, read_by(at_least(0))] = None
+    node_rank: Annotated[int | None, read_by(whole_number(0))] = None
     master: Annotated[str | None, named("HOST:PORT")] = None
 
     def check(self) -> None:

@@ -1,8 +1,8 @@
 """Starts the ranks of this node with torch's launcher, as torchrun does, and waits for them. The node is the only node of the
 job, or one of several.
 
-:func:`processes_of` decides how many ranks start, and :func:`torchrun` runs the job. If another launcher has started one process
-per rank, :func:`become_rank` is used instead.
+:func:`prepare_devices` decides how many ranks start, and :func:`torchrun` runs the job. If another launcher has started one
+process per rank, :func:`become_rank` is used instead.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
 
 HANDLED_BY_TORCH = "SIGQUIT"
-"""The signal that torch forwards to the ranks. We forward the other signals, :data:`~utils.processes.STOP_SIGNALS`."""
+"""The signal for which torch installs its own handler. :func:`_first_signal_forwarded` handles the other signals."""
 
 MAX_RESTARTS = 10
 """Default number of failures on a node after which an elastic job ends. Restarts because a node has joined do not count."""
@@ -63,9 +63,9 @@ KILLED_BY = {
 """Likely reasons why a signal has killed a rank."""
 
 
-def processes_of(placement: Placement, context: LaunchContext) -> int:
-    """Returns the number of ranks on this node, which is set by the flags or by the scheduler; by default, there is one rank per
-    GPU. Without GPUs, ranks run on the CPU.
+def prepare_devices(placement: Placement, context: LaunchContext) -> int:
+    """Sets the environment variables for the devices of this node, and returns the number of ranks on it, which is set by the
+    flags or by the scheduler; by default, there is one rank per GPU. Without GPUs, ranks run on the CPU.
 
     Raises:
         UserError: if there are too few GPUs.
@@ -94,11 +94,13 @@ def processes_of(placement: Placement, context: LaunchContext) -> int:
 
 
 def torchrun(context: LaunchContext, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
-    """Runs a command on every rank. Returns the job's exit status (128 + n if signal n ended the job).
+    """Runs a command on every rank, and returns the job's exit status:
 
-    A signal is forwarded to the ranks, which have ``grace_s`` seconds to exit. The exit status is then 75, for which schedulers
-    requeue the job, or 130 after Ctrl-C. The exit status is 2 if a rank could not stop cleanly, for example because the
-    checkpoint could not be written. A second signal kills all ranks immediately.
+    - 0 if all ranks have finished, and the status of the first rank that failed otherwise: 2 for a user error, 69
+      (:data:`~utils.processes.PEER_LOST`) if it lost another rank, and 128 + n if signal n killed it.
+    - After a stop signal to this process, which is forwarded to the ranks: 75, for which schedulers requeue the job, or 130 after
+      Ctrl-C. The ranks have ``grace_s`` seconds to save a checkpoint; the status is 2 if they could not. A second signal kills
+      all ranks immediately.
 
     Args:
         context: the nodes of the job, including this node.

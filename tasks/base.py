@@ -188,17 +188,17 @@ def video_frames(config: RunConfig) -> int | None:
 
 
 def build_parts(
-    kind: type[BaseTask[C, M, B]], config: C, checkpoint: Checkpoint | None, *, trains: bool, plan: RunPlan | None
+    task_class: type[BaseTask[C, M, B]], config: C, checkpoint: Checkpoint | None, *, trains: bool, plan: RunPlan | None
 ) -> Parts[M, B]:
     """Builds the components of a task; see :meth:`BaseTask.build`."""
-    if video_frames(config) is not None and not kind.takes_videos:
+    if video_frames(config) is not None and not task_class.takes_videos:
         raise UserError("this task takes images only", where="model.vision.video", remedy="remove the key")
     tokenizer = load_tokenizer(config.model.text.encoder, "model.text.encoder")
     _check_padding(config, tokenizer)
     torch.manual_seed(config.seed)
     with distributed.built_on_rank_0():
-        model = kind.build_model(config, len(tokenizer))
-    for key, length in kind.text_lengths(config).items():
+        model = task_class.build_model(config, len(tokenizer))
+    for key, length in task_class.text_lengths(config).items():
         check_length(model, key, length)
     fresh: set[str] = set()
     if checkpoint is not None:
@@ -206,7 +206,7 @@ def build_parts(
             set_up_training(config, model)
         load_weights(model, checkpoint.model_file).require_complete()
     else:
-        fresh = _initialise(kind, config, model)
+        fresh = _initialise(task_class, config, model)
         if trains:
             set_up_training(config, model)
     if trains and config.optim.frozen.cache is not None:
@@ -215,16 +215,16 @@ def build_parts(
     training, loader = None, None
     if trains:
         plan = plan or config.plan(distributed.world_size())
-        training = kind.training_data(config, tokenizer, model, plan)
+        training = task_class.training_data(config, tokenizer, model, plan)
         loader = BatchLoader(training, config.data, rank=distributed.rank(), world_size=distributed.world_size())
         plan = plan.with_length(config.train, config.optim, config.schedule, loader.epoch_size)
         _log_sizes(config, plan, loader, model)
-    elif kind.reads_training_data_to_evaluate:
+    elif task_class.reads_training_data_to_evaluate:
         try:
             # The data are only compared with the held-out data, in any order.
             ranks = distributed.world_size()
             single = RunPlan.of(config.train, config.data, chunks=1, ranks=ranks, accumulation=1)
-            training = kind.training_data(config, tokenizer, model, single)
+            training = task_class.training_data(config, tokenizer, model, single)
         except UserError as error:
             logger.info("evaluating without the training data: %s", error)
     return Parts(tokenizer, model, fresh, plan, training, loader)
@@ -281,9 +281,9 @@ def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Non
         )
 
 
-def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> set[str]:
+def _initialise(task_class: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> set[str]:
     """Loads the weights that ``config.init`` names, and returns the names of the parameters that train at ``lr * lr_mult``."""
-    reports = load_initial(kind, config, model)
+    reports = load_initial(task_class, config, model)
     logger.info(loaded_weights(model, reports))
     random = random_parameters(model, reports)
     targets = () if config.optim.lora is None else config.optim.lora.targets or PARTS
@@ -306,7 +306,7 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
     return fresh_parameters(model, reports)
 
 
-def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> list[LoadReport]:
+def load_initial(task_class: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> list[LoadReport]:
     """Loads the weights that ``config.init`` names. A model on the meta device is only compared with the files.
 
     Raises:
@@ -317,11 +317,13 @@ def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> l
         init = init.model_copy(update={"checkpoint": str(find_weights(expanded(init.checkpoint)))})
     reports = initialise(model, init)
     if init.checkpoint is not None:
-        _check_origin(kind, config, model, Path(init.checkpoint), reports[0])
+        _check_origin(task_class, config, model, Path(init.checkpoint), reports[0])
     return reports
 
 
-def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, weights: Path, report: LoadReport) -> None:
+def _check_origin(
+    task_class: type[BaseTask[C, Any, Any]], config: C, model: XVLM, weights: Path, report: LoadReport
+) -> None:
     """Compares the settings that do not affect any tensor shape with the config of the run that wrote the weights, or with the
     settings of the published models."""
     run = run_config_of(weights)
@@ -332,7 +334,7 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
             where="init.checkpoint",
             remedy="move the weights to another folder",
         )
-    kind.check_origin(config, None if trained is None else trained["task"], weights, report)
+    task_class.check_origin(config, None if trained is None else trained["task"], weights, report)
     if trained is not None and run is not None:
         section = model_section(trained)
         if section is None:

@@ -82,11 +82,18 @@ def bind_values(
     values: dict[str, Any],
     locations: Locations,
     remedy: str = "remove --task {task}",
+    *,
+    folder_may_be_task: bool = True,
 ) -> BoundRun:
-    """Binds values that have been read already; see :func:`bind_run`. ``source`` is None if the command line names no task."""
+    """Binds values that have been read already; see :func:`bind_run`.
+
+    Args:
+        source: the task; if None, it is determined from the config.
+        folder_may_be_task: whether a ``task.py`` next to the config defines the task.
+    """
     config_task = values.get("task")
     if source is None:
-        source = _task_of(file, config_task)
+        source = _task_of(file, config_task, folder_may_be_task)
     elif source.entry is not None and config_task != source.entry and config_task in TASKS:
         if config_task not in TASKS[source.entry].also:
             raise _contradiction(file, config_task, source.entry, remedy)
@@ -100,10 +107,10 @@ def bind_values(
     return BoundRun(source, file, tuple(overrides), values, locations, config)
 
 
-def _task_of(file: Path, config_task: object) -> TaskSource:
+def _task_of(file: Path, config_task: object, folder_may_be_task: bool) -> TaskSource:
     """Returns the task of a config without ``--task``: the task in the config's folder, the value of its key ``task``, or the
     task of the run that has saved the config."""
-    if (file.parent / "task.py").is_file():
+    if folder_may_be_task and (file.parent / "task.py").is_file():
         return find_task(os.path.join(file.parent, ""))
     source = task_of_run(file.parent, config_task)
     if source is None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tasks.base import BaseTask
     from tasks.binding import BoundRun
     from tasks.config import RunConfig
-    from tasks.kinds import TaskKind
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -54,13 +53,12 @@ class RunFlags:
     wait: Positive | None = None
 
 
-def run_script(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> int:
+def run_script(argv: Sequence[str], name: str) -> int:
     """Runs the command of a task's script, such as ``Pretrain.py``; returns the exit status.
 
     Args:
         argv: the command-line arguments.
         name: name of the task in the table.
-        kind: see :func:`run_task`.
 
     Raises:
         UserError: if the command line, the config or the data are invalid.
@@ -69,20 +67,19 @@ def run_script(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> 
     def run(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
         from tasks.binding import bind_run
 
-        return run_task(bind_run(flags.config, overrides, name, remedy="run {script}"), flags, kind)
+        return run_task(bind_run(flags.config, overrides, name, remedy="run {script}"), flags)
 
     run.__doc__ = f"Run this task in one process: {TASKS[name].help}.\n\nArgs:\n    overrides: {OVERRIDES}"
     return execute(run, argv, TASKS[name].script)
 
 
-def run_task(run: BoundRun, flags: RunFlags, kind: TaskKind | None = None, command: Sequence[str] | None = None) -> int:
+def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = None) -> int:
     """Trains and reports, or only reports with ``--evaluate``; returns the exit status. ``run.py``, the scripts of the tasks and
     ``python -m tasks.run`` all call this function.
 
     Args:
         run: the task and its config.
         flags: flags of the command line.
-        kind: classes to use instead of those of the task.
         command: the user's command, for the log; if None, the command line of this process.
 
     Raises:
@@ -97,7 +94,7 @@ def run_task(run: BoundRun, flags: RunFlags, kind: TaskKind | None = None, comma
     from utils.distributed import process_group, rank, world_size
 
     config: RunConfig = run.config
-    task_class = (kind or run.source.load()).task
+    task_class = run.source.load().task
     if flags.evaluate and not flags.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
     evaluates_other_weights = flags.evaluate and not flags.resume

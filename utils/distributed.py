@@ -285,8 +285,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
     """Context in which this process is in the process group that torchrun's environment variables describe, if there is one.
     Yields this rank's device.
 
-    The backend is NCCL with CUDA, otherwise gloo. Unless a rank fails, no rank leaves before the others. No other function reads
-    torchrun's environment variables.
+    The backend is NCCL with CUDA, otherwise gloo. Unless a rank fails, no rank leaves before the others.
 
     Args:
         timeout_min: minutes that ranks wait for each other, until :func:`set_timeout` changes this time.

@@ -10,7 +10,7 @@ from utils.errors import UserError
 LAST_PORT = 65535
 
 
-def whole_number(text: str) -> int | None:
+def parsed_number(text: str) -> int | None:
     """Parses decimal digits. Returns None for any other text. (``str.isdigit`` would also accept ².)"""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
@@ -39,7 +39,7 @@ class Variables:
         ``reason`` explains the maximum in the error message."""
         text = self.text(*names)
         name = next(name for name in names if self.has(name))
-        number = whole_number(text)
+        number = parsed_number(text)
         if number is None:
             raise UserError(
                 f"{name} = {text!r} is not a number", remedy="the launcher or the scheduler should have set one"

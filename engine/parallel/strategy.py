@@ -65,8 +65,8 @@ class Parallel(ABC):
 
     @abstractmethod
     def copied_to_rank_0(self, states: Any) -> Any:
-        """Copies ``states`` (tensors in dictionaries, lists and tuples) to host memory, as full tensors. All ranks must call this
-        method.
+        """Copies ``states`` (tensors in dictionaries, lists and tuples) to host memory, as full tensors. If
+        :attr:`needs_all_ranks` is True, all ranks must call this method.
 
         Returns:
             The copy on rank 0, and None on the other ranks.

@@ -56,12 +56,12 @@ LAUNCH = """
 import os
 from launch.clusters import launch_context
 from launch.placement import Placement
-from launch.torchrun import processes_of, torchrun
+from launch.torchrun import prepare_devices, torchrun
 from utils.commands import call
 def launch_job(flags, command):
     def start(*, placement: Placement = Placement()) -> int:
         context = launch_context(placement, os.environ)
-        return torchrun(context, processes_of(placement, context), command)
+        return torchrun(context, prepare_devices(placement, context), command)
     return call(start, flags, "launch")
 """
 
@@ -288,17 +288,17 @@ def test_ranks_divide_the_cores_of_this_process_instead_of_the_machine(tmp_path)
 def test_gpus_are_counted_without_nvidia_smi(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert torchrun.processes_of(Placement(gpus=8), LaunchContext("flags")) == 8
-    assert torchrun.processes_of(Placement(), LaunchContext("flags")) == 8
+    assert torchrun.prepare_devices(Placement(gpus=8), LaunchContext("flags")) == 8
+    assert torchrun.prepare_devices(Placement(), LaunchContext("flags")) == 8
     with pytest.raises(UserError, match=naming("--gpus 9", "8", "--cpu N")):
-        torchrun.processes_of(Placement(gpus=9), LaunchContext("flags"))
+        torchrun.prepare_devices(Placement(gpus=9), LaunchContext("flags"))
 
 
 def test_gpus_that_are_hidden_are_not_counted(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     with pytest.raises(UserError, match=naming("--gpus 1", "0", "--cpu N")):
-        torchrun.processes_of(Placement(gpus=1), LaunchContext("flags"))
-    assert torchrun.processes_of(Placement(), LaunchContext("flags")) == 1
+        torchrun.prepare_devices(Placement(gpus=1), LaunchContext("flags"))
+    assert torchrun.prepare_devices(Placement(), LaunchContext("flags")) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from engine.checkpoint import Checkpoint, list_checkpoints
 from tasks.base import BaseTask
 from tasks.evaluation import Evaluation, Metric
 from tasks.job import run_script
-from tasks.kinds import TaskKind
+from tasks.kinds import TaskKind, TaskSource
 from tasks.nlvr import NLVRTask
 from tests.messages import OneLine, naming
 from tests.tasks.painted import FILES, KINDS, ROOT
@@ -36,8 +37,9 @@ def start(
 ) -> dict[str, Any]:
     """Runs a task in this process and returns its `evaluation.json`."""
     arguments = ["--config", str(ROOT / f"configs/demo/{task}.yaml"), "--output", str(output), *flags, *overrides]
-    chosen = None if kind is None else TaskKind(KINDS[task].config, kind)
-    assert run_script(arguments, task, chosen) == 0
+    chosen = KINDS[task] if kind is None else TaskKind(KINDS[task].config, kind)
+    with mock.patch.object(TaskSource, "load", return_value=chosen):
+        assert run_script(arguments, task) == 0
     return json.loads((output / "evaluation.json").read_text())
 
 

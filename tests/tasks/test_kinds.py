@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from launch.command import bind_flags
 from tasks import TASKS
 from tasks.binding import bind_run
 from tasks.config import NLVRConfig
+from tasks.job import RunFlags
 from tasks.kinds import TaskSource, find_task, task_of_run
 from tasks.nlvr import NLVRTask
 from tasks.video_qa import VideoQATask
@@ -262,3 +264,10 @@ def test_code_in_the_folder_of_a_run_is_never_executed(tmp_path):
         (run / "task.json").write_text(damaged)
         with pytest.raises(UserError, match=r"task\.json"):
             task_of_run(run, "counting_evil")
+
+
+def test_resuming_a_downloaded_run_does_not_execute_code_in_its_folder(tmp_path):
+    folder = outside(tmp_path / "counting_trap", "raise SystemExit('executed')")
+    (folder / "config.yaml").write_text(f"base: {ROOT}/configs/demo/nlvr.yaml\ntask: counting_trap\n")
+    with pytest.raises(UserError, match=naming("config.yaml", "'counting_trap'", "pass --task TASK")):
+        bind_flags(RunFlags(output=folder, resume=True), [], None)
