@@ -62,12 +62,15 @@ def launch(
 
     job.check(placement)
     placement.check()
+    fixed = UserError("--max-restarts is only for --nodes MIN:MAX without --slurm", remedy="remove it")
+    if max_restarts is not None and (job.slurm or (placement.nodes and not placement.nodes.elastic)):
+        raise fixed
     run = bind_flags(flags, overrides, task)
-    context = None if job.slurm else launch_context(placement, os.environ)
-    if max_restarts is not None and (context is None or not context.nodes.elastic):
-        raise UserError("--max-restarts is only for --nodes MIN:MAX without --slurm", remedy="remove it")
-    if context is None:
+    if job.slurm:
         return slurm.submit(_job_of(run, flags, placement, job))
+    context = launch_context(placement, os.environ)
+    if max_restarts is not None and not context.nodes.elastic:
+        raise fixed
     if context.name != "flags" and context.first:
         sys.stderr.write(f"started as {context}\n")
     elif context.nodes == ONE_NODE and (warning := unused_nodes_warning(os.environ)):

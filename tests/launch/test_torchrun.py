@@ -39,6 +39,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["--task", "pretrain", "--nodes", "1:2", "--master", "h:1", "--node-rank", "1"], ("assigned automatically",)),
         (["--task", "pretrain", "--master", "h:1"], ("--master", "--nodes N")),
         (["--task", "pretrain", "--max-restarts", "2", "--nodes", "2"], ("--max-restarts", "--nodes", "MIN:MAX")),
+        (["--task", "pretrain", "--max-restarts", "2"], ("--max-restarts", "--nodes", "MIN:MAX")),
         (["--task", "pretrain", "--nodes", "2", "--master", "a b:1"], ("--master", "'a b'", "host name")),
         (["--task", "pretrain", "--nodes", "2", "--master", "caf\udce9:1"], ("--master", r"'caf\udce9'", "host name")),
         (["--task", "pretrain", "--nodes", "2", "--master", "host"], ("not of the form HOST:PORT",)),
