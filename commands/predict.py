@@ -97,7 +97,9 @@ def predict(
         0 all images were read; 1 some could not be read and are listed at the end; 2 nothing was computed
     """
     if call not in CALL_NAMES and running.task is None and not (Path(model) / TASK_FILE).is_file():
-        raise UserError(f"{unknown(call, CALL_NAMES)}", where="CALL")
+        raise UserError(
+            unknown(call, CALL_NAMES), where="CALL", remedy="for a call of a task of your own, pass --task FOLDER"
+        )
     if call != "caption" and not text:
         raise UserError(
             f"{call} needs --text: {TEXTS.get(call, 'a text; may be repeated, and each is used with every image')}"
@@ -121,7 +123,7 @@ def predict(
         check_save(save, names)
     loaded = running.load(model, answers)
     if call not in CALL_NAMES and call not in loaded.calls:
-        raise UserError(f"{unknown(call, [*CALL_NAMES, *loaded.calls])}", where="CALL")
+        raise UserError(unknown(call, [*CALL_NAMES, *loaded.calls]), where="CALL")
     paths = [path for name in names for path in expand_folder(name, videos=loaded.read.videos is not None)]
     panels: list[Panel] = []
     broken: list[str] = []

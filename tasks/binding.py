@@ -17,6 +17,7 @@ from tasks.kinds import DEFAULT_CONFIG, TaskSource, find_task, task_of_run
 from utils.config import bind
 from utils.config_files import Locations, read_config, why_no_file
 from utils.errors import UserError
+from utils.flags import nearest
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def bind_values(
     """
     config_task = values.get("task")
     if source is None:
-        source = _task_of(file, config_task, folder_may_be_task)
+        source = _task_of(file, config_task, locations, folder_may_be_task)
     elif source.entry is not None and config_task != source.entry and config_task in TASKS:
         if config_task not in TASKS[source.entry].also:
             raise _contradiction(file, config_task, source.entry, remedy)
@@ -107,15 +108,19 @@ def bind_values(
     return BoundRun(source, file, tuple(overrides), values, locations, config)
 
 
-def _task_of(file: Path, config_task: object, folder_may_be_task: bool) -> TaskSource:
+def _task_of(file: Path, config_task: object, locations: Locations, folder_may_be_task: bool) -> TaskSource:
     """Returns the task of a config without ``--task``: the task in the config's folder, the value of its key ``task``, or the
     task of the run that has saved the config."""
     if folder_may_be_task and (file.parent / "task.py").is_file():
         return find_task(os.path.join(file.parent, ""))
     source = task_of_run(file.parent, config_task)
     if source is None:
+        near = None if not isinstance(config_task, str) else nearest(config_task, TASKS)
+        hint = "" if near is None else f"did you mean {near!r}? "
         raise UserError(
-            f"task is {config_task!r}, not one of {', '.join(TASKS)}", where=file, remedy="set it, or pass --task TASK"
+            f"task is {config_task!r}, not one of {', '.join(TASKS)}",
+            where=locations.get(("task",), str(file)),
+            remedy=f"{hint}set it, or pass --task TASK",
         )
     return source
 

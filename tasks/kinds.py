@@ -163,22 +163,23 @@ def task_of_run(folder: Path, name: object) -> TaskSource | None:
     file = folder / TASK_FILE
     if not file.is_file():
         return None
+    remedy = (
+        f"pass --task FOLDER, in Python task=FOLDER; to resume the run, also pass --config {folder / DEFAULT_CONFIG}"
+    )
     try:
         place = read_json(file)
         module, parent = str(place["module"]), place["folder"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError("cannot be read", where=file, remedy=f"pass the folder of the task {name!r}") from None
+        raise UserError("cannot be read", where=file, remedy=remedy) from None
     if parent is not None:
         path = Path(str(parent)) / module.rpartition(".")[0].replace(".", os.sep)
         if not path.is_absolute() or path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                f"{path} is not a folder outside the run", where=file, remedy=f"pass the folder of the task {name!r}"
-            )
+            raise UserError(f"{path} is not a folder outside the run", where=file, remedy=remedy)
         if not (path / "task.py").is_file():
             raise UserError(
                 f"the task of this run was in {path}, which does not exist now",
                 where=file,
-                remedy=f"pass the folder of the task {name!r}",
+                remedy=remedy,
             )
         return find_task(str(path))
     return find_task(module)

@@ -7,6 +7,7 @@ and the closest valid name.
 from __future__ import annotations
 
 import io
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,15 +115,27 @@ def bind(values: Mapping[str, Any], schema: type[C], locations: Locations | None
 
 
 def _causes(error: ValidationError) -> list[dict[str, Any]]:
-    """Returns the individual errors. Errors about lists that are too short are omitted if the reason is that items are
-    invalid."""
-    found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
+    """Returns the individual errors, with the paths of their keys. Errors that follow from others are omitted."""
+    found: list[dict[str, Any]] = [{**each, "loc": _without_members(each["loc"])} for each in error.errors()]
     paths: list[tuple[int | str, ...]] = [each["loc"] for each in found]
 
-    def is_consequence(kind: str, path: tuple[int | str, ...]) -> bool:
-        return kind == "too_short" and any(len(loc) > len(path) and loc[: len(path)] == path for loc in paths)
+    def is_consequence(kind: str, path: tuple[int | str, ...], value: Any) -> bool:
+        inside = any(len(loc) > len(path) and loc[: len(path)] == path for loc in paths)
+        if kind == "literal_error":  # the section of a union of names and a section has mistakes
+            return inside and isinstance(value, Mapping)
+        if kind == "model_type":  # a union of names and a section, with an unknown name
+            return any(each["type"] == "literal_error" and each["loc"] == path for each in found)
+        return kind == "too_short" and inside
 
-    return [each for each in found if not is_consequence(each["type"], each["loc"])]
+    return [each for each in found if not is_consequence(each["type"], each["loc"], each["input"])]
+
+
+def _without_members(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Removes the names of the members of unions, which pydantic adds to the path of a key."""
+    member = re.compile(r"function-.*|literal\[.*|[A-Z]\w*Config")
+    kept = tuple(part for part in path if not (isinstance(part, str) and member.fullmatch(part)))
+    plain = ("bool", "int", "float", "str", "constrained-int", "constrained-float", "constrained-str")
+    return kept[:-1] if kept[-1:] and kept[-1] in plain else kept
 
 
 def with_previous_defaults(saved: Any, schema: type[Config]) -> Any:
@@ -153,7 +166,7 @@ def dump_config(config: Config) -> str:
 
 
 def _finding(error: dict[str, Any], schema: type[Config], locations: Locations, source: str) -> UserError:
-    path = tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    path = error["loc"]
     name = ".".join(str(part) for part in path) or "config"
     keys = tuple(str(part) for part in path)
     location = nearest_location(keys, locations, source)

@@ -44,7 +44,11 @@ class ConfigError(UserError):
         ]
         if len(self.findings) > MAX_FINDINGS:
             shown.append(f"… and {len(self.findings) - MAX_FINDINGS:,} more")
-        super().__init__("\n       ".join(shown))
+        if len(self.findings) == 1 and shown[0] == str(self.findings[0]):
+            (only,) = self.findings
+            super().__init__(only.what, where=only.where, remedy=only.remedy)
+        else:
+            super().__init__("\n       ".join(shown))
 
 
 def read_config(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Locations]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -45,7 +46,8 @@ class _LineFile:
     """Replaces standard error for tqdm: writes lines instead of redrawing a line in place."""
 
     def write(self, text: str) -> None:
-        if line := text.strip():  # tqdm also writes characters that move the cursor
+        # tqdm also writes characters and escape sequences that move the cursor.
+        if line := re.sub(r"\x1b\[[A-Z]", "", text).strip():
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 

@@ -20,6 +20,7 @@ from models.core.packing import PackedTexts
 from models.core.xvlm import XVLM
 from models.inference.reranking import TextBank
 from utils.errors import UserError
+from utils.flags import unknown
 from utils.printing import is_unicode
 from x2vlm.calls import CALLS, EXPORTED
 from x2vlm.inputs import Image, Reader, View, as_list
@@ -226,8 +227,8 @@ class LoadedModel:
             UserError: the task does not declare the call.
         """
         if name not in self.calls:
-            declared = f"declares {', '.join(self.calls)}" if self.calls else "declares no calls of its own"
-            raise UserError(f"{self.origin} is a model for the task {self.settings.task}, which {declared}", where=name)
+            hint = unknown(name, list(self.calls)) if self.calls else "its task declares no calls"
+            raise UserError(f"{self.origin} is a model for the task {self.settings.task}", where=name, remedy=hint)
         results: list[list[Any]] = self.calls[name](self, as_list(images), as_texts(texts))
         return results
 

@@ -19,17 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from batches.base import to_device
+from batches.base import Batch, to_device
 from batches.losses import weighted_sum
 from batches.pretraining import ImageTextBatch, PretrainBatch
 from dataset.text.loading import load_tokenizer
 from dataset.text.processors import TextProcessor, clean_caption
 from engine.steps import trainer_of
+from models.pretraining.model import PretrainModel
 from tasks.base import BaseTask
 from tasks.binding import bind_run
 from tasks.config import PretrainConfig
 from utils import accelerator
 from utils.errors import UserError
+from x2vlm.base import as_texts
 
 
 class Training:
@@ -60,6 +62,8 @@ class Training:
         data: bool = True,
         device: str | torch.device | None = None,
     ):
+        if isinstance(overrides, str):
+            raise UserError(f"overrides is the text {overrides!r}", remedy="pass a list of key=value texts")
         run = bind_run(config, overrides, task)
         kind, self.config = run.source.load().task, run.config
         self.device = torch.device(device) if device is not None else accelerator.best_device()
@@ -87,6 +91,8 @@ class Training:
         """
         if self._task is None or self._task.training is None:
             raise UserError("batch: the training data were not opened", remedy="omit data=False")
+        if not isinstance(index, int) or index < 0:
+            raise UserError(f"batch: {index!r} is not the index of a micro-batch", remedy="pass 0, 1, 2, …")
         return self._task.training.make(index)
 
     def pairs(self, pixels: Tensor, texts: Sequence[str]) -> PretrainBatch:
@@ -102,22 +108,29 @@ class Training:
         config = self.config
         if not isinstance(config, PretrainConfig):
             raise UserError(f"pairs: the task is {config.task}", remedy="build its batch from the classes in batches")
-        size = config.model.vision.image_size
+        texts, size = as_texts(texts), config.model.vision.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        if pixels.dtype != torch.uint8 or tuple(pixels.shape) != (len(texts), 3, height, width):
+        shape = (len(texts), 3, height, width)
+        if not (isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and tuple(pixels.shape) == shape and texts):
+            given = f"{tuple(pixels.shape)} {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
             raise UserError(
-                f"pairs: pixels are {tuple(pixels.shape)} {pixels.dtype} for {len(texts)} texts",
-                remedy=f"pass uint8 pixels ({len(texts)}, 3, {height}, {width})",
+                f"pairs: pixels are {given} for {len(texts)} texts",
+                remedy=f"pass at least one text, and a uint8 tensor of shape {shape}",
             )
         processor = TextProcessor(load_tokenizer(config.model.text.encoder, "model.text.encoder"), config.data.text)
         rng = np.random.default_rng()
-        text = processor.collate([processor.encode(clean_caption(each, processor.max_words), rng) for each in texts])
+        try:
+            cleaned = [clean_caption(each, processor.max_words) for each in texts]
+        except ValueError as error:
+            raise UserError(f"pairs: {error}", remedy="pass texts with words") from None
+        text = processor.collate([processor.encode(each, rng) for each in cleaned])
         images = ImageTextBatch(pixels, text, torch.ones(len(texts), dtype=torch.bool))
         return PretrainBatch(images=images, regions=None, texts=None)
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Returns the average of each loss over its valid examples, and their weighted sum as ``loss`` (equation 6 of the paper).
         All are scalars with gradients. Dropout and the sampling of negatives use torch's random state."""
+        self._check(batch)
         trainer = self._trainer
         model: Any = trainer.model
         divisors = {name: count.clamp(min=1).to(self.device) for name, count in model.counts(batch).items()}
@@ -129,6 +142,16 @@ class Training:
     def step(self, *batches: Any) -> dict[str, float]:
         """Runs a training step on micro-batches: forward, backward, clipping and update. Returns the losses by name, their
         weighted sum (``loss``) and ``grad_norm``. If a loss or the gradient is not finite, the update is skipped."""
+        for batch in batches or (None,):
+            self._check(batch)
         values = self._trainer.train_step(list(batches)).read()
         end = list(values).index("grad_norm") + 1
         return {name: values[name] for name in list(values)[:end]}
+
+    def _check(self, batch: Any) -> None:
+        """Raises :class:`UserError` unless ``batch`` is a batch for the model."""
+        if not isinstance(batch, Batch) or isinstance(self.model, PretrainModel) != isinstance(batch, PretrainBatch):
+            raise UserError(
+                f"{type(batch).__name__} is not a batch for the task {self.config.task}",
+                remedy="pass the result of batch() or pairs(), or a batch from the module of the task in batches",
+            )

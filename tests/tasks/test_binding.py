@@ -12,6 +12,7 @@ from tasks.binding import bind_run
 from tasks.config import RetrievalConfig, VQAConfig
 from utils.config import fields_of
 from utils.config_files import ConfigError, nearest_keys
+from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "presets")
@@ -96,3 +97,23 @@ def test_a_declared_key_needs_no_other_file(tmp_path):
         "assert bind_run('configs/demo/pretrain.yaml', ['loss.extra_loss=2']).config.loss.extra_loss == 2"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "lines"),
+    [
+        ("train.parallel={shard: 2}", ["command line: train.parallel.replicate is missing; add it or pass"]),
+        ("train.parallel=fsd", ["command line: train.parallel = 'fsd': Input should be 'auto', 'ddp' or 'fsdp'"]),
+        (
+            "train.parallel={shard: 2, replicat: 1}",
+            ["train.parallel.replicate is missing", "train.parallel.replicat is not"],
+        ),
+        ("task=pretrian", ["command line: task is 'pretrian', not one of pretrain", "did you mean 'pretrain'?"]),
+    ],
+)
+def test_a_mistake_in_a_value_of_several_types_is_named_by_its_key(override, lines):
+    with pytest.raises(UserError) as error:
+        bind_run("configs/demo/pretrain.yaml", [override])
+    text = str(error.value)
+    assert all(line in text for line in lines) and "Config" not in text and "literal" not in text
+    assert len(text.splitlines()) == (2 if "replicat:" in override else 1)

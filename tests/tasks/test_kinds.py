@@ -243,7 +243,7 @@ def test_a_run_remembers_where_its_task_is(tmp_path, monkeypatch):
     assert task_of_run(run, "counting_kiwis").load().task.__name__ == "CountingTask"
     assert bind_run(run / "config.yaml", ["task=nlvr"]).source.entry == "nlvr"
     folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=naming("task.json", str(folder), "pass the folder")):
+    with pytest.raises(UserError, match=naming("task.json", str(folder), "--task FOLDER")):
         task_of_run(run, "counting_kiwis")
 
 

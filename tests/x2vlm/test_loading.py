@@ -190,7 +190,7 @@ def test_settings_are_derived_from_the_shapes_of_an_authors_file(monkeypatch):
     monkeypatch.setattr(
         loading, "recognise", lambda shapes: found("video_qa", frames=5, image_size=320, shapes=classes)
     )
-    model = loading._settings(Path("x.th"), None, None).model
+    model = loading._settings(Path("x.th"), None, None, None)[0].model
     assert (model.vision.image_size, model.classes) == (320, 1234)
 
 

@@ -72,3 +72,22 @@ def test_own_pairs_are_trained_without_data(scenes_folder):
         training.batch(0)
     with pytest.raises(UserError, match=naming("(3, 3,", "2 texts", f"(2, 3, {size}, {size})")):
         training.pairs(pixels, ["a", "b"])
+
+
+def test_inputs_of_another_kind_are_reported_in_one_line(training):
+    size = training.config.model.vision.image_size
+    pixels = torch.zeros((2, 3, size, size), dtype=torch.uint8)
+    for call in (
+        lambda: training.step(),
+        lambda: training.step(pixels),
+        lambda: training.losses({}),
+        lambda: training.batch(-1),
+        lambda: training.pairs(pixels[:0], []),
+        lambda: training.pairs(pixels, ["", "a star"]),
+        lambda: training.pairs(pixels, [1, 2]),
+        lambda: training.pairs(list(pixels), ["a", "b"]),
+        lambda: Training(CONFIG, "train.steps=3"),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        assert "\n" not in str(error.value)
