@@ -26,7 +26,15 @@ from typing import Any
 
 from utils import distributed, events
 from utils.errors import PeerLostError, report
-from utils.processes import DUPLICATE_SIGNAL_S, GRACE_S, USER_ERROR, signal_name, status_of_stop, stop_signals
+from utils.processes import (
+    DUPLICATE_SIGNAL_S,
+    GRACE_S,
+    USER_ERROR,
+    signal_name,
+    signals_in_a_thread,
+    status_of_stop,
+    stop_signals,
+)
 from utils.rank_reports import report_status
 
 logger = logging.getLogger(__name__)
@@ -73,15 +81,12 @@ class StopRequest:
         self._only_if_late = False
         self._ended = threading.Event()
         self._handlers: dict[int, Any] = {}
+        self._signals = contextlib.ExitStack()
+        self._first_signal_s: float | None = None
 
     def __enter__(self) -> StopRequest:
         self._handlers = {signum: signal.signal(signum, self._handle) for signum in stop_signals()}
-        # Python calls handlers only when the main thread runs Python code, so never while it waits for a rank that hangs. The
-        # pipe receives the signals at once.
-        read_end, self._write_end = os.pipe()
-        os.set_blocking(self._write_end, False)
-        self._previous_pipe = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        threading.Thread(target=self._read_signals, args=(read_end,), daemon=True, name="signals").start()
+        self._signals.enter_context(signals_in_a_thread(self._receive))
         threading.Thread(target=self._watch, daemon=True, name="stop requests").start()
         return self
 
@@ -91,8 +96,7 @@ class StopRequest:
         self._ended.set()
         if self._timer is not None:
             self._timer.cancel()
-        signal.set_wakeup_fd(self._previous_pipe)
-        os.close(self._write_end)
+        self._signals.close()
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
 
@@ -129,18 +133,16 @@ class StopRequest:
     def _handle(self, signum: int, _: FrameType | None) -> None:
         self.signum = self.signum or signum
 
-    def _read_signals(self, read_end: int) -> None:
-        """Receives signals from the pipe ``read_end`` until the pipe is closed."""
-        first_s: float | None = None
-        while signums := os.read(read_end, 64):
-            now = time.monotonic()
-            for signum in self._handlers.keys() & set(signums):
-                if first_s is not None and now - first_s > DUPLICATE_SIGNAL_S:
-                    os._exit(128 + signum)
-                first_s = first_s or now
-                self.signum = self.signum or signum
-                self._start_timer()
-        os.close(read_end)
+    def _receive(self, signum: int) -> None:
+        """Receives a signal at once, even if the main thread waits for a rank that hangs."""
+        if signum not in self._handlers:
+            return
+        now = time.monotonic()
+        if self._first_signal_s is not None and now - self._first_signal_s > DUPLICATE_SIGNAL_S:
+            os._exit(128 + signum)
+        self._first_signal_s = self._first_signal_s or now
+        self.signum = self.signum or signum
+        self._start_timer()
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL_S):

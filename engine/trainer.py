@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -182,6 +182,7 @@ class Trainer:
         self.task.model = self.model = self.parallel.full_copy()
 
     def _fit(self, remaining: int) -> None:
+        """Opens the logs and the loader, runs the remaining steps, and waits for the last checkpoint."""
         self.folder.resumed = None
         batches = prefetch(self.loader.batches(self.consumed, remaining * self.accumulation), self.device)
         main = distributed.rank() == 0
@@ -199,7 +200,7 @@ class Trainer:
         )
         try:
             with self.stall.watching(), distributed.recording_waits(self.times.waiting_for_ranks):
-                self._train(batches, report)
+                self._run_steps(batches, report)
         except BaseException:
             batches.close()  # makes the loader log the records that it has read
             raise
@@ -214,7 +215,7 @@ class Trainer:
         if next(batches, None) is not None:
             raise RuntimeError("the loader yields more batches than requested")
 
-    def _train(self, batches: Iterator[tuple[Any, Any]], report: Reporter) -> None:
+    def _run_steps(self, batches: Iterator[tuple[Any, Any]], report: Reporter) -> None:
         """Runs the remaining steps, with the reports, validations and checkpoints that are due."""
         pending: PendingStep | None = None
         if self.validator.due:
@@ -384,19 +385,15 @@ class Trainer:
         # If one rank can save alone, a request to stop ends the process immediately, but not while averaged weights are swapped
         # into or out of the model.
         ending = nullcontext() if self.parallel.needs_all_ranks else self.stop.ending_process(self._save_and_describe)
-        with self.trained.average.in_model():
+        with self._longer_timeout(), self.trained.average.in_model():
             with self.parallel.full_model(), self.stall.doing("a validation"), ending:
-                distributed.set_timeout(self.config.start_timeout_min)
                 values = self.task.validate()
                 self.validator.due = False
             self.validator.record(self.step, values, self.metrics)
-        distributed.set_timeout(self.config.step_timeout_min)
         report.exclude(time.perf_counter() - started)
 
     def _save(self) -> None:
         """Starts writing a checkpoint of the current step. States that are equal on all ranks are written by rank 0."""
-        if self.parallel.needs_all_ranks:
-            distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still be writing a checkpoint
         self._saved = self.step
         weights, unaveraged = self.trained.average.states(self.model)
         optimizer, states = self.trained.optimizer_state()
@@ -415,9 +412,17 @@ class Trainer:
             self.metrics.sync()
             self.folder.restore_config()
         metadata = {**self.task.metadata, **self.trained.metadata}
-        self.writer.save(self.step, weights, unaveraged, training, states, metadata)
-        if self.parallel.needs_all_ranks:
-            distributed.set_timeout(self.config.step_timeout_min)
+        # If all ranks are needed, they wait until rank 0 has written the previous checkpoint.
+        with self._longer_timeout() if self.parallel.needs_all_ranks else nullcontext():
+            self.writer.save(self.step, weights, unaveraged, training, states, metadata)
+
+    @contextmanager
+    def _longer_timeout(self) -> Iterator[None]:
+        """Context in which ranks wait for each other as long as at the start, because some do more than a step. All ranks must
+        enter it."""
+        distributed.set_timeout(self.config.start_timeout_min)
+        yield
+        distributed.set_timeout(self.config.step_timeout_min)
 
     def _save_and_describe(self) -> str:
         """Saves a checkpoint of the current step, waits until it is on disk, and returns a message with its location."""

@@ -17,6 +17,9 @@ from utils.errors import UserError
 from utils.flags import WrongValueError
 from utils.rank_variables import Variables, is_rank
 
+FLAGS = "flags"
+"""Name of a context that the flags of the command line describe."""
+
 PORT = 29500
 """Default port of node 0, as in torchrun."""
 
@@ -73,6 +76,11 @@ class LaunchContext:
         return f"{self.name}: {where}" + (f", {self.master}" if self.master else "")
 
     @property
+    def detected(self) -> bool:
+        """True if another launcher or a scheduler has started this process."""
+        return self.name != FLAGS
+
+    @property
     def first(self) -> bool:
         """True if this process prints messages on behalf of the whole job."""
         return self.rank.global_rank == 0 if self.rank is not None else not self.node_rank
@@ -111,12 +119,12 @@ def launch_context(placement: Placement, environment: Mapping[str, str]) -> Laun
             raise UserError(
                 f"also pass --node-rank R, the rank of this node, from 0 to {nodes.max - 1}", where=f"--nodes {nodes}"
             )
-        return LaunchContext("flags", nodes, None if nodes.elastic else rank or 0, placement.master)
+        return LaunchContext(FLAGS, nodes, None if nodes.elastic else rank or 0, placement.master)
     context = detect_context(environment)
     if context is None:
         if placement.nodes not in (None, ONE_NODE):
             raise UserError("--nodes needs --master HOST:PORT", where=f"--nodes {placement.nodes}")
-        return LaunchContext("flags")
+        return LaunchContext(FLAGS)
     for flag in ("--nodes", "--node-rank", "--master", "--gpus", "--cpu"):
         value = getattr(placement, flag[2:].replace("-", "_"))
         if value is None:

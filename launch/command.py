@@ -71,7 +71,7 @@ def launch(
     context = launch_context(placement, os.environ)
     if max_restarts is not None and not context.nodes.elastic:
         raise fixed
-    if context.name != "flags" and context.first:
+    if context.detected and context.first:
         sys.stderr.write(f"started as {context}\n")
     elif context.nodes == ONE_NODE and (warning := unused_nodes_warning(os.environ)):
         sys.stderr.write(f"{warning}\n")
@@ -86,6 +86,8 @@ def launch(
             _check_elastic(run, flags, context, processes)
             context = context if max_restarts is None else replace(context, max_restarts=max_restarts)
             flags = replace(flags, wait=flags.wait or WAIT_S)
+        elif not flags.evaluate:
+            run.config.plan(processes * context.nodes.max)  # reports sizes that do not fit before the ranks start
         # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORT_FOLDER), os.environ.get("PYTHONPATH")]))
         os.environ["PYTHONSAFEPATH"] = "1"

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from tempfile import TemporaryDirectory
@@ -30,6 +29,7 @@ from utils.processes import (
     STOP_SIGNALS,
     USER_ERROR,
     signal_name,
+    signals_in_a_thread,
     status_of_stop,
     stop_signals,
 )
@@ -52,7 +52,7 @@ RENDEZVOUS = "x2vlm"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 UNHANDLED_S = 3.0
-"""Number of seconds that Python has to handle a signal; see :func:`_exit_if_signal_unhandled`."""
+"""Number of seconds that Python has to handle a signal; see :func:`_first_signal_forwarded`."""
 
 KILLED_BY = {
     "SIGKILL": "the system kills processes when memory is full: lower the batch size or data.workers",
@@ -238,44 +238,23 @@ def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception
             os.write(2, line.encode())  # sys.stderr may be in the middle of a line
         raise exception(f"got {signal_name(signum)}", signal.Signals(signum))
 
+    def end_if_unhandled(signum: int) -> None:
+        """Ends this process if Python does not handle a signal, because this process is waiting for other nodes inside torch. No
+        rank has started yet."""
+        if signum not in STOP_SIGNALS:
+            return
+        time.sleep(UNHANDLED_S)
+        if not received_s:
+            os.write(2, f"{signal_name(signum)}: ended while waiting for the other nodes\n".encode())
+            os._exit(status_of_stop(signum))
+
     handlers = {signum: signal.signal(signum, receive) for signum in stop_signals()}
     try:
-        with _exit_if_signal_unhandled(received_s):
+        with signals_in_a_thread(end_if_unhandled):
             yield
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-
-
-@contextlib.contextmanager
-def _exit_if_signal_unhandled(received_s: Sequence[float]) -> Iterator[None]:
-    """Context in which this process ends if Python has not handled a stop signal after :data:`UNHANDLED_S` seconds, so that
-    ``received_s`` is still empty. In this case, the process is waiting for other nodes inside torch, where Python cannot handle
-    signals, and no rank has started yet.
-
-    Processes that are forked inside the context report their signals through the same pipe, so the context must not outlast the
-    job.
-    """
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while signums := os.read(read_end, 1):
-            signum = signal.Signals(signums[0])
-            if signum in STOP_SIGNALS:
-                time.sleep(UNHANDLED_S)
-                if not received_s:
-                    os.write(2, f"{signal_name(signum)}: ended while waiting for the other nodes\n".encode())
-                    os._exit(status_of_stop(signum))
-        os.close(read_end)
-
-    threading.Thread(target=watch, name="signals", daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(previous)
-        os.close(write_end)  # ends the thread
 
 
 def _status_of(rank: int, exit_code: int) -> int:

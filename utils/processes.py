@@ -6,6 +6,9 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 """Signals that ask a run to save a checkpoint and exit: a scheduler's notice, a scheduler's early notice, Ctrl-C, a closed
@@ -39,6 +42,32 @@ DUPLICATE_SIGNAL_S = 1.0
 signal that it has received, and `timeout` sends each signal twice."""
 
 _PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def signals_in_a_thread(receive: Callable[[int], None]) -> Iterator[None]:
+    """Context in which a thread calls ``receive`` with every signal that has a handler, as soon as it arrives. Python calls the
+    handlers themselves only when the main thread runs Python code, so never while it waits inside torch.
+
+    Processes that are forked inside the context report their signals through the same pipe, so the context must not outlast the
+    job.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+
+    def read() -> None:
+        while signums := os.read(read_end, 64):
+            for signum in signums:
+                receive(signum)
+        os.close(read_end)
+
+    threading.Thread(target=read, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(write_end)  # ends the thread
 
 
 def status_of_stop(signum: int) -> int:
