@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, field_validator, mode
 from utils.config import Config
 from utils.errors import UserError
 from utils.hub import TIMM
-from utils.image_size import ImageSize, sides_of
+from utils.image_size import ImageSize
 from utils.inputs import InputFile, InputModel, InputWeights
 
 MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_ROWS = 1000, 1024, 65536, 10_000_000
@@ -131,14 +131,6 @@ class VisionConfig(Config):
         "scratch learns boxes sooner, because its blocks do not have to preserve positions",
     )
     video: VideoConfig | None = Field(None, description="settings for videos; null: the model takes only images")
-
-    @model_validator(mode="after")
-    def _sizes_fit_together(self) -> VisionConfig:
-        if self.width is not None and self.heads is not None and (error := heads_error(self.width, self.heads)):
-            raise ValueError(error)
-        if self.patch_size is not None and any(side % self.patch_size for side in sides_of(self.image_size)):
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        return self
 
     @model_validator(mode="after")
     def _both_statistics_or_none(self) -> VisionConfig:
