@@ -127,7 +127,7 @@ class Job:
         """Returns the process ids of the ranks, in the order of the ranks."""
         if self.process is None:
             return [process.pid for process in self.forked]
-        ranks = [pid for pid in children(self.process.pid) if "tasks.run" in command_of(pid)]
+        ranks = [pid for pid in children(self.process.pid) if "launch.rank" in command_of(pid)]
         return sorted(ranks, key=lambda pid: int(environment_of(pid)["RANK"]))
 
 

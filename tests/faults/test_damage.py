@@ -10,7 +10,6 @@ import pytest
 
 from tests.faults.conftest import STEPS, Job, lines
 from tests.messages import OneLine
-from utils.processes import PEER_LOST
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +80,7 @@ def test_a_rank_that_cannot_write_its_shard_fails_the_checkpoint(tmp_path, overr
     size = (undisturbed / f"checkpoints/step-{STEPS:08d}/optimizer/tensors.safetensors").stat().st_size
     run = tmp_path / "run"
     with Job(run, *overrides, "train.parallel=fsdp", file_bytes=size // 4, full_rank=1) as job:
-        assert job.statuses() == [2, PEER_LOST], job.errors[-3000:]
+        assert job.statuses() == [2, 2], job.errors[-3000:]
     assert "Traceback" not in job.errors
     reported = [line for line in job.errors.splitlines() if "cannot be written" in line]
     assert reported[-1] == OneLine("error:", f"the checkpoint of step {STEPS}", "rank 1", "File too large")
