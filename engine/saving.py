@@ -93,7 +93,7 @@ class CheckpointWriter:
             self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the last checkpoint has been written or has failed. Rank 0 reports a failure."""
+        """Waits until the last checkpoint has been written or has failed, which :meth:`finish` reports."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -112,7 +112,7 @@ class StopRequest:
 
     @contextmanager
     def ending_process(
-        self, save: Callable[[], str] = lambda: "nothing has been trained yet", *, only_if_late: bool = False
+        self, save: Callable[[], str] = lambda: "no new step has been trained", *, only_if_late: bool = False
     ) -> Iterator[None]:
         """Context in which a request ends the process.
 

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -56,7 +56,7 @@ PHASES = (
 
 "data" waits for the micro-batches. "rates" sets the learning rates. "counts" and "work" compute the numbers by which the losses
 are divided and the FLOPs (:meth:`Trainer._count`). "numbers" starts copying the losses and metrics to the host. "report" reads
-the values of the previous step. "data" and "report" take place in :meth:`Trainer._train`, the other phases in
+the values of the previous step. "data" and "report" take place in :meth:`Trainer._run_steps`, the other phases in
 :meth:`Trainer.train_step`.
 """
 
@@ -131,7 +131,7 @@ class Trainer:
         """Log of the metrics. None before training and on ranks that write nothing."""
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints, self.parallel)
         self._saved = self.step
-        """Step of the newest checkpoint."""
+        """Step of the last checkpoint that was started, or of the start of this process."""
         self.precision = Precision(train.precision, device)
         self.consumed, self.tally = 0, Tally()
         self.stop = stop or StopRequest()
@@ -385,7 +385,7 @@ class Trainer:
         # If one rank can save alone, a request to stop ends the process immediately, but not while averaged weights are swapped
         # into or out of the model.
         ending = nullcontext() if self.parallel.needs_all_ranks else self.stop.ending_process(self._save_and_describe)
-        with self._longer_timeout(), self.trained.average.in_model():
+        with distributed.longer_timeout(self.config.start_timeout_min), self.trained.average.in_model():
             with self.parallel.full_model(), self.stall.doing("a validation"), ending:
                 values = self.task.validate()
                 self.validator.due = False
@@ -413,16 +413,9 @@ class Trainer:
             self.folder.restore_config()
         metadata = {**self.task.metadata, **self.trained.metadata}
         # If all ranks are needed, they wait until rank 0 has written the previous checkpoint.
-        with self._longer_timeout() if self.parallel.needs_all_ranks else nullcontext():
+        minutes = self.config.start_timeout_min
+        with distributed.longer_timeout(minutes) if self.parallel.needs_all_ranks else nullcontext():
             self.writer.save(self.step, weights, unaveraged, training, states, metadata)
-
-    @contextmanager
-    def _longer_timeout(self) -> Iterator[None]:
-        """Context in which ranks wait for each other as long as at the start, because some do more than a step. All ranks must
-        enter it."""
-        distributed.set_timeout(self.config.start_timeout_min)
-        yield
-        distributed.set_timeout(self.config.step_timeout_min)
 
     def _save_and_describe(self) -> str:
         """Saves a checkpoint of the current step, waits until it is on disk, and returns a message with its location."""

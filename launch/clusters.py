@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.flags import WrongValueError
 from utils.rank_variables import Variables, is_rank
 
-FLAGS = "flags"
+BY_FLAGS = "flags"
 """Name of a context that the flags of the command line describe."""
 
 PORT = 29500
@@ -78,7 +78,7 @@ class LaunchContext:
     @property
     def detected(self) -> bool:
         """True if another launcher or a scheduler has started this process."""
-        return self.name != FLAGS
+        return self.name != BY_FLAGS
 
     @property
     def first(self) -> bool:
@@ -119,12 +119,12 @@ def launch_context(placement: Placement, environment: Mapping[str, str]) -> Laun
             raise UserError(
                 f"also pass --node-rank R, the rank of this node, from 0 to {nodes.max - 1}", where=f"--nodes {nodes}"
             )
-        return LaunchContext(FLAGS, nodes, None if nodes.elastic else rank or 0, placement.master)
+        return LaunchContext(BY_FLAGS, nodes, None if nodes.elastic else rank or 0, placement.master)
     context = detect_context(environment)
     if context is None:
         if placement.nodes not in (None, ONE_NODE):
             raise UserError("--nodes needs --master HOST:PORT", where=f"--nodes {placement.nodes}")
-        return LaunchContext(FLAGS)
+        return LaunchContext(BY_FLAGS)
     for flag in ("--nodes", "--node-rank", "--master", "--gpus", "--cpu"):
         value = getattr(placement, flag[2:].replace("-", "_"))
         if value is None:

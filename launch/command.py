@@ -62,15 +62,15 @@ def launch(
 
     job.check(placement)
     placement.check()
-    fixed = UserError("--max-restarts is only for --nodes MIN:MAX without --slurm", remedy="remove it")
+    not_elastic = UserError("--max-restarts is only for --nodes MIN:MAX without --slurm", remedy="remove it")
     if max_restarts is not None and (job.slurm or (placement.nodes and not placement.nodes.elastic)):
-        raise fixed
+        raise not_elastic
     run = bind_flags(flags, overrides, task)
     if job.slurm:
         return slurm.submit(_job_of(run, flags, placement, job))
     context = launch_context(placement, os.environ)
     if max_restarts is not None and not context.nodes.elastic:
-        raise fixed
+        raise not_elastic
     if context.detected and context.first:
         sys.stderr.write(f"started as {context}\n")
     elif context.nodes == ONE_NODE and (warning := unused_nodes_warning(os.environ)):

@@ -1,5 +1,4 @@
-"""Starts the ranks of this node with torch's launcher, as torchrun does, and waits for them. The node is the only node of the
-job, or one of several.
+"""Starts the ranks of this node with torch's launcher, as torchrun does, and waits for them. A job has one or several nodes.
 
 :func:`prepare_devices` decides how many ranks start, and :func:`torchrun` runs the job. If another launcher has started one
 process per rank, :func:`become_rank` is used instead.

@@ -30,8 +30,6 @@ C = TypeVar("C", bound="RunConfig")
 
 logger = logging.getLogger(__name__)
 
-OVERRIDES = "config values to override, as key=value."
-
 
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,8 @@ def run_script(argv: Sequence[str], name: str) -> int:
 
         return run_task(bind_run(flags.config, overrides, name, remedy="run {script}"), flags)
 
-    run.__doc__ = f"Run this task in one process: {TASKS[name].help}.\n\nArgs:\n    overrides: {OVERRIDES}"
+    overrides = "config values to override, as key=value."
+    run.__doc__ = f"Run this task in one process: {TASKS[name].help}.\n\nArgs:\n    overrides: {overrides}"
     return execute(run, argv, TASKS[name].script)
 
 

@@ -257,6 +257,16 @@ def set_timeout(minutes: float | None = None) -> None:
             change(timedelta(minutes=minutes), group)
 
 
+@contextmanager
+def longer_timeout(minutes: float) -> Iterator[None]:
+    """Context in which ranks wait for each other for at least ``minutes``, because some do more than others. All ranks must enter
+    it."""
+    before = _timeout_min
+    set_timeout(max(minutes, before))
+    yield
+    set_timeout(before)
+
+
 def shared_store(name: str) -> dist.Store | None:
     """Returns a key-value store that all ranks share, or None without a process group. The store has a separate connection, so
     that another thread may use it. ``name`` distinguishes it from other stores."""
