@@ -19,6 +19,7 @@ from launch.placement import Placement
 from tasks.binding import bind_run
 from tools.reproduce.measured import read_evaluation
 from tools.reproduce.runs import Run, Seeds, make
+from utils.config_files import ConfigError
 from utils.errors import UserError
 from utils.files import write_text
 from utils.flags import File, OutputFolder, Override, named
@@ -110,14 +111,19 @@ def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
 
 
 def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) -> None:
-    """Reads the config of every variant. A sweep takes hours, so an error in the last variant is reported before the first run.
+    """Reads the config of every variant. A sweep takes hours, so the mistakes of all variants are reported before the first run.
 
     Raises:
         UserError: if a config is wrong.
     """
+    findings: dict[str, UserError] = {}
     for variant in variants.values():
-        overrides = [*common, *variant]
-        bind_run(config, overrides)
+        try:
+            bind_run(config, [*common, *variant])
+        except ConfigError as error:
+            findings |= {str(finding): finding for finding in error.findings}
+    if findings:
+        raise ConfigError(list(findings.values()))
 
 
 def _measure(run: Run) -> dict[str, float]:

@@ -101,12 +101,20 @@ def test_a_sweep_without_any_measured_value_is_an_error(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    ("axis", "reported"), [("loss.l1=5,abc", "loss.l1 = 'abc'"), ("loss.l11=5,0", "loss.l11 is not")]
+    ("axis", "reported"),
+    [
+        ("loss.l1=5,abc", ["loss.l1 = 'abc'"]),
+        ("loss.l1=abc,5,def", ["loss.l1 = 'abc'", "loss.l1 = 'def'"]),
+        ("loss.l11=5,0", ["loss.l11 is not"]),
+    ],
 )
-def test_a_mistake_in_any_variant_is_reported_before_the_first_run(axis, reported, tmp_path, monkeypatch, capsys):
+def test_mistakes_of_all_variants_are_reported_before_the_first_run(axis, reported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "run_command", lambda command: pytest.fail("a run was started"))
     assert main(["sweep", "--config", CONFIG, "--grid", axis, "--output", str(tmp_path / "out")]) == 2
-    assert reported in capsys.readouterr().err and not (tmp_path / "out").exists()
+    lines = capsys.readouterr().err.splitlines()
+    assert not (tmp_path / "out").exists()
+    assert len(lines) == len(reported)
+    assert all(text in line for text, line in zip(reported, lines, strict=True))
 
 
 def test_the_time_of_a_run_includes_its_interrupted_attempts(tmp_path, monkeypatch):
