@@ -65,8 +65,8 @@ def waits_of_steps(monkeypatch) -> list[Wait]:
             steps(self, *arguments)
         found.extend(waits)
 
-    steps = Trainer._train
-    monkeypatch.setattr(Trainer, "_train", train)
+    steps = Trainer._run_steps
+    monkeypatch.setattr(Trainer, "_run_steps", train)
     for name in ("_validate", "_save"):
         monkeypatch.setattr(Trainer, name, outside(name))
     return found
