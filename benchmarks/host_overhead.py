@@ -8,19 +8,18 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from batches import BatchSize
 from batches.losses import Losses, Term
 from batches.pretraining import PretrainBatch
 from benchmarks.step_config import CONFIG, SMALL, batches_for, build, config_for
 from engine.run_folder import RunFolder
+from engine.steps import NoData
 from engine.trainer import PHASES, Trainer
 from models.pretraining.model import PretrainModel
 from scheduler import ScheduleConfig
@@ -54,34 +53,17 @@ class Stub(nn.Module):
         return {name: Term(zero, 1.0) for name in self.counts(batch)}
 
 
-class StubTask:
+class StubTask(NoData):
     """A task whose model is the stub, and which is its own loader."""
 
-    selection_metric: str | None = None
-    validation_predictions: Sequence[Mapping[str, Any]] = ()
-    metadata: Mapping[str, Any] = MappingProxyType({})
-    examples_per_batch = records_per_batch = epoch_size = 1
-    micro_batch = BatchSize("the micro-batch", 1)
-
     def __init__(self, config: PretrainConfig):
-        self.stream_sizes = {"examples": 1}
         with torch.device("meta"):
             real = build(config)
-        self.model: nn.Module = Stub(real)
+        super().__init__(Stub(real))
         self.micro_batches = batches_for(config, real, static=False)
-        self.fresh: set[str] = set()
-
-    def train_loader(self) -> StubTask:
-        return self
-
-    def check_ranks(self, ranks: int) -> None:
-        """Accepts any number of ranks."""
 
     def batches(self, consumed: int, count: int) -> Iterator[PretrainBatch]:
         return itertools.islice(itertools.cycle(self.micro_batches), count)
-
-    def validate(self) -> dict[str, float]:
-        return {}
 
 
 class Stopwatch:

@@ -39,7 +39,7 @@ def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device:
     optim = optim.model_copy(update={"freeze": optim.frozen.at_end()})
     if device.type == "cpu":
         optim = optim.model_copy(update={"fused": "auto"})
-    task, schedule = _NoData(model), ScheduleConfig(kind="constant")
+    task, schedule = NoData(model), ScheduleConfig(kind="constant")
     plan = RunPlan.of(train, task, chunks=cast(TaskModel, model).chunks, ranks=distributed.world_size())
     return Trainer(
         task,
@@ -53,7 +53,7 @@ def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device:
     )
 
 
-class _NoData:
+class NoData:
     """A task without data. It is also an empty loader."""
 
     selection_metric: str | None = None
@@ -67,7 +67,7 @@ class _NoData:
         self.model = model
         self.fresh: set[str] = set()
 
-    def train_loader(self) -> _NoData:
+    def train_loader(self) -> NoData:
         return self
 
     def check_ranks(self, ranks: int) -> None:

@@ -98,10 +98,10 @@ def launch(
 
 def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> BoundRun:
     """Binds the run that the command line selects. When resuming with neither a config nor a task, this is the config that the
-    run has saved, which must not be damaged. The task is then the one that the run remembers, never code in the run's folder."""
+    run has saved, which must not be damaged. The task is found as the run has recorded it, and code in the run's folder is never
+    executed."""
     from engine.saved_config import read_saved_config
     from tasks.binding import bind_run, bind_values
-    from tasks.kinds import task_of_run
     from utils.config_files import read_config, why_no_file
 
     if flags.config is not None or task is not None or not (flags.resume and flags.output):
@@ -110,9 +110,9 @@ def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> B
     if not saved.is_file():
         problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
         raise UserError(f"--output {flags.output} --resume: {problem}", remedy="pass the folder of a run, or --config")
-    source = task_of_run(flags.output, read_saved_config(saved).get("task"))
+    read_saved_config(saved)  # raises the error for a damaged config, which says how to continue
     values, locations = read_config(saved, overrides)
-    return bind_values(source, saved, overrides, values, locations, folder_may_be_task=False)
+    return bind_values(None, saved, overrides, values, locations, folder_may_be_task=False)
 
 
 def _job_of(run: BoundRun, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:

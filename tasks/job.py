@@ -94,9 +94,9 @@ def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = Non
 
     config: RunConfig = run.config
     task_class = run.source.load().task
-    if flags.evaluate and not flags.resume and config.init.checkpoint is None:
-        raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
     evaluates_other_weights = flags.evaluate and not flags.resume
+    if evaluates_other_weights and config.init.checkpoint is None:
+        raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
     output = flags.output or default_output(run, evaluates_other_weights=evaluates_other_weights)
     try:
         with ExitStack() as stack:

@@ -6,7 +6,6 @@ modules are imported only when its model or data are built.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -24,6 +23,7 @@ from tasks import ROOT, TASKS
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import expanded, read_json
+from utils.flags import nearest
 
 if TYPE_CHECKING:
     from models.core.xvlm import XVLM
@@ -216,8 +216,8 @@ def _in_module(argument: str) -> TaskSource:
     _append_to_path(Path.cwd())
     spec, module = _spec_of(argument), argument
     if spec is None:
-        close = difflib.get_close_matches(argument, TASKS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(TASKS)}"
+        close = nearest(argument, TASKS)
+        hint = f"did you mean {close!r}?" if close else f"known: {', '.join(TASKS)}"
         raise UserError(f"task {argument}: there is no such task, folder or module", remedy=hint)
     if spec.submodule_search_locations is not None:
         module = f"{argument}.task"

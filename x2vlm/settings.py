@@ -61,7 +61,7 @@ class Settings(Config):
 
 
 class LoadedTask(NamedTuple):
-    """What a task declares for inference; see :class:`tasks.kinds.TaskKind`."""
+    """The network and the calls that a task declares for inference; see :class:`tasks.kinds.TaskKind`."""
 
     section: type[Config]
     """Class of the config section ``model``."""

@@ -141,12 +141,13 @@ class Training:
 
     def step(self, *batches: Any) -> dict[str, float]:
         """Runs a training step on micro-batches: forward, backward, clipping and update. Returns the losses by name, their
-        weighted sum (``loss``) and ``grad_norm``. If a loss or the gradient is not finite, the update is skipped."""
+        weighted sum (``loss``), with fp16 also the ``loss_scale``, and ``grad_norm``. If a loss or the gradient is not finite,
+        the update is skipped."""
         for batch in batches or (None,):
             self._check(batch)
         values = self._trainer.train_step(list(batches)).read()
-        end = list(values).index("grad_norm") + 1
-        return {name: values[name] for name in list(values)[:end]}
+        names = list(values)
+        return {name: values[name] for name in names[: names.index("grad_norm") + 1]}
 
     def _check(self, batch: Any) -> None:
         """Raises :class:`UserError` unless ``batch`` is a batch for the model."""
