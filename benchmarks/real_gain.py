@@ -26,8 +26,8 @@ PRETRAINING = Path("configs/real/pretrain.yaml")
 
 def initialisations(config: Path) -> dict[str, list[str]]:
     """Returns the overrides of each initialisation."""
-    encoders = [f"init.{part}={weights}" for part, weights in read_config(PRETRAINING, [])[0]["init"].items()]
-    optim = read_config(config, [])[0]["optim"]
+    encoders = [f"init.{part}={weights}" for part, weights in read_config(PRETRAINING).values["init"].items()]
+    optim = read_config(config).values["optim"]
     rate = optim["lr"] * optim["lr_mult"]
     return {
         "pre-trained": [],

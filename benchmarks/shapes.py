@@ -79,7 +79,7 @@ class ObjectClassifier(nn.Module):
 
     def __init__(self, stem: Stem):
         super().__init__()
-        values = read_config("configs/presets/tiny.yaml", [])[0]["model"]["vision"]
+        values = read_config("configs/presets/tiny.yaml").values["model"]["vision"]
         self.vision = VisionEncoder(VisionConfig(**{**values, "stem": stem}))
         self.head = nn.Linear(self.vision.width, len(SHAPES) + len(COLOURS))
 

@@ -47,7 +47,7 @@ def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
     Raises:
         UserError: if the config is for a different task, or :func:`~utils.config.load_config` raises it.
     """
-    task = read_config(path, overrides)[0].get("task")
+    task = read_config(path, overrides).values.get("task")
     if task not in (None, "pretrain"):
         raise UserError(
             f"task is {task!r}, but this benchmark needs pre-training",

@@ -83,7 +83,7 @@ def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) 
         name = ".".join(keys)
         if prefixes and not name.startswith(tuple(prefixes)):
             continue
-        yield f"{name} = {json.dumps(value, ensure_ascii=False)}  ({run.locations.get(keys, DEFAULT)})"
+        yield f"{name} = {json.dumps(value, ensure_ascii=False)}  ({run.read.locations.get(keys, DEFAULT)})"
         if meaning := _meaning_of(keys, meanings):
             yield f"    {meaning}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tasks.binding import bind_run
 from tasks.flag import TaskName
-from tasks.job import default_output
+from tasks.job import RunFlags, output_folder
 from utils.flags import File, OutputFolder, Override, Positive
 
 
@@ -62,7 +62,9 @@ def doctor(
 
     write(f"{run.file}: {run.source.name}\n")
     with process_group() as device:
-        subject = Subject(run, run.config, run.source.load().task, gpus, output or default_output(run), device)
+        subject = Subject(
+            run, run.config, run.source.load().task, gpus, output_folder(run, RunFlags(output=output)), device
+        )
         report = Report(write)
         check_machine(subject, report)
         check_files(subject, report)

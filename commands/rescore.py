@@ -51,7 +51,7 @@ def rescore(
     Returns:
         0 every phrase has a prediction; 1 some have none; 2 the files cannot be used
     """
-    settings = bind_run(config, overrides, "grounding", remedy="pass the config of a grounding run").config
+    settings = bind_run(config, overrides, "grounding").config
     if out is not None and not out.parent.is_dir():
         raise UserError(
             f"the folder {out.parent} does not exist", where=f"--out {out}", remedy="create it, or use another file"

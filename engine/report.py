@@ -184,24 +184,27 @@ class Reporter:
         self.watch = Watch(tally.elapsed_s)
         self.clock = time.perf_counter()
         self.has_finite_step = self.has_checked_weights = False
+        self.stop_requested = False
+        """True once any rank was asked to stop. All ranks see this after the same step."""
 
-    def __call__(self, pending: PendingStep) -> bool:
-        """Reports a step. Returns True if any rank was asked to stop."""
+    def __call__(self, pending: PendingStep) -> None:
+        """Reports a step."""
         values, now = pending.read(), pending.enqueued_s
         self.tally.elapsed_s += now - self.clock
         self.clock = now
         self.throughput.add(Work(*(values.pop(name) for name in WORK)), now, pending.data_wait_s)
         self.progress.update(1)
         local_not_finite, stop_requested = bool(values.pop("local_not_finite")), bool(values.pop("stop_requested"))
+        self.stop_requested = self.stop_requested or stop_requested
         scale = values.pop("loss_scale", None)
         times = {name: values.pop(name) for name in list(values) if TIMES.fullmatch(name)}
         if values.pop("not_finite"):
             self._not_finite(pending, values, local_not_finite)
-            return stop_requested
+            return
         self.has_finite_step = True
         self.watch.losses.append(values["loss"])
         if pending.step % self.config.log_every and pending.step != self.steps:
-            return stop_requested
+            return
         if scale is not None:
             values["loss_scale"] = scale
             if scale < 1:
@@ -216,7 +219,6 @@ class Reporter:
         if self.metrics:
             self.metrics.write({"step": pending.step, **values, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
         self.progress.set_postfix_str(_short(values, speed))
-        return stop_requested
 
     def exclude(self, seconds: float) -> None:
         """Excludes time that was not spent training."""

@@ -71,15 +71,13 @@ class RunFolder:
         self.checkpoint_faults: list[str] = []
         """On rank 0: what is wrong with each checkpoint that is newer than the checkpoint to resume from."""
         self.resumed: Checkpoint | None = None
-        """The checkpoint to resume from. None once training has started."""
+        """The checkpoint to resume from; None if there is none, and once training has started."""
         self._config: str | None = None
         """The content of ``config.yaml``."""
 
     @classmethod
-    def open(
-        cls, path: Path, config: Config, resume: bool, evaluate: bool = False
-    ) -> tuple[RunFolder, Checkpoint | None]:
-        """Creates or opens the folder. Returns the folder and its newest intact checkpoint, or None if it has no checkpoints.
+    def open(cls, path: Path, config: Config, resume: bool, evaluate: bool = False) -> RunFolder:
+        """Creates or opens the folder, and finds its newest intact checkpoint (:attr:`resumed`).
 
         Raises:
             NotRegularError: if one of the run's files is a FIFO or a folder.
@@ -142,7 +140,7 @@ class RunFolder:
         if distributed.is_distributed():
             folder._require_shared(token)
         folder.resumed = folder._newest_intact() if checkpoints else None
-        return folder, folder.resumed
+        return folder
 
     def _require_shared(self, token: str) -> None:
         """Checks that all ranks see the file ``token``, which rank 0 has just created in the folder, and removes this file.

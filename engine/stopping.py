@@ -150,18 +150,16 @@ class StopRequest:
             if self.signum is not None:
                 self._start_timer()
             with self._lock:
-                if self._save is None or self._ended.is_set():
-                    continue
-                # After a signal, rank 0 ends first. The other ranks end once rank 0 has ended, since the launcher then stops all
-                # ranks.
-                if self._only_if_late:
-                    may_end = self._status_of_rank_0 is not None and self.signum is not None
-                elif self.signum is None:
-                    may_end = self._rank_0_ended
-                else:
-                    may_end = self._rank_0_ended or self.store is None or distributed.rank() == 0
-                if may_end:
+                if self._save is not None and not self._ended.is_set() and self._may_end():
                     self._end(self._save)
+
+    def _may_end(self) -> bool:
+        """True if the process is to end now: after a signal, rank 0 ends first, and the others once it has ended. While the ranks
+        train, rank 0 ends only when it is late (:meth:`_end_late`)."""
+        if self._only_if_late:
+            return self.signum is not None and self._status_of_rank_0 is not None
+        is_first = self.store is None or distributed.rank() == 0
+        return self._rank_0_ended or (is_first and self.signum is not None)
 
     def _start_timer(self) -> None:
         """Starts the timer that ends this process if it is late, unless it is already running."""

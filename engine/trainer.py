@@ -217,7 +217,7 @@ class Trainer:
 
     def _run_steps(self, batches: Iterator[tuple[Any, Any]], report: Reporter) -> None:
         """Runs the remaining steps, with the reports, validations and checkpoints that are due."""
-        pending: PendingStep | None = None
+        previous: PendingStep | None = None  # until its values have been reported
         if self.validator.due:
             self._validate(report)
             self._save()  # otherwise a finished run would repeat this validation pass at each --resume
@@ -229,19 +229,16 @@ class Trainer:
             self._reached("data")
             current = self.train_step(list(on_host), list(on_device))
             current.data_wait_s = data_wait_s
-            stop_requested = pending is not None and report(pending)
+            if previous is not None:
+                report(previous)
             self._reached("report")
-            pending = current
+            previous = current
             self.validator.set_due(self.step)
-            if (
-                stop_requested
-                or self.validator.due
-                or self.step % self.config.checkpoint_every == 0
-                or self.step == self.steps
-            ):
-                stop_requested = report(pending) or stop_requested
-                pending = None
-                if stop_requested and self.step < self.steps:
+            checkpoint_due = self.step % self.config.checkpoint_every == 0 or self.step == self.steps
+            if report.stop_requested or self.validator.due or checkpoint_due:
+                report(current)
+                previous = None
+                if report.stop_requested and self.step < self.steps:
                     raise self._save_before_stopping()
                 if self.validator.due:
                     self._validate(report)

@@ -17,7 +17,7 @@ from launch.placement import ONE_NODE, Placement, check_ranks
 from launch.rank import write_run
 from launch.slurm import SlurmFlags
 from tasks.flag import TaskName
-from tasks.job import RunFlags, default_output, run_task
+from tasks.job import RunFlags, output_folder, run_task
 from utils.commands import argv_of
 from utils.errors import UserError
 from utils.flags import Override
@@ -26,10 +26,6 @@ from utils.processes import WAIT_S
 if TYPE_CHECKING:
     from launch.clusters import LaunchContext
     from tasks.binding import BoundRun
-
-IMPORT_FOLDER = Path(__file__).parents[__name__.count(".")]
-"""The folder from which our modules are imported: the folder of this checkout or, if the project is installed (as
-x2vlm.launch.command), the folder that contains x2vlm."""
 
 
 def launch(
@@ -75,25 +71,23 @@ def launch(
         sys.stderr.write(f"started as {context}\n")
     elif context.nodes == ONE_NODE and (warning := unused_nodes_warning(os.environ)):
         sys.stderr.write(f"{warning}\n")
-    from launch.torchrun import become_rank, environment_of_ranks, prepare_devices, torchrun
+    from launch.torchrun import become_rank, ranks_of_node, torchrun
 
     if context.rank is not None:
         become_rank(context)
         return run_task(run, flags)
-    with environment_of_ranks(), tempfile.TemporaryDirectory(prefix="x2vlm-") as folder:
-        processes = prepare_devices(placement, context)
-        if context.nodes.elastic:
-            _check_elastic(run, flags, context, processes)
-            context = context if max_restarts is None else replace(context, max_restarts=max_restarts)
-            flags = replace(flags, wait=flags.wait or WAIT_S)
-        elif not flags.evaluate:
-            run.config.plan(processes * context.nodes.max)  # reports sizes that do not fit before the ranks start
-        # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORT_FOLDER), os.environ.get("PYTHONPATH")]))
-        os.environ["PYTHONSAFEPATH"] = "1"
+    ranks = ranks_of_node(placement, context)
+    if context.nodes.elastic:
+        _check_elastic(run, flags, context, ranks)
+        context = context if max_restarts is None else replace(context, max_restarts=max_restarts)
+        flags = replace(flags, wait=flags.wait or WAIT_S)
+    elif not flags.evaluate:
+        run.config.plan(ranks * context.nodes.max)  # reports sizes that do not fit before the ranks start
+    with tempfile.TemporaryDirectory(prefix="x2vlm-") as folder:
         bound = Path(folder) / "run.json"
         write_run(bound, run, flags)
-        return torchrun(context, processes, ["-m", "launch.rank", str(bound)], run.config.train.grace_s)
+        command, on_cpu = ["-m", "launch.rank", str(bound)], placement.cpu is not None
+        return torchrun(context, ranks, command, grace_s=run.config.train.grace_s, on_cpu=on_cpu)
 
 
 def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> BoundRun:
@@ -101,8 +95,8 @@ def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> B
     run has saved, which must not be damaged. The task is found as the run has recorded it, and code in the run's folder is never
     executed."""
     from engine.saved_config import read_saved_config
-    from tasks.binding import bind_run, bind_values
-    from utils.config_files import read_config, why_no_file
+    from tasks.binding import bind_run
+    from utils.config_files import why_no_file
 
     if flags.config is not None or task is not None or not (flags.resume and flags.output):
         return bind_run(flags.config, overrides, task)
@@ -111,14 +105,12 @@ def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> B
         problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
         raise UserError(f"--output {flags.output} --resume: {problem}", remedy="pass the folder of a run, or --config")
     read_saved_config(saved)  # raises the error for a damaged config, which says how to continue
-    values, locations = read_config(saved, overrides)
-    return bind_values(None, saved, overrides, values, locations, folder_may_be_task=False)
+    return bind_run(saved, overrides, folder_may_be_task=False)
 
 
 def _job_of(run: BoundRun, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:
     """Returns the SLURM job. Its nodes run the same command without the flags for SLURM."""
-    evaluates_other_weights = flags.evaluate and not flags.resume
-    folder = (flags.output or default_output(run, evaluates_other_weights=evaluates_other_weights)).absolute()
+    folder = output_folder(run, flags).absolute()
     flags_of_node = replace(
         flags,
         config=str(run.file.absolute()),
@@ -137,7 +129,7 @@ def _job_of(run: BoundRun, flags: RunFlags, placement: Placement, options: Slurm
     return slurm.Job(run, flags, placement, options, folder, arguments)
 
 
-def _check_elastic(run: BoundRun, flags: RunFlags, context: LaunchContext, processes: int) -> None:
+def _check_elastic(run: BoundRun, flags: RunFlags, context: LaunchContext, ranks: int) -> None:
     """Raises :class:`UserError` unless the run can continue with every possible number of nodes."""
     nodes = context.nodes
     if not flags.resume:
@@ -146,4 +138,4 @@ def _check_elastic(run: BoundRun, flags: RunFlags, context: LaunchContext, proce
             "folder, the run starts from the beginning)"
         )
     if nodes.min < nodes.max:
-        check_ranks(run.config, [count * processes for count in nodes.counts], f"--nodes {nodes}")
+        check_ranks(run.config, [count * ranks for count in nodes.counts], f"--nodes {nodes}")

@@ -25,8 +25,8 @@ def write_run(file: Path, run: BoundRun, flags: RunFlags) -> None:
         "task": run.source.argument,
         "file": str(run.file),
         "overrides": run.overrides,
-        "values": run.values,
-        "locations": [[keys, location] for keys, location in run.locations.items()],
+        "values": run.read.values,
+        "locations": [[keys, location] for keys, location in run.read.locations.items()],
         "flags": asdict(flags) | {"output": None if flags.output is None else str(flags.output)},
         "command": sys.argv,
     }
@@ -36,13 +36,13 @@ def write_run(file: Path, run: BoundRun, flags: RunFlags) -> None:
 @one_line_errors
 def main(file: Path) -> int:
     """Runs the task of the file. Returns the exit status."""
-    from tasks.binding import bind_values
+    from tasks.binding import bind_task
     from tasks.kinds import find_task
+    from utils.config_files import ReadConfig
 
     given = read_json(file)
-    locations = {tuple(keys): location for keys, location in given["locations"]}
-    source, flags = find_task(given["task"]), given["flags"]
-    run = bind_values(source, Path(given["file"]), given["overrides"], given["values"], locations)
+    read = ReadConfig(given["values"], {tuple(keys): location for keys, location in given["locations"]}, malformed=[])
+    run, flags = bind_task(find_task(given["task"]), Path(given["file"]), given["overrides"], read), given["flags"]
     output = None if flags["output"] is None else Path(flags["output"])
     return run_task(run, RunFlags(**flags | {"output": output}), command=given["command"])
 

@@ -1,7 +1,7 @@
 """Starts the ranks of this node with torch's launcher, as torchrun does, and waits for them. A job has one or several nodes.
 
-:func:`prepare_devices` decides how many ranks start, and :func:`torchrun` runs the job. If another launcher has started one
-process per rank, :func:`become_rank` is used instead.
+:func:`ranks_of_node` decides how many ranks start, and :func:`torchrun` runs the job. If another launcher has started one process
+per rank, :func:`become_rank` is used instead.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,12 @@ from utils.processes import (
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
-ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""Environment variables with the settings of torch's CUDA allocator."""
+IMPORT_FOLDER = Path(__file__).parents[__name__.count(".")]
+"""The folder from which our modules are imported: the folder of this checkout or, if the project is installed (as
+x2vlm.launch.torchrun), the folder that contains x2vlm."""
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Environment variables with the settings of torch's CUDA allocator, of which one is enough."""
 
 HANDLED_BY_TORCH = "SIGQUIT"
 """The signal for which torch installs its own handler. :func:`_first_signal_forwarded` handles the other signals."""
@@ -62,15 +67,14 @@ KILLED_BY = {
 """Likely reasons why a signal has killed a rank."""
 
 
-def prepare_devices(placement: Placement, context: LaunchContext) -> int:
-    """Sets the environment variables for the devices of this node, and returns the number of ranks on it, which is set by the
-    flags or by the scheduler; by default, there is one rank per GPU. Without GPUs, ranks run on the CPU.
+def ranks_of_node(placement: Placement, context: LaunchContext) -> int:
+    """Returns the number of ranks on this node, which is set by the flags or by the scheduler; by default, there is one rank per
+    GPU. Without GPUs, ranks run on the CPU.
 
     Raises:
         UserError: if there are too few GPUs.
     """
     if placement.cpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return placement.cpu
     available = _gpus()
     if placement.gpus is not None and placement.gpus > available:
@@ -79,8 +83,6 @@ def prepare_devices(placement: Placement, context: LaunchContext) -> int:
             where=f"--gpus {placement.gpus}",
             remedy="use --cpu N to run on the CPU",
         )
-    if available:
-        use_expandable_segments()
     if placement.gpus is None and context.processes is not None:
         if available and context.processes > available:
             raise UserError(
@@ -92,7 +94,9 @@ def prepare_devices(placement: Placement, context: LaunchContext) -> int:
     return placement.gpus or max(1, available)
 
 
-def torchrun(context: LaunchContext, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
+def torchrun(
+    context: LaunchContext, ranks: int, command: Sequence[str], *, grace_s: int = GRACE_S, on_cpu: bool = False
+) -> int:
     """Runs a command on every rank, and returns the job's exit status:
 
     - 0 if all ranks have finished, and the status of the first rank that failed otherwise: 2 for a user error, 69
@@ -103,9 +107,10 @@ def torchrun(context: LaunchContext, processes: int, command: Sequence[str], gra
 
     Args:
         context: the nodes of the job, including this node.
-        processes: number of ranks on this node.
+        ranks: number of ranks on this node.
         command: Python's arguments: a script or ``-m`` and a module, and the arguments of the script or module.
         grace_s: time limit in seconds for ranks to exit after a signal.
+        on_cpu: whether the ranks ignore the GPUs of this node.
 
     Raises:
         UserError: if the nodes do not find each other.
@@ -121,13 +126,11 @@ def torchrun(context: LaunchContext, processes: int, command: Sequence[str], gra
 
     _silence_torch()
     with (
-        environment_of_ranks(),
         TemporaryDirectory(prefix="x2vlm-ranks-", ignore_cleanup_errors=True) as reports,
+        _environment_of_ranks(ranks, reports, on_cpu=on_cpu),
         _first_signal_forwarded(SignalException, grace_s),
     ):
-        _share_cores(processes)
-        os.environ[rank_reports.FOLDER] = reports
-        config, python_arguments = _launch_config(context, processes, grace_s, reports), ["-u", *command]
+        config, python_arguments = _launch_config(context, ranks, grace_s, reports), ["-u", *command]
         try:
             if context.nodes.elastic:
                 run_elastic(config, sys.executable, python_arguments)
@@ -152,9 +155,28 @@ def torchrun(context: LaunchContext, processes: int, command: Sequence[str], gra
 
 
 @contextlib.contextmanager
-def environment_of_ranks() -> Iterator[None]:
-    """Context in which the environment may be changed for the ranks, which inherit it. The changes are undone at the end."""
+def _environment_of_ranks(ranks: int, reports: str, *, on_cpu: bool) -> Iterator[None]:
+    """Context with the environment variables that the ranks of this node inherit. The user's settings of threads and of the
+    allocator are kept.
+
+    Args:
+        ranks: number of ranks on this node.
+        reports: the folder for :mod:`utils.rank_reports`.
+        on_cpu: whether the ranks ignore the GPUs of this node.
+    """
     previous = dict(os.environ)
+    # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(IMPORT_FOLDER), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ[rank_reports.FOLDER] = reports
+    # An equal share of this machine's cores for each rank.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
+    # Make waiting threads yield their cores early, because the loader's workers and other programs need the cores.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if on_cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif _gpus():
+        use_expandable_segments()
     try:
         yield
     finally:
@@ -181,14 +203,7 @@ def _silence_torch() -> None:
     sys.unraisablehook = ignore_timer_errors
 
 
-def _share_cores(processes: int) -> None:
-    """Gives each rank an equal share of this machine's cores, unless the user has set the number of threads."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    # Make waiting threads yield their cores early, because the loader's workers and other programs need the cores.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-def _launch_config(context: LaunchContext, processes: int, grace_s: int, log_folder: str) -> LaunchConfig:
+def _launch_config(context: LaunchContext, ranks: int, grace_s: int, log_folder: str) -> LaunchConfig:
     """Describes the job to torch."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
@@ -202,7 +217,7 @@ def _launch_config(context: LaunchContext, processes: int, grace_s: int, log_fol
     return LaunchConfig(
         min_nodes=nodes.min,
         max_nodes=nodes.max,
-        nproc_per_node=processes,
+        nproc_per_node=ranks,
         logs_specs=DefaultLogsSpecs(log_dir=log_folder),  # by default, torch leaves a folder behind
         run_id=run_id,
         rdzv_backend="static" if fixed else "c10d",
@@ -299,8 +314,7 @@ def use_expandable_segments() -> None:
     """Enables expandable segments in torch's CUDA allocator, unless the user has configured it. With fixed segments, allocations
     whose sizes vary from step to step cause fragmentation."""
     if not any(name in os.environ for name in ALLOCATOR):
-        # In torch 2.9, the second name alone is not enough, and the first name alone causes a warning.
-        os.environ.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def _gpus() -> int:

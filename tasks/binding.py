@@ -14,8 +14,8 @@ from typing import Any
 
 from tasks import TASKS
 from tasks.kinds import DEFAULT_CONFIG, TaskSource, find_task, task_of_run
-from utils.config import bind
-from utils.config_files import Locations, read_config, why_no_file
+from utils.config import bind_read
+from utils.config_files import Locations, ReadConfig, read_config, why_no_file
 from utils.errors import UserError
 from utils.flags import nearest
 
@@ -28,16 +28,14 @@ class BoundRun:
         source: definition of the task.
         file: the config file.
         overrides: the ``key=value`` arguments.
-        values: the plain values of the file, its bases and the overrides.
-        locations: location of each value, as ``file:line`` or "command line".
+        read: the plain values of the file, its bases and the overrides, with their locations.
         config: the values, bound to the config class of the task.
     """
 
     source: TaskSource
     file: Path
     overrides: tuple[str, ...]
-    values: dict[str, Any]
-    locations: Locations
+    read: ReadConfig
     config: Any
 
 
@@ -45,7 +43,8 @@ def bind_run(
     config: str | Path | None,
     overrides: Sequence[str],
     task: str | None = None,
-    remedy: str = "remove --task {task}",
+    *,
+    folder_may_be_task: bool = True,
 ) -> BoundRun:
     """Reads and checks the config of a run.
 
@@ -53,8 +52,7 @@ def bind_run(
         config: a YAML file; if None, the default config of ``task``.
         overrides: ``key=value`` arguments that override config values.
         task: a name, folder or module; if None, the task in the config's folder, or the value of the config's key ``task``.
-        remedy: advice in the error message if ``task`` contradicts the config; may contain {task}, {config_task}, and {script},
-            the script of the config's task.
+        folder_may_be_task: whether a ``task.py`` next to the config defines the task.
 
     Raises:
         ConfigError: with a line for each mistake in the config, with its file, its line and the nearest valid key.
@@ -72,40 +70,25 @@ def bind_run(
     file = Path(str(config))
     if not file.is_file():
         raise UserError(f"{why_no_file(file)}", where=f"--config {file}")
-    values, locations = read_config(file, overrides)
-    return bind_values(source, file, overrides, values, locations, remedy)
-
-
-def bind_values(
-    source: TaskSource | None,
-    file: Path,
-    overrides: Sequence[str],
-    values: dict[str, Any],
-    locations: Locations,
-    remedy: str = "remove --task {task}",
-    *,
-    folder_may_be_task: bool = True,
-) -> BoundRun:
-    """Binds values that have been read already; see :func:`bind_run`.
-
-    Args:
-        source: the task; if None, it is determined from the config.
-        folder_may_be_task: whether a ``task.py`` next to the config defines the task.
-    """
-    config_task = values.get("task")
+    read = read_config(file, overrides)
     if source is None:
-        source = _task_of(file, config_task, locations, folder_may_be_task)
-    elif source.entry is not None and config_task != source.entry and config_task in TASKS:
+        source = _task_of(file, read.values.get("task"), read.locations, folder_may_be_task)
+    return bind_task(source, file, overrides, read)
+
+
+def bind_task(source: TaskSource, file: Path, overrides: Sequence[str], read: ReadConfig) -> BoundRun:
+    """Binds the config of a task that has been read already; see :func:`bind_run`."""
+    config_task = read.values.get("task")
+    if source.entry is not None and config_task != source.entry and config_task in TASKS:
         if config_task not in TASKS[source.entry].also:
-            raise _contradiction(file, config_task, source.entry, remedy)
+            raise _contradiction(file, config_task, source.argument)
         source = replace(source, entry=config_task)
     schema = source.config_class()
     if source.entry is None and config_task in TASKS:
         field = schema.model_fields.get("task")
         if field is None or field.default != config_task:
-            raise _contradiction(file, config_task, source.argument, remedy)
-    config = bind(values, schema, locations, str(file))
-    return BoundRun(source, file, tuple(overrides), values, locations, config)
+            raise _contradiction(file, config_task, source.argument)
+    return BoundRun(source, file, tuple(overrides), read, bind_read(read, schema, str(file)))
 
 
 def _task_of(file: Path, config_task: object, locations: Locations, folder_may_be_task: bool) -> TaskSource:
@@ -125,6 +108,9 @@ def _task_of(file: Path, config_task: object, locations: Locations, folder_may_b
     return source
 
 
-def _contradiction(file: Path, config_task: str, task: str, remedy: str) -> UserError:
-    remedy = remedy.format(task=task, config_task=config_task, script=TASKS[config_task].script)
-    return UserError(f"this is a config for the task {config_task}", where=file, remedy=remedy)
+def _contradiction(file: Path, config_task: str, task: str) -> UserError:
+    return UserError(
+        f"this is a config for the task {config_task}, not for {task}",
+        where=file,
+        remedy=f"pass --task {config_task}, or run {TASKS[config_task].script}",
+    )

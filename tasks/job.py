@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks import TASKS
 from utils.commands import FLAGS, execute
-from utils.errors import UserError, file_access_error
+from utils.errors import UserError
 from utils.flags import File, Override, Positive
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.checkpoint import Checkpoint
     from engine.run_folder import RunFolder
     from engine.run_plan import RunPlan
     from engine.stopping import StopRequest
@@ -50,6 +49,11 @@ class RunFlags:
     evaluate: bool = False
     wait: Positive | None = None
 
+    @property
+    def evaluates_other_weights(self) -> bool:
+        """True if the run only evaluates the weights of ``init.checkpoint``."""
+        return self.evaluate and not self.resume
+
 
 def run_script(argv: Sequence[str], name: str) -> int:
     """Runs the command of a task's script, such as ``Pretrain.py``; returns the exit status.
@@ -65,7 +69,7 @@ def run_script(argv: Sequence[str], name: str) -> int:
     def run(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
         from tasks.binding import bind_run
 
-        return run_task(bind_run(flags.config, overrides, name, remedy="run {script}"), flags)
+        return run_task(bind_run(flags.config, overrides, name), flags)
 
     overrides = "config values to override, as key=value."
     run.__doc__ = f"Run this task in one process: {TASKS[name].help}.\n\nArgs:\n    overrides: {overrides}"
@@ -74,7 +78,7 @@ def run_script(argv: Sequence[str], name: str) -> int:
 
 def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = None) -> int:
     """Trains and reports, or only reports with ``--evaluate``; returns the exit status. ``run.py``, the scripts of the tasks and
-    ``python -m tasks.run`` all call this function.
+    ``python -m tasks.run`` all call this function, on every rank.
 
     Args:
         run: the task and its config.
@@ -85,104 +89,77 @@ def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = Non
         UserError: if the config or the data are invalid.
     """
     # Imported here so that --help and errors in the command line or the config do not wait for torch.
-    from engine.run_folder import locked
+    from engine.run_folder import RunFolder, locked
     from engine.stopping import Stopped, StopRequest
-    from engine.trackers import check_package
-    from optim import lora
-    from utils import events, log, open_files
-    from utils.distributed import process_group, rank, world_size
-
-    config: RunConfig = run.config
-    task_class = run.source.load().task
-    evaluates_other_weights = flags.evaluate and not flags.resume
-    if evaluates_other_weights and config.init.checkpoint is None:
-        raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
-    output = flags.output or default_output(run, evaluates_other_weights=evaluates_other_weights)
-    try:
-        with ExitStack() as stack:
-            device = stack.enter_context(process_group(config.train.start_timeout_min, output))
-            plan = None
-            if not flags.evaluate:
-                open_files.check_limit(config.data.workers)
-                check_package(config.train.wandb)
-                lora.check_package(config.optim.lora)
-                plan = config.plan(world_size())
-            stack.enter_context(locked(output, flags.wait or 0))
-            stop = stack.enter_context(StopRequest(config.train.grace_s))
-            try:
-                _run(run, task_class, plan, output, flags, device, stop, list(sys.argv if command is None else command))
-            except Stopped as stopped:
-                if rank() == 0:
-                    logger.warning(events.Stopped(by=stop.name, message=str(stopped)))
-                return stopped.status
-    except Exception as error:
-        reported = file_access_error(error) if isinstance(error, OSError) else None
-        log.log_error(reported or error)
-        if reported is not None:
-            raise reported from error
-        raise
-    return 0
-
-
-def _run(
-    run: BoundRun,
-    task_class: type[BaseTask[Any, Any, Any]],
-    plan: RunPlan | None,
-    output: Path,
-    flags: RunFlags,
-    device: torch.device,
-    stop: StopRequest,
-    command: list[str],
-) -> None:
-    from engine.run_folder import RunFolder
-    from tasks.pinned import with_pinned_data
     from utils import distributed, events, log
 
     config: RunConfig = run.config
-    with stop.ending_process():
-        folder, checkpoint = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
-        log.set_up(folder.log, folder.events if distributed.rank() == 0 else None)
-        started = events.Started(command=command, ranks=distributed.world_size(), trains=not flags.evaluate)
-        logger.info(started)
-        for fault in folder.checkpoint_faults:
-            logger.warning(events.SkippedCheckpoint(fault=fault))
-        if distributed.rank() == 0:
-            run.source.remember(folder.path)
-        with _watched("the set-up", config, folder):
-            task_class.make_inputs(config)
-            config = _with_available_inputs(config, folder, checkpoint, flags)
-            config = with_pinned_data(
-                config, folder.path, resumes=flags.resume, ignored_sections=("data",) if flags.evaluate else ()
-            )
-            task = task_class.build(config, checkpoint, trains=not flags.evaluate, plan=plan)
-        if flags.evaluate:
-            distributed.move_from_rank_0(task.model, device)
-    if not flags.evaluate:
-        _train(task, folder, device, checkpoint, stop)
-    again = "rerun the same command" if flags.resume or flags.evaluate else "rerun with --resume"
-    with stop.ending_process(lambda: f"the evaluation is not finished; {again} to finish it"):
-        distributed.set_timeout(config.train.start_timeout_min)
-        with _watched("the evaluation", config, folder):
-            results = task.report(folder)
-        if results:
-            sys.stdout.write(f"{results}\n")
-    logger.info(events.Finished())
+    if flags.evaluates_other_weights and config.init.checkpoint is None:
+        raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
+    output = output_folder(run, flags)
+    with log.errors_logged(), distributed.process_group(config.train.start_timeout_min, output) as device:
+        plan = None if flags.evaluate else _plan_training(config)
+        with locked(output, flags.wait or 0), StopRequest(config.train.grace_s) as stop:
+            try:
+                with stop.ending_process():
+                    folder = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
+                    log.set_up(folder.log, folder.events if distributed.rank() == 0 else None)
+                    ranks = distributed.world_size()
+                    command = list(sys.argv if command is None else command)
+                    logger.info(events.Started(command=command, ranks=ranks, trains=not flags.evaluate))
+                    for fault in folder.checkpoint_faults:
+                        logger.warning(events.SkippedCheckpoint(fault=fault))
+                    task = _build(run, plan, folder, flags)
+                    if flags.evaluate:
+                        distributed.move_from_rank_0(task.model, device)
+                if not flags.evaluate:
+                    _train(task, folder, device, stop)
+                _report(task, folder, flags, stop)
+            except Stopped as stopped:
+                if distributed.rank() == 0:
+                    logger.warning(events.Stopped(by=stop.name, message=str(stopped)))
+                return stopped.status
+            logger.info(events.Finished())
+    return 0
 
 
-def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
-    """Context manager that watches the activity ``what``, and logs the stacks of all threads if it takes too long."""
-    from engine.stall import StallWatch
+def output_folder(run: BoundRun, flags: RunFlags) -> Path:
+    """Returns the folder of a run: ``--output``, or a folder in ``runs/``. By default, an evaluation of other weights gets a
+    separate folder next to the run's folder."""
+    suffix = "-evaluate" if flags.evaluates_other_weights else ""
+    return flags.output or Path("runs") / run.source.name / f"{run.file.stem}{suffix}"
 
-    return StallWatch(config.train.stall_s, folder.log).watching(what)
+
+def _plan_training(config: RunConfig) -> RunPlan:
+    """Checks what the machine must have to train, and plans the steps for the ranks of this process group."""
+    from engine.trackers import check_package
+    from optim import lora
+    from utils import open_files
+    from utils.distributed import world_size
+
+    open_files.check_limit(config.data.workers)
+    check_package(config.train.wandb)
+    lora.check_package(config.optim.lora)
+    return config.plan(world_size())
 
 
-def _train(
-    task: BaseTask[Any, Any, Any],
-    folder: RunFolder,
-    device: torch.device,
-    checkpoint: Checkpoint | None,
-    stop: StopRequest,
-) -> None:
+def _build(run: BoundRun, plan: RunPlan | None, folder: RunFolder, flags: RunFlags) -> BaseTask[Any, Any, Any]:
+    """Builds the task: its tokenizer, its model with the weights of the run or of ``init``, and, if it trains, its data."""
+    from tasks.pinned import with_pinned_data
+    from utils.distributed import rank
+
+    task_class, config = run.source.load().task, run.config
+    if rank() == 0:
+        run.source.remember(folder.path)
+    with _watched("the set-up", config, folder):
+        task_class.make_inputs(config)
+        config = _with_available_inputs(config, folder, flags)
+        ignored = ("data",) if flags.evaluate else ()
+        config = with_pinned_data(config, folder.path, resumes=flags.resume, ignored_sections=ignored)
+        return task_class.build(config, folder.resumed, trains=not flags.evaluate, plan=plan)
+
+
+def _train(task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.device, stop: StopRequest) -> None:
     from engine.trainer import Trainer
     from tasks.checks import check_start
     from tasks.data_identity import data_identity
@@ -205,14 +182,34 @@ def _train(
             seed=config.seed,
             folder=folder,
             device=device,
-            checkpoint=checkpoint,
+            checkpoint=folder.resumed,
             data=on_rank_0(lambda: data_identity(config.data)),
             stop=stop,
         )
     trainer.fit()
 
 
-def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: RunFlags) -> C:
+def _report(task: BaseTask[Any, Any, Any], folder: RunFolder, flags: RunFlags, stop: StopRequest) -> None:
+    """Evaluates the run, and prints the results."""
+    from utils.distributed import set_timeout
+
+    again = "rerun the same command" if flags.resume or flags.evaluate else "rerun with --resume"
+    with stop.ending_process(lambda: f"the evaluation is not finished; {again} to finish it"):
+        set_timeout(task.config.train.start_timeout_min)
+        with _watched("the evaluation", task.config, folder):
+            results = task.report(folder)
+        if results:
+            sys.stdout.write(f"{results}\n")
+
+
+def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
+    """Context manager that watches the activity ``what``, and logs the stacks of all threads if it takes too long."""
+    from engine.stall import StallWatch
+
+    return StallWatch(config.train.stall_s, folder.log).watching(what)
+
+
+def _with_available_inputs(config: C, folder: RunFolder, flags: RunFlags) -> C:
     """Replaces missing inputs in the config with the copies that the run, or the run that it starts from, has kept.
 
     Raises:
@@ -222,23 +219,16 @@ def _with_available_inputs(config: C, folder: RunFolder, checkpoint: Checkpoint 
     from utils.inputs import check_inputs
 
     evaluates_own_run = flags.evaluate and flags.resume
-    if evaluates_own_run and checkpoint is None and not folder.best.is_file():
+    if evaluates_own_run and folder.resumed is None and not folder.best.is_file():
         raise UserError(
             f"--evaluate --resume: {folder.path} has no weights", remedy="pass the --output of a run that was trained"
         )
     # With one of the run's own checkpoints, init is not needed, and an evaluation does not need training data.
-    uses_own_weights = checkpoint is not None or evaluates_own_run
+    uses_own_weights = folder.resumed is not None or evaluates_own_run
     run, weights = run_and_weights_of(config.init.checkpoint)
     if uses_own_weights:
-        run, weights = folder.path, folder.best if checkpoint is None else checkpoint.model_file
+        run, weights = folder.path, folder.best if folder.resumed is None else folder.resumed.model_file
     config = with_kept_inputs(config, run)
     check_inputs(config, (*(("init",) if uses_own_weights else ()), *(("data",) if flags.evaluate else ())))
     check_token_ids(config, run, weights, resumes=uses_own_weights)
     return config
-
-
-def default_output(run: BoundRun, *, evaluates_other_weights: bool = False) -> Path:
-    """Returns the folder for a run without --output. An evaluation of other weights gets a separate folder next to the run's
-    folder."""
-    suffix = "-evaluate" if evaluates_other_weights else ""
-    return Path("runs") / run.source.name / f"{run.file.stem}{suffix}"

@@ -104,6 +104,27 @@ class TaskSource:
             raise UserError("does not define TASK", where=file, remedy=f"end it with TASK = {EXPECTED_TASK}")
         return _checked(module.TASK, file)
 
+    def model_class(self) -> Callable[[Any, int], XVLM]:
+        """Imports the class of the network, but not the classes that only training needs.
+
+        Raises:
+            UserError: if the task declares no network, or for the reasons listed in :meth:`load`.
+        """
+        if self.entry is not None:
+            model: Callable[[Any, int], XVLM] = imported(TASKS[self.entry].model)
+            return model
+        declared = self.load().model
+        if declared is None:
+            raise UserError(
+                f"task {self.argument}: its TASK declares no model, so its runs cannot be loaded",
+                remedy="pass the class of the network as the third argument of TaskKind",
+            )
+        return declared
+
+    def calls(self) -> Mapping[str, Callable[..., Any]]:
+        """Returns the calls that the task declares for inference."""
+        return {} if self.entry is not None else self.load().calls
+
     def remember(self, folder: Path) -> None:
         """Writes to the folder of a run where a task outside the checkout is defined; see :func:`task_of_run`."""
         if self.entry is None:

@@ -21,7 +21,7 @@ def run_alone(task: str, /, *overrides: Override, flags: RunFlags = RunFlags()) 
     """
     from tasks.binding import bind_run  # imports pydantic, which would slow down --help
 
-    return run_task(bind_run(flags.config, overrides, task, remedy="pass {config_task} instead of {task}"), flags)
+    return run_task(bind_run(flags.config, overrides, task), flags)
 
 
 if __name__ == "__main__":

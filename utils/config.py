@@ -23,6 +23,7 @@ from utils.config_files import (
     COMMAND_LINE,
     ConfigError,
     Locations,
+    ReadConfig,
     nearest_location,
     read_config,
     shown_value,
@@ -92,8 +93,23 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> 
     Raises:
         ConfigError: with one line per unreadable file and per unknown, missing or mistyped key.
     """
-    values, locations = read_config(path, overrides)
-    return bind(values, schema, locations, str(path))
+    return bind_read(read_config(path, overrides), schema, str(path))
+
+
+def bind_read(read: ReadConfig, schema: type[C], source: str) -> C:
+    """Binds the plain values of a config to ``schema``. ``source`` is the name of the config for error messages.
+
+    Raises:
+        ConfigError: with the malformed overrides and all mistakes that :func:`bind` finds.
+    """
+    findings = list(read.malformed)
+    try:
+        config = bind(read.values, schema, read.locations, source)
+    except ConfigError as error:
+        findings += error.findings
+    if findings:
+        raise ConfigError(findings)
+    return config
 
 
 def bind(values: Mapping[str, Any], schema: type[C], locations: Locations | None = None, source: str = "config") -> C:
@@ -106,7 +122,7 @@ def bind(values: Mapping[str, Any], schema: type[C], locations: Locations | None
         source: name of the whole config, for error messages about keys without a location.
 
     Raises:
-        ConfigError: see :func:`load_config`.
+        ConfigError: with a line for each unknown, missing or mistyped key.
     """
     try:
         return schema.model_validate(values)

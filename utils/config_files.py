@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.errors import UserError
 from utils.yaml_text import MAX_CHARACTERS, MAX_DEPTH, KeyPath, YamlError, parse
@@ -51,20 +51,34 @@ class ConfigError(UserError):
             super().__init__("\n       ".join(shown))
 
 
-def read_config(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Locations]:
-    """Returns the plain values of a config, including its bases and overrides, and the location of each key.
+class ReadConfig(NamedTuple):
+    """The plain values of a config, including its bases and overrides, before they are bound to types.
+
+    Attributes:
+        values: the values by key.
+        locations: the location of each key.
+        malformed: an error for each override that could not be applied, for :func:`utils.config.bind` to report with its own.
+    """
+
+    values: dict[str, Any]
+    locations: Locations
+    malformed: list[UserError]
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> ReadConfig:
+    """Reads a config.
 
     Raises:
-        ConfigError: if a file cannot be read, or an override is malformed.
+        ConfigError: if a file cannot be read.
     """
-    locations: Locations = {}
-    values = _read_with_bases(Path(path), locations, chain=())
-    findings: list[UserError] = []
+    read = ReadConfig({}, {}, [])
+    _merge(read.values, _read_with_bases(Path(path), read.locations, chain=()))
     for override in overrides:
-        _apply_override(values, override, locations, findings)
-    if findings:
-        raise ConfigError(findings)
-    return values, locations
+        try:
+            _apply_override(read.values, override, read.locations)
+        except UserError as error:
+            read.malformed.append(error)
+    return read
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -202,37 +216,32 @@ def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
             target[key] = value
 
 
-def _apply_override(values: dict[str, Any], override: str, locations: Locations, findings: list[UserError]) -> None:
+def _apply_override(values: dict[str, Any], override: str, locations: Locations) -> None:
+    """Sets a key to the value of an override.
+
+    Raises:
+        UserError: if the override is malformed.
+    """
     name, equals, text = override.partition("=")
     keys = tuple(name.split("."))
     if not equals or not all(keys):
-        findings.append(UserError(f"{shown_value(override)} is not of the form section.key=value", where=COMMAND_LINE))
-        return
+        raise UserError(f"{shown_value(override)} is not of the form section.key=value", where=COMMAND_LINE)
     if len(keys) > MAX_DEPTH:
-        findings.append(
-            UserError(
-                f"{shown_value(override)} is nested more than {MAX_DEPTH} deep",
-                where=COMMAND_LINE,
-                remedy="check the key",
-            )
+        raise UserError(
+            f"{shown_value(override)} is nested more than {MAX_DEPTH} deep", where=COMMAND_LINE, remedy="check the key"
         )
-        return
     try:
         value, _ = parse(text)
     except YamlError as error:
-        findings.append(
-            UserError(f"the value of {shown_value(override)}: {error.problem}", where=COMMAND_LINE, remedy=error.remedy)
-        )
-        return
+        raise UserError(
+            f"the value of {shown_value(override)}: {error.problem}", where=COMMAND_LINE, remedy=error.remedy
+        ) from None
     node = values
     for depth, key in enumerate(keys[:-1], start=1):
         child = node.get(key)
         if isinstance(child, list):
             name = ".".join(keys[:depth])
-            findings.append(
-                UserError(f"{name} is a list", where=COMMAND_LINE, remedy=f"set the whole list, as {name}=[...]")
-            )
-            return
+            raise UserError(f"{name} is a list", where=COMMAND_LINE, remedy=f"set the whole list, as {name}=[...]")
         if not isinstance(child, dict):
             child = {}
             node[key] = child

@@ -278,16 +278,10 @@ def shared_store(name: str) -> dist.Store | None:
 def record_collectives(folder: Path) -> None:
     """Configures NCCL's flight recorder to write the last collectives of each rank to ``folder/collectives_rank_<n>`` when a
     collective times out. Settings made by the user are kept. Call this function before creating the process group."""
-    settings = {
-        ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"): str(RECORDED_COLLECTIVES),
-        ("TORCH_NCCL_DUMP_ON_TIMEOUT",): "1",
-        ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"): str(folder.absolute() / "collectives_rank_"),
-    }
-    for names, value in settings.items():  # the second name is for torch before 2.9
-        if not any(name in os.environ for name in names):
-            os.environ.update(dict.fromkeys(names, value))
-        chosen = next(os.environ[name] for name in names if name in os.environ)
-    rank_reports.report_records(chosen)  # the last setting
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(RECORDED_COLLECTIVES))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    prefix = os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder.absolute() / "collectives_rank_"))
+    rank_reports.report_records(prefix)
 
 
 @contextmanager

@@ -10,12 +10,13 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import PeerLostError, UserError
+from utils.errors import PeerLostError, UserError, file_access_error
 from utils.events import Event, EventLines, Failed, LostRank, is_event_or_warning
 from utils.files import check_regular
 
@@ -41,9 +42,25 @@ class _FileHandler(logging.handlers.WatchedFileHandler):
         pass
 
 
-def log_error(error: Exception) -> None:
-    """Writes an error that ends this process to the log file and to the events of the run, with a traceback unless it is a user
-    error. The caller prints the error on the screen."""
+@contextlib.contextmanager
+def errors_logged() -> Iterator[None]:
+    """Context in which an error that ends this process is also written to the log file and to the events of the run, with a
+    traceback unless it is a user error. The caller prints the error on the screen.
+
+    Raises:
+        UserError: in place of an error that :func:`~utils.errors.file_access_error` recognises.
+    """
+    try:
+        yield
+    except Exception as error:
+        user_error = file_access_error(error) if isinstance(error, OSError) else None
+        _log_error(user_error or error)
+        if user_error is not None:
+            raise user_error from error
+        raise
+
+
+def _log_error(error: Exception) -> None:
     event: Event
     if isinstance(error, PeerLostError):
         event = LostRank(message=str(error))

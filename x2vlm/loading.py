@@ -30,7 +30,7 @@ from utils.weight_file import trained_token_ids
 from x2vlm.export.files import is_export
 from x2vlm.integrations import MODELLING_FILE
 from x2vlm.model import Model
-from x2vlm.settings import LoadedTask, Settings, loaded_task, settings_of, settings_of_run
+from x2vlm.settings import Settings, settings_of, settings_of_run, task_of
 
 HUB = "hub:"
 
@@ -115,7 +115,7 @@ def _load_weights(
     weights = _weights_of(source)
     run = run_config_of(weights)
     folder = None if run is None else run.parent
-    settings, kind = _settings(weights, run, config, _task_of(source, folder, task))
+    settings, task_source = _settings(weights, run, config, _task_of(source, folder, task))
     tokenizer_name = _tokenizer_name(settings, folder, tokenizer)
     settings = settings.model_copy(update={"model": _with_encoders(settings, tokenizer_name, folder)})
     loaded = load_tokenizer(tokenizer_name, "tokenizer")
@@ -126,7 +126,7 @@ def _load_weights(
             "words would get the embeddings of other words",
             remedy="pass the tokenizer used in training",
         )
-    network = kind.build(settings.model, len(loaded))
+    network = task_source.model_class()(settings.model, len(loaded))
     load_weights(network, weights).require_complete()
     _check_finite(network, weights)
     return Model(
@@ -136,7 +136,7 @@ def _load_weights(
         answers=_answers(settings, folder, answers),
         origin=source,
         precision=precision,
-        calls=kind.calls,
+        calls=task_source.calls(),
     )
 
 
@@ -213,28 +213,28 @@ def _task_of(source: str, folder: Path | None, task: str | Path | None) -> TaskS
 
 
 def _settings(
-    weights: Path, run: Path | None, config: str | Path | None, source: TaskSource | None
-) -> tuple[Settings, LoadedTask]:
+    weights: Path, run: Path | None, config: str | Path | None, task: TaskSource | None
+) -> tuple[Settings, TaskSource]:
     """Returns the settings of a weight file and its task: from the given config, from the file's run, or from the matching config
     of the authors' runs."""
     if config is None and run is not None:
-        return settings_of_run(run, source)
+        return settings_of_run(run, task)
     if config is not None:
         path = expanded(config)
         if not path.is_file():
             raise UserError(f"config {config}: no such file")
-        values, _ = read_config(path, [])
+        values = read_config(path).values
     else:
         found = recognise({name: tuple(tensor.shape) for name, tensor in read_weights(weights).items()})
         path = ROOT / "configs" / _published_config(found, weights)
-        values, _ = read_config(path, [])
+        values = read_config(path).values
         values["model"]["vision"]["image_size"] = found.image_size
         if found.task == "video_qa":
             values["model"]["classes"] = found.shapes["classifier.3.weight"][0]
         logger.info(
             "%s: %s, task %s, %d px; using the settings in %s", weights, found.kind, found.task, found.image_size, path
         )
-    task = loaded_task(values.get("task"), source, str(path))
+    task = task_of(values, task, str(path))
     return settings_of(values, str(path), task), task
 
 

@@ -6,9 +6,9 @@ writes only the settings listed here, in the format of a run's config.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field, SerializeAsAny
 
@@ -22,9 +22,8 @@ from models.config import (
     Ranking,
     RerankingScore,
 )
-from models.core.xvlm import XVLM
 from tasks import TASKS
-from tasks.kinds import TaskSource, imported, model_section
+from tasks.kinds import TaskSource, find_task, model_section
 from utils.config import Config, bind, with_previous_defaults
 from utils.errors import UserError
 
@@ -60,56 +59,39 @@ class Settings(Config):
     evaluation: EvaluationSettings = EvaluationSettings()
 
 
-class LoadedTask(NamedTuple):
-    """The network and the calls that a task declares for inference; see :class:`tasks.kinds.TaskKind`."""
-
-    section: type[Config]
-    """Class of the config section ``model``."""
-
-    build: Callable[[Any, int], XVLM]
-    """Builds the network from this section and the size of the vocabulary."""
-
-    calls: Mapping[str, Callable[..., Any]]
-
-
-def loaded_task(name: object, source: TaskSource | None, origin: str) -> LoadedTask:
-    """Imports the network of a task.
+def task_of(values: Mapping[str, Any], task: TaskSource | None, origin: str) -> TaskSource:
+    """Returns the task of a config.
 
     Args:
-        name: value of ``task`` in the config.
-        source: the task that the run remembers or the user names; if None, ``name`` must be in the table of tasks.
-        origin: the file that contains the name, to name in error messages.
+        values: plain values by section.
+        task: the task that the run remembers or the user names, if it is outside the table of tasks.
+        origin: the file that the values come from, to name in error messages.
 
     Raises:
-        UserError: the task is unknown, or declares no network.
+        UserError: the task is unknown.
     """
-    if source is None or source.entry is not None:
-        if name not in TASKS:
-            raise UserError(
-                f"task is {name!r}, not one of {', '.join(TASKS)}",
-                where=origin,
-                remedy="for a task of your own, pass its folder as task=",
-            )
-        entry = TASKS[str(name)]
-        return LoadedTask(model_section(imported(entry.config)), imported(entry.model), {})
-    kind = source.load()
-    if kind.model is None:
+    if task is not None and task.entry is None:
+        return task
+    name = values.get("task")
+    if name not in TASKS:
         raise UserError(
-            f"task {source.argument}: its TASK declares no model, so its runs cannot be loaded",
-            remedy="pass the class of the network as the third argument of TaskKind",
+            f"task is {name!r}, not one of {', '.join(TASKS)}",
+            where=origin,
+            remedy="for a task of your own, pass its folder as task=",
         )
-    return LoadedTask(model_section(kind.config), kind.model, kind.calls)
+    return find_task(str(name))
 
 
-def settings_of_run(config: Path, source: TaskSource | None = None) -> tuple[Settings, LoadedTask]:
-    """Extracts the settings from the ``config.yaml`` of a run or a saved model; see :func:`settings_of`."""
+def settings_of_run(config: Path, task: TaskSource | None = None) -> tuple[Settings, TaskSource]:
+    """Extracts the settings from the ``config.yaml`` of a run or a saved model, and returns its task; see :func:`task_of` and
+    :func:`settings_of`."""
     values = read_saved_config(config)
-    task = loaded_task(values.get("task"), source, str(config))
-    values = {**values, "model": with_previous_defaults(values.get("model"), task.section)}
+    task = task_of(values, task, str(config))
+    values = {**values, "model": with_previous_defaults(values.get("model"), model_section(task.config_class()))}
     return settings_of(values, str(config), task), task
 
 
-def settings_of(values: Mapping[str, Any], source: str, task: LoadedTask) -> Settings:
+def settings_of(values: Mapping[str, Any], source: str, task: TaskSource) -> Settings:
     """Extracts the settings from the values of a run's config; settings that only training needs are ignored.
 
     Args:
@@ -121,7 +103,7 @@ def settings_of(values: Mapping[str, Any], source: str, task: LoadedTask) -> Set
         UserError: a value is not valid.
     """
     data, evaluation = (values.get(name) or {} for name in ("data", "evaluation"))
-    model = bind(values.get("model") or {}, task.section, source=f"{source}: model")
+    model = bind(values.get("model") or {}, model_section(task.config_class()), source=f"{source}: model")
     reading = (data.get("videos") or {}).get("reading")  # pre-training's counterpart of data.video in other tasks
     data = {**data, "video": reading} if reading is not None else data
     kept = _kept(data, DataSettings) | {

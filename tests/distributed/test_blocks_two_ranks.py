@@ -29,7 +29,7 @@ class Run:
 
     def __call__(self, checkpoint: Checkpoint | None = None) -> list[list[str]]:
         config = load_config(ROOT / "configs/demo/pretrain.yaml", self.overrides, PretrainConfig)
-        folder, _ = RunFolder.open(self.folder, config, checkpoint is not None)
+        folder = RunFolder.open(self.folder, config, checkpoint is not None)
         task = PretrainTask.build(config)
         loader = task.train_loader()
         inner, read = loader.batches, []

@@ -27,7 +27,7 @@ class Run:
 
     def __call__(self) -> dict:
         config = load_config(ROOT / "configs/demo/pretrain.yaml", self.overrides, PretrainConfig)
-        folder, _ = RunFolder.open(self.folder, config, False)
+        folder = RunFolder.open(self.folder, config, False)
         task = PretrainTask.build(config)
         Trainer(
             task,

@@ -144,12 +144,11 @@ def test_the_flight_recorder_writes_to_the_run_folder_and_keeps_the_users_settin
     for name in [*os.environ]:
         if name.startswith(("TORCH_FR_", "TORCH_NCCL_")):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(os, "environ", {**os.environ, "TORCH_NCCL_TRACE_BUFFER_SIZE": "7"})
+    monkeypatch.setattr(os, "environ", {**os.environ, "TORCH_FR_BUFFER_SIZE": "7"})
     distributed.record_collectives(tmp_path)
-    assert os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "7" and "TORCH_FR_BUFFER_SIZE" not in os.environ
+    assert os.environ["TORCH_FR_BUFFER_SIZE"] == "7"
     assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
-    for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
-        assert os.environ[name] == f"{tmp_path}/collectives_rank_"
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/collectives_rank_"
 
 
 @pytest.mark.filterwarnings("error")

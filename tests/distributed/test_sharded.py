@@ -35,7 +35,8 @@ pytestmark = pytest.mark.slow
 def trainer(folder: Path, tiny: list[str], *overrides: str, double: bool = True) -> Trainer:
     """A trainer of the demo's pre-training, by default in float64. It resumes from a checkpoint in the folder if there is one."""
     config = load_config("configs/demo/pretrain.yaml", [*tiny, "optim.eps=1e-6", *overrides], PretrainConfig)
-    run, checkpoint = RunFolder.open(folder, config, resume=True)
+    run = RunFolder.open(folder, config, resume=True)
+    checkpoint = run.resumed
     task = PretrainTask.build(config, checkpoint)
     if double:
         task.model.double()

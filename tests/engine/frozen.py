@@ -60,7 +60,7 @@ def toy(
         plan_of(task, **sections),
         **sections,
         seed=0,
-        folder=RunFolder.open(folder, Empty(), resume=True)[0],
+        folder=RunFolder.open(folder, Empty(), resume=True),
         device=torch.device("cpu"),
     )
 
@@ -71,7 +71,8 @@ SIX_STEPS = ["train.steps=6", "train.checkpoint_every=1", "train.keep_checkpoint
 def pretraining(folder: Path, tiny: list[str], *overrides: str) -> Trainer:
     """A trainer of the demo's pre-training. It resumes from a checkpoint in the folder if there is one."""
     config = load_config("configs/demo/pretrain.yaml", [*tiny, *SIX_STEPS, *overrides], PretrainConfig)
-    run, checkpoint = RunFolder.open(folder, config, resume=True)
+    run = RunFolder.open(folder, config, resume=True)
+    checkpoint = run.resumed
     task = PretrainTask.build(config, checkpoint)
     sections = {"train": config.train, "optim": config.optim, "schedule": config.schedule, "seed": config.seed}
     return Trainer(task, task.plan, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)

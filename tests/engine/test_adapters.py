@@ -51,7 +51,7 @@ def trainer(folder, model, layers) -> Trainer:
         plan_of(task, **sections),
         **sections,
         seed=0,
-        folder=RunFolder.open(folder, Empty(), resume=False)[0],
+        folder=RunFolder.open(folder, Empty(), resume=False),
         device=torch.device("cpu"),
     )
 

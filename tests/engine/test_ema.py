@@ -58,7 +58,8 @@ def run(folder: Path, task: ToyTask | None = None, ema: Any = EMA, freeze: Any =
     """A trainer that resumes from a checkpoint in the folder if there is one. As in a task, it then starts with the weights of
     the checkpoint."""
     task = task or ToyTask()
-    opened, checkpoint = RunFolder.open(folder, Empty(), resume=True)
+    opened = RunFolder.open(folder, Empty(), resume=True)
+    checkpoint = opened.resumed
     if checkpoint is not None:
         task.model.load_state_dict(load_file(checkpoint.model_file))
     settings = {"steps": 6, "precision": "fp32", "log_every": 1, "checkpoint_every": 100} | options

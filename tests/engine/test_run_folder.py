@@ -107,7 +107,7 @@ def test_a_damaged_config_is_reported_with_the_intact_checkpoint_and_what_to_do(
     saved.unlink()
     with pytest.raises(UserError, match=naming("config.yaml is missing", "--resume")):
         RunFolder.open(tmp_path, config, resume=False)
-    _, checkpoint = RunFolder.open(tmp_path, config, resume=True)
+    checkpoint = RunFolder.open(tmp_path, config, resume=True).resumed
     assert checkpoint is not None and checkpoint.step == 2
     assert saved.read_text() == text
     assert OneLine("config.yaml is missing", "cannot be checked") in caplog.messages
@@ -142,7 +142,7 @@ def test_resuming_with_a_long_hole_in_the_metrics_takes_bounded_memory(tmp_path,
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's memory
 def test_a_run_whose_folder_is_deleted_still_ends_with_a_resumable_folder(tmp_path, caplog):
     output = tmp_path / "run"
-    folder, _ = RunFolder.open(output, Run(), resume=False)
+    folder = RunFolder.open(output, Run(), resume=False)
     run = trainer(output, steps=6, checkpoint_every=2, log_every=1)
     run.folder = folder
 
@@ -157,6 +157,6 @@ def test_a_run_whose_folder_is_deleted_still_ends_with_a_resumable_folder(tmp_pa
     run.fit()
     assert deleted == [3]
     assert "config.yaml was missing" in caplog.text
-    _, checkpoint = RunFolder.open(output, Run(), resume=True)
+    checkpoint = RunFolder.open(output, Run(), resume=True).resumed
     assert checkpoint is not None and checkpoint.step == 6
     assert [line["step"] for line in keep_until(output / "metrics.jsonl", 6)][-1] == 6

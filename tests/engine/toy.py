@@ -123,7 +123,7 @@ def trainer(
         plan_of(task, **sections),
         **sections,
         seed=0,
-        folder=RunFolder.open(folder, Empty(), resume=True)[0],
+        folder=RunFolder.open(folder, Empty(), resume=True),
         device=torch.device(device),
         checkpoint=checkpoint,
     )

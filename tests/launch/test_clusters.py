@@ -237,14 +237,14 @@ def test_a_node_with_fewer_gpus_than_tasks_is_rejected(monkeypatch):
     with pytest.raises(UserError, match=naming("2 GPUs", "one task per GPU")):
         torchrun.become_rank(detect_context(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
     with pytest.raises(UserError, match=naming("8 processes", "2 GPUs", "--gpus N")):
-        torchrun.prepare_devices(Placement(), detect_context(ELASTIC_JOB))
-    assert torchrun.prepare_devices(Placement(gpus=2), detect_context(ELASTIC_JOB)) == 2
+        torchrun.ranks_of_node(Placement(), detect_context(ELASTIC_JOB))
+    assert torchrun.ranks_of_node(Placement(gpus=2), detect_context(ELASTIC_JOB)) == 2
 
 
 def test_the_scheduler_sets_the_number_of_processes_even_without_a_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert torchrun.prepare_devices(Placement(), detect_context(ELASTIC_JOB)) == 8
-    assert torchrun.prepare_devices(Placement(), detect_context(TRAINJOB)) == 1
+    assert torchrun.ranks_of_node(Placement(), detect_context(ELASTIC_JOB)) == 8
+    assert torchrun.ranks_of_node(Placement(), detect_context(TRAINJOB)) == 1
 
 
 @pytest.mark.parametrize(

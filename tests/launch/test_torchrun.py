@@ -57,12 +57,12 @@ LAUNCH = """
 import os
 from launch.clusters import launch_context
 from launch.placement import Placement
-from launch.torchrun import prepare_devices, torchrun
+from launch.torchrun import ranks_of_node, torchrun
 from utils.commands import call
 def launch_job(flags, command):
     def start(*, placement: Placement = Placement()) -> int:
         context = launch_context(placement, os.environ)
-        return torchrun(context, prepare_devices(placement, context), command)
+        return torchrun(context, ranks_of_node(placement, context), command, on_cpu=placement.cpu is not None)
     return call(start, flags, "launch")
 """
 
@@ -221,7 +221,7 @@ def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path
     """One process that has imported torch launches a job for each case."""
     own = "max_split_size_mb:64"
     cases = [
-        ("--gpus", {}, dict.fromkeys(ALLOCATOR, "expandable_segments:True")),
+        ("--gpus", {}, {ALLOCATOR[0]: "expandable_segments:True"}),
         *[("--gpus", {name: own}, {name: own}) for name in ALLOCATOR],
         ("--cpu", {}, {}),
     ]
@@ -289,17 +289,17 @@ def test_ranks_divide_the_cores_of_this_process_instead_of_the_machine(tmp_path)
 def test_gpus_are_counted_without_nvidia_smi(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert torchrun.prepare_devices(Placement(gpus=8), LaunchContext("flags")) == 8
-    assert torchrun.prepare_devices(Placement(), LaunchContext("flags")) == 8
+    assert torchrun.ranks_of_node(Placement(gpus=8), LaunchContext("flags")) == 8
+    assert torchrun.ranks_of_node(Placement(), LaunchContext("flags")) == 8
     with pytest.raises(UserError, match=naming("--gpus 9", "8", "--cpu N")):
-        torchrun.prepare_devices(Placement(gpus=9), LaunchContext("flags"))
+        torchrun.ranks_of_node(Placement(gpus=9), LaunchContext("flags"))
 
 
 def test_gpus_that_are_hidden_are_not_counted(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     with pytest.raises(UserError, match=naming("--gpus 1", "0", "--cpu N")):
-        torchrun.prepare_devices(Placement(gpus=1), LaunchContext("flags"))
-    assert torchrun.prepare_devices(Placement(), LaunchContext("flags")) == 1
+        torchrun.ranks_of_node(Placement(gpus=1), LaunchContext("flags"))
+    assert torchrun.ranks_of_node(Placement(), LaunchContext("flags")) == 1
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_run_without_arguments_explains_its_usage(capsys):
         (["--task", "pretrian"], ("task pretrian", "'pretrain'")),
         (["--gpus", "1"], ("--task", "TASK", "--config", "FILE")),
         (["--task", "nlvr", "--nodes", "2"], ("--nodes", "2", "--master", "HOST:PORT")),
-        (["--config", "configs/demo/vqa.yaml", "--task", "nlvr"], ("configs/demo/vqa.yaml", "task vqa", "--task nlvr")),
+        (["--config", "configs/demo/vqa.yaml", "--task", "nlvr"], ("configs/demo/vqa.yaml", "task vqa", "nlvr", "--task vqa")),
     ],
 )
 def test_a_mistake_is_reported_in_one_line_with_the_nearest_name(argv, message, capsys, monkeypatch):

@@ -51,16 +51,16 @@ def total(path: Path, *overrides: str) -> int:
 
 
 def test_every_task_has_configs_and_a_demo():
-    assert {read_config(path, [])[0].get("task") for path in RUNS} == TASKS.keys()
+    assert {read_config(path).values.get("task") for path in RUNS} == TASKS.keys()
     for name, entry in TASKS.items():
         assert (ROOT / entry.script).is_file()
         assert ROOT / entry.default_config in RUNS
-        assert read_config(ROOT / entry.default_config, [])[0].get("task") == name
+        assert read_config(ROOT / entry.default_config).values.get("task") == name
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_config_names_its_task_binds_and_builds(path):
-    assert read_config(path, [])[0].get("task") in (task_of(path), *TASKS[task_of(path)].also)
+    assert read_config(path).values.get("task") in (task_of(path), *TASKS[task_of(path)].also)
     assert total(path) > 0
 
 

@@ -117,3 +117,13 @@ def test_a_mistake_in_a_value_of_several_types_is_named_by_its_key(override, lin
     text = str(error.value)
     assert all(line in text for line in lines) and "Config" not in text and "literal" not in text
     assert len(text.splitlines()) == (2 if "replicat:" in override else 1)
+
+
+def test_malformed_arguments_are_reported_with_all_other_mistakes():
+    """A malformed argument must not hide the other mistakes until it is corrected."""
+    overrides = ["optim.lr=[1", "data..x=1", "data.images.files.first=1", "train.stepps=3", "optim.weight_decay=no"]
+    with pytest.raises(ConfigError) as error:
+        bind_run(ROOT / "configs/demo/pretrain.yaml", overrides)
+    assert len(error.value.findings) == len(overrides)
+    for key in ("optim.lr", "data..x", "data.images.files", "train.stepps", "optim.weight_decay"):
+        assert sum(key in str(finding) for finding in error.value.findings) == 1

@@ -80,8 +80,8 @@ def test_vqa_accepts_configs_of_video_qa_and_keeps_its_name():
 @pytest.mark.parametrize(
     ("config", "task", "message"),
     [
-        ("configs/demo/vqa.yaml", "nlvr", ("configs/demo/vqa.yaml", "task vqa", "--task nlvr")),
-        ("configs/demo/vqa.yaml", "video_qa", ("task vqa", "--task video_qa")),
+        ("configs/demo/vqa.yaml", "nlvr", ("configs/demo/vqa.yaml", "task vqa", "nlvr", "--task vqa")),
+        ("configs/demo/vqa.yaml", "video_qa", ("task vqa", "video_qa", "--task vqa")),
         ("configs/presets/tiny.yaml", None, ("tiny.yaml", "None", "pretrain, retrieval, nlvr")),
         ("configs/none.yaml", "nlvr", ("--config", "configs/none.yaml")),
         (None, None, ("--task TASK", "--config FILE")),
@@ -215,7 +215,7 @@ def test_an_outside_task_rejects_a_config_of_a_built_in_task(tmp_path):
         "class CountingConfig(NLVRConfig):\n    task: str = 'counting'\n\n\nTASK = TaskKind(CountingConfig",
     )
     folder = outside(tmp_path / "counting_h", own)
-    with pytest.raises(UserError, match=naming("vqa.yaml", "task vqa", f"--task {folder}")):
+    with pytest.raises(UserError, match=naming("vqa.yaml", "task vqa", str(folder), "--task vqa")):
         bind_run(ROOT / "configs/demo/vqa.yaml", [], str(folder)).source.load()[:2]
     (folder / "config.yaml").write_text(f"base: {ROOT}/configs/demo/nlvr.yaml\ntask: counting\n")
     assert bind_run(None, [], str(folder)).source.load().task.__name__ == "CountingTask"

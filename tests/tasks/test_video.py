@@ -203,9 +203,9 @@ def test_a_video_is_read_and_encoded_once_for_its_questions(clips, scenes_folder
 
 
 def test_a_config_states_whether_questions_are_about_images_or_videos():
-    assert read_config(ROOT / "configs/vqa/msvd_qa_base.yaml", [])[0].get("task") == "video_qa"
-    assert read_config(ROOT / "configs/vqa/vqa2_base_4m.yaml", [])[0].get("task") == "vqa"
-    assert read_config(ROOT / "configs/vqa/vqa2_base_4m.yaml", ["task=video_qa"])[0].get("task") == "video_qa"
+    assert read_config(ROOT / "configs/vqa/msvd_qa_base.yaml").values.get("task") == "video_qa"
+    assert read_config(ROOT / "configs/vqa/vqa2_base_4m.yaml").values.get("task") == "vqa"
+    assert read_config(ROOT / "configs/vqa/vqa2_base_4m.yaml", ["task=video_qa"]).values.get("task") == "video_qa"
 
 
 def test_without_a_decoder_frame_lists_work_and_a_video_file_is_rejected_before_training(

@@ -68,12 +68,9 @@ def test_other_messages_are_recorded_only_if_they_are_warnings(folder):
 
 
 def test_the_error_that_ends_a_process_is_recorded(folder):
-    log.log_error(UserError("data.train: gone"))
-    log.log_error(PeerLostError("rank 1 is gone"))
-    try:
-        raise ValueError("wrong")
-    except ValueError as error:
-        log.log_error(error)
+    for error in (UserError("data.train: gone"), PeerLostError("rank 1 is gone"), ValueError("wrong")):
+        with pytest.raises(type(error)), log.errors_logged():
+            raise error
     lines = lines_of(folder)
     assert [line["event"] for line in lines] == ["failed", "lost_rank", "failed"]
     assert lines[0]["message"] == "data.train: gone" and lines[2]["message"] == "ValueError: wrong"

@@ -56,7 +56,7 @@ def test_a_merged_key_has_the_location_where_it_is_written(tmp_path):
         load_config(path, [], Whole)
     assert [line.split(" = ")[0] for line in map(str, error.value.findings)] == [f"{path}:7: names.two.y"]
     path.write_text("names:\n  one: &one\n    x: 1\n    y: 2\n  two:\n    <<: *one\noptim:\n  lr: 1\n")
-    places = read_config(path, [])[1]
+    places = read_config(path).locations
     assert places["names", "two", "x"] == f"{path}:3"
     assert places["names", "two"] == f"{path}:5"
 
@@ -156,7 +156,7 @@ def test_a_malicious_text_is_reported_in_one_line_quickly(tmp_path, name):
     path = tmp_path / "a.yaml"
     path.write_text(text, encoding="utf-8", newline="")
     start = time.process_time()
-    for read in (read_yaml, lambda path: read_config(path, [])[0], lambda path: load_config(path, [], Whole)):
+    for read in (read_yaml, lambda path: read_config(path).values, lambda path: load_config(path, [], Whole)):
         with pytest.raises(ConfigError, match=rf"^{path}:{line}: .*{problem}") as error:
             read(path)
         assert str(error.value).isprintable()
@@ -299,7 +299,7 @@ def test_any_bytes_give_values_or_a_config_error(tmp_path):
         path.write_bytes(bytes(text).replace(b"base:", b"bas:"))
         values = None
         with contextlib.suppress(ConfigError):
-            values = read_config(path, [])[0]
+            values = read_config(path).values
         assert values is None or isinstance(values, dict)
         read, refused = read + (values is not None), refused + (values is None)
         with contextlib.suppress(YamlError):

@@ -18,12 +18,13 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.recognise import VOCABULARIES, XLM_R_WORDS, Recognised, Stack
 from run import main
 from tasks import ROOT
+from tasks.kinds import find_task, model_section
 from tests.messages import OneLine, naming
 from utils.config_files import read_yaml
 from utils.weight_file import save_weights
 from x2vlm import UserError, load, loading
 from x2vlm.saving import HEADING
-from x2vlm.settings import loaded_task, settings_of
+from x2vlm.settings import settings_of, task_of
 
 NAMES = ("pretrain", "retrieval", "grounding", "nlvr", "vqa", "captioning")
 
@@ -165,23 +166,23 @@ def found(task: str, size: str = "base", words: int = 30522, frames: int | None 
 )
 def test_an_authors_file_gets_the_settings_of_its_run(task, more, size):
     config = ROOT / "configs" / loading._published_config(found(task, size, **more), Path("x.th"))
-    values = loading.read_config(config, [])[0]
-    kind = loaded_task(values["task"], None, "x")
-    settings = settings_of(values, str(config), kind)
+    values = loading.read_config(config).values
+    source = task_of(values, None, "x")
+    settings = settings_of(values, str(config), source)
     assert settings.task == task and size in config.name
-    assert type(settings.model) is kind.section
+    assert type(settings.model) is model_section(source.config_class())
     if more.get("words"):
         assert settings.model.text.encoder.startswith("xlm-roberta")
     assert (settings.model.vision.video is not None) == ("frames" in more)
 
 
 def test_a_pre_trained_model_reads_videos_like_its_stream():
-    values = loading.read_config(ROOT / "configs/pretrain/base_1b_stage2.yaml", [])[0]
+    values = loading.read_config(ROOT / "configs/pretrain/base_1b_stage2.yaml").values
     reading = values["data"]["videos"]["reading"]
-    read = settings_of(values, "x", loaded_task("pretrain", None, "x")).data.video
+    read = settings_of(values, "x", find_task("pretrain")).data.video
     assert reading and reading == {name: getattr(read, name) for name in reading}
     reading["frames_per_second"] = 4.0
-    assert settings_of(values, "x", loaded_task("pretrain", None, "x")).data.video.frames_per_second == 4.0
+    assert settings_of(values, "x", find_task("pretrain")).data.video.frames_per_second == 4.0
 
 
 def test_settings_are_derived_from_the_shapes_of_an_authors_file(monkeypatch):

@@ -51,7 +51,7 @@ def candidates() -> tuple[Candidate, ...]:
     """Returns all configs in ``configs/`` that define a run."""
     listed = []
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
-        values = read_config(path, [])[0]
+        values = read_config(path).values
         section = model_section({"model": values.get("model", {})})
         if path.parent.name != "presets" and values.get("task") in TASKS and section is not None:
             listed.append(Candidate(str(Path(path.parent.name, path.name)), dict(values.get("init") or {}), section))

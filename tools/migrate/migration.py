@@ -212,7 +212,7 @@ def _preset(source: Source) -> dict[str, Any]:
     """Returns the settings that are hard-coded in the authors' code, and the sizes of the encoders."""
     folder = ROOT / "configs" / "presets"
     names = {**PRESETS, **(SEPARATE_PRESETS if source.layout == SEPARATE else {})}
-    values = read_config(folder / f"{names[source.task]}.yaml", [])[0]
+    values = read_config(folder / f"{names[source.task]}.yaml").values
     for key in OF_PRESETS:
         _remove(values, key)
     if source.task == "pretrain":
@@ -228,7 +228,7 @@ def _preset(source: Source) -> dict[str, Any]:
     text = _preset_of_encoder("text_encoder", source)
     fusion = _preset_of_encoder("cross_encoder", source) if source.layout == SEPARATE else text
     for part, preset in (("vision", size), ("text", text), ("fusion", fusion)):
-        sizes = read_config(folder / f"{preset}.yaml", [])[0]["model"][part]
+        sizes = read_config(folder / f"{preset}.yaml").values["model"][part]
         values.setdefault("model", {})[part] = {**sizes, **values.get("model", {}).get(part, {})}
     return values
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.config_files import Locations, nearest_location, read_config, shown_value
+from utils.config_files import ConfigError, Locations, nearest_location, read_config, shown_value
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -149,7 +149,9 @@ def read_source(
     Raises:
         UserError: if a file cannot be read, the config is one of ours, or the task is not given and not recognised.
     """
-    values, places = read_config(path, overrides)
+    values, places, malformed = read_config(path, overrides)
+    if malformed:
+        raise ConfigError(malformed)
     if isinstance(values.get("model"), dict) and isinstance(values.get("data"), dict):
         raise UserError(f"{path} is already a config of this project", remedy=f"use it with run.py --config {path}")
     if task is None:
