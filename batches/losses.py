@@ -36,16 +36,16 @@ def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor
             and micro-batches of the step, and at least 1.
 
     Returns:
-        The averaged losses, (K,) for K losses, and their weighted sum, a scalar.
+        The averaged losses, (K,) for K losses in the order of ``divisors``, and their weighted sum, a scalar.
 
     Raises:
         ValueError: if a loss has no divisor, or a divisor has no loss.
     """
     if losses.keys() != divisors.keys():
         raise ValueError(f"forward() returns the losses {list(losses)}, but counts() returns {list(divisors)}")
-    totals = torch.stack([loss.total for loss in losses.values()])
-    averages = totals / torch.stack([divisors[name] for name in losses])
-    weights = send(torch.tensor([loss.weight for loss in losses.values()]), averages.device)
+    totals = torch.stack([losses[name].total for name in divisors])
+    averages = totals / torch.stack(list(divisors.values()))
+    weights = send(torch.tensor([losses[name].weight for name in divisors]), averages.device)
     return averages, (averages * weights).sum()
 
 

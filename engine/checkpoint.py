@@ -49,6 +49,11 @@ class Checkpoint:
     folder: Path
     step: int
 
+    @staticmethod
+    def of(folder: Path, step: int) -> Checkpoint:
+        """Returns the checkpoint of ``step`` in the folder with the checkpoints of a run."""
+        return Checkpoint(folder / f"step-{step:08d}", step)
+
     @property
     def model_file(self) -> Path:
         return self.folder / MODEL_FILE

@@ -70,14 +70,15 @@ class RunFolder:
         self.tensorboard = path / TENSORBOARD_FOLDER
         self.checkpoint_faults: list[str] = []
         """On rank 0: what is wrong with each checkpoint that is newer than the checkpoint to resume from."""
-        self.resumed: Checkpoint | None = None
-        """The checkpoint to resume from; None if there is none, and once training has started."""
+        self.newest: Checkpoint | None = None
+        """The newest intact checkpoint when the folder was opened and, after training, the last checkpoint; None if there is
+        none."""
         self._config: str | None = None
         """The content of ``config.yaml``."""
 
     @classmethod
     def open(cls, path: Path, config: Config, resume: bool, evaluate: bool = False) -> RunFolder:
-        """Creates or opens the folder, and finds its newest intact checkpoint (:attr:`resumed`).
+        """Creates or opens the folder, and finds its newest intact checkpoint (:attr:`newest`).
 
         Raises:
             NotRegularError: if one of the run's files is a FIFO or a folder.
@@ -139,7 +140,7 @@ class RunFolder:
         token = distributed.on_rank_0(create)
         if distributed.is_distributed():
             folder._require_shared(token)
-        folder.resumed = folder._newest_intact() if checkpoints else None
+        folder.newest = folder._newest_intact() if checkpoints else None
         return folder
 
     def _require_shared(self, token: str) -> None:

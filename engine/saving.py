@@ -172,7 +172,8 @@ def write_checkpoint(
         UserError: if a file of tensors is incomplete.
         Exception: if a file cannot be written; the type depends on the library that writes it.
     """
-    final = folder / f"step-{step:08d}"
+    checkpoint = Checkpoint.of(folder, step)
+    final = checkpoint.folder
     temporary = folder / TEMPORARY_FOLDER.format(step=step)
     temporary.mkdir(parents=True, exist_ok=True)
     save_weights(temporary / MODEL_FILE, weights, metadata)
@@ -200,7 +201,7 @@ def write_checkpoint(
     sync_file(folder)
     if replaced is not None:
         shutil.rmtree(replaced)
-    return Checkpoint(final, step)
+    return checkpoint
 
 
 def remove_old(folder: Path, keep: int, step: int) -> None:

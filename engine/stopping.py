@@ -1,13 +1,14 @@
 """Stops a run on request, at a point from which it can be resumed.
 
-A signal sets a flag. During training steps, the flag is part of the all-reduce of the losses, so all ranks stop after the same
-step, without extra synchronisation. If they cannot, because a rank hangs, a thread ends each process and says what was saved,
-shortly before the launcher would kill it.
+A signal sets a flag. What follows depends on what the run is doing:
 
-Set-up, validation and evaluation do not change the weights, so during these, a thread saves a checkpoint of the steps so far, if
-needed, and ends the process immediately. Rank 0 ends first. The other ranks continue until rank 0 has ended, because rank 0 may
-already have finished the evaluation and need them. Then a thread in each of the other ranks ends its process, whatever the
-process is waiting for.
+- **Training steps** (:meth:`StopRequest.ending_if_late`). The flag is part of the all-reduce of the losses, so all ranks stop
+  after the same step, without extra synchronisation. If they cannot, because a rank hangs, a timer ends each process shortly
+  before the launcher would kill it, and says what was saved.
+- **Set-up, validation and evaluation** (:meth:`StopRequest.ending_at_once`). They do not change the weights, so a thread saves a
+  checkpoint of the steps so far, if needed, and ends the process immediately. Rank 0 ends first. The other ranks continue until
+  rank 0 has ended, because rank 0 may already have finished the evaluation and need them. Then a thread in each of them ends its
+  process, whatever the process is waiting for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -43,6 +45,19 @@ POLL_S = 0.25
 
 MARGIN_S = 5.0
 """Seconds before the end of ``train.grace_s`` at which rank 0 ends on its own. At the end, the launcher kills the ranks."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ends while its main thread is busy.
+
+    Attributes:
+        save: saves the state of the run if necessary. Returns a message for the log, which says what is saved.
+        at_once: whether the process ends after a request at once, or only if it is late.
+    """
+
+    save: Callable[[], str]
+    at_once: bool
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
@@ -76,9 +91,8 @@ class StopRequest:
         self._status_of_rank_0: int | None = None
         """Exit status that rank 0 published before it ended."""
         self._lock = threading.Lock()
-        self._save: Callable[[], str] | None = None
-        """Saves the state of the run and returns what was saved. None if the process must not be ended."""
-        self._only_if_late = False
+        self._ending: Ending | None = None
+        """None while the process must not be ended."""
         self._ended = threading.Event()
         self._handlers: dict[int, Any] = {}
         self._signals = contextlib.ExitStack()
@@ -110,31 +124,34 @@ class StopRequest:
         """Exit status of a process that stops on request."""
         return status_of_stop(self.signum or signal.SIGTERM)
 
-    @contextmanager
-    def ending_process(
-        self, save: Callable[[], str] = lambda: "no new step has been trained", *, only_if_late: bool = False
-    ) -> Iterator[None]:
-        """Context in which a request ends the process.
+    def ending_at_once(
+        self, save: Callable[[], str] = lambda: "no new step has been trained"
+    ) -> AbstractContextManager[None]:
+        """Context in which a request ends the process immediately, after rank 0 has called ``save``, which saves the state of the
+        run and returns a message for the log."""
+        return self._ended_by(Ending(save, at_once=True))
 
-        Args:
-            save: called on rank 0 before its process ends. Returns a message for the log, which says what was saved.
-            only_if_late: if False, the process ends immediately. If True, it ends only if the ranks do not stop together in time.
-                In this case, the other ranks call ``save`` if rank 0 hangs.
-        """
+    def ending_if_late(self, describe: Callable[[], str]) -> AbstractContextManager[None]:
+        """Context in which the ranks stop together. If they do not do so in time, a request ends the process without saving, and
+        the log contains the message that ``describe`` returns on rank 0 or, if rank 0 hangs, on the other ranks."""
+        return self._ended_by(Ending(describe, at_once=False))
+
+    @contextmanager
+    def _ended_by(self, ending: Ending) -> Iterator[None]:
         with self._lock:
-            outer = self._save, self._only_if_late
-            self._save, self._only_if_late = save, only_if_late
+            outer, self._ending = self._ending, ending
         try:
             yield
         finally:
             with self._lock:  # waits forever if the process is being ended
-                self._save, self._only_if_late = outer
+                self._ending = outer
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
+        """Called by Python in the main thread, but not before it runs Python code; :meth:`_receive` is called before that."""
         self.signum = self.signum or signum
 
     def _receive(self, signum: int) -> None:
-        """Receives a signal at once, even if the main thread waits for a rank that hangs."""
+        """Called in a separate thread as soon as a signal arrives, even if the main thread waits for a rank that hangs."""
         if signum not in self._handlers:
             return
         now = time.monotonic()
@@ -149,17 +166,16 @@ class StopRequest:
             self._exchange()  # waits for ever if the rank that hosts the store hangs
             if self.signum is not None:
                 self._start_timer()
+            # After a signal, rank 0 ends first, and the others once it has ended. If the ranks are to stop together, rank 0 ends
+            # when it is late.
+            is_first = self.store is None or distributed.rank() == 0
             with self._lock:
-                if self._save is not None and not self._ended.is_set() and self._may_end():
-                    self._end(self._save)
-
-    def _may_end(self) -> bool:
-        """True if the process is to end now: after a signal, rank 0 ends first, and the others once it has ended. While the ranks
-        train, rank 0 ends only when it is late (:meth:`_end_late`)."""
-        if self._only_if_late:
-            return self.signum is not None and self._status_of_rank_0 is not None
-        is_first = self.store is None or distributed.rank() == 0
-        return self._rank_0_ended or (is_first and self.signum is not None)
+                if self._ending is None or self._ended.is_set():
+                    continue
+                if self._ending.at_once and (self._rank_0_ended or (is_first and self.signum is not None)):
+                    self._end(self._ending)
+                if not self._ending.at_once and self.signum is not None and self._status_of_rank_0 is not None:
+                    self._end(self._ending)
 
     def _start_timer(self) -> None:
         """Starts the timer that ends this process if it is late, unless it is already running."""
@@ -173,8 +189,8 @@ class StopRequest:
 
     def _end_late(self) -> None:
         with self._lock:
-            if self._save is not None and not self._ended.is_set():
-                self._end(self._save)
+            if self._ending is not None and not self._ended.is_set():
+                self._end(self._ending)
 
     def _exchange(self) -> None:
         """Exchanges signals with the other ranks, and checks whether rank 0 has ended."""
@@ -193,12 +209,13 @@ class StopRequest:
         except RuntimeError:  # the process that hosts the store has ended
             self._rank_0_ended, self.store = True, None
 
-    def _end(self, save: Callable[[], str]) -> None:
+    def _end(self, ending: Ending) -> None:
         """Ends this process without Python's cleanup, since threads and workers may be in any state."""
         status = self.status if self._status_of_rank_0 is None else self._status_of_rank_0
-        if distributed.rank() == 0 or (self._only_if_late and not self._rank_0_ended):
+        rank_0_hangs = not ending.at_once and not self._rank_0_ended
+        if distributed.rank() == 0 or rank_0_hangs:
             try:
-                logger.warning(events.Stopped(by=self.name, message=save()))
+                logger.warning(events.Stopped(by=self.name, message=ending.save()))
             # The process ends anyway, with a status on which schedulers do not requeue the run, since it would only fail again.
             except Exception as error:
                 logger.warning(events.Stopped(by=self.name, message=f"the checkpoint could not be saved: {error}"))

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Collection, Iterable
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.tensor import DTensor
 
-from engine.checkpoint import REMEDY, Checkpoint
+from engine.checkpoint import Checkpoint
 from engine.config import TrainConfig
 from engine.parallel.choice import parallel_of
-from engine.parallel.fsdp import cause_of
 from optim.config import OptimConfig
 from optim.ema import WeightAverage
 from optim.groups import build_optimizer, parameter_groups
@@ -27,7 +20,7 @@ from optim.lora import is_adapter
 from optim.setup import levels_above, set_frozen
 from scheduler import Schedule
 from utils import distributed
-from utils.errors import UserError, reason_of
+from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +81,7 @@ class TrainedModel:
                     where=f"optim.freeze.{part}",
                     remedy="remove the key",
                 )
-        self._set_frozen(self.freeze.frozen_at(max(0, step - 1)))
+        self._rebuild_optimizer(self.freeze.frozen_at(max(0, step - 1)), states={})
         self.parallel.update_trainable()
         self.average = WeightAverage(ever_trained, optim.ema)
         """The average of all parameters that train at some point in the run."""
@@ -130,10 +123,8 @@ class TrainedModel:
         drops the gradients of the previous step. Returns True if an encoder was unfrozen."""
         before, frozen = self.frozen, self.freeze.frozen_at(step)
         if before != frozen:
-            states = self.optimizer.state
             self.parallel.release()
-            self._set_frozen(frozen)
-            self.optimizer.state.update(states)
+            self._rebuild_optimizer(frozen, self.optimizer.state)
             self.parallel.update_trainable()
             logger.info("step %d: %s trains from now on", step + 1, ", ".join(p for p in before if p not in frozen))
             self._log(frozen)
@@ -167,92 +158,13 @@ class TrainedModel:
         distributed.on_rank_0(read)
         self.parallel.load(distributed.received_from_rank_0(unaveraged, self.device))
 
-    def optimizer_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Returns the optimiser state without its tensors, and the tensors, named by parameter and state, such as
-        ``fusion.layer.0.output.dense.bias/exp_avg``."""
-        state = self.optimizer.state_dict()
-        states = state.pop("state")
-        tensors: dict[str, Tensor] = {}
-        for index, (name, _) in enumerate(self._optimised()):
-            tensors |= {f"{name}/{key}": value for key, value in states.get(index, {}).items()}
-        return state, tensors
-
-    def resume_optimizer(self, state: dict[str, Any], checkpoint: Checkpoint) -> None:
-        """Loads the optimiser state from a checkpoint, which may have been written by a different number of ranks.
-
-        Raises:
-            UserError: if the state cannot be read.
-        """
-        states = state.setdefault("state", {})  # by parameter index, as in checkpoints written by earlier versions
-        read = {} if checkpoint.states_folder is None else self._read_states(checkpoint.states_folder)
-        for index, (name, parameter) in enumerate(self._optimised()):
-            parameter_state = states.setdefault(index, {})
-            for key, value in parameter_state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    parameter_state[key] = self.parallel.shard_like(value, parameter)
-            parameter_state |= read.get(name, {})
-        missing = [name for index, (name, _) in enumerate(self._optimised()) if not states[index]]
-        if 0 < len(missing) < len(states):
-            raise UserError(f"has no optimiser state for {missing[0]}", where=checkpoint.folder, remedy=REMEDY)
-        self.optimizer.load_state_dict(state)
-
-    def _read_states(self, folder: Path) -> dict[str, dict[str, Tensor]]:
-        """Reads the tensors of the optimiser state, by parameter. Every rank reads its shards of the sharded tensors. Rank 0
-        reads the other tensors and sends them to the other ranks."""
-        states, reason = {}, ""
-        try:
-            reader = dcp.HuggingFaceStorageReader(str(folder))
-            states = self._empty_states(reader.read_metadata())
-            mine = {
-                name: state for name, state in states.items() if isinstance(state, DTensor) or distributed.rank() == 0
-            }
-            with warnings.catch_warnings():  # DCP warns that it does not use other ranks, as no_dist requests
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                if mine:
-                    dcp.load(mine, storage_reader=reader, no_dist=True)
-        except (Exception, CheckpointException) as error:  # from safetensors, the operating system or DCP
-            reason = reason_of(cause_of(error))
-        if reason := next(filter(None, distributed.gather_objects(reason)), ""):
-            raise UserError(f"cannot be read ({reason})", where=folder, remedy=REMEDY)
-        distributed.send_from_rank_0(state for state in states.values() if not isinstance(state, DTensor))
-        by_parameter: dict[str, dict[str, Tensor]] = {}
-        for full_name, tensor in states.items():
-            name, _, key = full_name.rpartition("/")
-            by_parameter.setdefault(name, {})[key] = tensor
-        return by_parameter
-
-    def _empty_states(self, metadata: Metadata) -> dict[str, Tensor]:
-        """Returns a tensor for each stored state of a current parameter, sharded like the parameter.
-
-        Raises:
-            ValueError: if a stored state is incomplete, or does not fit its parameter.
-        """
-        parameters, states = dict(self._optimised()), {}
-        for full_name, stored in metadata.state_dict_metadata.items():
-            assert isinstance(stored, TensorStorageMetadata)
-            parameter = parameters.get(full_name.rpartition("/")[0])
-            if parameter is not None and stored.size == parameter.shape:
-                states[full_name] = torch.zeros_like(parameter, dtype=stored.properties.dtype, requires_grad=False)
-            elif parameter is not None and not stored.size:
-                states[full_name] = torch.zeros((), dtype=stored.properties.dtype, device=parameter.device)
-            elif parameter is not None:
-                raise ValueError(f"{full_name} has shape {tuple(stored.size)}, its parameter {tuple(parameter.shape)}")
-            if sum(chunk.sizes.numel() for chunk in stored.chunks) != stored.size.numel():
-                raise ValueError(f"{full_name} is incomplete")
-        return states
-
-    def _optimised(self) -> list[tuple[str, nn.Parameter]]:
-        """Returns the names and parameters in the optimiser's order."""
-        return [
-            pair for group in self.optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)
-        ]
-
     def learning_rates(self, step: int) -> dict[str, float]:
         """Returns the learning rates of step ``step``, counted from 0, by group name."""
         factor = self.schedule(step)
         return {name: peak * factor for name, (peak, first) in self._peaks.items() if first <= step}
 
-    def _set_frozen(self, frozen: tuple[str, ...]) -> None:
+    def _rebuild_optimizer(self, frozen: tuple[str, ...], states: Mapping[Tensor, Any]) -> None:
+        """Freezes these parts of the model, and builds the optimiser of all other parameters, with their ``states`` so far."""
         self.frozen = frozen
         if self.freeze.steps:
             set_frozen(self.model, frozen)
@@ -261,8 +173,9 @@ class TrainedModel:
             raise UserError(
                 "leaves no trainable parameters in this model", where="optim.freeze", remedy="freeze fewer parts"
             )
-        self.groups = parameter_groups(self.model.named_parameters(), self.optim, self.fresh, levels_above(self.model))
-        self.optimizer = build_optimizer(self.groups, self.optim)
+        groups = parameter_groups(self.model.named_parameters(), self.optim, self.fresh, levels_above(self.model))
+        self.optimizer = build_optimizer(groups, self.optim)
+        self.optimizer.state.update(states)
 
     def _log(self, frozen: tuple[str, ...]) -> None:
         """Logs how many parameters are frozen, and for how long."""

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -20,19 +20,21 @@ from torch.distributed.tensor.experimental import implicit_replication
 
 from batches.base import to_device
 from batches.losses import WORK, Losses, Work, weighted_sum
+from engine import optimizer_states
 from engine.checkpoint import Checkpoint, newest_step
 from engine.config import TrainConfig
 from engine.identity import RunIdentity
 from engine.metrics_log import MetricsLog
 from engine.micro_batches import prefetch, seed_generators, seeded_micro_batches
 from engine.precision import Precision
-from engine.report import COMPILE_STEPS, RESERVED_NAMES, PendingStep, Reporter, Tally
+from engine.report import RESERVED_NAMES, PendingStep, Reporter, Tally
 from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
 from engine.saving import CheckpointWriter
 from engine.stall import StallWatch
 from engine.stopping import Stopped, StopRequest
 from engine.task import Task, TaskModel
+from engine.timeouts import StepTimeout
 from engine.trained import TrainedModel
 from engine.validation import Validator
 from engine.watch import RankTimes
@@ -57,7 +59,7 @@ PHASES = (
 "data" waits for the micro-batches. "rates" sets the learning rates. "counts" and "work" compute the numbers by which the losses
 are divided and the FLOPs (:meth:`Trainer._count`). "numbers" starts copying the losses and metrics to the host. "report" reads
 the values of the previous step. "data" and "report" take place in :meth:`Trainer._run_steps`, the other phases in
-:meth:`Trainer.train_step`.
+:meth:`Trainer.train_step`. Reports about stalls also name "checkpoint".
 """
 
 
@@ -142,8 +144,7 @@ class Trainer:
         """Called with the name of a phase (see :data:`PHASES`) after the host has enqueued the phase."""
         if checkpoint is not None and state is not None:
             self._restore(checkpoint, state)
-        self.first_step = self.step
-        """The step at which this process started or last unfroze an encoder. Compilation happens in the steps that follow."""
+        self.timeout = StepTimeout(train, self.step)
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         """Restores everything that the remaining steps depend on from a checkpoint, whose training state is ``state``.
@@ -158,7 +159,7 @@ class Trainer:
             if distributed.rank() == 0:
                 logger.warning("%s: %s", run, change)
         self.trained.resume_average(checkpoint)
-        self.trained.resume_optimizer(state["optimizer"], checkpoint)
+        optimizer_states.resume(self.trained.optimizer, state["optimizer"], checkpoint, self.parallel)
         self.precision.scaler.load_state_dict(state["scaler"])
         self.consumed = state["records"] // self.loader.records_per_batch
         self.validator.best, self.validator.due = state["best"], state["validation_due"]
@@ -174,7 +175,7 @@ class Trainer:
         """
         remaining = self.steps - self.step
         if remaining > 0 or self.validator.due:
-            with self.stop.ending_process(self._describe_late_stop, only_if_late=True):
+            with self.stop.ending_if_late(self._describe_late_stop):
                 self._fit(remaining)
         else:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
@@ -183,7 +184,6 @@ class Trainer:
 
     def _fit(self, remaining: int) -> None:
         """Opens the logs and the loader, runs the remaining steps, and waits for the last checkpoint."""
-        self.folder.resumed = None
         batches = prefetch(self.loader.batches(self.consumed, remaining * self.accumulation), self.device)
         main = distributed.rank() == 0
         self.metrics = MetricsLog(self.folder, self.step, self.config.wandb) if main else None
@@ -209,8 +209,9 @@ class Trainer:
             progress.close()
             if self.metrics:
                 self.metrics.close()
-        distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still be writing the last checkpoint
-        distributed.on_rank_0(self.writer.finish)  # after this, the other ranks may read the checkpoint
+        with self.timeout.longer():  # rank 0 may still be writing the last checkpoint
+            distributed.on_rank_0(self.writer.finish)  # after this, the other ranks may read the checkpoint
+        self.folder.newest = Checkpoint.of(self.folder.checkpoints, self.step)
         # The last call makes the loader check the number of broken records over the whole run.
         if next(batches, None) is not None:
             raise RuntimeError("the loader yields more batches than requested")
@@ -222,31 +223,28 @@ class Trainer:
             self._validate(report)
             self._save()  # otherwise a finished run would repeat this validation pass at each --resume
         while self.step < self.steps:
-            started = time.perf_counter()
-            on_host, on_device = zip(*(next(batches) for _ in range(self.accumulation)), strict=True)
-            data_wait_s = time.perf_counter() - started
-            self.times.data_waits_s.append(data_wait_s)
-            self._reached("data")
+            with self._phase("data"):
+                started = time.perf_counter()
+                on_host, on_device = zip(*(next(batches) for _ in range(self.accumulation)), strict=True)
+                data_wait_s = time.perf_counter() - started
+                self.times.data_waits_s.append(data_wait_s)
             current = self.train_step(list(on_host), list(on_device))
             current.data_wait_s = data_wait_s
-            if previous is not None:
-                report(previous)
-            self._reached("report")
+            with self._phase("report"):
+                if previous is not None:
+                    report(previous)
             previous = current
             self.validator.set_due(self.step)
             checkpoint_due = self.step % self.config.checkpoint_every == 0 or self.step == self.steps
             if report.stop_requested or self.validator.due or checkpoint_due:
-                report(current)
+                report(current)  # the checkpoint counts this step as skipped if it was, and a fault must not be saved
                 previous = None
                 if report.stop_requested and self.step < self.steps:
                     raise self._save_before_stopping()
                 if self.validator.due:
                     self._validate(report)
                 self._save()
-            # The first step can be slow, as can the next few steps if encoders are compiled. After these steps, use a shorter
-            # timeout.
-            if self.step == self.first_step + (COMPILE_STEPS if self.config.compile else 1):
-                distributed.set_timeout(self.config.step_timeout_min)
+            self.timeout.finished(self.step)
 
     def train_step(self, micro_batches: list[Any], on_device: list[Any] | None = None) -> PendingStep:
         """Enqueues one optimiser step.
@@ -255,10 +253,9 @@ class Trainer:
             micro_batches: the micro-batches of this rank, on the host.
             on_device: copies of the micro-batches on the device; if None, they are copied now.
         """
-        if self.trained.start_step(self.step):
-            self.first_step = self.step
-            distributed.set_timeout(self.config.start_timeout_min)
-        self._reached("rates")
+        with self._phase("rates"):
+            if self.trained.start_step(self.step):
+                self.timeout.slow_steps_follow(self.step)
         if on_device is None:
             on_device = [to_device(batch, self.device) for batch in micro_batches]
         divisors, work = self._count(micro_batches)
@@ -270,27 +267,29 @@ class Trainer:
             if self.config.compile:
                 torch.compiler.cudagraph_mark_step_begin()
             with self.parallel.synchronised(last):
-                with self.precision.autocast():
+                self.times.begin_forward()
+                with self._phase("forward"), self.precision.autocast():
                     losses: Losses = self.parallel(batch)
-                self._reached("forward")
-                divided, loss = weighted_sum(losses, divisors)
-                averages.append(torch.cat([divided, loss.view(1)]).detach())
-                self._reached("losses")
-                self.precision.scaler.scale(loss * self.parallel.loss_factor).backward()
-                if last:
-                    self.trained.check_adapters()
-            self._reached("backward")
+                with self._phase("losses"):
+                    divided, loss = weighted_sum(losses, divisors)
+                    averages.append(torch.cat([divided, loss.view(1)]).detach())
+                self.times.end_forward()
+                with self._phase("backward"):
+                    self.precision.scaler.scale(loss * self.parallel.loss_factor).backward()
+                    if last:
+                        self.trained.check_adapters()
         local = averages[0] if len(averages) == 1 else torch.stack(averages).sum(dim=0)
         # The request to stop is summed like a loss, so all ranks see it after the same step.
-        extra_names, extra = self.times.values_to_sum(self.stop.signum is not None, self.step + 1, local)
-        summed, extra = distributed.sum_over_ranks(torch.cat([local, extra])).split([len(local), len(extra)])
+        extra = {"stop_requested": float(self.stop.signum is not None), **self.times.values_to_sum(self.step + 1)}
+        to_sum = torch.cat([local, send(torch.tensor([*extra.values()], dtype=local.dtype), self.device)])
+        summed = distributed.sum_over_ranks(to_sum)
         scalars = self._update(not_finite=~summed.isfinite().all())
         scalars["local_not_finite"] = ~local.isfinite().all()
-        values = torch.cat([summed, torch.stack([value.float() for value in scalars.values()]), extra, work]).detach()
-        values, copied = start_copy_to_host(values)
-        names = [*losses, "loss", *scalars, *extra_names, *WORK]
-        pending = PendingStep(self.step + 1, names, values, copied, micro_batches, time.perf_counter())
-        self._reached("numbers")
+        with self._phase("numbers"):
+            names = [*divisors, "loss", *extra, *scalars, *WORK]
+            values = torch.cat([summed, torch.stack([value.float() for value in scalars.values()]), work]).detach()
+            values, copied = start_copy_to_host(values)
+            pending = PendingStep(self.step + 1, names, values, copied, micro_batches, time.perf_counter())
         self.step += 1
         self.stall.finished(self.step)
         self.consumed += self.accumulation * distributed.world_size()
@@ -310,19 +309,19 @@ class Trainer:
             ValueError: if a loss has a reserved name.
         """
         model = cast(TaskModel, self.model)
-        counts_of_batches = [model.counts(batch) for batch in micro_batches]
-        names = list(counts_of_batches[0])
-        if reserved := RESERVED_NAMES.intersection(names):
-            raise ValueError(
-                f"a loss is named {sorted(reserved)[0]!r}, which is the name of another metric; rename the loss"
-            )
-        counts = torch.stack([counts[name] for counts in counts_of_batches for name in names])
-        self._reached("counts")
-        work = sum((model.work(batch) for batch in micro_batches), Work())
-        work_values = torch.tensor([getattr(work, name) for name in WORK], dtype=torch.float32)
-        values = send(torch.cat([counts.view(-1, len(names)).sum(dim=0).float(), work_values]), self.device)
-        divisors, total_work = distributed.sum_over_ranks(values).split([len(names), len(WORK)])
-        self._reached("work")
+        with self._phase("counts"):
+            counts_of_batches = [model.counts(batch) for batch in micro_batches]
+            names = list(counts_of_batches[0])
+            if reserved := RESERVED_NAMES.intersection(names):
+                raise ValueError(
+                    f"a loss is named {sorted(reserved)[0]!r}, which is the name of another metric; rename the loss"
+                )
+            counts = torch.stack([counts[name] for counts in counts_of_batches for name in names])
+        with self._phase("work"):
+            work = sum((model.work(batch) for batch in micro_batches), Work())
+            work_values = torch.tensor([getattr(work, name) for name in WORK], dtype=torch.float32)
+            values = send(torch.cat([counts.view(-1, len(names)).sum(dim=0).float(), work_values]), self.device)
+            divisors, total_work = distributed.sum_over_ranks(values).split([len(names), len(WORK)])
         return dict(zip(names, divisors.clamp(min=1).unbind(), strict=True)), total_work
 
     def _seed(self, micro_batch: int) -> None:
@@ -340,60 +339,57 @@ class Trainer:
             The norm of the gradient before clipping, whether the step was skipped, and with fp16 the loss scale.
         """
         optimizer, scaler = self.trained.optimizer, self.precision.scaler
-        gradients = [each.grad for each in self.trained.parameters if each.grad is not None]
         scalars: dict[str, Tensor] = {}
-        if scaler.is_enabled():
-            # Makes the scaler skip the step, because a loss can be infinite while its gradient is finite.
-            gradients[0].add_(torch.where(not_finite, torch.nan, 0.0))
-            # get_scale() would force a device sync
-            scalars["loss_scale"] = scaler.scale(torch.ones((), device=self.device))
-        scaler.unscale_(optimizer)
-        norm = self.parallel.gradient_norm(gradients)
-        if self.config.clip_grad_norm is not None:
-            factor = (self.config.clip_grad_norm / (norm + 1e-6)).clamp(max=1)  # as in torch.nn.utils.clip_grad_norm_
-            torch._foreach_mul_([distributed.local_shard(each) for each in gradients], factor)
-        self._reached("clip")
-        skipped = not_finite | ~norm.isfinite()
-        if scaler.is_enabled():
-            scaler.step(optimizer)
-            scaler.update()
-        elif optimizer.defaults.get("fused"):
-            # Torch's fused kernels read this flag on the device; the loss scaler uses the same mechanism.
-            optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-            with implicit_replication():  # a group may contain both sharded and replicated parameters
+        with self._phase("clip"):
+            gradients = [each.grad for each in self.trained.parameters if each.grad is not None]
+            if scaler.is_enabled():
+                # Makes the scaler skip the step, because a loss can be infinite while its gradient is finite.
+                gradients[0].add_(torch.where(not_finite, torch.nan, 0.0))
+                # get_scale() would force a device sync
+                scalars["loss_scale"] = scaler.scale(torch.ones((), device=self.device))
+            scaler.unscale_(optimizer)
+            norm = self.parallel.gradient_norm(gradients)
+            if self.config.clip_grad_norm is not None:
+                factor = (self.config.clip_grad_norm / (norm + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
+                torch._foreach_mul_([distributed.local_shard(each) for each in gradients], factor)
+        with self._phase("optimiser"):
+            skipped = not_finite | ~norm.isfinite()
+            if scaler.is_enabled():
+                scaler.step(optimizer)
+                scaler.update()
+            elif optimizer.defaults.get("fused"):
+                # Torch's fused kernels read this flag on the device; the loss scaler uses the same mechanism.
+                optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+                with implicit_replication():  # a group may contain both sharded and replicated parameters
+                    optimizer.step()
+            elif not skipped:  # apex has no such flag, so the host waits for the device
                 optimizer.step()
-        elif not skipped:  # apex has no such flag, so the host waits for the device
-            optimizer.step()
-        self.trained.average.update(self.step, skipped)
-        self._reached("optimiser")
+            self.trained.average.update(self.step, skipped)
         # With fp16, gradients may overflow. In this case, the scaler lowers the scale, and the step is not an error.
         return scalars | {"grad_norm": norm, "not_finite": not_finite if scaler.is_enabled() else skipped}
 
-    def _reached(self, phase: str) -> None:
-        """Records that the host has finished a phase of the step."""
-        self.stall.phase = PHASES[(PHASES.index(phase) + 1) % len(PHASES)]
-        self.times.reached(phase)
+    @contextmanager
+    def _phase(self, phase: str) -> Iterator[None]:
+        """Context for a phase of the step, until the host has enqueued it."""
+        self.stall.phase = phase
+        yield
         self.after_phase(phase)
 
     def _validate(self, report: Reporter) -> None:
         started = time.perf_counter()
         if self.parallel.needs_all_ranks and self._saved != self.step:
             self._save()  # a rank that is asked to stop during validation cannot save without the others
-        # If one rank can save alone, a request to stop ends the process immediately, but not while averaged weights are swapped
-        # into or out of the model.
-        ending = nullcontext() if self.parallel.needs_all_ranks else self.stop.ending_process(self._save_and_describe)
-        with distributed.longer_timeout(self.config.start_timeout_min), self.trained.average.in_model():
-            with self.parallel.full_model(), self.stall.doing("a validation"), ending:
-                values = self.task.validate()
-                self.validator.due = False
-            self.validator.record(self.step, values, self.metrics)
+        # If one rank can save alone, a request to stop ends the process immediately.
+        ending = nullcontext() if self.parallel.needs_all_ranks else self.stop.ending_at_once(self._save_and_describe)
+        with self.timeout.longer(), self.stall.doing("a validation"):
+            self.validator.validate(self.step, self.metrics, ending)
         report.exclude(time.perf_counter() - started)
 
     def _save(self) -> None:
         """Starts writing a checkpoint of the current step. States that are equal on all ranks are written by rank 0."""
-        self._saved = self.step
+        self._saved, self.stall.phase = self.step, "checkpoint"
         weights, unaveraged = self.trained.average.states(self.model)
-        optimizer, states = self.trained.optimizer_state()
+        optimizer, states = optimizer_states.split_state(self.trained.optimizer)
         training = {
             "optimizer": optimizer,
             "scaler": self.precision.scaler.state_dict(),
@@ -410,8 +406,7 @@ class Trainer:
             self.folder.restore_config()
         metadata = {**self.task.metadata, **self.trained.metadata}
         # If all ranks are needed, they wait until rank 0 has written the previous checkpoint.
-        minutes = self.config.start_timeout_min
-        with distributed.longer_timeout(minutes) if self.parallel.needs_all_ranks else nullcontext():
+        with self.timeout.longer() if self.parallel.needs_all_ranks else nullcontext():
             self.writer.save(self.step, weights, unaveraged, training, states, metadata)
 
     def _save_and_describe(self) -> str:
@@ -429,10 +424,10 @@ class Trainer:
         If the checkpoint cannot be written, the exception is a :class:`UserError`, so that schedulers do not restart the run,
         which would lose the same steps over and over.
         """
-        distributed.set_timeout(self.config.start_timeout_min)  # the other ranks wait while rank 0 writes
         self._save()
         try:
-            distributed.on_rank_0(self.writer.finish)
+            with self.timeout.longer():  # the other ranks wait while rank 0 writes
+                distributed.on_rank_0(self.writer.finish)
         except UserError as error:
             return UserError(f"stopped by {self.stop.name}: {error}")
         return Stopped(self._saved_message(), self.stop.status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import AbstractContextManager
 
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
@@ -24,7 +25,7 @@ class Validator:
         task: the task. The best weights are those with the highest metric ``task.selection_metric``; if ``selection_metric`` is
             None, the task is never validated.
         plan: plan of the run. The last step is always followed by a validation pass.
-        trained: the model's weights. If weights are averaged, the caller swaps the averages into the model for validation.
+        trained: the model. If weights are averaged, the averages are validated.
         folder: folder of the run.
     """
 
@@ -42,14 +43,24 @@ class Validator:
             step % self.run_plan.validate_every == 0 or step == self.run_plan.steps
         )
 
-    def record(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:
-        """Logs the metrics of a validation pass, and saves the weights if they are the best so far.
+    def validate(self, step: int, log: MetricsLog | None, ending: AbstractContextManager[None]) -> None:
+        """Validates, logs the metrics, and saves the weights if they are the best so far.
 
         Args:
             step: number of completed steps.
-            metrics: the metrics, equal on all ranks.
             log: log of the metrics; None on ranks that write nothing.
+            ending: context in which a request to stop may end the process. Averaged weights are not swapped into or out of the
+                model in it.
         """
+        assert self.task.selection_metric is not None
+        with self.trained.average.in_model():
+            with self.trained.parallel.full_model(), ending:
+                metrics = self.task.validate()
+                self.due = False
+            self._record(step, metrics, log)
+
+    def _record(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:
+        """Logs the metrics of a validation pass, which are equal on all ranks, and saves the weights if they are the best."""
         assert self.task.selection_metric is not None
         value = metrics[self.task.selection_metric]
         better = not math.isnan(value) and (self.best is None or value > self.best)

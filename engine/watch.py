@@ -17,10 +17,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from utils import distributed
-from utils.accelerator import device_module, send
+from utils.accelerator import device_module
 
 logger = logging.getLogger(__name__)
 
@@ -79,40 +78,39 @@ class RankTimes:
         self._forward_s = 0.0
         self.single_rank = distributed.world_size() == 1
 
-    def reached(self, phase: str) -> None:
-        """Records that the host has finished a phase of the step."""
-        if self.single_rank:
-            return
-        if phase in ("work", "backward"):  # the forward pass of a micro-batch follows
+    def begin_forward(self) -> None:
+        """Records that the forward pass of a micro-batch begins."""
+        if not self.single_rank:
             self._began = self._now()
-        elif phase == "clip":  # the last backward pass is not followed by a forward pass
-            self._began = None
-        elif phase == "losses":
+
+    def end_forward(self) -> None:
+        """Records that the losses of the micro-batch have been computed."""
+        if not self.single_rank:
             self._spans.append((1.0, self._began, self._now()))
             self._began = None
             self._add_up()
 
-    def values_to_sum(self, stop_requested: bool, step: int, like: Tensor) -> tuple[list[str], Tensor]:
-        """Returns the names and values that this rank adds to the sum over all ranks.
+    def values_to_sum(self, step: int) -> dict[str, float]:
+        """Returns the values that this rank adds to the sum over all ranks, by name.
 
-        The first value is 1 if this rank was asked to stop. If the step is logged, two values per rank follow: the time that the
-        rank spent on its own work, and how much of this time it waited for data, in seconds per step since the previous logged
-        step. Each rank returns zeros for the other ranks, so that the sum contains the values of all ranks.
+        If the step is logged, there are two values per rank: the time that the rank spent on its own work, and how much of this
+        time it waited for data, in seconds per step since the previous logged step. Each rank returns zeros for the other ranks,
+        so that the sum contains the values of all ranks.
         """
-        names, values = ["stop_requested"], [float(stop_requested)]
         if step % self.log_every and step != self.steps:
-            return names, like.new_full((1,), values[0])
+            return {}
         steps, data_waits_s = max(1, len(self.data_waits_s)), sum(self.data_waits_s)
         self.data_waits_s = []
         if self.single_rank:
-            return names, like.new_full((1,), values[0])
+            return {}
         self._add_up()
         forward_s, data_s = max(0.0, self._forward_s / steps), data_waits_s / steps
         self._forward_s = 0.0
+        values: dict[str, float] = {}
         for rank in range(distributed.world_size()):
-            names += [f"ranks/{rank}/own_s", f"ranks/{rank}/data_s"]
-            values += [forward_s + data_s, data_s] if rank == distributed.rank() else [0.0, 0.0]
-        return names, send(torch.tensor(values, dtype=like.dtype), like.device)
+            own_s = (forward_s + data_s, data_s) if rank == distributed.rank() else (0.0, 0.0)
+            values |= zip((f"ranks/{rank}/own_s", f"ranks/{rank}/data_s"), own_s, strict=True)
+        return values
 
     def _add_up(self) -> None:
         """Adds up the intervals that have ended. On a GPU, the intervals of the latest steps may still be running."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.checkpoint import find_weights, list_checkpoints, run_config_of
+from engine.checkpoint import find_weights, run_config_of
 from engine.run_files import CONFIG_FILE
 from engine.run_folder import RunFolder
 from utils.config import Config
@@ -84,8 +84,7 @@ def measured_weights(folder: RunFolder, checkpoint: str | None, task: str | None
     trained: Training = "pre-trained" if task == "pretrain" else "fine-tuned"
     if folder.best.is_file():
         return MeasuredWeights(f"best weights of this run{_best_step(folder.best)}{_averaged(folder.best)}", trained)
-    if checkpoints := [folder.resumed] if folder.resumed else list_checkpoints(folder.checkpoints):
-        last = checkpoints[-1]
+    if (last := folder.newest) is not None:
         return MeasuredWeights(f"last weights of this run, step {last.step}{_averaged(last.model_file)}", trained)
     if checkpoint is None:
         return MeasuredWeights("weights without training", "zero-shot")

@@ -101,7 +101,7 @@ def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = Non
         plan = None if flags.evaluate else _plan_training(config)
         with locked(output, flags.wait or 0), StopRequest(config.train.grace_s) as stop:
             try:
-                with stop.ending_process():
+                with stop.ending_at_once():
                     folder = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
                     log.set_up(folder.log, folder.events if distributed.rank() == 0 else None)
                     ranks = distributed.world_size()
@@ -156,7 +156,7 @@ def _build(run: BoundRun, plan: RunPlan | None, folder: RunFolder, flags: RunFla
         config = _with_available_inputs(config, folder, flags)
         ignored = ("data",) if flags.evaluate else ()
         config = with_pinned_data(config, folder.path, resumes=flags.resume, ignored_sections=ignored)
-        return task_class.build(config, folder.resumed, trains=not flags.evaluate, plan=plan)
+        return task_class.build(config, folder.newest, trains=not flags.evaluate, plan=plan)
 
 
 def _train(task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.device, stop: StopRequest) -> None:
@@ -167,7 +167,7 @@ def _train(task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.devic
     from utils.distributed import on_rank_0, rank
 
     config = task.config
-    with stop.ending_process(), _watched("the set-up", config, folder):
+    with stop.ending_at_once(), _watched("the set-up", config, folder):
         check_start(task)
         check_held_out_media(task)
         if rank() == 0:
@@ -182,7 +182,7 @@ def _train(task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.devic
             seed=config.seed,
             folder=folder,
             device=device,
-            checkpoint=folder.resumed,
+            checkpoint=folder.newest,
             data=on_rank_0(lambda: data_identity(config.data)),
             stop=stop,
         )
@@ -194,7 +194,7 @@ def _report(task: BaseTask[Any, Any, Any], folder: RunFolder, flags: RunFlags, s
     from utils.distributed import set_timeout
 
     again = "rerun the same command" if flags.resume or flags.evaluate else "rerun with --resume"
-    with stop.ending_process(lambda: f"the evaluation is not finished; {again} to finish it"):
+    with stop.ending_at_once(lambda: f"the evaluation is not finished; {again} to finish it"):
         set_timeout(task.config.train.start_timeout_min)
         with _watched("the evaluation", task.config, folder):
             results = task.report(folder)
@@ -219,15 +219,15 @@ def _with_available_inputs(config: C, folder: RunFolder, flags: RunFlags) -> C:
     from utils.inputs import check_inputs
 
     evaluates_own_run = flags.evaluate and flags.resume
-    if evaluates_own_run and folder.resumed is None and not folder.best.is_file():
+    if evaluates_own_run and folder.newest is None and not folder.best.is_file():
         raise UserError(
             f"--evaluate --resume: {folder.path} has no weights", remedy="pass the --output of a run that was trained"
         )
     # With one of the run's own checkpoints, init is not needed, and an evaluation does not need training data.
-    uses_own_weights = folder.resumed is not None or evaluates_own_run
+    uses_own_weights = folder.newest is not None or evaluates_own_run
     run, weights = run_and_weights_of(config.init.checkpoint)
     if uses_own_weights:
-        run, weights = folder.path, folder.best if folder.resumed is None else folder.resumed.model_file
+        run, weights = folder.path, folder.best if folder.newest is None else folder.newest.model_file
     config = with_kept_inputs(config, run)
     check_inputs(config, (*(("init",) if uses_own_weights else ()), *(("data",) if flags.evaluate else ())))
     check_token_ids(config, run, weights, resumes=uses_own_weights)

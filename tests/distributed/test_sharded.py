@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from engine.checkpoint import fault_of, list_checkpoints, newest_intact
+from engine.optimizer_states import named_parameters, read_states, split_state
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks.config import PretrainConfig
@@ -36,7 +37,7 @@ def trainer(folder: Path, tiny: list[str], *overrides: str, double: bool = True)
     """A trainer of the demo's pre-training, by default in float64. It resumes from a checkpoint in the folder if there is one."""
     config = load_config("configs/demo/pretrain.yaml", [*tiny, "optim.eps=1e-6", *overrides], PretrainConfig)
     run = RunFolder.open(folder, config, resume=True)
-    checkpoint = run.resumed
+    checkpoint = run.newest
     task = PretrainTask.build(config, checkpoint)
     if double:
         task.model.double()
@@ -294,13 +295,13 @@ class SavedAndRead:
     def __call__(self) -> bool:
         run = trainer(self.folder, self.tiny, *STEPS, "train.parallel=fsdp")
         run.train_step(list(run.loader.batches(0, 1)))
-        _, states = run.trained.optimizer_state()
+        _, states = split_state(run.trained.optimizer)
         before = {name: local_shard(state).clone() for name, state in states.items()}
         saving = run.parallel.start_saving(states, self.folder / "shards")
         for state in states.values():
             state.zero_()
         saving.result()
-        read = run.trained._read_states(self.folder / "shards")
+        read = read_states(self.folder / "shards", named_parameters(run.trained.optimizer))
         assert {path.suffix for path in (self.folder / "shards").iterdir()} == {".safetensors"}, (
             "the checkpoint must not contain pickles"
         )
@@ -341,7 +342,7 @@ class ElsewhereOnRank1:
         run.train_step(list(run.loader.batches(0, 1)))
         folder = self.folder / ("shards" if distributed.rank() == 0 else "elsewhere")
         try:
-            run.parallel.start_saving(run.trained.optimizer_state()[1], folder).result()
+            run.parallel.start_saving(split_state(run.trained.optimizer)[1], folder).result()
         except UserError as error:
             return str(error)
         return ""

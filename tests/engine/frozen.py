@@ -72,7 +72,7 @@ def pretraining(folder: Path, tiny: list[str], *overrides: str) -> Trainer:
     """A trainer of the demo's pre-training. It resumes from a checkpoint in the folder if there is one."""
     config = load_config("configs/demo/pretrain.yaml", [*tiny, *SIX_STEPS, *overrides], PretrainConfig)
     run = RunFolder.open(folder, config, resume=True)
-    checkpoint = run.resumed
+    checkpoint = run.newest
     task = PretrainTask.build(config, checkpoint)
     sections = {"train": config.train, "optim": config.optim, "schedule": config.schedule, "seed": config.seed}
     return Trainer(task, task.plan, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)

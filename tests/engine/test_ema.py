@@ -59,7 +59,7 @@ def run(folder: Path, task: ToyTask | None = None, ema: Any = EMA, freeze: Any =
     the checkpoint."""
     task = task or ToyTask()
     opened = RunFolder.open(folder, Empty(), resume=True)
-    checkpoint = opened.resumed
+    checkpoint = opened.newest
     if checkpoint is not None:
         task.model.load_state_dict(load_file(checkpoint.model_file))
     settings = {"steps": 6, "precision": "fp32", "log_every": 1, "checkpoint_every": 100} | options

@@ -107,7 +107,7 @@ def test_a_damaged_config_is_reported_with_the_intact_checkpoint_and_what_to_do(
     saved.unlink()
     with pytest.raises(UserError, match=naming("config.yaml is missing", "--resume")):
         RunFolder.open(tmp_path, config, resume=False)
-    checkpoint = RunFolder.open(tmp_path, config, resume=True).resumed
+    checkpoint = RunFolder.open(tmp_path, config, resume=True).newest
     assert checkpoint is not None and checkpoint.step == 2
     assert saved.read_text() == text
     assert OneLine("config.yaml is missing", "cannot be checked") in caplog.messages
@@ -157,6 +157,6 @@ def test_a_run_whose_folder_is_deleted_still_ends_with_a_resumable_folder(tmp_pa
     run.fit()
     assert deleted == [3]
     assert "config.yaml was missing" in caplog.text
-    checkpoint = RunFolder.open(output, Run(), resume=True).resumed
+    checkpoint = RunFolder.open(output, Run(), resume=True).newest
     assert checkpoint is not None and checkpoint.step == 6
     assert [line["step"] for line in keep_until(output / "metrics.jsonl", 6)][-1] == 6

@@ -36,7 +36,7 @@ def test_a_rank_ends_after_rank_0_is_gone_whatever_it_waits_for():
 
 def leave_the_other(rank: int, port: int) -> None:
     become_rank(rank, 2, port)
-    with distributed.process_group(), StopRequest() as stop, stop.ending_process():
+    with distributed.process_group(), StopRequest() as stop, stop.ending_at_once():
         dist.barrier()
         if rank == 0:
             os._exit(5)
@@ -47,7 +47,7 @@ def end_an_evaluation(rank: int, signalled: int) -> None:
     """The signal arrives when rank 0 has left the section that can be ended at once, and rank 1 is still in it."""
     started = time.monotonic()
     with distributed.process_group(), StopRequest(grace_s=90) as stop:
-        with stop.ending_process():
+        with stop.ending_at_once():
             dist.barrier()
             if rank == 1:
                 ask(rank, signalled)
@@ -92,7 +92,7 @@ def cannot_save(rank: int, port: int, reports: Path) -> None:
     def save() -> str:
         raise UserError("No space left on device")
 
-    with distributed.process_group(), StopRequest() as stop, stop.ending_process(save):
+    with distributed.process_group(), StopRequest() as stop, stop.ending_at_once(save):
         dist.barrier()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)

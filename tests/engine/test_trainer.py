@@ -253,7 +253,7 @@ def test_losses_and_counts_must_have_the_same_names(tmp_path, monkeypatch):
 def test_after_the_first_steps_ranks_wait_for_each_other_no_longer_than_a_step(tmp_path, monkeypatch, compiled, step):
     """Regression test: the others waited two hours, as at the start, for a rank that stopped in the second step."""
     run = trainer(tmp_path, steps=12, step_timeout_min=3.0)
-    run.config = run.config.model_copy(update={"compile": compiled})
+    run.config = run.timeout.train = run.config.model_copy(update={"compile": compiled})
     at: list[tuple[int, float]] = []
     monkeypatch.setattr(distributed, "set_timeout", lambda minutes: at.append((run.step, minutes)))
     run.fit()

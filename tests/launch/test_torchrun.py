@@ -365,7 +365,10 @@ def test_run_without_arguments_explains_its_usage(capsys):
         (["--task", "pretrian"], ("task pretrian", "'pretrain'")),
         (["--gpus", "1"], ("--task", "TASK", "--config", "FILE")),
         (["--task", "nlvr", "--nodes", "2"], ("--nodes", "2", "--master", "HOST:PORT")),
-        (["--config", "configs/demo/vqa.yaml", "--task", "nlvr"], ("configs/demo/vqa.yaml", "task vqa", "nlvr", "--task vqa")),
+        (
+            ["--config", "configs/demo/vqa.yaml", "--task", "nlvr"],
+            ("configs/demo/vqa.yaml", "task vqa", "nlvr", "--task vqa"),
+        ),
     ],
 )
 def test_a_mistake_is_reported_in_one_line_with_the_nearest_name(argv, message, capsys, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from dataset.config import CaptionedSplitConfig, GroundingSplitConfig, QuestionsConfig
+from engine.checkpoint import list_checkpoints
 from engine.run_folder import RunFolder
 from tasks.facts import Facts, MeasuredWeights, files_of, measured_weights, training_of
 from tests.messages import OneLine
@@ -25,29 +26,35 @@ def run(folder: Path, task: str, start: Path | None = None, *, step: int = 4) ->
     return folder
 
 
+def opened(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.newest = next(iter(list_checkpoints(folder.checkpoints)), None)
+    return folder
+
+
 def test_best_weights_are_named_before_the_last_ones(tmp_path):
     folder = run(tmp_path / "run", "vqa")
-    assert measured_weights(RunFolder(folder), "other", "vqa") == MeasuredWeights(
+    assert measured_weights(opened(folder), "other", "vqa") == MeasuredWeights(
         "last weights of this run, step 4", "fine-tuned"
     )
     weights = {"a": torch.zeros(1)}
     save_weights(folder / "best.safetensors", weights, {"validation": {"step": 2, "accuracy": 0.5}})
-    assert measured_weights(RunFolder(folder), None, "vqa").name == "best weights of this run, step 2"
+    assert measured_weights(opened(folder), None, "vqa").name == "best weights of this run, step 2"
     save_file(weights, folder / "best.safetensors")  # of an earlier version
-    assert measured_weights(RunFolder(folder), None, "vqa").name == "best weights of this run"
+    assert measured_weights(opened(folder), None, "vqa").name == "best weights of this run"
 
 
 def test_averaged_weights_are_named(tmp_path):
     folder, weights = run(tmp_path / "run", "vqa"), {"a": torch.zeros(1)}
     save_weights(folder / "checkpoints/step-00000004/model.safetensors", weights, {"ema": {"decay": 0.9}})
-    assert measured_weights(RunFolder(folder), None, "vqa").name == OneLine("last weights", "step 4", "averaged")
+    assert measured_weights(opened(folder), None, "vqa").name == OneLine("last weights", "step 4", "averaged")
     save_weights(folder / "best.safetensors", weights, {"validation": {"step": 2}, "ema": {"decay": 0.9}})
-    assert measured_weights(RunFolder(folder), None, "vqa").name == OneLine("best weights", "step 2", "averaged")
+    assert measured_weights(opened(folder), None, "vqa").name == OneLine("best weights", "step 2", "averaged")
 
 
 def test_pre_training_is_named(tmp_path):
     folder = run(tmp_path / "run", "pretrain")
-    assert measured_weights(RunFolder(folder), None, "pretrain").training == "pre-trained"
+    assert measured_weights(opened(folder), None, "pretrain").training == "pre-trained"
     assert training_of(str(folder), "pretrain") == "pre-trained"
 
 
@@ -63,7 +70,7 @@ def test_weights_that_no_run_trained_on_the_task_are_named_zero_shot(tmp_path):
         (again, "nlvr", "zero-shot"),
         (pretrained / "checkpoints" / "step-00000004" / "model.safetensors", "vqa", "zero-shot"),
     ):
-        measured = measured_weights(RunFolder(tmp_path / "new"), str(start), task)
+        measured = measured_weights(opened(tmp_path / "new"), str(start), task)
         assert measured == MeasuredWeights(f"init.checkpoint {start}", training)
 
 
