@@ -11,14 +11,10 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from commands import COMMANDS
 from tasks import TASKS
 from utils.errors import UserError, one_line_errors
-
-if TYPE_CHECKING:
-    from utils.commands import CommandLine
 
 START = """run.py: pass a task, a config or a command.
 
@@ -36,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(START)
         return 2
     # Imported inside one_line_errors, so that a missing package is reported in one line.
+    from commands.app import full_command_line
     from utils.commands import execute
 
     first, *rest = argv
@@ -55,39 +52,6 @@ def known_keys() -> Sequence[str]:
     from utils.config import fields_of
 
     return list(dict.fromkeys(key for entry in TASKS.values() for key, _ in fields_of(imported(entry.config))))
-
-
-def full_command_line(*, load_all: bool = False) -> CommandLine:
-    """Returns the command that runs a task, with all other commands as its subcommands. If ``load_all`` is set, imports the
-    modules of the commands, so that their own subcommands are included."""
-    from launch.command import launch
-    from utils.commands import CommandLine, command_line
-
-    app, examples = command_line(launch, "run.py")
-    for position, (name, command) in enumerate(COMMANDS.items()):
-        if load_all:
-            app.command(command_line(command.load(), name).app, name=name)
-        else:
-            app.command(command.target, name=name, help=command.help, sort_key=position)
-    tasks = "".join(f"  {name:13}{entry.help}\n" for name, entry in TASKS.items())
-    return CommandLine(app, f"\ntasks (--task TASK):\n{tasks}{examples}")
-
-
-def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
-    """Print a script that makes your shell complete the commands and flags of x2vlm (not of python run.py).
-
-    Args:
-        shell: your shell.
-
-    Examples:
-        x2vlm completion bash > ~/.local/share/bash-completion/completions/x2vlm
-        x2vlm completion zsh > ~/.zfunc/_x2vlm
-        x2vlm completion fish > ~/.config/fish/completions/x2vlm.fish
-    """
-    script = full_command_line(load_all=True).app.generate_completion(prog_name="x2vlm", shell=shell)
-    # If nothing else matches, bash should complete file names, as zsh and fish do by default.
-    sys.stdout.write(script.replace("complete -F ", "complete -o default -F "))
-    return 0
 
 
 def _unknown_command(word: str) -> str:

@@ -57,5 +57,7 @@ COMMANDS = {
     "serve": Command("commands.serve:serve", "serve a web page on which anyone can try models"),
     "plan": Command("commands.plan:plan", "find the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("commands.tokenizer:tokenizer", "train a tokenizer on the texts of your records"),
-    "completion": Command("run:completion", "print a script that makes your shell complete commands and flags"),
+    "completion": Command(
+        "commands.app:completion", "print a script that makes your shell complete commands and flags"
+    ),
 }

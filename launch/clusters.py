@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from launch.placement import ONE_NODE, Nodes, Placement, check_address, parse_nodes
@@ -111,6 +111,12 @@ def launch_context(placement: Placement, environment: Mapping[str, str]) -> Laun
     Raises:
         UserError: if flags contradict the environment, or the address of node 0 or the rank of this node is missing.
     """
+    context = _context_of(placement, environment)
+    placement.check_restarts(context.nodes)
+    return context if placement.max_restarts is None else replace(context, max_restarts=placement.max_restarts)
+
+
+def _context_of(placement: Placement, environment: Mapping[str, str]) -> LaunchContext:
     if placement.master is not None and not is_rank(environment):
         nodes, rank = placement.nodes or ONE_NODE, placement.node_rank
         if rank is None and (detected := detect_context(environment)) is not None and detected.nodes == nodes:

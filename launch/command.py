@@ -33,7 +33,6 @@ def launch(
     task: TaskName | None = None,
     flags: RunFlags = RunFlags(),
     placement: Placement = Placement(),
-    max_restarts: int | None = None,
     job: SlurmFlags = SlurmFlags(),
 ) -> int:
     """Run a task on the CPU, on GPUs, or on several nodes; or run another command.
@@ -41,7 +40,6 @@ def launch(
     Args:
         overrides: config values to override, as key=value.
         task: a task's name, a folder with task.py, or a module (default: the config's task).
-        max_restarts: number of failures on a node after which a job with --nodes MIN:MAX ends (default: 10).
 
     Examples:
         python run.py --task pretrain --output runs/demo
@@ -58,20 +56,15 @@ def launch(
 
     job.check(placement)
     placement.check()
-    not_elastic = UserError("--max-restarts is only for --nodes MIN:MAX without --slurm", remedy="remove it")
-    if max_restarts is not None and (job.slurm or (placement.nodes and not placement.nodes.elastic)):
-        raise not_elastic
     run = bind_flags(flags, overrides, task)
     if job.slurm:
-        return slurm.submit(_job_of(run, flags, placement, job))
+        return slurm.submit(_job_of(run, overrides, flags, placement, job))
     context = launch_context(placement, os.environ)
-    if max_restarts is not None and not context.nodes.elastic:
-        raise not_elastic
     if context.detected and context.first:
         sys.stderr.write(f"started as {context}\n")
     elif context.nodes == ONE_NODE and (warning := unused_nodes_warning(os.environ)):
         sys.stderr.write(f"{warning}\n")
-    from launch.torchrun import become_rank, ranks_of_node, torchrun
+    from launch.torchrun import become_rank, ranks_of_node, run_ranks
 
     if context.rank is not None:
         become_rank(context)
@@ -79,15 +72,14 @@ def launch(
     ranks = ranks_of_node(placement, context)
     if context.nodes.elastic:
         _check_elastic(run, flags, context, ranks)
-        context = context if max_restarts is None else replace(context, max_restarts=max_restarts)
         flags = replace(flags, wait=flags.wait or WAIT_S)
     elif not flags.evaluate:
         run.config.plan(ranks * context.nodes.max)  # reports sizes that do not fit before the ranks start
     with tempfile.TemporaryDirectory(prefix="x2vlm-") as folder:
         bound = Path(folder) / "run.json"
-        write_run(bound, run, flags)
+        write_run(bound, run, replace(flags, output=output_folder(run, flags)))
         command, on_cpu = ["-m", "launch.rank", str(bound)], placement.cpu is not None
-        return torchrun(context, ranks, command, grace_s=run.config.train.grace_s, on_cpu=on_cpu)
+        return run_ranks(context, ranks, command, grace_s=run.config.train.grace_s, on_cpu=on_cpu)
 
 
 def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> BoundRun:
@@ -108,7 +100,9 @@ def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> B
     return bind_run(saved, overrides, folder_may_be_task=False)
 
 
-def _job_of(run: BoundRun, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:
+def _job_of(
+    run: BoundRun, overrides: Sequence[str], flags: RunFlags, placement: Placement, options: SlurmFlags
+) -> slurm.Job:
     """Returns the SLURM job. Its nodes run the same command without the flags for SLURM."""
     folder = output_folder(run, flags).absolute()
     flags_of_node = replace(
@@ -121,7 +115,7 @@ def _job_of(run: BoundRun, flags: RunFlags, placement: Placement, options: Slurm
     )
     arguments = argv_of(
         launch,
-        *run.overrides,
+        *overrides,
         task=run.source.argument,
         flags=flags_of_node,
         placement=Placement(gpus=placement.gpus, cpu=placement.cpu),

@@ -78,6 +78,7 @@ class Placement:
         node_rank: rank of this node, from 0.
         master: address of node 0 or, with MIN:MAX, of the node where all nodes meet. Required with --nodes unless SLURM,
             PyTorchJob or torchrun starts run.py.
+        max_restarts: number of failures on a node after which a job with --nodes MIN:MAX ends (default: 10).
     """
 
     gpus: Positive | None = None
@@ -85,12 +86,15 @@ class Placement:
     nodes: Annotated[Nodes | None, read_by(parse_nodes, n_tokens=1, accepts_keys=False, metavar="N|MIN:MAX")] = None
     node_rank: Annotated[int | None, read_by(whole_number(0))] = None
     master: Annotated[str | None, named("HOST:PORT")] = None
+    max_restarts: Annotated[int | None, read_by(whole_number(0))] = None
 
     def check(self) -> None:
         """Raises :class:`UserError` if the flags contradict each other."""
         if self.gpus is not None and self.cpu is not None:
             raise UserError(f"--gpus {self.gpus} and --cpu {self.cpu} are mutually exclusive", remedy="use one of them")
         nodes = self.nodes or ONE_NODE
+        if self.nodes is not None:
+            self.check_restarts(self.nodes)
         if self.master and nodes == ONE_NODE:
             raise UserError("--master needs --nodes N")
         if self.master is not None:
@@ -105,6 +109,11 @@ class Placement:
             )
         if not 0 <= self.node_rank < nodes.max:
             raise UserError(f"--node-rank {self.node_rank} is not within 0 .. {nodes.max - 1}")
+
+    def check_restarts(self, nodes: Nodes) -> None:
+        """Raises :class:`UserError` if restarts are limited although a job on these nodes never restarts its ranks."""
+        if self.max_restarts is not None and not nodes.elastic:
+            raise UserError("--max-restarts is only for --nodes MIN:MAX without --slurm", remedy="remove it")
 
 
 def check_ranks(config: RunConfig, rank_counts: Sequence[int], flags: str) -> None:

@@ -1,6 +1,7 @@
 """A rank that ``run.py`` has started: ``python -m launch.rank FILE``.
 
-The file contains the run as the launcher has bound it, so a rank reads neither YAML nor a command line.
+The file contains the values of the config as the launcher has read them, with their locations, so a rank reads neither the
+config's files nor the command line.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ if TYPE_CHECKING:
 
 
 def write_run(file: Path, run: BoundRun, flags: RunFlags) -> None:
-    """Writes the file for the ranks of this node."""
+    """Writes the file for the ranks of this node. ``flags.output`` must be set."""
     content = {
         "task": run.source.argument,
         "file": str(run.file),
-        "overrides": run.overrides,
         "values": run.read.values,
         "locations": [[keys, location] for keys, location in run.read.locations.items()],
-        "flags": asdict(flags) | {"output": None if flags.output is None else str(flags.output)},
+        "flags": asdict(flags) | {"output": str(flags.output)},
         "command": sys.argv,
     }
     file.write_text(json.dumps(content), encoding="utf-8")
@@ -41,10 +41,10 @@ def main(file: Path) -> int:
     from utils.config_files import ReadConfig
 
     given = read_json(file)
-    read = ReadConfig(given["values"], {tuple(keys): location for keys, location in given["locations"]}, malformed=[])
-    run, flags = bind_task(find_task(given["task"]), Path(given["file"]), given["overrides"], read), given["flags"]
-    output = None if flags["output"] is None else Path(flags["output"])
-    return run_task(run, RunFlags(**flags | {"output": output}), command=given["command"])
+    locations = {tuple(keys): location for keys, location in given["locations"]}
+    run = bind_task(find_task(given["task"]), Path(given["file"]), ReadConfig(given["values"], locations, malformed=[]))
+    flags = RunFlags(**given["flags"] | {"output": Path(given["flags"]["output"])})
+    return run_task(run, flags, command=given["command"])
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ class SlurmFlags:
                     f"--{used[0].replace('_', '-')} needs --slurm", remedy="add --slurm, or remove this flag"
                 )
             return
+        placement.check_restarts(ONE_NODE)  # SLURM restarts the whole job
         for name in ("master", "node_rank"):
             if getattr(placement, name) is not None:
                 raise UserError(

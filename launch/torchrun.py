@@ -1,7 +1,7 @@
 """Starts the ranks of this node with torch's launcher, as torchrun does, and waits for them. A job has one or several nodes.
 
-:func:`ranks_of_node` decides how many ranks start, and :func:`torchrun` runs the job. If another launcher has started one process
-per rank, :func:`become_rank` is used instead.
+:func:`ranks_of_node` decides how many ranks start, and :func:`run_ranks` runs the job. If another launcher has started a process
+for each rank, :func:`become_rank` is used instead.
 """
 
 from __future__ import annotations
@@ -9,29 +9,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from launch.clusters import LaunchContext, rendezvous_settings
 from launch.placement import Placement
+from launch.signals import first_signal_forwarded
 from utils import rank_reports
 from utils.cores import usable_cores
 from utils.errors import UserError, reason_of
 from utils.processes import (
-    DUPLICATE_SIGNAL_S,
     GRACE_S,
     PEER_LOST,
     STOP_SIGNALS,
     USER_ERROR,
     signal_name,
-    signals_in_a_thread,
     status_of_stop,
-    stop_signals,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +41,7 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator, of which one is enough."""
 
 HANDLED_BY_TORCH = "SIGQUIT"
-"""The signal for which torch installs its own handler. :func:`_first_signal_forwarded` handles the other signals."""
+"""The signal for which torch installs its own handler; :mod:`launch.signals` handles the others."""
 
 MAX_RESTARTS = 10
 """Default number of failures on a node after which an elastic job ends. Restarts because a node has joined do not count."""
@@ -54,9 +50,6 @@ RENDEZVOUS = "x2vlm"
 """ID of a job at its rendezvous."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-UNHANDLED_S = 3.0
-"""Number of seconds that Python has to handle a signal; see :func:`_first_signal_forwarded`."""
 
 KILLED_BY = {
     "SIGKILL": "the system kills processes when memory is full: lower the batch size or data.workers",
@@ -94,7 +87,7 @@ def ranks_of_node(placement: Placement, context: LaunchContext) -> int:
     return placement.gpus or max(1, available)
 
 
-def torchrun(
+def run_ranks(
     context: LaunchContext, ranks: int, command: Sequence[str], *, grace_s: int = GRACE_S, on_cpu: bool = False
 ) -> int:
     """Runs a command on every rank, and returns the job's exit status:
@@ -128,7 +121,7 @@ def torchrun(
     with (
         TemporaryDirectory(prefix="x2vlm-ranks-", ignore_cleanup_errors=True) as reports,
         _environment_of_ranks(ranks, reports, on_cpu=on_cpu),
-        _first_signal_forwarded(SignalException, grace_s),
+        first_signal_forwarded(SignalException, grace_s),
     ):
         config, python_arguments = _launch_config(context, ranks, grace_s, reports), ["-u", *command]
         try:
@@ -229,46 +222,6 @@ def _launch_config(context: LaunchContext, ranks: int, grace_s: int, log_folder:
         signals_to_handle=HANDLED_BY_TORCH,
         shutdown_timeout=grace_s,
     )
-
-
-@contextlib.contextmanager
-def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception], grace_s: int) -> Iterator[None]:
-    """Context in which the first stop signal raises torchrun's ``exception``, which makes torchrun forward the signal. The second
-    signal ends this process immediately, and the ranks die with it (:func:`utils.processes.die_with_parent`)."""
-    received_s: list[float] = []
-
-    def receive(signum: int, _: object) -> None:
-        now = time.monotonic()
-        if received_s:
-            if now - received_s[0] > DUPLICATE_SIGNAL_S:
-                os._exit(128 + signum)
-            return
-        received_s.append(now)
-        line = (
-            f"{signal_name(signum)}: the run stops after this step, within {grace_s} s; a second signal ends it at "
-            "once\n"
-        )
-        with contextlib.suppress(OSError):
-            os.write(2, line.encode())  # sys.stderr may be in the middle of a line
-        raise exception(f"got {signal_name(signum)}", signal.Signals(signum))
-
-    def end_if_unhandled(signum: int) -> None:
-        """Ends this process if Python does not handle a signal, because this process is waiting for other nodes inside torch. No
-        rank has started yet."""
-        if signum not in STOP_SIGNALS:
-            return
-        time.sleep(UNHANDLED_S)
-        if not received_s:
-            os.write(2, f"{signal_name(signum)}: ended while waiting for the other nodes\n".encode())
-            os._exit(status_of_stop(signum))
-
-    handlers = {signum: signal.signal(signum, receive) for signum in stop_signals()}
-    try:
-        with signals_in_a_thread(end_if_unhandled):
-            yield
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
 
 
 def _status_of(rank: int, exit_code: int) -> int:

@@ -27,14 +27,12 @@ class BoundRun:
     Attributes:
         source: definition of the task.
         file: the config file.
-        overrides: the ``key=value`` arguments.
         read: the plain values of the file, its bases and the overrides, with their locations.
         config: the values, bound to the config class of the task.
     """
 
     source: TaskSource
     file: Path
-    overrides: tuple[str, ...]
     read: ReadConfig
     config: Any
 
@@ -73,10 +71,10 @@ def bind_run(
     read = read_config(file, overrides)
     if source is None:
         source = _task_of(file, read.values.get("task"), read.locations, folder_may_be_task)
-    return bind_task(source, file, overrides, read)
+    return bind_task(source, file, read)
 
 
-def bind_task(source: TaskSource, file: Path, overrides: Sequence[str], read: ReadConfig) -> BoundRun:
+def bind_task(source: TaskSource, file: Path, read: ReadConfig) -> BoundRun:
     """Binds the config of a task that has been read already; see :func:`bind_run`."""
     config_task = read.values.get("task")
     if source.entry is not None and config_task != source.entry and config_task in TASKS:
@@ -88,7 +86,7 @@ def bind_task(source: TaskSource, file: Path, overrides: Sequence[str], read: Re
         field = schema.model_fields.get("task")
         if field is None or field.default != config_task:
             raise _contradiction(file, config_task, source.argument)
-    return BoundRun(source, file, tuple(overrides), read, bind_read(read, schema, str(file)))
+    return BoundRun(source, file, read, bind_read(read, schema, str(file)))
 
 
 def _task_of(file: Path, config_task: object, locations: Locations, folder_may_be_task: bool) -> TaskSource:

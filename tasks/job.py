@@ -56,11 +56,11 @@ class RunFlags:
 
 
 def run_script(argv: Sequence[str], name: str) -> int:
-    """Runs the command of a task's script, such as ``Pretrain.py``; returns the exit status.
+    """Runs a task in this process, as the scripts such as ``Pretrain.py`` do; returns the exit status.
 
     Args:
         argv: the command-line arguments.
-        name: name of the task in the table.
+        name: name of the task in the table, or the folder or module of another task.
 
     Raises:
         UserError: if the command line, the config or the data are invalid.
@@ -71,9 +71,12 @@ def run_script(argv: Sequence[str], name: str) -> int:
 
         return run_task(bind_run(flags.config, overrides, name), flags)
 
+    help_text, program = f"the task {name}", f"python -m tasks.run {name}"
+    if name in TASKS:
+        help_text, program = TASKS[name].help, TASKS[name].script
     overrides = "config values to override, as key=value."
-    run.__doc__ = f"Run this task in one process: {TASKS[name].help}.\n\nArgs:\n    overrides: {overrides}"
-    return execute(run, argv, TASKS[name].script)
+    run.__doc__ = f"Run this task in one process: {help_text}.\n\nArgs:\n    overrides: {overrides}"
+    return execute(run, argv, program)
 
 
 def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = None) -> int:

@@ -6,23 +6,19 @@ TASK is a name in the table of tasks, a folder that contains ``task.py``, or a m
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from tasks.job import RunFlags, run_task
-from utils.commands import call
-from utils.flags import Override
+from tasks.job import run_script
+from utils.errors import UserError, one_line_errors
 
 
-def run_alone(task: str, /, *overrides: Override, flags: RunFlags = RunFlags()) -> int:
-    """Run a task in one process, without a launcher.
-
-    Args:
-        task: a task's name, a folder with task.py, or a module.
-        overrides: config values to override, as key=value.
-    """
-    from tasks.binding import bind_run  # imports pydantic, which would slow down --help
-
-    return run_task(bind_run(flags.config, overrides, task), flags)
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Runs the task that the first argument names. Returns the exit status."""
+    if not argv or argv[0].startswith("-"):
+        raise UserError("pass the task first, as python -m tasks.run TASK; TASK --help shows the flags")
+    return run_script(argv[1:], argv[0])
 
 
 if __name__ == "__main__":
-    sys.exit(call(run_alone, sys.argv[1:], "python -m tasks.run"))
+    sys.exit(main(sys.argv[1:]))

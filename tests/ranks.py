@@ -22,7 +22,6 @@ from engine import trainer  # noqa: F401
 from tasks import captioning, grounding, nlvr, pretrain, pretrain_evaluation, retrieval, run, vqa  # noqa: F401
 from tasks.drawing import sheet  # noqa: F401
 from utils import distributed
-from utils.commands import call
 
 START_METHOD = "forkserver"
 TIMEOUT_S = 300
@@ -52,7 +51,7 @@ def run_rank(rank: int, ranks: int, port: int, errors: str, arguments: list[str]
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     become_rank(rank, ranks, port)
-    sys.exit(call(run.run_alone, arguments, "python -m tasks.run"))
+    sys.exit(run.main(arguments))
 
 
 def run_alone(cwd: Path, *arguments: str) -> tuple[int, str]:

@@ -21,7 +21,7 @@ import sys
 from launch.clusters import LaunchContext
 from launch.placement import Nodes
 from utils.errors import one_line_errors
-from launch.torchrun import torchrun
+from launch.torchrun import run_ranks
 context = LaunchContext("flags", Nodes(1, 1, True), None, sys.argv[1], max_restarts=int(sys.argv[2]))
 sys.exit(one_line_errors(torchrun)(context, 2, [sys.argv[3]], grace_s=5))
 """

@@ -57,12 +57,12 @@ LAUNCH = """
 import os
 from launch.clusters import launch_context
 from launch.placement import Placement
-from launch.torchrun import ranks_of_node, torchrun
+from launch.torchrun import ranks_of_node, run_ranks
 from utils.commands import call
 def launch_job(flags, command):
     def start(*, placement: Placement = Placement()) -> int:
         context = launch_context(placement, os.environ)
-        return torchrun(context, ranks_of_node(placement, context), command, on_cpu=placement.cpu is not None)
+        return run_ranks(context, ranks_of_node(placement, context), command, on_cpu=placement.cpu is not None)
     return call(start, flags, "launch")
 """
 
@@ -101,16 +101,16 @@ FIRST_OF_TWO = LaunchContext("flags", Nodes(2, 2), 0, "node0:29500")
 def test_an_error_of_the_launcher_does_not_become_a_mistake_of_the_user(context, monkeypatch):
     torch_raises(monkeypatch, RuntimeError("can't start new thread"))
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        torchrun.torchrun(context, 1, ["job.py"])
+        torchrun.run_ranks(context, 1, ["job.py"])
 
 
 @pytest.mark.parametrize("kind", [dist.DistNetworkError, dist.DistStoreError, RendezvousConnectionError])
 def test_only_a_job_on_several_nodes_can_say_that_they_did_not_find_each_other(kind, monkeypatch):
     torch_raises(monkeypatch, kind("timed out after 900000ms"))
     with pytest.raises(UserError, match=naming("did not find each other", "--master node0:29500", "900000ms")):
-        torchrun.torchrun(FIRST_OF_TWO, 1, ["job.py"])
+        torchrun.run_ranks(FIRST_OF_TWO, 1, ["job.py"])
     with pytest.raises(kind):
-        torchrun.torchrun(LaunchContext("flags"), 1, ["job.py"])
+        torchrun.run_ranks(LaunchContext("flags"), 1, ["job.py"])
 
 
 def test_variables_for_torchruns_flags_do_not_change_a_job_with_a_fixed_number_of_nodes(monkeypatch, tmp_path):
@@ -470,8 +470,9 @@ def test_a_rank_has_the_whole_time_to_save_and_is_killed_at_its_end(tmp_path, no
     """The time is shorter than torch's default, so that the test is fast."""
     (tmp_path / "rank.py").write_text(STUBBORN)
     code = "import sys\nfrom launch.clusters import LaunchContext\nfrom launch.placement import ONE_NODE, Nodes\n"
-    code += f"from launch.torchrun import torchrun\ncontext = LaunchContext('flags', {nodes.replace('PORT', str(free_port()))})\n"
-    code += "sys.exit(torchrun(context, 1, [sys.argv[1]], grace_s=3))"
+    code += "from launch.torchrun import run_ranks\n"
+    code += f"context = LaunchContext('flags', {nodes.replace('PORT', str(free_port()))})\n"
+    code += "sys.exit(run_ranks(context, 1, [sys.argv[1]], grace_s=3))"
     environment = os.environ | {"PET_RDZV_CONF": "last_call_timeout=1"}
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "rank.py")], cwd=ROOT, env=environment)
     ends = time.monotonic() + 60

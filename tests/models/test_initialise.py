@@ -201,8 +201,8 @@ def test_published_files_with_command_lines_load_and_files_with_code_do_not(tmp_
     torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "ok.pth")
     assert read_weights(tmp_path / "ok.pth").keys() == {"a"}
 
-    torch.save({"model": {"a": torch.zeros(1)}, "hook": print}, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match=naming("bad.pth", "builtins.print", "model")):
+    torch.save({"model": {"a": torch.zeros(1)}, "hook": eval}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=naming("bad.pth", "builtins.eval", "model")):
         read_weights(tmp_path / "bad.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"123")
     with pytest.raises(UserError, match=naming("weight file")):

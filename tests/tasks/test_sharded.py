@@ -9,13 +9,12 @@ import pytest
 
 from tasks import run
 from tests.ranks import on_each_of_two
-from utils.commands import call
 
 pytestmark = pytest.mark.slow
 
 
 def as_rank(rank: int, arguments: list[str]) -> None:
-    assert call(run.run_alone, arguments, "python -m tasks.run") == 0
+    assert run.main(arguments) == 0
 
 
 @pytest.mark.parametrize("task", ["retrieval", "vqa", "captioning"])

@@ -18,10 +18,10 @@ from dataset.media.video import VideoSource
 from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.schema import ImageSource
 from engine.run_plan import RunPlan
+from tasks import run
 from tasks.checks import check_start, small_data
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
-from tasks.run import run_alone
 from tests.conftest import tiny_run
 from tests.dataset.prepare.official import photograph
 from tests.messages import OneLine
@@ -32,7 +32,6 @@ from tools.doctor.machine import versions
 from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of, panels_of
 from tools.doctor.shared import _check_looks, _report_shared
 from tools.doctor.text_log import TextLog
-from utils.commands import call
 from utils.config import load_config
 from utils.errors import UserError
 from utils.findings import Finding
@@ -273,7 +272,7 @@ def start(task: str, folder: Path, output: Path, *overrides: str) -> int:
     splits = [f"evaluation.{split}.{key}={folder}/{name}_test.jsonl" for split in ("validation", "test.test")]
     splits.append(f"data.train=[{{questions: {train}}}]" if task == "vqa" else f"data.train.annotations={train}")
     common = ["--output", str(output), "init.checkpoint=null", "data.workers=0", "data.batch_size=4"]
-    return call(run_alone, [task, *common, *splits, *tiny, *overrides], "python -m tasks.run")
+    return run.main([task, *common, *splits, *tiny, *overrides])
 
 
 @pytest.fixture
@@ -307,7 +306,7 @@ def test_pre_training_checks_its_first_boxes_at_the_start(scenes_folder, tmp_pat
             element["bb"] = [value / 32 for value in element["bb"]]
     relative.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
-    assert call(run_alone, ["pretrain", *given, f"data.regions.files=[{relative}]"], "python -m tasks.run") == 2
+    assert run.main(["pretrain", *given, f"data.regions.files=[{relative}]"]) == 2
     reported = capsys.readouterr().err
     assert (
         "data.regions: all " in reported
@@ -322,7 +321,7 @@ def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp
     named = tmp_path / "regions.jsonl"
     named.write_text("".join(json.dumps({**row, "elems": [], "regions": row["elems"]}) + "\n" for row in rows))
     given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
-    assert call(run_alone, ["pretrain", *given, f"data.regions.files=[{named}]"], "python -m tasks.run") == 2
+    assert run.main(["pretrain", *given, f"data.regions.files=[{named}]"]) == 2
     reported = capsys.readouterr().err
     assert (
         OneLine("data.regions", "40 records", "box") in reported.splitlines()

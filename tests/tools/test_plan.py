@@ -179,7 +179,7 @@ def test_checkpointed_and_compiled_encoders_are_planned_and_omissions_are_listed
             ["--config", BASE, "--memory", "80", "--gpus", "3", "data.images.order=blocks", "data.images.lanes=8"],
             ("data.images.lanes = 8", "3 ranks", "1, 2, 4 or 8"),
         ),
-        (["--config", BASE, "--memory", "80", "--task", "vqa"], ("task pretrain", "--task vqa")),
+        (["--config", BASE, "--memory", "80", "--task", "vqa"], ("task pretrain", "vqa", "--task pretrain")),
         (
             ["--config", "configs/captioning/coco_base_4m.yaml", "--memory", "1", "train.objective=self_critical"],
             ("train.objective = self_critical",),

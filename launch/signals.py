@@ -1,0 +1,58 @@
+"""Signals to the process that starts the ranks of a node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+from utils.processes import (
+    DUPLICATE_SIGNAL_S,
+    STOP_SIGNALS,
+    signal_name,
+    signals_in_a_thread,
+    status_of_stop,
+    stop_signals,
+)
+
+UNHANDLED_S = 3.0
+"""Number of seconds that Python has to handle a signal."""
+
+
+@contextlib.contextmanager
+def first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception], grace_s: int) -> Iterator[None]:
+    """Context in which the first stop signal raises torchrun's ``exception``, which makes torchrun forward the signal. The second
+    signal ends this process immediately, and the ranks die with it (:func:`utils.processes.die_with_parent`)."""
+    received_s: list[float] = []
+
+    def receive(signum: int, _: object) -> None:
+        now = time.monotonic()
+        if received_s:
+            if now - received_s[0] > DUPLICATE_SIGNAL_S:
+                os._exit(128 + signum)
+            return
+        received_s.append(now)
+        line = f"{signal_name(signum)}: the run saves its state and stops, within {grace_s} s; a second signal ends it at once\n"
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())  # sys.stderr may be in the middle of a line
+        raise exception(f"got {signal_name(signum)}", signal.Signals(signum))
+
+    def end_if_unhandled(signum: int) -> None:
+        """Ends this process if Python does not handle a signal, because this process is waiting for other nodes inside torch. No
+        rank has started yet."""
+        if signum not in STOP_SIGNALS:
+            return
+        time.sleep(UNHANDLED_S)
+        if not received_s:
+            os.write(2, f"{signal_name(signum)}: ended while waiting for the other nodes\n".encode())
+            os._exit(status_of_stop(signum))
+
+    handlers = {signum: signal.signal(signum, receive) for signum in stop_signals()}
+    try:
+        with signals_in_a_thread(end_if_unhandled):
+            yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
