@@ -185,7 +185,7 @@ setup-dev: .venv/installed-dev
 	touch $@
 
 .venv/installed-dev: requirements.txt requirements-dev.txt setup.py pyproject.toml | .venv/bin/python
-	.venv/bin/python -m pip install -r requirements-dev.txt
+	.venv/bin/python -m pip install --no-compile -r requirements-dev.txt
 	.venv/bin/python -m pip install --quiet --no-deps --editable .
 	touch .venv/installed $@
 

@@ -34,7 +34,7 @@ def first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception]
                 os._exit(128 + signum)
             return
         received_s.append(now)
-        line = f"{signal_name(signum)}: the run saves its state and stops, within {grace_s} s; a second signal ends it at once\n"
+        line = f"{signal_name(signum)}: the run stops within {grace_s} s; a second signal ends it at once\n"
         with contextlib.suppress(OSError):
             os.write(2, line.encode())  # sys.stderr may be in the middle of a line
         raise exception(f"got {signal_name(signum)}", signal.Signals(signum))

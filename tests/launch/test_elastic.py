@@ -23,7 +23,7 @@ from launch.placement import Nodes
 from utils.errors import one_line_errors
 from launch.torchrun import run_ranks
 context = LaunchContext("flags", Nodes(1, 1, True), None, sys.argv[1], max_restarts=int(sys.argv[2]))
-sys.exit(one_line_errors(torchrun)(context, 2, [sys.argv[3]], grace_s=5))
+sys.exit(one_line_errors(run_ranks)(context, 2, [sys.argv[3]], grace_s=5))
 """
 RANK = """
 import os, sys, time

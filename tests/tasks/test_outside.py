@@ -106,7 +106,7 @@ def test_a_folder_trains_and_is_evaluated(folder, overrides):
 def test_mistakes_are_reported_in_one_line_and_errors_of_the_task_have_a_traceback(folder):
     status, reported = run_alone(folder, ".", "--config", str(ROOT / "configs/demo/vqa.yaml"))
     assert status == 2
-    assert reported == OneLine(f"error: {ROOT}/configs/demo/vqa.yaml", "task vqa", "pass vqa")
+    assert reported == OneLine(f"error: {ROOT}/configs/demo/vqa.yaml", "task vqa", "--task vqa")
     (folder / "batches.py").write_text("import nothing_of_this_name")
     status, reported = run_alone(folder, ".")
     assert status == 1
