@@ -220,21 +220,36 @@ def test_the_same_micro_batches_on_any_number_of_ranks_give_the_same_weights(tmp
         assert_same(found[ranks], found[1])
 
 
-@pytest.mark.parametrize("name", ["plain", "average", "unfreeze after the checkpoint", "adapters", "uneven"])
-def test_a_sharded_run_resumes_with_the_same_weights_on_any_ranks(name, tmp_path, tiny_overrides):
+RESUMED_ON = {
+    "same": (2, [], 0.0),
+    "ddp": (2, ["train.parallel=ddp"], 1e-9),
+    "one": (1, [*accumulated(4), "train.parallel=auto"], 1e-9),
+    "four": (4, accumulated(1), 1e-9),
+    "copies": (4, [*accumulated(1), "train.parallel={shard: 2, replicate: 2}"], 1e-9),
+}
+"""Number of ranks, changes of the config, and the largest difference between weights."""
+
+
+@pytest.mark.parametrize(
+    ("name", "resumed_on"),
+    [
+        ("plain", [*RESUMED_ON]),
+        ("average", ["same", "copies"]),
+        ("unfreeze after the checkpoint", ["one", "four"]),
+        ("adapters", ["ddp", "copies"]),
+        ("uneven", ["same", "four"]),
+    ],
+    ids=["plain", "average", "unfreeze after the checkpoint", "adapters", "uneven"],
+)
+def test_a_sharded_run_resumes_with_the_same_weights_on_any_ranks(name, resumed_on, tmp_path, tiny_overrides):
     """A frozen encoder has no optimiser states in the checkpoint."""
     variants = {**VARIANTS, "unfreeze after the checkpoint": ["optim.freeze={vision: 3, text: 1}"], "uneven": [UNEVEN]}
     overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", *variants[name]]
     (tmp_path / "out").mkdir()
     whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides), tmp_path / "out")
-    for resumed_on, ranks, changes, bound in (
-        ("same", 2, [], 0.0),
-        ("ddp", 2, ["train.parallel=ddp"], 1e-9),
-        ("one", 1, [*accumulated(4), "train.parallel=auto"], 1e-9),
-        ("four", 4, accumulated(1), 1e-9),
-        ("copies", 4, [*accumulated(1), "train.parallel={shard: 2, replicate: 2}"], 1e-9),
-    ):
-        folder = as_of_step(2, tmp_path / "whole", tmp_path / resumed_on)
+    for where in resumed_on:
+        ranks, changes, bound = RESUMED_ON[where]
+        folder = as_of_step(2, tmp_path / "whole", tmp_path / where)
         resumed, *_ = on_ranks(ranks, Run(folder, tiny_overrides, *overrides, *changes), tmp_path / "out")
         assert_same(resumed, whole, bound)
 
