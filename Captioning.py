@@ -7,7 +7,7 @@ This script runs the task in a single process; ``run.py`` can start several proc
 
 import sys
 
-from tasks.job import run_script
+from tasks.run import run_script
 from utils.errors import one_line_errors
 
 

@@ -7,7 +7,7 @@ Configs for videos set ``task: video_qa``. This script runs the task in a single
 
 import sys
 
-from tasks.job import run_script
+from tasks.run import run_script
 from utils.errors import one_line_errors
 
 

@@ -49,9 +49,7 @@ def losses(config: PretrainConfig, device: torch.device, steps: int) -> list[dic
     both = [pretrain_batch(config.data, model.vision, vocabulary, seed=seed) for seed in range(2)]
     mine = [both[distributed.rank()]] if distributed.is_distributed() else both
     found = [trainer.train_step(mine).read() for _ in range(steps)]
-    return [
-        {name: value for name, value in step.items() if "/" in name and not name.startswith("ranks/")} for step in found
-    ]
+    return [{name: value for name, value in step.metrics.items() if "/" in name} for step in found]
 
 
 def _rank(rank: int, port: int, backend: str, arguments: tuple[Any, ...], out: str) -> None:

@@ -16,6 +16,10 @@ PrecisionName = Literal["bf16", "fp16", "fp32", "O0", "O1", "O2"]
 Encoder = Literal["vision", "text", "fusion"]
 
 
+COMPILE_STEPS = 8
+"""Number of steps in which compiled encoders may still compile new shapes."""
+
+
 class WandbConfig(Config):
     """Where a run is shown at Weights & Biases."""
 
@@ -166,6 +170,11 @@ class TrainConfig(Config):
         if self.compile:
             return "compile"
         return f"precision = {self.precision}" if self.precision in ("fp16", "O1", "O2") else None
+
+    @property
+    def slow_steps(self) -> int:
+        """Number of steps that can be slow after the start and after an encoder is unfrozen."""
+        return COMPILE_STEPS if self.compile else 1
 
     @property
     def captures_graphs(self) -> bool:

@@ -28,9 +28,6 @@ from utils.files import replacing
 MIN_SHOWN_DATA_WAIT = 0.05
 """The progress bar shows the time spent waiting for data if it is at least this fraction of the total time."""
 
-COMPILE_STEPS = 8
-"""Number of steps excluded from rates at the start of a run with compiled encoders, since new shapes may still be compiled."""
-
 FIRST_STEPS = 10
 """Up to this step, a non-finite loss may be caused by the learning rate as well as by the records."""
 
@@ -78,21 +75,59 @@ class PendingStep:
     enqueued_s: float
     data_wait_s: float = 0.0
 
-    def read(self) -> dict[str, float]:
-        """Returns the values by name, after waiting for the device."""
+    def read(self) -> StepValues:
+        """Waits for the device, and returns the values."""
         if self.copied is not None:
             self.copied.synchronize()
-        return dict(zip(self.names, self.values.tolist(), strict=True))
+        values = dict(zip(self.names, self.values.tolist(), strict=True))
+        return StepValues(
+            work=Work(*(values.pop(name) for name in WORK)),
+            not_finite=bool(values.pop("not_finite")),
+            local_not_finite=bool(values.pop("local_not_finite")),
+            stop_requested=bool(values.pop("stop_requested")),
+            loss_scale=values.pop("loss_scale", None),
+            times={name: values.pop(name) for name in list(values) if TIMES.fullmatch(name)},
+            metrics=values,
+        )
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """The values of a step, over all ranks unless they say otherwise.
+
+    Attributes:
+        work: size of the step.
+        not_finite: whether the step was skipped because a loss or gradient was not finite.
+        local_not_finite: whether a loss of this rank was not finite.
+        stop_requested: whether a rank was asked to stop.
+        loss_scale: the loss scale; None without fp16.
+        times: times that the ranks spent on their own work, with the names from :meth:`~engine.watch.RankTimes.values_to_sum`;
+            empty in most steps.
+        metrics: the averaged losses, their weighted sum ``loss``, and ``grad_norm``.
+    """
+
+    work: Work
+    not_finite: bool
+    local_not_finite: bool
+    stop_requested: bool
+    loss_scale: float | None
+    times: dict[str, float]
+    metrics: dict[str, float]
 
 
 @dataclass
 class Tally:
-    """Counters of a run, which are saved in its checkpoints."""
+    """Counters of a run.
+
+    Attributes:
+        skipped: number of steps skipped because a loss or gradient was not finite.
+        elapsed_s: total time of the steps in seconds.
+        last_step: the last step that the device is known to have finished.
+    """
 
     skipped: int = 0
-    """Number of steps skipped because a loss or gradient was not finite."""
     elapsed_s: float = 0.0
-    """Total time of the steps in seconds."""
+    last_step: int = 0
 
 
 class Throughput:
@@ -180,7 +215,7 @@ class Reporter:
         self.config, self.steps, self.tally, self.trained = config, steps, tally, trained
         self.folder, self.metrics, self.progress = folder, metrics, progress
         peak = config.peak_tflops or peak_of(device, config.precision)
-        self.throughput = Throughput(distributed.world_size(), peak, COMPILE_STEPS if config.compile else 1)
+        self.throughput = Throughput(distributed.world_size(), peak, config.slow_steps)
         self.watch = Watch(tally.elapsed_s)
         self.clock = time.perf_counter()
         self.has_finite_step = self.has_checked_weights = False
@@ -192,40 +227,38 @@ class Reporter:
         values, now = pending.read(), pending.enqueued_s
         self.tally.elapsed_s += now - self.clock
         self.clock = now
-        self.throughput.add(Work(*(values.pop(name) for name in WORK)), now, pending.data_wait_s)
+        self.throughput.add(values.work, now, pending.data_wait_s)
         self.progress.update(1)
-        local_not_finite, stop_requested = bool(values.pop("local_not_finite")), bool(values.pop("stop_requested"))
-        self.stop_requested = self.stop_requested or stop_requested
-        scale = values.pop("loss_scale", None)
-        times = {name: values.pop(name) for name in list(values) if TIMES.fullmatch(name)}
-        if values.pop("not_finite"):
-            self._not_finite(pending, values, local_not_finite)
+        self.tally.last_step = pending.step
+        self.stop_requested = self.stop_requested or values.stop_requested
+        if values.not_finite:
+            self._not_finite(pending, values)
             return
         self.has_finite_step = True
-        self.watch.losses.append(values["loss"])
+        self.watch.losses.append(values.metrics["loss"])
         if pending.step % self.config.log_every and pending.step != self.steps:
             return
-        if scale is not None:
-            values["loss_scale"] = scale
-            if scale < 1:
-                raise UserError(
-                    f"step {pending.step}: fp16 gradients overflow at every loss scale",
-                    remedy="use train.precision=bf16",
-                )
+        shown = values.metrics | ({} if values.loss_scale is None else {"loss_scale": values.loss_scale})
+        if values.loss_scale is not None and values.loss_scale < 1:
+            raise UserError(
+                f"step {pending.step}: fp16 gradients overflow at every loss scale", remedy="use train.precision=bf16"
+            )
         rates = {f"lr/{name}": rate for name, rate in self.trained.learning_rates(pending.step - 1).items()}
         speed = self.throughput.rates()
         elapsed_s = self.tally.elapsed_s
-        ranks = self.watch.line(pending.step, times, speed, self.trained.freeze.frozen_at(pending.step - 1), elapsed_s)
+        ranks = self.watch.line(
+            pending.step, values.times, speed, self.trained.freeze.frozen_at(pending.step - 1), elapsed_s
+        )
         if self.metrics:
-            self.metrics.write({"step": pending.step, **values, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
-        self.progress.set_postfix_str(_short(values, speed))
+            self.metrics.write({"step": pending.step, **shown, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
+        self.progress.set_postfix_str(_short(shown, speed))
 
     def exclude(self, seconds: float) -> None:
         """Excludes time that was not spent training."""
         self.clock += seconds
         self.throughput.exclude(seconds)
 
-    def _not_finite(self, pending: PendingStep, values: dict[str, float], local_not_finite: bool) -> None:
+    def _not_finite(self, pending: PendingStep, values: StepValues) -> None:
         """Counts a skipped step. If too many steps were skipped, or the weights are not finite, saves the batch and raises an
         error.
 
@@ -236,17 +269,19 @@ class Reporter:
                 so that no later step could be finite.
         """
         self.tally.skipped += 1
-        losses = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in values.metrics.items())
         too_many = self.tally.skipped > self.config.max_skipped_steps
         bad_weights = self._describe_bad_weights() if too_many or not self.has_checked_weights else None
         if not too_many and not bad_weights:
             logger.warning(
-                SkippedStep(step=pending.step, losses={name: finite_or_none(value) for name, value in values.items()})
+                SkippedStep(
+                    step=pending.step, losses={name: finite_or_none(value) for name, value in values.metrics.items()}
+                )
             )
             return
         file = save_bad_batch(self.folder, pending.step, pending.micro_batches)
         records = [record for batch in pending.micro_batches for record in getattr(batch, "records", ())]
-        ranks = distributed.gather_objects((local_not_finite, str(file), records))
+        ranks = distributed.gather_objects((values.local_not_finite, str(file), records))
         # A gradient can overflow although all losses are finite. In this case, any rank may have caused the overflow.
         suspects = [rank for rank in ranks if rank[0]] or ranks
         _, path, names = suspects[0]

@@ -8,9 +8,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from engine.checkpoint import CHECKPOINTS, Checkpoint, list_checkpoints, newest_intact
 from engine.run_files import (
@@ -23,9 +20,9 @@ from engine.run_files import (
     VALIDATION_FILE,
     VALIDATION_PREDICTIONS_FILE,
 )
-from engine.saved_config import damaged_config, marked, read_saved_config
+from engine.saved_config import check_same_config, marked
 from utils import distributed
-from utils.config import Config, WhenResumed, dump_config, when_resumed, with_previous_defaults
+from utils.config import Config, dump_config
 from utils.errors import UserError
 from utils.files import check_regular, write_text
 from utils.folder_lock import FolderLock
@@ -116,7 +113,7 @@ class RunFolder:
             )
             raise UserError(f"{path} already contains a run", remedy=f"{remedy}, or use another --output")
         if started:
-            folder._require_same_config(saved, config, evaluate)
+            check_same_config(saved, config, evaluate=evaluate)
         folder._config = text = marked(dump_config(config))
 
         def create() -> str:
@@ -185,49 +182,3 @@ class RunFolder:
             "resumed, but earlier metrics and checkpoints are lost with the folder",
             saved,
         )
-
-    def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
-        may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.AFFECTS_METRICS])]
-        before, now = _flat(_with_defaults(saved, type(config))), _flat(config.model_dump(mode="json"))
-        changed = [
-            f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if not _equal(before.get(key), now.get(key)) and when_resumed(type(config), key) not in may_change
-        ]
-        if changed:
-            more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-            raise UserError(
-                f"this run had a different config: {'; '.join(changed[:3])}{more}",
-                where=saved,
-                remedy=f"use another --output, with init.checkpoint={self.path}"
-                f"{'' if evaluate else ' to start from its weights'}",
-            )
-
-
-def _with_defaults(file: Path, schema: type[Config]) -> Any:
-    """Reads a saved config, and fills in the defaults of config keys that were added after the config was saved.
-
-    Raises:
-        UserError: if the file is damaged.
-    """
-    saved = read_saved_config(file)
-    try:
-        return schema.model_validate(with_previous_defaults(saved, schema)).model_dump(mode="json")
-    except ValidationError as error:
-        if missing := [each["loc"] for each in error.errors() if each["type"] == "missing"]:
-            raise damaged_config(file, f"lacks {'.'.join(map(str, missing[0]))}") from None
-        return saved  # it contains keys or values unknown to this version
-
-
-def _equal(before: Any, now: Any) -> bool:
-    """True if two config values are equal. A boolean never equals a number here, although 1 == True in Python."""
-    return bool(before == now) and isinstance(before, bool) == isinstance(now, bool)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

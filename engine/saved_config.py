@@ -1,4 +1,4 @@
-"""The ``config.yaml`` that a run has saved in its folder. This module does not import torch.
+"""The ``config.yaml`` that a run has saved in its folder, and with which a run may be resumed. This module does not import torch.
 
 The file begins and ends with YAML's document markers, so that a file that was cut off is recognised. Earlier versions wrote files
 without markers.
@@ -9,8 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from engine.checkpoint import CHECKPOINTS, fault_of, list_checkpoints
 from engine.run_files import EVENTS_FILE
+from utils.config import Config, WhenResumed, when_resumed, with_previous_defaults
 from utils.config_files import ConfigError, read_yaml
 from utils.errors import UserError
 from utils.files import read_text
@@ -59,3 +62,55 @@ def damaged_config(file: Path, fault: str) -> UserError:
         remedy=f"to continue, restore {file.name} from a backup, or remove it and run the first command of this run "
         f"(see {EVENTS_FILE}) with --resume",
     )
+
+
+def check_same_config(saved: Path, config: Config, *, evaluate: bool) -> None:
+    """Compares the config of a run with the config that the run has saved.
+
+    Raises:
+        UserError: if a key has changed that must not change when the run is resumed or, with ``evaluate``, evaluated.
+    """
+    may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.AFFECTS_METRICS])]
+    before, now = _flat(_with_defaults(saved, type(config))), _flat(config.model_dump(mode="json"))
+    changed = [
+        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if not _equal(before.get(key), now.get(key)) and when_resumed(type(config), key) not in may_change
+    ]
+    if changed:
+        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+        raise UserError(
+            f"this run had a different config: {'; '.join(changed[:3])}{more}",
+            where=saved,
+            remedy=f"use another --output, with init.checkpoint={saved.parent}"
+            f"{'' if evaluate else ' to start from its weights'}",
+        )
+
+
+def _with_defaults(file: Path, schema: type[Config]) -> Any:
+    """Reads a saved config, and fills in the defaults of config keys that were added after the config was saved.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    saved = read_saved_config(file)
+    try:
+        return schema.model_validate(with_previous_defaults(saved, schema)).model_dump(mode="json")
+    except ValidationError as error:
+        if missing := [each["loc"] for each in error.errors() if each["type"] == "missing"]:
+            raise damaged_config(file, f"lacks {'.'.join(map(str, missing[0]))}") from None
+        return saved  # it contains keys or values unknown to this version
+
+
+def _equal(before: Any, now: Any) -> bool:
+    """True if two config values are equal. A boolean never equals a number here, although 1 == True in Python."""
+    return bool(before == now) and isinstance(before, bool) == isinstance(now, bool)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -29,9 +29,9 @@ from typing import Any
 from utils import distributed, events
 from utils.errors import PeerLostError, report
 from utils.processes import (
-    DUPLICATE_SIGNAL_S,
     GRACE_S,
     USER_ERROR,
+    FirstSignal,
     signal_name,
     signals_in_a_thread,
     status_of_stop,
@@ -52,11 +52,11 @@ class Ending:
     """How a process ends while its main thread is busy.
 
     Attributes:
-        save: saves the state of the run if necessary. Returns a message for the log, which says what is saved.
+        message: saves the state of the run, if necessary, and returns a message for the log, which says what is saved.
         at_once: whether the process ends after a request at once, or only if it is late.
     """
 
-    save: Callable[[], str]
+    message: Callable[[], str]
     at_once: bool
 
 
@@ -86,17 +86,17 @@ class StopRequest:
         self._timer: threading.Timer | None = None
         """Ends this process if it is late; started by the first signal to this process or to another rank."""
         self.store = distributed.shared_store("stop")
-        self._rank_0_ended = False
-        """True if rank 0 has ended while this rank is still running."""
+        self._store_lost = False
+        """True if the process that hosts the store has ended."""
         self._status_of_rank_0: int | None = None
-        """Exit status that rank 0 published before it ended."""
+        """Exit status that rank 0 published before it ended, while this rank is still running."""
         self._lock = threading.Lock()
         self._ending: Ending | None = None
         """None while the process must not be ended."""
         self._ended = threading.Event()
         self._handlers: dict[int, Any] = {}
         self._signals = contextlib.ExitStack()
-        self._first_signal_s: float | None = None
+        self._first_signal = FirstSignal()
 
     def __enter__(self) -> StopRequest:
         self._handlers = {signum: signal.signal(signum, self._handle) for signum in stop_signals()}
@@ -152,30 +152,26 @@ class StopRequest:
 
     def _receive(self, signum: int) -> None:
         """Called in a separate thread as soon as a signal arrives, even if the main thread waits for a rank that hangs."""
-        if signum not in self._handlers:
-            return
-        now = time.monotonic()
-        if self._first_signal_s is not None and now - self._first_signal_s > DUPLICATE_SIGNAL_S:
-            os._exit(128 + signum)
-        self._first_signal_s = self._first_signal_s or now
-        self.signum = self.signum or signum
-        self._start_timer()
+        if signum in self._handlers and self._first_signal.is_first(signum):
+            self.signum = self.signum or signum
+            self._start_timer()
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL_S):
             self._exchange()  # waits for ever if the rank that hosts the store hangs
             if self.signum is not None:
                 self._start_timer()
-            # After a signal, rank 0 ends first, and the others once it has ended. If the ranks are to stop together, rank 0 ends
-            # when it is late.
-            is_first = self.store is None or distributed.rank() == 0
             with self._lock:
-                if self._ending is None or self._ended.is_set():
-                    continue
-                if self._ending.at_once and (self._rank_0_ended or (is_first and self.signum is not None)):
+                if self._ending is not None and not self._ended.is_set() and self._must_end(self._ending):
                     self._end(self._ending)
-                if not self._ending.at_once and self.signum is not None and self._status_of_rank_0 is not None:
-                    self._end(self._ending)
+
+    def _must_end(self, ending: Ending) -> bool:
+        """True if the process must end now. Rank 0 ends first, and the others once it has ended."""
+        if not ending.at_once:  # rank 0 ends if it is late (_end_late)
+            return self.signum is not None and self._status_of_rank_0 is not None
+        if distributed.rank() == 0:
+            return self.signum is not None
+        return self._status_of_rank_0 is not None or self._store_lost
 
     def _start_timer(self) -> None:
         """Starts the timer that ends this process if it is late, unless it is already running."""
@@ -193,29 +189,28 @@ class StopRequest:
                 self._end(self._ending)
 
     def _exchange(self) -> None:
-        """Exchanges signals with the other ranks, and checks whether rank 0 has ended."""
+        """Exchanges signals with the other ranks, and reads the exit status of rank 0 if it has ended."""
         if self.store is None:
             return
         try:
             # Rank 0 publishes "signal" before "ended", so read them in the opposite order. Otherwise, rank 0 could publish both
             # between the two reads, and would seem to have ended without a signal.
-            self._rank_0_ended = distributed.rank() != 0 and self.store.check(["ended"])
-            if self._rank_0_ended:
+            if distributed.rank() != 0 and self.store.check(["ended"]):
                 self._status_of_rank_0 = int(self.store.get("ended"))
             if self.store.check(["signal"]):
                 self.signum = self.signum or int(self.store.get("signal"))
             elif self.signum is not None:
                 self.store.set("signal", str(int(self.signum)))
         except RuntimeError:  # the process that hosts the store has ended
-            self._rank_0_ended, self.store = True, None
+            self._store_lost, self.store = True, None
 
     def _end(self, ending: Ending) -> None:
         """Ends this process without Python's cleanup, since threads and workers may be in any state."""
         status = self.status if self._status_of_rank_0 is None else self._status_of_rank_0
-        rank_0_hangs = not ending.at_once and not self._rank_0_ended
+        rank_0_hangs = not ending.at_once and self._status_of_rank_0 is None and not self._store_lost
         if distributed.rank() == 0 or rank_0_hangs:
             try:
-                logger.warning(events.Stopped(by=self.name, message=ending.save()))
+                logger.warning(events.Stopped(by=self.name, message=ending.message()))
             # The process ends anyway, with a status on which schedulers do not requeue the run, since it would only fail again.
             except Exception as error:
                 logger.warning(events.Stopped(by=self.name, message=f"the checkpoint could not be saved: {error}"))

@@ -6,7 +6,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from engine.config import TrainConfig
-from engine.report import COMPILE_STEPS
 from utils import distributed
 
 
@@ -29,7 +28,7 @@ class StepTimeout:
 
     def finished(self, step: int) -> None:
         """Sets the short timeout if ``step`` was the last of the slow steps."""
-        if step == self.first_step + (COMPILE_STEPS if self.train.compile else 1):
+        if step == self.first_step + self.train.slow_steps:
             distributed.set_timeout(self.train.step_timeout_min)
 
     def longer(self) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,19 @@ class Trainer:
             self._restore(checkpoint, state)
         self.timeout = StepTimeout(train, self.step)
 
+    def _state(self) -> dict[str, Any]:
+        """Returns what the remaining steps depend on, apart from the states of the model and the optimiser."""
+        return {
+            "scaler": self.precision.scaler.state_dict(),
+            "records": self.consumed * self.loader.records_per_batch,
+            "skipped": self.tally.skipped,
+            "elapsed_s": self.tally.elapsed_s,
+            "best": self.validator.best,
+            "validation_due": self.validator.due,
+            "fresh": sorted(self.fresh),
+            "run": asdict(self.identity),
+        }
+
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         """Restores everything that the remaining steps depend on from a checkpoint, whose training state is ``state``.
 
@@ -163,7 +176,7 @@ class Trainer:
         self.precision.scaler.load_state_dict(state["scaler"])
         self.consumed = state["records"] // self.loader.records_per_batch
         self.validator.best, self.validator.due = state["best"], state["validation_due"]
-        self.tally = Tally(state["skipped"], state["elapsed_s"])
+        self.tally = Tally(state["skipped"], state["elapsed_s"], checkpoint.step)
         logger.info(Resumed(step=checkpoint.step, folder=str(checkpoint.folder)))
 
     def fit(self) -> None:
@@ -240,7 +253,7 @@ class Trainer:
                 report(current)  # the checkpoint counts this step as skipped if it was, and a fault must not be saved
                 previous = None
                 if report.stop_requested and self.step < self.steps:
-                    raise self._save_before_stopping()
+                    self._save_and_stop()
                 if self.validator.due:
                     self._validate(report)
                 self._save()
@@ -380,7 +393,11 @@ class Trainer:
         if self.parallel.needs_all_ranks and self._saved != self.step:
             self._save()  # a rank that is asked to stop during validation cannot save without the others
         # If one rank can save alone, a request to stop ends the process immediately.
-        ending = nullcontext() if self.parallel.needs_all_ranks else self.stop.ending_at_once(self._save_and_describe)
+        ending = (
+            self.stop.ending_if_late(self._describe_long_validation)
+            if self.parallel.needs_all_ranks
+            else self.stop.ending_at_once(self._save_and_describe)
+        )
         with self.timeout.longer(), self.stall.doing("a validation"):
             self.validator.validate(self.step, self.metrics, ending)
         report.exclude(time.perf_counter() - started)
@@ -390,17 +407,7 @@ class Trainer:
         self._saved, self.stall.phase = self.step, "checkpoint"
         weights, unaveraged = self.trained.average.states(self.model)
         optimizer, states = optimizer_states.split_state(self.trained.optimizer)
-        training = {
-            "optimizer": optimizer,
-            "scaler": self.precision.scaler.state_dict(),
-            "records": self.consumed * self.loader.records_per_batch,
-            "skipped": self.tally.skipped,
-            "elapsed_s": self.tally.elapsed_s,
-            "best": self.validator.best,
-            "validation_due": self.validator.due,
-            "fresh": sorted(self.fresh),
-            "run": asdict(self.identity),
-        }
+        training = {"optimizer": optimizer, **self._state()}
         if self.metrics:
             self.metrics.sync()
             self.folder.restore_config()
@@ -415,22 +422,24 @@ class Trainer:
         self.writer.finish()
         return self._saved_message()
 
-    def _saved_message(self) -> str:
-        return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
+    def _save_and_stop(self) -> NoReturn:
+        """Saves a checkpoint after a request to stop, on all ranks.
 
-    def _save_before_stopping(self) -> Stopped | UserError:
-        """Saves a checkpoint after a request to stop. Returns the exception to raise on all ranks.
-
-        If the checkpoint cannot be written, the exception is a :class:`UserError`, so that schedulers do not restart the run,
-        which would lose the same steps over and over.
+        Raises:
+            Stopped: once the checkpoint is on disk.
+            UserError: if the checkpoint cannot be written. Schedulers then do not restart the run, which would lose the same
+                steps over and over.
         """
         self._save()
         try:
             with self.timeout.longer():  # the other ranks wait while rank 0 writes
                 distributed.on_rank_0(self.writer.finish)
         except UserError as error:
-            return UserError(f"stopped by {self.stop.name}: {error}")
-        return Stopped(self._saved_message(), self.stop.status)
+            raise UserError(f"stopped by {self.stop.name}: {error}") from None
+        raise Stopped(self._saved_message(), self.stop.status)
+
+    def _saved_message(self) -> str:
+        return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
 
     def _describe_late_stop(self) -> str:
         """Describes what is saved if the process ends because the ranks could not stop together."""
@@ -438,5 +447,10 @@ class Trainer:
         kept = f"the newest checkpoint is of step {saved}" if saved else "no checkpoint has been saved"
         return (
             f"the ranks did not stop within train.grace_s, probably because one of them hangs; {kept}, and the last completed "
-            f"step is {self.step}; rerun with --resume to continue"
+            f"step is {self.tally.last_step}; rerun with --resume to continue"
         )
+
+    def _describe_long_validation(self) -> str:
+        """Describes what is saved if the process ends during a validation pass in which no rank can save alone."""
+        saved = newest_step(self.folder.checkpoints)
+        return f"the validation did not end within train.grace_s; the newest checkpoint is of step {saved}; rerun with --resume"

@@ -56,7 +56,7 @@ class Validator:
         with self.trained.average.in_model():
             with self.trained.parallel.full_model(), ending:
                 metrics = self.task.validate()
-                self.due = False
+            self.due = False  # until here, a process that ends repeats the validation when it resumes
             self._record(step, metrics, log)
 
     def _record(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:

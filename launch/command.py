@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.run_files import CONFIG_FILE
 from launch import slurm
-from launch.placement import ONE_NODE, Placement, check_ranks
+from launch.placement import ONE_NODE, Nodes, Placement, check_ranks
 from launch.rank import write_run
 from launch.slurm import SlurmFlags
 from tasks.flag import TaskName
@@ -24,7 +24,6 @@ from utils.flags import Override
 from utils.processes import WAIT_S
 
 if TYPE_CHECKING:
-    from launch.clusters import LaunchContext
     from tasks.binding import BoundRun
 
 
@@ -56,7 +55,7 @@ def launch(
 
     job.check(placement)
     placement.check()
-    run = bind_flags(flags, overrides, task)
+    run = run_of_command_line(flags, overrides, task)
     if job.slurm:
         return slurm.submit(_job_of(run, overrides, flags, placement, job))
     context = launch_context(placement, os.environ)
@@ -70,19 +69,18 @@ def launch(
         become_rank(context)
         return run_task(run, flags)
     ranks = ranks_of_node(placement, context)
+    _check_nodes(run, flags, context.nodes, ranks)
     if context.nodes.elastic:
-        _check_elastic(run, flags, context, ranks)
         flags = replace(flags, wait=flags.wait or WAIT_S)
-    elif not flags.evaluate:
-        run.config.plan(ranks * context.nodes.max)  # reports sizes that do not fit before the ranks start
     with tempfile.TemporaryDirectory(prefix="x2vlm-") as folder:
         bound = Path(folder) / "run.json"
         write_run(bound, run, replace(flags, output=output_folder(run, flags)))
-        command, on_cpu = ["-m", "launch.rank", str(bound)], placement.cpu is not None
+        command = ["-m", "launch.rank", str(bound)]
+        on_cpu = placement.cpu is not None
         return run_ranks(context, ranks, command, grace_s=run.config.train.grace_s, on_cpu=on_cpu)
 
 
-def bind_flags(flags: RunFlags, overrides: Sequence[str], task: str | None) -> BoundRun:
+def run_of_command_line(flags: RunFlags, overrides: Sequence[str], task: str | None) -> BoundRun:
     """Binds the run that the command line selects. When resuming with neither a config nor a task, this is the config that the
     run has saved, which must not be damaged. The task is found as the run has recorded it, and code in the run's folder is never
     executed."""
@@ -123,13 +121,20 @@ def _job_of(
     return slurm.Job(run, flags, placement, options, folder, arguments)
 
 
-def _check_elastic(run: BoundRun, flags: RunFlags, context: LaunchContext, ranks: int) -> None:
-    """Raises :class:`UserError` unless the run can continue with every possible number of nodes."""
-    nodes = context.nodes
-    if not flags.resume:
+def _check_nodes(run: BoundRun, flags: RunFlags, nodes: Nodes, ranks: int) -> None:
+    """Checks, before the ranks start, that the run fits every number of nodes that the job may have, with ``ranks`` ranks each.
+
+    Raises:
+        UserError: if the number of nodes may change but the run does not resume, or if the sizes in the config do not fit.
+    """
+    if nodes.elastic and not flags.resume:
         raise UserError(
             f"--nodes {nodes} restarts the ranks, which then resume from the newest checkpoint: add --resume (in an empty "
             "folder, the run starts from the beginning)"
         )
+    if flags.evaluate:
+        return
     if nodes.min < nodes.max:
         check_ranks(run.config, [count * ranks for count in nodes.counts], f"--nodes {nodes}")
+    else:
+        run.config.plan(nodes.max * ranks)

@@ -26,7 +26,7 @@ def write_run(file: Path, run: BoundRun, flags: RunFlags) -> None:
         "task": run.source.argument,
         "file": str(run.file),
         "values": run.read.values,
-        "locations": [[keys, location] for keys, location in run.read.locations.items()],
+        "locations": list(run.read.locations.items()),
         "flags": asdict(flags) | {"output": str(flags.output)},
         "command": sys.argv,
     }

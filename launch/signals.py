@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from utils.processes import (
-    DUPLICATE_SIGNAL_S,
     STOP_SIGNALS,
+    FirstSignal,
     signal_name,
     signals_in_a_thread,
     status_of_stop,
@@ -25,15 +25,11 @@ UNHANDLED_S = 3.0
 def first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception], grace_s: int) -> Iterator[None]:
     """Context in which the first stop signal raises torchrun's ``exception``, which makes torchrun forward the signal. The second
     signal ends this process immediately, and the ranks die with it (:func:`utils.processes.die_with_parent`)."""
-    received_s: list[float] = []
+    signals = FirstSignal()
 
     def receive(signum: int, _: object) -> None:
-        now = time.monotonic()
-        if received_s:
-            if now - received_s[0] > DUPLICATE_SIGNAL_S:
-                os._exit(128 + signum)
+        if not signals.is_first(signum):
             return
-        received_s.append(now)
         line = f"{signal_name(signum)}: the run stops within {grace_s} s; a second signal ends it at once\n"
         with contextlib.suppress(OSError):
             os.write(2, line.encode())  # sys.stderr may be in the middle of a line
@@ -45,7 +41,7 @@ def first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception]
         if signum not in STOP_SIGNALS:
             return
         time.sleep(UNHANDLED_S)
-        if not received_s:
+        if signals.received_s is None:
             os.write(2, f"{signal_name(signum)}: ended while waiting for the other nodes\n".encode())
             os._exit(status_of_stop(signum))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks import TASKS
 from tasks.kinds import DEFAULT_CONFIG, TaskSource, find_task, task_of_run
-from utils.config import bind_read
+from utils.config import bind
 from utils.config_files import Locations, ReadConfig, read_config, why_no_file
 from utils.errors import UserError
 from utils.flags import nearest
@@ -86,7 +86,8 @@ def bind_task(source: TaskSource, file: Path, read: ReadConfig) -> BoundRun:
         field = schema.model_fields.get("task")
         if field is None or field.default != config_task:
             raise _contradiction(file, config_task, source.argument)
-    return BoundRun(source, file, read, bind_read(read, schema, str(file)))
+    config = bind(read.values, schema, read.locations, str(file), read.malformed)
+    return BoundRun(source, file, read, config)
 
 
 def _task_of(file: Path, config_task: object, locations: Locations, folder_may_be_task: bool) -> TaskSource:

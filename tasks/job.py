@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks import TASKS
-from utils.commands import FLAGS, execute
+from utils.commands import FLAGS
 from utils.errors import UserError
-from utils.flags import File, Override, Positive
+from utils.flags import File, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -55,30 +54,6 @@ class RunFlags:
         return self.evaluate and not self.resume
 
 
-def run_script(argv: Sequence[str], name: str) -> int:
-    """Runs a task in this process, as the scripts such as ``Pretrain.py`` do; returns the exit status.
-
-    Args:
-        argv: the command-line arguments.
-        name: name of the task in the table, or the folder or module of another task.
-
-    Raises:
-        UserError: if the command line, the config or the data are invalid.
-    """
-
-    def run(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
-        from tasks.binding import bind_run
-
-        return run_task(bind_run(flags.config, overrides, name), flags)
-
-    help_text, program = f"the task {name}", f"python -m tasks.run {name}"
-    if name in TASKS:
-        help_text, program = TASKS[name].help, TASKS[name].script
-    overrides = "config values to override, as key=value."
-    run.__doc__ = f"Run this task in one process: {help_text}.\n\nArgs:\n    overrides: {overrides}"
-    return execute(run, argv, program)
-
-
 def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = None) -> int:
     """Trains and reports, or only reports with ``--evaluate``; returns the exit status. ``run.py``, the scripts of the tasks and
     ``python -m tasks.run`` all call this function, on every rank.
@@ -101,7 +76,10 @@ def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = Non
         raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
     output = output_folder(run, flags)
     with log.errors_logged(), distributed.process_group(config.train.start_timeout_min, output) as device:
-        plan = None if flags.evaluate else _plan_training(config)
+        plan = None
+        if not flags.evaluate:
+            _check_machine(config)
+            plan = config.plan(distributed.world_size())
         with locked(output, flags.wait or 0), StopRequest(config.train.grace_s) as stop:
             try:
                 with stop.ending_at_once():
@@ -133,17 +111,15 @@ def output_folder(run: BoundRun, flags: RunFlags) -> Path:
     return flags.output or Path("runs") / run.source.name / f"{run.file.stem}{suffix}"
 
 
-def _plan_training(config: RunConfig) -> RunPlan:
-    """Checks what the machine must have to train, and plans the steps for the ranks of this process group."""
+def _check_machine(config: RunConfig) -> None:
+    """Raises :class:`UserError` if this machine lacks a package that the config needs, or allows too few open files."""
     from engine.trackers import check_package
     from optim import lora
     from utils import open_files
-    from utils.distributed import world_size
 
     open_files.check_limit(config.data.workers)
     check_package(config.train.wandb)
     lora.check_package(config.optim.lora)
-    return config.plan(world_size())
 
 
 def _build(run: BoundRun, plan: RunPlan | None, folder: RunFolder, flags: RunFlags) -> BaseTask[Any, Any, Any]:

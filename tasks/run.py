@@ -1,4 +1,5 @@
-"""Runs any task in one process, without a launcher: ``python -m tasks.run TASK [--config FILE] [--output DIR] [key=value ...]``.
+"""Runs any task in one process, without a launcher: ``python -m tasks.run TASK [--config FILE] [--output DIR] [key=value ...]``,
+or the script of a task, such as ``Pretrain.py``.
 
 TASK is a name in the table of tasks, a folder that contains ``task.py``, or a module.
 """
@@ -8,8 +9,35 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tasks.job import run_script
+from tasks import TASKS
+from tasks.job import RunFlags, run_task
+from utils.commands import execute
 from utils.errors import UserError, one_line_errors
+from utils.flags import Override
+
+
+def run_script(argv: Sequence[str], name: str) -> int:
+    """Runs a task in this process, as the scripts such as ``Pretrain.py`` do; returns the exit status.
+
+    Args:
+        argv: the command-line arguments.
+        name: name of the task in the table, or the folder or module of another task.
+
+    Raises:
+        UserError: if the command line, the config or the data are invalid.
+    """
+
+    def run(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
+        from tasks.binding import bind_run
+
+        return run_task(bind_run(flags.config, overrides, name), flags)
+
+    help_text, program = f"the task {name}", f"python -m tasks.run {name}"
+    if name in TASKS:
+        help_text, program = TASKS[name].help, TASKS[name].script
+    overrides = "config values to override, as key=value."
+    run.__doc__ = f"Run this task in one process: {help_text}.\n\nArgs:\n    overrides: {overrides}"
+    return execute(run, argv, program)
 
 
 @one_line_errors

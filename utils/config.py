@@ -23,7 +23,6 @@ from utils.config_files import (
     COMMAND_LINE,
     ConfigError,
     Locations,
-    ReadConfig,
     nearest_location,
     read_config,
     shown_value,
@@ -93,26 +92,17 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> 
     Raises:
         ConfigError: with one line per unreadable file and per unknown, missing or mistyped key.
     """
-    return bind_read(read_config(path, overrides), schema, str(path))
+    read = read_config(path, overrides)
+    return bind(read.values, schema, read.locations, str(path), read.malformed)
 
 
-def bind_read(read: ReadConfig, schema: type[C], source: str) -> C:
-    """Binds the plain values of a config to ``schema``. ``source`` is the name of the config for error messages.
-
-    Raises:
-        ConfigError: with the malformed overrides and all mistakes that :func:`bind` finds.
-    """
-    findings = list(read.malformed)
-    try:
-        config = bind(read.values, schema, read.locations, source)
-    except ConfigError as error:
-        findings += error.findings
-    if findings:
-        raise ConfigError(findings)
-    return config
-
-
-def bind(values: Mapping[str, Any], schema: type[C], locations: Locations | None = None, source: str = "config") -> C:
+def bind(
+    values: Mapping[str, Any],
+    schema: type[C],
+    locations: Locations | None = None,
+    source: str = "config",
+    malformed: Sequence[UserError] = (),
+) -> C:
     """Binds plain values to a typed config.
 
     Args:
@@ -120,14 +110,19 @@ def bind(values: Mapping[str, Any], schema: type[C], locations: Locations | None
         schema: class of the config.
         locations: location of each key (``file:line``), for error messages.
         source: name of the whole config, for error messages about keys without a location.
+        malformed: errors that were found when the values were read, to report with all others.
 
     Raises:
         ConfigError: with a line for each unknown, missing or mistyped key.
     """
+    findings = list(malformed)
     try:
-        return schema.model_validate(values)
+        config = schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([_finding(each, schema, locations or {}, source) for each in _causes(error)]) from None
+        findings += [_finding(each, schema, locations or {}, source) for each in _causes(error)]
+    if findings:
+        raise ConfigError(findings)
+    return config
 
 
 def _causes(error: ValidationError) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -68,6 +69,24 @@ def signals_in_a_thread(receive: Callable[[int], None]) -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(previous)
         os.close(write_end)  # ends the thread
+
+
+class FirstSignal:
+    """Recognises the first of several signals to this process. A second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received_s: float | None = None
+        """Time of the first signal (``time.monotonic``)."""
+
+    def is_first(self, signum: int) -> bool:
+        """Returns True for the first signal and False for its duplicates (:data:`DUPLICATE_SIGNAL_S`)."""
+        now = time.monotonic()
+        if self.received_s is None:
+            self.received_s = now
+            return True
+        if now - self.received_s > DUPLICATE_SIGNAL_S:
+            os._exit(128 + signum)
+        return False
 
 
 def status_of_stop(signum: int) -> int:

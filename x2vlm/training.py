@@ -137,7 +137,7 @@ class Training:
         with trainer.precision.autocast():
             terms = model(to_device(batch, self.device))
         averages, total = weighted_sum(terms, divisors)
-        return {**dict(zip(terms, averages.unbind(), strict=True)), "loss": total}
+        return {**dict(zip(divisors, averages.unbind(), strict=True)), "loss": total}
 
     def step(self, *batches: Any) -> dict[str, float]:
         """Runs a training step on micro-batches: forward, backward, clipping and update. Returns the losses by name, their
@@ -146,8 +146,8 @@ class Training:
         for batch in batches or (None,):
             self._check(batch)
         values = self._trainer.train_step(list(batches)).read()
-        names = list(values)
-        return {name: values[name] for name in names[: names.index("grad_norm") + 1]}
+        scale = {} if values.loss_scale is None else {"loss_scale": values.loss_scale}
+        return {**values.metrics, **scale}
 
     def _check(self, batch: Any) -> None:
         """Raises :class:`UserError` unless ``batch`` is a batch for the model."""

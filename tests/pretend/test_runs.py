@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine.report import PendingStep
+from engine.report import PendingStep, StepValues
 from engine.trainer import Trainer
-from tasks.job import run_script
+from tasks.run import run_script
 from tests.conftest import tiny_run
 from tests.dataset.media.test_video import encoded
 from tests.engine.runs import curve
@@ -188,7 +188,7 @@ def test_the_metrics_of_a_step_are_read_one_step_late(pretend, tmp_path, monkeyp
     reading: list[tuple[int, int]] = []
     run = trainer(tmp_path, device=pretend, steps=4)
 
-    def watched(pending: PendingStep) -> dict[str, float]:
+    def watched(pending: PendingStep) -> StepValues:
         assert pending.values.isnan().all(), "the copy must still be in progress"
         reading.append((pending.step, run.step))
         return read(pending)

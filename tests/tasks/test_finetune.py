@@ -23,9 +23,9 @@ from engine import precision
 from engine.checkpoint import Checkpoint, list_checkpoints
 from tasks.base import BaseTask
 from tasks.evaluation import Evaluation, Metric
-from tasks.job import run_script
 from tasks.kinds import TaskKind, TaskSource
 from tasks.nlvr import NLVRTask
+from tasks.run import run_script
 from tests.messages import OneLine, naming
 from tests.tasks.painted import FILES, KINDS, ROOT
 from utils.config import load_config

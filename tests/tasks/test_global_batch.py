@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 from tasks.config import PretrainConfig
-from tasks.job import run_script
 from tasks.nlvr import NLVRTask
 from tasks.pretrain import PretrainTask
+from tasks.run import run_script
 from tests.messages import naming
 from tests.tasks.painted import ROOT, task_of
 from utils import distributed

@@ -12,8 +12,8 @@ import pytest
 from tasks import evaluation as evaluation_module
 from tasks.config import PretrainConfig
 from tasks.inference import evaluating
-from tasks.job import run_script
 from tasks.pretrain import PretrainTask
+from tasks.run import run_script
 from tests.tasks.painted import KINDS, ROOT, measured, task_of
 from utils.config import load_config
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dataset.text.loading import load_tokenizer
-from tasks.job import run_script
+from tasks.run import run_script
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
 from utils.errors import UserError

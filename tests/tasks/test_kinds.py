@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.command import bind_flags
+from launch.command import run_of_command_line
 from tasks import TASKS
 from tasks.binding import bind_run
 from tasks.config import NLVRConfig
@@ -270,4 +270,4 @@ def test_resuming_a_downloaded_run_does_not_execute_code_in_its_folder(tmp_path)
     folder = outside(tmp_path / "counting_trap", "raise SystemExit('executed')")
     (folder / "config.yaml").write_text(f"base: {ROOT}/configs/demo/nlvr.yaml\ntask: counting_trap\n")
     with pytest.raises(UserError, match=naming("config.yaml", "'counting_trap'", "pass --task TASK")):
-        bind_flags(RunFlags(output=folder, resume=True), [], None)
+        run_of_command_line(RunFlags(output=folder, resume=True), [], None)

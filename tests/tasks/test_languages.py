@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tasks.config import NLVRConfig, PretrainConfig, RetrievalConfig
-from tasks.job import run_script
 from tasks.nlvr import NLVRTask
 from tasks.pretrain import PretrainTask
 from tasks.retrieval import RetrievalTask
+from tasks.run import run_script
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
 from utils.config import load_config

@@ -25,7 +25,7 @@ from dataset.records.schema import (
 from dataset.tasks.grounding import read_phrases
 from dataset.tasks.nlvr import read_statements
 from dataset.tasks.vqa import read_questions
-from launch.command import bind_flags, launch
+from launch.command import launch, run_of_command_line
 from tasks import job
 from tests.messages import OneLine
 from tests.tasks.painted import LOOKS, box_of, rows_of, write_pictures
@@ -144,11 +144,11 @@ def test_the_walkthrough_of_the_page_runs_as_printed(newcomer, capsys):
         _, given = parse_arguments(launch, arguments, "run.py")
         given.apply_defaults()
         overrides, task, flags = (given.arguments[name] for name in ("overrides", "task", "flags"))
-        bound = bind_flags(flags, overrides, task)
+        bound = run_of_command_line(flags, overrides, task)
         walked.append(bound.file.stem)
         if not flags.resume:
             small = [*SMALL, *BATCH.get(bound.file.stem, ["data.batch_size=4"])]
-            bound = bind_flags(flags, [*small, *overrides], task)
+            bound = run_of_command_line(flags, [*small, *overrides], task)
         assert job.run_task(bound, flags) == 0, command
     assert walked == ["pretrain", "retrieval", "grounding", "captioning", "vqa", "config", "retrieval"]
     printed = capsys.readouterr().out

@@ -16,7 +16,7 @@ from engine.run_folder import RunFolder
 from metrics.retrieval import retrieval_recalls
 from tasks.drawing import ImageReader, Panel
 from tasks.inference import evaluating
-from tasks.job import run_script
+from tasks.run import run_script
 from tests.messages import OneLine
 from tests.tasks.painted import ROOT, SIZE, measured, task_of
 

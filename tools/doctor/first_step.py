@@ -93,7 +93,7 @@ def _take_steps(trainer: Any, batch: Batch, report: Report) -> None:
             if not ran_out_of_memory(error):
                 raise
             raise NotCheckedError("not even a tiny batch fits on the GPU; is another program using it?") from None
-        values = pending.read()
+        values = pending.read().metrics
         report.add("step", step_findings(name, values), _step_text(name, values, time.perf_counter() - started) + how)
 
 
@@ -133,7 +133,7 @@ def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
 
 def step_findings(name: str, values: dict[str, float]) -> list[Finding]:
     """Returns findings about losses or a gradient that are not finite."""
-    wrong = [key for key, value in values.items() if key in _shown(values) and not math.isfinite(value)]
+    wrong = [key for key, value in values.items() if not math.isfinite(value)]
     if not wrong:
         return []
     fact = f"{', '.join(wrong)} of the first step {'is' if len(wrong) == 1 else 'are'} not finite"
@@ -141,11 +141,6 @@ def step_findings(name: str, values: dict[str, float]) -> list[Finding]:
     return [Finding("refused", name or "first step", fact, remedy)]
 
 
-def _shown(values: dict[str, float]) -> list[str]:
-    """Returns the names of the losses, of their sum and of the gradient norm."""
-    return [*list(values)[: list(values).index("loss") + 1], "grad_norm"]
-
-
 def _step_text(name: str, values: dict[str, float], seconds: float) -> str:
-    text = ", ".join(f"{key.removeprefix(f'{name}/')} {values[key]:.3g}" for key in _shown(values))
+    text = ", ".join(f"{key.removeprefix(f'{name}/')} {value:.3g}" for key, value in values.items())
     return f"{f'{name}: ' if name else ''}{text} ({seconds:.1f} s)"
