@@ -151,7 +151,7 @@ class StopRequest:
         self.signum = self.signum or signum
 
     def _receive(self, signum: int) -> None:
-        """Called in a separate thread as soon as a signal arrives, even if the main thread waits for a rank that hangs."""
+        """Called in a separate thread when a signal arrives, even if the main thread waits for a rank that hangs."""
         if signum in self._handlers and self._first_signal.is_first(signum):
             self.signum = self.signum or signum
             self._start_timer()

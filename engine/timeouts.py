@@ -1,5 +1,5 @@
 """How long ranks wait for each other in a run: long while some ranks may be slow, and short during training steps, so that a rank
-that hangs is noticed soon."""
+that hangs is noticed quickly."""
 
 from __future__ import annotations
 
