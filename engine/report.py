@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from engine.metrics_log import MetricsLog
 from engine.trained import TrainedModel
 from engine.watch import TIMES, Watch
 from utils import distributed
+from utils.accelerator import start_copy_to_host
 from utils.distributed import full_tensor
 from utils.errors import UserError
 from utils.events import SkippedStep, finite_or_none
@@ -74,6 +76,22 @@ class PendingStep:
     micro_batches: list[Any]
     enqueued_s: float
     data_wait_s: float = 0.0
+
+    @staticmethod
+    def start(
+        step: int, parts: Iterable[tuple[Sequence[str], Tensor]], micro_batches: list[Any], data_wait_s: float
+    ) -> PendingStep:
+        """Starts copying the values of a step to the host.
+
+        Args:
+            step, micro_batches, data_wait_s: see the attributes.
+            parts: the values, as names and a tensor (K,) on the device for K names. The names are those of the losses, ``loss``,
+                and those that :meth:`read` reads.
+        """
+        parts = list(parts)
+        values, copied = start_copy_to_host(torch.cat([tensor for _, tensor in parts]).detach())
+        names = [name for part, _ in parts for name in part]
+        return PendingStep(step, names, values, copied, micro_batches, time.perf_counter(), data_wait_s)
 
     def read(self) -> StepValues:
         """Waits for the device, and returns the values."""

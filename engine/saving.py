@@ -55,6 +55,7 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._states_written: Future[Any] | None = None
         self._fault: str | None = None
+        self._step = 0
 
     def save(
         self,
@@ -88,9 +89,15 @@ class CheckpointWriter:
             return
         self._states_written = self.parallel.start_saving(states, temporary / STATES)
         if main:
+            self._step = step
             arguments = (step, *copies, dict(metadata or {}), self._states_written)
             self._thread = threading.Thread(target=self._write, args=arguments, name=f"save step {step}")
             self._thread.start()
+
+    @property
+    def writing(self) -> int | None:
+        """Step of the checkpoint that is being written; None if there is none."""
+        return self._step if self._thread is not None and self._thread.is_alive() else None
 
     def wait(self) -> None:
         """Waits until the last checkpoint has been written or has failed, which :meth:`finish` reports."""
@@ -130,14 +137,20 @@ class CheckpointWriter:
                 metadata=metadata,
                 states_written=states_written,
             )
-            remove_old(self.folder, self.keep, step)
-            self._fault = None
-            logger.info(SavedCheckpoint(step=step))
         # A full disk raises OSError, or whatever exception the writing library turns it into.
         except Exception as error:
             with suppress(Exception):
                 states_written.result()  # wait; otherwise, other ranks could still write to the folder while it is removed
             self._failed(step, error)
+            return
+        self._fault = None
+        logger.info(SavedCheckpoint(step=step))
+        try:
+            remove_old(self.folder, self.keep, step)
+        except OSError as error:
+            logger.warning(
+                "%s: an older checkpoint cannot be removed (%s); remove it yourself", self.folder, reason_of(error)
+            )
 
     def _failed(self, step: int, error: Exception) -> None:
         self._fault = save_failure(self.folder, f"the checkpoint of step {step}", error)
@@ -200,7 +213,7 @@ def write_checkpoint(
     os.replace(temporary, final)
     sync_file(folder)
     if replaced is not None:
-        shutil.rmtree(replaced)
+        shutil.rmtree(replaced, ignore_errors=True)  # see remove_leftovers
     return checkpoint
 
 

@@ -50,7 +50,7 @@ class StallWatch:
             activity: what the block does; None if it runs training steps.
         """
         self._activity = activity
-        self.finished(self.step)
+        self.progressed(self.step)
         threading.Thread(target=self._watch, daemon=True, name="stall watch").start()
         try:
             yield
@@ -61,15 +61,15 @@ class StallWatch:
     def doing(self, activity: str) -> Iterator[None]:
         """Context for an activity other than training steps."""
         self._activity = activity
-        self.finished(self.step)
+        self.progressed(self.step)
         try:
             yield
         finally:
-            self.finished(self.step)
+            self.progressed(self.step)
             self._activity = None
 
-    def finished(self, step: int) -> None:
-        """Records that ``step`` steps are finished, and restarts the timer."""
+    def progressed(self, step: int) -> None:
+        """Records that the host has enqueued ``step`` steps, and restarts the timer."""
         self.step, self._since, self._limit, self._previous_heartbeats = step, time.monotonic(), self.stall_s, None
 
     def _watch(self) -> None:

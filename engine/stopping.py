@@ -93,7 +93,7 @@ class StopRequest:
         self._lock = threading.Lock()
         self._ending: Ending | None = None
         """None while the process must not be ended."""
-        self._ended = threading.Event()
+        self._closed = threading.Event()
         self._handlers: dict[int, Any] = {}
         self._signals = contextlib.ExitStack()
         self._first_signal = FirstSignal()
@@ -107,7 +107,7 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
+        self._closed.set()
         if self._timer is not None:
             self._timer.cancel()
         self._signals.close()
@@ -129,15 +129,15 @@ class StopRequest:
     ) -> AbstractContextManager[None]:
         """Context in which a request ends the process immediately, after rank 0 has called ``save``, which saves the state of the
         run and returns a message for the log."""
-        return self._ended_by(Ending(save, at_once=True))
+        return self._ending_with(Ending(save, at_once=True))
 
     def ending_if_late(self, describe: Callable[[], str]) -> AbstractContextManager[None]:
         """Context in which the ranks stop together. If they do not do so in time, a request ends the process without saving, and
         the log contains the message that ``describe`` returns on rank 0 or, if rank 0 hangs, on the other ranks."""
-        return self._ended_by(Ending(describe, at_once=False))
+        return self._ending_with(Ending(describe, at_once=False))
 
     @contextmanager
-    def _ended_by(self, ending: Ending) -> Iterator[None]:
+    def _ending_with(self, ending: Ending) -> Iterator[None]:
         with self._lock:
             outer, self._ending = self._ending, ending
         try:
@@ -157,12 +157,12 @@ class StopRequest:
             self._start_timer()
 
     def _watch(self) -> None:
-        while not self._ended.wait(POLL_S):
+        while not self._closed.wait(POLL_S):
             self._exchange()  # waits for ever if the rank that hosts the store hangs
             if self.signum is not None:
                 self._start_timer()
             with self._lock:
-                if self._ending is not None and not self._ended.is_set() and self._must_end(self._ending):
+                if self._ending is not None and not self._closed.is_set() and self._must_end(self._ending):
                     self._end(self._ending)
 
     def _must_end(self, ending: Ending) -> bool:
@@ -185,7 +185,7 @@ class StopRequest:
 
     def _end_late(self) -> None:
         with self._lock:
-            if self._ending is not None and not self._ended.is_set():
+            if self._ending is not None and not self._closed.is_set():
                 self._end(self._ending)
 
     def _exchange(self) -> None:

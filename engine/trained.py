@@ -135,7 +135,7 @@ class TrainedModel:
             parameter.grad = None  # twice as fast as zero_grad, which checks each gradient first
         return before != frozen
 
-    def resume_average(self, checkpoint: Checkpoint) -> None:
+    def load_unaveraged(self, checkpoint: Checkpoint) -> None:
         """Loads the unaveraged weights of a checkpoint into the model. Before this call, both the model and the average hold the
         averaged weights from the checkpoint's model file. Rank 0 reads the unaveraged weights and sends them to the other ranks.
 

@@ -42,7 +42,7 @@ from optim.config import OptimConfig
 from optim.setup import compile_encoders, set_gradient_checkpointing
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
-from utils.accelerator import send, start_copy_to_host
+from utils.accelerator import send
 from utils.errors import UserError
 from utils.events import Resumed
 from utils.progress import progress_bar
@@ -171,7 +171,7 @@ class Trainer:
         ):
             if distributed.rank() == 0:
                 logger.warning("%s: %s", run, change)
-        self.trained.resume_average(checkpoint)
+        self.trained.load_unaveraged(checkpoint)
         optimizer_states.resume(self.trained.optimizer, state["optimizer"], checkpoint, self.parallel)
         self.precision.scaler.load_state_dict(state["scaler"])
         self.consumed = state["records"] // self.loader.records_per_batch
@@ -241,8 +241,7 @@ class Trainer:
                 on_host, on_device = zip(*(next(batches) for _ in range(self.accumulation)), strict=True)
                 data_wait_s = time.perf_counter() - started
                 self.times.data_waits_s.append(data_wait_s)
-            current = self.train_step(list(on_host), list(on_device))
-            current.data_wait_s = data_wait_s
+            current = self.train_step(list(on_host), list(on_device), data_wait_s)
             with self._phase("report"):
                 if previous is not None:
                     report(previous)
@@ -259,12 +258,15 @@ class Trainer:
                 self._save()
             self.timeout.finished(self.step)
 
-    def train_step(self, micro_batches: list[Any], on_device: list[Any] | None = None) -> PendingStep:
+    def train_step(
+        self, micro_batches: list[Any], on_device: list[Any] | None = None, data_wait_s: float = 0.0
+    ) -> PendingStep:
         """Enqueues one optimiser step.
 
         Args:
             micro_batches: the micro-batches of this rank, on the host.
             on_device: copies of the micro-batches on the device; if None, they are copied now.
+            data_wait_s: seconds spent waiting for the micro-batches.
         """
         with self._phase("rates"):
             if self.trained.start_step(self.step):
@@ -299,12 +301,14 @@ class Trainer:
         scalars = self._update(not_finite=~summed.isfinite().all())
         scalars["local_not_finite"] = ~local.isfinite().all()
         with self._phase("numbers"):
-            names = [*divisors, "loss", *extra, *scalars, *WORK]
-            values = torch.cat([summed, torch.stack([value.float() for value in scalars.values()]), work]).detach()
-            values, copied = start_copy_to_host(values)
-            pending = PendingStep(self.step + 1, names, values, copied, micro_batches, time.perf_counter())
+            parts = (
+                ([*divisors, "loss", *extra], summed),
+                ([*scalars], torch.stack([value.float() for value in scalars.values()])),
+                (WORK, work),
+            )
+            pending = PendingStep.start(self.step + 1, parts, micro_batches, data_wait_s)
         self.step += 1
-        self.stall.finished(self.step)
+        self.stall.progressed(self.step)
         self.consumed += self.accumulation * distributed.world_size()
         return pending
 
@@ -390,16 +394,10 @@ class Trainer:
 
     def _validate(self, report: Reporter) -> None:
         started = time.perf_counter()
-        if self.parallel.needs_all_ranks and self._saved != self.step:
-            self._save()  # a rank that is asked to stop during validation cannot save without the others
-        # If one rank can save alone, a request to stop ends the process immediately.
-        ending = (
-            self.stop.ending_if_late(self._describe_long_validation)
-            if self.parallel.needs_all_ranks
-            else self.stop.ending_at_once(self._save_and_describe)
-        )
+        if self._saved != self.step:
+            self._save()  # so that a request to stop can end the process during validation
         with self.timeout.longer(), self.stall.doing("a validation"):
-            self.validator.validate(self.step, self.metrics, ending)
+            self.validator.validate(self.step, self.metrics, self.stop.ending_at_once(self._finish_saving))
         report.exclude(time.perf_counter() - started)
 
     def _save(self) -> None:
@@ -416,11 +414,10 @@ class Trainer:
         with self.timeout.longer() if self.parallel.needs_all_ranks else nullcontext():
             self.writer.save(self.step, weights, unaveraged, training, states, metadata)
 
-    def _save_and_describe(self) -> str:
-        """Saves a checkpoint of the current step, waits until it is on disk, and returns a message with its location."""
-        self._save()
+    def _finish_saving(self) -> str:
+        """Waits until the checkpoint of the current step is on disk, and returns a message with its location."""
         self.writer.finish()
-        return self._saved_message()
+        return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
 
     def _save_and_stop(self) -> NoReturn:
         """Saves a checkpoint after a request to stop, on all ranks.
@@ -433,24 +430,21 @@ class Trainer:
         self._save()
         try:
             with self.timeout.longer():  # the other ranks wait while rank 0 writes
-                distributed.on_rank_0(self.writer.finish)
+                message = distributed.on_rank_0(self._finish_saving)
         except UserError as error:
             raise UserError(f"stopped by {self.stop.name}: {error}") from None
-        raise Stopped(self._saved_message(), self.stop.status)
-
-    def _saved_message(self) -> str:
-        return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
+        raise Stopped(message, self.stop.status)
 
     def _describe_late_stop(self) -> str:
         """Describes what is saved if the process ends because the ranks could not stop together."""
         saved = newest_step(self.folder.checkpoints)
         kept = f"the newest checkpoint is of step {saved}" if saved else "no checkpoint has been saved"
+        cause = "probably because one of them hangs"
+        if self.writer.writing is not None:
+            cause = (
+                f"because the checkpoint of step {self.writer.writing} is still being written: increase train.grace_s"
+            )
         return (
-            f"the ranks did not stop within train.grace_s, probably because one of them hangs; {kept}, and the last completed "
-            f"step is {self.tally.last_step}; rerun with --resume to continue"
+            f"the ranks did not stop within train.grace_s, {cause}; {kept}, and the last completed step is "
+            f"{self.tally.last_step}; rerun with --resume to continue"
         )
-
-    def _describe_long_validation(self) -> str:
-        """Describes what is saved if the process ends during a validation pass in which no rank can save alone."""
-        saved = newest_step(self.folder.checkpoints)
-        return f"the validation did not end within train.grace_s; the newest checkpoint is of step {saved}; rerun with --resume"

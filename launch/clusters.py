@@ -131,13 +131,13 @@ def _context_of(placement: Placement, environment: Mapping[str, str]) -> LaunchC
         if placement.nodes not in (None, ONE_NODE):
             raise UserError("--nodes needs --master HOST:PORT", where=f"--nodes {placement.nodes}")
         return LaunchContext(BY_FLAGS)
-    for flag in ("--nodes", "--node-rank", "--master", "--gpus", "--cpu"):
-        value = getattr(placement, flag[2:].replace("-", "_"))
-        if value is None:
-            continue
-        if context.rank is not None:
+    places = (("--nodes", placement.nodes, context.nodes), ("--node-rank", placement.node_rank, context.node_rank))
+    devices = (("--master", placement.master), ("--gpus", placement.gpus), ("--cpu", placement.cpu))
+    for flag, value in (*(each[:2] for each in places), *devices):
+        if value is not None and context.rank is not None:
             raise UserError(f"{flag} {value}: this process is already a rank ({context})", remedy=f"remove {flag}")
-        if flag in ("--nodes", "--node-rank") and value != getattr(context, flag[2:].replace("-", "_")):
+    for flag, value, found in places:
+        if value is not None and value != found:
             raise UserError(
                 f"{flag} {value}: this process was started as {context}", remedy=f"remove {flag}, or pass --master too"
             )

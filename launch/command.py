@@ -32,7 +32,7 @@ def launch(
     task: TaskName | None = None,
     flags: RunFlags = RunFlags(),
     placement: Placement = Placement(),
-    job: SlurmFlags = SlurmFlags(),
+    slurm_job: SlurmFlags = SlurmFlags(),
 ) -> int:
     """Run a task on the CPU, on GPUs, or on several nodes; or run another command.
 
@@ -53,11 +53,12 @@ def launch(
     # Imported here to keep --help fast.
     from launch.clusters import launch_context, unused_nodes_warning
 
-    job.check(placement)
+    slurm_job.check(placement)
     placement.check()
     run = run_of_command_line(flags, overrides, task)
-    if job.slurm:
-        return slurm.submit(_job_of(run, overrides, flags, placement, job))
+    flags = replace(flags, output=output_folder(run, flags))
+    if slurm_job.slurm:
+        return slurm.submit(_job_of(run, overrides, flags, placement, slurm_job))
     context = launch_context(placement, os.environ)
     if context.detected and context.first:
         sys.stderr.write(f"started as {context}\n")
@@ -74,7 +75,7 @@ def launch(
         flags = replace(flags, wait=flags.wait or WAIT_S)
     with tempfile.TemporaryDirectory(prefix="x2vlm-") as folder:
         bound = Path(folder) / "run.json"
-        write_run(bound, run, replace(flags, output=output_folder(run, flags)))
+        write_run(bound, run, flags)
         command = ["-m", "launch.rank", str(bound)]
         on_cpu = placement.cpu is not None
         return run_ranks(context, ranks, command, grace_s=run.config.train.grace_s, on_cpu=on_cpu)
@@ -102,7 +103,8 @@ def _job_of(
     run: BoundRun, overrides: Sequence[str], flags: RunFlags, placement: Placement, options: SlurmFlags
 ) -> slurm.Job:
     """Returns the SLURM job. Its nodes run the same command without the flags for SLURM."""
-    folder = output_folder(run, flags).absolute()
+    assert flags.output is not None
+    folder = flags.output.absolute()
     flags_of_node = replace(
         flags,
         config=str(run.file.absolute()),

@@ -1,7 +1,7 @@
 """A rank that ``run.py`` has started: ``python -m launch.rank FILE``.
 
-The file contains the values of the config as the launcher has read them, with their locations, so a rank reads neither the
-config's files nor the command line.
+The file contains the values of the config as the launcher has read them, with their locations, so a rank parses neither the
+files of the config nor the command line.
 """
 
 from __future__ import annotations
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 def write_run(file: Path, run: BoundRun, flags: RunFlags) -> None:
     """Writes the file for the ranks of this node. ``flags.output`` must be set."""
     content = {
-        "task": run.source.argument,
-        "file": str(run.file),
-        "values": run.read.values,
-        "locations": list(run.read.locations.items()),
+        "run": run.as_json(),
         "flags": asdict(flags) | {"output": str(flags.output)},
         "command": sys.argv,
     }
@@ -36,15 +33,11 @@ def write_run(file: Path, run: BoundRun, flags: RunFlags) -> None:
 @one_line_errors
 def main(file: Path) -> int:
     """Runs the task of the file. Returns the exit status."""
-    from tasks.binding import bind_task
-    from tasks.kinds import find_task
-    from utils.config_files import ReadConfig
+    from tasks.binding import rebind
 
     given = read_json(file)
-    locations = {tuple(keys): location for keys, location in given["locations"]}
-    run = bind_task(find_task(given["task"]), Path(given["file"]), ReadConfig(given["values"], locations, malformed=[]))
     flags = RunFlags(**given["flags"] | {"output": Path(given["flags"]["output"])})
-    return run_task(run, flags, command=given["command"])
+    return run_task(rebind(given["run"]), flags, command=given["command"])
 
 
 if __name__ == "__main__":

@@ -123,8 +123,8 @@ def run_ranks(
         _environment_of_ranks(ranks, reports, on_cpu=on_cpu),
         first_signal_forwarded(SignalException, grace_s),
     ):
-        config, python_arguments = _launch_config(context, ranks, grace_s, reports), ["-u", *command]
         try:
+            config, python_arguments = _launch_config(context, ranks, grace_s, reports), ["-u", *command]
             if context.nodes.elastic:
                 run_elastic(config, sys.executable, python_arguments)
             else:

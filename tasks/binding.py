@@ -7,7 +7,7 @@ checkout may take longer to import.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,15 @@ class BoundRun:
     file: Path
     read: ReadConfig
     config: Any
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the run as values that JSON can represent, for :func:`rebind` in another process."""
+        return {
+            "task": self.source.argument,
+            "file": str(self.file),
+            "values": self.read.values,
+            "locations": list(self.read.locations.items()),
+        }
 
 
 def bind_run(
@@ -71,11 +80,16 @@ def bind_run(
     read = read_config(file, overrides)
     if source is None:
         source = _task_of(file, read.values.get("task"), read.locations, folder_may_be_task)
-    return bind_task(source, file, read)
+    return _bind_task(source, file, read)
 
 
-def bind_task(source: TaskSource, file: Path, read: ReadConfig) -> BoundRun:
-    """Binds the config of a task that has been read already; see :func:`bind_run`."""
+def rebind(run: Mapping[str, Any]) -> BoundRun:
+    """Binds a run that another process has bound before; see :meth:`BoundRun.as_json`."""
+    locations = {tuple(keys): location for keys, location in run["locations"]}
+    return _bind_task(find_task(run["task"]), Path(run["file"]), ReadConfig(run["values"], locations, malformed=[]))
+
+
+def _bind_task(source: TaskSource, file: Path, read: ReadConfig) -> BoundRun:
     config_task = read.values.get("task")
     if source.entry is not None and config_task != source.entry and config_task in TASKS:
         if config_task not in TASKS[source.entry].also:

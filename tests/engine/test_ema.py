@@ -225,21 +225,21 @@ def test_a_failed_validation_restores_the_weights(tmp_path):
     assert same(dict(trainer.model.state_dict()), trained[-1])
 
 
-class SavingDuringValidation(ToyTask):
-    """Saves a checkpoint in the middle of a validation pass, like a run that is asked to stop at this moment."""
+class StoppingDuringValidation(ToyTask):
+    """Waits for the checkpoint in the middle of a validation pass, like a run that is asked to stop at this moment."""
 
     trainer: Trainer
     files: list[dict[str, Tensor]]
 
     def validate(self) -> dict[str, float]:
-        self.trainer._save_and_describe()
+        self.trainer._finish_saving()
         folder = last(self.trainer.folder.path).folder
         self.files = [load_file(folder / f"{name}.safetensors") for name in ("model", "unaveraged")]
         return super().validate()
 
 
 def test_a_checkpoint_saved_during_a_validation_has_the_weights_of_the_step(tmp_path):
-    task = SavingDuringValidation(scores=[0.5])
+    task = StoppingDuringValidation(scores=[0.5])
     task.trainer = run(tmp_path, task, steps=3)
     weights = steps_of(task.trainer)
     assert close(task.files[0], averaged(weights, 0.6))

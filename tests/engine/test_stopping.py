@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from engine.checkpoint import newest_intact
 from engine.stopping import POLL_S, StopRequest
+from tests.engine.toy import ToyTask, trainer
 from tests.ranks import CONTEXT, become_rank, free_port, on_each_of_two
 from utils import distributed, rank_reports
 from utils.errors import UserError
@@ -57,6 +59,40 @@ def end_an_evaluation(rank: int, signalled: int) -> None:
             wait_for(stop)
         dist.barrier()
     assert time.monotonic() - started < 60
+
+
+class HangingValidation(ToyTask):
+    """Rank 1 is asked to stop during a validation pass that takes ten minutes."""
+
+    def validate(self) -> dict[str, float]:
+        ask(distributed.rank(), 1)
+        time.sleep(600)
+        raise AssertionError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_validation_ends_at_once_after_its_step_is_saved(tmp_path, parallel):
+    """Regression test: with FSDP2, the ranks waited for the end of the validation or of train.grace_s."""
+    started, port = time.monotonic(), free_port()
+    ranks = [CONTEXT.Process(target=stop_in_validation, args=(rank, port, tmp_path, parallel)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [REQUEUE, REQUEUE]
+    assert time.monotonic() - started < 60
+    checkpoint, faults = newest_intact(tmp_path / "checkpoints")
+    assert checkpoint is not None and (checkpoint.step, faults) == (2, [])
+    assert checkpoint.training_state()["validation_due"]
+
+
+def stop_in_validation(rank: int, port: int, folder: Path, parallel: str) -> None:
+    become_rank(rank, 2, port)
+    with distributed.process_group(), StopRequest(grace_s=90) as stop:
+        run = trainer(folder, HangingValidation(scores=[]), steps=4, validate_every=2, parallel=parallel)
+        run.stop = stop
+        run.fit()
 
 
 def ask(rank: int, signalled: int) -> None:

@@ -122,9 +122,9 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path, device):
     before = []
     original = run.train_step
 
-    def watched(batches, on_device):
+    def watched(batches, on_device, data_wait_s):
         before.append(weights(run.model))
-        return original(batches, on_device)
+        return original(batches, on_device, data_wait_s)
 
     run.train_step = watched
     run.fit()
