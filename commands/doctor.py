@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tasks.binding import bind_run
 from tasks.flag import TaskName
-from tasks.job import RunFlags, output_folder
+from tasks.run_flags import RunFlags, output_folder
 from utils.flags import File, OutputFolder, Override, Positive
 
 

@@ -38,6 +38,8 @@ TRAINING_FILE = "training.pt"
 STATES = "optimizer"
 """Folder with the tensors of the optimiser state, stored by parameter name."""
 CHECKPOINTS = "checkpoints"
+REPLACED = ".{name}.replaced.tmp"
+"""Temporary name of a checkpoint while a new one of the same step takes its place."""
 NAME = re.compile(r"step-(\d+)")
 REMEDY = "remove its folder to resume from an older checkpoint"
 
@@ -167,6 +169,14 @@ def digest_of(file: Path) -> str:
     """Returns the SHA-256 of a file."""
     with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def restore_replaced(folder: Path) -> None:
+    """Restores the checkpoints in ``folder`` that a process was replacing when it was killed."""
+    for replaced in folder.glob(REPLACED.format(name="*")):
+        original = folder / replaced.name[1:].removesuffix(".replaced.tmp")
+        if not original.exists():
+            replaced.rename(original)
 
 
 def newest_step(folder: Path) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from engine.checkpoint import CHECKPOINTS, Checkpoint, list_checkpoints, newest_intact
+from engine.checkpoint import CHECKPOINTS, Checkpoint, list_checkpoints, newest_intact, restore_replaced
 from engine.run_files import (
     BEST_FILE,
     CONFIG_FILE,
@@ -87,6 +87,7 @@ class RunFolder:
         for file_name in (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_PREDICTIONS_FILE):
             check_regular(path / file_name)
         saved = path / CONFIG_FILE
+        distributed.on_rank_0(lambda: restore_replaced(folder.checkpoints))
         checkpoints = list_checkpoints(folder.checkpoints)
         newest = checkpoints[-1].step if checkpoints else 0
         # A folder without any training steps may be reused: a previous attempt failed to start, or the run only evaluated.

@@ -21,6 +21,7 @@ from engine.checkpoint import (
     FORMAT,
     MANIFEST,
     MODEL_FILE,
+    REPLACED,
     STATES,
     TRAINING_FILE,
     UNAVERAGED_FILE,
@@ -97,7 +98,8 @@ class CheckpointWriter:
     @property
     def writing(self) -> int | None:
         """Step of the checkpoint that is being written; None if there is none."""
-        return self._step if self._thread is not None and self._thread.is_alive() else None
+        thread = self._thread
+        return self._step if thread is not None and thread.is_alive() else None
 
     def wait(self) -> None:
         """Waits until the last checkpoint has been written or has failed, which :meth:`finish` reports."""
@@ -209,11 +211,12 @@ def write_checkpoint(
     for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
         sync_file(path)
     # The old checkpoint is removed last: removal takes time, and a process killed during it would leave neither checkpoint.
-    replaced = _set_aside(final) if final.exists() else None
+    replaced = final.with_name(REPLACED.format(name=final.name))
+    if final.exists():
+        os.replace(final, replaced)  # a process killed now leaves it for restore_replaced
     os.replace(temporary, final)
     sync_file(folder)
-    if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)  # see remove_leftovers
+    shutil.rmtree(replaced, ignore_errors=True)  # what is left is removed by remove_leftovers
     return checkpoint
 
 

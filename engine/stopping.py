@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from utils import distributed, events
 from utils.errors import PeerLostError, report
@@ -184,9 +184,15 @@ class StopRequest:
             self._timer.start()
 
     def _end_late(self) -> None:
-        with self._lock:
+        if not self._lock.acquire(timeout=POLL_S):  # _watch is ending this process, and waits for its checkpoint
+            message = "the checkpoint was not written within train.grace_s: increase it; older checkpoints are kept"
+            logger.warning(events.Stopped(by=self.name, message=message))
+            self._exit(self.status)
+        try:
             if self._ending is not None and not self._closed.is_set():
                 self._end(self._ending)
+        finally:
+            self._lock.release()
 
     def _exchange(self) -> None:
         """Exchanges signals with the other ranks, and reads the exit status of rank 0 if it has ended."""
@@ -222,6 +228,10 @@ class StopRequest:
                         time.sleep(2 * POLL_S)  # the other ranks must read the store, which this process may host
         elif self.signum is None:
             status = report(PeerLostError(distributed.PEER_GONE))
+        self._exit(status)
+
+    @staticmethod
+    def _exit(status: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):  # the terminal may be closed
                 stream.flush()

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, NoReturn, cast
 
@@ -184,7 +184,9 @@ class Trainer:
         holds the final weights, or the averaged weights if ``optim.ema`` is set.
 
         Raises:
-            UserError: if more than ``train.max_skipped_steps`` steps have a non-finite loss or gradient.
+            Stopped: if the run was asked to stop.
+            UserError: if more than ``train.max_skipped_steps`` steps have a non-finite loss or gradient, or if the last
+                checkpoint cannot be written.
         """
         remaining = self.steps - self.step
         if remaining > 0 or self.validator.due:
@@ -249,7 +251,8 @@ class Trainer:
             self.validator.set_due(self.step)
             checkpoint_due = self.step % self.config.checkpoint_every == 0 or self.step == self.steps
             if report.stop_requested or self.validator.due or checkpoint_due:
-                report(current)  # the checkpoint counts this step as skipped if it was, and a fault must not be saved
+                # A checkpoint counts this step if it was skipped, and is not written after a fault. This may set stop_requested.
+                report(current)
                 previous = None
                 if report.stop_requested and self.step < self.steps:
                     self._save_and_stop()
@@ -410,8 +413,7 @@ class Trainer:
             self.metrics.sync()
             self.folder.restore_config()
         metadata = {**self.task.metadata, **self.trained.metadata}
-        # If all ranks are needed, they wait until rank 0 has written the previous checkpoint.
-        with self.timeout.longer() if self.parallel.needs_all_ranks else nullcontext():
+        with self.timeout.longer():  # rank 0 may still be writing the previous checkpoint
             self.writer.save(self.step, weights, unaveraged, training, states, metadata)
 
     def _finish_saving(self) -> str:

@@ -17,7 +17,7 @@ from launch.placement import ONE_NODE, Nodes, Placement, check_ranks
 from launch.rank import write_run
 from launch.slurm import SlurmFlags
 from tasks.flag import TaskName
-from tasks.job import RunFlags, output_folder, run_task
+from tasks.run_flags import RunFlags, output_folder
 from utils.commands import argv_of
 from utils.errors import UserError
 from utils.flags import Override
@@ -68,6 +68,8 @@ def launch(
 
     if context.rank is not None:
         become_rank(context)
+        from tasks.job import run_task
+
         return run_task(run, flags)
     ranks = ranks_of_node(placement, context)
     _check_nodes(run, flags, context.nodes, ranks)
@@ -139,4 +141,4 @@ def _check_nodes(run: BoundRun, flags: RunFlags, nodes: Nodes, ranks: int) -> No
     if nodes.min < nodes.max:
         check_ranks(run.config, [count * ranks for count in nodes.counts], f"--nodes {nodes}")
     else:
-        run.config.plan(nodes.max * ranks)
+        run.config.plan(nodes.max * ranks)  # made only for its errors

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.job import RunFlags, run_task
+from tasks.run_flags import RunFlags
 from utils.errors import one_line_errors
 from utils.files import read_json
 
@@ -33,7 +33,9 @@ def write_run(file: Path, run: BoundRun, flags: RunFlags) -> None:
 @one_line_errors
 def main(file: Path) -> int:
     """Runs the task of the file. Returns the exit status."""
+    # Imported inside one_line_errors, so that a missing package is reported in one line.
     from tasks.binding import rebind
+    from tasks.job import run_task
 
     given = read_json(file)
     flags = RunFlags(**given["flags"] | {"output": Path(given["flags"]["output"])})

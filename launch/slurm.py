@@ -18,7 +18,7 @@ from cyclopts import Parameter
 
 from engine.run_files import METRICS_FILE
 from launch.placement import ONE_NODE, Placement, check_ranks
-from tasks.job import RunFlags
+from tasks.run_flags import RunFlags
 from utils.errors import UserError
 from utils.flags import Positive, WrongValueError, named, read_by
 from utils.printing import is_unicode

@@ -6,52 +6,33 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from utils.commands import FLAGS
+import torch
+
+from engine.run_folder import RunFolder, locked
+from engine.run_plan import RunPlan
+from engine.stall import StallWatch
+from engine.stopping import Stopped, StopRequest
+from engine.trackers import check_package
+from engine.trainer import Trainer
+from optim import lora
+from tasks.base import BaseTask
+from tasks.binding import BoundRun
+from tasks.checks import check_start
+from tasks.config import RunConfig
+from tasks.data_identity import data_identity
+from tasks.held_out_media import check_held_out_media
+from tasks.kept import check_token_ids, run_and_weights_of, with_kept_inputs
+from tasks.pinned import with_pinned_data
+from tasks.run_flags import RunFlags, output_folder
+from utils import distributed, events, log, open_files
 from utils.errors import UserError
-from utils.flags import File, Positive
+from utils.inputs import check_inputs
 
-if TYPE_CHECKING:
-    import torch
-
-    from engine.run_folder import RunFolder
-    from engine.run_plan import RunPlan
-    from engine.stopping import StopRequest
-    from tasks.base import BaseTask
-    from tasks.binding import BoundRun
-    from tasks.config import RunConfig
-
-C = TypeVar("C", bound="RunConfig")
+C = TypeVar("C", bound=RunConfig)
 
 logger = logging.getLogger(__name__)
-
-
-@FLAGS
-@dataclass(frozen=True, kw_only=True)
-class RunFlags:
-    """Flags that set what a run does and where its results are written.
-
-    Attributes:
-        config: YAML file; see configs/ (default: the default config of the task).
-        output: folder of the run (default: runs/<task>/<config's name>).
-        resume: resume from the newest checkpoint in --output.
-        evaluate: do not train; evaluate the weights of init.checkpoint (with --resume: the weights of the run).
-        wait: seconds to wait if --output is in use, because a lost node releases its run late (default: fail immediately).
-    """
-
-    config: File | None = None
-    output: Path | None = None
-    resume: bool = False
-    evaluate: bool = False
-    wait: Positive | None = None
-
-    @property
-    def evaluates_other_weights(self) -> bool:
-        """True if the run only evaluates the weights of ``init.checkpoint``."""
-        return self.evaluate and not self.resume
 
 
 def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = None) -> int:
@@ -66,11 +47,6 @@ def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = Non
     Raises:
         UserError: if the config or the data are invalid.
     """
-    # Imported here so that --help and errors in the command line or the config do not wait for torch.
-    from engine.run_folder import RunFolder, locked
-    from engine.stopping import Stopped, StopRequest
-    from utils import distributed, events, log
-
     config: RunConfig = run.config
     if flags.evaluates_other_weights and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: set init.checkpoint=..., or --resume with the --output of a run")
@@ -104,19 +80,8 @@ def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = Non
     return 0
 
 
-def output_folder(run: BoundRun, flags: RunFlags) -> Path:
-    """Returns the folder of a run: ``--output``, or a folder in ``runs/``. By default, an evaluation of other weights gets a
-    separate folder next to the run's folder."""
-    suffix = "-evaluate" if flags.evaluates_other_weights else ""
-    return flags.output or Path("runs") / run.source.name / f"{run.file.stem}{suffix}"
-
-
 def _check_machine(config: RunConfig) -> None:
     """Raises :class:`UserError` if this machine lacks a package that the config needs, or allows too few open files."""
-    from engine.trackers import check_package
-    from optim import lora
-    from utils import open_files
-
     open_files.check_limit(config.data.workers)
     check_package(config.train.wandb)
     lora.check_package(config.optim.lora)
@@ -124,11 +89,8 @@ def _check_machine(config: RunConfig) -> None:
 
 def _build(run: BoundRun, plan: RunPlan | None, folder: RunFolder, flags: RunFlags) -> BaseTask[Any, Any, Any]:
     """Builds the task: its tokenizer, its model with the weights of the run or of ``init``, and, if it trains, its data."""
-    from tasks.pinned import with_pinned_data
-    from utils.distributed import rank
-
     task_class, config = run.source.load().task, run.config
-    if rank() == 0:
+    if distributed.rank() == 0:
         run.source.remember(folder.path)
     with _watched("the set-up", config, folder):
         task_class.make_inputs(config)
@@ -139,17 +101,11 @@ def _build(run: BoundRun, plan: RunPlan | None, folder: RunFolder, flags: RunFla
 
 
 def _train(task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.device, stop: StopRequest) -> None:
-    from engine.trainer import Trainer
-    from tasks.checks import check_start
-    from tasks.data_identity import data_identity
-    from tasks.held_out_media import check_held_out_media
-    from utils.distributed import on_rank_0, rank
-
     config = task.config
     with stop.ending_at_once(), _watched("the set-up", config, folder):
         check_start(task)
         check_held_out_media(task)
-        if rank() == 0:
+        if distributed.rank() == 0:
             task.keep_inputs(folder.path)
         assert task.plan is not None
         trainer = Trainer(
@@ -162,7 +118,7 @@ def _train(task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.devic
             folder=folder,
             device=device,
             checkpoint=folder.newest,
-            data=on_rank_0(lambda: data_identity(config.data)),
+            data=distributed.on_rank_0(lambda: data_identity(config.data)),
             stop=stop,
         )
     trainer.fit()
@@ -170,11 +126,9 @@ def _train(task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.devic
 
 def _report(task: BaseTask[Any, Any, Any], folder: RunFolder, flags: RunFlags, stop: StopRequest) -> None:
     """Evaluates the run, and prints the results."""
-    from utils.distributed import set_timeout
-
     again = "rerun the same command" if flags.resume or flags.evaluate else "rerun with --resume"
     with stop.ending_at_once(lambda: f"the evaluation is not finished; {again} to finish it"):
-        set_timeout(task.config.train.start_timeout_min)
+        distributed.set_timeout(task.config.train.start_timeout_min)
         with _watched("the evaluation", task.config, folder):
             results = task.report(folder)
         if results:
@@ -183,8 +137,6 @@ def _report(task: BaseTask[Any, Any, Any], folder: RunFolder, flags: RunFlags, s
 
 def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
     """Context manager that watches the activity ``what``, and logs the stacks of all threads if it takes too long."""
-    from engine.stall import StallWatch
-
     return StallWatch(config.train.stall_s, folder.log).watching(what)
 
 
@@ -194,9 +146,6 @@ def _with_available_inputs(config: C, folder: RunFolder, flags: RunFlags) -> C:
     Raises:
         UserError: if an input of the run is missing, or the weights were trained with a different tokenizer.
     """
-    from tasks.kept import check_token_ids, run_and_weights_of, with_kept_inputs
-    from utils.inputs import check_inputs
-
     evaluates_own_run = flags.evaluate and flags.resume
     if evaluates_own_run and folder.newest is None and not folder.best.is_file():
         raise UserError(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from tasks import TASKS
-from tasks.job import RunFlags, run_task
+from tasks.run_flags import RunFlags
 from utils.commands import execute
 from utils.errors import UserError, one_line_errors
 from utils.flags import Override
@@ -28,9 +28,12 @@ def run_script(argv: Sequence[str], name: str) -> int:
     """
 
     def run(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
-        from tasks.binding import bind_run
+        from tasks.binding import bind_run  # mistakes in a config do not wait for torch
 
-        return run_task(bind_run(flags.config, overrides, name), flags)
+        bound = bind_run(flags.config, overrides, name)
+        from tasks.job import run_task
+
+        return run_task(bound, flags)
 
     help_text, program = f"the task {name}", f"python -m tasks.run {name}"
     if name in TASKS:

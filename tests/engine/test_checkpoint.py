@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 from traceback import StackSummary
 
 import pytest
@@ -25,9 +26,17 @@ from engine.checkpoint import (
 from engine.parallel.ddp import DataParallel
 from engine.parallel.fsdp import cause_of
 from engine.parallel.strategy import copied_to_host
-from engine.saving import CheckpointWriter, remove_old, save_best, save_failure, write_checkpoint
+from engine.run_folder import RunFolder
+from engine.saving import (
+    TEMPORARY_FOLDER,
+    CheckpointWriter,
+    remove_old,
+    save_best,
+    save_failure,
+    write_checkpoint,
+)
 from models.checkpoints.files import read_weights
-from tests.engine.toy import Line
+from tests.engine.toy import Empty, Line
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 from utils.weight_file import read_metadata, save_weights
@@ -131,6 +140,43 @@ def test_writing_a_step_again_replaces_the_first_checkpoint(tmp_path):
     empty(write_small_checkpoint(tmp_path).folder / MODEL_FILE)
     assert fault_of(write_small_checkpoint(tmp_path).folder) is None
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_process_that_is_killed_while_it_replaces_a_checkpoint_leaves_one(tmp_path, monkeypatch):
+    """With keep_checkpoints = 1, the run would otherwise start again from its first step."""
+    folder = tmp_path / "checkpoints"
+    write_small_checkpoint(folder)
+    replace = os.replace
+
+    def killed(source, target):
+        if Path(source).name == TEMPORARY_FOLDER.format(step=3):
+            raise KeyboardInterrupt  # between the two renames
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_small_checkpoint(folder)
+    assert not list_checkpoints(folder)
+    opened = RunFolder.open(tmp_path, Empty(), resume=True)
+    assert opened.newest is not None and opened.newest.step == 3 and not opened.checkpoint_faults
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_fail_the_new_one(tmp_path, monkeypatch, caplog):
+    writer = writer_in(tmp_path)
+    for step in (1, 2):
+        writer.save(step, {"a": torch.zeros(3)}, None, {}, {})
+        writer.finish()
+        monkeypatch.setattr("engine.saving.remove_old", raises(OSError(39, "Directory not empty")))
+    assert [each.step for each in list_checkpoints(tmp_path)] == [1, 2]
+    assert "an older checkpoint cannot be removed" in caplog.text and "Directory not empty" in caplog.text
+    assert "cannot be written" not in caplog.text
+
+
+def raises(error: Exception):
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):

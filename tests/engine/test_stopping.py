@@ -14,7 +14,7 @@ from engine.checkpoint import newest_intact
 from engine.stopping import POLL_S, StopRequest
 from tests.engine.toy import ToyTask, trainer
 from tests.ranks import CONTEXT, become_rank, free_port, on_each_of_two
-from utils import distributed, rank_reports
+from utils import distributed, log, rank_reports
 from utils.errors import UserError
 from utils.processes import PEER_LOST, REQUEUE, USER_ERROR
 
@@ -130,6 +130,22 @@ def cannot_save(rank: int, port: int, reports: Path) -> None:
 
     with distributed.process_group(), StopRequest() as stop, stop.ending_at_once(save):
         dist.barrier()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
+def test_a_checkpoint_that_takes_too_long_is_named_before_the_launcher_kills_the_rank(tmp_path):
+    started = time.monotonic()
+    process = CONTEXT.Process(target=saves_slowly, args=(tmp_path / "log.txt",))
+    process.start()
+    process.join(30)
+    assert process.exitcode == REQUEUE and time.monotonic() - started < 20
+    assert "not written within train.grace_s" in (tmp_path / "log.txt").read_text()
+
+
+def saves_slowly(file: Path) -> None:
+    log.set_up(file)
+    with StopRequest(grace_s=2) as stop, stop.ending_at_once(lambda: str(time.sleep(60))):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 

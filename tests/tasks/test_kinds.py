@@ -13,9 +13,9 @@ from launch.command import run_of_command_line
 from tasks import TASKS
 from tasks.binding import bind_run
 from tasks.config import NLVRConfig
-from tasks.job import RunFlags
 from tasks.kinds import TaskSource, find_task, task_of_run
 from tasks.nlvr import NLVRTask
+from tasks.run_flags import RunFlags
 from tasks.video_qa import VideoQATask
 from tasks.vqa import VQATask
 from tests.messages import OneLine, naming

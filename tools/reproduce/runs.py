@@ -16,7 +16,7 @@ from engine.run_files import EVALUATION_FILE
 from launch.command import launch
 from launch.placement import Placement
 from tasks import ROOT
-from tasks.job import RunFlags
+from tasks.run_flags import RunFlags
 from tools.reproduce.identity import code_identity, weights_identity
 from tools.runs.reading import MADE_BY_FILE
 from utils.commands import argv_of
