@@ -42,9 +42,9 @@ FOLDER = Path(os.environ["TRAINED"])
 train_step = Trainer.train_step
 
 
-def logged_step(self, micro_batches, on_device=None):
+def logged_step(self, micro_batches, *more):
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    pending = train_step(self, micro_batches, on_device)
+    pending = train_step(self, micro_batches, *more)
     line = {"started": STARTED, "port": os.environ["MASTER_PORT"], "ranks": ranks}
     line |= {"step": self.step, "batches": [batch.records for batch in micro_batches]}
     with (FOLDER / f"{os.getpid()}.jsonl").open("a") as file:
