@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import reduce
 from typing import Any, NoReturn, cast
 
 import torch
@@ -296,7 +297,7 @@ class Trainer:
                     self.precision.scaler.scale(loss * self.parallel.loss_factor).backward()
                     if last:
                         self.trained.check_adapters()
-        local = averages[0] if len(averages) == 1 else torch.stack(averages).sum(dim=0)
+        local = reduce(torch.add, averages)
         # The request to stop is summed like a loss, so all ranks see it after the same step.
         extra = {"stop_requested": float(self.stop.signum is not None), **self.times.values_to_sum(self.step + 1)}
         to_sum = torch.cat([local, send(torch.tensor([*extra.values()], dtype=local.dtype), self.device)])
@@ -336,11 +337,11 @@ class Trainer:
                 raise ValueError(
                     f"a loss is named {sorted(reserved)[0]!r}, which is the name of another metric; rename the loss"
                 )
-            counts = torch.stack([counts[name] for counts in counts_of_batches for name in names])
+            counts = reduce(torch.add, [torch.stack([each[name] for name in names]) for each in counts_of_batches])
         with self._phase("work"):
             work = sum((model.work(batch) for batch in micro_batches), Work())
             work_values = torch.tensor([getattr(work, name) for name in WORK], dtype=torch.float32)
-            values = send(torch.cat([counts.view(-1, len(names)).sum(dim=0).float(), work_values]), self.device)
+            values = send(torch.cat([counts.float(), work_values]), self.device)
             divisors, total_work = distributed.sum_over_ranks(values).split([len(names), len(WORK)])
         return dict(zip(names, divisors.clamp(min=1).unbind(), strict=True)), total_work
 
