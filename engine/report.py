@@ -254,21 +254,26 @@ class Reporter:
             return
         self.has_finite_step = True
         self.watch.losses.append(values.metrics["loss"])
-        if pending.step % self.config.log_every and pending.step != self.steps:
-            return
+        if pending.step % self.config.log_every == 0 or pending.step == self.steps:
+            self._log(pending.step, values)
+
+    def _log(self, step: int, values: StepValues) -> None:
+        """Writes a line of metrics, and updates the progress bar.
+
+        Raises:
+            UserError: if no loss scale of fp16 is small enough.
+        """
         shown = values.metrics | ({} if values.loss_scale is None else {"loss_scale": values.loss_scale})
         if values.loss_scale is not None and values.loss_scale < 1:
             raise UserError(
-                f"step {pending.step}: fp16 gradients overflow at every loss scale", remedy="use train.precision=bf16"
+                f"step {step}: fp16 gradients overflow at every loss scale", remedy="use train.precision=bf16"
             )
-        rates = {f"lr/{name}": rate for name, rate in self.trained.learning_rates(pending.step - 1).items()}
+        rates = {f"lr/{name}": rate for name, rate in self.trained.learning_rates(step - 1).items()}
         speed = self.throughput.rates()
         elapsed_s = self.tally.elapsed_s
-        ranks = self.watch.line(
-            pending.step, values.times, speed, self.trained.freeze.frozen_at(pending.step - 1), elapsed_s
-        )
+        ranks = self.watch.line(step, values.times, speed, self.trained.freeze.frozen_at(step - 1), elapsed_s)
         if self.metrics:
-            self.metrics.write({"step": pending.step, **shown, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
+            self.metrics.write({"step": step, **shown, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
         self.progress.set_postfix_str(_short(shown, speed))
 
     def exclude(self, seconds: float) -> None:

@@ -89,14 +89,14 @@ class RunFolder:
         saved = path / CONFIG_FILE
         distributed.on_rank_0(lambda: restore_replaced(folder.checkpoints))
         checkpoints = list_checkpoints(folder.checkpoints)
-        newest = checkpoints[-1].step if checkpoints else 0
+        last_step = checkpoints[-1].step if checkpoints else 0
         # A folder without any training steps may be reused: a previous attempt failed to start, or the run only evaluated.
-        started = saved.exists() and (folder.metrics.exists() or newest > 0)
-        if len(set(distributed.gather_objects((started, newest)))) > 1:
+        started = saved.exists() and (folder.metrics.exists() or last_step > 0)
+        if len(set(distributed.gather_objects((started, last_step)))) > 1:
             raise UserError(
                 "the ranks see different files", where=path, remedy="--output must be on a disk that all nodes share"
             )
-        if newest and not saved.exists():
+        if last_step and not saved.exists():
             if not resume:
                 raise UserError(
                     f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing",
@@ -110,7 +110,9 @@ class RunFolder:
                 )
         if started and not resume:
             remedy = (
-                "add --resume to resume it" if newest else "it has no checkpoint: delete it unless it is still running"
+                "add --resume to resume it"
+                if last_step
+                else "it has no checkpoint: delete it unless it is still running"
             )
             raise UserError(f"{path} already contains a run", remedy=f"{remedy}, or use another --output")
         if started:

@@ -63,15 +63,17 @@ class Validator:
         """Logs the metrics of a validation pass, which are equal on all ranks, and saves the weights if they are the best."""
         assert self.task.selection_metric is not None
         value = metrics[self.task.selection_metric]
-        better = not math.isnan(value) and (self.best is None or value > self.best)
-        better = distributed.gather_objects(better)[0]  # ranks must agree, or they would wait for each other below
-        weights = self.trained.parallel.copied_to_rank_0(dict(self.task.model.state_dict())) if better else None
+        higher = not math.isnan(value) and (self.best is None or value > self.best)
+        # Ranks must agree, or they would wait for each other in the next line.
+        is_best = distributed.gather_objects(higher)[0]
+        weights = self.trained.parallel.copied_to_rank_0(dict(self.task.model.state_dict())) if is_best else None
+        saved = False
         if log is not None:
             log.write_validation(step, metrics, self.task.validation_predictions)
             metadata = {**self.task.metadata, **self.trained.metadata}
-            better = weights is not None and save_best(self.folder.best, step, weights, metrics, metadata)
-        better = distributed.gather_objects(better)[0]  # rank 0 may have failed to write
-        if better:
+            saved = weights is not None and save_best(self.folder.best, step, weights, metrics, metadata)
+        saved = distributed.gather_objects(saved)[0]  # rank 0 may have failed to write
+        if saved:
             self.best = value
         averaged = self.trained.average.config is not None
         logger.info(
@@ -79,7 +81,7 @@ class Validator:
                 step=step,
                 metric=self.task.selection_metric,
                 value=finite_or_none(value),
-                best=better,
+                best=saved,
                 averaged=averaged,
             )
         )

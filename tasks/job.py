@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -23,14 +23,11 @@ from tasks.checks import check_start
 from tasks.config import RunConfig
 from tasks.data_identity import data_identity
 from tasks.held_out_media import check_held_out_media
-from tasks.kept import check_token_ids, run_and_weights_of, with_kept_inputs
+from tasks.kept import with_available_inputs
 from tasks.pinned import with_pinned_data
 from tasks.run_flags import RunFlags, output_folder
 from utils import distributed, events, log, open_files
 from utils.errors import UserError
-from utils.inputs import check_inputs
-
-C = TypeVar("C", bound=RunConfig)
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +91,7 @@ def _build(run: BoundRun, plan: RunPlan | None, folder: RunFolder, flags: RunFla
         run.source.remember(folder.path)
     with _watched("the set-up", config, folder):
         task_class.make_inputs(config)
-        config = _with_available_inputs(config, folder, flags)
+        config = with_available_inputs(config, folder, flags)
         ignored = ("data",) if flags.evaluate else ()
         config = with_pinned_data(config, folder.path, resumes=flags.resume, ignored_sections=ignored)
         return task_class.build(config, folder.newest, trains=not flags.evaluate, plan=plan)
@@ -138,25 +135,3 @@ def _report(task: BaseTask[Any, Any, Any], folder: RunFolder, flags: RunFlags, s
 def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
     """Context manager that watches the activity ``what``, and logs the stacks of all threads if it takes too long."""
     return StallWatch(config.train.stall_s, folder.log).watching(what)
-
-
-def _with_available_inputs(config: C, folder: RunFolder, flags: RunFlags) -> C:
-    """Replaces missing inputs in the config with the copies that the run, or the run that it starts from, has kept.
-
-    Raises:
-        UserError: if an input of the run is missing, or the weights were trained with a different tokenizer.
-    """
-    evaluates_own_run = flags.evaluate and flags.resume
-    if evaluates_own_run and folder.newest is None and not folder.best.is_file():
-        raise UserError(
-            f"--evaluate --resume: {folder.path} has no weights", remedy="pass the --output of a run that was trained"
-        )
-    # With one of the run's own checkpoints, init is not needed, and an evaluation does not need training data.
-    uses_own_weights = folder.newest is not None or evaluates_own_run
-    run, weights = run_and_weights_of(config.init.checkpoint)
-    if uses_own_weights:
-        run, weights = folder.path, folder.best if folder.newest is None else folder.newest.model_file
-    config = with_kept_inputs(config, run)
-    check_inputs(config, (*(("init",) if uses_own_weights else ()), *(("data",) if flags.evaluate else ())))
-    check_token_ids(config, run, weights, resumes=uses_own_weights)
-    return config

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, TypeVar
 from dataset.text.loading import difference_of_tokenizers, has_token_ids, load_tokenizer
 from engine.checkpoint import find_weights, run_config_of
 from engine.run_files import CONFIG_FILE
+from engine.run_folder import RunFolder
 from engine.saved_config import read_saved_config
 from tasks.base import ANSWERS, BACKBONE, TOKENIZER
 from tasks.config import RunConfig
+from tasks.run_flags import RunFlags
 from utils import distributed
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import HUB, looks_like_path
+from utils.inputs import check_inputs
 from utils.weight_file import trained_token_ids
 
 if TYPE_CHECKING:
@@ -27,6 +30,28 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=RunConfig)
 
 logger = logging.getLogger(__name__)
+
+
+def with_available_inputs(config: C, folder: RunFolder, flags: RunFlags) -> C:
+    """Replaces missing inputs in the config with the copies that the run, or the run that it starts from, has kept.
+
+    Raises:
+        UserError: if an input of the run is missing, or the weights were trained with a different tokenizer.
+    """
+    evaluates_own_run = flags.evaluate and flags.resume
+    if evaluates_own_run and folder.newest is None and not folder.best.is_file():
+        raise UserError(
+            f"--evaluate --resume: {folder.path} has no weights", remedy="pass the --output of a run that was trained"
+        )
+    # With one of the run's own checkpoints, init is not needed, and an evaluation does not need training data.
+    uses_own_weights = folder.newest is not None or evaluates_own_run
+    run, weights = run_and_weights_of(config.init.checkpoint)
+    if uses_own_weights:
+        run, weights = folder.path, folder.best if folder.newest is None else folder.newest.model_file
+    config = with_kept_inputs(config, run)
+    check_inputs(config, (*(("init",) if uses_own_weights else ()), *(("data",) if flags.evaluate else ())))
+    check_token_ids(config, run, weights, resumes=uses_own_weights)
+    return config
 
 
 def with_kept_inputs(config: C, run: Path | None) -> C:

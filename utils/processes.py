@@ -1,4 +1,17 @@
-"""Signals that ask a run to stop, exit statuses, and functions for child processes that must not outlive their parent."""
+"""Signals that ask a run to stop, exit statuses, and functions for child processes that must not outlive their parent.
+
+A rank ends with one of these statuses, and the launcher returns the status of the first rank that failed:
+
+=========  =======================================================  =========================================
+0          the run is done                                          :func:`tasks.job.run_task`
+2          the user has to change something                         :func:`utils.errors.report`
+69         another rank is lost                                     :func:`utils.errors.report`
+75, 130    the run was asked to stop, and can be resumed            :class:`engine.stopping.StopRequest`
+128 + n    signal n killed the rank, or it was the second signal    :func:`launch.torchrun.run_ranks`
+=========  =======================================================  =========================================
+
+After a signal to the launcher, it returns 75 or 130, or 2 if a rank has reported that it could not save.
+"""
 
 from __future__ import annotations
 
