@@ -87,6 +87,7 @@ def _ranks(number: int) -> str:
 
 def _remedy(saved: RunIdentity, ranks: int, records_per_batch: int) -> str:
     accumulate, rest = divmod(saved.records_per_step, ranks * records_per_batch)
-    if rest or not accumulate:
-        return f"resume it on {_ranks(saved.ranks)}"
-    return f"resume it on {_ranks(saved.ranks)}, or with train.global_batch=null train.accumulate={accumulate}"
+    settings = f"train.global_batch=null train.accumulate={accumulate}" if accumulate and not rest else ""
+    if ranks == saved.ranks:
+        return f"resume it with {settings or 'the same batch sizes'}"
+    return f"resume it on {_ranks(saved.ranks)}{f', or with {settings}' if settings else ''}"

@@ -68,8 +68,16 @@ def check_same_config(saved: Path, config: Config, *, evaluate: bool) -> None:
     """Compares the config of a run with the config that the run has saved.
 
     Raises:
-        UserError: if a key has changed that must not change when the run is resumed or, with ``evaluate``, evaluated.
+        UserError: if it is a run of another task, or a key has changed that must not change when the run is resumed or, with
+            ``evaluate``, evaluated.
     """
+    task, saved_task = getattr(config, "task", None), read_saved_config(saved).get("task")
+    if isinstance(saved_task, str) and task != saved_task:
+        raise UserError(
+            f"this is a run of the task {saved_task}, not {task}",
+            where=saved,
+            remedy=f"use another --output, or pass only --output {saved.parent} --resume",
+        )
     may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.AFFECTS_METRICS])]
     before, now = _flat(_with_defaults(saved, type(config))), _flat(config.model_dump(mode="json"))
     changed = [
@@ -83,7 +91,7 @@ def check_same_config(saved: Path, config: Config, *, evaluate: bool) -> None:
             f"this run had a different config: {'; '.join(changed[:3])}{more}",
             where=saved,
             remedy=f"use another --output, with init.checkpoint={saved.parent}"
-            f"{'' if evaluate else ' to start from its weights'}",
+            f"{'' if evaluate else ' to start from its weights'}, or pass only --output {saved.parent} --resume",
         )
 
 

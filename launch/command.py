@@ -95,7 +95,7 @@ def run_of_command_line(flags: RunFlags, overrides: Sequence[str], task: str | N
         return bind_run(flags.config, overrides, task)
     saved = flags.output / CONFIG_FILE
     if not saved.is_file():
-        problem = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
+        problem = f"its {CONFIG_FILE} {why_no_file(saved)[0]}" if saved.exists() else f"does not contain {CONFIG_FILE}"
         raise UserError(f"--output {flags.output} --resume: {problem}", remedy="pass the folder of a run, or --config")
     read_saved_config(saved)  # raises the error for a damaged config, which says how to continue
     return bind_run(saved, overrides, folder_may_be_task=False)

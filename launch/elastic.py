@@ -19,6 +19,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousPara
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.launcher.api import LaunchConfig
 
+from launch.signals import killed_rank
 from utils.errors import PeerLostError, reason_of
 from utils.processes import INTERRUPTED, REQUEUE, USER_ERROR
 
@@ -39,6 +40,10 @@ class Agent(LocalElasticAgent):
                 self._remaining_restarts = 0
             elif statuses & {REQUEUE, INTERRUPTED}:
                 self._remaining_restarts += 1  # the agent counts an orderly stop as a failure
+            if self._remaining_restarts > 0:  # otherwise the job ends, and its error is printed
+                for rank, failure in result.failures.items():
+                    if failure.exitcode < 0:
+                        sys.stderr.write(f"{killed_rank(rank, -failure.exitcode)}\n")
         return result
 
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:

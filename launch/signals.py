@@ -1,4 +1,4 @@
-"""Signals to the process that starts the ranks of a node."""
+"""Signals to the process that starts the ranks of a node, and to the ranks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ from utils.processes import (
 
 UNHANDLED_S = 3.0
 """Number of seconds that Python has to handle a signal."""
+
+
+KILLED_BY = {
+    "SIGKILL": "the system kills processes when memory is full: lower the batch size or data.workers",
+    "SIGABRT": "a library aborted: see the last lines of the rank's log",
+    "SIGSEGV": "a library crashed: its version may be incompatible with the others",
+    "SIGBUS": "shared memory or the disk is full: check /dev/shm, or lower data.workers",
+}
+"""Likely reasons why a signal has killed a rank."""
+
+
+def killed_rank(rank: int, signum: int, reason: str | None = None) -> str:
+    """Returns a message about a rank that a signal has killed, with the likely reason."""
+    name = signal_name(signum)
+    reason = reason or KILLED_BY.get(name)
+    return f"rank {rank} was killed by {name}{f' ({reason})' if reason else ''}"
 
 
 @contextlib.contextmanager

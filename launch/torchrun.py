@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.clusters import LaunchContext, rendezvous_settings
 from launch.placement import Placement
-from launch.signals import first_signal_forwarded
+from launch.signals import first_signal_forwarded, killed_rank
 from utils import rank_reports
 from utils.cores import usable_cores
 from utils.errors import UserError, reason_of
@@ -50,14 +50,6 @@ RENDEZVOUS = "x2vlm"
 """ID of a job at its rendezvous."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-KILLED_BY = {
-    "SIGKILL": "the system kills processes when memory is full: lower the batch size or data.workers",
-    "SIGABRT": "a library aborted: see the last lines of the rank's log",
-    "SIGSEGV": "a library crashed: its version may be incompatible with the others",
-    "SIGBUS": "shared memory or the disk is full: check /dev/shm, or lower data.workers",
-}
-"""Likely reasons why a signal has killed a rank."""
 
 
 def ranks_of_node(placement: Placement, context: LaunchContext) -> int:
@@ -229,12 +221,10 @@ def _status_of(rank: int, exit_code: int) -> int:
     printed an error, so this function prints one."""
     if exit_code >= 0:
         return exit_code
-    name = signal_name(-exit_code)
-    lost_peer = name == "SIGABRT" and rank_reports.recorded_by_nccl(rank)
-    reason = "NCCL gave up waiting for another rank" if lost_peer else KILLED_BY.get(name)
+    lost_peer = signal_name(-exit_code) == "SIGABRT" and rank_reports.recorded_by_nccl(rank)
+    reason = "NCCL gave up waiting for another rank" if lost_peer else None
     sys.stderr.write(
-        f"error: rank {rank} was killed by {name}{f' ({reason})' if reason else ''}; rerun with --resume to continue from the "
-        "newest checkpoint\n"
+        f"error: {killed_rank(rank, -exit_code, reason)}; rerun with --resume to continue from the newest checkpoint\n"
     )
     return PEER_LOST if lost_peer else 128 - exit_code
 

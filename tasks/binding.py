@@ -76,7 +76,8 @@ def bind_run(
             )
     file = Path(str(config))
     if not file.is_file():
-        raise UserError(f"{why_no_file(file)}", where=f"--config {file}")
+        what, remedy = why_no_file(file)
+        raise UserError(what, where=f"--config {file}", remedy=remedy)
     read = read_config(file, overrides)
     if source is None:
         source = _task_of(file, read.values.get("task"), read.locations, folder_may_be_task)

@@ -130,6 +130,8 @@ def _report(task: BaseTask[Any, Any, Any], folder: RunFolder, flags: RunFlags, s
             results = task.report(folder)
         if results:
             sys.stdout.write(f"{results}\n")
+        elif flags.evaluate and distributed.rank() == 0:
+            logger.warning("nothing was evaluated, because the config sets evaluation to null")
 
 
 def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:

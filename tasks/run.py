@@ -46,8 +46,12 @@ def run_script(argv: Sequence[str], name: str) -> int:
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Runs the task that the first argument names. Returns the exit status."""
+    if argv and argv[0] in ("-h", "--help"):
+        tasks = "".join(f"  {name:13}{entry.help}\n" for name, entry in TASKS.items())
+        sys.stdout.write(f"{__doc__}\nTASK --help shows the flags. Tasks:\n\n{tasks}")
+        return 0
     if not argv or argv[0].startswith("-"):
-        raise UserError("pass the task first, as python -m tasks.run TASK; TASK --help shows the flags")
+        raise UserError("pass the task first, as python -m tasks.run TASK", remedy="--help lists the tasks")
     return run_script(argv[1:], argv[0])
 
 

@@ -153,7 +153,8 @@ def _read_yaml(path: Path, locations: Locations) -> dict[str, Any]:
     """Returns the values of a file, and adds the locations of its keys to ``locations``."""
     # Path.is_file would raise for a name that is too long or in a folder without permission.
     if not os.path.isfile(path):
-        raise ConfigError([UserError(f"{why_no_file(path)}", where=path)])
+        what, remedy = why_no_file(path)
+        raise ConfigError([UserError(what, where=path, remedy=remedy)])
     try:
         size = path.stat().st_size
         if size > 4 * MAX_CHARACTERS:
@@ -190,21 +191,22 @@ def _read_yaml(path: Path, locations: Locations) -> dict[str, Any]:
     return values
 
 
-def why_no_file(path: Path) -> str:
-    """Returns the reason why a path is not a config file, with the remedy."""
+def why_no_file(path: Path) -> tuple[str, str]:
+    """Returns the reason why a path is not a config file, and the remedy."""
     try:
         path.stat()
     except FileNotFoundError:
         existing = [each.name for each in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, existing, n=1)
-        return f"no such config file; {f'did you mean {path.parent / near[0]}?' if near else 'see the configs in configs/'}"
+        return (
+            "no such config file",
+            f"did you mean {path.parent / near[0]}?" if near else "see the configs in configs/",
+        )
     except (OSError, ValueError) as error:
-        return f"no such config file ({getattr(error, 'strerror', None) or error}); check the path"
-    return (
-        "is a folder, not a config file; use a file in it"
-        if path.is_dir()
-        else "is not a regular file; use a YAML file"
-    )
+        return f"no such config file ({getattr(error, 'strerror', None) or error})", "check the path"
+    if path.is_dir():
+        return "is a folder, not a config file", "use a file in it"
+    return "is not a regular file", "use a YAML file"
 
 
 def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:

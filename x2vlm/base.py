@@ -227,7 +227,7 @@ class LoadedModel:
             UserError: the task does not declare the call.
         """
         if name not in self.calls:
-            hint = unknown(name, list(self.calls)) if self.calls else "its task declares no calls"
+            hint = unknown(name, list(self.calls)) if self.calls else "use the methods of the model"
             raise UserError(f"{self.origin} is a model for the task {self.settings.task}", where=name, remedy=hint)
         results: list[list[Any]] = self.calls[name](self, as_list(images), as_texts(texts))
         return results

@@ -64,15 +64,21 @@ def task_of(values: Mapping[str, Any], task: TaskSource | None, origin: str) -> 
 
     Args:
         values: plain values by section.
-        task: the task that the run remembers or the user names, if it is outside the table of tasks.
+        task: the task that the run remembers or the user names; None if there is neither.
         origin: the file that the values come from, to name in error messages.
 
     Raises:
-        UserError: the task is unknown.
+        UserError: the task is unknown, or is not the one that the user names.
     """
     if task is not None and task.entry is None:
         return task
     name = values.get("task")
+    if task is not None and name != task.entry and name not in TASKS[str(task.entry)].also:
+        raise UserError(
+            f"this is a model of the task {name}, not {task.entry}",
+            where=origin,
+            remedy="remove task=, or use another model",
+        )
     if name not in TASKS:
         raise UserError(
             f"task is {name!r}, not one of {', '.join(TASKS)}",

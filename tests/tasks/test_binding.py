@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.run_folder import RunFolder
 from tasks.binding import bind_run
 from tasks.config import RetrievalConfig, VQAConfig
+from tests.messages import OneLine
 from utils.config import fields_of
 from utils.config_files import ConfigError, nearest_keys
 from utils.errors import UserError
@@ -127,3 +129,19 @@ def test_malformed_arguments_are_reported_with_all_other_mistakes():
     assert len(error.value.findings) == len(overrides)
     for key in ("optim.lr", "data..x", "data.images.files", "train.stepps", "optim.weight_decay"):
         assert sum(key in str(finding) for finding in error.value.findings) == 1
+
+
+def test_a_run_of_another_task_is_not_called_damaged(tmp_path):
+    """Regression test: the advice was to restore or remove the config of the run, which was intact."""
+    folder = RunFolder.open(tmp_path, bind_run(ROOT / "configs/demo/pretrain.yaml", []).config, resume=False)
+    folder.metrics.touch()
+    with pytest.raises(UserError) as error:
+        RunFolder.open(tmp_path, bind_run(None, [], "vqa").config, resume=True)
+    assert str(error.value) == OneLine("config.yaml", "a run of the task pretrain", "vqa", "another --output")
+
+
+def test_a_missing_config_has_its_remedy_apart():
+    with pytest.raises(UserError) as error:
+        bind_run("configs/demo/pretrian.yaml", [])
+    assert (error.value.what, error.value.where) == ("no such config file", "--config configs/demo/pretrian.yaml")
+    assert "configs/demo/pretrain.yaml" in error.value.remedy

@@ -176,6 +176,12 @@ def test_an_authors_file_gets_the_settings_of_its_run(task, more, size):
     assert (settings.model.vision.video is not None) == ("frames" in more)
 
 
+def test_a_model_of_another_task_than_the_named_one_is_rejected():
+    with pytest.raises(UserError, match=naming("model of the task pretrain", "vqa", "task=")):
+        task_of({"task": "pretrain"}, find_task("vqa"), "x")
+    assert task_of({"task": "video_qa"}, find_task("vqa"), "x").entry == "video_qa"
+
+
 def test_a_pre_trained_model_reads_videos_like_its_stream():
     values = loading.read_config(ROOT / "configs/pretrain/base_1b_stage2.yaml").values
     reading = values["data"]["videos"]["reading"]
