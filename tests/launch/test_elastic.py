@@ -39,12 +39,13 @@ elif number <= TIMES:
 
 
 def launch(folder: Path, times: int, stop: str, restarts: int) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Runs a job whose rank 1 stops in its first starts. Returns the finished process and the port of rank 0 in each start."""
+    """Runs a job whose rank 1 stops in its first starts. Returns the finished process and the port of rank 0 in each
+    start, as seen by rank 1. (Rank 0 may be stopped before it has begun.)"""
     (folder / "rank.py").write_text(RANK.replace("TIMES", str(times)).replace("STOP", stop))
     command = [sys.executable, "-c", LAUNCH, f"127.0.0.1:{free_port()}", str(restarts), str(folder / "rank.py")]
     environment = os.environ | {"PET_RDZV_CONF": "last_call_timeout=1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    return done, (folder / "starts-0").read_text().splitlines()
+    return done, (folder / "starts-1").read_text().splitlines()
 
 
 @pytest.mark.slow
