@@ -100,8 +100,8 @@ gpu: .venv/installed-dev
 encoders: .venv/installed-dev data/packages/weights
 	.venv/bin/python -m tests.encoders.page data/packages
 
-# Two workers more than there are cores, because many tests spend their time waiting for processes, servers and timeouts.
-PYTEST := .venv/bin/python -m pytest -n $(shell echo $$(($$(nproc) + 2))) --dist worksteal
+# One worker more than there are cores, because many tests spend their time waiting for processes, servers and timeouts.
+PYTEST := .venv/bin/python -m pytest -n $(shell echo $$(($$(nproc) + 1))) --dist worksteal
 
 test: .venv/installed-dev
 	$(PYTEST) -m "not slow" --durations=10
