@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,16 +79,15 @@ class PendingStep:
 
     @staticmethod
     def start(
-        step: int, parts: Iterable[tuple[Sequence[str], Tensor]], micro_batches: list[Any], data_wait_s: float
+        step: int, parts: Sequence[tuple[Sequence[str], Tensor]], micro_batches: list[Any], data_wait_s: float
     ) -> PendingStep:
         """Starts copying the values of a step to the host.
 
         Args:
             step, micro_batches, data_wait_s: see the attributes.
-            parts: the values, as names and a tensor (K,) on the device for K names. The names are those of the losses, ``loss``,
-                and those that :meth:`read` reads.
+            parts: the values, as K names and a tensor (K,) on the device. Together, the parts have the names of the losses,
+                ``loss``, and the names that :meth:`read` looks up.
         """
-        parts = list(parts)
         values, copied = start_copy_to_host(torch.cat([tensor for _, tensor in parts]).detach())
         names = [name for part, _ in parts for name in part]
         return PendingStep(step, names, values, copied, micro_batches, time.perf_counter(), data_wait_s)
@@ -131,6 +130,11 @@ class StepValues:
     loss_scale: float | None
     times: dict[str, float]
     metrics: dict[str, float]
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The metrics and, with fp16, ``loss_scale``."""
+        return self.metrics if self.loss_scale is None else {**self.metrics, "loss_scale": self.loss_scale}
 
 
 @dataclass
@@ -263,7 +267,6 @@ class Reporter:
         Raises:
             UserError: if no loss scale of fp16 is small enough.
         """
-        shown = values.metrics | ({} if values.loss_scale is None else {"loss_scale": values.loss_scale})
         if values.loss_scale is not None and values.loss_scale < 1:
             raise UserError(
                 f"step {step}: fp16 gradients overflow at every loss scale", remedy="use train.precision=bf16"
@@ -273,8 +276,8 @@ class Reporter:
         elapsed_s = self.tally.elapsed_s
         ranks = self.watch.line(step, values.times, speed, self.trained.freeze.frozen_at(step - 1), elapsed_s)
         if self.metrics:
-            self.metrics.write({"step": step, **shown, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
-        self.progress.set_postfix_str(_short(shown, speed))
+            self.metrics.write({"step": step, **values.logged, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
+        self.progress.set_postfix_str(_short(values.logged, speed))
 
     def exclude(self, seconds: float) -> None:
         """Excludes time that was not spent training."""

@@ -71,7 +71,8 @@ def check_same_config(saved: Path, config: Config, *, evaluate: bool) -> None:
         UserError: if it is a run of another task, or a key has changed that must not change when the run is resumed or, with
             ``evaluate``, evaluated.
     """
-    task, saved_task = getattr(config, "task", None), read_saved_config(saved).get("task")
+    values = read_saved_config(saved)
+    task, saved_task = getattr(config, "task", None), values.get("task")
     if isinstance(saved_task, str) and task != saved_task:
         raise UserError(
             f"this is a run of the task {saved_task}, not {task}",
@@ -79,7 +80,7 @@ def check_same_config(saved: Path, config: Config, *, evaluate: bool) -> None:
             remedy=f"use another --output, or pass only --output {saved.parent} --resume",
         )
     may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.AFFECTS_METRICS])]
-    before, now = _flat(_with_defaults(saved, type(config))), _flat(config.model_dump(mode="json"))
+    before, now = _flat(_with_defaults(values, type(config), saved)), _flat(config.model_dump(mode="json"))
     changed = [
         f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -95,13 +96,12 @@ def check_same_config(saved: Path, config: Config, *, evaluate: bool) -> None:
         )
 
 
-def _with_defaults(file: Path, schema: type[Config]) -> Any:
-    """Reads a saved config, and fills in the defaults of config keys that were added after the config was saved.
+def _with_defaults(saved: dict[str, Any], schema: type[Config], file: Path) -> Any:
+    """Fills in the defaults of config keys that were added after the config was saved in ``file``.
 
     Raises:
-        UserError: if the file is damaged.
+        UserError: if a key without a default is missing.
     """
-    saved = read_saved_config(file)
     try:
         return schema.model_validate(with_previous_defaults(saved, schema)).model_dump(mode="json")
     except ValidationError as error:

@@ -97,7 +97,7 @@ class CheckpointWriter:
 
     @property
     def writing(self) -> int | None:
-        """Step of the checkpoint that is being written; None if there is none."""
+        """Step of the checkpoint that is being written; None if no checkpoint is being written."""
         thread = self._thread
         return self._step if thread is not None and thread.is_alive() else None
 

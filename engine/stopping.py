@@ -5,10 +5,10 @@ A signal sets a flag. What follows depends on what the run is doing:
 - **Training steps** (:meth:`StopRequest.ending_if_late`). The flag is part of the all-reduce of the losses, so all ranks stop
   after the same step, without extra synchronisation. If they cannot, because a rank hangs, a timer ends each process shortly
   before the launcher would kill it, and says what was saved.
-- **Set-up, validation and evaluation** (:meth:`StopRequest.ending_at_once`). They do not change the weights, so a thread saves a
-  checkpoint of the steps so far, if needed, and ends the process immediately. Rank 0 ends first. The other ranks continue until
-  rank 0 has ended, because rank 0 may already have finished the evaluation and need them. Then a thread in each of them ends its
-  process, whatever the process is waiting for.
+- **Set-up, validation and evaluation** (:meth:`StopRequest.ending_at_once`). They do not change the weights, so a thread ends the
+  process immediately, or once the checkpoint that was started before a validation is on disk. Rank 0 ends first. The other ranks
+  continue until rank 0 has ended, because rank 0 may already have finished the evaluation and need them. Then a thread in each of
+  them ends its process, whatever the process is waiting for.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Ending:
     """How a process ends while its main thread is busy.
 
     Attributes:
-        message: saves the state of the run, if necessary, and returns a message for the log, which says what is saved.
-        at_once: whether the process ends after a request at once, or only if it is late.
+        message: returns a message for the log, which says what is saved. May wait until it is on disk.
+        at_once: True if the process ends immediately after a request; False if it ends only when the ranks do not stop in time.
     """
 
     message: Callable[[], str]
@@ -125,16 +125,16 @@ class StopRequest:
         return status_of_stop(self.signum or signal.SIGTERM)
 
     def ending_at_once(
-        self, save: Callable[[], str] = lambda: "no new step has been trained"
+        self, message: Callable[[], str] = lambda: "no new step has been trained"
     ) -> AbstractContextManager[None]:
-        """Context in which a request ends the process immediately, after rank 0 has called ``save``, which saves the state of the
-        run and returns a message for the log."""
-        return self._ending_with(Ending(save, at_once=True))
+        """Context in which a request ends the process immediately, after rank 0 has called ``message``, which may wait for a
+        checkpoint, and has logged the result."""
+        return self._ending_with(Ending(message, at_once=True))
 
-    def ending_if_late(self, describe: Callable[[], str]) -> AbstractContextManager[None]:
-        """Context in which the ranks stop together. If they do not do so in time, a request ends the process without saving, and
-        the log contains the message that ``describe`` returns on rank 0 or, if rank 0 hangs, on the other ranks."""
-        return self._ending_with(Ending(describe, at_once=False))
+    def ending_if_late(self, message: Callable[[], str]) -> AbstractContextManager[None]:
+        """Context in which the ranks stop together. If they do not stop in time, a request ends the process without saving, and
+        rank 0 or, if rank 0 hangs, each of the other ranks logs the result of ``message``."""
+        return self._ending_with(Ending(message, at_once=False))
 
     @contextmanager
     def _ending_with(self, ending: Ending) -> Iterator[None]:

@@ -297,7 +297,7 @@ class Trainer:
                     self.precision.scaler.scale(loss * self.parallel.loss_factor).backward()
                     if last:
                         self.trained.check_adapters()
-        local = reduce(torch.add, averages)
+        local = averages[0] if len(averages) == 1 else torch.stack(averages).sum(dim=0)
         # The request to stop is summed like a loss, so all ranks see it after the same step.
         extra = {"stop_requested": float(self.stop.signum is not None), **self.times.values_to_sum(self.step + 1)}
         to_sum = torch.cat([local, send(torch.tensor([*extra.values()], dtype=local.dtype), self.device)])

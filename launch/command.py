@@ -141,4 +141,4 @@ def _check_nodes(run: BoundRun, flags: RunFlags, nodes: Nodes, ranks: int) -> No
     if nodes.min < nodes.max:
         check_ranks(run.config, [count * ranks for count in nodes.counts], f"--nodes {nodes}")
     else:
-        run.config.plan(nodes.max * ranks)  # made only for its errors
+        run.config.plan(nodes.max * ranks)  # raises an error if the sizes do not fit

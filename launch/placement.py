@@ -136,7 +136,7 @@ def check_ranks(config: RunConfig, rank_counts: Sequence[int], flags: str) -> No
         )
     for ranks in rank_counts:
         try:
-            config.plan(ranks)  # made only for its errors
+            config.plan(ranks)
         except UserError as error:
             verb = "gives" if len(rank_counts) == 1 else "may give"
             raise UserError(f"{flags} {verb} {ranks} ranks: {error}") from None

@@ -18,8 +18,7 @@ from utils.processes import (
 )
 
 UNHANDLED_S = 3.0
-"""Number of seconds that Python has to handle a signal."""
-
+"""Number of seconds after which a signal counts as one that Python cannot handle, because the process waits inside torch."""
 
 KILLED_BY = {
     "SIGKILL": "the system kills processes when memory is full: lower the batch size or data.workers",

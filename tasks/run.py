@@ -15,6 +15,12 @@ from utils.commands import execute
 from utils.errors import UserError, one_line_errors
 from utils.flags import Override
 
+USAGE = """Usage: python -m tasks.run TASK [FLAGS] [key=value ...]
+
+Run a task in one process, without a launcher. TASK can also be a folder that contains task.py, or a module.
+python -m tasks.run TASK --help shows the flags.
+"""
+
 
 def run_script(argv: Sequence[str], name: str) -> int:
     """Runs a task in this process, as the scripts such as ``Pretrain.py`` do; returns the exit status.
@@ -48,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the task that the first argument names. Returns the exit status."""
     if argv and argv[0] in ("-h", "--help"):
         tasks = "".join(f"  {name:13}{entry.help}\n" for name, entry in TASKS.items())
-        sys.stdout.write(f"{__doc__}\nTASK --help shows the flags. Tasks:\n\n{tasks}")
+        sys.stdout.write(f"{USAGE}\ntasks:\n{tasks}")
         return 0
     if not argv or argv[0].startswith("-"):
         raise UserError("pass the task first, as python -m tasks.run TASK", remedy="--help lists the tasks")

@@ -68,7 +68,7 @@ def task_of(values: Mapping[str, Any], task: TaskSource | None, origin: str) -> 
         origin: the file that the values come from, to name in error messages.
 
     Raises:
-        UserError: the task is unknown, or is not the one that the user names.
+        UserError: the task is unknown, or differs from the task that the user names.
     """
     if task is not None and task.entry is None:
         return task

@@ -141,13 +141,11 @@ class Training:
 
     def step(self, *batches: Any) -> dict[str, float]:
         """Runs a training step on micro-batches: forward, backward, clipping and update. Returns the losses by name, their
-        weighted sum (``loss``), with fp16 also the ``loss_scale``, and ``grad_norm``. If a loss or the gradient is not finite,
-        the update is skipped."""
+        weighted sum (``loss``), ``grad_norm`` and, with fp16, ``loss_scale``. If a loss or the gradient is not finite, the update
+        is skipped."""
         for batch in batches or (None,):
             self._check(batch)
-        values = self._trainer.train_step(list(batches)).read()
-        scale = {} if values.loss_scale is None else {"loss_scale": values.loss_scale}
-        return {**values.metrics, **scale}
+        return self._trainer.train_step(list(batches)).read().logged
 
     def _check(self, batch: Any) -> None:
         """Raises :class:`UserError` unless ``batch`` is a batch for the model."""

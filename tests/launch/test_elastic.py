@@ -69,6 +69,7 @@ def test_ranks_restart_unless_the_user_has_to_fix_something(tmp_path, stop, rest
     )
     assert "Traceback" not in done.stderr
     assert done.stderr.count("restarting the ranks on 1 node\n") == starts - 1
+    assert ("rank 1 was killed by SIGKILL" in done.stderr) == ("os.kill" in stop)
 
 
 @pytest.mark.slow
