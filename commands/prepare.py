@@ -265,7 +265,7 @@ def check_folders(root: Path) -> int:
         lines = list(faults(folder))
         found += len(lines)
         if not lines:
-            shards = len(read_manifest(folder).values["shards"])
+            shards = len(read_manifest(folder).values["files"])
             lines = [f"{folder}: intact, {shards} {'file' if shards == 1 else 'files'}"]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 1 if found else 0

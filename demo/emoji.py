@@ -70,7 +70,7 @@ def build(
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
         return
-    animated, left_out = read_animations(packages, read_names(packages))
+    animated, skipped = read_animations(packages, read_names(packages))
     splits = by_split(animated, lambda emoji: emoji.names["en"], f"animated emoji in {packages}")
     with (
         folder.filling() as facts,
@@ -85,12 +85,12 @@ def build(
                 try:
                     images = draw_frames(emoji.content, side, frames)
                 except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-                    left_out["unreadable picture"] += 1
+                    skipped["unreadable picture"] += 1
                     continue
                 video = folder.write_clip(emoji.code, images)
                 records.append({"video": video, "caption": emoji.names, "image_id": emoji.code})
             facts["clips"][split] = write_records(out / f"{split}.jsonl", records)
-        facts["left_out"] = dict(sorted(left_out.items()))
+        facts["skipped"] = dict(sorted(skipped.items()))
 
 
 def find_package(folder: Path, name: str) -> Path:
@@ -140,7 +140,7 @@ def read_animations(packages: Path, names: Names) -> tuple[list[Emoji], Counter[
     """
     path = find_package(packages, ANIMATIONS)
     animated: list[Emoji] = []
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     try:
         with tarfile.open(path) as tar:
             for entry in tar:
@@ -149,14 +149,14 @@ def read_animations(packages: Path, names: Names) -> tuple[list[Emoji], Counter[
                     continue
                 emoji = Emoji(Path(entry.name).stem, _names_of(Path(entry.name).stem, names), member.read())
                 if not is_animated(emoji.content):
-                    left_out["still picture"] += 1
+                    skipped["still picture"] += 1
                 elif "en" not in emoji.names:
-                    left_out["no name"] += 1
+                    skipped["no name"] += 1
                 else:
                     animated.append(emoji)
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(f"not a complete package ({error})", where=path, remedy="pack it again") from None
-    return sorted(animated, key=lambda emoji: emoji.code), left_out
+    return sorted(animated, key=lambda emoji: emoji.code), skipped
 
 
 def is_animated(content: bytes) -> bool:
@@ -218,7 +218,7 @@ def emoji(
     """
 
     def summary(facts: dict[str, Any]) -> str:
-        return f"{tally(facts['clips'])} clips; {facts['vocabulary']} word pieces; skipped: {tally(facts['left_out'])}"
+        return f"{tally(facts['clips'])} clips; {facts['vocabulary']} word pieces; skipped: {tally(facts['skipped'])}"
 
     return fill_folder(
         output, FACTS, build, summary, packages=packages, side=side, frames=frames, vocab_size=vocab_size

@@ -71,8 +71,8 @@ def build(
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
         return
-    usable, left_out = find_stamps(stamps)
-    splits = split_stamps(usable, left_out)
+    usable, skipped = find_stamps(stamps)
+    splits = split_stamps(usable, skipped)
     numbers = {"train": regions, "val": (regions + 9) // 10, "test": (regions + 9) // 10}
     total = sum(map(len, splits.values())) + sum(numbers.values())
     with (
@@ -87,7 +87,7 @@ def build(
             facts["pictures"][split] = write_records(out / f"{split}.jsonl", images)
             placed = _regions(out, split, members, numbers[split], seed, side, bar)
             facts["regions"][split] = write_records(out / f"regions_{split}.jsonl", placed)
-        facts["left_out"] = dict(sorted(left_out.items()))
+        facts["skipped"] = dict(sorted(skipped.items()))
 
 
 def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
@@ -99,7 +99,7 @@ def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: apt install tuxpaint-stamps-default, or pass --stamps DIR")
     usable: list[Cutout] = []
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for path in sorted(folder.rglob("*.png")):
         relative = path.relative_to(folder)
         try:
@@ -108,14 +108,14 @@ def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
             captions = read_captions(path.with_suffix(".txt"))
             read_cutout(path)
         except UnusableCutoutError as error:
-            left_out[str(error)] += 1
+            skipped[str(error)] += 1
             logger.debug("%s: %s", path, error)
         else:
             usable.append(Cutout(relative.with_suffix("").as_posix(), path, captions, caption_key(captions["en"])))
     if not usable:
-        reasons = tally(left_out) if left_out else "no PNG file"
+        reasons = tally(skipped) if skipped else "no PNG file"
         raise UserError(f"{folder} contains no usable stamp ({reasons})", remedy="use another --stamps DIR")
-    return usable, left_out
+    return usable, skipped
 
 
 def read_captions(path: Path) -> dict[str, str]:
@@ -149,7 +149,7 @@ def caption_key(caption: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", caption.casefold()).split())
 
 
-def split_stamps(usable: Sequence[Cutout], left_out: Counter[str]) -> dict[str, list[Cutout]]:
+def split_stamps(usable: Sequence[Cutout], skipped: Counter[str]) -> dict[str, list[Cutout]]:
     """Groups stamps by split. In val and test, only the first of several stamps with the same English caption is kept; the others
     are counted.
 
@@ -162,7 +162,7 @@ def split_stamps(usable: Sequence[Cutout], left_out: Counter[str]) -> dict[str, 
         for stamp in splits[split]:
             first.setdefault(stamp.key, stamp)
         if len(first) < len(splits[split]):
-            left_out[f"same caption in {split}"] = len(splits[split]) - len(first)
+            skipped[f"same caption in {split}"] = len(splits[split]) - len(first)
         splits[split] = list(first.values())
     return splits
 
@@ -238,7 +238,7 @@ def stamps(
     def summary(facts: dict[str, Any]) -> str:
         return (
             f"{tally(facts['pictures'])} pictures; {tally(facts['regions'])} region pictures; {facts['vocabulary']} "
-            f"word pieces; skipped: {tally(facts['left_out'])}"
+            f"word pieces; skipped: {tally(facts['skipped'])}"
         )
 
     arguments = {"stamps": stamps, "seed": seed, "side": side, "regions": regions, "languages": languages}

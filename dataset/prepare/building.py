@@ -235,7 +235,7 @@ def _check_usable(counts: Counts, name: str, max_broken: float) -> None:
     broken = {reason: counts.skipped[reason] for reason in MALFORMED_REASONS if counts.skipped[reason]}
     read, bad = sum(counts.read.values()), sum(broken.values())
     if bad > max_broken * read:
-        first = "; ".join(f"{number:,} {reason} ({counts.locations[reason][0]})" for reason, number in broken.items())
+        first = "; ".join(f"{number:,} {reason} ({counts.examples[reason][0]})" for reason, number in broken.items())
         raise UserError(
             f"{bad:,} of {read:,} entries cannot be used: {first}",
             where=name,

@@ -1,19 +1,38 @@
-"""Counts for a conversion: what was read, written, fixed and skipped, with the first locations for each reason."""
+"""Counts for a conversion: what was read, written, fixed and skipped, with the first examples of each reason."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from dataset.records.broken import printable
+from batches.base import BrokenRecord
+from dataset.records.broken import BrokenRecordError, printable
 
-MAX_LOCATIONS = 3
-"""Maximum number of locations that are kept for each reason."""
+MAX_EXAMPLES = 3
+"""Maximum number of examples that are kept for each reason."""
 
-_KEYS = ("read", "made", "mended", "left_out")
-"""Keys of the counters in a manifest. They differ from the attributes so that manifests of earlier versions remain readable."""
+_COUNTERS = ("read", "written", "fixed", "skipped")
+_EARLIER_NAMES = {"written": "made", "fixed": "mended", "skipped": "left_out"}
+"""Names of the counters in files of earlier versions."""
+
+
+class Example(NamedTuple):
+    """An entry that was skipped or fixed: its location, the reason, and details. Every file that ``prepare`` writes names broken
+    records by these keys."""
+
+    place: str
+    reason: str
+    detail: str
+
+    @classmethod
+    def of(cls, broken: BrokenRecord | BrokenRecordError) -> Example:
+        """Returns a broken record in this form."""
+        return cls(broken.location, broken.kind, broken.message)
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.detail}" if self.detail else self.place
 
 
 @dataclass
@@ -25,54 +44,67 @@ class Counts:
         written: number of entries written, by unit.
         fixed: number of changed values, by reason.
         skipped: number of skipped entries, by reason.
-        locations: the first locations for each reason, with a description of the problem.
+        examples: the first entries that were fixed or skipped for each reason.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     written: Counter[str] = field(default_factory=Counter)
     fixed: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
-    locations: dict[str, list[str]] = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
 
     def skip(self, reason: str, location: str, detail: str = "") -> None:
         """Counts a skipped image, text or box."""
         self.skipped[reason] += 1
-        self._note(reason, location, detail)
+        self._add_example(reason, location, detail)
 
     def fix(self, reason: str, location: str, detail: str = "") -> None:
         """Counts a changed value."""
         self.fixed[reason] += 1
-        self._note(reason, location, detail)
+        self._add_example(reason, location, detail)
+
+    def skip_broken(self, error: BrokenRecordError) -> None:
+        """Counts a broken record."""
+        self.skip(error.kind, error.location, error.message)
 
     def add(self, other: Counts) -> None:
         """Adds other counts to these."""
-        for counter, other_counter in zip(self._counters(), other._counters(), strict=True):
-            counter.update(other_counter)
-        for reason, locations in other.locations.items():
-            kept = self.locations.setdefault(reason, [])
-            kept += locations[: MAX_LOCATIONS - len(kept)]
+        for name in _COUNTERS:
+            getattr(self, name).update(getattr(other, name))
+        for reason, examples in other.examples.items():
+            kept = self.examples.setdefault(reason, [])
+            kept += examples[: MAX_EXAMPLES - len(kept)]
 
     def clear(self) -> None:
         """Resets all counts."""
-        for counter in self._counters():
-            counter.clear()
-        self.locations.clear()
+        for name in (*_COUNTERS, "examples"):
+            getattr(self, name).clear()
+
+    def lines(self) -> Iterator[str]:
+        """Yields a line for each reason, such as "skipped: 3 empty text, first train.tsv:7"."""
+        for verb, counter in (("skipped", self.skipped), ("fixed", self.fixed)):
+            for reason, number in counter.most_common():
+                if number:
+                    examples = self.examples.get(reason)
+                    yield f"{verb}: {number:,} {reason}" + (f", first {examples[0]}" if examples else "")
 
     def to_values(self) -> dict[str, Any]:
         """Returns the counts as JSON values."""
-        counts = {key: dict(counter) for key, counter in zip(_KEYS, self._counters(), strict=True)}
-        return {**counts, "places": self.locations}
+        examples = [each._asdict() for examples in self.examples.values() for each in examples]
+        return {**{name: dict(getattr(self, name)) for name in _COUNTERS}, "examples": examples}
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Counts:
-        """Returns the counts that :meth:`to_values` converted."""
-        read, written, fixed, skipped = (Counter(values[key]) for key in _KEYS)
-        return cls(read, written, fixed, skipped, dict(values["places"]))
+        """Returns the counts that :meth:`to_values` of this version or an earlier one converted."""
+        counters = (
+            values[name] if name in values else values.get(_EARLIER_NAMES.get(name, name), {}) for name in _COUNTERS
+        )
+        counts = cls(*map(Counter, counters))
+        for each in values.get("examples", ()):
+            counts.examples.setdefault(each["reason"], []).append(Example(**each))
+        return counts
 
-    def _counters(self) -> tuple[Counter[str], ...]:
-        return self.read, self.written, self.fixed, self.skipped
-
-    def _note(self, reason: str, location: str, detail: str) -> None:
-        locations = self.locations.setdefault(reason, [])
-        if len(locations) < MAX_LOCATIONS:
-            locations.append(printable(f"{location}: {detail}" if detail else location))
+    def _add_example(self, reason: str, location: str, detail: str) -> None:
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < MAX_EXAMPLES:
+            examples.append(Example(printable(location), reason, printable(detail)))

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from batches.base import BrokenRecord
 from dataset.config import VideoReadingConfig
+from dataset.prepare.counts import Example
 from dataset.prepare.folders import tally
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FRAMES_VERSION, FrameMaking, RecordLine, killed, work
@@ -150,7 +151,7 @@ def _make(
     with part.open("wb") as stream:
         for result in itertools.islice(results, output.count):
             if isinstance(result, BrokenRecord):
-                broken.append({"place": result.location, "reason": str(result.kind), "detail": result.message})
+                broken.append(Example.of(result)._asdict())
                 on_broken(result)
             else:
                 stream.write(result.content)

@@ -114,7 +114,7 @@ def _jobs(source: Source, finder: Finder, folder: Path, batch: int, unit: str) -
         job.size += 1
         job.counts.read[unit] += 1
         if isinstance(item, BrokenRecordError):
-            job.counts.skip(item.kind, item.location, item.message)
+            job.counts.skip_broken(item)
         elif (file := finder.find(item.names, job.counts, item.location)) is not None:
             path = os.path.join(relative(os.fspath(file.parent)), file.name)
             job.items.append(Found(path, file, item.location, item.values))

@@ -23,6 +23,9 @@ from utils.version import VERSION
 MANIFEST = "_prepare/manifest.json"
 """Path of the manifest in a folder of records. A JSON file next to the shards would be read as a shard."""
 
+_NAMES_SINCE = {"shards": "files", "notes": "other_files", "made": "written_at"}
+"""Names of this version, by the names in manifests of earlier versions."""
+
 SUFFIXES = (".jsonl", ".json", ".tar", ".tsv", ".parquet")
 """Suffixes of the files that count as shards."""
 
@@ -52,17 +55,17 @@ def write_manifest(
     values = {
         "version": VERSION,
         "command": sys.argv[1:],
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "arguments": dict(arguments),
         "counts": counts.to_values(),
         **(facts or {}),
-        "shards": _described(folder, _shards(folder), hashed=hashed),
-        "notes": _described(folder, _notes(folder)),
+        "files": _described(folder, _shards(folder), hashed=hashed),
+        "other_files": _described(folder, _other_files(folder)),
     }
     path = folder / MANIFEST
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        part.write_bytes(_content(values))
+        part.write_bytes(manifest_content(values))
     return Manifest(folder, values)
 
 
@@ -77,9 +80,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{folder} has no {MANIFEST}: `run.py prepare` did not build the folder, or did not finish it")
     values = read_facts(path)
     values.pop("own_sha256", None)
-    if path.read_bytes() != _content(values):
+    if path.read_bytes() != manifest_content(values):
         raise UserError(f"{path} was changed after it was written", remedy="prepare the folder again")
-    return Manifest(folder, values)
+    return Manifest(folder, {_NAMES_SINCE.get(name, name): value for name, value in values.items()})
 
 
 def is_prepared(folder: Path) -> bool:
@@ -118,8 +121,8 @@ def faults(folder: Path) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
-    shards = {shard["file"]: shard for shard in values["shards"]}
-    for name, shard in {**shards, **{note["file"]: note for note in values["notes"]}}.items():
+    shards = {each["file"]: each for each in values["files"]}
+    for name, shard in {**shards, **{each["file"]: each for each in values["other_files"]}}.items():
         path = folder / name
         if not path.is_file():
             yield f"{path} is missing"
@@ -136,7 +139,7 @@ def _shards(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
 
 
-def _notes(folder: Path) -> list[Path]:
+def _other_files(folder: Path) -> list[Path]:
     """Returns the other files in the folder of the manifest."""
     return sorted(path for path in (folder / MANIFEST).parent.glob("*") if path != folder / MANIFEST and path.is_file())
 
@@ -151,7 +154,7 @@ def _described(folder: Path, paths: list[Path], *, hashed: bool = True) -> list[
     ]
 
 
-def _content(values: Mapping[str, Any]) -> bytes:
+def manifest_content(values: Mapping[str, Any]) -> bytes:
     """Returns the content of the manifest file: ``values``, and their hash, which reveals later changes."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return json_line({**values, "own_sha256": digest}, indent=2)

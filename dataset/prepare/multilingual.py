@@ -114,7 +114,7 @@ def _readable(shards: Shards, counts: Counts) -> Iterator[RawRecord]:
         try:
             yield shards.read(index)
         except BrokenRecordError as error:
-            counts.skip(error.kind, error.location, error.message)
+            counts.skip_broken(error)
 
 
 def _values(raw: RawRecord) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _translate(
         folder.close({"counts": counts.to_values()})
     _report(f"{out}: {tally(counts.written)}, in {', '.join(('en', *languages))}")
     for reason, number in counts.skipped.most_common():
-        _report(f"  {number:,} {reason}, first {counts.locations[reason][0]}")
+        _report(f"  {number:,} {reason}, first {counts.examples[reason][0]}")
 
 
 def _translate_shard(job: _Job) -> Counts:

@@ -16,6 +16,7 @@ from dataset.files import RECORD_BYTES
 from dataset.formats.annotations import ImageFiles, Row, listed_rows, read_rows, read_text, texts_of
 from dataset.formats.csv_rows import CsvFile
 from dataset.image_ids import ID_KEYS, id_number
+from dataset.prepare.counts import Example
 from dataset.prepare.folders import tally, write_records
 from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.broken import BrokenRecordError
@@ -399,10 +400,7 @@ def own(
     records = converter.records()
     if not records:
         raise _unusable(file, [error for error, _ in converter.broken], len(rows))
-    broken = [
-        {"kind": error.kind, "place": error.location, "message": error.message, "record": values}
-        for error, values in converter.broken
-    ]
+    broken = [{**Example.of(error)._asdict(), "record": values} for error, values in converter.broken]
     for path, lines in ((out, records), (broken_file, broken)):
         if lines:
             with replacing(path) as part:

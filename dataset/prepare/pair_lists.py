@@ -169,7 +169,7 @@ def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[
     for location, row in _lines(path):
         if isinstance(row, BrokenRecordError):
             counts.read["pairs"] += 1
-            counts.skip(row.kind, row.location, row.message)
+            counts.skip_broken(row)
             continue
         rows.append((location, {ours: row.get(name) for ours, name in columns.items()}))
         if len(rows) == LINE_BATCH:

@@ -63,7 +63,7 @@ def shard_records(path: Path, counts: Counts) -> Iterator[RawRecord]:
             try:
                 yield read_record(file, path, span, detached)
             except BrokenRecordError as error:
-                counts.skip(error.kind, error.location, error.message)
+                counts.skip_broken(error)
 
 
 def may_be_used(record: RawRecord, selection: Selection, counts: Counts) -> bool:
@@ -112,7 +112,7 @@ def convert_shard(job: FileJob) -> Counts:
     if counts.skipped[OTHER_SIZE] > MAX_OTHER_SHAPE * counts.read["images"]:
         raise UserError(
             f"{counts.skipped[OTHER_SIZE]:,} of {counts.read['images']:,} images have a different shape than "
-            f"their originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so "
+            f"their originals, first {counts.examples[OTHER_SIZE][0]}: img2dataset cropped or padded them, so "
             "the boxes do not fit",
             where=job.source,
             remedy="download them again with --resize_mode keep_ratio",

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 from batches.base import BrokenRecord
 from dataset.prepare.building import WorkerDiedError
+from dataset.prepare.counts import Example
 from dataset.prepare.folders import tally
 from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.output_flags import OutputFlags, manifest_of
@@ -293,10 +294,7 @@ def parquet(
         with bar, closing(in_order(_write_file, (job for job, _, _ in left), workers, _died)) as results:
             for (job, path, size), finished in zip(left, results, strict=True):
                 written = job.target.stat().st_size if finished.rows else 0
-                broken = tuple(
-                    {"place": each.location, "reason": str(each.kind), "detail": each.message}
-                    for each in finished.broken
-                )
+                broken = tuple(Example.of(each)._asdict() for each in finished.broken)
                 counts = {
                     "records": finished.rows,
                     "row groups": finished.groups,

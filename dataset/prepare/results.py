@@ -24,11 +24,8 @@ def report_result(
     for unit, official in sizes.items():
         if unit in counts.read and counts.read[unit] != official:
             report(f"  {unit}: {counts.read[unit]:,} in the given files, {official:,} in the official files")
-    for verb, counter in (("skipped", counts.skipped), ("fixed", counts.fixed)):
-        for reason, number in counter.most_common():
-            if number:
-                locations = counts.locations.get(reason)
-                report(f"  {verb}: {number:,} {reason}" + (f", first {locations[0]}" if locations else ""))
+    for line in counts.lines():
+        report(f"  {line}")
     if manifest.values.get("statuses"):
         report(f"  img2dataset: {_listed(manifest.values['statuses'])}")
     leaks = manifest.values.get("leaks", {"not_checked": [], "not_linked": [], "contradictory": ""})

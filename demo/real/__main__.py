@@ -84,9 +84,7 @@ def build(
                 "maps": write_records(out / f"regions_{split}_maps.jsonl", drawn),
                 "divisions of maps": sum(len(found.divisions) for found in collection.maps[split]),
             }
-        facts["left_out"] = {
-            source: dict(sorted((+reasons).items())) for source, reasons in collection.left_out.items()
-        }
+        facts["skipped"] = {source: dict(sorted((+reasons).items())) for source, reasons in collection.skipped.items()}
         facts["common"] = collection.common
 
 
@@ -148,8 +146,8 @@ def real(
 
     def summary(facts: dict[str, Any]) -> str:
         counts = "; ".join(f"{split}: {tally(facts[split])}" for split in SPLITS)
-        left_out = sum(sum(reasons.values()) for reasons in facts["left_out"].values())
-        return f"{counts}; {left_out} skipped, by source and reason in {FACTS}"
+        skipped = sum(sum(reasons.values()) for reasons in facts["skipped"].values())
+        return f"{counts}; {skipped} skipped, by source and reason in {FACTS}"
 
     arguments = {"packages": packages, "seed": seed, "side": side, "composites": composites}
     return fill_folder(output, FACTS, build, summary, **arguments)

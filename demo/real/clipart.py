@@ -80,11 +80,11 @@ def read_clipart(share: Path, english: Collection[str]) -> tuple[list[Cutout], C
                 f"{root / kind} is missing: apt install openclipart-{kind}, or dpkg-deb -x it into --packages DIR"
             )
     described = {}
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for path in sorted((root / "svg").rglob("*.svg")):
         relative = PurePosixPath(path.relative_to(root / "svg").as_posix())
         if is_skipped(relative):
-            left_out["folder without subjects"] += 1
+            skipped["folder without subjects"] += 1
         else:
             described[relative] = read_description(path)
     english = {*english, *common_words(description.keywords for description in described.values())}
@@ -92,19 +92,19 @@ def read_clipart(share: Path, english: Collection[str]) -> tuple[list[Cutout], C
     cutouts = []
     for relative, (title, keywords, authors, is_link) in described.items():
         if is_link:
-            left_out["link to a missing image"] += 1
+            skipped["link to a missing image"] += 1
             continue
         if titles[title.casefold()] > MAX_EQUAL_TITLES or " - " in title:
             title = relative.stem
         try:
             name = clean_title(relative, without_authors(title, authors), english, is_map="map" in keywords)
         except UnusableCutoutError as error:
-            left_out[str(error)] += 1
+            skipped[str(error)] += 1
             continue
         picture = root / "png" / relative.with_suffix(".png")
         kept = clean_keywords(keywords, name, english)
         cutouts.append(Cutout(str(relative.with_suffix("")), picture, {"en": name}, " ".join(concept_of(name)), kept))
-    return cutouts, left_out
+    return cutouts, skipped
 
 
 def common_words(keywords: Iterable[Iterable[str]]) -> set[str]:

@@ -31,7 +31,7 @@ class Collection:
 
     cutouts: BySplit
     maps: dict[str, list[Map]]
-    left_out: dict[str, Counter[str]]
+    skipped: dict[str, Counter[str]]
     common: list[str] = field(default_factory=list)
     """Concepts that are in training although their hash would hold them out."""
 
@@ -57,22 +57,22 @@ def collect(packages: Path) -> Collection:
     share = share_folder_of(packages)
     annotations = read_annotations(packages)
     cutouts: dict[str, list[Cutout]] = {}
-    left_out: dict[str, Counter[str]] = {}
-    stamps, left_out["stamps"] = find_stamps(share("tuxpaint") / "tuxpaint/stamps")
+    skipped: dict[str, Counter[str]] = {}
+    stamps, skipped["stamps"] = find_stamps(share("tuxpaint") / "tuxpaint/stamps")
     cutouts["stamps"] = [_in_english(stamp) for stamp in stamps]
     for source in STYLES:
-        cutouts[source], left_out[source] = read_emoji(packages, source, annotations)
+        cutouts[source], skipped[source] = read_emoji(packages, source, annotations)
     english = english_words(annotations, cutouts["stamps"])
-    cutouts["clipart"], left_out["clipart"] = read_clipart(share("openclipart"), english)
-    maps, left_out["maps"] = read_maps(share("kgeography"))
+    cutouts["clipart"], skipped["clipart"] = read_clipart(share("openclipart"), english)
+    maps, skipped["maps"] = read_maps(share("kgeography"))
     names = [cutout.captions["en"] for members in cutouts.values() for cutout in members]
     names += [found.caption for found in maps if not found.is_worldwide]
     split = ConceptSplit.of(map(concept_of, names))
-    by_split = split_cutouts(cutouts, split, left_out)
+    by_split = split_cutouts(cutouts, split, skipped)
     texts = [text for members in by_split["train"].values() for cutout in members for text in texts_of(cutout)]
-    maps_by_split = split_maps(maps, split, texts, left_out["maps"])
+    maps_by_split = split_maps(maps, split, texts, skipped["maps"])
     common = sorted(" ".join(concept) for concept in split.common)
-    collection = Collection(by_split, maps_by_split, left_out, common)
+    collection = Collection(by_split, maps_by_split, skipped, common)
     found = leaks(collection.training_texts(), collection.held_out_names())
     assert not found, f"held-out names in training texts: {found[:3]}"
     return collection
@@ -110,7 +110,7 @@ def texts_of(cutout: Cutout) -> list[str]:
 
 
 def split_cutouts(
-    cutouts: Mapping[str, Sequence[Cutout]], split: ConceptSplit, left_out: Mapping[str, Counter[str]]
+    cutouts: Mapping[str, Sequence[Cutout]], split: ConceptSplit, skipped: Mapping[str, Counter[str]]
 ) -> BySplit:
     """Groups cut-outs by split and source. Skips cut-outs that would leak a held-out concept into training, are repeated, or
     cannot be read.
@@ -125,21 +125,21 @@ def split_cutouts(
         for cutout in members:
             name = split.split(tuple(cutout.key.split()))
             if name != "train" and cutout.key in seen:
-                left_out[source][f"same concept in {name}"] += 1
+                skipped[source][f"same concept in {name}"] += 1
                 continue
             if name == "train":
                 if not split.may_train(cutout.captions["en"]):
-                    left_out[source]["held-out concept in the name"] += 1
+                    skipped[source]["held-out concept in the name"] += 1
                     continue
                 cutout = _with_harmless_keywords(cutout, split)
             try:
                 thumbnails[id(cutout)] = thumbnail(read_cutout(cutout.content))
             except UnusableCutoutError as error:
-                left_out[source][str(error)] += 1
+                skipped[source][str(error)] += 1
                 continue
             seen.add(cutout.key)
             result[name][source].append(cutout)
-    _drop_near_duplicates(result, thumbnails, left_out)
+    _drop_near_duplicates(result, thumbnails, skipped)
     return result
 
 
@@ -155,7 +155,7 @@ def _with_harmless_keywords(cutout: Cutout, split: ConceptSplit) -> Cutout:
 
 
 def _drop_near_duplicates(
-    result: BySplit, thumbnails: Mapping[int, np.ndarray], left_out: Mapping[str, Counter[str]]
+    result: BySplit, thumbnails: Mapping[int, np.ndarray], skipped: Mapping[str, Counter[str]]
 ) -> None:
     """Drops near-duplicates.
 
@@ -169,7 +169,7 @@ def _drop_near_duplicates(
             stack = _stack(members, thumbnails)
             indices = nearest_duplicates(stack, taken)
             for index in indices:
-                left_out[source][f"near-duplicate of a held-out picture, in {name}"] += int(index >= 0)
+                skipped[source][f"near-duplicate of a held-out picture, in {name}"] += int(index >= 0)
             free = [cutout for cutout, index in zip(members, indices, strict=True) if index < 0]
             groups: dict[str, list[Cutout]] = defaultdict(list)
             for cutout in free:
@@ -179,7 +179,7 @@ def _drop_near_duplicates(
                 for group in groups.values()
                 for index in first_of_each([thumbnails[id(cutout)] for cutout in group])
             }
-            left_out[source][f"near-duplicate within {name}"] += len(free) - len(kept)
+            skipped[source][f"near-duplicate within {name}"] += len(free) - len(kept)
             result[name][source] = [cutout for cutout in free if id(cutout) in kept]
         if name != "train":
             held_out = [cutout for members in result[name].values() for cutout in members]
@@ -191,7 +191,7 @@ def _stack(members: Sequence[Cutout], thumbnails: Mapping[int, np.ndarray]) -> T
 
 
 def split_maps(
-    maps: Sequence[Map], split: ConceptSplit, training_texts: Iterable[str], left_out: Counter[str]
+    maps: Sequence[Map], split: ConceptSplit, training_texts: Iterable[str], skipped: Counter[str]
 ) -> dict[str, list[Map]]:
     """Groups maps by the split of the concept "map of PLACE", so that two maps of a country are in the same split.
 
@@ -215,7 +215,7 @@ def split_maps(
             else:
                 other = held_out["val" if name == "test" else "test"]
                 kept = [division for division in kept if division.concept not in trained | other]
-            left_out[f"division that another split names, in {name}"] += len(found.divisions) - len(kept)
+            skipped[f"division that another split names, in {name}"] += len(found.divisions) - len(kept)
             captioned = name != "train" or split.may_train(found.caption)
             by_split[name][index] = found._replace(divisions=kept, captioned=captioned)
         by_split[name] = [found for found in by_split[name] if found.divisions]

@@ -68,7 +68,7 @@ def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[l
     package, folder, suffix = STYLES[source]
     path = find_package(packages, package)
     emoji: list[Cutout] = []
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     try:
         with tarfile.open(path) as tar:
             for entry in tar:
@@ -78,11 +78,11 @@ def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[l
                 code = Path(entry.name).stem
                 sign = sign_of(code)
                 if SKIN_TONES & {ord(character) for character in sign}:
-                    left_out["skin tone"] += 1
+                    skipped["skin tone"] += 1
                     continue
                 named = annotations.get(sign) or annotations.get(sign.replace(VARIATION, ""))
                 if member is None or named is None:
-                    left_out["no name"] += 1
+                    skipped["no name"] += 1
                     continue
                 name, keywords = named
                 emoji.append(
@@ -94,7 +94,7 @@ def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[l
         raise UserError(
             f"none of the {suffix} pictures in {folder} has a name", where=path, remedy="pack the package again"
         )
-    return sorted(emoji, key=lambda item: item.name), left_out
+    return sorted(emoji, key=lambda item: item.name), skipped
 
 
 def sign_of(code: str) -> str:

@@ -79,7 +79,7 @@ def read_maps(share: Path) -> tuple[list[Map], Counter[str]]:
     """
     root = share / "kgeography"
     maps: list[Map] = []
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for path in sorted(root.glob("*.kgm")):
         try:
             described = ElementTree.parse(path).getroot()
@@ -87,17 +87,17 @@ def read_maps(share: Path) -> tuple[list[Map], Counter[str]]:
             with Image.open(picture, formats=FORMATS) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except (ElementTree.ParseError, OSError, Image.DecompressionBombError):
-            left_out["unreadable map"] += 1
+            skipped["unreadable map"] += 1
             continue
         divisions = [found for found in described.iter("division") if found.findtext("ignore") != "yes"]
         kept = [division for found in divisions if (division := _division(found, pixels)) is not None]
-        left_out["small division"] += len(divisions) - len(kept)
+        skipped["small division"] += len(divisions) - len(kept)
         if kept:
             kind = described.findtext("divisionsName") or ""
             maps.append(Map(place_of(described.findtext("name") or path.stem), kind, picture, kept))
     if not maps:
         raise UserError(f"{root} contains no map: apt install kgeography-data, or dpkg-deb -x it into --packages DIR")
-    return maps, +left_out
+    return maps, +skipped
 
 
 def place_of(name: str) -> str:

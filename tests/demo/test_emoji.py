@@ -90,7 +90,7 @@ def test_named_animated_emoji_become_clips_in_the_split_of_their_name(built):
     for split, records in everything.items():
         assert all(split_by_hash(row["caption"]["en"]) == split for row in records)
     facts = json.loads((built / "emoji.json").read_text())
-    assert facts["left_out"] == {"no name": 2, "still picture": 1, "unreadable picture": 1}
+    assert facts["skipped"] == {"no name": 2, "still picture": 1, "unreadable picture": 1}
     assert facts["clips"] == {split: len(records) for split, records in everything.items()}
     varied = next(row for records in everything.values() for row in records if row["image_id"] == "1f700-fe0f")
     assert varied["caption"].keys() == {"en", "de", "fr", "cs", "zh"}

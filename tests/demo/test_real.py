@@ -97,7 +97,7 @@ def test_a_concept_has_one_split_in_all_sources_and_each_source_has_its_files(bu
 
 
 def test_leaks_in_names_images_and_keywords_are_excluded_and_counted(built):
-    skipped = json.loads((built / "real.json").read_text())["left_out"]
+    skipped = json.loads((built / "real.json").read_text())["skipped"]
     assert skipped["stamps"]["held-out concept in the name"] == 1
     assert skipped["clipart"]["near-duplicate of a held-out picture, in train"] == 1
     training = {record["id"]: record for record in read(built, "train")}

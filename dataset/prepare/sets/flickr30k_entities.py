@@ -117,7 +117,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     try:
         size, boxes = _boxes(annotated, f"{image.location}.xml", counts)
     except BrokenRecordError as error:
-        counts.skip(error.kind, error.location, error.message)
+        counts.skip_broken(error)
         return
     captions, phrases = _parsed_sentences(sentences)
     elements = []

@@ -375,7 +375,7 @@ def check_record(record: dict[str, Any], location: str, folder: Path, image: byt
 def counted(folder: Path) -> dict[str, dict[str, int]]:
     """The counts in a manifest."""
     counts = read_manifest(folder).values["counts"]
-    return {name: counts[name] for name in ("read", "made", "mended", "left_out")}
+    return {name: counts[name] for name in ("read", "written", "fixed", "skipped")}
 
 
 def in_this_process(work: Any, jobs: Any, workers: int, died: Any) -> Any:

@@ -83,9 +83,9 @@ def test_objects365_becomes_regions(raw, out, layout):
     ]
     assert counted(out / "objects365") == {
         "read": {"objects": 8, "images": 4},
-        "made": {"images": 2, "objects": 3, "records": 2},
-        "mended": {"box clamped": 1},
-        "left_out": {
+        "written": {"images": 2, "objects": 3, "records": 2},
+        "fixed": {"box clamped": 1},
+        "skipped": {
             "crowd": 1,
             "degenerate box": 1,
             "unknown category": 1,
@@ -127,7 +127,7 @@ def test_v3det_is_converted_without_photographs_of_flickr30k(raw, out):
             "elems": [{"caption": "garden strawberry", "bb": [1.5, 2, 10, 20], "grain": "object"}],
         }
     ]
-    assert counted(out / "v3det")["left_out"] == {"held out by Flickr30K (Karpathy) test": 1}
+    assert counted(out / "v3det")["skipped"] == {"held out by Flickr30K (Karpathy) test": 1}
 
 
 def test_objects365_without_images_names_their_usual_location(raw, out):
@@ -232,9 +232,9 @@ def test_openimages_becomes_regions(raw, out):
     ]
     assert counted(out / "openimages") == {
         "read": {"objects": 8, "relations": 3, "images": 4},
-        "made": {"images": 2, "objects": 4, "regions": 1, "records": 2},
-        "mended": {"box clamped": 1},
-        "left_out": {
+        "written": {"images": 2, "objects": 4, "regions": 1, "records": 2},
+        "fixed": {"box clamped": 1},
+        "skipped": {
             "group of objects": 1,
             "unknown category": 1,
             "degenerate box": 1,
@@ -309,7 +309,7 @@ def test_relations_of_an_image_without_objects_are_counted(raw, out):
     row = relations.read_text().splitlines()[1].replace(A, "f" * 16)
     write(relations, relations.read_text() + f"{row}\n{row}\n")
     assert "2 unknown image, first " in prepared("openimages", raw, out)
-    assert counted(out / "openimages")["left_out"]["unknown image"] == 2
+    assert counted(out / "openimages")["skipped"]["unknown image"] == 2
 
 
 def test_openimages_may_have_blank_lines_windows_line_ends_and_a_repeated_relation(raw, out):

@@ -14,7 +14,7 @@ from dataset.prepare import building
 from dataset.prepare.building import Job, Work, WorkerDiedError, build_folder, fill_with_records
 from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
-from dataset.prepare.manifest import MANIFEST, faults, read_manifest, write_manifest
+from dataset.prepare.manifest import MANIFEST, faults, manifest_content, read_manifest, write_manifest
 from dataset.prepare.raw_folder import file_digest
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import contents, prepared
@@ -97,7 +97,7 @@ def test_an_interrupted_run_resumes_and_writes_the_same_bytes(at, raw, out, tmp_
     prepared("coco", raw, out)
     assert contents(out / "coco") == contents(tmp_path / "whole/coco")
     counts = [read_manifest(folder / "coco").values["counts"] for folder in (out, tmp_path / "whole")]
-    assert counts[0] == counts[1] and counts[0]["left_out"]["empty text"] == 1
+    assert counts[0] == counts[1] and counts[0]["skipped"]["empty text"] == 1
     first = converted.index(f"part-{at // 3:05}.jsonl")
     assert first == 0  # no complete shard is built again
     assert sorted(path.name for path in out.iterdir()) == ["coco", "coco_regions", "coco_val"]
@@ -205,9 +205,9 @@ def test_the_manifest_has_sources_counts_shards_command_and_version(raw, out, se
     assert values["arguments"]["sources"] == sources
     assert values["arguments"]["held_out"]["karpathy_coco"] == file_digest(raw / "dataset_coco.json")
     shards = sorted((out / "coco").glob("*.jsonl"))
-    assert [shard["file"] for shard in values["shards"]] == [path.name for path in shards]
-    assert [shard["sha256"] for shard in values["shards"]] == [file_digest(path) for path in shards]
-    assert values["counts"]["made"] == {"images": 22, "captions": 24, "records": 24}
+    assert [shard["file"] for shard in values["files"]] == [path.name for path in shards]
+    assert [shard["sha256"] for shard in values["files"]] == [file_digest(path) for path in shards]
+    assert values["counts"]["written"] == {"images": 22, "captions": 24, "records": 24}
     assert values["leaks"]["not_checked"] == [
         "vqa2",
         "gqa_val",
@@ -218,7 +218,7 @@ def test_the_manifest_has_sources_counts_shards_command_and_version(raw, out, se
     ]
     assert values["official_sizes"] == {"images": 123_287}
     assert values["annotations_alone"] is True
-    assert {"command", "version", "made"} <= set(values)
+    assert {"command", "version", "written_at"} <= set(values)
 
 
 def test_files_are_recognised_under_another_path(raw, out, serial, monkeypatch):
@@ -230,10 +230,10 @@ def test_files_are_recognised_under_another_path(raw, out, serial, monkeypatch):
 def test_image_counts_add_up(raw, out, serial):
     prepared("coco", raw, out)
     counts = read_manifest(out / "coco").values["counts"]
-    gone = sum(number for reason, number in counts["left_out"].items() if reason.startswith("held out"))
-    assert counts["read"]["images"] == 26 == counts["made"]["images"] + gone
-    texts = counts["left_out"]["duplicate text"] + counts["left_out"]["empty text"]
-    assert counts["read"]["captions"] == 18 + 21 == counts["made"]["captions"] + texts + 3 * gone
+    gone = sum(number for reason, number in counts["skipped"].items() if reason.startswith("held out"))
+    assert counts["read"]["images"] == 26 == counts["written"]["images"] + gone
+    texts = counts["skipped"]["duplicate text"] + counts["skipped"]["empty text"]
+    assert counts["read"]["captions"] == 18 + 21 == counts["written"]["captions"] + texts + 3 * gone
 
 
 # -- the check
@@ -281,4 +281,19 @@ def test_truncated_missing_and_foreign_shards_are_named(folder):
 
 
 def test_locations_in_a_manifest_are_line_numbers(folder):
-    assert read_manifest(folder).values["counts"]["places"] == {"odd": ["a\\nb: half of a pair: \\ud83d"]}
+    assert read_manifest(folder).values["counts"]["examples"] == [
+        {"place": "a\\nb", "reason": "odd", "detail": "half of a pair: \\ud83d"}
+    ]
+
+
+def test_a_manifest_of_an_earlier_version_is_read_under_the_names_of_this_version(folder):
+    path = folder / MANIFEST
+    values = json.loads(path.read_text())
+    counts = {"read": {"images": 2}, "made": {"records": 1}, "mended": {}, "left_out": {"odd": 1}, "places": {}}
+    described = {"shards": values.pop("files"), "notes": values.pop("other_files"), "made": values.pop("written_at")}
+    del values["own_sha256"]
+    path.write_bytes(manifest_content({**values, **described, "counts": counts}))
+    assert is_whole(folder)
+    manifest = read_manifest(folder)
+    assert (manifest.counts.written, manifest.counts.skipped) == ({"records": 1}, {"odd": 1})
+    assert [each["file"] for each in manifest.values["files"]] == ["part-00000.jsonl", "part-00001.jsonl"]

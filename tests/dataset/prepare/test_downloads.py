@@ -60,9 +60,9 @@ def test_the_sbu_list_has_clean_unique_captions_and_no_held_out_photograph(raw, 
     assert listed(out, "sbu") == ["url\tcaption", f"{CHAIR}\ta wooden chair in the living room", ""]
     assert counted(out / "_download/sbu_urls") == {
         "read": {"pairs": 5},
-        "made": {"pairs": 1},
-        "mended": {},
-        "left_out": {
+        "written": {"pairs": 1},
+        "fixed": {},
+        "skipped": {
             "held out by Flickr30K (Karpathy) test": 1,
             "duplicate address": 1,
             "empty text": 1,
@@ -95,7 +95,7 @@ def test_texts_and_urls_that_do_not_fit_a_table_do_not_break_its_lines(raw, out)
     write(raw / "sbu-captions-all.json", json.dumps({"image_urls": urls, "captions": captions}))
     prepared("sbu", raw, out)
     assert listed(out, "sbu")[1] == "http://x.org/1.jpg\ta dog a cat and more here"
-    assert counted(out / "_download/sbu_urls")["left_out"] == {"wrong columns": 3}
+    assert counted(out / "_download/sbu_urls")["skipped"] == {"wrong columns": 3}
     assert len(listed(out, "sbu")) == 1 + 1 + 390 + 1
 
 
@@ -176,7 +176,7 @@ def test_an_unfiltered_shard_is_a_hard_link_and_is_read_as_records(raw, out):
     assert captions_of(out / "cc3m") == [bus(0)[1], bus(1)[1]]
     assert (out / "cc3m/_prepare/missing.txt").read_text() == f"{bus(2)[0]}\n"
     assert read_manifest(out / "cc3m").values["statuses"] == {"success": 2, "HTTP Error 404: Not Found": 1}
-    assert counted(out / "cc3m")["left_out"] == {"address without image": 1}
+    assert counted(out / "cc3m")["skipped"] == {"address without image": 1}
     assert "img2dataset: 2 success, 1 HTTP Error 404: Not Found" in reported
     assert list(faults(out / "cc3m")) == []
 
@@ -186,7 +186,7 @@ def test_unlisted_and_repeated_records_are_removed(raw, out):
     before = (shards_of(out) / "00000.tar").read_bytes()
     prepared("cc3m", raw, out)
     assert captions_of(out / "cc3m") == [bus(0)[1], bus(1)[1]]
-    assert counted(out / "cc3m")["left_out"] == {
+    assert counted(out / "cc3m")["skipped"] == {
         "not on the list": 1,
         "duplicate address": 1,
         "address without image": 1,
@@ -199,7 +199,7 @@ def test_urls_known_to_be_missing_are_excluded_from_list_and_shards(raw, out, tm
     missing = write(tmp_path / "missing.txt", f"{bus(1)[0]}\n")
     prepared("cc3m", raw, out, missing=read_missing(missing))
     assert captions_of(out / "cc3m") == [bus(0)[1], bus(2)[1]]
-    assert counted(out / "_download/cc3m_urls")["left_out"] == {"on the list of missing images": 1}
+    assert counted(out / "_download/cc3m_urls")["skipped"] == {"on the list of missing images": 1}
 
 
 def test_an_unfinished_shard_is_reported_and_skipped(raw, out):
@@ -257,7 +257,7 @@ def test_verify_drops_broken_and_duplicate_images(raw, out):
     with_broken_and_twin(shards_of(out))
     prepared("cc3m", raw, out, verify=True)
     assert captions_of(out / "cc3m") == [bus(0)[1]]
-    skipped = counted(out / "cc3m")["left_out"]
+    skipped = counted(out / "cc3m")["skipped"]
     assert skipped == {"duplicate image": 1, "unreadable image": 1, "address without image": 0}
     assert (out / "cc3m/_prepare/missing.txt").read_text() == f"{bus(2)[0]}\n"
 
@@ -273,7 +273,7 @@ def test_verify_drops_copies_of_held_out_images_from_shards(below, raw, out, tmp
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     prepared("cc3m", raw, out, verify=True, held_out=() if below == "raw" else (root,))
-    assert counted(out / "cc3m")["left_out"]["held out by COCO (Karpathy) test (a copy)"] >= 1
+    assert counted(out / "cc3m")["skipped"]["held out by COCO (Karpathy) test (a copy)"] >= 1
     assert bus(0)[1] not in captions_of(out / "cc3m") and captions_of(out / "cc3m")
 
 

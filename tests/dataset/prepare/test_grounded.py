@@ -96,9 +96,9 @@ def test_odvg_lines_become_one_element_per_phrase_with_all_its_boxes(raw, out, m
     prepared("odvg", raw, out, max_broken=1.0)
     assert counted(out / "odvg") == {
         "read": {"images": 11, "objects": 6, "phrases": 10},
-        "made": {"records": 3, "images": 3, "objects": 3, "phrases": 3},
-        "mended": {"box clamped": 1, "box scaled to the stored image": 2},
-        "left_out": {
+        "written": {"records": 3, "images": 3, "objects": 3, "phrases": 3},
+        "fixed": {"box clamped": 1, "box scaled to the stored image": 2},
+        "skipped": {
             "duplicate box": 1,
             "degenerate box": 1,
             "box outside image": 1,
@@ -145,7 +145,7 @@ def test_held_out_images_are_removed_from_the_files_of_any_set(raw, out):
     official.references(raw)
     prepared("odvg", raw, out)
     assert [record["image"] for record in parsed_records(out / "odvg")] == ["../../raw/train2017/000000000009.jpg"]
-    assert counted(out / "odvg")["left_out"] == {"held out by COCO (Karpathy) test": 1}
+    assert counted(out / "odvg")["skipped"] == {"held out by COCO (Karpathy) test": 1}
 
 
 def test_a_folder_without_odvg_files_is_reported(raw, out):
@@ -208,9 +208,9 @@ def test_lvis_synonyms_become_alternatives_and_absent_categories_phrases_without
     }
     assert counted(out / "lvis") == {
         "read": {"objects": 8, "images": 3},
-        "made": {"records": 1, "images": 1, "objects": 3, "absent phrases": 1},
-        "mended": {"box clamped": 1},
-        "left_out": {
+        "written": {"records": 1, "images": 1, "objects": 3, "absent phrases": 1},
+        "fixed": {"box clamped": 1},
+        "skipped": {
             "empty text": 1,
             "unknown image": 1,
             "degenerate box": 1,
@@ -245,9 +245,9 @@ def test_instances_may_be_split_over_several_files(raw, out):
     assert fish["elems"][0]["bb"] == [[40, 50, 60, 70], [140, 50, 60, 70]]
     assert counted(out / "instances") == {
         "read": {"objects": 8, "images": 2},
-        "made": {"records": 2, "images": 2, "objects": 4},
-        "mended": {"box scaled to the stored image": 2},
-        "left_out": {"crowd": 4},
+        "written": {"records": 2, "images": 2, "objects": 4},
+        "fixed": {"box scaled to the stored image": 2},
+        "skipped": {"crowd": 4},
     }
 
 
@@ -306,9 +306,9 @@ def test_finehard_has_long_captions_and_hard_negatives(raw, out, monkeypatch):
     }
     assert counted(out / "finehard") == {
         "read": {"images": 6, "boxes": 8},
-        "made": {"records": 1, "images": 1, "boxes": 2, "hard negatives": 1},
-        "mended": {},
-        "left_out": {
+        "written": {"records": 1, "images": 1, "boxes": 2, "hard negatives": 1},
+        "fixed": {},
+        "skipped": {
             "duplicate text": 1,
             "empty text": 2,
             "hard negative equal to the text": 1,
@@ -394,9 +394,9 @@ def test_grefcoco_has_expressions_for_several_objects_and_for_none(raw, out, mon
     ]
     assert counted(out / "grefcoco") == {
         "read": {"references": 16, "images": 1},
-        "made": {"records": 1, "images": 1, "boxes": 3, "phrases": 4, "absent phrases": 1},
-        "mended": {},
-        "left_out": {
+        "written": {"records": 1, "images": 1, "boxes": 3, "phrases": 4, "absent phrases": 1},
+        "fixed": {},
+        "skipped": {
             "missing key": 3,
             "annotation of another image": 1,
             "wrong type": 1,
@@ -427,7 +427,7 @@ def test_grefcoco_for_evaluation_is_one_file_per_split(raw, out, monkeypatch):
     ]
     [absent] = lines_of(out / "grefcoco_eval/testA.jsonl")
     assert absent["elems"] == [{"caption": ["nobody"], "bb": [], "grain": "region"}]
-    assert counted(out / "grefcoco_eval")["left_out"] == {
+    assert counted(out / "grefcoco_eval")["skipped"] == {
         "missing key": 3,
         "annotation of another image": 1,
         "wrong type": 1,
@@ -485,9 +485,9 @@ def test_ref_l4_becomes_one_file_per_split_that_the_grounding_task_reads(raw, ou
     assert [each["id"] for each in lines_of(folder / "refcoco+_testA.jsonl")] == [901, 903]
     assert counted(folder) == {
         "read": {"expressions": 10},
-        "made": {"records": 3, "expressions": 3},
-        "mended": {},
-        "left_out": {
+        "written": {"records": 3, "expressions": 3},
+        "fixed": {},
+        "skipped": {
             "box outside image": 1,
             "empty text": 2,
             "missing key": 1,
@@ -523,7 +523,7 @@ def test_images_of_ref_l4_are_excluded_from_training(raw, out):
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dog"}]}
     write(raw / "zhiyuan_objv2_train.json", content)
     prepared("objects365", raw, out)
-    assert counted(out / "objects365")["left_out"] == {"held out by Ref-L4 val": 1}
+    assert counted(out / "objects365")["skipped"] == {"held out by Ref-L4 val": 1}
 
 
 def test_records_survive_the_round_trip_through_odvg(raw, out, tmp_path, capsys):

@@ -102,9 +102,9 @@ def test_lists_are_filtered_and_counted_before_and_after(raw, out, batch, monkey
     assert pairs(folder / "part-00001.snappy.parquet") == [("http://a/0.jpg", "a dog")]
     assert counted(folder) == {
         "read": {"pairs": 11},
-        "made": {"pairs": 3},
-        "mended": {},
-        "left_out": {
+        "written": {"pairs": 3},
+        "fixed": {},
+        "skipped": {
             "side below 200": 3,
             "tagged NSFW": 1,
             "similarity below 0.3": 1,
@@ -157,7 +157,7 @@ def test_numbers_may_be_decimals_or_strings(raw, out):
     parquet(raw / "laion/a.parquet", [{**row, "similarity": s} for row, s in zip(rows, similarities, strict=True)])
     prepared("laion", raw, out, filters=Filters(safety="none", min_side=200, min_similarity=0.3))
     assert pairs(out / "_download/laion_urls/a.parquet") == [("http://a/0.jpg", "x y")]
-    assert counted(out / "_download/laion_urls")["left_out"] == {"similarity below 0.3": 2}
+    assert counted(out / "_download/laion_urls")["skipped"] == {"similarity below 0.3": 2}
 
 
 def test_lists_may_be_in_the_given_folder_but_not_in_folders_of_other_sets(raw, out):
@@ -177,7 +177,7 @@ def test_mistakes_are_reported_in_one_line_and_a_damaged_file_does_not_stop_the_
     for name in ("a", "d"):
         (raw / f"laion/{name}.parquet").write_bytes((raw / "laion/c.parquet").read_bytes()[:-50])
     prepared("laion", raw, out, filters=Filters(safety="none"))
-    assert counted(out / "_download/laion_urls")["left_out"]["damaged file"] == 2
+    assert counted(out / "_download/laion_urls")["skipped"]["damaged file"] == 2
     assert len(pairs(out / "_download/laion_urls/c.parquet")) == 5
 
 
@@ -213,7 +213,7 @@ def test_the_shards_downloaded_from_the_lists_become_the_set(raw, out, prefix):
     prepared("laion", raw, out)
     shards = Shards([str(out / "laion")])
     assert [shards.read(number).text for number in range(len(shards))] == ["a dog", "a hat"]
-    assert counted(out / "laion")["left_out"] == {"held out by Flickr30K (Karpathy) test": 1}
+    assert counted(out / "laion")["skipped"] == {"held out by Flickr30K (Karpathy) test": 1}
     assert list(faults(out / "laion")) == []
     (out / "laion/00000.tar").write_bytes(b"x")
     assert ["bytes, not" in fault for fault in faults(out / "laion")] == [True]
@@ -238,7 +238,7 @@ def test_existing_shards_are_used_unchanged(raw, out):
     ]
     add_columns(raw / "laion/00000.tar", [*tags, tags[0]])
     prepared("laion", raw, out, filters=Filters(min_side=200))
-    assert counted(out / "laion")["left_out"] == {"tagged NSFW": 1, "side below 200": 1}
+    assert counted(out / "laion")["skipped"] == {"tagged NSFW": 1, "side below 200": 1}
     prepared("laion", raw, other(out), filters=Filters(safety="none"))
     assert (other(out) / "laion/00000.tar").samefile(raw / "laion/00000.tar"), "linked, not copied"
     assert not list((raw / "laion").glob(".*"))
@@ -251,7 +251,7 @@ def test_damaged_and_unfinished_shards_are_reported(raw, out):
     (raw / "laion/00002.tar").write_bytes(b"")
     reported = prepared("laion", raw, out, filters=Filters(safety="none"))
     assert OneLine("laion", "1", "00002.tar") in reported.splitlines()
-    assert counted(out / "laion")["left_out"] == {"damaged file": 1}
+    assert counted(out / "laion")["skipped"] == {"damaged file": 1}
 
 
 def test_an_interrupted_run_resumes_with_the_remaining_files(raw, out, monkeypatch):

@@ -208,7 +208,7 @@ def test_wikimatrix_keeps_only_good_translations(tmp_path):
     assert lines_of(tmp_path / "wikimatrix/WikiMatrix.de-en.jsonl") == [
         {"source_text": "ein Hund", "target_text": "a dog"}
     ]
-    assert counted(tmp_path / "wikimatrix")["left_out"] == {"low score": 1, "empty text": 1}
+    assert counted(tmp_path / "wikimatrix")["skipped"] == {"low score": 1, "empty text": 1}
     assert "min_score" in one_line("wikimatrix", raw, tmp_path, min_score=1.0)
     prepared("wikimatrix", raw, tmp_path, min_score=1.0, overwrite=True)
     assert len(lines_of(tmp_path / "wikimatrix/WikiMatrix.de-en.jsonl")) == 2
@@ -240,7 +240,7 @@ def test_wit_has_one_image_per_url_and_no_empty_captions(tmp_path, wit_rows):
     raw = tmp_path / "raw"
     write_wit(raw, "test_ja", wit_rows)
     prepared("wit", raw, tmp_path)
-    assert counted(tmp_path / "wit")["left_out"] == {"empty text": 1}
+    assert counted(tmp_path / "wit")["skipped"] == {"empty text": 1}
     path = str(tmp_path / "wit/test_ja.jsonl")
     items = read_captioned_images(CaptionedSplitConfig(annotations=path), "evaluation.test.ja", 0.0)
     assert list(items.captions) == ["犬", "猫"] and len(items.images) == 1

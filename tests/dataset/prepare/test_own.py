@@ -62,7 +62,7 @@ def test_broken_rows_are_counted_and_written_with_a_reason(convert, folder):
     status, records, broken, printed = convert(rows)
     assert status == 1
     assert [record["caption"] for record in records] == ["a dog"]
-    assert [each["kind"] for each in broken] == ["missing image", "missing key", "wrong columns"]
+    assert [each["reason"] for each in broken] == ["missing image", "missing key", "wrong columns"]
     assert broken[0]["place"] == f"{folder}/mine.csv:3" and broken[0]["record"] == {
         "image": "none.png",
         "caption": "a cat",
@@ -77,7 +77,10 @@ def test_ids_of_photographs_are_kept(convert):
     rows = "image,caption,vg_id,x1,y1,x2,y2\na.png,dog,7,1,2,9,12\na.png,cat,,1,2,9,12\na.png,cow,8,1,2,9,12\n"
     _, records, broken, _ = convert(rows + "b.png,cat,x7,1,2,9,12\n", "--overwrite")
     assert len(records) == 1 and records[0]["vg_id"] == 7 and len(records[0]["elems"]) == 2
-    assert [(each["kind"], "vg_id" in each["message"]) for each in broken] == [("wrong id", True), ("wrong type", True)]
+    assert [(each["reason"], "vg_id" in each["detail"]) for each in broken] == [
+        ("wrong id", True),
+        ("wrong type", True),
+    ]
     statements = [{"image": "a.png", "image2": "b.png", "sentence": "a", "label": "true", "coco_id": 7}]
     assert "dropped" in convert(statements, "--overwrite", name="mine.json")[3]
 
@@ -86,7 +89,7 @@ def test_ids_of_photographs_are_kept(convert):
 def test_only_decimal_numbers_are_read_as_numbers(convert, number):
     rows = f'image,caption,x1,y1,x2,y2\na.png,dog,1,2,"{number}",12\na.png,cat,30,10,4e1,+20.0\n'
     status, records, broken, _ = convert(rows)
-    assert status == 1 and [each["kind"] for each in broken] == ["wrong type"]
+    assert status == 1 and [each["reason"] for each in broken] == ["wrong type"]
     assert [element["caption"] for element in records[0]["elems"]] == ["cat"]
 
 
@@ -106,7 +109,7 @@ def test_rows_with_box_corners_become_the_regions_of_an_image(convert, folder):
             "elems": [{"bb": [1, 2, 10, 10], "caption": "dog"}, {"bb": [30, 10, 10, 10], "caption": "cat"}],
         }
     ]
-    assert [each["kind"] for each in broken] == ["box outside image", "wrong type"]
+    assert [each["reason"] for each in broken] == ["box outside image", "wrong type"]
     assert OneLine("2 regions", "1 records", "4 rows") in printed.splitlines()
     assert len(read_phrases(GroundingSplitConfig(annotations=str(folder / "out.jsonl")), "data.train", 0.0)) == 2
 
@@ -135,7 +138,7 @@ def test_phrases_with_any_number_of_boxes_and_their_other_texts_are_kept(convert
     status, records, broken, _ = convert(
         [{"image": "a.png", "caption": "pets", **texts, "elems": elems}], name="m.json"
     )
-    assert status == 1 and [each["kind"] for each in broken] == ["box outside image"]
+    assert status == 1 and [each["reason"] for each in broken] == ["box outside image"]
     assert records == [{"image": "pictures/a.png", "caption": "pets", **texts, "elems": elems[:3]}]
 
 
@@ -161,7 +164,13 @@ def test_records_with_phrases_are_kept_and_records_that_training_rejects_are_bro
         (None, None, 1),
         ("kept", None, 1),
     ]
-    assert [each["kind"] for each in broken] == ["wrong type", "wrong type", "empty text", "wrong type", "missing key"]
+    assert [each["reason"] for each in broken] == [
+        "wrong type",
+        "wrong type",
+        "empty text",
+        "wrong type",
+        "missing key",
+    ]
     for record in records:
         assert not parse_region_record(RawRecord(record, "a:1", Path(".")), ImageKeys(), "caption").broken
 
@@ -172,7 +181,7 @@ def test_coco_captions_and_instances_become_records(convert):
     status, records, broken, printed = convert({"images": images, "annotations": captions}, name="captions.json")
     assert status == 1 and "(COCO)" in printed
     assert records == [{"image": "pictures/a.png", "caption": "a dog", "image_id": 7}]
-    assert broken[0]["kind"] == "missing key"
+    assert broken[0]["reason"] == "missing key"
     objects = [
         {"image_id": 7, "bbox": [1, 2, 3, 4], "category_id": 3},
         {"image_id": 7, "bbox": [1, 2, 3, 4], "iscrowd": 1},
@@ -180,7 +189,7 @@ def test_coco_captions_and_instances_become_records(convert):
     content = {"images": images, "annotations": objects, "categories": [{"id": 3, "name": "dog"}]}
     status, records, broken, _ = convert(content, "--overwrite", name="instances.json")
     assert records == [{"image": "pictures/a.png", "elems": [{"bb": [1, 2, 3, 4], "caption": "dog"}]}]
-    assert [each["kind"] for each in broken] == ["crowd"]
+    assert [each["reason"] for each in broken] == ["crowd"]
 
 
 def test_questions_and_statements_become_records(convert):
@@ -191,7 +200,7 @@ def test_questions_and_statements_become_records(convert):
     assert records == [{"image": "pictures/a.png", "question": "what is it?", "answer": "a dog"}]
     rows = "image,image2,sentence,label\na.png,b.png,both are black,true\na.png,b.png,one is red,perhaps\n"
     status, records, broken, _ = convert(rows, "--overwrite")
-    assert status == 1 and broken[0]["message"].startswith("label is 'perhaps'")
+    assert status == 1 and broken[0]["detail"].startswith("label is 'perhaps'")
     assert records == [{"images": ["pictures/a.png", "pictures/b.png"], "sentence": "both are black", "label": "true"}]
 
 

@@ -131,7 +131,7 @@ def test_missing_images_are_counted_listed_and_excluded_from_other_sets(raw, out
     prepared("coco", raw, tmp_path / "theirs", missing=read_missing(listed))
     for folder in ("coco", "coco_regions"):
         assert official.contents(tmp_path / "theirs" / folder) == official.contents(out / folder)
-        assert counted(tmp_path / "theirs" / folder)["left_out"]["on the list of missing images"] == 1
+        assert counted(tmp_path / "theirs" / folder)["skipped"]["on the list of missing images"] == 1
 
 
 def test_a_list_of_missing_images_applies_to_other_coco_names_and_all_folders_of_an_output(raw, out, tmp_path):
@@ -220,7 +220,7 @@ def test_numbers_out_of_range_are_reported_in_one_line(raw, out):
     fine = ['{"x": 1, "y": 0, "width": 9, "height": 9, "phrase": "fine"}'] * 600
     write(raw / "vg/region_descriptions.json", f'[{{"id": 1, "regions": [{", ".join(regions + fine)}]}}]')
     prepared("visual_genome", raw, out)
-    assert counted(out / "vg")["left_out"] == {"wrong type": 5, "missing key": 1, "duplicate text": 599}
+    assert counted(out / "vg")["skipped"] == {"wrong type": 5, "missing key": 1, "duplicate text": 599}
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_damaged_entities_annotation_is_counted(raw, out):
     write(folder / "Annotations/12.xml", '<?xml version="1.0" encoding="nowhere"?><annotation/>')
     prepared("flickr30k_entities", raw, out)
     assert len(records(out / "flickr_entities")) == 1
-    assert counted(out / "flickr_entities")["left_out"] == {
+    assert counted(out / "flickr_entities")["skipped"] == {
         "bad xml": 2,
         "missing annotation": 1,
         "phrase without box": 2,

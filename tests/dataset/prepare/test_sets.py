@@ -59,9 +59,9 @@ def test_coco_captions_become_records(raw, out):
     ]
     assert counted(out / "coco") == {
         "read": {"captions": 18, "images": 6},
-        "made": {"images": 2, "captions": 4, "records": 4},
-        "mended": {},
-        "left_out": {**HELD_OUT_COCO, "duplicate text": 2},
+        "written": {"images": 2, "captions": 4, "records": 4},
+        "fixed": {},
+        "skipped": {**HELD_OUT_COCO, "duplicate text": 2},
     }
     assert (out / "coco" / coco_path(9)).is_file()
 
@@ -82,9 +82,9 @@ def test_coco_objects_become_regions(raw, out):
     ]
     assert counted(out / "coco_regions") == {
         "read": {"captions": 18, "objects": 30, "images": 6},
-        "made": {"images": 2, "objects": 4, "records": 2},
-        "mended": {"box clamped": 2},
-        "left_out": {**HELD_OUT_COCO, "crowd": 6, "box outside image": 2, "degenerate box": 2, "duplicate text": 2},
+        "written": {"images": 2, "objects": 4, "records": 2},
+        "fixed": {"box clamped": 2},
+        "skipped": {**HELD_OUT_COCO, "crowd": 6, "box outside image": 2, "degenerate box": 2, "duplicate text": 2},
     }
 
 
@@ -114,13 +114,13 @@ def test_visual_genome_becomes_records(raw, out):
     held_out = {COCO_TEST: 1, COCO_VAL: 1, FLICKR_TEST: 1}
     assert counted(out / "vg_regions") == {
         "read": {"images": 5, "attributes": 4, "objects": 6, "regions": 8},
-        "made": {"images": 2, "objects": 4, "regions": 4, "records": 2},
-        "mended": {"box clamped": 4},
-        "left_out": {**held_out, "box without text": 2, "box outside image": 2, "empty text": 2},
+        "written": {"images": 2, "objects": 4, "regions": 4, "records": 2},
+        "fixed": {"box clamped": 4},
+        "skipped": {**held_out, "box without text": 2, "box outside image": 2, "empty text": 2},
     }
     captions = [(record["image"].rpartition("/")[2], record["caption"]) for record in records(out / "vg")]
     assert captions == [(f"{n}.jpg", text) for n in (1, 4) for text in ("the clock is green", "a wall")]
-    assert counted(out / "vg")["made"] == {"images": 2, "captions": 4, "records": 4}
+    assert counted(out / "vg")["written"] == {"images": 2, "captions": 4, "records": 4}
 
 
 def test_boxes_follow_an_image_that_is_stored_at_another_size(raw, out):
@@ -134,9 +134,9 @@ def test_boxes_follow_an_image_that_is_stored_at_another_size(raw, out):
         assert found == {**annotated, "bb": [value / 2 for value in annotated["bb"]]}
     assert record == whole
     counts = counted(out / "vg_regions")
-    assert counts["made"] == {"images": 1, "objects": 2, "regions": 2, "records": 1}
-    assert counts["mended"]["box scaled to the stored image"] == 4
-    assert counts["left_out"]["image of another size"] == 1
+    assert counts["written"] == {"images": 1, "objects": 2, "regions": 2, "records": 1}
+    assert counts["fixed"]["box scaled to the stored image"] == 4
+    assert counts["skipped"]["image of another size"] == 1
     assert OneLine("48 x 64 pixels", "64 x 48") in reported.splitlines()
 
 
@@ -160,7 +160,7 @@ def test_an_image_gets_captions_of_its_eight_largest_regions(raw, out):
     write(raw / "vg/region_descriptions.json", [{"id": 1, "regions": regions}])
     prepared("visual_genome", raw, out)
     assert [record["caption"] for record in records(out / "vg")] == [f"side {s}" for s in (11, 10, 9, 8, 7, 6, 5, 4)]
-    skipped = counted(out / "vg")["left_out"]
+    skipped = counted(out / "vg")["skipped"]
     assert (skipped["duplicate text"], skipped["not of the largest regions"]) == (1, 2)
 
 
@@ -170,9 +170,9 @@ def test_gqa_becomes_records(raw, out):
     assert records(out / "gqa") == [{"image": "../../raw/vg/VG_100K/1.jpg", "elems": [chair], "vg_id": 1}]
     assert counted(out / "gqa") == {
         "read": {"images": 3, "objects": 2},
-        "made": {"images": 1, "objects": 1, "records": 1},
-        "mended": {"box clamped": 1},
-        "left_out": {COCO_TEST: 1, "unknown image": 1, "degenerate box": 1},
+        "written": {"images": 1, "objects": 1, "records": 1},
+        "fixed": {"box clamped": 1},
+        "skipped": {COCO_TEST: 1, "unknown image": 1, "degenerate box": 1},
     }
 
 
@@ -182,9 +182,9 @@ def test_references_of_three_sets_to_one_box_are_merged(raw, out):
     assert records(out / "refcoco") == [{"image": coco_path(9), "elems": [element], "coco_id": 9}]
     assert counted(out / "refcoco") == {
         "read": {"references": 7, "images": 2},
-        "made": {"images": 1, "boxes": 1, "phrases": 2, "records": 1},
-        "mended": {},
-        "left_out": {"not in the training split": 3, "held out by RefCOCO testA": 1, "duplicate text": 3},
+        "written": {"images": 1, "boxes": 1, "phrases": 2, "records": 1},
+        "fixed": {},
+        "skipped": {"not in the training split": 3, "held out by RefCOCO testA": 1, "duplicate text": 3},
     }
 
 
@@ -200,9 +200,9 @@ def test_the_boxes_of_an_entities_chain_become_one_enclosing_box(raw, out):
     ]
     assert counted(out / "flickr_entities") == {
         "read": {"images": 2, "phrases": 5},
-        "made": {"phrases": 2, "images": 1, "boxes": 1, "records": 1},
-        "mended": {},
-        "left_out": {FLICKR_TEST: 1, "phrase without box": 2, "not visual": 1},
+        "written": {"phrases": 2, "images": 1, "boxes": 1, "records": 1},
+        "fixed": {},
+        "skipped": {FLICKR_TEST: 1, "phrase without box": 2, "not visual": 1},
     }
 
 
@@ -255,7 +255,7 @@ def test_links_are_followed_from_flickr_to_coco_and_on_to_visual_genome(raw, out
     prepared("visual_genome", raw, out)
     assert [record["vg_id"] for record in records(out / "vg_regions")] == [4]
     prepared("coco", raw, out)
-    assert counted(out / "coco")["left_out"][FLICKR_TEST] == 1
+    assert counted(out / "coco")["skipped"][FLICKR_TEST] == 1
 
 
 def test_images_of_vqas_test_split_are_held_out(raw, out):
@@ -264,7 +264,7 @@ def test_images_of_vqas_test_split_are_held_out(raw, out):
         {"info": {}, "questions": [{"image_id": 73, "question": "?"}]},
     )
     prepared("coco", raw, out)
-    assert counted(out / "coco")["left_out"]["held out by VQA v2 test"] == 1
+    assert counted(out / "coco")["skipped"]["held out by VQA v2 test"] == 1
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -298,7 +298,7 @@ def with_image(raw: Path, number: int) -> None:
 def test_images_that_select_weights_of_vqa_v2_are_excluded_and_other_validation_images_are_kept(raw, out, tmp_path):
     with_image(raw, official.VQA_SELECTION)
     prepared("coco", raw, out)
-    assert counted(out / "coco")["left_out"]["held out by VQA v2 val (5%)"] == 1
+    assert counted(out / "coco")["skipped"]["held out by VQA v2 val (5%)"] == 1
     assert {record["coco_id"] for record in records(out / "coco")} == {9, 73}
     prepared("coco", raw, tmp_path / "all", without=("vqa2_val",))
     assert {record["coco_id"] for record in records(tmp_path / "all/coco")} == {9, 73, official.VQA_SELECTION}
@@ -369,7 +369,7 @@ def test_validation_images_of_gqa_are_excluded(file, raw, out):
     }
     write(raw / "gqa" / file, content[file])
     prepared("visual_genome", raw, out)
-    assert counted(out / "vg_regions")["left_out"]["held out by GQA val"] == 1
+    assert counted(out / "vg_regions")["skipped"]["held out by GQA val"] == 1
     assert {record["vg_id"] for record in records(out / "vg_regions")} == {1}
     prepared("coco", raw, out)
     assert {record["coco_id"] for record in records(out / "coco")} == {73}, "image 4 is COCO's image 9"
@@ -399,7 +399,7 @@ def test_held_out_files_may_be_in_another_folder(raw, out, tmp_path):
     (tmp_path / "splits").mkdir()
     shutil.move(raw / "coco/dataset_coco.json", tmp_path / "splits/dataset_coco.json")
     prepared("visual_genome", raw, out, held_out=(tmp_path / "splits",))
-    assert counted(out / "vg_regions")["left_out"][COCO_TEST] == 1
+    assert counted(out / "vg_regions")["skipped"][COCO_TEST] == 1
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,11 @@ def test_images_that_fail_verification_are_excluded_and_counted(tmp_path):
     shutil.copy(raw / official.coco_name(25), raw / official.coco_name(42))
     prepared("coco", raw, out, verify=True, without=("refcoco", "refcoco+"))
     assert {record["coco_id"] for record in records(out / "coco")} == {9, 30}
-    assert counted(out / "coco")["left_out"]["unreadable image"] == 1
+    assert counted(out / "coco")["skipped"]["unreadable image"] == 1
     shutil.copy(raw / official.coco_name(9), raw / official.coco_name(30))
     prepared("coco", raw, out, verify=True, without=("refcoco", "refcoco+"), overwrite=True)
     assert {record["coco_id"] for record in records(out / "coco")} == {9}
-    assert counted(out / "coco")["left_out"]["duplicate image"] == 1
+    assert counted(out / "coco")["skipped"]["duplicate image"] == 1
 
 
 def test_a_copy_of_an_image_in_another_folder_does_not_remove_its_record(tmp_path):
@@ -112,4 +112,4 @@ def test_a_copy_of_a_held_out_image_under_another_name_is_excluded(tmp_path):
     shutil.copy(raw / official.coco_name(42), raw / official.coco_name(73))  # 42 is in Karpathy's test split
     prepared("coco", raw, out, verify=True)
     assert {record["coco_id"] for record in records(out / "coco")} == {9}
-    assert counted(out / "coco")["left_out"]["held out by COCO (Karpathy) test (a copy)"] == 1
+    assert counted(out / "coco")["skipped"]["held out by COCO (Karpathy) test (a copy)"] == 1

@@ -90,9 +90,9 @@ def test_webvid_becomes_records(raw, out, serial):
     ]
     assert counted(out / "webvid") == {
         "read": {"videos": 5},
-        "made": {"clips": 2, "frames": 5, "records": 2},
-        "mended": {},
-        "left_out": {"missing video": 1, "unreadable video": 1, "empty text": 1},
+        "written": {"clips": 2, "frames": 5, "records": 2},
+        "fixed": {},
+        "skipped": {"missing video": 1, "unreadable video": 1, "empty text": 1},
     }
     assert (out / "webvid/_prepare/missing.txt").read_text().split() == ["12"]
 
@@ -135,9 +135,9 @@ def test_howto100m_becomes_records(raw, out, serial, name):
     }
     assert counted(out / "howto100m") == {
         "read": {"videos": 4, "clips": 6},
-        "made": {"clips": 3, "frames": 4, "videos": 1, "records": 1},
-        "mended": {"clip cut where the next begins": 1},
-        "left_out": {
+        "written": {"clips": 3, "frames": 4, "videos": 1, "records": 1},
+        "fixed": {"clip cut where the next begins": 1},
+        "skipped": {
             "held out by MSR-VTT test": 1,
             "missing video": 1,
             "clip without speech": 2,
@@ -160,8 +160,8 @@ def test_times_that_are_not_decimal_numbers_are_counted(raw, out, serial):
     text = path.read_text().replace('"time": 0.4', '"time": "0_4"', 1)
     write(path, text.replace('"id": "dddddddddd3"', '"id": "dddddddddd3", "duration": "0_7"'))
     prepared("yt_temporal", raw, out, max_broken=1.0)
-    assert counted(out / "howto100m")["left_out"]["wrong type"] == 1
-    assert counted(out / "yttemporal")["left_out"]["wrong type"] == 2
+    assert counted(out / "howto100m")["skipped"]["wrong type"] == 1
+    assert counted(out / "yttemporal")["skipped"]["wrong type"] == 2
 
 
 def test_neighbouring_clips_share_records_that_the_stream_reads(raw, out, serial):
@@ -230,7 +230,7 @@ def test_yt_temporal_becomes_records(raw, out, serial, packed):
             "is_continuous": True,
         },
     ]
-    assert counted(out / "yttemporal")["left_out"] == {"held out by MSVD test": 1}
+    assert counted(out / "yttemporal")["skipped"] == {"held out by MSVD test": 1}
 
 
 @pytest.mark.parametrize("place", ["000.jsonl", "YT-Temporal-180M/train_000.jsonl"])
@@ -258,7 +258,7 @@ def test_a_cleaned_transcript_without_known_times_is_skipped(raw, out, serial):
     write(path, "".join(json.dumps(line) + "\n" for line in lines))
     prepared("yt_temporal", raw, out)
     assert [record["video_id"] for record in records(out / "yttemporal")] == ["dddddddddd2"]
-    assert counted(out / "yttemporal")["left_out"]["transcript without times"] == 1
+    assert counted(out / "yttemporal")["skipped"]["transcript without times"] == 1
 
 
 def test_clips_of_words_cover_the_transcript_to_its_end():
@@ -306,7 +306,7 @@ def test_a_video_that_kills_its_process_is_skipped_and_the_others_are_prepared(r
     monkeypatch.setattr("dataset.prepare.sets.videos.video_records", dies)
     prepared("webvid", raw, out, workers=2)
     assert [record["video_id"] for record in records(out / "webvid")] == ["13"]
-    assert counted(out / "webvid")["left_out"]["unreadable video"] == 2
+    assert counted(out / "webvid")["skipped"]["unreadable video"] == 2
 
 
 def test_quoted_webvid_texts_may_contain_line_breaks(raw, out, serial):
@@ -349,7 +349,7 @@ def test_clips_with_invalid_times_are_skipped_and_clips_before_the_video_have_no
     assert record["text"] == ["half before", "5"] and record["video_frames"] == [[0, 1], [2]]
     found = counted(out / "howto100m")
     assert found["read"] == {"videos": 1, "clips": 8}
-    assert found["left_out"] == {
+    assert found["skipped"] == {
         "clip with wrong times": 3,
         "clip outside its video": 1,
         "clip without speech": 2,

@@ -158,15 +158,15 @@ def test_grit_is_listed_and_downloaded_and_its_boxes_fit_the_stored_images(raw, 
     assert [row["url"] for row in rows] == [f"http://a/{n}.jpg" for n in (0, 1, 2, 6)]
     assert rows[0]["caption"] == GRIT_ROWS[0]["caption"], "the offsets count its characters"
     skipped = {"no address": 1, "held out by Flickr30K (Karpathy) test": 1, "duplicate row": 1, "no caption": 1}
-    assert counted(out / "_download/grit_urls")["left_out"] == skipped
+    assert counted(out / "_download/grit_urls")["skipped"] == skipped
     download(out / "_download/grit_shards", rows)
     prepared("grit", raw, out)
     assert made(out / "grit") == GRIT_RECORDS
     assert counted(out / "grit") == {
         "read": {"images": 4, "phrases": 15},
-        "made": {"images": 4, "records": 4, "objects": 4, "regions": 2},
-        "mended": {"box clamped": 1},
-        "left_out": {
+        "written": {"images": 4, "records": 4, "objects": 4, "regions": 2},
+        "fixed": {"box clamped": 1},
+        "skipped": {
             "duplicate box": 1,
             "offsets outside the caption": 3,
             "degenerate box": 1,
@@ -203,7 +203,7 @@ def test_duplicate_rows_are_found_in_the_whole_file(raw, out, monkeypatch):
     parquet(raw / "grit/coyo_0_snappy.parquet", rows)
     prepared("grit", raw, out)
     assert [row["url"] for row in listed(out / "_download/grit_urls")] == [f"http://a/{n}.jpg" for n in range(4)]
-    assert counted(out / "_download/grit_urls")["left_out"] == {"duplicate row": 2}
+    assert counted(out / "_download/grit_urls")["skipped"] == {"duplicate row": 2}
 
 
 def test_rows_that_cannot_become_records_are_not_listed(raw, out):
@@ -220,7 +220,7 @@ def test_rows_that_cannot_become_records_are_not_listed(raw, out):
         prepared(name, raw, out)
         folder = out / f"_download/{name}_urls"
         assert [row["url"] for row in listed(folder)] == [f"http://a/{n}.jpg" for n in kept]
-        assert counted(folder)["left_out"] == {reason: left}
+        assert counted(folder)["skipped"] == {reason: left}
 
 
 def test_shards_downloaded_with_the_official_columns_need_no_lists(raw, out):
@@ -229,7 +229,7 @@ def test_shards_downloaded_with_the_official_columns_need_no_lists(raw, out):
     download(raw / "grit/shards", rows)
     prepared("grit", raw, out)
     assert made(out / "grit") == [*GRIT_RECORDS, GRIT_RECORDS[2]], "the last row repeats the third one"
-    assert counted(out / "grit")["left_out"]["held out by Flickr30K (Karpathy) test"] == 1
+    assert counted(out / "grit")["skipped"]["held out by Flickr30K (Karpathy) test"] == 1
 
 
 def test_shards_downloaded_without_the_columns_take_them_from_the_lists_by_url(raw, out):
@@ -239,7 +239,7 @@ def test_shards_downloaded_without_the_columns_take_them_from_the_lists_by_url(r
     reported = prepared("grit", raw, out)
     assert OneLine("grit", "lists", "URLs") in reported.splitlines()
     assert made(out / "grit") == GRIT_RECORDS[:2]
-    assert counted(out / "grit")["left_out"]["without annotations"] == 1
+    assert counted(out / "grit")["skipped"]["without annotations"] == 1
     assert not list((out / "grit").glob("rows-*"))
 
 
@@ -251,7 +251,7 @@ def test_cropped_or_padded_images_are_rejected(raw, out):
     assert one_line("grit", raw, out) == OneLine("4 of 4", "48 x 48", "128 x 96", "--resize_mode keep_ratio")
     download(raw / "grit", rows, dict(list(square.items())[:1]))
     prepared("grit", raw, out)
-    assert counted(out / "grit")["left_out"]["image of another size"] == 1
+    assert counted(out / "grit")["skipped"]["image of another size"] == 1
     assert len(made(out / "grit")) == 3
 
 
@@ -261,7 +261,7 @@ def test_a_damaged_shard_does_not_stop_the_others(raw, out):
     (raw / "grit/00001.tar").write_bytes(b"no tar" * 200)
     write(raw / "grit/00001_stats.json", {"status_dict": {"success": 3}})
     prepared("grit", raw, out)
-    assert counted(out / "grit")["left_out"] == {"duplicate box": 1, "damaged file": 1}
+    assert counted(out / "grit")["skipped"] == {"duplicate box": 1, "damaged file": 1}
     assert [path.name for path in (out / "grit").glob("*.tar")] == ["00000.tar"]
 
 
@@ -335,7 +335,7 @@ def test_gbc_graphs_become_captions_and_elements(raw, out):
     listed_rows = listed(out / "_download/gbc_urls")
     assert [row["url"] for row in listed_rows] == [f"http://a/{n}.jpg" for n in range(3)]
     skipped = {"bad json": 1, "duplicate row": 1, "held out by Flickr30K (Karpathy) test": 1}
-    assert counted(out / "_download/gbc_urls")["left_out"] == skipped
+    assert counted(out / "_download/gbc_urls")["skipped"] == skipped
     download(out / "_download/gbc_shards", listed_rows)
     prepared("gbc", raw, out)
     [record] = made(out / "gbc")
@@ -358,9 +358,9 @@ def test_gbc_graphs_become_captions_and_elements(raw, out):
     }
     assert counted(out / "gbc") == {
         "read": {"images": 3, "vertices": 14},
-        "made": {"images": 1, "records": 1, "boxes": 7},
-        "mended": {},
-        "left_out": {
+        "written": {"images": 1, "records": 1, "boxes": 7},
+        "fixed": {},
+        "skipped": {
             "degenerate box": 1,
             "box outside image": 1,
             "wrong type": 4,
@@ -410,8 +410,8 @@ def test_blip3_grounding_boxes_are_read_from_its_captions(raw, out):
         },
         {"elems": [{"caption": "some hats", "bb": [0, 0, 32, 48], "grain": "object"}], "url": "http://a/5.jpg"},
     ]
-    assert counted(out / "_download/blip3_grounding_urls")["left_out"] == {"no captions": 1}
-    assert counted(out / "blip3_grounding")["left_out"] == {
+    assert counted(out / "_download/blip3_grounding_urls")["skipped"] == {"no captions": 1}
+    assert counted(out / "blip3_grounding")["skipped"] == {
         "no caption with boxes": 1,
         "box outside image": 1,
         "wrong type": 1,
@@ -454,8 +454,8 @@ def test_pixelprose_has_long_captions_and_accepts_crops(raw, out):
         {"caption": "a dog", "long_caption": "This is a dog. It sits.", "url": "http://a/0.jpg"},
         {"long_caption": "A cat & a hat.", "url": "http://a/1.jpg"},
     ]
-    assert counted(out / "_download/pixelprose_urls")["left_out"] == {"no vlm_caption": 1, "no address": 1}
-    assert counted(out / "pixelprose")["left_out"] == {"empty text": 1}
+    assert counted(out / "_download/pixelprose_urls")["skipped"] == {"no vlm_caption": 1, "no address": 1}
+    assert counted(out / "pixelprose")["skipped"] == {"empty text": 1}
 
 
 def test_datacomp_is_filtered_by_its_own_columns_and_needs_no_safety_tags(raw, out):
@@ -470,7 +470,7 @@ def test_datacomp_is_filtered_by_its_own_columns_and_needs_no_safety_tags(raw, o
     parquet(raw / "datacomp/a.parquet", rows)
     prepared("datacomp", raw, out, filters=Filters(min_side=200, min_similarity=0.25))
     assert [row["url"] for row in listed(out / "_download/datacomp_urls")] == ["http://a/0.jpg"]
-    assert counted(out / "_download/datacomp_urls")["left_out"] == {
+    assert counted(out / "_download/datacomp_urls")["skipped"] == {
         "side below 200": 2,
         "similarity below 0.25": 1,
         "empty text": 1,
@@ -499,4 +499,4 @@ def test_an_interrupted_run_resumes_with_the_remaining_shards(raw, out, monkeypa
         prepared("grit", raw, out)
     prepared("grit", raw, out)
     assert done == ["a.tar", "b.tar", "b.tar", "c.tar"]
-    assert counted(out / "grit")["made"] == {"images": 3, "records": 3, "objects": 9, "regions": 3}
+    assert counted(out / "grit")["written"] == {"images": 3, "records": 3, "objects": 9, "regions": 3}
