@@ -3,9 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from dataset.formats.annotations import Row, check_splits, check_unique, converted, listed_rows, read_json
+from dataset.image_ids import needed_id
 from dataset.records.schema import BrokenRecordError
+
+
+@dataclass(frozen=True)
+class KarpathyImage:
+    """An image in one of Karpathy's files. A property raises :class:`BrokenRecordError` if the file lacks the value."""
+
+    row: Row
+
+    @property
+    def split(self) -> str:
+        """The split: train, restval (additional training images of COCO), val or test."""
+        return self.row.get("split", str)
+
+    @property
+    def folder(self) -> str:
+        """The folder of COCO's images, such as val2014; "" for Flickr30K."""
+        return str(self.row.values.get("filepath") or "")
+
+    @property
+    def name(self) -> str:
+        """The name of the image file."""
+        return self.row.get("filename", str)
+
+    @property
+    def path(self) -> str:
+        """The path of the image file below the folder of all images."""
+        return f"{self.folder}/{self.name}" if self.folder else self.name
+
+    @property
+    def coco_id(self) -> int:
+        """The image's id in COCO. Raises ValueError if it is not an id."""
+        return needed_id(self.row.get("cocoid", object))
+
+    @property
+    def captions(self) -> list[Any]:
+        """The captions as published; None in place of a caption without a text."""
+        sentences = self.row.get("sentences", list)
+        return [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
 
 
 def captioned_rows(path: str, splits: Sequence[str], key: str) -> Iterable[Row | BrokenRecordError]:
@@ -27,13 +68,6 @@ def captioned_rows(path: str, splits: Sequence[str], key: str) -> Iterable[Row |
 
 
 def _captioned(row: Row) -> Row:
-    name, sentences = row.get("filename", str), row.get("sentences", list)
-    folder = row.values.get("filepath")
-    return Row(
-        {
-            "image": f"{folder}/{name}" if folder else name,
-            "caption": [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences],
-            "image_id": str(row.values.get("cocoid", row.values.get("imgid", name))),
-        },
-        row.location,
-    )
+    image = KarpathyImage(row)
+    image_id = row.values.get("cocoid", row.values.get("imgid", image.name))
+    return Row({"image": image.path, "caption": image.captions, "image_id": str(image_id)}, row.location)

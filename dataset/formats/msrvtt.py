@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 from dataset.formats.annotations import Row, listed_rows, read_json, read_text
 from dataset.formats.csv_rows import CsvFile
 from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
+
+_YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/)([\w-]{11})")
+
+
+def split_of_clip(row: Row) -> tuple[str, str | None]:
+    """Returns the split of an entry of ``videos``, and the id of its video on YouTube; None if its URL has no id.
+
+    Raises:
+        BrokenRecordError: if the entry has no split or no URL.
+    """
+    found = _YOUTUBE.search(row.get("url", str))
+    return row.get("split", str), found[1] if found else None
 
 
 def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | BrokenRecordError]:

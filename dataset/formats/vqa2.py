@@ -28,13 +28,18 @@ def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row 
     answers = None if annotations is None else _read_answers(annotations, f"{key}.annotations")
 
     def with_answers(row: Row) -> Row:
-        identity, image = row.get("question_id", int), row.get("image_id", int)
+        identity, image = row.get("question_id", int), image_id_of(row)
         if answers is not None and identity not in answers:
             raise BrokenRecordError("missing key", row.location, f"{annotations} has no question_id {identity}")
         known = {} if answers is None else answers[identity]
         return Row({**row.values, "image": image_name(subset, image), **known}, row.location)
 
     return converted(rows, with_answers)
+
+
+def image_id_of(question: Row) -> int:
+    """Returns the id in COCO of a question's image. Raises :class:`BrokenRecordError` if it is missing."""
+    return question.get("image_id", int)
 
 
 def image_name(subset: str, number: int) -> str:

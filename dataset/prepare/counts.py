@@ -96,10 +96,9 @@ class Counts:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Counts:
         """Returns the counts that :meth:`to_values` of this version or an earlier one converted."""
-        counters = (
-            values[name] if name in values else values.get(_EARLIER_NAMES.get(name, name), {}) for name in _COUNTERS
-        )
-        counts = cls(*map(Counter, counters))
+        counts = cls()
+        for name in _COUNTERS:
+            getattr(counts, name).update(values.get(name) or values.get(_EARLIER_NAMES.get(name, name), {}))
         for each in values.get("examples", ()):
             counts.examples.setdefault(each["reason"], []).append(Example(**each))
         return counts

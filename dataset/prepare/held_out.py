@@ -14,18 +14,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.formats.vqa2 import image_name
+from dataset.formats.karpathy import KarpathyImage
+from dataset.formats.msrvtt import split_of_clip
+from dataset.formats.refcoco import Reference, references
+from dataset.formats.vqa2 import image_id_of, image_name
 from dataset.image_ids import Ids, id_number, ids_in_path, ids_in_url, needed_id
 from dataset.image_share import VQA2_SELECTION, is_in_share
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.parquet_rows import parquet_rows
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.records.broken import printable
+from dataset.records.broken import BrokenRecordError, printable
 from utils.errors import UserError
 from utils.pickles import load_plain_pickle
 from utils.printing import counted
 
-_YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/)([\w-]{11})")
 _MSVD_LINE = re.compile(r"(\S+)_\d+_\d+\s+vid(\d+)")
 
 TRAINING = ("train", "restval")
@@ -235,10 +237,8 @@ def _read_links_of_visual_genome(raw: RawFolder, links: Links) -> None:
         return
     links.files.append(file)
     links.sets |= {frozenset({"vg", "coco"}), frozenset({"vg", "flickr"})}
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            if isinstance(piece.value, dict):
-                links.groups.append(ids_in_image_data(piece.value))
+    with official_pieces(file, "Visual Genome") as pieces:
+        links.groups += [ids_in_image_data(piece.value) for piece in pieces if isinstance(piece.value, dict)]
 
 
 def ids_in_image_data(values: dict[str, Any]) -> Ids:
@@ -262,8 +262,8 @@ def _read_links_of_coco(raw: RawFolder, links: Links) -> None:
             continue
         links.files.append(file)
         found_images = False
-        with file.open() as stream:
-            for piece in json_pieces(stream, str(file)):
+        with official_pieces(file, "COCO") as pieces:
+            for piece in pieces:
                 if piece.section != "images" and found_images:
                     break  # most of the file is annotations, which follow the images
                 found_images = found_images or piece.section == "images"
@@ -281,32 +281,26 @@ def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
     """
 
     def read(file: RawFile) -> Iterator[tuple[str, str]]:
-        with file.open() as stream:
-            for piece in json_pieces(stream, str(file)):
-                if piece.section != "images":
-                    continue
-                try:
-                    split = piece.value["split"]
-                    number = piece.value["cocoid"] if data_set == "coco" else piece.value["filename"].partition(".")[0]
-                    if split not in TRAINING:
-                        yield f"{data_set}:{needed_id(number)}", split
-                except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                    raise _unexpected(file, f"images[{piece.key}]", error) from None
+        with official_pieces(file, "Karpathy", "images") as pieces:
+            for image in (KarpathyImage(piece.row) for piece in pieces):
+                if image.split not in TRAINING:
+                    number = image.coco_id if data_set == "coco" else needed_id(image.name.partition(".")[0])
+                    yield f"{data_set}:{number}", image.split
 
     return read
 
 
 def _references(file: RawFile) -> Iterator[tuple[str, str]]:
     """Reads ``refs(*).p`` of the RefCOCO family."""
-    for index, ref in enumerate(read_references(file)):
-        try:
-            if ref["split"] not in TRAINING:
-                yield f"coco:{needed_id(ref['image_id'])}", ref["split"]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise _unexpected(file, f"[{index}]", error) from None
+    for reference in read_references(file):
+        if reference.split not in TRAINING:
+            try:
+                yield f"coco:{reference.image_id}", reference.split
+            except BrokenRecordError as error:
+                raise UserError(f"{error}", remedy="is it the official file?") from None
 
 
-def read_references(file: RawFile) -> list[dict[str, Any]]:
+def read_references(file: RawFile) -> list[Reference]:
     """Reads the references of the RefCOCO family, without executing code from the pickle.
 
     Raises:
@@ -314,63 +308,54 @@ def read_references(file: RawFile) -> list[dict[str, Any]]:
     """
     with file.open() as stream:
         try:
-            references = load_plain_pickle(stream)
+            return references(load_plain_pickle(stream), str(file))
         except ValueError as error:
             raise UserError(
                 f"{file} is not a pickle of plain data: {error}", remedy="is it the official file?"
             ) from None
-    if not isinstance(references, list) or not all(isinstance(each, dict) for each in references):
-        raise UserError(f"{file} is not a list of references", remedy="is it the official file?")
-    return references
 
 
 def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
     """Reads VQA v2's questions about the images of test2015, or the list of these images."""
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            if piece.section not in ("questions", "images"):
-                continue
-            try:
-                yield f"coco:{needed_id(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
+    with official_pieces(file, "VQA v2", "questions", "images") as pieces:
+        for piece in pieces:
+            number = image_id_of(piece.row) if piece.section == "questions" else needed_id(piece.value["id"])
+            yield f"coco:{number}", "test"
 
 
 def _vqa2_selection(file: RawFile) -> Iterator[tuple[str, str | None]]:
     """Reads the images of val2014, of which a part selects the weights of VQA v2 (:data:`~dataset.image_share.VQA2_SELECTION`),
     from VQA v2's questions, from COCO's annotations, or from Karpathy's file."""
     found_images = False
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
+    with official_pieces(file, "VQA v2") as pieces:
+        for piece in pieces:
             if piece.section not in ("questions", "images"):
                 if found_images:
                     break  # most of COCO's file is annotations, which follow the images
                 continue
-            found_images, value = True, piece.value
-            try:
-                number = needed_id(
-                    value["image_id" if piece.section == "questions" else "cocoid" if "cocoid" in value else "id"]
-                )
-                name = image_name(value.get("filepath", "val2014"), number)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
+            found_images, folder = True, "val2014"
+            if piece.section == "questions":
+                number = image_id_of(piece.row)
+            elif "cocoid" in piece.value:
+                image = KarpathyImage(piece.row)
+                number, folder = image.coco_id, image.folder
+            else:
+                number = needed_id(piece.value["id"])
+            name = image_name(folder, number)
             is_held_out = name.startswith("val2014/") and is_in_share(name, VQA2_SELECTION)
             yield f"coco:{number}", "val (5%)" if is_held_out else None
 
 
 def _gqa(file: RawFile) -> Iterator[tuple[str, str]]:
     """Reads GQA's validation images from scene graphs by image, or from questions, also in LXMERT's format."""
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            try:
-                value = piece.value
-                if "objects" in value and isinstance(piece.key, str):
-                    number = piece.key
-                else:
-                    number = value["img_id" if "img_id" in value else "imageId"]
-                yield f"vg:{needed_id(number)}", "val"
-            except (KeyError, TypeError, ValueError) as error:
-                raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
+    with official_pieces(file, "GQA") as pieces:
+        for piece in pieces:
+            value = piece.value
+            if "objects" in value and isinstance(piece.key, str):
+                number = piece.key
+            else:
+                number = value["img_id" if "img_id" in value else "imageId"]
+            yield f"vg:{needed_id(number)}", "val"
 
 
 def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
@@ -406,16 +391,10 @@ def _ref_l4(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
 
 def _msrvtt(file: RawFile) -> Iterator[tuple[str, str]]:
     """Reads MSR-VTT's list of clips; the ids come from the URLs of the videos."""
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            if piece.section != "videos":
-                continue
-            try:
-                split, found = str(piece.value["split"]), _YOUTUBE.search(piece.value["url"])
-            except (KeyError, TypeError) as error:
-                raise _unexpected(file, f"videos[{piece.key}]", error) from None
-            if found and (split.startswith("val") or split == "test"):
-                yield f"youtube:{found[1]}", split
+    with official_pieces(file, "MSR-VTT", "videos") as pieces:
+        for split, number in (split_of_clip(piece.row) for piece in pieces):
+            if number is not None and (split.startswith("val") or split == "test"):
+                yield f"youtube:{number}", split
 
 
 def _msvd(file: RawFile) -> Iterator[tuple[str, str]]:
@@ -432,10 +411,6 @@ def _msvd(file: RawFile) -> Iterator[tuple[str, str]]:
                 )
             if int(match[2]) > 1200:
                 yield f"youtube:{match[1]}", "val" if int(match[2]) <= 1300 else "test"
-
-
-def _unexpected(file: RawFile, location: str, error: Exception) -> UserError:
-    return UserError(f"{location} does not have the official format ({type(error).__name__}: {error})", where=file)
 
 
 def _first_of(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:

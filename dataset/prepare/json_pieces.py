@@ -9,9 +9,12 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
-from dataset.records.broken import json_fault, printable
+from dataset.formats.annotations import Row
+from dataset.prepare.raw_folder import RawFile
+from dataset.records.broken import BrokenRecordError, json_fault, printable
 from utils.errors import UserError
 
 BLOCK = 1 << 22
@@ -38,12 +41,60 @@ class Piece(NamedTuple):
         key: index of the item in the array, or its key in the object.
         value: the parsed item.
         text: its JSON text.
+        file: name of the file.
     """
 
     section: str
     key: int | str
     value: Any
     text: str
+    file: str
+
+    @property
+    def row(self) -> Row:
+        """The item as a row. Raises TypeError if it is not an object."""
+        if not isinstance(self.value, dict):
+            raise TypeError(f"{self.text[:40]} is not an object")
+        return Row(self.value, self.location)
+
+    @property
+    def location(self) -> str:
+        """The location of the item, such as ``captions.json: images[7]``."""
+        if self.section:
+            return f"{self.file}: {self.section}[{self.key}]"
+        return f"{self.file}[{self.key}]" if isinstance(self.key, int) else f"{self.file}: {self.key}"
+
+
+@contextmanager
+def official_pieces(file: RawFile, title: str, *sections: str) -> Iterator[Iterator[Piece]]:
+    """Context manager that opens an official JSON file, and returns an iterator over its items.
+
+    Args:
+        file: the file.
+        title: name of the data set, to name in error messages.
+        sections: the arrays whose items are read; if empty, all items are read.
+
+    Raises:
+        UserError: for the reasons listed in :func:`json_pieces`; or if the block raises an error because a value of an item is
+            missing or has the wrong type. The message names the item.
+    """
+    current = Piece("", "", None, "", str(file))
+
+    def pieces() -> Iterator[Piece]:
+        nonlocal current
+        for current in json_pieces(stream, str(file)):
+            if not sections or current.section in sections:
+                yield current
+
+    with file.open() as stream:
+        try:
+            yield pieces()
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, BrokenRecordError) as error:
+            named = error.kind if isinstance(error, BrokenRecordError) else type(error).__name__
+            reason = f"{named}: {error.message if isinstance(error, BrokenRecordError) else error}"
+            raise UserError(
+                f"{current.location} does not have the official format of {title}'s file ({reason})"
+            ) from None
 
 
 def json_pieces(stream: IO[bytes], name: str) -> Iterator[Piece]:
@@ -67,7 +118,7 @@ def json_pieces(stream: IO[bytes], name: str) -> Iterator[Piece]:
                 yield from _items(text, key)
             else:
                 value, content = text.value(key)
-                yield Piece("", key, value, content)
+                yield Piece("", key, value, content, name)
     else:
         raise text.fault(f"it begins with {first!r}, not with an array or an object" if first else "it is empty")
     if character := text.next_character():
@@ -79,11 +130,11 @@ def _items(text: _Text, section: str) -> Iterator[Piece]:
     if text.peek_character() == "]":
         text.next_character()
         return
-    index, name = 0, printable(section[:_MAX_LOCATION])
+    index, shown = 0, printable(section[:_MAX_LOCATION])
     while True:
-        text.location = f"{name}[{index}]"
+        text.location = f"{shown}[{index}]"
         value, content = text.value(index)
-        yield Piece(section, index, value, content)
+        yield Piece(section, index, value, content, text.name)
         index += 1
         character = text.next_character()
         if character == "]":

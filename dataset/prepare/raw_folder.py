@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import os
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, cast
 
@@ -19,6 +20,9 @@ from utils.files import check_regular, open_regular
 
 MAX_FILES = 20_000_000
 """Maximum number of files below a folder. A folder with more files is probably not the folder of a data set."""
+
+MAX_LINE_BYTES = 1 << 20
+"""Maximum size in bytes of a line in a text file."""
 
 CHUNK = 1 << 20
 """Number of bytes that are compared at a time."""
@@ -64,6 +68,30 @@ class RawFile:
             raise UserError(f"cannot be unpacked: {error}", where=self) from None
         except OSError as error:
             raise UserError(f"{self} cannot be read: {error.strerror or error}") from None
+
+    def lines(self, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
+        """Yields the lines of a text file without line breaks, each with its location.
+
+        Args:
+            max_bytes: maximum size of a line in bytes; a longer line suggests the wrong file.
+
+        Raises:
+            UserError: the file cannot be read or is not UTF-8, or a line is too long.
+        """
+        decode = codecs.getdecoder("utf-8")
+        with self.open() as stream:
+            for number, line in enumerate(iter(partial(stream.readline, max_bytes), b""), start=1):
+                location = f"{self}:{number}"
+                if len(line) == max_bytes:
+                    raise UserError(
+                        f"a line of more than {max_bytes:,} bytes", where=location, remedy="is it the official file?"
+                    )
+                try:
+                    yield location, decode(line)[0].removeprefix("\ufeff").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"not UTF-8: {error.reason}", where=location, remedy="is it the official file?"
+                    ) from None
 
     def unpacked_size(self) -> int | None:
         """Returns the size of the unpacked content in bytes, or None for a gzipped file, which does not record it.

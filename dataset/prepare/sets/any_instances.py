@@ -19,7 +19,7 @@ from dataset.prepare.cleaning import cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ANY_IMAGES, names_of_path
 from dataset.prepare.held_out import COCO_SPLITS
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.phrases import Phrases
 from dataset.prepare.raw_folder import RawFile, RawFolder
@@ -61,8 +61,8 @@ def _has_instances(file: RawFile) -> bool:
     """Returns True if one of the first annotations of a file looks like COCO's instances. Other annotations may lack a box."""
     seen = 0
     try:
-        with file.open() as stream:
-            for piece in json_pieces(stream, str(file)):
+        with official_pieces(file, "COCO") as pieces:
+            for piece in pieces:
                 if piece.section == "annotations":
                     if isinstance(piece.value, dict) and "bbox" in piece.value and "category_id" in piece.value:
                         return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from dataset.prepare.building import Convert
 from dataset.prepare.counts import Counts
@@ -18,9 +18,6 @@ from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.records.broken import BrokenRecordError
-from utils.errors import UserError
-
-V = TypeVar("V")
 
 Files = Mapping[str, RawFile]
 """Official files, under the names that the data set's module uses for them."""
@@ -214,17 +211,3 @@ def files_named(**names: str | tuple[str, ...]) -> Callable[[RawFolder], Files]:
         return dict(zip(names_by_key, raw.need(*names_by_key.values()), strict=True))
 
     return find
-
-
-def checked(convert: Callable[[], V], location: str, title: str) -> V:
-    """Calls ``convert``, which reads a value of an official file, and returns its result.
-
-    Raises:
-        UserError: the value at ``location`` does not have the format of the official file of the data set ``title``.
-    """
-    try:
-        return convert()
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{location} does not have the format of {title}'s file ({type(error).__name__}: {error})"
-        ) from None

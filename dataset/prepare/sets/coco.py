@@ -9,18 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.image_ids import needed_id
+from dataset.formats.karpathy import KarpathyImage
 from dataset.prepare.building import Convert
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.held_out import COCO_SPLITS
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFolder
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, checked, files_named
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.sets.instances import category_names, objects_of, rows_of, size_of
 from utils.errors import UserError
 
@@ -120,17 +120,11 @@ def _read_validation(files: Files, scratch: Path, options: Options) -> Source:
     """Reads the images of Karpathy's validation split."""
     [file] = files.values()
     images: dict[int, AnnotatedMedia] = {}
-
-    def add(value: Any, location: str) -> None:
-        if value["split"] == "val":
-            number, texts = needed_id(value["cocoid"]), [sentence["raw"] for sentence in value["sentences"]]
-            images[number] = AnnotatedMedia(image_names(number, str(value["filepath"])), location, (number, texts))
-
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            if piece.section == "images":
-                location = f"{file}: images[{piece.key}]"
-                checked(partial(add, piece.value, location), location, "Karpathy")
+    with official_pieces(file, "Karpathy", "images") as pieces:
+        for image in (KarpathyImage(piece.row) for piece in pieces):
+            if image.split == "val":
+                number, names = image.coco_id, image_names(image.coco_id, image.folder)
+                images[number] = AnnotatedMedia(names, image.row.location, (number, image.captions))
     return Source([images[number] for number in sorted(images)], _validation_record, len(images))
 
 

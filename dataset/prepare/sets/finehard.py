@@ -19,7 +19,7 @@ from typing import Any
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, long_text, relative_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ANY_IMAGES, names_of_path
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.phrases import overlap
 from dataset.prepare.raw_folder import RawFile, RawFolder
@@ -49,8 +49,8 @@ def _files(raw: RawFolder) -> Files:
 
 def _is_annotations(file: RawFile) -> bool:
     try:
-        with file.open() as stream:
-            piece = next(json_pieces(stream, str(file)), None)
+        with official_pieces(file, "FineHARD") as pieces:
+            piece = next(pieces, None)
     except UserError:
         return False
     return piece is not None and not piece.section and isinstance(piece.value, dict) and "f_path" in piece.value
@@ -68,9 +68,9 @@ def _count(file: RawFile) -> int:
 def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
     seen: set[int] = set()
     for file in files.values():
-        with file.open() as stream:
-            for piece in json_pieces(stream, str(file)):
-                location = f"{file}: [{piece.key}]"
+        with official_pieces(file, "FineHARD") as pieces:
+            for piece in pieces:
+                location = piece.location
                 path = piece.value.get("f_path") if isinstance(piece.value, dict) else None
                 if not isinstance(path, str) or not path.strip("./"):
                     yield BrokenRecordError("missing key", location, f"f_path is {path!r:.80}")

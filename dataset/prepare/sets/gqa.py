@@ -11,7 +11,7 @@ from dataset.image_ids import id_number
 from dataset.prepare.cleaning import annotated_size
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import VG_SPLITS, ids_in_image_data
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.region_records import region_record
 from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
@@ -30,9 +30,9 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
 def _images(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
     graphs, listed = files["graphs"], files["images"]
     ids = {values["image_id"]: ids_in_image_data(values) for _, values in read_image_data(listed)}
-    with graphs.open() as stream:
-        for piece in json_pieces(stream, str(graphs)):
-            location, number = f"{graphs}: {piece.key}", id_number(piece.key)
+    with official_pieces(graphs, "GQA") as pieces:
+        for piece in pieces:
+            location, number = piece.location, id_number(piece.key)
             if not isinstance(piece.value, dict) or not isinstance(piece.value.get("objects"), dict):
                 raise UserError(f"{location} has no 'objects'", remedy="is it GQA's file of scene graphs?")
             if number is None or number not in ids:

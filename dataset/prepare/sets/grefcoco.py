@@ -13,18 +13,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.formats.refcoco import IMAGE_NAME, NO_TARGET
+from dataset.formats.refcoco import IMAGE_NAME, NO_TARGET, Reference
 from dataset.image_ids import id_number
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import COCO_SPLITS, TRAINING
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, Splits
 from dataset.prepare.sets.coco import IMAGES, image_names
 from dataset.prepare.sets.refcoco import INSTANCES, SPLIT, read_instances
+from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
 
@@ -32,7 +33,7 @@ REFERENCES = "grefs(unc).json"
 EVALUATION = ("val", "testA", "testB")
 
 
-class Reference(NamedTuple):
+class Expressions(NamedTuple):
     """Expressions about the same objects. ``boxes`` are the boxes in the file; the list is empty if the image shows no such
     object."""
 
@@ -56,38 +57,28 @@ def _files(raw: RawFolder) -> Files:
     return {"references": references, "boxes": instances}
 
 
-def _references(files: Files, counts: Counts) -> Iterator[Reference]:
+def _references(files: Files, counts: Counts) -> Iterator[Expressions]:
     """Yields the references of all splits, and counts the references that cannot be used."""
-    boxes, sizes, images = read_instances(files["boxes"])
-    file = files["references"]
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            location, value = f"{file}[{piece.key}]", piece.value
+    instances = read_instances(files["boxes"])
+    with official_pieces(files["references"], "gRefCOCO") as pieces:
+        for piece in pieces:
             counts.read["references"] += 1
-            if not isinstance(value, dict):
-                counts.skip("wrong type", location, f"{piece.text[:40]} is not an object")
+            if not isinstance(piece.value, dict):
+                counts.skip("wrong type", piece.location, f"{piece.text[:40]} is not an object")
                 continue
-            image, sentences = id_number(value.get("image_id")), value.get("sentences")
-            annotations = value.get("ann_id")
-            listed = annotations if isinstance(annotations, list) else [annotations]
-            none = listed == [NO_TARGET]
-            if (
-                image is None
-                or image not in sizes
-                or not isinstance(sentences, list)
-                or not (none or (listed and all(isinstance(each, int) and each in boxes for each in listed)))
-            ):
-                detail = f"image_id {value.get('image_id')}, ann_id {str(annotations)[:60]}: no box, size or sentences"
-                counts.skip("missing key", location, detail)
+            reference = Reference(piece.row)
+            try:
+                boxes, expressions, image = instances.boxes_of(reference), reference.expressions, reference.image_id
+            except BrokenRecordError as error:
+                counts.skip_broken(error)
                 continue
-            others = [] if none else [each for each in listed if id_number(images[each]) != image]
-            if others:
-                detail = f"ann_id {others[0]} is of image {images[others[0]]}, not of image {image}"
-                counts.skip("annotation of another image", location, detail)
+            image_of = {each: instances.image_of.get(each) for each in reference.annotation_ids if each != NO_TARGET}
+            other = next((each for each, of in image_of.items() if id_number(of) != image), None)
+            if other is not None:
+                detail = f"ann_id {other} is of image {image_of[other]}, not of image {image}"
+                counts.skip("annotation of another image", piece.location, detail)
                 continue
-            expressions = [each.get("sent") if isinstance(each, dict) else None for each in sentences]
-            found = [] if none else [boxes[each] for each in listed]
-            yield Reference(location, image, str(value.get("split")), sizes[image], expressions, found)
+            yield Expressions(piece.location, image, reference.split, instances.sizes[image], expressions, boxes)
 
 
 def _read(files: Files, scratch: Path, options: Options) -> Source:
@@ -97,7 +88,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     for each in references:
         if each.split not in TRAINING:
             evaluated.setdefault(each.image, each.split)
-    images: dict[int, list[Reference]] = {}
+    images: dict[int, list[Expressions]] = {}
     for each in references:
         if each.split not in TRAINING:
             counts.skip("not in the training split", each.location, each.split)
@@ -112,7 +103,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     return Source(annotated, _record, len(annotated), counts)
 
 
-def _placed(reference: Reference, counts: Counts) -> list[Box] | None:
+def _placed(reference: Expressions, counts: Counts) -> list[Box] | None:
     """Returns the boxes of a reference. If one of them cannot be used, counts the reason and returns None, since the remaining
     boxes do not cover everything that the expressions refer to."""
     boxes = [placed_box(box, *reference.size, counts, reference.location) for box in reference.boxes]
@@ -151,7 +142,7 @@ def _read_evaluation(
     return {split: _evaluated([each for each in references if each.split == split], counts) for split in splits}
 
 
-def _evaluated(references: list[Reference], counts: Counts) -> Iterator[Mapping[str, Any]]:
+def _evaluated(references: list[Expressions], counts: Counts) -> Iterator[Mapping[str, Any]]:
     """Yields a record for each reference, with the expressions as published."""
     for each in references:
         boxes = _placed(each, counts)

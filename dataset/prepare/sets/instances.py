@@ -15,12 +15,12 @@ from dataset.image_ids import id_number, needed_id
 from dataset.prepare.cleaning import annotated_size, cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import MediaNames
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFile, RowFolder
-from dataset.prepare.sets.base import AnnotatedMedia, Files, Found, Source, checked
+from dataset.prepare.sets.base import AnnotatedMedia, Files, Found, Source
 from utils.errors import UserError
 
 OBJECTS = "objects"
@@ -59,7 +59,7 @@ def read_objects(
         with folder:
             for image in rows.first("images"):
                 values = image.text, rows.find("annotations", image.key)
-                names = checked(partial(names_of, json.loads(image.text)["file_name"]), image.location, title)
+                names = names_of(json.loads(image.text)["file_name"])
                 yield AnnotatedMedia(names, image.location, values)
 
     return Source(images(), partial(_object_record, category_names(rows)), rows.count("images"), counts)
@@ -79,10 +79,10 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
     Raises:
         UserError: the file does not have the expected form.
     """
-    unit, found, path = name.partition("_")[0], set(), str(file)
-    with file.open() as stream:
-        for piece in json_pieces(stream, path):
-            value, location = piece.value, f"{path}: {piece.section}[{piece.key}]"
+    unit, found = name.partition("_")[0], set()
+    with official_pieces(file, title) as pieces:
+        for piece in pieces:
+            value, location = piece.value, piece.location
             found.add(piece.section)
             if piece.section == "annotations":
                 counts.read[unit] += 1
@@ -98,8 +98,7 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
                         text = json.dumps({key: value[key] for key in _KEPT if key in value})
                     yield Row("annotations", str(image), location, text)
             elif piece.section in ("images", "categories"):
-                read = _image_row if piece.section == "images" else _category_row
-                yield checked(partial(read, value, location), location, title)
+                yield (_image_row if piece.section == "images" else _category_row)(value, location)
                 if piece.section == "categories" and isinstance(value.get("synonyms"), list):
                     yield Row("synonyms", str(needed_id(value["id"])), location, json.dumps(value["synonyms"]))
     needed = ["images", *(["categories"] if unit == OBJECTS else []), "annotations"]

@@ -14,7 +14,6 @@ from dataset.prepare.counts import Counts
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.sets.base import DataSet, Files, Splits
-from dataset.prepare.text_lines import lines_of
 from utils.errors import UserError
 
 LANGUAGES = ("en", "de", "fr", "cs")
@@ -88,12 +87,12 @@ def _records(files: Files, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _images(file: RawFile) -> list[str]:
-    return [line.split("#")[0].strip() for _, line in lines_of(file) if line.strip()]
+    return [line.split("#")[0].strip() for _, line in file.lines() if line.strip()]
 
 
 def _captions(file: RawFile, count: int) -> list[str]:
     captions = []
-    for location, line in lines_of(file):
+    for location, line in file.lines():
         if not line.strip():
             raise UserError("an empty caption", where=location)
         captions.append(line.strip())

@@ -10,17 +10,16 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dataset.formats.karpathy import KarpathyImage
 from dataset.prepare.counts import Counts
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
-from dataset.prepare.sets.base import DataSet, Files, Splits, checked, files_named
-from dataset.prepare.text_lines import lines_of
+from dataset.prepare.sets.base import DataSet, Files, Splits, files_named
 from utils.errors import UserError
 
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
@@ -58,14 +57,9 @@ def _karpathy(file: RawFile) -> dict[str, Captions]:
     ours = {theirs: split for split, names in SPLITS.items() for theirs in names}
     captions: dict[str, Captions] = {split: {} for split in SPLITS}
 
-    def add(image: Any) -> None:
-        name = f"{image['filepath']}/{image['filename']}"
-        captions[ours[image["split"]]][name] = [str(sentence["raw"]).strip() for sentence in image["sentences"]]
-
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            if piece.section == "images":
-                checked(partial(add, piece.value), f"{file}: images[{piece.key}]", "Karpathy")
+    with official_pieces(file, "Karpathy", "images") as pieces:
+        for image in (KarpathyImage(piece.row) for piece in pieces):
+            captions[ours[image.split]][image.path] = [str(caption).strip() for caption in image.captions]
     return captions
 
 
@@ -73,17 +67,12 @@ def _stair(file: RawFile) -> Captions:
     """Returns Japanese captions. The file may list annotations before images."""
     names: dict[Any, str] = {}
     texts: defaultdict[Any, list[tuple[str, str]]] = defaultdict(list)
-
-    def add(section: str, value: Any, location: str) -> None:
-        if section == "images":
-            names[value["id"]] = _path_of(value["file_name"], location)
-        elif section == "annotations":
-            texts[value["image_id"]].append((location, str(value["caption"]).strip()))
-
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            location = f"{file}: {piece.section}[{piece.key}]"
-            checked(partial(add, piece.section, piece.value, location), location, "STAIR")
+    with official_pieces(file, "STAIR") as pieces:
+        for piece in pieces:
+            if piece.section == "images":
+                names[piece.value["id"]] = _path_of(piece.value["file_name"], piece.location)
+            elif piece.section == "annotations":
+                texts[piece.value["image_id"]].append((piece.location, str(piece.value["caption"]).strip()))
     if unknown := next((said[0][0] for image, said in texts.items() if image not in names), None):
         raise UserError("its image is not in the file", where=unknown, remedy="is it STAIR's file?")
     return {names[image]: [text for _, text in said] for image, said in texts.items()}
@@ -92,7 +81,7 @@ def _stair(file: RawFile) -> Captions:
 def _coco_cn(files: Files) -> dict[str, Captions]:
     """Returns Chinese captions, written by people, by split."""
     captions: defaultdict[str, list[str]] = defaultdict(list)
-    for location, line in lines_of(files["chinese"]):
+    for location, line in files["chinese"].lines():
         if line:
             name, tab, text = line.partition("\t")
             if not tab:
@@ -100,7 +89,7 @@ def _coco_cn(files: Files) -> dict[str, Captions]:
             captions[name.split("#")[0]].append("".join(text.split()))
     splits: dict[str, Captions] = {split: {} for split in SPLITS}
     for split, split_captions in splits.items():
-        for location, line in lines_of(files[f"coco_cn_{split}"]):
+        for location, line in files[f"coco_cn_{split}"].lines():
             name = line.strip()
             if name and name not in captions:
                 raise UserError(f"{name!r} has no caption in {CHINESE}", where=location)

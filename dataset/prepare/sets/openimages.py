@@ -22,7 +22,6 @@ from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFolder
 from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
-from dataset.prepare.text_lines import lines_of
 from dataset.prepare.verify import MAX_PIXELS
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
@@ -98,7 +97,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
 
 def _names(files: Files, kind: str) -> Iterator[tuple[str, str]]:
     """Yields labels (``/m/011k07``) with their names. Some files have a header, which is yielded like a label."""
-    for location, line in lines_of(files[kind]):
+    for location, line in files[kind].lines():
         if not line:
             continue
         row = next(csv.reader([line]), [])
@@ -111,7 +110,7 @@ def _names(files: Files, kind: str) -> Iterator[tuple[str, str]]:
 
 def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[Row]:
     """Yields the rows of a file by image. Columns are found by name, since their order differs between versions."""
-    lines = lines_of(file)
+    lines = file.lines()
     _, header = next(lines, ("", ""))
     columns, needed = [name.strip() for name in header.split(",")], ("ImageID", *COLUMNS[kind])
     if missing := [name for name in needed if name not in columns]:

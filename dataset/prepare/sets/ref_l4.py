@@ -9,7 +9,6 @@ files ``refcoco_val_reviewed.json`` and so on have COCO's format, with an image 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from dataset.formats.refcoco import IMAGE_NAME
 from dataset.image_ids import id_number, needed_id
 from dataset.prepare.cleaning import placed_box
 from dataset.prepare.counts import Counts
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.parquet_rows import parquet_rows
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.sets.base import DataSet, Files, Splits, checked
+from dataset.prepare.sets.base import DataSet, Files, Splits
 from utils.errors import UserError
 
 PARQUET = {"val": "ref-l4-val.parquet", "test": "ref-l4-test.parquet"}
@@ -63,19 +62,15 @@ def _expressions(file: RawFile, counts: Counts) -> Iterator[Mapping[str, Any]]:
 def _reviewed(file: RawFile, counts: Counts) -> Iterator[Mapping[str, Any]]:
     images: dict[int | None, Mapping[str, Any]] = {}
     annotations: list[tuple[str, Mapping[str, Any]]] = []
-
-    def add(section: str, value: Any, location: str) -> None:
-        if section == "images":
-            kept = {key: value[key] for key in ("caption", "width", "height")}
-            images[needed_id(value["id"])] = {**kept, "image": IMAGE_NAME.format(needed_id(value["original_id"]))}
-        elif section in ("annotations", "annotation"):
-            names = ("image_id", "bbox", "caption_quality", "original_id")
-            annotations.append((location, {name: value.get(name) for name in names}))
-
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            location = f"{file}: {piece.section}[{piece.key}]"
-            checked(partial(add, piece.section, piece.value, location), location, "Ref-L4")
+    names = ("image_id", "bbox", "caption_quality", "original_id")
+    with official_pieces(file, "Ref-L4") as pieces:
+        for piece in pieces:
+            value = piece.value
+            if piece.section == "images":
+                kept = {key: value[key] for key in ("caption", "width", "height")}
+                images[needed_id(value["id"])] = {**kept, "image": IMAGE_NAME.format(needed_id(value["original_id"]))}
+            elif piece.section in ("annotations", "annotation"):
+                annotations.append((piece.location, {name: value.get(name) for name in names}))
     for location, annotation in annotations:
         counts.read["expressions"] += 1
         image = images.get(id_number(annotation["image_id"]))

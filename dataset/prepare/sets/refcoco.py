@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.cleaning import annotated_size, cleaned_texts, placed_box
+from dataset.formats.refcoco import Instances
+from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import COCO_SPLITS, SPLITS, TRAINING, read_references
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, checked
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.prepare.sets.coco import IMAGES, image_names
+from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
 
@@ -51,22 +52,21 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     for name in FAMILY:
         if f"{name} phrases" not in files:
             continue
-        boxes, sizes, _ = read_instances(files[f"{name} boxes"])
-        references = files[f"{name} phrases"]
-        for index, values in enumerate(read_references(references)):
-            location = f"{references}[{index}]"
+        instances = read_instances(files[f"{name} boxes"])
+        for reference in read_references(files[f"{name} phrases"]):
+            location = reference.row.location
             counts.read["references"] += 1
-            if values.get("split") not in TRAINING:
-                counts.skip("not in the training split", location, str(values.get("split")))
+            if reference.split not in TRAINING:
+                counts.skip("not in the training split", location, reference.split)
                 continue
-            number, annotation, sentences = values.get("image_id"), values.get("ann_id"), values.get("sentences")
-            box = boxes.get(annotation) if isinstance(annotation, int) else None
-            if not isinstance(number, int) or number not in sizes or box is None or not isinstance(sentences, list):
-                detail = f"image_id {number}, ann_id {annotation}: no box or no sentences"
-                counts.skip("missing key", location, detail)
+            try:
+                boxes, phrases, number = instances.boxes_of(reference), reference.expressions, reference.image_id
+            except BrokenRecordError as error:
+                counts.skip_broken(error)
                 continue
-            phrases = [sentence.get("sent") if isinstance(sentence, dict) else None for sentence in sentences]
-            images.setdefault(number, (sizes[number], []))[1].append((location, phrases, box))
+            images.setdefault(number, (instances.sizes[number], []))[1].extend(
+                (location, phrases, box) for box in boxes
+            )
     annotated = [
         AnnotatedMedia(image_names(number, SPLIT), described[0][0], (number, size, described))
         for number, (size, described) in sorted(images.items())
@@ -74,25 +74,19 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     return Source(annotated, _record, len(annotated), counts)
 
 
-def read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int, int]], dict[Any, Any]]:
-    """Returns boxes by id of the annotation, sizes by id of the image, and ids of the image by id of the annotation."""
-    boxes: dict[Any, Any] = {}
-    images: dict[Any, Any] = {}
-    sizes: dict[Any, tuple[int, int]] = {}
+def read_instances(file: RawFile) -> Instances:
+    """Reads the boxes of the references, and the sizes of their images.
 
-    def add(section: str, value: Any) -> None:
-        if section == "annotations":
-            boxes[value["id"]] = value["bbox"]
-            images[value["id"]] = value.get("image_id")
-        elif section == "images":
-            sizes[value["id"]] = annotated_size(value)
-
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            checked(partial(add, piece.section, piece.value), f"{file}: {piece.section}[{piece.key}]", "COCO")
-    if not boxes or not sizes:
+    Raises:
+        UserError: if the file cannot be read, or has no boxes or images.
+    """
+    instances = Instances()
+    with official_pieces(file, "the RefCOCO family", "annotations", "images") as pieces:
+        for piece in pieces:
+            instances.add(piece.section, piece.value)
+    if not instances.boxes or not instances.sizes:
         raise UserError(f"{file} has no annotations or no images", remedy=f"is it {INSTANCES} of the RefCOCO family?")
-    return boxes, sizes, images
+    return instances
 
 
 def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:

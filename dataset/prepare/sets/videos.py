@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dataset.prepare.finders import MediaNames
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Records, Source, files_named
-from dataset.prepare.text_lines import lines_of
 from dataset.prepare.video_clips import Clip, Video, video_records
 from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
@@ -55,7 +54,7 @@ def _read(
 def _webvid(files: Files, options: Options) -> Videos:
     """Yields the videos with their texts."""
     file = files["texts"]
-    rows = _csv_rows(lines_of(file))
+    rows = _csv_rows(file.lines())
     _, header = next(rows, ("", []))
     columns = [name.strip() for name in header]
     if missing := [name for name in ("videoid", "page_dir", "name") if name not in columns]:
@@ -95,9 +94,9 @@ def _csv_rows(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]
 def _howto(files: Files, options: Options) -> Videos:
     """Yields the videos, cut into clips according to the times in the transcript."""
     file = files["transcripts"]
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            location = f"{file}: {piece.key}"
+    with official_pieces(file, "HowTo100M") as pieces:
+        for piece in pieces:
+            location = piece.location
             try:
                 starts, ends, texts = (piece.value[key] for key in ("start", "end", "text"))
                 clips = [
@@ -137,7 +136,7 @@ def _is_in(folder: re.Pattern[str], path: Path) -> bool:
 
 def _yt_temporal(files: Files, options: Options) -> Videos:
     """Yields the videos with clips, which are built from the words of the transcript and their times."""
-    for location, line in itertools.chain.from_iterable(lines_of(file, LONGEST_VIDEO) for file in files.values()):
+    for location, line in itertools.chain.from_iterable(file.lines(LONGEST_VIDEO) for file in files.values()):
         if not line.strip():
             continue
         try:

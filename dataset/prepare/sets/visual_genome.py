@@ -16,12 +16,12 @@ from dataset.prepare.cleaning import annotated_size, cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.held_out import VG_SPLITS, ids_in_image_data
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFolder
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, checked, files_named
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from utils.errors import UserError
 
 IMAGES = ImageFiles("vg", re.compile(r"\d{1,7}\.jpg"))
@@ -75,33 +75,28 @@ def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
         UserError: the file is not Visual Genome's list of images.
     """
     found = []
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            location = f"{file}[{piece.key}]"
-            found.append((location, checked(partial(_image_values, piece.value), location, "Visual Genome")))
+    with official_pieces(file, "Visual Genome") as pieces:
+        for piece in pieces:
+            width, height = annotated_size(piece.value)
+            known = {"image_id": needed_id(piece.value["image_id"]), "width": width, "height": height}
+            found.append((piece.location, {**piece.value, **known}))
     return found
-
-
-def _image_values(value: Any) -> dict[str, Any]:
-    width, height = annotated_size(value)
-    return {**value, "image_id": needed_id(value["image_id"]), "width": width, "height": height}
 
 
 def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
     """Yields the items of a file by image. An item contains the list ``name``; a file without any such item is not Visual
     Genome's."""
     fitting = False
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            location = f"{file}[{piece.key}]"
+    with official_pieces(file, "Visual Genome") as pieces:
+        for piece in pieces:
             value = piece.value if isinstance(piece.value, dict) else {}
             number = id_number(value.get("image_id", value.get("id")))
             if number is not None and isinstance(value.get(name), list):
                 fitting = True
-                yield Row(name, str(number), location, piece.text)
+                yield Row(name, str(number), piece.location, piece.text)
             else:
                 detail = f"no 'image_id' and list {name!r}; keys: {', '.join(value)[:80]}"
-                counts.skip("missing key", location, detail)
+                counts.skip("missing key", piece.location, detail)
     if not fitting:
         raise UserError(f"no item has a list {name!r}", where=file, remedy="is it Visual Genome's file?")
 

@@ -8,10 +8,9 @@ from functools import partial
 from typing import Literal
 
 from dataset.prepare.counts import Counts
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.sets.base import DataSet, Files, Pair, Pairs, files_named
-from dataset.prepare.text_lines import lines_of
 from utils.errors import UserError
 
 SBU_URLS, SBU_CAPTIONS = "SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt"
@@ -37,7 +36,7 @@ def _sbu_pairs(files: Files, counts: Counts) -> Iterator[Pair]:
     if "both" in files:
         urls, captions = _json_columns(files["both"])
     else:
-        urls, captions = lines_of(files["urls"]), lines_of(files["captions"])
+        urls, captions = files["urls"].lines(), files["captions"].lines()
     end = ("", "")
     for count, (url, caption) in enumerate(itertools.zip_longest(urls, captions, fillvalue=end)):
         if url == end or caption == end:
@@ -53,13 +52,11 @@ def _sbu_pairs(files: Files, counts: Counts) -> Iterator[Pair]:
 
 def _json_columns(file: RawFile) -> tuple[Iterator[tuple[str, str]], Iterator[tuple[str, str]]]:
     columns: dict[str, list[tuple[str, str]]] = {"image_urls": [], "captions": []}
-    with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            if piece.section in columns:
-                location = f"{file}: {piece.section}[{piece.key}]"
-                if not isinstance(piece.value, str):
-                    raise UserError(f"{location} is not a text", remedy="is it the official file?")
-                columns[piece.section].append((location, piece.value))
+    with official_pieces(file, "SBU", *columns) as pieces:
+        for piece in pieces:
+            if not isinstance(piece.value, str):
+                raise UserError(f"{piece.location} is not a text", remedy="is it the official file?")
+            columns[piece.section].append((piece.location, piece.value))
     if not all(columns.values()):
         raise UserError(f"{file} has no lists image_urls and captions", remedy="is it the official file?")
     return iter(columns["image_urls"]), iter(columns["captions"])
@@ -71,7 +68,7 @@ def _pairs_of_lines(order: Order, files: Files, counts: Counts) -> Iterator[Pair
     [file] = files.values()
     at = order.index("url")
     named = "not " + " and ".join("URL" if name == "url" else name for name in order)
-    for location, line in lines_of(file):
+    for location, line in file.lines():
         columns = line.split("\t")
         if columns in ([""], list(order)):  # an empty line; or the header that img2dataset's guide tells users to add
             continue

@@ -11,7 +11,6 @@ from dataset.prepare.counts import Counts
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.sets.base import DataSet, Files, Splits
-from dataset.prepare.text_lines import lines_of
 from utils.errors import UserError
 from utils.numerals import plain_number
 
@@ -36,7 +35,7 @@ def _translations(file: RawFile, min_score: float, counts: Counts) -> Iterator[d
     Raises:
         UserError: a line does not have a score and two texts.
     """
-    for location, line in lines_of(file):
+    for location, line in file.lines():
         counts.read["sentences"] += 1
         parts = line.split("\t")
         try:

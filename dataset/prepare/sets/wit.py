@@ -17,7 +17,6 @@ from dataset.prepare.counts import Counts
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.sets.base import DataSet, Files, Splits
-from dataset.prepare.text_lines import lines_of
 from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, image_source
 from utils.errors import UserError
 from utils.files import replacing
@@ -52,7 +51,7 @@ def _records(file: RawFile, folder: Path, counts: Counts) -> Iterator[dict[str, 
     Raises:
         UserError: the file cannot be read, or a row has no image.
     """
-    for location, line in lines_of(file, LONGEST_LINE):
+    for location, line in file.lines(LONGEST_LINE):
         if not line.strip():
             continue
         counts.read["captions"] += 1

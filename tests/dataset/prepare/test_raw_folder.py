@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare.raw_folder import RawFolder
-from dataset.prepare.text_lines import lines_of
 from tests.dataset.prepare.official import write
 from utils.errors import UserError
 
@@ -71,7 +70,7 @@ def test_a_text_and_a_different_gzipped_text_are_rejected(tmp_path):
     path = write(tmp_path / "train.en", "a dog\n")
     gzipped(tmp_path / "train.en.gz", "a dog\n")
     file = RawFolder([tmp_path]).find("train.en")
-    assert [line for _, line in lines_of(file)] == ["a dog"]
+    assert [line for _, line in file.lines()] == ["a dog"]
     gzipped(tmp_path / "train.en.gz", "a cat\n")
     with pytest.raises(UserError) as error:
         RawFolder([tmp_path]).find("train.en")

@@ -14,7 +14,7 @@ from dataset.prepare import rows
 from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.manifest import read_manifest
 from dataset.prepare.raw_folder import RawFile
-from dataset.prepare.reading import read_files
+from dataset.prepare.rows import read_files
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import contents, prepared
 from tests.messages import naming

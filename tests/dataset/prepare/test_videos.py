@@ -17,8 +17,8 @@ from dataset.media.encoded import decode
 from dataset.prepare import building, video_clips
 from dataset.prepare.counts import Counts
 from dataset.prepare.options import VideoOptions
+from dataset.prepare.raw_folder import MAX_LINE_BYTES
 from dataset.prepare.sets.videos import _csv_rows, clips_of_words, with_times
-from dataset.prepare.text_lines import MAX_LINE_BYTES
 from dataset.prepare.video_clips import Clip, speech_clips
 from dataset.records.clips import parse_video_record
 from dataset.shards.readers import Shards
