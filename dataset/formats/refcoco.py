@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dataset.formats.annotations import Row, check_splits, check_unique, converted, read_json
-from dataset.image_ids import id_number
 from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 from utils.numerals import plain_number
@@ -35,12 +34,8 @@ class Reference:
 
     @property
     def image_id(self) -> int:
-        """The image's id in COCO. Raises :class:`BrokenRecordError` if it is missing."""
-        number = id_number(self.row.values.get("image_id"))
-        if number is None:
-            detail = f"image_id is {self.row.values.get('image_id')!r:.40}, not a number"
-            raise BrokenRecordError("missing key", self.row.location, detail)
-        return number
+        """The image's id in COCO. Raises :class:`BrokenRecordError` if it is missing or not a number."""
+        return self.row.get("image_id", int)
 
     @property
     def annotation_ids(self) -> list[Any]:
