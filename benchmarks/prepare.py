@@ -23,7 +23,7 @@ from dataset.prepare.counts import Counts
 from dataset.prepare.making import prepare
 from dataset.prepare.options import Options
 from dataset.prepare.output import json_line
-from dataset.prepare.sets.base import ParquetPairs
+from dataset.prepare.sets.base import Urls
 from utils.commands import call
 from utils.flags import Positive
 
@@ -122,7 +122,7 @@ def _conversion(
 ) -> tuple[float, float]:
     """Measures how many rows and images per second of CPU time are converted from annotations to records."""
     makes = SETS[name].makes
-    assert isinstance(makes, ParquetPairs) and makes.annotations is not None
+    assert isinstance(makes, Urls) and makes.annotations is not None
     rng, counts = np.random.default_rng(0), Counts()
     texts = [json.dumps(make(rng, n)) for n in range(images)]
     started = time.process_time()

@@ -17,7 +17,7 @@ from dataset.prepare.making import prepare as prepare_set
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
 from dataset.prepare.options import Options, VideoOptions
-from dataset.prepare.sets.base import ParquetPairs, Splits
+from dataset.prepare.sets.base import Splits, Urls
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import OutputFolder, PositiveReal, named, number_within, read_by, unknown, whole_number
@@ -164,7 +164,7 @@ def prepare(
     splits = {**SPLITS, **VIDEO_SPLITS}
     if wrong := [each for each in without if each not in splits]:
         raise UserError(f"{unknown(wrong[0], list(splits))}", where="--without")
-    from_lists = [each for each, data_set in SETS.items() if isinstance(data_set.makes, ParquetPairs)]
+    from_lists = [each for each, data_set in SETS.items() if isinstance(data_set.makes, Urls)]
     if verify and set(names) <= {*from_lists, *GROUPS["videos"]}:
         raise UserError(f"{', '.join(names)} does not decode images", where="--verify", remedy="remove the flag")
     _reject_unused(laion, from_lists, names)

@@ -16,11 +16,11 @@ from dataset.shards.tars import key_of
 from utils.errors import UserError
 from utils.files import read_json, replacing
 
-Form = Literal["tsv", "parquet"]
+ListFormat = Literal["tsv", "parquet"]
 """File format of a list of URLs."""
 
 
-def download_command(addresses: Path, shards: Path, form: Form, columns: Sequence[str] = ()) -> str:
+def download_command(addresses: Path, shards: Path, list_format: ListFormat, columns: Sequence[str] = ()) -> str:
     """Returns the command that downloads the images of a list, or of a folder of lists, and keeps the given additional
     ``columns``.
 
@@ -29,7 +29,7 @@ def download_command(addresses: Path, shards: Path, form: Form, columns: Sequenc
     """
     kept = f" --save_additional_columns {shlex.quote(json.dumps(list(columns)))}" if columns else ""
     return (
-        f"img2dataset --url_list {shlex.quote(str(addresses))} --input_format {form} --url_col url --caption_col caption "
+        f"img2dataset --url_list {shlex.quote(str(addresses))} --input_format {list_format} --url_col url --caption_col caption "
         f"--output_format webdataset --output_folder {shlex.quote(str(shards))} "
         "--image_size 384 --resize_mode keep_ratio --resize_only_if_bigger True --processes_count 16 --thread_count 64"
         f"{kept}"

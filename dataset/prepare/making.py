@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.addresses import make_from_addresses
 from dataset.prepare.building import Job, Work, fill_with_records
 from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
@@ -21,6 +20,7 @@ from dataset.prepare.options import Options
 from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.preparation import Preparation
 from dataset.prepare.sets.base import Found, Records, Source, Splits
+from dataset.prepare.url_sets import make_from_urls
 from dataset.records.broken import BrokenRecordError
 from utils.files import replacing
 from utils.progress import progress_bar
@@ -37,7 +37,7 @@ def prepare(name: str, options: Options) -> None:
     if isinstance(data_set.makes, Splits):
         _make_splits(preparation, data_set.makes)
     elif not isinstance(data_set.makes, tuple):
-        make_from_addresses(preparation, data_set.makes)
+        make_from_urls(preparation, data_set.makes)
     else:
         for records in data_set.makes:
             if records.held_out_split in options.without:

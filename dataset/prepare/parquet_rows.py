@@ -51,6 +51,7 @@ def parquet_batches(path: Path, columns: Mapping[str, str]) -> Iterator[Rows]:
 
     Raises:
         UserError: for the reasons listed in :func:`open_parquet`, or a column is missing or occurs twice.
+        DamagedFileError: a part of the file cannot be read.
     """
     file = open_parquet(path)
     names = file.schema_arrow.names
@@ -58,11 +59,20 @@ def parquet_batches(path: Path, columns: Mapping[str, str]) -> Iterator[Rows]:
     if missing := [name for name in columns.values() if name not in names]:
         raise UserError(f"{path} has no column {', '.join(missing)}", remedy=f"its columns: {', '.join(names)}")
     number = 0
-    for batch in file.iter_batches(BATCH, columns=list(columns.values())):
+    for batch in _batches(file, path, list(columns.values())):
         values = [batch.column(batch.schema.names.index(name)).to_pylist() for name in columns.values()]
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
         yield [(f"{path}: row {index}", row) for index, row in enumerate(rows, start=number)]
         number += batch.num_rows
+
+
+def _batches(file: Any, path: Path, columns: list[str]) -> Iterator[Any]:
+    import pyarrow
+
+    try:
+        yield from file.iter_batches(BATCH, columns=columns)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DamagedFileError(f"{path} is damaged ({reason_of(error)}); download it again") from None
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

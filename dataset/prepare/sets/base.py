@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataset.prepare.building import Convert
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ImageFiles, MediaNames
+from dataset.prepare.img2dataset import ListFormat
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.records.broken import BrokenRecordError
@@ -89,15 +91,6 @@ class Pair(NamedTuple):
     caption: str
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The URLs and captions of a data set that is small enough for duplicate detection. The function ``files`` finds the official
-    files, and the function ``read`` yields the pairs in these files and counts them."""
-
-    files: Callable[[RawFolder], Files]
-    read: Callable[[Files, Counts], Iterator[Pair]]
-
-
 RowToRecord = Callable[[Mapping[str, Any], tuple[int, int], Counts, str], "dict[str, Any] | None"]
 """Function that converts the annotations of an image to a record without the image. It returns None, after counting the reason,
 if nothing can be used. Its arguments are the official columns by name, the size of the stored image in pixels, the counts, and
@@ -125,19 +118,34 @@ class Annotations:
 
 
 @dataclass(frozen=True)
-class ParquetPairs:
-    """The URLs and captions of a data set that is too large for duplicate detection, in Parquet files, JSON lines, or shards that
-    img2dataset built from them.
+class Urls:
+    """URLs and captions, from which each user downloads the images with img2dataset. Official lists are tables (Parquet files,
+    JSON lines, or shards that img2dataset built from them), unless ``read`` is given.
 
     Attributes:
-        columns: maps our name for each column to its official names in lower case; the first official name that exists is used.
+        columns: maps our name for each column of a table to its official names in lower case; the first name that exists is used.
         in_shards: like ``columns``, for the JSON files in shards, whose width and height describe the resized image.
         annotations: additional columns that become part of the records; if None, a record is an image and its caption.
+        files: function that finds the files of a list that is not a table.
+        read: function that yields the pairs of a list that is not a table, and counts them. Such lists are small enough to
+            compare the URLs and images with each other.
     """
 
-    columns: Mapping[str, tuple[str, ...]]
-    in_shards: Mapping[str, tuple[str, ...]]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    in_shards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     annotations: Annotations | None = None
+    files: Callable[[RawFolder], Files] | None = None
+    read: Callable[[Files, Counts], Iterator[Pair]] | None = None
+
+    @property
+    def are_compared(self) -> bool:
+        """True if each URL and each image is used only once, and URLs without an image are listed as missing."""
+        return self.read is not None
+
+    @property
+    def list_format(self) -> ListFormat:
+        """File format of the lists for img2dataset."""
+        return "tsv" if self.are_compared else "parquet"
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,7 @@ class DataSet:
     licence: str
     files: Mapping[str, str]
     sizes: Mapping[str, int]
-    makes: tuple[Records, ...] | Pairs | ParquetPairs | Splits
+    makes: tuple[Records, ...] | Urls | Splits
     required: tuple[str, ...] = ()
 
     @property
@@ -195,7 +203,7 @@ class DataSet:
             return [(self.makes.folder, self.makes.content)]
         if isinstance(self.makes, tuple):
             return [(records.folder, records.content) for records in self.makes]
-        annotations = self.makes.annotations if isinstance(self.makes, ParquetPairs) else None
+        annotations = self.makes.annotations
         return [(name, annotations.content if annotations is not None else "an image and its caption")]
 
 
@@ -204,10 +212,10 @@ def files_named(**names: str | tuple[str, ...]) -> Callable[[RawFolder], Files]:
 
     The function raises :class:`UserError` with the names of all missing files.
     """
+    return partial(_find_files, names)
 
-    def find(raw: RawFolder) -> Files:
-        choices = {key: (each,) if isinstance(each, str) else each for key, each in names.items()}
-        names_by_key = {key: next(filter(raw.find, each), each[0]) for key, each in choices.items()}
-        return dict(zip(names_by_key, raw.need(*names_by_key.values()), strict=True))
 
-    return find
+def _find_files(names: Mapping[str, str | tuple[str, ...]], raw: RawFolder) -> Files:
+    choices = {key: (each,) if isinstance(each, str) else each for key, each in names.items()}
+    names_by_key = {key: next(filter(raw.find, each), each[0]) for key, each in choices.items()}
+    return dict(zip(names_by_key, raw.need(*names_by_key.values()), strict=True))

@@ -21,7 +21,7 @@ from typing import Any
 from dataset.prepare.cleaning import cleaned_text, long_text, relative_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.phrases import Phrases
-from dataset.prepare.sets.base import Annotations, DataSet, ParquetPairs
+from dataset.prepare.sets.base import Annotations, DataSet, Urls
 
 CAPTION, GROUNDED = "cogvlm_caption", "captions"
 COLUMNS = {"url": ("url",), "text": (CAPTION,)}
@@ -110,7 +110,7 @@ BLIP3_GROUNDING = DataSet(
         "captions, or with the parquet files in the same folder",
     },
     sizes={},
-    makes=ParquetPairs(
+    makes=Urls(
         columns=COLUMNS,
         in_shards=COLUMNS,
         annotations=Annotations(

@@ -7,7 +7,7 @@ The metadata at huggingface.co/datasets/mlfoundations/datacomp_1b (and datacomp_
 
 from __future__ import annotations
 
-from dataset.prepare.sets.base import DataSet, ParquetPairs
+from dataset.prepare.sets.base import DataSet, Urls
 
 COLUMNS = {
     "url": ("url",),
@@ -26,5 +26,5 @@ DATACOMP = DataSet(
         "datacomp*/*.tar": "or already downloaded shards of img2dataset with their *_stats.json; no lists are needed then",
     },
     sizes={},
-    makes=ParquetPairs(columns=COLUMNS, in_shards=COLUMNS),
+    makes=Urls(columns=COLUMNS, in_shards=COLUMNS),
 )

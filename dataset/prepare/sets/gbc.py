@@ -22,7 +22,7 @@ from typing import Any
 from dataset.prepare.cleaning import cleaned_text, long_text, relative_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.phrases import Phrases
-from dataset.prepare.sets.base import Annotations, DataSet, ParquetPairs
+from dataset.prepare.sets.base import Annotations, DataSet, Urls
 
 SIDES = ("left", "top", "right", "bottom")
 
@@ -147,7 +147,7 @@ GBC = DataSet(
         "gbc*/*.tar": "or shards of img2dataset with their *_stats.json, already downloaded, and the JSON lines in that folder",
     },
     sizes={},
-    makes=ParquetPairs(
+    makes=Urls(
         columns=COLUMNS,
         in_shards=COLUMNS,
         annotations=Annotations(

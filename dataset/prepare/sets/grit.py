@@ -13,7 +13,7 @@ from typing import Any
 from dataset.prepare.cleaning import cleaned_text, relative_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.phrases import Phrases
-from dataset.prepare.sets.base import Annotations, DataSet, ParquetPairs
+from dataset.prepare.sets.base import Annotations, DataSet, Urls
 
 SPANS = {"noun_chunks": "object", "ref_exps": "region"}
 """Columns with phrases, and the ``grain`` of the elements built from them."""
@@ -97,7 +97,7 @@ GRIT = DataSet(
         "with the parquet files in the same folder",
     },
     sizes={},
-    makes=ParquetPairs(
+    makes=Urls(
         columns=COLUMNS,
         in_shards={**COLUMNS, "width": ("original_width", "width"), "height": ("original_height", "height")},
         annotations=Annotations(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataset.prepare.sets.base import DataSet, ParquetPairs
+from dataset.prepare.sets.base import DataSet, Urls
 
 COLUMNS = {
     "url": ("url",),
@@ -25,7 +25,7 @@ LAION = DataSet(
         "laion*/*.tar": "or already downloaded shards of img2dataset with their *_stats.json; no lists are needed then",
     },
     sizes={},
-    makes=ParquetPairs(
+    makes=Urls(
         columns=COLUMNS,
         in_shards={**COLUMNS, "width": ("original_width", "width"), "height": ("original_height", "height")},
     ),

@@ -11,7 +11,7 @@ from typing import Any
 
 from dataset.prepare.cleaning import cleaned_text, long_text
 from dataset.prepare.counts import Counts
-from dataset.prepare.sets.base import Annotations, DataSet, ParquetPairs
+from dataset.prepare.sets.base import Annotations, DataSet, Urls
 
 COLUMNS = {
     "url": ("url",),
@@ -45,7 +45,7 @@ PIXELPROSE = DataSet(
         "pixelprose*/*.tar": "or shards of img2dataset with their *_stats.json, already downloaded",
     },
     sizes={},
-    makes=ParquetPairs(
+    makes=Urls(
         columns=COLUMNS,
         in_shards=COLUMNS,
         annotations=Annotations(

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Literal
 
 from dataset.prepare.counts import Counts
+from dataset.prepare.img2dataset import is_url
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.sets.base import DataSet, Files, Pair, Pairs, files_named
+from dataset.prepare.sets.base import DataSet, Files, Pair, Urls, files_named
 from utils.errors import UserError
 
 SBU_URLS, SBU_CAPTIONS = "SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt"
@@ -47,7 +48,10 @@ def _sbu_pairs(files: Files, counts: Counts) -> Iterator[Pair]:
                 remedy="is one of them truncated?",
             )
         counts.read["pairs"] += 1
-        yield Pair(url[0], url[1].strip(), caption[1])
+        if is_url(url[1].strip()):
+            yield Pair(url[0], url[1].strip(), caption[1])
+        else:
+            counts.skip("wrong columns", url[0], f"{url[1][:60]!r} is not a URL")
 
 
 def _json_columns(file: RawFile) -> tuple[Iterator[tuple[str, str]], Iterator[tuple[str, str]]]:
@@ -75,7 +79,7 @@ def _pairs_of_lines(order: Order, files: Files, counts: Counts) -> Iterator[Pair
         counts.read["pairs"] += 1
         if len(columns) != 2:
             counts.skip("wrong columns", location, f"{len(columns)} columns, {named}")
-        elif not columns[at].strip().lower().startswith(("http://", "https://")):
+        elif not is_url(columns[at].strip()):
             which = ("first", "second")[at]
             detail = f"the {which} column, {columns[at][:60]!r}, is not a URL"
             counts.skip("wrong columns", location, detail)
@@ -92,7 +96,7 @@ SBU = DataSet(
         SBU_JSON: "the same, in one file",
     },
     sizes={"pairs": 1_000_000},
-    makes=Pairs(_sbu_files, _sbu_pairs),
+    makes=Urls(files=_sbu_files, read=_sbu_pairs),
 )
 
 CC3M = DataSet(
@@ -101,7 +105,7 @@ CC3M = DataSet(
     licence="free to use, according to its website; images under their own terms",
     files={CC3M_TSV: "captions and URLs"},
     sizes={"pairs": 3_318_333},
-    makes=Pairs(files_named(pairs=CC3M_TSV), partial(_pairs_of_lines, ("caption", "url"))),
+    makes=Urls(files=files_named(pairs=CC3M_TSV), read=partial(_pairs_of_lines, ("caption", "url"))),
 )
 
 CC12M = DataSet(
@@ -110,5 +114,5 @@ CC12M = DataSet(
     licence="free to use, according to its website; images under their own terms",
     files={CC12M_TSV: "URLs and captions"},
     sizes={"pairs": 12_423_374},
-    makes=Pairs(files_named(pairs=CC12M_TSV), partial(_pairs_of_lines, ("url", "caption"))),
+    makes=Urls(files=files_named(pairs=CC12M_TSV), read=partial(_pairs_of_lines, ("url", "caption"))),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dataset.prepare import building, parquet_pairs
+from dataset.prepare import building, url_sets
 from dataset.prepare.filters import Filters
 from dataset.prepare.manifest import faults
 from dataset.shards.readers import Shards
@@ -25,7 +25,7 @@ FLICKR = f"https://farm1.staticflickr.com/1/{official.FLICKR_TEST}_0a1b_o.jpg"
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    for module in (building, parquet_pairs):
+    for module in (building, url_sets):
         monkeypatch.setattr(module, "in_order", official.in_this_process)
 
 
@@ -257,7 +257,7 @@ def test_damaged_and_unfinished_shards_are_reported(raw, out):
 def test_an_interrupted_run_resumes_with_the_remaining_files(raw, out, monkeypatch):
     for number in range(3):
         parquet(raw / f"laion/deep/{number}.parquet", ROWS)
-    work, done = parquet_pairs.write_list, []
+    work, done = url_sets.write_list, []
 
     def cut(job):
         done.append(job.source.name)
@@ -265,7 +265,7 @@ def test_an_interrupted_run_resumes_with_the_remaining_files(raw, out, monkeypat
             raise RuntimeError
         return work(job)
 
-    monkeypatch.setattr(parquet_pairs, "write_list", cut)
+    monkeypatch.setattr(url_sets, "write_list", cut)
     with pytest.raises(RuntimeError):
         prepared("laion", raw, out)
     prepared("laion", raw, out)

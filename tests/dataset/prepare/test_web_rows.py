@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dataset.prepare import building, parquet_pairs, parquet_rows
+from dataset.prepare import building, parquet_rows, url_sets
 from dataset.prepare.filters import Filters
 from dataset.prepare.manifest import faults
 from dataset.prepare.sets.blip3_grounding import phrase_before
@@ -32,7 +32,7 @@ prepared = partial(official.prepared, max_broken=1.0)  # these small files conta
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    for module in (building, parquet_pairs):
+    for module in (building, url_sets):
         monkeypatch.setattr(module, "in_order", official.in_this_process)
 
 
@@ -486,7 +486,7 @@ def test_an_interrupted_run_resumes_with_the_remaining_shards(raw, out, monkeypa
         download(raw / "grit" / name, rows)
         for path in (raw / "grit" / name).iterdir():
             path.rename(path.with_name(path.name.replace("00000", name)))
-    work, done = parquet_pairs.convert_shard, []
+    work, done = url_sets.take_shard, []
 
     def cut(job):
         done.append(job.source.name)
@@ -494,7 +494,7 @@ def test_an_interrupted_run_resumes_with_the_remaining_shards(raw, out, monkeypa
             raise RuntimeError
         return work(job)
 
-    monkeypatch.setattr(parquet_pairs, "convert_shard", cut)
+    monkeypatch.setattr(url_sets, "take_shard", cut)
     with pytest.raises(RuntimeError):
         prepared("grit", raw, out)
     prepared("grit", raw, out)

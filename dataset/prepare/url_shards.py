@@ -1,4 +1,4 @@
-"""Processes the shards that img2dataset wrote: keeps the records that may be used, and adds the annotations of their rows."""
+"""Shards that img2dataset wrote: keeps the records that may be used, and adds the annotations of their rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -15,10 +15,10 @@ from dataset.media.encoded import FORMATS
 from dataset.prepare.counts import Counts
 from dataset.prepare.img2dataset import place_shard
 from dataset.prepare.output import json_line
-from dataset.prepare.pair_lists import ANNOTATIONS, DAMAGED, ROW_KIND, FileJob, Selection
 from dataset.prepare.region_records import OTHER_SIZE, same_shape
 from dataset.prepare.rows import RowFile
 from dataset.prepare.sets.base import Annotations
+from dataset.prepare.url_lists import ANNOTATIONS, DAMAGED, ROW_KIND, Selection
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import RawRecord
 from dataset.shards.scanning import scan_shard
@@ -31,27 +31,13 @@ MAX_OTHER_SHAPE = 0.5
 rejected."""
 
 
-def take_shard(job: FileJob) -> Counts:
-    """Puts a shard that img2dataset wrote in place; it is linked if all of its records may be used. Runs in a worker process, on
-    any machine.
+class ShardJob(NamedTuple):
+    """A shard to convert from ``source`` to ``target``. ``rows`` is the file of rows by URL for shards without annotations."""
 
-    The JSON members contain URLs, sizes, and the list's additional columns, if img2dataset kept them. A damaged shard is skipped
-    and counted.
-    """
-    counts, kept = Counts(), set[str]()  # only names, since the images of a shard would fill the memory of a process
-    try:
-        for record in shard_records(job.source, counts):
-            if may_be_used(record, job.selection, counts):
-                kept.add(key_of(record.location.removeprefix(f"{job.source}:")))
-                counts.written["records"] += 1
-    except (UserError, tarfile.TarError, ValueError) as error:
-        counts = Counts()
-        counts.skip(DAMAGED, str(job.source), str(error))
-        return counts
-    counts.written["images"] = counts.written["records"]
-    if kept:
-        place_shard(job.source, job.target, kept if counts.written["images"] < counts.read["images"] else None)
-    return counts
+    source: Path
+    target: Path
+    selection: Selection
+    rows: Path | None = None
 
 
 def shard_records(path: Path, counts: Counts) -> Iterator[RawRecord]:
@@ -66,49 +52,30 @@ def shard_records(path: Path, counts: Counts) -> Iterator[RawRecord]:
                 counts.skip_broken(error)
 
 
-def may_be_used(record: RawRecord, selection: Selection, counts: Counts) -> bool:
-    """Returns True if a record of a shard may be used; otherwise counts the reason."""
-    values = {name.lower(): value for name, value in record.values.items()}
-    row: dict[str, Any] = {
-        ours: next((values[name] for name in names if name in values), None)
-        for ours, names in selection.pairs.in_shards.items()
-    }
-    row["url"] = str(row["url"] or "")
-    if record.image is None:
-        counts.skip("missing image", record.location, row["url"][:100])
-        return False
-    return selection.allow(row, counts, record.location)
+def record_key(record: RawRecord, shard: Path) -> str:
+    """Returns the key that the members of a record have in common."""
+    return key_of(record.location.removeprefix(f"{shard}:"))
 
 
-def convert_shard(job: FileJob) -> Counts:
-    """Writes a shard with the same images, whose JSON members are records made from the annotations of their rows. Runs in a
-    worker process, on any machine. A damaged shard is skipped and counted.
+def take_shard(job: ShardJob) -> Counts:
+    """Puts a shard in place without the records that must not be used; runs in a worker process, on any machine.
+
+    If the data set has annotations, the JSON members of the new shard are records made from them. Otherwise the shard is linked
+    if all of its records may be used. A damaged shard is skipped and counted.
 
     Raises:
         UserError: most images were cropped or padded, so their boxes are wrong.
     """
-    annotations = job.selection.pairs.annotations
-    assert annotations is not None
-    counts = Counts()
-    rows = RowFile(job.rows) if job.rows is not None else None
+    annotations, counts = job.selection.urls.annotations, Counts()
     try:
-        with replacing(job.target) as part, tarfile.open(part, "w:") as new:
-            for record in shard_records(job.source, counts):
-                if (converted := _converted(record, job.selection, annotations, rows, counts)) is not None:
-                    counts.written["images"] += 1
-                    name = record.location.removeprefix(f"{job.source}:")
-                    _add(new, name, record.image or b"")
-                    _add(new, f"{key_of(name)}.json", json_line(converted).rstrip())
-        if not counts.written["images"]:
-            job.target.unlink(missing_ok=True)
+        if annotations is None:
+            _place_usable(job, counts)
+        else:
+            _convert(job, annotations, counts)
     except (UserError, tarfile.TarError, ValueError) as error:
         job.target.unlink(missing_ok=True)
         counts = Counts()
         counts.skip(DAMAGED, str(job.source), str(error))
-        return counts
-    finally:
-        if rows is not None:
-            rows.close()
     if counts.skipped[OTHER_SIZE] > MAX_OTHER_SHAPE * counts.read["images"]:
         raise UserError(
             f"{counts.skipped[OTHER_SIZE]:,} of {counts.read['images']:,} images have a different shape than "
@@ -117,11 +84,53 @@ def convert_shard(job: FileJob) -> Counts:
             where=job.source,
             remedy="download them again with --resize_mode keep_ratio",
         )
-    counts.written["records"] = counts.written["images"]
     return counts
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def _place_usable(job: ShardJob, counts: Counts) -> None:
+    """The JSON members contain URLs, sizes, and the list's additional columns, if img2dataset kept them."""
+    kept = set[str]()  # only names, since the images of a shard would fill the memory of a process
+    for record in shard_records(job.source, counts):
+        if _may_be_used(record, job.selection, counts):
+            kept.add(record_key(record, job.source))
+            counts.written.update(images=1, records=1)
+    if kept:
+        place_shard(job.source, job.target, kept if counts.written["images"] < counts.read["images"] else None)
+
+
+def _may_be_used(record: RawRecord, selection: Selection, counts: Counts) -> bool:
+    """Returns True if a record of a shard may be used; otherwise counts the reason."""
+    values = {name.lower(): value for name, value in record.values.items()}
+    row: dict[str, Any] = {
+        ours: next((values[name] for name in names if name in values), None)
+        for ours, names in selection.urls.in_shards.items()
+    }
+    row["url"] = str(row["url"] or "")
+    if record.image is None:
+        counts.skip("missing image", record.location, row["url"][:100])
+        return False
+    return selection.allow(row, counts, record.location)
+
+
+def _convert(job: ShardJob, annotations: Annotations, counts: Counts) -> None:
+    rows = RowFile(job.rows) if job.rows is not None else None
+    try:
+        with replacing(job.target) as part, tarfile.open(part, "w:") as new:
+            for record in shard_records(job.source, counts):
+                if (converted := _converted(record, job.selection, annotations, rows, counts)) is not None:
+                    counts.written.update(images=1, records=1)
+                    name = record.location.removeprefix(f"{job.source}:")
+                    add_member(new, name, record.image or b"")
+                    add_member(new, f"{key_of(name)}.json", json_line(converted).rstrip())
+    finally:
+        if rows is not None:
+            rows.close()
+    if not counts.written["images"]:
+        job.target.unlink(missing_ok=True)
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Adds a file to a tar."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
@@ -131,7 +140,7 @@ def _converted(
     record: RawRecord, selection: Selection, annotations: Annotations, rows: RowFile | None, counts: Counts
 ) -> dict[str, Any] | None:
     """Returns the record of an image. If the image must not be used or has no annotations, counts the reason and returns None."""
-    if not may_be_used(record, selection, counts):
+    if not _may_be_used(record, selection, counts):
         return None
     url = str(record.values.get("url") or "")
     row = row_of(record.values, annotations)
