@@ -20,10 +20,10 @@ from PIL import Image
 
 from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import Urls
 from dataset.prepare.making import prepare
 from dataset.prepare.options import Options
 from dataset.prepare.output import json_line
-from dataset.prepare.sets.base import Urls
 from utils.commands import call
 from utils.flags import Positive
 

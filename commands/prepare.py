@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from dataset.prepare.catalogue import GROUPS, READERS, SETS
+from dataset.prepare.catalogue import GROUPS, SETS, listing, users_of
+from dataset.prepare.declarations import Splits
 from dataset.prepare.filters import Filters, Safety
 from dataset.prepare.held_out import SPLITS, VIDEO_SPLITS
 from dataset.prepare.making import prepare as prepare_set
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
 from dataset.prepare.options import Options, VideoOptions
-from dataset.prepare.sets.base import Splits, Urls
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import OutputFolder, PositiveReal, named, number_within, read_by, unknown, whole_number
@@ -37,16 +37,16 @@ CONVERTERS = {
 }
 """Subcommands with separate options. The help of each subcommand says what it converts."""
 
-DEFAULT_VIDEO_OPTIONS = VideoOptions()
+
+def _group(*options: str) -> str:
+    """Returns the title of the flags that set some options: the data sets that use them."""
+    return ", ".join(dict.fromkeys(name for option in options for name in users_of(option)))
 
 
-@Parameter(
-    name="*",
-    group="laion, datacomp, grit, blip3_grounding, gbc, pixelprose (the paper does not say how LAION was filtered)",
-)
+@Parameter(name="*", group=f"{_group('filters')} (the paper does not say how LAION was filtered)")
 @dataclass(frozen=True, kw_only=True)
-class LaionFlags:
-    """Flags that set how lists of image URLs are filtered, and where the filter runs.
+class FilterFlags:
+    """Flags that set how lists of image URLs are filtered.
 
     Attributes:
         min_side: minimum length of the shorter side in pixels, according to the list.
@@ -54,7 +54,6 @@ class LaionFlags:
         safety: NSFW excludes images with this tag, UNSURE excludes images with either tag, and none excludes no images.
         max_unsafe: maximum probability of an unsafe image (column punsafe).
         max_watermark: maximum probability of a watermark (column pwatermark).
-        ray: run on a Ray cluster with a shared disk; pass its address, auto, or local.
     """
 
     min_side: Annotated[int, read_by(whole_number(0, 100_000))] = 0
@@ -62,10 +61,21 @@ class LaionFlags:
     safety: Safety = "NSFW"
     max_unsafe: Annotated[float, read_by(number_within(0, 1))] = 1.0
     max_watermark: Annotated[float, read_by(number_within(0, 1))] = 1.0
+
+
+@Parameter(name="*", group=_group("ray"))
+@dataclass(frozen=True, kw_only=True)
+class RayFlags:
+    """Flags that set where lists and shards are converted.
+
+    Attributes:
+        ray: run on a Ray cluster with a shared disk; pass its address, auto, or local.
+    """
+
     ray: str | None = None
 
 
-@Parameter(name="*", group="videos")
+@Parameter(name="*", group=_group("videos"))
 @dataclass(frozen=True, kw_only=True)
 class VideoFlags:
     """Flags that set how videos are converted.
@@ -77,13 +87,13 @@ class VideoFlags:
         words: number of words in a clip of yt_temporal.
     """
 
-    short_side: Annotated[int, read_by(whole_number(16, 4096))] = DEFAULT_VIDEO_OPTIONS.short_side
-    frames_per_second: PositiveReal = DEFAULT_VIDEO_OPTIONS.frames_per_second
-    clips: Annotated[int, read_by(whole_number(1, 10_000))] = DEFAULT_VIDEO_OPTIONS.clips
-    words: Annotated[int, read_by(whole_number(1, 1000))] = DEFAULT_VIDEO_OPTIONS.words
+    short_side: Annotated[int, read_by(whole_number(16, 4096))] = VideoOptions.short_side
+    frames_per_second: PositiveReal = VideoOptions.frames_per_second
+    clips: Annotated[int, read_by(whole_number(1, 10_000))] = VideoOptions.clips
+    words: Annotated[int, read_by(whole_number(1, 1000))] = VideoOptions.words
 
 
-@Parameter(name="*", group="wikimatrix")
+@Parameter(name="*", group=_group("min_score"))
 @dataclass(frozen=True, kw_only=True)
 class SentenceFlags:
     """Flags that select the translations to use.
@@ -95,9 +105,14 @@ class SentenceFlags:
     min_score: PositiveReal = Options.min_score
 
 
+NAME_HELP = f"{', '.join((*SETS, *GROUPS))}; or a command"
+
+
 @with_subcommands(CONVERTERS)
 def prepare(
-    name: Annotated[str | None, Parameter(choices=(*SETS, *GROUPS, *CONVERTERS), show_choices=False)] = None,
+    name: Annotated[
+        str | None, Parameter(choices=(*SETS, *GROUPS, *CONVERTERS), show_choices=False, help=NAME_HELP)
+    ] = None,
     /,
     *,
     list_: bool = False,
@@ -111,7 +126,8 @@ def prepare(
     overwrite: bool = False,
     max_broken: Annotated[float, read_by(number_within(0, 1))] = Options.max_broken,
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
-    laion: LaionFlags = LaionFlags(),
+    filters: FilterFlags = FilterFlags(),
+    cluster: RayFlags = RayFlags(),
     videos: VideoFlags = VideoFlags(),
     sentences: SentenceFlags = SentenceFlags(),
 ) -> int:
@@ -124,9 +140,7 @@ def prepare(
     is complete.
 
     Args:
-        name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, v3det, cc12m, laion,
-            webvid, howto100m, yt_temporal, multi30k, multilingual_coco, wit, wikimatrix, odvg, instances, lvis, grit, finehard,
-            grefcoco, grefcoco_eval, ref_l4, blip3_grounding, gbc, pixelprose, datacomp, 4m, 1b or videos; or a command.
+        name: data set, group or command.
         list_: show the data sets with their files, sizes, licences and the resulting records.
         check: compare the prepared folders in this folder with their manifests.
         raw: folder of the official files and images.
@@ -152,7 +166,9 @@ def prepare(
     if sum((list_, check is not None, name is not None)) > 1:
         raise UserError("pass only one of NAME, --list and --check")
     if list_:
-        sys.stdout.write(listing())
+        commands = [f"  {name:19}{converter.help}" for name, converter in CONVERTERS.items()]
+        lines = [listing(), "With their own flags (python run.py prepare NAME --help):", *commands]
+        sys.stdout.write("\n".join(lines) + "\n")
         return 0
     if check is not None:
         return check_folders(check)
@@ -164,12 +180,10 @@ def prepare(
     splits = {**SPLITS, **VIDEO_SPLITS}
     if wrong := [each for each in without if each not in splits]:
         raise UserError(f"{unknown(wrong[0], list(splits))}", where="--without")
-    from_lists = [each for each, data_set in SETS.items() if isinstance(data_set.makes, Urls)]
-    if verify and set(names) <= {*from_lists, *GROUPS["videos"]}:
+    if verify and not set(names) & set(users_of("verify")):
         raise UserError(f"{', '.join(names)} does not decode images", where="--verify", remedy="remove the flag")
-    _reject_unused(laion, from_lists, names)
-    _reject_unused(videos, GROUPS["videos"], names)
-    _reject_unused(sentences, ("wikimatrix",), names)
+    for option, flags in {"filters": filters, "ray": cluster, "videos": videos, "min_score": sentences}.items():
+        _reject_unused(flags, users_of(option), names)
     exclusions = {"--held-out": held_out, "--without": without, "--missing": missing, "--verify": verify}
     if isinstance(SETS[names[0]].makes, Splits) and (given := [flag for flag, value in exclusions.items() if value]):
         raise UserError(
@@ -185,9 +199,9 @@ def prepare(
         overwrite=overwrite,
         workers=workers,
         report=lambda line: sys.stdout.write(f"{line}\n"),
-        filters=Filters(laion.min_side, laion.min_similarity, laion.safety, laion.max_unsafe, laion.max_watermark),
-        videos=VideoOptions(videos.short_side, videos.frames_per_second, videos.clips, videos.words),
-        ray=laion.ray,
+        filters=Filters(**asdict(filters)),
+        videos=VideoOptions(**asdict(videos)),
+        ray=cluster.ray,
         min_score=sentences.min_score,
         max_broken=max_broken,
     )
@@ -219,34 +233,6 @@ def prepare_all(names: Sequence[str], options: Options) -> int:
             + "\n  ".join(errors)
         )
     return 0
-
-
-def listing() -> str:
-    """Returns the text of --list: the files, licence, sizes and records of each data set, and the config that reads them."""
-    lines = ["Licences are as stated on the data sets' own pages; none was verified here.", ""]
-    for name, data_set in SETS.items():
-        sizes = ", ".join(f"{number:,} {unit}" for unit, number in data_set.sizes.items()) or "not known"
-        lines += [f"{name}: {data_set.title}", f"  from      {data_set.home}", f"  licence   {data_set.licence}"]
-        lines += [
-            f"  {'files' if not index else '':9} {files}: {what}"
-            for index, (files, what) in enumerate(data_set.files.items())
-        ]
-        lines += [f"  size      {sizes}"]
-        lines += [
-            f"  {'makes' if not index else '':9} {folder}/: {content}"
-            for index, (folder, content) in enumerate(data_set.folders(name))
-        ]
-        readers = [READERS[group] for group, names in GROUPS.items() if name in names]
-        readers += [data_set.makes.readers] if isinstance(data_set.makes, Splits) else []
-        lines += [
-            f"  read by   {reader}"
-            for reader in readers or ["no config here; add its folder to data.images.files or data.regions.files"]
-        ]
-        lines.append("")
-    lines += [f"{group}: {', '.join(names)}" for group, names in GROUPS.items()]
-    lines += ["", "With their own flags (python run.py prepare NAME --help):"]
-    lines += [f"  {name:19}{converter.help}" for name, converter in CONVERTERS.items()]
-    return "\n".join(lines) + "\n"
 
 
 def check_folders(root: Path) -> int:

@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 import run
 from commands.prepare import CONVERTERS
 from dataset.config import CaptionedSplitConfig, GroundingSplitConfig, NLVRSplitConfig, QuestionsConfig
+from dataset.prepare import document
 from dataset.prepare.catalogue import GROUPS, SETS
 from launch.command import launch
 from tasks import TASKS
@@ -165,6 +166,12 @@ def test_the_data_page_names_every_format_and_every_preparation_command():
     names = [*SETS, *GROUPS, *CONVERTERS]
     assert len(names) > 10
     assert [name for name in names if f"run.py prepare {name}" not in text] == []
+
+
+def test_the_table_of_data_sets_is_up_to_date():
+    """If this fails, run ``python -m dataset.prepare.document``."""
+    page = document.PAGE.read_text(encoding="utf-8")
+    assert document.with_table(page) == page and f"\n\n{document.table()}\n" in page
 
 
 def test_the_data_tree_has_every_folder_that_a_paper_config_reads():

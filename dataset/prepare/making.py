@@ -12,6 +12,7 @@ from typing import Any
 from dataset.prepare.building import Job, Work, fill_with_records
 from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import Found, Records, Source, Splits
 from dataset.prepare.finders import Finder, ImageFinder, VideoFinder
 from dataset.prepare.folders import write_records
 from dataset.prepare.held_out import HeldOut
@@ -19,7 +20,6 @@ from dataset.prepare.missing import write_missing
 from dataset.prepare.options import Options
 from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.preparation import Preparation
-from dataset.prepare.sets.base import Found, Records, Source, Splits
 from dataset.prepare.url_sets import make_from_urls
 from dataset.records.broken import BrokenRecordError
 from utils.files import replacing
@@ -33,7 +33,7 @@ def prepare(name: str, options: Options) -> None:
         UserError: official files are missing or cannot be used, or a folder has a different origin.
     """
     data_set = SETS[name]
-    preparation = Preparation.start(name, data_set, options)
+    preparation = Preparation.start(data_set, options)
     if isinstance(data_set.makes, Splits):
         _make_splits(preparation, data_set.makes)
     elif not isinstance(data_set.makes, tuple):
@@ -82,7 +82,7 @@ def _make_records(preparation: Preparation, records: Records) -> None:
 def _make_splits(preparation: Preparation, splits: Splits) -> None:
     options = preparation.options
     files = splits.files(preparation.raw)
-    arguments = preparation.arguments(files) | {name: getattr(options, name) for name in splits.reads}
+    arguments = preparation.arguments(files) | {name: getattr(options, name) for name in splits.options}
 
     def fill(output: OutputFolder) -> Counts:
         total = Counts()

@@ -12,13 +12,13 @@ from typing import Any
 from dataset.image_ids import ids_in_path
 from dataset.prepare.building import build_folder
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import DataSet, Files, Splits
 from dataset.prepare.folder_index import write_folder_index
 from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, contradictory_links, read_held_out
 from dataset.prepare.options import Options
 from dataset.prepare.output import OutputFolder
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.results import report_result
-from dataset.prepare.sets.base import DataSet, Files, Splits
 from dataset.prepare.verify import Verified, verify_images
 from utils.suffixes import IMAGE_SUFFIXES
 
@@ -31,7 +31,6 @@ class Preparation:
     """The preparation of a data set.
 
     Attributes:
-        name: name of the data set.
         data_set: declaration of the data set.
         options: the user's options.
         raw: the folder of official files.
@@ -39,7 +38,6 @@ class Preparation:
         held_out: the held-out images.
     """
 
-    name: str
     data_set: DataSet
     options: Options
     raw: RawFolder
@@ -47,7 +45,7 @@ class Preparation:
     held_out: HeldOut
 
     @classmethod
-    def start(cls, name: str, data_set: DataSet, options: Options) -> Preparation:
+    def start(cls, data_set: DataSet, options: Options) -> Preparation:
         """Reads the held-out images.
 
         Raises:
@@ -56,10 +54,15 @@ class Preparation:
         raw = RawFolder([options.raw])
         searched = RawFolder([options.raw, *options.held_out]) if options.held_out else raw
         if isinstance(data_set.makes, Splits):  # the data set's own splits are held out
-            return cls(name, data_set, options, raw, searched, HeldOut())
+            return cls(data_set, options, raw, searched, HeldOut())
         splits = VIDEO_SPLITS if data_set.has_videos else None
         held_out = read_held_out(searched, data_set.required, options.without, splits)
-        return cls(name, data_set, options, raw, searched, held_out)
+        return cls(data_set, options, raw, searched, held_out)
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self.data_set.name
 
     @property
     def downloads(self) -> Path:

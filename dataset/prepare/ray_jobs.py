@@ -28,7 +28,7 @@ def in_order_on_ray(
     """Runs jobs on a Ray cluster and yields ``work(job)`` in the order of ``jobs``, which are fetched as needed.
 
     Args:
-        work: a top-level function.
+        work: a top-level function, or a :class:`functools.partial` of one.
         jobs: the jobs. Jobs should be small: they contain the paths of the files that the workers read.
         address: address of the cluster; "auto" for the cluster of this machine, "local" for this machine alone.
         workers: number of cores to use if ``address`` is "local".
@@ -38,7 +38,11 @@ def in_order_on_ray(
         UserError: Ray is not installed, or connecting to the cluster failed.
     """
     ray = _connect(address, workers)
-    task = ray.remote(max_retries=RETRIES)(work)
+
+    def run(job: J) -> R:  # Ray does not accept a functools.partial
+        return work(job)
+
+    task = ray.remote(max_retries=RETRIES)(run)
     remaining, waiting = iter(jobs), deque[tuple[J, Any]]()
     try:
         while True:

@@ -11,7 +11,7 @@ from PIL import Image
 from dataset.media.encoded import FORMATS
 from dataset.prepare.cleaning import tidy
 from dataset.prepare.counts import Counts
-from dataset.prepare.sets.base import Found
+from dataset.prepare.declarations import Found
 from utils.files import open_regular
 
 TOLERANCE_PX = 1.0

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 from dataset.image_ids import ids_in_url
 from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import Files, Urls
 from dataset.prepare.filters import Filters
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.img2dataset import is_url
 from dataset.prepare.parquet_rows import DamagedFileError, Rows, open_parquet, parquet_batches
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.rows import Row
-from dataset.prepare.sets.base import Files, Urls
 from dataset.records.broken import BrokenRecordError
 from dataset.shards.parquet import check_names
 from dataset.shards.tars import parse_object
@@ -77,11 +77,13 @@ class Selection:
 
 class ListJob(NamedTuple):
     """An official list, which may consist of several parallel ``files``, to convert to the list ``target`` for img2dataset.
-    ``total`` is the expected number of pairs for a progress bar; None if several lists are converted at a time."""
+    ``name`` and ``total`` are the name of the data set and the expected number of pairs, for a progress bar; ``total`` is None if
+    several lists are converted at a time."""
 
     files: Files
     target: Path
     selection: Selection
+    name: str = ""
     total: int | None = None
 
     @property
@@ -117,7 +119,7 @@ def _rows(job: ListJob, counts: Counts) -> Iterator[Rows]:
         return
     pairs = urls.read(job.files, counts)
     if job.total is not None:
-        pairs = iter(progress_bar(pairs, total=job.total, desc=job.target.parent.name, unit="pair"))
+        pairs = iter(progress_bar(pairs, total=job.total, desc=job.name, unit="pair"))
     while batch := [
         (pair.location, {"url": pair.url, "text": pair.caption}) for pair in itertools.islice(pairs, BATCH)
     ]:

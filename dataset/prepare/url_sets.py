@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.compared_shards import Comparison, scan_records
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import Files, Urls
 from dataset.prepare.filters import Filters
 from dataset.prepare.finders import held_out_contents
 from dataset.prepare.img2dataset import (
@@ -38,7 +39,6 @@ from dataset.prepare.processes import in_order
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.ray_jobs import in_order_on_ray
 from dataset.prepare.rows import RowFolder
-from dataset.prepare.sets.base import Files, Urls
 from dataset.prepare.url_lists import (
     ANNOTATIONS,
     DAMAGED,
@@ -126,7 +126,9 @@ class _UrlSet:
             lists: dict[str, Files] = {list_stem(path): {"table": RawFile(path)} for path in self.tables}
             jobs = [ListJob(files, output.out / f"{name}.{form}", self.selection) for name, files in lists.items()]
             if self.files:
-                jobs = [ListJob(self.files, output.out / f"{LIST}.{form}", self.selection, total)]
+                jobs = [
+                    ListJob(self.files, output.out / f"{LIST}.{form}", self.selection, self.preparation.name, total)
+                ]
             return self._fill(output, write_list, jobs, "list")
 
         self.preparation.make(self.list_folder, arguments, fill, index=False)

@@ -13,11 +13,11 @@ from PIL import Image
 
 from dataset.media.encoded import FORMATS
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import Annotations
 from dataset.prepare.img2dataset import place_shard
 from dataset.prepare.output import json_line
 from dataset.prepare.region_records import OTHER_SIZE, same_shape
 from dataset.prepare.rows import RowFile
-from dataset.prepare.sets.base import Annotations
 from dataset.prepare.url_lists import ANNOTATIONS, DAMAGED, ROW_KIND, Selection
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import RawRecord

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from dataset.media.video import VideoSource
 from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import Found
 from dataset.prepare.options import VideoOptions
-from dataset.prepare.sets.base import Found
 from dataset.records.broken import BrokenRecordError
 
 _TAG = re.compile(r"\[[^\[\]]{1,40}\]")

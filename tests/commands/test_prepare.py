@@ -10,7 +10,7 @@ import pytest
 
 from dataset.prepare import building
 from dataset.prepare.catalogue import GROUPS, SETS
-from dataset.prepare.sets.base import Splits
+from dataset.prepare.declarations import Splits
 from run import main
 from tasks.binding import bind_run
 from tests.dataset.prepare import official
@@ -41,7 +41,8 @@ def test_flags_that_no_set_reads_are_rejected(raw, out, capsys):
         (["--clips", "2"], "--clips 2: only used by webvid, howto100m, yt_temporal; remove the flag"),
         (
             ["--ray", "local"],
-            "--ray local: only used by laion, grit, blip3_grounding, gbc, pixelprose, datacomp; remove the flag",
+            "--ray local: only used by sbu, cc3m, cc12m, laion, grit, blip3_grounding, gbc, pixelprose, datacomp; "
+            "remove the flag",
         ),
     ):
         assert main(["prepare", "coco", "--raw", str(raw), "--out", str(out), *flags]) == 2
@@ -74,7 +75,7 @@ def test_the_list_has_every_set_with_files_size_licence_products_and_config(run)
             assert file in part
         for number in data_set.sizes.values():
             assert f"{number:,}" in part
-        for folder, content in data_set.folders(name):
+        for folder, content in data_set.folders:
             assert f"{folder}/: {content}" in part
     assert "4m: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities" in printed
     for name in ("own", "multilingual", "frames"):
@@ -106,7 +107,7 @@ def test_every_folder_in_the_second_stage_configs_is_built_by_a_set():
 def made_by(*groups: str) -> set[str]:
     """The record folders that the sets of these groups build."""
     names = [name for group in groups for name in GROUPS[group]]
-    return {folder for name in names for folder, _ in SETS[name].folders(name)}
+    return {folder for name in names for folder, _ in SETS[name].folders}
 
 
 @pytest.mark.parametrize(

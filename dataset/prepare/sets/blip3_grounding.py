@@ -20,8 +20,8 @@ from typing import Any
 
 from dataset.prepare.cleaning import cleaned_text, long_text, relative_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import Annotations, DataSet, Urls
 from dataset.prepare.phrases import Phrases
-from dataset.prepare.sets.base import Annotations, DataSet, Urls
 
 CAPTION, GROUNDED = "cogvlm_caption", "captions"
 COLUMNS = {"url": ("url",), "text": (CAPTION,)}
@@ -101,6 +101,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 BLIP3_GROUNDING = DataSet(
+    name="blip3_grounding",
     title="BLIP3-GROUNDING-50M",
     home="huggingface.co/datasets/Salesforce/blip3-grounding-50m",
     licence="Apache 2.0; images under their own terms",

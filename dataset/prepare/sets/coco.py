@@ -12,7 +12,9 @@ from typing import Any
 from dataset.formats.karpathy import KarpathyImage
 from dataset.prepare.building import Convert
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts
+from dataset.prepare.coco_format import category_names, objects_of, rows_of, size_of
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.held_out import COCO_SPLITS
 from dataset.prepare.json_pieces import official_pieces
@@ -20,8 +22,6 @@ from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFolder
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
-from dataset.prepare.sets.instances import category_names, objects_of, rows_of, size_of
 from utils.errors import UserError
 
 SPLITS_2014, SPLITS_2017 = ("train2014", "val2014"), ("train2017", "val2017")
@@ -139,11 +139,12 @@ def _validation_record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]
 
 
 COCO = DataSet(
+    name="coco",
     title="COCO",
     home="cocodataset.org",
     licence="annotations CC BY 4.0; images under the terms of Flickr",
     files={
-        "captions_train2014.json, captions_val2014.json": "captions (annotations_trainval2014.zip)",
+        "captions_train2014.json, captions_val2014.json": "captions (annotations_trainval2014.zip); or those of 2017",
         "instances_train2014.json, instances_val2014.json": "objects (the same archive)",
         "dataset_coco.json": "Karpathy's split (caption_datasets.zip)",
         "train2014/, val2014/": "images (train2014.zip, val2014.zip)",
@@ -159,7 +160,7 @@ COCO = DataSet(
         ),
         Records(
             "coco_regions",
-            "an image, its captions, and its objects",
+            "an image, its captions, and its objects without crowds",
             files=_files("captions", "objects"),
             read=partial(_read, lambda categories: partial(_object_record, categories)),
             image_files=IMAGES,
@@ -174,4 +175,6 @@ COCO = DataSet(
         ),
     ),
     required=COCO_SPLITS,
+    group="4m",
+    paper="0.11M images, 0.55M captions, 0.45M objects",
 )

@@ -7,7 +7,7 @@ The metadata at huggingface.co/datasets/mlfoundations/datacomp_1b (and datacomp_
 
 from __future__ import annotations
 
-from dataset.prepare.sets.base import DataSet, Urls
+from dataset.prepare.declarations import DataSet, Urls
 
 COLUMNS = {
     "url": ("url",),
@@ -18,6 +18,7 @@ COLUMNS = {
 }
 
 DATACOMP = DataSet(
+    name="datacomp",
     title="DataComp-1B and CommonPool",
     home="huggingface.co/datasets/mlfoundations/datacomp_1b",
     licence="lists CC BY 4.0; images under their own terms",

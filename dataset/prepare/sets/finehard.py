@@ -18,13 +18,13 @@ from typing import Any
 
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, long_text, relative_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.prepare.finders import ANY_IMAGES, names_of_path
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.phrases import overlap
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record, stored_size
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
 
@@ -137,6 +137,7 @@ def _element(value: Any, size: tuple[int, int], counts: Counts, location: str) -
 
 
 FINEHARD = DataSet(
+    name="finehard",
     title="FineHARD",
     home="huggingface.co/datasets/qihoo360/FineHARD",
     licence="Apache 2.0, according to data/data.md of FG-CLIP; images under their own terms",

@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 from dataset.image_ids import id_number
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError, reason_of
@@ -184,6 +184,7 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
 
 
 ENTITIES = DataSet(
+    name="flickr30k_entities",
     title="Flickr30K Entities",
     home="github.com/BryanPlummer/flickr30k_entities",
     licence="annotations for research; images under the terms of Flickr",
@@ -196,7 +197,8 @@ ENTITIES = DataSet(
     makes=(
         Records(
             "flickr_entities",
-            "an image, its captions, and the phrases with their boxes",
+            "an image, its captions, and an element for each chain (phrases for the same entity), with the box around all of its "
+            "boxes",
             files=_files,
             read=_read,
             image_files=ImageFiles("flickr", re.compile(r"\d+\.jpg")),
@@ -204,4 +206,5 @@ ENTITIES = DataSet(
         ),
     ),
     required=("karpathy_flickr30k",),
+    group="4m",
 )

@@ -21,8 +21,8 @@ from typing import Any
 
 from dataset.prepare.cleaning import cleaned_text, long_text, relative_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import Annotations, DataSet, Urls
 from dataset.prepare.phrases import Phrases
-from dataset.prepare.sets.base import Annotations, DataSet, Urls
 
 SIDES = ("left", "top", "right", "bottom")
 
@@ -139,6 +139,7 @@ def _add(
 COLUMNS = {"url": ("img_url", "url"), "text": ("original_caption", "caption")}
 
 GBC = DataSet(
+    name="gbc",
     title="GBC10M and GBC1M",
     home="huggingface.co/datasets/graph-based-captions/GBC10M",
     licence="CC BY-NC 4.0; images under their own terms",

@@ -10,11 +10,11 @@ from typing import Any
 from dataset.image_ids import id_number
 from dataset.prepare.cleaning import annotated_size
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.held_out import VG_SPLITS, ids_in_image_data
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.region_records import region_record
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.sets.visual_genome import BATCH, IMAGES, attribute_key, described_box, read_image_data, vg_names
 from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
@@ -64,6 +64,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
 
 
 GQA = DataSet(
+    name="gqa",
     title="GQA",
     home="cs.stanford.edu/people/dorarad/gqa",
     licence="CC BY 4.0",
@@ -85,4 +86,5 @@ GQA = DataSet(
         ),
     ),
     required=VG_SPLITS,
+    group="4m",
 )

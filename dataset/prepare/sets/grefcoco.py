@@ -17,12 +17,12 @@ from dataset.formats.refcoco import IMAGE_NAME, NO_TARGET, Reference
 from dataset.image_ids import id_number
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source, Splits
 from dataset.prepare.held_out import COCO_SPLITS, TRAINING
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, Splits
 from dataset.prepare.sets.coco import IMAGES, image_names
 from dataset.prepare.sets.refcoco import INSTANCES, SPLIT, read_instances
 from dataset.records.broken import BrokenRecordError
@@ -163,6 +163,7 @@ _OFFICIAL = {
 }
 
 GREFCOCO = DataSet(
+    name="grefcoco",
     title=_TITLE,
     home=_HOME,
     licence=_LICENCE,
@@ -181,6 +182,7 @@ GREFCOCO = DataSet(
 )
 
 GREFCOCO_EVAL = DataSet(
+    name="grefcoco_eval",
     title=f"{_TITLE}, for evaluation",
     home=_HOME,
     licence=_LICENCE,
@@ -188,9 +190,10 @@ GREFCOCO_EVAL = DataSet(
     sizes={},
     makes=Splits(
         "grefcoco_eval",
-        "expressions about one, several or none of the objects of an image of COCO",
-        readers="configs/grounding/*.yaml, with annotations: val.jsonl and COCO's train2014 in place of the official files",
+        "val.jsonl, and testA.jsonl and testB.jsonl if the file has them: expressions about one, several or none of the objects "
+        "of an image",
         files=_files,
         read=_read_evaluation,
     ),
+    read_by="configs/grounding/*.yaml, with annotations: val.jsonl and COCO's train2014 in place of the official files",
 )

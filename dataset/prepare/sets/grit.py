@@ -12,8 +12,8 @@ from typing import Any
 
 from dataset.prepare.cleaning import cleaned_text, relative_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import Annotations, DataSet, Urls
 from dataset.prepare.phrases import Phrases
-from dataset.prepare.sets.base import Annotations, DataSet, Urls
 
 SPANS = {"noun_chunks": "object", "ref_exps": "region"}
 """Columns with phrases, and the ``grain`` of the elements built from them."""
@@ -88,6 +88,7 @@ def _add_span(
 
 
 GRIT = DataSet(
+    name="grit",
     title="GRIT",
     home="huggingface.co/datasets/zzliang/GRIT",
     licence="Microsoft Public License; images under their own terms",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataset.prepare.sets.base import DataSet, Urls
+from dataset.prepare.declarations import DataSet, Urls
 
 COLUMNS = {
     "url": ("url",),
@@ -17,6 +17,7 @@ COLUMNS = {
 """Names of columns, which differ between versions."""
 
 LAION = DataSet(
+    name="laion",
     title="LAION-400M and LAION-2B-en",
     home="laion.ai",
     licence="lists CC BY 4.0; images under their own terms",
@@ -29,4 +30,6 @@ LAION = DataSet(
         columns=COLUMNS,
         in_shards={**COLUMNS, "width": ("original_width", "width"), "height": ("original_height", "height")},
     ),
+    group="1b",
+    paper="1.3B pairs",
 )

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import DataSet, Files, Splits
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.sets.base import DataSet, Files, Splits
 from utils.errors import UserError
 
 LANGUAGES = ("en", "de", "fr", "cs")
@@ -104,6 +104,7 @@ def _captions(file: RawFile, count: int) -> list[str]:
 
 
 MULTI30K = DataSet(
+    name="multi30k",
     title="Multi30K",
     home="github.com/multi30k/dataset",
     licence="none known; images under the terms of Flickr",
@@ -115,8 +116,8 @@ MULTI30K = DataSet(
     makes=Splits(
         "multi30k",
         "an image of Flickr30K and its captions by language",
-        readers="configs/retrieval/multi30k_{base,large}.yaml",
         files=_files,
         read=_read,
     ),
+    read_by="configs/retrieval/multi30k_{base,large}.yaml",
 )

@@ -16,10 +16,10 @@ from typing import Any
 
 from dataset.formats.karpathy import KarpathyImage
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import DataSet, Files, Splits, files_named
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
-from dataset.prepare.sets.base import DataSet, Files, Splits, files_named
 from utils.errors import UserError
 
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
@@ -129,6 +129,7 @@ def _path_of(name: str, location: str) -> str:
 
 
 MULTILINGUAL_COCO = DataSet(
+    name="multilingual_coco",
     title="COCO in English, Japanese and Chinese",
     home="cocodataset.org, stair-lab-cit.github.io/STAIR-captions-web, github.com/li-xirong/coco-cn",
     licence="STAIR CC BY 4.0; COCO-CN none stated; images under the terms of Flickr",
@@ -141,7 +142,6 @@ MULTILINGUAL_COCO = DataSet(
     makes=Splits(
         "coco_multilingual",
         "an image of COCO and its captions by language",
-        readers="configs/retrieval/coco_multilingual_{base,large}.yaml",
         files=files_named(
             karpathy="dataset_coco.json",
             stair_train="stair_captions_v1.2_train.json",
@@ -151,4 +151,5 @@ MULTILINGUAL_COCO = DataSet(
         ),
         read=_read,
     ),
+    read_by="configs/retrieval/coco_multilingual_{base,large}.yaml",
 )

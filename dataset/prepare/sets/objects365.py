@@ -6,9 +6,9 @@ import re
 from functools import partial
 from pathlib import PurePosixPath
 
+from dataset.prepare.coco_format import read_objects
+from dataset.prepare.declarations import DataSet, Records, files_named
 from dataset.prepare.finders import ImageFiles, MediaNames
-from dataset.prepare.sets.base import DataSet, Records, files_named
-from dataset.prepare.sets.instances import read_objects
 
 FILES = ("zhiyuan_objv2_train.json", "objects365_train.json")
 """Names of the files of version 2 and version 1."""
@@ -24,12 +24,13 @@ def image_names(file_name: str) -> MediaNames:
 
 
 OBJECTS365 = DataSet(
+    name="objects365",
     title="Objects365",
     home="www.objects365.org",
     licence="CC BY 4.0",
     files={
         FILES[0]: "objects, version 2",
-        FILES[1]: "objects, version 1, used if version 2 is missing",
+        FILES[1]: "objects, version 1, used if version 2 is missing; it has about as many images as the paper states",
         "patch0/, patch1/, …": "images, in any folders",
     },
     sizes={"images": 1_742_289},
@@ -44,4 +45,6 @@ OBJECTS365 = DataSet(
             ),
         ),
     ),
+    group="1b",
+    paper="0.58M images, 2.0M objects",
 )

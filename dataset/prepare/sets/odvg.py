@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, corner_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.prepare.finders import ANY_IMAGES, names_of_path
 from dataset.prepare.options import Options
 from dataset.prepare.phrases import Phrases
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record, stored_size
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from dataset.shards.tars import parse_object
@@ -224,6 +224,7 @@ def _add(
 
 
 ODVG = DataSet(
+    name="odvg",
     title="ODVG",
     home="github.com/longzw1997/Open-GroundingDino",
     licence="same as the converted data set",

@@ -11,7 +11,7 @@ from typing import Any
 
 from dataset.prepare.cleaning import cleaned_text, long_text
 from dataset.prepare.counts import Counts
-from dataset.prepare.sets.base import Annotations, DataSet, Urls
+from dataset.prepare.declarations import Annotations, DataSet, Urls
 
 COLUMNS = {
     "url": ("url",),
@@ -37,6 +37,7 @@ def pixelprose_record(
 
 
 PIXELPROSE = DataSet(
+    name="pixelprose",
     title="PixelProse",
     home="huggingface.co/datasets/tomg-group-umd/pixelprose",
     licence="CC BY 4.0; images under their own terms",

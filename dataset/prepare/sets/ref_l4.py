@@ -16,11 +16,11 @@ from dataset.formats.refcoco import IMAGE_NAME
 from dataset.image_ids import id_number, needed_id
 from dataset.prepare.cleaning import placed_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import DataSet, Files, Splits
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.parquet_rows import parquet_rows
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.sets.base import DataSet, Files, Splits
 from utils.errors import UserError
 
 PARQUET = {"val": "ref-l4-val.parquet", "test": "ref-l4-test.parquet"}
@@ -99,6 +99,7 @@ def _record(
 
 
 REF_L4 = DataSet(
+    name="ref_l4",
     title="Ref-L4, and its review of RefCOCO, RefCOCO+, RefCOCOg",
     home="huggingface.co/datasets/JierunChen/Ref-L4",
     licence="CC BY-NC 4.0",
@@ -110,9 +111,9 @@ REF_L4 = DataSet(
     sizes={},
     makes=Splits(
         "ref_l4",
-        "a referring expression and its box",
-        readers="configs/grounding/*.yaml, with annotations: val.jsonl and the unpacked images in place of the official files",
+        "val.jsonl, test.jsonl, refcoco+_testA.jsonl, …: a referring expression and its box, for evaluation",
         files=_files,
         read=_read,
     ),
+    read_by="configs/grounding/*.yaml, with annotations: val.jsonl and the unpacked images in place of the official files",
 )

@@ -9,12 +9,12 @@ from typing import Any
 from dataset.formats.refcoco import Instances
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.prepare.held_out import COCO_SPLITS, SPLITS, TRAINING, read_references
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.prepare.sets.coco import IMAGES, image_names
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
@@ -104,6 +104,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
 
 
 REFCOCO = DataSet(
+    name="refcoco",
     title="RefCOCO, RefCOCO+, RefCOCOg",
     home="github.com/lichengunc/refer",
     licence="Apache 2.0 (the code); images under the terms of Flickr",
@@ -114,7 +115,14 @@ REFCOCO = DataSet(
     },
     sizes={},
     makes=(
-        Records("refcoco", "an image and the phrases of its regions", files=_files, read=_read, image_files=IMAGES),
+        Records(
+            "refcoco",
+            "an image, and an element for each box with its phrases in all three data sets",
+            files=_files,
+            read=_read,
+            image_files=IMAGES,
+        ),
     ),
     required=COCO_SPLITS,
+    group="4m",
 )

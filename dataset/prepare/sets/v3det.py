@@ -9,9 +9,9 @@ import re
 from functools import partial
 from pathlib import PurePosixPath
 
+from dataset.prepare.coco_format import read_objects
+from dataset.prepare.declarations import DataSet, Records, files_named
 from dataset.prepare.finders import ImageFiles, MediaNames
-from dataset.prepare.sets.base import DataSet, Records, files_named
-from dataset.prepare.sets.instances import read_objects
 
 FILE = "v3det_2023_v1_train.json"
 PHOTOGRAPH = re.compile(r"\d+_\d+_(\d+)_[0-9a-f]+(?:_\w)?\.(?:jpe?g|png)")
@@ -30,6 +30,7 @@ def image_names(file_name: str) -> MediaNames:
 
 
 V3DET = DataSet(
+    name="v3det",
     title="V3Det",
     home="v3det.openxlab.org.cn",
     licence="annotations CC BY 4.0; images under the terms of Flickr",

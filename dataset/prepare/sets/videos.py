@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Records, Source, files_named
 from dataset.prepare.finders import MediaNames
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Records, Source, files_named
 from dataset.prepare.video_clips import Clip, Video, video_records
 from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
@@ -193,6 +193,7 @@ def _of_youtube(name: str, clips: list[Clip], location: str) -> AnnotatedMedia:
 
 
 WEBVID = DataSet(
+    name="webvid",
     title="WebVid-2.5M",
     home="maxbain.com/webvid-dataset",
     licence="withdrawn by its authors; videos under the terms of Shutterstock",
@@ -211,9 +212,12 @@ WEBVID = DataSet(
             batch=1,
         ),
     ),
+    group="videos",
+    paper="2.5M clips",
 )
 
 HOWTO100M = DataSet(
+    name="howto100m",
     title="HowTo100M",
     home="www.di.ens.fr/willow/research/howto100m",
     licence="none known; videos under the terms of YouTube",
@@ -232,9 +236,12 @@ HOWTO100M = DataSet(
             batch=1,
         ),
     ),
+    group="videos",
+    paper="1.7M clips, filtered",
 )
 
 YT_TEMPORAL = DataSet(
+    name="yt_temporal",
     title="YT-Temporal-180M",
     home="rowanzellers.com/merlot",
     licence="none known; videos under the terms of YouTube",
@@ -253,4 +260,6 @@ YT_TEMPORAL = DataSet(
             batch=1,
         ),
     ),
+    group="videos",
+    paper="5.3M clips, filtered",
 )

@@ -14,6 +14,7 @@ from dataset.image_ids import id_number, needed_id
 from dataset.prepare.building import Convert
 from dataset.prepare.cleaning import annotated_size, cleaned_text, placed_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.held_out import VG_SPLITS, ids_in_image_data
 from dataset.prepare.json_pieces import official_pieces
@@ -21,7 +22,6 @@ from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFolder
-from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from utils.errors import UserError
 
 IMAGES = ImageFiles("vg", re.compile(r"\d{1,7}\.jpg"))
@@ -195,6 +195,7 @@ def _caption_records(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
 
 
 VISUAL_GENOME = DataSet(
+    name="visual_genome",
     title="Visual Genome",
     home="visualgenome.org",
     licence="CC BY 4.0",
@@ -208,7 +209,7 @@ VISUAL_GENOME = DataSet(
     makes=(
         Records(
             "vg",
-            "an image and the description of one of its largest regions",
+            "an image and the description of one of its 8 largest regions (our choice; the authors have not published theirs)",
             files=files_named(images="image_data.json", regions="region_descriptions.json"),
             read=partial(_read, _caption_records),
             image_files=IMAGES,
@@ -229,4 +230,6 @@ VISUAL_GENOME = DataSet(
         ),
     ),
     required=VG_SPLITS,
+    group="4m",
+    paper="0.10M images, 2.0M objects, 3.7M regions",
 )

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Literal
 
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import DataSet, Files, Pair, Urls, files_named
 from dataset.prepare.img2dataset import is_url
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.sets.base import DataSet, Files, Pair, Urls, files_named
 from utils.errors import UserError
 
 SBU_URLS, SBU_CAPTIONS = "SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt"
@@ -88,6 +88,7 @@ def _pairs_of_lines(order: Order, files: Files, counts: Counts) -> Iterator[Pair
 
 
 SBU = DataSet(
+    name="sbu",
     title="SBU captions",
     home="www.cs.rice.edu/~vo9/sbucaptions",
     licence="none stated; images under the terms of Flickr",
@@ -97,22 +98,30 @@ SBU = DataSet(
     },
     sizes={"pairs": 1_000_000},
     makes=Urls(files=_sbu_files, read=_sbu_pairs),
+    group="4m",
+    paper="0.86M pairs",
 )
 
 CC3M = DataSet(
+    name="cc3m",
     title="Conceptual Captions (CC3M)",
     home="ai.google.com/research/ConceptualCaptions",
     licence="free to use, according to its website; images under their own terms",
     files={CC3M_TSV: "captions and URLs"},
     sizes={"pairs": 3_318_333},
     makes=Urls(files=files_named(pairs=CC3M_TSV), read=partial(_pairs_of_lines, ("caption", "url"))),
+    group="4m",
+    paper="2.9M pairs",
 )
 
 CC12M = DataSet(
+    name="cc12m",
     title="Conceptual 12M (CC12M)",
     home="github.com/google-research-datasets/conceptual-12m",
     licence="free to use, according to its website; images under their own terms",
     files={CC12M_TSV: "URLs and captions"},
     sizes={"pairs": 12_423_374},
     makes=Urls(files=files_named(pairs=CC12M_TSV), read=partial(_pairs_of_lines, ("url", "caption"))),
+    group="1b",
+    paper="11.1M pairs",
 )

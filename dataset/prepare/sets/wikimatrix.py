@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import DataSet, Files, Splits
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.sets.base import DataSet, Files, Splits
 from utils.errors import UserError
 from utils.numerals import plain_number
 
@@ -53,6 +53,7 @@ def _translations(file: RawFile, min_score: float, counts: Counts) -> Iterator[d
 
 
 WIKIMATRIX = DataSet(
+    name="wikimatrix",
     title="WikiMatrix",
     home="github.com/facebookresearch/LASER, tasks/WikiMatrix",
     licence="CC BY-SA",
@@ -61,9 +62,9 @@ WIKIMATRIX = DataSet(
     makes=Splits(
         "wikimatrix",
         "a sentence and its translation",
-        readers="configs/presets/pretrain_multilingual.yaml",
         files=_files,
         read=_read,
-        reads=("min_score",),
+        options=("min_score",),
     ),
+    read_by="configs/presets/pretrain_multilingual.yaml",
 )

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset.prepare.counts import Counts
+from dataset.prepare.declarations import DataSet, Files, Splits
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.sets.base import DataSet, Files, Splits
 from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, image_source
 from utils.errors import UserError
 from utils.files import replacing
@@ -88,6 +88,7 @@ def _row(line: str, location: str) -> dict[str, Any]:
 
 
 WIT = DataSet(
+    name="wit",
     title="IGLUE's WIT",
     home="github.com/e-bug/iglue",
     licence="CC BY-SA 3.0; images under their own terms",
@@ -96,7 +97,6 @@ WIT = DataSet(
         "image in base64 as image_content"
     },
     sizes={},
-    makes=Splits(
-        "wit", "an image and one of its captions", readers="configs/retrieval/wit_base.yaml", files=_files, read=_read
-    ),
+    makes=Splits("wit", "an image and one of its captions", files=_files, read=_read),
+    read_by="configs/retrieval/wit_base.yaml",
 )

@@ -282,3 +282,20 @@ def test_unreadable_statistics_are_counted(raw, out):
     (shards_of(out) / "00000_stats.json").write_text("[")
     prepared("cc3m", raw, out)
     assert read_manifest(out / "cc3m").values["statuses"] == {"statistics that cannot be read": 1}
+
+
+# -- several machines
+
+
+@pytest.mark.slow
+def test_a_local_ray_cluster_writes_the_same_list_and_takes_the_same_records(raw, out, tmp_path):
+    """CC3M's URLs and images are compared with each other; LAION's are not (test_laion.py)."""
+    for folder, changes in ((out, {"ray": "local", "workers": 2}), (tmp_path / "here", {})):
+        prepared("cc3m", raw, folder, **changes)
+        with_broken_and_twin(shards_of(folder))
+        prepared("cc3m", raw, folder, verify=True, **changes)
+    here = tmp_path / "here"
+    assert listed(out, "cc3m") == listed(here, "cc3m")
+    for name in ("_download/cc3m_urls", "cc3m"):
+        assert counted(out / name) == counted(here / name)
+    assert captions_of(out / "cc3m") == captions_of(here / "cc3m") == [bus(0)[1]]

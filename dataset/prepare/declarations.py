@@ -155,27 +155,26 @@ class Splits:
     Attributes:
         folder: name of the folder.
         content: what a record is.
-        readers: the configs that read the folder.
         files: function that finds the official files.
         read: function that returns the records of each split. It gets the official files, the folder, the user's options, and the
             counts, and may write images to ``images/`` in the folder.
-        reads: names of the options that affect the content.
+        options: names of the options of :class:`~dataset.prepare.options.Options` that only this data set uses.
     """
 
     folder: str
     content: str
-    readers: str
     files: Callable[[RawFolder], Files]
     read: Callable[[Files, Path, Options, Counts], Mapping[str, Iterator[Mapping[str, Any]]]]
-    reads: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public data set.
+    """A public data set. ``run.py prepare --list``, its help and the table in docs/data.md are generated from these declarations.
 
     Attributes:
-        title: name of the data set.
+        name: name of the data set on the command line.
+        title: official name of the data set.
         home: website of the data set.
         licence: licence as stated on the website; not verified here.
         files: official files, and what each contains.
@@ -183,8 +182,12 @@ class DataSet:
         makes: what is built from the data set: folders of records for pre-training, URLs from which each user downloads the
             images, or annotation files of splits.
         required: names of held-out splits whose files must exist (:data:`dataset.prepare.held_out.SPLITS`).
+        group: name of the group that the data set belongs to (:data:`dataset.prepare.catalogue.READERS`); "" if it has none.
+        read_by: the configs that read the data set, if it has no group.
+        paper: the numbers in table 1 of the paper.
     """
 
+    name: str
     title: str
     home: str
     licence: str
@@ -192,19 +195,32 @@ class DataSet:
     sizes: Mapping[str, int]
     makes: tuple[Records, ...] | Urls | Splits
     required: tuple[str, ...] = ()
+    group: str = ""
+    read_by: str = ""
+    paper: str = ""
 
     @property
     def has_videos(self) -> bool:
         return isinstance(self.makes, tuple) and any(records.image_files is None for records in self.makes)
 
-    def folders(self, name: str) -> list[tuple[str, str]]:
-        """Returns the folders that are built from the data set called ``name``, and what a record in each folder contains."""
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options of :class:`~dataset.prepare.options.Options` that only some data sets use, including this one."""
+        if isinstance(self.makes, Splits):
+            return self.makes.options
+        if isinstance(self.makes, Urls):
+            return ("verify", "ray") if self.makes.are_compared else ("filters", "ray")
+        return ("videos",) if self.has_videos else ("verify",)
+
+    @property
+    def folders(self) -> list[tuple[str, str]]:
+        """The folders that are built from the data set, and what a record in each folder contains."""
         if isinstance(self.makes, Splits):
             return [(self.makes.folder, self.makes.content)]
         if isinstance(self.makes, tuple):
             return [(records.folder, records.content) for records in self.makes]
         annotations = self.makes.annotations
-        return [(name, annotations.content if annotations is not None else "an image and its caption")]
+        return [(self.name, annotations.content if annotations is not None else "an image and its caption")]
 
 
 def files_named(**names: str | tuple[str, ...]) -> Callable[[RawFolder], Files]:
