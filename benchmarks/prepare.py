@@ -21,9 +21,9 @@ from PIL import Image
 from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Urls
-from dataset.prepare.making import prepare
 from dataset.prepare.options import Options
-from dataset.prepare.output import json_line
+from dataset.prepare.output_folder import json_line
+from dataset.prepare.prepare import prepare
 from utils.commands import call
 from utils.flags import Positive
 

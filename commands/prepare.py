@@ -14,10 +14,10 @@ from dataset.prepare.catalogue import GROUPS, SETS, listing, users_of
 from dataset.prepare.declarations import Splits
 from dataset.prepare.filters import Filters, Safety
 from dataset.prepare.held_out import SPLITS, VIDEO_SPLITS
-from dataset.prepare.making import prepare as prepare_set
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
 from dataset.prepare.options import Options, VideoOptions
+from dataset.prepare.prepare import prepare as prepare_set
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import OutputFolder, PositiveReal, named, number_within, read_by, unknown, whole_number
@@ -180,15 +180,15 @@ def prepare(
     splits = {**SPLITS, **VIDEO_SPLITS}
     if wrong := [each for each in without if each not in splits]:
         raise UserError(f"{unknown(wrong[0], list(splits))}", where="--without")
-    if verify and not set(names) & set(users_of("verify")):
-        raise UserError(f"{', '.join(names)} does not decode images", where="--verify", remedy="remove the flag")
-    for option, flags in {"filters": filters, "ray": cluster, "videos": videos, "min_score": sentences}.items():
-        _reject_unused(flags, users_of(option), names)
     exclusions = {"--held-out": held_out, "--without": without, "--missing": missing, "--verify": verify}
     if isinstance(SETS[names[0]].makes, Splits) and (given := [flag for flag, value in exclusions.items() if value]):
         raise UserError(
             f"{name} has its own splits, from which no image is excluded", where=given[0], remedy="remove the flag"
         )
+    if verify and not set(names) & set(users_of("verify")):
+        raise UserError(f"{', '.join(names)} does not decode images", where="--verify", remedy="remove the flag")
+    for option, flags in {"filters": filters, "ray": cluster, "videos": videos, "min_score": sentences}.items():
+        _reject_unused(flags, users_of(option), names)
     options = Options(
         raw=raw,
         out=out,

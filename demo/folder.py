@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from dataset.prepare.folders import SPLITS, fill_and_report, split_by_hash
-from dataset.prepare.output import OutputFolder, already_made
+from dataset.prepare.folders import SPLITS, split_by_hash
+from dataset.prepare.output_folder import OutputFolder, already_made, read_facts
 from dataset.prepare.tokenizer import train_wordpiece
 from utils.commands import FLAGS
 from utils.errors import UserError
@@ -132,9 +133,13 @@ def fill_folder(
     summary: Callable[[dict[str, Any]], str],
     **arguments: Any,
 ) -> int:
-    """Fills the folder with ``build(out, **arguments)``, shows a progress bar, and prints a one-line summary; returns 0."""
-
-    def fill() -> None:
-        build(output.out, **arguments, overwrite=output.overwrite, progress=True)
-
-    return fill_and_report(output.out, facts_name, fill, summary)
+    """Fills the folder with ``build(out, **arguments)``, shows a progress bar, and prints a one-line summary of the facts; returns
+    0."""
+    path = output.out / facts_name
+    before = path.stat().st_mtime_ns if path.exists() else None
+    build(output.out, **arguments, overwrite=output.overwrite, progress=True)
+    if before is not None and path.stat().st_mtime_ns == before:
+        sys.stdout.write(f"{output.out} is already complete with these arguments; nothing to do\n")
+    else:
+        sys.stdout.write(f"{output.out}: {summary(read_facts(path))}\n")
+    return 0

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.prepare.building import Convert
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.img2dataset import ListFormat
+from dataset.prepare.line_shards import Convert
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.records.broken import BrokenRecordError

@@ -1,15 +1,12 @@
-"""Helpers for commands that make folders of records: splitting, writing records, and reporting the result."""
+"""Splits, lines of records and texts of counts, for all commands that make folders of records."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from dataset.prepare.output import read_facts
 
 SPLITS = ("train", "val", "test")
 
@@ -28,30 +25,6 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
     return count
-
-
-def fill_and_report(
-    out: Path, facts_name: str, fill: Callable[[], object], line: Callable[[dict[str, Any]], str]
-) -> int:
-    """Fills the folder ``out`` and prints a line about the result.
-
-    Args:
-        out: the folder.
-        facts_name: path of the manifest below ``out``.
-        fill: function that fills the folder, unless it is complete.
-        line: function that formats the content of the manifest as one line.
-
-    Returns:
-        The exit status, 0.
-    """
-    facts_path = out / facts_name
-    before = facts_path.stat().st_mtime_ns if facts_path.exists() else None
-    fill()
-    if before is not None and facts_path.stat().st_mtime_ns == before:
-        sys.stdout.write(f"{out} is already complete with these arguments; nothing to do\n")
-    else:
-        sys.stdout.write(f"{out}: {line(read_facts(facts_path))}\n")
-    return 0
 
 
 def tally(counts: Mapping[str, int]) -> str:

@@ -17,7 +17,7 @@ from dataset.config import VideoReadingConfig
 from dataset.media.augment import shrink
 from dataset.media.encoded import EncodedImage, encode_jpeg, pixels_of
 from dataset.media.video import Choose, VideoSource, read_frames, sample_frames, video_source
-from dataset.prepare.output import json_line
+from dataset.prepare.output_folder import json_line
 from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError
 

@@ -19,8 +19,8 @@ from dataset.prepare.counts import Example
 from dataset.prepare.folders import tally
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FRAMES_VERSION, FrameMaking, RecordLine, killed, work
-from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.output_flags import OutputFlags, manifest_of
+from dataset.prepare.output_folder import Entry, OutputFolder
 from dataset.prepare.processes import in_order
 from utils import log
 from utils.cores import usable_cores
@@ -85,7 +85,7 @@ def build(
     """Builds the files of ``outputs`` that are missing in ``out`` with ``workers`` processes.
 
     Raises:
-        UserError: the folder cannot be used (:class:`~dataset.prepare.output.OutputFolder`), or no video could be read.
+        UserError: the folder cannot be used (:class:`~dataset.prepare.output_folder.OutputFolder`), or no video could be read.
     """
     sources = {output.source.resolve() for output in outputs}
     for output in outputs:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.prepare.counts import Counts
-from dataset.prepare.output import json_line, read_facts
+from dataset.prepare.output_folder import json_line, read_facts
 from dataset.prepare.raw_folder import file_digest
 from utils.cores import usable_cores
 from utils.errors import UserError

@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.counts import Counts
 from dataset.prepare.folders import tally
-from dataset.prepare.output import Entry, OutputFolder, json_line
 from dataset.prepare.output_flags import OutputFlags, manifest_of
-from dataset.prepare.processes import in_order
+from dataset.prepare.output_folder import Entry, OutputFolder, json_line
+from dataset.prepare.processes import WorkerDiedError, in_order
 from dataset.prepare.raw_folder import file_digest
 from dataset.prepare.translations import TEXTS, Translator, fill_store, translate_record, translated_files, write_texts
 from dataset.records.broken import BrokenRecordError

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from batches.base import BrokenRecord
-from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.counts import Example
 from dataset.prepare.folders import tally
-from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.output_flags import OutputFlags, manifest_of
-from dataset.prepare.processes import in_order
+from dataset.prepare.output_folder import Entry, OutputFolder
+from dataset.prepare.processes import WorkerDiedError, in_order
 from dataset.records.broken import BrokenRecordError, broken_record
 from dataset.records.schema import ImageKeys, RawRecord, image_source, parse_region_record
 from dataset.shards.parquet import JSON_COLUMN, check_pyarrow

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from dataset.image_ids import ids_in_path
-from dataset.prepare.building import build_folder
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import DataSet, Files, Splits
 from dataset.prepare.folder_index import write_folder_index
 from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, contradictory_links, read_held_out
 from dataset.prepare.options import Options
-from dataset.prepare.output import OutputFolder
+from dataset.prepare.output_folder import OutputFolder
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.results import report_result
 from dataset.prepare.verify import Verified, verify_images
+from dataset.prepare.whole_folder import build_folder
 from utils.suffixes import IMAGE_SUFFIXES
 
 DOWNLOADS = "_download"
@@ -101,10 +101,10 @@ class Preparation:
         Args:
             folder: path of the folder.
             arguments: everything that determines the folder's content.
-            fill: function that writes the shards; see :func:`~dataset.prepare.building.build_folder`.
+            fill: function that writes the shards; see :func:`~dataset.prepare.whole_folder.build_folder`.
             facts: function that returns additional entries for the manifest.
             sizes: official counts to compare with; if None, the data set's official counts.
-            hashed: see :func:`~dataset.prepare.building.build_folder`.
+            hashed: see :func:`~dataset.prepare.whole_folder.build_folder`.
             index: whether to build the index of the shards.
         """
         manifest = build_folder(

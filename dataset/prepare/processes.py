@@ -16,12 +16,19 @@ from typing import TypeVar
 
 import torch
 
+from utils.errors import UserError
+
 J = TypeVar("J")
 R = TypeVar("R")
 
 AHEAD = 4
 """Maximum number of running and finished jobs per process whose results have not yet been yielded. A higher value needs more
 memory; with a lower value, processes are idle while a long job runs."""
+
+
+class WorkerDiedError(UserError):
+    """Raised if a process was killed. The data set files are not at fault, so finished shards are kept, and the next run
+    resumes."""
 
 
 def in_order(

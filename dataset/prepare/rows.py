@@ -16,9 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
-from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.counts import Counts
-from dataset.prepare.processes import in_order
+from dataset.prepare.processes import WorkerDiedError, in_order
 from dataset.prepare.raw_folder import RawFile
 from utils.errors import UserError
 from utils.progress import progress_bar

@@ -17,7 +17,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.compared_shards import Comparison, scan_records
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Files, Urls
@@ -32,10 +31,10 @@ from dataset.prepare.img2dataset import (
     statuses_of,
 )
 from dataset.prepare.missing import write_missing
-from dataset.prepare.output import Entry, OutputFolder
+from dataset.prepare.output_folder import Entry, OutputFolder
 from dataset.prepare.parquet_rows import DamagedFileError
 from dataset.prepare.preparation import Preparation
-from dataset.prepare.processes import in_order
+from dataset.prepare.processes import WorkerDiedError, in_order
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.ray_jobs import in_order_on_ray
 from dataset.prepare.rows import RowFolder

@@ -15,7 +15,7 @@ from dataset.media.encoded import FORMATS
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Annotations
 from dataset.prepare.img2dataset import place_shard
-from dataset.prepare.output import json_line
+from dataset.prepare.output_folder import json_line
 from dataset.prepare.region_records import OTHER_SIZE, same_shape
 from dataset.prepare.rows import RowFile
 from dataset.prepare.url_lists import ANNOTATIONS, DAMAGED, ROW_KIND, Selection

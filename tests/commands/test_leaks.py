@@ -10,7 +10,7 @@ import pytest
 
 import dataset.leaks
 from dataset import look_alikes
-from dataset.prepare import building
+from dataset.prepare import line_shards
 from dataset.prepare.held_out import read_held_out
 from dataset.prepare.raw_folder import RawFolder
 from run import main
@@ -21,7 +21,7 @@ from tests.messages import OneLine
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
     return official.everything(tmp_path / "raw")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare import building
+from dataset.prepare import line_shards
 from dataset.prepare.catalogue import GROUPS, SETS
 from dataset.prepare.declarations import Splits
 from run import main
@@ -19,7 +19,7 @@ from tests.messages import OneLine
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dataset.formats.karpathy import KarpathyImage
-from dataset.prepare.building import Convert
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts
 from dataset.prepare.coco_format import category_names, objects_of, rows_of, size_of
 from dataset.prepare.counts import Counts
@@ -18,6 +17,7 @@ from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, 
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.held_out import COCO_SPLITS
 from dataset.prepare.json_pieces import official_pieces
+from dataset.prepare.line_shards import Convert
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dataset.image_ids import id_number, needed_id
-from dataset.prepare.building import Convert
 from dataset.prepare.cleaning import annotated_size, cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.held_out import VG_SPLITS, ids_in_image_data
 from dataset.prepare.json_pieces import official_pieces
+from dataset.prepare.line_shards import Convert
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.region_records import region_record

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset.prepare.making import prepare
 from dataset.prepare.manifest import read_manifest
 from dataset.prepare.options import Options
+from dataset.prepare.prepare import prepare
 from dataset.records.schema import ImageKeys, RawRecord, parse_region_record, texts_in
 
 COCO_TRAIN, COCO_VAL = [9, 25, 30, 34], [42, 73]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare import building
+from dataset.prepare import line_shards
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, prepared, records, write
 from tests.dataset.prepare.set_errors import files_left_in, one_line
@@ -16,7 +16,7 @@ from tests.messages import OneLine
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
 
 
 @pytest.fixture

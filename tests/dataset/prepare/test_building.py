@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare import building
-from dataset.prepare.building import Job, Work, WorkerDiedError, build_folder, fill_with_records
+from dataset.prepare import line_shards, whole_folder
 from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
+from dataset.prepare.line_shards import Job, Work, fill_with_records
 from dataset.prepare.manifest import MANIFEST, faults, manifest_content, read_manifest, write_manifest
+from dataset.prepare.processes import WorkerDiedError
 from dataset.prepare.raw_folder import file_digest
+from dataset.prepare.whole_folder import build_folder
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import contents, prepared
 from tests.messages import OneLine, naming
@@ -30,7 +32,7 @@ def raw(tmp_path, monkeypatch) -> Path:
     """COCO with 20 more images. A job covers one image, and a shard three."""
     small = tuple(dataclasses.replace(records, batch=1) for records in SETS["coco"].makes)
     monkeypatch.setitem(SETS, "coco", dataclasses.replace(SETS["coco"], makes=small))
-    monkeypatch.setattr(building, "JOBS_PER_SHARD", 3)
+    monkeypatch.setattr(line_shards, "JOBS_PER_SHARD", 3)
     root = tmp_path / "raw"
     official.coco(root, pictures=False)
     official.karpathy(root)
@@ -51,7 +53,7 @@ def out(tmp_path) -> Path:
 
 @pytest.fixture
 def serial(monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
 
 
 def is_whole(folder: Path) -> bool:
@@ -82,7 +84,7 @@ def test_an_interrupted_run_resumes_and_writes_the_same_bytes(at, raw, out, tmp_
                 raise Interruption
             yield result
 
-    monkeypatch.setattr(building, "in_order", until)
+    monkeypatch.setattr(line_shards, "in_order", until)
     with pytest.raises(Interruption):
         prepared("coco", raw, out)
     assert [path.name for path in out.iterdir()] == [".building-coco"]
@@ -93,7 +95,7 @@ def test_an_interrupted_run_resumes_and_writes_the_same_bytes(at, raw, out, tmp_
             yield work(job)
 
     (out / ".building-coco/part-00001.jsonl.half").write_text("half")
-    monkeypatch.setattr(building, "in_order", noted)
+    monkeypatch.setattr(line_shards, "in_order", noted)
     prepared("coco", raw, out)
     assert contents(out / "coco") == contents(tmp_path / "whole/coco")
     counts = [read_manifest(folder / "coco").values["counts"] for folder in (out, tmp_path / "whole")]
@@ -105,8 +107,8 @@ def test_an_interrupted_run_resumes_and_writes_the_same_bytes(at, raw, out, tmp_
 
 def test_nothing_has_the_final_name_before_the_end(raw, out, monkeypatch, serial):
     seen = []
-    place = building._put_in_place
-    monkeypatch.setattr(building, "_put_in_place", lambda *paths: (seen.append(paths[1].exists()), place(*paths)))
+    place = whole_folder._put_in_place
+    monkeypatch.setattr(whole_folder, "_put_in_place", lambda *paths: (seen.append(paths[1].exists()), place(*paths)))
     prepared("coco", raw, out)
     assert seen == [False, False, False]
     prepared("coco", raw, out, overwrite=True)

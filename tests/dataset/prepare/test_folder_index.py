@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare import building
+from dataset.prepare import line_shards
 from dataset.prepare.folder_index import write_folder_index
 from dataset.shards import making
 from dataset.shards.readers import Shards
@@ -72,7 +72,7 @@ def test_shards_are_scanned_if_they_changed_or_the_index_is_damaged(folders, tmp
 
 
 def test_prepare_writes_the_index_and_restores_a_missing_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
     raw, out = official.everything(tmp_path / "raw"), tmp_path / "out"
     prepared("coco", raw, out)
     expected = records(out / "coco")

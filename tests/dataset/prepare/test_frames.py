@@ -24,7 +24,7 @@ from dataset.prepare import frames
 from dataset.prepare.frame_files import outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FrameMaking
 from dataset.prepare.frames import Summary, build
-from dataset.prepare.output import JOURNAL, OutputFolder
+from dataset.prepare.output_folder import JOURNAL, OutputFolder
 from dataset.tasks.pretrain import PretrainBatches
 from run import main
 from tests.dataset.media.test_video import encoded, number_on, write_video

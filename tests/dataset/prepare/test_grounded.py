@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dataset.config import GroundingSplitConfig
-from dataset.prepare import building
+from dataset.prepare import line_shards
 from dataset.prepare.to_odvg import to_odvg
 from dataset.tasks.grounding import read_phrases
 from tests.dataset.prepare import official
@@ -24,7 +24,7 @@ ALL = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
 
 
 @pytest.fixture

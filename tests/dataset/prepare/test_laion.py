@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dataset.prepare import building, url_sets
+from dataset.prepare import line_shards, url_sets
 from dataset.prepare.filters import Filters
 from dataset.prepare.manifest import faults
 from dataset.shards.readers import Shards
@@ -25,7 +25,7 @@ FLICKR = f"https://farm1.staticflickr.com/1/{official.FLICKR_TEST}_0a1b_o.jpg"
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    for module in (building, url_sets):
+    for module in (line_shards, url_sets):
         monkeypatch.setattr(module, "in_order", official.in_this_process)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dataset.config import CaptionedSplitConfig
 from dataset.formats.captioned import read_captioned_images
-from dataset.prepare import making
+from dataset.prepare import split_files
 from dataset.prepare.sets import multilingual_coco
 from run import main
 from tests.dataset.prepare.official import contents, counted, prepared, write
@@ -254,7 +254,7 @@ def test_an_interrupted_set_of_splits_resumes_after_its_last_complete_file(tmp_p
     write_wit(raw, "test_en", wit_rows)
     write_wit(raw, "test_ja", wit_rows[:2])
     prepared("wit", raw, tmp_path / "complete")
-    read = making.write_records
+    read = split_files.write_records
 
     def interrupted(path, records):
         if "test_ja" in path.name:
@@ -263,11 +263,13 @@ def test_an_interrupted_set_of_splits_resumes_after_its_last_complete_file(tmp_p
         return read(path, records)
 
     with monkeypatch.context() as patched:
-        patched.setattr(making, "write_records", interrupted)
+        patched.setattr(split_files, "write_records", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepared("wit", raw, out)
     again = []
-    monkeypatch.setattr(making, "write_records", lambda path, records: again.append(path.name) or read(path, records))
+    monkeypatch.setattr(
+        split_files, "write_records", lambda path, records: again.append(path.name) or read(path, records)
+    )
     prepared("wit", raw, out)
     assert len(again) == 1 and "test_ja" in again[0]
     assert contents(out / "wit") == contents(tmp_path / "complete/wit")

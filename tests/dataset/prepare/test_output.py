@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare.output import JOURNAL, Entry, OutputFolder
+from dataset.prepare.output_folder import JOURNAL, Entry, OutputFolder
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 
@@ -47,7 +47,7 @@ def out(tmp_path) -> Path:
 
 def test_another_process_cannot_write_to_a_locked_folder(out):
     program = (
-        "import sys; from pathlib import Path; from dataset.prepare.output import OutputFolder\n"
+        "import sys; from pathlib import Path; from dataset.prepare.output_folder import OutputFolder\n"
         "with OutputFolder(Path(sys.argv[1]), 'other.json', {}, ['c']): pass"
     )
     command = [sys.executable, "-c", program, str(out)]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare import rows
-from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.manifest import read_manifest
+from dataset.prepare.processes import WorkerDiedError
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.rows import read_files
 from tests.dataset.prepare import official

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare import building
+from dataset.prepare import line_shards
 from dataset.prepare.missing import read_missing
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, prepared, records, write
@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dataset.config import QuestionsConfig
-from dataset.prepare import building
+from dataset.prepare import line_shards
 from dataset.prepare.held_out import read_held_out
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import same_shape
@@ -29,7 +29,7 @@ HELD_OUT_COCO = {COCO_TEST: 1, COCO_VAL: 1, "held out by RefCOCO testA": 1, "hel
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare import building, multilingual
+from dataset.prepare import line_shards, multilingual
 from dataset.records.schema import ImageKeys, parse_image_record, parse_region_record
 from dataset.shards.readers import Shards
 from run import main
@@ -18,7 +18,7 @@ from tests.messages import OneLine
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
     monkeypatch.setattr(multilingual, "in_order", official.in_this_process)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare import building, verify
+from dataset.prepare import line_shards, verify
 from dataset.prepare.verify import Verified, verify_images
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, prepared, records
@@ -16,7 +16,7 @@ from tests.dataset.prepare.official import counted, prepared, records
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
     monkeypatch.setattr(verify, "in_order", official.in_this_process)
 
 

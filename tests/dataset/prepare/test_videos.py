@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dataset.media.encoded import decode
-from dataset.prepare import building, video_clips
+from dataset.prepare import line_shards, video_clips
 from dataset.prepare.counts import Counts
 from dataset.prepare.options import VideoOptions
 from dataset.prepare.raw_folder import MAX_LINE_BYTES
@@ -31,7 +31,7 @@ from tests.messages import OneLine
 
 @pytest.fixture
 def serial(monkeypatch):
-    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(line_shards, "in_order", official.in_this_process)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dataset.prepare import building, parquet_rows, url_sets
+from dataset.prepare import line_shards, parquet_rows, url_sets
 from dataset.prepare.filters import Filters
 from dataset.prepare.manifest import faults
 from dataset.prepare.sets.blip3_grounding import phrase_before
@@ -32,7 +32,7 @@ prepared = partial(official.prepared, max_broken=1.0)  # these small files conta
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    for module in (building, url_sets):
+    for module in (line_shards, url_sets):
         monkeypatch.setattr(module, "in_order", official.in_this_process)
 
 

@@ -1,4 +1,4 @@
-"""Prepares a data set: builds the folders that the data set's module declares."""
+"""Builds a folder of records from annotated images or videos."""
 
 from __future__ import annotations
 
@@ -9,46 +9,23 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.building import Job, Work, fill_with_records
-from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
-from dataset.prepare.declarations import Found, Records, Source, Splits
+from dataset.prepare.declarations import Found, Records, Source
 from dataset.prepare.finders import Finder, ImageFinder, VideoFinder
-from dataset.prepare.folders import write_records
 from dataset.prepare.held_out import HeldOut
+from dataset.prepare.line_shards import Job, Work, fill_with_records
 from dataset.prepare.missing import write_missing
-from dataset.prepare.options import Options
-from dataset.prepare.output import Entry, OutputFolder
+from dataset.prepare.output_folder import OutputFolder
 from dataset.prepare.preparation import Preparation
-from dataset.prepare.url_sets import make_from_urls
 from dataset.records.broken import BrokenRecordError
-from utils.files import replacing
-from utils.progress import progress_bar
 
 
-def prepare(name: str, options: Options) -> None:
-    """Builds the folders of records of a data set that do not exist yet.
+def make_records(preparation: Preparation, records: Records) -> None:
+    """Builds the folder, unless it exists.
 
     Raises:
-        UserError: official files are missing or cannot be used, or a folder has a different origin.
+        UserError: official files are missing or cannot be used, or the folder has a different origin.
     """
-    data_set = SETS[name]
-    preparation = Preparation.start(data_set, options)
-    if isinstance(data_set.makes, Splits):
-        _make_splits(preparation, data_set.makes)
-    elif not isinstance(data_set.makes, tuple):
-        make_from_urls(preparation, data_set.makes)
-    else:
-        for records in data_set.makes:
-            if records.held_out_split in options.without:
-                options.report(
-                    f"{records.folder}: not built, since --without {records.held_out_split} trains on its images"
-                )
-            else:
-                _make_records(preparation, records)
-
-
-def _make_records(preparation: Preparation, records: Records) -> None:
     options, raw, folder = preparation.options, preparation.raw, preparation.options.out / records.folder
     held_out = HeldOut() if records.held_out_split else preparation.held_out  # an evaluation split is held out itself
     finder: Finder = (
@@ -77,32 +54,6 @@ def _make_records(preparation: Preparation, records: Records) -> None:
 
     sizes: Mapping[str, int] | None = {} if records.held_out_split else None
     preparation.make(folder, arguments, fill, facts, sizes=sizes)
-
-
-def _make_splits(preparation: Preparation, splits: Splits) -> None:
-    options = preparation.options
-    files = splits.files(preparation.raw)
-    arguments = preparation.arguments(files) | {name: getattr(options, name) for name in splits.options}
-
-    def fill(output: OutputFolder) -> Counts:
-        total = Counts()
-        for entry in output.entries.values():  # from a previous run that was interrupted
-            total.add(Counts.from_values(entry.counts))
-        counts = Counts()
-        for name, records in splits.read(files, output.out, options, counts).items():
-            path = output.out / f"{name}.jsonl"
-            if path.name in output.entries:
-                continue
-            with replacing(path) as part:
-                counts.written["records"] += write_records(
-                    part, progress_bar(records, total=None, desc=name, unit="record")
-                )
-            output.add(Entry(path.name, "", 0, path.stat().st_size, counts.to_values()))
-            total.add(counts)
-            counts.clear()
-        return total
-
-    preparation.make(options.out / splits.folder, arguments, fill, index=False)
 
 
 def _jobs(source: Source, finder: Finder, folder: Path, batch: int, unit: str) -> Iterator[Job]:
