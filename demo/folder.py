@@ -133,8 +133,8 @@ def fill_folder(
     summary: Callable[[dict[str, Any]], str],
     **arguments: Any,
 ) -> int:
-    """Fills the folder with ``build(out, **arguments)``, shows a progress bar, and prints a one-line summary of the facts; returns
-    0."""
+    """Fills the folder with ``build(out, **arguments)``, shows a progress bar, and prints a one-line summary of the facts.
+    Returns 0."""
     path = output.out / facts_name
     before = path.stat().st_mtime_ns if path.exists() else None
     build(output.out, **arguments, overwrite=output.overwrite, progress=True)
