@@ -15,12 +15,16 @@ from typing import Any, NamedTuple
 from dataset.prepare.counts import Counts
 from dataset.prepare.output_folder import Entry, OutputFolder, json_line
 from dataset.prepare.processes import WorkerDiedError, in_order
+from dataset.records.broken import BrokenRecordError
 from utils.files import replacing
 from utils.progress import progress_bar
 
 Convert = Callable[[Any, Counts], Iterator[Mapping[str, Any]]]
 """Function that yields the records of an item. It must be a top-level function, or a :class:`functools.partial` of one, because
 worker processes call it."""
+
+WRONG_VALUE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""Errors that are raised if a value of an official file is missing or has the wrong type."""
 
 JOBS_PER_SHARD = 100
 """Number of jobs whose records are written to one shard. After an interruption, the unfinished shard is rebuilt."""
@@ -102,9 +106,16 @@ def _missing_parts(
 
 
 def _convert(part: _Part) -> _FinishedPart:
-    """Converts the items of a job; runs in a worker process."""
-    counts = part.job.counts
-    lines = [json_line(record) for item in part.job.items for record in part.convert(item, counts)]
+    """Converts the items of a job; runs in a worker process. An item whose values are missing or have the wrong type is skipped
+    and counted."""
+    counts, lines = part.job.counts, list[bytes]()
+    for item in part.job.items:
+        try:
+            lines += [json_line(record) for record in part.convert(item, counts)]
+        except BrokenRecordError as error:
+            counts.skip_broken(error)
+        except WRONG_VALUE as error:
+            counts.skip("wrong type", item.location, f"{type(error).__name__}: {error}")
     counts.written["records"] += len(lines)
     return _FinishedPart(part.shard, lines, part.job.size, counts)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,10 +15,11 @@ from typing import Annotated, Any, NamedTuple
 from dataset.prepare.counts import Counts
 from dataset.prepare.folders import tally
 from dataset.prepare.output_flags import OutputFlags, manifest_of
-from dataset.prepare.output_folder import Entry, OutputFolder, json_line
+from dataset.prepare.output_folder import OutputFolder, fill_with_files, json_line
 from dataset.prepare.processes import WorkerDiedError, in_order
 from dataset.prepare.raw_folder import file_digest
 from dataset.prepare.translations import TEXTS, Translator, fill_store, translate_record, translated_files, write_texts
+from dataset.prepare.url_shards import add_member
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.finding import PARQUET_SUFFIX, TAR_SUFFIX, find_shards
@@ -142,20 +141,9 @@ def _translate(
         if folder.complete:
             _report(f"{out} is already complete with these translations; nothing to do")
             return
-        entries = {path: folder.finished(path.name, path) for path in shards}
-        done = {path: Counts.from_values(entry.counts) for path, entry in entries.items() if entry is not None}
-        left = [path for path in shards if path not in done]
-        jobs = [_Job(path, out / path.name, store, languages) for path in left]
-        with closing(in_order(_translate_shard, jobs, workers, _died)) as results:
-            for path, shard_counts in zip(
-                left, progress_bar(results, total=len(left), desc=source.name, unit="shard"), strict=True
-            ):
-                done[path] = shard_counts
-                size = (out / path.name).stat().st_size
-                folder.add(Entry(path.name, str(path.resolve()), path.stat().st_size, size, shard_counts.to_values()))
-        counts = Counts()
-        for path in shards:
-            counts.add(done[path])
+        jobs = [_Job(path, out / path.name, store, languages) for path in shards]
+        run = partial(in_order, _translate_shard, workers=workers, died=_died)
+        counts = fill_with_files(folder, jobs, run, desc=source.name, unit="shard")
         folder.close({"counts": counts.to_values()})
     _report(f"{out}: {tally(counts.written)}, in {', '.join(('en', *languages))}")
     for reason, number in counts.skipped.most_common():
@@ -198,9 +186,7 @@ def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRe
             content = json.dumps(record(raw), ensure_ascii=False).encode("utf-8", "backslashreplace")
             members = ({name: raw.image} if raw.image is not None else {}) | {f"{key_of(name)}.json": content}
             for member, data in members.items():
-                entry = tarfile.TarInfo(member)
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
+                add_member(tar, member, data)
 
 
 def _died(job: _Job) -> Counts:

@@ -8,16 +8,18 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeVar
 
+from dataset.prepare.counts import Counts
 from utils.errors import UserError
 from utils.files import read_json, replacing
 from utils.folder_lock import NO_LOCKS
+from utils.progress import progress_bar
 
 JOURNAL = ".building"
 """Name of the journal, a file in an unfinished folder. The command that fills the folder locks it."""
@@ -34,7 +36,7 @@ class Entry:
         source: path of the file that it was built from.
         source_bytes: size of the source in bytes.
         bytes: size of the file in bytes.
-        counts: counts by kind.
+        counts: counts of the records in the file.
         broken: the skipped records, as objects with the keys place, reason and detail.
     """
 
@@ -42,7 +44,7 @@ class Entry:
     source: str
     source_bytes: int
     bytes: int
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
     broken: Sequence[Mapping[str, str]] = ()
 
 
@@ -194,6 +196,44 @@ class OutputFolder:
     def _cannot_write(self, error: OSError) -> UserError:
         remedy = "; rerun the same command to resume" if self.entries else ""
         return UserError(f"{error.filename or self.out} cannot be written: {error.strerror or error}{remedy}")
+
+
+class FileJob(Protocol):
+    """A file to build: its path ``target`` in the output folder, and the ``source`` that it is built from."""
+
+    @property
+    def source(self) -> Path: ...
+
+    @property
+    def target(self) -> Path: ...
+
+
+F = TypeVar("F", bound=FileJob)
+
+
+def fill_with_files(
+    folder: OutputFolder, jobs: Sequence[F], run: Callable[[Sequence[F]], Generator[Counts, None, None]], **bar: Any
+) -> Counts:
+    """Builds the files that are missing in a folder, and returns the total counts of all files.
+
+    Args:
+        folder: the folder.
+        jobs: a job for each file.
+        run: runs jobs, which write their files, and yields the counts of each file in order.
+        bar: options of the progress bar.
+    """
+    empty = {name for name, entry in folder.entries.items() if not entry.bytes}  # files whose records were all skipped
+    left = [job for job in jobs if job.target.name not in empty and not folder.finished(job.target.name, job.source)]
+    with closing(run(left)) as results:
+        results_with_bar = progress_bar(results, total=len(jobs), initial=len(jobs) - len(left), **bar)
+        for job, counts in zip(left, results_with_bar, strict=True):
+            size = job.target.stat().st_size if job.target.exists() else 0
+            source, source_bytes = str(job.source.resolve()), job.source.stat().st_size
+            folder.add(Entry(job.target.name, source, source_bytes, size, counts.to_values()))
+    total = Counts()
+    for job in jobs:
+        total.add(Counts.from_values(folder.entries[job.target.name].counts))
+    return total
 
 
 def already_made(out: Path, manifest: str, arguments: Mapping[str, Any], *, overwrite: bool) -> bool:

@@ -31,7 +31,7 @@ from dataset.prepare.img2dataset import (
     statuses_of,
 )
 from dataset.prepare.missing import write_missing
-from dataset.prepare.output_folder import Entry, OutputFolder
+from dataset.prepare.output_folder import OutputFolder, fill_with_files
 from dataset.prepare.parquet_rows import DamagedFileError
 from dataset.prepare.preparation import Preparation
 from dataset.prepare.processes import WorkerDiedError, in_order
@@ -266,26 +266,9 @@ class _UrlSet:
 
     def _fill(self, output: OutputFolder, work: Callable[[Any], Counts], jobs: Sequence[Any], unit: str) -> Counts:
         """Runs the jobs whose target is missing, and returns the total counts of all jobs."""
-        done = {entry.file: Counts.from_values(entry.counts) for entry in output.entries.values()}
-        left = [job for job in jobs if job.target.name not in done]
-        died = _refuse if self.urls.are_compared else _skip
-        with closing(self._results(work, left, died)) as results:
-            bar = progress_bar(
-                results,
-                total=len(jobs),
-                initial=len(jobs) - len(left),
-                quiet=self.urls.are_compared,  # the job has its own bar
-                desc=self.preparation.name,
-                unit=unit,
-            )
-            for job, counts in zip(left, bar, strict=True):
-                size = job.target.stat().st_size if job.target.exists() else 0
-                output.add(Entry(job.target.name, "", 0, size, counts.to_values()))
-                done[job.target.name] = counts
-        total = Counts()
-        for name in sorted(done):
-            total.add(done[name])
-        return total
+        run = partial(self._results, work, died=_refuse if self.urls.are_compared else _skip)
+        # If URLs are compared, there is one job, which has its own progress bar.
+        return fill_with_files(output, jobs, run, quiet=self.urls.are_compared, desc=self.preparation.name, unit=unit)
 
     def _results(self, work: Callable[[J], R], jobs: Iterable[J], died: Callable[[J], R]) -> Generator[R, None, None]:
         if self.options.ray is not None:

@@ -15,6 +15,7 @@ from dataset.media.encoded import FORMATS
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Annotations
 from dataset.prepare.img2dataset import place_shard
+from dataset.prepare.line_shards import WRONG_VALUE
 from dataset.prepare.output_folder import json_line
 from dataset.prepare.region_records import OTHER_SIZE, same_shape
 from dataset.prepare.rows import RowFile
@@ -160,7 +161,7 @@ def _converted(
         return None
     try:
         converted = annotations.convert(row, size, counts, record.location)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except WRONG_VALUE as error:
         counts.skip("wrong type", record.location, f"{type(error).__name__}: {error}")
         return None
     return None if converted is None else {**converted, "url": url}

@@ -12,7 +12,6 @@ from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Found
 from dataset.prepare.options import VideoOptions
-from dataset.records.broken import BrokenRecordError
 
 _TAG = re.compile(r"\[[^\[\]]{1,40}\]")
 """``[Music]`` and similar tags, which transcripts contain if nobody speaks."""
@@ -69,14 +68,11 @@ def speech_clips(clips: Sequence[Clip], counts: Counts, location: str) -> list[C
 
 def video_records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     """Yields records with frames, with the keys of the authors' data: ``video_frames``, ``text``, ``is_continuous``. The values
-    of ``found`` are a :class:`Video`."""
-    try:
-        yield from _records(options, found, counts)
-    except BrokenRecordError as error:
-        counts.skip(error.kind, found.location, error.message)
+    of ``found`` are a :class:`Video`.
 
-
-def _records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[dict[str, Any]]:
+    Raises:
+        BrokenRecordError: the video cannot be read.
+    """
     video: Video = found.values
     source = VideoSource(found.location, path=found.file)
     if video.clips is None:

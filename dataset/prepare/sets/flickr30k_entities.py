@@ -114,11 +114,7 @@ def _images(numbers: list[int], annotations: _Annotations) -> Iterator[Annotated
 
 def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     number, sentences, annotated = image.values
-    try:
-        size, boxes = _boxes(annotated, f"{image.location}.xml", counts)
-    except BrokenRecordError as error:
-        counts.skip_broken(error)
-        return
+    size, boxes = _boxes(annotated, f"{image.location}.xml", counts)
     captions, phrases = _parsed_sentences(sentences)
     elements = []
     for chain, texts in phrases.items():
