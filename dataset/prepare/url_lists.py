@@ -31,8 +31,8 @@ from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
 
-BATCH = 1 << 12
-"""Number of rows of a text file that are in memory at a time."""
+LINE_BATCH, PAIR_BATCH = 1 << 12, 1 << 7
+"""Numbers of JSON lines and of pairs that are in memory at a time. With more pairs, each batch would cause a garbage collection."""
 
 LINES = ("*.jsonl", "*.jsonl.gz")
 """Names of lists that are JSON lines."""
@@ -121,7 +121,7 @@ def _rows(job: ListJob, counts: Counts) -> Iterator[Rows]:
     if job.total is not None:
         pairs = iter(progress_bar(pairs, total=job.total, desc=job.name, unit="pair"))
     while batch := [
-        (pair.location, {"url": pair.url, "text": pair.caption}) for pair in itertools.islice(pairs, BATCH)
+        (pair.location, {"url": pair.url, "text": pair.caption}) for pair in itertools.islice(pairs, PAIR_BATCH)
     ]:
         yield batch
 
@@ -234,7 +234,7 @@ def table_rows(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterat
             yield rows
         return
     lines = _lines(path)
-    while batch := list(itertools.islice(lines, BATCH)):
+    while batch := list(itertools.islice(lines, LINE_BATCH)):
         counts.read["pairs"] += len(batch)
         rows = []
         for location, values in batch:

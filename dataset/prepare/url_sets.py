@@ -273,6 +273,8 @@ class _UrlSet:
     def _results(self, work: Callable[[J], R], jobs: Iterable[J], died: Callable[[J], R]) -> Generator[R, None, None]:
         if self.options.ray is not None:
             return in_order_on_ray(work, jobs, self.options.ray, self.options.workers, died)
+        if work is write_list and self.urls.are_compared:  # there is only one list
+            return (work(job) for job in jobs)
         return in_order(work, jobs, self.options.workers, died)
 
 
