@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -359,22 +359,35 @@ def _gqa(file: RawFile) -> Iterator[tuple[str, str]]:
 
 
 def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
-    """Returns a reader for ``val.txt`` or ``test.txt`` of Flickr30K Entities, which contain an id on each line."""
+    """Returns a reader for ``val.txt`` or ``test.txt`` of Flickr30K Entities."""
 
     def read(file: RawFile) -> Iterator[tuple[str, str]]:
-        with file.open() as stream:
-            for line_number, line in enumerate(stream, start=1):
-                text = line.decode("utf-8", "replace").strip()
-                if text and id_number(text) is None:
-                    raise UserError(
-                        f"{text[:40]!r} is not an id of Flickr30K",
-                        where=f"{file}:{line_number}",
-                        remedy="use the official file",
-                    )
-                if text:
-                    yield f"flickr:{int(text)}", split
+        for number in entities_ids(file):
+            yield f"flickr:{number}", split
 
     return read
+
+
+def entities_ids(file: RawFile) -> Iterator[int]:
+    """Yields the ids in ``train.txt``, ``val.txt`` or ``test.txt`` of Flickr30K Entities.
+
+    Raises:
+        UserError: a line is not an id.
+    """
+    for location, line in file.lines():
+        text = line.strip()
+        if text and id_number(text) is None:
+            raise UserError(f"{text[:40]!r} is not an id of Flickr30K", where=location, remedy="use the official file")
+        if text:
+            yield int(text)
+
+
+def entities_list(raw: RawFolder, name: str) -> RawFile | None:
+    """Finds one of the lists of ids of Flickr30K Entities, next to the folder ``Sentences`` or to ``annotations.zip``."""
+    sentences = raw.folder("Sentences")
+    packed = raw.find("annotations.zip") if sentences is None else None
+    neighbour = sentences or (packed.path if packed is not None else None)
+    return None if neighbour is None else raw.sibling(neighbour, name)
 
 
 def _ref_l4(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
@@ -400,36 +413,20 @@ def _msrvtt(file: RawFile) -> Iterator[tuple[str, str]]:
 def _msvd(file: RawFile) -> Iterator[tuple[str, str]]:
     """Reads MSVD's mapping, ``<id>_<start>_<end> vid<N>``: 1,200 clips are for training, the next 100 for validation, the
     rest for testing."""
-    with file.open() as stream:
-        for line_number, line in enumerate(stream, start=1):
-            match = _MSVD_LINE.fullmatch(line.decode("utf-8", "replace").strip())
-            if match is None:
-                raise UserError(
-                    "not a clip and its number, <id>_<start>_<end> vid<N>",
-                    where=f"{file}:{line_number}",
-                    remedy="is it MSVD's file?",
-                )
-            if int(match[2]) > 1200:
-                yield f"youtube:{match[1]}", "val" if int(match[2]) <= 1300 else "test"
+    for location, line in file.lines():
+        match = _MSVD_LINE.fullmatch(line.strip())
+        if match is None:
+            raise UserError(
+                "not a clip and its number, <id>_<start>_<end> vid<N>", where=location, remedy="is it MSVD's file?"
+            )
+        if int(match[2]) > 1200:
+            yield f"youtube:{match[1]}", "val" if int(match[2]) <= 1300 else "test"
 
 
 def _first_of(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:
     """Returns a function that finds the first of these files that exists. With ``below``, only files in a folder of this name
     count."""
     return lambda raw: next((file for name in names if (file := raw.find(name, below)) is not None), None)
-
-
-def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
-    """Returns a function that finds one of Flickr30K Entities' lists of ids, which are next to the folder ``Sentences`` or next
-    to ``annotations.zip``."""
-
-    def locate(raw: RawFolder) -> RawFile | None:
-        sentences = raw.folder("Sentences")
-        packed = raw.find("annotations.zip") if sentences is None else None
-        neighbour = sentences or (packed.path if packed is not None else None)
-        return None if neighbour is None else raw.sibling(neighbour, name)
-
-    return locate
 
 
 SPLITS: dict[str, HeldOutSplits] = {
@@ -472,8 +469,12 @@ SPLITS: dict[str, HeldOutSplits] = {
         ),
         _gqa,
     ),
-    "entities_val": HeldOutSplits("Flickr30K Entities", "val.txt", _of_entities("val.txt"), _entities("val")),
-    "entities_test": HeldOutSplits("Flickr30K Entities", "test.txt", _of_entities("test.txt"), _entities("test")),
+    "entities_val": HeldOutSplits(
+        "Flickr30K Entities", "val.txt", partial(entities_list, name="val.txt"), _entities("val")
+    ),
+    "entities_test": HeldOutSplits(
+        "Flickr30K Entities", "test.txt", partial(entities_list, name="test.txt"), _entities("test")
+    ),
     "ref_l4_val": HeldOutSplits("Ref-L4", "ref-l4-val.parquet", _first_of("ref-l4-val.parquet"), _ref_l4("val")),
     "ref_l4_test": HeldOutSplits("Ref-L4", "ref-l4-test.parquet", _first_of("ref-l4-test.parquet"), _ref_l4("test")),
 }

@@ -125,9 +125,7 @@ def _died(part: _Part) -> _FinishedPart:
         [item] = part.job.items
         part.job.counts.skip(part.reason_if_killed, item.location, "the process that read it died")
         return _FinishedPart(part.shard, [], part.job.size, part.job.counts)
-    raise WorkerDiedError(
-        f"{part.shard}: a process converting it was killed, perhaps because memory ran out; lower --workers"
-    )
+    raise WorkerDiedError(part.shard)
 
 
 def _write_shard(path: Path, parts: Iterator[_FinishedPart], on_part: Callable[[int], object]) -> Entry:

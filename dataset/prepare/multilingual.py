@@ -190,9 +190,7 @@ def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRe
 
 
 def _died(job: _Job) -> Counts:
-    raise WorkerDiedError(
-        f"{job.source}: a process that read it was killed, perhaps because memory ran out; lower --workers"
-    )
+    raise WorkerDiedError(job.source)
 
 
 def _created(folder: Path) -> Path:

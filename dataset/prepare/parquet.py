@@ -211,9 +211,7 @@ def _uniform(values: list[Any]) -> list[Any]:
 
 
 def _died(job: _Job) -> _FinishedFile:
-    raise WorkerDiedError(
-        f"{job.target}: a process that wrote it was killed, perhaps because memory ran out; lower --workers"
-    )
+    raise WorkerDiedError(job.target)
 
 
 def _jobs(shards: Shards, out: Path, keys: ImageKeys) -> list[tuple[_Job, str, int]]:

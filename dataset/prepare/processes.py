@@ -27,8 +27,12 @@ memory; with a lower value, processes are idle while a long job runs."""
 
 
 class WorkerDiedError(UserError):
-    """Raised if a process was killed. The data set files are not at fault, so finished shards are kept, and the next run
-    resumes."""
+    """Raised if a process was killed while it worked on the file ``where``. The data set files are not at fault, so finished
+    shards are kept, and the next run resumes."""
+
+    def __init__(self, where: object):
+        what = "the process that worked on it was killed, perhaps because memory ran out"
+        super().__init__(what, where=where, remedy="lower --workers")
 
 
 def in_order(

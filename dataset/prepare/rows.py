@@ -160,9 +160,7 @@ def read_files(read: Callable[[str, RawFile], R], files: Mapping[str, RawFile], 
     """
 
     def died(named: tuple[str, RawFile]) -> R:
-        raise WorkerDiedError(
-            f"{named[1]}: a process that read it was killed, perhaps because memory ran out; lower --workers"
-        )
+        raise WorkerDiedError(named[1])
 
     with _collector_off(), closing(in_order(partial(_read, read), files.items(), workers, died)) as results:
         yield from progress_bar(results, total=len(files), desc="reading", unit="file")

@@ -32,7 +32,8 @@ from utils.files import replacing
 from utils.progress import progress_bar
 
 LINE_BATCH, PAIR_BATCH = 1 << 12, 1 << 7
-"""Numbers of JSON lines and of pairs that are in memory at a time. With more pairs, each batch would cause a garbage collection."""
+"""Numbers of JSON lines and of pairs that are in memory at a time. With more pairs, each batch would cause a garbage
+collection."""
 
 LINES = ("*.jsonl", "*.jsonl.gz")
 """Names of lists that are JSON lines."""

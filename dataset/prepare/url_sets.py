@@ -122,12 +122,11 @@ class _UrlSet:
 
         def fill(output: OutputFolder) -> Counts:
             form, total = self.urls.list_format, self.preparation.data_set.sizes.get("pairs")
-            lists: dict[str, Files] = {list_stem(path): {"table": RawFile(path)} for path in self.tables}
-            jobs = [ListJob(files, output.out / f"{name}.{form}", self.selection) for name, files in lists.items()]
             if self.files:
-                jobs = [
-                    ListJob(self.files, output.out / f"{LIST}.{form}", self.selection, self.preparation.name, total)
-                ]
+                job = ListJob(self.files, output.out / f"{LIST}.{form}", self.selection, self.preparation.name, total)
+                return write_list(job) if self.options.ray is None else self._fill(output, write_list, [job], "list")
+            tables = ((path, output.out / f"{list_stem(path)}.{form}") for path in self.tables)
+            jobs = [ListJob({"table": RawFile(path)}, target, self.selection) for path, target in tables]
             return self._fill(output, write_list, jobs, "list")
 
         self.preparation.make(self.list_folder, arguments, fill, index=False)
@@ -273,8 +272,6 @@ class _UrlSet:
     def _results(self, work: Callable[[J], R], jobs: Iterable[J], died: Callable[[J], R]) -> Generator[R, None, None]:
         if self.options.ray is not None:
             return in_order_on_ray(work, jobs, self.options.ray, self.options.workers, died)
-        if work is write_list and self.urls.are_compared:  # there is only one list
-            return (work(job) for job in jobs)
         return in_order(work, jobs, self.options.workers, died)
 
 
@@ -303,6 +300,4 @@ def _skip(job: ListJob | ShardJob) -> Counts:
 
 
 def _refuse(job: Any) -> Any:
-    raise WorkerDiedError(
-        f"{getattr(job, 'source', job)}: a process that read it was killed, perhaps because memory ran out; lower --workers"
-    )
+    raise WorkerDiedError(getattr(job, "source", job))

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from dataset.image_ids import id_number
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.prepare.finders import ImageFiles, MediaNames
+from dataset.prepare.held_out import entities_ids, entities_list
 from dataset.prepare.options import Options
-from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
@@ -76,30 +76,15 @@ class _Annotations:
 
 def _files(raw: RawFolder) -> Files:
     """Finds the list of training images, and the archive if the files are not unpacked."""
-    sentences = raw.folder("Sentences")
-    packed = raw.find("annotations.zip") if sentences is None else None
-    neighbour = sentences or (packed.path if packed is not None else None)
-    listed = (raw.sibling(neighbour, TRAIN) if neighbour is not None else None) or raw.need(TRAIN)[0]
+    listed = entities_list(raw, TRAIN) or raw.need(TRAIN)[0]
+    packed = raw.find("annotations.zip") if raw.folder("Sentences") is None else None
     _Annotations(raw)  # raises if they are missing
     return {"listed": listed, **({"packed": packed} if packed is not None else {})}
 
 
 def _read(files: Files, scratch: Path, options: Options) -> Source:
-    numbers = _training_ids(files["listed"])
+    numbers = list(entities_ids(files["listed"]))
     return Source(_images(numbers, _Annotations(RawFolder([options.raw]))), _record, len(numbers))
-
-
-def _training_ids(file: RawFile) -> list[int]:
-    with file.open() as stream:
-        lines = [line.strip() for line in stream.read().decode("utf-8", "replace").split("\n")]
-    for line_number, line in enumerate(lines, start=1):
-        if line and id_number(line) is None:
-            raise UserError(
-                f"{line[:40]!r} is not an id of Flickr30K",
-                where=f"{file}:{line_number}",
-                remedy="use the official file",
-            )
-    return [int(line) for line in lines if line]
 
 
 def _images(numbers: list[int], annotations: _Annotations) -> Iterator[AnnotatedMedia | BrokenRecordError]:
