@@ -11,8 +11,8 @@ The way of the data, with the modules on it:
 4. Records: ``cleaning``, ``phrases``, ``region_records`` and ``video_clips`` convert an image or a video.
 5. What is built: ``prepare`` calls ``media_records`` for images and videos, ``url_sets`` for lists of URLs (``url_lists``, then
    img2dataset, then ``url_shards``), and ``split_files`` for evaluation splits. ``preparation`` is what they have in common.
-6. Output: ``line_shards`` writes shards with several processes (``processes``, ``ray_jobs``), ``output_folder`` locks and resumes
-   a folder, ``whole_folder`` puts it in place once it is complete, with its ``manifest`` and ``counts``.
+6. Output: ``line_shards`` and ``file_jobs`` write files with several processes (``processes``, ``ray_jobs``), ``output_folder``
+   locks and resumes a folder, ``whole_folder`` puts it in place once it is complete, with its ``manifest`` and ``counts``.
 
 ``own``, ``to_odvg``, ``multilingual``, ``frames`` and ``parquet`` are commands of their own.
 """

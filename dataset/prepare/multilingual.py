@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from dataset.prepare.counts import Counts
+from dataset.prepare.file_jobs import fill_with_files
 from dataset.prepare.folders import tally
 from dataset.prepare.output_flags import OutputFlags, manifest_of
-from dataset.prepare.output_folder import OutputFolder, fill_with_files, json_line
+from dataset.prepare.output_folder import OutputFolder, json_line
 from dataset.prepare.processes import WorkerDiedError, in_order
 from dataset.prepare.raw_folder import file_digest
 from dataset.prepare.translations import TEXTS, Translator, fill_store, translate_record, translated_files, write_texts

@@ -8,18 +8,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any
 
-from dataset.prepare.counts import Counts
 from utils.errors import UserError
 from utils.files import read_json, replacing
 from utils.folder_lock import NO_LOCKS
-from utils.progress import progress_bar
 
 JOURNAL = ".building"
 """Name of the journal, a file in an unfinished folder. The command that fills the folder locks it."""
@@ -112,7 +110,10 @@ class OutputFolder:
         entry, path = self.entries.get(name), self.out / name
         if entry is None or not path.exists():
             return None
-        if entry.source != str(source.resolve()):
+        if entry.source not in (
+            "",
+            str(source.resolve()),
+        ):  # earlier versions did not record the sources of lists and shards
             raise UserError(
                 f"{path} was built from {entry.source}, not from {source}", remedy="use another folder, or --overwrite"
             )
@@ -196,44 +197,6 @@ class OutputFolder:
     def _cannot_write(self, error: OSError) -> UserError:
         remedy = "; rerun the same command to resume" if self.entries else ""
         return UserError(f"{error.filename or self.out} cannot be written: {error.strerror or error}{remedy}")
-
-
-class FileJob(Protocol):
-    """A file to build: its path ``target`` in the output folder, and the ``source`` that it is built from."""
-
-    @property
-    def source(self) -> Path: ...
-
-    @property
-    def target(self) -> Path: ...
-
-
-F = TypeVar("F", bound=FileJob)
-
-
-def fill_with_files(
-    folder: OutputFolder, jobs: Sequence[F], run: Callable[[Sequence[F]], Generator[Counts, None, None]], **bar: Any
-) -> Counts:
-    """Builds the files that are missing in a folder, and returns the total counts of all files.
-
-    Args:
-        folder: the folder.
-        jobs: a job for each file.
-        run: runs jobs, which write their files, and yields the counts of each file in order.
-        bar: options of the progress bar.
-    """
-    empty = {name for name, entry in folder.entries.items() if not entry.bytes}  # files whose records were all skipped
-    left = [job for job in jobs if job.target.name not in empty and not folder.finished(job.target.name, job.source)]
-    with closing(run(left)) as results:
-        results_with_bar = progress_bar(results, total=len(jobs), initial=len(jobs) - len(left), **bar)
-        for job, counts in zip(left, results_with_bar, strict=True):
-            size = job.target.stat().st_size if job.target.exists() else 0
-            source, source_bytes = str(job.source.resolve()), job.source.stat().st_size
-            folder.add(Entry(job.target.name, source, source_bytes, size, counts.to_values()))
-    total = Counts()
-    for job in jobs:
-        total.add(Counts.from_values(folder.entries[job.target.name].counts))
-    return total
 
 
 def already_made(out: Path, manifest: str, arguments: Mapping[str, Any], *, overwrite: bool) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from dataset.prepare.compared_shards import Comparison, scan_records
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Files, Urls
+from dataset.prepare.file_jobs import fill_with_files
 from dataset.prepare.filters import Filters
 from dataset.prepare.finders import held_out_contents
 from dataset.prepare.img2dataset import (
@@ -31,7 +32,7 @@ from dataset.prepare.img2dataset import (
     statuses_of,
 )
 from dataset.prepare.missing import write_missing
-from dataset.prepare.output_folder import OutputFolder, fill_with_files
+from dataset.prepare.output_folder import OutputFolder
 from dataset.prepare.parquet_rows import DamagedFileError
 from dataset.prepare.preparation import Preparation
 from dataset.prepare.processes import WorkerDiedError, in_order

@@ -11,7 +11,8 @@ import random
 import pytest
 
 from dataset.prepare import json_pieces as module
-from dataset.prepare.json_pieces import Piece, json_pieces
+from dataset.prepare.json_pieces import Piece, json_pieces, official_pieces
+from dataset.prepare.raw_folder import RawFile
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 
@@ -156,3 +157,26 @@ def test_items_are_yielded_before_the_whole_file_is_read(monkeypatch):
     stream = io.BytesIO(json.dumps({"images": list(range(1000, 2000))}).encode())
     first = next(json_pieces(stream, "raw.json"))
     assert first[:3] == ("images", 0, 1000) and stream.tell() < 60
+
+
+@pytest.mark.parametrize(
+    ("content", "location"),
+    [
+        ({"info": {}, "images": [{"id": 1}, {"name": 2}]}, "images[1]"),
+        ({"images": [{"id": 1}, 7]}, "images[1]"),
+        ([{"id": 1}, {"id": 2}, []], "[2]"),
+        ({"one": {"id": 1}, "two": {}}, "two"),
+    ],
+)
+def test_a_value_that_is_missing_or_of_another_type_names_its_item_and_the_data_set(content, location, tmp_path):
+    path = tmp_path / "raw.json"
+    path.write_text(json.dumps(content))
+    sections = ("images",) if "images" in content else ()
+
+    def ids() -> list[int]:
+        with official_pieces(RawFile(path), "Birds", *sections) as pieces:
+            return [piece.value["id"] for piece in pieces]
+
+    with pytest.raises(UserError) as error:
+        ids()
+    assert str(error.value) == OneLine(str(path), location, "Birds's file")
