@@ -23,7 +23,6 @@ from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFolder
 from dataset.prepare.verify import MAX_PIXELS
-from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
 from utils.numerals import plain_number
@@ -131,12 +130,8 @@ def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[Row]:
 
 
 def _record(labels: Mapping[str, str], image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
-    try:
-        content = read_file(image.file, IMAGE_BYTES, str(image.file))
-        _, height, width = EncodedImage(content, MAX_PIXELS, str(image.file), "stored").shape
-    except BrokenRecordError as error:
-        counts.skip(error.kind, image.location, str(error))
-        return
+    content = read_file(image.file, IMAGE_BYTES, str(image.file))
+    _, height, width = EncodedImage(content, MAX_PIXELS, str(image.file), "stored").shape
     reader = _Reader(labels, width, height, counts)
     elements = reader.elements(image.values["objects"], image.values.get("relations", []))
     made = Counter("regions" if element["grain"] == "region" else "objects" for element in elements)
