@@ -53,7 +53,6 @@ class Server:
     Args:
         config: settings of the cache and of retries.
         key: config key of the shards, to name in error messages.
-
     """
 
     def __init__(self, config: RemoteConfig, key: str):
