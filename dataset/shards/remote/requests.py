@@ -46,6 +46,14 @@ class Files:
     """The files of a protocol, read through fsspec, which finds the credentials automatically.
 
     The version of a file is looked up once. A change while the process reads the file is noticed only if the size changes.
+
+    Args:
+        scheme: the protocol, such as ``s3``.
+        timeout_s: maximum time of a request, in seconds.
+
+    Raises:
+        ImportError: if the package for the protocol is not installed.
+        ValueError: if fsspec does not know the protocol.
     """
 
     def __init__(self, scheme: str, timeout_s: float):
@@ -180,16 +188,6 @@ def _checked_state(response: ClientResponse, address: str, start: int, end: int)
         description = f"{response.content_length} bytes as {encoding}"
         raise RequestError(f"answers with {description} for the range {given}", again=True)
     return size, version
-
-
-def open_files(scheme: str, timeout_s: float) -> Files:
-    """Returns the files of a protocol, for requests of at most ``timeout_s`` seconds. They can only be read in this process.
-
-    Raises:
-        ImportError: if the package for the protocol is not installed.
-        ValueError: if fsspec does not know the protocol.
-    """
-    return HttpFiles(scheme, timeout_s) if scheme in ("http", "https") else Files(scheme, timeout_s)
 
 
 def version_of(mark: str) -> int:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from dataset.config import BLOCK_BYTES, LONGEST_WAIT_S, RemoteConfig
 from dataset.shards.remote.ahead import Prefetcher
-from dataset.shards.remote.requests import Files, RequestError, open_files
+from dataset.shards.remote.requests import Files, HttpFiles, RequestError
 from utils.addresses import scheme_of
 from utils.block_cache import Block, BlockCache
 from utils.errors import UserError
@@ -187,7 +187,8 @@ class Server:
         scheme, shown, opened = scheme_of(address), without_query(address), self._opened().files
         try:
             if scheme not in opened:
-                opened.setdefault(scheme, open_files(scheme, self.config.timeout_s))
+                files = (HttpFiles if scheme in ("http", "https") else Files)(scheme, self.config.timeout_s)
+                opened.setdefault(scheme, files)  # another thread may have been first
             return opened[scheme]
         except ImportError as error:
             package = _PACKAGES.get(scheme, f"a package for {scheme} ({error})")
