@@ -33,6 +33,9 @@ class BrokenRecord:
     message: str
     traceback: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.location}: {self.kind}: {self.message}"
+
 
 class RecordCount(NamedTuple):
     """Number of records that were read from a stream (a type of training data) for a batch, and how many of them became

@@ -142,9 +142,9 @@ class PretrainBatch(Batch):
         unmatched: names of the streams whose matching loss is not computed in this step; equal on all ranks.
     """
 
-    images: ImageTextBatch | None
-    regions: RegionBatch | None
-    texts: TextBatch | None
+    images: ImageTextBatch | None = None
+    regions: RegionBatch | None = None
+    texts: TextBatch | None = None
     videos: VideoTextBatch | None = None
     translations: TranslationBatch | None = None
     unmatched: tuple[str, ...] = ()

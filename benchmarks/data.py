@@ -60,18 +60,18 @@ class Laps:
 
 def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
     """Measures how many seconds each stage takes for a micro-batch of pairs. The stages are the steps of
-    :meth:`ImageStream.rows`."""
-    source, text, config = stream.sources[0], stream.text, stream.view.config
+    :meth:`ImageStream.batch`."""
+    source, text, config = stream.source, stream.text, stream.view.config
     augment = RandAugment(config.rand_augment_ops, config.rand_augment_magnitude)
     views, texts, laps = [], [], Laps()
     for index, rng in source.samples(0):
         laps.lap("order")
-        record = parse_image_record(source.shards.read(index), stream.keys, stream.caption_keys[0])
+        record = parse_image_record(source.records.read(index), stream.keys, stream.config.caption_key)
         content = record.image.load()
         laps.lap("read")
-        caption = text.choose(record.captions, rng, record.location)
+        caption = text.choose(record.captions, rng)
         laps.lap("tokenise and mask")
-        image = EncodedImage(content, stream.view.max_pixels, record.location)
+        image = EncodedImage(content, stream.view.max_pixels)
         part = crop(image, *draw_crop(*image.shape[1:], config, rng))
         laps.lap("decode")
         view = resize(part, size)
@@ -90,8 +90,8 @@ def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
 
 def print_stages(maker: PretrainBatches, size: int, rounds: int) -> None:
     """Prints median times of the stages and of the whole stream."""
-    stream = maker.images
-    assert stream is not None
+    stream = maker.streams["images"]
+    assert isinstance(stream, ImageStream)
     maker.make(0)
     rounds_s = [(time_stages(stream, size), seconds(maker.make, [0])[0]) for _ in range(rounds)]
     times = {name: statistics.median(stages[name] for stages, _ in rounds_s) for name in rounds_s[0][0]}
@@ -126,11 +126,11 @@ def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) 
     """Returns Pillow's time divided by ours, on the same files and crops, for each round."""
     assert data.images is not None
     config, values = data.images.augment, []
-    images = [EncodedImage(content, data.max_pixels, "") for content in contents]
+    images = [EncodedImage(content, data.max_pixels) for content in contents]
     parts = [draw_crop(*image.shape[1:], config, np.random.default_rng(n)) for n, image in enumerate(images)]
 
     def ours(number: int) -> Tensor:
-        return resize(crop(EncodedImage(contents[number], data.max_pixels, ""), *parts[number]), size)
+        return resize(crop(EncodedImage(contents[number], data.max_pixels), *parts[number]), size)
 
     def usual(number: int) -> Tensor:
         return with_pillow(contents[number], parts[number], size)

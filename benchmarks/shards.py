@@ -22,13 +22,14 @@ from dataset.config import BLOCK_RECORDS
 from dataset.shards import making
 from dataset.shards.blocks import BlockOrder
 from dataset.shards.index import name_of
+from dataset.shards.making import states_of
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder
-from dataset.shards.states import states_of
 from utils.commands import call
 
 SHARDS, RECORDS = 130_000, 1_300_000_000
 TARS, PER_TAR, IMAGE_BYTES = 8, 10_000, 2_000
+SMALL_RECORDS = 10
 POSITIONS, BATCH, LANES = 100_000, 1024, 64
 
 
@@ -109,6 +110,23 @@ def open_large(files: list[str], folder: Path) -> dict[str, float]:
     }
 
 
+def index_small(folder: Path, shards: int) -> dict[str, float]:
+    """Measures the costs of indexing many small shards, of opening the index again, and of opening another list that contains
+    all of these shards but one. Returns them by name."""
+    (folder / "small").mkdir()
+    content = '{"a": 1}\n' * SMALL_RECORDS
+    for shard in range(shards):
+        (folder / "small" / f"{shard:06d}.jsonl").write_text(content)
+    files = [str(path) for path in sorted((folder / "small").iterdir())]
+    costs = {}
+    for what, entries in (("to index", files), ("to open again", files), ("to open all but one", files[1:])):
+        before, started = anonymous_mib(), time.perf_counter()
+        Shards(entries, index_folder=folder / "index")
+        costs[f"seconds {what}"] = time.perf_counter() - started
+        costs[f"MiB anonymous {what}"] = anonymous_mib() - before
+    return costs
+
+
 def position_rate(shards: Shards, order: Order) -> float:
     """Measures how many positions per second are mapped to locations of records."""
     started, batches = time.perf_counter(), POSITIONS // BATCH
@@ -133,7 +151,7 @@ def main(
     with two. The second part creates one empty file for each shard of the paper's largest data set, and an index as large as all
     of its records need (a sparse file, which takes no disk space). It opens the index in a separate process and prints the
     seconds, the anonymous memory beyond imports, the open files, and how many positions per second are mapped to locations of
-    records, in random order and in block order.
+    records, in random order and in block order. The third part indexes as many small shards, and opens another list of them.
 
     Args:
         tars: number of tars to index.
@@ -148,7 +166,6 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "tars").mkdir()
-        making.PART = 1
         paths = write_tars(folder / "tars", tars, per_tar)
         for workers in (1, 2):
             rate = index_rate(paths, folder / "made", workers, rounds)
@@ -156,6 +173,8 @@ def main(
         files = write_large(folder, shards, records)
         for what, value in in_a_process(open_large, files, folder).items():
             sys.stdout.write(f"{shards:,} shards, {records:,} records: {value:,.1f} {what}\n")
+        for what, value in in_a_process(index_small, folder, shards).items():
+            sys.stdout.write(f"{shards:,} shards of {SMALL_RECORDS} records: {value:,.1f} {what}\n")
     return 0
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from dataset.config import VideoReadingConfig
 from dataset.media.encoded import pixels_of
-from dataset.media.video import FrameSampler, VideoSource
+from dataset.media.sources import VideoSource
+from dataset.media.video import FrameSampler
 from utils.commands import call
 
 FRAMES = 150

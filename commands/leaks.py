@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 from dataset import look_alikes
+from dataset.broken import BrokenRecordError, printable
 from dataset.config import DataConfig
 from dataset.image_ids import ids_in_path
 from dataset.leaks import KnownImage, SharedImage, SharedImages, Source, known_image, shared_with_splits
 from dataset.look_alikes import Look
+from dataset.media.sources import ImageSource
 from dataset.prepare.held_out import SPLITS, Links, contradictory_links, read_held_out, read_links
 from dataset.prepare.raw_folder import RawFolder
-from dataset.records.broken import BrokenRecordError, printable
-from dataset.records.schema import ImageSource
 from dataset.shards.readers import Shards
 from tasks.binding import bind_run
 from tasks.config import PretrainConfig

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from dataset.broken import broken_record
 from dataset.formats.annotations import Row, read_rows
 from dataset.prepare.tokenizer import train_wordpiece
-from dataset.records.broken import broken_record
 from dataset.shards.readers import Shards
 from utils.errors import UserError
 from utils.files import expanded
@@ -118,8 +118,7 @@ def _record(shards: Shards, index: int) -> Mapping[str, Any] | str:
     try:
         record = shards.read(index)
     except Exception as error:
-        broken = broken_record(error, shards.location(index))
-        return f"{broken.location}: {broken.kind}: {broken.message}"
+        return str(broken_record(error, shards.exact_location(index)))
     # In a tar, the caption of a pair is a separate member.
     return record.values if record.text is None else {"text": record.text, **record.values}
 

@@ -484,6 +484,17 @@ class DataConfig(LoadingConfig):
             LONG + name: streams[name].weight for name in with_long
         }
 
+    def record_sets(self) -> dict[str, AnyStreamConfig]:
+        """Returns each set of records by name: the streams, and the clean set of a stream as ``<name>/clean``, with the other
+        settings of its stream."""
+        sets = self.streams()
+        for name, clean in self.clean_sets().items():
+            changes: dict[str, Any] = {"files": clean.files, "clean": None}
+            if clean.caption_key is not None:
+                changes["caption_key"] = clean.caption_key
+            sets[f"{name}/clean"] = sets[name].model_copy(update=changes)
+        return sets
+
     def clean_sets(self) -> dict[str, CleanSetConfig]:
         """Returns the clean sets by the name of their stream."""
         paired = {"images": self.images, "videos": self.videos}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dataset.records.broken import BrokenRecordError
+from dataset.broken import MediaError
 from utils.errors import NotRegularError
 from utils.files import open_regular
 from utils.open_files import limit_error
@@ -17,36 +17,35 @@ RECORD_BYTES = 1_000_000_000
 """Maximum size of a record: a JSON line, a JSON member of a tar, or a JSON list of frames, including base64 images."""
 
 
-def read_file(path: Path, limit: int, location: str, kind: str = "image") -> bytes:
+def read_file(path: Path, limit: int, kind: str = "image") -> bytes:
     """Reads a regular file.
 
     Args:
         path: the file.
         limit: maximum size in bytes.
-        location: location of the record, to name in error messages.
         kind: medium that the file contains, such as "image"; part of the error's kind.
 
     Raises:
-        BrokenRecordError: "missing <kind>" if the file does not exist, "unreadable <kind>" if it is not a regular file or is too
+        MediaError: "missing <kind>" if the file does not exist, "unreadable <kind>" if it is not a regular file or is too
             large.
     """
     try:
         file = open_regular(path)
     except NotRegularError as error:
-        raise BrokenRecordError(f"unreadable {kind}", location, f"{path} {error.strerror}") from None
+        raise MediaError(f"unreadable {kind}", f"{path} {error.strerror}") from None
     except (OSError, ValueError) as error:
         if (failure := limit_error(error)) is not None:
             raise failure from None
         reason = getattr(error, "strerror", None) or str(error)
-        raise BrokenRecordError(f"missing {kind}", location, f"{str(path)[:200]}: {reason}") from None
+        raise MediaError(f"missing {kind}", f"{str(path)[:200]}: {reason}") from None
     with file:
         size = os.fstat(file.fileno()).st_size
-        check_bytes(size, limit, location, f"{path}", kind)
+        check_bytes(size, limit, f"{path}", kind)
         return file.read(size)
 
 
-def check_bytes(size: int, limit: int, location: str, what: str, kind: str = "image") -> None:
-    """Raises :class:`BrokenRecordError` ("unreadable <kind>") if ``what`` has more bytes than ``limit``."""
+def check_bytes(size: int, limit: int, what: str, kind: str = "image") -> None:
+    """Raises :class:`MediaError` ("unreadable <kind>") if ``what`` has more bytes than ``limit``."""
     if size > limit:
         message = f"{what} has {size:,} bytes, more than the limit of {limit:,} (dataset/files.py)"
-        raise BrokenRecordError(f"unreadable {kind}", location, message)
+        raise MediaError(f"unreadable {kind}", message)

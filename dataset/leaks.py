@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from dataset.broken import BrokenRecordError
 from dataset.image_ids import Ids, guessed_ids_in_path, ids_in_path, ids_of_record
-from dataset.media.video import VideoSource
-from dataset.records.broken import BrokenRecordError
-from dataset.records.schema import ImageSource
+from dataset.media.sources import ImageSource, VideoSource
 
 Source = ImageSource | VideoSource
 How = Literal["id", "path", "content", "look"]

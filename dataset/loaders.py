@@ -9,8 +9,8 @@ from typing import Protocol
 
 from batches import BatchSize
 from batches.base import Batch, BrokenRecord
+from dataset.broken import remedy_for
 from dataset.config import LoadingConfig
-from dataset.records.broken import remedy_for
 from dataset.workers import in_workers
 from utils.errors import UserError
 from utils.events import BrokenKind, CountedRecords, SkippedRecord

@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dataset.broken import BrokenRecordError
 from dataset.config import LoadingConfig
-from dataset.media.encoded import decode
-from dataset.media.video import VideoSource
-from dataset.records.broken import BrokenRecordError
-from dataset.records.schema import ImageSource
+from dataset.media.sources import ImageSource, VideoSource
 from utils.errors import UserError
 from utils.progress import progress_bar
 
@@ -126,7 +124,7 @@ def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> 
         if isinstance(source, VideoSource):
             continue
         try:
-            pixels = decode(source.load(), MAX_PIXELS, source.location)
+            pixels = source.open(MAX_PIXELS).pixels()
         except BrokenRecordError:
             continue
         found.append((source, look_of(Image.fromarray(pixels.permute(1, 2, 0).numpy()))))

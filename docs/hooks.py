@@ -54,7 +54,7 @@ API = {
         "dataset.tasks.finetune.FineTuneBatches",
         "dataset.formats.annotations.Row",
         "dataset.formats.annotations.ImageFiles",
-        "dataset.records.schema.BrokenRecordError",
+        "dataset.broken.BrokenRecordError",
     ],
     "A benchmark suite of your own": [
         "x2vlm.suites.cases.CaseSuite",

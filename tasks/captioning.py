@@ -16,9 +16,8 @@ from torch import Tensor
 from batches.texts import Text
 from dataset.config import CaptionedSplitConfig
 from dataset.formats.captioned import CaptionedImages, read_captioned_images
-from dataset.media.video import VideoSource
+from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.views import EvaluationView
-from dataset.records.schema import ImageSource
 from dataset.tasks.captioning import CaptioningBatches, prompt_tokens
 from dataset.text.processors import TextProcessor, decode_to_text
 from engine.run_plan import RunPlan

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dataset.config import DataConfig
-from dataset.records.box_form import are_relative
+from dataset.records.boxes import are_relative
 from dataset.records.schema import Box
 from dataset.tasks.grounding import Phrase
 from dataset.tasks.pretrain import MATCHED_STREAMS, PretrainBatches

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from batches.base import to_device
 from batches.texts import Text
-from dataset.media.video import VideoSource
+from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.views import EvaluationView
-from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import in_batches
 from dataset.text.processors import PlainTextProcessor
 from engine.checkpoint import Checkpoint, newest_step

@@ -158,4 +158,4 @@ def _published(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Phrase], index: int) -> tuple[Tensor, str]:
     item = items[index]
-    return view(item.image, item.size), cleaned(item.text, max_words, item.location)
+    return view(item.image, item.size), cleaned(item.text, max_words)

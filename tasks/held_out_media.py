@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dataset.broken import held_out_error
 from dataset.formats.captioned import CaptionedImages
-from dataset.media.video import VideoSource
-from dataset.records.broken import held_out_error
-from dataset.records.schema import ImageSource
+from dataset.media.sources import ImageSource, VideoSource
 from dataset.tasks.questions import QuestionTable
 from dataset.text.processors import TextProcessor
 from tasks.base import BaseTask

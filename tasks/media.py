@@ -6,9 +6,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from dataset.media.video import VideoSource, check_held_out
+from dataset.media.sources import ImageSource, VideoSource
+from dataset.media.video import check_held_out
 from dataset.media.views import EvaluationView, check_medium
-from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import frame_sampler
 from tasks.base import B, M, Parts, video_frames
 from tasks.config import MediaConfig

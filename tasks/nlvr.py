@@ -109,4 +109,4 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
 def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], index: int) -> tuple[Tensor, str]:
     """Returns the images (K, 3, S, S) and the cleaned sentence."""
     item = items[index]
-    return torch.stack([view(image) for image in item.images]), cleaned(item.sentence, max_words, item.location)
+    return torch.stack([view(image) for image in item.images]), cleaned(item.sentence, max_words)

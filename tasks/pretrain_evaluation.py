@@ -16,11 +16,10 @@ from batches.base import IGNORE, to_device
 from dataset.config import DataConfig, ImageRecordsConfig
 from dataset.media.video import FrameSampler, check_backend
 from dataset.media.views import EvaluationView
-from dataset.records.schema import parse_region_record
+from dataset.records.schema import ImageKeys, parse_region_record
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import sample_rng
 from dataset.tasks.held_out import Choose, HeldOutRecord, read_held_out, read_held_out_videos
-from dataset.tasks.streams.base import image_keys
 from dataset.tasks.streams.pairs import first_clips
 from dataset.text.processors import TextProcessor
 from metrics.bootstrap import Scores
@@ -68,7 +67,7 @@ def check_files(config: EvaluationConfig, data: DataConfig) -> None:
                         where="evaluation.video_files",
                         remedy="add it",
                     )
-                clips = first_clips(shards, data.videos, data.videos.caption_key)
+                clips = first_clips(shards, data.videos)
                 check_backend(clips, data.videos.reading, "data.videos.reading")
 
 
@@ -101,7 +100,7 @@ class HeldOutReader:
             getattr(self.config, files_key),
             self.processor,
             image_size=self.vision.image_size,
-            keys=image_keys(stream),
+            keys=ImageKeys.of(stream),
             caption_key=stream.caption_key,
             max_pixels=self.data.max_pixels,
             pixels=self.data.pixels,
@@ -343,7 +342,7 @@ class PretrainEvaluator:
     def _panel(self, shards: Shards, files_key: str, number: int) -> Panel:
         """Decodes an image again and draws it with the boxes of at most :data:`MAX_BOXES` phrases."""
         record, stream = self.with_boxes[number], self.reader.stream(files_key)
-        source = parse_region_record(shards.read(number), image_keys(stream), stream.caption_key).image
+        source = parse_region_record(shards.read(number), ImageKeys.of(stream), stream.caption_key).image
         view = EvaluationView(self.model.config.vision.image_size, self.data.max_pixels, pixels=self.data.pixels)
         pixels = ImageReader(view)(source, size=record.size)
         boxes = self.predictions[record.location]["boxes"]

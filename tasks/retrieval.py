@@ -12,9 +12,8 @@ from torch import Tensor
 
 from dataset.config import CaptionedSplitConfig
 from dataset.formats.captioned import CaptionedImages, read_captioned_images
-from dataset.media.video import VideoSource
+from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.views import EvaluationView
-from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches
 from engine.run_plan import RunPlan
@@ -79,7 +78,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         )
         read = partial(_view_of, self.held_out.view, items.images)
         captions = [
-            cleaned(caption, self.text.max_words, items.images[image].location)
+            cleaned(caption, self.text.max_words)
             for caption, image in zip(items.captions, items.image_of_caption.tolist(), strict=True)
         ]
         rankings = search.rank(len(items.images), partial(self._read, read, items.images), captions)

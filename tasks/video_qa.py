@@ -15,9 +15,8 @@ from torch import Tensor
 
 from batches.texts import Text
 from dataset.config import VideoQuestionsConfig
-from dataset.media.video import VideoSource
+from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.views import EvaluationView
-from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import cleaned_question
 from dataset.tasks.questions import Question, QuestionTable
 from dataset.tasks.video_qa import VideoQABatches, read_classes, read_video_questions
@@ -154,4 +153,4 @@ def _read(
 ) -> tuple[Tensor, str]:
     """Returns the frames (F, 3, S, S) and the cleaned question."""
     item = items[index]
-    return last(view, item.source), cleaned_question(item.question, max_words, item.location)
+    return last(view, item.source), cleaned_question(item.question, max_words)

@@ -250,4 +250,4 @@ def chance_accuracy(
 def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index: int) -> tuple[Tensor, str]:
     """Returns the image (3, S, S) and the cleaned question."""
     item = items[index]
-    return view(item.source), cleaned_question(item.question, max_words, item.location)
+    return view(item.source), cleaned_question(item.question, max_words)

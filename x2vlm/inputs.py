@@ -14,10 +14,11 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
 
+from dataset.broken import BrokenRecordError
 from dataset.media.augment import evaluation_view
 from dataset.media.encoded import EncodedImage, decode, pixels_of, rgb_of
-from dataset.media.video import LIST_SUFFIX, FrameSampler, VideoSource, sample_frames
-from dataset.records.schema import BrokenRecordError, ImageSource
+from dataset.media.sources import ImageSource, VideoSource
+from dataset.media.video import LIST_SUFFIX, FrameSampler, sample_frames
 from tasks.drawing.images import fitted, joined
 from utils.errors import UserError
 from utils.image_size import ImageSize
@@ -119,7 +120,7 @@ class Reader:
         is_folder = os.path.isdir(path)  # Path.is_dir raises an error for a name that is too long
         if not is_folder and path.suffix.lower() not in VIDEO_INPUT_SUFFIXES:
             content = ImageSource(name, path=path).load()
-            return self._from_image(decode(content, self.max_pixels, name), name, view)
+            return self._from_image(decode(content, self.max_pixels), name, view)
         sizes: list[tuple[int, int]] = []
 
         def sized(frame: Tensor | EncodedImage) -> Tensor:

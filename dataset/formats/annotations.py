@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError, broken_record, json_fault, printable, remedy_for
 from dataset.media.encoded import FORMATS, image_fault
-from dataset.records.broken import broken_record, json_fault, remedy_for
+from dataset.media.sources import ImageSource
 from dataset.records.forms import convert_hint, foreign_form
-from dataset.records.schema import BrokenRecordError, ImageSource, check_text, texts_in, texts_in_language
+from dataset.records.schema import check_text, texts_in, texts_in_language
 from dataset.text.processors import clean_caption
 from utils.errors import UserError
 from utils.events import BrokenKind, CountedRecords
@@ -66,11 +67,11 @@ class Row:
         value = self.values.get(key)
         if value is None:
             known = ", ".join(sorted(self.values)) or "none"
-            raise BrokenRecordError("missing key", self.location, f"no {key!r}; keys: {known[:200]}")
+            raise BrokenRecordError("missing key", f"no {key!r}; keys: {known[:200]}")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, float)):
-            raise BrokenRecordError("wrong type", self.location, f"{key} is {value!r:.80}, not of type {kind.__name__}")
+            raise BrokenRecordError("wrong type", f"{key} is {value!r:.80}, not of type {kind.__name__}")
         if isinstance(value, str):
-            check_text(value, key, self.location)
+            check_text(value, key)
         return value
 
 
@@ -93,7 +94,7 @@ def read_json(path: str, key: str) -> Any:
         raise UserError(f"{path} cannot be read as JSON: {json_fault(error)}", where=key) from None
 
 
-def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
+def read_rows(path: str, key: str) -> list[Row | BrokenRecord]:
     """Reads the rows of a JSON array of objects or of JSON lines. A line that is not an object is returned as an error.
 
     Raises:
@@ -113,7 +114,7 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
     return rows
 
 
-def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row | BrokenRecordError]:
+def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row | BrokenRecord]:
     """Reads the rows of a file in our own format; see :func:`read_rows`.
 
     Args:
@@ -126,7 +127,7 @@ def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row
     """
     rows = read_rows(path, key)
     first = rows[0].values if isinstance(rows[0], Row) else {}
-    if isinstance(rows[0], BrokenRecordError) and rows[0].kind == "bad json":
+    if isinstance(rows[0], BrokenRecord) and rows[0].kind == "bad json":
         with suppress(UserError):  # a file that is not JSON at all is reported as broken records
             content = read_json(path, key)
             first = content if isinstance(content, dict) else {}
@@ -138,18 +139,17 @@ def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row
     return rows
 
 
-def converted(
-    rows: Iterable[Row | BrokenRecordError], convert: Callable[[Row], Row]
-) -> Iterator[Row | BrokenRecordError]:
+def converted(rows: Iterable[Row | BrokenRecord], convert: Callable[[Row], Row]) -> Iterator[Row | BrokenRecord]:
     """Converts rows, for example to other key names. A row that cannot be converted is returned as an error."""
     for row in rows:
         try:
             yield convert(row) if isinstance(row, Row) else row
         except BrokenRecordError as error:
-            yield error
+            assert isinstance(row, Row)
+            yield broken_record(error, row.location)
 
 
-def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list[Row | BrokenRecordError]:
+def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list[Row | BrokenRecord]:
     """Returns the objects of the list ``name`` in a JSON object as rows.
 
     Args:
@@ -168,9 +168,7 @@ def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list
     return [_row(value, f"{path}: {name}[{index}]") for index, value in enumerate(values)]
 
 
-def parse_rows(
-    rows: Iterable[Row | BrokenRecordError], parse: Callable[[Row], T], key: str, max_broken: float
-) -> list[T]:
+def parse_rows(rows: Iterable[Row | BrokenRecord], parse: Callable[[Row], T], key: str, max_broken: float) -> list[T]:
     """Parses all rows with ``parse``, and returns the results without broken rows.
 
     Raises:
@@ -180,9 +178,10 @@ def parse_rows(
     parsed: list[T] = []
     broken: list[BrokenRecord] = []
     for row in rows:
+        if isinstance(row, BrokenRecord):
+            broken.append(row)
+            continue
         try:
-            if isinstance(row, BrokenRecordError):
-                raise row
             parsed.append(parse(row))
         except Exception as error:  # a record must never stop a run
             broken.append(broken_record(error, row.location))
@@ -265,7 +264,7 @@ class ImageFiles:
         path = self.folder / name
         if not self.has(name):
             reason = "is not a regular file" if _exists(path) else "does not exist"
-            raise BrokenRecordError("missing image", location, f"{str(path)[:200]} {reason}")
+            raise BrokenRecordError("missing image", f"{str(path)[:200]} {reason}")
         return ImageSource(location, path=path)
 
     def has(self, name: str) -> bool:
@@ -285,9 +284,7 @@ class ImageFiles:
             with source.path.open("rb") as file, Image.open(file, formats=FORMATS) as header:
                 return header.size
         except Exception as error:  # Pillow's readers raise many kinds of errors on malformed bytes
-            raise BrokenRecordError(
-                "unreadable image", source.location, f"{source.path}: {image_fault(error)}"
-            ) from None
+            raise BrokenRecordError("unreadable image", f"{source.path}: {image_fault(error)}") from None
 
 
 def images_folder(images: str | None, annotations: str) -> Path:
@@ -304,17 +301,15 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
         BrokenRecordError: "missing key" or "wrong type"; "empty text" if a text is empty.
     """
     texts: list[str] = []
-    for found in texts_in(row.get(key, object), key, row.location):
+    for found in texts_in(row.get(key, object), key):
         if not isinstance(found, str) and language is not None and language not in found:
-            raise BrokenRecordError("missing key", row.location, f"{key} has no text in language {language!r}")
+            raise BrokenRecordError("missing key", f"{key} has no text in language {language!r}")
         texts += texts_in_language(found, language)
     for text in texts:
         try:
             clean_caption(text, 1)
         except ValueError:
-            raise BrokenRecordError(
-                "empty text", row.location, f"{key} contains {text[:80]!r}, a text without words"
-            ) from None
+            raise BrokenRecordError("empty text", f"{key} contains {text[:80]!r}, a text without words") from None
     return texts
 
 
@@ -332,17 +327,17 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _parsed_line(line: str, location: str) -> Row | BrokenRecordError:
+def _parsed_line(line: str, location: str) -> Row | BrokenRecord:
     try:
         return _row(json.loads(line), location)
     except (ValueError, RecursionError) as error:
-        return BrokenRecordError("bad json", location, json_fault(error))
+        return BrokenRecord("bad json", location, json_fault(error))
 
 
-def _row(value: Any, location: str) -> Row | BrokenRecordError:
+def _row(value: Any, location: str) -> Row | BrokenRecord:
     if isinstance(value, dict):
         return Row(value, location)
-    return BrokenRecordError("wrong type", location, f"{value!r:.80} is not an object")
+    return BrokenRecord("wrong type", printable(location), printable(f"{value!r:.80} is not an object"))
 
 
 def read_text(path: str, key: str) -> str:

@@ -8,23 +8,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.columns import TextColumn
+from batches.base import BrokenRecord
+from dataset.columns import SourceColumn, TextColumn
 from dataset.config import CaptionedSplitConfig
 from dataset.formats import karpathy, msrvtt
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_records, texts_of
 from dataset.formats.iglue import xflickrco_rows
 from dataset.formats.video_files import Videos
-from dataset.media.sources import SourceColumn
-from dataset.media.video import VideoSource
-from dataset.records.schema import BrokenRecordError, ImageSource
+from dataset.media.sources import ImageSource, VideoSource
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ImageCaption:
+    """A caption, and the image or video that it describes; ``image`` is the index of the latter."""
+
+    caption: str
+    image: int
+    source: ImageSource | VideoSource
+
+    @property
+    def location(self) -> str:
+        return self.source.location
+
+
+@dataclass(frozen=True)
 class CaptionedImages:
-    """Images or videos with their captions, in columns that worker processes share.
+    """Images or videos with their captions, in columns that worker processes share. Item n is caption n with its image.
 
     Attributes:
         images: the images or videos.
@@ -37,6 +49,14 @@ class CaptionedImages:
     captions: TextColumn
     image_of_caption: np.ndarray
     ids: TextColumn
+
+    def __len__(self) -> int:
+        """Returns the number of captions."""
+        return len(self.captions)
+
+    def __getitem__(self, caption: int) -> ImageCaption:
+        image = int(self.image_of_caption[caption])
+        return ImageCaption(self.captions[caption], image, self.images[image])
 
     @property
     def captions_per_image(self) -> np.ndarray:
@@ -95,7 +115,7 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
     )
 
 
-def _rows(config: CaptionedSplitConfig, key: str) -> Iterable[Row | BrokenRecordError]:
+def _rows(config: CaptionedSplitConfig, key: str) -> Iterable[Row | BrokenRecord]:
     if config.format == "karpathy":
         return karpathy.captioned_rows(config.annotations, config.splits or (), key)
     if config.format == "msrvtt":
@@ -106,10 +126,10 @@ def _rows(config: CaptionedSplitConfig, key: str) -> Iterable[Row | BrokenRecord
 
 
 def _rows_in_language(
-    language: str, all_rows: Iterable[Row | BrokenRecordError], key: str, path: str
-) -> list[Row | BrokenRecordError]:
+    language: str, all_rows: Iterable[Row | BrokenRecord], key: str, path: str
+) -> list[Row | BrokenRecord]:
     """Drops the rows whose captions have no text in ``language``. Captions must be dictionaries by language."""
-    rows, kept = list(all_rows), list[Row | BrokenRecordError]()
+    rows, kept = list(all_rows), list[Row | BrokenRecord]()
     languages: dict[str, None] = {}
     for row in rows:
         value = row.values.get("caption") if isinstance(row, Row) else None

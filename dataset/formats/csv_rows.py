@@ -9,7 +9,8 @@ import logging
 import re
 from collections.abc import Iterator
 
-from dataset.records.broken import BrokenRecordError
+from batches.base import BrokenRecord
+from dataset.broken import printable
 from dataset.records.forms import delimiter_of
 from utils.errors import UserError
 from utils.printing import counted
@@ -43,7 +44,7 @@ class CsvFile:
                 remedy="it should name each column once",
             )
 
-    def __iter__(self) -> Iterator[tuple[str, dict[str, str] | BrokenRecordError]]:
+    def __iter__(self) -> Iterator[tuple[str, dict[str, str] | BrokenRecord]]:
         """Yields each row, or "wrong columns" for a row with more or fewer values than the header, with its location, the line on
         which it starts.
 
@@ -63,7 +64,7 @@ class CsvFile:
                 yield location, dict(zip(self.columns, values, strict=True))
             else:
                 message = f"the row has {len(values)} values, and the header has {len(self.columns)}"
-                yield location, BrokenRecordError("wrong columns", location, message)
+                yield location, BrokenRecord("wrong columns", printable(location), printable(message))
         if swallowed:
             more = f" (and {counted(len(swallowed) - 1, 'more text', 'more texts')})" if len(swallowed) > 1 else ""
             logger.warning("%s%s; check the quotation marks at the start and the end of the text", swallowed[0], more)

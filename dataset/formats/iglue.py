@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from batches.base import BrokenRecord
 from dataset.formats.annotations import Row, converted, read_json, read_rows
-from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 
 ENTAILMENT = ("contradiction", "entailment", "neutral")
@@ -18,7 +18,7 @@ FLICKR_FOLDER, COCO_FOLDER, GQA_FOLDER = "flickr30k/flickr30k-images", "coco/val
 
 logger = logging.getLogger(__name__)
 
-Rows = Iterable[Row | BrokenRecordError]
+Rows = Iterable[Row | BrokenRecord]
 
 
 def xflickrco_rows(path: str, key: str) -> Rows:

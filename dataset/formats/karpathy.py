@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from batches.base import BrokenRecord
 from dataset.formats.annotations import Row, check_splits, check_unique, converted, listed_rows, read_json
 from dataset.image_ids import needed_id
-from dataset.records.schema import BrokenRecordError
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class KarpathyImage:
         return [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
 
 
-def captioned_rows(path: str, splits: Sequence[str], key: str) -> Iterable[Row | BrokenRecordError]:
+def captioned_rows(path: str, splits: Sequence[str], key: str) -> Iterable[Row | BrokenRecord]:
     """Returns the images of the given splits as rows of image, caption (a list) and image_id.
 
     Raises:
@@ -62,7 +62,7 @@ def captioned_rows(path: str, splits: Sequence[str], key: str) -> Iterable[Row |
     names = (row.values.get("filename") for row in rows if isinstance(row, Row))
     check_unique(names, path, "two entries have the same image")
     wanted = [
-        row for row, split in zip(rows, split_of, strict=True) if split in splits or isinstance(row, BrokenRecordError)
+        row for row, split in zip(rows, split_of, strict=True) if split in splits or isinstance(row, BrokenRecord)
     ]
     return converted(wanted, _captioned)
 

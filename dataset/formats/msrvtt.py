@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from batches.base import BrokenRecord
 from dataset.formats.annotations import Row, listed_rows, read_json, read_text
 from dataset.formats.csv_rows import CsvFile
-from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 
 _YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/)([\w-]{11})")
@@ -22,7 +22,7 @@ def split_of_clip(row: Row) -> tuple[str, str | None]:
     return row.get("split", str), found[1] if found else None
 
 
-def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | BrokenRecordError]:
+def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | BrokenRecord]:
     """Returns a row of video_id and caption for each sentence.
 
     Args:
@@ -40,7 +40,7 @@ def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | Broken
         if listed is None
         else {row["video_id"] for row in read_table(listed, ("video_id",), f"{key}.listed").values()}
     )
-    rows: list[Row | BrokenRecordError] = []
+    rows: list[Row | BrokenRecord] = []
     if path.endswith(".csv"):
         table = read_table(path, ("video_id", "sentence"), key)
         rows = [
@@ -71,7 +71,7 @@ def read_table(path: str, columns: tuple[str, ...], key: str) -> dict[str, dict[
         )
     rows: dict[str, dict[str, str]] = {}
     for location, row in file:
-        if isinstance(row, BrokenRecordError):
+        if isinstance(row, BrokenRecord):
             raise UserError(f"{row.message}", where=location, remedy="correct the row")
         rows[location.removeprefix(f"{key}: ")] = row
     if not rows:

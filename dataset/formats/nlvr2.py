@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from dataset.broken import BrokenRecordError
 from dataset.formats.annotations import Row
-from dataset.records.schema import BrokenRecordError
 
 _IDENTIFIER = re.compile(r"([a-z]+\d*)-(\d+)-(\d+)-(\d+)")
 
@@ -16,7 +16,7 @@ def statement_row(row: Row) -> Row:
     identifier = row.get("identifier", str)
     match = _IDENTIFIER.fullmatch(identifier)
     if not match:
-        raise BrokenRecordError("wrong type", row.location, f"identifier {identifier!r} is not split-set-pair-sentence")
+        raise BrokenRecordError("wrong type", f"identifier {identifier!r} is not split-set-pair-sentence")
     folder = match[1]
     if folder == "train":
         folder = f"train/{row.get('directory', int)}"

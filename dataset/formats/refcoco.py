@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError
 from dataset.formats.annotations import Row, check_splits, check_unique, converted, read_json
-from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 from utils.numerals import plain_number
 from utils.pickles import read_plain_pickle
@@ -102,11 +103,11 @@ class Instances:
             detail = (
                 f"image_id {image}, ann_id {str(reference.row.values.get('ann_id'))[:60]}: no box or size in instances"
             )
-            raise BrokenRecordError("missing key", reference.row.location, detail)
+            raise BrokenRecordError("missing key", detail)
         return [self.boxes[each] for each in dict.fromkeys(listed)]
 
 
-def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> Iterable[Row | BrokenRecordError]:
+def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> Iterable[Row | BrokenRecord]:
     """Returns the references of the given splits as rows of image, size (width, height), boxes (x, y, w, h as in the file),
     phrases and split. A reference in gRefCOCO may have several boxes, one box or none.
 
@@ -127,7 +128,7 @@ def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> I
         boxes = objects.boxes_of(reference)
         phrases = [text for text in reference.expressions if isinstance(text, str) and text.strip()]
         if not phrases:
-            raise BrokenRecordError("empty text", row.location, "no sentence with words")
+            raise BrokenRecordError("empty text", "no sentence with words")
         image = {"image": IMAGE_NAME.format(reference.image_id), "size": objects.sizes[reference.image_id]}
         return Row({**image, "boxes": boxes, "phrases": phrases, "split": row.get("split", str)}, row.location)
 

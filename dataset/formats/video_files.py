@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from dataset.broken import BrokenRecordError
 from dataset.formats.annotations import Row
-from dataset.media.video import LIST_SUFFIX, VideoSource, video_source
-from dataset.records.schema import BrokenRecordError
+from dataset.media.sources import VideoSource, video_source
+from dataset.media.video import LIST_SUFFIX
 from utils.suffixes import VIDEO_SUFFIXES
 
 NUMBERED = ("video{}", "vid{}", "video_{}", "{}")
@@ -36,9 +37,7 @@ class Videos:
         """
         value, identity = row.values.get("video"), row.values.get("video_id", row.values.get("image_id"))
         if identity is not None and not isinstance(identity, str | int):
-            raise BrokenRecordError(
-                "wrong type", row.location, f"video_id is {identity!r:.80}, neither a text nor a number"
-            )
+            raise BrokenRecordError("wrong type", f"video_id is {identity!r:.80}, neither a text nor a number")
         if isinstance(value, str):
             # The folder may have lists of frames that were extracted from the video files.
             path = self._find((value, os.path.splitext(value)[0] + LIST_SUFFIX))
@@ -51,7 +50,7 @@ class Videos:
             )
         if identity is None:
             known = ", ".join(sorted(row.values)) or "none"
-            raise BrokenRecordError("missing key", row.location, f"no 'video' or 'video_id'; keys: {known[:200]}")
+            raise BrokenRecordError("missing key", f"no 'video' or 'video_id'; keys: {known[:200]}")
         return str(identity), VideoSource(row.location, path=self.by_id(identity, row.location))
 
     def by_id(self, identity: str | int, location: str) -> Path:
@@ -79,7 +78,7 @@ class Videos:
         return self._found[names]
 
     def _missing(self, what: str, location: str) -> BrokenRecordError:
-        return BrokenRecordError("missing video", location, f"{self.folder} has no {what[:200]}")
+        return BrokenRecordError("missing video", f"{self.folder} has no {what[:200]}")
 
 
 def _exists(path: Path) -> bool:

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError
 from dataset.formats.annotations import Row, converted, listed_rows, read_json
-from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 
 
-def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row | BrokenRecordError]:
+def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row | BrokenRecord]:
     """Returns rows of question_id, question and image (``train2014/COCO_train2014_….jpg``, as in the official layout). With an
     ``annotations`` file, rows also have answer (a list of ten) and answer_type. Rows are built lazily, so that they are never all
     in memory at once.
@@ -30,7 +31,7 @@ def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row 
     def with_answers(row: Row) -> Row:
         identity, image = row.get("question_id", int), image_id_of(row)
         if answers is not None and identity not in answers:
-            raise BrokenRecordError("missing key", row.location, f"{annotations} has no question_id {identity}")
+            raise BrokenRecordError("missing key", f"{annotations} has no question_id {identity}")
         known = {} if answers is None else answers[identity]
         return Row({**row.values, "image": image_name(subset, image), **known}, row.location)
 

@@ -75,7 +75,12 @@ def draw_crop(
 def resize(image: Tensor, size: ImageSize) -> Tensor:
     """Resizes an image, (3, H, W) uint8, to ``size``, with antialiased bicubic interpolation. Returns (3, h, w) uint8. The aspect
     ratio may change."""
-    return _resize(image, *sides_of(size))
+    height, width = sides_of(size)
+    if tuple(image.shape[1:]) == (height, width):
+        return image
+    # Decoded images have their channels last, which interpolate keeps. Other layouts would be converted twice.
+    batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    return interpolate(batch, [height, width], mode="bicubic", antialias=True)[0]
 
 
 def shrink(image: Tensor, short_side: int) -> Tensor:
@@ -86,32 +91,7 @@ def shrink(image: Tensor, short_side: int) -> Tensor:
     """
     height, width = image.shape[1:]
     scale = short_side / min(height, width)
-    return image if scale >= 1 else _resize(image, round(scale * height), round(scale * width))
-
-
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
-    if tuple(image.shape[1:]) == (height, width):
-        return image
-    # Decoded images have their channels last, which interpolate keeps. Other layouts would be converted twice.
-    batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    return interpolate(batch, [height, width], mode="bicubic", antialias=True)[0]
-
-
-def training_view(
-    image: Tensor | EncodedImage,
-    size: ImageSize,
-    config: AugmentConfig,
-    augment: RandAugment,
-    rng: np.random.Generator,
-    *,
-    may_flip: bool,
-) -> Tensor:
-    """Takes a random crop and resizes it to ``size``, mirrors the crop with probability ``config.flip`` if ``may_flip``, and
-    applies RandAugment."""
-    view = random_resized_crop(image, size, config, rng)
-    if rng.random() < config.flip and may_flip:
-        view = hflip(view)
-    return augment(view, rng)
+    return image if scale >= 1 else resize(image, (round(scale * height), round(scale * width)))
 
 
 def evaluation_view(image: Tensor | EncodedImage, size: ImageSize) -> Tensor:

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from dataset.broken import MediaError
 from dataset.config import Backend
-from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 
 T = TypeVar("T")
@@ -41,19 +41,17 @@ _HANGING: list[threading.Thread] = []
 class Clock:
     """The time limit for reading one video."""
 
-    def __init__(self, limit_s: float, location: str):
-        self.limit_s, self.location = limit_s, location
+    def __init__(self, limit_s: float):
+        self.limit_s = limit_s
         self.ends = time.monotonic() + limit_s
 
     def check(self) -> None:
-        """Raises :class:`BrokenRecordError` if the time limit has passed."""
+        """Raises :class:`MediaError` if the time limit has passed."""
         if time.monotonic() > self.ends:
             raise self.late()
 
-    def late(self) -> BrokenRecordError:
-        return BrokenRecordError(
-            "unreadable video", self.location, f"not read within time_limit_s = {self.limit_s:g} s"
-        )
+    def late(self) -> MediaError:
+        return MediaError("unreadable video", f"not read within time_limit_s = {self.limit_s:g} s")
 
 
 def run_with_limit(clock: Clock, work: Callable[[], T]) -> T:
@@ -65,7 +63,7 @@ def run_with_limit(clock: Clock, work: Callable[[], T]) -> T:
     _HANGING[:] = [thread for thread in _HANGING if thread.is_alive()]
     if len(_HANGING) >= _MAX_HANGING:
         message = f"{_MAX_HANGING} previous videos are still stuck in the decoder; try another backend"
-        raise BrokenRecordError("unreadable video", clock.location, message)
+        raise MediaError("unreadable video", message)
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -116,18 +114,16 @@ def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
     """Builds the index of a file from its packets, without decoding.
 
     Raises:
-        BrokenRecordError: if the file is not a video, or is truncated.
+        MediaError: if the file is not a video, or is truncated.
     """
     times, keys, timed = [], [], True
-    with _reading(path, clock.location), _open(path, clock) as container:
+    with _reading(path), _open(path, clock) as container:
         stream = _video_stream_of(container)
         if stream is None:
-            raise BrokenRecordError(
-                "unreadable video", clock.location, f"{path} has no video stream, only sound or data"
-            )
+            raise MediaError("unreadable video", f"{path} has no video stream, only sound or data")
         if stream.width * stream.height > max_pixels:
             size = f"{path}: {stream.width} x {stream.height} pixels, more than max_pixels = {max_pixels}"
-            raise BrokenRecordError("image too large", clock.location, size)
+            raise MediaError("image too large", size)
         # Exact fractions would take as long as reading the packets.
         ticks = [float(other.time_base or 0) for other in container.streams]
         tick_s, reached_s = float(stream.time_base or 1), 0.0
@@ -147,14 +143,14 @@ def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
                 keys.append(stamp)
         header_s = _header_length_s(container, stream)
     if not times:
-        raise BrokenRecordError("unreadable video", clock.location, f"{path} has no frames")
+        raise MediaError("unreadable video", f"{path} has no frames")
     times.sort()
     # The file does not store the duration of the last frame. We assume the maximum duration of the other frames.
     longest = max((later - earlier for earlier, later in itertools.pairwise(times)), default=0)
     reached_s = max(reached_s, (times[-1] + longest) * tick_s)
     if reached_s < _MIN_COMPLETE * header_s:
         length = f"it has {reached_s:.1f} of the {header_s:.1f} s in its header"
-        raise BrokenRecordError("unreadable video", clock.location, f"{path} is truncated: {length}")
+        raise MediaError("unreadable video", f"{path} is truncated: {length}")
     return FileIndex(times, sorted(keys), tick_s, timed)
 
 
@@ -179,7 +175,7 @@ def decoded(
     """Yields the ``wanted`` frames of a file, each as (3, H, W) uint8 RGB. Each frame is decoded on demand.
 
     Raises:
-        BrokenRecordError: "unreadable video" if a frame cannot be decoded.
+        MediaError: "unreadable video" if a frame cannot be decoded.
 
     Args:
         wanted: indices of frames, ascending and without duplicates.
@@ -187,7 +183,7 @@ def decoded(
     frames = _BACKENDS[backend](path, index, wanted, clock)
     try:
         for _ in wanted:
-            with _reading(path, clock.location):
+            with _reading(path):
                 frame = next(frames)
             yield frame
     finally:
@@ -233,7 +229,7 @@ class _AvReader:
             self._jump(self.index.times[0])
             pixels = self._run_to(wanted)
         if pixels is None:
-            raise BrokenRecordError("unreadable video", self.clock.location, f"frame {number} cannot be decoded")
+            raise MediaError("unreadable video", f"frame {number} cannot be decoded")
         return pixels
 
     def _jump(self, stamp: int) -> None:
@@ -254,7 +250,7 @@ class _AvReader:
             self.passed += 1
             if self.passed == number + 1:
                 return _rgb(frame)
-        raise BrokenRecordError("unreadable video", self.clock.location, f"frame {number} cannot be decoded")
+        raise MediaError("unreadable video", f"frame {number} cannot be decoded")
 
 
 def _decode(container: Any, stream: Any, needed: Set[int] | None, clock: Clock) -> Iterator[Any]:
@@ -287,7 +283,7 @@ def _check_count(count: int, index: FileIndex, backend: str, clock: Clock) -> No
         message = (
             f"{backend} finds {count} frames, but the file has {len(index.times)}; set backend: av, which can read it"
         )
-        raise BrokenRecordError("unreadable video", clock.location, message)
+        raise MediaError("unreadable video", message)
 
 
 _BACKENDS: dict[Backend, Callable[[Path, FileIndex, Sequence[int], Clock], Generator[Tensor, None, None]]] = {
@@ -317,18 +313,15 @@ def _open(path: Path, clock: Clock) -> Any:
 
 
 @contextmanager
-def _reading(path: Path, location: str) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     """Converts the various exceptions of the decoding libraries to a broken record."""
     try:
         yield
-    except (BrokenRecordError, UserError):
+    except (MediaError, UserError):
         raise
     except ImportError as error:
-        raise UserError(
-            f"{path} is a video file, and {error.name} cannot be loaded", where=location, remedy="pip install it"
-        ) from None
+        raise UserError(f"{path} is a video file, and {error.name} cannot be loaded", remedy="pip install it") from None
     except Exception as error:
         # After the reason, PyAV's errors repeat the path and FFmpeg's log.
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200] or type(error).__name__
-        detail = reason if location == str(path) else f"{path}: {reason}"
-        raise BrokenRecordError("unreadable video", location, detail) from None
+        raise MediaError("unreadable video", f"{path}: {reason}") from None

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dataset.broken import MediaError
 from dataset.media.orientation import exif_orientation, jpeg_orientation, oriented
-from dataset.records.broken import BrokenRecordError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are opened, under Pillow's names. Pillow knows more formats, but some start programs (EPS: Ghostscript)."""
@@ -65,19 +65,16 @@ class EncodedImage:
     Args:
         content: content of the file.
         max_pixels: maximum number of pixels in an image.
-        location: location of the record, to name in error messages.
         pixels: see :data:`PixelState`.
-        file: path of the image file, to name in error messages; None if the record contains the image.
+        file: path of the image file, to name in error messages; None if the bytes are not from a file.
 
     Raises:
-        BrokenRecordError: "image too large" if the image has more than ``max_pixels`` according to its header (it is not
+        MediaError: "image too large" if the image has more than ``max_pixels`` according to its header (it is not
             decoded); "unreadable image" if the bytes are not an image.
     """
 
-    def __init__(
-        self, content: bytes, max_pixels: int, location: str, pixels: PixelState = "shown", file: Path | None = None
-    ):
-        self.content, self.location, self.on_white = content, location, pixels != "stored"
+    def __init__(self, content: bytes, max_pixels: int, pixels: PixelState = "shown", file: Path | None = None):
+        self.content, self.on_white = content, pixels != "stored"
         self._name = "" if file is None else f"{file}: "
         self._frame = jpeg_frame(content)
         self._header = self._open() if self._frame is None else None
@@ -86,9 +83,8 @@ class EncodedImage:
         self.shape = (3, height, width) if self.orientation < 5 else (3, width, height)
         """Shape of the image as a tensor."""
         if width * height > max_pixels:
-            raise BrokenRecordError(
+            raise MediaError(
                 "image too large",
-                location,
                 f"{self._name}{width} x {height} pixels, more than max_pixels = {max_pixels}",
             )
 
@@ -98,13 +94,13 @@ class EncodedImage:
         The rows below are not decoded if the image is a JPEG file without rotation.
 
         Raises:
-            BrokenRecordError: "unreadable image" if the image cannot be decoded or its end is missing.
+            MediaError: "unreadable image" if the image cannot be decoded or its end is missing.
         """
         try:
             if self.orientation > 1:
                 return oriented(self._decode(max(self.shape)), self.orientation)
             return self._decode(count)
-        except BrokenRecordError:
+        except MediaError:
             raise
         except Exception as error:  # readers raise many types of errors on malformed bytes
             raise self._unreadable(error) from None
@@ -128,13 +124,13 @@ class EncodedImage:
                 warnings.simplefilter("ignore")  # Pillow has its own size limit, at which it warns
                 return Image.open(io.BytesIO(self.content), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise BrokenRecordError("image too large", self.location, f"{self._name}{error}") from None
+            raise MediaError("image too large", f"{self._name}{error}") from None
         except Exception as error:  # Pillow's readers raise many types of errors on malformed bytes
             raise self._unreadable(error) from None
 
-    def _unreadable(self, error: Exception) -> BrokenRecordError:
+    def _unreadable(self, error: Exception) -> MediaError:
         message = f"{self._name}{len(self.content)} bytes: {image_fault(error)}"
-        return BrokenRecordError("unreadable image", self.location, message)
+        return MediaError("unreadable image", message)
 
     def _decode(self, rows: int) -> Tensor:
         if self._frame is not None:
@@ -146,11 +142,9 @@ class EncodedImage:
         return rgb_of(self._header or self._open(), self.on_white)
 
 
-def decode(
-    content: bytes, max_pixels: int, location: str, pixels: PixelState = "shown", file: Path | None = None
-) -> Tensor:
+def decode(content: bytes, max_pixels: int, pixels: PixelState = "shown", file: Path | None = None) -> Tensor:
     """Decodes an image file's bytes to (3, H, W) uint8 RGB. Arguments and exceptions are those of :class:`EncodedImage`."""
-    return EncodedImage(content, max_pixels, location, pixels, file).pixels()
+    return EncodedImage(content, max_pixels, pixels, file).pixels()
 
 
 def rgb_of(image: Image.Image, on_white: bool) -> Tensor:

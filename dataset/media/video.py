@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.broken import MediaError
 from dataset.config import VideoReadingConfig
 from dataset.files import RECORD_BYTES, read_file
 from dataset.media.decoding import Clock, decoded, index_of, run_with_limit, why_not_loaded
 from dataset.media.encoded import EncodedImage, PixelState
-from dataset.records.schema import BrokenRecordError, ImageSource, image_of
+from dataset.media.sources import ImageSource, VideoSource, image_of
 from utils.errors import UserError
 from utils.suffixes import IMAGE_SUFFIXES
 
@@ -35,40 +36,6 @@ FrameView = Callable[[Tensor | EncodedImage], Tensor]
 """Function that takes a frame, decoded to (3, H, W) uint8 RGB or still encoded, and returns the tensor to keep."""
 
 LIST_SUFFIX = ".json"
-
-
-@dataclass(frozen=True)
-class VideoSource:
-    """A video that is read on demand, from a ``path`` (a video file, a JSON list of base64 images, or a folder of images) or
-    from a list of ``frames``."""
-
-    location: str
-    path: Path | None = None
-    frames: tuple[ImageSource, ...] = ()
-
-
-def video_source(value: Any, key: str, location: str, folder: Path) -> VideoSource:
-    """Returns the source of a video that is given as a path, or as a list of base64 images or paths of images.
-
-    Args:
-        value: the path or the list.
-        key: key of the record that contains the value, to name in error messages.
-        location: location of the record, to name in error messages.
-        folder: folder that relative paths start from.
-
-    Raises:
-        BrokenRecordError: "wrong type" or "missing video"; "unreadable video" for an empty list; or the errors of
-            :func:`~dataset.records.schema.image_of`.
-    """
-    if isinstance(value, list):
-        if not value:
-            raise BrokenRecordError("unreadable video", location, f"{key} is an empty list")
-        return VideoSource(location, frames=tuple(image_of(frame, f"{key}[…]", location, folder) for frame in value))
-    if not isinstance(value, str):
-        raise BrokenRecordError("wrong type", location, f"{key} is {value!r:.80}, neither a path nor a list of images")
-    if not value:
-        raise BrokenRecordError("missing video", location, f"{key} is empty")
-    return VideoSource(location, path=folder / value)
 
 
 def sample_frames(count: int, wanted: int, rng: np.random.Generator | None = None) -> list[int]:
@@ -114,7 +81,7 @@ class FrameSampler:
         """Returns views of random frames. ``view`` is called with a frame and a source of randomness.
 
         Raises:
-            BrokenRecordError: see :func:`read_frames`.
+            MediaError: see :func:`read_frames`.
         """
         chosen, views = (np.random.default_rng(rng.integers(2**63)) for _ in range(2))
         seed = int(views.integers(2**63))
@@ -128,7 +95,7 @@ class FrameSampler:
         """Returns views of evenly spaced frames.
 
         Raises:
-            BrokenRecordError: see :func:`read_frames`.
+            MediaError: see :func:`read_frames`.
         """
         return self._read(source, lambda count: sample_frames(count, self.frames), view)
 
@@ -147,10 +114,10 @@ def read_frames(
     """Returns the ``view`` of each chosen frame, in order. Only one frame at a time is in memory at full size.
 
     Raises:
-        BrokenRecordError: "missing video"; "unreadable video" if a file is empty, truncated, damaged or without images, or the
+        MediaError: "missing video"; "unreadable video" if a file is empty, truncated, damaged or without images, or the
             time limit is exceeded; "image too large"; or, for a list of images, any error of a broken image.
     """
-    clock = Clock(config.time_limit_s, source.location)
+    clock = Clock(config.time_limit_s)
     return run_with_limit(
         clock, lambda: [view(frame) for frame in _chosen(source, config, choose, max_pixels, pixels, clock)]
     )
@@ -189,9 +156,11 @@ def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, m
         if not _is_video_file(path):
             continue
         try:
-            index_of(path, max_pixels, Clock(config.time_limit_s, location))
-        except BrokenRecordError as error:
-            raise UserError(f"{error}", where=key, remedy="a held-out set must not contain broken records") from None
+            index_of(path, max_pixels, Clock(config.time_limit_s))
+        except MediaError as error:
+            raise UserError(
+                f"{location}: {error}", where=key, remedy="a held-out set must not contain broken records"
+            ) from None
 
 
 def _is_video_file(path: Path) -> bool:
@@ -211,7 +180,7 @@ def _chosen(
     images = _images(source)
     if images is not None:
         for number, again in itertools.groupby(choose(len(images))):
-            image = EncodedImage(images[number].load(), max_pixels, source.location, pixels, images[number].path)
+            image = images[number].open(max_pixels, pixels)
             for _ in again:
                 clock.check()
                 yield image
@@ -232,7 +201,7 @@ def _images(source: VideoSource) -> Sequence[ImageSource] | None:
     """Returns the images of a list or a folder, or None for a video file.
 
     Raises:
-        BrokenRecordError: if the path does not exist or has no images.
+        MediaError: if the path does not exist or has no images.
     """
     if source.path is None:
         return source.frames
@@ -240,10 +209,10 @@ def _images(source: VideoSource) -> Sequence[ImageSource] | None:
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:  # the name is too long or invalid
-        raise BrokenRecordError("missing video", source.location, f"{str(path)[:200]}: {error}") from None
+        raise MediaError("missing video", f"{str(path)[:200]}: {error}") from None
     if not (is_folder or is_file):
         reason = "is not a regular file" if path.exists() else "does not exist"
-        raise BrokenRecordError("missing video", source.location, f"{str(path)[:200]} {reason}")
+        raise MediaError("missing video", f"{str(path)[:200]} {reason}")
     if is_folder:
         files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_by_number)
         images = [ImageSource(source.location, path=file) for file in files]
@@ -252,17 +221,17 @@ def _images(source: VideoSource) -> Sequence[ImageSource] | None:
     else:
         return None
     if not images:
-        raise BrokenRecordError("unreadable video", source.location, f"{path} contains no images")
+        raise MediaError("unreadable video", f"{path} contains no images")
     return images
 
 
 def _listed_images(path: Path, location: str) -> list[ImageSource]:
     try:
-        values = json.loads(read_file(path, RECORD_BYTES, location, "video"))
+        values = json.loads(read_file(path, RECORD_BYTES, "video"))
     except (ValueError, RecursionError) as error:
-        raise BrokenRecordError("unreadable video", location, f"{path} is not a JSON list of images: {error}") from None
+        raise MediaError("unreadable video", f"{path} is not a JSON list of images: {error}") from None
     if not isinstance(values, list):
-        raise BrokenRecordError("unreadable video", location, f"{path} is not a JSON list of images")
+        raise MediaError("unreadable video", f"{path} is not a JSON list of images")
     return [image_of(value, f"{path.name}[{number}]", location, path.parent) for number, value in enumerate(values)]
 
 

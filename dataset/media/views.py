@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.broken import MediaError
 from dataset.config import AugmentConfig
-from dataset.media.augment import RandAugment, evaluation_view, training_view
-from dataset.media.encoded import EncodedImage, PixelState, decode, for_boxes
-from dataset.media.video import FrameSampler, VideoSource
-from dataset.records.schema import BrokenRecordError, ImageSource
+from dataset.media.augment import RandAugment, evaluation_view, hflip, random_resized_crop
+from dataset.media.encoded import EncodedImage, PixelState, for_boxes
+from dataset.media.sources import ImageSource, VideoSource
+from dataset.media.video import FrameSampler
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of
 
@@ -43,15 +45,19 @@ class TrainingView:
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude)
 
     def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
-        """Reads a view of an image or video; raises :class:`BrokenRecordError` if it cannot be read."""
-
-        def view(image: Tensor | EncodedImage, rng: np.random.Generator) -> Tensor:
-            return training_view(image, self.image_size, self.config, self.augment, rng, may_flip=may_flip)
-
+        """Reads a view of an image or video; raises :class:`MediaError` if it cannot be read."""
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
-            return self.videos.training(source, rng, view)
-        return view(EncodedImage(source.load(), self.max_pixels, source.location, self.pixels, source.path), rng)
+            return self.videos.training(source, rng, partial(self.of, may_flip=may_flip))
+        return self.of(source.open(self.max_pixels, self.pixels), rng, may_flip=may_flip)
+
+    def of(self, image: Tensor | EncodedImage, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
+        """Takes a random crop of an image and resizes it, mirrors the crop with the configured probability if ``may_flip``, and
+        applies RandAugment."""
+        view = random_resized_crop(image, self.image_size, self.config, rng)
+        if rng.random() < self.config.flip and may_flip:
+            view = hflip(view)
+        return self.augment(view, rng)
 
     def filler(self) -> Tensor:
         """Returns a black view for a filler row, which does not count in the losses."""
@@ -87,16 +93,16 @@ class EvaluationView:
             size: width and height of the image according to its annotations, if it has boxes; the image is then not rotated.
 
         Raises:
-            BrokenRecordError: if the image or video cannot be read, or has a different size.
+            MediaError: if the image or video cannot be read, or has a different size.
         """
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             frames = self.videos.evaluation(source, lambda frame: evaluation_view(frame, self.image_size))
             return _shuffled(frames, source.location) if self.shuffle_frames else frames
         pixels = self.pixels if size is None else for_boxes(self.pixels)
-        image = decode(source.load(), self.max_pixels, source.location, pixels, source.path)
+        image = source.open(self.max_pixels, pixels).pixels()
         if size is not None:
-            check_size(image, size, source.location)
+            check_size(image, size)
         return evaluation_view(image, self.image_size)
 
 
@@ -120,11 +126,11 @@ def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | Non
         raise UserError(f"{key} has images, but the model takes videos", remedy="remove model.vision.video")
 
 
-def check_size(image: Tensor | EncodedImage, size: tuple[int, int], location: str) -> None:
-    """Raises :class:`BrokenRecordError` if an image (3, H, W) does not have the (width, height) of its annotations."""
+def check_size(image: Tensor | EncodedImage, size: tuple[int, int]) -> None:
+    """Raises :class:`MediaError` if an image (3, H, W) does not have the (width, height) of its annotations."""
     actual = (image.shape[2], image.shape[1])
     if actual != size:
-        raise BrokenRecordError("unreadable image", location, f"has {actual} pixels, but {size} in the annotations")
+        raise MediaError("unreadable image", f"has {actual} pixels, but {size} in the annotations")
 
 
 def black(size: ImageSize) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from batches.base import BrokenRecord
-from dataset.records.broken import BrokenRecordError, printable
+from dataset.broken import printable
 
 MAX_EXAMPLES = 3
 """Maximum number of examples that are kept for each reason."""
@@ -27,7 +27,7 @@ class Example(NamedTuple):
     detail: str
 
     @classmethod
-    def of(cls, broken: BrokenRecord | BrokenRecordError) -> Example:
+    def of(cls, broken: BrokenRecord) -> Example:
         """Returns a broken record in this form."""
         return cls(broken.location, broken.kind, broken.message)
 
@@ -63,9 +63,9 @@ class Counts:
         self.fixed[reason] += 1
         self._add_example(reason, location, detail)
 
-    def skip_broken(self, error: BrokenRecordError) -> None:
+    def skip_broken(self, broken: BrokenRecord) -> None:
         """Counts a broken record."""
-        self.skip(error.kind, error.location, error.message)
+        self.skip(broken.kind, broken.location, broken.message)
 
     def add(self, other: Counts) -> None:
         """Adds other counts to these."""

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from batches.base import BrokenRecord
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.img2dataset import ListFormat
 from dataset.prepare.line_shards import Convert
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.records.broken import BrokenRecordError
 
 Files = Mapping[str, RawFile]
 """Official files, under the names that the data set's module uses for them."""
@@ -54,7 +54,7 @@ class Source:
         counts: counts for the entries that are read before the first image or video.
     """
 
-    items: Iterable[AnnotatedMedia | BrokenRecordError]
+    items: Iterable[AnnotatedMedia | BrokenRecord]
     convert: Convert
     total: int
     counts: Counts = field(default_factory=Counts)

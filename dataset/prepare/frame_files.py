@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dataset.media.video import VideoSource, check_backend, video_source
+from dataset.broken import BrokenRecordError, broken_record
+from dataset.media.sources import VideoSource, video_source
+from dataset.media.video import check_backend
 from dataset.prepare.frame_making import FrameMaking, Job
-from dataset.records.broken import broken_record
-from dataset.records.schema import BrokenRecordError, broken_key
+from dataset.records.schema import broken_key
 from dataset.shards.finding import PARQUET_SUFFIX
 from dataset.shards.readers import Shards
 from utils.addresses import is_hub, is_url

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from batches.base import BrokenRecord
+from dataset.broken import broken_record
 from dataset.config import VideoReadingConfig
 from dataset.media.augment import shrink
 from dataset.media.encoded import EncodedImage, encode_jpeg, pixels_of
-from dataset.media.video import Choose, VideoSource, read_frames, sample_frames, video_source
+from dataset.media.sources import VideoSource, video_source
+from dataset.media.video import Choose, read_frames, sample_frames
 from dataset.prepare.output_folder import json_line
-from dataset.records.broken import broken_record
-from dataset.records.schema import BrokenRecordError
 
 FRAMES_VERSION = 1
 """Version of the frame selection and encoding. It is increased if the same arguments yield different frames than before."""
@@ -72,7 +72,7 @@ class FrameMaking:
         not changed, even if they are larger than the limits.
 
         Raises:
-            BrokenRecordError: raised by :func:`~dataset.media.video.video_source` or :func:`~dataset.media.video.read_frames`.
+            BrokenRecordError: raised by :func:`~dataset.media.sources.video_source` or :func:`~dataset.media.video.read_frames`.
         """
         if has_clips(value):
             return [self.clips(clip, f"{key}[{index}]", location, folder)[0] for index, clip in enumerate(value)]
@@ -126,8 +126,6 @@ def work(job: Job) -> RecordLine | BrokenRecord:
     value = job.values.get(job.key)
     try:
         clips = job.making.clips(value, job.key, job.location, job.folder)
-    except BrokenRecordError as error:
-        return error.as_broken()
     except (OSError, MemoryError) as error:
         return BrokenRecord("unreadable video", job.location, str(error) or "it needs more memory than is available")
     except Exception as error:

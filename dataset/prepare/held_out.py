@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dataset.broken import BrokenRecordError, printable
 from dataset.formats.karpathy import KarpathyImage
 from dataset.formats.msrvtt import split_of_clip
 from dataset.formats.refcoco import Reference, references
@@ -23,7 +24,6 @@ from dataset.image_share import VQA2_SELECTION, is_in_share
 from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.parquet_rows import parquet_rows
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.records.broken import BrokenRecordError, printable
 from utils.errors import UserError
 from utils.pickles import load_plain_pickle
 from utils.printing import counted
@@ -297,7 +297,7 @@ def _references(file: RawFile) -> Iterator[tuple[str, str]]:
             try:
                 yield f"coco:{reference.image_id}", reference.split
             except BrokenRecordError as error:
-                raise UserError(f"{error}", remedy="is it the official file?") from None
+                raise UserError(f"{error}", where=reference.row.location, remedy="is it the official file?") from None
 
 
 def read_references(file: RawFile) -> list[Reference]:

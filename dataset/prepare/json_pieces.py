@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
+from dataset.broken import BrokenRecordError, json_fault, printable
 from dataset.formats.annotations import Row
 from dataset.prepare.raw_folder import RawFile
-from dataset.records.broken import BrokenRecordError, json_fault, printable
 from utils.errors import UserError
 
 BLOCK = 1 << 22

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.prepare.counts import Counts
 from dataset.prepare.output_folder import Entry, OutputFolder, json_line
 from dataset.prepare.processes import WorkerDiedError, in_order
-from dataset.records.broken import BrokenRecordError
 from utils.files import replacing
 from utils.progress import progress_bar
 
@@ -113,7 +113,7 @@ def _convert(part: _Part) -> _FinishedPart:
         try:
             lines += [json_line(record) for record in part.convert(item, counts)]
         except BrokenRecordError as error:
-            counts.skip_broken(error)
+            counts.skip_broken(broken_record(error, item.location))
         except WRONG_VALUE as error:
             counts.skip("wrong type", item.location, f"{type(error).__name__}: {error}")
     counts.written["records"] += len(lines)

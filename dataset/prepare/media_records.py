@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from batches.base import BrokenRecord
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Found, Records, Source
 from dataset.prepare.finders import Finder, ImageFinder, VideoFinder
@@ -17,7 +18,6 @@ from dataset.prepare.line_shards import Job, Work, fill_with_records
 from dataset.prepare.missing import write_missing
 from dataset.prepare.output_folder import OutputFolder
 from dataset.prepare.preparation import Preparation
-from dataset.records.broken import BrokenRecordError
 
 
 def make_records(preparation: Preparation, records: Records) -> None:
@@ -64,7 +64,7 @@ def _jobs(source: Source, finder: Finder, folder: Path, batch: int, unit: str) -
     for item in source.items:
         job.size += 1
         job.counts.read[unit] += 1
-        if isinstance(item, BrokenRecordError):
+        if isinstance(item, BrokenRecord):
             job.counts.skip_broken(item)
         elif (file := finder.find(item.names, job.counts, item.location)) is not None:
             path = os.path.join(relative(os.fspath(file.parent)), file.name)

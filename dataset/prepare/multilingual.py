@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.prepare.counts import Counts
 from dataset.prepare.file_jobs import fill_with_files
 from dataset.prepare.folders import tally
@@ -21,7 +22,6 @@ from dataset.prepare.processes import WorkerDiedError, in_order
 from dataset.prepare.raw_folder import file_digest
 from dataset.prepare.translations import TEXTS, Translator, fill_store, translate_record, translated_files, write_texts
 from dataset.prepare.url_shards import add_member
-from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.finding import PARQUET_SUFFIX, TAR_SUFFIX, find_shards
 from dataset.shards.readers import Shards
@@ -113,7 +113,7 @@ def _readable(shards: Shards, counts: Counts) -> Iterator[RawRecord]:
         try:
             yield shards.read(index)
         except BrokenRecordError as error:
-            counts.skip_broken(error)
+            counts.skip_broken(broken_record(error, shards.exact_location(index)))
 
 
 def _values(raw: RawRecord) -> dict[str, Any]:

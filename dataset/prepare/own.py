@@ -12,16 +12,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.files import RECORD_BYTES
 from dataset.formats.annotations import ImageFiles, Row, listed_rows, read_rows, read_text, texts_of
 from dataset.formats.csv_rows import CsvFile
 from dataset.image_ids import ID_KEYS, id_number
 from dataset.prepare.counts import Example
 from dataset.prepare.folders import tally, write_records
-from dataset.records.box_form import are_relative, look_like_corners
-from dataset.records.broken import BrokenRecordError
+from dataset.records.box_form import look_like_corners
+from dataset.records.boxes import are_relative, place_box
 from dataset.records.forms import foreign_form
-from dataset.records.schema import element_in, place_box
+from dataset.records.schema import element_in
 from dataset.tasks.nlvr import LABELS
 from dataset.tasks.questions import question_of
 from utils.errors import UserError
@@ -37,7 +39,7 @@ PHOTOGRAPH_KEYS = (*ID_KEYS, "url")
 """Keys that identify the photograph of a record with one image; `run.py leaks` compares them."""
 KEYS |= {*OTHER_TEXTS, *PHOTOGRAPH_KEYS}
 LABELLED = {label for classes in LABELS.values() for label in classes}
-Rows = Iterable[Row | BrokenRecordError]
+Rows = Iterable[Row | BrokenRecord]
 
 
 class OwnFile(NamedTuple):
@@ -78,7 +80,7 @@ def read_any(path: Path) -> OwnFile:
 
 def _csv_rows(file: CsvFile) -> Rows:
     for location, values in file:
-        if isinstance(values, BrokenRecordError):
+        if isinstance(values, BrokenRecord):
             yield values
         else:
             yield Row({key: value for key, value in values.items() if value.strip()}, location)
@@ -97,14 +99,12 @@ def _coco_rows(content: dict[str, Any], name: str) -> Rows:
         values = row.values if isinstance(row, Row) else {}
         image, category_id = images.get(values.get("image_id"), {}), values.get("category_id")
         caption = values.get("caption", categories.get(category_id, {}).get("name") if "bbox" in values else None)
-        if isinstance(row, BrokenRecordError):
+        if isinstance(row, BrokenRecord):
             yield row
         elif values.get("iscrowd"):
-            yield BrokenRecordError("crowd", row.location, "the box is around a crowd of objects")
+            yield BrokenRecord("crowd", row.location, "the box is around a crowd of objects")
         elif image.get("file_name") is None or caption is None:
-            yield BrokenRecordError(
-                "missing key", row.location, "it needs an image, and a caption or a box with a category"
-            )
+            yield BrokenRecord("missing key", row.location, "it needs an image, and a caption or a box with a category")
         else:
             box = {"bb": values["bbox"]} if "bbox" in values else {"image_id": values["image_id"]}
             yield Row({"image": image["file_name"], "caption": caption, **box}, row.location)
@@ -121,9 +121,9 @@ class Converter:
             form.
     """
 
-    def __init__(self, rows: Sequence[Row | BrokenRecordError], images: ImageFiles, out: Path, boxes: str | None):
+    def __init__(self, rows: Sequence[Row | BrokenRecord], images: ImageFiles, out: Path, boxes: str | None):
         self.rows, self.images, self.out, self.boxes = rows, images, out, boxes
-        self.broken: list[tuple[BrokenRecordError, dict[str, Any]]] = []
+        self.broken: list[tuple[BrokenRecord, dict[str, Any]]] = []
         self._boxes: list[tuple[float, ...]] = []
         self._size_of: dict[str, tuple[int, int]] = {}
         self._sizes: list[tuple[int, int]] = []
@@ -160,9 +160,10 @@ class Converter:
         """
         made: dict[Any, dict[str, Any]] = {}
         for index, row in enumerate(self.rows):
+            if isinstance(row, BrokenRecord):
+                self.broken.append((row, {}))
+                continue
             try:
-                if isinstance(row, BrokenRecordError):
-                    raise row
                 if self.kind == "regions" and self._nested:
                     made[index] = self._record_of_regions(row)
                 elif self.kind == "regions":
@@ -170,7 +171,7 @@ class Converter:
                 else:
                     made[index] = getattr(self, f"_{self.kind}")(row)
             except BrokenRecordError as error:
-                self.broken.append((error, row.values if isinstance(row, Row) else {}))
+                self.broken.append((broken_record(error, row.location), row.values))
         boxes = np.array(self._boxes)
         if are_relative(boxes):
             raise UserError(
@@ -202,12 +203,10 @@ class Converter:
     def _statements(self, row: Row) -> dict[str, Any]:
         texts_of(row, "sentence")
         if str(row.get("label", object)).lower() not in LABELLED:
-            raise BrokenRecordError(
-                "wrong type", row.location, f"label is {row.values['label']!r:.40}; known: {sorted(LABELLED)}"
-            )
+            raise BrokenRecordError("wrong type", f"label is {row.values['label']!r:.40}; known: {sorted(LABELLED)}")
         names = row.values.get("images") or [row.values[key] for key in ("image", "image2") if key in row.values]
         if not isinstance(names, list) or len(names) not in (1, 2):
-            raise BrokenRecordError("wrong type", row.location, f"{names!r:.80} are not one or two images")
+            raise BrokenRecordError("wrong type", f"{names!r:.80} are not one or two images")
         images = [self._image(Row({"image": name}, row.location)) for name in names]
         return {"images": images, **_kept(row, "sentence", "label")}
 
@@ -217,20 +216,20 @@ class Converter:
         record: dict[str, Any] = {"image": self._image(row), **_kept(row, "image_id"), **_photograph(row)}
         for key in ("caption", *OTHER_TEXTS):
             if row.values.get(key) not in (None, []):
-                with self._keeping_broken(row.values):
+                with self._keeping_broken(row.values, row.location):
                     texts_of(row, key)
                     record[key] = row.values[key]
         listed = row.values.get("elems")
         if listed is not None and not isinstance(listed, list):
-            raise BrokenRecordError("wrong type", row.location, f"elems is {str(listed)[:40]}, not a list")
+            raise BrokenRecordError("wrong type", f"elems is {str(listed)[:40]}, not a list")
         elements = []
         for index, value in enumerate(listed or ()):
-            with self._keeping_broken(value if isinstance(value, dict) else row.values):
+            with self._keeping_broken(value if isinstance(value, dict) else row.values, row.location):
                 elements.append(self._element(value, f"elems[{index}]", row))
         if elements:
             record["elems"] = elements
         elif "caption" not in record:
-            raise BrokenRecordError("missing key", row.location, "no phrase and no caption to use")
+            raise BrokenRecordError("missing key", "no phrase and no caption to use")
         return record
 
     def _add_box(self, row: Row, made: dict[Any, dict[str, Any]]) -> None:
@@ -240,34 +239,34 @@ class Converter:
         for key, value in photograph.items():
             if record.get(key, value) != value:
                 message = f"{key} is {value}, but {record[key]} in an earlier row of the same image"
-                raise BrokenRecordError("wrong id", row.location, message)
+                raise BrokenRecordError("wrong id", message)
         element = self._element(row.values, "the row", row)
         record.update(photograph)
         record.setdefault("elems", []).append(element)
         made[image] = record
 
     @contextmanager
-    def _keeping_broken(self, values: dict[str, Any]) -> Iterator[None]:
+    def _keeping_broken(self, values: dict[str, Any], location: str) -> Iterator[None]:
         """Context manager that adds an unusable element to :attr:`broken`, together with the ``values`` that contain it."""
         try:
             yield
         except BrokenRecordError as error:
-            self.broken.append((error, values))
+            self.broken.append((broken_record(error, location), values))
 
     def _element(self, value: Any, name: str, row: Row) -> dict[str, Any]:
         """Returns a phrase with its boxes as x, y, width, height."""
         if not isinstance(value, dict):
-            raise BrokenRecordError("wrong type", row.location, f"{name} is {value!r:.40}, not an object")
+            raise BrokenRecordError("wrong type", f"{name} is {value!r:.40}, not an object")
         own, source = Row(value, row.location), self.images.find(row.get("image", str), row.location)
         image = str(source.path)
         size = self._size_of.setdefault(image, self._size_of.get(image) or self.images.size(source))
         listed = {**value, "bb": self._listed_boxes(own)}
-        boxes = element_in(listed, name, row.location).boxes
+        boxes = element_in(listed, name).boxes
         self._boxes += boxes
         self._sizes += [size] * len(boxes)
         if self.boxes == "corners":
             boxes = tuple((x, y, right - x, bottom - y) for x, y, right, bottom in boxes)
-        bb = [list(place_box(box, *size, row.location, name)) for box in boxes]
+        bb = [list(place_box(box, *size, name)) for box in boxes]
         texts_of(own, "caption")
         texts = _kept(own, "caption", *OTHER_TEXTS, "attributes", "grain")
         return {"bb": bb[0] if len(bb) == 1 else bb, **texts}
@@ -280,7 +279,7 @@ class Converter:
             )
             return parse_json(value) if isinstance(value, str) else value
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise BrokenRecordError("wrong type", row.location, "the box is not four numbers") from None
+            raise BrokenRecordError("wrong type", "the box is not four numbers") from None
 
 
 def _kept(row: Row, *keys: str) -> dict[str, Any]:
@@ -293,17 +292,17 @@ def _photograph(row: Row) -> dict[str, Any]:
     for key in found.keys() & ID_KEYS.keys():
         number = id_number(found[key])
         if number is None:
-            raise BrokenRecordError("wrong type", row.location, f"{key} is {found[key]!r:.40}, not a whole number")
+            raise BrokenRecordError("wrong type", f"{key} is {found[key]!r:.40}, not a whole number")
         found[key] = number
     return found
 
 
-def _renamed(rows: Rows, names: dict[str, str]) -> Iterator[Row | BrokenRecordError]:
+def _renamed(rows: Rows, names: dict[str, str]) -> Iterator[Row | BrokenRecord]:
     for row in rows:
         yield Row({names.get(k, k): v for k, v in row.values.items()}, row.location) if isinstance(row, Row) else row
 
 
-def _check_columns(file: Path, columns: Sequence[str], rows: Sequence[Row | BrokenRecordError]) -> None:
+def _check_columns(file: Path, columns: Sequence[str], rows: Sequence[Row | BrokenRecord]) -> None:
     """Raises :class:`UserError` if a column of a CSV file that records have does not contain any value."""
     used = {key for row in rows if isinstance(row, Row) for key in row.values}
     known = [column for column in columns if column in KEYS | {*CORNERS, *XYWH, "bbox"}]
@@ -315,14 +314,14 @@ def _check_columns(file: Path, columns: Sequence[str], rows: Sequence[Row | Brok
         )
 
 
-def _unusable(file: Path, errors: Sequence[BrokenRecordError], rows: int) -> UserError:
+def _unusable(file: Path, errors: Sequence[BrokenRecord], rows: int) -> UserError:
     """Returns the error for a file of which no row can be used."""
     return UserError(
         f"none of {rows:,} rows can be used", where=file, remedy=f"fix the rows or the column flags: {_reasons(errors)}"
     )
 
 
-def _reasons(errors: Sequence[BrokenRecordError]) -> str:
+def _reasons(errors: Sequence[BrokenRecord]) -> str:
     """Returns the number of errors of each kind, and the first error."""
     return f"{tally(Counter(error.kind for error in errors))}; first {errors[0]}"
 
@@ -384,8 +383,8 @@ def own(
     rows = list(_renamed(read.rows, names))
     if not rows:
         raise UserError(f"{file} contains no rows", remedy="check that the file is complete")
-    if all(isinstance(row, BrokenRecordError) for row in rows):
-        raise _unusable(file, [row for row in rows if isinstance(row, BrokenRecordError)], len(rows))
+    if all(isinstance(row, BrokenRecord) for row in rows):
+        raise _unusable(file, [row for row in rows if isinstance(row, BrokenRecord)], len(rows))
     _check_columns(file, [names.get(column, column) for column in read.columns], rows)
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
         if boxes is None:

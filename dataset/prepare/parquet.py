@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.prepare.counts import Example
 from dataset.prepare.folders import tally
 from dataset.prepare.output_flags import OutputFlags, manifest_of
 from dataset.prepare.output_folder import Entry, OutputFolder
 from dataset.prepare.processes import WorkerDiedError, in_order
-from dataset.records.broken import BrokenRecordError, broken_record
 from dataset.records.schema import ImageKeys, RawRecord, image_source, parse_region_record
 from dataset.shards.parquet import JSON_COLUMN, check_pyarrow
 from dataset.shards.readers import Shards
@@ -145,7 +145,7 @@ def _check(raw: RawRecord, keys: ImageKeys) -> None:
     record = parse_region_record(replace(raw, values=values, image=raw.image or b""), keys, "caption")
     if record.broken:
         first = record.broken[0]
-        raise BrokenRecordError(first.kind, first.location, first.message)
+        raise BrokenRecordError(first.kind, first.message)
 
 
 def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, bytes] | None]:

@@ -12,7 +12,6 @@ from typing import Any
 from dataset.image_ids import ids_in_path
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import DataSet, Files, Splits
-from dataset.prepare.folder_index import write_folder_index
 from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, contradictory_links, read_held_out
 from dataset.prepare.options import Options
 from dataset.prepare.output_folder import OutputFolder
@@ -20,6 +19,7 @@ from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.results import report_result
 from dataset.prepare.verify import Verified, verify_images
 from dataset.prepare.whole_folder import build_folder
+from dataset.shards.making import write_entries
 from utils.suffixes import IMAGE_SUFFIXES
 
 DOWNLOADS = "_download"
@@ -118,7 +118,7 @@ class Preparation:
             hashed=hashed,
         )
         if index:
-            write_folder_index(folder, self.options.workers)
+            write_entries(folder, self.options.workers)
         report_result(folder, manifest, self.data_set.sizes if sizes is None else sizes, self.options.report)
 
     @cached_property

@@ -19,19 +19,19 @@ from typing import Any
 
 from PIL import Image
 
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.media.encoded import FORMATS
 from dataset.prepare.cleaning import tidy
 from dataset.prepare.folders import tally
 from dataset.prepare.region_records import stored_size
-from dataset.records.broken import BrokenRecordError
+from dataset.records.boxes import place_box
 from dataset.records.schema import (
     ImageKeys,
+    ImageRecord,
     RawRecord,
-    RegionRecord,
     Texts,
     image_source,
     parse_region_record,
-    place_box,
     texts_in_language,
 )
 from dataset.shards.readers import Shards
@@ -45,7 +45,7 @@ LOST_KEYS = ("long_caption", "hard_negatives", "attributes", "exhaustive")
 
 
 def odvg_line(
-    record: RegionRecord, size: tuple[int, int], filename: str
+    record: ImageRecord, size: tuple[int, int], filename: str
 ) -> tuple[dict[str, Any] | None, list[BrokenRecordError]]:
     """Returns a record as an ODVG line, and an error for each part of the record that cannot be written. The line is None if no
     usable phrase has a box.
@@ -55,18 +55,18 @@ def odvg_line(
         size: width and height of the stored image.
         filename: path of the image in the line.
     """
-    errors = [BrokenRecordError(each.kind, each.location, each.message) for each in record.broken]
+    errors = list(record.broken)
     captions: list[str] = []
     try:
-        captions = _texts(record.captions, "caption", record.location)
+        captions = _texts(record.captions, "caption")
     except BrokenRecordError as error:
         errors.append(error)
     caption = captions[0] if captions else ""
     regions, absent = [], []
     for element in record.elements:
         try:
-            phrase, *alternatives = _texts(element.captions, f"{element.name}.caption", record.location)
-            boxes = [place_box(box, *size, record.location, element.name) for box in element.boxes]
+            phrase, *alternatives = _texts(element.captions, f"{element.name}.caption")
+            boxes = [place_box(box, *size, element.name) for box in element.boxes]
         except BrokenRecordError as error:
             errors.append(error)
             continue
@@ -86,15 +86,15 @@ def odvg_line(
             }
             regions.append(region | own)
     if not regions:
-        return None, errors or [BrokenRecordError("missing key", record.location, "none of its phrases has a box")]
+        return None, errors or [BrokenRecordError("missing key", "none of its phrases has a box")]
     line = {"filename": filename, "height": size[1], "width": size[0], "image_caption": captions}
     return {**line, "absent": absent, "grounding": {"caption": caption, "regions": regions}}, errors
 
 
-def _texts(texts: Texts, name: str, location: str) -> list[str]:
+def _texts(texts: Texts, name: str) -> list[str]:
     found = [text for each in texts for text in texts_in_language(each, None)]
     if not all(text.strip() for text in found):
-        raise BrokenRecordError("empty text", location, f"{name} has a text without words")
+        raise BrokenRecordError("empty text", f"{name} has a text without words")
     return found
 
 
@@ -111,13 +111,13 @@ def _stored(raw: RawRecord, folder: Path, number: int) -> tuple[Path, tuple[int,
         try:
             suffix = str(Image.open(io.BytesIO(content), formats=FORMATS).format).lower()
         except Exception as error:  # Pillow's readers raise many types of errors on malformed bytes
-            raise BrokenRecordError("unreadable image", raw.location, f"{type(error).__name__}") from None
+            raise BrokenRecordError("unreadable image", f"{type(error).__name__}") from None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{number:09d}.{suffix}"
         path.write_bytes(content)
     size = stored_size(path)
     if size is None:
-        raise BrokenRecordError("missing image", raw.location, f"{str(path)!r:.80} is not a readable image file")
+        raise BrokenRecordError("missing image", f"{str(path)!r:.80} is not a readable image file")
     return path, size
 
 
@@ -180,7 +180,7 @@ def to_odvg(
                     made += 1
                 for each in errors:
                     broken[each.kind] += 1
-                    first.setdefault(each.kind, str(each))
+                    first.setdefault(each.kind, str(broken_record(each, shards.exact_location(number))))
         if not made:
             raise UserError(f"no record can be written: {'; '.join(first.values())}")
     sys.stdout.write(f"{out}: {made:,} lines\n")

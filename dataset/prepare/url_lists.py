@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.image_ids import ids_in_url
 from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
@@ -24,9 +26,8 @@ from dataset.prepare.img2dataset import is_url
 from dataset.prepare.parquet_rows import DamagedFileError, Rows, open_parquet, parquet_batches
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.rows import Row
-from dataset.records.broken import BrokenRecordError
+from dataset.records.schema import parse_object
 from dataset.shards.parquet import check_names
-from dataset.shards.tars import parse_object
 from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
@@ -239,7 +240,7 @@ def table_rows(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterat
         counts.read["pairs"] += len(batch)
         rows = []
         for location, values in batch:
-            if isinstance(values, BrokenRecordError):
+            if isinstance(values, BrokenRecord):
                 counts.skip_broken(values)
             else:
                 rows.append((location, {ours: values.get(name) for ours, name in columns.items()}))
@@ -249,12 +250,12 @@ def table_rows(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterat
 def _keys_of_lines(path: Path) -> list[str]:
     """Returns the keys of the first object of JSON lines."""
     for _, values in itertools.islice(_lines(path), 100):
-        if not isinstance(values, BrokenRecordError):
+        if not isinstance(values, BrokenRecord):
             return list(values)
     raise DamagedFileError(f"{path}: none of the first lines is a JSON object; download it again")
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BrokenRecordError]]:
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BrokenRecord]]:
     """Yields the objects of JSON lines, each with its location."""
     try:
         with RawFile(path).open() as stream:
@@ -262,9 +263,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BrokenRecordError
                 location = f"{path}:{number}"
                 try:
                     if line.strip():
-                        yield location, parse_object(line, location)
+                        yield location, parse_object(line)
                 except BrokenRecordError as error:
-                    yield location, error
+                    yield location, broken_record(error, location)
     except UserError as error:
         raise DamagedFileError(str(error)) from None
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.media.encoded import FORMATS
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Annotations
@@ -20,10 +21,9 @@ from dataset.prepare.output_folder import json_line
 from dataset.prepare.region_records import OTHER_SIZE, same_shape
 from dataset.prepare.rows import RowFile
 from dataset.prepare.url_lists import ANNOTATIONS, DAMAGED, ROW_KIND, Selection
-from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import RawRecord
 from dataset.shards.scanning import scan_shard
-from dataset.shards.tars import key_of, read_record
+from dataset.shards.tars import key_of, location_of, read_record
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -50,7 +50,7 @@ def shard_records(path: Path, counts: Counts) -> Iterator[RawRecord]:
             try:
                 yield read_record(file, path, span, detached)
             except BrokenRecordError as error:
-                counts.skip_broken(error)
+                counts.skip_broken(broken_record(error, location_of(file, path, span, detached)))
 
 
 def record_key(record: RawRecord, shard: Path) -> str:

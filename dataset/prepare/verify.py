@@ -10,11 +10,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from dataset.broken import BrokenRecordError
 from dataset.config import LoadingConfig
 from dataset.files import IMAGE_BYTES, read_file
 from dataset.media.encoded import decode
 from dataset.prepare.processes import in_order
-from dataset.records.broken import BrokenRecordError
 from utils.progress import progress_bar
 
 BROKEN = "unreadable image"
@@ -41,7 +41,7 @@ class Verified(NamedTuple):
 def image_fault(content: bytes, location: str) -> str:
     """Returns the reason why an image cannot be used; "" if it can be used."""
     try:
-        decode(content, MAX_PIXELS, location, "stored")
+        decode(content, MAX_PIXELS, "stored")
     except BrokenRecordError as error:
         return error.kind
     return ""
@@ -71,7 +71,7 @@ def _verify(path: Path) -> Verified:
     """Decodes an image; runs in a worker process."""
     try:
         status = path.stat()
-        content = read_file(path, IMAGE_BYTES, str(path))
+        content = read_file(path, IMAGE_BYTES)
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         return Verified(status.st_size, status.st_mtime_ns, image_fault(content, str(path)), digest)
     except BrokenRecordError as error:

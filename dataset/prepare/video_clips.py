@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dataset.media.video import VideoSource
+from dataset.media.sources import VideoSource
 from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Found

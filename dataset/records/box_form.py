@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataset.records.schema import BOX_TOLERANCE_PX
+from dataset.records.boxes import BOX_TOLERANCE_PX
 
 OUTSIDE, CORNERS = 0.2, 0.95
 """Boxes are taken for corners if more than the first fraction of them extends beyond the image when read as x, y, width, height,
 and at least the second fraction fits into it when read as x1, y1, x2, y2. (Real widths are often smaller than x.)"""
-
-
-def are_relative(boxes: np.ndarray) -> bool:
-    """Returns True if there are boxes (N, 4) and all their values are in [0, 1], like fractions of the image size."""
-    return len(boxes) > 0 and bool(((boxes >= 0) & (boxes <= 1)).all())
 
 
 def outside_images(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError
 from dataset.media.encoded import EncodedImage, crop
-from dataset.records.schema import Box, BrokenRecordError, Element, RegionRecord, place_box
+from dataset.records.schema import Box, Element, ImageRecord
 from utils.image_size import ImageSize, grid_of
 
 WHOLE_BOX: Box = (0.5, 0.5, 1.0, 1.0)
@@ -21,6 +21,9 @@ WHOLE_BOX: Box = (0.5, 0.5, 1.0, 1.0)
 
 SLIVER = 1e-3
 """Minimum side of a box, relative to the crop. A smaller box is not useful as a training target."""
+
+BOX_TOLERANCE_PX = 1.0
+"""Number of pixels by which a box may extend beyond its image."""
 
 _GRID_TOLERANCE = 1e-6
 """Distance from a grid line, in patches, within which an edge of a box counts as on it."""
@@ -40,18 +43,44 @@ class Crop:
         return crop(image, self.y0, self.x0, self.y1 - self.y0, self.x1 - self.x0)
 
 
-def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecord]]:
-    """Returns two lists: the elements whose boxes are inside the image, with boxes clamped to it, and a broken record for each
-    element with a box outside the image. Elements without a box are in neither list."""
+def elements_inside(record: ImageRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecordError]]:
+    """Returns two lists: the elements whose boxes are inside the image, with boxes clamped to it, and an error for each element
+    with a box outside the image. Elements without a box are in neither list."""
     elements, broken = [], []
     for element in record.elements:
         try:
-            boxes = tuple(place_box(box, width, height, record.location, element.name) for box in element.boxes)
+            boxes = tuple(place_box(box, width, height, element.name) for box in element.boxes)
         except BrokenRecordError as error:
-            broken.append(error.as_broken())
+            broken.append(error)
         else:
             elements += [replace(element, boxes=boxes)] if boxes else []
     return elements, broken
+
+
+def place_box(box: Box, width: int, height: int, name: str) -> Box:
+    """Checks that a box is inside its image of ``width`` x ``height`` pixels. An excess of up to one pixel is clamped.
+
+    Apart from the tolerance, this is the check of the authors' code: x, y >= 0; w, h > 0; x + w <= width; y + h <= height.
+
+    Raises:
+        BrokenRecordError: "degenerate box" or "box outside image".
+    """
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+        raise BrokenRecordError("degenerate box", f"{name}.bb = {list(box)} has no area")
+    low, right, bottom = -BOX_TOLERANCE_PX, width + BOX_TOLERANCE_PX, height + BOX_TOLERANCE_PX
+    if x < low or y < low or x + w > right or y + h > bottom:
+        message = f"{name}.bb = {list(box)} (x, y, width, height) leaves the {width} x {height} image"
+        raise BrokenRecordError("box outside image", message)
+    x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+    if x1 <= x0 or y1 <= y0:
+        raise BrokenRecordError("degenerate box", f"{name}.bb = {list(box)} has no area inside the image")
+    return x0, y0, x1 - x0, y1 - y0
+
+
+def are_relative(boxes: np.ndarray) -> bool:
+    """Returns True if there are boxes (N, 4) and all their values are in [0, 1], like fractions of the image size."""
+    return len(boxes) > 0 and bool(((boxes >= 0) & (boxes <= 1)).all())
 
 
 def visible_elements(

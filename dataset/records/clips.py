@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.media.video import VideoSource, video_source
-from dataset.records.schema import BrokenRecordError, RawRecord, Texts, broken_key, texts_in
+from dataset.broken import BrokenRecordError
+from dataset.media.sources import VideoSource, video_source
+from dataset.records.schema import RawRecord, Texts, broken_key, texts_in
 
 NO_SPEECH = "[music]"
 """Transcript of a clip without speech. Clips without speech are not used, as in the authors' code."""
@@ -59,23 +60,20 @@ def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: P
         if continuous and isinstance(caption, list):
             raise BrokenRecordError(
                 "wrong type",
-                location,
                 f"is_continuous joins clips that are lists of images or of their paths, and {video_key} is one video; use a "
                 f"list of lists, or one video per record without is_continuous",
             )
         return VideoRecord(
             location,
             (video_source(value, video_key, location, folder),),
-            (texts_in(caption, caption_key, location),),
+            (texts_in(caption, caption_key),),
             False,
         )
     if not isinstance(caption, list) or len(caption) != len(value):
         count = f"{len(caption)} texts" if isinstance(caption, list) else "no list"
-        raise BrokenRecordError(
-            "wrong type", location, f"{caption_key} is {count} for the {len(value)} clips of {video_key}"
-        )
+        raise BrokenRecordError("wrong type", f"{caption_key} is {count} for the {len(value)} clips of {video_key}")
     clips = [video_source(clip, f"{video_key}[{number}]", location, folder) for number, clip in enumerate(value)]
-    captions = [texts_in(text, f"{caption_key}[{number}]", location) for number, text in enumerate(caption)]
+    captions = [texts_in(text, f"{caption_key}[{number}]") for number, text in enumerate(caption)]
     return VideoRecord(location, tuple(clips), tuple(captions), continuous)
 
 
@@ -93,7 +91,7 @@ def choose_clip(
     """
     spoken = record.spoken
     if not spoken:
-        raise BrokenRecordError("empty text", record.location, "no clip has speech; all captions are [Music]")
+        raise BrokenRecordError("empty text", "no clip has speech; all captions are [Music]")
     first = last = spoken[int(rng.integers(len(spoken)))]
     end = len(record.clips) - 1
     while (

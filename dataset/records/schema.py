@@ -3,34 +3,28 @@
 There are image-text records, region records (images with described boxes) and text records. The authors' readers use the same
 records, except for ``long_caption``, ``hard_negatives``, and phrases with several boxes or none. The config sets the keys under
 which the image and its caption are stored; all other keys are fixed. A record that does not match raises
-:class:`~dataset.records.broken.BrokenRecordError`.
+:class:`~dataset.broken.BrokenRecordError`.
 """
 
 from __future__ import annotations
 
-import binascii
+import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from batches.base import BrokenRecord
-from dataset.config import CaptionLength, ImageIs
-from dataset.files import IMAGE_BYTES, check_bytes, read_file
-from dataset.records.broken import BrokenRecordError
+from dataset.broken import BrokenRecordError, json_fault, json_type
+from dataset.config import CaptionLength, ImageIs, ImageRecordsConfig
+from dataset.media.sources import ImageSource, image_of
+from utils.files import expanded
 
 Box = tuple[float, float, float, float]
 Texts = tuple["str | Mapping[str, str | list[str]]", ...]
 """The value under a caption key, as a tuple of alternatives. Each one is a string, or a dictionary that maps languages to a
 string or several strings."""
 
-BOX_TOLERANCE_PX = 1.0
-_ENCODED_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
-_LONGEST_PATH = 1024
 LONGEST_TEXT = 100_000
 """Maximum number of characters in a text. A tokenizer needs seconds for a word of a million characters."""
 
@@ -54,28 +48,15 @@ class RawRecord:
     text: str | None = None
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """An image that is loaded on demand: from bytes (``content``), from ``base64`` text, or from a ``path``."""
-
-    location: str
-    content: bytes | None = None
-    path: Path | None = None
-    base64: str | None = None
-
-    def load(self) -> bytes:
-        """Returns the encoded bytes.
-
-        Raises:
-            BrokenRecordError: "missing image" if the file does not exist or cannot be read; "unreadable image" if it is not a
-                regular file or is larger than :data:`~dataset.files.IMAGE_BYTES`, or if the text is not base64.
-        """
-        if self.content is not None:
-            return self.content
-        if self.base64 is not None:
-            return _decode_base64(self.base64, self.location)
-        assert self.path is not None
-        return read_file(self.path, IMAGE_BYTES, self.location)
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Parses a JSON object; raises :class:`BrokenRecordError` ("bad json" or "wrong type") for anything else."""
+    try:
+        values = json.loads(line.decode("utf-8-sig"))  # json's own decoding takes twice as long as the rest
+    except (ValueError, RecursionError) as error:
+        raise BrokenRecordError("bad json", json_fault(error)) from None
+    if not isinstance(values, dict):
+        raise BrokenRecordError("wrong type", "the line is not a JSON object")
+    return values
 
 
 @dataclass(frozen=True)
@@ -93,25 +74,6 @@ class Description:
     long_captions: Texts = ()
     hard_negatives: Texts = ()
     attributes: Texts = ()
-
-    def texts(self, length: CaptionLength, rng: np.random.Generator) -> Texts:
-        """Returns the captions of the given length. A missing long caption is replaced by a short one, and vice versa. With
-        "both", this method returns the short captions, and :meth:`more_texts` the long ones."""
-        if length in ("short", "both") or not (self.captions and self.long_captions):
-            return self.captions or self.long_captions
-        return self.long_captions if length == "long" or rng.random() < 0.5 else self.captions
-
-    def more_texts(self, length: CaptionLength) -> Texts:
-        """Returns the captions that have separate losses: with "both", the long captions, if there are also short ones."""
-        return self.long_captions if length == "both" and self.captions else ()
-
-
-@dataclass(frozen=True)
-class ImageRecord(Description):
-    """An image and its texts."""
-
-    location: str = field(kw_only=True)
-    image: ImageSource = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -131,22 +93,20 @@ class Element(Description):
 
 
 @dataclass(frozen=True)
-class RegionRecord(Description):
-    """An image with phrases and their boxes, and, if the record has them, texts about the whole image. ``broken`` reports
-    unusable parts."""
+class ImageRecord(Description):
+    """An image with its texts, and the phrases with their boxes.
+
+    Attributes:
+        location: location of the record.
+        image: the image.
+        elements: the phrases.
+        broken: errors of the parts that cannot be used; the record's other parts can.
+    """
 
     location: str = field(kw_only=True)
     image: ImageSource = field(kw_only=True)
-    elements: tuple[Element, ...] = field(kw_only=True)
-    broken: tuple[BrokenRecord, ...] = ()
-
-
-@dataclass(frozen=True)
-class TextRecord:
-    """A text without an image."""
-
-    location: str
-    texts: Texts
+    elements: tuple[Element, ...] = field(default=(), kw_only=True)
+    broken: tuple[BrokenRecordError, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -157,28 +117,38 @@ class ImageKeys:
     image_is: ImageIs = "auto"
     image_root: Path | None = None
 
+    @classmethod
+    def of(cls, config: ImageRecordsConfig) -> ImageKeys:
+        """Returns the keys of a stream."""
+        root = expanded(config.image_root) if config.image_root is not None else None
+        return cls(config.image_key, config.image_is, root)
+
 
 def parse_image_record(
-    raw: RawRecord, keys: ImageKeys, caption_key: str, length: CaptionLength = "short"
+    raw: RawRecord, keys: ImageKeys, caption_key: str, length: CaptionLength = "short", *, elements: bool = False
 ) -> ImageRecord:
-    """Parses an image-text record. Unless ``length`` is "short", a long caption is enough.
+    """Parses an image-text record. Unless ``length`` is "short", a long caption is enough. The phrases are parsed only with
+    ``elements``; unusable ones are skipped.
 
     Raises:
         BrokenRecordError: "missing key", "wrong type", "missing image" or "unreadable image".
     """
-    others = _other_texts(raw.values, "", raw.location)
+    others = _other_texts(raw.values, "")
     has_short = raw.values.get(caption_key) is not None or raw.text is not None
+    values = raw.values.get("elems") if elements else None
     return ImageRecord(
         _captions_of(raw, caption_key) if has_short or length == "short" or "long_captions" not in others else (),
         **others,
         location=raw.location,
         image=image_source(raw, keys),
+        elements=_elements_in(values, []) if isinstance(values, list) else (),
+        broken=(),
     )
 
 
-def parse_text_record(raw: RawRecord, text_key: str) -> TextRecord:
-    """Parses a text record; raises :class:`BrokenRecordError` ("missing key", "wrong type")."""
-    return TextRecord(raw.location, _captions_of(raw, text_key))
+def parse_text_record(raw: RawRecord, text_key: str) -> Texts:
+    """Parses a text without an image; raises :class:`BrokenRecordError` ("missing key", "wrong type")."""
+    return _captions_of(raw, text_key)
 
 
 def parse_translation_record(raw: RawRecord, source_key: str, target_key: str) -> tuple[Texts, Texts]:
@@ -186,54 +156,38 @@ def parse_translation_record(raw: RawRecord, source_key: str, target_key: str) -
     return _captions_of(raw, source_key), _captions_of(raw, target_key)
 
 
-def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> RegionRecord:
-    """Parses a region record. It keeps all usable elements and texts; unusable parts are listed in ``broken``.
+def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> ImageRecord:
+    """Parses a record of an image with phrases and boxes. Its texts about the whole image are optional. Unusable texts and
+    phrases are listed in ``broken``, and all others are kept.
 
     Raises:
         BrokenRecordError: if the image or ``elems`` is missing or has the wrong type, so that no part can be used.
     """
     image = image_source(raw, keys)
-    broken: list[BrokenRecord] = []
+    broken: list[BrokenRecordError] = []
     captions: Texts = ()
     others: dict[str, Texts] = {}
     try:
         if raw.values.get(caption_key) is not None or raw.text is not None:
             captions = _captions_of(raw, caption_key)
-        others = _other_texts(raw.values, "", raw.location)
+        others = _other_texts(raw.values, "")
     except BrokenRecordError as error:
-        broken.append(error.as_broken())
+        broken.append(error)
     values = raw.values.get("elems")
     if values is None and not captions and "long_captions" not in others:
         raise broken_key(raw, "elems", caption_key)
     if values is not None and not isinstance(values, list):
-        raise BrokenRecordError("wrong type", raw.location, f"elems is {_type_name(values)}, not a list")
-    elements: list[Element] = []
-    for index, value in enumerate(values or ()):
-        try:
-            elements.append(element_in(value, f"elems[{index}]", raw.location))
-        except BrokenRecordError as error:
-            broken.append(error.as_broken())
-    return RegionRecord(
-        captions, **others, location=raw.location, image=image, elements=tuple(elements), broken=tuple(broken)
-    )
-
-
-def usable_elements(raw: RawRecord) -> list[Element]:
-    """Returns the elements of a record. Unusable elements are skipped."""
-    values = raw.values.get("elems")
-    elements = []
-    for index, value in enumerate(values if isinstance(values, list) else ()):
-        with suppress(BrokenRecordError):
-            elements.append(element_in(value, f"elems[{index}]", raw.location))
-    return elements
+        raise BrokenRecordError("wrong type", f"elems is {json_type(values)}, not a list")
+    elements = _elements_in(values or [], broken)
+    return ImageRecord(captions, **others, location=raw.location, image=image, elements=elements, broken=tuple(broken))
 
 
 def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
-    """Returns the source of a record's image: the tar member, bytes in a Parquet row, base64 text in the record, or a path.
+    """Returns the source of a record's image: the tar member, or whatever :func:`~dataset.media.sources.image_of` finds under the
+    key of the image.
 
-    With ``image_is="auto"``, a text is taken as base64 in three cases: it starts like an encoded JPEG, PNG, WebP, GIF, BMP or
-    TIFF file and has no dot (base64 never has one, and nearly every file name does); it is a ``data:`` URL; or it is longer than
-    any path.
+    Raises:
+        BrokenRecordError: "missing key", or the errors of :func:`~dataset.media.sources.image_of`.
     """
     if raw.image is not None:
         return ImageSource(raw.location, content=raw.image)
@@ -241,82 +195,6 @@ def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
     if value is None:
         raise broken_key(raw, keys.image_key)
     return image_of(value, keys.image_key, raw.location, keys.image_root or raw.folder, keys.image_is)
-
-
-def image_of(value: Any, key: str, location: str, folder: Path, image_is: ImageIs = "auto") -> ImageSource:
-    """Returns the source of an image that is given as bytes, as a path relative to ``folder``, or as base64 text.
-
-    Args:
-        value: the encoded file, the path, the base64 text (see :func:`image_source`), or a dictionary as in Hugging Face data
-            sets: ``{"bytes": ..., "path": ...}``, in which the path is used only if ``bytes`` is missing.
-        key: key of the record that contains the value, to name in error messages.
-        location: location of the record, to name in error messages.
-        folder: folder that relative paths start from.
-        image_is: whether the value is a path or base64 text.
-
-    Raises:
-        BrokenRecordError: "wrong type" or "missing image"; "unreadable image" if the image has more bytes than
-            :data:`~dataset.files.IMAGE_BYTES`.
-    """
-    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path", "")
-    if isinstance(value, bytes) and value:
-        check_bytes(len(value), IMAGE_BYTES, location, key)
-        return ImageSource(location, content=value)
-    if not isinstance(value, str | bytes):
-        raise BrokenRecordError("wrong type", location, f"{key} is {_type_name(value)}, not a string or bytes")
-    if not value:
-        raise BrokenRecordError("missing image", location, f"{key} is empty")
-    assert isinstance(value, str)
-    if image_is == "base64" or (image_is == "auto" and _looks_encoded(value)):
-        return ImageSource(location, base64=value)
-    return ImageSource(location, path=folder / value)
-
-
-def place_box(box: Box, width: int, height: int, location: str, name: str) -> Box:
-    """Checks that a box is inside its image of ``width`` x ``height`` pixels. An excess of up to one pixel is clamped.
-
-    Apart from the tolerance, this is the check of the authors' code: x, y >= 0; w, h > 0; x + w <= width; y + h <= height.
-
-    Raises:
-        BrokenRecordError: "degenerate box" or "box outside image".
-    """
-    x, y, w, h = box
-    if w <= 0 or h <= 0:
-        raise BrokenRecordError("degenerate box", location, f"{name}.bb = {list(box)} has no area")
-    low, right, bottom = -BOX_TOLERANCE_PX, width + BOX_TOLERANCE_PX, height + BOX_TOLERANCE_PX
-    if x < low or y < low or x + w > right or y + h > bottom:
-        message = f"{name}.bb = {list(box)} (x, y, width, height) leaves the {width} x {height} image"
-        raise BrokenRecordError("box outside image", location, message)
-    x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
-    if x1 <= x0 or y1 <= y0:
-        raise BrokenRecordError("degenerate box", location, f"{name}.bb = {list(box)} has no area inside the image")
-    return x0, y0, x1 - x0, y1 - y0
-
-
-def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | None, location: str) -> list[str]:
-    """Returns the strings of all alternatives.
-
-    Args:
-        texts: the alternatives.
-        language: language to take from a dictionary; if None, a random language is taken.
-        rng: source of randomness; if None, the first language is taken.
-        location: location of the record, to name in error messages.
-
-    Raises:
-        BrokenRecordError: "missing key" if no alternative has the language.
-    """
-    chosen: list[str] = []
-    for text in texts:
-        if isinstance(text, str) or language is not None:
-            chosen += texts_in_language(text, language)
-        else:
-            names = list(text)
-            chosen += texts_in_language(text, names[int(rng.integers(len(names))) if rng is not None else 0])
-    if not chosen:
-        wanted = "no text" if language is None else f"no text in language {language!r}"
-        raise BrokenRecordError("missing key", location, wanted)
-    return chosen
 
 
 def texts_in_language(text: str | Mapping[str, str | list[str]], language: str | None) -> list[str]:
@@ -337,10 +215,10 @@ def broken_key(raw: RawRecord, *names: str) -> BrokenRecordError:
     names = tuple(name for name in names if name)
     null = [name for name in names if name in raw.values]
     if null:
-        return BrokenRecordError("missing key", raw.location, f"{' and '.join(map(repr, null))} is null")
+        return BrokenRecordError("missing key", f"{' and '.join(map(repr, null))} is null")
     known = ", ".join(sorted(map(str, raw.values))) or "none"
     absent = " and ".join(f"no {name!r}" for name in names)
-    return BrokenRecordError("missing key", raw.location, f"{absent}; keys: {known[:200]}")
+    return BrokenRecordError("missing key", f"{absent}; keys: {known[:200]}")
 
 
 def _captions_of(raw: RawRecord, key: str) -> Texts:
@@ -350,10 +228,21 @@ def _captions_of(raw: RawRecord, key: str) -> Texts:
         value = raw.text
     if value is None:
         raise broken_key(raw, key)
-    return texts_in(value, key, raw.location)
+    return texts_in(value, key)
 
 
-def element_in(value: Any, name: str, location: str) -> Element:
+def _elements_in(values: list[Any], broken: list[BrokenRecordError]) -> tuple[Element, ...]:
+    """Parses phrases with their boxes. The errors of unusable ones are appended to ``broken``."""
+    elements = []
+    for index, value in enumerate(values):
+        try:
+            elements.append(element_in(value, f"elems[{index}]"))
+        except BrokenRecordError as error:
+            broken.append(error)
+    return tuple(elements)
+
+
+def element_in(value: Any, name: str) -> Element:
     """Parses a phrase with its boxes.
 
     Raises:
@@ -363,22 +252,22 @@ def element_in(value: Any, name: str, location: str) -> Element:
         name: name of the element in error messages.
     """
     if not isinstance(value, dict):
-        raise BrokenRecordError("wrong type", location, f"{name} is {_type_name(value)}, not an object")
+        raise BrokenRecordError("wrong type", f"{name} is {json_type(value)}, not an object")
     for key in ("bb", "caption"):
         if value.get(key) is None:
-            raise BrokenRecordError("missing key", location, f"{name} has no {key!r}")
+            raise BrokenRecordError("missing key", f"{name} has no {key!r}")
     attributes = value.get("attributes")
     return Element(
-        texts_in(value["caption"], f"{name}.caption", location),
-        **_other_texts(value, f"{name}.", location),
+        texts_in(value["caption"], f"{name}.caption"),
+        **_other_texts(value, f"{name}."),
         name=name,
-        boxes=boxes_in(value["bb"], f"{name}.bb", location),
-        attributes=texts_in(attributes, f"{name}.attributes", location) if attributes else (),
+        boxes=boxes_in(value["bb"], f"{name}.bb"),
+        attributes=texts_in(attributes, f"{name}.attributes") if attributes else (),
         grain=str(value.get("grain") or "object"),
     )
 
 
-def _other_texts(values: Mapping[str, Any], prefix: str, location: str) -> dict[str, Texts]:
+def _other_texts(values: Mapping[str, Any], prefix: str) -> dict[str, Texts]:
     """Returns the long captions and hard negatives of an image or element, under the names of their fields. Unlike captions, they
     may be empty.
 
@@ -387,24 +276,24 @@ def _other_texts(values: Mapping[str, Any], prefix: str, location: str) -> dict[
     """
     keys = {"long_captions": "long_caption", "hard_negatives": "hard_negatives"}
     return {
-        name: texts_in(values[key], f"{prefix}{key}", location)
+        name: texts_in(values[key], f"{prefix}{key}")
         for name, key in keys.items()
         if values.get(key) not in (None, [], "")
     }
 
 
-def boxes_in(value: Any, name: str, location: str) -> tuple[Box, ...]:
+def boxes_in(value: Any, name: str) -> tuple[Box, ...]:
     """Parses the boxes of a phrase: one box, [x, y, width, height], or a list of boxes, which may be empty.
 
     Raises:
         BrokenRecordError: "wrong type" unless each box has four finite numbers. ``name`` is the name of the value in messages.
     """
     if isinstance(value, list) and all(isinstance(each, list) for each in value):
-        return tuple(box_in(each, f"{name}[{index}]", location) for index, each in enumerate(value))
-    return (box_in(value, name, location),)
+        return tuple(box_in(each, f"{name}[{index}]") for index, each in enumerate(value))
+    return (box_in(value, name),)
 
 
-def box_in(value: Any, name: str, location: str) -> Box:
+def box_in(value: Any, name: str) -> Box:
     """Parses a box, [x, y, width, height].
 
     Raises:
@@ -420,28 +309,26 @@ def box_in(value: Any, name: str, location: str) -> Box:
                 return x, y, w, h
     except (TypeError, OverflowError):  # not a number, or an integer too large for a float
         pass
-    raise BrokenRecordError("wrong type", location, f"{name} = {str(value)[:80]} is not [x, y, width, height]")
+    raise BrokenRecordError("wrong type", f"{name} = {str(value)[:80]} is not [x, y, width, height]")
 
 
-def check_text(text: str, key: str, location: str) -> None:
+def check_text(text: str, key: str) -> None:
     """Raises :class:`BrokenRecordError` ("bad text") for a text that a tokenizer cannot process, because it contains half a
     surrogate pair or is too long."""
     if len(text) > LONGEST_TEXT:
         message = (
             f"{key} has {len(text):,} characters, more than the limit of {LONGEST_TEXT:,} (dataset/records/schema.py)"
         )
-        raise BrokenRecordError("bad text", location, message)
+        raise BrokenRecordError("bad text", message)
     if text.isascii():
         return
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BrokenRecordError(
-            "bad text", location, f"{key}: character {error.start} is half a surrogate pair"
-        ) from None
+        raise BrokenRecordError("bad text", f"{key}: character {error.start} is half a surrogate pair") from None
 
 
-def texts_in(value: Any, key: str, location: str) -> Texts:
+def texts_in(value: Any, key: str) -> Texts:
     """Parses alternatives: a text, a dictionary of texts by language, or a list of these.
 
     Raises:
@@ -454,37 +341,14 @@ def texts_in(value: Any, key: str, location: str) -> Texts:
     for item in items:
         is_languages = isinstance(item, dict) and all(map(_is_text_or_texts, item.values()))
         if not isinstance(item, str) and not is_languages:
-            raise BrokenRecordError("wrong type", location, f"{key} contains {_type_name(item)}, not a text")
+            raise BrokenRecordError("wrong type", f"{key} contains {json_type(item)}, not a text")
         for text in texts_in_language(item, None):
-            check_text(text, key, location)
+            check_text(text, key)
     if not items or {} in items:
-        raise BrokenRecordError(
-            "empty text", location, f"{key} {'contains an empty object' if items else 'is an empty list'}"
-        )
+        raise BrokenRecordError("empty text", f"{key} {'contains an empty object' if items else 'is an empty list'}")
     return tuple(items)
 
 
 def _is_text_or_texts(value: Any) -> bool:
     texts = value if isinstance(value, list) else [value]
     return bool(texts) and all(isinstance(text, str) for text in texts)
-
-
-def _looks_encoded(value: str) -> bool:
-    if value.startswith("data:"):
-        return True
-    return "." not in value and (value.startswith(_ENCODED_STARTS) or len(value) > _LONGEST_PATH)
-
-
-def _decode_base64(value: str, location: str) -> bytes:
-    if value.startswith("data:"):
-        value = value.partition(",")[2]
-    check_bytes(len(value) * 3 // 4, IMAGE_BYTES, location, "the base64 text")
-    try:
-        return binascii.a2b_base64(value)
-    except ValueError as error:
-        raise BrokenRecordError("unreadable image", location, f"not base64: {error}") from None
-
-
-def _type_name(value: Any) -> str:
-    names = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean", bytes: "bytes"}
-    return names.get(type(value), "a number")

@@ -52,7 +52,8 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
     """
     if not entries:
         raise UserError(f"{key} is empty", remedy=f"list at least one file, pattern or folder of {_LISTED} shards")
-    server = Server(remote or RemoteConfig(), key)
+    # One server for all entries, so that they share connections.
+    server = Server(remote or RemoteConfig(), key) if any(is_hub(entry) or is_url(entry) for entry in entries) else None
     by_entry = [[path for path in _expand(entry, key, server) if "_SUCCESS" not in path.name] for entry in entries]
     shards = [path for paths in by_entry for path in paths]
     if not shards:
@@ -82,7 +83,7 @@ def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryI
 
     Args:
         path: the shard.
-        state: state of the shard when it was indexed (see :mod:`dataset.shards.states`). A local shard must still be in this
+        state: size of the shard, and its modification time or version, when it was indexed. A local shard must still be in this
             state; a remote shard is checked when it is read.
 
     Raises:
@@ -112,10 +113,10 @@ def real_paths(paths: Iterable[ShardFile]) -> list[str]:
     return real
 
 
-def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
-    if is_hub(entry):
+def _expand(entry: str, key: str, server: Server | None) -> Sequence[ShardFile]:
+    if server is not None and is_hub(entry):
         return find_hub(entry, server)
-    if is_url(entry):
+    if server is not None and is_url(entry):
         shards = _without_companions(find_remote(entry, server))
         return [shard for shard in shards if shard.suffix in _SUFFIXES] if entry.endswith("/") else shards
     path = expanded(entry)

@@ -2,21 +2,19 @@
 
 The folder ``<hash of the paths>.index`` contains
 
-- ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of irregularities,
-  whether it is complete, and its number of links,
+- ``shards.npy``: a row for each shard with its size in bytes, modification time or version, number of records, number of
+  irregularities, whether it is complete, and its number of links,
 - ``starts.npy``: the offset of each record, memory-mapped so that processes share one copy,
 - ``irregularities.npy``: deviations from records stored one after another. :class:`~dataset.shards.scanning.ScannedShard`
-  describes these deviations, and what is stored for Parquet,
-- the paths of the shards, so that indexes of other lists can reuse the shards that both lists contain (see
-  :mod:`dataset.shards.known`).
+  describes these deviations, and what is stored for Parquet.
 
-:mod:`dataset.shards.making` builds the index.
+:mod:`dataset.shards.making` assembles the index.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +24,11 @@ from dataset.shards.finding import ShardFile, real_paths
 from dataset.shards.tars import detached_members
 from utils.errors import UserError
 from utils.files import cache_folder, check_regular
+from utils.printing import counted
 
 BYTES, MODIFIED, RECORDS, IRREGULARITIES, COMPLETE, LINKS = range(6)
 """Columns of ``shards.npy``."""
+COLUMNS = 6
 
 
 class RowGroup(NamedTuple):
@@ -72,6 +72,8 @@ class ShardsIndex:
     ):
         self.paths, self.shards, self.irregularities, self.folder = paths, shards, irregularities, folder
         self._starts: np.ndarray | None = starts
+        self.sizes: list[int] = shards[:, RECORDS].tolist()
+        """The number of records of each shard."""
         self.ends: list[int] = np.cumsum(shards[:, RECORDS]).tolist()
         self._irregularity_ends = np.cumsum(shards[:, IRREGULARITIES])
 
@@ -85,11 +87,6 @@ class ShardsIndex:
                 raise UserError(f"the index {self.folder} was removed or rebuilt", remedy="start the run again")
             self._starts = reloaded.starts
         return self._starts
-
-    @property
-    def sizes(self) -> list[int]:
-        """The number of records of each shard."""
-        return self.shards[:, RECORDS].tolist()
 
     def state(self, shard: int) -> tuple[int, int]:
         """Returns the size of a shard in bytes, and its modification time (local) or version (remote)."""
@@ -125,13 +122,19 @@ class ShardsIndex:
         end = int(odd[number + 1, 0]) if number + 1 < groups else records
         return RowGroup(number, own_first, end - own_first, size, *odd[groups + number].tolist())
 
-    def incomplete_tars(self) -> list[int]:
-        """Returns the indices of the tars without end blocks."""
-        return np.flatnonzero(self.shards[:, COMPLETE] == 0).tolist()
-
-    def links(self) -> dict[int, int]:
-        """Returns the number of links in each tar that contains any."""
-        return {shard: int(self.shards[shard, LINKS]) for shard in np.flatnonzero(self.shards[:, LINKS]).tolist()}
+    def faults(self) -> list[str]:
+        """Describes the tars that have no end blocks or contain links."""
+        faults = []
+        for shard in np.flatnonzero(self.shards[:, COMPLETE] == 0).tolist():
+            found = f"{self.sizes[shard]} records were found; check that the file is complete"
+            faults.append(f"{self.paths[shard]} has no end-of-archive marker; {found}")
+        for shard in np.flatnonzero(self.shards[:, LINKS]).tolist():
+            links = int(self.shards[shard, LINKS])
+            faults.append(
+                f"{self.paths[shard]} contains {counted(links, 'link, which has', 'links, which have')} no content and "
+                f"{'is' if links == 1 else 'are'} skipped; write it again with tar --dereference --hard-dereference"
+            )
+        return faults
 
     def _irregularities_of(self, shard: int) -> np.ndarray:
         end = int(self._irregularity_ends[shard])
@@ -142,32 +145,44 @@ class ShardsIndex:
 
 
 def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
-    """Loads the index in a folder; returns None if it is missing, damaged, or from an earlier version."""
-    arrays = load_arrays(folder)
-    return ShardsIndex(paths, *arrays, folder) if arrays is not None and len(arrays[0]) == len(paths) else None
-
-
-def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Loads the three arrays of an index, with the offsets memory-mapped; returns None if the index is missing, damaged, or
-    from an earlier version."""
+    """Loads the index in a folder, with the offsets memory-mapped; returns None if it is missing, damaged, or from an earlier
+    version."""
     try:
         for name in ("shards.npy", "irregularities.npy", "starts.npy"):
             check_regular(folder / name)
         shards = np.load(folder / "shards.npy", allow_pickle=False)
         irregularities = np.load(folder / "irregularities.npy", allow_pickle=False)
-        if not shards.size or int(shards[:, RECORDS].sum()):
+        starts: np.ndarray = np.empty(0, np.int64)  # an empty array cannot be mapped
+        if int(shards[:, RECORDS].sum()):
             starts = np.load(folder / "starts.npy", mmap_mode="r", allow_pickle=False)
-        else:
-            starts = np.empty(0, np.int64)  # an empty array cannot be mapped
     except (OSError, ValueError, EOFError, IndexError):
         return None
     is_valid = (
         all(array.dtype == np.int64 for array in (shards, starts, irregularities))
-        and shards.shape == (len(shards), LINKS + 1)
+        and shards.shape == (len(paths), COLUMNS)
         and starts.shape == (shards[:, RECORDS].sum(),)
         and irregularities.shape == (shards[:, IRREGULARITIES].sum(), 2)
     )
-    return (shards, starts, irregularities) if is_valid else None
+    return ShardsIndex(paths, shards, starts, irregularities, folder) if is_valid else None
+
+
+def write_index(folder: Path, shards: np.ndarray, offsets: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Writes the files of an index.
+
+    Args:
+        folder: folder of the index.
+        shards: (S, 6) int64, content of ``shards.npy``.
+        offsets: for each shard, the offsets of its records and the irregularities.
+    """
+    records, at, irregularities = int(shards[:, RECORDS].sum()), 0, []
+    starts = np.lib.format.open_memmap(folder / "starts.npy", "w+", np.dtype(np.int64), (max(1, records),))
+    for own_starts, own_irregularities in offsets:
+        starts[at : at + len(own_starts)] = own_starts
+        at += len(own_starts)
+        irregularities.append(own_irregularities)
+    starts.flush()
+    np.save(folder / "irregularities.npy", np.concatenate(irregularities))
+    np.save(folder / "shards.npy", shards)
 
 
 def name_of(paths: Sequence[ShardFile]) -> str:

@@ -1,7 +1,8 @@
-"""Builds the index of a list of shards.
+"""Opens the index of a list of shards, and builds it if it is missing or out of date.
 
-The first process that needs the index builds it, and the others wait. It is built in parts, so that an interrupted build can be
-resumed.
+The index of a list is assembled from the entries of its shards (:mod:`dataset.shards.entries`). Shards without a current entry
+are scanned first. The first process that needs the index builds it, and the others wait. A build that is interrupted continues
+with the entries that it has written.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,17 +23,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset.shards.finding import ShardFile, real_paths
-from dataset.shards.index import BYTES, MODIFIED, RECORDS, ShardsIndex, load, name_of
-from dataset.shards.known import Known, known_before, known_in_folders, known_in_nearest, write_names
-from dataset.shards.scanning import ScannedShard, scan_shard
-from dataset.shards.states import states_of
+from dataset.shards.entries import (
+    NEXT_TO_SHARDS,
+    STORE,
+    State,
+    entry_file,
+    read_offsets,
+    read_row,
+    write_entry,
+)
+from dataset.shards.finding import ShardFile, find_shards, real_paths
+from dataset.shards.index import BYTES, MODIFIED, RECORDS, ShardsIndex, load, name_of, write_index
+from dataset.shards.remote.shards import RemoteShard
+from dataset.shards.scanning import scan_shard
 from utils.errors import UserError
 from utils.processes import die_with_parent
 from utils.progress import progress_bar
-
-PART = 64
-"""Number of shards per part. Finished parts are kept if the build is interrupted."""
 
 _SHARDS_IN_MEMORY, _BYTES_IN_MEMORY = 1_000, 20_000_000_000
 """Maximum number of shards, and of bytes in them, for which every process may build its own index in memory if no index can be
@@ -40,6 +46,7 @@ written. Reading that much takes a few minutes."""
 _STALE_S = 86_400.0
 """Age at which an unfinished index is assumed to be left over from a killed process."""
 _WAIT_S = 0.5
+_CONCURRENT_REQUESTS = 16
 _MAX_NAMED = 3
 
 logger = logging.getLogger(__name__)
@@ -52,36 +59,198 @@ def open_index(
 
     Args:
         paths: the shards.
-        folder: folder that contains all indexes. If it is None or not writable, the index of a small list of shards is kept in
-            memory.
+        folder: folder of all indexes. If it is None or not writable, the index of a small list of shards is kept in memory.
         key: config key of the shards, to name in error messages.
-        workers: number of processes that build an index.
+        workers: number of processes that scan shards.
         ask_servers: whether to ask servers if remote shards have changed.
 
     Raises:
         UserError: if a shard cannot be read, or if the list is too large for memory and its index cannot be written.
     """
-    name = name_of(paths)
+    if folder is None:
+        return _index_in_memory(paths, None, "the user has no home folder", key)
+    own = folder / f"{name_of(paths)}.index"
     try:
-        if folder is None:
-            raise OSError("the user has no home folder")
-        found = _current(folder / f"{name}.index", paths, key, ask_servers)
+        found = _current(own, paths, key, ask_servers)
         if found is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with _build_lock(folder / f"{name}.lock", key):
-                found = _current(folder / f"{name}.index", paths, key, ask_servers)
+            with _build_lock(own.with_suffix(".lock"), key):
+                found = _current(own, paths, key, ask_servers)
                 if found is None:
-                    make_index(folder / f"{name}.index", paths, states_of(paths, key), key, workers)
-                    found = load(folder / f"{name}.index", paths)
+                    build_index(own, paths, key, workers)
+                    found = load(own, paths)
         if found is not None:
             return found
         raise OSError("the index is missing after it was written")
     except OSError as error:
-        # On file systems without locks, another process may have finished the index and removed the parts.
-        found = _current(folder / f"{name}.index", paths, key, ask_servers) if folder is not None else None
-        if found is not None:
-            return found
-        return _index_in_memory(paths, folder, error.strerror or str(error), key)
+        # On file systems without locks, another process may have finished the index.
+        found = _current(own, paths, key, ask_servers)
+        return found or _index_in_memory(paths, folder, error.strerror or str(error), key)
+
+
+def build_index(own: Path, paths: Sequence[ShardFile], key: str, workers: int) -> None:
+    """Builds the index of some shards from their entries, and scans the shards that have no current entry.
+
+    Args:
+        own: folder of the index, in the folder of all indexes, which also contains the entries.
+        paths: S shards.
+        key: config key of the shards, to name in error messages.
+        workers: number of processes that scan shards.
+    """
+    if own.exists() and load(own, paths) is None:
+        logger.warning("%s: the index %s is damaged or was written by an earlier version; rebuilding it", key, own)
+    started, jobs = time.monotonic(), []
+    for path, real, state in zip(paths, real_paths(paths), states_of(paths, key).tolist(), strict=True):
+        next_to_it = [path.parent / NEXT_TO_SHARDS / path.name] if isinstance(path, Path) else []
+        jobs.append(_Job([entry_file(own.parent / STORE, real), *next_to_it], path, (state[0], state[1]), key))
+    scanned = _scan_missing(jobs, workers)
+    records = _assemble(own, jobs)
+    logger.info(
+        "%s: indexed %s records in %s shards in %.1f s (%s had to be scanned)",
+        key,
+        f"{records:,}",
+        f"{len(jobs):,}",
+        time.monotonic() - started,
+        f"{scanned:,}",
+    )
+
+
+def write_entries(folder: Path, workers: int) -> None:
+    """Scans the shards in a folder, and writes their entries next to them, so that runs do not have to scan them.
+
+    Raises:
+        UserError: if a shard cannot be read.
+    """
+    key = str(folder)
+    paths = find_shards([key], key)
+    states = states_of(paths, key).tolist()
+    _scan_missing(
+        [
+            _Job([folder / NEXT_TO_SHARDS / path.name], path, (state[0], state[1]), key)
+            for path, state in zip(paths, states, strict=True)
+        ],
+        workers,
+    )
+
+
+class _Job(NamedTuple):
+    """A shard to index: the files in which its entry may be, of which the first is written if none has it; the shard and its
+    current state; and the config key of the shards."""
+
+    files: list[Path]
+    path: ShardFile
+    state: State
+    key: str
+
+    def entry(self) -> tuple[Path, np.ndarray] | None:
+        """Returns the file and the row of the shard's entry, or None if no file has an entry for its current state."""
+        for file in self.files:
+            if (row := read_row(file)) is not None and tuple(row[: MODIFIED + 1].tolist()) == self.state:
+                return file, row
+        return None
+
+
+def _scan_missing(jobs: Sequence[_Job], workers: int) -> int:
+    """Scans the shards that have no current entry, and writes their entries. Returns their number."""
+    missing = [job for job in jobs if job.entry() is None]
+    if changed := [str(job.path) for job in missing if read_row(job.files[0]) is not None]:
+        named = ", ".join(changed[:_MAX_NAMED]) + (", …" if len(changed) > _MAX_NAMED else "")
+        count = f"{len(changed)} of {len(jobs)} shards"
+        logger.warning("%s: %s have changed since they were indexed (%s)", jobs[0].key, count, named)
+    with progress_bar(total=len(jobs), desc="indexing shards", leave=False) as bar:
+        bar.update(len(jobs) - len(missing))
+        if workers == 1 or len(missing) <= 1:
+            for job in missing:
+                _scan(job)
+                bar.update(1)
+            return len(missing)
+        try:
+            with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
+                for _ in pool.map(_scan, missing):
+                    bar.update(1)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that indexes shards was killed, probably by the system because memory was full",
+                where=jobs[0].key,
+                remedy="lower --workers and rerun the same command to continue",
+            ) from None
+    return len(missing)
+
+
+def _scan(job: _Job) -> None:
+    """Scans a shard and writes its entry."""
+    write_entry(job.files[0], job.state, scan_shard(job.path, job.key, job.state))
+
+
+def _assemble(own: Path, jobs: Sequence[_Job]) -> int:
+    """Writes the index of a list of shards from their entries, with one entry in memory at a time, and moves it into place
+    atomically.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        OSError: if an entry is missing, because another process has removed it.
+    """
+    _remove_stale(own)
+    entries = [job.entry() for job in jobs]
+    found = [entry for entry in entries if entry is not None]
+    if len(found) < len(jobs):
+        raise OSError("entries of shards were removed while the index was built")
+    # On file systems without locks, other processes may write the same index.
+    temporary = own.with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    write_index(temporary, np.stack([row for _, row in found]), (read_offsets(file, row) for file, row in found))
+    old = own.with_suffix(".old")
+    if own.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(own, old)
+    os.replace(temporary, own)
+    shutil.rmtree(old, ignore_errors=True)
+    return int(sum(row[RECORDS] for _, row in found))
+
+
+def _current(own: Path, paths: Sequence[ShardFile], key: str, ask_servers: bool) -> ShardsIndex | None:
+    """Returns the index in a folder if it is up to date, otherwise None."""
+    found = load(own, paths)
+    if found is None:
+        return None
+    indexed = found.shards[:, : MODIFIED + 1]
+    return found if np.array_equal(indexed, states_of(paths, key, None if ask_servers else indexed)) else None
+
+
+def states_of(paths: Sequence[ShardFile], key: str, indexed: np.ndarray | None = None) -> np.ndarray:
+    """Returns the current state of each shard as (S, 2) int64.
+
+    Args:
+        paths: S shards.
+        key: config key of the shards, to name in error messages.
+        indexed: (S, 2) int64, states that are assumed for remote shards. This saves every rank a request per shard, and reading a
+            shard verifies its state anyway. If None, the servers are asked.
+
+    Raises:
+        UserError: if a shard cannot be read.
+    """
+    states = np.empty((len(paths), 2), np.int64)
+    remote: dict[int, RemoteShard] = {}
+    for number, path in enumerate(paths):
+        if isinstance(path, RemoteShard):
+            remote[number] = path
+            continue
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: {error.strerror or error}", where=key, remedy="check the file and its permissions"
+            ) from None
+        states[number] = status.st_size, status.st_mtime_ns
+    if remote and indexed is not None:
+        states[list(remote)] = indexed[list(remote)]
+    elif remote:
+        with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
+            states[list(remote)] = list(pool.map(RemoteShard.state, remote.values()))
+    return states
 
 
 def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: str, key: str) -> ShardsIndex:
@@ -97,205 +266,13 @@ def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: st
             remedy="set data.cache_index to a writable folder with enough space",
         )
     _warn_not_cached(where)
-    scanned = [scan_shard(path, key, _pair(state)) for path, state in zip(paths, states, strict=True)]
-    return ShardsIndex(paths, *_joined(states, scanned), None)
-
-
-def _current(folder: Path, paths: Sequence[ShardFile], key: str, ask_servers: bool) -> ShardsIndex | None:
-    """Returns the index in a folder if it is up to date, otherwise None."""
-    found = load(folder, paths)
-    if found is None:
-        return None
-    states = states_of(paths, key, None if ask_servers else found.shards[:, : MODIFIED + 1])
-    return found if np.array_equal(found.shards[:, : MODIFIED + 1], states) else None
-
-
-def make_index(
-    folder: Path,
-    paths: Sequence[ShardFile],
-    states: np.ndarray,
-    key: str,
-    workers: int,
-    names: Sequence[str] | None = None,
-) -> None:
-    """Builds or rebuilds the index of some shards. Shards that another index already contains are not scanned again.
-
-    Args:
-        folder: folder of this index. Its parent folder may contain other indexes.
-        paths: S shards.
-        states: (S, 2) int64, current states of the shards.
-        key: config key of the shards, to name in error messages.
-        workers: number of processes.
-        names: names under which the index lists the shards; if None, their paths with symbolic links resolved.
-    """
-    started, before = time.monotonic(), load(folder, paths)
-    _report_rebuild(folder, before, paths, states, key)
-    names = real_paths(paths) if names is None else names
-    known = _find_known(folder, before is not None, paths, names, states, key)
-    parts = folder.with_suffix(".parts")
-    parts.mkdir(exist_ok=True)
-    cuts = [slice(start, min(start + PART, len(paths))) for start in range(0, len(paths), PART)]
-    jobs = [
-        _Job(parts / f"{cut.start:09d}.npz", list(paths[cut]), states[cut], key, [one.part(cut) for one in known])
-        for cut in cuts
+    scanned = [scan_shard(path, key, (state[0], state[1])) for path, state in zip(paths, states.tolist(), strict=True)]
+    rows = [
+        [*state, len(shard.starts), len(shard.irregularities), int(shard.complete), shard.links]
+        for state, shard in zip(states.tolist(), scanned, strict=True)
     ]
-    _scan_parts(jobs, workers, len(paths))
-    records = _join_parts(folder, [job.file for job in jobs], names)
-    shutil.rmtree(parts, ignore_errors=True)
-    took = time.monotonic() - started
-    logger.info("%s: indexed %s records in %s shards in %.1f s", key, f"{records:,}", f"{len(paths):,}", took)
-
-
-def _report_rebuild(
-    folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFile], states: np.ndarray, key: str
-) -> None:
-    if before is not None:
-        changed = np.flatnonzero((before.shards[:, : MODIFIED + 1] != states).any(axis=1))
-        named = ", ".join(str(paths[number]) for number in changed[:_MAX_NAMED]) + (
-            ", …" if len(changed) > _MAX_NAMED else ""
-        )
-        logger.warning(
-            "%s: %d of %d shards have changed since they were indexed (%s); rebuilding the index",
-            key,
-            len(changed),
-            len(paths),
-            named,
-        )
-    elif folder.exists():
-        logger.warning("%s: the index %s is damaged or was written by an earlier version; rebuilding it", key, folder)
-
-
-def _find_known(
-    folder: Path, has_previous: bool, paths: Sequence[ShardFile], names: Sequence[str], states: np.ndarray, key: str
-) -> list[Known]:
-    """Returns the shards that other indexes, or the previous index of this list, already contain."""
-    known = known_in_folders(paths, states)
-    if has_previous:
-        known.append(known_before(folder, states))
-    is_known = np.zeros(len(paths), bool)
-    for one in known:
-        is_known |= one.rows >= 0
-    nearest = known_in_nearest(folder.parent, names, states) if not is_known.all() else None
-    if nearest is not None and (taken := (nearest.rows >= 0) & ~is_known).any():
-        logger.info(
-            "%s: %s of %s shards are already in the index of another list (%s); %s are scanned",
-            key,
-            f"{taken.sum():,}",
-            f"{len(paths):,}",
-            nearest.index,
-            f"{(~(is_known | taken)).sum():,}",
-        )
-        known.append(nearest)
-    return known
-
-
-class _Job(NamedTuple):
-    """A part of the index: its file, its shards and their current states, and the shards that other indexes already contain."""
-
-    file: Path
-    paths: list[ShardFile]
-    states: np.ndarray
-    key: str
-    known: list[Known]
-
-
-def _scan_parts(jobs: Sequence[_Job], workers: int, count: int) -> None:
-    """Builds the missing parts."""
-    bar = progress_bar(total=count, desc="indexing shards", leave=False)
-    missing = [job for job in jobs if not _is_current(job)]
-    with bar:
-        bar.update(count - sum(len(job.paths) for job in missing))
-        if workers > 1 and len(missing) > 1:
-            try:
-                with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
-                    for finished in pool.map(_scan_part, missing):
-                        bar.update(finished)
-            except BrokenProcessPool:
-                raise UserError(
-                    "a process that indexes shards was killed, probably by the system because memory was full",
-                    where=missing[0].key,
-                    remedy="lower --workers and rerun the same command to continue",
-                ) from None
-        else:
-            for job in missing:
-                bar.update(_scan_part(job))
-
-
-def _is_current(job: _Job) -> bool:
-    """Returns True if the part exists and is up to date."""
-    try:
-        with np.load(job.file, allow_pickle=False) as part:
-            return np.array_equal(part["shards"][:, : MODIFIED + 1], job.states)
-    except (OSError, ValueError, KeyError, EOFError):
-        return False
-
-
-def _scan_part(job: _Job) -> int:
-    """Writes a part of the index; returns its number of shards."""
-    scanned: dict[int, ScannedShard] = {}
-    for known in job.known:
-        scanned |= known.scanned(job.states)
-    for number, path in enumerate(job.paths):
-        if number not in scanned:
-            scanned[number] = scan_shard(path, job.key, _pair(job.states[number]))
-    _write_part(job.file, *_joined(job.states, [scanned[number] for number in range(len(job.paths))]))
-    return len(job.paths)
-
-
-def _pair(state: np.ndarray) -> tuple[int, int]:
-    return int(state[0]), int(state[1])
-
-
-def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, irregularities: np.ndarray) -> None:
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as opened:
-        np.savez(opened, shards=shards, starts=starts, irregularities=irregularities)
-    os.replace(temporary, file)
-
-
-def _joined(states: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the three arrays of an index: shards, starts and irregularities."""
-    rows = [[len(shard.starts), len(shard.irregularities), int(shard.complete), shard.links] for shard in scanned]
-    shards = np.concatenate([states, np.array(rows, np.int64)], axis=1)
     starts, irregularities = ([getattr(shard, name) for shard in scanned] for name in ("starts", "irregularities"))
-    return shards, np.concatenate(starts), np.concatenate(irregularities)
-
-
-def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> int:
-    """Joins the parts into the index, with one part in memory at a time, and moves the index into place atomically.
-
-    Returns:
-        The number of records.
-    """
-    _remove_stale(folder)
-    # On file systems without locks, other processes may write the same index.
-    temporary = folder.with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    shards, irregularities = [], []
-    for file in files:
-        with np.load(file, allow_pickle=False) as part:
-            shards.append(part["shards"])
-            irregularities.append(part["irregularities"])
-    table = np.concatenate(shards)
-    records, at = int(table[:, RECORDS].sum()), 0
-    if records:
-        starts = np.lib.format.open_memmap(temporary / "starts.npy", "w+", np.dtype(np.int64), (records,))
-        for file in files:
-            with np.load(file, allow_pickle=False) as part:
-                starts[at : at + len(part["starts"])] = part["starts"]
-                at += len(part["starts"])
-        starts.flush()
-    np.save(temporary / "irregularities.npy", np.concatenate(irregularities))
-    np.save(temporary / "shards.npy", table)
-    write_names(temporary, names)
-    old = folder.with_suffix(".old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return records
+    return ShardsIndex(paths, np.array(rows, np.int64), np.concatenate(starts), np.concatenate(irregularities), None)
 
 
 def _remove_stale(folder: Path) -> None:

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dataset.broken import BrokenRecordError, json_fault
 from dataset.config import RemoteConfig
-from dataset.records.broken import BrokenRecordError, json_fault
 from dataset.records.schema import RawRecord
 from dataset.shards.finding import ShardFile, open_shard
 from dataset.shards.index import RowGroup
@@ -195,20 +195,20 @@ class ParquetRows:
         try:
             batch = (self._next_batch if self.in_order else self._batch)(path, state, group, piece)
         except _DamagedError as error:
-            raise BrokenRecordError("unreadable row group", location, f"row group {group.number}: {error}") from None
+            raise BrokenRecordError("unreadable row group", f"row group {group.number}: {error}") from None
         try:
             values = {
                 name: column[row_in_piece].as_py()
                 for name, column in zip(batch.schema.names, batch.columns, strict=True)
             }
         except UnicodeDecodeError as error:
-            raise BrokenRecordError("wrong type", location, f"a text is not UTF-8: {error}") from None
+            raise BrokenRecordError("wrong type", f"a text is not UTF-8: {error}") from None
         try:
             for field in batch.schema:
                 if isinstance(values[field.name], str) and (field.metadata or {}).items() >= JSON_COLUMN.items():
                     values[field.name] = json.loads(values[field.name])
         except (ValueError, RecursionError) as error:
-            raise BrokenRecordError("bad json", location, json_fault(error)) from None
+            raise BrokenRecordError("bad json", json_fault(error)) from None
         return RawRecord(_without_nulls(values), location, path.parent)
 
     def prefetch(self, path: RemoteShard, state: tuple[int, int], group: RowGroup, row: int) -> None:

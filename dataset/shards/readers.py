@@ -20,17 +20,16 @@ import numpy as np
 
 from dataset.config import RemoteConfig
 from dataset.files import RECORD_BYTES, check_bytes
-from dataset.records.schema import RawRecord
+from dataset.records.schema import RawRecord, parse_object
 from dataset.shards.finding import PARQUET_SUFFIX, TAR_SUFFIX, ShardFile, find_by_entry, open_shard
 from dataset.shards.index import default_index_folder
 from dataset.shards.making import open_index
 from dataset.shards.parquet import ParquetRows, check_pyarrow, runs_of_groups
 from dataset.shards.remote.shards import RemoteShard
-from dataset.shards.tars import location_of, parse_object, read_record
+from dataset.shards.tars import location_of, read_record
 from utils import distributed, open_files
 from utils.errors import UserError
 from utils.files import expanded
-from utils.printing import counted
 
 _OPEN_FILES = 48
 _SHARE_OF_LIMIT = 16
@@ -82,23 +81,16 @@ class Shards:
         self.paths = [path for paths in by_entry for path in paths]
         self._shards_by_entry = [len(paths) for paths in by_entry]
         folder = expanded(index_folder) if index_folder is not None else default_index_folder()
-        if any(path.suffix == PARQUET_SUFFIX for path in self.paths):
+        has_parquet = any(path.suffix == PARQUET_SUFFIX for path in self.paths)
+        if has_parquet:
             check_pyarrow(key)
         self.index = open_index(self.paths, folder, key, workers, ask_servers)
         self.sizes = self.index.sizes
-        for shard in self.index.incomplete_tars() if distributed.rank() == 0 else []:
-            found = f"{self.sizes[shard]} records were found; check that the file is complete"
-            logger.warning("%s: %s has no end-of-archive marker; %s", key, self.paths[shard], found)
-        for shard, links in self.index.links().items() if distributed.rank() == 0 else ():
-            logger.warning(
-                "%s: %s contains %s no content and %s skipped; write it again with tar --dereference --hard-dereference",
-                key,
-                self.paths[shard],
-                counted(links, "link, which has", "links, which have"),
-                "is" if links == 1 else "are",
-            )
-        self._files = _OpenFiles()
-        self._rows = ParquetRows(self.remote, in_order)
+        for fault in self.index.faults() if distributed.rank() == 0 else ():
+            logger.warning("%s: %s", key, fault)
+        self._process, self._files = os.getpid(), OrderedDict[int, BinaryIO]()
+        """The most recently used open files of this process."""
+        self._rows = ParquetRows(self.remote, in_order) if has_parquet else None
         self.prefetches = any(isinstance(path, RemoteShard) and path.prefetches for path in self.paths)
         self.cached_bytes = sum(map(self._cached_bytes, range(len(self.paths))))
         if not len(self):
@@ -141,7 +133,7 @@ class Shards:
         shard, row = self._locate(number)
         path = self.paths[shard]
         if path.suffix == PARQUET_SUFFIX:
-            return self._rows.location(path, row)
+            return ParquetRows.location(path, row)
         return f"{path}: record {row}" if path.suffix == TAR_SUFFIX else f"{path}:{self.index.line(shard, row)}"
 
     def exact_location(self, number: int) -> str:
@@ -171,7 +163,20 @@ class Shards:
         return shard, number - (self.index.ends[shard] - self.sizes[shard])
 
     def _open(self, shard: int) -> BinaryIO:
-        return self._files.get(shard) or self._files.open(shard, self.paths[shard], self.index.state(shard))
+        """Returns the open file of a shard."""
+        if self._process != os.getpid():
+            # Files opened before a fork share their position with the parent process, so they must not be used.
+            self._process, self._files = os.getpid(), OrderedDict()
+        file = self._files.get(shard)
+        if file is None:
+            file = self._files[shard] = open_shard(self.paths[shard], self.index.state(shard))
+            if len(self._files) > max(1, min(_OPEN_FILES, open_files.limit() // _SHARE_OF_LIMIT)):
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(shard)
+        return file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_process": -1, "_files": OrderedDict()}
 
     def prefetch(self, number: int) -> None:
         """Prefetches record ``number`` if its shard is remote and the config enables prefetching."""
@@ -179,7 +184,7 @@ class Shards:
         path = self.paths[shard]
         if not isinstance(path, RemoteShard) or not path.prefetches:
             return
-        if path.suffix == PARQUET_SUFFIX:
+        if path.suffix == PARQUET_SUFFIX and self._rows is not None:
             self._rows.prefetch(path, self.index.state(shard), self.index.row_group(shard, row), row)
         else:
             path.prefetch(self.index.state(shard), *self.index.span(shard, row))
@@ -194,7 +199,7 @@ class Shards:
         shard, row = self._locate(number)
         path = self.paths[shard]
         try:
-            if path.suffix == PARQUET_SUFFIX:
+            if path.suffix == PARQUET_SUFFIX and self._rows is not None:
                 return self._rows.read(path, self.index.state(shard), self.index.row_group(shard, row), row)
             span = self.index.span(shard, row)
             file = self._open(shard)
@@ -211,40 +216,8 @@ class Shards:
             ) from None
 
 
-class _OpenFiles:
-    """The most recently used open files of this process. A forked or spawned process starts with an empty cache."""
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
-
-    def get(self, shard: int) -> BinaryIO | None:
-        """Returns the file of a shard if it is open."""
-        if self._process != os.getpid():
-            # Files opened before a fork share their position with the parent process, so they must not be used.
-            self.__init__()  # type: ignore[misc]
-        file = self._files.get(shard)
-        if file is not None:
-            self._files.move_to_end(shard)
-        return file
-
-    def open(self, shard: int, path: ShardFile, state: tuple[int, int]) -> BinaryIO:
-        """Opens the file of a shard.
-
-        Args:
-            state: state of the shard when it was indexed.
-        """
-        file = self._files[shard] = open_shard(path, state)
-        if len(self._files) > max(1, min(_OPEN_FILES, open_files.limit() // _SHARE_OF_LIMIT)):
-            self._files.popitem(last=False)[1].close()
-        return file
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_process": -1, "_files": OrderedDict()}
-
-
 def _read_line(file: BinaryIO, path: ShardFile, span: tuple[int, int], line: int) -> RawRecord:
     file.seek(span[0])
     location = f"{path}:{line}"
-    check_bytes(span[1], RECORD_BYTES, location, "the line", "json")
-    return RawRecord(parse_object(file.read(span[1]), location), location, path.parent)
+    check_bytes(span[1], RECORD_BYTES, "the line", "json")
+    return RawRecord(parse_object(file.read(span[1])), location, path.parent)

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-
-from dataset.shards.readers import Shards
-from dataset.shards.weights import Weights
 
 _ROUNDS = 6
 """Number of rounds in the Feistel network. With four or fewer, the distance between two positions correlates with the distance
@@ -102,7 +98,11 @@ class RandomOrder:
         self.seed, self.stream = seed, stream
 
     def batch(self, number: int) -> list[tuple[int, int]]:
-        return [self._locate(number * self.batch_size + offset) for offset in range(self.batch_size)]
+        samples = []
+        for offset in range(self.batch_size):
+            epoch, position = divmod(number * self.batch_size + offset, self.count)
+            samples.append((epoch, _permutation(self.count, self.seed, self.stream, epoch)(position)))
+        return samples
 
     def to_prefetch(self, number: int, *, first: bool) -> range:
         # Nothing is prefetched for later micro-batches, since every record is in a different block, and the cache could not hold
@@ -111,48 +111,3 @@ class RandomOrder:
 
     def lane(self, number: int) -> int:
         return 0
-
-    def _locate(self, position: int) -> tuple[int, int]:
-        epoch, position = divmod(position, self.count)
-        return epoch, _permutation(self.count, self.seed, self.stream, epoch)(position)
-
-
-class RecordSource:
-    """The records of a stream, in the order in which they are read.
-
-    Args:
-        shards: the records.
-        order: order of the records. With ``weights``, the order of their slots; a record has a slot for each time it is read in
-            an epoch.
-        name: name of the stream, which makes its random numbers independent of other streams.
-        seed: seed of the run.
-        weights: how many times each record is read per epoch; if None, every record is read once.
-    """
-
-    def __init__(self, shards: Shards, order: Order, *, name: str, seed: int, weights: Weights | None = None):
-        self.shards, self.order, self.name, self.seed, self.weights = shards, order, name, seed, weights
-        self._started_lanes: set[int] = set()
-
-    def __len__(self) -> int:
-        """Returns the number of samples per epoch."""
-        return len(self.shards if self.weights is None else self.weights)
-
-    def samples(self, number: int) -> Iterator[tuple[int, np.random.Generator]]:
-        """Yields the index of the record and the generator for each sample of micro-batch ``number``."""
-        if self.shards.prefetches:
-            self._prefetch(number)
-        for epoch, slot in self.order.batch(number):
-            record = self._record(epoch, slot)
-            # Seeded by slot, so that a record that is read twice in an epoch is augmented differently each time.
-            yield record, sample_rng(self.seed, self.name, epoch, slot)
-
-    def _record(self, epoch: int, slot: int) -> int:
-        return slot if self.weights is None else self.weights.record(epoch, slot)
-
-    def _prefetch(self, number: int) -> None:
-        """Prefetches remote records."""
-        lane = self.order.lane(number)
-        for later in self.order.to_prefetch(number, first=lane not in self._started_lanes):
-            for epoch, slot in self.order.batch(later):
-                self.shards.prefetch(self._record(epoch, slot))
-        self._started_lanes.add(lane)

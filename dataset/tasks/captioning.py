@@ -11,7 +11,7 @@ from torch import Tensor
 
 from batches.captioning import CaptioningBatch, LeftToRightText
 from dataset.config import CaptioningDataConfig
-from dataset.formats.captioned import read_captioned_images
+from dataset.formats.captioned import CaptionedImages, ImageCaption, read_captioned_images
 from dataset.media.augment import stack_views
 from dataset.tasks.finetune import FineTuneBatches, media_view
 from dataset.text.processors import TextProcessor, mentions_side
@@ -52,7 +52,7 @@ class CaptionExample:
     references: tuple[str, ...]
 
 
-class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
+class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, ImageCaption, CaptionExample]):
     """Batches of captions with their images. An epoch contains every caption once."""
 
     name = "captions"
@@ -61,20 +61,18 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def make_processor(self, tokenizer: Any, data: CaptioningDataConfig) -> TextProcessor:
         return TextProcessor(tokenizer, data.text)
 
-    def read(self, data: CaptioningDataConfig) -> int:
+    def read(self, data: CaptioningDataConfig) -> CaptionedImages:
         self.prompt = prompt_tokens(self.text, data.prompt)
         self.items = read_captioned_images(data.train, "data.train", data.max_broken)
         self.view = media_view(data, self.items.images, self.frames, self.image_size)
-        return len(self.items.captions)
+        return self.items
 
-    def example(self, index: int, rng: np.random.Generator) -> CaptionExample:
-        image = int(self.items.image_of_caption[index])
-        source, caption = self.items.images[image], self.items.captions[index]
-        references = self.items.captions_of(image)
+    def example(self, record: ImageCaption, rng: np.random.Generator) -> CaptionExample:
+        references = self.items.captions_of(record.image)
         # Generated captions may be scored against all captions of the image.
         may_flip = not (self.data.careful_flip and any(map(mentions_side, references)))
-        pixels = self.view(source, rng, may_flip=may_flip)
-        ids, targets = self.tokens(caption, rng)
+        pixels = self.view(record.source, rng, may_flip=may_flip)
+        ids, targets = self.tokens(record.caption, rng)
         return CaptionExample(pixels, ids, targets, references)
 
     def tokens(self, caption: str, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -89,9 +87,6 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
         ids = [*self.prompt, *pieces, self.text.sep_id][:longest]
         joined = [*[False] * before, *continues, False][:longest]
         return ids, self.text.mask_positions(joined, rng, prompt=before - 1)
-
-    def location(self, index: int) -> str:
-        return self.items.images[int(self.items.image_of_caption[index])].location
 
     def filler(self) -> CaptionExample:
         return CaptionExample(self.view.filler(), [*self.prompt, self.text.sep_id], [len(self.prompt)], ())

@@ -10,16 +10,16 @@ import numpy as np
 from torch import Tensor
 
 from batches.base import Batch
+from dataset.broken import BrokenRecordError, held_out_error
 from dataset.config import (
     FineTuneDataConfig,
     MediaDataConfig,
 )
-from dataset.media.video import FrameSampler, VideoSource, check_backend
+from dataset.examples import Account, Located, RecordsInMemory, RecordStream, Table, filled
+from dataset.media.sources import ImageSource, VideoSource
+from dataset.media.video import FrameSampler, check_backend
 from dataset.media.views import TrainingView, check_medium
-from dataset.records.broken import held_out_error
-from dataset.records.schema import BrokenRecordError, ImageSource
-from dataset.shards.samplers import RandomOrder, sample_rng
-from dataset.tasks.account import Account, filled
+from dataset.shards.samplers import RandomOrder
 from dataset.text.processors import PlainTextProcessor, clean_caption, clean_question
 from dataset.workers import in_workers, reading
 from utils.image_size import ImageSize
@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 
 E = TypeVar("E")
 D = TypeVar("D", bound="FineTuneDataConfig")
+R = TypeVar("R", bound=Located)
 T = TypeVar("T")
 
 
-class FineTuneBatches(ABC, Generic[D, E]):
+class FineTuneBatches(ABC, Generic[D, R, E]):
     """Builds micro-batch u as a function of the seed and u (a :class:`~dataset.loaders.BatchMaker`).
 
-    An example that cannot be made is replaced by a filler, which is masked out of the losses.
+    A task reads its annotations (:meth:`read`), makes an example of a row (:meth:`example`), and collates examples
+    (:meth:`collate`); :mod:`dataset.examples` does the rest. An example that cannot be made is replaced by a filler, which is
+    masked out of the losses.
 
     Args:
         data: config of the training split and its augmentation.
@@ -62,9 +65,10 @@ class FineTuneBatches(ABC, Generic[D, E]):
     ):
         self.data, self.image_size, self.seed, self.frames = data, image_size, seed, frames
         self.text = self.make_processor(tokenizer, data)
-        count = self.read(data)
-        self.order = RandomOrder(count, data.batch_size, seed=seed, stream=self.name)
-        self.stream_sizes = {self.name: count}
+        records = RecordsInMemory(self.read(data))
+        order = RandomOrder(len(records), data.batch_size, seed=seed, stream=self.name)
+        self.source = RecordStream(records, order, name=self.name, seed=seed)
+        self.stream_sizes = {self.name: len(records)}
         self.examples_per_batch, self.records_per_batch = data.batch_size, data.records_per_batch
 
     def make_processor(self, tokenizer: PreTrainedTokenizerFast, data: D) -> PlainTextProcessor:
@@ -72,20 +76,16 @@ class FineTuneBatches(ABC, Generic[D, E]):
         return PlainTextProcessor(tokenizer, data.text)
 
     @abstractmethod
-    def read(self, data: D) -> int:
-        """Reads and checks the training split; returns its number of examples."""
+    def read(self, data: D) -> Table[R]:
+        """Reads and checks the training split."""
 
     @abstractmethod
-    def example(self, index: int, rng: np.random.Generator) -> E:
-        """Builds training example ``index``, with augmentation.
+    def example(self, record: R, rng: np.random.Generator) -> E:
+        """Builds the training example of a row of the split: reads the image, augments it, and encodes the texts.
 
         Raises:
             BrokenRecordError: if the example cannot be made.
         """
-
-    @abstractmethod
-    def location(self, index: int) -> str:
-        """Returns the location of the record from which example ``index`` is made."""
 
     @abstractmethod
     def filler(self) -> E:
@@ -98,36 +98,8 @@ class FineTuneBatches(ABC, Generic[D, E]):
     def make(self, number: int) -> Batch:
         """Builds micro-batch ``number``, counted over all ranks."""
         account = Account()
-        drawn = self.order.batch(number)
-        examples: list[E | None] = []
-        for epoch, index in drawn:
-            with account.record(self.name, self.location(index)) as record:
-                record.example = self.example(index, sample_rng(self.seed, self.name, epoch, index))
-            examples.append(record.example)
-        try:
-            return self._batch(examples, account)
-        except Exception:
-            # Texts are tokenized here. Collate each example alone to find the broken ones.
-            if not (failed := self._not_collated(examples)):
-                raise
-            for row, error in failed.items():
-                account.reject(self.name, error, self.location(drawn[row][1]))
-                examples[row] = None
-            return self._batch(examples, account)
-
-    def _batch(self, examples: Sequence[E | None], account: Account) -> Batch:
-        rows, valid = filled(examples, self.filler)
+        rows, valid = filled(self.source.examples(number, account, self.example), self.filler)
         return self.collate(rows, valid, **account.fields())
-
-    def _not_collated(self, examples: Sequence[E | None]) -> dict[int, Exception]:
-        """Returns the rows of the examples that cannot be collated, with the exceptions they raise."""
-        failed = {}
-        for row, example in enumerate(examples):
-            try:
-                self._batch([example], Account())
-            except Exception as error:
-                failed[row] = error
-        return failed
 
 
 def in_batches(
@@ -135,7 +107,7 @@ def in_batches(
     items: range,
     batch_size: int,
     workers: int,
-    location: Callable[[int], str] = "held-out record {}".format,
+    location: Callable[[int], str],
 ) -> Iterator[list[T]]:
     """Reads each item once, in order, with worker processes.
 
@@ -191,7 +163,7 @@ def media_view(
     return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data, frames), pixels=data.pixels)
 
 
-def cleaned(text: str, max_words: int, location: str) -> str:
+def cleaned(text: str, max_words: int) -> str:
     """Cleans a text like the captions in the authors' code.
 
     Raises:
@@ -200,10 +172,10 @@ def cleaned(text: str, max_words: int, location: str) -> str:
     try:
         return clean_caption(text, max_words)
     except ValueError:
-        raise BrokenRecordError("empty text", location, f"nothing is left of {text[:80]!r} after cleaning") from None
+        raise BrokenRecordError("empty text", f"nothing is left of {text[:80]!r} after cleaning") from None
 
 
-def cleaned_question(text: str, max_words: int, location: str) -> str:
+def cleaned_question(text: str, max_words: int) -> str:
     """Cleans a question as the authors' code does, which cleans questions differently from captions.
 
     Raises:
@@ -211,7 +183,7 @@ def cleaned_question(text: str, max_words: int, location: str) -> str:
     """
     cleaned = clean_question(text, max_words)
     if not cleaned.strip():
-        raise BrokenRecordError("empty text", location, f"nothing is left of {text[:80]!r} after cleaning")
+        raise BrokenRecordError("empty text", f"nothing is left of {text[:80]!r} after cleaning")
     return cleaned
 
 

@@ -12,25 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.base import BrokenRecord
 from batches.grounding import GroundingBatch
+from dataset.broken import BrokenRecordError
 from dataset.config import GroundingDataConfig, GroundingSplitConfig
 from dataset.formats import refcoco
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_records, texts_of
 from dataset.media.augment import RandAugment, hflip, resize, stack_views
-from dataset.media.encoded import EncodedImage, for_boxes
+from dataset.media.encoded import for_boxes
+from dataset.media.sources import ImageSource
 from dataset.media.views import black, check_size
-from dataset.records.boxes import WHOLE_BOX, flip_box, visible_elements
-from dataset.records.schema import (
-    Box,
-    BrokenRecordError,
-    Element,
-    ImageKeys,
-    ImageSource,
-    RawRecord,
-    box_in,
-    parse_region_record,
-    place_box,
-)
+from dataset.records.boxes import WHOLE_BOX, flip_box, place_box, visible_elements
+from dataset.records.schema import Box, Element, ImageKeys, RawRecord, box_in, parse_region_record
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned
 from dataset.text.processors import mentions_side
 from utils.errors import UserError
@@ -79,7 +72,7 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
         UserError: if a file cannot be used, a split has no record, or more than the fraction ``max_broken`` of the rows are
             broken. The message names the config ``key``.
     """
-    rows: Iterable[Row | BrokenRecordError]
+    rows: Iterable[Row | BrokenRecord]
     if config.format == "refcoco":
         assert config.refs and config.instances and config.splits and config.images
         images = ImageFiles(expanded(config.images))
@@ -111,8 +104,8 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
 def _parse_reference(row: Row, images: ImageFiles) -> list[Phrase]:
     source = images.find(row.get("image", str), row.location)
     width, height = size = row.values["size"]
-    found = [box_in(box, "bbox", row.location) for box in row.values["boxes"]]
-    boxes = tuple(place_box(box, width, height, row.location, "annotation") for box in found)
+    found = [box_in(box, "bbox") for box in row.values["boxes"]]
+    boxes = tuple(place_box(box, width, height, "annotation") for box in found)
     return [Phrase(text, source, boxes, size, row.values["split"]) for text in row.values["phrases"]]
 
 
@@ -120,29 +113,29 @@ def _parse_record(row: Row, images: ImageFiles, language: str | None) -> list[Ph
     raw = RawRecord(row.values, row.location, images.folder)
     record = parse_region_record(raw, ImageKeys(image_is="path"), "")
     if record.broken:
-        raise BrokenRecordError(record.broken[0].kind, row.location, record.broken[0].message)
+        raise BrokenRecordError(record.broken[0].kind, record.broken[0].message)
     source = images.find(row.get("image", str), row.location)
     width, height = size = images.size(source)
     phrases = []
     for element in record.elements:
-        boxes = tuple(place_box(box, width, height, row.location, element.name) for box in element.boxes)
+        boxes = tuple(place_box(box, width, height, element.name) for box in element.boxes)
         texts = texts_of(Row({element.name: list(element.captions)}, row.location), element.name, language)
         phrases += [Phrase(text, source, boxes, size, element.grain) for text in texts]
     if not record.elements:
-        raise BrokenRecordError("empty text", row.location, "elems is empty")
+        raise BrokenRecordError("empty text", "elems is empty")
     return phrases
 
 
 @dataclass(frozen=True)
 class GroundingExample:
-    """A training example: a view (3, S, S) of the image, the cleaned phrase, and its boxes (cx, cy, w, h) in the view."""
+    """A training example: a view (3, S, S) of the image, the phrase's token ids, and its boxes (cx, cy, w, h) in the view."""
 
     pixels: Tensor
-    text: str
+    ids: list[int]
     boxes: tuple[Box, ...]
 
 
-class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
+class GroundingBatches(FineTuneBatches[GroundingDataConfig, Phrase, GroundingExample]):
     """Batches of phrases with their images. An epoch contains every phrase once.
 
     Args:
@@ -155,30 +148,29 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
         self.counts = counts
         super().__init__(data, **options)
 
-    def read(self, data: GroundingDataConfig) -> int:
+    def read(self, data: GroundingDataConfig) -> list[Phrase]:
         self.items = read_phrases(data.train, "data.train", data.max_broken, self.counts)
         self.with_boxes = [index for index, item in enumerate(self.items) if item.boxes]
         augment = data.augment
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
-        return len(self.items)
+        return self.items
 
-    def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
-        item = self.items[index]
-        text = cleaned(item.text, self.text.max_words, item.location)
-        encoded = EncodedImage(
-            item.image.load(), self.data.max_pixels, item.location, for_boxes(self.data.pixels), item.image.path
-        )
-        check_size(encoded, item.size, item.location)
-        around = item.boxes or self._boxes_of_another_phrase(item.size, rng)
+    def example(self, record: Phrase, rng: np.random.Generator) -> GroundingExample:
+        text = cleaned(record.text, self.text.max_words)
+        encoded = record.image.open(self.data.max_pixels, for_boxes(self.data.pixels))
+        check_size(encoded, record.size)
+        around = record.boxes or self._boxes_of_another_phrase(record.size, rng)
         element = Element((text,), name="phrase", boxes=around)
-        crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, max_elements=1, min_inside=0.5)
-        if item.boxes and not visible:
-            raise BrokenRecordError("degenerate box", item.location, f"one of {item.boxes} is a sliver of the image")
-        boxes = visible[0][1] if item.boxes else []
+        crop, visible = visible_elements(
+            [element], record.size, rng, crop=self.data.crop, max_elements=1, min_inside=0.5
+        )
+        if record.boxes and not visible:
+            raise BrokenRecordError("degenerate box", f"one of {record.boxes} is a sliver of the image")
+        boxes = visible[0][1] if record.boxes else []
         image = resize(crop.of(encoded), self.image_size)
         if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
             image, boxes = hflip(image), list(map(flip_box, boxes))
-        return GroundingExample(self.augment(image, rng), text, tuple(boxes))
+        return GroundingExample(self.augment(image, rng), self.text.token_ids(text), tuple(boxes))
 
     def _boxes_of_another_phrase(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
         """Returns another phrase's boxes, at the same relative position. The image of a phrase without a box is cropped around
@@ -189,18 +181,15 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
         x_scale, y_scale = size[0] / other.size[0], size[1] / other.size[1]
         return tuple((x * x_scale, y * y_scale, w * x_scale, h * y_scale) for x, y, w, h in other.boxes)
 
-    def location(self, index: int) -> str:
-        return self.items[index].location
-
     def filler(self) -> GroundingExample:
-        return GroundingExample(black(self.image_size), FILLER_TEXT, (WHOLE_BOX,))
+        return GroundingExample(black(self.image_size), self.text.token_ids(FILLER_TEXT), (WHOLE_BOX,))
 
     def collate(self, examples: Sequence[GroundingExample], valid: Tensor, **fields: Any) -> GroundingBatch:
         most = max(1, *(len(example.boxes) for example in examples))
         boxes = [[*example.boxes, *[WHOLE_BOX] * (most - len(example.boxes))] for example in examples]
         return GroundingBatch(
             pixels=stack_views([example.pixels for example in examples]),
-            text=self.text.encode_plain([example.text for example in examples]),
+            text=self.text.stack_plain([example.ids for example in examples]),
             boxes_cxcywh=torch.tensor(boxes, dtype=torch.float32),
             present=torch.tensor([[number < len(example.boxes) for number in range(most)] for example in examples]),
             valid=valid,

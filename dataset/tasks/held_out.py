@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dataset.broken import BrokenRecordError, held_out_error
 from dataset.config import RemoteConfig, VideoStreamConfig
 from dataset.media.augment import evaluation_view
-from dataset.media.encoded import PixelState, decode, for_boxes
+from dataset.media.encoded import PixelState, for_boxes
 from dataset.media.video import FrameSampler
-from dataset.records.broken import held_out_error
-from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, Texts, parse_region_record, place_box
+from dataset.records.boxes import place_box
+from dataset.records.schema import ImageKeys, RawRecord, Texts, parse_region_record
 from dataset.shards.readers import Shards
 from dataset.tasks.streams.pairs import video_record
 from dataset.text.processors import TextProcessor, clean_alternatives, clean_caption
@@ -121,10 +122,10 @@ def read_held_out_videos(
     def read(raw: RawRecord) -> HeldOutRecord:
         record = video_record(config, raw)
         if not record.spoken:
-            raise BrokenRecordError("empty text", raw.location, "no clip has a text")
+            raise BrokenRecordError("empty text", "no clip has a text")
         clip = record.spoken[0]
         frames = sampler.evaluation(record.clips[clip], lambda frame: evaluation_view(frame, image_size))
-        return HeldOutRecord(raw.location, frames, _clean(record.captions[clip], processor, raw.location), [])
+        return HeldOutRecord(raw.location, frames, _clean(record.captions[clip], processor), [])
 
     shards = Shards(files, key=config_key, index_folder=index_folder, remote=remote)
     return _read_all(shards, choose(min(len(shards), limit or len(shards))), read)
@@ -139,7 +140,7 @@ def _read_all(
         try:
             records.append(read(shards.read(number)))
         except Exception as error:
-            raise held_out_error(error, shards.location(number)) from None
+            raise held_out_error(error, shards.exact_location(number)) from None
     return records
 
 
@@ -154,27 +155,27 @@ def _read_one(
     record = parse_region_record(raw, keys, caption_key)
     max_pixels, pixels = decoding
     pixels = for_boxes(pixels) if record.elements else pixels
-    image = decode(record.image.load(), max_pixels, raw.location, pixels, record.image.path)
+    image = record.image.open(max_pixels, pixels).pixels()
     height, width = image.shape[-2:]
     if record.broken:
-        raise BrokenRecordError(record.broken[0].kind, raw.location, record.broken[0].message)
+        raise BrokenRecordError(record.broken[0].kind, record.broken[0].message)
     elements = []
     for element in record.elements:
         if len(element.boxes) != 1:
             continue  # the box head predicts a single box
-        x, y, w, h = place_box(element.boxes[0], width, height, raw.location, element.name)
+        x, y, w, h = place_box(element.boxes[0], width, height, element.name)
         box = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
-        caption = _clean(element.captions, processor, raw.location)[0]
+        caption = _clean(element.captions, processor)[0]
         if element.attributes:
-            named = f"{_clean(element.attributes, processor, raw.location)[0]} {caption}"
+            named = f"{_clean(element.attributes, processor)[0]} {caption}"
             caption = clean_caption(named, processor.max_words)
         elements.append(HeldOutElement(caption, box, element.grain))
     captions, long_captions = (
-        _clean(texts, processor, raw.location) if texts else [] for texts in (record.captions, record.long_captions)
+        _clean(texts, processor) if texts else [] for texts in (record.captions, record.long_captions)
     )
     view = evaluation_view(image, image_size)
     return HeldOutRecord(raw.location, view, captions, elements, (width, height), long_captions)
 
 
-def _clean(texts: Texts, processor: TextProcessor, location: str) -> list[str]:
-    return clean_alternatives(texts, processor.config.language, processor.max_words, location)
+def _clean(texts: Texts, processor: TextProcessor) -> list[str]:
+    return clean_alternatives(texts, processor.config.language, processor.max_words)

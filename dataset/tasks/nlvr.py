@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.base import BrokenRecord
 from batches.nlvr import StatementBatch
+from dataset.broken import BrokenRecordError
 from dataset.config import NLVRDataConfig, NLVRSplitConfig
 from dataset.formats import iglue, nlvr2
 from dataset.formats.annotations import (
@@ -23,8 +25,8 @@ from dataset.formats.annotations import (
     read_rows,
     texts_of,
 )
+from dataset.media.sources import ImageSource
 from dataset.media.views import TrainingView
-from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned
 from dataset.text.processors import mentions_side
 from utils.errors import UserError
@@ -64,7 +66,7 @@ def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> lis
     return parse_rows(_rows(config, key), lambda row: _parse(row, images), key, max_broken)
 
 
-def _rows(config: NLVRSplitConfig, key: str) -> Iterable[Row | BrokenRecordError]:
+def _rows(config: NLVRSplitConfig, key: str) -> Iterable[Row | BrokenRecord]:
     if config.format == "nlvr2":
         return converted(read_rows(config.annotations, key), nlvr2.statement_row)
     if config.format == "marvl":
@@ -98,50 +100,47 @@ def _parse(row: Row, images: ImageFiles) -> Statement:
     classes = next((classes for classes in LABELS.values() if label in classes), None)
     if classes is None:
         known = f"neither True nor False, nor one of {', '.join(iglue.ENTAILMENT)}"
-        raise BrokenRecordError("wrong type", row.location, f"label is {row.values['label']!r}, {known}")
+        raise BrokenRecordError("wrong type", f"label is {row.values['label']!r}, {known}")
     names = row.get("images", list)
     if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
-        raise BrokenRecordError("wrong type", row.location, f"images is {names!r:.80}, not one or two paths")
+        raise BrokenRecordError("wrong type", f"images is {names!r:.80}, not one or two paths")
     sources = tuple(images.find(name, row.location) for name in names)
     return Statement(sentence, sources, classes.index(label), nlvr2.sentence_id(row) or sentence, row.location)
 
 
 @dataclass(frozen=True)
 class StatementExample:
-    """A training example: views (K, 3, S, S) of the images, the cleaned statement, and its label."""
+    """A training example: views (K, 3, S, S) of the images, the token ids of the statement, and its label."""
 
     pixels: Tensor
-    sentence: str
+    ids: list[int]
     label: int
 
 
-class NLVRBatches(FineTuneBatches[NLVRDataConfig, StatementExample]):
+class NLVRBatches(FineTuneBatches[NLVRDataConfig, Statement, StatementExample]):
     """Batches of statements with their images. An epoch contains every statement once."""
 
     name = "statements"
 
-    def read(self, data: NLVRDataConfig) -> int:
+    def read(self, data: NLVRDataConfig) -> list[Statement]:
         self.items = read_statements(data.train, "data.train", data.max_broken)
         self.view = TrainingView(self.image_size, data.max_pixels, data.augment, pixels=data.pixels)
-        return len(self.items)
+        return self.items
 
-    def example(self, index: int, rng: np.random.Generator) -> StatementExample:
-        item = self.items[index]
-        sentence = cleaned(item.sentence, self.text.max_words, item.location)
+    def example(self, record: Statement, rng: np.random.Generator) -> StatementExample:
+        sentence = cleaned(record.sentence, self.text.max_words)
         may_flip = not (self.data.careful_flip and mentions_side(sentence))
-        views = [self.view(image, rng, may_flip=may_flip) for image in item.images]
-        return StatementExample(torch.stack(views), sentence, item.label)
-
-    def location(self, index: int) -> str:
-        return self.items[index].location
+        views = [self.view(image, rng, may_flip=may_flip) for image in record.images]
+        return StatementExample(torch.stack(views), self.text.token_ids(sentence), record.label)
 
     def filler(self) -> StatementExample:
-        return StatementExample(torch.stack([self.view.filler()] * len(self.items[0].images)), FILLER_TEXT, 0)
+        views = [self.view.filler()] * len(self.items[0].images)
+        return StatementExample(torch.stack(views), self.text.token_ids(FILLER_TEXT), 0)
 
     def collate(self, examples: Sequence[StatementExample], valid: Tensor, **fields: Any) -> StatementBatch:
         return StatementBatch(
             pixels=torch.stack([example.pixels for example in examples], dim=1).flatten(0, 1),
-            text=self.text.encode_plain([example.sentence for example in examples]),
+            text=self.text.stack_plain([example.ids for example in examples]),
             label=torch.tensor([example.label for example in examples]),
             valid=valid,
             **fields,

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batches.pretraining import PretrainBatch
 from dataset.config import (
     DataConfig,
+    ImageStreamConfig,
+    RegionStreamConfig,
+    StreamConfig,
+    TextStreamConfig,
+    TranslationStreamConfig,
+    VideoStreamConfig,
 )
+from dataset.examples import Account, RecordStream
 from dataset.media.video import FrameSampler
 from dataset.media.views import TrainingView
-from dataset.shards.readers import Shards
-from dataset.shards.samplers import RecordSource, sample_rng
-from dataset.tasks.account import Account
-from dataset.tasks.streams.base import open_source
+from dataset.records.schema import RawRecord
+from dataset.shards.samplers import sample_rng
+from dataset.tasks.streams.opening import open_streams
 from dataset.tasks.streams.pairs import ImageStream, VideoStream
 from dataset.tasks.streams.regions import RegionStream
 from dataset.tasks.streams.texts import TextStream, TranslationStream
@@ -26,6 +32,8 @@ from utils.image_size import ImageSize, sides_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+
+Stream = ImageStream | VideoStream | RegionStream | TextStream | TranslationStream
 
 MATCHED_STREAMS = ("images", "videos", "regions")
 """Streams that have a matching loss."""
@@ -70,62 +78,71 @@ class PretrainBatches:
             raise UserError(
                 f"image size {image_size} is not a multiple of patch size {patch_size}", remedy="change one of them"
             )
+        if data.videos is not None and frames is None:
+            raise UserError("the model takes images only", where="data.videos", remedy="set model.vision.video.frames")
+        self.data, self.tokenizer, self.static = data, tokenizer, static
+        self.image_size, self.patch_size, self.frames = image_size, patch_size, frames
         self.text = TextProcessor(tokenizer, data.text, static=static)
-        streams, clean_sets = data.streams(), data.clean_sets()
-        sources = open_sources(data, seed, world_size, world_size * accumulate)
-        self.steps = Steps({name: clean.probability for name, clean in clean_sets.items()}, data.matching_steps, seed)
-        self.numbers_per_step = world_size * accumulate if clean_sets or data.matching_steps is not None else 1
-        self.stream_sizes = {name: len(source) for name, source in sources.items()}
-        self.examples_per_batch = sum(stream.batch_size for stream in streams.values())
+        records = open_streams(data, seed, world_size, world_size * accumulate)
+        self.streams = {name: self._stream(config, records[name]) for name, config in data.record_sets().items()}
+        """The streams by name. The clean set of a stream is a separate stream, ``<name>/clean``."""
+        self.steps = Steps(
+            {name: clean.probability for name, clean in data.clean_sets().items()}, data.matching_steps, seed
+        )
+        self.numbers_per_step = world_size * accumulate if data.clean_sets() or data.matching_steps is not None else 1
+        self.stream_sizes = {name: len(stream) for name, stream in records.items()}
+        self.examples_per_batch = sum(stream.batch_size for stream in data.streams().values())
         self.records_per_batch = data.records_per_batch
-        self.images = self.regions = self.texts = self.videos = self.translations = None
-        if data.images:
-            both = (sources["images"], sources.get("images/clean"))
-            view = TrainingView(image_size, data.max_pixels, data.images.augment, pixels=data.pixels)
-            self.images = ImageStream(data.images, both, self.text, view)
-        if data.videos:
-            if frames is None:
-                raise UserError(
-                    "the model takes images only", where="data.videos", remedy="set model.vision.video.frames"
-                )
-            both = (sources["videos"], sources.get("videos/clean"))
-            sampler = FrameSampler(frames, data.videos.reading, data.max_pixels, data.pixels)
-            view = TrainingView(image_size, data.max_pixels, data.videos.augment, sampler)
-            self.videos = VideoStream(data.videos, both, self.text, view)
-        if data.regions:
-            sizes = (image_size, patch_size)
-            self.regions = RegionStream(
-                data.regions, sources["regions"], self.text, sizes, data.max_pixels, data.pixels
+
+    def _stream(self, config: StreamConfig, records: RecordStream[RawRecord]) -> Stream:
+        """Returns the stream that makes batches of records."""
+        data = self.data
+        if isinstance(config, ImageStreamConfig):
+            view = TrainingView(self.image_size, data.max_pixels, config.augment, pixels=data.pixels)
+            return ImageStream(config, records, self.text, view)
+        if isinstance(config, VideoStreamConfig):
+            assert self.frames is not None
+            sampler = FrameSampler(self.frames, config.reading, data.max_pixels, data.pixels)
+            return VideoStream(
+                config, records, self.text, TrainingView(self.image_size, data.max_pixels, config.augment, sampler)
             )
-        if data.texts:
-            self.texts = TextStream(data.texts, sources["texts"], self.text)
-        if data.translations:
-            own = data.translations.text
-            text = self.text if own is None else TextProcessor(tokenizer, own, static=static)
-            self.translations = TranslationStream(data.translations, sources["translations"], text)
+        if isinstance(config, RegionStreamConfig):
+            sizes = (self.image_size, self.patch_size)
+            return RegionStream(config, records, self.text, sizes, data.max_pixels, data.pixels)
+        if isinstance(config, TextStreamConfig):
+            return TextStream(config, records, self.text)
+        assert isinstance(config, TranslationStreamConfig)
+        own = config.text
+        text = self.text if own is None else TextProcessor(self.tokenizer, own, static=self.static)
+        return TranslationStream(config, records, text)
+
+    @property
+    def regions(self) -> RegionStream | None:
+        """The stream of images with described boxes, if there is one."""
+        stream = self.streams.get("regions")
+        return stream if isinstance(stream, RegionStream) else None
 
     def count_hard_negatives(self) -> dict[str, HardNegativeCounts]:
         """For each stream with hard negatives, counts the texts with a hard negative in a sample of the stream's records."""
-        streams: dict[str, ImageStream | RegionStream | None] = {"images": self.images, "regions": self.regions}
         return {
             name: stream.count_hard_negatives()
-            for name, stream in streams.items()
-            if stream is not None and stream.text_maker.hard_negatives is not None
+            for name, stream in self.streams.items()
+            if isinstance(stream, ImageStream | RegionStream)
+            and stream.text_maker.hard_negatives is not None
+            and not name.endswith("/clean")
         }
 
     def make(self, number: int) -> PretrainBatch:
         """Builds micro-batch ``number``, counted over all ranks."""
         account = Account()
         clean, unmatched = self.steps.draw(number // self.numbers_per_step)
-        return PretrainBatch(
-            images=self.images.batch(number, "images" in clean, account) if self.images else None,
-            videos=self.videos.batch(number, "videos" in clean, account) if self.videos else None,
-            unmatched=tuple(stream for stream in unmatched if getattr(self, stream) is not None),
-            regions=self.regions.batch(number, account) if self.regions else None,
-            texts=self.texts.batch(number, account) if self.texts else None,
-            translations=self.translations.batch(number, account) if self.translations else None,
-            **account.fields(),
-        )
+        parts: dict[str, Any] = {
+            name: self.streams[f"{name}/clean" if name in clean else name].batch(number, account)
+            for name in self.streams
+            if not name.endswith("/clean")
+        }
+        unmatched = tuple(name for name in unmatched if name in parts)
+        return PretrainBatch(**parts, unmatched=unmatched, **account.fields())
 
 
 class Steps:
@@ -155,26 +172,3 @@ class Steps:
         if "images" in noisy or (self.matching_steps is not None and step >= self.matching_steps):
             return taken, MATCHED_STREAMS
         return taken, tuple(stream for stream in MATCHED_STREAMS if stream in noisy)
-
-
-def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str, RecordSource]:
-    """Opens the records of each stream. The clean set of a stream is named ``<name>/clean``.
-
-    Raises:
-        UserError: if there are no files or no records, or for the reasons listed in
-            :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
-
-    Args:
-        step: number of micro-batches in a global batch, over all ``ranks``.
-    """
-    streams = data.streams()
-    files = {name: stream.paths for name, stream in streams.items()}
-    files |= {f"{name}/clean": clean.files for name, clean in data.clean_sets().items()}
-    sources = {}
-    for name, own in files.items():
-        stream = streams[name.removesuffix("/clean")]
-        shards = Shards(
-            own, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index, remote=data.remote
-        )
-        sources[name] = open_source(stream, shards, name=name, seed=seed, ranks=ranks, step=step)
-    return sources

@@ -15,7 +15,7 @@ from dataset.config import QuestionsDataConfig
 from dataset.media.augment import stack_views
 from dataset.media.views import TrainingView
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned_question
-from dataset.tasks.questions import Question, QuestionGroups, QuestionTable
+from dataset.tasks.questions import Question, QuestionGroup, QuestionGroups, QuestionTable
 from dataset.text.processors import clean_question, mentions_side
 
 D = TypeVar("D", bound=QuestionsDataConfig)
@@ -23,20 +23,20 @@ D = TypeVar("D", bound=QuestionsDataConfig)
 
 @dataclass(frozen=True)
 class QuestionExample:
-    """A view of an image (3, H, W) or a video (F, 3, H, W), cleaned questions about the image or video, and the weighted answers
-    to each question."""
+    """A view of an image (3, H, W) or a video (F, 3, H, W), the token ids of questions about the image or video, and the
+    weighted answers to each question."""
 
     pixels: Tensor
-    questions: list[str]
+    questions: list[list[int]]
     answers: list[list[tuple[str, float]]]
 
 
-class QuestionBatches(FineTuneBatches[D, QuestionExample]):
+class QuestionBatches(FineTuneBatches[D, QuestionGroup, QuestionExample]):
     """Batches of questions with all their answers. An epoch contains every question once; see ``data.questions_per_example``.
 
     Attributes:
         items: all questions.
-        groups: for each example, the indices of its questions.
+        groups: for each example, its questions.
     """
 
     name = "questions"
@@ -49,7 +49,7 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
     def make_view(self, data: D) -> TrainingView:
         """Returns the view through which training reads the images or videos of :attr:`items`."""
 
-    def read(self, data: D) -> int:
+    def read(self, data: D) -> QuestionGroups:
         self.items = self.read_questions(data)
         self.view = self.make_view(data)
         # An example with a question that mentions left or right is not flipped, so these questions are grouped separately.
@@ -57,20 +57,18 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
         if data.questions_per_example > 1 and data.careful_flip and self.view.config.flip > 0:
             sided = [_names_a_side(clean_question(item.question, self.text.max_words), item) for item in self.items]
         self.groups = QuestionGroups(self.items, data.questions_per_example, sided)
-        return len(self.groups)
+        return self.groups
 
-    def example(self, index: int, rng: np.random.Generator) -> QuestionExample:
-        items = [self.items[number] for number in self.groups[index]]
-        questions = [cleaned_question(item.question, self.text.max_words, item.location) for item in items]
+    def example(self, record: QuestionGroup, rng: np.random.Generator) -> QuestionExample:
+        items = record.questions
+        questions = [cleaned_question(item.question, self.text.max_words) for item in items]
         may_flip = not (self.data.careful_flip and any(map(_names_a_side, questions, items)))
-        pixels = self.view(items[0].source, rng, may_flip=may_flip)
-        return QuestionExample(pixels, questions, [item.weighted_answers() for item in items])
-
-    def location(self, index: int) -> str:
-        return self.items.location(self.groups[index][0])
+        pixels = self.view(record.source, rng, may_flip=may_flip)
+        ids = [self.text.token_ids(question) for question in questions]
+        return QuestionExample(pixels, ids, [item.weighted_answers() for item in items])
 
     def filler(self) -> QuestionExample:
-        return QuestionExample(self.view.filler(), [FILLER_TEXT], [[(FILLER_TEXT, 0.0)]])
+        return QuestionExample(self.view.filler(), [self.text.token_ids(FILLER_TEXT)], [[(FILLER_TEXT, 0.0)]])
 
     def fields(self, examples: Sequence[QuestionExample], valid: Tensor) -> dict[str, Any]:
         """Returns the fields that :class:`~batches.questions.QuestionBatch` and
@@ -84,7 +82,7 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
         image_of_question = torch.arange(len(examples)).repeat_interleave(questions)
         return {
             "pixels": stack_views([example.pixels for example in examples]),
-            "text": self.text.encode_plain([question for example in examples for question in example.questions]),
+            "text": self.text.stack_plain([ids for example in examples for ids in example.questions]),
             "question_of_answer": torch.arange(len(answers)).repeat_interleave(answers),
             "weights": torch.tensor([weight for _, weight in given_answers(examples)]),
             "valid": valid[image_of_question],

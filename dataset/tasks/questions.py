@@ -11,11 +11,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from dataset.columns import RepeatedTextColumn, TextColumn
+from dataset.broken import BrokenRecordError
+from dataset.columns import RepeatedTextColumn, SourceColumn, TextColumn
 from dataset.formats.annotations import Row
-from dataset.media.sources import SourceColumn
-from dataset.media.video import VideoSource
-from dataset.records.schema import BrokenRecordError, ImageSource, check_text
+from dataset.media.sources import ImageSource, VideoSource
+from dataset.records.schema import check_text
 from dataset.text.processors import clean_question
 from utils.errors import UserError
 
@@ -78,7 +78,7 @@ def question_of(row: Row, source: ImageSource | VideoSource, *, answered: bool, 
     """
     text = row.get("question", str)
     if not clean_question(text, 1000).strip():
-        raise BrokenRecordError("empty text", row.location, f"question is {text[:80]!r}, a text without words")
+        raise BrokenRecordError("empty text", f"question is {text[:80]!r}, a text without words")
     identity = row.values.get("question_id", row.values.get("id"))
     return Question(
         question_id=identity if isinstance(identity, int | str) else row.location,
@@ -95,10 +95,10 @@ def _answers(row: Row) -> tuple[str, ...]:
     answers = value if isinstance(value, list) else [value]
     for answer in answers:
         if not isinstance(answer, str):
-            raise BrokenRecordError("wrong type", row.location, f"answer contains {answer!r:.80}, not a text")
-        check_text(answer, "answer", row.location)
+            raise BrokenRecordError("wrong type", f"answer contains {answer!r:.80}, not a text")
+        check_text(answer, "answer")
     if not any(answer.strip() for answer in answers):
-        raise BrokenRecordError("empty text", row.location, "no answer, or only empty answers")
+        raise BrokenRecordError("empty text", "no answer, or only empty answers")
     return tuple(sys.intern(answer) for answer in answers)
 
 
@@ -113,8 +113,23 @@ def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class QuestionGroup:
+    """Questions about the same image or video. ``location`` is that of the first question."""
+
+    questions: list[Question]
+
+    @property
+    def source(self) -> ImageSource | VideoSource:
+        return self.questions[0].source
+
+    @property
+    def location(self) -> str:
+        return self.questions[0].location
+
+
 class QuestionGroups:
-    """Groups questions about the same image. A group is a list of indices, and every question is in exactly one group.
+    """Groups questions about the same image. Every question is in exactly one group.
 
     Args:
         table: the questions.
@@ -124,6 +139,7 @@ class QuestionGroups:
     """
 
     def __init__(self, table: QuestionTable, max_questions: int, separate: Sequence[bool] | None = None):
+        self._table = table
         kinds = 2 * table.image_indices() + (0 if separate is None else np.asarray(separate))
         # A stable sort keeps the questions about an image in their order; groups are in the order of their first questions.
         self._rows = np.argsort(kinds, kind="stable")
@@ -137,7 +153,11 @@ class QuestionGroups:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, group: int) -> list[int]:
+    def __getitem__(self, group: int) -> QuestionGroup:
+        return QuestionGroup([self._table[row] for row in self.rows(group)])
+
+    def rows(self, group: int) -> list[int]:
+        """Returns the indices of the questions of a group."""
         rows: list[int] = self._rows[self._starts[group] : self._ends[group]].tolist()
         return rows
 

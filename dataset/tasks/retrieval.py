@@ -12,7 +12,7 @@ from torch import Tensor
 
 from batches.retrieval import RetrievalBatch
 from dataset.config import RetrievalDataConfig
-from dataset.formats.captioned import read_captioned_images
+from dataset.formats.captioned import CaptionedImages, ImageCaption, read_captioned_images
 from dataset.media.augment import stack_views
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, cleaned, media_view
 from dataset.text.processors import mentions_side
@@ -20,41 +20,37 @@ from dataset.text.processors import mentions_side
 
 @dataclass(frozen=True)
 class Pair:
-    """A training example: a view, (3, S, S) for an image or (F, 3, S, S) for a video; a cleaned caption; and the index of the
-    image or video."""
+    """A training example: a view, (3, S, S) for an image or (F, 3, S, S) for a video; the token ids of a
+    caption; and the index of the image or video."""
 
     pixels: Tensor
-    caption: str
+    ids: list[int]
     group: int
 
 
-class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
+class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, ImageCaption, Pair]):
     """Batches of captions with their images. An epoch contains every caption once."""
 
     name = "captions"
 
-    def read(self, data: RetrievalDataConfig) -> int:
+    def read(self, data: RetrievalDataConfig) -> CaptionedImages:
         self.items = read_captioned_images(data.train, "data.train", data.max_broken)
         self.view = media_view(data, self.items.images, self.frames, self.image_size)
-        return len(self.items.captions)
+        return self.items
 
-    def example(self, index: int, rng: np.random.Generator) -> Pair:
-        image = int(self.items.image_of_caption[index])
-        source = self.items.images[image]
-        caption = cleaned(self.items.captions[index], self.text.max_words, source.location)
+    def example(self, record: ImageCaption, rng: np.random.Generator) -> Pair:
+        caption = cleaned(record.caption, self.text.max_words)
         may_flip = not (self.data.careful_flip and mentions_side(caption))
-        return Pair(self.view(source, rng, may_flip=may_flip), caption, image)
-
-    def location(self, index: int) -> str:
-        return self.items.images[int(self.items.image_of_caption[index])].location
+        view = self.view(record.source, rng, may_flip=may_flip)
+        return Pair(view, self.text.token_ids(caption), record.image)
 
     def filler(self) -> Pair:
-        return Pair(self.view.filler(), FILLER_TEXT, -1)
+        return Pair(self.view.filler(), self.text.token_ids(FILLER_TEXT), -1)
 
     def collate(self, examples: Sequence[Pair], valid: Tensor, **fields: Any) -> RetrievalBatch:
         return RetrievalBatch(
             pixels=stack_views([example.pixels for example in examples]),
-            text=self.text.encode_plain([example.caption for example in examples]),
+            text=self.text.stack_plain([example.ids for example in examples]),
             group=torch.tensor([example.group for example in examples]),
             valid=valid,
             **fields,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from batches.base import IGNORE
 from batches.questions import ClassifiedBatch
+from dataset.broken import BrokenRecordError
 from dataset.config import VideoQADataConfig, VideoQuestionsConfig
 from dataset.formats.annotations import Row, images_folder, parse_rows, read_json, read_rows, read_text
 from dataset.formats.video_files import Videos
 from dataset.media.views import TrainingView
-from dataset.records.schema import BrokenRecordError
 from dataset.tasks.finetune import media_view
 from dataset.tasks.question_batches import QuestionBatches, QuestionExample, given_answers
 from dataset.tasks.questions import Question, QuestionTable, check_all_answered_or_none, question_of
@@ -43,9 +43,7 @@ def read_video_questions(
 
     def parse(row: Row) -> Question:
         if isinstance(row.values.get("answer"), list):
-            raise BrokenRecordError(
-                "wrong type", row.location, "answer is a list, but a question about a video has only one answer"
-            )
+            raise BrokenRecordError("wrong type", "answer is a list, but a question about a video has only one answer")
         return question_of(row, videos.of_row(row)[1], answered=answered)
 
     rows = read_rows(config.questions, key)

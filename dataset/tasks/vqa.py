@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from batches.base import BrokenRecord
 from batches.questions import QuestionBatch
 from dataset.config import QuestionsConfig, TextLimits, VQADataConfig
 from dataset.formats import iglue, visual_genome, vqa2
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_json, read_records
 from dataset.image_share import is_in_share
 from dataset.media.views import TrainingView
-from dataset.records.schema import BrokenRecordError
 from dataset.tasks.question_batches import QuestionBatches, QuestionExample, given_answers
 from dataset.tasks.questions import Question, QuestionTable, check_all_answered_or_none, question_of
 from dataset.text.processors import PlainTextProcessor
@@ -66,7 +66,7 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
         return question_of(row, shared, answered=answered, weight=weight)
 
     rows = _rows(config, key, images)
-    wanted = (row for row in rows if isinstance(row, BrokenRecordError) or _is_taken(row, config.image_share))
+    wanted = (row for row in rows if isinstance(row, BrokenRecord) or _is_taken(row, config.image_share))
     questions = parse_rows(wanted, parse, key, max_broken)
     if not questions:
         raise UserError(f"no image of {config.questions} is within image_share: {list(config.image_share)}", where=key)
@@ -74,7 +74,7 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
     return questions
 
 
-def _rows(config: QuestionsConfig, key: str, images: ImageFiles) -> Iterable[Row | BrokenRecordError]:
+def _rows(config: QuestionsConfig, key: str, images: ImageFiles) -> Iterable[Row | BrokenRecord]:
     if config.format == "vqa2":
         return vqa2.question_rows(config.questions, config.annotations, key)
     if config.format == "visual_genome":

@@ -15,8 +15,9 @@ from torch.nn.functional import pad
 
 from batches.base import IGNORE
 from batches.texts import MaskedText, Text
+from dataset.broken import BrokenRecordError
 from dataset.config import TextDataConfig, TextLimits
-from dataset.records.schema import BrokenRecordError, Texts, alternatives
+from dataset.records.schema import Texts, texts_in_language
 from utils.errors import UserError
 from utils.sequences import stack_rows, text_ids
 
@@ -85,7 +86,7 @@ def clean_question(text: str, max_words: int) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
-def clean_alternatives(texts: Texts, language: str | None, max_words: int, location: str) -> list[str]:
+def clean_alternatives(texts: Texts, language: str | None, max_words: int) -> list[str]:
     """Returns all non-empty alternatives, cleaned, for evaluation. They are in ``language``, or if ``language`` is None, in the
     first language of each alternative.
 
@@ -93,14 +94,38 @@ def clean_alternatives(texts: Texts, language: str | None, max_words: int, locat
         BrokenRecordError: "empty text" if all alternatives are empty, "missing key" if no alternative has the language.
     """
     cleaned = []
-    for text in alternatives(texts, language, None, location):
+    for text in alternatives(texts, language, None):
         try:
             cleaned.append(clean_caption(text, max_words))
         except ValueError:
             continue
     if not cleaned:
-        raise BrokenRecordError("empty text", location, "nothing is left of the text after cleaning")
+        raise BrokenRecordError("empty text", "nothing is left of the text after cleaning")
     return cleaned
+
+
+def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | None) -> list[str]:
+    """Returns the strings of all alternatives.
+
+    Args:
+        texts: the alternatives.
+        language: language to take from a dictionary; if None, a random language is taken.
+        rng: source of randomness; if None, the first language is taken.
+
+    Raises:
+        BrokenRecordError: "missing key" if no alternative has the language.
+    """
+    chosen: list[str] = []
+    for text in texts:
+        if isinstance(text, str) or language is not None:
+            chosen += texts_in_language(text, language)
+        else:
+            names = list(text)
+            chosen += texts_in_language(text, names[int(rng.integers(len(names))) if rng is not None else 0])
+    if not chosen:
+        wanted = "no text" if language is None else f"no text in language {language!r}"
+        raise BrokenRecordError("missing key", wanted)
+    return chosen
 
 
 def mentions_side(text: str) -> bool:
@@ -203,21 +228,21 @@ class TextProcessor(PlainTextProcessor):
         self.config = config
         self.vocab_size = len(tokenizer)
 
-    def choose(self, texts: Texts, rng: np.random.Generator, location: str) -> str:
+    def choose(self, texts: Texts, rng: np.random.Generator) -> str:
         """Returns a random non-empty alternative, cleaned.
 
         Raises:
             BrokenRecordError: "empty text" if all alternatives are empty, "missing key" if no alternative has the configured
                 language.
         """
-        candidates = alternatives(texts, self.config.language, rng, location)
+        candidates = alternatives(texts, self.config.language, rng)
         order = rng.permutation(len(candidates)).tolist() if len(candidates) > 1 else [0]
         for index in order:
             try:
                 return clean_caption(candidates[index], self.max_words)
             except ValueError:
                 continue
-        raise BrokenRecordError("empty text", location, f"nothing is left of {candidates[0][:80]!r} after cleaning")
+        raise BrokenRecordError("empty text", f"nothing is left of {candidates[0][:80]!r} after cleaning")
 
     def encode(self, text: str, rng: np.random.Generator) -> TextExample:
         """Encodes a cleaned text as at most ``max_tokens`` token ids, with a masked copy."""

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from batches.base import Batch
 from batches.texts import Text
+from dataset.broken import BrokenRecordError
 from dataset.config import FineTuneDataConfig
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_rows
+from dataset.media.sources import ImageSource
 from dataset.media.views import EvaluationView, black
 from dataset.prepare.tokenizer import train_wordpiece
-from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.tasks.finetune import FineTuneBatches, cleaned
 from utils.config import Config
 
@@ -41,6 +42,10 @@ class Item:
     image: ImageSource
     sentence: str
     label: int
+
+    @property
+    def location(self) -> str:
+        return self.image.location
 
 
 @dataclass(frozen=True)
@@ -68,29 +73,27 @@ class EntailmentDataConfig(FineTuneDataConfig):
     train: SplitConfig
 
 
-class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str, int]]):
+class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, Item, tuple[Tensor, list[int], int]]):
     """Batches that contain every sentence once per epoch."""
 
     name = "sentences"
 
-    def read(self, data: EntailmentDataConfig) -> int:
-        self.items = read_items(data.train.file, "data.train.file", data.max_broken)
+    def read(self, data: EntailmentDataConfig) -> list[Item]:
         self.view = EvaluationView(self.image_size, data.max_pixels, pixels=data.pixels)
-        return len(self.items)
+        return read_items(data.train.file, "data.train.file", data.max_broken)
 
-    def example(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str, int]:
-        item = self.items[index]
-        return self.view(item.image), cleaned(item.sentence, self.text.max_words, item.image.location), item.label
+    def example(self, record: Item, rng: np.random.Generator) -> tuple[Tensor, list[int], int]:
+        sentence = cleaned(record.sentence, self.text.max_words)
+        return self.view(record.image), self.text.token_ids(sentence), record.label
 
-    def location(self, index: int) -> str:
-        return self.items[index].image.location
+    def filler(self) -> tuple[Tensor, list[int], int]:
+        return black(self.image_size), self.text.token_ids("a"), 0
 
-    def filler(self) -> tuple[Tensor, str, int]:
-        return black(self.image_size), "a", 0
-
-    def collate(self, examples: Sequence[tuple[Tensor, str, int]], valid: Tensor, **fields: Any) -> EntailmentBatch:
+    def collate(
+        self, examples: Sequence[tuple[Tensor, list[int], int]], valid: Tensor, **fields: Any
+    ) -> EntailmentBatch:
         pixels, sentences, labels = zip(*examples, strict=True)
-        text = self.text.encode_plain(sentences)
+        text = self.text.stack_plain(sentences)
         return EntailmentBatch(torch.stack(pixels), text, torch.tensor(labels), valid, **fields)
 
 
@@ -107,7 +110,7 @@ def read_items(file: str, key: str, max_broken: float = 0.0) -> list[Item]:
 def _parse(row: Row, images: ImageFiles) -> Item:
     label = row.get("label", str)
     if label not in CLASSES:
-        raise BrokenRecordError("wrong type", row.location, f"label is {label!r}, not one of {', '.join(CLASSES)}")
+        raise BrokenRecordError("wrong type", f"label is {label!r}, not one of {', '.join(CLASSES)}")
     return Item(images.find(row.get("image", str), row.location), row.get("sentence", str), CLASSES.index(label))
 
 

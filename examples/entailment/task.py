@@ -114,7 +114,7 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Item], index: int) -> tuple[Tensor, str]:
     item = items[index]
-    return view(item.image), cleaned(item.sentence, max_words, item.image.location)
+    return view(item.image), cleaned(item.sentence, max_words)
 
 
 def entail(model: LoadedModel, images: Sequence[Image], sentences: Sequence[str]) -> list[list[str]]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dataset.media.encoded import EncodedImage, decode, for_boxes, pixels_of
-from dataset.media.video import VideoSource, read_frames, sample_frames
+from dataset.broken import BrokenRecordError
+from dataset.media.encoded import EncodedImage, for_boxes, pixels_of
+from dataset.media.sources import ImageSource, VideoSource
+from dataset.media.video import read_frames, sample_frames
 from dataset.media.views import EvaluationView, check_size
-from dataset.records.schema import BrokenRecordError, ImageSource
 from tasks.drawing.sheet import Panel
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,9 @@ class ImageReader:
         if isinstance(source, VideoSource):
             return self._strip(source, side, down)
         pixels = self.view.pixels if size is None else for_boxes(self.view.pixels)
-        image = decode(source.load(), self.view.max_pixels, source.location, pixels, source.path)
+        image = source.open(self.view.max_pixels, pixels).pixels()
         if size is not None:
-            check_size(image, size, source.location)
+            check_size(image, size)
         return _channels_last(fitted(image, side))
 
     def _strip(self, source: VideoSource, side: int, down: bool) -> np.ndarray:

@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from dataset.config import VideoReadingConfig
-from dataset.media.video import VideoSource, read_frames
+from dataset.media.sources import VideoSource
+from dataset.media.video import read_frames
 
 SIDE = 512
 STRETCHES, ROUNDS = 5, 10

@@ -375,25 +375,20 @@ def test_harmful_rows_of_official_grounding_files_are_reported(bad, tokenizer, t
     assert f"{tmp_path}/refs.p[0]" in caplog.text
 
 
-@pytest.mark.parametrize("where", ["example", "collate"])
-def test_a_bug_in_the_code_is_logged_with_class_and_traceback(where, tokenizer, tmp_path, caplog, monkeypatch):
+def test_a_bug_in_the_code_is_logged_with_class_and_traceback(tokenizer, tmp_path, caplog, monkeypatch):
     for n in range(GOOD):
         (tmp_path / f"{n}.jpg").write_bytes(picture_bytes())
     rows = [good_row("vqa", n) for n in range(GOOD)]
     rows[3]["question"] = "is it blue"
     batches, data = task_batches("vqa", write(tmp_path / "a.jsonl", list(map(json.dumps, rows))), tmp_path, tokenizer)
-    name = "example" if where == "example" else "collate"
-    correct = getattr(VQABatches, name)
+    correct = VQABatches.example
 
-    def mistaken(self, first, *args, **more):
-        asked = (
-            [self.items[first].question] if where == "example" else [text for each in first for text in each.questions]
-        )
-        if any("blue" in text for text in asked):
+    def mistaken(self, record, rng):
+        if "blue" in record.questions[0].question:
             raise AttributeError("'NoneType' object has no attribute 'x'")
-        return correct(self, first, *args, **more)
+        return correct(self, record, rng)
 
-    monkeypatch.setattr(VQABatches, name, mistaken)
+    monkeypatch.setattr(VQABatches, "example", mistaken)
     with caplog.at_level(logging.DEBUG, logger="dataset.loaders"):
         rows_read, broken = epoch(batches, data)
     assert broken == {f"{tmp_path}/a.jsonl:4": "AttributeError"}
@@ -404,7 +399,7 @@ def test_a_bug_in_the_code_is_logged_with_class_and_traceback(where, tokenizer, 
     assert "in mistaken" in traceback
 
 
-def test_a_bug_that_no_single_example_causes_stops_the_run(tokenizer, tmp_path, monkeypatch):
+def test_a_bug_in_collating_stops_the_run(tokenizer, tmp_path, monkeypatch):
     for n in range(GOOD):
         (tmp_path / f"{n}.jpg").write_bytes(picture_bytes())
     rows = [json.dumps(good_row("vqa", n)) for n in range(GOOD)]

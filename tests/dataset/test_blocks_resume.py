@@ -129,7 +129,7 @@ def test_weights_set_the_length_of_an_epoch_and_repeated_records_differ(data, to
     changed = data.model_copy(update={"images": ImageStreamConfig(files=files, batch_size=8), "texts": None})
     maker = PretrainBatches(changed, tokenizer=tokenizer, image_size=16, patch_size=8, seed=3)
     assert BatchLoader(maker, changed).epoch_size == 80
-    source = maker.images.sources[0]
+    source = maker.streams["images"].source
     drawn = [(record, rng.random()) for number in range(10) for record, rng in source.samples(number)]
     assert Counter(record for record, _ in drawn) == {record: 3 if record < 20 else 1 for record in range(40)}
     assert len(set(drawn)) == 80

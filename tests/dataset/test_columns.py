@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from dataset.columns import RepeatedTextColumn, TextColumn
-from dataset.media.sources import SourceColumn
-from dataset.records.schema import ImageSource
+from dataset.columns import RepeatedTextColumn, SourceColumn, TextColumn
+from dataset.media.sources import ImageSource
 from dataset.tasks.questions import Question, QuestionTable
 
 ROOT = Path(__file__).parent.parent.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset.records.schema import ImageSource
+from dataset.media.sources import ImageSource
 from dataset.tasks.grounding import Phrase
 from metrics.box_sets import ScoredBoxes
 from tasks.box_sets import EXACT, MOST_PROBABLE, SINGLE, evaluate_sets, panel_of_set, true_boxes

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from dataset.broken import BrokenRecordError
 from dataset.config import VideoReadingConfig
-from dataset.media.video import FrameSampler, VideoSource
+from dataset.media.sources import ImageSource, VideoSource
+from dataset.media.video import FrameSampler
 from dataset.media.views import EvaluationView
-from dataset.records.schema import BrokenRecordError, ImageSource
 from tasks.drawing import (
     DrawnImage,
     ImageReader,
@@ -300,7 +301,7 @@ def test_a_broken_image_is_skipped_with_a_note(caplog):
     panel = Panel((DrawnImage(grey(30, 30)),), ())
 
     def broken() -> Panel:
-        raise BrokenRecordError("missing image", "a:3", "gone.png does not exist")
+        raise BrokenRecordError("missing image", "gone.png does not exist")
 
     def mistaken() -> Panel:
         raise KeyError("iou")

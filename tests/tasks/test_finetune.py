@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel, DistilBertConfig
 
-from dataset.records.schema import BrokenRecordError
+from dataset.broken import BrokenRecordError
 from dataset.tasks.finetune import in_batches
 from dataset.text.loading import load_tokenizer
 from engine import precision
@@ -323,16 +323,16 @@ def test_a_broken_held_out_record_stops_a_run_before_training_with_one_line(over
 
 def read_tens(item: int) -> int:
     if item == 7:
-        raise BrokenRecordError("unreadable image", f"a:{item}", "is torn")
+        raise BrokenRecordError("unreadable image", "is torn")
     return 10 * item
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_item_is_read_once_in_order_and_a_broken_one_is_reported(workers):
-    assert list(in_batches(read_tens, range(1, 6), 2, workers)) == [[10, 20], [30, 40], [50]]
-    assert list(in_batches(read_tens, range(3, 3), 2, workers)) == []
-    with pytest.raises(UserError, match=naming("a:7", "unreadable image", "is torn", "held-out")):
-        list(in_batches(read_tens, range(5, 9), 2, workers))
+    assert list(in_batches(read_tens, range(1, 6), 2, workers, "row {}".format)) == [[10, 20], [30, 40], [50]]
+    assert list(in_batches(read_tens, range(3, 3), 2, workers, "row {}".format)) == []
+    with pytest.raises(UserError, match=naming("row 7", "unreadable image", "is torn", "held-out")):
+        list(in_batches(read_tens, range(5, 9), 2, workers, "row {}".format))
 
 
 def test_an_evaluation_does_not_read_the_training_state(runs, overrides, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_every_record_of_the_page_is_read(write_record, tmp_path):
     (tmp_path / "clips/0001.mp4").write_bytes(b"")
     items = read_captioned_images(CaptionedSplitConfig(annotations=write_record(5)), "k", 0.0)
     assert items.images[0].path == tmp_path / videos["video"]
-    assert parse_text_record(RawRecord(text, "a:1", tmp_path), "text").texts == ("a dog on a lawn",)
+    assert parse_text_record(RawRecord(text, "a:1", tmp_path), "text") == ("a dog on a lawn",)
     sides = parse_translation_record(RawRecord(translation, "a:1", tmp_path), "source_text", "target_text")
     assert sides == (("a dog on a lawn",), ("ein Hund auf einem Rasen",))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dataset.records.schema import ImageSource
+from dataset.media.sources import ImageSource
 from dataset.tasks.questions import Question
 from engine.run_folder import RunFolder
 from tasks import vqa

@@ -14,9 +14,9 @@ from batches.base import IGNORE
 from batches.texts import MaskedText
 from dataset import leaks, look_alikes
 from dataset.leaks import shared_images
-from dataset.media.video import VideoSource
-from dataset.records.box_form import are_relative, look_like_corners
-from dataset.records.schema import ImageSource
+from dataset.media.sources import ImageSource, VideoSource
+from dataset.records.box_form import look_like_corners
+from dataset.records.boxes import are_relative
 from engine.run_plan import RunPlan
 from tasks import run
 from tasks.checks import check_start, small_data

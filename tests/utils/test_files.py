@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dataset.broken import BrokenRecordError
 from dataset.files import read_file
-from dataset.records.broken import BrokenRecordError
 from engine.checkpoint import fault_of
 from engine.metrics_log import keep_until
 from tests.messages import OneLine, naming
@@ -38,7 +38,7 @@ def test_a_fifo_a_folder_and_a_device_are_rejected_without_waiting(fifo, tmp_pat
                 read(path)
             assert str(file_access_error(caught.value)) == OneLine(path, kind)
         with pytest.raises(BrokenRecordError, match=naming(path, kind)):
-            read_file(path, 100, "p")
+            read_file(path, 100)
     check_regular(tmp_path / "absent")
 
 

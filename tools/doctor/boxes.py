@@ -13,10 +13,10 @@ from PIL import Image
 from dataset.formats.annotations import ImageFiles, Row, images_folder, read_rows
 from dataset.media.encoded import FORMATS
 from dataset.media.orientation import exif_orientation
+from dataset.media.sources import ImageSource
 from dataset.records.box_form import fit_as_corners, fraction_on_rotated_view, look_like_corners, outside_images
-from dataset.records.schema import Box, ImageKeys, ImageSource, RawRecord, RegionRecord, parse_region_record
+from dataset.records.schema import Box, ImageKeys, ImageRecord, RawRecord, parse_region_record
 from dataset.shards.readers import Shards
-from dataset.tasks.streams.base import image_keys
 from tasks.checks import findings_in_regions, findings_of_relative
 from tasks.config import GroundingConfig, PretrainConfig
 from tools.doctor.findings import NotCheckedError, Report
@@ -140,7 +140,7 @@ def _from_rows(path: str, images: str | None, key: str, rng: np.random.Generator
 
 
 def _from_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Iterator[RawBox]:
-    data, keys = subject.config.data, image_keys(stream)
+    data, keys = subject.config.data, ImageKeys.of(stream)
     shards = Shards(stream.paths, key="data.regions.files", index_folder=data.cache_index, remote=data.remote)
 
     for index in _random_indices(len(shards), rng):
@@ -148,7 +148,7 @@ def _from_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Ite
         yield from _boxes_of(lambda read=read: parse_region_record(read(), keys, stream.caption_key))  # type: ignore[misc]
 
 
-def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
+def _boxes_of(read: Callable[[], ImageRecord]) -> Iterator[RawBox]:
     """Yields the boxes of a record, or nothing if the record cannot be read. If the image cannot be read, the boxes have no size.
     :func:`~tools.doctor.sample.check_sample` counts these records and images."""
     try:

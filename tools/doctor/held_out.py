@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dataset.records.broken import held_out_error
-from dataset.records.schema import BrokenRecordError
+from dataset.broken import BrokenRecordError, held_out_error
 from dataset.tasks.held_out import Choose
 from dataset.text.processors import TextProcessor
 from tasks.pretrain_evaluation import HeldOutReader

@@ -13,9 +13,8 @@ import numpy as np
 from dataset import look_alikes
 from dataset.config import ImageRecordsConfig, VideoStreamConfig
 from dataset.leaks import KnownImage, SharedImages, Source, known_image, shared_images
-from dataset.records.schema import RawRecord, image_source
+from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.readers import Shards
-from dataset.tasks.streams.base import image_keys
 from dataset.tasks.streams.pairs import video_record
 from tasks import held_out_media
 from tasks.config import PretrainConfig
@@ -193,7 +192,7 @@ def images_of_record(raw: RawRecord, stream: Any) -> list[KnownImage]:
         BrokenRecordError: if the record has no image or clips.
     """
     if isinstance(stream, ImageRecordsConfig):
-        return [known_image(image_source(raw, image_keys(stream)), raw.values)]
+        return [known_image(image_source(raw, ImageKeys.of(stream)), raw.values)]
     if isinstance(stream, VideoStreamConfig):
         return [known_image(clip) for clip in video_record(stream, raw).clips]
     return []

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from dataset.broken import BrokenRecordError
 from dataset.formats.annotations import Row, parse_rows, read_json, read_rows
 from dataset.prepare.folders import write_records
-from dataset.records.schema import BrokenRecordError
 from dataset.shards.finding import LINES_SUFFIXES, PARQUET_SUFFIX, TAR_SUFFIX
 from tools.migrate.source import Source
 from utils.errors import UserError
@@ -123,7 +123,7 @@ def _questions(name: str, key: str, source: Source) -> dict[str, Any]:
     def change(row: Row) -> dict[str, Any]:
         of = row.values.get("dataset", "vqa")
         if of not in roots:
-            raise BrokenRecordError("wrong type", row.location, f"dataset is {of!r}, not one of {', '.join(roots)}")
+            raise BrokenRecordError("wrong type", f"dataset is {of!r}, not one of {', '.join(roots)}")
         return {**row.values, "image": os.path.join(roots[of], row.get("image", str))}
 
     written = _write(path, parse_rows(rows, change, key, MAX_BROKEN), Path(name).stem, source)
@@ -158,9 +158,7 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
     def change(row: Row) -> tuple[str, dict[str, Any]]:
         found = boxes.get(row.values.get("ref_id")) if boxes_in_separate_file else ("test", row.get("bbox", list))
         if found is None:
-            raise BrokenRecordError(
-                "missing key", row.location, f"ref_id {row.values.get('ref_id')!r} is not in {refs}"
-            )
+            raise BrokenRecordError("missing key", f"ref_id {row.values.get('ref_id')!r} is not in {refs}")
         split, box = found
         return "train" if key == "train_file" else split, {
             "image": row.get("image", str),

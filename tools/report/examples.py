@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dataset.records.schema import BrokenRecordError
+from dataset.broken import BrokenRecordError
 from tasks.drawing import Line, Panel
 from tools.report.held_out import HeldOutSplit, read_split
 from tools.report.judging import MALFORMED, Judged, chosen, judged, lines_of

@@ -13,9 +13,8 @@ from PIL import Image
 from dataset.config import ImageRecordsConfig
 from dataset.media.encoded import FORMATS
 from dataset.media.views import EvaluationView
-from dataset.records.schema import parse_region_record
+from dataset.records.schema import ImageKeys, parse_region_record
 from dataset.shards.readers import Shards
-from dataset.tasks.streams.base import image_keys
 from tasks import TASKS
 from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes, spread
 from tasks.finetune import FineTuneTask
@@ -125,7 +124,7 @@ def _record_panel(
     if prediction["place"] not in records_by_location:  # such as a video
         return None
     shards, row, stream = records_by_location[prediction["place"]]
-    record = parse_region_record(shards.read(row), image_keys(stream), stream.caption_key)
+    record = parse_region_record(shards.read(row), ImageKeys.of(stream), stream.caption_key)
     boxes = sorted(prediction.get("boxes", ()), key=lambda box: box["iou"])[:MAX_BOXES]
     pairs, lines = [], []
     size = _size_of(record.image.load()) if boxes else None

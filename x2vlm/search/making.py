@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dataset.broken import BrokenRecordError
 from dataset.files import IMAGE_BYTES, read_file
-from dataset.records.schema import BrokenRecordError
 from engine.checkpoint import digest_of
 from utils.errors import NotRegularError, UserError
 from utils.files import check_regular, replacing
@@ -261,7 +261,7 @@ def _embed(model: LoadedModel, folder: Path, files: Sequence[_FileId], parts: _P
             for file in files[start : start + PART]:
                 try:
                     path = folder / file.path
-                    content = hashlib.blake2b(read_file(path, IMAGE_BYTES, str(path)), digest_size=16).hexdigest()
+                    content = hashlib.blake2b(read_file(path, IMAGE_BYTES), digest_size=16).hexdigest()
                     if content not in parts.rows and content not in views:
                         views[content] = model.read(path)
                     contents.append((file, content))

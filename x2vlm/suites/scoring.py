@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PILImage
 
+from dataset.broken import BrokenRecordError
 from dataset.media.encoded import decode
-from dataset.records.broken import BrokenRecordError
-from dataset.records.schema import ImageSource
+from dataset.media.sources import ImageSource
 from utils.errors import UserError
 from utils.image_size import sides_of
 from utils.progress import progress_bar
@@ -201,7 +201,7 @@ def view_of(model: LoadedModel, picture: Picture) -> View:
     location = str(picture.path)
     try:
         content = ImageSource(location, path=picture.path).load()
-        image = decode(content, model.settings.data.max_pixels, location, "unturned")
+        image = decode(content, model.settings.data.max_pixels, "unturned")
     except BrokenRecordError as error:
         raise UserError(str(error)) from None
     x, y, width, height = picture.box

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from batches.base import BrokenRecord
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, long_text, relative_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
@@ -25,7 +26,6 @@ from dataset.prepare.options import Options
 from dataset.prepare.phrases import overlap
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record, stored_size
-from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
 
 FOLDER = "coyo_image_"
@@ -65,7 +65,7 @@ def _count(file: RawFile) -> int:
         return sum(block.count(_PATH) for block in iter(partial(stream.read, 1 << 20), b""))
 
 
-def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
+def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecord]:
     seen: set[int] = set()
     for file in files.values():
         with official_pieces(file, "FineHARD") as pieces:
@@ -73,12 +73,12 @@ def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
                 location = piece.location
                 path = piece.value.get("f_path") if isinstance(piece.value, dict) else None
                 if not isinstance(path, str) or not path.strip("./"):
-                    yield BrokenRecordError("missing key", location, f"f_path is {path!r:.80}")
+                    yield BrokenRecord("missing key", location, f"f_path is {path!r:.80}")
                     continue
                 folder = path.find(FOLDER)
                 names = names_of_path(path[max(folder, 0) :])
                 if (digest := hash(names.usual)) in seen:
-                    yield BrokenRecordError("duplicate row", location, f"{names.usual} was described before")
+                    yield BrokenRecord("duplicate row", location, f"{names.usual} was described before")
                     continue
                 seen.add(digest)
                 yield AnnotatedMedia(names, location, piece.text)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
@@ -18,7 +20,6 @@ from dataset.prepare.held_out import entities_ids, entities_list
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record
-from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError, reason_of
 from utils.files import check_regular, open_regular
@@ -69,9 +70,9 @@ class _Annotations:
             with open_regular(folder / name) as file:
                 return file.read()
         except (FileNotFoundError, KeyError):
-            raise BrokenRecordError("missing annotation", f"{self.name}: {name}", "the file does not exist") from None
+            raise BrokenRecordError("missing annotation", f"the file {name} does not exist") from None
         except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-            raise BrokenRecordError("missing annotation", f"{self.name}: {name}", type(error).__name__) from None
+            raise BrokenRecordError("missing annotation", f"{name}: {type(error).__name__}") from None
 
 
 def _files(raw: RawFolder) -> Files:
@@ -87,14 +88,14 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     return Source(_images(numbers, _Annotations(RawFolder([options.raw]))), _record, len(numbers))
 
 
-def _images(numbers: list[int], annotations: _Annotations) -> Iterator[AnnotatedMedia | BrokenRecordError]:
+def _images(numbers: list[int], annotations: _Annotations) -> Iterator[AnnotatedMedia | BrokenRecord]:
     for number in numbers:
         names = MediaNames(frozenset({f"flickr:{number}"}), [f"{number}.jpg"], f"flickr30k-images/{number}.jpg")
         try:
             content = annotations.read(f"{number}.txt"), annotations.read(f"{number}.xml")
             yield AnnotatedMedia(names, f"{annotations.name}: {number}", (number, *content))
         except BrokenRecordError as error:
-            yield error
+            yield broken_record(error, f"{annotations.name}: {number}")
 
 
 def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
@@ -134,12 +135,12 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
         BrokenRecordError: "bad xml", or a size is missing.
     """
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise BrokenRecordError("bad xml", location, "it declares entities, which no official file does")
+        raise BrokenRecordError("bad xml", "it declares entities, which no official file does")
     try:
         root = ElementTree.fromstring(content)
         width, height = (int(plain_number(root.findtext(f"size/{side}", ""))) for side in ("width", "height"))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise BrokenRecordError("bad xml", location, str(error)) from None
+        raise BrokenRecordError("bad xml", str(error)) from None
     corners: dict[str, list[tuple[float, ...]]] = {}
     for index, element in enumerate(root.iter("object")):
         if element.find("bndbox") is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from batches.base import BrokenRecord
 from dataset.image_ids import id_number
 from dataset.prepare.cleaning import annotated_size
 from dataset.prepare.counts import Counts
@@ -16,7 +17,6 @@ from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.region_records import region_record
 from dataset.prepare.sets.visual_genome import BATCH, IMAGES, attribute_key, described_box, read_image_data, vg_names
-from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
 
 GRAPHS = 74_942
@@ -27,7 +27,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     return Source(_images(files), _record, GRAPHS)
 
 
-def _images(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
+def _images(files: Files) -> Iterator[AnnotatedMedia | BrokenRecord]:
     graphs, listed = files["graphs"], files["images"]
     ids = {values["image_id"]: ids_in_image_data(values) for _, values in read_image_data(listed)}
     with official_pieces(graphs, "GQA") as pieces:
@@ -36,7 +36,7 @@ def _images(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
             if not isinstance(piece.value, dict) or not isinstance(piece.value.get("objects"), dict):
                 raise UserError(f"{location} has no 'objects'", remedy="is it GQA's file of scene graphs?")
             if number is None or number not in ids:
-                yield BrokenRecordError("unknown image", location, f"it is not in {listed}")
+                yield BrokenRecord("unknown image", location, f"it is not in {listed}")
             else:
                 yield AnnotatedMedia(vg_names(number, ids[number]), location, (number, piece.text))
 

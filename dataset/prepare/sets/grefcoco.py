@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.formats.refcoco import IMAGE_NAME, NO_TARGET, Reference
 from dataset.image_ids import id_number
 from dataset.prepare.cleaning import cleaned_texts, placed_box
@@ -25,7 +26,6 @@ from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.prepare.sets.coco import IMAGES, image_names
 from dataset.prepare.sets.refcoco import INSTANCES, SPLIT, read_instances
-from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
 
@@ -70,7 +70,7 @@ def _references(files: Files, counts: Counts) -> Iterator[Expressions]:
             try:
                 boxes, expressions, image = instances.boxes_of(reference), reference.expressions, reference.image_id
             except BrokenRecordError as error:
-                counts.skip_broken(error)
+                counts.skip_broken(broken_record(error, reference.row.location))
                 continue
             image_of = {each: instances.image_of.get(each) for each in reference.annotation_ids if each != NO_TARGET}
             other = next((each for each, of in image_of.items() if id_number(of) != image), None)

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, corner_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
@@ -22,9 +24,7 @@ from dataset.prepare.options import Options
 from dataset.prepare.phrases import Phrases
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record, stored_size
-from dataset.records.broken import BrokenRecordError
-from dataset.records.schema import Box
-from dataset.shards.tars import parse_object
+from dataset.records.schema import Box, parse_object
 from utils.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -106,7 +106,7 @@ def _count_lines(file: RawFile) -> int:
         return sum(block.count(b"\n") for block in iter(partial(stream.read, 1 << 20), b""))
 
 
-def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
+def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecord]:
     for name, file in files.items():
         seen: set[int] = set()
         with file.open() as stream:
@@ -116,16 +116,16 @@ def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
                 location = f"{file}:{number}"
                 digest = hash(line.strip())
                 if digest in seen:
-                    yield BrokenRecordError("duplicate row", location, "identical to an earlier line")
+                    yield BrokenRecord("duplicate row", location, "identical to an earlier line")
                     continue
                 seen.add(digest)
                 try:
-                    path = parse_object(line, location).get("filename")
+                    path = parse_object(line).get("filename")
                     if not isinstance(path, str) or not path.strip("./"):
-                        raise BrokenRecordError("missing key", location, f"filename is {path!r:.80}")
+                        raise BrokenRecordError("missing key", f"filename is {path!r:.80}")
                     yield AnnotatedMedia(names_of_path(path), location, Line(line, name))
                 except BrokenRecordError as error:
-                    yield error
+                    yield broken_record(error, location)
 
 
 def _record(names_of: Mapping[str, Names], image: Found, counts: Counts) -> Iterator[dict[str, Any]]:

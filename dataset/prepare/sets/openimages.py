@@ -130,8 +130,8 @@ def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[Row]:
 
 
 def _record(labels: Mapping[str, str], image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
-    content = read_file(image.file, IMAGE_BYTES, str(image.file))
-    _, height, width = EncodedImage(content, MAX_PIXELS, str(image.file), "stored").shape
+    content = read_file(image.file, IMAGE_BYTES)
+    _, height, width = EncodedImage(content, MAX_PIXELS, "stored").shape
     reader = _Reader(labels, width, height, counts)
     elements = reader.elements(image.values["objects"], image.values.get("relations", []))
     made = Counter("regions" if element["grain"] == "region" else "objects" for element in elements)

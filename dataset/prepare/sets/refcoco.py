@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.formats.refcoco import Instances
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
@@ -16,7 +17,6 @@ from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.prepare.sets.coco import IMAGES, image_names
-from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
 
@@ -62,7 +62,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
             try:
                 boxes, phrases, number = instances.boxes_of(reference), reference.expressions, reference.image_id
             except BrokenRecordError as error:
-                counts.skip_broken(error)
+                counts.skip_broken(broken_record(error, reference.row.location))
                 continue
             images.setdefault(number, (instances.sizes[number], []))[1].extend(
                 (location, phrases, box) for box in boxes

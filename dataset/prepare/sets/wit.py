@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dataset.broken import BrokenRecordError
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import DataSet, Files, Splits
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, image_source
+from dataset.records.schema import ImageKeys, RawRecord, image_source
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -68,6 +69,7 @@ def _records(file: RawFile, folder: Path, counts: Counts) -> Iterator[dict[str, 
             except BrokenRecordError as error:
                 raise UserError(
                     f"{error}",
+                    where=location,
                     remedy="download each image from its image_url, and put it next to the official keys in base64",
                 ) from None
             (folder / name).parent.mkdir(exist_ok=True)

@@ -40,6 +40,11 @@ class Prefetcher:
         for number in range(threads):
             threading.Thread(target=self._work, name=f"blocks-ahead-{number}", daemon=True).start()
 
+    @property
+    def ended(self) -> bool:
+        """True once the process ends, when connections are closed."""
+        return self._ended.is_set()
+
     def submit(self, block: Hashable, job: Callable[[], bool]) -> None:
         """Queues ``job``, unless ``block`` was requested recently. ``job`` returns False if the cache cannot store the block."""
         if block in self._requested or self._drops():
@@ -50,7 +55,7 @@ class Prefetcher:
         self._jobs.put(job)
 
     def _drops(self) -> bool:
-        return self._ended.is_set() or time.monotonic() < self._dropped_until
+        return self.ended or time.monotonic() < self._dropped_until
 
     def _work(self) -> None:
         while True:
@@ -71,7 +76,7 @@ class Prefetcher:
                 self._report("the cache cannot store them")
 
     def _report(self, reason: str) -> None:
-        if not self._reported and not self._ended.is_set():
+        if not self._reported and not self.ended:
             logger.warning(
                 "prefetching of blocks pauses for %g s at a time until this is resolved: %s", _PAUSE_S, reason
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import glob
 import logging
 import re
 from collections.abc import Sequence
@@ -66,19 +67,14 @@ class HubEntry:
         if any(sign in self.pattern for sign in "*?["):
             return [self.pattern]
         if "." in self.pattern.rpartition("/")[2]:
-            return [glob_escaped(self.pattern)]
-        return [f"{glob_escaped(self.pattern)}/*.parquet" if self.pattern else "*.parquet"]
+            return [glob.escape(self.pattern)]
+        return [f"{glob.escape(self.pattern)}/*.parquet" if self.pattern else "*.parquet"]
 
     def select(self, files: Sequence[str]) -> list[str]:
         """Returns the sorted files that belong to the entry. Without a pattern, these are the files of the split ``train``, or
         all files if there is no such split."""
         found = sorted(file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in self.patterns))
         return ([] if self.pattern else [file for file in found if _TRAIN.search(file)]) or found
-
-
-def glob_escaped(text: str) -> str:
-    """Escapes the special characters of a glob pattern."""
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
@@ -94,9 +90,10 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
     key, wanted = server.key, HubEntry.parse(entry, server.key)
     folder = _cached(wanted)
     if folder is not None:
-        _report(key, str(wanted), folder.name, len(_files_in(folder, wanted)), "from the Hub cache")
+        files = _files_in(folder, wanted)
+        _log_once(logging.INFO, f"{key}: {wanted}: {len(files)} files of commit {folder.name}, from the Hub cache")
         _report_licence(wanted.name, _licence_in(folder))
-        return [folder / file for file in _files_in(folder, wanted)]
+        return [folder / file for file in files]
     check_hub(wanted.name, key, _COPY)
     info = _dataset_info(wanted, key)
     files = wanted.select([file.rfilename for file in info.siblings or ()])
@@ -116,9 +113,9 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
     else:
         folder = _downloaded(wanted, files, key)
         found = [folder / file for file in files]
-    _report(key, str(wanted), info.sha, len(files), "streamed" if server.config.hub == "stream" else "downloaded")
-    card = info.card_data
-    _report_licence(wanted.name, (card.get("license_name") or card.get("license")) if card else None)
+    how = "streamed" if server.config.hub == "stream" else "downloaded"
+    _log_once(logging.INFO, f"{key}: {wanted}: {len(files)} files of commit {info.sha}, {how}")
+    _report_licence(wanted.name, _licence_of(info.card_data))
     return found
 
 
@@ -129,7 +126,7 @@ def files_of_copy(folder: Path, key: str) -> list[Path]:
         return []
     files = _files_in(folder, HubEntry(folder.name, None, ""))
     if files:
-        _report_copy(key, str(folder), len(files))
+        _log_once(logging.INFO, f"{key}: {folder}: {len(files)} files from a local copy of a Hub data set")
         _report_licence(str(folder), _licence_in(folder))
     return [folder / file for file in files]
 
@@ -218,7 +215,7 @@ def _downloaded(wanted: HubEntry, files: Sequence[str], key: str) -> Path:
                 wanted.name,
                 repo_type="dataset",
                 revision=wanted.revision,
-                allow_patterns=[*map(glob_escaped, files), _CARD],
+                allow_patterns=[*map(glob.escape, files), _CARD],
             )
         )
     except Exception as error:  # any exception of the network layer
@@ -241,33 +238,25 @@ def _licence_in(folder: Path) -> Any:
     from huggingface_hub import metadata_load
 
     try:
-        card = metadata_load(folder / _CARD) or {}
+        return _licence_of(metadata_load(folder / _CARD))
     except (OSError, ValueError):
         return None
-    return card.get("license_name") or card.get("license")
 
 
-@functools.cache
-def _report(key: str, entry: str, commit: str, files: int, how: str) -> None:
-    """Logs once which files are read."""
-    if distributed.rank() == 0:
-        logger.info("%s: %s: %d files of commit %s, %s", key, entry, files, commit, how)
-
-
-@functools.cache
-def _report_copy(key: str, folder: str, files: int) -> None:
-    if distributed.rank() == 0:
-        logger.info("%s: %s: %d files from a local copy of a Hub data set", key, folder, files)
+def _licence_of(card: Any) -> Any:
+    return (card.get("license_name") or card.get("license")) if card else None
 
 
 def _report_licence(name: str, licence: Any) -> None:
-    _report_once(name, ", ".join(map(str, licence)) if isinstance(licence, list) else licence)
+    if licence:
+        stated = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+        _log_once(logging.INFO, f"licence of {name}: {stated}, according to its card")
+    else:
+        message = "not stated on its card; check whether you may use it"
+        _log_once(logging.WARNING, f"licence of {name}: {message}")
 
 
 @functools.cache
-def _report_once(name: str, licence: str | None) -> None:
+def _log_once(level: int, message: str) -> None:
     if distributed.rank() == 0:
-        if licence:
-            logger.info("licence of %s: %s, according to its card", name, licence)
-        else:
-            logger.warning("licence of %s: not stated on its card; check whether you may use it", name)
+        logger.log(level, message)

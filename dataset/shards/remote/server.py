@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from dataset.config import BLOCK_BYTES, LONGEST_WAIT_S, RemoteConfig
 from dataset.shards.remote.ahead import Prefetcher
-from dataset.shards.remote.transports import RequestError, Transport, open_transport
+from dataset.shards.remote.requests import Files, HttpFiles, RequestError
 from utils.addresses import scheme_of
 from utils.block_cache import Block, BlockCache
 from utils.errors import UserError
@@ -28,133 +28,122 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, LONGEST_WAIT_S
 _MAX_QUICK_ATTEMPTS = 6
 """Maximum number of attempts, over a few seconds, for a host that never responded to this process, because its URL may be
 wrong."""
+_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs"}
 
 logger = logging.getLogger(__name__)
 
 
-class _BlockRequest(NamedTuple):
-    """A block of a file; see :meth:`Server.block`."""
+class _Opened:
+    """What a process opens to read remote files: connections by protocol, the cache, and threads that prefetch."""
 
-    address: str
-    shown: str
-    state: tuple[int, int]
-    number: int
+    def __init__(self, config: RemoteConfig):
+        self._config = config
+        self.files: dict[str, Files] = {}
+        self.cache = open_cache(config)
+        self.failed = 0
 
-    @property
-    def start(self) -> int:
-        return self.number * BLOCK_BYTES
-
-    @property
-    def end(self) -> int:
-        return min(self.start + BLOCK_BYTES, self.state[0])
-
-    @property
-    def name(self) -> str:
-        """Name of the block in the cache."""
-        return hashlib.sha256(f"{self.shown} {self.state} {self.start}-{self.end}".encode()).hexdigest()[:40]
+    @functools.cached_property
+    def prefetcher(self) -> Prefetcher:
+        return Prefetcher(self._config.ahead)
 
 
 class Server:
-    """Reads all remote shards of a list.
-
-    It can be pickled and used after a fork, because every process opens its own connections.
+    """Reads all remote shards of a list. It can be pickled and used after a fork.
 
     Args:
         config: settings of the cache and of retries.
         key: config key of the shards, to name in error messages.
-
-    Attributes:
-        failed: number of failed requests of this process that were retried.
     """
 
     def __init__(self, config: RemoteConfig, key: str):
         self.config, self.key = config, key
-        self._process = -1
-        self._inherited: list[Any] = []
         self._answered: set[str] = set()
-        self._reset()
+        self._by_process: dict[int, _Opened] = {}
 
-    def _reset(self) -> None:
-        # Connections opened before a fork belong to the parent process, so they are neither used nor closed.
-        if self._process != -1:
-            self._inherited.append(self._transports)
-        self._process = os.getpid()
-        self._transports: dict[str, Transport] = {}
-        self._cache: BlockCache | None = None
-        self._prefetcher: Prefetcher | None = None
-        self._opening = threading.Lock()
-        self.failed = 0
+    def __reduce__(self) -> tuple[type[Server], tuple[RemoteConfig, str]]:
+        return Server, (self.config, self.key)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "key": self.key}
+    def _opened(self) -> _Opened:
+        # Nothing that was opened before a fork can be used afterwards. It is kept, because to close the connections of the parent
+        # process, fsspec would wait for a thread that the fork did not copy.
+        process = os.getpid()
+        if process not in self._by_process:
+            self._by_process.setdefault(process, _Opened(self.config))  # another thread may have been first
+        return self._by_process[process]
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-    def state(self, address: str, shown: str) -> tuple[int, int]:
-        """Returns the size in bytes and the version of a file. ``shown`` is the URL to show in messages.
+    def state(self, address: str) -> tuple[int, int]:
+        """Returns the size in bytes and the version of a file.
 
         Raises:
             UserError: if the file cannot be read.
         """
-        piece = self.request(address, shown, lambda transport: transport.read(address, 0, 1))
-        return piece.size, piece.version
+        _, size, version = self.request(address, lambda files: files.read(address, 0, 1))
+        return size, version
 
-    def block(self, address: str, shown: str, state: tuple[int, int], number: int) -> Block:
+    def find(self, pattern: str) -> list[str]:
+        """Returns the sorted URLs of the files that match a glob pattern.
+
+        Raises:
+            UserError: if the protocol cannot list files, or the server does not answer.
+        """
+        return sorted(self.request(pattern, lambda files: files.find(pattern)))
+
+    def block(self, address: str, state: tuple[int, int], number: int) -> Block:
         """Returns block ``number`` of a file.
 
         Args:
             address: URL of the file.
-            shown: the URL to show in messages.
             state: state of the file when it was indexed.
             number: index of the block.
 
         Raises:
             UserError: if the block cannot be read, or the file has changed.
         """
-        wanted = _BlockRequest(address, shown, state, number)
+        name, start, end = _located(address, state, number)
         # The time limit includes the time that another process spends trying to fetch the block, because the trainer waits for
         # a worker only for a limited time.
         wait_started = time.monotonic()
-        return self._blocks().get(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, wait_started))
+        return self._opened().cache.get(
+            name, end - start, lambda: self._fetch(address, state, start, end, wait_started)
+        )
 
-    def prefetch(self, address: str, shown: str, state: tuple[int, int], number: int) -> None:
+    def prefetch(self, address: str, state: tuple[int, int], number: int) -> None:
         """Prefetches a block in another thread. The arguments are those of :meth:`block`.
 
         A request that fails :data:`_MAX_QUICK_ATTEMPTS` times is dropped, and repeated when the block is read.
         """
-        blocks = self._blocks()
-        if self._prefetcher is None:
-            self._prefetcher = Prefetcher(self.config.ahead)
+        opened = self._opened()
 
         def job() -> bool:
-            wanted = _BlockRequest(address, shown, state, number)
-            return blocks.ensure(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, brief=True))
+            name, start, end = _located(address, state, number)
+            return opened.cache.ensure(name, end - start, lambda: self._fetch(address, state, start, end, brief=True))
 
-        self._prefetcher.submit((shown, number), job)
+        opened.prefetcher.submit((address, number), job)
 
-    def _fetch(self, wanted: _BlockRequest, wait_started: float | None = None, brief: bool = False) -> bytes:
-        address, shown, state, _ = wanted
-        piece = self.request(
-            address,
-            shown,
-            lambda transport: transport.read(address, wanted.start, wanted.end),
-            wait_started=wait_started,
-            brief=brief,
+    def _fetch(
+        self,
+        address: str,
+        state: tuple[int, int],
+        start: int,
+        end: int,
+        wait_started: float | None = None,
+        brief: bool = False,
+    ) -> bytes:
+        content, size, version = self.request(
+            address, lambda files: files.read(address, start, end), wait_started=wait_started, brief=brief
         )
-        if (piece.size, piece.version) != state:
+        if (size, version) != state:
             raise UserError(
-                f"{shown} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now)",
+                f"{without_query(address)} has changed since it was indexed ({state[0]:,} bytes then, {size:,} now)",
                 where=self.key,
                 remedy="rebuild the index with python run.py index-shards",
             )
-        return piece.content
+        return content
 
     def request(
         self,
         address: str,
-        shown: str,
-        ask: Callable[[Transport], T],
+        ask: Callable[[Files], T],
         *,
         wait_started: float | None = None,
         brief: bool = False,
@@ -163,30 +152,30 @@ class Server:
 
         Args:
             address: URL of the file. A host that never responded to this process is tried only :data:`_MAX_QUICK_ATTEMPTS` times.
-            shown: the URL to show in messages.
             ask: makes the request.
             wait_started: time (``time.monotonic``) at which the caller began to wait; if None, now.
-            brief: whether to try at most :data:`_MAX_QUICK_ATTEMPTS` times.
+            brief: whether to try at most :data:`_MAX_QUICK_ATTEMPTS` times, and not at all once the process ends.
 
         Raises:
             UserError: if the last attempt failed, or a retry would not succeed.
         """
-        transport, host = self._transport(address), urlsplit(address).netloc
+        shown, host = without_query(address), urlsplit(address).netloc
+        opened, files = self._opened(), self._files(address)
         wait_started = time.monotonic() if wait_started is None else wait_started
         # Jitter, so that processes that failed together do not retry together.
         rng = random.Random(f"{shown} {os.getpid()}")
         for count in itertools.count(1):
             try:
-                answer = ask(transport)
+                answer = ask(files)
             except RequestError as error:
                 remaining_s = wait_started + 60 * self.config.retry_minutes - time.monotonic()
-                if not error.again:
+                if not error.again or (brief and opened.prefetcher.ended):
                     reason = f"{error}; check the URL and the permission to read it"
                     raise UserError(f"{shown}: {reason}", where=self.key) from None
                 if remaining_s <= 0 or (count >= _MAX_QUICK_ATTEMPTS and (brief or host not in self._answered)):
                     reason = f"{error}; {self._gave_up(host, count, time.monotonic() - wait_started)}"
                     raise UserError(f"{shown}: {reason}", where=self.key) from None
-                self._report(shown, error)
+                self._report(shown, error, opened)
                 wait = min(_FIRST_WAIT_S * 2 ** min(count - 1, 30), _LONGEST_WAIT_S) * rng.uniform(0.5, 1)
                 time.sleep(min(wait if brief else max(wait, error.wait_s), remaining_s))
             else:
@@ -194,33 +183,44 @@ class Server:
                 return answer
         raise AssertionError
 
+    def _files(self, address: str) -> Files:
+        scheme, shown, opened = scheme_of(address), without_query(address), self._opened().files
+        try:
+            if scheme not in opened:
+                files = (HttpFiles if scheme in ("http", "https") else Files)(scheme, self.config.timeout_s)
+                opened.setdefault(scheme, files)  # another thread may have been first
+            return opened[scheme]
+        except ImportError as error:
+            package = _PACKAGES.get(scheme, f"a package for {scheme} ({error})")
+            remedy = 'pip install ".[remote]"' if scheme in _PACKAGES else "install it"
+            raise UserError(f"{shown}: needs {package}, which is not installed: {remedy}", where=self.key) from None
+        except ValueError as error:  # no such protocol
+            raise UserError(f"{shown}: fsspec: {error}", where=self.key) from None
+
     def _gave_up(self, host: str, count: int, seconds: float) -> str:
         tried = f"gave up after {count} request{'s' if count > 1 else ''} over {seconds:.0f} s"
         if host in self._answered:
             return f"{tried}; check the server and the network, or raise data.remote.retry_minutes"
         return f"{tried}, all without a response; check the URL, the server and the network"
 
-    def _report(self, shown: str, error: RequestError) -> None:
+    def _report(self, shown: str, error: RequestError, opened: _Opened) -> None:
         """Logs the 1st, 10th, 100th, … failure."""
-        self.failed += 1
-        if str(self.failed).strip("0") == "1":
-            logger.warning("%s: %s; retrying (failed requests of this process: %d)", shown, error, self.failed)
+        opened.failed += 1
+        if str(opened.failed).strip("0") == "1":
+            logger.warning("%s: %s; retrying (failed requests of this process: %d)", shown, error, opened.failed)
 
-    def _transport(self, address: str) -> Transport:
-        if self._process != os.getpid():
-            self._reset()
-        scheme = scheme_of(address)
-        with self._opening:
-            if scheme not in self._transports:
-                self._transports[scheme] = open_transport(address, self.config.timeout_s, self.key)
-            return self._transports[scheme]
 
-    def _blocks(self) -> BlockCache:
-        if self._process != os.getpid():
-            self._reset()
-        if self._cache is None:
-            self._cache = open_cache(self.config)
-        return self._cache
+def _located(address: str, state: tuple[int, int], number: int) -> tuple[str, int, int]:
+    """Returns the name in the cache of block ``number`` of a file, its first byte, and the byte after its last."""
+    start = number * BLOCK_BYTES
+    end = min(start + BLOCK_BYTES, state[0])
+    name = hashlib.sha256(f"{without_query(address)} {state} {start}-{end}".encode()).hexdigest()[:40]
+    return name, start, end
+
+
+def without_query(address: str) -> str:
+    """Returns a URL without the query after "?", which may contain a signature, so that it can be shown."""
+    return address.partition("?")[0]
 
 
 def open_cache(config: RemoteConfig, **options: Any) -> BlockCache:

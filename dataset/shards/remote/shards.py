@@ -13,8 +13,7 @@ from typing import BinaryIO
 from urllib.parse import SplitResult, urlsplit
 
 from dataset.config import BLOCK_BYTES
-from dataset.shards.remote.server import Server
-from dataset.shards.remote.transports import Transport
+from dataset.shards.remote.server import Server, without_query
 from utils.addresses import scheme_of
 from utils.errors import UserError
 
@@ -68,7 +67,7 @@ class RemoteShard:
         Raises:
             UserError: if the shard cannot be read.
         """
-        return self._server.state(self._shown + self._query, self._shown)
+        return self._server.state(self._shown + self._query)
 
     def open(self, state: tuple[int, int] | None = None) -> BinaryIO:
         """Opens the shard as a file.
@@ -76,16 +75,12 @@ class RemoteShard:
         Args:
             state: state of the shard when it was indexed; if None, the current state.
         """
-        return io.BufferedReader(_Content(self, state or self.state()), _BUFFER)
-
-    def block(self, state: tuple[int, int], number: int) -> bytes | memoryview:
-        """Returns block ``number`` of the shard; see :meth:`~dataset.shards.remote.server.Server.block`."""
-        return self._server.block(self._shown + self._query, self._shown, state, number)
+        return io.BufferedReader(_Content(self._server, self._shown + self._query, state or self.state()), _BUFFER)
 
     def prefetch(self, state: tuple[int, int], start: int, end: int) -> None:
         """Prefetches the bytes ``start`` … ``end`` - 1; see :meth:`~dataset.shards.remote.server.Server.prefetch`."""
         for number in range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1):
-            self._server.prefetch(self._shown + self._query, self._shown, state, number)
+            self._server.prefetch(self._shown + self._query, state, number)
 
     @property
     def prefetches(self) -> bool:
@@ -95,8 +90,8 @@ class RemoteShard:
 class _Content(io.RawIOBase):
     """A remote file, open for reading."""
 
-    def __init__(self, shard: RemoteShard, state: tuple[int, int]):
-        self._shard, self._state, self._at = shard, state, 0
+    def __init__(self, server: Server, address: str, state: tuple[int, int]):
+        self._server, self._address, self._state, self._at = server, address, state, 0
         self._number, self._block = -1, memoryview(b"")
 
     def readable(self) -> bool:
@@ -120,7 +115,7 @@ class _Content(io.RawIOBase):
         if self._at >= self._state[0] or not len(buffer):
             return 0
         if number != self._number:
-            self._block = memoryview(self._shard.block(self._state, number))
+            self._block = memoryview(self._server.block(self._address, self._state, number))
             self._number = number
         part = self._block[first : first + len(buffer)]
         buffer[: len(part)] = part
@@ -145,14 +140,14 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
     key, scheme = server.key, scheme_of(entry)
     if scheme not in server.config.protocols:
         raise UserError(
-            f"{entry.partition('?')[0]}: URLs may begin with {', '.join(server.config.protocols)}",
+            f"{without_query(entry)}: URLs may begin with {', '.join(server.config.protocols)}",
             where=key,
             remedy="other protocols of fsspec are untested, and must be added to data.remote.protocols",
         )
     for match in _RANGE.finditer(entry):
         if int(match[1]) > int(match[2]):
             raise UserError(
-                f"{entry.partition('?')[0]}: the range {match[0]} is empty",
+                f"{without_query(entry)}: the range {match[0]} is empty",
                 where=key,
                 remedy="write the smaller number first",
             )
@@ -163,16 +158,16 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
     addresses = list(itertools.islice(_expanded(entry), _MAX_FILES + 1))
     if len(addresses) > _MAX_FILES:
         raise UserError(
-            f"{entry.partition('?')[0]} has more than {_MAX_FILES:,} files", where=key, remedy="write smaller ranges"
+            f"{without_query(entry)} has more than {_MAX_FILES:,} files", where=key, remedy="write smaller ranges"
         )
     found: list[str] = []
     for address in addresses:
         listed = address + "*" if address.endswith("/") else address
         path = _parts(listed, key).path  # a host can be [::1]
         if any(sign in path for sign in "*[") or listed != address:
-            matches = _matches(listed, server)
+            matches = server.find(listed)
             if not matches:
-                raise UserError(f"no file matches {listed.partition('?')[0]}", where=key, remedy="check the pattern")
+                raise UserError(f"no file matches {without_query(listed)}", where=key, remedy="check the pattern")
             found += matches
         else:
             found.append(address)
@@ -181,20 +176,13 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
 
 def _parts(address: str, key: str) -> SplitResult:
     """Returns the parts of a URL without the query after "?"."""
-    shown = address.partition("?")[0]
+    shown = without_query(address)
     try:
         parts = urlsplit(shown)
         _ = parts.port if "{" not in parts.netloc else None
     except ValueError as error:
         raise UserError(f"{shown.rpartition('@')[2]}: {error}", where=key, remedy="check the URL") from None
     return parts
-
-
-def _matches(pattern: str, server: Server) -> list[str]:
-    def find(transport: Transport) -> list[str]:
-        return transport.find(pattern)
-
-    return sorted(server.request(pattern, pattern.partition("?")[0], find))
 
 
 def _expanded(entry: str) -> Iterator[str]:

@@ -2,146 +2,125 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from batches.pretraining import ImageTextBatch, VideoTextBatch
-from batches.texts import MaskedText
-from dataset.config import (
-    ImageStreamConfig,
-    VideoStreamConfig,
-)
+from dataset.config import ImageStreamConfig, VideoStreamConfig
+from dataset.examples import Account, RecordStream, filled
 from dataset.media.augment import stack_views
-from dataset.media.video import VideoSource, check_backend
+from dataset.media.sources import VideoSource
+from dataset.media.video import check_backend
 from dataset.media.views import TrainingView
 from dataset.records.clips import VideoRecord, choose_clip, parse_video_record
-from dataset.records.schema import RawRecord, parse_image_record, usable_elements
+from dataset.records.schema import ImageKeys, ImageRecord, RawRecord, parse_image_record
 from dataset.shards.readers import Shards
-from dataset.shards.samplers import RecordSource
-from dataset.tasks.account import Account, filled
-from dataset.tasks.streams.base import image_keys, read_examples
-from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegativeCounts, TextMaker, Wording
-from dataset.text.processors import TextProcessor, clean_caption
+from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegativeCounts, TextMaker
+from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.errors import UserError
 from utils.files import expanded
 
 
-def video_record(config: VideoStreamConfig, raw: RawRecord, caption_key: str | None = None) -> VideoRecord:
+def video_record(config: VideoStreamConfig, raw: RawRecord) -> VideoRecord:
     """Parses a record; see :func:`~dataset.records.clips.parse_video_record`."""
     root = expanded(config.video_root) if config.video_root is not None else None
-    return parse_video_record(raw, config.video_key, caption_key or config.caption_key, root)
+    return parse_video_record(raw, config.video_key, config.caption_key, root)
 
 
-def first_clips(shards: Shards, config: VideoStreamConfig, caption_key: str) -> Iterator[VideoSource]:
+def first_clips(shards: Shards, config: VideoStreamConfig) -> Iterator[VideoSource]:
     """Yields the clips of each shard's first record. If any of these clips is a video file, a decoder is needed."""
     for first in shards.starts:
         try:
-            yield from video_record(config, shards.read(first), caption_key).clips
+            yield from video_record(config, shards.read(first)).clips
         except UserError:
             raise
         except Exception:
             continue  # reported when training reads the record
 
 
-class PairStream(ABC):
-    """A stream of images or videos, each with a text.
+class ImageStream:
+    """A stream of images with captions.
 
     Args:
         config: config of the stream.
-        sources: records of the noisy set, and of the clean set if there is one.
+        source: the records, in the order in which they are read.
         text: processor for the captions.
-        view: reads the images or videos.
+        view: reads the images.
     """
 
     def __init__(
-        self,
-        config: ImageStreamConfig | VideoStreamConfig,
-        sources: tuple[RecordSource, RecordSource | None],
-        text: TextProcessor,
-        view: TrainingView,
+        self, config: ImageStreamConfig, source: RecordStream[RawRecord], text: TextProcessor, view: TrainingView
     ):
-        self.sources, self.text, self.view = sources, text, view
-        named = config.clean.caption_key if config.clean else None
-        self.caption_keys = (config.caption_key, named or config.caption_key)
-        self.careful_flip = config.careful_flip
+        self.config, self.source, self.text, self.view = config, source, text, view
+        self.keys, self.text_maker = ImageKeys.of(config), TextMaker(config, text)
 
-    def rows(
-        self, number: int, clean: bool, account: Account
-    ) -> tuple[Tensor, MaskedText, Tensor, list[EncodedWording]]:
-        """Returns micro-batch ``number``: the pixels, the texts, a mask that is False for filler rows, and all texts of each
-        row."""
-        source = self.sources[clean]
-        assert source is not None
-        example = partial(self.example, caption_key=self.caption_keys[clean])
-        examples = read_examples(source, number, account, example)
+    def batch(self, number: int, account: Account) -> ImageTextBatch:
+        """Builds micro-batch ``number``. Records that cannot be used are replaced by fillers."""
+        examples = self.source.examples(number, account, self.example)
         rows, valid = filled(examples, lambda: (self.view.filler(), EncodedWording(self.text.filler())))
-        views, texts = map(list, zip(*rows, strict=True))
-        return stack_views(views), self.text.collate([each.text for each in texts]), valid, texts
+        views, wordings = [view for view, _ in rows], [wording for _, wording in rows]
+        return ImageTextBatch(
+            stack_views(views),
+            self.text.collate([wording.text for wording in wordings]),
+            valid,
+            self.text_maker.stacked_long_texts(wordings),
+            self.text_maker.stacked_hard_negatives(wordings),
+        )
 
-    @abstractmethod
-    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
+    def example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[Tensor, EncodedWording]:
         """Builds the view and the texts of a record.
 
         Raises:
             BrokenRecordError: if the record cannot be used.
         """
-
-
-class ImageStream(PairStream):
-    """A stream of images with captions."""
-
-    def __init__(self, config: ImageStreamConfig, *arguments: Any):
-        super().__init__(config, *arguments)
-        self.keys, self.captions, self.text_maker = image_keys(config), config.captions, TextMaker(config, self.text)
-
-    def batch(self, number: int, clean: bool, account: Account) -> ImageTextBatch:
-        pixels, text, valid, texts = self.rows(number, clean, account)
-        long, hard_negatives = self.text_maker.stacked_long_texts(texts), self.text_maker.stacked_hard_negatives(texts)
-        return ImageTextBatch(pixels, text, valid, long, hard_negatives)
-
-    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
-        record = parse_image_record(raw, self.keys, caption_key, self.captions)
-        elements = usable_elements(raw) if self.text_maker.hard_negatives else []
-        wording = self.text_maker.choose(record, elements, rng, record.location)
-        view = self.view(record.image, rng, may_flip=wording.may_flip(self.careful_flip))
+        record = self._parsed(raw)
+        wording = self.text_maker.choose(record, record.elements, rng)
+        view = self.view(record.image, rng, may_flip=wording.may_flip(self.config.careful_flip))
         return view, self.text_maker.encode(wording, rng)
 
     def count_hard_negatives(self) -> HardNegativeCounts:
         """See :meth:`~dataset.tasks.streams.wordings.TextMaker.count_hard_negatives`."""
 
         def described(raw: RawRecord) -> Described:
-            record = parse_image_record(raw, self.keys, self.caption_keys[0], self.captions)
-            return [record], usable_elements(raw)
+            record = self._parsed(raw)
+            return [record], record.elements
 
-        source = self.sources[0]
-        assert source is not None
-        return self.text_maker.count_hard_negatives(source.shards, described)
+        return self.text_maker.count_hard_negatives(self.source.records, described)
+
+    def _parsed(self, raw: RawRecord) -> ImageRecord:
+        # The words of hard negatives are exchanged with those of the phrases about boxes.
+        with_elements = self.config.hard_negatives is not None
+        return parse_image_record(raw, self.keys, self.config.caption_key, self.config.captions, elements=with_elements)
 
 
-class VideoStream(PairStream):
-    """A stream of video clips with captions."""
+class VideoStream:
+    """A stream of video clips with captions. The arguments are those of :class:`ImageStream`."""
 
-    def __init__(self, config: VideoStreamConfig, *arguments: Any):
-        super().__init__(config, *arguments)
-        self.config = config
-        for source, caption_key in zip(self.sources, self.caption_keys, strict=True):
-            if source is not None:
-                check_backend(first_clips(source.shards, config, caption_key), config.reading, "data.videos.reading")
+    def __init__(
+        self, config: VideoStreamConfig, source: RecordStream[RawRecord], text: TextProcessor, view: TrainingView
+    ):
+        self.config, self.source, self.text, self.view = config, source, text, view
+        assert isinstance(source.records, Shards)
+        check_backend(first_clips(source.records, config), config.reading, "data.videos.reading")
 
-    def batch(self, number: int, clean: bool, account: Account) -> VideoTextBatch:
-        pixels, text, valid, _ = self.rows(number, clean, account)
-        return VideoTextBatch(pixels, text, valid)
+    def batch(self, number: int, account: Account) -> VideoTextBatch:
+        """Builds micro-batch ``number``. Records that cannot be used are replaced by fillers."""
+        examples = self.source.examples(number, account, self.example)
+        rows, valid = filled(examples, lambda: (self.view.filler(), self.text.filler()))
+        views, texts = [view for view, _ in rows], [text for _, text in rows]
+        return VideoTextBatch(stack_views(views), self.text.collate(texts), valid)
 
-    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
-        record = video_record(self.config, raw, caption_key)
-        join, frames = self.config.join_clips, self.config.min_frames
-        source, captions = choose_clip(record, rng, join=join, min_frames=frames)
-        texts = [self.text.choose(alternatives, rng, record.location) for alternatives in captions]
+    def example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+        """Builds the views and the text of a clip.
+
+        Raises:
+            BrokenRecordError: if the record cannot be used.
+        """
+        record = video_record(self.config, raw)
+        source, captions = choose_clip(record, rng, join=self.config.join_clips, min_frames=self.config.min_frames)
+        texts = [self.text.choose(alternatives, rng) for alternatives in captions]
         text = clean_caption(" ".join(texts), self.text.max_words)
-        view = self.view(source, rng, may_flip=Wording(text).may_flip(self.careful_flip))
-        return view, EncodedWording(self.text.encode(text, rng))
+        may_flip = not (self.config.careful_flip and mentions_side(text))
+        return self.view(source, rng, may_flip=may_flip), self.text.encode(text, rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -10,24 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batches.base import BrokenRecord
 from batches.pretraining import RegionBatch
+from dataset.broken import BrokenRecordError
 from dataset.config import RegionStreamConfig
+from dataset.examples import Account, RecordStream
 from dataset.media.augment import RandAugment, hflip, resize, stack_views
-from dataset.media.encoded import EncodedImage, PixelState, for_boxes
+from dataset.media.encoded import PixelState, for_boxes
 from dataset.media.views import black
 from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
-from dataset.records.schema import (
-    Box,
-    BrokenRecordError,
-    Element,
-    RawRecord,
-    RegionRecord,
-    parse_region_record,
-)
-from dataset.shards.samplers import RecordSource, sample_rng
-from dataset.tasks.account import Account
-from dataset.tasks.streams.base import image_keys, read_examples
+from dataset.records.schema import Box, Description, ImageKeys, ImageRecord, RawRecord, parse_region_record
+from dataset.shards.samplers import sample_rng
 from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegativeCounts, TextMaker, Wording
 from dataset.text.processors import TextProcessor
 from utils.image_size import ImageSize, grid_of, sides_of
@@ -56,7 +49,7 @@ class RegionStream:
     def __init__(
         self,
         config: RegionStreamConfig,
-        source: RecordSource,
+        source: RecordStream[RawRecord],
         text: TextProcessor,
         view: tuple[ImageSize, int],
         max_pixels: int,
@@ -65,22 +58,22 @@ class RegionStream:
         self.config, self.source, self.text = config, source, text
         self.image_size, self.patch_size = view
         self.max_pixels, self.pixels = max_pixels, for_boxes(pixels)
-        self.keys, self.text_maker = image_keys(config), TextMaker(config, text)
+        self.keys, self.text_maker = ImageKeys.of(config), TextMaker(config, text)
         augment = config.augment
         self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
 
-    def first_boxes(self) -> tuple[list[tuple[Box, str]], list[RegionRecord]]:
+    def first_boxes(self) -> tuple[list[tuple[Box, str]], list[ImageRecord]]:
         """Reads the first :data:`FIRST_RECORDS` records. If none of them has a box, reads records spread over all data until one
         has a box.
 
         Returns:
             The boxes as written in the records, each with its location; and the records that could be read.
         """
-        shards = self.source.shards
+        shards = self.source.records
         indices = [*range(min(FIRST_RECORDS, len(shards)))]
         later = np.linspace(FIRST_RECORDS, len(shards) - 1, MAX_RECORDS - FIRST_RECORDS).round().astype(int)
         boxes: list[tuple[Box, str]] = []
-        records: list[RegionRecord] = []
+        records: list[ImageRecord] = []
         for index in [*indices, *(np.unique(later).tolist() if len(shards) > FIRST_RECORDS else [])]:
             if boxes and index >= FIRST_RECORDS:
                 break
@@ -98,11 +91,12 @@ class RegionStream:
             everything = [record, *record.elements]
             return everything if self.config.whole_image_rows else record.elements, everything
 
-        return self.text_maker.count_hard_negatives(self.source.shards, described)
+        return self.text_maker.count_hard_negatives(self.source.records, described)
 
     def batch(self, number: int, account: Account) -> RegionBatch:
-        example = partial(self._example, account=account)
-        usable = [example for example in read_examples(self.source, number, account, example) if example is not None]
+        """Builds micro-batch ``number``. If the images have more rows than the batch, some are dropped at random."""
+        examples = self.source.examples(number, account, partial(self.example, account=account))
+        usable = [example for example in examples if example is not None]
         images = [image for image, _ in usable]
         rows = [(index, row) for index, (_, own_rows) in enumerate(usable) for row in own_rows]
         if len(rows) > self.config.batch_size:
@@ -145,10 +139,10 @@ class RegionStream:
             hard_negatives=self.text_maker.stacked_hard_negatives(texts),
         )
 
-    def _example(
+    def example(
         self, raw: RawRecord, rng: np.random.Generator, account: Account
     ) -> tuple[Tensor, list[RegionRow]] | None:
-        """Builds the image (3, S, S) and the rows of a record. Unusable parts are counted in ``account``.
+        """Builds the image (3, S, S) and the rows of a record. Unusable parts are added to ``account``.
 
         Returns:
             None if no part of the record is usable.
@@ -157,10 +151,15 @@ class RegionStream:
             BrokenRecordError: if no row is left and no unusable part has been reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
-        encoded = EncodedImage(record.image.load(), self.max_pixels, record.location, self.pixels, record.image.path)
+        encoded = record.image.open(self.max_pixels, self.pixels)
         _, height, width = encoded.shape
         broken = list(record.broken)
-        caption = self._caption(record, rng, broken)
+        caption: list[Wording] = []
+        if self.config.whole_image_rows and (
+            record.captions or (record.long_captions and self.config.captions != "short")
+        ):
+            wording = self._wording(record, record.elements, rng, broken)
+            caption = [] if wording is None else [wording]
         elements, outside = elements_inside(record, width, height)
         broken += outside
         crop, visible = visible_elements(
@@ -171,8 +170,10 @@ class RegionStream:
             max_elements=self.config.max_regions - len(caption),
             min_inside=self.config.min_inside,
         )
-        texts = [self._element_text(element, record, rng, broken) for element, _ in visible]
-        account.broken += broken
+        everything = [record, *record.elements]
+        texts = [self._wording(element, everything, rng, broken, f"{element.name}: ") for element, _ in visible]
+        for error in broken:
+            account.add_broken(error)
         image = resize(crop.of(encoded), self.image_size)
         flip = rng.random() < self.config.augment.flip
         used = [wording for wording in (*caption, *texts) if wording is not None]
@@ -188,44 +189,37 @@ class RegionStream:
             kind, why = (
                 ("degenerate box", "every box is a sliver") if elements else ("missing key", "no element to use")
             )
-            raise BrokenRecordError(kind, record.location, why)
+            raise BrokenRecordError(kind, why)
         return (self.rand_augment(image, rng), rows) if rows else None
 
-    def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[Wording]:
-        """Returns the texts of the whole image's row, or an empty list without a usable caption."""
-        texts = record.captions or (record.long_captions if self.config.captions != "short" else ())
-        if not (self.config.whole_image_rows and texts):
-            return []
-        try:
-            return [self.text_maker.choose(record, record.elements, rng, record.location)]
-        except BrokenRecordError as error:
-            broken.append(error.as_broken())
-            return []
-
-    def _element_text(
+    def _wording(
         self,
-        element: Element,
-        record: RegionRecord,
+        described: Description,
+        others: Sequence[Description],
         rng: np.random.Generator,
-        broken: list[BrokenRecord],
+        broken: list[BrokenRecordError],
+        name: str = "",
     ) -> Wording | None:
-        """Returns the texts of an element, or None if they cannot be used."""
+        """Returns the texts of the image or of an element. If they cannot be used, returns None, and appends the error to
+        ``broken``, with the ``name`` of the element."""
         try:
-            return self.text_maker.choose(element, [record, *record.elements], rng, record.location)
+            return self.text_maker.choose(described, others, rng)
         except BrokenRecordError as error:
-            broken.append(BrokenRecord(error.kind, record.location, f"{element.name}: {error.message}"))
+            broken.append(BrokenRecordError(error.kind, f"{name}{error.message}"))
             return None
 
     def _row(self, texts: EncodedWording, boxes: list[Box]) -> RegionRow:
-        mask = torch.stack([self._patches(box) for box in boxes]).any(dim=0)
+        height, width = sides_of(self.image_size)
+        masks = [
+            patch_mask(
+                ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height), self.image_size, self.patch_size
+            )
+            for cx, cy, w, h in boxes
+        ]
+        mask = torch.stack(masks).any(dim=0)
         if len(boxes) > 1:
             return RegionRow(texts, WHOLE_BOX, mask, several_boxes=True)
         return RegionRow(texts, boxes[0], mask)
-
-    def _patches(self, box: Box) -> Tensor:
-        height, width = sides_of(self.image_size)
-        cx, cy, w, h = (part * side for part, side in zip(box, (width, height, width, height), strict=True))
-        return patch_mask((cx - w / 2, cy - h / 2, w, h), self.image_size, self.patch_size)
 
     def _whole_image_row(self, texts: EncodedWording) -> RegionRow:
         rows, columns = grid_of(self.image_size, self.patch_size)

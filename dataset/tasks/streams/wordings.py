@@ -13,9 +13,8 @@ import torch
 
 from batches.pretraining import HardNegatives, LongTexts
 from dataset.config import HardNegativeSource, ImageRecordsConfig
+from dataset.examples import Records, filled
 from dataset.records.schema import Description, RawRecord, Texts, texts_in_language
-from dataset.shards.readers import Shards
-from dataset.tasks.account import filled
 from dataset.text.hard_negatives import hard_negatives
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 
@@ -89,7 +88,6 @@ class TextMaker:
         described: Description,
         others: Sequence[Description],
         rng: np.random.Generator,
-        location: str,
     ) -> Wording:
         """Chooses the texts of an example; if there are several, the choice is random. The languages of text and attribute are
         drawn independently.
@@ -99,18 +97,17 @@ class TextMaker:
             others: the texts about the image and each of its boxes, whose words can be exchanged. No hard negative equals one
                 of these texts.
             rng: source of randomness.
-            location: location of the record, to name in error messages.
 
         Raises:
             BrokenRecordError: "empty text" or "missing key" if there is no text.
         """
-        texts = described.texts(self.length, rng)
-        text = self.text.choose(texts, rng, location)
+        texts = self._texts_of(described, rng)
+        text = self.text.choose(texts, rng)
         language = self.text.config.language or self._language_of(text, texts)
         if described.attributes:
-            text = self._with_attribute(self.text.choose(described.attributes, rng, location), text)
-        more = described.more_texts(self.length)
-        long = self.text.choose(more, rng, location) if more else None
+            text = self._with_attribute(self.text.choose(described.attributes, rng), text)
+        has_long = self.length == "both" and described.captions and described.long_captions
+        long = self.text.choose(described.long_captions, rng) if has_long else None
         if self.hard_negatives is None:
             return Wording(text, long)
         truths = [text for each in (described, *others) for text in self._truths(each, language)]
@@ -118,7 +115,16 @@ class TextMaker:
         negatives = hard_negatives(self.hard_negatives, text, given, truths, rng, english=language in (None, ENGLISH))
         return Wording(text, long, tuple(negatives))
 
-    def count_hard_negatives(self, shards: Shards, described: Callable[[RawRecord], Described]) -> HardNegativeCounts:
+    def _texts_of(self, described: Description, rng: np.random.Generator) -> Texts:
+        """Returns the captions of the stream's length. A missing long caption is replaced by a short one, and vice versa. With
+        "both", these are the short captions; the long ones have separate losses."""
+        if self.length in ("short", "both") or not (described.captions and described.long_captions):
+            return described.captions or described.long_captions
+        return described.long_captions if self.length == "long" or rng.random() < 0.5 else described.captions
+
+    def count_hard_negatives(
+        self, records: Records[RawRecord], described: Callable[[RawRecord], Described]
+    ) -> HardNegativeCounts:
         """Counts the texts with a hard negative in a sample of records.
 
         Args:
@@ -129,17 +135,17 @@ class TextMaker:
         for source, maker in by_source.items():
             maker.hard_negatives = self.hard_negatives.model_copy(update={"sources": (source,)})
         texts, having, counts = 0, 0, Counter[HardNegativeSource]()
-        for index in np.unique(np.linspace(0, len(shards) - 1, SAMPLED).round().astype(int)).tolist():
+        for index in np.unique(np.linspace(0, len(records) - 1, SAMPLED).round().astype(int)).tolist():
             with suppress(Exception):  # a broken record is counted when training reads it
-                raw = shards.read(index)
+                raw = records.read(index)
                 descriptions, others = described(raw)
                 for each in descriptions:
-                    if not each.texts(self.length, np.random.default_rng(index)):
+                    if not self._texts_of(each, np.random.default_rng(index)):
                         continue
                     found = [
                         source
                         for source, maker in by_source.items()
-                        if maker.choose(each, others, np.random.default_rng(index), raw.location).hard_negatives
+                        if maker.choose(each, others, np.random.default_rng(index)).hard_negatives
                     ]
                     texts, having = texts + 1, having + bool(found)
                     counts.update(found)

@@ -21,7 +21,8 @@ from dataset.config import (
 from dataset.formats.annotations import Row
 from dataset.formats.captioned import read_captioned_images
 from dataset.formats.video_files import Videos
-from dataset.media.video import FrameSampler, VideoSource
+from dataset.media.sources import VideoSource
+from dataset.media.video import FrameSampler
 from dataset.media.views import EvaluationView, TrainingView, check_medium
 from dataset.tasks.questions import QuestionTable
 from dataset.tasks.retrieval import RetrievalBatches
@@ -148,7 +149,7 @@ def test_training_pairs_hold_the_frames_of_their_video(folder, tokenizer):
 
 
 def source(numbers: list[int]) -> VideoSource:
-    from dataset.media.video import video_source
+    from dataset.media.sources import video_source
 
     return video_source([encoded(n) for n in numbers], "video", "a:1", Path())
 

@@ -58,20 +58,20 @@ def test_an_image_is_rotated_according_to_exif(form, orientation):
     content = encode(painted(), form, orientation, **KINDS[form])
     opened = Image.open(io.BytesIO(content))
     shown = as_tensor(ImageOps.exif_transpose(opened))
-    found = EncodedImage(content, MANY, "p")
+    found = EncodedImage(content, MANY)
     assert found.shape == found.pixels().shape == shown.shape
     assert torch.equal(found.pixels(), shown)
     for pixels in ("stored", "unturned"):
-        assert torch.equal(decode(content, MANY, "p", pixels), as_tensor(opened))
+        assert torch.equal(decode(content, MANY, pixels), as_tensor(opened))
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_decoding_paths_agree_and_a_crop_equals_the_same_part_of_the_whole(monkeypatch, orientation):
     content = encode(painted(), "JPEG", orientation, **KINDS["JPEG"])
-    whole = decode(content, MANY, "p")
-    assert torch.equal(crop(EncodedImage(content, MANY, "p"), 9, 5, 40, 50), whole[:, 9:49, 5:55])
+    whole = decode(content, MANY)
+    assert torch.equal(crop(EncodedImage(content, MANY), 9, 5, 40, 50), whole[:, 9:49, 5:55])
     monkeypatch.setattr("dataset.media.encoded.jpeg_frame", lambda content: None)
-    assert torch.equal(decode(content, MANY, "p"), whole), "by Pillow"
+    assert torch.equal(decode(content, MANY), whole), "by Pillow"
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -81,7 +81,7 @@ def test_a_file_in_each_orientation_is_decoded_upright(orientation):
     carrier = Image.open(io.BytesIO(encode(painted(), "PNG", undo)))
     stored = ImageOps.exif_transpose(carrier)
     content = encode(stored, "JPEG", orientation, **KINDS["JPEG"])
-    assert far_apart(decode(content, MANY, "p"), as_tensor(painted())) < 30
+    assert far_apart(decode(content, MANY), as_tensor(painted())) < 30
 
 
 def box_of(pixels: torch.Tensor) -> list[int]:
@@ -124,8 +124,8 @@ def test_transparency_is_blended_on_white_and_raw_pixels_drop_alpha(form, mode):
     colour, share = as_tensor(image.convert("RGB")).float(), torch.from_numpy(np.array(alpha)).float() / 255
     on_white = colour * share + 255 * (1 - share)
     for pixels in ("shown", "unturned"):
-        assert (decode(content, MANY, "p", pixels) - on_white).abs().max() <= 1
-    assert torch.equal(decode(content, MANY, "p", "stored"), colour.to(torch.uint8))
+        assert (decode(content, MANY, pixels) - on_white).abs().max() <= 1
+    assert torch.equal(decode(content, MANY, "stored"), colour.to(torch.uint8))
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF"])
@@ -135,9 +135,9 @@ def test_a_transparent_palette_colour_becomes_white(form):
     stream = io.BytesIO()
     image.save(stream, form, transparency=grey)
     content = stream.getvalue()
-    assert decode(content, MANY, "p")[:, 32, 48].tolist() == [255, 255, 255]
-    assert decode(content, MANY, "p")[:, 4, 4].tolist() == [255, 0, 0]
-    assert decode(content, MANY, "p", "stored")[:, 32, 48].tolist() != [255, 255, 255]
+    assert decode(content, MANY)[:, 32, 48].tolist() == [255, 255, 255]
+    assert decode(content, MANY)[:, 4, 4].tolist() == [255, 0, 0]
+    assert decode(content, MANY, "stored")[:, 32, 48].tolist() != [255, 255, 255]
 
 
 def test_malformed_exif_is_ignored():

@@ -363,10 +363,10 @@ def check_record(record: dict[str, Any], location: str, folder: Path, image: byt
         elements += [{**element, "bb": box} for box in boxes]
         for key in ("caption", "long_caption", "hard_negatives"):
             if key in element:
-                texts_in(element[key], key, location)
+                texts_in(element[key], key)
     for key in ("long_caption", "hard_negatives"):
         if key in record:
-            texts_in(record[key], key, location)
+            texts_in(record[key], key)
     raw = RawRecord({**record, "elems": elements}, location, folder, image)
     parsed = parse_region_record(raw, ImageKeys(), "caption")
     assert parsed.broken == () and len(parsed.elements) == len(elements)

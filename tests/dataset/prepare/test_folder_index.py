@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare import line_shards
-from dataset.prepare.folder_index import write_folder_index
 from dataset.shards import making
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
@@ -26,7 +25,7 @@ def folders(tmp_path, monkeypatch) -> list[Path]:
         for shard in range(3):
             rows = [json.dumps({"id": f"{name}{shard}{row}"}) for row in range(shard + 1)]
             (made[-1] / f"part-{shard}.jsonl").write_text("\n\n".join(rows) + "\n")
-        write_folder_index(made[-1], 1)
+        making.write_entries(made[-1], 1)
     return made
 
 
@@ -54,21 +53,21 @@ def test_a_list_of_folders_with_indexes_is_not_scanned(folders, tmp_path, monkey
         assert ids([copied], tmp_path / "index") == EXPECTED[:6]
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "names"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
 def test_shards_are_scanned_if_they_changed_or_the_index_is_damaged(folders, tmp_path, damage, monkeypatch):
     scanned, scan = [], making.scan_shard
     monkeypatch.setattr(making, "scan_shard", lambda path, *rest: scanned.append(path.name) or scan(path, *rest))
-    index, shard = folders[0] / "_prepare/index", folders[0] / "part-1.jsonl"
+    entry, shard = folders[0] / "_prepare/index/part-1.jsonl", folders[0] / "part-1.jsonl"
     expected = EXPECTED[:6]
     if damage == "changed":
         shard.write_text('{"id": "new"}\n')
         expected = ["b00", "new", "b20", "b21", "b22"]
     elif damage == "cut":
-        (index / "starts.npy").write_bytes((index / "starts.npy").read_bytes()[:-8])
+        entry.write_bytes(entry.read_bytes()[:-8])
     else:
-        (index / "names.npy").unlink()
+        entry.unlink()
     assert ids(folders[:1], tmp_path / "index") == expected
-    assert scanned == (["part-1.jsonl"] if damage == "changed" else ["part-0.jsonl", "part-1.jsonl", "part-2.jsonl"])
+    assert scanned == ["part-1.jsonl"]
 
 
 def test_prepare_writes_the_index_and_restores_a_missing_one(tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ from dataset.config import AugmentConfig, CaptionedSplitConfig, DataConfig, Vide
 from dataset.formats.captioned import read_captioned_images
 from dataset.formats.video_files import Videos
 from dataset.media.encoded import pixels_of
-from dataset.media.video import FrameSampler, VideoSource, read_frames
+from dataset.media.sources import VideoSource
+from dataset.media.video import FrameSampler, read_frames
 from dataset.prepare import frames
 from dataset.prepare.frame_files import outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FrameMaking
@@ -72,7 +73,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def numbers(value: Any) -> list[int]:
-    from dataset.media.video import video_source
+    from dataset.media.sources import video_source
 
     source = video_source(value, "video", "p", Path())
     return [number_on(frame) for frame in read_frames(source, VideoReadingConfig(), range, pixels_of, 10**6)]

@@ -53,7 +53,7 @@ def video(path: Path, seconds: int) -> None:
 
 def seconds_of(frames: list[str]) -> list[int]:
     """The seconds shown in the frames."""
-    numbers = [number_on(decode(base64.b64decode(frame), 10**6, "frame")) for frame in frames]
+    numbers = [number_on(decode(base64.b64decode(frame), 10**6)) for frame in frames]
     assert all(number % 5 == 0 for number in numbers)
     return [number // 5 for number in numbers]
 
@@ -178,7 +178,7 @@ def test_frame_rate_and_frame_size_can_be_set(raw, out, serial):
     prepared("webvid", raw, out, videos=VideoOptions(frames_per_second=2.5, short_side=20))
     frames = records(out / "webvid")[0]["video_frames"]
     assert len(frames) == 6
-    assert min(decode(base64.b64decode(frames[0]), 10**6, "frame").shape[1:]) == 20
+    assert min(decode(base64.b64decode(frames[0]), 10**6).shape[1:]) == 20
     message = "built from other files or with other flags (videos); --overwrite rebuilds it"
     assert message in re.sub(r"\s+", " ", failing(raw, out))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.media.sources import ImageSource
 from dataset.records.boxes import (
     Crop,
     crop_around,
@@ -20,7 +21,7 @@ from dataset.records.boxes import (
     visible_box,
     visible_elements,
 )
-from dataset.records.schema import Element, ImageSource, RegionRecord
+from dataset.records.schema import Element, ImageRecord
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "data_helpers.json").read_text(encoding="utf-8"))
 
@@ -199,7 +200,7 @@ def test_a_phrase_with_a_box_outside_is_broken_and_one_without_a_box_is_valid():
     elements = [
         Element(("x",), name=f"elems[{n}]", boxes=b) for n, b in enumerate([(inside, inside), (inside, outside), ()])
     ]
-    record = RegionRecord(location="a:1", image=ImageSource("a:1"), elements=tuple(elements))
+    record = ImageRecord(location="a:1", image=ImageSource("a:1"), elements=tuple(elements))
     kept, broken = elements_inside(record, 10, 10)
     assert [element.name for element in kept] == ["elems[0]"]
     assert [each.kind for each in broken] == ["box outside image"]

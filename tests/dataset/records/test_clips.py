@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.broken import BrokenRecordError
 from dataset.config import (
     AugmentConfig,
     CleanSetConfig,
@@ -19,7 +20,7 @@ from dataset.config import (
 )
 from dataset.loaders import BatchLoader
 from dataset.records.clips import choose_clip, parse_video_record
-from dataset.records.schema import BrokenRecordError, RawRecord
+from dataset.records.schema import RawRecord
 from dataset.tasks.pretrain import PretrainBatches, Steps
 from tests.dataset.media.test_video import encoded, without_decoders
 from tests.messages import naming

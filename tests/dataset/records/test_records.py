@@ -1,4 +1,4 @@
-"""Required contents of a record. Every kind of broken record is reported with its name and location."""
+"""Required contents of a record. Every kind of broken record is reported with its name."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset.broken import BrokenRecordError
+from dataset.records.boxes import place_box
 from dataset.records.schema import (
-    BrokenRecordError,
     ImageKeys,
     RawRecord,
-    alternatives,
     image_source,
     parse_image_record,
     parse_region_record,
     parse_text_record,
-    place_box,
 )
+from dataset.text.processors import alternatives
 from tests.messages import OneLine, naming
 
 KEYS = ImageKeys()
@@ -60,11 +60,10 @@ def test_the_config_can_set_whether_an_image_is_a_path_or_base64():
         ({"image": "", "caption": "a"}, "missing image", ("image is empty",)),
     ],
 )
-def test_a_broken_image_record_is_reported_with_reason_and_location(values, kind, message):
+def test_a_broken_image_record_is_reported_with_its_reason(values, kind, message):
     with pytest.raises(BrokenRecordError) as caught:
         parse_image_record(raw(**values), KEYS, "caption")
     assert caught.value.kind == kind
-    assert caught.value.location == "shard.jsonl:7"
     assert caught.value.message == OneLine(*message)
 
 
@@ -156,20 +155,20 @@ def test_a_region_record_without_elements_and_caption_is_broken():
 
 
 def test_boxes_keep_fractions_and_may_exceed_the_image_by_a_pixel():
-    assert place_box((1.5, 2.5, 3.25, 4.0), 10, 10, "p", "elems[0]") == (1.5, 2.5, 3.25, 4.0)
-    assert place_box((-0.5, 0, 11.0, 10.9), 10, 10, "p", "elems[0]") == (0.0, 0.0, 10.0, 10.0)
+    assert place_box((1.5, 2.5, 3.25, 4.0), 10, 10, "elems[0]") == (1.5, 2.5, 3.25, 4.0)
+    assert place_box((-0.5, 0, 11.0, 10.9), 10, 10, "elems[0]") == (0.0, 0.0, 10.0, 10.0)
     for box in ((-1.5, 0, 5, 5), (0, 0, 11.5, 5), (0, 6, 5, 6)):
-        with pytest.raises(BrokenRecordError, match=naming("p", "box outside image", "elems[0].bb")):
-            place_box(box, 10, 10, "p", "elems[0]")
+        with pytest.raises(BrokenRecordError, match=naming("box outside image", "elems[0].bb")):
+            place_box(box, 10, 10, "elems[0]")
     for box in ((1, 1, 0, 5), (1, 1, 5, -2), (10.2, 1, 0.5, 5)):
         with pytest.raises(BrokenRecordError, match="degenerate box"):
-            place_box(box, 10, 10, "p", "elems[0]")
+            place_box(box, 10, 10, "elems[0]")
 
 
 def test_a_language_is_fixed_or_random():
-    texts = parse_text_record(raw(text=[{"en": "star", "de": "Stern"}, "any"]), "text").texts
-    assert alternatives(texts, "de", None, "p") == ["Stern", "any"]
-    drawn = {alternatives(texts, None, np.random.default_rng(seed), "p")[0] for seed in range(20)}
+    texts = parse_text_record(raw(text=[{"en": "star", "de": "Stern"}, "any"]), "text")
+    assert alternatives(texts, "de", None) == ["Stern", "any"]
+    drawn = {alternatives(texts, None, np.random.default_rng(seed))[0] for seed in range(20)}
     assert drawn == {"star", "Stern"}
     with pytest.raises(BrokenRecordError, match=naming("missing key", "fr")):
-        alternatives(({"en": "star"},), "fr", None, "p")
+        alternatives(({"en": "star"},), "fr", None)

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from dataset.config import RemoteConfig, StreamConfig
+from dataset.examples import Account
 from dataset.shards.blocks import BlockOrder
 from dataset.shards.readers import Shards
 from dataset.shards.remote import ahead as remote_ahead
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
 from dataset.shards.remote.ahead import Prefetcher
-from dataset.tasks.streams.base import open_source
+from dataset.tasks.streams.opening import open_stream
 from tests.messages import OneLine, naming
 from utils.block_cache import BlockCache
 from utils.errors import UserError
@@ -41,7 +42,7 @@ def stream(server, monkeypatch, tmp_path):
         config = RemoteConfig(cache=str(tmp_path / cache), ahead=ahead, **remote)
         shards = Shards([f"{server.url}/a.jsonl"], index_folder=tmp_path / "index", remote=config)
         options = {"lanes": 2, "block_records": 20} if order == "blocks" else {}
-        return open_source(
+        return open_stream(
             StreamConfig(files=["a"], batch_size=5, order=order, **options),
             shards,
             name="images",
@@ -56,7 +57,8 @@ def stream(server, monkeypatch, tmp_path):
 
 
 def read(source, numbers) -> list[int]:
-    return [source.shards.read(record).values["n"] for number in numbers for record, _ in source.samples(number)]
+    account = Account()
+    return [n for number in numbers for n in source.examples(number, account, lambda raw, _: raw.values["n"])]
 
 
 def wait_until(condition) -> None:
@@ -96,9 +98,9 @@ def test_records_that_are_read_half_a_window_later_are_prefetched(stream, server
 
 def test_without_threads_nothing_is_prefetched(stream, tmp_path):
     source = stream(0)
-    next(iter(source.samples(0)))
+    source.examples(0, Account(), lambda raw, _: raw.values["n"])
     time.sleep(0.05)
-    assert blocks_of(tmp_path / "blocks") == 0
+    assert blocks_of(tmp_path / "blocks") == len({record // 3 for _, record in source.order.batch(0)})
 
 
 @pytest.mark.slow
@@ -236,14 +238,14 @@ def test_a_process_ends_quietly_while_blocks_are_fetched(stream, server, tmp_pat
 )
 def test_a_cache_that_is_too_small_is_reported_at_the_start(stream, order, message, caplog):
     """A lane is a single window of 60 records, so all blocks are in use."""
-    shards = stream(0, order).shards
+    shards = stream(0, order).records
     assert shards.cached_bytes == 100 * RECORDS and not caplog.text
     shards.cached_bytes = 2_000_000_000
     options = {"lanes": 2, "block_records": 20} if order == "blocks" else {}
     config = StreamConfig(files=["a"], batch_size=5, order=order, **options)
     for cache_gb, reported in ((2.01, False), (1.99, True)):
         shards.remote = RemoteConfig(cache_gb=cache_gb)
-        open_source(config, shards, name="images", seed=0, ranks=1, step=2)
+        open_stream(config, shards, name="images", seed=0, ranks=1, step=2)
         assert bool(OneLine(*message) in caplog.messages) == reported
 
 

@@ -138,8 +138,7 @@ def server(tmp_path, monkeypatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    for noted in (hub._report, hub._report_once):
-        noted.cache_clear()
+    hub._log_once.cache_clear()
     with FakeHub() as running:
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         address = f"http://127.0.0.1:{running.server_address[1]}"
@@ -188,7 +187,7 @@ def test_an_entry_resolves_to_files_of_a_commit(opened, server, entry, expected,
 
 def test_downloaded_files_are_read_without_network(opened, server, monkeypatch, caplog):
     opened("hf:org/pairs", hub="download")
-    hub._report_once.cache_clear()  # as in a new process
+    hub._log_once.cache_clear()  # as in a new process
     server.asked.clear()
     with caplog.at_level(logging.INFO):
         assert ids(opened("hf:org/pairs")) == TRAIN

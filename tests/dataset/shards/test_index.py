@@ -1,5 +1,5 @@
-"""The index of many shards: several processes each build a part of the index, an interrupted build resumes, and the entries of
-unchanged shards are reused."""
+"""The index of many shards: several processes scan shards, an interrupted build resumes, and the entries of unchanged shards are
+shared by all lists."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from utils.errors import UserError
 
 
 @pytest.fixture
-def lines(tmp_path, monkeypatch) -> list[Path]:
-    """Nine shards of up to four records with some blank lines, indexed in parts of two shards."""
-    monkeypatch.setattr(making, "PART", 2)
+def lines(tmp_path) -> list[Path]:
+    """Nine shards of up to four records with some blank lines."""
     paths = []
     for shard in range(9):
         rows = [json.dumps({"id": f"{shard}-{row}"}) for row in range(shard % 5)]
@@ -47,9 +46,9 @@ def test_any_number_of_processes_builds_the_same_index(lines, tmp_path):
     for name in ("shards.npy", "starts.npy", "irregularities.npy"):
         assert (made[0].folder / name).read_bytes() == (made[1].folder / name).read_bytes()
     assert ids(lines, tmp_path / "by1") == [f"{shard}-{row}" for shard in range(9) for row in range(shard % 5)]
-    assert [path.suffix for path in sorted((tmp_path / "by1").iterdir())] == [".index", ".lock"], (
-        "the parts must be deleted"
-    )
+    left = {path.suffix or path.name for path in (tmp_path / "by1").iterdir()}
+    assert left == {".index", ".lock", "shards"}, "no unfinished files"
+    assert len([path for path in (tmp_path / "by1" / "shards").rglob("*") if path.is_file()]) == 9
 
 
 def test_an_index_has_eight_bytes_per_record(tmp_path):
@@ -58,7 +57,7 @@ def test_an_index_has_eight_bytes_per_record(tmp_path):
     assert sum(file.stat().st_size for file in made.folder.iterdir()) < 8 * 10_000 + 1_000
 
 
-def test_an_interrupted_index_resumes_with_its_parts(lines, tmp_path, monkeypatch):
+def test_an_interrupted_index_resumes_with_its_entries(lines, tmp_path, monkeypatch):
     scan, scanned = making.scan_shard, []
 
     def scan_until_killed(path, *rest):
@@ -71,7 +70,7 @@ def test_an_interrupted_index_resumes_with_its_parts(lines, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         open_index(lines, tmp_path / "index", "files")
     open_index(lines, tmp_path / "index", "files")
-    assert scanned[6:] == [f"{shard}.jsonl" for shard in range(4, 9)], "parts of complete shards must be kept"
+    assert scanned[6:] == [f"{shard}.jsonl" for shard in range(5, 9)], "entries of scanned shards must be kept"
     assert len(ids(lines, tmp_path / "index")) == 16
 
 
@@ -97,19 +96,30 @@ def scanned(monkeypatch) -> list[str]:
     return names
 
 
-def test_a_list_with_other_shards_reuses_the_most_similar_index(lines, tmp_path, scanned, caplog):
-    caplog.set_level(logging.INFO)
+def test_lists_share_the_entries_of_their_shards(lines, tmp_path, scanned, caplog):
     open_index(lines[:4], tmp_path / "index", "files")
-    near = open_index(lines[8:1:-1], tmp_path / "index", "files").folder
+    open_index(lines[8:1:-1], tmp_path / "index", "files")
+    assert sorted(scanned) == [f"{shard}.jsonl" for shard in range(9)]
     lines[5].write_text('{"id": "new"}\n')
     scanned.clear(), caplog.clear()
     other = [lines[0], *lines[4:8]]
     found = open_index(other, tmp_path / "index", "files", 1)
-    assert scanned == ["0.jsonl", "5.jsonl"]
-    assert OneLine("files", "3 of 5", near, "2") in caplog.messages
+    assert scanned == ["5.jsonl"]
+    assert OneLine("files", "1 of 5", "5.jsonl") in caplog.messages
     fresh = open_index(other, tmp_path / "fresh", "files")
     for name in ("shards", "starts", "irregularities"):
         assert np.array_equal(getattr(found, name), getattr(fresh, name))
+
+
+@pytest.mark.parametrize("content", [b"", b"noise", b"\0" * 800])
+def test_a_damaged_entry_is_scanned_again(lines, tmp_path, scanned, content):
+    whole = open_index(lines, tmp_path / "index", "files")
+    for entry in (tmp_path / "index" / "shards").rglob("*"):
+        if entry.is_file():
+            entry.write_bytes(entry.read_bytes()[:-8] if content == b"" else content)
+    scanned.clear()
+    other = open_index(lines[1:], tmp_path / "index", "files")
+    assert len(scanned) == 8 and np.array_equal(other.starts, whole.starts)
 
 
 def test_a_list_without_a_shard_is_indexed_without_scanning(lines, tmp_path, scanned):
@@ -117,16 +127,6 @@ def test_a_list_without_a_shard_is_indexed_without_scanning(lines, tmp_path, sca
     scanned.clear()
     assert sum(open_index(lines[:3] + lines[4:], tmp_path / "index", "files").sizes) == 13
     assert scanned == []
-
-
-def test_an_index_without_names_is_readable_but_not_reused(lines, tmp_path, scanned):
-    made = open_index(lines, tmp_path / "index", "files")
-    for name in ("names.npy", "rows.npy"):
-        (made.folder / name).unlink(missing_ok=True)
-    scanned.clear()
-    assert np.array_equal(open_index(lines, tmp_path / "index", "files").starts, made.starts) and scanned == []
-    open_index(lines[:2], tmp_path / "index", "files")
-    assert scanned == ["0.jsonl", "1.jsonl"]
 
 
 def test_a_second_process_waits_for_the_first_to_build_the_index(lines, tmp_path, monkeypatch, caplog):
@@ -149,7 +149,7 @@ def test_a_second_process_waits_for_the_first_to_build_the_index(lines, tmp_path
     assert OneLine("files", "another process") in caplog.messages
 
 
-def test_a_killed_process_is_reported_in_one_line_and_its_parts_are_kept(lines, tmp_path, monkeypatch):
+def test_a_killed_process_is_reported_in_one_line_and_its_entries_are_kept(lines, tmp_path, monkeypatch):
     def scan_or_die(path, *rest):
         return os._exit(9) if path.name == "8.jsonl" else scan(path, *rest)
 
@@ -190,10 +190,10 @@ def is_running(process: int) -> bool:
 def test_on_disks_without_locks_the_index_of_another_process_is_used(lines, tmp_path, monkeypatch, caplog):
     def lose(*arguments):
         make(*arguments)
-        raise FileNotFoundError(2, "another process has removed the parts")
+        raise FileNotFoundError(2, "another process has replaced the index")
 
-    make = making.make_index
-    monkeypatch.setattr(making, "make_index", lose)
+    make = making.build_index
+    monkeypatch.setattr(making, "build_index", lose)
     assert open_index(lines, tmp_path / "index", "files").folder is not None
     assert "stay in memory" not in caplog.text
 

@@ -14,9 +14,10 @@ import pytest
 
 import dataset.shards.finding as finding
 import dataset.shards.parquet as parquet_shards
-import dataset.tasks.streams.base as base
+import dataset.tasks.streams.opening as base
+from dataset.broken import BrokenRecordError
 from dataset.config import RemoteConfig, StreamConfig
-from dataset.records.broken import BrokenRecordError
+from dataset.examples import Account
 from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.finding import find_shards
 from dataset.shards.parquet import runs_of_groups
@@ -24,8 +25,7 @@ from dataset.shards.readers import Shards
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
 from dataset.shards.remote.shards import RemoteShard
-from dataset.tasks.account import Account
-from dataset.tasks.streams.base import open_source, read_examples
+from dataset.tasks.streams.opening import open_stream
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 
@@ -155,7 +155,7 @@ def test_an_image_without_content_is_a_broken_record(tmp_path, value, kind):
 
 
 def test_an_image_larger_than_the_limit_is_a_broken_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("dataset.records.schema.IMAGE_BYTES", 3)
+    monkeypatch.setattr("dataset.media.sources.IMAGE_BYTES", 3)
     with pytest.raises(BrokenRecordError, match="unreadable image: image has 4 bytes"):
         image_source(RawRecord({"image": b"jpeg"}, "f:row 0", tmp_path), ImageKeys())
 
@@ -321,7 +321,7 @@ def test_rows_of_a_damaged_row_group_are_broken_records_and_others_are_read(open
         with pytest.raises(BrokenRecordError) as raised:
             shards.read(row)
         broken = raised.value
-        assert (broken.kind, broken.location) == ("unreadable row group", f"{file}:row {row}")
+        assert (broken.kind, shards.exact_location(row)) == ("unreadable row group", f"{file}:row {row}")
         assert broken.message == OneLine("row group 1")
 
 
@@ -347,10 +347,10 @@ def test_rows_before_the_damage_do_not_depend_on_the_order(opened, tmp_path, mon
 
 def test_broken_rows_do_not_stop_a_batch(opened, tmp_path):
     shards = opened(damaged_file(tmp_path, row=13))
-    source = open_source(stream("random"), shards, name="images", seed=0, ranks=1, step=1)
+    source = open_stream(stream("random"), shards, name="images", seed=0, ranks=1, step=1)
     account = Account()
     for number in range(ROWS // 4):
-        read_examples(source, number, account, lambda raw, rng: raw.values["n"])
+        source.examples(number, account, lambda raw, rng: raw.values["n"])
     assert sorted(broken.location for broken in account.broken) == [
         f"{shards.paths[0]}:row {row}" for row in range(10, 20)
     ]
@@ -365,20 +365,20 @@ def stream(order: str, **options) -> StreamConfig:
 @pytest.mark.parametrize("order", ["random", "blocks"])
 def test_any_number_of_ranks_reads_the_same_batches_with_each_row_once(opened, tmp_path, order):
     files = [write(tmp_path / "a.parquet", group=7), write(tmp_path / "b.parquet", rows=24, group=3)]
-    whole = open_source(stream(order), opened(*files), name="images", seed=0, ranks=1, step=4)
-    batches = [[whole.shards.read(record).location for record, _ in whole.samples(number)] for number in range(16)]
+    whole = open_stream(stream(order), opened(*files), name="images", seed=0, ranks=1, step=4)
+    batches = [[whole.records.read(record).location for record, _ in whole.samples(number)] for number in range(16)]
     assert len({location for batch in batches for location in batch}) == 64
     for ranks in (2, 4):
         for number in (15, 3, 8):  # starts at any batch, with an empty cache
-            again = open_source(
+            again = open_stream(
                 stream(order), opened(*files, cache=f"{ranks}-{number}"), name="images", seed=0, ranks=ranks, step=4
             )
-            assert [again.shards.read(record).location for record, _ in again.samples(number)] == batches[number]
+            assert [again.records.read(record).location for record, _ in again.samples(number)] == batches[number]
 
 
 def test_blocks_follow_row_groups(opened, tmp_path):
     shards = opened(write(tmp_path / "a.parquet", group=7), write(tmp_path / "b.parquet", rows=30, group=15))
-    order = open_source(stream("blocks"), shards, name="images", seed=0, ranks=1, step=4).order
+    order = open_stream(stream("blocks"), shards, name="images", seed=0, ranks=1, step=4).order
     borders = {int(first) for lane in order.lanes for first in lane.firsts}
     assert {0, 7, 14, 21, 28, 35, 40, 55} <= borders  # the first rows of all row groups
     assert shards.runs_by_entry(14) == [[14, 14, 12], [15, 15]]
@@ -390,12 +390,12 @@ def test_large_row_groups_are_rejected_in_a_random_order_with_the_remedy(opened,
     limit = int(shards.index.row_groups(0)[:, 1].max())
     monkeypatch.setattr(base, "RANDOM_ROW_GROUP", limit)
     with pytest.raises(UserError, match=naming("b.parquet", "30 rows", "order: blocks", "run.py prepare parquet")):
-        open_source(stream("random"), shards, name="images", seed=0, ranks=1, step=1)
-    open_source(stream("blocks"), shards, name="images", seed=0, ranks=1, step=4)
-    open_source(stream("random"), opened(str(tmp_path / "a.parquet")), name="images", seed=0, ranks=1, step=1)
+        open_stream(stream("random"), shards, name="images", seed=0, ranks=1, step=1)
+    open_stream(stream("blocks"), shards, name="images", seed=0, ranks=1, step=4)
+    open_stream(stream("random"), opened(str(tmp_path / "a.parquet")), name="images", seed=0, ranks=1, step=1)
     monkeypatch.setattr(base, "RANDOM_ROW_GROUP", 10)
     single = opened(write(tmp_path / "c.parquet", group=1))  # they cannot be made smaller
-    open_source(stream("random"), single, name="images", seed=0, ranks=1, step=1)
+    open_stream(stream("random"), single, name="images", seed=0, ranks=1, step=1)
 
 
 def _compare(shards: Shards) -> None:

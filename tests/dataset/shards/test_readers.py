@@ -19,7 +19,7 @@ import dataset.shards.index
 import dataset.shards.making
 import dataset.shards.readers
 import dataset.shards.scanning
-from dataset.records.schema import BrokenRecordError
+from dataset.broken import BrokenRecordError
 from dataset.shards.finding import find_shards
 from dataset.shards.readers import Shards
 from tests.messages import OneLine, naming
@@ -121,10 +121,11 @@ def test_unreadable_files_are_reported_in_one_line_before_training(tmp_path, ent
 
 def test_bad_lines_are_broken_records_with_a_location(write_lines):
     shards = Shards([write_lines("a.jsonl", ['{"a": 1', "[1]", '{"a": 1}'])])
-    with pytest.raises(BrokenRecordError, match=r"a.jsonl:1: bad json: "):
+    with pytest.raises(BrokenRecordError, match=r"^bad json: "):
         shards.read(0)
-    with pytest.raises(BrokenRecordError, match=naming("a.jsonl:2", "wrong type", "JSON")):
+    with pytest.raises(BrokenRecordError, match=naming("wrong type", "JSON")):
         shards.read(1)
+    assert [shards.exact_location(n).rpartition("/")[2] for n in range(2)] == ["a.jsonl:1", "a.jsonl:2"]
     assert shards.read(2).values == {"a": 1}
 
 
@@ -263,8 +264,9 @@ def test_a_record_with_two_members_of_a_kind_is_broken(tmp_path, second, kind, a
     again = (second, b"{}")
     members = [*ORDERED[:3], *(ORDERED[3:] if apart else []), again, *([] if apart else ORDERED[3:])]
     shards = Shards([write_tar(tmp_path / "a.tar", members)])
-    with pytest.raises(BrokenRecordError, match=naming("a.tar:a.jpg", "repeated member", kind, second)):
+    with pytest.raises(BrokenRecordError, match=naming("repeated member", kind, second)):
         shards.read(0)
+    assert shards.exact_location(0).endswith("a.tar:a.jpg")
     assert shards.read(1).image == b"B"
 
 
@@ -297,10 +299,11 @@ def test_an_index_of_an_earlier_version_is_rebuilt(tmp_path, index_folder):
 
 def test_a_tar_member_with_invalid_json_is_a_broken_record(tmp_path, encoded):
     shards = Shards([write_tar(tmp_path / "a.tar", [("x.jpg", encoded()), ("x.json", b"{"), ("y.txt", b"\xff")])])
-    with pytest.raises(BrokenRecordError, match=r"a.tar:x.jpg: bad json"):
+    with pytest.raises(BrokenRecordError, match=r"^bad json"):
         shards.read(0)
-    with pytest.raises(BrokenRecordError, match=naming("a.tar:y.txt", "wrong type", "UTF-8")):
+    with pytest.raises(BrokenRecordError, match=naming("wrong type", "UTF-8")):
         shards.read(1)
+    assert [shards.exact_location(n).rpartition("/")[2] for n in range(2)] == ["a.tar:x.jpg", "a.tar:y.txt"]
 
 
 def test_more_shards_than_open_files_can_be_read(write_lines, monkeypatch):
@@ -308,14 +311,14 @@ def test_more_shards_than_open_files_can_be_read(write_lines, monkeypatch):
     files = [write_lines(f"{n}.jsonl", [{"n": n}]) for n in range(9)]
     shards = Shards(files)
     assert [shards.read(n).values["n"] for n in [*range(9), *range(9)]] == [*range(9), *range(9)]
-    assert len(shards._files._files) == 3
+    assert len(shards._files) == 3
 
 
 def test_few_files_stay_open_if_the_system_allows_few(write_lines, monkeypatch):
     monkeypatch.setattr(dataset.shards.readers.open_files, "limit", lambda: 64)
     shards = Shards([write_lines(f"{number}.jsonl", [{"n": number}]) for number in range(9)])
     assert [shards.read(number).values["n"] for number in range(9)] == list(range(9))
-    assert len(shards._files._files) == 4
+    assert len(shards._files) == 4
 
 
 def test_reaching_the_limit_on_open_files_is_not_reported_as_a_lost_shard(write_lines, monkeypatch):

@@ -23,8 +23,8 @@ from dataset.prepare.frame_files import outputs_of_shards
 from dataset.shards.readers import Shards
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
+from dataset.shards.remote.requests import Files, RequestError
 from dataset.shards.remote.shards import find_remote
-from dataset.shards.remote.transports import RequestError, Store, open_transport
 from dataset.tasks.pretrain import PretrainBatches
 from tasks.data_identity import data_identity
 from tests.messages import OneLine, naming
@@ -196,9 +196,7 @@ def test_time_spent_waiting_for_another_process_counts_towards_the_limit(served,
     server.fault = lambda number: "503"
     address = f"{server.url}/000.tar"
     with pytest.raises(UserError, match=r"gave up after 1 request over 6\d s"):
-        remote.request(
-            address, address, lambda transport: transport.read(address, 0, 1), wait_started=time.monotonic() - 60
-        )
+        remote.request(address, lambda files: files.read(address, 0, 1), wait_started=time.monotonic() - 60)
 
 
 def test_workers_are_not_killed_while_they_repeat_a_request():
@@ -316,7 +314,7 @@ def test_query_strings_are_sent_but_not_shown(served, open_remote, server, caplo
         open_remote("{0..1000000}.tar?signature=secret")
     assert "secret" not in str(too_many.value)
     with pytest.raises(UserError, match="fsspec: Protocol not known") as unknown:
-        open_transport("nothing://host/000.tar?signature=secret", 1.0, "files")
+        open_remote("nothing://host/000.tar?signature=secret", protocols=["nothing"])
     assert "secret" not in str(unknown.value)
 
 
@@ -327,7 +325,7 @@ def test_brackets_in_the_host_of_a_url_are_not_a_pattern():
 
 def test_several_threads_may_detect_a_shorter_object_at_once(monkeypatch):
     pytest.importorskip("fsspec")
-    store = Store("memory", 5)
+    store = Files("memory", 5)
     store._files.pipe_file("/a.tar", b"content")
     assert store.read("memory://a.tar", 0, 4).content == b"cont"
     monkeypatch.setattr(store._files, "cat_file", lambda *_, **__: store._states.clear() or b"")

@@ -12,11 +12,10 @@ from typing import Any, BinaryIO
 import pytest
 
 from dataset.config import RemoteConfig
+from dataset.examples import Account, RecordStream
 from dataset.shards import readers
 from dataset.shards.readers import Shards
-from dataset.shards.samplers import RandomOrder, RecordSource
-from dataset.tasks.account import Account
-from dataset.tasks.streams.base import read_examples
+from dataset.shards.samplers import RandomOrder
 from dataset.workers import in_workers
 from tests.messages import OneLine
 
@@ -30,11 +29,11 @@ def write_tar(path: Path, count: int) -> str:
     return str(path)
 
 
-def batch(source: RecordSource, number: int) -> list[str | None]:
-    return read_examples(source, number, Account(), lambda raw, rng: raw.location)
+def batch(source: RecordStream, number: int) -> list[str | None]:
+    return source.examples(number, Account(), lambda raw, rng: raw.location)
 
 
-def first_warning(source: RecordSource, caplog) -> str:
+def first_warning(source: RecordStream, caplog) -> str:
     """The first warning about a lost worker, where a worker reads the records one by one."""
     batches = in_workers(partial(batch, source), range(len(source)), 1, timeout_s=1)
     for _ in batches:
@@ -44,7 +43,7 @@ def first_warning(source: RecordSource, caplog) -> str:
     return caplog.messages[0]
 
 
-def records(source: RecordSource) -> list[int]:
+def records(source: RecordStream) -> list[int]:
     """The index of each batch's record, in order."""
     return [index for number in range(len(source)) for _, index in source.order.batch(number)]
 
@@ -66,7 +65,7 @@ class StallOnce:
 def test_the_stalled_record_of_a_local_tar_is_named(tmp_path, caplog, monkeypatch):
     tars = [write_tar(tmp_path / name, 3) for name in ("a.tar", "b.tar")]
     shards = Shards(tars, index_folder=tmp_path / "index")
-    source = RecordSource(shards, RandomOrder(6, 1, seed=0, stream="texts"), name="texts", seed=0)
+    source = RecordStream(shards, RandomOrder(6, 1, seed=0, stream="texts"), name="texts", seed=0)
     order = records(source)
     first = next(index for index in order if (index < 3) != (order[0] < 3))  # not the first record of the run
     stalled = tars[first // 3]
@@ -81,7 +80,7 @@ def test_the_stalled_record_of_a_remote_tar_is_named(server, tmp_path, caplog):
     urls = [f"{server.url}/{name}" for name in ("a.tar", "b.tar")]
     remote = RemoteConfig(cache=str(tmp_path / "blocks"), timeout_s=60, retry_minutes=1, ahead=0)
     shards = Shards(urls, index_folder=tmp_path / "index", remote=remote)
-    source = RecordSource(shards, RandomOrder(6, 1, seed=0, stream="texts"), name="texts", seed=0)
+    source = RecordStream(shards, RandomOrder(6, 1, seed=0, stream="texts"), name="texts", seed=0)
     order = records(source)
     first = next(index for index in order if (index < 3) != (order[0] < 3))
     for block in (tmp_path / "blocks").rglob("*"):  # building the index has read them

@@ -89,8 +89,12 @@ def test_a_flip_never_makes_a_caption_false(make):
     whole = make(captions)
     for image in range(6):
         rng = np.random.default_rng(0)
-        assert (careful.example(image, rng).pixels == whole.example(image, rng).pixels).all()
-        assert (careless.example(image, rng).pixels == whole.example(image, rng).pixels.flip(2)).all()
+        assert (
+            careful.example(careful.items[image], rng).pixels == whole.example(whole.items[image], rng).pixels
+        ).all()
+        assert (
+            careless.example(careless.items[image], rng).pixels == whole.example(whole.items[image], rng).pixels.flip(2)
+        ).all()
 
 
 def test_an_unreadable_image_becomes_an_invalid_row_and_is_counted(make, tmp_path):

@@ -89,7 +89,7 @@ def test_unusable_fine_tuning_rows_are_reported_in_one_line(tmp_path, workers):
         def evaluate(split: CaptionedSplitConfig) -> None:
             items = read_captioned_images(split, "evaluation.test.a", 0.0)
             view = EvaluationView(16, 10**6)
-            list(in_batches(lambda index: view(items.images[index]), range(2), 2, workers))
+            list(in_batches(lambda index: view(items.images[index]), range(2), 2, workers, items.images.location))
 
         with pytest.raises(UserError, match=naming("held-out")) as caught:
             evaluate(split)

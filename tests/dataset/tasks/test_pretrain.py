@@ -71,7 +71,7 @@ def test_a_pair_keeps_image_and_caption_together(maker, tokenizer, write_lines, 
         for row, place in enumerate(batch.records):
             n = int(place.rsplit(":", 1)[1]) - 1
             assert words(tokenizer, batch.images.text, row) == f"number zero {names[n]}"
-            expected = evaluation_view(decode(encoded(seed=n), 10**6, "p"), SIZE)
+            expected = evaluation_view(decode(encoded(seed=n), 10**6), SIZE)
             assert torch.equal(batch.images.pixels[row], expected)
             seen.append(n)
     assert sorted(seen) == list(range(9))

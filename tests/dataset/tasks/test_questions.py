@@ -7,8 +7,7 @@ import pathlib
 import tracemalloc
 from pathlib import Path
 
-from dataset.media.video import VideoSource
-from dataset.records.schema import ImageSource
+from dataset.media.sources import ImageSource, VideoSource
 from dataset.tasks.questions import Question, QuestionGroups, QuestionTable
 
 ROOT = Path(__file__).parents[3]
@@ -42,24 +41,28 @@ def test_a_table_returns_the_questions_it_was_built_from():
     assert list(QuestionTable([])) == []
 
 
+def rows_of(groups: QuestionGroups) -> list[list[int]]:
+    return [groups.rows(number) for number in range(len(groups))]
+
+
 def test_groups_contain_each_question_once_with_others_about_its_image():
     """The questions of the table are about 40 images, five per image. Every third question is kept separate from the others."""
     table = QuestionTable([question(n) for n in range(200)])
     separate = [n % 3 == 0 for n in range(200)]
-    groups = QuestionGroups(table, 2, separate)
+    groups = rows_of(QuestionGroups(table, 2, separate))
     assert sorted(number for group in groups for number in group) == list(range(200))
     assert [group[0] for group in groups] == sorted(group[0] for group in groups)
     for group in groups:
         assert group == sorted(group) and len(group) <= 2
         assert len({table.source(number).path for number in group}) == len({separate[number] for number in group}) == 1
-    assert list(groups)[:4] == [[0, 3], [1, 2], [4], [5, 7]]
-    assert [len(group) for group in QuestionGroups(table, 9)] == 40 * [5]
-    assert list(QuestionGroups(table, 1, separate)) == [[number] for number in range(200)]
+    assert groups[:4] == [[0, 3], [1, 2], [4], [5, 7]]
+    assert [len(group) for group in rows_of(QuestionGroups(table, 9))] == 40 * [5]
+    assert rows_of(QuestionGroups(table, 1, separate)) == [[number] for number in range(200)]
 
 
 def test_images_without_a_file_are_never_shared():
     several = [Question(n, "what?", ImageSource(f"a:{n}", content=b"x"), ("a",)) for n in range(3)]
-    assert list(QuestionGroups(QuestionTable([*several, question(0), question(1)]), 5)) == [[0], [1], [2], [3, 4]]
+    assert rows_of(QuestionGroups(QuestionTable([*several, question(0), question(1)]), 5)) == [[0], [1], [2], [3, 4]]
 
 
 def test_a_question_takes_its_text_and_a_few_bytes_more():

@@ -39,7 +39,7 @@ def drawn(maker: TextMaker, described: Description, others: tuple = ()) -> set[s
     return {
         negative
         for seed in range(60)
-        for negative in maker.choose(described, others, np.random.default_rng(seed), "a.jsonl:1").hard_negatives
+        for negative in maker.choose(described, others, np.random.default_rng(seed)).hard_negatives
     }
 
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from batches.base import IGNORE
+from dataset.broken import BrokenRecordError
 from dataset.config import TextDataConfig
-from dataset.records.schema import BrokenRecordError
 from dataset.text.loading import difference_of_tokenizers, load_tokenizer
 from dataset.text.processors import TextProcessor, clean_alternatives, clean_caption, clean_question, mentions_side
 from tests.messages import OneLine, naming
@@ -272,10 +272,10 @@ def test_a_batch_is_padded_to_its_longest_text(tokenizer):
 def test_empty_alternatives_are_skipped_and_a_text_without_others_is_broken(tokenizer):
     text = processor(tokenizer, language="en")
     texts = ("...", {"en": "Star!"}, {"de": "Stern"})
-    assert {text.choose(texts, rng(seed), "p") for seed in range(20)} == {"star"}
-    assert clean_alternatives(texts, "en", 30, "p") == ["star"]
-    for choose in (lambda: text.choose(("...", ""), rng(), "p"), lambda: clean_alternatives(("...",), None, 30, "p")):
-        with pytest.raises(BrokenRecordError, match="p: empty text"):
+    assert {text.choose(texts, rng(seed)) for seed in range(20)} == {"star"}
+    assert clean_alternatives(texts, "en", 30) == ["star"]
+    for choose in (lambda: text.choose(("...", ""), rng()), lambda: clean_alternatives(("...",), None, 30)):
+        with pytest.raises(BrokenRecordError, match="empty text"):
             choose()
 
 

@@ -51,7 +51,7 @@ def test_scores_equal_the_calls_of_the_model_in_any_batches(model, drawn):
 def test_the_box_of_an_image_is_cropped(model, tmp_path):
     FOLDERS["fg-ovd"][0](tmp_path)
     path, asked = tmp_path / "val2017/1.jpg", model("pretrain")
-    whole = decode(path.read_bytes(), 10**6, str(path))
+    whole = decode(path.read_bytes(), 10**6)
     boxes = {
         (1.5, 2.0, 9.2, 8.0): whole[:, 2:10, 1:11],
         (-5, 20, 100, 100): whole[:, 20:24],

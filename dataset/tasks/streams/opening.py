@@ -1,32 +1,45 @@
-"""Shared code of the pre-training streams."""
+"""Opens the records of the pre-training streams, each in its order."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
-from typing import TypeVar
 
-import numpy as np
-
-from dataset.config import BLOCK_RECORDS, ImageRecordsConfig, StreamConfig, check_lanes
-from dataset.records.schema import ImageKeys, RawRecord
+from dataset.config import BLOCK_RECORDS, DataConfig, StreamConfig, check_lanes
+from dataset.examples import RecordStream
+from dataset.records.schema import RawRecord
 from dataset.shards.blocks import BlockOrder
 from dataset.shards.readers import Shards
-from dataset.shards.samplers import Order, RandomOrder, RecordSource
+from dataset.shards.samplers import Order, RandomOrder
 from dataset.shards.weights import Weights
-from dataset.tasks.account import Account
 from utils import distributed
 from utils.errors import UserError
-from utils.files import expanded
 from utils.inputs import WeightedShards
-
-E = TypeVar("E")
 
 RANDOM_ROW_GROUP = 32_000_000
 """Maximum size of a row group in bytes with ``order: random``. A row group of a single row may be larger."""
 
 logger = logging.getLogger(__name__)
+
+
+def open_streams(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str, RecordStream[RawRecord]]:
+    """Opens the records of each stream. The clean set of a stream is named ``<name>/clean``.
+
+    Args:
+        data: the streams.
+        seed: seed of the order.
+        ranks: number of ranks.
+        step: number of micro-batches in a global batch, over all ``ranks``.
+
+    Raises:
+        UserError: if there are no files or no records, or for the reasons listed in :func:`open_stream`.
+    """
+    opened = {}
+    for name, config in data.record_sets().items():
+        key = f"data.{name.replace('/', '.')}.files"
+        shards = Shards(config.paths, key=key, index_folder=data.cache_index, remote=data.remote)
+        opened[name] = open_stream(config, shards, name=name, seed=seed, ranks=ranks, step=step)
+    return opened
 
 
 def weights_of(config: StreamConfig, shards: Shards) -> Weights | None:
@@ -40,7 +53,9 @@ def _runs(config: StreamConfig, shards: Shards) -> list[list[int]]:
     return shards.runs_by_entry(config.block_records or BLOCK_RECORDS)
 
 
-def open_source(config: StreamConfig, shards: Shards, *, name: str, seed: int, ranks: int, step: int) -> RecordSource:
+def open_stream(
+    config: StreamConfig, shards: Shards, *, name: str, seed: int, ranks: int, step: int
+) -> RecordStream[RawRecord]:
     """Returns the records of shards in the order of the stream.
 
     Args:
@@ -56,8 +71,7 @@ def open_source(config: StreamConfig, shards: Shards, *, name: str, seed: int, r
             groups of a Parquet shard are too large for a random order.
     """
     count = config.records_per_batch
-    # A clean set has no weights.
-    weights = None if name.endswith("/clean") else weights_of(config, shards)
+    weights = weights_of(config, shards)
     order: Order = RandomOrder(len(shards if weights is None else weights), count, seed=seed, stream=name)
     if config.order == "blocks":
         lanes = config.lanes or step
@@ -83,13 +97,7 @@ def open_source(config: StreamConfig, shards: Shards, *, name: str, seed: int, r
         )
     if shards.cached_bytes and distributed.rank() == 0:
         _warn_of_small_cache(shards, order, distributed.local_size() / ranks)
-    return RecordSource(shards, order, name=name, seed=seed, weights=weights)
-
-
-def image_keys(config: ImageRecordsConfig) -> ImageKeys:
-    """Returns the keys that locate the image of a record."""
-    root = expanded(config.image_root) if config.image_root is not None else None
-    return ImageKeys(config.image_key, config.image_is, root)
+    return RecordStream(shards, order, name=name, seed=seed, weights=weights)
 
 
 def _warn_of_small_cache(shards: Shards, order: Order, rank_fraction: float) -> None:
@@ -119,28 +127,3 @@ def _warn_of_small_cache(shards: Shards, order: Order, rank_fraction: float) -> 
             room / 1e9,
             remedy,
         )
-
-
-def read_examples(
-    source: RecordSource, number: int, account: Account, make: Callable[[RawRecord, np.random.Generator], E | None]
-) -> list[E | None]:
-    """Reads the records of micro-batch ``number`` and makes an example of each.
-
-    Args:
-        source: records of the stream, in reading order.
-        number: index of the micro-batch.
-        account: counts the records.
-        make: function that parses and augments a record. If it raises anything other than UserError, the record is counted as
-            broken. It returns None if it has already reported all parts of the record as broken.
-
-    Returns:
-        An example for each record, or None if the record cannot be used.
-    """
-    examples: list[E | None] = []
-    for index, rng in source.samples(number):
-        with account.record(source.name, source.shards.location(index)) as record:
-            raw = source.shards.read(index)
-            record.location = raw.location  # for a tar, this has the name of the member
-            record.example = make(raw, rng)
-        examples.append(record.example)
-    return examples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Mapping
+from typing import Any
 
 from batches.base import BrokenRecord
 from utils.errors import UserError
@@ -18,18 +19,23 @@ _LONGEST_MESSAGE = 300
 
 
 class BrokenRecordError(Exception):
-    """Raised if a record cannot be used. It has the kind of fault, the record's location (``file:line``) and a message."""
+    """Raised if a record, or a part of it, cannot be used.
 
-    def __init__(self, kind: BrokenKind, location: str, message: str):
-        location, message = printable(location), printable(message)
-        super().__init__(f"{location}: {kind}: {message}")
+    The error does not say which record it is: whoever reads records adds the location (:func:`broken_record`).
+
+    Attributes:
+        kind: see :data:`BrokenKind`.
+        message: what is wrong.
+    """
+
+    def __init__(self, kind: BrokenKind, message: str):
         self.kind: BrokenKind = kind
-        self.location = location
-        self.message = message
+        self.message = printable(message)
+        super().__init__(f"{kind}: {self.message}")
 
-    def as_broken(self) -> BrokenRecord:
-        """Returns the error as plain data that can be sent with a batch."""
-        return BrokenRecord(self.kind, self.location, self.message)
+
+class MediaError(BrokenRecordError):
+    """Raised if an image or a video cannot be read."""
 
 
 def broken_record(error: Exception, location: str) -> BrokenRecord:
@@ -42,11 +48,17 @@ def broken_record(error: Exception, location: str) -> BrokenRecord:
     """
     if isinstance(error, UserError):
         raise error
+    location = printable(location)
     if isinstance(error, BrokenRecordError):
-        return error.as_broken()
+        return BrokenRecord(error.kind, location, error.message)
     message = printable(" ".join(str(error).split())[:_LONGEST_MESSAGE]) or "no message"
-    where = printable(location)
-    return BrokenRecord(type(error).__name__, where, message, "".join(traceback.format_exception(error)))
+    return BrokenRecord(type(error).__name__, location, message, "".join(traceback.format_exception(error)))
+
+
+def json_type(value: Any) -> str:
+    """Returns the name of the type of a value in JSON, for messages."""
+    names = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean", bytes: "bytes"}
+    return names.get(type(value), "a number")
 
 
 def json_fault(error: Exception) -> str:

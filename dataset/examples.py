@@ -1,0 +1,224 @@
+"""The way of a record, from its number in a run to the rows of a batch.
+
+Every stream of records takes the same steps, in pre-training and in fine-tuning:
+
+1. number: the order of the stream lists the records of a micro-batch (:mod:`dataset.shards.samplers`);
+2. location: the place of each record is noted, to name a record that is broken, or at which reading hangs;
+3. read: the record is read from a shard, or taken from an annotation file in memory;
+4. parse, augment, encode: the stream makes an example of the record, with random numbers that depend only on the seed, the
+   epoch and the number;
+5. collate: the stream puts the examples into one batch.
+
+:meth:`RecordStream.examples` takes the steps up to the examples. The streams themselves (:mod:`dataset.tasks`) say how an example
+is made, and how examples are collated. Whatever is wrong with a record is raised as a
+:class:`~dataset.broken.BrokenRecordError` without a location; the location is added here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batches.base import BrokenRecord, RecordCount
+from dataset.broken import BrokenRecordError, broken_record
+from dataset.shards.samplers import Order, sample_rng
+from dataset.shards.weights import Weights
+from dataset.workers import reading
+
+E = TypeVar("E")
+R_co = TypeVar("R_co", bound="Located", covariant=True)
+R = TypeVar("R", bound="Located")
+
+
+class Located(Protocol):
+    """A record that knows its location, such as file and line."""
+
+    @property
+    def location(self) -> str: ...
+
+
+class Records(Protocol[R_co]):
+    """Numbered records: those of shards (:class:`~dataset.shards.readers.Shards`), or :class:`RecordsInMemory`.
+
+    Attributes:
+        prefetches: True if :meth:`prefetch` has any effect.
+    """
+
+    prefetches: bool
+
+    def __len__(self) -> int: ...
+
+    def location(self, number: int) -> str:
+        """Returns the location of a record as precisely as it is known before the record is read."""
+        ...
+
+    def exact_location(self, number: int) -> str:
+        """Returns the location of a record. This may need to read the record's shard."""
+        ...
+
+    def prefetch(self, number: int) -> None:
+        """Begins to fetch a record that will be read later."""
+        ...
+
+    def read(self, number: int) -> R_co:
+        """Reads a record.
+
+        Raises:
+            BrokenRecordError: if the record cannot be read.
+            UserError: if no record can be read, because a file was removed or changed.
+        """
+        ...
+
+
+class Table(Protocol[R_co]):
+    """The rows of an annotation file, in a list, or in columns from which a row is made when it is accessed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> R_co: ...
+
+
+class RecordsInMemory(Generic[R]):
+    """The rows of an annotation file as numbered records (:class:`Records`)."""
+
+    prefetches = False
+
+    def __init__(self, rows: Table[R]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def location(self, number: int) -> str:
+        return self.rows[number].location
+
+    exact_location = location
+
+    def prefetch(self, number: int) -> None:
+        pass
+
+    def read(self, number: int) -> R:
+        return self.rows[number]
+
+
+class RecordStream(Generic[R]):
+    """The records of a stream, in the order in which training reads them.
+
+    Args:
+        records: the records.
+        order: order of the records. With ``weights``, the order of their slots; a record has a slot for each time it is read in
+            an epoch.
+        name: name of the stream, which makes its random numbers independent of other streams.
+        seed: seed of the run.
+        weights: how many times each record is read per epoch; if None, every record is read once.
+    """
+
+    def __init__(self, records: Records[R], order: Order, *, name: str, seed: int, weights: Weights | None = None):
+        self.records, self.order, self.name, self.seed, self.weights = records, order, name, seed, weights
+        self._started_lanes: set[int] = set()
+
+    def __len__(self) -> int:
+        """Returns the number of examples per epoch."""
+        return len(self.records if self.weights is None else self.weights)
+
+    def examples(
+        self, number: int, account: Account, make: Callable[[R, np.random.Generator], E | None]
+    ) -> list[E | None]:
+        """Reads the records of micro-batch ``number``, and makes an example of each.
+
+        Args:
+            number: number of the micro-batch, counted over all ranks.
+            account: counts the records.
+            make: parses, augments and encodes a record. If it raises anything other than UserError, the record is counted as
+                broken. It returns None if it has already counted all parts of the record as broken.
+
+        Returns:
+            An example for each record, or None if the record cannot be used.
+        """
+        if self.records.prefetches:
+            self._prefetch(number)
+        examples: list[E | None] = []
+        for index, rng in self.samples(number):
+            account.begin(self.records.location(index))
+            example = None
+            try:
+                record = self.records.read(index)
+                account.location = record.location
+                example = make(record, rng)
+            except BrokenRecordError as error:
+                account.location = self.records.exact_location(index)
+                account.add_broken(error)
+            except Exception as error:
+                account.add_broken(error)
+            account.count(self.name, usable=example is not None)
+            examples.append(example)
+        return examples
+
+    def samples(self, number: int) -> Iterator[tuple[int, np.random.Generator]]:
+        """Yields the index of each record of micro-batch ``number``, and the generator for its example."""
+        for epoch, slot in self.order.batch(number):
+            # Seeded by slot, so that a record that is read twice in an epoch is augmented differently each time.
+            yield self._index(epoch, slot), sample_rng(self.seed, self.name, epoch, slot)
+
+    def _index(self, epoch: int, slot: int) -> int:
+        return slot if self.weights is None else self.weights.record(epoch, slot)
+
+    def _prefetch(self, number: int) -> None:
+        lane = self.order.lane(number)
+        for later in self.order.to_prefetch(number, first=lane not in self._started_lanes):
+            for epoch, slot in self.order.batch(later):
+                self.records.prefetch(self._index(epoch, slot))
+        self._started_lanes.add(lane)
+
+
+class Account:
+    """Counts the records of one batch, and lists the broken ones. A broken record never stops a run.
+
+    Attributes:
+        location: location of the record that is being read.
+        usable: locations of the records that became examples.
+        broken: the records, and parts of records, that could not be used.
+        counts: number of records read and used, by stream.
+    """
+
+    def __init__(self) -> None:
+        self.location = ""
+        self.usable: list[str] = []
+        self.broken: list[BrokenRecord] = []
+        self.counts: dict[str, RecordCount] = {}
+
+    def begin(self, location: str) -> None:
+        """Notes that the record at a location is read next. In a worker process, the location is reported if the worker hangs or
+        is killed."""
+        self.location = location
+        if (note := reading.get(None)) is not None:
+            note(location)
+
+    def add_broken(self, error: Exception) -> None:
+        """Adds the fault of the record that is being read, or of a part of it.
+
+        Raises:
+            UserError: ``error`` itself if it is a UserError, because records do not cause UserErrors.
+        """
+        self.broken.append(broken_record(error, self.location))
+
+    def count(self, stream: str, *, usable: bool) -> None:
+        """Counts the record that was read."""
+        if usable:
+            self.usable.append(self.location)
+        before = self.counts.get(stream, RecordCount(0, 0))
+        self.counts[stream] = RecordCount(before.read + 1, before.usable + usable)
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the counts as fields of :class:`~batches.base.Batch`."""
+        return {"records": tuple(self.usable), "broken": tuple(self.broken), "counts": self.counts}
+
+
+def filled(examples: Sequence[E | None], filler: Callable[[], E]) -> tuple[list[E], Tensor]:
+    """Returns the examples, with None replaced by fillers, and a mask (N,) that is False for fillers."""
+    rows = [filler() if example is None else example for example in examples]
+    return rows, torch.tensor([example is not None for example in examples])
