@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 from dataset import look_alikes
-from dataset.broken import BrokenRecordError, printable
+from dataset.broken import BrokenRecordError, broken_record, printable
 from dataset.config import DataConfig
 from dataset.image_ids import ids_in_path
 from dataset.leaks import KnownImage, SharedImage, SharedImages, Source, known_image, shared_with_splits
@@ -349,7 +349,7 @@ class _Records:
             try:
                 yield from images_of_record(self.shards.read(index), self.stream)
             except BrokenRecordError as error:
-                self.first = self.first if self.broken else str(error)
+                self.first = self.first if self.broken else str(broken_record(error, self.shards.exact_location(index)))
                 self.broken += 1
 
     def sample(self, count: int, rng: random.Random) -> list[KnownImage]:

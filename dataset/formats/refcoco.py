@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,9 @@ def _read_instances(path: str, key: str) -> Instances:
         for section in ("images", "annotations"):
             check_unique((entry["id"] for entry in content[section]), path, f"two {section} have the same id")
             for entry in content[section]:
-                found.add(section, entry)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+                # References to an image without a valid size are counted as broken.
+                with suppress(ValueError, OverflowError):
+                    found.add(section, entry)
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a COCO instances file (no {error})", where=key) from None
     return found

@@ -73,7 +73,11 @@ class EntailmentDataConfig(FineTuneDataConfig):
     train: SplitConfig
 
 
-class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, Item, tuple[Tensor, list[int], int]]):
+Example = tuple[Tensor, list[int], int]
+"""A view (3, S, S) of an image, the token ids of a sentence, and its label."""
+
+
+class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, Item, Example]):
     """Batches that contain every sentence once per epoch."""
 
     name = "sentences"
@@ -82,16 +86,14 @@ class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, Item, tuple[Tensor
         self.view = EvaluationView(self.image_size, data.max_pixels, pixels=data.pixels)
         return read_items(data.train.file, "data.train.file", data.max_broken)
 
-    def example(self, record: Item, rng: np.random.Generator) -> tuple[Tensor, list[int], int]:
+    def example(self, record: Item, rng: np.random.Generator) -> Example:
         sentence = cleaned(record.sentence, self.text.max_words)
         return self.view(record.image), self.text.token_ids(sentence), record.label
 
-    def filler(self) -> tuple[Tensor, list[int], int]:
+    def filler(self) -> Example:
         return black(self.image_size), self.text.token_ids("a"), 0
 
-    def collate(
-        self, examples: Sequence[tuple[Tensor, list[int], int]], valid: Tensor, **fields: Any
-    ) -> EntailmentBatch:
+    def collate(self, examples: Sequence[Example], valid: Tensor, **fields: Any) -> EntailmentBatch:
         pixels, sentences, labels = zip(*examples, strict=True)
         text = self.text.stack_plain(sentences)
         return EntailmentBatch(torch.stack(pixels), text, torch.tensor(labels), valid, **fields)

@@ -101,7 +101,9 @@ class Files:
     def find(self, pattern: str) -> list[str]:
         """Returns the URLs of the files that match a glob pattern; raises :class:`RequestError`."""
         try:
-            found = self._files.glob(pattern)
+            found = self._files.glob(pattern, on_error="raise")  # by default, a listing that fails counts as empty
+        except FileNotFoundError:
+            return []
         except Exception as error:
             raise RequestError(f"{type(error).__name__}: {error}", again=True) from None
         return [f"{self._scheme}://{name}" for name in found]

@@ -189,7 +189,7 @@ def test_row_groups_and_files_are_small(convert, lines, tmp_path, monkeypatch):
         for number in range(opened.num_row_groups):
             images = opened.read_row_group(number, ["image"]).column("image").to_pylist()
             assert len(images) == 1 or sum(map(len, images)) <= 100
-    monkeypatch.setattr("dataset.tasks.streams.base.RANDOM_ROW_GROUP", 2000)
+    monkeypatch.setattr("dataset.tasks.streams.opening.RANDOM_ROW_GROUP", 2000)
     assert Shards([str(tmp_path / "out")]).large_row_group(2000) is None
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from dataset.broken import BrokenRecordError
 from dataset.media.sources import ImageSource
 from dataset.prepare.to_odvg import to_odvg
-from dataset.records.schema import ImageKeys, RegionRecord, parse_region_record
+from dataset.records.schema import ImageKeys, ImageRecord, parse_region_record
 from dataset.shards.readers import Shards
 from run import main
 from tests.dataset.prepare.official import (
@@ -64,9 +64,9 @@ def downloaded(folder: Path, records: list[tuple[str, bytes, dict[str, Any]]]) -
     write(folder / "00000_stats.json", {"status_dict": {"success": len(records)}})
 
 
-def parsed(shards: Shards) -> list[RegionRecord | None]:
+def parsed(shards: Shards) -> list[ImageRecord | None]:
     """The parsed records without their locations; None for a record that is broken, also in part."""
-    found: list[RegionRecord | None] = []
+    found: list[ImageRecord | None] = []
     for number in range(len(shards)):
         raw = shards.read(number)
         try:
@@ -82,7 +82,7 @@ def parsed(shards: Shards) -> list[RegionRecord | None]:
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
     """No processes."""
-    for module in ("making", "building"):
+    for module in ("line_shards", "url_sets", "rows", "verify"):
         monkeypatch.setattr(f"dataset.prepare.{module}.in_order", in_this_process, raising=False)
 
 
@@ -132,7 +132,7 @@ def test_odvg_lines_are_read_back_as_they_were_written(new_folder, made):
         absent = [each for each in record["elems"] if not each["bb"]]
         assert back.get("caption") == record.get("caption")
         assert back["elems"] == shown + absent
-    assert counted(folder / "out/odvg")["left_out"] == {}
+    assert counted(folder / "out/odvg")["skipped"] == {}
 
 
 odd_boxes = mostly(st.lists(mostly(st.integers(-5, 70) | st.floats(-5, 70)), min_size=4, max_size=4))
@@ -176,8 +176,8 @@ def test_any_odvg_line_becomes_a_record_or_is_counted(new_folder, made):
     write(folder / "raw/lines.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
     prepared("odvg", folder / "raw", folder / "out", max_broken=MAX_BROKEN)
     found, counts = parsed_records(folder / "out/odvg"), counted(folder / "out/odvg")
-    assert counts["made"]["images"] == len(found)
-    assert len(rows) - len(found) <= sum(counts["left_out"].values())
+    assert counts["written"]["images"] == len(found)
+    assert len(rows) - len(found) <= sum(counts["skipped"].values())
 
 
 fractions = st.floats(-0.05, 1.05) | st.floats()
@@ -203,8 +203,8 @@ def test_any_grit_row_becomes_a_record_or_is_counted(new_folder, made):
         record = shards.read(number)
         assert record.image == PICTURE
         check_record(dict(record.values), record.location, folder, record.image)
-    assert counts["read"]["images"] == len(made) + 1 and counts["made"]["records"] == len(shards)
-    assert len(made) + 1 - len(shards) <= sum(counts["left_out"].values())
+    assert counts["read"]["images"] == len(made) + 1 and counts["written"]["records"] == len(shards)
+    assert len(made) + 1 - len(shards) <= sum(counts["skipped"].values())
 
 
 @PROPERTY_OF_FILES
