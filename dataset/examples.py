@@ -42,7 +42,7 @@ class Located(Protocol):
 
 
 class Records(Protocol[R_co]):
-    """Numbered records: those of shards (:class:`~dataset.shards.readers.Shards`), or :class:`RecordsInMemory`.
+    """Numbered records: the records of shards (:class:`~dataset.shards.readers.Shards`), or :class:`RecordsInMemory`.
 
     Attributes:
         prefetches: True if :meth:`prefetch` has any effect.

@@ -41,7 +41,7 @@ class Reference:
 
     @property
     def annotation_ids(self) -> list[Any]:
-        """The ids of the objects in ``instances.json``; :data:`NO_TARGET` stands for no object."""
+        """The ids of the objects in ``instances.json``; :data:`NO_TARGET` represents no object."""
         named = self.row.values.get("ann_id")
         return named if isinstance(named, list) else [named]
 

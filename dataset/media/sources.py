@@ -46,8 +46,11 @@ class ImageSource:
             raise MediaError("unreadable image", f"not base64: {error}") from None
 
     def open(self, max_pixels: int, pixels: PixelState = "shown") -> EncodedImage:
-        """Loads the bytes and reads the header. Arguments and errors are those of :class:`~dataset.media.encoded.EncodedImage`,
-        and those of :meth:`load`."""
+        """Loads the bytes and reads the header. The arguments are the same as for :class:`~dataset.media.encoded.EncodedImage`.
+
+        Raises:
+            MediaError: the errors of :meth:`load` and of :class:`~dataset.media.encoded.EncodedImage`.
+        """
         return EncodedImage(self.load(), max_pixels, pixels, self.path)
 
 

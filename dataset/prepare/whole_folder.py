@@ -111,7 +111,8 @@ def _remove_leftovers(folder: OutputFolder) -> None:
 def _check_usable(counts: Counts, name: str, max_broken: float) -> None:
     """Raises :class:`UserError` if too many entries are malformed, or if no entry gave a record."""
     broken = {reason: counts.skipped[reason] for reason in MALFORMED_REASONS if counts.skipped[reason]}
-    read, bad = sum(counts.read.values()), sum(broken.values())
+    read = sum(counts.read.values())
+    bad = min(read, sum(broken.values()))  # several texts of an entry may be malformed
     if bad > max_broken * read:
         first = "; ".join(f"{number:,} {reason} ({counts.examples[reason][0]})" for reason, number in broken.items())
         raise UserError(

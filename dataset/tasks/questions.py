@@ -115,7 +115,7 @@ def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
 
 @dataclass(frozen=True)
 class QuestionGroup:
-    """Questions about the same image or video. ``location`` is that of the first question."""
+    """Questions about the same image or video. ``location`` is the location of the first question."""
 
     questions: list[Question]
 

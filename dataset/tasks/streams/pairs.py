@@ -90,13 +90,13 @@ class ImageStream:
         return self.text_maker.count_hard_negatives(self.source.records, described)
 
     def _parsed(self, raw: RawRecord) -> ImageRecord:
-        # The words of hard negatives are exchanged with those of the phrases about boxes.
+        # Hard negatives exchange words between the caption and the phrases about boxes.
         with_elements = self.config.hard_negatives is not None
         return parse_image_record(raw, self.keys, self.config.caption_key, self.config.captions, elements=with_elements)
 
 
 class VideoStream:
-    """A stream of video clips with captions. The arguments are those of :class:`ImageStream`."""
+    """A stream of video clips with captions. The arguments are the same as for :class:`ImageStream`."""
 
     def __init__(
         self, config: VideoStreamConfig, source: RecordStream[RawRecord], text: TextProcessor, view: TrainingView

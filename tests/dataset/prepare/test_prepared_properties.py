@@ -34,7 +34,7 @@ from tests.dataset.prepare.official import (
 from tests.properties import JSON, PROPERTY_OF_FILES, RECORDS, TEXTS, mostly
 
 SIZE = (64, 48)
-MAX_BROKEN = 100.0
+MAX_BROKEN = 1.0
 """More than 1, because a line may have several faults."""
 WORDS = st.sampled_from(["a", "red", "dog", "two", "cats", "ünder", "the", "table", "7", "bats"])
 PHRASES = st.lists(WORDS, min_size=1, max_size=4).map(" ".join)
