@@ -22,19 +22,19 @@ class BrokenRecord:
     """A record that could not be used.
 
     Attributes:
-        kind: type of the fault, such as ``bad json`` or ``missing key``.
-        location: ``file:line`` of the record.
-        message: what is wrong.
+        place: location of the record, such as ``file:line``.
+        reason: type of the fault, such as ``bad json`` or ``missing key``.
+        detail: what is wrong.
         traceback: the traceback of an unexpected exception, otherwise "".
     """
 
-    kind: str
-    location: str
-    message: str
+    place: str
+    reason: str
+    detail: str
     traceback: str = ""
 
     def __str__(self) -> str:
-        return f"{self.location}: {self.kind}: {self.message}"
+        return f"{self.place}: {self.reason}: {self.detail}"
 
 
 class RecordCount(NamedTuple):

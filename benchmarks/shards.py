@@ -151,7 +151,8 @@ def main(
     with two. The second part creates one empty file for each shard of the paper's largest data set, and an index as large as all
     of its records need (a sparse file, which takes no disk space). It opens the index in a separate process and prints the
     seconds, the anonymous memory beyond imports, the open files, and how many positions per second are mapped to locations of
-    records, in random order and in block order. The third part indexes the same number of small shards, and opens another list of them.
+    records, in random order and in block order. The third part indexes small shards, and opens
+    another list of them.
 
     Args:
         tars: number of tars to index.

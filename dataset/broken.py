@@ -10,8 +10,8 @@ from typing import Any
 from batches.base import BrokenRecord
 from utils.errors import UserError
 
-BrokenKind = str
-"""Kind of fault of a record: "bad json", "missing key", "wrong type", "empty text", "bad text", "repeated member", "missing
+Reason = str
+"""Why a record is broken: "bad json", "missing key", "wrong type", "empty text", "bad text", "repeated member", "missing
 image", "unreadable image", "image too large", "missing video", "unreadable video", "box outside image" or "degenerate box"; or
 the class name of an unexpected exception."""
 
@@ -24,14 +24,14 @@ class BrokenRecordError(Exception):
     The error does not say which record it is: whoever reads records adds the location (:func:`broken_record`).
 
     Attributes:
-        kind: see :data:`BrokenKind`.
-        message: what is wrong.
+        reason: see :data:`Reason`.
+        detail: what is wrong.
     """
 
-    def __init__(self, kind: BrokenKind, message: str):
-        self.kind: BrokenKind = kind
-        self.message = printable(message)
-        super().__init__(f"{kind}: {self.message}")
+    def __init__(self, reason: Reason, detail: str):
+        self.reason: Reason = reason
+        self.detail = printable(detail)
+        super().__init__(f"{reason}: {self.detail}")
 
 
 class MediaError(BrokenRecordError):
@@ -50,9 +50,9 @@ def broken_record(error: Exception, location: str) -> BrokenRecord:
         raise error
     location = printable(location)
     if isinstance(error, BrokenRecordError):
-        return BrokenRecord(error.kind, location, error.message)
+        return BrokenRecord(location, error.reason, error.detail)
     message = printable(" ".join(str(error).split())[:_LONGEST_MESSAGE]) or "no message"
-    return BrokenRecord(type(error).__name__, location, message, "".join(traceback.format_exception(error)))
+    return BrokenRecord(location, type(error).__name__, message, "".join(traceback.format_exception(error)))
 
 
 def json_type(value: Any) -> str:
@@ -71,14 +71,14 @@ def json_fault(error: Exception) -> str:
     return f"{error.msg.removesuffix(' at').removesuffix(' starting')} at {line}column {error.colno}"
 
 
-def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
+def remedy_for(reasons: Mapping[str, int], limit: str | None) -> str:
     """Returns the remedy for broken records.
 
     Args:
-        kinds: number of broken records of each kind.
+        reasons: number of broken records for each reason.
         limit: config key that sets how many broken records are tolerated; None if raising it would not be a remedy.
     """
-    first = max(kinds, key=lambda kind: kinds[kind])
+    first = max(reasons, key=lambda reason: reasons[reason])
     if first in ("box outside image", "degenerate box"):
         return (
             "boxes are x, y, width, height in pixels of the stored image; `python run.py doctor` checks whether these are x1, "
@@ -93,8 +93,8 @@ def held_out_error(error: Exception, location: str) -> UserError:
     """Returns the one-line error for a broken record in a held-out set."""
     broken = broken_record(error, location)
     return UserError(
-        f"{broken.kind}: {broken.message}",
-        where=broken.location,
+        f"{broken.reason}: {broken.detail}",
+        where=broken.place,
         remedy="a held-out set must not contain broken records",
     )
 

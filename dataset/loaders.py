@@ -13,7 +13,7 @@ from dataset.broken import remedy_for
 from dataset.config import LoadingConfig
 from dataset.workers import in_workers
 from utils.errors import UserError
-from utils.events import BrokenKind, CountedRecords, SkippedRecord
+from utils.events import BrokenReason, CountedRecords, SkippedRecord
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _FIRST = 100
 
 
 class BrokenRecordLog:
-    """Counts broken records by kind, logs each kind once, and stops a run that has too many.
+    """Counts broken records by reason, logs each reason once, and stops a run that has too many.
 
     Args:
         max_broken: maximum fraction of the records read that may be broken.
@@ -42,13 +42,13 @@ class BrokenRecordLog:
         """Number of records read from each stream without a usable record so far."""
         self._usable: set[str] = set()
         self.broken_records = 0
-        self.kinds: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
         self.first: dict[str, BrokenRecord] = {}
 
     def add(self, batch: Batch) -> None:
         """Counts the records of a batch.
 
-        In the fraction of broken records, a record counts once, even if several of its parts are broken. In the counts by kind,
+        In the fraction of broken records, a record counts once, even if several of its parts are broken. In the counts by reason,
         each broken part counts.
 
         Raises:
@@ -62,14 +62,14 @@ class BrokenRecordLog:
                 self.unusable.pop(stream, None)
             else:
                 self.unusable[stream] = self.unusable.get(stream, 0) + count.read
-        self.broken_records += len({broken.location for broken in batch.broken})
+        self.broken_records += len({broken.place for broken in batch.broken})
         for broken in batch.broken:
-            self.kinds[broken.kind] += 1
-            if broken.kind not in self.first:
-                self.first[broken.kind] = broken
-                logger.warning(SkippedRecord(location=broken.location, kind=broken.kind, message=broken.message))
+            self.reasons[broken.reason] += 1
+            if broken.reason not in self.first:
+                self.first[broken.reason] = broken
+                logger.warning(SkippedRecord(location=broken.place, kind=broken.reason, message=broken.detail))
                 if broken.traceback:
-                    logger.warning("%s at %s:\n%s", broken.kind, broken.location, broken.traceback)
+                    logger.warning("%s at %s:\n%s", broken.reason, broken.place, broken.traceback)
         for stream, read in self.unusable.items():
             if read >= min(self.stream_sizes[stream], _FIRST):
                 raise self.none_usable(stream)
@@ -94,12 +94,12 @@ class BrokenRecordLog:
         return self.summary()
 
     def summary(self) -> CountedRecords:
-        """Returns the number of records that were read, and the number of broken records with the first location of each kind."""
-        kinds = [
-            BrokenKind(kind=kind, count=count, first=self.first[kind].location, message=self.first[kind].message)
-            for kind, count in self.kinds.most_common()
+        """Returns the number of records that were read, and the broken records by reason, each with its first location."""
+        reasons = [
+            BrokenReason(reason=reason, count=count, place=self.first[reason].place, detail=self.first[reason].detail)
+            for reason, count in self.reasons.most_common()
         ]
-        return CountedRecords(read=self.read, broken=self.broken_records, kinds=kinds)
+        return CountedRecords(read=self.read, broken=self.broken_records, reasons=reasons)
 
     def _check_fraction(self) -> None:
         if self.broken_records > self.max_broken * self.read:
@@ -111,7 +111,7 @@ class BrokenRecordLog:
             limit = f"more than data.max_broken = {100 * self.max_broken:.3g}%"
             tolerated = "data.max_broken" if self.broken_records <= self.read / 2 else None
             found = self.summary()
-            raise UserError(f"{found.share()}, {limit}: {found.listed()}", remedy=remedy_for(self.kinds, tolerated))
+            raise UserError(f"{found.share()}, {limit}: {found.listed()}", remedy=remedy_for(self.reasons, tolerated))
 
 
 class BatchMaker(Protocol):

@@ -94,7 +94,7 @@ def findings_in_regions(regions: RegionStream) -> list[Finding]:
     if boxes or not records:
         return findings_of_relative(boxes, "data.regions")
     first = records[0]
-    reason = first.broken[0].message if first.broken else "no 'elems', or an empty list"
+    reason = first.broken[0].detail if first.broken else "no 'elems', or an empty list"
     problem = f"none of {len(records):,} records has a readable box, for example {first.location}: {reason}"
     return [Finding("refused", "data.regions", problem, ADD_BOXES)]
 

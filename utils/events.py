@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from utils.files import open_regular
 from utils.lines import bounded_lines
@@ -123,37 +123,39 @@ class SkippedStep(Event):
 
 
 class SkippedRecord(Event):
-    """The first broken record of its ``kind`` was skipped. ``location`` is its file and line, or its shard and member."""
+    """The first record that is broken for a ``reason`` was skipped. ``place`` is its file and line, or its shard and member, and
+    ``detail`` says what is wrong with it. Earlier runs wrote ``location``, ``kind`` and ``message``."""
 
-    location: str
-    kind: str
-    message: str
+    place: str = Field(validation_alias=AliasChoices("place", "location"))
+    reason: str = Field(validation_alias=AliasChoices("reason", "kind"))
+    detail: str = Field(validation_alias=AliasChoices("detail", "message"))
 
     def __str__(self) -> str:
-        record = f"{self.location}: {self.kind}: {self.message}"
-        return f"skipped a broken record: {record} (more of this kind are counted, not logged)"
+        record = f"{self.place}: {self.reason}: {self.detail}"
+        return f"skipped a broken record: {record} (more for this reason are counted, not logged)"
 
 
-class BrokenKind(BaseModel):
-    """Broken records, or parts of records, of one kind. ``count`` is their number, or None if they have not been counted yet.
-    ``first`` is the location of the first of them, and ``message`` says what is wrong with it."""
+class BrokenReason(BaseModel):
+    """Records, or parts of records, that are broken for one ``reason``. ``count`` is their number, or None if they have not been
+    counted yet. ``place`` is the location of the first of them, and ``detail`` says what is wrong with it. Earlier runs wrote
+    ``kind``, ``first`` and ``message``."""
 
     model_config = ConfigDict(frozen=True)
 
-    kind: str
+    reason: str = Field(validation_alias=AliasChoices("reason", "kind"))
     count: int | None
-    first: str
-    message: str = ""
+    place: str = Field(validation_alias=AliasChoices("place", "first"))
+    detail: str = Field("", validation_alias=AliasChoices("detail", "message"))
 
 
 class CountedRecords(Event):
     """A process of rank 0 counted the records that it read (``read``), and how many of them were broken and skipped (``broken``).
-    ``kinds`` lists the kinds of broken records, most frequent first. ``key`` is the config key of an annotation file that was
+    ``reasons`` lists the reasons, most frequent first. ``key`` is the config key of an annotation file that was
     read at the start, or null for the records of all batches."""
 
     read: int
     broken: int
-    kinds: list[BrokenKind] = []
+    reasons: list[BrokenReason] = Field([], validation_alias=AliasChoices("reasons", "kinds"))
     key: str | None = None
 
     def share(self) -> str:
@@ -164,10 +166,10 @@ class CountedRecords(Event):
         return f"{file}{self.broken} of {self.read} records ({100 * self.broken / max(self.read, 1):.1f}%) are broken"
 
     def listed(self) -> str:
-        """Lists the kinds of broken records, each with its first record."""
+        """Lists the reasons, each with its first record."""
         return "; ".join(
-            f"{kind.count} {kind.kind} (first: {': '.join(filter(None, [kind.first, kind.message]))})"
-            for kind in self.kinds
+            f"{each.count} {each.reason} (first: {': '.join(filter(None, [each.place, each.detail]))})"
+            for each in self.reasons
         )
 
     def __str__(self) -> str:

@@ -26,7 +26,7 @@ from dataset.records.forms import convert_hint, foreign_form
 from dataset.records.schema import check_text, texts_in, texts_in_language
 from dataset.text.processors import clean_caption
 from utils.errors import UserError
-from utils.events import BrokenKind, CountedRecords
+from utils.events import BrokenReason, CountedRecords
 from utils.files import expanded
 from utils.files import read_text as read_regular
 
@@ -127,7 +127,7 @@ def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row
     """
     rows = read_rows(path, key)
     first = rows[0].values if isinstance(rows[0], Row) else {}
-    if isinstance(rows[0], BrokenRecord) and rows[0].kind == "bad json":
+    if isinstance(rows[0], BrokenRecord) and rows[0].reason == "bad json":
         with suppress(UserError):  # a file that is not JSON at all is reported as broken records
             content = read_json(path, key)
             first = content if isinstance(content, dict) else {}
@@ -187,23 +187,23 @@ def parse_rows(rows: Iterable[Row | BrokenRecord], parse: Callable[[Row], T], ke
             broken.append(broken_record(error, row.location))
     if not broken:
         return parsed
-    for unforeseen in {record.kind: record.traceback for record in reversed(broken) if record.traceback}.values():
+    for unforeseen in {record.reason: record.traceback for record in reversed(broken) if record.traceback}.values():
         logger.warning("%s", unforeseen)
     total = len(parsed) + len(broken)
-    kinds = Counter(record.kind for record in broken)
-    first = {record.kind: record for record in reversed(broken)}
+    reasons = Counter(record.reason for record in broken)
+    first = {record.reason: record for record in reversed(broken)}
     counted = CountedRecords(
         key=key,
         read=total,
         broken=len(broken),
-        kinds=[
-            BrokenKind(kind=kind, count=count, first=first[kind].location, message=first[kind].message)
-            for kind, count in kinds.most_common()
+        reasons=[
+            BrokenReason(reason=reason, count=count, place=first[reason].place, detail=first[reason].detail)
+            for reason, count in reasons.most_common()
         ],
     )
     if len(broken) > max_broken * total or not parsed:
         can_be_raised = key.startswith("data.") and len(broken) <= total / 2
-        remedy = remedy_for(kinds, "data.max_broken" if can_be_raised else None)
+        remedy = remedy_for(reasons, "data.max_broken" if can_be_raised else None)
         if key.startswith("evaluation."):
             remedy = "a held-out set must not contain broken records"
         raise UserError(str(counted.model_copy(update={"key": None})), where=key, remedy=remedy)
@@ -331,13 +331,13 @@ def _parsed_line(line: str, location: str) -> Row | BrokenRecord:
     try:
         return _row(json.loads(line), location)
     except (ValueError, RecursionError) as error:
-        return BrokenRecord("bad json", location, json_fault(error))
+        return BrokenRecord(location, "bad json", json_fault(error))
 
 
 def _row(value: Any, location: str) -> Row | BrokenRecord:
     if isinstance(value, dict):
         return Row(value, location)
-    return BrokenRecord("wrong type", printable(location), printable(f"{value!r:.80} is not an object"))
+    return BrokenRecord(printable(location), "wrong type", printable(f"{value!r:.80} is not an object"))
 
 
 def read_text(path: str, key: str) -> str:

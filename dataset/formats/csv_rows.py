@@ -64,7 +64,7 @@ class CsvFile:
                 yield location, dict(zip(self.columns, values, strict=True))
             else:
                 message = f"the row has {len(values)} values, and the header has {len(self.columns)}"
-                yield location, BrokenRecord("wrong columns", printable(location), printable(message))
+                yield location, BrokenRecord(printable(location), "wrong columns", printable(message))
         if swallowed:
             more = f" (and {counted(len(swallowed) - 1, 'more text', 'more texts')})" if len(swallowed) > 1 else ""
             logger.warning("%s%s; check the quotation marks at the start and the end of the text", swallowed[0], more)

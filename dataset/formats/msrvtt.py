@@ -72,7 +72,7 @@ def read_table(path: str, columns: tuple[str, ...], key: str) -> dict[str, dict[
     rows: dict[str, dict[str, str]] = {}
     for location, row in file:
         if isinstance(row, BrokenRecord):
-            raise UserError(f"{row.message}", where=location, remedy="correct the row")
+            raise UserError(f"{row.detail}", where=location, remedy="correct the row")
         rows[location.removeprefix(f"{key}: ")] = row
     if not rows:
         raise UserError(f"{path} has a header but no rows", where=key)

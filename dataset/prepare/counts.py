@@ -29,7 +29,7 @@ class Example(NamedTuple):
     @classmethod
     def of(cls, broken: BrokenRecord) -> Example:
         """Returns a broken record in this form."""
-        return cls(broken.location, broken.kind, broken.message)
+        return cls(broken.place, broken.reason, broken.detail)
 
     def __str__(self) -> str:
         return f"{self.place}: {self.detail}" if self.detail else self.place
@@ -65,7 +65,7 @@ class Counts:
 
     def skip_broken(self, broken: BrokenRecord) -> None:
         """Counts a broken record."""
-        self.skip(broken.kind, broken.location, broken.message)
+        self.skip(broken.reason, broken.place, broken.detail)
 
     def add(self, other: Counts) -> None:
         """Adds other counts to these."""

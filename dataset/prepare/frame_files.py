@@ -71,7 +71,7 @@ def outputs_of_shards(
                 raise broken_key(raw, video_key)
         except Exception as error:
             broken = broken_record(error, shards.location(index))
-            return Job(making, broken.location, Path(), {}, broken=broken)
+            return Job(making, broken.place, Path(), {}, broken=broken)
         return Job(making, raw.location, video_root or raw.folder, raw.values, video_key)
 
     outputs = [

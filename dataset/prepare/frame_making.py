@@ -127,7 +127,7 @@ def work(job: Job) -> RecordLine | BrokenRecord:
     try:
         clips = job.making.clips(value, job.key, job.location, job.folder)
     except (OSError, MemoryError) as error:
-        return BrokenRecord("unreadable video", job.location, str(error) or "it needs more memory than is available")
+        return BrokenRecord(job.location, "unreadable video", str(error) or "it needs more memory than is available")
     except Exception as error:
         return broken_record(error, job.location)
     frames: Any = clips if has_clips(value) else clips[0]
@@ -138,5 +138,5 @@ def work(job: Job) -> RecordLine | BrokenRecord:
 def killed(job: Job) -> BrokenRecord:
     """Returns the broken record for a video that killed the process that read it."""
     return BrokenRecord(
-        "unreadable video", job.location, "the process that read it died, because the decoder crashed or memory ran out"
+        job.location, "unreadable video", "the process that read it died, because the decoder crashed or memory ran out"
     )

@@ -168,10 +168,10 @@ def _make(
 
 
 def _log(broken: BrokenRecord, logged: Counter[str]) -> None:
-    logged[broken.kind] += 1
-    if logged[broken.kind] <= MAX_LOGGED:
-        more = f" (more of this kind are only written to {BROKEN})" if logged[broken.kind] == MAX_LOGGED else ""
-        logger.warning("skipped: %s: %s: %s%s", broken.location, broken.kind, broken.message, more)
+    logged[broken.reason] += 1
+    if logged[broken.reason] <= MAX_LOGGED:
+        more = f" (more of this kind are only written to {BROKEN})" if logged[broken.reason] == MAX_LOGGED else ""
+        logger.warning("skipped: %s: %s: %s%s", broken.place, broken.reason, broken.detail, more)
 
 
 def frames(

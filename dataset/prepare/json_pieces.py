@@ -90,8 +90,8 @@ def official_pieces(file: RawFile, title: str, *sections: str) -> Iterator[Itera
         try:
             yield pieces()
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, BrokenRecordError) as error:
-            named = error.kind if isinstance(error, BrokenRecordError) else type(error).__name__
-            reason = f"{named}: {error.message if isinstance(error, BrokenRecordError) else error}"
+            named = error.reason if isinstance(error, BrokenRecordError) else type(error).__name__
+            reason = f"{named}: {error.detail if isinstance(error, BrokenRecordError) else error}"
             raise UserError(
                 f"{current.location} does not have the official format of {title}'s file ({reason})"
             ) from None

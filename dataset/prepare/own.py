@@ -102,9 +102,9 @@ def _coco_rows(content: dict[str, Any], name: str) -> Rows:
         if isinstance(row, BrokenRecord):
             yield row
         elif values.get("iscrowd"):
-            yield BrokenRecord("crowd", row.location, "the box is around a crowd of objects")
+            yield BrokenRecord(row.location, "crowd", "the box is around a crowd of objects")
         elif image.get("file_name") is None or caption is None:
-            yield BrokenRecord("missing key", row.location, "it needs an image, and a caption or a box with a category")
+            yield BrokenRecord(row.location, "missing key", "it needs an image, and a caption or a box with a category")
         else:
             box = {"bb": values["bbox"]} if "bbox" in values else {"image_id": values["image_id"]}
             yield Row({"image": image["file_name"], "caption": caption, **box}, row.location)
@@ -323,7 +323,7 @@ def _unusable(file: Path, errors: Sequence[BrokenRecord], rows: int) -> UserErro
 
 def _reasons(errors: Sequence[BrokenRecord]) -> str:
     """Returns the number of errors of each kind, and the first error."""
-    return f"{tally(Counter(error.kind for error in errors))}; first {errors[0]}"
+    return f"{tally(Counter(error.reason for error in errors))}; first {errors[0]}"
 
 
 def own(

@@ -145,7 +145,7 @@ def _check(raw: RawRecord, keys: ImageKeys) -> None:
     record = parse_region_record(replace(raw, values=values, image=raw.image or b""), keys, "caption")
     if record.broken:
         first = record.broken[0]
-        raise BrokenRecordError(first.kind, first.message)
+        raise BrokenRecordError(first.reason, first.detail)
 
 
 def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, bytes] | None]:

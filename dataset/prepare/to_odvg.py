@@ -179,8 +179,8 @@ def to_odvg(
                     stream.write(json.dumps(line, ensure_ascii=False) + "\n")
                     made += 1
                 for each in errors:
-                    broken[each.kind] += 1
-                    first.setdefault(each.kind, str(broken_record(each, shards.exact_location(number))))
+                    broken[each.reason] += 1
+                    first.setdefault(each.reason, str(broken_record(each, shards.exact_location(number))))
         if not made:
             raise UserError(f"no record can be written: {'; '.join(first.values())}")
     sys.stdout.write(f"{out}: {made:,} lines\n")

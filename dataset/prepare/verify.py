@@ -43,7 +43,7 @@ def image_fault(content: bytes, location: str) -> str:
     try:
         decode(content, MAX_PIXELS, "stored")
     except BrokenRecordError as error:
-        return error.kind
+        return error.reason
     return ""
 
 
@@ -75,7 +75,7 @@ def _verify(path: Path) -> Verified:
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         return Verified(status.st_size, status.st_mtime_ns, image_fault(content, str(path)), digest)
     except BrokenRecordError as error:
-        return Verified(0, 0, error.kind, "")
+        return Verified(0, 0, error.reason, "")
 
 
 def _died(path: Path) -> Verified:

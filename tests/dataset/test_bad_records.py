@@ -82,7 +82,7 @@ def epoch(batches: Any, data: Any) -> tuple[int, dict[str, str]]:
     rows, broken = 0, {}
     for batch in loader.batches(0, -(-loader.epoch_size // loader.records_per_batch)):
         rows += len(batch.records)
-        broken |= {each.location: each.kind for each in batch.broken}
+        broken |= {each.place: each.reason for each in batch.broken}
     return rows, broken
 
 

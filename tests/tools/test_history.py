@@ -5,14 +5,14 @@ from __future__ import annotations
 from tests.tools.report_runs import START, event_lines
 from tools.runs.history import read_history
 from utils import events
-from utils.events import BrokenKind, CountedRecords, Validated, Warned
+from utils.events import BrokenReason, CountedRecords, Validated, Warned
 
 COUNTED = CountedRecords(
     read=300,
     broken=7,
     kinds=[
-        BrokenKind(kind="bad json", count=5, first="a.jsonl:3"),
-        BrokenKind(kind="missing image", count=2, first="a.jsonl:9"),
+        BrokenReason(reason="bad json", count=5, place="a.jsonl:3"),
+        BrokenReason(reason="missing image", count=2, place="a.jsonl:9"),
     ],
 )
 
@@ -30,7 +30,7 @@ def test_the_history_of_a_resumed_run_has_steps_stops_and_broken_records(tmp_pat
     first = event_lines(
         *START,
         events.Planned(records={"phrases": 10}, examples_per_step=4, steps=40, epochs=16.0),
-        events.SkippedRecord(location="a.jsonl:3", kind="bad json", message="Expecting ','"),
+        events.SkippedRecord(place="a.jsonl:3", reason="bad json", detail="Expecting ','"),
         events.SkippedStep(step=5, losses={"loss": None}),
         validated(10, 0.25, best=True),
         validated(20, 0.1),
@@ -108,7 +108,7 @@ def test_an_annotation_file_is_read_at_every_start_and_counts_once(tmp_path):
         key="data.train",
         read=50,
         broken=3,
-        kinds=[BrokenKind(kind="bad json", count=3, first="t.json:2", message="Expecting ','")],
+        reasons=[BrokenReason(reason="bad json", count=3, place="t.json:2", detail="Expecting ','")],
     )
     started, *_ = START
     assert started.trains

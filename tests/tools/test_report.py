@@ -24,7 +24,7 @@ from tests.tools.report_runs import (
     rows_with,
 )
 from tools.runs import reading
-from utils.events import BrokenKind, CountedRecords, Failed, LoadedWeights, SkippedRecord, Stopped, Warned
+from utils.events import BrokenReason, CountedRecords, Failed, LoadedWeights, SkippedRecord, Stopped, Warned
 
 SCRIPTS = ('<script type="module">', '<script type="application/json">')
 
@@ -86,7 +86,7 @@ def test_everything_from_files_is_escaped(make, tmp_path):
         START[0],
         LoadedWeights(sources=evil),
         Warned(message=evil, logger=evil),
-        SkippedRecord(location=f"{evil}:1", kind="bad json", message=evil),
+        SkippedRecord(place=f"{evil}:1", reason="bad json", detail=evil),
         Stopped(by=evil, message=evil),
     )
     first, second, third = (make(f"{name}{number}", predictions=predictions, events=log) for number in range(3))
@@ -170,8 +170,8 @@ def test_a_run_without_events_is_not_reported_as_free_of_errors(make, tmp_path, 
 
 def test_broken_records_are_shown_by_kind(make, tmp_path):
     kinds = [
-        BrokenKind(kind="bad json", count=5, first="a.jsonl:3"),
-        BrokenKind(kind="missing image", count=2, first="a.jsonl:9"),
+        BrokenReason(reason="bad json", count=5, place="a.jsonl:3"),
+        BrokenReason(reason="missing image", count=2, place="a.jsonl:9"),
     ]
     text = report(tmp_path, make(events=event_lines(*START, CountedRecords(read=300, broken=7, kinds=kinds))))
     assert "7 of 300 records (2.3%) are broken" in text

@@ -106,7 +106,7 @@ def test_the_page_of_a_running_run_shows_progress_rates_and_remaining_time(make,
 
 def test_a_page_has_at_most_25_lines_whatever_happened_to_the_run(make, capsys):
     kinds = [
-        events.BrokenKind(kind=f"kind {chr(97 + n)} of a fault that is long", count=n, first=f"a.jsonl:{n}")
+        events.BrokenReason(reason=f"kind {chr(97 + n)} of a fault that is long", count=n, place=f"a.jsonl:{n}")
         for n in range(1, 20)
     ]
     stop = events.Stopped(by="SIGTERM", message="x" * 200)
@@ -225,8 +225,8 @@ def test_broken_records_restarts_stops_and_warnings_are_shown(make, capsys, wide
         read=300,
         broken=7,
         kinds=[
-            events.BrokenKind(kind="bad json", count=5, first="a.jsonl:3"),
-            events.BrokenKind(kind="missing image", count=2, first="a.jsonl:9"),
+            events.BrokenReason(reason="bad json", count=5, place="a.jsonl:3"),
+            events.BrokenReason(reason="missing image", count=2, place="a.jsonl:9"),
         ],
     )
     log = (
@@ -235,7 +235,7 @@ def test_broken_records_restarts_stops_and_warnings_are_shown(make, capsys, wide
         + line("02", STOPPED)
         + STARTED
         + line("03", RESUMED)
-        + line("04", events.SkippedRecord(location="a.jsonl:7", kind="bad box", message="outside"))
+        + line("04", events.SkippedRecord(place="a.jsonl:7", reason="bad box", detail="outside"))
         + line("05", events.SkippedStep(step=6, losses={"loss": None}))
         + line("06", warned("odd\nmore"))
     )

@@ -20,8 +20,10 @@ ONE_OF_EACH = [
     events.BuiltModel(parameters=1_900_000),
     events.Planned(records={"images": 9, "regions": 4}, examples_per_step=8, steps=20, epochs=17.8),
     events.SkippedStep(step=5, losses={"loss": None, "box/l1": 0.25}),
-    events.SkippedRecord(location="a.jsonl:7", kind="bad box", message="outside the image"),
-    events.CountedRecords(read=300, broken=7, kinds=[events.BrokenKind(kind="bad box", count=9, first="a.jsonl:7")]),
+    events.SkippedRecord(place="a.jsonl:7", reason="bad box", detail="outside the image"),
+    events.CountedRecords(
+        read=300, broken=7, reasons=[events.BrokenReason(reason="bad box", count=9, place="a.jsonl:7")]
+    ),
     events.Validated(step=10, metric="IoU >= 0.5", value=0.625, best=True, averaged=False),
     events.SavedCheckpoint(step=10),
     events.Stalled(rank=0, waited_s=31.0, step=6, phase="data", silent_ranks={1: "step 5"}, stacks="runs/x/log.txt"),

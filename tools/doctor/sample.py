@@ -74,16 +74,16 @@ def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[
     """Returns a finding for each kind of broken record. The findings have the level "refused" if there are more broken records
     than the run tolerates."""
     broken = [each for batch in batches for each in batch.broken]
-    records = len({each.location for each in broken})
+    records = len({each.place for each in broken})
     level = "refused" if records > max_broken * read else "warning"
-    kinds = Counter(each.kind for each in broken)
-    first: dict[str, BrokenRecord] = {each.kind: each for each in reversed(broken)}
+    kinds = Counter(each.reason for each in broken)
+    first: dict[str, BrokenRecord] = {each.reason: each for each in reversed(broken)}
     rest = f"{records:,} of {read:,} sampled records are broken; a run stops above data.max_broken = {max_broken:.3g}"
     return [
         Finding(
             level,  # type: ignore[arg-type]
-            first[kind].location,
-            f"{kind}: {first[kind].message} ({count:,} of this kind; {rest})",
+            first[kind].place,
+            f"{kind}: {first[kind].detail} ({count:,} of this kind; {rest})",
             "fix or remove these records, or check the paths in the data section",
         )
         for kind, count in kinds.most_common()

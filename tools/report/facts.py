@@ -69,8 +69,8 @@ def faults_of(run: Run) -> Faults:
     """Returns broken records by kind, resumptions, stops, skipped steps and warnings."""
     history = run.history
     broken = [
-        BrokenRecords(kind.kind, "not counted" if kind.count is None else f"{kind.count:,}", kind.first, kind.message)
-        for kind in history.kinds
+        BrokenRecords(each.reason, "not counted" if each.count is None else f"{each.count:,}", each.place, each.detail)
+        for each in history.reasons
     ]
     if not history.complete:
         read = "Broken records, stops and warnings are unknown, since the run has no events.jsonl."

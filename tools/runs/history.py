@@ -29,7 +29,7 @@ class History:
         stop: why the latest process ended early; None if it did not end early, or was killed.
         records: counts of the records read for batches, summed over the processes that ended normally.
         annotations: the annotation files with broken records, by config key, as read by the latest process that trains.
-        read_kinds: broken records in batches, by kind.
+        read_reasons: broken records in batches, by reason.
         steps: total number of training steps of the run.
         selection_metric: the metric that selects the best weights.
         weights: where the initial weights come from.
@@ -51,7 +51,7 @@ class History:
     newest_warnings: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=NEWEST))
     records: events.CountedRecords | None = None
     annotations: dict[str, events.CountedRecords] = field(default_factory=dict)
-    read_kinds: dict[str, events.BrokenKind] = field(default_factory=dict)
+    read_reasons: dict[str, events.BrokenReason] = field(default_factory=dict)
     steps: int | None = None
     selection_metric: str | None = None
     best_steps: list[int] = field(default_factory=list)
@@ -66,13 +66,13 @@ class History:
         return self.best_steps[-1] if self.best_steps else None
 
     @property
-    def kinds(self) -> list[events.BrokenKind]:
-        """All broken records by kind, most frequent first."""
-        kinds = dict(self.read_kinds)
+    def reasons(self) -> list[events.BrokenReason]:
+        """All broken records by reason, most frequent first."""
+        reasons = dict(self.read_reasons)
         for file in self.annotations.values():
-            for found in file.kinds:
-                kinds[found.kind] = _merged(kinds.get(found.kind), found)
-        return sorted(kinds.values(), key=lambda kind: -(kind.count or 0))
+            for found in file.reasons:
+                reasons[found.reason] = _merged(reasons.get(found.reason), found)
+        return sorted(reasons.values(), key=lambda reason: -(reason.count or 0))
 
     def shares(self) -> list[str]:
         """Returns texts that say how many records are broken, in the batches and in each annotation file."""
@@ -134,8 +134,8 @@ class History:
 
     @_add.register
     def _(self, event: events.SkippedRecord) -> None:
-        found = events.BrokenKind(kind=event.kind, count=None, first=event.location, message=event.message)
-        self.read_kinds[event.kind] = _merged(self.read_kinds.get(event.kind), found)
+        found = events.BrokenReason(reason=event.reason, count=None, place=event.place, detail=event.detail)
+        self.read_reasons[event.reason] = _merged(self.read_reasons.get(event.reason), found)
 
     @_add.register
     def _(self, event: events.CountedRecords) -> None:
@@ -144,8 +144,8 @@ class History:
             return
         before = self.records or events.CountedRecords(read=0, broken=0)
         self.records = events.CountedRecords(read=before.read + event.read, broken=before.broken + event.broken)
-        for found in event.kinds:
-            self.read_kinds[found.kind] = _merged(self.read_kinds.get(found.kind), found)
+        for found in event.reasons:
+            self.read_reasons[found.reason] = _merged(self.read_reasons.get(found.reason), found)
 
     @_add.register
     def _(self, event: events.Warned | events.SkippedCheckpoint | events.Stalled) -> None:
@@ -174,14 +174,12 @@ class History:
         return remarks
 
 
-def _merged(before: events.BrokenKind | None, found: events.BrokenKind) -> events.BrokenKind:
-    """Merges two counts of broken records of the same kind. Keeps the first record of ``before``."""
+def _merged(before: events.BrokenReason | None, found: events.BrokenReason) -> events.BrokenReason:
+    """Merges two counts of broken records for the same reason. Keeps the first record of ``before``."""
     if before is None:
         return found
-    counts = [kind.count for kind in (before, found) if kind.count is not None]
-    return before.model_copy(
-        update={"count": sum(counts) if counts else None, "message": before.message or found.message}
-    )
+    counts = [each.count for each in (before, found) if each.count is not None]
+    return before.model_copy(update={"count": sum(counts) if counts else None, "detail": before.detail or found.detail})
 
 
 def read_history(path: Path, max_bytes: int | None = None) -> History:

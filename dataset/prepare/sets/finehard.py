@@ -73,12 +73,12 @@ def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecord]:
                 location = piece.location
                 path = piece.value.get("f_path") if isinstance(piece.value, dict) else None
                 if not isinstance(path, str) or not path.strip("./"):
-                    yield BrokenRecord("missing key", location, f"f_path is {path!r:.80}")
+                    yield BrokenRecord(location, "missing key", f"f_path is {path!r:.80}")
                     continue
                 folder = path.find(FOLDER)
                 names = names_of_path(path[max(folder, 0) :])
                 if (digest := hash(names.usual)) in seen:
-                    yield BrokenRecord("duplicate row", location, f"{names.usual} was described before")
+                    yield BrokenRecord(location, "duplicate row", f"{names.usual} was described before")
                     continue
                 seen.add(digest)
                 yield AnnotatedMedia(names, location, piece.text)

@@ -36,7 +36,7 @@ def _images(files: Files) -> Iterator[AnnotatedMedia | BrokenRecord]:
             if not isinstance(piece.value, dict) or not isinstance(piece.value.get("objects"), dict):
                 raise UserError(f"{location} has no 'objects'", remedy="is it GQA's file of scene graphs?")
             if number is None or number not in ids:
-                yield BrokenRecord("unknown image", location, f"it is not in {listed}")
+                yield BrokenRecord(location, "unknown image", f"it is not in {listed}")
             else:
                 yield AnnotatedMedia(vg_names(number, ids[number]), location, (number, piece.text))
 

@@ -116,7 +116,7 @@ def _annotated(files: Files) -> Iterator[AnnotatedMedia | BrokenRecord]:
                 location = f"{file}:{number}"
                 digest = hash(line.strip())
                 if digest in seen:
-                    yield BrokenRecord("duplicate row", location, "identical to an earlier line")
+                    yield BrokenRecord(location, "duplicate row", "identical to an earlier line")
                     continue
                 seen.add(digest)
                 try:

@@ -61,7 +61,7 @@ def _webvid(files: Files, options: Options) -> Videos:
         raise UserError(f"{file} has no column {', '.join(missing)}", remedy="is it WebVid's file?")
     for location, row in rows:
         if len(row) != len(columns):
-            yield BrokenRecord("wrong columns", location, f"{len(row)} columns, not {len(columns)}")
+            yield BrokenRecord(location, "wrong columns", f"{len(row)} columns, not {len(columns)}")
             continue
         values = dict(zip(columns, row, strict=True))
         name = values["videoid"].strip()
@@ -105,7 +105,7 @@ def _howto(files: Files, options: Options) -> Videos:
                 ]
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 detail = f"start, end and text are not lists of the same length ({type(error).__name__}: {error})"
-                yield BrokenRecord("wrong type", location, detail)
+                yield BrokenRecord(location, "wrong type", detail)
             else:
                 yield _of_youtube(str(piece.key), clips, location)
 
@@ -147,11 +147,11 @@ def _yt_temporal(files: Files, options: Options) -> Videos:
             length = plain_number(value["info"].get("duration") or 0)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             detail = f"the line does not have the form of YT-Temporal-180M ({type(error).__name__}: {error})"
-            yield BrokenRecord("wrong type", location, detail)
+            yield BrokenRecord(location, "wrong type", detail)
             continue
         words = with_times(cleaned.split(), times) if cleaned else times
         if cleaned and not words:
-            yield BrokenRecord("transcript without times", location, repr(cleaned[:40]))
+            yield BrokenRecord(location, "transcript without times", repr(cleaned[:40]))
         else:
             yield _of_youtube(name, clips_of_words(words, length, options.videos.words), location)
 

@@ -205,7 +205,7 @@ class RegionStream:
         try:
             return self.text_maker.choose(described, others, rng)
         except BrokenRecordError as error:
-            broken.append(BrokenRecordError(error.kind, f"{name}{error.message}"))
+            broken.append(BrokenRecordError(error.reason, f"{name}{error.detail}"))
             return None
 
     def _row(self, texts: EncodedWording, boxes: list[Box]) -> RegionRow:

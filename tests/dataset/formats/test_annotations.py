@@ -69,7 +69,7 @@ def test_a_line_ends_only_at_a_line_feed(write, separator):
 def test_a_line_without_a_json_object_is_returned_as_an_error(write):
     path = write('{"n": 1}\n{"n": \n[1, 2]\n"text"\n{"n": 5}\n')
     rows = read_rows(path, KEY)
-    kinds = [(row.kind, row.location) if isinstance(row, BrokenRecord) else row.values["n"] for row in rows]
+    kinds = [(row.reason, row.place) if isinstance(row, BrokenRecord) else row.values["n"] for row in rows]
     assert kinds == [1, ("bad json", f"{path}:2"), ("wrong type", f"{path}:3"), ("wrong type", f"{path}:4"), 5]
 
 
@@ -77,7 +77,7 @@ def test_an_array_entry_that_is_not_an_object_is_returned_as_an_error(write):
     path = write('[{"n": 1}, 7]')
     first, second = read_rows(path, KEY)
     assert first.values == {"n": 1}
-    assert (second.kind, second.location, second.message) == ("wrong type", f"{path}[1]", "7 is not an object")
+    assert (second.reason, second.place, second.detail) == ("wrong type", f"{path}[1]", "7 is not an object")
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "[]", " [ ]\n"])
@@ -139,7 +139,7 @@ def test_nothing_is_logged_without_broken_rows(caplog):
 def test_the_message_counts_each_kind_and_gives_its_first_location():
     rows = [
         Row({}, "a:1"),
-        BrokenRecord("bad json", "a:2", "Expecting value"),
+        BrokenRecord("a:2", "bad json", "Expecting value"),
         *[row(n) for n in (8, 9)],
         row(1),
         Row({"m": 1}, "a:11"),
@@ -210,7 +210,7 @@ def test_errors_of_a_row_list_its_keys_and_quote_the_value():
 def test_values_that_are_not_texts_are_rejected_by_kind(value, kind):
     with pytest.raises(BrokenRecordError) as error:
         texts_of(row(1, caption=value), "caption")
-    assert error.value.kind == kind
+    assert error.value.reason == kind
 
 
 def test_one_language_or_all_can_be_read_from_texts_by_language():
@@ -255,8 +255,8 @@ def test_an_invalid_image_name_is_a_missing_image_with_a_short_message(tmp_path,
     for place in ("a:1", "a:2"):
         with pytest.raises(BrokenRecordError) as error:
             pictures.find(name, place)
-        assert error.value.kind == "missing image"
-        assert len(error.value.message) < 400
+        assert error.value.reason == "missing image"
+        assert len(error.value.detail) < 400
 
 
 def test_each_image_is_looked_up_once(tmp_path, monkeypatch):
@@ -312,7 +312,7 @@ def test_annotations_and_shards_accept_the_same_texts(value):
         try:
             outcomes.append(read())
         except BrokenRecordError as error:
-            outcomes.append((error.kind, error.message))
+            outcomes.append((error.reason, error.detail))
     assert outcomes[0] == outcomes[1]
 
 

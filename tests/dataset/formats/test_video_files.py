@@ -141,7 +141,7 @@ def test_training_pairs_hold_the_frames_of_their_video(folder, tokenizer):
     batches = RetrievalBatches(data, tokenizer=tokenizer, image_size=32, seed=0, frames=3)
     batch = batches.make(0)
     assert batch.pixels.shape == (4, 3, 3, 32, 32)
-    assert [each.kind for each in batch.broken] == ["unreadable video"]
+    assert [each.reason for each in batch.broken] == ["unreadable video"]
     assert batch.valid.sum() == 3
     assert (batch.pixels[~batch.valid] == 0).all()
     assert torch.equal(batches.make(0).pixels, batch.pixels)

@@ -346,7 +346,7 @@ def broken(path: Path, **how) -> BrokenRecordError:
 def test_a_truncated_file_is_a_broken_record(files, tmp_path, name, backend, share):
     path, content = tmp_path / name, files[name][0].read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    assert broken(path, backend=backend).kind == "unreadable video"
+    assert broken(path, backend=backend).reason == "unreadable video"
 
 
 def test_a_file_truncated_after_its_index_is_broken_too(tmp_path, files):
@@ -391,7 +391,7 @@ def test_a_file_that_is_not_a_video_is_a_broken_record(tmp_path, backend):
     }
     for name, (kind, message) in kinds.items():
         error = broken(tmp_path / name, backend=backend)
-        assert error.kind == kind
+        assert error.reason == kind
         assert message in str(error)
 
 
@@ -399,11 +399,11 @@ def test_a_value_that_does_not_name_a_video_is_broken(tmp_path):
     for value, kind in ((3, "wrong type"), ("", "missing video"), ([], "unreadable video"), ([3], "wrong type")):
         with pytest.raises(BrokenRecordError) as caught:
             video_source(value, "video", "a.jsonl:1", tmp_path)
-        assert caught.value.kind == kind
+        assert caught.value.reason == kind
 
 
 def test_frames_that_are_too_large_are_not_decoded(files):
-    assert broken(files["constant.mp4"][0], max_pixels=100).kind == "image too large"
+    assert broken(files["constant.mp4"][0], max_pixels=100).reason == "image too large"
 
 
 def test_a_hanging_decoder_times_out(files, monkeypatch):

@@ -203,7 +203,7 @@ def test_a_phrase_with_a_box_outside_is_broken_and_one_without_a_box_is_valid():
     record = ImageRecord(location="a:1", image=ImageSource("a:1"), elements=tuple(elements))
     kept, broken = elements_inside(record, 10, 10)
     assert [element.name for element in kept] == ["elems[0]"]
-    assert [each.kind for each in broken] == ["box outside image"]
+    assert [each.reason for each in broken] == ["box outside image"]
 
 
 def test_elements_are_limited_and_cropping_can_be_disabled():

@@ -105,7 +105,7 @@ def test_clips_that_are_not_consecutive_are_not_joined():
 def test_a_broken_record_is_named(values, kind, message):
     with pytest.raises(BrokenRecordError, match=naming(*message)) as caught:
         parse(**values)
-    assert caught.value.kind == kind
+    assert caught.value.reason == kind
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_a_broken_video_is_an_invalid_row(maker, write_lines):
     lines = write_lines("a.jsonl", [{"video": ["none.png"], "caption": "a"}, {"video": [encoded(1)], "caption": "a"}])
     batch = maker(videos=VideoStreamConfig(files=[lines], batch_size=2)).make(0)
     assert sorted(batch.videos.valid.tolist()) == [False, True]
-    assert [each.kind for each in batch.broken] == ["missing image"]
+    assert [each.reason for each in batch.broken] == ["missing image"]
 
 
 def test_only_video_files_need_a_decoder(maker, write_lines, monkeypatch):

@@ -62,7 +62,7 @@ def broken_kind(read: Callable[[], Any]) -> str | None:
     try:
         read()
     except BrokenRecordError as error:
-        return error.kind
+        return error.reason
     return None
 
 
@@ -104,7 +104,7 @@ def test_any_json_object_is_a_record_or_a_broken_one_of_a_known_kind(values, tex
         assert broken_kind(parse) in (None, *KINDS)
     parse = partial(parse_region_record, found, KEYS, "caption")
     kind = broken_kind(parse)
-    assert kind in KINDS if kind else {each.kind for each in parse().broken} <= KINDS
+    assert kind in KINDS if kind else {each.reason for each in parse().broken} <= KINDS
 
 
 @PROPERTY

@@ -63,8 +63,8 @@ def test_the_config_can_set_whether_an_image_is_a_path_or_base64():
 def test_a_broken_image_record_is_reported_with_its_reason(values, kind, message):
     with pytest.raises(BrokenRecordError) as caught:
         parse_image_record(raw(**values), KEYS, "caption")
-    assert caught.value.kind == kind
-    assert caught.value.message == OneLine(*message)
+    assert caught.value.reason == kind
+    assert caught.value.detail == OneLine(*message)
 
 
 def test_a_missing_image_is_detected_on_loading(tmp_path):
@@ -91,8 +91,8 @@ def test_a_broken_element_does_not_affect_the_rest_of_its_record():
     record = parse_region_record(raw(image="x.jpg", caption=7, elems=elems), KEYS, "caption")
     assert [element.boxes for element in record.elements] == [((1.0, 2.5, 3.0, 4.0),)]
     assert (record.elements[0].attributes, record.elements[0].grain) == (("red",), "region")
-    assert [broken.kind for broken in record.broken] == ["wrong type", "missing key", *["wrong type"] * 3]
-    assert record.broken[1].message == "elems[1] has no 'bb'"
+    assert [broken.reason for broken in record.broken] == ["wrong type", "missing key", *["wrong type"] * 3]
+    assert record.broken[1].detail == "elems[1] has no 'bb'"
     assert record.captions == ()
 
 
@@ -109,8 +109,8 @@ def test_phrases_may_have_any_number_of_boxes():
     record = parse_region_record(raw(image="x.jpg", elems=elems), KEYS, "caption")
     first, second = (1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.5)
     assert [element.boxes for element in record.elements] == [(first,), (first, second), (first,), ()]
-    assert [broken.kind for broken in record.broken] == ["wrong type"] * 3
-    assert record.broken[0].message == "elems[4].bb[1] = [5, 6, 7] is not [x, y, width, height]"
+    assert [broken.reason for broken in record.broken] == ["wrong type"] * 3
+    assert record.broken[0].detail == "elems[4].bb[1] = [5, 6, 7] is not [x, y, width, height]"
 
 
 @pytest.mark.parametrize("parse", [parse_image_record, parse_region_record])
@@ -138,7 +138,7 @@ def test_texts_of_the_wrong_type_are_broken_in_every_field():
     good = {"bb": [1, 2, 3, 4], "caption": "star", "long_caption": "a star that shines", "hard_negatives": ["a moon"]}
     elems = [good, {**good, "long_caption": {}}]
     record = parse_region_record(raw(image="x.jpg", caption="a", long_caption=7, elems=elems), KEYS, "caption")
-    assert [(broken.kind, broken.message) for broken in record.broken] == [
+    assert [(broken.reason, broken.detail) for broken in record.broken] == [
         ("wrong type", "long_caption contains a number, not a text"),
         ("empty text", "elems[1].long_caption contains an empty object"),
     ]

@@ -321,8 +321,8 @@ def test_rows_of_a_damaged_row_group_are_broken_records_and_others_are_read(open
         with pytest.raises(BrokenRecordError) as raised:
             shards.read(row)
         broken = raised.value
-        assert (broken.kind, shards.exact_location(row)) == ("unreadable row group", f"{file}:row {row}")
-        assert broken.message == OneLine("row group 1")
+        assert (broken.reason, shards.exact_location(row)) == ("unreadable row group", f"{file}:row {row}")
+        assert broken.detail == OneLine("row group 1")
 
 
 @pytest.mark.parametrize("in_order", [False, True])
@@ -351,7 +351,7 @@ def test_broken_rows_do_not_stop_a_batch(opened, tmp_path):
     account = Account()
     for number in range(ROWS // 4):
         source.examples(number, account, lambda raw, rng: raw.values["n"])
-    assert sorted(broken.location for broken in account.broken) == [
+    assert sorted(broken.place for broken in account.broken) == [
         f"{shards.paths[0]}:row {row}" for row in range(10, 20)
     ]
     assert len(account.usable) == ROWS - 10

@@ -102,7 +102,7 @@ def test_an_unreadable_image_becomes_an_invalid_row_and_is_counted(make, tmp_pat
     (tmp_path / "1.jpg").write_bytes(b"no picture")
     batch = batches.make(0)
     assert batch.valid.sum() == 1
-    assert [broken.kind for broken in batch.broken] == ["unreadable image"]
+    assert [broken.reason for broken in batch.broken] == ["unreadable image"]
     assert batch.text.ids.shape[0] == batch.pixels.shape[0] == len(batch.references) == 2
 
 

@@ -521,7 +521,7 @@ def test_an_image_damaged_or_changed_after_the_check_is_an_invalid_row(batches, 
     write_picture(tmp_path / "3.png", (0, 0, 4, 4), size=(60, 64))
     batch = maker.make(0)
     assert batch.valid.sum() == 3
-    assert sorted((b.kind, b.location.rpartition(":")[2]) for b in batch.broken) == [
+    assert sorted((b.reason, b.place.rpartition(":")[2]) for b in batch.broken) == [
         ("unreadable image", "2"),
         ("unreadable image", "4"),
     ]

@@ -218,7 +218,7 @@ def test_a_damaged_image_makes_an_invalid_row(batches, tmp_path, tokenizer):
     others = [place for place in range(14) if place % 7 != row]
     assert torch.equal(batch.pixels[others], whole.pixels[others])
     (broken,) = batch.broken
-    assert (broken.kind, broken.location.rpartition(":")[2]) == ("unreadable image", "5")
+    assert (broken.reason, broken.place.rpartition(":")[2]) == ("unreadable image", "5")
     assert (batch.read, len(batch.records)) == (7, 6)
 
 

@@ -120,7 +120,7 @@ def test_a_broken_pair_is_an_invalid_row(maker, write_lines, make_pair):
     file = write_lines("a.jsonl", [make_pair(0), {"image": "gone.jpg", "caption": "a"}, make_pair(2)])
     batch = maker(images=ImageStreamConfig(files=[file], batch_size=3)).make(0)
     (broken,) = batch.broken
-    assert (broken.kind, broken.location) == ("missing image", f"{file}:2")
+    assert (broken.reason, broken.place) == ("missing image", f"{file}:2")
     row = batch.images.valid.tolist().index(False)
     assert batch.images.valid.sum() == 2
     assert batch.images.pixels[row].sum() == 0
@@ -146,7 +146,7 @@ def test_every_kind_of_broken_region_record_is_skipped_and_named(maker, write_li
     broken = change if isinstance(change, str) else {**make_regions(1), **change}
     file = write_lines("a.jsonl", [make_regions(0), broken])
     batch = maker(regions=RegionStreamConfig(files=[file], batch_size=8, max_images=2)).make(0)
-    assert [(item.kind, item.location) for item in batch.broken] == [(kind, f"{file}:2")]
+    assert [(item.reason, item.place) for item in batch.broken] == [(kind, f"{file}:2")]
     assert f"{file}:1" in batch.records
     assert regions_of(batch).valid.any()
 
@@ -154,7 +154,7 @@ def test_every_kind_of_broken_region_record_is_skipped_and_named(maker, write_li
 def test_an_image_that_is_too_large_is_skipped_and_named(maker, write_lines, make_regions):
     file = write_lines("a.jsonl", [make_regions(0)])
     batch = maker(max_pixels=100, regions=RegionStreamConfig(files=[file], batch_size=2, max_images=1)).make(0)
-    assert [item.kind for item in batch.broken] == ["image too large"]
+    assert [item.reason for item in batch.broken] == ["image too large"]
 
 
 def test_region_rows_point_at_their_boxes(maker, tokenizer, write_lines, make_regions):

@@ -327,7 +327,7 @@ def test_an_image_damaged_after_the_check_is_an_invalid_row(batches, tmp_path):
     assert (batch.text.mask[lost].sum(dim=1) == 3).all(), "[CLS] a [SEP]"
     assert torch.equal(batch.pixels[~lost], whole.pixels[~lost])
     assert torch.equal(batch.group[~lost], whole.group[~lost])
-    places = [(broken.kind, broken.location.rpartition(":")[2]) for broken in batch.broken]
+    places = [(broken.reason, broken.place.rpartition(":")[2]) for broken in batch.broken]
     assert sorted(places) == [("missing image", "4")] * 2 + [("unreadable image", "2")] * 3
     assert (batch.read, len(batch.records)) == (11, 6)
 

@@ -48,7 +48,7 @@ def test_a_broken_pair_of_texts_is_an_invalid_row(batches, write_lines):
     broken = [{"source_text": "a red star"}, {"source_text": "a dog", "target_text": "?!"}]
     batch = batches(write_lines("a.jsonl", [*rows(2), *broken])).make(0)
     assert batch.translations.valid.sum() == 2
-    assert sorted(item.kind for item in batch.broken) == ["empty text", "missing key"]
+    assert sorted(item.reason for item in batch.broken) == ["empty text", "missing key"]
     assert (batch.translations.text.labels[~batch.translations.valid] == IGNORE).all()
 
 

@@ -365,7 +365,7 @@ def test_an_unreadable_image_does_not_count(batches, picture, write, source, tmp
     batch = batches(source(write("a.jsonl", rows)), batch_size=2).make(0)
     assert sorted(batch.valid.tolist()) == [False, True]
     assert batch.read == 2
-    assert [each.kind for each in batch.broken] == ["unreadable image"]
+    assert [each.reason for each in batch.broken] == ["unreadable image"]
     assert sorted(batch.weights.tolist()) == [0.0, 1.0]
 
 
