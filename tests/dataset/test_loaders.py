@@ -164,7 +164,7 @@ def test_a_run_with_too_many_broken_records_stops_with_a_summary(loader, write_l
 
 def batch(read: int, *broken: tuple[str, str]) -> PretrainBatch:
     records = tuple(BrokenRecord(place, kind, "why") for kind, place in broken)
-    usable = read - len({record.location for record in records})
+    usable = read - len({record.place for record in records})
     return PretrainBatch(None, None, None, broken=records, counts={"images": RecordCount(read, max(usable, 0))})
 
 

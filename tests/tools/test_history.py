@@ -10,7 +10,7 @@ from utils.events import BrokenReason, CountedRecords, Validated, Warned
 COUNTED = CountedRecords(
     read=300,
     broken=7,
-    kinds=[
+    reasons=[
         BrokenReason(reason="bad json", count=5, place="a.jsonl:3"),
         BrokenReason(reason="missing image", count=2, place="a.jsonl:9"),
     ],
@@ -54,7 +54,7 @@ def test_the_history_of_a_resumed_run_has_steps_stops_and_broken_records(tmp_pat
         "resuming from runs/x/checkpoints/step-00000020",
     ]
     assert history.records.share() == "7 of 300 records (2.3%) are broken"
-    kinds = {kind.kind: (kind.count, kind.first, kind.message) for kind in history.kinds}
+    kinds = {kind.reason: (kind.count, kind.place, kind.detail) for kind in history.reasons}
     assert kinds == {"bad json": (5, "a.jsonl:3", "Expecting ','"), "missing image": (2, "a.jsonl:9", "")}
     assert history.warnings == [("2026-01-02 04:00:02", "something else")]
     assert history.remarks(tmp_path / "events.jsonl") == []
@@ -64,7 +64,7 @@ def test_broken_records_are_summed_over_the_processes_of_a_run(tmp_path):
     whole = CountedRecords(read=100, broken=0)
     history = read(tmp_path, event_lines(*START, COUNTED, *START, COUNTED, whole))
     assert (history.records.read, history.records.broken) == (700, 14)
-    assert [kind.count for kind in history.kinds] == [10, 4]
+    assert [kind.count for kind in history.reasons] == [10, 4]
 
 
 def test_events_after_the_resumed_step_do_not_count(tmp_path):
@@ -117,9 +117,9 @@ def test_an_annotation_file_is_read_at_every_start_and_counts_once(tmp_path):
         "7 of 300 records (2.3%) are broken",
         "data.train: 3 of 50 records (6.0%) are broken",
     ]
-    kinds = [(kind.kind, kind.count, kind.first, kind.message) for kind in history.kinds]
+    kinds = [(kind.reason, kind.count, kind.place, kind.detail) for kind in history.reasons]
     assert kinds == [("bad json", 8, "a.jsonl:3", "Expecting ','"), ("missing image", 2, "a.jsonl:9", "")]
     evaluation = started.model_copy(update={"trains": False})
     assert len(read(tmp_path, event_lines(started, file, evaluation)).shares()) == 1
     repaired = read(tmp_path, event_lines(started, file, started))
-    assert repaired.shares() == [] and repaired.kinds == []
+    assert repaired.shares() == [] and repaired.reasons == []

@@ -173,7 +173,7 @@ def test_broken_records_are_shown_by_kind(make, tmp_path):
         BrokenReason(reason="bad json", count=5, place="a.jsonl:3"),
         BrokenReason(reason="missing image", count=2, place="a.jsonl:9"),
     ]
-    text = report(tmp_path, make(events=event_lines(*START, CountedRecords(read=300, broken=7, kinds=kinds))))
+    text = report(tmp_path, make(events=event_lines(*START, CountedRecords(read=300, broken=7, reasons=kinds))))
     assert "7 of 300 records (2.3%) are broken" in text
     assert rows_with(text, "<td>bad json</td>") == ["bad json 5 a.jsonl:3"]
     assert rows_with(text, "<td>missing image</td>") == ["missing image 2 a.jsonl:9"]

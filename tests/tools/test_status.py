@@ -112,7 +112,7 @@ def test_a_page_has_at_most_25_lines_whatever_happened_to_the_run(make, capsys):
     stop = events.Stopped(by="SIGTERM", message="x" * 200)
     log = LOG + "".join(line("01", stop) + LOG for _ in range(40))
     log += "".join(line("02", warned(f"warning {n} {'y' * 300}")) for n in range(60))
-    log += line("03", events.CountedRecords(read=300, broken=9, kinds=kinds))
+    log += line("03", events.CountedRecords(read=300, broken=9, reasons=kinds))
     folder = make(losses=range(10, 5, -1), events=log)
     values = {f"images/loss-number-{n}": 1.5 for n in range(60)}
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": n, **values}) + "\n" for n in range(1, 9)))
@@ -224,7 +224,7 @@ def test_broken_records_restarts_stops_and_warnings_are_shown(make, capsys, wide
     counted = events.CountedRecords(
         read=300,
         broken=7,
-        kinds=[
+        reasons=[
             events.BrokenReason(reason="bad json", count=5, place="a.jsonl:3"),
             events.BrokenReason(reason="missing image", count=2, place="a.jsonl:9"),
         ],

@@ -61,6 +61,19 @@ def test_each_event_is_read_as_it_was_logged_and_its_sentence_is_in_the_log(fold
     assert all(f"INFO x: {event}" in text for event in ONE_OF_EACH)
 
 
+def test_broken_records_of_earlier_runs_are_read(tmp_path):
+    reason = {"kind": "bad json", "count": 2, "first": "a.jsonl:3", "message": "torn"}
+    lines = [
+        {"event": "skipped_record", "location": "a.jsonl:3", "kind": "bad json", "message": "torn"},
+        {"event": "counted_records", "read": 9, "broken": 2, "kinds": [reason], "key": None},
+    ]
+    stamp = {"time": "2026-11-01T00:00:00+00:00", "schema": events.SCHEMA, "version": "0"}
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(stamp | line) + "\n" for line in lines))
+    skipped, counted = (each.event for each in events.read_events(tmp_path / "events.jsonl"))
+    assert skipped == events.SkippedRecord(place="a.jsonl:3", reason="bad json", detail="torn")
+    assert counted.reasons == [events.BrokenReason(reason="bad json", count=2, place="a.jsonl:3", detail="torn")]
+
+
 def test_other_messages_are_recorded_only_if_they_are_warnings(folder):
     logger = logging.getLogger("a.b")
     logger.info("the weather is fine")
