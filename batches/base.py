@@ -19,10 +19,10 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A record that could not be used.
+    """A record, or a part of it, that could not be used.
 
     Attributes:
-        place: location of the record, such as ``file:line``.
+        place: location of the record: file and line, tar and member, Parquet file and row, or file and index.
         reason: type of the fault, such as ``bad json`` or ``missing key``.
         detail: what is wrong.
         traceback: the traceback of an unexpected exception, otherwise "".
@@ -38,11 +38,12 @@ class BrokenRecord:
 
 
 class RecordCount(NamedTuple):
-    """Number of records that were read from a stream (a type of training data) for a batch, and how many of them became
-    examples."""
+    """Number of records that were read from a stream (a type of training data) for a batch, how many of them became examples, and
+    how many are broken, at least in part."""
 
     read: int
     usable: int
+    broken: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ class Batch:
     """Base class of all micro-batches. It stores where the examples come from.
 
     Attributes:
-        records: location of the record of each example.
-        broken: records that were skipped while the batch was built.
+        records: locations of the usable records of all streams.
+        broken: records, and parts of records, that were skipped while the batch was built.
         counts: number of records that were read, by stream.
     """
 

@@ -11,9 +11,9 @@ from batches.base import BrokenRecord
 from utils.errors import UserError
 
 Reason = str
-"""Why a record is broken: "bad json", "missing key", "wrong type", "empty text", "bad text", "repeated member", "missing
-image", "unreadable image", "image too large", "missing video", "unreadable video", "box outside image" or "degenerate box"; or
-the class name of an unexpected exception."""
+"""Why a record is broken: "bad json", "missing key", "wrong type", "empty text", "bad text", "repeated member", "missing image",
+"unreadable image", "image too large", "missing video", "unreadable video", "unreadable json", "unreadable text", "unreadable row
+group", "box outside image" or "degenerate box"; or the class name of an unexpected exception."""
 
 _LONGEST_MESSAGE = 300
 
@@ -35,7 +35,7 @@ class BrokenRecordError(Exception):
 
 
 class MediaError(BrokenRecordError):
-    """Raised if an image or a video cannot be read."""
+    """Raised if an image or a video, or a file that contains one, cannot be read."""
 
 
 def broken_record(error: Exception, location: str) -> BrokenRecord:

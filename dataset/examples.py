@@ -2,16 +2,19 @@
 
 Every stream of records takes the same steps, in pre-training and in fine-tuning:
 
-1. number: the order of the stream lists the records of a micro-batch (:mod:`dataset.shards.samplers`);
-2. location: the place of each record is noted, to name a record that is broken, or at which reading hangs;
-3. read: the record is read from a shard, or taken from an annotation file in memory;
-4. parse, augment, encode: the stream makes an example of the record, with random numbers that depend only on the seed, the
-   epoch and the number;
+1. number: for micro-batch u, the order of the stream lists the numbers of the records (:mod:`dataset.shards.samplers`);
+2. location: the place of each record is noted, to name a record that is broken, or at which reading hangs. For a tar, the name of
+   the member is known only after its header has been read (``exact_location``);
+3. read: the record is read from a shard (:class:`~dataset.shards.readers.Shards`), or is a row of an annotation file that was
+   read and parsed at the start (:func:`~dataset.formats.annotations.parse_rows`);
+4. parse, augment, encode: the stream makes an example of the record. It parses the values, chooses the texts, opens the image,
+   augments it, and encodes the texts. The random numbers depend only on the seed, the stream, the epoch, and the record's
+   position in the epoch;
 5. collate: the stream puts the examples into one batch.
 
 :meth:`RecordStream.examples` takes the steps up to the examples. The streams themselves (:mod:`dataset.tasks`) say how an example
 is made, and how examples are collated. Whatever is wrong with a record is raised as a
-:class:`~dataset.broken.BrokenRecordError` without a location; the location is added here.
+:class:`~dataset.broken.BrokenRecordError` without a location; :class:`Account` adds it.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ import torch
 from torch import Tensor
 
 from batches.base import BrokenRecord, RecordCount
-from dataset.broken import BrokenRecordError, broken_record
+from dataset.broken import broken_record
 from dataset.shards.samplers import Order, sample_rng
 from dataset.shards.weights import Weights
 from dataset.workers import reading
+from utils.errors import UserError
 
 E = TypeVar("E")
 R_co = TypeVar("R_co", bound="Located", covariant=True)
@@ -134,7 +138,7 @@ class RecordStream(Generic[R]):
             number: number of the micro-batch, counted over all ranks.
             account: counts the records.
             make: parses, augments and encodes a record. If it raises anything other than UserError, the record is counted as
-                broken. It returns None if it has already counted all parts of the record as broken.
+                broken. It returns None if it has already added the faults of all parts of the record to ``account``.
 
         Returns:
             An example for each record, or None if the record cannot be used.
@@ -146,17 +150,23 @@ class RecordStream(Generic[R]):
             account.begin(self.records.location(index))
             example = None
             try:
-                record = self.records.read(index)
-                account.location = record.location
-                example = make(record, rng)
-            except BrokenRecordError as error:
-                account.location = self.records.exact_location(index)
-                account.add_broken(error)
+                example = make(self._read(index, account), rng)
             except Exception as error:
                 account.add_broken(error)
             account.count(self.name, usable=example is not None)
             examples.append(example)
         return examples
+
+    def _read(self, index: int, account: Account) -> R:
+        try:
+            record = self.records.read(index)
+        except UserError:
+            raise
+        except Exception:
+            account.location = self.records.exact_location(index)
+            raise
+        account.location = record.location
+        return record
 
     def samples(self, number: int) -> Iterator[tuple[int, np.random.Generator]]:
         """Yields the index of each record of micro-batch ``number``, and the generator for its example."""
@@ -187,6 +197,7 @@ class Account:
 
     def __init__(self) -> None:
         self.location = ""
+        self._broken_before = 0
         self.usable: list[str] = []
         self.broken: list[BrokenRecord] = []
         self.counts: dict[str, RecordCount] = {}
@@ -194,7 +205,7 @@ class Account:
     def begin(self, location: str) -> None:
         """Notes that the record at a location is read next. In a worker process, the location is reported if the worker hangs or
         is killed."""
-        self.location = location
+        self.location, self._broken_before = location, len(self.broken)
         if (note := reading.get(None)) is not None:
             note(location)
 
@@ -210,8 +221,9 @@ class Account:
         """Counts the record that was read."""
         if usable:
             self.usable.append(self.location)
-        before = self.counts.get(stream, RecordCount(0, 0))
-        self.counts[stream] = RecordCount(before.read + 1, before.usable + usable)
+        read, before, broken = self.counts.get(stream, RecordCount(0, 0, 0))
+        is_broken = len(self.broken) > self._broken_before
+        self.counts[stream] = RecordCount(read + 1, before + usable, broken + is_broken)
 
     def fields(self) -> dict[str, Any]:
         """Returns the counts as fields of :class:`~batches.base.Batch`."""

@@ -62,7 +62,7 @@ class BrokenRecordLog:
                 self.unusable.pop(stream, None)
             else:
                 self.unusable[stream] = self.unusable.get(stream, 0) + count.read
-        self.broken_records += len({broken.place for broken in batch.broken})
+        self.broken_records += sum(count.broken for count in batch.counts.values())
         for broken in batch.broken:
             self.reasons[broken.reason] += 1
             if broken.reason not in self.first:

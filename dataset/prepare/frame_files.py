@@ -70,7 +70,7 @@ def outputs_of_shards(
             if raw.values.get(video_key) is None:
                 raise broken_key(raw, video_key)
         except Exception as error:
-            broken = broken_record(error, shards.location(index))
+            broken = broken_record(error, shards.exact_location(index))
             return Job(making, broken.place, Path(), {}, broken=broken)
         return Job(making, raw.location, video_root or raw.folder, raw.values, video_key)
 

@@ -72,7 +72,7 @@ def _write_file(job: _Job) -> _FinishedFile:
             values.append(_values(raw, job.keys.image_key))
             numbers.append(number)
         except Exception as error:
-            broken.append(broken_record(error, job.shards.location(number)))
+            broken.append(broken_record(error, job.shards.exact_location(number)))
     names = list(dict.fromkeys(name for each in values for name in each))
     columns, fields = {}, [pyarrow.field(job.keys.image_key, pyarrow.binary())]
     for name in names:
@@ -113,7 +113,7 @@ def _groups(
             has_image = raw.image is not None or raw.values.get(job.keys.image_key) is not None
             content = image_source(raw, job.keys).load() if has_image else None
         except Exception as error:
-            broken.append(broken_record(error, job.shards.location(number)))
+            broken.append(broken_record(error, job.shards.exact_location(number)))
             continue
         size = sizes[index] + len(content or b"")
         if kept and total + size > GROUP_BYTES:

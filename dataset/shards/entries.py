@@ -39,13 +39,20 @@ def entry_file(store: Path, real_path: str) -> Path:
     return store / name[:2] / name[2:]
 
 
+def row_of(state: State, scanned: ScannedShard) -> np.ndarray:
+    """Returns the row (6,) int64 of a shard in an index (see :class:`~dataset.shards.index.ShardsIndex`)."""
+    counts = (len(scanned.starts), len(scanned.irregularities), int(scanned.complete), scanned.links)
+    return np.array([*state, *counts], np.int64)
+
+
 def write_entry(file: Path, state: State, scanned: ScannedShard) -> None:
     """Writes the entry of a shard atomically: its format and its row (see :class:`~dataset.shards.index.ShardsIndex`), then the
     offset of each record, and the irregularities, all as 64-bit integers."""
-    row = [*state, len(scanned.starts), len(scanned.irregularities), int(scanned.complete), scanned.links]
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    np.concatenate([[_FORMAT, *row], scanned.starts, scanned.irregularities.ravel()]).astype("<i8").tofile(temporary)
+    np.concatenate([[_FORMAT], row_of(state, scanned), scanned.starts, scanned.irregularities.ravel()]).astype(
+        "<i8"
+    ).tofile(temporary)
     os.replace(temporary, file)
 
 

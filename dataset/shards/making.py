@@ -30,10 +30,11 @@ from dataset.shards.entries import (
     entry_file,
     read_offsets,
     read_row,
+    row_of,
     write_entry,
 )
 from dataset.shards.finding import ShardFile, find_shards, real_paths
-from dataset.shards.index import BYTES, MODIFIED, RECORDS, ShardsIndex, load, name_of, write_index
+from dataset.shards.index import MODIFIED, RECORDS, ShardsIndex, load, name_of, write_index
 from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.scanning import scan_shard
 from utils.errors import UserError
@@ -99,10 +100,7 @@ def build_index(own: Path, paths: Sequence[ShardFile], key: str, workers: int) -
     """
     if own.exists() and load(own, paths) is None:
         logger.warning("%s: the index %s is damaged or was written by an earlier version; rebuilding it", key, own)
-    started, jobs = time.monotonic(), []
-    for path, real, state in zip(paths, real_paths(paths), states_of(paths, key).tolist(), strict=True):
-        next_to_it = [path.parent / NEXT_TO_SHARDS / path.name] if isinstance(path, Path) else []
-        jobs.append(_Job([entry_file(own.parent / STORE, real), *next_to_it], path, (state[0], state[1]), key))
+    started, jobs = time.monotonic(), _jobs(paths, own.parent / STORE, key)
     scanned = _scan_missing(jobs, workers)
     records = _assemble(own, jobs)
     logger.info(
@@ -150,10 +148,21 @@ class _Job(NamedTuple):
         return None
 
 
+def _jobs(paths: Sequence[ShardFile], store: Path | None, key: str) -> list[_Job]:
+    """Returns the jobs of some shards. Their entries may be in ``store``, if it can be written, and next to the shards."""
+    jobs = []
+    for path, real, state in zip(paths, real_paths(paths), states_of(paths, key).tolist(), strict=True):
+        files = [] if store is None else [entry_file(store, real)]
+        if isinstance(path, Path):
+            files.append(path.parent / NEXT_TO_SHARDS / path.name)
+        jobs.append(_Job(files, path, (state[0], state[1]), key))
+    return jobs
+
+
 def _scan_missing(jobs: Sequence[_Job], workers: int) -> int:
     """Scans the shards that have no current entry, and writes their entries. Returns their number."""
     missing = [job for job in jobs if job.entry() is None]
-    if changed := [str(job.path) for job in missing if read_row(job.files[0]) is not None]:
+    if changed := [str(job.path) for job in missing if any(read_row(file) is not None for file in job.files)]:
         named = ", ".join(changed[:_MAX_NAMED]) + (", …" if len(changed) > _MAX_NAMED else "")
         count = f"{len(changed)} of {len(jobs)} shards"
         logger.warning("%s: %s have changed since they were indexed (%s)", jobs[0].key, count, named)
@@ -255,24 +264,31 @@ def states_of(paths: Sequence[ShardFile], key: str, indexed: np.ndarray | None =
 
 def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: str, key: str) -> ShardsIndex:
     """Builds the index of a small list of shards in memory, because it cannot be written."""
-    states = states_of(paths, key)
-    total = int(states[:, BYTES].sum())
+    jobs = _jobs(paths, None, key)
+    entries = [job.entry() for job in jobs]
+    missing = [job for job, entry in zip(jobs, entries, strict=True) if entry is None]
+    total = sum(job.state[0] for job in missing)
     where = f"in {folder} ({reason})" if folder else f"({reason})"
-    if len(paths) > _SHARDS_IN_MEMORY or total > _BYTES_IN_MEMORY:
+    if len(missing) > _SHARDS_IN_MEMORY or total > _BYTES_IN_MEMORY:
         raise UserError(
-            f"the index of {len(paths):,} shards of {total / 1000000000.0:,.1f} GB cannot be kept {where}, and "
+            f"the index of {len(missing):,} shards of {total / 1000000000.0:,.1f} GB cannot be kept {where}, and "
             "every process would have to read all of them to build its own index",
             where=key,
             remedy="set data.cache_index to a writable folder with enough space",
         )
     _warn_not_cached(where)
-    scanned = [scan_shard(path, key, (state[0], state[1])) for path, state in zip(paths, states.tolist(), strict=True)]
-    rows = [
-        [*state, len(shard.starts), len(shard.irregularities), int(shard.complete), shard.links]
-        for state, shard in zip(states.tolist(), scanned, strict=True)
-    ]
-    starts, irregularities = ([getattr(shard, name) for shard in scanned] for name in ("starts", "irregularities"))
-    return ShardsIndex(paths, np.array(rows, np.int64), np.concatenate(starts), np.concatenate(irregularities), None)
+    rows, starts, irregularities = [], [], []
+    for job, entry in zip(jobs, entries, strict=True):
+        if entry is None:
+            scanned = scan_shard(job.path, key, job.state)
+            rows.append(row_of(job.state, scanned))
+            offsets = scanned.starts, scanned.irregularities
+        else:
+            rows.append(entry[1])
+            offsets = read_offsets(*entry)
+        starts.append(offsets[0])
+        irregularities.append(offsets[1])
+    return ShardsIndex(paths, np.stack(rows), np.concatenate(starts), np.concatenate(irregularities), None)
 
 
 def _remove_stale(folder: Path) -> None:

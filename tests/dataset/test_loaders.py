@@ -164,8 +164,9 @@ def test_a_run_with_too_many_broken_records_stops_with_a_summary(loader, write_l
 
 def batch(read: int, *broken: tuple[str, str]) -> PretrainBatch:
     records = tuple(BrokenRecord(place, kind, "why") for kind, place in broken)
-    usable = read - len({record.place for record in records})
-    return PretrainBatch(None, None, None, broken=records, counts={"images": RecordCount(read, max(usable, 0))})
+    count = len({record.place for record in records})
+    counts = {"images": RecordCount(read, max(read - count, 0), count)}
+    return PretrainBatch(None, None, None, broken=records, counts=counts)
 
 
 def test_the_share_of_broken_records_is_checked_after_enough_records_or_at_the_end():
@@ -182,7 +183,7 @@ def test_a_stream_without_usable_records_is_named_if_too_many_records_are_broken
     log = BrokenRecordLog(0.05, {"images": 5000, "regions": 5000})
     for number in range(2):
         broken = tuple(BrokenRecord(f"a:{number}:{n}", "missing key", "no 'caption'") for n in range(8))
-        counts = {"images": RecordCount(8, 0), "regions": RecordCount(16, 16)}
+        counts = {"images": RecordCount(8, 0, 8), "regions": RecordCount(16, 16)}
         log.add(PretrainBatch(None, None, None, broken=broken, counts=counts))
     with pytest.raises(UserError, match=naming("16 records", "images", "16 missing")):
         log.finish()

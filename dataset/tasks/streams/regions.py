@@ -145,7 +145,8 @@ class RegionStream:
         """Builds the image (3, S, S) and the rows of a record. Unusable parts are added to ``account``.
 
         Returns:
-            None if no part of the record is usable.
+            None if no part of the record is usable. A record whose phrases are all absent from the image is usable, but has no
+            rows.
 
         Raises:
             BrokenRecordError: if no row is left and no unusable part has been reported.
@@ -190,7 +191,7 @@ class RegionStream:
                 ("degenerate box", "every box is a sliver") if elements else ("missing key", "no element to use")
             )
             raise BrokenRecordError(kind, why)
-        return (self.rand_augment(image, rng), rows) if rows else None
+        return (self.rand_augment(image, rng), rows) if rows or not broken else None
 
     def _wording(
         self,

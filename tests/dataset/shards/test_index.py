@@ -213,6 +213,15 @@ def test_an_index_of_many_shards_that_cannot_be_written_is_an_error(
     assert scanned == []
 
 
+def test_entries_next_to_the_shards_are_used_if_no_index_can_be_written(lines, tmp_path, monkeypatch, scanned):
+    making.write_entries(tmp_path, 1)
+    (tmp_path / "file").touch()
+    scanned.clear()
+    monkeypatch.setattr(making, "_SHARDS_IN_MEMORY", 0)
+    expected = ids(lines, tmp_path / "index")
+    assert ids(lines, tmp_path / "file") == expected and scanned == []
+
+
 def test_processes_write_separate_files_and_remove_files_of_killed_processes(lines, tmp_path, monkeypatch):
     (tmp_path / "index").mkdir()
     made = tmp_path / "index" / f"{name_of(lines)}.index"

@@ -212,7 +212,7 @@ def test_a_record_with_only_absent_phrases_has_no_row_and_is_not_broken(maker, w
     record = {**make_pair(0), "caption": None, "elems": [{"bb": [], "caption": "a zebra"}]}
     stream = RegionStreamConfig(files=[write_lines("a.jsonl", [record])], batch_size=3, max_images=1)
     batch = maker(regions=stream).make(0)
-    assert (batch.read, batch.broken) == (1, ()) and not regions_of(batch).valid.any()
+    assert (batch.read, len(batch.records), batch.broken) == (1, 1, ()) and not regions_of(batch).valid.any()
 
 
 def test_rows_are_sorted_by_image_and_unused_images_are_dropped(maker, write_lines, make_regions):

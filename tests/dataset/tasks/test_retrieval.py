@@ -330,6 +330,7 @@ def test_an_image_damaged_after_the_check_is_an_invalid_row(batches, tmp_path):
     places = [(broken.reason, broken.place.rpartition(":")[2]) for broken in batch.broken]
     assert sorted(places) == [("missing image", "4")] * 2 + [("unreadable image", "2")] * 3
     assert (batch.read, len(batch.records)) == (11, 6)
+    assert batch.counts == {"captions": (11, 6, 5)}, "each caption of a broken image counts"
 
 
 def test_too_many_damaged_images_stop_the_run(batches, tmp_path):
