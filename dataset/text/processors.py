@@ -154,9 +154,8 @@ class PlainTextProcessor:
         self.pad_id = _special(tokenizer, "pad_token")
         self.unk_id = tokenizer.unk_token_id
         self._pieces = tokenizer.backend_tokenizer
-        # Texts are encoded with the underlying tokenizer, without transformers' wrapper, which is nearly twice as fast, and
-        # truncated here. The
-        # wrapper would set truncation and padding at each call; here they are set once.
+        # The underlying tokenizer is nearly twice as fast as transformers' wrapper, which would set truncation and padding at
+        # each call. Here they are set once, and texts are truncated by this class.
         self._marks_words = self._pieces.token_to_id(_WORD_MARK) is not None
         self._pieces.no_truncation()
         self._pieces.no_padding()
