@@ -73,8 +73,8 @@ class LoadingConfig(Config):
 
     @property
     def records_per_batch(self) -> int:
-        """Number of records of the leading stream that a rank reads for a micro-batch. It is the first of images, regions, videos,
-        texts and translations."""
+        """Number of records of the leading stream that a rank reads for a micro-batch. The leading stream is the first of images,
+        regions, videos, texts and translations."""
         return self.micro_batch.size
 
     def check_ranks(self, ranks: int) -> None:

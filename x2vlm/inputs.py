@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dataset.broken import BrokenRecordError
 from dataset.media.augment import evaluation_view
-from dataset.media.encoded import EncodedImage, decode, pixels_of, rgb_of
+from dataset.media.encoded import EncodedImage, pixels_of, rgb_of
 from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.video import LIST_SUFFIX, FrameSampler, sample_frames
 from tasks.drawing.images import fitted, joined
@@ -119,8 +119,7 @@ class Reader:
         name = str(path)
         is_folder = os.path.isdir(path)  # Path.is_dir raises an error for a name that is too long
         if not is_folder and path.suffix.lower() not in VIDEO_INPUT_SUFFIXES:
-            content = ImageSource(name, path=path).load()
-            return self._from_image(decode(content, self.max_pixels), name, view)
+            return self._from_image(ImageSource(name, path=path).open(self.max_pixels).pixels(), name, view)
         sizes: list[tuple[int, int]] = []
 
         def sized(frame: Tensor | EncodedImage) -> Tensor:

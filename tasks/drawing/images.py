@@ -51,14 +51,17 @@ class ImageReader:
             down: whether to place the frames of a video below each other instead of side by side.
 
         Raises:
-            BrokenRecordError: if the image or video cannot be read.
+            BrokenRecordError: if the image or video cannot be read. The detail begins with the location of the record.
         """
-        if isinstance(source, VideoSource):
-            return self._strip(source, side, down)
-        pixels = self.view.pixels if size is None else for_boxes(self.view.pixels)
-        image = source.open(self.view.max_pixels, pixels).pixels()
-        if size is not None:
-            check_size(image, size)
+        try:
+            if isinstance(source, VideoSource):
+                return self._strip(source, side, down)
+            pixels = self.view.pixels if size is None else for_boxes(self.view.pixels)
+            image = source.open(self.view.max_pixels, pixels).pixels()
+            if size is not None:
+                check_size(image, size)
+        except BrokenRecordError as error:
+            raise BrokenRecordError(error.reason, f"{source.location}: {error.detail}") from None
         return _channels_last(fitted(image, side))
 
     def _strip(self, source: VideoSource, side: int, down: bool) -> np.ndarray:

@@ -310,7 +310,7 @@ def test_a_broken_image_is_skipped_with_a_note(caplog):
     assert panels == [panel]
     assert remark == " (2 others cannot be drawn)"
     assert OneLine("cannot be drawn") in caplog.messages and "KeyError: 'iou'" in caplog.text
-    assert OneLine("predictions.png", "a:3", "missing image") in caplog.messages
+    assert OneLine("predictions.png", "missing image", "gone.png") in caplog.messages
 
 
 def test_panels_are_in_row_order_whatever_their_heights(tmp_path):

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image as PILImage
 
 from dataset.broken import BrokenRecordError
-from dataset.media.encoded import decode
 from dataset.media.sources import ImageSource
 from utils.errors import UserError
 from utils.image_size import sides_of
@@ -198,10 +197,9 @@ def view_of(model: LoadedModel, picture: Picture) -> View:
     """
     if picture.box is None:
         return model.read(picture.path)
-    location = str(picture.path)
+    source = ImageSource(str(picture.path), path=picture.path)
     try:
-        content = ImageSource(location, path=picture.path).load()
-        image = decode(content, model.settings.data.max_pixels, "unturned")
+        image = source.open(model.settings.data.max_pixels, "unturned").pixels()
     except BrokenRecordError as error:
         raise UserError(str(error)) from None
     x, y, width, height = picture.box
