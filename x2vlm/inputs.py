@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dataset.broken import BrokenRecordError
 from dataset.media.augment import evaluation_view
-from dataset.media.encoded import EncodedImage, pixels_of, rgb_of
+from dataset.media.encoded import EncodedImage, decode, pixels_of, rgb_of
 from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.video import LIST_SUFFIX, FrameSampler, sample_frames
 from tasks.drawing.images import fitted, joined
@@ -112,14 +112,15 @@ class Reader:
             if isinstance(image, np.ndarray | Tensor):
                 return self._from_array(image, view)
         except BrokenRecordError as error:
-            raise UserError(str(error)) from None
+            name = str(Path(image).expanduser()) if isinstance(image, str | Path) else "a Pillow image"
+            raise UserError(str(error), where=name) from None
         raise UserError(f"an image is a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
 
     def _from_file(self, path: Path, view: FrameView) -> _Views:
         name = str(path)
         is_folder = os.path.isdir(path)  # Path.is_dir raises an error for a name that is too long
         if not is_folder and path.suffix.lower() not in VIDEO_INPUT_SUFFIXES:
-            return self._from_image(ImageSource(name, path=path).open(self.max_pixels).pixels(), name, view)
+            return self._from_image(decode(ImageSource(name, path=path).load(), self.max_pixels), name, view)
         sizes: list[tuple[int, int]] = []
 
         def sized(frame: Tensor | EncodedImage) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from dataset.broken import BrokenRecordError
+from dataset.media.encoded import decode
 from dataset.media.sources import ImageSource
 from utils.errors import UserError
 from utils.image_size import sides_of
@@ -199,9 +200,9 @@ def view_of(model: LoadedModel, picture: Picture) -> View:
         return model.read(picture.path)
     source = ImageSource(str(picture.path), path=picture.path)
     try:
-        image = source.open(model.settings.data.max_pixels, "unturned").pixels()
+        image = decode(source.load(), model.settings.data.max_pixels, "unturned")
     except BrokenRecordError as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error), where=source.location) from None
     x, y, width, height = picture.box
     return model.read(image[:, _pixels(y, height, image.shape[1]), _pixels(x, width, image.shape[2])])
 
