@@ -19,7 +19,7 @@ from PIL import Image
 from dataset.broken import BrokenRecordError
 from dataset.media.sources import ImageSource
 from dataset.prepare.to_odvg import to_odvg
-from dataset.records.schema import ImageKeys, ImageRecord, parse_region_record
+from dataset.records.schema import Description, ImageKeys, ImageRecord, parse_region_record
 from dataset.shards.readers import Shards
 from run import main
 from tests.dataset.prepare.official import (
@@ -75,8 +75,22 @@ def parsed(shards: Shards) -> list[ImageRecord | None]:
             found.append(None)
             continue
         image = ImageSource("", content=record.image.load())
-        found.append(None if record.broken else replace(record, location="", image=image))
+        elements = tuple(map(with_listed_texts, record.elements))
+        whole = with_listed_texts(replace(record, location="", image=image, elements=elements))
+        found.append(None if record.broken else whole)
     return found
+
+
+def with_listed_texts(described: Description) -> Description:
+    """Replaces each text of a language by a list of one text, because a column of a Parquet file has only one form."""
+    names = ("captions", "long_captions", "hard_negatives", "attributes")
+    return replace(described, **{name: tuple(map(listed_by_language, getattr(described, name))) for name in names})
+
+
+def listed_by_language(text: str | dict[str, str | list[str]]) -> str | dict[str, list[str]]:
+    if isinstance(text, str):
+        return text
+    return {language: [value] if isinstance(value, str) else value for language, value in text.items()}
 
 
 @pytest.fixture(autouse=True)
