@@ -36,6 +36,10 @@ class BrokenRecord:
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}: {self.detail}"
 
+    def to_values(self) -> dict[str, str]:
+        """Returns the place, the reason and the detail, as every file that lists broken records names them."""
+        return {"place": self.place, "reason": self.reason, "detail": self.detail}
+
 
 class RecordCount(NamedTuple):
     """Number of records that were read from a stream (a type of training data) for a batch, how many of them became examples, and

@@ -136,8 +136,8 @@ class SkippedRecord(Event):
 
 
 class BrokenReason(BaseModel):
-    """Records, or parts of records, that are broken for one ``reason``. ``count`` is their number, or None if they have not been
-    counted yet. ``place`` is the location of the first of them, and ``detail`` says what is wrong with it. Earlier runs wrote
+    """Records, or parts of records, that are broken for one ``reason``. ``count`` is their number, or None before they
+    are counted. ``place`` is the location of the first of them, and ``detail`` says what is wrong with it. Earlier runs wrote
     ``kind``, ``first`` and ``message``."""
 
     model_config = ConfigDict(frozen=True)

@@ -142,10 +142,12 @@ def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row
 def converted(rows: Iterable[Row | BrokenRecord], convert: Callable[[Row], Row]) -> Iterator[Row | BrokenRecord]:
     """Converts rows, for example to other key names. A row that cannot be converted is returned as an error."""
     for row in rows:
+        if isinstance(row, BrokenRecord):
+            yield row
+            continue
         try:
-            yield convert(row) if isinstance(row, Row) else row
+            yield convert(row)
         except BrokenRecordError as error:
-            assert isinstance(row, Row)
             yield broken_record(error, row.location)
 
 

@@ -48,7 +48,7 @@ class Reference:
     @property
     def expressions(self) -> list[Any]:
         """The expressions as published; None in place of an expression without a text. Raises :class:`BrokenRecordError` if there
-        is no list of them."""
+        is not a list of references."""
         sentences = self.row.get("sentences", list)
         return [sentence.get("sent") if isinstance(sentence, dict) else None for sentence in sentences]
 

@@ -42,7 +42,7 @@ class Videos:
             # The folder may have lists of frames that were extracted from the video files.
             path = self._find((value, os.path.splitext(value)[0] + LIST_SUFFIX))
             if path is None:
-                raise self._missing(value, row.location)
+                raise self._missing(value)
             return str(value if identity is None else identity), VideoSource(row.location, path=path)
         if value is not None:
             return str(row.location if identity is None else identity), video_source(
@@ -51,9 +51,9 @@ class Videos:
         if identity is None:
             known = ", ".join(sorted(row.values)) or "none"
             raise BrokenRecordError("missing key", f"no 'video' or 'video_id'; keys: {known[:200]}")
-        return str(identity), VideoSource(row.location, path=self.by_id(identity, row.location))
+        return str(identity), VideoSource(row.location, path=self.by_id(identity))
 
-    def by_id(self, identity: str | int, location: str) -> Path:
+    def by_id(self, identity: str | int) -> Path:
         """Returns the video file, list of frames or folder of a video by its id, a name or a number.
 
         Raises:
@@ -66,7 +66,7 @@ class Videos:
         endings = (*VIDEO_SUFFIXES, LIST_SUFFIX, "")
         path = self._find(tuple(stem + ending for stem in dict.fromkeys(stems) for ending in endings))
         if path is None:
-            raise self._missing(f"{stems[0]} with any of {', '.join(endings[:-1])}", location)
+            raise self._missing(f"{stems[0]} with any of {', '.join(endings[:-1])}")
         return path
 
     def _find(self, names: tuple[str, ...]) -> Path | None:
@@ -77,7 +77,7 @@ class Videos:
             self._found[names] = next((path for path in paths if _exists(path)), None)
         return self._found[names]
 
-    def _missing(self, what: str, location: str) -> BrokenRecordError:
+    def _missing(self, what: str) -> BrokenRecordError:
         return BrokenRecordError("missing video", f"{self.folder} has no {what[:200]}")
 
 

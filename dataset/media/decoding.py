@@ -272,13 +272,13 @@ def _rgb(frame: Any) -> Tensor:
 
 def _decord_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock) -> Generator[Tensor, None, None]:
     reader = import_backend("decord").VideoReader(str(path), num_threads=1)
-    _check_count(len(reader), index, "decord", clock)
+    _check_count(len(reader), index, "decord")
     for number in wanted:
         clock.check()
         yield torch.from_numpy(reader.get_batch([number]).asnumpy()[0]).permute(2, 0, 1)
 
 
-def _check_count(count: int, index: FileIndex, backend: str, clock: Clock) -> None:
+def _check_count(count: int, index: FileIndex, backend: str) -> None:
     if count != len(index.times):
         message = (
             f"{backend} finds {count} frames, but the file has {len(index.times)}; set backend: av, which can read it"

@@ -78,7 +78,7 @@ class Comparison:
         return keys
 
     def missing(self, urls: Iterable[str]) -> list[str]:
-        """Returns the URLs of the list without a record, and counts them, except for those whose image cannot be used."""
+        """Returns the URLs of the list without a record, and counts them, except for URLs whose image cannot be used."""
         missing = [url for url in urls if _digest(url) not in self._found]
         self.counts.skipped["address without image"] += sum(_digest(url) not in self._unusable for url in missing)
         return missing

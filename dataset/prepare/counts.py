@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from batches.base import BrokenRecord
 from dataset.broken import printable
@@ -18,23 +18,6 @@ _EARLIER_NAMES = {"written": "made", "fixed": "mended", "skipped": "left_out"}
 """Names of the counters in files of earlier versions."""
 
 
-class Example(NamedTuple):
-    """An entry that was skipped or fixed: its location, the reason, and details. Every file that ``prepare`` writes names broken
-    records by these keys."""
-
-    place: str
-    reason: str
-    detail: str
-
-    @classmethod
-    def of(cls, broken: BrokenRecord) -> Example:
-        """Returns a broken record in this form."""
-        return cls(broken.place, broken.reason, broken.detail)
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.detail}" if self.detail else self.place
-
-
 @dataclass
 class Counts:
     """Counts for all files, one file, or part of a file.
@@ -44,14 +27,14 @@ class Counts:
         written: number of entries written, by unit.
         fixed: number of changed values, by reason.
         skipped: number of skipped entries, by reason.
-        examples: the first entries that were fixed or skipped for each reason.
+        examples: the first entries that were fixed or skipped for each reason, each in the form of a broken record.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     written: Counter[str] = field(default_factory=Counter)
     fixed: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[Example]] = field(default_factory=dict)
+    examples: dict[str, list[BrokenRecord]] = field(default_factory=dict)
 
     def skip(self, reason: str, location: str, detail: str = "") -> None:
         """Counts a skipped image, text or box."""
@@ -85,12 +68,17 @@ class Counts:
         for verb, counter in (("skipped", self.skipped), ("fixed", self.fixed)):
             for reason, number in counter.most_common():
                 if number:
-                    examples = self.examples.get(reason)
-                    yield f"{verb}: {number:,} {reason}" + (f", first {examples[0]}" if examples else "")
+                    first = f", first {self.first(reason)}" if reason in self.examples else ""
+                    yield f"{verb}: {number:,} {reason}{first}"
+
+    def first(self, reason: str) -> str:
+        """Returns the first example of a reason as a text."""
+        example = self.examples[reason][0]
+        return f"{example.place}: {example.detail}" if example.detail else example.place
 
     def to_values(self) -> dict[str, Any]:
         """Returns the counts as JSON values."""
-        examples = [each._asdict() for examples in self.examples.values() for each in examples]
+        examples = [each.to_values() for examples in self.examples.values() for each in examples]
         return {**{name: dict(getattr(self, name)) for name in _COUNTERS}, "examples": examples}
 
     @classmethod
@@ -100,10 +88,10 @@ class Counts:
         for name in _COUNTERS:
             getattr(counts, name).update(values.get(name) or values.get(_EARLIER_NAMES.get(name, name), {}))
         for each in values.get("examples", ()):
-            counts.examples.setdefault(each["reason"], []).append(Example(**each))
+            counts.examples.setdefault(each["reason"], []).append(BrokenRecord(**each))
         return counts
 
     def _add_example(self, reason: str, location: str, detail: str) -> None:
         examples = self.examples.setdefault(reason, [])
         if len(examples) < MAX_EXAMPLES:
-            examples.append(Example(printable(location), reason, printable(detail)))
+            examples.append(BrokenRecord(printable(location), reason, printable(detail)))

@@ -48,7 +48,7 @@ class Source:
     """The annotated images or videos of a data set.
 
     Attributes:
-        items: the images or videos in a fixed order, with an error in place of each unusable image or video.
+        items: the images or videos in a fixed order, with a broken record in place of each unusable image or video.
         convert: function that yields the records of an image or video, which it gets as :class:`Found`.
         total: number of images or videos, for the progress bar.
         counts: counts for the entries that are read before the first image or video.

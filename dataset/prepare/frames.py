@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 from batches.base import BrokenRecord
 from dataset.config import VideoReadingConfig
-from dataset.prepare.counts import Example
 from dataset.prepare.folders import tally
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FRAMES_VERSION, FrameMaking, RecordLine, killed, work
@@ -151,7 +150,7 @@ def _make(
     with part.open("wb") as stream:
         for result in itertools.islice(results, output.count):
             if isinstance(result, BrokenRecord):
-                broken.append(Example.of(result)._asdict())
+                broken.append(result.to_values())
                 on_broken(result)
             else:
                 stream.write(result.content)
@@ -170,7 +169,7 @@ def _make(
 def _log(broken: BrokenRecord, logged: Counter[str]) -> None:
     logged[broken.reason] += 1
     if logged[broken.reason] <= MAX_LOGGED:
-        more = f" (more of this kind are only written to {BROKEN})" if logged[broken.reason] == MAX_LOGGED else ""
+        more = f" (more for this reason are only written to {BROKEN})" if logged[broken.reason] == MAX_LOGGED else ""
         logger.warning("skipped: %s: %s: %s%s", broken.place, broken.reason, broken.detail, more)
 
 

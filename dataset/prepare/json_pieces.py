@@ -117,7 +117,7 @@ def json_pieces(stream: IO[bytes], name: str) -> Iterator[Piece]:
                 text.next_character()
                 yield from _items(text, key)
             else:
-                value, content = text.value(key)
+                value, content = text.value()
                 yield Piece("", key, value, content, name)
     else:
         raise text.fault(f"it begins with {first!r}, not with an array or an object" if first else "it is empty")
@@ -133,7 +133,7 @@ def _items(text: _Text, section: str) -> Iterator[Piece]:
     index, shown = 0, printable(section[:_MAX_LOCATION])
     while True:
         text.location = f"{shown}[{index}]"
-        value, content = text.value(index)
+        value, content = text.value()
         yield Piece(section, index, value, content, text.name)
         index += 1
         character = text.next_character()
@@ -149,7 +149,7 @@ def _keys(text: _Text) -> Iterator[str]:
         text.next_character()
         return
     while True:
-        key, _ = text.value("a key")
+        key, _ = text.value()
         if not isinstance(key, str) or text.next_character() != ":":
             raise text.fault("a key and a colon are missing")
         text.location = printable(key[:_MAX_LOCATION])
@@ -191,7 +191,7 @@ class _Text:
         self._at += len(character)
         return character
 
-    def value(self, key: int | str) -> tuple[Any, str]:
+    def value(self) -> tuple[Any, str]:
         """Consumes and returns the next value and its text."""
         self.peek_character()
         while True:

@@ -18,7 +18,6 @@ from dataset.files import RECORD_BYTES
 from dataset.formats.annotations import ImageFiles, Row, listed_rows, read_rows, read_text, texts_of
 from dataset.formats.csv_rows import CsvFile
 from dataset.image_ids import ID_KEYS, id_number
-from dataset.prepare.counts import Example
 from dataset.prepare.folders import tally, write_records
 from dataset.records.box_form import look_like_corners
 from dataset.records.boxes import are_relative, place_box
@@ -399,7 +398,7 @@ def own(
     records = converter.records()
     if not records:
         raise _unusable(file, [error for error, _ in converter.broken], len(rows))
-    broken = [{**Example.of(error)._asdict(), "record": values} for error, values in converter.broken]
+    broken = [{**error.to_values(), "record": values} for error, values in converter.broken]
     for path, lines in ((out, records), (broken_file, broken)):
         if lines:
             with replacing(path) as part:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from batches.base import BrokenRecord
-from dataset.broken import BrokenRecordError, broken_record
-from dataset.prepare.counts import Example
+from dataset.broken import broken_record
 from dataset.prepare.folders import tally
 from dataset.prepare.output_flags import OutputFlags, manifest_of
 from dataset.prepare.output_folder import Entry, OutputFolder
@@ -144,8 +143,7 @@ def _check(raw: RawRecord, keys: ImageKeys) -> None:
     values = {"elems": [], **{name: value for name, value in raw.values.items() if value is not None}}
     record = parse_region_record(replace(raw, values=values, image=raw.image or b""), keys, "caption")
     if record.broken:
-        first = record.broken[0]
-        raise BrokenRecordError(first.reason, first.detail)
+        raise record.broken[0]
 
 
 def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, bytes] | None]:
@@ -291,7 +289,7 @@ def parquet(
         with bar, closing(in_order(_write_file, (job for job, _, _ in left), workers, _died)) as results:
             for (job, path, size), finished in zip(left, results, strict=True):
                 written = job.target.stat().st_size if finished.rows else 0
-                broken = tuple(Example.of(each)._asdict() for each in finished.broken)
+                broken = tuple(each.to_values() for each in finished.broken)
                 counts = {
                     "records": finished.rows,
                     "row groups": finished.groups,

@@ -114,7 +114,7 @@ def _check_usable(counts: Counts, name: str, max_broken: float) -> None:
     read = sum(counts.read.values())
     bad = min(read, sum(broken.values()))  # several texts of an entry may be malformed
     if bad > max_broken * read:
-        first = "; ".join(f"{number:,} {reason} ({counts.examples[reason][0]})" for reason, number in broken.items())
+        first = "; ".join(f"{number:,} {reason} ({counts.first(reason)})" for reason, number in broken.items())
         raise UserError(
             f"{bad:,} of {read:,} entries cannot be used: {first}",
             where=name,

@@ -60,7 +60,7 @@ def open_index(
 
     Args:
         paths: the shards.
-        folder: folder of all indexes. If it is None or not writable, the index of a small list of shards is kept in memory.
+        folder: folder of all indexes. Without one, or if it is not writable, the index of a small list is kept in memory.
         key: config key of the shards, to name in error messages.
         workers: number of processes that scan shards.
         ask_servers: whether to ask servers if remote shards have changed.
@@ -120,15 +120,7 @@ def write_entries(folder: Path, workers: int) -> None:
         UserError: if a shard cannot be read.
     """
     key = str(folder)
-    paths = find_shards([key], key)
-    states = states_of(paths, key).tolist()
-    _scan_missing(
-        [
-            _Job([folder / NEXT_TO_SHARDS / path.name], path, (state[0], state[1]), key)
-            for path, state in zip(paths, states, strict=True)
-        ],
-        workers,
-    )
+    _scan_missing(_jobs(find_shards([key], key), None, key), workers)
 
 
 class _Job(NamedTuple):
@@ -149,7 +141,7 @@ class _Job(NamedTuple):
 
 
 def _jobs(paths: Sequence[ShardFile], store: Path | None, key: str) -> list[_Job]:
-    """Returns the jobs of some shards. Their entries may be in ``store``, if it can be written, and next to the shards."""
+    """Returns the jobs of some shards. Their entries may be next to the shards and, if there is a ``store``, in it."""
     jobs = []
     for path, real, state in zip(paths, real_paths(paths), states_of(paths, key).tolist(), strict=True):
         files = [] if store is None else [entry_file(store, real)]

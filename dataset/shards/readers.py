@@ -193,7 +193,8 @@ class Shards:
         """Reads record ``number``. Its ``location`` is ``file:line``, ``shard.tar:member`` or ``file.parquet:row number``.
 
         Raises:
-            BrokenRecordError: "bad json", "wrong type", "repeated member" or "unreadable row group".
+            BrokenRecordError: "bad json", "wrong type", "repeated member" or "unreadable row group"; "unreadable image",
+                "unreadable text" or "unreadable json" if a member or a line exceeds its size limit.
             UserError: if the shard itself can no longer be read.
         """
         shard, row = self._locate(number)

@@ -113,7 +113,7 @@ def _parse_record(row: Row, images: ImageFiles, language: str | None) -> list[Ph
     raw = RawRecord(row.values, row.location, images.folder)
     record = parse_region_record(raw, ImageKeys(image_is="path"), "")
     if record.broken:
-        raise BrokenRecordError(record.broken[0].reason, record.broken[0].detail)
+        raise record.broken[0]
     source = images.find(row.get("image", str), row.location)
     width, height = size = images.size(source)
     phrases = []

@@ -158,7 +158,7 @@ def _read_one(
     image = record.image.open(max_pixels, pixels).pixels()
     height, width = image.shape[-2:]
     if record.broken:
-        raise BrokenRecordError(record.broken[0].reason, record.broken[0].detail)
+        raise record.broken[0]
     elements = []
     for element in record.elements:
         if len(element.boxes) != 1:

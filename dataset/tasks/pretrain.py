@@ -80,11 +80,12 @@ class PretrainBatches:
             )
         if data.videos is not None and frames is None:
             raise UserError("the model takes images only", where="data.videos", remedy="set model.vision.video.frames")
-        self.data, self.tokenizer, self.static = data, tokenizer, static
-        self.image_size, self.patch_size, self.frames = image_size, patch_size, frames
+        self.data, self.image_size, self.patch_size, self.frames = data, image_size, patch_size, frames
         self.text = TextProcessor(tokenizer, data.text, static=static)
         records = open_streams(data, seed, world_size, world_size * accumulate)
-        self.streams = {name: self._stream(config, records[name]) for name, config in data.record_sets().items()}
+        self.streams = {
+            name: self._stream(config, records[name], tokenizer) for name, config in data.record_sets().items()
+        }
         """The streams by name. The clean set of a stream is a separate stream, ``<name>/clean``."""
         self.steps = Steps(
             {name: clean.probability for name, clean in data.clean_sets().items()}, data.matching_steps, seed
@@ -94,7 +95,9 @@ class PretrainBatches:
         self.examples_per_batch = sum(stream.batch_size for stream in data.streams().values())
         self.records_per_batch = data.records_per_batch
 
-    def _stream(self, config: StreamConfig, records: RecordStream[RawRecord]) -> Stream:
+    def _stream(
+        self, config: StreamConfig, records: RecordStream[RawRecord], tokenizer: PreTrainedTokenizerFast
+    ) -> Stream:
         """Returns the stream that makes batches of records."""
         data = self.data
         if isinstance(config, ImageStreamConfig):
@@ -113,7 +116,7 @@ class PretrainBatches:
             return TextStream(config, records, self.text)
         assert isinstance(config, TranslationStreamConfig)
         own = config.text
-        text = self.text if own is None else TextProcessor(self.tokenizer, own, static=self.static)
+        text = self.text if own is None else TextProcessor(tokenizer, own, static=self.text.static)
         return TranslationStream(config, records, text)
 
     @property

@@ -71,22 +71,22 @@ def check_hard_negatives(batches: list[Batch], report: Report) -> None:
 
 
 def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[Finding]:
-    """Returns a finding for each kind of broken record. The findings have the level "refused" if there are more broken records
-    than the run tolerates."""
+    """Returns a finding for each reason why records are broken. The findings have the level "refused" if there are more broken
+    records than the run tolerates."""
     broken = [each for batch in batches for each in batch.broken]
-    records = len({each.place for each in broken})
+    records = sum(count.broken for batch in batches for count in batch.counts.values())
     level = "refused" if records > max_broken * read else "warning"
-    kinds = Counter(each.reason for each in broken)
+    reasons = Counter(each.reason for each in broken)
     first: dict[str, BrokenRecord] = {each.reason: each for each in reversed(broken)}
     rest = f"{records:,} of {read:,} sampled records are broken; a run stops above data.max_broken = {max_broken:.3g}"
     return [
         Finding(
             level,  # type: ignore[arg-type]
-            first[kind].place,
-            f"{kind}: {first[kind].detail} ({count:,} of this kind; {rest})",
+            first[reason].place,
+            f"{reason}: {first[reason].detail} ({count:,} for this reason; {rest})",
             "fix or remove these records, or check the paths in the data section",
         )
-        for kind, count in kinds.most_common()
+        for reason, count in reasons.most_common()
     ]
 
 

@@ -144,7 +144,7 @@ COCO = DataSet(
     home="cocodataset.org",
     licence="annotations CC BY 4.0; images under the terms of Flickr",
     files={
-        "captions_train2014.json, captions_val2014.json": "captions (annotations_trainval2014.zip); or those of 2017",
+        "captions_train2014.json, captions_val2014.json": "captions (annotations_trainval2014.zip); or the files of 2017",
         "instances_train2014.json, instances_val2014.json": "objects (the same archive)",
         "dataset_coco.json": "Karpathy's split (caption_datasets.zip)",
         "train2014/, val2014/": "images (train2014.zip, val2014.zip)",

@@ -30,7 +30,9 @@ OBJECTS365 = DataSet(
     licence="CC BY 4.0",
     files={
         FILES[0]: "objects, version 2",
-        FILES[1]: "objects, version 1, used if version 2 is missing; it has about as many images as the paper states",
+        FILES[
+            1
+        ]: "objects, version 1, used if version 2 is missing; its number of images is close to that in the paper",
         "patch0/, patch1/, …": "images, in any folders",
     },
     sizes={"images": 1_742_289},

@@ -209,7 +209,7 @@ VISUAL_GENOME = DataSet(
     makes=(
         Records(
             "vg",
-            "an image and the description of one of its 8 largest regions (our choice; the authors have not published theirs)",
+            "an image and the description of one of its 8 largest regions (our choice; the authors' choice is not published)",
             files=files_named(images="image_data.json", regions="region_descriptions.json"),
             read=partial(_read, _caption_records),
             image_files=IMAGES,

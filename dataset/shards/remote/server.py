@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Opened:
-    """What a process opens to read remote files: connections by protocol, the cache, and threads that prefetch."""
+    """Connections by protocol, the cache, and the threads that prefetch, all opened by one process to read remote files."""
 
     def __init__(self, config: RemoteConfig):
         self._config = config

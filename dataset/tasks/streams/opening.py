@@ -32,7 +32,7 @@ def open_streams(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str
         step: number of micro-batches in a global batch, over all ``ranks``.
 
     Raises:
-        UserError: if there are no files or no records, or for the reasons listed in :func:`open_stream`.
+        UserError: if a stream is empty, or for the reasons listed in :func:`open_stream`.
     """
     opened = {}
     for name, config in data.record_sets().items():

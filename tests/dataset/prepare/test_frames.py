@@ -425,7 +425,7 @@ def test_lists_are_found_for_rows_with_files_and_for_mapped_data_sets(videos, tm
     items = read_captioned_images(split, "data.train", 0.0)
     assert items.images[0].path == out / "sub/video7010.json"
     assert list(items.ids) == ["sub/video7010.mp4"]
-    assert Videos(out, {"video_12": "clip.b_3_9"}).by_id(12, "p") == out / "clip.b_3_9.json"
+    assert Videos(out, {"video_12": "clip.b_3_9"}).by_id(12) == out / "clip.b_3_9.json"
 
 
 def run(monkeypatch, *flags: Any) -> int:

@@ -53,7 +53,7 @@ odd_records = st.fixed_dictionaries(
 
 
 def listed(value: Any) -> tuple[Any, ...]:
-    """The alternatives that a value stands for; long captions and other texts may also be empty."""
+    """The alternatives that a value represents; long captions and other texts may also be empty."""
     return () if value in (None, "", []) else tuple(value) if isinstance(value, list) else (value,)
 
 
