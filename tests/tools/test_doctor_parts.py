@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from batches.base import IGNORE
+from batches.base import IGNORE, Batch, BrokenRecord, RecordCount
 from batches.texts import MaskedText
 from dataset import leaks, look_alikes
 from dataset.leaks import shared_images
@@ -30,6 +30,7 @@ from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.first_step import step_findings
 from tools.doctor.machine import versions
 from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of, panels_of
+from tools.doctor.sample import broken_findings
 from tools.doctor.shared import _check_looks, _report_shared
 from tools.doctor.text_log import TextLog
 from utils.config import load_config
@@ -384,3 +385,11 @@ def test_hard_negatives_are_shown_below_their_text(scenes_folder):
     ]
     assert wrong
     assert {line.replace("[CLS] ", "").replace(" [SEP]", "") for line in wrong} <= set(expected)
+
+
+def test_captions_of_a_broken_image_count_each():
+    """They have the same location."""
+    broken = tuple(BrokenRecord("a.jsonl:1", "unreadable image", "torn") for _ in range(3))
+    batch = Batch(broken=broken, counts={"captions": RecordCount(4, 1, 3)})
+    (finding,) = broken_findings([batch], 4, 0.5)
+    assert finding.level == "refused" and "3 of 4 sampled records" in finding.fact
