@@ -36,4 +36,6 @@ def index(folder: Path, /, *, model: ModelName, out: OutputFolder, running: Mode
     result = build_index(Encoder(encoder), folder, out)
     copies = f", and {counted(result.copies, 'copy', 'copies')} of them" if result.copies else ""
     sys.stdout.write(f"{out}: {counted(result.images, 'image', 'images')}{copies}; {result.embedded:,} embedded now\n")
-    return report_broken([reason for _, reason in result.broken], result.images + result.copies + len(result.broken))
+    return report_broken(
+        [broken.detail for broken in result.broken], result.images + result.copies + len(result.broken)
+    )

@@ -15,11 +15,13 @@ Every stream of records takes the same steps, in pre-training and in fine-tuning
 :meth:`RecordStream.examples` takes the steps up to the examples. The streams themselves (:mod:`dataset.tasks`) say how an example
 is made, and how examples are collated. Whatever is wrong with a record is raised as a
 :class:`~dataset.broken.BrokenRecordError` without a location; :class:`Account` adds it.
+
+For evaluation, :func:`held_out_records` reads each record once; a broken record ends the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor
 
 from batches.base import BrokenRecord, RecordCount
-from dataset.broken import broken_record
+from dataset.broken import broken_record, held_out_error
 from dataset.shards.samplers import Order, sample_rng
 from dataset.shards.weights import Weights
 from dataset.workers import reading
@@ -36,6 +38,7 @@ from utils.errors import UserError
 E = TypeVar("E")
 R_co = TypeVar("R_co", bound="Located", covariant=True)
 R = TypeVar("R", bound="Located")
+T = TypeVar("T")
 
 
 class Located(Protocol):
@@ -185,6 +188,42 @@ class RecordStream(Generic[R]):
         self._started_lanes.add(lane)
 
 
+def held_out_records(
+    numbers: Iterable[int],
+    read: Callable[[int], T],
+    location: Callable[[int], str],
+    exact_location: Callable[[int], str] | None = None,
+) -> Iterator[T]:
+    """Reads records of a held-out set, each of them once, without an order, augmentation or an account.
+
+    Args:
+        numbers: numbers of the records.
+        read: reads and parses the record with a number.
+        location: returns the location of a record as precisely as it is known before the record is read.
+        exact_location: returns the location of a broken record; if None, ``location`` does.
+
+    Yields:
+        The results of ``read``.
+
+    Raises:
+        UserError: for the first broken record. Metrics on an incomplete held-out set would not be comparable.
+    """
+    for number in numbers:
+        _note(location(number))
+        try:
+            record = read(number)
+        except Exception as error:
+            raise held_out_error(error, (exact_location or location)(number)) from None
+        yield record
+
+
+def _note(location: str) -> None:
+    """Notes that the record at a location is read next. In a worker process, the location is reported if the worker hangs or is
+    killed."""
+    if (note := reading.get(None)) is not None:
+        note(location)
+
+
 class Account:
     """Counts the records of one batch, and lists the broken ones. A broken record never stops a run.
 
@@ -203,11 +242,9 @@ class Account:
         self.counts: dict[str, RecordCount] = {}
 
     def begin(self, location: str) -> None:
-        """Notes that the record at a location is read next. In a worker process, the location is reported if the worker hangs or
-        is killed."""
+        """Notes that the record at a location is read next."""
         self.location, self._broken_before = location, len(self.broken)
-        if (note := reading.get(None)) is not None:
-            note(location)
+        _note(location)
 
     def add_broken(self, error: Exception) -> None:
         """Adds the fault of the record that is being read, or of a part of it.

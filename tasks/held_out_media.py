@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dataset.broken import held_out_error
+from dataset.examples import held_out_records
 from dataset.formats.captioned import CaptionedImages
 from dataset.media.sources import ImageSource, VideoSource
 from dataset.tasks.questions import QuestionTable
@@ -50,13 +50,11 @@ def _check_splits(task: FineTuneTask[Any, Any, Any], until: float) -> None:
     splits = {key: sources_of(items) for key, items in task.held_out.by_key().items()}
     unique = {source.path or (key, index): source for key in splits for index, source in enumerate(splits[key])}
     sources = list(unique.values())
-    count = 0
-    for index in _shuffled_share(len(sources), task.config.seed, until):
-        try:
-            task.held_out.view(sources[index])
-        except Exception as error:
-            raise held_out_error(error, sources[index].location) from None
-        count += 1
+    indices = _shuffled_share(len(sources), task.config.seed, until)
+    views = held_out_records(
+        indices, lambda index: task.held_out.view(sources[index]), lambda index: sources[index].location
+    )
+    count = sum(1 for _ in views)
     if sources:
         logger.info("this rank decoded %d of %d held-out images and videos without errors", count, len(sources))
 

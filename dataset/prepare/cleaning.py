@@ -29,7 +29,7 @@ def annotated_size(values: Mapping[str, Any]) -> tuple[int, int]:
     return int(plain_number(values["width"])), int(plain_number(values["height"]))
 
 
-def placed_box(value: Any, width: float, height: float, counts: Counts, location: str) -> Box | None:
+def clamped_box(value: Any, width: float, height: float, counts: Counts, location: str) -> Box | None:
     """Clamps a box (x, y, w, h) to its image of ``width`` x ``height`` pixels.
 
     Returns None, after counting the reason, if ``value`` is not a box, has no area, lies outside the image, or is less than a
@@ -62,26 +62,26 @@ def placed_box(value: Any, width: float, height: float, counts: Counts, location
 
 
 def corner_box(value: Any, width: float, height: float, counts: Counts, location: str) -> Box | None:
-    """Like :func:`placed_box`, but for a box that is given by its corners (x1, y1, x2, y2) in pixels."""
+    """Like :func:`clamped_box`, but for a box that is given by its corners (x1, y1, x2, y2) in pixels."""
     corners = _corners(value, counts, location)
     if corners is None:
         return None
     x1, y1, x2, y2 = corners
-    return placed_box((x1, y1, x2 - x1, y2 - y1), width, height, counts, location)
+    return clamped_box((x1, y1, x2 - x1, y2 - y1), width, height, counts, location)
 
 
 def relative_box(value: Any, width: int, height: int, counts: Counts, location: str) -> Box | None:
     """Converts a box that is given by its corners (x1, y1, x2, y2), as fractions of its image's width and height, to a box in
     pixels.
 
-    Returns None, after counting the reason, for the reasons listed in :func:`placed_box`, or if a coordinate is so far from 0 and
-    1 that it cannot be a fraction.
+    Returns None, after counting the reason, for the reasons listed in :func:`clamped_box`, or if a coordinate is so far from 0
+    and 1 that it cannot be a fraction.
     """
     corners = _corners(value, counts, location)
     if corners is None:
         return None
     x1, y1, x2, y2 = corners
-    if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1:  # the common case, without the checks of placed_box
+    if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1:  # the common case, without the checks of clamped_box
         w, h = (x2 - x1) * width, (y2 - y1) * height
         if w >= MIN_SIDE_PX and h >= MIN_SIDE_PX:
             return tidy(x1 * width), tidy(y1 * height), tidy(w), tidy(h)
@@ -89,7 +89,7 @@ def relative_box(value: Any, width: int, height: int, counts: Counts, location: 
         counts.skip("box outside image", location, f"{[x1, y1, x2, y2]} are not fractions of the image's sides")
         return None
     box = x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height
-    return placed_box(box, width, height, counts, location)
+    return clamped_box(box, width, height, counts, location)
 
 
 def _corners(value: Any, counts: Counts, location: str) -> Box | None:

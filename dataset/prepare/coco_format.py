@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.image_ids import id_number, needed_id
-from dataset.prepare.cleaning import annotated_size, cleaned_text, placed_box
+from dataset.prepare.cleaning import annotated_size, clamped_box, cleaned_text
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, Files, Found, Source
 from dataset.prepare.finders import MediaNames
@@ -145,7 +145,7 @@ def objects_of(
         if name is None:
             counts.skip("unknown category", row.location, repr(value.get("category_id"))[:40])
             continue
-        box = placed_box(value.get("bbox"), *size, counts, row.location)
+        box = clamped_box(value.get("bbox"), *size, counts, row.location)
         text = cleaned_text(name, counts, row.location) if box is not None else None
         if text is not None:
             elements.append({"caption": text, "bb": box, "grain": "object"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,14 @@ class Counts:
         for each in values.get("examples", ()):
             counts.examples.setdefault(each["reason"], []).append(BrokenRecord(**each))
         return counts
+
+    @classmethod
+    def of_files(cls, counts: Iterable[Mapping[str, Any]]) -> Counts:
+        """Returns the total of the counts of several files, given as JSON values."""
+        total = cls()
+        for values in counts:
+            total.add(cls.from_values(values))
+        return total
 
     def _add_example(self, reason: str, location: str, detail: str) -> None:
         examples = self.examples.setdefault(reason, [])

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from batches.base import BrokenRecord
 from dataset.config import VideoReadingConfig
+from dataset.prepare.file_jobs import FileJob, FinishedFile, fill_with_files
 from dataset.prepare.folders import tally
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FRAMES_VERSION, FrameMaking, RecordLine, killed, work
 from dataset.prepare.output_flags import OutputFlags, manifest_of
-from dataset.prepare.output_folder import Entry, OutputFolder
+from dataset.prepare.output_folder import OutputFolder
 from dataset.prepare.processes import in_order
 from utils import log
 from utils.cores import usable_cores
 from utils.errors import UserError
-from utils.files import sync_file
+from utils.files import replacing
 from utils.flags import SEVERAL, PositiveReal, read_by, whole_number
-from utils.progress import progress_bar
 
 MANIFEST, BROKEN = manifest_of("frames"), "_frames/broken.jsonl"
 
@@ -106,64 +106,70 @@ def build(
 
 def _fill(folder: OutputFolder, outputs: Sequence[OutputFile], workers: int, progress: bool) -> Summary:
     started = time.monotonic()
-    missing = [output for output in outputs if folder.finished(output.name, output.source) is None]
-    total, left = sum(output.count for output in outputs), sum(output.count for output in missing)
-    jobs = (job for output in missing for job in output.jobs())
-    results = in_order(work, jobs, min(workers, max(left, 1)), killed)
+    jobs = [FrameFile(output.source, folder.out / output.name, output) for output in outputs]
+    for job in jobs:  # a file that does not exist is built again, even if none of its videos could be read
+        if not job.target.exists():
+            folder.entries.pop(job.output.name, None)
+    tried = made = 0
     logged: Counter[str] = Counter()
-    made = 0
+
+    def run(left: Sequence[FrameFile], advance: Callable[[int], object]) -> Generator[FinishedFile, None, None]:
+        nonlocal tried, made
+        tried = len(left)
+        videos = (video for job in left for video in job.output.jobs())
+        processes = min(workers, max(sum(job.size for job in left), 1))
+        with closing(in_order(work, videos, processes, killed)) as results:
+            for job in left:
+                finished = _write_file(job, results, lambda broken: _log(broken, logged), advance)
+                made += finished.counts["videos"]
+                yield finished
+
     try:
-        with progress_bar(
-            total=total, initial=total - left, quiet=not progress or not missing, desc="frames", unit="video"
-        ) as bar:
-            for output in missing:
-                entry = _make(folder.out, output, results, lambda broken: _log(broken, logged), bar.update)
-                folder.add(entry)
-                made += entry.counts["videos"]
+        entries = fill_with_files(folder, jobs, run, quiet=not progress, desc="frames", unit="video")
     finally:
-        results.close()
         folder.write_broken(BROKEN)
-    entries = [folder.entries[output.name] for output in outputs]
     counts: Counter[str] = Counter()
     for entry in entries:
         counts.update(entry.counts)
     kinds = Counter(broken["reason"] for entry in entries for broken in entry.broken)
     size = sum(entry.bytes for entry in entries)
-    seconds = time.monotonic() - started
-    return Summary(counts["videos"], counts["frames"], size, kinds, len(missing), made, seconds)
+    return Summary(counts["videos"], counts["frames"], size, kinds, tried, made, time.monotonic() - started)
 
 
-def _make(
-    out: Path,
-    output: OutputFile,
+@dataclass(frozen=True)
+class FrameFile(FileJob):
+    """The job that builds an output file."""
+
+    output: OutputFile
+
+    @property
+    def size(self) -> int:
+        """Number of records in the source."""
+        return self.output.count
+
+
+def _write_file(
+    job: FrameFile,
     results: Iterator[RecordLine | BrokenRecord],
     on_broken: Callable[[BrokenRecord], None],
-    on_result: Callable[[], object],
-) -> Entry:
-    """Builds a file from the next ``output.count`` results. It is renamed to its final name when it is complete."""
-    path = out / output.name
-    part = path.with_name(path.name + ".part")
-    broken: list[dict[str, str]] = []
+    advance: Callable[[int], object],
+) -> FinishedFile:
+    """Writes a file from the results of the next ``job.size`` videos."""
+    broken: list[BrokenRecord] = []
     videos = frames = 0
-    source_bytes = output.source.stat().st_size
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("wb") as stream:
-        for result in itertools.islice(results, output.count):
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(job.target) as part, part.open("wb") as stream:
+        for result in itertools.islice(results, job.size):
             if isinstance(result, BrokenRecord):
-                broken.append(result.to_values())
+                broken.append(result)
                 on_broken(result)
             else:
                 stream.write(result.content)
                 videos, frames = videos + result.videos, frames + result.frames
-            on_result()
-        size = stream.tell()
-    if output.only_frames and broken:
-        part.unlink()
-    else:
-        sync_file(part)
-        os.replace(part, path)
-    counts = {"videos": videos, "frames": frames}
-    return Entry(output.name, str(output.source.resolve()), source_bytes, size, counts, tuple(broken))
+            advance(1)
+    if job.output.only_frames and broken:
+        job.target.unlink()
+    return FinishedFile({"videos": videos, "frames": frames}, broken)
 
 
 def _log(broken: BrokenRecord, logged: Counter[str]) -> None:

@@ -7,14 +7,15 @@ import os
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from dataset.broken import BrokenRecordError, broken_record
 from dataset.prepare.counts import Counts
-from dataset.prepare.file_jobs import fill_with_files
+from dataset.prepare.file_jobs import FileJob, FinishedFile, fill_with_files
 from dataset.prepare.folders import tally
 from dataset.prepare.output_flags import OutputFlags, manifest_of
 from dataset.prepare.output_folder import OutputFolder, json_line
@@ -38,11 +39,11 @@ FOLDERS = ("coco", "vg", "sbu", "cc3m", "coco_regions", "vg_regions")
 COMMAND = "multilingual"
 
 
-class _Job(NamedTuple):
-    """A shard to convert: the file ``source`` is translated with the translations in ``store``, and written to ``target``."""
+@dataclass(frozen=True)
+class _Job(FileJob):
+    """A shard to translate to ``languages`` with the translations in ``store``."""
 
     source: Path
-    target: Path
     store: Path
     languages: tuple[str, ...]
 
@@ -143,22 +144,26 @@ def _translate(
             _report(f"{out} is already complete with these translations; nothing to do")
             return
         jobs = [_Job(path, out / path.name, store, languages) for path in shards]
-        run = partial(in_order, _translate_shard, workers=workers, died=_died)
-        counts = fill_with_files(folder, jobs, run, desc=source.name, unit="shard")
+
+        def run(left: Sequence[_Job], advance: object) -> Generator[FinishedFile, None, None]:
+            return in_order(_translate_shard, left, workers, _died)
+
+        entries = fill_with_files(folder, jobs, run, desc=source.name, unit="shard")
+        counts = Counts.of_files(entry.counts for entry in entries)
         folder.close({"counts": counts.to_values()})
     _report(f"{out}: {tally(counts.written)}, in {', '.join(('en', *languages))}")
     for reason, number in counts.skipped.most_common():
         _report(f"  {number:,} {reason}, first {counts.examples[reason][0]}")
 
 
-def _translate_shard(job: _Job) -> Counts:
+def _translate_shard(job: _Job) -> FinishedFile:
     """Builds one shard; runs in a worker process."""
     counts = Counts()
     shards = Shards([str(job.source)], key=str(job.source), index_folder=job.store.parent / "index")
     write = _write_tar if job.source.suffix == TAR_SUFFIX else _write_lines
     with Translator(job.store, job.languages) as translator, replacing(job.target) as part:
         write(part, _readable(shards, counts), partial(_record, translator, counts, job.target.parent))
-    return counts
+    return FinishedFile.of(counts)
 
 
 def _record(translator: Translator, counts: Counts, out: Path, raw: RawRecord) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRe
                 add_member(tar, member, data)
 
 
-def _died(job: _Job) -> Counts:
+def _died(job: _Job) -> FinishedFile:
     raise WorkerDiedError(job.source)
 
 

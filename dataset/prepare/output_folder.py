@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from dataset.shards.remote.shards import RemoteShard
 from utils.errors import UserError
 from utils.files import read_json, replacing
 from utils.folder_lock import NO_LOCKS
@@ -31,7 +32,7 @@ class Entry:
 
     Attributes:
         file: name of the file.
-        source: path of the file that it was built from.
+        source: path or URL of the file that it was built from.
         source_bytes: size of the source in bytes.
         bytes: size of the file in bytes.
         counts: counts of the records in the file.
@@ -101,7 +102,7 @@ class OutputFolder:
         if isinstance(error, OSError):
             raise self._cannot_write(error) from error
 
-    def finished(self, name: str, source: Path) -> Entry | None:
+    def finished(self, name: str, source: Path | RemoteShard, source_bytes: int) -> Entry | None:
         """Returns the entry of a finished file if the sizes of the file and its source are unchanged, otherwise None.
 
         Raises:
@@ -110,15 +111,11 @@ class OutputFolder:
         entry, path = self.entries.get(name), self.out / name
         if entry is None or not path.exists():
             return None
-        if entry.source not in (
-            "",
-            str(source.resolve()),
-        ):  # earlier versions did not record the sources of lists and shards
+        if entry.source not in ("", name_of_source(source)):  # "": built by an earlier version
             raise UserError(
                 f"{path} was built from {entry.source}, not from {source}", remedy="use another folder, or --overwrite"
             )
-        same = source.exists() and (path.stat().st_size, source.stat().st_size) == (entry.bytes, entry.source_bytes)
-        return entry if same else None
+        return entry if (path.stat().st_size, source_bytes) == (entry.bytes, entry.source_bytes) else None
 
     def add(self, entry: Entry) -> None:
         """Records that a file is finished."""
@@ -197,6 +194,11 @@ class OutputFolder:
     def _cannot_write(self, error: OSError) -> UserError:
         remedy = "; rerun the same command to resume" if self.entries else ""
         return UserError(f"{error.filename or self.out} cannot be written: {error.strerror or error}{remedy}")
+
+
+def name_of_source(source: Path | RemoteShard) -> str:
+    """Returns the absolute path or the URL of the source of a file."""
+    return str(source.resolve() if isinstance(source, Path) else source)
 
 
 def already_made(out: Path, manifest: str, arguments: Mapping[str, Any], *, overwrite: bool) -> bool:

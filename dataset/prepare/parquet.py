@@ -6,17 +6,17 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from batches.base import BrokenRecord
 from dataset.broken import broken_record
+from dataset.prepare.file_jobs import FileJob, FinishedFile, fill_with_files
 from dataset.prepare.folders import tally
 from dataset.prepare.output_flags import OutputFlags, manifest_of
-from dataset.prepare.output_folder import Entry, OutputFolder
+from dataset.prepare.output_folder import OutputFolder
 from dataset.prepare.processes import WorkerDiedError, in_order
 from dataset.records.schema import ImageKeys, RawRecord, image_source, parse_region_record
 from dataset.shards.parquet import JSON_COLUMN, check_pyarrow
@@ -26,7 +26,6 @@ from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import replacing
 from utils.flags import SEVERAL, read_by, whole_number
-from utils.progress import progress_bar
 
 GROUP_BYTES = 16_000_000
 """Maximum size of a row group, except for a row group of a single row."""
@@ -38,26 +37,28 @@ _MAX_PRINTED = 3
 MANIFEST, BROKEN = manifest_of("parquet"), "_parquet/broken.jsonl"
 
 
-class _Job(NamedTuple):
-    """A file to build from the records ``first`` … ``last`` - 1."""
+@dataclass(frozen=True)
+class _Job(FileJob):
+    """A file to build from the records ``first`` … ``last`` - 1, which are in shard number ``shard``."""
 
     shards: Shards
+    shard: int
     first: int
     last: int
-    target: Path
     keys: ImageKeys
 
+    @property
+    def source_bytes(self) -> int:
+        """Size of the shard in bytes when it was indexed."""
+        return self.shards.index.state(self.shard)[0]
 
-class _FinishedFile(NamedTuple):
-    """The result of a job: number of rows, of row groups and of rows without an image, and the records that were skipped."""
-
-    rows: int
-    groups: int
-    without_image: int
-    broken: list[BrokenRecord]
+    @property
+    def size(self) -> int:
+        """Number of records."""
+        return self.last - self.first
 
 
-def _write_file(job: _Job) -> _FinishedFile:
+def _write_file(job: _Job) -> FinishedFile:
     """Writes a file; runs in a worker process. No file is written if all of its records are broken."""
     import pyarrow
     import pyarrow.parquet
@@ -88,7 +89,7 @@ def _write_file(job: _Job) -> _FinishedFile:
             rows, groups, without_image = rows + len(kept), groups + 1, without_image + images.count(None)
     if not rows:
         job.target.unlink()
-    return _FinishedFile(rows, groups, without_image, broken)
+    return FinishedFile({"records": rows, "row groups": groups, "without image": without_image}, broken)
 
 
 def _groups(
@@ -208,20 +209,20 @@ def _uniform(values: list[Any]) -> list[Any]:
     return values
 
 
-def _died(job: _Job) -> _FinishedFile:
+def _died(job: _Job) -> FinishedFile:
     raise WorkerDiedError(job.target)
 
 
-def _jobs(shards: Shards, out: Path, keys: ImageKeys) -> list[tuple[_Job, str, int]]:
-    """Returns the files to build, each with the path and size of its shard. A large shard becomes several files."""
-    jobs: list[tuple[_Job, str, int]] = []
+def _jobs(shards: Shards, out: Path, keys: ImageKeys) -> list[_Job]:
+    """Returns the files to build. A large shard becomes several files."""
+    jobs: list[_Job] = []
     begin = 0
     for shard, (path, records) in enumerate(zip(shards.paths, shards.sizes, strict=True)):
         size = shards.index.state(shard)[0]
         parts = min(records, max(-(-size // _FILE_BYTES), -(-records // _FILE_RECORDS)))
         for part in range(parts):
             first, last = begin + records * part // parts, begin + records * (part + 1) // parts
-            jobs.append((_Job(shards, first, last, out / f"{len(jobs):06d}.parquet", keys), str(path), size))
+            jobs.append(_Job(path, out / f"{len(jobs):06d}.parquet", shards, shard, first, last, keys))
         begin += records
     return jobs
 
@@ -274,31 +275,17 @@ def parquet(
         "image_root": None if image_root is None else str(image_root.resolve()),
         "group_bytes": GROUP_BYTES,
     }
-    names = [job.target.name for job, _, _ in jobs]
+
+    def run(left: Sequence[_Job], advance: object) -> Generator[FinishedFile, None, None]:
+        return in_order(_write_file, left, workers, _died)
+
+    names = [job.target.name for job in jobs]
     with OutputFolder(out, MANIFEST, arguments, names, overwrite=output.overwrite) as folder:
         if folder.complete:
             sys.stdout.write(f"{out} is already complete with these arguments; nothing to do\n")
             return 0
-        left = [each for each in jobs if not _is_finished(folder, *each)]
-        bar = progress_bar(
-            total=len(source),
-            initial=len(source) - sum(job.last - job.first for job, _, _ in left),
-            desc="parquet",
-            unit="record",
-        )
-        with bar, closing(in_order(_write_file, (job for job, _, _ in left), workers, _died)) as results:
-            for (job, path, size), finished in zip(left, results, strict=True):
-                written = job.target.stat().st_size if finished.rows else 0
-                broken = tuple(each.to_values() for each in finished.broken)
-                counts = {
-                    "records": finished.rows,
-                    "row groups": finished.groups,
-                    "without image": finished.without_image,
-                }
-                folder.add(Entry(job.target.name, path, size, written, counts, broken))
-                bar.update(job.last - job.first)
+        entries = fill_with_files(folder, jobs, run, desc="parquet", unit="record")
         folder.write_broken(BROKEN)
-        entries = [folder.entries[name] for name in names]
         skipped = [each for entry in entries for each in entry.broken]
         rows = sum(entry.counts["records"] for entry in entries)
         if not rows:
@@ -320,12 +307,3 @@ def parquet(
         for each in skipped[:_MAX_PRINTED]:
             sys.stdout.write(f"  {each['place']}: {each['reason']}: {each['detail']}\n")
     return 1 if skipped else 0
-
-
-def _is_finished(folder: OutputFolder, job: _Job, source: str, source_bytes: int) -> bool:
-    """Returns True if a previous run built the file from the same shard, and the sizes of the file and the shard are
-    unchanged."""
-    entry = folder.entries.get(job.target.name)
-    if entry is None or (entry.source, entry.source_bytes) != (source, source_bytes):
-        return False
-    return (job.target.stat().st_size if job.target.exists() else 0) == entry.bytes

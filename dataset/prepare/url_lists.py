@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from batches.base import BrokenRecord
 from dataset.broken import BrokenRecordError, broken_record
@@ -20,6 +20,7 @@ from dataset.image_ids import ids_in_url
 from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Files, Urls
+from dataset.prepare.file_jobs import FileJob
 from dataset.prepare.filters import Filters
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.img2dataset import is_url
@@ -77,21 +78,20 @@ class Selection:
         return False
 
 
-class ListJob(NamedTuple):
-    """An official list, which may consist of several parallel ``files``, to convert to the list ``target`` for img2dataset.
-    ``name`` and ``total`` are the name of the data set and the expected number of pairs, for a progress bar; ``total`` is None if
-    several lists are converted at a time."""
+@dataclass(frozen=True)
+class ListJob(FileJob):
+    """An official list, which may consist of several parallel ``files``, to convert to a list for img2dataset. The source is the
+    first of these files.
 
+    ``name`` and ``total`` are the name of the data set and the expected number of pairs, for a progress bar; ``total`` is None if
+    several lists are converted at a time.
+    """
+
+    source: Path
     files: Files
-    target: Path
     selection: Selection
     name: str = ""
     total: int | None = None
-
-    @property
-    def source(self) -> Path:
-        """The first file of the official list."""
-        return next(iter(self.files.values())).path
 
 
 def write_list(job: ListJob) -> Counts:

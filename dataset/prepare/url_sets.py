@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from dataset.prepare.compared_shards import Comparison, scan_records
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Files, Urls
-from dataset.prepare.file_jobs import fill_with_files
+from dataset.prepare.file_jobs import FinishedFile, fill_with_files
 from dataset.prepare.filters import Filters
 from dataset.prepare.finders import held_out_contents
 from dataset.prepare.img2dataset import (
@@ -124,10 +124,13 @@ class _UrlSet:
         def fill(output: OutputFolder) -> Counts:
             form, total = self.urls.list_format, self.preparation.data_set.sizes.get("pairs")
             if self.files:
-                job = ListJob(self.files, output.out / f"{LIST}.{form}", self.selection, self.preparation.name, total)
+                first = next(iter(self.files.values())).path
+                job = ListJob(
+                    first, output.out / f"{LIST}.{form}", self.files, self.selection, self.preparation.name, total
+                )
                 return write_list(job) if self.options.ray is None else self._fill(output, write_list, [job], "list")
             tables = ((path, output.out / f"{list_stem(path)}.{form}") for path in self.tables)
-            jobs = [ListJob({"table": RawFile(path)}, target, self.selection) for path, target in tables]
+            jobs = [ListJob(path, target, {"table": RawFile(path)}, self.selection) for path, target in tables]
             return self._fill(output, write_list, jobs, "list")
 
         self.preparation.make(self.list_folder, arguments, fill, index=False)
@@ -266,9 +269,15 @@ class _UrlSet:
 
     def _fill(self, output: OutputFolder, work: Callable[[Any], Counts], jobs: Sequence[Any], unit: str) -> Counts:
         """Runs the jobs whose target is missing, and returns the total counts of all jobs."""
-        run = partial(self._results, work, died=_refuse if self.urls.are_compared else _skip)
+
+        def run(left: Sequence[Any], advance: object) -> Generator[FinishedFile, None, None]:
+            with closing(self._results(work, left, _refuse if self.urls.are_compared else _skip)) as results:
+                yield from map(FinishedFile.of, results)
+
         # If URLs are compared, there is one job, which has its own progress bar.
-        return fill_with_files(output, jobs, run, quiet=self.urls.are_compared, desc=self.preparation.name, unit=unit)
+        quiet = self.urls.are_compared
+        entries = fill_with_files(output, jobs, run, quiet=quiet, desc=self.preparation.name, unit=unit)
+        return Counts.of_files(entry.counts for entry in entries)
 
     def _results(self, work: Callable[[J], R], jobs: Iterable[J], died: Callable[[J], R]) -> Generator[R, None, None]:
         if self.options.ray is not None:

@@ -6,8 +6,9 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
@@ -15,6 +16,7 @@ from dataset.broken import BrokenRecordError, broken_record
 from dataset.media.encoded import FORMATS
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import Annotations
+from dataset.prepare.file_jobs import FileJob
 from dataset.prepare.img2dataset import place_shard
 from dataset.prepare.line_shards import WRONG_VALUE
 from dataset.prepare.output_folder import json_line
@@ -32,11 +34,11 @@ MAX_OTHER_SHAPE = 0.5
 rejected."""
 
 
-class ShardJob(NamedTuple):
-    """A shard to convert from ``source`` to ``target``. ``rows`` is the file of rows by URL for shards without annotations."""
+@dataclass(frozen=True)
+class ShardJob(FileJob):
+    """A shard to convert. ``rows`` is the file of rows by URL for shards without annotations."""
 
     source: Path
-    target: Path
     selection: Selection
     rows: Path | None = None
 

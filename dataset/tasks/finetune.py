@@ -10,18 +10,18 @@ import numpy as np
 from torch import Tensor
 
 from batches.base import Batch
-from dataset.broken import BrokenRecordError, held_out_error
+from dataset.broken import BrokenRecordError
 from dataset.config import (
     FineTuneDataConfig,
     MediaDataConfig,
 )
-from dataset.examples import Account, Located, RecordsInMemory, RecordStream, Table, filled
+from dataset.examples import Account, Located, RecordsInMemory, RecordStream, Table, filled, held_out_records
 from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.video import FrameSampler, check_backend
 from dataset.media.views import TrainingView, check_medium
 from dataset.shards.samplers import RandomOrder
 from dataset.text.processors import PlainTextProcessor, clean_caption, clean_question
-from dataset.workers import in_workers, reading
+from dataset.workers import in_workers
 from utils.image_size import ImageSize
 
 if TYPE_CHECKING:
@@ -133,16 +133,8 @@ class _Chunks(Generic[T]):
         self.read, self.items, self.size, self.location = read, items, size, location
 
     def __call__(self, number: int) -> list[T]:
-        items, note = [], reading.get(None)
-        for index in self.items[number * self.size : (number + 1) * self.size]:
-            location = self.location(index)
-            if note is not None:
-                note(location)
-            try:
-                items.append(self.read(index))
-            except Exception as error:
-                raise held_out_error(error, location) from None
-        return items
+        items = self.items[number * self.size : (number + 1) * self.size]
+        return list(held_out_records(items, self.read, self.location))
 
 
 def frame_sampler(data: MediaDataConfig, frames: int | None) -> FrameSampler | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dataset.broken import BrokenRecordError, held_out_error
+from dataset.broken import BrokenRecordError
 from dataset.config import RemoteConfig, VideoStreamConfig
+from dataset.examples import held_out_records
 from dataset.media.augment import evaluation_view
 from dataset.media.encoded import PixelState, for_boxes
 from dataset.media.video import FrameSampler
@@ -135,13 +136,8 @@ def _read_all(
     shards: Shards, numbers: Iterable[int], read: Callable[[RawRecord], HeldOutRecord]
 ) -> list[HeldOutRecord]:
     """Reads records with ``read``; raises :class:`UserError` for the first broken record."""
-    records = []
-    for number in numbers:
-        try:
-            records.append(read(shards.read(number)))
-        except Exception as error:
-            raise held_out_error(error, shards.exact_location(number)) from None
-    return records
+    parsed = held_out_records(numbers, lambda number: read(shards.read(number)), shards.location, shards.exact_location)
+    return list(parsed)
 
 
 def _read_one(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dataset.broken import BrokenRecordError, held_out_error
+from dataset.examples import held_out_records
 from dataset.tasks.held_out import Choose
 from dataset.text.processors import TextProcessor
 from tasks.pretrain_evaluation import HeldOutReader
@@ -34,11 +34,8 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
         return f"images are not decoded: {error}"
     view, until, count = subject.task.evaluation_view(subject.config), time.perf_counter() + SECONDS, 0
     rng = np.random.default_rng(subject.config.seed)
-    for index in rng.choice(len(sources), min(IMAGES, len(sources)), replace=False).tolist():
-        try:
-            view(sources[index])
-        except BrokenRecordError as error:
-            raise held_out_error(error, sources[index].location) from None
+    chosen = rng.choice(len(sources), min(IMAGES, len(sources)), replace=False).tolist()
+    for _ in held_out_records(chosen, lambda index: view(sources[index]), lambda index: sources[index].location):
         count += 1
         if time.perf_counter() > until:
             break

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from batches.base import BrokenRecord
 from engine.checkpoint import digest_of
 from utils.errors import UserError
 from utils.files import check_regular, open_regular, parse_json, read_json, replacing
@@ -171,9 +172,9 @@ def write_images(path: Path, images: Iterable[IndexedImage]) -> None:
     _write(path, map(asdict, images))
 
 
-def write_broken(folder: Path, broken: Iterable[tuple[str, str]]) -> None:
-    """Writes the list of files that cannot be read, each with the reason."""
-    _write(folder / BROKEN, ({"path": path, "reason": reason} for path, reason in broken))
+def write_broken(folder: Path, broken: Iterable[BrokenRecord]) -> None:
+    """Writes the list of files that cannot be read."""
+    _write(folder / BROKEN, (each.to_values() for each in broken))
 
 
 def remove_others(folder: Path, metadata: Metadata) -> None:

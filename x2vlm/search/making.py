@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dataset.broken import BrokenRecordError
+from batches.base import BrokenRecord
+from dataset.broken import BrokenRecordError, broken_record
 from dataset.files import IMAGE_BYTES, read_file
 from engine.checkpoint import digest_of
 from utils.errors import NotRegularError, UserError
@@ -64,12 +65,12 @@ class _FileId(NamedTuple):
 
 
 class BuildResult(NamedTuple):
-    """The result of a build: the number of distinct images, the number of copies, the files that cannot be read (each with the
-    reason), and the number of newly embedded images."""
+    """The result of a build: the number of distinct images, the number of copies, the files that cannot be read, and the number
+    of newly embedded images."""
 
     images: int
     copies: int
-    broken: list[tuple[str, str]]
+    broken: list[BrokenRecord]
     embedded: int
 
 
@@ -251,9 +252,9 @@ class _Parts:
         return len(rows)
 
 
-def _embed(model: LoadedModel, folder: Path, files: Sequence[_FileId], parts: _Parts) -> list[tuple[str, str]]:
-    """Embeds all new contents, and returns the files that cannot be read, each with the reason."""
-    broken: list[tuple[str, str]] = []
+def _embed(model: LoadedModel, folder: Path, files: Sequence[_FileId], parts: _Parts) -> list[BrokenRecord]:
+    """Embeds all new contents, and returns the files that cannot be read."""
+    broken: list[BrokenRecord] = []
     with progress_bar(total=len(files), desc="indexing", unit="image") as bar:
         for start in range(0, len(files), PART):
             contents: list[tuple[_FileId, str]] = []
@@ -265,8 +266,10 @@ def _embed(model: LoadedModel, folder: Path, files: Sequence[_FileId], parts: _P
                     if content not in parts.rows and content not in views:
                         views[content] = model.read(path)
                     contents.append((file, content))
-                except (UserError, BrokenRecordError) as error:
-                    broken.append((file.path, str(error)))
+                except UserError as error:
+                    broken.append(BrokenRecord(file.path, "unreadable image", str(error)))
+                except BrokenRecordError as error:
+                    broken.append(broken_record(error, file.path))
                 bar.update()
             embeddings = (
                 model.embed_images(list(views.values())) if views else np.zeros((0, parts.metadata.width), np.float32)

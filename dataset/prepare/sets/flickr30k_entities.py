@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from batches.base import BrokenRecord
 from dataset.broken import BrokenRecordError, broken_record
-from dataset.prepare.cleaning import cleaned_texts, placed_box
+from dataset.prepare.cleaning import clamped_box, cleaned_texts
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.prepare.finders import ImageFiles, MediaNames
@@ -159,7 +159,7 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
         )
         if chain == _NOT_VISUAL:
             continue
-        box = placed_box((left, top, right - left, bottom - top), width, height, counts, f"{location}: chain {chain}")
+        box = clamped_box((left, top, right - left, bottom - top), width, height, counts, f"{location}: chain {chain}")
         if box is not None:
             found[chain] = box
     return (width, height), found

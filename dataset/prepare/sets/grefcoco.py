@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from dataset.broken import BrokenRecordError, broken_record
 from dataset.formats.refcoco import IMAGE_NAME, NO_TARGET, Reference
 from dataset.image_ids import id_number
-from dataset.prepare.cleaning import cleaned_texts, placed_box
+from dataset.prepare.cleaning import clamped_box, cleaned_texts
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source, Splits
 from dataset.prepare.held_out import COCO_SPLITS, TRAINING
@@ -106,7 +106,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
 def _placed(reference: Expressions, counts: Counts) -> list[Box] | None:
     """Returns the boxes of a reference. If one of them cannot be used, counts the reason and returns None, since the remaining
     boxes do not cover everything that the expressions refer to."""
-    boxes = [placed_box(box, *reference.size, counts, reference.location) for box in reference.boxes]
+    boxes = [clamped_box(box, *reference.size, counts, reference.location) for box in reference.boxes]
     return None if None in boxes else list(dict.fromkeys(box for box in boxes if box is not None))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.image_ids import id_number
-from dataset.prepare.cleaning import cleaned_text, placed_box
+from dataset.prepare.cleaning import clamped_box, cleaned_text
 from dataset.prepare.coco_format import ABSENT, INCOMPLETE, OBJECTS, category_names, rows_of
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
@@ -134,7 +134,7 @@ def _record(categories_of: Mapping[str, Categories], image: Found, counts: Count
         if not texts:
             counts.skip("unknown category", row.location, repr(value.get("category_id"))[:40])
             continue
-        box = placed_box(value.get("bbox"), *size, counts, row.location)
+        box = clamped_box(value.get("bbox"), *size, counts, row.location)
         if box is not None:
             element = phrases.add(texts, box, "object", row.location)
             if category in incomplete:

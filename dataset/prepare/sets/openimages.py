@@ -14,7 +14,7 @@ from typing import Any
 from dataset.files import IMAGE_BYTES, read_file
 from dataset.image_ids import Ids, ids_in_url
 from dataset.media.encoded import EncodedImage
-from dataset.prepare.cleaning import cleaned_text, placed_box
+from dataset.prepare.cleaning import clamped_box, cleaned_text
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.finders import ImageFiles, MediaNames
@@ -200,7 +200,7 @@ class _Reader:
             return None
         corner = left * self.width, top * self.height
         size = (right - left) * self.width, (bottom - top) * self.height
-        return placed_box([*corner, *size], self.width, self.height, self.counts, location)
+        return clamped_box([*corner, *size], self.width, self.height, self.counts, location)
 
 
 def _element(caption: str, box: Box, grain: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from dataset.formats.refcoco import IMAGE_NAME
 from dataset.image_ids import id_number, needed_id
-from dataset.prepare.cleaning import placed_box
+from dataset.prepare.cleaning import clamped_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import DataSet, Files, Splits
 from dataset.prepare.json_pieces import official_pieces
@@ -92,7 +92,7 @@ def _record(
     if not isinstance(name, str) or not name:
         counts.skip("missing key", location, f"file_name is {name!r:.40}")
         return
-    box = placed_box(row["bbox"], row["width"], row["height"], counts, location)
+    box = clamped_box(row["bbox"], row["width"], row["height"], counts, location)
     if box is not None:
         counts.written["expressions"] += 1
         yield {"image": name, "elems": [{"caption": text, "bb": box, "grain": "region"}], "id": number}

@@ -8,7 +8,7 @@ from typing import Any
 
 from dataset.broken import BrokenRecordError, broken_record
 from dataset.formats.refcoco import Instances
-from dataset.prepare.cleaning import cleaned_texts, placed_box
+from dataset.prepare.cleaning import clamped_box, cleaned_texts
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.prepare.held_out import COCO_SPLITS, SPLITS, TRAINING, read_references
@@ -94,7 +94,7 @@ def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
     number, size, described = image.values
     phrases_of: dict[Box, dict[str, None]] = {}
     for location, phrases, value in described:
-        box = placed_box(value, *size, counts, location)
+        box = clamped_box(value, *size, counts, location)
         texts = cleaned_texts(phrases, counts, f"{location}: sentences") if box is not None else []
         if box is not None and texts:  # two sets may describe the same box
             phrases_of.setdefault(box, {}).update(dict.fromkeys(texts))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.image_ids import id_number, needed_id
-from dataset.prepare.cleaning import annotated_size, cleaned_text, placed_box
+from dataset.prepare.cleaning import annotated_size, clamped_box, cleaned_text
 from dataset.prepare.counts import Counts
 from dataset.prepare.declarations import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.finders import ImageFiles, MediaNames
@@ -159,7 +159,7 @@ def described_box(
     if text is None:
         counts.skip("box without text", location)
         return None
-    box = placed_box([value[key] for key in ("x", "y", *sides)], *size, counts, location)
+    box = clamped_box([value[key] for key in ("x", "y", *sides)], *size, counts, location)
     caption = cleaned_text(text, counts, location) if box is not None else None
     return None if box is None or caption is None else {"caption": caption, "bb": box}
 

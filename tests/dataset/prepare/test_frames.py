@@ -295,7 +295,7 @@ def test_an_interrupted_run_resumes(videos, files, tmp_path, monkeypatch):
         interrupt_after(8, patch)
         with pytest.raises(KeyboardInterrupt):
             shards(files, out, root=videos)
-    assert contents(out).keys() == {"a.jsonl", "b.jsonl.part"}
+    assert contents(out).keys() == {"a.jsonl"}
     with (out / JOURNAL).open("a") as journal:
         journal.write('\n{"file": "b.jsonl", "sou')  # as if the run had been killed during a write
     before = (out / "a.jsonl").stat()

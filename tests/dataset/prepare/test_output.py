@@ -109,15 +109,15 @@ def test_finished_files_of_an_interrupted_run_are_kept_and_others_removed(out, s
         journal.write('\n{"file": "b.jso')  # as if the run had been killed during a write
     with folder(out) as output:
         assert not output.complete
-        assert output.finished("a.jsonl", source).counts == {"records": 1}
-        assert output.finished("b.jsonl", source) is None and not (out / "b.jsonl").exists()
+        assert output.finished("a.jsonl", source, source.stat().st_size).counts == {"records": 1}
+        assert output.finished("b.jsonl", source, source.stat().st_size) is None and not (out / "b.jsonl").exists()
         make(output, "b.jsonl", source)
         output.close({"vocabulary": 3})
     manifest = json.loads((out / MANIFEST).read_text())
     assert (manifest["arguments"], manifest["vocabulary"]) == ({"size": 1}, 3)
     assert [entry["file"] for entry in manifest["files"]] == NAMES
     with folder(out) as output:
-        assert output.complete and all(output.finished(name, source) for name in NAMES)
+        assert output.complete and all(output.finished(name, source, source.stat().st_size) for name in NAMES)
 
 
 def test_a_complete_folder_stays_complete_while_a_lost_file_is_rebuilt(out, source):
@@ -127,22 +127,22 @@ def test_a_complete_folder_stays_complete_while_a_lost_file_is_rebuilt(out, sour
         output.close()
     (out / "a.jsonl").unlink()
     with folder(out) as output:
-        assert output.finished("a.jsonl", source) is None
+        assert output.finished("a.jsonl", source, source.stat().st_size) is None
         make(output, "a.jsonl", source)
     with folder(out) as output:
-        assert output.complete and all(output.finished(name, source) for name in NAMES)
+        assert output.complete and all(output.finished(name, source, source.stat().st_size) for name in NAMES)
 
 
 def test_a_file_is_unfinished_if_its_size_or_its_sources_size_changed(out, source):
     with folder(out) as output:
         make(output, "a.jsonl", source)
         (out / "a.jsonl").write_text("cut")
-        assert output.finished("a.jsonl", source) is None
+        assert output.finished("a.jsonl", source, source.stat().st_size) is None
         make(output, "a.jsonl", source)
         source.write_text("longer source")
-        assert output.finished("a.jsonl", source) is None
+        assert output.finished("a.jsonl", source, source.stat().st_size) is None
         with pytest.raises(UserError, match=naming("a.jsonl", "source", "other")):
-            output.finished("a.jsonl", source.with_name("other"))
+            output.finished("a.jsonl", source.with_name("other"), 1)
 
 
 @pytest.mark.parametrize("closed", [True, False])

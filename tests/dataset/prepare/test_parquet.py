@@ -103,7 +103,7 @@ def test_values_without_a_common_type_survive_the_round_trip(convert, lines, tmp
 
 def test_values_unknown_to_json_need_one_type(convert, tmp_path):
     pq.write_table(pa.table({"n": pa.array([b"x"])}), tmp_path / "a.parquet")
-    job = command._Job(Shards([str(tmp_path / "a.parquet")]), 0, 1, tmp_path / "c", ImageKeys())
+    job = command._jobs(Shards([str(tmp_path / "a.parquet")]), tmp_path, ImageKeys())[0]
     with pytest.raises(UserError) as refused:
         command._column([b"x", {"a": 1}], "n", job)
     assert str(refused.value) == OneLine("a.parquet:row 0", "'n'", "one type")

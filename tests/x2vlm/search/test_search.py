@@ -54,9 +54,9 @@ def images_of(index: Path) -> list[IndexedImage]:
 def test_equal_images_are_embedded_once_and_broken_files_are_reported(model, photos, tmp_path):
     made = build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
     assert (made.images, made.copies, made.embedded) == (8, 1, 8)
-    [(path, reason)] = made.broken
-    assert path == "deep/broken.jpg" and "broken.jpg" in reason
-    assert json.loads((tmp_path / "index/broken.jsonl").read_text())["path"] == "deep/broken.jpg"
+    [broken] = made.broken
+    assert (broken.place, broken.reason) == ("deep/broken.jpg", "unreadable image") and "broken.jpg" in broken.detail
+    assert json.loads((tmp_path / "index/broken.jsonl").read_text()) == broken.to_values()
     index = ImageIndex(tmp_path / "index", model("pretrain"))
     images = images_of(tmp_path / "index")
     assert len(index) == 8 and len(images) == 9
