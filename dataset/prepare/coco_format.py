@@ -20,7 +20,7 @@ from dataset.prepare.json_pieces import official_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.region_records import region_record
-from dataset.prepare.rows import Row, RowFile, RowFolder
+from dataset.prepare.rows import KeyedRow, RowFile, RowFolder
 from utils.errors import UserError
 
 OBJECTS = "objects"
@@ -72,7 +72,7 @@ def _object_record(categories: Mapping[str, str], image: Found, counts: Counts) 
     return region_record(image, size, elements, {"objects": len(elements)}, counts)
 
 
-def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
+def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[KeyedRow]:
     """Yields the images, annotations and categories of a file. Annotations are counted in the unit with which ``name`` begins,
     for example as captions if it is ``captions_train2014``.
 
@@ -96,17 +96,17 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
                     text = piece.text
                     if len(text) > _SHORT:  # with the outline of an object
                         text = json.dumps({key: value[key] for key in _KEPT if key in value})
-                    yield Row("annotations", str(image), location, text)
+                    yield KeyedRow("annotations", str(image), location, text)
             elif piece.section in ("images", "categories"):
                 yield (_image_row if piece.section == "images" else _category_row)(value, location)
                 if piece.section == "categories" and isinstance(value.get("synonyms"), list):
-                    yield Row("synonyms", str(needed_id(value["id"])), location, json.dumps(value["synonyms"]))
+                    yield KeyedRow("synonyms", str(needed_id(value["id"])), location, json.dumps(value["synonyms"]))
     needed = ["images", *(["categories"] if unit == OBJECTS else []), "annotations"]
     if missing := [section for section in needed if section not in found]:
         raise UserError(f"{file} has no list {missing[0]}", remedy=f"is it {title}'s file?")
 
 
-def _image_row(value: Any, location: str) -> Row:
+def _image_row(value: Any, location: str) -> KeyedRow:
     """Returns the row of an image. LVIS has ``coco_url`` instead of ``file_name``, such as
     ``http://…/train2017/000000391895.jpg``, and names categories that the image does not show or does not show completely."""
     named = "file_name" in value or "coco_url" not in value
@@ -116,11 +116,11 @@ def _image_row(value: Any, location: str) -> Row:
     for key in FEDERATED:
         if value.get(key):
             shown[key] = [needed_id(each) for each in value[key]]
-    return Row("images", str(needed_id(value["id"])), location, json.dumps(shown))
+    return KeyedRow("images", str(needed_id(value["id"])), location, json.dumps(shown))
 
 
-def _category_row(value: Any, location: str) -> Row:
-    return Row("categories", str(needed_id(value["id"])), location, str(value["name"]))
+def _category_row(value: Any, location: str) -> KeyedRow:
+    return KeyedRow("categories", str(needed_id(value["id"])), location, str(value["name"]))
 
 
 def size_of(image: str) -> tuple[int, int]:
@@ -135,7 +135,7 @@ def category_names(rows: RowFile) -> dict[str, str]:
 
 
 def objects_of(
-    annotations: list[Row], categories: Mapping[str, str], size: tuple[int, int], counts: Counts
+    annotations: list[KeyedRow], categories: Mapping[str, str], size: tuple[int, int], counts: Counts
 ) -> list[dict[str, Any]]:
     """Returns the elements of the objects of an image of the given width and height in pixels."""
     elements = []

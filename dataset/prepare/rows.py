@@ -25,7 +25,7 @@ from utils.progress import progress_bar
 R = TypeVar("R")
 
 
-class Row(NamedTuple):
+class KeyedRow(NamedTuple):
     """A row of a file: its ``kind``, for example "objects"; the ``key`` of the image that it belongs to; its ``location`` in the
     file; and its content as ``text``."""
 
@@ -45,7 +45,7 @@ class RowFile:
             self._database.execute(f"PRAGMA {pragma}")
         self._database.execute("CREATE TABLE IF NOT EXISTS rows (kind, key, location, text)")
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[KeyedRow]) -> None:
         """Adds rows, and an index by their key.
 
         Raises:
@@ -63,17 +63,17 @@ class RowFile:
         [number] = self._database.execute("SELECT COUNT(DISTINCT key) FROM rows WHERE kind = ?", (kind,)).fetchone()
         return int(number)
 
-    def first(self, kind: str) -> Iterator[Row]:
+    def first(self, kind: str) -> Iterator[KeyedRow]:
         """Yields the first row of each key of a kind, in the order of the file."""
         # With MIN, SQLite takes the other columns from the row that has the minimum.
         statement = "SELECT * FROM rows WHERE kind = ? GROUP BY key HAVING MIN(rowid) ORDER BY MIN(rowid)"
         for values in self._database.execute(statement, (kind,)):
-            yield Row(*values)
+            yield KeyedRow(*values)
 
-    def find(self, kind: str, key: str) -> list[Row]:
+    def find(self, kind: str, key: str) -> list[KeyedRow]:
         """Returns the rows of a kind and a key, in the order of the file."""
         statement = "SELECT * FROM rows WHERE kind = ? AND key = ? ORDER BY rowid"
-        return [Row(*values) for values in self._database.execute(statement, (kind, key))]
+        return [KeyedRow(*values) for values in self._database.execute(statement, (kind, key))]
 
     def skip_orphans(self, kind: str, images: RowFile, images_kind: str, counts: Counts) -> None:
         """Counts the rows of ``kind`` whose key does not occur among the rows of ``images_kind`` in ``images``, as "unknown
@@ -101,7 +101,7 @@ class RowFolder:
         self._open: dict[str, RowFile] = {}
 
     def read(
-        self, read: Callable[[str, RawFile, Counts], Iterator[Row]], files: Mapping[str, RawFile], workers: int
+        self, read: Callable[[str, RawFile, Counts], Iterator[KeyedRow]], files: Mapping[str, RawFile], workers: int
     ) -> Counts:
         """Reads files in worker processes, and returns the counts.
 
@@ -138,7 +138,7 @@ class RowFolder:
         self._folder.cleanup()
 
 
-def fill(read: Callable[[str, RawFile, Counts], Iterator[Row]], folder: Path, name: str, file: RawFile) -> Counts:
+def fill(read: Callable[[str, RawFile, Counts], Iterator[KeyedRow]], folder: Path, name: str, file: RawFile) -> Counts:
     """Stores the rows of a file; runs in a worker process."""
     counts, path = Counts(), folder / name
     path.unlink(missing_ok=True)  # left by a killed process, whose work this process repeats

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.prepare.counts import Counts
-from dataset.prepare.rows import Row, RowFile
+from dataset.prepare.rows import KeyedRow, RowFile
 from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
@@ -76,12 +76,12 @@ def _line_counts(files: Iterable[Path]) -> dict[Path, int]:
     return {file: sum(1 for _ in _lines(file)) for file in files}
 
 
-def _rows(folder: Path, files: Mapping[str, Path], total: int) -> Iterator[Row]:
+def _rows(folder: Path, files: Mapping[str, Path], total: int) -> Iterator[KeyedRow]:
     texts = progress_bar(_lines(folder / TEXTS), total=total, desc="translations", unit="text")
     for line_number, (text, *translations) in enumerate(zip(texts, *map(_lines, files.values()), strict=True), start=1):
         by_language = {language: line for language, line in zip(files, translations, strict=True) if line}
         location = f"{folder / TEXTS}:{line_number}"
-        yield Row("texts", str(digest_of(text)), location, json.dumps(by_language, ensure_ascii=False))
+        yield KeyedRow("texts", str(digest_of(text)), location, json.dumps(by_language, ensure_ascii=False))
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -26,7 +26,7 @@ from dataset.prepare.held_out import HeldOut
 from dataset.prepare.img2dataset import is_url
 from dataset.prepare.parquet_rows import DamagedFileError, Rows, open_parquet, parquet_batches
 from dataset.prepare.raw_folder import RawFile
-from dataset.prepare.rows import Row
+from dataset.prepare.rows import KeyedRow
 from dataset.records.schema import parse_object
 from dataset.shards.parquet import check_names
 from utils.errors import UserError
@@ -272,11 +272,11 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BrokenRecord]]:
 
 def rows_by_address(
     selection: Selection, lists: Sequence[Path], name: str, file: RawFile, counts: Counts
-) -> Iterator[Row]:
+) -> Iterator[KeyedRow]:
     """Yields the annotations of all rows of the lists, as JSON text under their URL."""
     assert selection.urls.annotations is not None
     for path in lists:
         for rows in table_rows(path, columns_of(path, selection), Counts()):
             for location, row in rows:
                 content = {name: row[name] for name in selection.urls.annotations.columns}
-                yield Row(ROW_KIND, str(row["url"]), location, json.dumps(content, ensure_ascii=False))
+                yield KeyedRow(ROW_KIND, str(row["url"]), location, json.dumps(content, ensure_ascii=False))

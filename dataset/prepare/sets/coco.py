@@ -21,7 +21,7 @@ from dataset.prepare.line_shards import Convert
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record
-from dataset.prepare.rows import Row, RowFolder
+from dataset.prepare.rows import KeyedRow, RowFolder
 from utils.errors import UserError
 
 SPLITS_2014, SPLITS_2017 = ("train2014", "val2014"), ("train2017", "val2017")
@@ -55,7 +55,7 @@ def _read(convert: Callable[[Mapping[str, str]], Convert], files: Files, scratch
     converts them."""
     folder = RowFolder(scratch)
     counts = folder.read(partial(rows_of, "COCO"), files, options.workers)
-    images: dict[int, tuple[str, Row]] = {}
+    images: dict[int, tuple[str, KeyedRow]] = {}
     categories: dict[str, str] = {}
     for name, file in files.items():
         unit, _, split = name.partition("_")

@@ -21,7 +21,7 @@ from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
-from dataset.prepare.rows import Row, RowFolder
+from dataset.prepare.rows import KeyedRow, RowFolder
 from dataset.prepare.verify import MAX_PIXELS
 from dataset.records.schema import Box
 from utils.errors import UserError
@@ -107,7 +107,7 @@ def _names(files: Files, kind: str) -> Iterator[tuple[str, str]]:
         yield row[0], row[1]
 
 
-def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[Row]:
+def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[KeyedRow]:
     """Yields the rows of a file by image. Columns are found by name, since their order differs between versions."""
     lines = file.lines()
     _, header = next(lines, ("", ""))
@@ -126,7 +126,7 @@ def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[Row]:
             counts.skip("wrong columns", location, f"{len(row)} columns, not {len(columns)}")
         else:
             image, *values = (row[index].strip() for index in at)
-            yield Row(kind, image, location, json.dumps(values))
+            yield KeyedRow(kind, image, location, json.dumps(values))
 
 
 def _record(labels: Mapping[str, str], image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
@@ -144,7 +144,7 @@ class _Reader:
     def __init__(self, names: Mapping[str, str], width: int, height: int, counts: Counts):
         self.names, self.width, self.height, self.counts = names, width, height, counts
 
-    def elements(self, objects: list[Row], relations: list[Row]) -> list[dict[str, Any]]:
+    def elements(self, objects: list[KeyedRow], relations: list[KeyedRow]) -> list[dict[str, Any]]:
         """Returns the objects, and the relations of two objects, such as "boy plays guitar", with the box around both.
 
         A box around a group of five or more objects is skipped. Boxes with unknown flags are used and counted. Attributes, which

@@ -21,7 +21,7 @@ from dataset.prepare.line_shards import Convert
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.region_records import region_record
-from dataset.prepare.rows import Row, RowFolder
+from dataset.prepare.rows import KeyedRow, RowFolder
 from utils.errors import UserError
 
 IMAGES = ImageFiles("vg", re.compile(r"\d{1,7}\.jpg"))
@@ -83,7 +83,7 @@ def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
+def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[KeyedRow]:
     """Yields the items of a file by image. An item contains the list ``name``; a file without any such item is not Visual
     Genome's."""
     fitting = False
@@ -93,7 +93,7 @@ def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
             number = id_number(value.get("image_id", value.get("id")))
             if number is not None and isinstance(value.get(name), list):
                 fitting = True
-                yield Row(name, str(number), piece.location, piece.text)
+                yield KeyedRow(name, str(number), piece.location, piece.text)
             else:
                 detail = f"no 'image_id' and list {name!r}; keys: {', '.join(value)[:80]}"
                 counts.skip("missing key", piece.location, detail)
