@@ -45,7 +45,7 @@ def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
         set_up_training(config, model)
         return model
 
-    steps = FakeSteps(build, config.train, config.optim, as_on_gpu=True)
+    steps = FakeSteps(build(), config.train, config.optim, as_on_gpu=True)
     return steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=False)
 
 

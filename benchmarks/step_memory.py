@@ -115,7 +115,7 @@ def estimate(path: str, overrides: list[str], examples: int) -> Planned:
     kind = run.source.load().task
     config, device = scaled(run.config, examples), accelerator.best_device()
     on_gpu = device.type != "cpu"
-    steps = FakeSteps(lambda: _model(kind, config), config.train, config.optim, as_on_gpu=on_gpu)
+    steps = FakeSteps(_model(kind, config), config.train, config.optim, as_on_gpu=on_gpu)
     several = config.plan(1).accumulation > 1
     memory = steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several).total
     peak = peak_of(device, config.train.precision)
@@ -151,7 +151,7 @@ def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | 
         run = bind_run(path, overrides)
         kind = run.source.load().task
         config = scaled(run.config, examples)
-        steps = RealSteps(lambda: _model(kind, config), config.train, config.optim, device)
+        steps = RealSteps(_model(kind, config), config.train, config.optim, device)
         several = config.plan(1).accumulation > 1
         memory = steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several)
         seconds = steps.seconds(lambda model: synthetic_batch(config, model))

@@ -79,7 +79,7 @@ class Counted:
 @cache
 def planner(*overrides: str) -> tuple[FakeSteps, Any]:
     config, build = setting(overrides)
-    return FakeSteps(build, config.train, config.optim, as_on_gpu=False), config
+    return FakeSteps(build(), config.train, config.optim, as_on_gpu=False), config
 
 
 def planned(ranks: int, *overrides: str) -> int:
@@ -213,7 +213,7 @@ MORE = "data.images.batch_size=8"
 def test_the_memory_of_a_sharded_step_is_planned_within_a_tenth(tmp_path, ranks, shard, overrides):
     overrides = ["train.parallel=fsdp", *overrides]
     config, build = setting(tuple(overrides), LARGE)
-    steps = FakeSteps(build, config.train, config.optim, as_on_gpu=False)
+    steps = FakeSteps(build(), config.train, config.optim, as_on_gpu=False)
     several = chunks_of(steps.trainer.model) > 1 or (config.train.accumulate or 1) > 1
     batch = partial(synthetic_batch, config)
     memory = steps.sharded_memory(batch, shard=shard, gradients_stay=several, ranks=ranks)

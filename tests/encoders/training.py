@@ -65,7 +65,7 @@ def is_planned(build: Callable[[], PretrainModel]) -> None:
         images = DATA.images.model_copy(update={"batch_size": 2 * DATA.images.batch_size})
         return pretrain_batch(DATA.model_copy(update={"images": images}), model.vision, VOCABULARY)
 
-    steps = FakeSteps(build, TrainConfig(steps=1, precision="fp32"), OptimConfig(lr=1.0), as_on_gpu=True)
+    steps = FakeSteps(build(), TrainConfig(steps=1, precision="fp32"), OptimConfig(lr=1.0), as_on_gpu=True)
     planned = steps.memory(batch_of, gradients_stay=True)
     parameters = list(build().parameters())
     assert planned.weights >= 4 * sum(each.numel() for each in parameters)

@@ -296,7 +296,7 @@ def test_only_parts_that_train_at_some_step_have_an_average(tmp_path):
 
 def memory(ema: Any) -> Any:
     optim = OptimConfig(lr=0.1, ema=ema)
-    steps = FakeSteps(Encoders, TrainConfig(steps=1, precision="fp32"), optim, as_on_gpu=False)
+    steps = FakeSteps(Encoders(), TrainConfig(steps=1, precision="fp32"), optim, as_on_gpu=False)
     return steps.memory(lambda _: points(3), gradients_stay=True)
 
 

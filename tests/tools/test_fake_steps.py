@@ -47,7 +47,7 @@ def points(_: nn.Module) -> Points:
 
 def rehearsal(model: type[Deep] = Deep, recompute: bool = False, **options) -> FakeSteps:
     train = TrainConfig(steps=1, precision="fp32")
-    return FakeSteps(lambda: model(recompute), train, OptimConfig(lr=1.0), **{"as_on_gpu": False, **options})
+    return FakeSteps(model(recompute), train, OptimConfig(lr=1.0), **{"as_on_gpu": False, **options})
 
 
 def test_each_part_of_the_memory_has_the_expected_size():

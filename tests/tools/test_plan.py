@@ -221,7 +221,7 @@ def test_the_time_of_a_step_is_measured_by_running_it():
     bound = bind_run(BASE, [*SMALL, "train.precision=fp32"])
     kind = bound.source.load().task
     config = scaled(bound.config, 4)
-    run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
+    run = RealSteps(kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert 0 < run.seconds(lambda model: synthetic_batch(config, model)) < 60
     assert run.trainer.step == 8
 

@@ -32,7 +32,7 @@ def memory(*overrides: str) -> StepMemory:
     bound = bind_run(BASE, [*DEEP, *overrides])
     kind = bound.source.load().task
     config = scaled(bound.config, 4)
-    steps = FakeSteps(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=True)
+    steps = FakeSteps(kind.build_model(config, None), config.train, config.optim, as_on_gpu=True)
     return steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=True)
 
 
@@ -87,7 +87,7 @@ def test_measured_steps_have_frozen_encoders():
     bound = bind_run(BASE, [*DEEP, "train.precision=fp32", "optim.freeze.vision=true"])
     kind = bound.source.load().task
     config = scaled(bound.config, 2)
-    run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
+    run = RealSteps(kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert run.seconds(lambda model: synthetic_batch(config, model)) > 0
     vision = set(run.trainer.model.vision.parameters())
     assert not vision & run.trainer.trained.optimizer.state.keys()

@@ -27,7 +27,7 @@ def gpu(monkeypatch) -> FakeGPU:
 
 def run(limit: int = TOTAL, device: torch.device = GPU, **train) -> RealSteps:
     config = TrainConfig(**{"steps": 1, "precision": "fp32"} | train)
-    return RealSteps(Line, config, OptimConfig(lr=0.1), device, limit)
+    return RealSteps(Line(), config, OptimConfig(lr=0.1), device, limit)
 
 
 def total(run: RealSteps, rows: int, gradients_stay: bool = False) -> int | None:

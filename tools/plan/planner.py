@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -55,7 +56,8 @@ class Planner:
         self.global_batch = self._global_batch(self.ranks)
         self.vocabulary = self._vocabulary()
         with torch.device("meta"):
-            self.meta_model = self._build()
+            self.unfrozen_model = self._build()
+        self.meta_model = copy.deepcopy(self.unfrozen_model)
         if frozen := self.config.optim.frozen.always_frozen:
             set_frozen(self.meta_model, frozen)
         self.needed = state_bytes(self.meta_model, average=self.config.optim.ema is not None)
@@ -243,7 +245,7 @@ class Planner:
     @cached_property
     def fake_steps(self) -> FakeSteps:
         """Estimates steps with fake tensors."""
-        return FakeSteps(self._build, self.config.train, self.config.optim, as_on_gpu=True)
+        return FakeSteps(self.unfrozen_model, self.config.train, self.config.optim, as_on_gpu=True)
 
     def _make_steps(self) -> RealSteps | FakeSteps:
         """Returns the steps that memory and time are determined with: real steps on this GPU, or steps with fake tensors."""
@@ -252,7 +254,9 @@ class Planner:
             return self.fake_steps
         assert target.device is not None
         try:
-            return RealSteps(self._build, train, optim, target.device, target.memory - target.communication(self.ranks))
+            torch.manual_seed(0)
+            limit = target.memory - target.communication(self.ranks)
+            return RealSteps(self._build(), train, optim, target.device, limit)
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise

@@ -7,6 +7,7 @@ to fit into this machine's memory.
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -61,31 +62,29 @@ class StepMemory:
 
 
 class FakeSteps:
-    """Runs the trainer's steps on fake tensors. :class:`tools.steps.real.RealSteps` measures real steps instead.
+    """Runs the trainer's steps on fake tensors. :class:`tools.steps.real.RealSteps` runs real steps instead.
 
     Args:
-        build: function that builds the model on torch's default device.
+        model: the model, on any device. The steps change a copy, whose tensors are fake.
         train, optim: the sections of the run's config.
         as_on_gpu: whether to assume a GPU's kernels instead of this CPU's.
     """
 
-    def __init__(self, build: Callable[[], nn.Module], train: TrainConfig, optim: OptimConfig, *, as_on_gpu: bool):
+    def __init__(self, model: nn.Module, train: TrainConfig, optim: OptimConfig, *, as_on_gpu: bool):
         self.fake, self.live, self.as_on_gpu = FakeTensorMode(), LiveMemory(), as_on_gpu
-        with torch.device("meta"):
-            model = build()
         with self._fake_tensors(), self.live.named(WEIGHTS):
-            model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+            fake_model = _with_fake_tensors(model)
         # Fake tensors cannot be moved or counted.
-        model.to = lambda _: model
-        model.work = lambda _: Work()
+        fake_model.to = lambda _: fake_model
+        fake_model.work = lambda _: Work()
         # The loss scaler of fp16 reads contents; bf16 has the same width.
         half = "bf16" if APEX_LEVELS.get(train.precision, train.precision) == "fp16" else train.precision
-        self.trainer = trainer_of(model, train.model_copy(update={"precision": half}), optim, torch.device("cpu"))
+        self.trainer = trainer_of(fake_model, train.model_copy(update={"precision": half}), optim, torch.device("cpu"))
         with self.live.named(AVERAGE):
             self.live.register(self.trainer.trained.average.tensors)
-        blocks = [block for encoder in encoders_in(model) for block in encoder.blocks_to_shard]
+        blocks = [block for encoder in encoders_in(fake_model) for block in encoder.blocks_to_shard]
         block_parameters = {id(parameter) for block in blocks for parameter in block.parameters()}
-        for parameter in trainable(model):
+        for parameter in trainable(fake_model):
             use = BLOCK_GRADIENTS if id(parameter) in block_parameters else GRADIENTS
             parameter.register_post_accumulate_grad_hook(partial(self._is_gradient, use))
         self.trainer.trained.optimizer.register_step_pre_hook(lambda *_: self.live.name_next(OPTIMISER))
@@ -174,6 +173,15 @@ class FakeSteps:
     def _is_gradient(self, use: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self.live.rename(parameter.grad, use)
+
+
+def _with_fake_tensors(model: Any) -> Any:
+    """Returns a copy of a model whose parameters and buffers are fake; must be called in a fake mode."""
+    fakes: dict[int, Tensor] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+        fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+    return copy.deepcopy(model, fakes)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""Measures the memory and time of a training step by running it on a GPU."""
+"""Runs training steps on a device, and measures their memory and time."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 class RealSteps:
-    """Measures real steps of a model with random weights. :class:`tools.steps.fake.FakeSteps` estimates steps instead.
+    """Runs real steps of a model. :class:`tools.steps.fake.FakeSteps` estimates steps instead.
 
     Args:
-        build: function that builds the model.
+        model: the model; the steps change its weights.
         train, optim: the sections of the run's config.
-        device: a GPU with its index (time can also be measured on a CPU).
+        device: a GPU with its index, or a CPU, on which memory cannot be measured.
         limit: maximum GPU memory in bytes, including memory outside torch's allocator; None for no limit.
 
     Raises:
@@ -69,7 +69,7 @@ class RealSteps:
 
     def __init__(
         self,
-        build: Callable[[], nn.Module],
+        model: nn.Module,
         train: TrainConfig,
         optim: OptimConfig,
         device: torch.device,
@@ -79,9 +79,12 @@ class RealSteps:
             raise ValueError(f"{device} has no index; pass torch.device('cuda', torch.cuda.current_device())")
         self.device, self.limit = device, limit
         self._cap()
-        torch.manual_seed(0)
-        self.trainer = trainer_of(build(), train, optim, device)
+        self.trainer = trainer_of(model, train, optim, device)
         self.captures_graphs = train.captures_graphs
+
+    def metrics(self, batch: Any) -> dict[str, float]:
+        """Takes a step on a micro-batch, and returns its losses and the norm of the gradient."""
+        return self.trainer.train_step([batch]).read().metrics
 
     def memory(
         self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool, ranks: int = 1
