@@ -23,6 +23,7 @@ from dataset.broken import BrokenRecordError
 from dataset.config import LoadingConfig
 from dataset.media.sources import ImageSource, VideoSource
 from utils.errors import UserError
+from utils.extras import install_command
 from utils.progress import progress_bar
 
 Source = ImageSource | VideoSource
@@ -90,7 +91,7 @@ def require() -> None:
     """Raises :class:`UserError` if imagehash is not installed."""
     if not available():
         raise UserError(
-            'comparing images by appearance needs imagehash, which is not installed: pip install ".[leaks]"'
+            f"comparing images by appearance needs imagehash, which is not installed: {install_command('leaks')}"
         )
 
 

@@ -20,6 +20,7 @@ from tasks import held_out_media
 from tasks.config import PretrainConfig
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
+from utils.extras import install_command
 from utils.findings import Finding
 
 MAX_RECORDS, MAX_SECONDS = 20_000, 3.0
@@ -87,7 +88,7 @@ def _check_looks(
     held-out images are compared."""
     check = "similar images"
     if not look_alikes.available():
-        report.skip(check, f'{key}: copies and crops that look alike need imagehash: pip install ".[leaks]"')
+        report.skip(check, f"{key}: copies and crops that look alike need imagehash: {install_command('leaks')}")
         return
     known = {pair.held_out for pair in shared.pairs}
     sides = []
