@@ -293,11 +293,11 @@ def test_the_share_of_texts_with_hard_negatives_is_reported_and_a_low_share_caus
 def test_a_grid_too_coarse_for_the_objects_causes_a_warning(doctor, arguments_of):
     _, printed = doctor(*arguments_of("pretrain"))
     assert "share all their patches" in printed and "warning patches" not in printed
-    status, printed = doctor(*arguments_of("pretrain"), "model.vision.patch_size=32")
+    status, printed = doctor(*arguments_of("pretrain"), "model.vision.patch_size=16")
     assert status == 0
     (line,) = [line for line in printed.splitlines() if line.startswith("warning patches")]
-    assert line == OneLine("2 x 2 patches", "model.vision.image_size=64", "another part of the image")
-    assert "raise model.vision.image_size (with 128, the grid has 4 x 4 patches)" in printed
+    assert line == OneLine("2 x 2 patches", "model.vision.image_size=32", "another part of the image")
+    assert "raise model.vision.image_size (with 64, the grid has 4 x 4 patches)" in printed
 
 
 def test_an_object_inside_another_object_is_not_counted_as_sharing_its_patches():
