@@ -159,7 +159,7 @@ test-extra-%:
 	.extras/$*/bin/python -m pytest -p no:cacheprovider -rs tests/x2vlm/integrations/test_$**.py
 	.extras/$*/bin/python -m pytest -p no:cacheprovider -rs tests/x2vlm/test_using.py -k 'example and $*'
 
-docs: .venv/installed-dev
+docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 	@echo "Open site/index.html, or run .venv/bin/mkdocs serve while you edit"
 
@@ -188,6 +188,10 @@ setup-dev: .venv/installed-dev
 	.venv/bin/python -m pip install --no-compile -r requirements-dev.txt
 	.venv/bin/python -m pip install --quiet --no-deps --editable .
 	touch .venv/installed $@
+
+.venv/installed-docs: .venv/installed
+	.venv/bin/python -m pip install --quiet --no-compile --editable '.[docs]'
+	touch $@
 
 clean-demo:
 	rm -rf runs/demo data/scenes data/scenes_quick data/clips

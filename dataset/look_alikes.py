@@ -9,8 +9,6 @@ cross-correlation of small grey images.
 from __future__ import annotations
 
 import importlib.util
-import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +21,7 @@ from dataset.broken import BrokenRecordError
 from dataset.config import LoadingConfig
 from dataset.media.sources import ImageSource, VideoSource
 from utils.errors import UserError
+from utils.extras import install_command
 from utils.progress import progress_bar
 
 Source = ImageSource | VideoSource
@@ -90,7 +89,7 @@ def require() -> None:
     """Raises :class:`UserError` if imagehash is not installed."""
     if not available():
         raise UserError(
-            'comparing images by appearance needs imagehash, which is not installed: pip install ".[leaks]"'
+            f"comparing images by appearance needs imagehash, which is not installed: {install_command('leaks')}"
         )
 
 
@@ -109,18 +108,15 @@ def look_of(image: Image.Image) -> Look:
     return Look(segments, image.convert("L").resize((size[0], size[1]), Image.Resampling.BOX))
 
 
-def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> list[tuple[Source, Look]]:
-    """Computes the looks of images, in order, until the time is up. Videos and broken images are skipped.
+def looks_of(images: Sequence[Source], name: str) -> list[tuple[Source, Look]]:
+    """Computes the looks of images, in order. Videos and broken images are skipped.
 
     Args:
         images: the images.
         name: name of the images in the progress bar.
-        seconds: time limit in seconds, after which no further image is processed.
     """
-    until, found = time.perf_counter() + seconds, []
+    found = []
     for source in progress_bar(images, total=len(images), desc=f"hashing {name}", unit="image", leave=False):
-        if time.perf_counter() > until:
-            break
         if isinstance(source, VideoSource):
             continue
         try:
@@ -135,7 +131,6 @@ def similar(
     images: Sequence[Look],
     other_images: Sequence[Look],
     min_correlation: float = MIN_CORRELATION,
-    seconds: float = math.inf,
 ) -> Iterator[tuple[int, int]]:
     """Yields pairs of images that look alike, as an index into ``images`` and an index into ``other_images``.
 
@@ -143,13 +138,9 @@ def similar(
         images: looks of some images.
         other_images: looks of the images to compare them with.
         min_correlation: :data:`MIN_CORRELATION` or :data:`WARN_CORRELATION`.
-        seconds: time limit in seconds, after which no further pair is compared.
     """
-    until = time.perf_counter() + seconds
     candidates = list(_candidates(images, other_images))
     for one, other in progress_bar(candidates, total=len(candidates), desc="comparing", unit="pair", leave=False):
-        if time.perf_counter() > until:
-            break
         if correlation(images[one], other_images[other]) >= min_correlation:
             yield one, other
 

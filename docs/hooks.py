@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -65,15 +66,48 @@ API = {
 """Sections of the API reference, and the objects that each section documents."""
 
 
+LOCAL_WORKER = "search/local_worker.js"
+"""The script that lets the search work on pages opened as files."""
+
+UNIMPORTANT = "---\nsearch: {boost: 0.01}\n---\n"
+"""Front matter of a page that the search lists after all other pages."""
+
+
 def on_config(config: Any) -> Any:
-    """Uses the same anchors as GitHub, where the documents are also read: ``weights--biases`` for "Weights & Biases"."""
+    """Uses the same anchors as GitHub, where the documents are also read: ``weights--biases`` for "Weights & Biases".
+
+    The plugin ``offline`` would make each page load a script from another server for the search. :data:`LOCAL_WORKER` replaces
+    this script.
+    """
     config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
+    config.extra["polyfills"] = [LOCAL_WORKER]
     return config
+
+
+def on_post_build(config: Any) -> None:
+    """Writes :data:`LOCAL_WORKER`.
+
+    The theme searches in a worker, and a page that was opened as a file may not start a worker from another file. The script
+    therefore contains the source of the theme's worker, and starts it from there.
+    """
+    site = Path(config.site_dir)
+    (worker,) = site.glob("assets/javascripts/workers/search.*.js")
+    source = json.dumps(worker.read_text(encoding="utf-8").partition("//# sourceMappingURL")[0])
+    script = f"""if (location.protocol === "file:") {{
+  const source = {source};
+  const FileWorker = window.Worker;
+  window.Worker = class extends FileWorker {{
+    constructor() {{ super(URL.createObjectURL(new Blob([source], {{type: "text/javascript"}}))); }}
+  }};
+}}
+"""
+    (site / LOCAL_WORKER).write_text(script, encoding="utf-8")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
     """Adds the generated pages."""
     pages = {page: (ROOT / source).read_text(encoding="utf-8") for source, page in COPIED.items()}
+    pages["changelog.md"] = UNIMPORTANT + pages["changelog.md"]
     for page, text in {**pages, **reference()}.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -128,7 +162,11 @@ def _commands() -> Iterator[str]:
 
 def _printed(main: Any, *words: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        main(words)
+        status = main(words)
+    if status:
+        raise RuntimeError(
+            f"run.py {' '.join(words)} failed with status {status}, so the reference would be incomplete"
+        )
     return printed.getvalue()
 
 

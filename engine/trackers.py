@@ -25,6 +25,7 @@ from engine.run_files import CONFIG_FILE, REPORT_FILE
 from engine.run_folder import RunFolder
 from utils.config_files import read_yaml
 from utils.errors import UserError
+from utils.extras import install_command
 from utils.files import write_text
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def check_package(config: WandbConfig | None) -> None:
         raise UserError(
             "the package wandb is not installed",
             where="train.wandb",
-            remedy='pip install ".[wandb]", or set it to null',
+            remedy=f"{install_command('wandb')}, or set it to null",
         )
 
 

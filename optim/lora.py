@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from optim.config import HEADER, LoraConfig
 from utils.errors import UserError
+from utils.extras import install_command
 
 INNER = ".base_layer."
 """Separates the name of an adapted layer from the names of its original weight and bias."""
@@ -25,7 +26,7 @@ DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 def check_package(config: LoraConfig | None) -> None:
     """Raises :class:`UserError` if the config requests adapters but peft is not installed."""
     if config is not None and find_spec("peft") is None:
-        raise UserError('needs peft, which is not installed: pip install ".[lora]"', where="optim.lora")
+        raise UserError(f"needs peft, which is not installed: {install_command('lora')}", where="optim.lora")
 
 
 def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], config: LoraConfig) -> None:

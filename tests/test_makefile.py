@@ -32,3 +32,9 @@ def test_help_lists_every_target_that_a_newcomer_needs():
 def test_the_tests_of_the_lowest_releases_exist():
     (tests,) = [line for line in planned("test-lowest").splitlines() if " -m pytest " in line]
     assert [path for path in tests.split() if path.startswith("tests/") and not (ROOT / path).exists()] == []
+
+
+def test_the_site_needs_only_its_extra():
+    commands = planned("docs", "--always-make")
+    assert "--editable '.[docs]'" in commands
+    assert "requirements-dev.txt" not in commands

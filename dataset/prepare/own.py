@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -313,6 +314,20 @@ def _check_columns(file: Path, columns: Sequence[str], rows: Sequence[Row | Brok
         )
 
 
+def _check_form(file: Path, out: Path, rows: Sequence[Row | BrokenRecord]) -> None:
+    """Raises :class:`UserError` if the rows are ODVG lines, which another command converts."""
+    for row in rows:
+        if isinstance(row, Row) and "filename" in row.values and {"detection", "grounding"} & row.values.keys():
+            command = (
+                f"python run.py prepare odvg --raw {shlex.quote(str(file.parent))} --out {shlex.quote(str(out.parent))}"
+            )
+            raise UserError(
+                "contains ODVG lines",
+                where=file,
+                remedy=f"convert them with `{command}`; the folder of --raw must also contain the images",
+            )
+
+
 def _unusable(file: Path, errors: Sequence[BrokenRecord], rows: int) -> UserError:
     """Returns the error for a file of which no row can be used."""
     return UserError(
@@ -369,8 +384,8 @@ def own(
         0: all rows were used; 1: some rows or boxes were broken; 2: nothing was written
     """
     broken_file = out.with_name(f"{out.stem}_broken.jsonl")
-    if out.suffix != ".jsonl" or not out.parent.is_dir():
-        raise UserError("name a file *.jsonl in a folder that exists", where=f"--out {out}")
+    if out.suffix != ".jsonl":
+        raise UserError("name a file *.jsonl", where=f"--out {out}")
     if out.exists() and (not overwrite or out.samefile(file)):
         raise UserError(
             f"--out {out} already exists", remedy="use another name, or --overwrite unless it is FILE itself"
@@ -384,6 +399,7 @@ def own(
         raise UserError(f"{file} contains no rows", remedy="check that the file is complete")
     if all(isinstance(row, BrokenRecord) for row in rows):
         raise _unusable(file, [row for row in rows if isinstance(row, BrokenRecord)], len(rows))
+    _check_form(file, out, rows)
     _check_columns(file, [names.get(column, column) for column in read.columns], rows)
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
         if boxes is None:
@@ -399,6 +415,7 @@ def own(
     if not records:
         raise _unusable(file, [error for error, _ in converter.broken], len(rows))
     broken = [{**error.to_values(), "record": values} for error, values in converter.broken]
+    out.parent.mkdir(parents=True, exist_ok=True)
     for path, lines in ((out, records), (broken_file, broken)):
         if lines:
             with replacing(path) as part:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import UserError
+from utils.extras import install_command
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -67,7 +68,7 @@ def _connect(address: str, workers: int) -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError('needs Ray, which is not installed: pip install ".[ray]"', where="--ray") from None
+        raise UserError(f"needs Ray, which is not installed: {install_command('ray')}", where="--ray") from None
     top = str(Path(__file__).resolve().parents[__name__.count(".")])
     paths = os.pathsep.join(filter(None, [top, os.environ.get("PYTHONPATH")]))
     options: dict[str, Any] = (

@@ -29,6 +29,7 @@ from dataset.shards.remote.server import open_cache
 from dataset.shards.remote.shards import RemoteShard
 from utils.block_cache import Block, BlockCache, crc_digest
 from utils.errors import UserError, reason_of
+from utils.extras import install_command
 
 PIECE_BYTES = 2_000_000
 """Target size of a piece. Pieces must fit in the smallest cache that a config can set."""
@@ -58,7 +59,7 @@ def check_pyarrow(key: str) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise UserError(
-            'Parquet files need pyarrow, which is not installed: pip install ".[parquet]"', where=key
+            f"Parquet files need pyarrow, which is not installed: {install_command('parquet')}", where=key
         ) from None
 
 

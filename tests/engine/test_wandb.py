@@ -213,7 +213,7 @@ def test_a_run_without_the_section_never_imports_the_package(tmp_path, wandb):
 def test_a_missing_package_is_reported_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     check_package(None)
-    with pytest.raises(UserError, match=naming("train.wandb", "wandb", 'pip install ".[wandb]"')):
+    with pytest.raises(UserError, match=naming("train.wandb", "wandb", 'pip install -e ".[wandb]"')):
         check_package(WandbConfig())
     monkeypatch.delitem(sys.modules, "wandb")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])

@@ -165,7 +165,7 @@ def test_a_hugging_face_model_without_statistics_needs_them_in_the_config(tmp_pa
     [
         ({"patch_size": 8}, ("model.vision.patch_size",)),
         ({"positions": "sincos"}, ("model.vision.positions",)),
-        ({"stem": "convolutions"}, ("model.vision.stem",)),
+        ({"stem": "convolutions"}, ("model.vision.stem", "presets/other_vision.yaml")),
         ({"image_size": 60}, ("image_size", "60", "14", "56", "70")),
         ({"heads": 5}, ("heads", "5", "32")),
     ],
@@ -190,9 +190,16 @@ def test_a_folder_without_a_vision_model_is_rejected(tmp_path):
     [
         (
             {"backbone": "test_convnext", "image_size": 64, "patch_size": 16},
-            ("model.vision.patch_size", "test_convnext"),
+            ("model.vision.patch_size", "test_convnext", "presets/other_vision.yaml"),
         ),
-        ({"backbone": "test_convnext", "image_size": 64, "stem": "convolutions"}, ("model.vision.stem",)),
+        (
+            {"backbone": "test_convnext", "image_size": 64, "width": 128, "heads": 4},
+            ("model.vision.backbone", "test_convnext", "presets/other_vision.yaml"),
+        ),
+        (
+            {"backbone": "test_convnext", "image_size": 64, "stem": "convolutions"},
+            ("model.vision.stem", "presets/other_vision.yaml"),
+        ),
         ({"backbone": "test_convnext", "image_size": 60}, ("image_size", "60", "32", "64")),
         ({"backbone": "swin_tiny_patch4_window7_224"}, ("swin_tiny_patch4_window7_224",)),
     ],

@@ -54,5 +54,5 @@ def test_adapters_without_base_weights_are_not_dropped_silently():
 def test_without_the_package_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setattr("optim.lora.find_spec", lambda name: None)
     check_package(None)
-    with pytest.raises(UserError, match=naming("optim.lora", 'pip install ".[lora]"', "peft")):
+    with pytest.raises(UserError, match=naming("optim.lora", 'pip install -e ".[lora]"', "peft")):
         check_package(LoraConfig(rank=2))

@@ -7,6 +7,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from batches.pretraining import RegionBatch
 from dataset.prepare.tokenizer import train_wordpiece
 from run import main
 from tasks.binding import bind_run
@@ -286,6 +288,27 @@ def test_the_share_of_texts_with_hard_negatives_is_reported_and_a_low_share_caus
     assert "0.0% of" in message and "texts have a hard negative" in message
     assert "data.images.hard_negatives" in message
     assert "regions: 100.0% of" in message
+
+
+def test_a_grid_too_coarse_for_the_objects_causes_a_warning(doctor, arguments_of):
+    _, printed = doctor(*arguments_of("pretrain"))
+    assert "share all their patches" in printed and "warning patches" not in printed
+    status, printed = doctor(*arguments_of("pretrain"), "model.vision.patch_size=16")
+    assert status == 0
+    (line,) = [line for line in printed.splitlines() if line.startswith("warning patches")]
+    assert line == OneLine("2 x 2 patches", "model.vision.image_size=32", "another part of the image")
+    assert "raise model.vision.image_size (with 64, the grid has 4 x 4 patches)" in printed
+
+
+def test_an_object_inside_another_object_is_not_counted_as_sharing_its_patches():
+    """The objects are a shirt and the man who wears it, and, in another image, two birds."""
+    boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.25, 0.25, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1]])
+    mask = torch.tensor([[True, False, False, False]] * 4)
+    no = torch.zeros(4, dtype=torch.bool)
+    regions = RegionBatch(torch.zeros(2, 3, 8, 8), torch.tensor([0, 0, 1, 1]), mask, boxes, no, no, None, ~no)  # type: ignore[arg-type]
+    assert sample.objects_without_own_patches(regions) == (3, 3)
+    apart = torch.tensor([[True, False, False, False], [True, False, True, False]] * 2)
+    assert sample.objects_without_own_patches(replace(regions, patch_mask=apart)) == (1, 3)
 
 
 def test_a_misspelled_key_of_hard_negatives_causes_a_warning(doctor, arguments_of, scenes_folder, tmp_path):

@@ -1,5 +1,6 @@
 """The individual checks of ``run.py doctor``, which inspects a config and its data, and the checks at the start of every run."""
 
+import itertools
 import json
 import logging
 from argparse import Namespace
@@ -25,6 +26,7 @@ from tasks.pretrain import PretrainTask
 from tests.conftest import tiny_run
 from tests.dataset.prepare.official import photograph
 from tests.messages import OneLine
+from tools.doctor import shared
 from tools.doctor.boxes import RawBox, findings_in_boxes
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.first_step import step_findings
@@ -352,7 +354,7 @@ def test_crops_of_training_images_cause_a_warning_or_are_reported_as_unchecked(t
     report = Report(lines.append)
 
     def check(held_out: list[ImageSource]) -> None:
-        _check_looks([image(whole)], held_out, shared_images([image(whole)], held_out), "evaluation.test", 0, report)
+        _check_looks([image(whole)], held_out, shared_images([image(whole)], held_out), "evaluation.test", report)
 
     check([image(other), image(whole)])
     assert not report.findings and "1 of its 1 and 1 of 1 training" in lines[-1]
@@ -362,6 +364,32 @@ def test_crops_of_training_images_cause_a_warning_or_are_reported_as_unchecked(t
     monkeypatch.setattr(look_alikes, "available", lambda: False)
     check([image(crop)])
     assert "not checked" in lines[-1] and '".[leaks]"' in lines[-1]
+
+
+def test_the_images_that_are_compared_depend_only_on_the_seed(scenes_folder, monkeypatch):
+    """The number of records that are read within the time limit depends on the speed of the machine."""
+    monkeypatch.setattr(shared, "MAX_LOOKS", 5)
+    monkeypatch.setattr(shared, "MAX_RECORDS", 20)
+    compared: list[list[str]] = []
+    look_at = look_alikes.looks_of
+
+    def looks_of(images, name):
+        compared.append([image.location for image in images])
+        return look_at(images, name)
+
+    monkeypatch.setattr(look_alikes, "looks_of", looks_of)
+    overrides = [*tiny_run(scenes_folder), f"data.regions.files=[{scenes_folder}/val.jsonl]"]
+    for seed, limit in ((0, None), (0, 12), (1, None)):
+        with monkeypatch.context() as patched:
+            if limit is not None:
+                ticks = itertools.count()  # each record takes a second
+                patched.setattr(shared.time, "perf_counter", lambda ticks=ticks: next(ticks))
+                patched.setattr(shared, "MAX_SECONDS", limit)
+            config = load_config("configs/demo/pretrain.yaml", [*overrides, f"seed={seed}"], PretrainConfig)
+            shared.check_shared(Namespace(config=config, require_inputs=lambda *_: None), Report(lambda _: None))
+    fast, slow, other = compared[:2], compared[2:4], compared[4:]
+    assert fast == slow != other
+    assert {Path(location.rpartition(":")[0]).name for location in fast[0]} == {"train.jsonl", "val.jsonl"}
 
 
 def test_hard_negatives_are_shown_below_their_text(scenes_folder):

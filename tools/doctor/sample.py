@@ -10,21 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import box_area, box_convert
 
 from batches.base import Batch, BrokenRecord
-from batches.pretraining import PretrainBatch
+from batches.pretraining import PretrainBatch, RegionBatch
 from dataset.tasks.streams.wordings import ADD_SOURCES, FEW_HARD_NEGATIVES
 from engine.devices import ASSUMED_UTILISATION, peak_of
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
 from utils.cores import usable_cores
 from utils.findings import Finding
+from utils.image_size import sides_of
 
 MICRO_BATCHES, SECONDS = 60, 4.0
 """Maximum number of tiny micro-batches in the sample, and time limit in seconds for building them."""
 
 MAX_UNKNOWN = 0.05
 """If this fraction of tokens is unknown, the check warns."""
+
+MAX_SHARED_PATCHES = 0.1
+"""If more than this fraction of the objects has no patch of its own, the check warns. On the demo's scenes, it is 0 on a grid of
+8 x 8 patches, 0.006 on 4 x 4, and 0.39 on 2 x 2, where few objects can be told apart."""
 
 
 def check_sample(subject: Subject, report: Report) -> None:
@@ -47,6 +53,7 @@ def check_sample(subject: Subject, report: Report) -> None:
         findings = broken_findings(subject.batches, read, subject.config.data.max_broken)
         report.add("sample", findings, f"{read:,} random records are intact")
         check_hard_negatives(subject.batches, report)
+        check_shared_patches(subject, report)
         check_speed(subject, seconds, report)
 
 
@@ -68,6 +75,53 @@ def check_hard_negatives(batches: list[Batch], report: Report) -> None:
             ADD_SOURCES,
         )
         report.add("hard negatives", [few] if share < FEW_HARD_NEGATIVES else [], f"{name}: {fact}")
+
+
+def check_shared_patches(subject: Subject, report: Report) -> None:
+    """Warns if the patches are too coarse to distinguish the objects in an image."""
+    batches = [
+        batch.regions for batch in subject.batches if isinstance(batch, PretrainBatch) and batch.regions is not None
+    ]
+    if subject.model is None or not batches:
+        return
+    counts = [objects_without_own_patches(regions) for regions in batches]
+    without, objects = (sum(column) for column in zip(*counts, strict=True))
+    rows, columns = subject.model.vision.grid
+    vision = subject.config.model.vision
+    height, width = (2 * side for side in sides_of(vision.image_size))
+    fact = (
+        f"{without:,} of {objects:,} sampled objects share all their patches with an object in another part of the image, "
+        f"because {vision.backbone} has a grid of {rows} x {columns} patches at model.vision.image_size={vision.image_size}"
+    )
+    larger = height if height == width else [height, width]
+    remedy = (
+        f"raise model.vision.image_size (with {larger}, the grid has {2 * rows} x {2 * columns} patches), or choose a "
+        "backbone with smaller patches"
+    )
+    too_coarse = without > MAX_SHARED_PATCHES * objects
+    report.add(
+        "patches",
+        [Finding("warning", "model.vision", fact, remedy)] if too_coarse else [],
+        f"{rows} x {columns}; {without:,} of {objects:,} objects share all their patches with another object",
+    )
+
+
+def objects_without_own_patches(regions: RegionBatch) -> tuple[int, int]:
+    """Returns how many objects share all their patches with another object in the same image, and how many objects share their
+    image with another object.
+
+    An object inside another object naturally has the same patches. Such pairs are not counted: more than half of the first box
+    must lie outside the second.
+    """
+    is_object = regions.valid & ~regions.is_image & ~regions.several_boxes
+    corners = box_convert(regions.boxes_cxcywh, "cxcywh", "xyxy")
+    low = torch.maximum(corners[:, None, :2], corners[None, :, :2])
+    high = torch.minimum(corners[:, None, 2:], corners[None, :, 2:])
+    inside = (high - low).clamp(min=0).prod(dim=-1) / box_area(corners).clamp(min=1e-9)[:, None]
+    same_image = regions.image_index[:, None] == regions.image_index
+    elsewhere = same_image & is_object[:, None] & is_object & (inside < 0.5)
+    has_own_patch = (regions.patch_mask[:, None] & ~regions.patch_mask).any(dim=-1)
+    return int((elsewhere & ~has_own_patch).any(dim=1).sum()), int(elsewhere.any(dim=1).sum())
 
 
 def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[Finding]:

@@ -20,15 +20,17 @@ from tasks import held_out_media
 from tasks.config import PretrainConfig
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
+from utils.extras import install_command
 from utils.findings import Finding
+from utils.printing import counted
 
 MAX_RECORDS, MAX_SECONDS = 20_000, 3.0
 """Maximum number of pre-training records that are read from each of the training data and the held-out split, and time limit in
 seconds for each."""
 
-MAX_LOOKS, LOOK_SECONDS = 200, 3.0
-"""Maximum number of training images, and of held-out images, whose appearance is compared; and time limit in seconds for hashing
-each of these two samples, and for comparing them."""
+MAX_LOOKS = 100
+"""Maximum number of training images, and of held-out images, whose appearance is compared. Without a time limit, so that two runs
+of the doctor compare the same images."""
 
 REMEDY = "split by image, not by text: remove these images from one of the two"
 
@@ -46,7 +48,10 @@ def check_shared(subject: Subject, report: Report) -> None:
             held_out = sources_of(subject.held_out[key])
             shared = shared_images(training, held_out)
             _report_shared(shared, key, "", report)
-            _check_looks(training, held_out, shared, key, subject.config.seed, report)
+            shuffled, shuffled_held_out = (
+                random.Random(subject.config.seed).sample(images, len(images)) for images in (training, held_out)
+            )
+            _check_looks(shuffled, shuffled_held_out, shared, key, report)
 
 
 def _required_items(subject: Subject) -> Any:
@@ -81,20 +86,27 @@ def _report_shared(found: SharedImages, key: str, of: str, report: Report) -> No
 
 
 def _check_looks(
-    training: Sequence[Source], held_out: Sequence[Source], shared: SharedImages, key: str, seed: int, report: Report
+    training: Sequence[Source], held_out: Sequence[Source], shared: SharedImages, key: str, report: Report
 ) -> None:
-    """Reports images of a split that look like training images and are not known to be shared. Random samples of training and
-    held-out images are compared."""
+    """Reports images of a split that look like training images and are not known to be shared. Samples of training and held-out
+    images are compared.
+
+    Args:
+        training: training images in random order, of which the first :data:`MAX_LOOKS` are compared.
+        held_out: images of the split in random order, likewise.
+        shared: the images that are known to be shared.
+        key: config key of the split.
+        report: receives the result.
+    """
     check = "similar images"
     if not look_alikes.available():
-        report.skip(check, f'{key}: copies and crops that look alike need imagehash: pip install ".[leaks]"')
+        report.skip(check, f"{key}: copies and crops that look alike need imagehash: {install_command('leaks')}")
         return
     known = {pair.held_out for pair in shared.pairs}
     sides = []
     for name, images in (("training", training), (key, [each for each in held_out if each.location not in known])):
         images = list({(each.path or each.location): each for each in images}.values())
-        chosen = random.Random(seed).sample(images, min(MAX_LOOKS, len(images)))
-        sides.append((look_alikes.looks_of(chosen, name, LOOK_SECONDS), len(images)))
+        sides.append((look_alikes.looks_of(images[:MAX_LOOKS], name), len(images)))
     (training_looks, training_count), (held_out_looks, held_out_count) = sides
     if not training_looks or not held_out_looks:
         return
@@ -102,7 +114,6 @@ def _check_looks(
         [look for _, look in training_looks],
         [look for _, look in held_out_looks],
         look_alikes.WARN_CORRELATION,
-        LOOK_SECONDS,
     )
     found = {other: own for own, other in pairs}
     sample = f"{len(held_out_looks):,} of its {held_out_count:,} and {len(training_looks):,} of {training_count:,} "
@@ -111,7 +122,7 @@ def _check_looks(
         Finding(
             "warning",
             key,
-            f"{len(found):,} images look like a training image ({sample} compared), such as "
+            f"{counted(len(found), 'image looks', 'images look')} like a training image ({sample} compared), such as "
             f"{held_out_looks[other][0].location} and {training_looks[own][0].location}",
             "look at both; `python run.py leaks --perceptual` lists such pairs; split by photograph, not by crop",
         )
@@ -152,16 +163,17 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
         with report.check("shared images"):
             subject.require_inputs(key, *(f"data.{name}" for name in training))
             held_out, read, total = _read(files, stream, subject, key)
-            training_images: list[KnownImage] = []
+            training_images: list[list[KnownImage]] = []
             notes = [f"; {read:,} of {total:,} held-out records read"] if read < total else []
             for name, own in training.items():
                 found, read, total = _read(own.paths, own, subject, f"data.{name}.files")
-                training_images += found
+                training_images.append(found)
                 notes += [f"; {read:,} of {total:,} records of data.{name} read"] if read < total else []
-            shared = shared_images(training_images, held_out)
+            # One image of each stream in turn: the first images do not depend on how many could be read in the time.
+            trained = [image for row in itertools.zip_longest(*training_images) for image in row if image is not None]
+            shared = shared_images(trained, held_out)
             _report_shared(shared, key, "".join(notes), report)
-            trained, measured = [each.source for each in training_images], [each.source for each in held_out]
-            _check_looks(trained, measured, shared, key, subject.config.seed, report)
+            _check_looks([each.source for each in trained], [each.source for each in held_out], shared, key, report)
 
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:

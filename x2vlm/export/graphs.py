@@ -30,6 +30,7 @@ from models.pretraining.model import PretrainModel
 from models.reference import Padded, add_and_norm, attend, encode
 from models.tasks.grounding import GroundingModel
 from utils.errors import UserError, reason_of
+from utils.extras import install_command
 from utils.image_size import sides_of
 from x2vlm.export.files import (
     BOX,
@@ -271,5 +272,5 @@ def require_packages() -> None:
             __import__(package)
         except ImportError:
             raise UserError(
-                f'needs {package}, which is not installed: pip install ".[export]"', where="export"
+                f"needs {package}, which is not installed: {install_command('export')}", where="export"
             ) from None

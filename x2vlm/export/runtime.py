@@ -16,6 +16,7 @@ from batches.texts import Text
 from models.core.packing import PackedTexts, Packing
 from models.inference.reranking import TextBank, score_each
 from utils.errors import UserError, reason_of
+from utils.extras import install_command
 from utils.image_size import ImageSize, grid_of
 from x2vlm.boxes import region_masks
 from x2vlm.export.files import (
@@ -51,7 +52,9 @@ class Graph:
         try:
             import onnxruntime
         except ImportError:
-            raise UserError('needs onnxruntime, which is not installed: pip install ".[onnx]"', where=path) from None
+            raise UserError(
+                f"needs onnxruntime, which is not installed: {install_command('onnx')}", where=path
+            ) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # log only errors, which are also raised

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dataset.text.loading import token_ids_digest
 from utils.errors import UserError
+from utils.extras import install_command
 from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import Image
 from x2vlm.integrations.inputs import as_model, column, embed_texts, embedding_width, have_words
@@ -38,7 +39,7 @@ try:
     from mteb.models.model_meta import ScoringFunction
     from mteb.types import PromptType
 except ImportError:
-    raise UserError('x2vlm.integrations.mteb needs mteb, which is not installed: pip install ".[mteb]"') from None
+    raise UserError(f"x2vlm.integrations.mteb needs mteb, which is not installed: {install_command('mteb')}") from None
 
 NO_WORDS = "unknown"
 """The model's input for a text without words. The score of such a text is then set below all others."""

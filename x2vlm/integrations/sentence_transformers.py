@@ -26,6 +26,7 @@ from batches.texts import Text
 from engine.config import PrecisionName
 from models.inference.reranking import TextBank
 from utils.errors import UserError
+from utils.extras import install_command
 from utils.files import expanded
 from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.base import LoadedModel
@@ -42,7 +43,7 @@ try:
 except ImportError:
     raise UserError(
         "x2vlm.integrations.sentence_transformers needs sentence-transformers, which is not installed: "
-        'pip install ".[sentence]"'
+        f"{install_command('sentence')}"
     ) from None
 
 MODALITIES: tuple[Modality, ...] = ("text", "image")

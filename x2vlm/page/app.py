@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.extras import install_command
 from x2vlm.inputs import Reader
 from x2vlm.page.abilities import Ability
 from x2vlm.page.limits import KEPT_S, RateLimit
@@ -64,7 +65,7 @@ def gradio() -> Any:
     try:
         import gradio
     except ImportError:
-        raise UserError('needs gradio, which is not installed: pip install ".[page]"', where="serve") from None
+        raise UserError(f"needs gradio, which is not installed: {install_command('page')}", where="serve") from None
     return gradio
 
 

@@ -20,6 +20,7 @@ from dataset.shards.remote.requests import Files, HttpFiles, RequestError
 from utils.addresses import scheme_of
 from utils.block_cache import Block, BlockCache
 from utils.errors import UserError
+from utils.extras import install_command
 from utils.files import cache_folder, expanded
 
 T = TypeVar("T")
@@ -192,7 +193,7 @@ class Server:
             return opened[scheme]
         except ImportError as error:
             package = _PACKAGES.get(scheme, f"a package for {scheme} ({error})")
-            remedy = 'pip install ".[remote]"' if scheme in _PACKAGES else "install it"
+            remedy = install_command("remote") if scheme in _PACKAGES else "install it"
             raise UserError(f"{shown}: needs {package}, which is not installed: {remedy}", where=self.key) from None
         except ValueError as error:  # no such protocol
             raise UserError(f"{shown}: fsspec: {error}", where=self.key) from None

@@ -17,6 +17,11 @@ from utils.errors import UserError
 from utils.image_size import ImageSize, grid_of, sides_of
 from utils.tensors import on_meta
 
+RESET_ALL = (
+    "or add configs/presets/other_vision.yaml to `base`, which resets all keys that are set for another backbone"
+)
+"""Second part of the remedy if a config has sizes that a backbone does not take."""
+
 
 class PixelStatistics(NamedTuple):
     """Mean and standard deviation of the red, green and blue values, in 0..1, with which a backbone was trained."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import VisionConfig, heads_error
-from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
+from models.core.backbones.base import RESET_ALL, Library, PixelStatistics, VisionBackbone
 from models.core.hub import (
     CONFIG,
     longest_module_list,
@@ -58,7 +58,9 @@ class HubBackbone(VisionBackbone):
             default = type(config).model_fields[unset[0]].default
             value = "null" if default is None else default
             raise UserError(
-                f"{config.backbone} has its own", where=f"model.vision.{unset[0]}", remedy=f"set it to {value}"
+                f"{config.backbone} has its own",
+                where=f"model.vision.{unset[0]}",
+                remedy=f"set it to {value}, {RESET_ALL}",
             )
         try:
             module: Any = model_class(hub_config)._from_config(hub_config)

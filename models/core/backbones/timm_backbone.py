@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import VisionConfig, heads_error
-from models.core.backbones.base import Library, PixelStatistics, VisionBackbone, check_image_size
+from models.core.backbones.base import RESET_ALL, Library, PixelStatistics, VisionBackbone, check_image_size
 from models.core.backbones.positions import sincos_positions
 from models.core.backbones.stem import ConvolutionalStem
 from models.core.backbones.tables import resize_bias_table, resize_positions
@@ -60,12 +60,14 @@ class TimmBackbone(VisionBackbone):
             raise UserError(
                 f"{name!r} is not a ViT and has no such size",
                 where=f"model.vision.{set_keys[0]}",
-                remedy="set it to null",
+                remedy=f"set it to null, {RESET_ALL}",
             )
         replaced = {"stem": config.stem == "convolutions", "positions": config.positions == "sincos"}
         if not self._has_patch_embed and (keys := [key for key, is_set in replaced.items() if is_set]):
             raise UserError(
-                f"{name!r} has no patch embedding for it", where=f"model.vision.{keys[0]}", remedy="leave the key out"
+                f"{name!r} has no patch embedding for it",
+                where=f"model.vision.{keys[0]}",
+                remedy=f"leave the key out, {RESET_ALL}",
             )
         if config.layer_scale is None:
             for block in _blocks_of(module, name):  # with 0, some timm blocks would have LayerScale factors of 0
@@ -273,7 +275,9 @@ def _create(config: VisionConfig) -> Any:
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"timm cannot build {config.backbone!r} with {options}: {reason}", where="model.vision.backbone"
+            f"timm cannot build {config.backbone!r} with {options}: {reason}",
+            where="model.vision.backbone",
+            remedy=f"set the sizes that it does not take to null, {RESET_ALL}",
         ) from None
 
 

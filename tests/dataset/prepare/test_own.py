@@ -57,6 +57,26 @@ def test_captions_are_read_from_a_csv_file(convert, folder):
     assert len(read.images) == 2
 
 
+def test_the_folder_of_the_records_is_created_once_there_are_records(folder, capsys):
+    """The first command of docs/own_data.md writes to data/own, which a new user does not have."""
+    out = folder / "data/own/captions_train.jsonl"
+    command = ["prepare", "own", str(folder / "mine.csv"), "--images", str(folder / "pictures"), "--out", str(out)]
+    (folder / "mine.csv").write_text("image,caption\nnone.png,a cat\n")
+    assert main(command) == 2
+    assert not (folder / "data").exists()
+    (folder / "mine.csv").write_text("image,caption\na.png,a cat\n")
+    assert main(command) == 0
+    assert len(out.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["grounding", "detection"])
+def test_odvg_lines_are_referred_to_the_command_that_reads_them(convert, folder, key):
+    content = {"caption": "a dog", "regions": [], "instances": []}
+    status, *_, printed = convert({"filename": "a.png", "height": 20, "width": 40, key: content}, name="odvg.jsonl")
+    assert status == 2
+    assert printed == OneLine("odvg.jsonl", "ODVG", f"python run.py prepare odvg --raw {folder} --out {folder}")
+
+
 def test_broken_rows_are_counted_and_written_with_a_reason(convert, folder):
     rows = "image,caption\na.png,a dog\nnone.png,a cat\nb.png,\nb.png,a cow,extra\n"
     status, records, broken, printed = convert(rows)

@@ -444,7 +444,7 @@ def test_parquet_files_are_shards_unless_they_are_tables_next_to_tars(tmp_path):
 def test_without_pyarrow_the_message_names_the_extra(opened, tmp_path, monkeypatch):
     file = write(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=naming("data.images.files", "pyarrow", 'pip install ".[parquet]"')):
+    with pytest.raises(UserError, match=naming("data.images.files", "pyarrow", 'pip install -e ".[parquet]"')):
         opened(file)
 
 

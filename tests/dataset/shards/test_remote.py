@@ -369,7 +369,7 @@ def test_a_missing_package_is_reported_with_the_remedy(open_remote, monkeypatch,
     monkeypatch.setitem(sys.modules, package, None)  # importing the package fails
     imported = importlib.import_module("fsspec.registry")._registry  # fsspec keeps the classes that it has imported
     monkeypatch.delitem(imported, "s3", raising=False)
-    with pytest.raises(UserError, match=naming(package, 'pip install ".[remote]"')):
+    with pytest.raises(UserError, match=naming(package, 'pip install -e ".[remote]"')):
         open_remote(address)
 
 

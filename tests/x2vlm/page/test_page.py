@@ -316,7 +316,7 @@ def test_an_unreadable_example_is_skipped_and_reported_with_its_path(model, data
 def test_without_gradio_the_error_names_the_remedy(run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["serve", "--model", str(run("pretrain"))]) == 2
-    assert capsys.readouterr().err == OneLine("error: serve", "gradio", 'pip install ".[page]"')
+    assert capsys.readouterr().err == OneLine("error: serve", "gradio", 'pip install -e ".[page]"')
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_mistakes_are_reported_in_one_line(flags, fragments, run, tmp_path, caps
 
 
 PER_MINUTE = 6
-NEEDS_GRADIO = 'the page needs gradio: pip install ".[page]"'
+NEEDS_GRADIO = 'the page needs gradio: pip install -e ".[page]"'
 
 
 @pytest.fixture(scope="module")
