@@ -44,14 +44,9 @@ def doctor(
     started = time.perf_counter()
     run = bind_run(config, overrides, task)
     # Imported here, so that --help and mistakes in the config do not wait for torch.
-    from tools.doctor.data import check_data
-    from tools.doctor.files import check_files
+    from tools.doctor.checks import CHECKS
     from tools.doctor.findings import Report
-    from tools.doctor.first_step import check_first_step
-    from tools.doctor.machine import check_machine
-    from tools.doctor.memory import check_disk, check_memory
     from tools.doctor.subject import Subject
-    from tools.doctor.weights import check_weights
     from utils.distributed import process_group
 
     logging.getLogger().addHandler(logging.NullHandler())  # the report contains what would be logged
@@ -62,15 +57,9 @@ def doctor(
 
     write(f"{run.file}: {run.source.name}\n")
     with process_group() as device:
-        subject = Subject(
-            run, run.config, run.source.load().task, gpus, output_folder(run, RunFlags(output=output)), device
-        )
+        folder = output_folder(run, RunFlags(output=output))
+        subject = Subject(run.config, run.source.load().task, gpus, output=folder, device=device, out=out)
         report = Report(write)
-        check_machine(subject, report)
-        check_files(subject, report)
-        check_weights(subject, report)
-        check_data(subject, report)
-        check_memory(subject, report)
-        check_disk(subject, report)
-        check_first_step(subject, report, out)
+        for check in CHECKS:
+            report.run(check, subject)
         return report.end(time.perf_counter() - started)

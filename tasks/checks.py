@@ -1,4 +1,4 @@
-"""Cheap checks at the start of every run, which ``run.py doctor`` also performs.
+"""The quick checks that every run makes before it trains. ``run.py doctor`` makes them, and many more (:mod:`tools.doctor`).
 
 They do not decode any images. A finding that may be intentional is a warning, which does not stop the run.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,13 +21,17 @@ from dataset.tasks.grounding import Phrase
 from dataset.tasks.pretrain import MATCHED_STREAMS, PretrainBatches
 from dataset.tasks.questions import QuestionTable
 from dataset.tasks.streams.regions import RegionStream
+from dataset.tasks.video_qa import read_classes
+from dataset.tasks.vqa import read_candidates
 from engine.run_plan import RunPlan
 from metrics.vqa import normalize_answer
 from models.inference.reranking import AligningModel
 from tasks.base import BaseTask
+from tasks.config import VideoQAConfig, VQAConfig
 from tasks.finetune import FineTuneTask
 from utils import distributed
 from utils.errors import UserError
+from utils.files import expanded
 from utils.findings import Finding
 
 MAX_EPOCHS = 100
@@ -41,41 +47,142 @@ USE_PIXELS = "boxes are relative; multiply x and width by the image's width, y a
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class PreparedRun:
+    """A run whose parts are built, as far as they can be.
+
+    Attributes:
+        config: config of the run.
+        task: class of the task.
+        ranks: number of ranks of the run.
+        model: the model; None if it could not be built.
+        training: builds micro-batches of the training data; None if they could not be read.
+        held_out: held-out splits of a fine-tuning task, by config key.
+        plan: plan of the run; None if the run has not been planned yet.
+    """
+
+    config: Any
+    task: Any
+    ranks: int
+    model: Any = None
+    training: Any = None
+    held_out: dict[str, Any] = field(default_factory=dict)
+    plan: RunPlan | None = None
+
+    @classmethod
+    def of(cls, task: BaseTask[Any, Any, Any]) -> PreparedRun:
+        """Returns the run of a task that is about to train on this process group."""
+        held_out = dict(task.held_out.by_key()) if isinstance(task, FineTuneTask) else {}
+        return cls(task.config, type(task), distributed.world_size(), task.model, task.training, held_out, task.plan)
+
+    @property
+    def fine_tunes(self) -> bool:
+        return issubclass(self.task, FineTuneTask)
+
+
+class NotCheckedError(Exception):
+    """Raised by a check that cannot run. The message says why."""
+
+
+class Findings:
+    """Collects what checks find.
+
+    Attributes:
+        findings: the problems.
+    """
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+
+    def add(self, check: str, findings: Sequence[Finding], otherwise: str | None = None) -> bool:
+        """Adds the findings of a check or, without findings, the line ``otherwise``; returns whether there are findings."""
+        self.findings += findings
+        if not findings and otherwise is not None:
+            self.ok(check, otherwise)
+        return bool(findings)
+
+    def ok(self, check: str, text: str) -> None:
+        """Adds a line about a check that found nothing wrong."""
+
+
+class Check(NamedTuple):
+    """A check.
+
+    Attributes:
+        section: the section of the doctor's report to which the check belongs.
+        name: name of the check.
+        run: the check, which adds to the findings what it finds about the run. If it raises a :class:`NotCheckedError`, the check
+            could not be made; a :class:`~utils.errors.UserError` is a finding, too.
+    """
+
+    section: str
+    name: str
+    run: Callable[[Any, Any], None]
+
+
 def check_start(task: BaseTask[Any, Any, Any]) -> None:
-    """Logs the warnings for a task that is about to train.
+    """Makes the quick checks of a task that is about to train, and logs their warnings.
 
     Raises:
         UserError: if there are findings that prevent the run; the message lists all of them.
     """
-    findings = findings_at_start(task)
-    for finding in findings:
+    run, found = PreparedRun.of(task), Findings()
+    for check in QUICK_CHECKS:
+        with suppress(NotCheckedError):
+            check.run(run, found)
+    for finding in found.findings:
         if finding.level == "warning" and distributed.rank() == 0:
             logger.warning("%s", finding)
-    refused = [str(finding) for finding in findings if finding.level == "refused"]
+    refused = [str(finding) for finding in found.findings if finding.level == "refused"]
     if refused:
         raise UserError("\n       ".join(refused))
 
 
-def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
-    """Returns the findings of the cheap checks."""
-    loader, training, config, plan = task.loader, task.training, task.config, task.plan
-    if loader is None or training is None or plan is None:
-        return []
-    ranks = distributed.world_size()
-    findings: list[Finding | None] = []
-    if isinstance(task.model, AligningModel):
-        sizes = records_per_micro_batch(config.data)
-        findings += small_data(sizes, loader.stream_sizes, ranks, plan.chunks)
-    findings.append(length_of_run(plan, fine_tunes=isinstance(task, FineTuneTask)))
-    findings += findings_in_items(getattr(training, "items", None))
-    if isinstance(training, PretrainBatches) and training.regions is not None:
-        findings += findings_in_regions(training.regions)
-    candidates = getattr(task, "candidates", None) or getattr(task, "classes", None)
-    answers = getattr(getattr(config, "evaluation", None), "answers", None)
-    if candidates and answers is not None and isinstance(task, FineTuneTask):
-        splits = {"data.train": getattr(training, "items", None), **task.held_out.by_key()}
-        findings += findings_in_answers(splits, candidates, answers, exact=hasattr(task, "classes"))
-    return [finding for finding in findings if finding is not None]
+def check_batch_size(run: PreparedRun, found: Findings) -> None:
+    """Compares the batch size and the length of the run with the size of the data."""
+    config, training = run.config, run.training
+    if run.plan is None:
+        config.plan(run.ranks)  # batch sizes that are not divisible as required are reported even without data
+    if training is None:
+        raise NotCheckedError("the training data cannot be read")
+    records = next(iter(training.stream_sizes.values()))
+    plan = run.plan or config.plan(run.ranks, records)
+    findings = []
+    if isinstance(run.model, AligningModel):
+        findings += small_data(records_per_micro_batch(config.data), training.stream_sizes, run.ranks, plan.chunks)
+    if finding := length_of_run(plan, fine_tunes=run.fine_tunes):
+        findings.append(finding)
+    epochs = config.train.epochs or plan.epochs
+    on = "1 process" if run.ranks == 1 else f"{run.ranks} processes"
+    text = f"{plan.records_per_step:,} records per step on {on}; {epochs:.3g} passes over {records:,} records"
+    found.add("batch", findings, text)
+
+
+def check_box_values(run: PreparedRun, found: Findings) -> None:
+    """Finds boxes that are relative to the image size, and region records without boxes."""
+    found.add("boxes", findings_in_items(getattr(run.training, "items", None)))
+    if isinstance(run.training, PretrainBatches) and run.training.regions is not None:
+        found.add("boxes", findings_in_regions(run.training.regions))
+
+
+def check_answers(run: PreparedRun, found: Findings) -> None:
+    """Checks that the answers to the questions are in the list of candidates."""
+    config, key = run.config, "evaluation.answers"
+    if not isinstance(config, VQAConfig | VideoQAConfig) or config.evaluation.answers is None:
+        return
+    path = config.evaluation.answers
+    if not expanded(path).exists():
+        raise NotCheckedError(f"{key} is missing")
+    if isinstance(config, VideoQAConfig):
+        listed, exact = read_classes(path, key, config.model.classes), True
+    else:
+        listed, exact = read_candidates(path, key), False
+    splits = {"data.train": getattr(run.training, "items", None), **run.held_out}
+    splits = {key: items for key, items in splits.items() if items is not None}
+    if not splits:
+        raise NotCheckedError("no questions can be read")
+    findings = findings_in_answers(splits, listed, path, exact=exact)
+    found.add("answers", findings, f"all are among the {len(listed):,} candidates")
 
 
 def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
@@ -216,3 +323,11 @@ def answers_outside(
         f"{examples}"
     )
     return Finding("warning", key, problem, f"they always count as wrong; {remedy}")
+
+
+QUICK_CHECKS = (
+    Check("data", "batch", check_batch_size),
+    Check("data", "boxes", check_box_values),
+    Check("data", "answers", check_answers),
+)
+"""The checks that every run makes before it trains. ``run.py doctor`` makes all checks of :mod:`tools.doctor.checks`."""

@@ -19,9 +19,10 @@ from batches.pretraining import RegionBatch
 from dataset.prepare.tokenizer import train_wordpiece
 from run import main
 from tasks.binding import bind_run
+from tasks.retrieval import RetrievalTask
 from tests.conftest import tiny_run
 from tests.messages import OneLine
-from tools.doctor import memory, sample, shared
+from tools.doctor import checks, memory, sample, shared
 from tools.doctor.image_blind import start_not_above
 from tools.steps.fake import StepMemory
 
@@ -45,7 +46,7 @@ def doctor(capsys, tmp_path, monkeypatch):
 
     def run(*argv: str, estimate: bool = False) -> tuple[int, str]:
         if not estimate:
-            monkeypatch.setattr(memory, "check_memory", lambda *_: None)
+            monkeypatch.setattr(checks, "CHECKS", [check for check in checks.CHECKS if check.section != "memory"])
         monkeypatch.setattr(sample, "MICRO_BATCHES", 20)  # all of the 80 captions
         monkeypatch.setattr(shared, "MAX_LOOKS", 3)
         status = main(["doctor", *argv, "--out", str(tmp_path / "out")])
@@ -561,10 +562,23 @@ def test_wandb_without_its_package_is_rejected(doctor, arguments_of, monkeypatch
 
 @pytest.mark.slow
 def test_no_step_is_run_with_a_model_too_large_for_the_cpu(doctor, arguments_of, monkeypatch):
-    monkeypatch.setattr("tools.doctor.first_step.MAX_PARAMETERS_ON_CPU", 1000)
+    monkeypatch.setattr("tools.doctor.subject.MAX_PARAMETERS_ON_CPU", 1000)
     status, printed = doctor(*arguments_of("retrieval"))
     assert status == 0
     assert OneLine("step", "0 M", "CPU") in printed.splitlines()
+
+
+def test_the_model_is_built_once(doctor, arguments_of, monkeypatch):
+    built, build = [], RetrievalTask.build_model
+
+    def counted(*arguments: object) -> object:
+        built.append(arguments)
+        return build(*arguments)
+
+    monkeypatch.setattr(RetrievalTask, "build_model", staticmethod(counted))
+    status, printed = doctor(*arguments_of("retrieval"), estimate=True)
+    assert status == 0 and "an estimate)" in printed and "grad_norm" in printed
+    assert len(built) == 1
 
 
 @pytest.mark.slow

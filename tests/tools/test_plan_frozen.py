@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,11 +98,12 @@ def test_measured_steps_have_frozen_encoders():
 def test_the_doctor_counts_checkpoints_without_states_of_parts_that_never_train(freeze, spared):
     """A checkpoint after an unfreezing has the states of all parts."""
     kind = find_task("pretrain").load().task
-    subject = SimpleNamespace(tokenizer=None, task=kind, model=None)
     sizes = {}
     for value in ("false", freeze):
-        subject.config = bind_run(BASE, [*DEEP, f"optim.freeze.vision={value}"]).config
-        sizes[value] = needed_bytes(Subject.build_meta_model(subject), keep=3, has_best=True)
+        config = bind_run(BASE, [*DEEP, f"optim.freeze.vision={value}"]).config
+        subject = Subject(config, kind, 1, output=Path(), device=torch.device("cpu"), out=Path())
+        subject.build_model()
+        sizes[value] = needed_bytes(subject.fake_steps.trainer.model, keep=3, has_best=True)
     one, best, total = (plain - frozen for plain, frozen in zip(sizes["false"], sizes[freeze], strict=True))
     assert (one, best, total) == (spared * vision_bytes(), 0, 4 * spared * vision_bytes())
 

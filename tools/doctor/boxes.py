@@ -17,9 +17,9 @@ from dataset.media.sources import ImageSource
 from dataset.records.box_form import fit_as_corners, fraction_on_rotated_view, look_like_corners, outside_images
 from dataset.records.schema import Box, ImageKeys, ImageRecord, RawRecord, parse_region_record
 from dataset.shards.readers import Shards
-from tasks.checks import findings_in_regions, findings_of_relative
+from tasks.checks import NotCheckedError, findings_in_regions, findings_of_relative
 from tasks.config import GroundingConfig, PretrainConfig
-from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from utils.files import open_regular
 from utils.findings import Finding
@@ -55,16 +55,15 @@ def check_boxes(subject: Subject, report: Report) -> None:
         key, split = "data.regions", config.data.regions
     else:
         return
-    with report.check("boxes"):
-        subject.require_inputs(key)
-        boxes = list(_sampled_boxes(subject, split, key))
-        if not boxes:
-            regions = getattr(subject.training, "regions", None)
-            if regions is None or not report.add("boxes", findings_in_regions(regions)):
-                raise NotCheckedError(f"{key} has no boxes that can be read")
-            return
-        findings = findings_in_boxes(boxes, key)
-        report.add("boxes", findings, f"{len(boxes):,} of {key}: x, y, width, height in pixels of their images")
+    subject.require_inputs(key)
+    boxes = list(_sampled_boxes(subject, split, key))
+    if not boxes:
+        regions = getattr(subject.training, "regions", None)
+        if regions is None or not report.add("boxes", findings_in_regions(regions)):
+            raise NotCheckedError(f"{key} has no boxes that can be read")
+        return
+    findings = findings_in_boxes(boxes, key)
+    report.add("boxes", findings, f"{len(boxes):,} of {key}: x, y, width, height in pixels of their images")
 
 
 def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:

@@ -1,9 +1,10 @@
-"""Checks that the files and folders that the config names exist, and loads the tokenizer."""
+"""Checks the files and folders that the config names."""
 
 from __future__ import annotations
 
 from models.checkpoints.files import WEIGHT_FILES
-from tools.doctor.findings import NotCheckedError, Report
+from tasks.checks import NotCheckedError
+from tools.doctor.findings import Report
 from tools.doctor.subject import Subject, shorten
 from utils.findings import Finding
 from utils.hub import check_hub, is_local, looks_like_path
@@ -18,24 +19,29 @@ REMEDIES = {
 }
 
 
-def check_files(subject: Subject, report: Report) -> None:
-    """Runs the checks in the section ``files``: checks that inputs exist, and loads the tokenizer."""
-    report.section("files")
+def check_inputs(subject: Subject, report: Report) -> None:
+    """Checks that the files and folders exist."""
     subject.make_inputs()
     found = missing_files(subject)
     count = len({path for _, _, path in inputs_of(subject.config)})
     report.add("inputs", found, f"all {count} files and folders of the config exist")
-    with report.check("tokenizer"):
-        encoder = subject.config.model.text.encoder
-        subject.require_inputs("model.text.encoder")
-        tokenizer = subject.load_tokenizer()
-        report.ok("tokenizer", f"{encoder}, {len(tokenizer):,} tokens")
+
+
+def check_tokenizer(subject: Subject, report: Report) -> None:
+    """Loads the tokenizer."""
+    encoder = subject.config.model.text.encoder
+    subject.require_inputs("model.text.encoder")
+    tokenizer = subject.load_tokenizer()
+    report.ok("tokenizer", f"{encoder}, {len(tokenizer):,} tokens")
+
+
+def check_download(subject: Subject, report: Report) -> None:
+    """Checks that the text encoder of ``init.text`` can be downloaded, if the run has to download it."""
     name = subject.config.init.text
     if name is not None and not looks_like_path(name) and not is_local(name, WEIGHT_FILES):
         subject.unfetched = name
-        with report.check("init.text"):
-            check_hub(name, "init.text")
-            raise NotCheckedError(f"{name} is not in the Hub's cache; the run downloads it")
+        check_hub(name, "init.text")
+        raise NotCheckedError(f"{name} is not in the Hub's cache; the run downloads it")
 
 
 def missing_files(subject: Subject) -> list[Finding]:

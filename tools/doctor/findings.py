@@ -6,18 +6,16 @@ import contextlib
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+from tasks.checks import Check, Findings, NotCheckedError
 from utils.errors import UserError
 from utils.findings import Finding
 
 WIDTH = 120
 
 
-class NotCheckedError(Exception):
-    """Raised by a check that cannot run. The message says why."""
-
-
-class Report:
+class Report(Findings):
     """Writes the lines of a report and keeps its findings. Findings that differ only in their location are merged.
 
     Args:
@@ -25,14 +23,18 @@ class Report:
     """
 
     def __init__(self, write: Callable[[str], object]):
-        self._write = write
-        self.findings: list[Finding] = []
+        super().__init__()
+        self._write, self._section = write, ""
         self._locations: list[list[str]] = []
         self.not_checked = 0
 
-    def section(self, name: str) -> None:
-        """Begins a section."""
-        self._write(f"\n{name}\n")
+    def run(self, check: Check, subject: Any) -> None:
+        """Makes a check. An error becomes a finding or a line, and the report continues with the next check."""
+        if check.section != self._section:
+            self._section = check.section
+            self._write(f"\n{check.section}\n")
+        with self.check(check.name):
+            check.run(subject, self)
 
     def ok(self, check: str, text: str) -> None:
         """Reports a check that found nothing wrong."""
@@ -55,7 +57,7 @@ class Report:
 
     @contextlib.contextmanager
     def check(self, name: str) -> Iterator[None]:
-        """Runs a check: an error becomes a finding or a line, and the report continues with the next check."""
+        """Context manager of a check, or of a part of one, in which an error becomes a finding or a line."""
         try:
             yield
         except NotCheckedError as error:

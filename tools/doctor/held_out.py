@@ -11,8 +11,8 @@ import numpy as np
 from dataset.examples import held_out_records
 from dataset.tasks.held_out import Choose
 from dataset.text.processors import TextProcessor
+from tasks.checks import NotCheckedError
 from tasks.pretrain_evaluation import HeldOutReader
-from tools.doctor.findings import NotCheckedError
 from tools.doctor.shared import sources_of
 from tools.doctor.subject import Subject
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.checkpoint import find_weights, run_config_of
+from tasks.checks import NotCheckedError
 from tasks.config import VideoQAConfig, VQAConfig
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, unbeaten_baselines
 from tasks.vqa import by_answer_type
-from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from tools.runs.reading import read_run
 from utils.errors import UserError
@@ -21,29 +22,32 @@ MAX_ACCURACY = 0.9
 
 
 def check_image_blind(subject: Subject, report: Report) -> None:
-    """Checks the image-blind baseline of each held-out split, and the evaluation of the run that provides the initial weights."""
+    """Checks the image-blind baseline of each held-out split."""
     if not isinstance(subject.config, VQAConfig | VideoQAConfig):
         return
-    with report.check("image-blind"):
-        training = getattr(subject.training, "items", None)
-        if training is None:
-            raise NotCheckedError("the training data cannot be read")
-        splits = {key: list(items) for key, items in subject.held_out.items()}
-        splits = {key: items for key, items in splits.items() if items and all(each.answers for each in items)}
-        baseline = ImageBlindBaseline(training, splits.values())
-        for key, questions in splits.items():
-            scores = subject.task.image_blind_scores(baseline, questions)
-            by_type = by_answer_type([question.answer_type for question in questions])
-            accuracy, *others = (f"{kind} {scores[rows].mean():.1%}".strip() for kind, rows in by_type.items())
-            types = f" ({', '.join(others)})" if others else ""
-            fact = f"{IMAGE_BLIND} {accuracy} of {len(questions):,} questions{types}"
-            remedy = (
-                "these questions can be answered without the images: add questions with the same wording but "
-                "different answers (docs/records.md)"
-            )
-            known = [Finding("warning", key, fact, remedy)] if scores.mean() >= MAX_ACCURACY else []
-            report.add("image-blind", known, f"{key}: {fact}")
-    with report.check("init.checkpoint"):
+    training = getattr(subject.training, "items", None)
+    if training is None:
+        raise NotCheckedError("the training data cannot be read")
+    splits = {key: list(items) for key, items in subject.held_out.items()}
+    splits = {key: items for key, items in splits.items() if items and all(each.answers for each in items)}
+    baseline = ImageBlindBaseline(training, splits.values())
+    for key, questions in splits.items():
+        scores = subject.task.image_blind_scores(baseline, questions)
+        by_type = by_answer_type([question.answer_type for question in questions])
+        accuracy, *others = (f"{kind} {scores[rows].mean():.1%}".strip() for kind, rows in by_type.items())
+        types = f" ({', '.join(others)})" if others else ""
+        fact = f"{IMAGE_BLIND} {accuracy} of {len(questions):,} questions{types}"
+        remedy = (
+            "these questions can be answered without the images: add questions with the same wording but "
+            "different answers (docs/records.md)"
+        )
+        known = [Finding("warning", key, fact, remedy)] if scores.mean() >= MAX_ACCURACY else []
+        report.add("image-blind", known, f"{key}: {fact}")
+
+
+def check_start_of_answers(subject: Subject, report: Report) -> None:
+    """Checks the evaluation of the run that provides the initial weights."""
+    if isinstance(subject.config, VQAConfig | VideoQAConfig):
         report.add("init.checkpoint", start_not_above(subject))
 
 

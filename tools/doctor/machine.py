@@ -22,19 +22,28 @@ SHOWN = ("torch", "torchvision", "transformers", "timm", "numpy")
 OLDEST_PYTHON = (3, 11)
 
 
-def check_machine(subject: Subject, report: Report) -> None:
-    """Runs the checks in the section ``environment``: versions, device and cores."""
-    report.section("environment")
+def check_versions(subject: Subject, report: Report) -> None:
+    """Compares the versions of packages with the requirements."""
     found = versions(ROOT / "requirements.txt")
     shown = ", ".join(f"{name} {installed(name) or 'missing'}" for name in SHOWN)
     report.add("versions", found, f"python {platform.python_version()}, {shown}")
+
+
+def check_wandb(subject: Subject, report: Report) -> None:
+    """Checks that wandb is installed if the run uses it."""
     if subject.config.train.wandb is not None:
-        with report.check("wandb"):
-            check_package(subject.config.train.wandb)
-            report.ok("wandb", installed("wandb") or "unknown version")
-    with report.check("device"):
-        report.ok("device", described(subject.device))
-        check_precision(subject.config.train.precision, subject.device, "train.precision")
+        check_package(subject.config.train.wandb)
+        report.ok("wandb", installed("wandb") or "unknown version")
+
+
+def check_device(subject: Subject, report: Report) -> None:
+    """Checks that the device supports the precision of the run."""
+    report.ok("device", described(subject.device))
+    check_precision(subject.config.train.precision, subject.device, "train.precision")
+
+
+def check_cores(subject: Subject, report: Report) -> None:
+    """Reports the cores and the workers of the run."""
     cores, workers = usable_cores(), subject.config.data.workers
     report.ok("cores", f"{cores} usable, data.workers = {workers} in each process")
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from tools.doctor.findings import NotCheckedError, Report
+from tasks.checks import NotCheckedError
+from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from tools.plan.synthetic import batch_sizes, synthetic_batch
 from tools.plan.target import CONTEXT, FRAGMENTATION, NCCL
-from tools.steps.fake import FakeSteps, StepMemory, trainable
+from tools.steps.fake import StepMemory, trainable
 from utils.errors import UserError
 from utils.files import expanded
 from utils.findings import Finding
@@ -22,25 +23,23 @@ from utils.tensors import tensor_bytes
 
 
 def check_memory(subject: Subject, report: Report) -> None:
-    """Runs the check in the section ``memory``: reports ``run.py plan``'s estimate for the unchanged config."""
-    report.section("memory")
-    with report.check("a step"):
-        try:
-            sizes = batch_sizes(subject.config)
-            memory = estimate(subject)
-        except UserError as error:  # tasks that cannot be planned can still be run
-            raise NotCheckedError(str(error)) from None
-        on_gpu = subject.device.type == "cuda" or subject.gpus > 1
-        total = memory.total + (outside(subject.gpus, memory.total) if on_gpu else 0)
-        per = ", ".join(f"{key}={size}" for key, size in sizes.items())
-        parts = f"weights {memory.weights / 1e9:.2f}, gradients {memory.gradients / 1e9:.2f}, optimiser "
-        parts += f"{memory.optimiser / 1e9:.2f}, activations {memory.activations / 1e9:.2f}"
-        parts += f", average {memory.average / 1e9:.2f}" if memory.average else ""
-        parts += f", gathered temporarily {memory.gathered / 1e9:.2f}" if memory.gathered else ""
-        on_one = (memory.total + outside(subject.gpus, memory.total)) / 1e9
-        of = "GB of each GPU" if on_gpu else f"GB on a CPU, {on_one:.2f} GB on a GPU,"
-        text = f"about {total / 1e9:.2f} {of} with {per} ({parts}; an estimate)"
-        report.add("a step", memory_findings(subject, total, text, next(iter(sizes))), text)
+    """Reports ``run.py plan``'s estimate of the memory of a step for the unchanged config."""
+    try:
+        sizes = batch_sizes(subject.config)
+        memory = estimate(subject)
+    except UserError as error:  # tasks that cannot be planned can still be run
+        raise NotCheckedError(str(error)) from None
+    on_gpu = subject.device.type == "cuda" or subject.ranks > 1
+    total = memory.total + (outside(subject.ranks, memory.total) if on_gpu else 0)
+    per = ", ".join(f"{key}={size}" for key, size in sizes.items())
+    parts = f"weights {memory.weights / 1e9:.2f}, gradients {memory.gradients / 1e9:.2f}, optimiser "
+    parts += f"{memory.optimiser / 1e9:.2f}, activations {memory.activations / 1e9:.2f}"
+    parts += f", average {memory.average / 1e9:.2f}" if memory.average else ""
+    parts += f", gathered temporarily {memory.gathered / 1e9:.2f}" if memory.gathered else ""
+    on_one = (memory.total + outside(subject.ranks, memory.total)) / 1e9
+    of = "GB of each GPU" if on_gpu else f"GB on a CPU, {on_one:.2f} GB on a GPU,"
+    text = f"about {total / 1e9:.2f} {of} with {per} ({parts}; an estimate)"
+    report.add("a step", memory_findings(subject, total, text, next(iter(sizes))), text)
 
 
 def estimate(subject: Subject) -> StepMemory:
@@ -49,15 +48,12 @@ def estimate(subject: Subject) -> StepMemory:
     Raises:
         UserError: if the task cannot be planned.
     """
-    config = subject.config
-    if subject.model is None:
-        raise NotCheckedError("needs the model, which could not be built")
-    steps = FakeSteps(subject.build_for_training, config.train, config.optim, as_on_gpu=True)
-    batch, accumulates = partial(synthetic_batch, config), config.plan(subject.gpus).accumulation > 1
+    config, steps = subject.config, subject.fake_steps
+    batch, accumulates = partial(synthetic_batch, config), config.plan(subject.ranks).accumulation > 1
     mesh = subject.mesh(steps.trainer.model)
     if mesh is not None:
-        return steps.sharded_memory(batch, shard=mesh.shard, gradients_stay=accumulates, ranks=subject.gpus)
-    return steps.memory(batch, gradients_stay=subject.gpus > 1 or accumulates, ranks=subject.gpus)
+        return steps.sharded_memory(batch, shard=mesh.shard, gradients_stay=accumulates, ranks=subject.ranks)
+    return steps.memory(batch, gradients_stay=subject.ranks > 1 or accumulates, ranks=subject.ranks)
 
 
 def outside(gpus: int, tensors: int) -> int:
@@ -70,7 +66,7 @@ def memory_findings(subject: Subject, total: float, text: str, key: str) -> list
     """Returns a warning if the available device has less memory than the step needs."""
     if subject.device.type == "cuda":
         available, what = float(torch.cuda.get_device_properties(subject.device).total_memory), "this GPU has"
-    elif subject.gpus > 1:
+    elif subject.ranks > 1:
         return []
     else:
         available, what = free_memory(), "this machine has no GPU, and its free memory is"
@@ -91,29 +87,23 @@ def free_memory() -> float:
 
 
 def check_disk(subject: Subject, report: Report) -> None:
-    """Runs the check in the section ``disk``: compares the free space where the run writes with the size of its checkpoints."""
-    report.section("disk")
-    with report.check("checkpoints"):
-        if subject.model is None:
-            raise NotCheckedError("needs the model, which could not be built")
-        has_best = bool(subject.splits()) and subject.config.evaluation.validation is not None
-        with torch.device("meta"):
-            model = subject.build_as_trained()
-        one, best, total = needed_bytes(
-            model,
-            subject.config.train.keep_checkpoints,
-            has_best=has_best,
-            has_average=subject.config.optim.ema is not None,
-        )
-        folder = existing(subject.output)
-        free = shutil.disk_usage(folder).free
-        kept = subject.config.train.keep_checkpoints
-        text = f"{_size(total)}: checkpoints of {_size(one)}, {kept} of which are kept, one more while it is written"
-        text += f", best weights of {_size(best)}" if has_best else ""
-        text += f"; {_size(free)} are free at {folder}"
-        remedy = "free some space in this folder, lower train.keep_checkpoints, or use another --output"
-        short = Finding("warning", str(subject.output), f"the run needs {text}", remedy)
-        report.add("checkpoints", [short] if total > free else [], text)
+    """Compares the free space where the run writes with the size of its checkpoints."""
+    has_best = bool(subject.splits()) and subject.config.evaluation.validation is not None
+    one, best, total = needed_bytes(
+        subject.fake_steps.trainer.model,
+        subject.config.train.keep_checkpoints,
+        has_best=has_best,
+        has_average=subject.config.optim.ema is not None,
+    )
+    folder = existing(subject.output)
+    free = shutil.disk_usage(folder).free
+    kept = subject.config.train.keep_checkpoints
+    text = f"{_size(total)}: checkpoints of {_size(one)}, {kept} of which are kept, one more while it is written"
+    text += f", best weights of {_size(best)}" if has_best else ""
+    text += f"; {_size(free)} are free at {folder}"
+    remedy = "free some space in this folder, lower train.keep_checkpoints, or use another --output"
+    short = Finding("warning", str(subject.output), f"the run needs {text}", remedy)
+    report.add("checkpoints", [short] if total > free else [], text)
 
 
 def needed_bytes(model: Any, keep: int, *, has_best: bool, has_average: bool = False) -> tuple[int, int, int]:

@@ -80,20 +80,19 @@ class _Sampled(NamedTuple):
 def check_record_keys(subject: Subject, report: Report) -> None:
     """Lists the unknown keys of training records and of their phrases, and warns if one of them looks like a known key that is
     missing. Also reports how many phrases have several boxes, no box, long captions or hard negatives."""
-    with report.check("record keys"):
-        for sampled in _sampled(subject):
-            _check_keys(sampled, "records", report)
-            if "elems" not in sampled.read:
-                _check_texts(sampled, sampled.records, report)
-                continue
-            listed = [record["elems"] for record in sampled.records if isinstance(record.get("elems"), list)]
-            phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
-            _check_texts(sampled, [*sampled.records, *phrases], report)
-            if shares := _phrase_fractions(phrases, is_grounding=subject.config.task == "grounding"):
-                report.ok("phrases", f"{sampled.key}: {shares}")
-            _check_keys(
-                _Sampled(sampled.key, PHRASE_KEYS, OTHER_KEYS | {"exhaustive"}, phrases), "phrases in elems", report
-            )
+    for sampled in _sampled(subject):
+        _check_keys(sampled, "records", report)
+        if "elems" not in sampled.read:
+            _check_texts(sampled, sampled.records, report)
+            continue
+        listed = [record["elems"] for record in sampled.records if isinstance(record.get("elems"), list)]
+        phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
+        _check_texts(sampled, [*sampled.records, *phrases], report)
+        if shares := _phrase_fractions(phrases, is_grounding=subject.config.task == "grounding"):
+            report.ok("phrases", f"{sampled.key}: {shares}")
+        _check_keys(
+            _Sampled(sampled.key, PHRASE_KEYS, OTHER_KEYS | {"exhaustive"}, phrases), "phrases in elems", report
+        )
 
 
 def _check_keys(sampled: _Sampled, what: str, report: Report) -> None:

@@ -16,7 +16,8 @@ from batches.base import Batch, BrokenRecord
 from batches.pretraining import PretrainBatch, RegionBatch
 from dataset.tasks.streams.wordings import ADD_SOURCES, FEW_HARD_NEGATIVES
 from engine.devices import ASSUMED_UTILISATION, peak_of
-from tools.doctor.findings import NotCheckedError, Report
+from tasks.checks import NotCheckedError
+from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from utils.cores import usable_cores
 from utils.findings import Finding
@@ -34,33 +35,29 @@ MAX_SHARED_PATCHES = 0.1
 
 
 def check_sample(subject: Subject, report: Report) -> None:
-    """Decodes a sample of records, and reports broken records by kind, and images per second."""
-    with report.check("sample"):
-        training = subject.training
-        if training is None:
-            raise NotCheckedError("the training data cannot be read")
-        records = next(iter(training.stream_sizes.values()))
-        micro_batches = math.ceil(records / training.records_per_batch)
-        rng = np.random.default_rng(subject.config.seed)
-        chosen = rng.choice(micro_batches, min(MICRO_BATCHES, micro_batches), replace=False).tolist()
-        started = time.perf_counter()
-        for number in chosen:
-            subject.batches.append(training.make(number))
-            seconds = time.perf_counter() - started
-            if seconds > SECONDS:
-                break
-        read = sum(batch.read for batch in subject.batches)
-        findings = broken_findings(subject.batches, read, subject.config.data.max_broken)
-        report.add("sample", findings, f"{read:,} random records are intact")
-        check_hard_negatives(subject.batches, report)
-        check_shared_patches(subject, report)
-        check_speed(subject, seconds, report)
+    """Decodes a sample of records, and reports broken records by kind."""
+    training = subject.training
+    if training is None:
+        raise NotCheckedError("the training data cannot be read")
+    records = next(iter(training.stream_sizes.values()))
+    micro_batches = math.ceil(records / training.records_per_batch)
+    rng = np.random.default_rng(subject.config.seed)
+    chosen = rng.choice(micro_batches, min(MICRO_BATCHES, micro_batches), replace=False).tolist()
+    started = time.perf_counter()
+    for number in chosen:
+        subject.batches.append(training.make(number))
+        subject.loading_s = time.perf_counter() - started
+        if subject.loading_s > SECONDS:
+            break
+    read = sum(batch.read for batch in subject.batches)
+    findings = broken_findings(subject.batches, read, subject.config.data.max_broken)
+    report.add("sample", findings, f"{read:,} random records are intact")
 
 
-def check_hard_negatives(batches: list[Batch], report: Report) -> None:
+def check_hard_negatives(subject: Subject, report: Report) -> None:
     """Reports the fraction of the captions that have a hard negative, and warns if it is small."""
     parts: dict[str, list[Any]] = {}
-    for batch in batches:
+    for batch in subject.batches:
         for name, part in batch.streams().items() if isinstance(batch, PretrainBatch) else ():
             if getattr(part, "hard_negatives", None) is not None:
                 parts.setdefault(name, []).append(part)
@@ -144,8 +141,11 @@ def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[
     ]
 
 
-def check_speed(subject: Subject, seconds: float, report: Report) -> None:
+def check_loading(subject: Subject, report: Report) -> None:
     """Compares the number of images that one core loads per second with the number that a step on the device would need."""
+    if not subject.batches:
+        return
+    seconds = subject.loading_s
     images = sum(images_in(batch) for batch in subject.batches)
     only_texts = images == 0
     count = sum(batch.read for batch in subject.batches) if only_texts else images
@@ -156,7 +156,7 @@ def check_speed(subject: Subject, seconds: float, report: Report) -> None:
         report.ok("loading", f"{text} ({count:,} in {seconds:.1f} s)")
         return
     workers = max(1, subject.config.data.workers)
-    on_this_node = min(subject.gpus, torch.cuda.device_count() or subject.gpus)
+    on_this_node = min(subject.ranks, torch.cuda.device_count() or subject.ranks)
     cores = max(1.0, usable_cores() / on_this_node)
     supply = rate * min(workers, cores)
     text += f"; {min(workers, cores):.3g} workers load {supply:,.0f}, and the GPU needs up to {needed:,.0f} (estimate)"
@@ -186,16 +186,15 @@ def images_in(batch: Any) -> int:
 
 def check_unknown(subject: Subject, report: Report) -> None:
     """Reports the fraction of unknown tokens in the sampled texts."""
-    with report.check("unknown tokens"):
-        log = subject.tokenizer
-        if log is None or not subject.batches:
-            raise NotCheckedError("no texts were sampled")
-        if log.unknown_id is None:
-            report.ok("unknown tokens", "the tokenizer has none")
-            return
-        unknown, tokens = sum(log.unknown.values()), max(1, log.tokens)
-        findings = [] if unknown <= MAX_UNKNOWN * tokens else [_unknown_finding(subject, unknown, tokens)]
-        report.add("unknown tokens", findings, f"{unknown / tokens:.1%} of {log.tokens:,} tokens")
+    log = subject.tokenizer
+    if log is None or not subject.batches:
+        raise NotCheckedError("no texts were sampled")
+    if log.unknown_id is None:
+        report.ok("unknown tokens", "the tokenizer has none")
+        return
+    unknown, tokens = sum(log.unknown.values()), max(1, log.tokens)
+    findings = [] if unknown <= MAX_UNKNOWN * tokens else [_unknown_finding(subject, unknown, tokens)]
+    report.add("unknown tokens", findings, f"{unknown / tokens:.1%} of {log.tokens:,} tokens")
 
 
 def _unknown_finding(subject: Subject, unknown: int, tokens: int) -> Finding:

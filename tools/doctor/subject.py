@@ -1,15 +1,17 @@
-"""The run that ``run.py doctor`` examines: its config, and the components that can be built from the config. Any component may be
-missing."""
+"""The run that ``run.py doctor`` examines: its config, and the parts that can be built from the config."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from batches.base import Batch
 from dataset.config import DataConfig, RegionStreamConfig
@@ -17,13 +19,10 @@ from dataset.text.loading import load_tokenizer
 from engine.config import ShardingConfig
 from engine.parallel.choice import mesh_of, state_bytes
 from engine.run_plan import RunPlan
-from models.inference.reranking import AligningModel
-from optim.setup import set_frozen
 from tasks.base import set_up_training
-from tasks.binding import BoundRun
-from tasks.finetune import FineTuneTask
-from tools.doctor.findings import NotCheckedError
+from tasks.checks import NotCheckedError, PreparedRun
 from tools.doctor.text_log import TextLog
+from tools.steps.fake import FakeSteps
 from utils.accelerator import device_bytes
 from utils.inputs import missing_inputs
 
@@ -33,33 +32,33 @@ ROWS = 4
 TEXTS_OF_AN_IMAGE = 3
 
 
-@dataclass
-class Subject:
-    """A run, and those of its components that could be built so far.
+MAX_PARAMETERS_ON_CPU = 60_000_000
+"""Maximum number of parameters for a step on a CPU. With more parameters, the step would take longer than all other checks
+together, so the model is built without memory."""
+
+
+@dataclass(kw_only=True)
+class Subject(PreparedRun):
+    """The run that the doctor examines. Each part is built once, by the first check that needs it.
 
     Attributes:
+        output: folder of the run.
+        device: the device of a step.
+        out: folder for files that checks write.
         missing: missing inputs, with the config keys that name them.
-        model: the model on the meta device.
-        training: builds tiny micro-batches of the training data.
-        held_out: held-out splits by config key.
+        tokenizer: the tokenizer, which counts the tokens of the texts that it encodes.
         batches: micro-batches of the sample.
-        weights_fit: whether the weights that ``init`` names can be loaded.
+        loading_s: seconds that it took to make the sample.
         unfetched: the model that ``init.text`` names, if a run has to download it.
     """
 
-    run: BoundRun
-    config: Any
-    task: Any
-    gpus: int
     output: Path
     device: torch.device
+    out: Path
     missing: dict[str, list[str]] = field(default_factory=dict)
     tokenizer: TextLog | None = None
-    model: Any = None
-    training: Any = None
-    held_out: dict[str, Any] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
-    weights_fit: bool = False
+    loading_s: float = 0.0
     unfetched: str | None = None
 
     def __post_init__(self) -> None:
@@ -87,32 +86,53 @@ class Subject:
         self.tokenizer = TextLog(load_tokenizer(self.config.model.text.encoder, "model.text.encoder"))
         return self.tokenizer
 
-    def build_meta_model(self) -> Any:
-        """Builds the model on the meta device. Only the parts that ``optim.freeze`` freezes for the whole run
-        are frozen."""
+    def build_model(self) -> Any:
+        """Builds the model with random weights, as a run does. A model that is too large for a step here is built on the meta
+        device."""
         vocabulary = None if self.tokenizer is None else len(self.tokenizer)
         if vocabulary is None and not self.config.model.text.knows_vocabulary:
             raise NotCheckedError("without the tokenizer, the size of the vocabulary is unknown")
-        with torch.device("meta"):
-            self.model = self.task.build_model(self.config, vocabulary)
-        _freeze(self.config, self.model)
+        torch.manual_seed(self.config.seed)
+        try:
+            with at_most(MAX_PARAMETERS_ON_CPU if self.device.type == "cpu" else None):
+                self.model = self.task.build_model(self.config, vocabulary)
+        except TooLargeError:
+            with torch.device("meta"):
+                self.model = self.task.build_model(self.config, vocabulary)
         return self.model
 
-    def build_for_training(self) -> Any:
-        """Builds the model on torch's default device, with the adapters of ``optim.lora``. The trainer applies ``optim.freeze``.
+    def built_model(self) -> Any:
+        """Returns the model; raises :class:`NotCheckedError` if it could not be built."""
+        if self.model is None:
+            raise NotCheckedError("needs the model, which could not be built")
+        return self.model
+
+    @cached_property
+    def trained_model(self) -> Any:
+        """The model with the adapters of ``optim.lora``.
 
         Raises:
+            NotCheckedError: if the model could not be built.
             UserError: if the adapters do not fit the model.
         """
-        model = self.task.build_model(self.config, None if self.tokenizer is None else len(self.tokenizer))
-        set_up_training(self.config, model)
-        return model
+        set_up_training(self.config, self.built_model())
+        return self.model
 
-    def build_as_trained(self) -> Any:
-        """Builds the model as in :meth:`build_for_training`, with parts frozen as in :meth:`build_meta_model`."""
-        model = self.build_for_training()
-        _freeze(self.config, model)
-        return model
+    @cached_property
+    def fake_steps(self) -> FakeSteps:
+        """Steps on fake tensors, as on a GPU. Raises the errors of :attr:`trained_model`."""
+        return FakeSteps(self.trained_model, self.config.train, self.config.optim, as_on_gpu=True)
+
+    @cached_property
+    def first_batch(self) -> Any:
+        """The first micro-batch of training, with as few examples as the micro-batches of the sample.
+
+        Raises:
+            NotCheckedError: if the training data cannot be read.
+        """
+        if self.training is None:
+            raise NotCheckedError("no batch, since the training data cannot be read")
+        return self.training.make(0)
 
     def mesh(self, model: nn.Module) -> ShardingConfig | None:
         """Returns the device mesh if the run uses FSDP2, or None if it uses DDP.
@@ -121,7 +141,7 @@ class Subject:
             UserError: if ``train.parallel`` is for a different number of GPUs.
         """
         needed = state_bytes(model, average=self.config.optim.ema is not None)
-        return mesh_of(self.config.train, self.config.optim, self.gpus, needed, device_bytes(self.device))[0]
+        return mesh_of(self.config.train, self.config.optim, self.ranks, needed, device_bytes(self.device))[0]
 
     def read_training(self) -> Any:
         """Reads the training data, with tiny micro-batches.
@@ -133,11 +153,10 @@ class Subject:
         self.require_inputs("data.")
         if self.tokenizer is None:
             raise NotCheckedError("needs the tokenizer, which could not be loaded")
-        if self.model is None:
-            raise NotCheckedError("needs the model, which could not be built")
+        model = self.built_model()
         data = self.small.data
         plan = RunPlan.of(self.small.train, data, chunks=1, ranks=1, accumulation=1)
-        self.training = self.task.training_data(self.small, self.tokenizer, self.model, plan)
+        self.training = self.task.training_data(self.small, self.tokenizer, model, plan)
         return self.training
 
     def read_held_out(self, key: str, split: Any) -> Any:
@@ -153,14 +172,11 @@ class Subject:
 
     def splits(self) -> dict[str, Any]:
         """Returns the configs of a fine-tuning task's held-out splits, by key."""
-        if not issubclass(self.task, FineTuneTask):
+        if not self.fine_tunes:
             return {}
         evaluation = self.config.evaluation
         validation = {} if evaluation.validation is None else {"evaluation.validation": evaluation.validation}
         return {**validation, **{f"evaluation.test.{name}": split for name, split in evaluation.test.items()}}
-
-    def is_contrastive(self) -> bool:
-        return isinstance(self.model, AligningModel)
 
     def make_inputs(self) -> None:
         """Lets the task write the files that it generates."""
@@ -193,7 +209,25 @@ def shorten(names: Sequence[str], max_names: int = 3) -> str:
     return ", ".join(names[:max_names]) + more
 
 
-def _freeze(config: Any, model: Any) -> None:
-    """Freezes the parts that never train in the run."""
-    if frozen := config.optim.frozen.always_frozen:
-        set_frozen(model, frozen)
+class TooLargeError(BaseException):
+    """Raised by :func:`at_most`. It is not an :class:`Exception`, so that code that builds encoders does not report it as a
+    fault of an encoder."""
+
+
+@contextmanager
+def at_most(parameters: int | None) -> Iterator[None]:
+    """Context manager that raises :class:`TooLargeError` when the modules that are built in it have more than this number of
+    parameters; None is no limit."""
+    count = 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += 0 if parameter is None else parameter.numel()
+        if parameters is not None and count > parameters:
+            raise TooLargeError
+
+    handle = register_module_parameter_registration_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()

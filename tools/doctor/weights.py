@@ -1,4 +1,4 @@
-"""Reports the model's size and the weights that a run would load into it, without building any tensors."""
+"""Builds the model, and loads the weights that the run starts from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from models.checkpoints import LoadReport
 from models.checkpoints.report import by_module
 from models.core.backbones import backbone_pixels
 from tasks.base import check_length, load_initial
-from tools.doctor.findings import NotCheckedError, Report
+from tasks.checks import NotCheckedError
+from tools.doctor.findings import Report
 from tools.doctor.subject import Subject, shorten
 from utils.findings import Finding
 from utils.printing import counted
@@ -17,22 +18,16 @@ from utils.printing import counted
 ENCODERS = ("vision.", "text.", "fusion.")
 
 
-def check_weights(subject: Subject, report: Report) -> None:
-    """Runs the checks in the section ``model and weights``: builds the model on the meta device, and checks the weights."""
-    report.section("model and weights")
-    with report.check("model"):
-        model = subject.build_meta_model()
-        for key, length in subject.task.text_lengths(subject.config).items():
-            check_length(model, key, length)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        report.ok("model", f"{parameters / 1e6:,.1f} M parameters")
-    with report.check("pixels"):
-        _check_pixels(subject, report)
-    with report.check("weights"):
-        _check_loading(subject, report)
+def check_model(subject: Subject, report: Report) -> None:
+    """Builds the model."""
+    model = subject.build_model()
+    for key, length in subject.task.text_lengths(subject.config).items():
+        check_length(model, key, length)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    report.ok("model", f"{parameters / 1e6:,.1f} M parameters")
 
 
-def _check_pixels(subject: Subject, report: Report) -> None:
+def check_pixels(subject: Subject, report: Report) -> None:
     """Warns if the config does not normalise pixels with the statistics that the backbone was trained with. BEiT backbones are
     not checked, because the authors' BEiT-2 models use different statistics."""
     vision = subject.config.model.vision
@@ -51,23 +46,21 @@ def _check_pixels(subject: Subject, report: Report) -> None:
         report.add("pixels", [Finding("warning", "model.vision.pixel_mean", fact, remedy)])
 
 
-def _check_loading(subject: Subject, report: Report) -> None:
+def check_weights(subject: Subject, report: Report) -> None:
+    """Loads the weights that ``init`` names into the model."""
     init = subject.config.init
     if init.checkpoint is None and init.vision is None and init.text is None:
         report.ok("weights", "all random (init names no file)")
-        subject.weights_fit = True
         return
     subject.require_inputs("init.")
     if subject.unfetched is not None:
         raise NotCheckedError(f"init.text: {subject.unfetched} has not been downloaded yet")
-    if subject.model is None:
-        raise NotCheckedError("needs the model, which could not be built")
-    reports = load_initial(subject.task, subject.config, subject.model)
-    subject.weights_fit = True
+    model = subject.built_model()
+    reports = load_initial(subject.task, subject.config, model)
     for loaded in reports:
         report.ok("weights", counts(loaded))
     loaded_names = {name for each in reports for name in (*each.loaded, *each.copied)}
-    random = [name for name, _ in subject.model.named_parameters() if name not in loaded_names]
+    random = [name for name, _ in model.named_parameters() if name not in loaded_names]
     report.add("random", encoder_findings(subject, reports, random), _listed(random) or "no parameters are random")
     for each in reports:
         for check, text in details(each):
