@@ -167,7 +167,7 @@ def broken_findings(
 
 
 def media_folders(config: Any) -> dict[str, str]:
-    """Returns, for each stream of pre-training, the folder that relative paths of images and videos start from, with its config key.
+    """Returns, for each stream of pre-training, the folder that relative paths of its media start from, and the config key.
     Fine-tuning checks all paths when it reads a split."""
     if not isinstance(config, PretrainConfig):
         return {}
