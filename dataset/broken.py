@@ -71,14 +71,18 @@ def json_fault(error: Exception) -> str:
     return f"{error.msg.removesuffix(' at').removesuffix(' starting')} at {line}column {error.colno}"
 
 
-def remedy_for(reasons: Mapping[str, int], limit: str | None) -> str:
+def remedy_for(reasons: Mapping[str, int], limit: str | None, paths_from: str = "") -> str:
     """Returns the remedy for broken records.
 
     Args:
         reasons: number of broken records for each reason.
         limit: config key that sets how many broken records are tolerated; None if raising it would not be a remedy.
+        paths_from: the folder that relative paths of images and videos start from, and the config key that sets it; "" if the
+            caller does not know them.
     """
     first = max(reasons, key=lambda reason: reasons[reason])
+    if paths_from and first in ("missing image", "missing video"):
+        return f"correct the paths; relative paths start from {paths_from}"
     if first in ("box outside image", "degenerate box"):
         return (
             "boxes are x, y, width, height in pixels of the stored image; `python run.py doctor` checks whether these are x1, "

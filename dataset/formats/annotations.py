@@ -170,8 +170,17 @@ def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list
     return [_row(value, f"{path}: {name}[{index}]") for index, value in enumerate(values)]
 
 
-def parse_rows(rows: Iterable[Row | BrokenRecord], parse: Callable[[Row], T], key: str, max_broken: float) -> list[T]:
+def parse_rows(
+    rows: Iterable[Row | BrokenRecord], parse: Callable[[Row], T], key: str, max_broken: float, paths_from: str = ""
+) -> list[T]:
     """Parses all rows with ``parse``, and returns the results without broken rows.
+
+    Args:
+        rows: the rows, and the rows that could not be read.
+        parse: parses a row.
+        key: config key of the split, to name in error messages.
+        max_broken: maximum fraction of broken rows.
+        paths_from: see :func:`~dataset.broken.remedy_for`.
 
     Raises:
         UserError: if more than the fraction ``max_broken`` of the rows is broken, or no row is left. The message is one line with
@@ -205,9 +214,9 @@ def parse_rows(rows: Iterable[Row | BrokenRecord], parse: Callable[[Row], T], ke
     )
     if len(broken) > max_broken * total or not parsed:
         can_be_raised = key.startswith("data.") and len(broken) <= total / 2
-        remedy = remedy_for(reasons, "data.max_broken" if can_be_raised else None)
+        remedy = remedy_for(reasons, "data.max_broken" if can_be_raised else None, paths_from)
         if key.startswith("evaluation."):
-            remedy = "a held-out set must not contain broken records"
+            remedy = f"a held-out set must not contain broken records; {remedy}"
         raise UserError(str(counted.model_copy(update={"key": None})), where=key, remedy=remedy)
     logger.warning(counted)
     return parsed

@@ -95,7 +95,13 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
     rows = _rows(config, key)
     if config.language is not None:
         rows = _rows_in_language(config.language, rows, key, config.annotations)
-    parsed = parse_rows(rows, lambda row: _parse(row, images, videos, config.language), key, max_broken)
+    parsed = parse_rows(
+        rows,
+        lambda row: _parse(row, images, videos, config.language),
+        key,
+        max_broken,
+        f"{folder} ({key}.images)",
+    )
     by_image: dict[str, tuple[ImageSource | VideoSource, list[str]]] = {}
     for identity, source, captions in parsed:
         first, known = by_image.setdefault(identity, (source, []))

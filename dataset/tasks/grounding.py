@@ -83,7 +83,8 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
         images = ImageFiles(images_folder(config.images, config.annotations))
         rows = read_records(config.annotations, key, ("refcoco",))
         parse = partial(_parse_record, images=images, language=config.language)
-    phrases = [phrase for row_phrases in parse_rows(rows, parse, key, max_broken) for phrase in row_phrases]
+    parsed = parse_rows(rows, parse, key, max_broken, f"{images.folder} ({key}.images)")
+    phrases = [phrase for row_phrases in parsed for phrase in row_phrases]
     fitting = [phrase for phrase in phrases if len(phrase.boxes) in counts]
     needed, remedy = "exactly one box", "model.box_set adds a head for several boxes and none"
     if counts != ONE_BOX:

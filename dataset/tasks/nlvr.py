@@ -63,7 +63,9 @@ def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> lis
             the config ``key``.
     """
     images = ImageFiles(images_folder(config.images, config.annotations))
-    return parse_rows(_rows(config, key), lambda row: _parse(row, images), key, max_broken)
+    return parse_rows(
+        _rows(config, key), lambda row: _parse(row, images), key, max_broken, f"{images.folder} ({key}.images)"
+    )
 
 
 def _rows(config: NLVRSplitConfig, key: str) -> Iterable[Row | BrokenRecord]:

@@ -53,7 +53,7 @@ def read_video_questions(
             where=key,
             remedy="for images, start from configs/vqa/vqa2_base_4m.yaml",
         )
-    questions = parse_rows(rows, parse, key, max_broken)
+    questions = parse_rows(rows, parse, key, max_broken, f"{videos.folder} ({key}.videos)")
     check_all_answered_or_none(questions, key)
     return questions
 

@@ -67,7 +67,7 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
 
     rows = _rows(config, key, images)
     wanted = (row for row in rows if isinstance(row, BrokenRecord) or _is_taken(row, config.image_share))
-    questions = parse_rows(wanted, parse, key, max_broken)
+    questions = parse_rows(wanted, parse, key, max_broken, f"{images.folder} ({key}.images)")
     if not questions:
         raise UserError(f"no image of {config.questions} is within image_share: {list(config.image_share)}", where=key)
     check_all_answered_or_none(questions, key)

@@ -32,7 +32,7 @@ from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.first_step import step_findings
 from tools.doctor.machine import versions
 from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of, panels_of
-from tools.doctor.sample import broken_findings
+from tools.doctor.sample import broken_findings, media_folders
 from tools.doctor.shared import _check_looks, _report_shared
 from tools.doctor.text_log import TextLog
 from utils.config import load_config
@@ -414,6 +414,27 @@ def test_hard_negatives_are_shown_below_their_text(scenes_folder):
     ]
     assert wrong
     assert {line.replace("[CLS] ", "").replace(" [SEP]", "") for line in wrong} <= set(expected)
+
+
+def test_broken_records_are_counted_by_stream_and_the_remedy_names_the_folder_of_its_paths():
+    """All regions are broken, and no image."""
+    config = load_config(
+        "configs/demo/pretrain.yaml",
+        ["data.images.files=[a/train.jsonl]", "data.regions.files=[b/train.jsonl]"],
+        PretrainConfig,
+    )
+    counts = {"images": RecordCount(44, 44), "regions": RecordCount(44, 0, 44)}
+    broken = tuple(BrokenRecord("b/train.jsonl:1", "missing image", "b/x.png: No such file") for _ in range(44))
+    (finding,) = broken_findings([Batch(broken=broken, counts=counts)], 88, 0.01, media_folders(config))
+    assert finding.level == "refused"
+    assert "44 of 44 sampled records of regions and 0 of 44 sampled records of images are broken" in finding.fact
+    assert finding.remedy == "correct the paths; relative paths start from b (data.regions.image_root)"
+    elsewhere = load_config(
+        "configs/demo/pretrain.yaml",
+        ["data.regions.image_root=photos", "data.regions.files=[b/x.jsonl]"],
+        PretrainConfig,
+    )
+    assert media_folders(elsewhere)["regions"] == "photos (data.regions.image_root)"
 
 
 def test_captions_of_a_broken_image_count_each():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,17 @@ from torchvision.ops import box_area, box_convert
 
 from batches.base import Batch, BrokenRecord
 from batches.pretraining import PretrainBatch, RegionBatch
+from dataset.broken import remedy_for
+from dataset.config import VideoStreamConfig
 from dataset.tasks.streams.wordings import ADD_SOURCES, FEW_HARD_NEGATIVES
 from engine.devices import ASSUMED_UTILISATION, peak_of
 from tasks.checks import NotCheckedError
+from tasks.config import PretrainConfig
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from utils.cores import usable_cores
-from utils.findings import Finding
+from utils.files import expanded
+from utils.findings import Finding, Level
 from utils.image_size import sides_of
 
 MICRO_BATCHES, SECONDS = 60, 4.0
@@ -50,7 +55,7 @@ def check_sample(subject: Subject, report: Report) -> None:
         if subject.loading_s > SECONDS:
             break
     read = sum(batch.read for batch in subject.batches)
-    findings = broken_findings(subject.batches, read, subject.config.data.max_broken)
+    findings = broken_findings(subject.batches, read, subject.config.data.max_broken, media_folders(subject.config))
     report.add("sample", findings, f"{read:,} random records are intact")
 
 
@@ -121,24 +126,55 @@ def objects_without_own_patches(regions: RegionBatch) -> tuple[int, int]:
     return int((elsewhere & ~has_own_patch).any(dim=1).sum()), int(elsewhere.any(dim=1).sum())
 
 
-def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[Finding]:
+def broken_findings(
+    batches: list[Batch], read: int, max_broken: float, folders: Mapping[str, str] | None = None
+) -> list[Finding]:
     """Returns a finding for each reason why records are broken. The findings have the level "refused" if there are more broken
-    records than the run tolerates."""
+    records than the run tolerates.
+
+    Args:
+        batches: the sampled batches.
+        read: number of records in the sample.
+        max_broken: maximum fraction of broken records that a run tolerates.
+        folders: the result of :func:`media_folders`.
+    """
     broken = [each for batch in batches for each in batch.broken]
-    records = sum(count.broken for batch in batches for count in batch.counts.values())
-    level = "refused" if records > max_broken * read else "warning"
+    read_of, broken_of = Counter[str](), Counter[str]()
+    for batch in batches:
+        for stream, count in batch.counts.items():
+            read_of[stream] += count.read
+            broken_of[stream] += count.broken
+    level: Level = "refused" if broken_of.total() > max_broken * read else "warning"
+    shares = [
+        f"{count:,} of {read_of[stream]:,} sampled records of {stream}" for stream, count in broken_of.most_common()
+    ]
+    rest = f"{' and '.join(shares)} are broken; a run stops above data.max_broken = {max_broken:.3g}"
+    paths_from = " and ".join(folder for stream, folder in (folders or {}).items() if broken_of[stream])
     reasons = Counter(each.reason for each in broken)
     first: dict[str, BrokenRecord] = {each.reason: each for each in reversed(broken)}
-    rest = f"{records:,} of {read:,} sampled records are broken; a run stops above data.max_broken = {max_broken:.3g}"
     return [
         Finding(
-            level,  # type: ignore[arg-type]
+            level,
             first[reason].place,
             f"{reason}: {first[reason].detail} ({count:,} for this reason; {rest})",
-            "fix or remove these records, or check the paths in the data section",
+            remedy_for({reason: count}, None, paths_from),
         )
         for reason, count in reasons.most_common()
     ]
+
+
+def media_folders(config: Any) -> dict[str, str]:
+    """Returns, for each stream of pre-training, the folder that relative paths of its media start from, and the config key.
+    Fine-tuning checks all paths when it reads a split."""
+    if not isinstance(config, PretrainConfig):
+        return {}
+    folders = {}
+    for name, stream in config.data.streams().items():
+        setting = "video_root" if isinstance(stream, VideoStreamConfig) else "image_root"
+        if hasattr(stream, setting):
+            shards = dict.fromkeys(str(expanded(path).parent) for path in stream.paths)
+            folders[name] = f"{getattr(stream, setting) or ' or '.join(shards)} (data.{name}.{setting})"
+    return folders
 
 
 def check_loading(subject: Subject, report: Report) -> None:
