@@ -38,7 +38,7 @@ def compared_times(flags: Rounds) -> Comparison:
 
 
 def main(*, flags: Rounds = Rounds()) -> int:
-    """Measure the CPU time of ``run.py --help`` and of ``python -c pass``.
+    """Measures the CPU time of ``run.py --help`` and of ``python -c pass``.
 
     Examples:
         python -m benchmarks.start_time

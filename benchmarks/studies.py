@@ -34,14 +34,14 @@ class Sweep(NamedTuple):
     Attributes:
         config: the YAML file.
         variants: the overrides of each alternative, by name.
-        metrics: the main metrics; if None, the metric by which a run of the task selects its weights; if empty, all metrics.
+        metrics: the metrics in the last table; if empty, all metrics.
         overrides: overrides of all alternatives.
         cpu: number of processes per run.
     """
 
     config: Path
     variants: dict[str, list[str]]
-    metrics: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     cpu: int = 1
 
@@ -68,7 +68,7 @@ def method(folder: Path) -> list[Sweep]:
         "without matching loss": ["loss.matching=0"],
     }
     # docs/ablations.md was measured before the demo had a stem of convolutions.
-    return [Sweep(demo("pretrain"), variants, (), ("train.steps=300", "model.vision.stem=linear"), cpu=2)]
+    return [Sweep(demo("pretrain"), variants, overrides=("train.steps=300", "model.vision.stem=linear"), cpu=2)]
 
 
 def keep_descriptions(descriptions: slice, records: Path) -> Iterator[str]:
@@ -89,12 +89,19 @@ def adapters(_: Path) -> list[Sweep]:
         "adapters of rank 8": ["optim.lora={rank: 8, lr: 3e-3}"],
         "frozen vision and text": ["optim.freeze={vision: true, text: true}"],
     }
-    return [Sweep(demo(task), variants) for task in DEMO_TASKS]
+    return [Sweep(demo(task), variants, selection_metric(task)) for task in DEMO_TASKS]
+
+
+def selection_metric(task: str) -> tuple[str, ...]:
+    """Returns the metric by which a run of a fine-tuning task selects its weights."""
+    kind = find_task(task).load().task
+    assert issubclass(kind, FineTuneTask)
+    return (kind.measure,)
 
 
 def pretraining(_: Path) -> list[Sweep]:
     """Fine-tunes the demo's model for each task, and a model with random weights for the same number of steps."""
-    return [Sweep(demo(task), {"pre-trained": [], "from scratch": ["init.checkpoint=null"]}, ()) for task in DEMO_TASKS]
+    return [Sweep(demo(task), {"pre-trained": [], "from scratch": ["init.checkpoint=null"]}) for task in DEMO_TASKS]
 
 
 def real(_: Path) -> list[Sweep]:
@@ -126,7 +133,7 @@ def initialisations(config: Path) -> dict[str, list[str]]:
 def hard_negatives(_: Path) -> list[Sweep]:
     """Trains the demo's model further on captions that make a single statement, with and without hard negative texts."""
     without = ["data.images.hard_negatives=null", "data.regions.hard_negatives=null"]
-    return [Sweep(demo("pretrain_composition"), {"without": without, "with": []}, ())]
+    return [Sweep(demo("pretrain_composition"), {"without": without, "with": []})]
 
 
 def box_sets(_: Path) -> list[Sweep]:
@@ -136,8 +143,8 @@ def box_sets(_: Path) -> list[Sweep]:
     phrases = [f"{key}.annotations={SCENES}/sets_{split}.jsonl" for key, split in files.items()]
     recipe = ["train.steps=2500", "train.validate_every=500", "train.checkpoint_every=500", "optim.freeze.vision=true"]
     return [
-        Sweep(demo("grounding_sets"), {"set head": []}, ()),
-        Sweep(demo("grounding"), {"published head": [*phrases, *recipe]}, ()),
+        Sweep(demo("grounding_sets"), {"set head": []}),
+        Sweep(demo("grounding"), {"published head": [*phrases, *recipe]}),
     ]
 
 
@@ -152,21 +159,14 @@ STUDIES: dict[str, Callable[[Path], list[Sweep]]] = {
 """The studies. Each function writes the files that its runs need to a folder, and returns the sweeps."""
 
 
-def main_metrics(folder: Path, part: Sweep) -> str:
-    """Returns a Markdown table of the main metrics of a sweep, from its results in ``folder``."""
+def table(folder: Path, part: Sweep) -> str:
+    """Returns a Markdown table of a sweep's metrics, from its results in ``folder``."""
     measured = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     chosen = {
-        name: [{metric: run[metric] for metric in part.metrics or run if metric in run} for run in runs]
+        name: [{metric: run[metric] for metric in (part.metrics or run) if metric in run} for run in runs]
         for name, runs in measured.items()
     }
     return table_of(chosen, max(map(len, chosen.values()))).replace("| |", f"| {part.config.stem} |", 1)
-
-
-def selection_metric(config: Path) -> tuple[str, ...]:
-    """Returns the metric by which a run of a fine-tuning config selects its weights."""
-    kind = find_task(read_config(config).values["task"]).load().task
-    assert issubclass(kind, FineTuneTask)
-    return (kind.measure,)
 
 
 def main(
@@ -212,8 +212,7 @@ def main(
         )
         status = max(status, code)
         if code < 2:  # the sweep wrote a table
-            metrics = selection_metric(part.config) if part.metrics is None else part.metrics
-            tables.append(main_metrics(output / name / task, part._replace(metrics=metrics)))
+            tables.append(table(output / name / task, part))
     sys.stdout.write("\n".join(["", *tables]))
     return status
 

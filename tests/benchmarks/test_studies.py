@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import studies
-from benchmarks.studies import STUDIES, main_metrics
+from benchmarks.studies import STUDIES
 from tasks import ROOT
 from tasks.binding import bind_run
 from utils.commands import call
@@ -108,7 +108,7 @@ def test_the_main_metrics_of_each_task_are_in_one_table(tmp_path):
     }
     (tmp_path / "sweep.json").write_text(json.dumps(measured))
     (part,) = (part for part in studies.real(tmp_path) if part.config.stem == "captioning")
-    assert main_metrics(tmp_path, part).splitlines() == [
+    assert studies.table(tmp_path, part).splitlines() == [
         "| captioning | CIDEr | ROUGE-L |",
         "|---|---|---|",
         "| pre-trained | 32.0 ± 2.8 | 6.0 ± 1.4 |",
@@ -117,5 +117,5 @@ def test_the_main_metrics_of_each_task_are_in_one_table(tmp_path):
 
 
 def test_adapters_are_compared_by_the_metric_that_selects_the_weights():
-    assert studies.selection_metric(ROOT / "configs/demo/grounding.yaml") == ("IoU >= 0.5",)
-    assert studies.selection_metric(ROOT / "configs/demo/captioning.yaml") == ("CIDEr",)
+    metrics = {part.config.stem: part.metrics for part in studies.adapters(ROOT)}
+    assert metrics["grounding"] == ("IoU >= 0.5",) and metrics["captioning"] == ("CIDEr",)
