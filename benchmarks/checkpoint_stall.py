@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
 
 import torch
 
-from benchmarks.pretrain_step import build, seconds
+from benchmarks.harness import Rounds, seconds_of
+from benchmarks.pretrain_step import build
 from engine.parallel.ddp import DataParallel
 from engine.saving import CheckpointWriter
 from utils.commands import call
-from utils.flags import Positive
 
 
-def main(*, rounds: Positive = 3, small: bool = False) -> int:
+def main(*, flags: Rounds = Rounds(), small: bool = False) -> int:
     """Measures how long the train loop waits for a checkpoint.
 
     The model is X²-VLM base with AdamW's state, about 3 GB. In a blocking save, the loop waits until the checkpoint is written,
@@ -26,7 +26,6 @@ def main(*, rounds: Positive = 3, small: bool = False) -> int:
     The last line is the median ratio of the waiting times, asynchronous over blocking.
 
     Args:
-        rounds: number of saves of each kind.
         small: smoke test with a small model.
 
     Examples:
@@ -40,25 +39,24 @@ def main(*, rounds: Positive = 3, small: bool = False) -> int:
     states = optimizer.state_dict()["state"]
     tensors = {f"{number}/{key}": state for number, each in states.items() for key, state in each.items()}
     parallel = DataParallel(model, torch.device("cpu"))
-    ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        writer = CheckpointWriter(Path(folder), keep=1, parallel=parallel)
+        writer, steps = CheckpointWriter(Path(folder), keep=1, parallel=parallel), count()
 
-        def save(step: int) -> None:
-            writer.save(step, dict(model.state_dict()), None, {}, tensors)
+        def save() -> None:
+            writer.save(next(steps), dict(model.state_dict()), None, {}, tensors)
 
-        def save_and_wait(step: int) -> None:
-            save(step)
+        def save_and_wait() -> None:
+            save()
             writer.wait()
 
-        for number in range(rounds):
-            waited = seconds(lambda step=2 * number: save_and_wait(step))  # type: ignore[misc]
-            stalled = seconds(lambda step=2 * number + 1: save(step))  # type: ignore[misc]
-            writer.finish()
-            ratios.append(stalled / waited)
-            sys.stdout.write(f"round {number + 1}: asynchronous {stalled:.2f} s, blocking {waited:.2f} s\n")
-    sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
-    return 0
+        def stall_s() -> float:
+            stalled_s = seconds_of(save)
+            writer.wait()
+            return stalled_s
+
+        compared = flags.compare({"asynchronous": stall_s, "blocking": lambda: seconds_of(save_and_wait)})
+        writer.finish()
+    return flags.conclude(compared.ratio, compared.rounds)
 
 
 if __name__ == "__main__":

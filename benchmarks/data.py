@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
 
+from benchmarks.harness import Comparison, Rounds
 from benchmarks.loader_rates import CONFIG, FULL, SMALL, Files, print_loaders, print_needs
 from benchmarks.records import write_records, write_videos
 from dataset.config import DataConfig
@@ -28,7 +29,7 @@ from dataset.tasks.pretrain import PretrainBatches
 from dataset.tasks.streams.pairs import ImageStream
 from engine.devices import ASSUMED_UTILISATION, PEAKS
 from utils.commands import call
-from utils.flags import Fraction, Positive, PositiveReal, one_of, read_by, whole_number
+from utils.flags import Fraction, PositiveReal, one_of, read_by, whole_number
 
 _MAX_DIFFERENCE = 0.5
 """Maximum mean difference in grey levels; Pillow and torch round differently in a bicubic resize."""
@@ -37,11 +38,12 @@ Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
 
 
-def seconds(run: Callable[[Any], Any], items: Iterable[Any]) -> tuple[float, list[Any]]:
-    """Returns the CPU time of ``run`` on all items in seconds, and its results."""
+def cpu_seconds(run: Callable[[Any], Any], items: Iterable[Any]) -> float:
+    """Returns the CPU time of ``run`` on all items in seconds."""
     started = time.process_time()
-    results = [run(item) for item in items]
-    return time.process_time() - started, results
+    for item in items:
+        run(item)
+    return time.process_time() - started
 
 
 class Laps:
@@ -93,7 +95,7 @@ def print_stages(maker: PretrainBatches, size: int, rounds: int) -> None:
     stream = maker.streams["images"]
     assert isinstance(stream, ImageStream)
     maker.make(0)
-    rounds_s = [(time_stages(stream, size), seconds(maker.make, [0])[0]) for _ in range(rounds)]
+    rounds_s = [(time_stages(stream, size), cpu_seconds(maker.make, [0])) for _ in range(rounds)]
     times = {name: statistics.median(stages[name] for stages, _ in rounds_s) for name in rounds_s[0][0]}
     times["sum of stages"] = total = sum(times.values())
     times["whole stream"] = statistics.median(whole for _, whole in rounds_s)
@@ -103,29 +105,16 @@ def print_stages(maker: PretrainBatches, size: int, rounds: int) -> None:
         sys.stdout.write(f"{name:20}{1e3 * image_s:12.3f}{1 / image_s:17,.0f}{value / total:8.1%}\n")
 
 
-def print_entropy_decoding(contents: Sequence[bytes]) -> None:
-    """Prints Pillow's rate of decoding to an eighth of the size. This is almost entirely entropy decoding, which every decoder
-    needs."""
-
-    def decode_an_eighth(content: bytes) -> None:
-        image = Image.open(io.BytesIO(content))
-        image.draft("RGB", (image.width // 8, image.height // 8))
-        image.load()
-
-    rate = len(contents) / seconds(decode_an_eighth, contents)[0]
-    sys.stdout.write(f"decode to an eighth of the size (mostly entropy decoding): {rate:,.0f} images/s\n")
-
-
 def with_pillow(content: bytes, part: Box, size: int) -> Tensor:
     """Decodes, crops and resizes with Pillow, as torchvision's transforms do."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
     return pillow.pil_to_tensor(pillow.resized_crop(image, *part, [size, size], InterpolationMode.BICUBIC))
 
 
-def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) -> list[float]:
-    """Returns Pillow's time divided by ours, on the same files and crops, for each round."""
+def compare_with_pillow(contents: Sequence[bytes], data: DataConfig, size: int, flags: Rounds) -> Comparison:
+    """Compares Pillow's CPU time per image with ours, on the same files and crops."""
     assert data.images is not None
-    config, values = data.images.augment, []
+    config = data.images.augment
     images = [EncodedImage(content, data.max_pixels) for content in contents]
     parts = [draw_crop(*image.shape[1:], config, np.random.default_rng(n)) for n, image in enumerate(images)]
 
@@ -135,23 +124,21 @@ def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) 
     def usual(number: int) -> Tensor:
         return with_pillow(contents[number], parts[number], size)
 
-    for number in range(rounds + 1):
-        usual_s, expected = seconds(usual, range(len(contents)))
-        ours_s, actual = seconds(ours, range(len(contents)))
-        difference = max(float((a.float() - b.float()).abs().mean()) for a, b in zip(expected, actual, strict=True))
-        assert difference < _MAX_DIFFERENCE, f"pixels differ by {difference:.2f} on average"
-        if number:  # the first round warms up
-            values.append(usual_s / ours_s)
-            sys.stdout.write(
-                f"decode + crop: Pillow {len(contents) / usual_s:,.0f} images/s, ours {len(contents) / ours_s:,.0f} images/s, "
-                f"ratio {values[-1]:.2f}\n"
-            )
-    return values
+    numbers = range(len(contents))
+    difference = max(float((ours(n).float() - usual(n).float()).abs().mean()) for n in numbers)
+    assert difference < _MAX_DIFFERENCE, f"pixels differ by {difference:.2f} on average"
+    sys.stdout.write("decode, crop and resize, per image:\n")
+    return flags.compare(
+        {
+            "Pillow": lambda: cpu_seconds(usual, numbers) / len(contents),
+            "ours": lambda: cpu_seconds(ours, numbers) / len(contents),
+        }
+    )
 
 
 def main(
     *,
-    rounds: Positive = 5,
+    flags: Rounds = Rounds(),
     small: bool = False,
     quality: Annotated[int, read_by(whole_number(1, 100))] = 90,
     gpu: Annotated[str, read_by(one_of(list(PEAKS)))] = "h100",
@@ -176,7 +163,6 @@ def main(
     bicubically resizes to a uint8 tensor, over ours.
 
     Args:
-        rounds: number of measurements.
         small: smoke test with few and small images.
         quality: quality of the JPEG files, 1 to 100 (90: about COCO's 160 kB).
         gpu: GPU for which the needed images/s are computed.
@@ -200,12 +186,10 @@ def main(
         )
         data = files.config(CONFIG).data
         contents = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
-        print_stages(files.batches(data, regions=None), 224, rounds)
-        print_needs(print_loaders(files, rounds), gpu, utilisation, step_images_per_s)
-        print_entropy_decoding(contents)
-        values = ratios(contents, data, 224, rounds)
-    sys.stdout.write(f"ratio: {statistics.median(values):.2f}\n")
-    return 0
+        print_stages(files.batches(data, regions=None), 224, flags.rounds)
+        print_needs(print_loaders(files, flags.rounds), gpu, utilisation, step_images_per_s)
+        compared = compare_with_pillow(contents, data, 224, flags)
+    return flags.conclude(compared.ratio, compared.rounds)
 
 
 if __name__ == "__main__":

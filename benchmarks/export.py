@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from batches.texts import Text
+from benchmarks.harness import Comparison, Rounds, print_line, seconds_of, write_results
 from models.config import FusionConfig, PretrainModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.inference.reranking import TextBank
 from models.pretraining.model import PretrainModel
@@ -77,35 +77,29 @@ def matched(runtime: Runtime, images: Tensor, bank: TextBank) -> Tensor:
     return torch.stack(runtime.margins(images, [every] * len(images), bank))
 
 
-def seconds(run: Callable[[Runtime], Tensor], runtime: Runtime) -> float:
+def running_seconds(run: Callable[[Runtime], Tensor], runtime: Runtime) -> float:
     """Returns the wall time of a call."""
     with runtime.running():
-        started = time.perf_counter()
-        run(runtime)
-        return time.perf_counter() - started
+        return seconds_of(partial(run, runtime))
 
 
-def measure(timed: TimedCall, ours: Runtime, exported: Runtime, rounds: int) -> str:
-    """Measures a call and returns its row of the table. The order of the runtimes alternates between rounds."""
+def measure(timed: TimedCall, ours: Runtime, exported: Runtime, flags: Rounds) -> Comparison:
+    """Measures a call in both runtimes and prints its row of the table."""
     with ours.running():
         apart = difference(timed.run(ours), timed.run(exported))
     assert apart <= TOLERANCE, f"{timed.name}: results differ by {apart}"
-    for runtime in (ours, exported):  # warm up
-        seconds(timed.run, runtime)
-    times: list[tuple[float, float]] = []
-    for number in range(rounds):
-        order = (ours, exported) if number % 2 == 0 else (exported, ours)
-        found = {runtime is ours: seconds(timed.run, runtime) for runtime in order}
-        times.append((found[True], found[False]))
-    ratios = sorted(torch_s / onnx_s for torch_s, onnx_s in times)
-    torch_ms, onnx_ms = (1e3 * statistics.median(each) for each in zip(*times, strict=True))
-    return (
-        f"{timed.name:34} {torch_ms:9.1f} {onnx_ms:9.1f} {statistics.median(ratios):7.2f}   {ratios[0]:.2f} to "
-        f"{ratios[-1]:.2f}"
+    runtimes = {"torch": ours, "onnx": exported}
+    measures = {name: partial(running_seconds, timed.run, runtime) for name, runtime in runtimes.items()}
+    compared = Comparison(list(flags.measured(measures)))
+    torch_ms, onnx_ms = (1e3 * compared.median(name) for name in runtimes)
+    ratios = compared.ratios
+    print_line(
+        f"{timed.name:34} {torch_ms:9.1f} {onnx_ms:9.1f} {compared.ratio:7.2f}   {min(ratios):.2f} to {max(ratios):.2f}"
     )
+    return compared
 
 
-def main(*, rounds: Positive = 11, threads: Positive = 2, small: bool = False) -> int:
+def main(*, flags: Rounds = Rounds(), threads: Positive = 2, small: bool = False) -> int:
     """Compares the speed of a model in torch and of its export to ONNX.
 
     The two runtimes alternate on the same images, texts and pairs, in one process with the same number of threads. Their results
@@ -114,7 +108,6 @@ def main(*, rounds: Positive = 11, threads: Positive = 2, small: bool = False) -
     for both and is not timed.
 
     Args:
-        rounds: number of pairs of measurements.
         threads: number of threads for both.
         small: smoke test with a small model.
 
@@ -123,16 +116,17 @@ def main(*, rounds: Positive = 11, threads: Positive = 2, small: bool = False) -
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+    rounds: dict[str, list[dict[str, float]]] = {}
     for size in ("small",) if small else ("demo", "base"):
         model = build(size)
         ours = TorchRuntime(model, "fp32")
         with tempfile.TemporaryDirectory() as folder:
             write_graphs(model, Path(folder), size)
             exported = OnnxRuntime(Path(folder), describe(ours), model.config.vision.image_size)
-            sys.stdout.write(f"{size}, {threads} threads{'':18}torch, ms  onnx, ms   ratio   of {rounds} rounds\n")
+            print_line(f"{size}, {threads} threads{'':18}torch, ms  onnx, ms   ratio   of {flags.rounds} rounds")
             for timed in timed_calls(model):
-                sys.stdout.write(measure(timed, ours, exported, rounds) + "\n")
-                sys.stdout.flush()
+                rounds[f"{size}: {timed.name}"] = measure(timed, ours, exported, flags).rounds
+    write_results(flags.json, rounds)
     return 0
 
 

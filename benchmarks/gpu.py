@@ -15,8 +15,8 @@ from typing import Annotated, Any, NamedTuple
 import torch
 
 from batches.losses import Work
+from benchmarks.harness import write_results
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
-from benchmarks.results import write_results
 from benchmarks.step_clock import PHASES, Stepper
 from benchmarks.step_config import (
     CONFIG,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from dataclasses import replace
 from functools import partial
@@ -10,13 +9,11 @@ from functools import partial
 import torch
 
 from batches.pretraining import PretrainBatch
-from benchmarks.pretrain_step import STREAMS, build, seconds
+from benchmarks.harness import Rounds, print_line, seconds_of
+from benchmarks.pretrain_step import STREAMS, build, float32_trainer
 from benchmarks.synthetic import pretrain_batch
 from dataset.config import HardNegativesConfig
-from engine.config import TrainConfig
-from engine.steps import trainer_of
 from models.pretraining.model import PretrainModel
-from optim.config import OptimConfig
 from utils.commands import call
 from utils.flags import Positive
 
@@ -30,7 +27,7 @@ def with_hard_negatives(model: PretrainModel, batch: PretrainBatch, count: int) 
     return replace(batch, **parts)
 
 
-def main(*, rounds: Positive = 9, count: Positive = 1, small: bool = False) -> int:
+def main(*, flags: Rounds = Rounds(), count: Positive = 1, small: bool = False) -> int:
     """Cost of hard negative texts in a pre-training step.
 
     The step is engine.trainer.Trainer.train_step of the base model at 224 px in float32, on 8 image-text pairs and 12 regions of
@@ -39,7 +36,6 @@ def main(*, rounds: Positive = 9, count: Positive = 1, small: bool = False) -> i
     The last line is the median ratio of the times: with hard negatives over without.
 
     Args:
-        rounds: number of measurements of each.
         count: number of hard negatives per text.
         small: smoke test with a small model.
 
@@ -48,23 +44,13 @@ def main(*, rounds: Positive = 9, count: Positive = 1, small: bool = False) -> i
     """
     torch.manual_seed(0)
     model, batch = build(small)
-    batches = {"without": batch, "with": with_hard_negatives(model, batch, count)}
-    trainer = trainer_of(
-        model, TrainConfig(steps=1, precision="fp32"), OptimConfig(lr=1e-4), device=torch.device("cpu")
-    )
-    runs = {name: partial(trainer.train_step, [each]) for name, each in batches.items()}
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    flops = [model.work(each).flops for each in batches.values()]
-    ratios = [one / other for one, other in zip(times["with"], times["without"], strict=True)]
-    sys.stdout.write(f"FLOPs with over without: {flops[1] / flops[0]:.3f}\n")
-    sys.stdout.write(f"ratios: {', '.join(f'{ratio:.3f}' for ratio in ratios)}\n")
-    sys.stdout.write(f"ratio: {statistics.median(ratios):.3f}\n")
-    return 0
+    trainer = float32_trainer(model)
+    batches = {"with": with_hard_negatives(model, batch, count), "without": batch}
+    steps = {name: partial(trainer.train_step, [each]) for name, each in batches.items()}
+    compared = flags.compare({name: partial(seconds_of, step) for name, step in steps.items()})
+    flops = model.work(batches["with"]).flops / model.work(batches["without"]).flops
+    print_line(f"FLOPs with over without: {flops:.3f}")
+    return flags.conclude(compared.ratio, compared.rounds, digits=3, flops=flops)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import statistics
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.harness import Rounds, print_line
 from benchmarks.loader_rates import CONFIG, processor_s
 from benchmarks.records import caption, noise_image
 from dataset.loaders import BatchLoader
@@ -25,7 +29,7 @@ from utils.flags import Positive
 
 SIZES = ((320, 240), (400, 300), (300, 400), (256, 256))
 WORDS = ["a", "dog", "cat", "red", "house", "on", "the", "street", "two", "people", "with", "tree", "near", "of"]
-DISTINCT = 64
+DISTINCT, BATCH = 64, 32
 BLOCK_RECORDS = 50
 """Records per block. Blocks are small, so that an epoch has several windows, as it has with more data."""
 HUB_ROWS = (100, 1000)
@@ -70,15 +74,20 @@ def write_shards(folder: Path, shards: int, rows: int) -> float:
     return sum(map(len, contents)) / DISTINCT
 
 
-def views_per_second(folder: Path, form: str, cache: str, batches: int) -> tuple[float, float]:
+def views_per_second(folder: Path, form: str, batches: int) -> tuple[float, float]:
     """Measures how many views the trainer's loader with two workers yields per second after the first batch, and per second of
-    CPU time of all processes since their start. CPU time is less sensitive to other programs."""
+    CPU time of all processes since their start. CPU time is less sensitive to other programs. The cache is empty at the start."""
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        return _views_per_second(folder, form, cache, batches)
+
+
+def _views_per_second(folder: Path, form: str, cache: str, batches: int) -> tuple[float, float]:
     changes = [
         f"data.images.files=[{folder / form}]",
         "data.regions=null",
         "data.images.image_key=image",
         "data.images.caption_key=caption",
-        "data.images.batch_size=32",
+        f"data.images.batch_size={BATCH}",
         "data.images.order=blocks",
         "data.images.lanes=2",
         f"data.images.block_records={BLOCK_RECORDS}",
@@ -104,7 +113,12 @@ def views_per_second(folder: Path, form: str, cache: str, batches: int) -> tuple
     return count / seconds, (count + first.read) / (processor_s() - spent)
 
 
-def main(*, shards: Positive = 8, rows: Positive = 1000, rounds: Positive = 5) -> int:
+def median_ratio(rates: Sequence[float], of_tar: Sequence[float]) -> float:
+    """Returns the median, over rounds, of the rates divided by the rates of tars."""
+    return statistics.median(rate / tar for rate, tar in zip(rates, of_tar, strict=True))
+
+
+def main(*, flags: Rounds = Rounds(), shards: Positive = 8, rows: Positive = 1000) -> int:
     """Compares the speed of Parquet shards and tars of the same pictures.
 
     The trainer's loader reads an epoch of pairs with two workers and ``order: blocks``: from tars, and from Parquet files with
@@ -114,7 +128,6 @@ def main(*, shards: Positive = 8, rows: Positive = 1000, rounds: Positive = 5) -
     Args:
         shards: number of files of each format.
         rows: number of pictures per file.
-        rounds: number of measurements of each format.
 
     Examples:
         python -m benchmarks.parquet
@@ -124,25 +137,20 @@ def main(*, shards: Positive = 8, rows: Positive = 1000, rounds: Positive = 5) -
         folder = Path(name)
         size = write_shards(folder, shards, rows)
         forms = ["tar", "parquet-16MB", *(f"parquet-{each}" for each in HUB_ROWS)]
-        sys.stdout.write(f"{shards * rows:,} pictures of {size / 1e3:.0f} kB on average, 2 workers, order: blocks\n")
-        rounds_: list[list[tuple[float, float]]] = []
-        for number in range(rounds + 1):
-            made = []
-            for form in forms:
-                with tempfile.TemporaryDirectory(dir=folder) as cache:
-                    made.append(views_per_second(folder, form, cache, shards * rows // 32))
-            if number:  # the first round warms up
-                rounds_.append(made)
-        rates = np.array(rounds_)  # (rounds, forms, 2)
-        ratios = np.median(rates / rates[:, :1], axis=0)
-        for form, of_form, (wall, core) in zip(forms, rates.transpose(1, 2, 0), ratios, strict=True):
-            sys.stdout.write(
-                f"{form}: {np.median(of_form[0]):,.0f} views/s (rounds {of_form[0].min():,.0f} to "
-                f"{of_form[0].max():,.0f}), {wall:.2f} of tar; {np.median(of_form[1]):,.0f} per second of CPU time, "
-                f"{core:.2f} of tar\n"
-            )
-        sys.stdout.write(f"ratio: {ratios[:, 0].min():.2f}\n")
-    return 0
+        print_line(f"{shards * rows:,} pictures of {size / 1e3:.0f} kB on average, 2 workers, order: blocks")
+        batches = shards * rows // BATCH
+        rates = list(flags.measured({form: partial(views_per_second, folder, form, batches) for form in forms}))
+    ratios = {}
+    for form in forms:
+        wall, core = zip(*(values[form] for values in rates), strict=True)
+        tar_wall, tar_core = zip(*(values["tar"] for values in rates), strict=True)
+        ratios[form] = median_ratio(wall, tar_wall)
+        print_line(
+            f"{form}: {statistics.median(wall):,.0f} views/s (rounds {min(wall):,.0f} to {max(wall):,.0f}), "
+            f"{ratios[form]:.2f} of tar; {statistics.median(core):,.0f} per second of CPU time, "
+            f"{median_ratio(core, tar_core):.2f} of tar"
+        )
+    return flags.conclude(min(ratios.values()), rates)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -14,15 +13,16 @@ import torch
 from torch import Tensor
 
 from batches.pretraining import PretrainBatch
+from benchmarks.harness import Rounds, print_line, seconds_of
 from benchmarks.synthetic import pretrain_batch
 from dataset.config import DataConfig, ImageStreamConfig, RegionStreamConfig
 from engine.config import TrainConfig
 from engine.steps import trainer_of
+from engine.trainer import Trainer
 from models.config import FusionConfig, PretrainModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.pretraining.model import PretrainModel
 from optim.config import OptimConfig
 from utils.commands import call
-from utils.flags import Positive
 
 BACKBONE = "beitv2_base_patch16_224"
 PAIRS, REGIONS, IMAGES = 8, 12, 4
@@ -59,14 +59,13 @@ def bare_backbone(pixels: Tensor, small: bool) -> Callable[[], None]:
     return run
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Returns the wall time of a call in seconds."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+def float32_trainer(model: PretrainModel) -> Trainer:
+    """Returns a trainer for single steps of a model in float32 on the CPU."""
+    train, optim = TrainConfig(steps=1, precision="fp32"), OptimConfig(lr=1e-4)
+    return trainer_of(model, train, optim, device=torch.device("cpu"))
 
 
-def main(*, rounds: Positive = 7, small: bool = False) -> int:
+def main(*, flags: Rounds = Rounds(), small: bool = False) -> int:
     """Time of a pre-training step relative to the vision backbone alone.
 
     The step is engine.trainer.Trainer.train_step (forward, backward, clipping, AdamW) of the base model at 224 px in float32, on
@@ -79,7 +78,6 @@ def main(*, rounds: Positive = 7, small: bool = False) -> int:
     command (benchmarks/README.md).
 
     Args:
-        rounds: number of pairs of measurements.
         small: smoke test with a small model.
 
     Examples:
@@ -88,35 +86,22 @@ def main(*, rounds: Positive = 7, small: bool = False) -> int:
     torch.manual_seed(0)
     model, batch = build(small)
     assert batch.images is not None and batch.regions is not None
-    trainer = trainer_of(
-        model, TrainConfig(steps=1, precision="fp32"), OptimConfig(lr=1e-4), device=torch.device("cpu")
-    )
-
-    def step() -> None:
-        trainer.train_step([batch])
-
+    step = partial(float32_trainer(model).train_step, [batch])
     for _ in range(2):  # the first step creates the optimiser states
         step()
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     backbone = bare_backbone(torch.cat([batch.images.pixels, batch.regions.pixels]), small)
-    backbone()
-    step()  # again with the backbone in memory, so that later steps allocate no new memory
-    times = []
-    for _ in range(rounds):
-        step_s, backbone_s = seconds(step), seconds(backbone)
-        times.append((step_s, backbone_s))
-        sys.stdout.write(f"step {step_s:.2f} s, backbone alone {backbone_s:.2f} s, ratio {step_s / backbone_s:.2f}\n")
-        sys.stdout.flush()
+    # The round that warms up runs the step with the backbone in memory, so that later steps allocate no new memory.
+    compared = flags.compare({"step": partial(seconds_of, step), "backbone alone": partial(seconds_of, backbone)})
     lengths = [part.text.mask.sum(dim=1).float().mean() for part in (batch.images, batch.regions)]
-    sys.stdout.write(
+    print_line(
         f"{PAIRS} captions of {lengths[0]:.1f} tokens, {REGIONS} texts of regions of {lengths[1]:.1f} on {IMAGES} images, "
-        f"{torch.get_num_threads()} threads\n"
+        f"{torch.get_num_threads()} threads"
     )
-    sys.stdout.write(f"peak memory of the steps: {peak_gib:.2f} GiB\n")
-    fastest_step, fastest_backbone = map(min, zip(*times, strict=True))
-    sys.stdout.write(f"fastest step over fastest backbone: {fastest_step / fastest_backbone:.2f}\n")
-    sys.stdout.write(f"ratio: {statistics.median(step_s / backbone_s for step_s, backbone_s in times):.2f}\n")
-    return 0
+    print_line(f"peak memory of the steps: {peak_gib:.2f} GiB")
+    fastest_step, fastest_backbone = map(min, zip(*(values.values() for values in compared.rounds), strict=True))
+    print_line(f"fastest step over fastest backbone: {fastest_step / fastest_backbone:.2f}")
+    return flags.conclude(compared.ratio, compared.rounds, peak_gib=peak_gib)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.results import write_results
+from benchmarks.harness import write_results
 from benchmarks.step_clock import Stepper
 from benchmarks.step_config import CONFIG, LENGTH_FACTORS, SMALL, batches_for, build, config_for, describe_step
 from engine.steps import trainer_of

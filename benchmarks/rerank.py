@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from benchmarks.harness import Rounds, print_line, seconds_of
 from models.config import AligningConfig, FusionConfig, TextArchitecture, TextConfig, VisionConfig
 from models.core.packing import PackedTexts, Packing
 from models.core.vision import Concepts
 from models.inference.reranking import TextBank, score_pairs
 from models.tasks.retrieval import RetrievalModel
 from utils.commands import call
-from utils.flags import Positive
 
 IMAGES, CAPTIONS, K = 5000, 25010, 80
 PADDED = 40
@@ -60,7 +59,7 @@ def shared_pairs(generator: torch.Generator) -> float:
 
 
 @torch.no_grad()
-def main(*, rounds: Positive = 5, small: bool = False) -> int:
+def main(*, flags: Rounds = Rounds(), small: bool = False) -> int:
     """Speed of re-ranking with the base model at 384 px, in the proportions of COCO.
 
     The benchmark compares models.inference.reranking.score_pairs with a common implementation as the baseline: k pairs per call,
@@ -70,7 +69,6 @@ def main(*, rounds: Positive = 5, small: bool = False) -> int:
     are random, because the time depends only on sizes. The last line is the median ratio of the times per pair.
 
     Args:
-        rounds: number of pairs of measurements.
         small: smoke test with a small model and few pairs.
 
     Examples:
@@ -87,34 +85,21 @@ def main(*, rounds: Positive = 5, small: bool = False) -> int:
     packing = Packing.of(lengths, PADDED)
     bank = TextBank.of([PackedTexts(packing.pack(states), packing)])
     first = bank.texts.select(torch.arange(k))
-    ratios = []
-    for number in range(rounds + 1):
-        image = Concepts(
-            torch.randn(1, patches, width, generator=generator), torch.randn(1, width, generator=generator)
-        )
-        started = time.perf_counter()
-        expected = baseline(model, image, first)
-        baseline_s = (time.perf_counter() - started) / k
-        started = time.perf_counter()
-        scores = score_pairs(model.fusion, model.matching_head, image, [torch.arange(pairs)], bank)[0]
-        ours_s = (time.perf_counter() - started) / pairs
-        difference = float((scores[:k] - expected).abs().max())
-        assert difference < 1e-4, f"scores differ by {difference}"
-        if number:  # the first round warms up
-            ratios.append(baseline_s / ours_s)
-            sys.stdout.write(
-                f"baseline {1e3 * baseline_s:.1f} ms each for {k} pairs, ours {1e3 * ours_s:.2f} ms each for {pairs} "
-                f"pairs, ratio {ratios[-1]:.2f}, scores differ by {difference:.1e}\n"
-            )
+    image = Concepts(torch.randn(1, patches, width, generator=generator), torch.randn(1, width, generator=generator))
+    usual = partial(baseline, model, image, first)
+    ours = partial(score_pairs, model.fusion, model.matching_head, image, [torch.arange(pairs)], bank)
+    difference = float((ours()[0][:k] - usual()).abs().max())
+    assert difference < 1e-4, f"scores differ by {difference}"
+    print_line(f"seconds per pair: baseline for {k} pairs, ours for {pairs} pairs; scores differ by {difference:.1e}")
+    compared = flags.compare({"baseline": lambda: seconds_of(usual) / k, "ours": lambda: seconds_of(ours) / pairs})
     if not small:
         share = shared_pairs(generator)
-        sys.stdout.write(
+        print_line(
             f"not included in the ratio: {100 * share:.1f}% of the {K * (IMAGES + CAPTIONS)} pairs occur in both "
-            "directions and are scored once (synthetic embeddings)\n"
+            "directions and are scored once (synthetic embeddings)"
         )
-    sys.stdout.write(f"mean length {lengths.float().mean():.1f} tokens, {torch.get_num_threads()} threads\n")
-    sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
-    return 0
+    print_line(f"mean length {lengths.float().mean():.1f} tokens, {torch.get_num_threads()} threads")
+    return flags.conclude(compared.ratio, compared.rounds)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
+from functools import partial
 
 import torch
 
 from batches.questions import QuestionBatch
 from batches.texts import Text
+from benchmarks.harness import Rounds, print_line, seconds_of
 from models.tasks.vqa import VQAModel
 from tasks.config import VQAConfig
 from utils.commands import call
@@ -46,17 +46,15 @@ def batch(size: int, questions: int, per_image: int) -> QuestionBatch:
     )
 
 
-def seconds(model: VQAModel, given: QuestionBatch) -> float:
-    """Returns the time of a forward and a backward pass in seconds."""
+def passes(model: VQAModel, given: QuestionBatch) -> None:
+    """Runs a forward and a backward pass."""
     model.zero_grad()
-    started = time.perf_counter()
     model(given)["answers"].total.backward()
-    return time.perf_counter() - started
 
 
 def main(
     *,
-    rounds: Positive = 5,
+    flags: Rounds = Rounds(),
     questions: Positive = 32,
     per_image_: Positive = 4,
     size_: Positive = 384,
@@ -70,7 +68,6 @@ def main(
     without.
 
     Args:
-        rounds: number of pairs of measurements.
         questions: number of questions per step.
         per_image_: number of questions per shared image.
         size_: side of an image in pixels.
@@ -89,21 +86,16 @@ def main(
     config = load_config("configs/vqa/vqa2_base_4m.yaml", overrides, VQAConfig)
     torch.manual_seed(0)
     model = VQAModel(config.model)
-    alone, shared = (batch(size, questions, per_image) for per_image in (1, per_image_))
-    ratios = []
-    for number in range(rounds + 1):
-        times = seconds(model, alone), seconds(model, shared)
-        if number:  # the first round warms up
-            ratios.append(times[1] / times[0])
-            sys.stdout.write(f"{times[0]:.2f} s separate, {times[1]:.2f} s shared, ratio {ratios[-1]:.2f}\n")
-            sys.stdout.flush()
-    work = [model.work(each) for each in (alone, shared)]
-    flops = work[1].flops / work[0].flops
-    sys.stdout.write(
-        f"{questions} questions, {work[0].images} and {work[1].images} images of {size} px, ratio of FLOPs {flops:.2f}\n"
+    batches = {"shared": batch(size, questions, per_image_), "separate": batch(size, questions, 1)}
+    compared = flags.compare(
+        {name: partial(seconds_of, partial(passes, model, given)) for name, given in batches.items()}
     )
-    sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
-    return 0
+    shared, separate = (model.work(given) for given in batches.values())
+    flops = shared.flops / separate.flops
+    print_line(
+        f"{questions} questions, {separate.images} and {shared.images} images of {size} px, ratio of FLOPs {flops:.2f}"
+    )
+    return flags.conclude(compared.ratio, compared.rounds, flops=flops)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from benchmarks.harness import Comparison, Rounds, in_words, print_line
 from utils.commands import call
-from utils.flags import Positive
 
 ROOT = Path(__file__).parents[1]
 EMPTY = ("-c", "pass")
@@ -27,30 +27,27 @@ def cpu_s(words: Sequence[str], environment: Mapping[str, str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measured_pairs(rounds: int, cache: Path) -> list[tuple[float, float]]:
-    """Returns the CPU times of ``run.py --help`` and ``python -c pass``, in seconds, measured alternately. Both use compiled
-    modules (bytecode) from the folder ``cache``, as after any first run."""
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(cache)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    for words in (EMPTY, HELP):
-        cpu_s(words, environment)  # compiles the modules
-    return [(cpu_s(HELP, environment), cpu_s(EMPTY, environment)) for _ in range(rounds)]
-
-
-def start_time(*, rounds: Positive = 15) -> int:
-    """Measure the CPU time of ``run.py --help`` and of ``python -c pass``.
-
-    Args:
-        rounds: number of measurements of each.
-    """
+def compared_times(flags: Rounds) -> Comparison:
+    """Compares the CPU times of ``run.py --help`` and ``python -c pass``. Both use compiled modules (bytecode) from a temporary
+    folder, as after any first run; the round that warms up compiles them."""
     with tempfile.TemporaryDirectory() as cache:
-        pairs = measured_pairs(rounds, Path(cache))
-    ratios = [of_help / of_empty for of_help, of_empty in pairs]
-    for title, times in zip(("run.py --help", "python -c pass"), zip(*pairs, strict=True), strict=True):
-        sys.stdout.write(f"{title:15}{1000 * statistics.median(times):6.0f} ms\n")
-    sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
-    return 0
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        commands = {"run.py --help": HELP, "python -c pass": EMPTY}
+        return flags.compare({name: partial(cpu_s, words, environment) for name, words in commands.items()})
+
+
+def main(*, flags: Rounds = Rounds()) -> int:
+    """Measures the CPU time of ``run.py --help`` and of ``python -c pass``.
+
+    Examples:
+        python -m benchmarks.start_time
+    """
+    compared = compared_times(flags)
+    for name in compared.rounds[0]:
+        print_line(f"{name:15} {in_words(compared.median(name))}")
+    return flags.conclude(compared.ratio, compared.rounds)
 
 
 if __name__ == "__main__":
-    sys.exit(call(start_time, sys.argv[1:], "python -m benchmarks.start_time"))
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.start_time"))

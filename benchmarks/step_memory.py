@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 
-from benchmarks.results import write_results
+from benchmarks.harness import write_results
 from benchmarks.step_config import VOCABULARY
 from engine.devices import ASSUMED_UTILISATION, peak_of
 from engine.steps import trainer_of

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import socket
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
-from benchmarks.results import write_results
+from benchmarks.harness import write_results
+from benchmarks.ranks import on_two_ranks
 from benchmarks.step_config import CONFIG, SMALL, build, config_for
 from benchmarks.synthetic import pretrain_batch
 from engine.steps import trainer_of
 from tasks.config import PretrainConfig
 from utils import accelerator, distributed
 from utils.commands import call
-from utils.errors import UserError, one_line_errors
+from utils.errors import one_line_errors
 from utils.flags import Override, Positive
 
 DETERMINISTIC = (
@@ -52,32 +49,9 @@ def losses(config: PretrainConfig, device: torch.device, steps: int) -> list[dic
     return [{name: value for name, value in step.metrics.items() if "/" in name} for step in found]
 
 
-def _rank(rank: int, port: int, backend: str, arguments: tuple[Any, ...], out: str) -> None:
-    device = accelerator.best_device(0)
-    torch.set_num_threads(1)
-    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    found = losses(config_for(*arguments[:2]), device, arguments[2])
-    if rank == 0:
-        torch.save(found, out)
-    dist.destroy_process_group()
-
-
-def on_two_processes(path: Path, overrides: Sequence[str], steps: int, backend: str) -> list[dict[str, float]]:
-    """Returns the losses of two processes on the same device.
-
-    Raises:
-        UserError: if one of the processes failed; the message is the last line of its error.
-    """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        out = str(Path(folder) / "losses.pt")
-        try:
-            mp.start_processes(_rank, (port, backend, (path, overrides, steps), out), nprocs=2, start_method="spawn")
-        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            raise UserError(f"{str(error).strip().splitlines()[-1]}", where=backend) from None
-        return torch.load(out, weights_only=True)
+def losses_of_rank(path: Path, overrides: Sequence[str], steps: int) -> list[dict[str, float]]:
+    """Returns the losses on this rank; both ranks use the same device."""
+    return losses(config_for(path, overrides), accelerator.best_device(0), steps)
 
 
 def main(
@@ -109,7 +83,7 @@ def main(
     def run() -> int:
         path, small = SMALL if small_ else (CONFIG, [])
         overrides = [*small, *DETERMINISTIC, *overrides_]
-        two = on_two_processes(path, overrides, steps, backend)
+        two = on_two_ranks(losses_of_rank, path, overrides, steps, backend=backend)
         spanning = [*overrides, "train.accumulate=2", "model.contrastive.chunks=2"]
         one = losses(config_for(path, spanning), accelerator.best_device(), steps)
         worst = max(

@@ -1,5 +1,4 @@
-"""Benchmarks of the emoji and clip art model: ridge baselines, tables for held-out sources, and initialisations of
-fine-tuning."""
+"""Benchmarks of the emoji and clip art model: ridge baselines, and tables for held-out sources."""
 
 from __future__ import annotations
 
@@ -9,17 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from benchmarks import real_gain, real_pictures, real_ridge, real_sources
+from benchmarks import real_ridge, real_sources
 from benchmarks.real_ridge import Encoded, Ridge, baseline
-from tasks.binding import bind_run
 from tests.messages import OneLine
 from utils.commands import call
-from utils.config import load_config
-from x2vlm.model import Box
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_ridge_solves_the_normal_equations():
@@ -109,60 +102,7 @@ def test_an_unfinished_run_is_rejected_in_one_line(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("task", real_gain.CONFIGS)
-def test_every_starting_point_is_trained_for_the_same_number_of_steps(task, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    configs = {
-        name: load_config(
-            real_gain.CONFIGS[task], overrides, bind_run(real_gain.CONFIGS[task], overrides, None).source.load().config
-        )
-        for name, overrides in real_gain.initialisations(real_gain.CONFIGS[task]).items()
-    }
-    assert len({config.train.steps for config in configs.values()}) == 1
-    started = {
-        name: (config.init.checkpoint is not None, config.init.vision is not None) for name, config in configs.items()
-    }
-    assert started == {"pre-trained": (True, False), "encoders alone": (False, True), "from scratch": (False, False)}
-    assert configs["from scratch"].optim.freeze is None
-    scratch, pretrained = configs["from scratch"].optim, configs["pre-trained"].optim
-    assert scratch.lr == scratch.lr * scratch.lr_mult == pretrained.lr * pretrained.lr_mult
-
-
-def test_the_main_metrics_of_each_task_are_in_one_table(tmp_path):
-    measured = {
-        "pre-trained": [{"CIDEr": 30.0, "ROUGE-L": 5.0, "BLEU-1": 9.0}, {"CIDEr": 34.0, "ROUGE-L": 7.0, "BLEU-1": 9.0}],
-        "from scratch": [{"CIDEr": 1.0, "ROUGE-L": 0.0, "BLEU-1": 9.0}],
-    }
-    (tmp_path / "sweep.json").write_text(json.dumps(measured))
-    assert real_gain.headlines(tmp_path, "captioning").splitlines() == [
-        "| captioning | CIDEr | ROUGE-L |",
-        "|---|---|---|",
-        "| pre-trained | 32.0 ± 2.8 | 6.0 ± 1.4 |",
-        "| from scratch | 1.0 (1 of 2 seeds) | 0.0 (1 of 2 seeds) |",
-    ]
-
-
-class TwoBoxes:
-    """Locates the first phrase correctly and the second one elsewhere."""
-
-    def locate(self, images, phrases):
-        return [[Box("a pig", 10, 20, 40, 30), Box("a cup", 0, 0, 5, 5)]]
-
-
-def test_predicted_and_true_boxes_are_drawn_and_marked(tmp_path, monkeypatch):
-    Image.new("RGB", (100, 100), "white").save(tmp_path / "one.png")
-    monkeypatch.setattr(real_pictures, "RECORDS", tmp_path)
-    parts = [{"caption": "a pig", "bb": [10, 20, 40, 30]}, {"caption": "a cup", "bb": [60, 60, 20, 20]}]
-    panel = real_pictures.composite(TwoBoxes(), {"image": "one.png", "elems": parts})
-    assert [(line.text, line.right) for line in panel.lines] == [
-        ("IoU 1.00 · a pig", True),
-        ("IoU 0.00 · a cup", False),
-    ]
-    assert panel.pictures[0].boxes[1].predicted == (0, 0, 0.05, 0.05)
-    assert panel.pictures[0].boxes[1].true == (0.6, 0.6, 0.2, 0.2)
-
-
-@pytest.mark.parametrize(("command", "words"), [(real_ridge.main, []), (real_pictures.main, ["runs/no"])])
+@pytest.mark.parametrize(("command", "words"), [(real_ridge.main, [])])
 def test_missing_data_are_reported_in_one_line(command, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(command, words, "a benchmark") == 2

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 import run
-from benchmarks.start_time import measured_pairs
+from benchmarks.harness import Rounds
+from benchmarks.start_time import compared_times
 from launch import torchrun
 from launch.clusters import LaunchContext
 from launch.placement import Nodes, Placement
@@ -331,13 +332,13 @@ def test_the_help_lists_commands_and_tasks_without_torch():
         assert re.search(rf"\b{name} +{re.escape(row.help)}", done.stdout), name
 
 
-def test_the_help_takes_at_most_ten_times_as_long_as_python(tmp_path):
+def test_the_help_takes_at_most_ten_times_as_long_as_python():
     """Compares the minimum CPU times, which other processes on the machine can only increase. The two commands are measured
     alternately nine times, and up to eighteen times more on a busy machine."""
-    pairs: list[tuple[float, float]] = []
+    rounds: list[dict[str, float]] = []
     for _ in range(3):
-        pairs += measured_pairs(9, tmp_path)
-        of_help, of_python = (min(times) for times in zip(*pairs, strict=True))
+        rounds += compared_times(Rounds(rounds=9)).rounds
+        of_help, of_python = (min(times) for times in zip(*(values.values() for values in rounds), strict=True))
         if of_help <= 10 * of_python:
             return
     assert of_help <= 10 * of_python

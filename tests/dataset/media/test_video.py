@@ -478,7 +478,7 @@ def test_worker_processes_read_the_same_frames_as_the_main_process(files, backen
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="/proc is needed to measure the memory of a process")
 def test_reading_many_files_does_not_leak_memory():
     """Ten unclosed containers of such large frames keep 0.5 MB in total, or twenty times that after decoding. Ten closed ones
-    keep almost nothing. For a thousand files run ``python -m benchmarks.video_memory``."""
+    keep almost nothing. docs/ablations.md has the memory after a thousand files."""
     command = [sys.executable, "-m", "tests.dataset.reread_video"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(found.stdout) < 200_000

@@ -161,6 +161,15 @@ def test_a_broken_index_is_rebuilt_with_a_message(write_lines, index_folder, nam
     assert OneLine("files", folder, "damaged") in caplog.messages
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="/proc is needed to count open files")
+def test_opening_many_shards_opens_at_most_one_file(write_lines):
+    files = [write_lines(f"{number}.jsonl", [{"n": number}] * 10) for number in range(30)]
+    before = len(os.listdir("/proc/self/fd"))
+    shards = Shards(files)
+    assert len(shards) == 300
+    assert len(os.listdir("/proc/self/fd")) - before <= 1
+
+
 def test_without_a_writable_cache_the_index_stays_in_memory(tmp_path, write_lines, caplog):
     (tmp_path / "blocked").write_text("a file where the folder should be")
     files = [write_lines("a.jsonl", [{"n": 0}]), write_lines("b.jsonl", [{"n": 1}])]
