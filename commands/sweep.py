@@ -17,7 +17,7 @@ from typing import Annotated
 
 from launch.placement import Placement
 from tasks.binding import bind_run
-from tools.reproduce.measured import read_evaluation
+from tools.reproduce.measured import evaluation_of, percents
 from tools.reproduce.runs import Run, Seeds, make
 from utils.config_files import ConfigError
 from utils.errors import UserError
@@ -133,7 +133,7 @@ def _measure(run: Run) -> dict[str, float]:
         UserError: if the run failed.
     """
     make(run)
-    splits = read_evaluation(run.folder)
+    splits = {split: percents(evaluation) for split, evaluation in evaluation_of(run.folder).items()}
     several = len(splits) > 1
     return {
         f"{split} {metric}" if several else metric: value

@@ -8,12 +8,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from engine.run_files import EVALUATION_FILE
 from metrics.bootstrap import Scores, interval
 from tasks.facts import Facts
-from utils.files import write_text
+from utils.files import parse_json, read_text, write_text
+
+MAX_BYTES = 400_000_000
+"""Maximum size in bytes of an evaluation file that is read."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,28 @@ class Metric:
         known = {"interval": ends, "chance": self.chance, "published": self.published, "rule": self.rule}
         return values | {name: value for name, value in known.items() if value is not None}
 
+    @classmethod
+    def of(cls, name: str, values: Mapping[str, Any]) -> Metric:
+        """Restores a metric from :meth:`as_json`.
+
+        Raises:
+            ValueError: if a value has the wrong type.
+        """
+        numbers = {key: _number(name, key, values[key]) for key in ("value", "chance", "published") if key in values}
+        ends = tuple(_number(name, "interval", end) for end in values.get("interval") or ())
+        if len(ends) not in (0, 2):
+            raise ValueError(f"the interval of {name!r} does not have two ends")
+        unit = values.get("unit", "share")
+        return cls(
+            name,
+            numbers.get("value", math.nan),
+            numbers.get("chance"),
+            unit if unit in get_args(Unit) else "share",
+            str(values["rule"]) if "rule" in values else None,
+            numbers.get("published"),
+            interval=(ends[0], ends[1]) if ends else None,
+        )
+
     def shown(self, value: float | None) -> str:
         """Formats a value of this metric for a table column; empty for None."""
         if value is None:
@@ -85,12 +110,27 @@ class Evaluation:
     predictions: Sequence[Mapping[str, Any]] | None = None
     facts: Facts | None = None
 
+    @classmethod
+    def of(cls, values: Mapping[str, Mapping[str, Any]]) -> Evaluation:
+        """Restores an evaluation, without predictions, from :meth:`as_json`.
+
+        Raises:
+            ValueError: if a value has the wrong type.
+        """
+        if not isinstance(values, Mapping) or not all(isinstance(each, Mapping) for each in values.values()):
+            raise ValueError("it does not contain metrics by name")
+        facts = next((found for each in values.values() if (found := Facts.of(each)) is not None), None)
+        return cls(tuple(Metric.of(name, each) for name, each in values.items()), facts=facts)
+
+    def get(self, name: str) -> Metric | None:
+        """Returns the metric with the given name, or None if it does not exist."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
     def __getitem__(self, name: str) -> Metric:
         """Returns the metric with the given name; raises :class:`KeyError` if it does not exist."""
-        for metric in self.metrics:
-            if metric.name == name:
-                return metric
-        raise KeyError(name)
+        if (metric := self.get(name)) is None:
+            raise KeyError(name)
+        return metric
 
     def values(self) -> dict[str, float]:
         """Returns the values by name."""
@@ -170,11 +210,43 @@ def write_evaluations(folder: Path, evaluations: Mapping[str, Evaluation]) -> No
     write_text(folder / EVALUATION_FILE, json.dumps(results, indent=2) + "\n")
 
 
+def read_evaluations(folder: Path) -> dict[str, Evaluation]:
+    """Reads ``evaluation.json`` of a run.
+
+    Returns:
+        The evaluation of each split, without predictions; empty if the file does not exist.
+
+    Raises:
+        ValueError: if the file does not contain metrics by split. The message says what is wrong.
+    """
+    path = folder / EVALUATION_FILE
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES / 1e6:.0f} MB")
+    try:
+        values = parse_json(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError("it does not contain metrics by split")
+    return {str(split): Evaluation.of(metrics) for split, metrics in values.items()}
+
+
 def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> str:
     """Writes the predictions as a JSON list with one prediction per line; returns a message that names the file."""
     lines = ",\n".join(json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
     write_text(path, f"[\n{lines}\n]\n")
     return f"{len(predictions)} predictions in {path}"
+
+
+def _number(name: str, key: str, value: Any) -> float:
+    """Returns a number of a metric, or NaN for null."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} of {name!r} is {value!r:.40}, not a number")
+    return value
 
 
 def _mean(metrics: Sequence[Metric]) -> Metric:

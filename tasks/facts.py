@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from engine.checkpoint import find_weights, run_config_of
 from engine.run_files import CONFIG_FILE
@@ -54,6 +55,15 @@ class Facts:
         """Returns the facts as they are added to each metric in ``evaluation.json``."""
         split = {} if self.split is None else {"split": self.split}
         return {**split, "weights": self.weights.name, "training": self.weights.training}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Facts | None:
+        """Restores the facts from :meth:`as_json`; returns None if there are none."""
+        names = ("split", "weights", "training")
+        split, weights, training = (str(values[name]) if values.get(name) else "" for name in names)
+        if not (split or weights or training):
+            return None
+        return cls(split or None, MeasuredWeights(weights, cast(Training, training)))
 
     def texts(self) -> list[str]:
         """Returns the facts as texts for the line below a table."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 from safetensors import SafetensorError
 
 from engine.checkpoint import MODEL_FILE
-from engine.run_files import CONFIG_FILE, EVALUATION_FILE
+from engine.run_files import CONFIG_FILE
 from engine.saved_config import marked
 from models.core.backbones import save_backbone_config
 from models.core.hub_text import hub_config_of
 from tasks.base import ANSWERS, BACKBONE, TOKENIZER
+from tasks.evaluation import read_evaluations
 from utils.config import dump_config
 from utils.errors import UserError, reason_of
-from utils.files import expanded, new_folder, read_json, read_text, write_text
+from utils.files import expanded, new_folder, read_text, write_text
 from utils.hub import check_reachable
 from utils.image_size import in_words
 from utils.version import VERSION
@@ -197,15 +199,17 @@ def _numbers(origin: str) -> list[str]:
     if HEADING in (text := _text_of(folder / CARD)):  # the model was loaded from a saved model
         return [text[text.index(HEADING) :].rstrip()]
     try:
-        splits = read_json(folder / EVALUATION_FILE)
+        splits = read_evaluations(folder)
     except (OSError, ValueError):
+        splits = {}
+    if not splits:
         return [HEADING, "", "No results were found next to the weights."]
     lines = [HEADING, "", "| split | metric | measured | chance |", "|---|---|---|---|"]
-    for split, metrics in splits.items():
-        for metric, entry in metrics.items():
-            if entry["unit"] != "count" and entry["value"] is not None:
-                chance = f"{100 * entry['chance']:.1f}" if "chance" in entry else ""
-                lines.append(f"| {split} | {metric} | {100 * entry['value']:.1f} | {chance} |")
+    for split, evaluation in splits.items():
+        for metric in evaluation.metrics:
+            if metric.unit != "count" and not math.isnan(metric.value):
+                chance = "" if metric.chance is None else f"{100 * metric.chance:.1f}"
+                lines.append(f"| {split} | {metric.name} | {100 * metric.value:.1f} | {chance} |")
     receipt = _text_of(folder.parent / "receipt.md")
     return [*lines, "", f"##{receipt.rstrip()}"] if receipt else lines
 

@@ -194,8 +194,11 @@ def test_without_examples_no_data_are_read(make, tmp_path, monkeypatch):
 
 
 def test_runs_measured_on_different_files_have_separate_chance_levels_and_no_best_value(make, tmp_path):
-    one = make("a", recall={"value": 0.5, "unit": "share", "chance": 0.1, "split": "a.jsonl"})
-    two = make("b", recall={"value": 0.7, "unit": "share", "chance": 0.4, "split": "b.jsonl"})
+    one = make("a", recall={"value": 0.5, "unit": "share", "chance": 0.1})
+    two = make("b", recall={"value": 0.7, "unit": "share", "chance": 0.4})
+    for folder in (one, two):
+        file = folder / "evaluation.json"
+        file.write_text(file.read_text().replace("f.jsonl", f"{folder.name}.jsonl"))
     text = report(tmp_path, one, two)
     assert "<th>recall</th><td>50.0% (chance 10.0%)</td><td>70.0% (chance 40.0%)</td><td></td>" in text
 

@@ -21,7 +21,7 @@ from tools.reproduce import receipt
 from tools.reproduce import runs as runs_module
 from tools.reproduce.cells import ready
 from tools.reproduce.identity import source_remarks, weights_identity
-from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
+from tools.reproduce.measured import Number, evaluation_of, numbers_of, table_of
 from tools.reproduce.missing import MADE
 from tools.reproduce.page import read_receipts
 from utils.errors import UserError
@@ -60,7 +60,7 @@ def test_the_results_of_a_cell_are_read_from_the_evaluations_of_its_runs(tmp_pat
     assert test.measured == ()
     (tmp_path / "0" / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match="run the cell again"):
-        read_evaluation(tmp_path / "0")
+        evaluation_of(tmp_path / "0")
 
 
 def test_tables_lists_every_cell_and_shows_one_completely(capsys, tmp_path):

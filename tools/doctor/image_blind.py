@@ -3,6 +3,7 @@ them better."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from engine.checkpoint import find_weights, run_config_of
@@ -61,9 +62,8 @@ def start_not_above(subject: Subject) -> list[Finding]:
         return []
     remedy = "start from other weights, or train them on more questions with different answers to the same wording"
     findings = []
-    for split, metrics in run.evaluation.items():
-        values = {name: metric.get("value") for name, metric in metrics.items()}
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    for split, evaluation in run.evaluation.items():
+        numbers = {name: value for name, value in evaluation.values().items() if not math.isnan(value)}
         for sentence in unbeaten_baselines(numbers):
             findings.append(Finding("warning", "init.checkpoint", f"{folder}, {split}: {sentence}", remedy))
     return findings

@@ -201,7 +201,8 @@ def _formatted(value: float, unit: str, digits: int = 4) -> str:
 
 def _unit_of(runs: Sequence[Run], name: str) -> tuple[float, str]:
     """Returns the factor for showing the values of a metric and its unit, as read from ``evaluation.json``."""
-    units = {str(metrics[name].get("unit")) for run in runs for metrics in run.evaluation.values() if name in metrics}
+    measured = [each.get(name) for run in runs for each in run.evaluation.values()]
+    units = {metric.unit for metric in measured if metric is not None}
     return (1.0, "%") if "share" in units else (100.0, "") if "score" in units else (1.0, "")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tasks.evaluation import Evaluation, Metric
 from tasks.image_blind import ADVICE, unbeaten_baselines
 from tools.report.groups import Group, Spread
 from tools.runs.reading import Run
@@ -14,8 +15,6 @@ from utils.printing import format_number
 
 LOWER = re.compile(r"loss|error|perplexity|(median|mean) rank|distance", re.I)
 """Names of metrics for which lower is better. For all other metrics, higher is better."""
-
-Metric = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class ComparedMetrics:
 
 def metrics_of(run: Run) -> list[SplitMetrics]:
     """Returns the metrics of each split of a run."""
-    return [_split(split, metrics) for split, metrics in run.evaluation.items()]
+    return [_split(split, evaluation) for split, evaluation in run.evaluation.items()]
 
 
 def compared_metrics(groups: Sequence[Group]) -> ComparedMetrics:
@@ -82,8 +81,8 @@ def compared_metrics(groups: Sequence[Group]) -> ComparedMetrics:
     sections = []
     splits = list(dict.fromkeys(split for run in runs for split in run.evaluation))
     for split in splits:
-        names = dict.fromkeys(name for run in runs for name in run.evaluation.get(split, {}))
-        rows = [_row(name, [[_metric(run, split, name) for run in group.runs] for group in groups]) for name in names]
+        names = dict.fromkeys(metric.name for run in runs for metric in run.metrics_of(split))
+        rows = [_row(groups, split, name) for name in names]
         sections.append((split, rows))
     training = []
     for title, name, lower in (
@@ -101,7 +100,7 @@ def compared_metrics(groups: Sequence[Group]) -> ComparedMetrics:
     )
     if any(len(group.runs) > 1 for group in groups):
         note += " With several seeds: mean ± standard deviation over the seeds."
-    if any(len(splits_of(metric for run in runs for metric in run.evaluation.get(s, {}).values())) > 1 for s in splits):
+    if any(len(files_of(runs, split)) > 1 for split in splits):
         note += " Rows whose runs were measured on different files have no best value."
     return ComparedMetrics([*sections, ("training", training)], note)
 
@@ -110,13 +109,9 @@ def lower_is_better(name: str) -> bool:
     return bool(LOWER.search(name))
 
 
-def number_of(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def splits_of(metrics: Iterable[Metric]) -> set[str]:
-    """Returns the files on which metrics were measured."""
-    return {str(metric["split"]) for metric in metrics if "split" in metric}
+def files_of(runs: Iterable[Run], split: str) -> set[str]:
+    """Returns the files on which runs measured a split."""
+    return {files for run in runs if (files := run.files_of(split)) is not None}
 
 
 def percent(value: float, unit: str) -> str:
@@ -131,50 +126,47 @@ def spread_text(spread: Spread, unit: str) -> str:
     return f"{100 * spread.mean:.1f} ± {percent(spread.deviation, unit)}"
 
 
-def _split(split: str, metrics: Mapping[str, Metric]) -> SplitMetrics:
-    shown = {name: metric for name, metric in metrics.items() if metric.get("unit") != "count"}
-    columns: list[tuple[str, Callable[[Metric], str]]] = [("measured", lambda metric: _value(metric, "value"))]
-    if any("interval" in metric for metric in shown.values()):
-        columns.append(("95% interval", _interval))
-    for key in ("chance", "published"):
-        if any(isinstance(metric.get(key), int | float) for metric in shown.values()):
-            columns.append((key, lambda metric, key=key: _value(metric, key)))  # type: ignore[misc]
+def _split(split: str, evaluation: Evaluation) -> SplitMetrics:
+    shown = [metric for metric in evaluation.metrics if metric.unit != "count"]
+    columns: list[tuple[str, Callable[[Metric], str]]] = [("measured", lambda metric: _value(metric, metric.value))]
+    if any(metric.interval is not None for metric in shown):
+        columns.append(("95% interval", Metric.shown_interval))
+    if any(metric.chance is not None for metric in shown):
+        columns.append(("chance", lambda metric: _value(metric, metric.chance)))
+    if any(metric.published is not None for metric in shown):
+        columns.append(("published", lambda metric: _value(metric, metric.published)))
     rows = []
-    for name, metric in shown.items():
-        value, chance = number_of(metric.get("value")), number_of(metric.get("chance"))
-        share = value if value is not None and metric.get("unit") == "share" and 0 <= value <= 1 else None
-        line = None if chance is None else min(1.0, max(0.0, chance))
-        rows.append(MetricRow(name, [text(metric) for _, text in columns], share, line))
-    sizes = [f"{_count(metric.get('value'))} {name}" for name, metric in metrics.items() if name not in shown]
-    rules = dict.fromkeys(
-        str(metric[key])
-        for metric in shown.values()
-        for key in ("rule", "split", "weights", "training")
-        if metric.get(key)
+    for metric in shown:
+        share = metric.value if metric.unit == "share" and 0 <= metric.value <= 1 else None
+        line = None if metric.chance is None else min(1.0, max(0.0, metric.chance))
+        rows.append(MetricRow(metric.name, [text(metric) for _, text in columns], share, line))
+    sizes = [f"{metric.value:,} {metric.name}" for metric in evaluation.metrics if metric.unit == "count"]
+    rules = dict.fromkeys(metric.rule for metric in shown if metric.rule)
+    facts = evaluation.facts
+    described = [] if facts is None else [facts.split, facts.weights.name, facts.weights.training]
+    unbeaten = unbeaten_baselines(
+        {metric.name: None if math.isnan(metric.value) else metric.value for metric in evaluation.metrics}
     )
-    facts = unbeaten_baselines({name: number_of(metric.get("value")) for name, metric in metrics.items()})
-    warning = f"{', and '.join(facts)}; {ADVICE}" if facts else ""
-    note = "; ".join([", ".join(sizes), *rules]).strip("; ")
+    warning = f"{', and '.join(unbeaten)}; {ADVICE}" if unbeaten else ""
+    note = "; ".join(filter(None, [", ".join(sizes), *rules, *described]))
     return SplitMetrics(split, [title for title, _ in columns], rows, warning, note)
 
 
-def _metric(run: Run, split: str, name: str) -> Metric:
-    return run.evaluation.get(split, {}).get(name, {})
-
-
-def _row(name: str, by_group: Sequence[Sequence[Metric]]) -> ComparedRow:
-    """Returns a row of the comparison. If the runs were measured on different files, each value shows its own chance level."""
-    metrics = [metric for some in by_group for metric in some if metric]
-    unit = str(metrics[0].get("unit", "share"))
+def _row(groups: Sequence[Group], split: str, name: str) -> ComparedRow:
+    by_group = [[metric for run in group.runs if (metric := run.metric(split, name)) is not None] for group in groups]
+    metrics = [metric for some in by_group for metric in some]
+    unit = metrics[0].unit
     if unit == "count":
-        sizes = [dict.fromkeys(_count(metric["value"]) for metric in some if "value" in metric) for some in by_group]
-        return ComparedRow(name, [Cell(", ".join(some)) for some in sizes])
-    numbers = [[number_of(metric.get("value")) for metric in some] for some in by_group]
-    spreads = [Spread.of([number for number in some if number is not None]) for some in numbers]
-    nothing = ["none" if any("value" in metric for metric in some) else "" for some in by_group]
-    texts = [spread_text(s, unit) if s is not None else none for s, none in zip(spreads, nothing, strict=True)]
-    chances = [next(filter(None, (_value(metric, "chance") for metric in some)), "") for some in by_group]
-    if len(splits_of(metrics)) > 1:
+        return ComparedRow(
+            name, [Cell(", ".join(dict.fromkeys(f"{each.value:,}" for each in some))) for some in by_group]
+        )
+    spreads = [Spread.of([metric.value for metric in some if not math.isnan(metric.value)]) for some in by_group]
+    texts = [
+        spread_text(spread, unit) if spread is not None else "none" if some else ""
+        for spread, some in zip(spreads, by_group, strict=True)
+    ]
+    chances = [next((_value(each, each.chance) for each in some if each.chance is not None), "") for some in by_group]
+    if len(files_of((run for group in groups for run in group.runs), split)) > 1:
         texts = [f"{text} (chance {chance})" if chance else text for text, chance in zip(texts, chances, strict=True)]
         return ComparedRow(name, [Cell(text) for text in texts])
     return ComparedRow(name, _cells(spreads, texts, lower=lower_is_better(name)), next(filter(None, chances), ""))
@@ -193,19 +185,7 @@ def _number(spread: Spread | None) -> str:
     return format_number(spread.mean) + ("" if spread.deviation is None else f" ± {format_number(spread.deviation, 2)}")
 
 
-def _value(metric: Metric, key: str) -> str:
-    if key == "value" and "value" in metric and metric["value"] is None:
-        return "none"
-    value = number_of(metric.get(key))
-    return "" if value is None else percent(value, str(metric.get("unit", "share")))
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int | float) else str(value)
-
-
-def _interval(metric: Metric) -> str:
-    ends = metric.get("interval")
-    if not isinstance(ends, list) or not all(isinstance(end, int | float) for end in ends):
+def _value(metric: Metric, value: float | None) -> str:
+    if value is None:
         return ""
-    return f"[{', '.join(f'{100 * end:.1f}' for end in ends)}]"
+    return "none" if math.isnan(value) else percent(value, metric.unit)

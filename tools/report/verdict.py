@@ -6,11 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from tasks.evaluation import Metric
 from tools.report.facts import selecting_metric
 from tools.report.groups import Group, Spread
-from tools.report.metrics import lower_is_better, number_of, splits_of
+from tools.report.metrics import files_of, lower_is_better
+from tools.runs.reading import Run
 
 LEVEL = 0.95
 Noise = Literal["seeds", "intervals", "examples", "unknown"]
@@ -129,23 +131,22 @@ def _verdict(groups: Sequence[Group], split: str) -> Verdict | None:
     metric = _metric_of(groups, split)
     if metric is None:
         return None
-    measured = [run.evaluation[split][metric] for run in _runs(groups) if metric in run.evaluation.get(split, {})]
+    measured = [each for run in _runs(groups) if (each := run.metric(split, metric)) is not None]
     sides = [side for group in groups if (side := _side(group, split, metric)) is not None]
-    if len(sides) < min(2, len(groups)) or len(splits_of(measured)) > 1:
+    if len(sides) < min(2, len(groups)) or len(files_of(_runs(groups), split)) > 1:
         return None
     best, *others = sorted(sides, key=lambda side: side.spread.mean, reverse=not lower_is_better(metric))
     known = {side.name for side in sides}
     missing = [group.name for group in groups if group.name not in known]
-    unit = str(measured[0].get("unit", "share"))
-    return Verdict(split, metric, unit, best, [gap(best, other) for other in others], missing)
+    return Verdict(split, metric, measured[0].unit, best, [gap(best, other) for other in others], missing)
 
 
 def _metric_of(groups: Sequence[Group], split: str) -> str | None:
     """Returns the metric that selects the weights, or otherwise the first metric that most groups have measured."""
     counts: dict[str, int] = {}
     for group in groups:
-        metrics = [run.evaluation.get(split, {}) for run in group.runs]
-        for name in dict.fromkeys(name for each in metrics for name, metric in each.items() if _is_number(metric)):
+        metrics = [metric for run in group.runs for metric in run.metrics_of(split)]
+        for name in dict.fromkeys(metric.name for metric in metrics if _is_number(metric)):
             counts[name] = counts.get(name, 0) + 1
     selecting = {selecting_metric(run) for run in _runs(groups)}
     shared = [name for name, count in counts.items() if count >= min(2, len(groups))]
@@ -155,17 +156,15 @@ def _metric_of(groups: Sequence[Group], split: str) -> str | None:
 def _side(group: Group, split: str, metric: str) -> Side | None:
     values, halves, sizes = [], [], []
     for run in group.runs:
-        metrics = run.evaluation.get(split, {})
-        value = number_of(metrics.get(metric, {}).get("value"))
-        if value is None:
+        measured = run.metric(split, metric)
+        if measured is None or not _is_number(measured):
             continue
-        values.append(value)
-        ends = metrics[metric].get("interval")
-        if isinstance(ends, list) and len(ends) == 2 and all(number_of(end) is not None for end in ends):
-            halves.append((ends[1] - ends[0]) / 2)
+        values.append(measured.value)
+        if measured.interval is not None:
+            halves.append((measured.interval[1] - measured.interval[0]) / 2)
         # The first number of the split counts its examples; only a proportion of them has a binomial standard error.
-        size = next((number_of(each.get("value")) for each in metrics.values() if each.get("unit") == "count"), None)
-        if size is not None and size >= 1 and metrics[metric].get("unit") == "share" and 0 <= value <= 1:
+        size = next((each.value for each in run.metrics_of(split) if each.unit == "count"), None)
+        if size is not None and size >= 1 and measured.unit == "share" and 0 <= measured.value <= 1:
             sizes.append(int(size))
     spread = Spread.of(values)
     if spread is None:
@@ -174,9 +173,9 @@ def _side(group: Group, split: str, metric: str) -> Side | None:
     return Side(group.name, group.colour, spread, half, min(sizes) if len(sizes) == len(values) else None)
 
 
-def _runs(groups: Sequence[Group]) -> list[Any]:
+def _runs(groups: Sequence[Group]) -> list[Run]:
     return [run for group in groups for run in group.runs]
 
 
-def _is_number(metric: dict[str, Any]) -> bool:
-    return metric.get("unit") != "count" and number_of(metric.get("value")) is not None
+def _is_number(metric: Metric) -> bool:
+    return metric.unit != "count" and not math.isnan(metric.value)

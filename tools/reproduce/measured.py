@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.run_files import EVALUATION_FILE
+from tasks.evaluation import Evaluation, read_evaluations
 from tasks.tables import Cell
 from utils.errors import UserError
-from utils.files import read_json
 
 Interval = tuple[float, float]
 
@@ -79,74 +80,62 @@ class Number:
         return f"{self.mean:.1f}" + ("" if self.spread is None else f" ± {self.spread:.1f}")
 
 
-def read_evaluation(run: Path) -> dict[str, dict[str, float]]:
-    """Returns the metrics of a finished run, in percent, {split: {metric: percent}}, without sizes and empty metrics.
+def evaluation_of(run: Path) -> dict[str, Evaluation]:
+    """Returns the evaluation of each split of a finished run.
 
     Raises:
         UserError: if the run has no evaluation, or it is damaged.
     """
-    return {
-        split: {
-            name: 100 * metric["value"]
-            for name, metric in metrics.items()
-            if metric["unit"] != "count" and metric["value"] is not None
-        }
-        for split, metrics in _read(run).items()
-    }
+    try:
+        splits = read_evaluations(run)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{error}", where=run / EVALUATION_FILE, remedy="run the cell again") from None
+    if not splits:
+        raise UserError("does not exist or is empty", where=run / EVALUATION_FILE, remedy="run the cell again")
+    return splits
 
 
-def read_intervals(run: Path) -> dict[str, dict[str, Interval]]:
-    """Returns the 95% intervals of a finished run's metrics, if any, in percent. Raises the errors of :func:`read_evaluation`."""
-    return {
-        split: {
-            name: (100 * metric["interval"][0], 100 * metric["interval"][1])
-            for name, metric in metrics.items()
-            if metric.get("interval")
-        }
-        for split, metrics in _read(run).items()
-    }
+def percents(evaluation: Evaluation) -> dict[str, float]:
+    """Returns the metrics in percent, without sizes and empty metrics."""
+    measured = (each for each in evaluation.metrics if each.unit != "count" and not math.isnan(each.value))
+    return {metric.name: 100 * metric.value for metric in measured}
 
 
 def sizes_of(run: Path) -> list[str]:
     """Returns the sizes of each measured split as text: "test: 1000 images, 5000 captions". Raises the errors of
-    :func:`read_evaluation`."""
+    :func:`evaluation_of`."""
     sizes = {
-        split: [f"{metric['value']} {name}" for name, metric in metrics.items() if metric["unit"] == "count"]
-        for split, metrics in _read(run).items()
+        split: [f"{metric.value} {metric.name}" for metric in evaluation.metrics if metric.unit == "count"]
+        for split, evaluation in evaluation_of(run).items()
     }
     return [f"{split}: {', '.join(listed)}" for split, listed in sizes.items() if listed]
 
 
-def _read(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    path = run / EVALUATION_FILE
-    try:
-        splits: dict[str, dict[str, dict[str, Any]]] = read_json(path)
-        for metrics in splits.values():
-            for metric in metrics.values():
-                metric["value"], metric["unit"]
-                _low, _high = metric.get("interval") or (0, 0)
-        return splits
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {error})", remedy="run the cell again"
-        ) from None
-
-
 def numbers_of(cell: Cell, runs: Sequence[Path]) -> list[Number]:
     """Returns the published numbers of the cell, with the numbers measured by its runs, in table order. Raises the errors of
-    :func:`read_evaluation`."""
-    found = [(read_evaluation(run), read_intervals(run)) for run in runs]
+    :func:`evaluation_of`."""
+    found = [evaluation_of(run) for run in runs]
     numbers = []
     for split, metrics in cell.numbers.items():
-        for metric, published in metrics.items():
+        evaluations = [splits[split] for splits in found if split in splits]
+        for name, published in metrics.items():
             measured = [
-                (values[split][metric], intervals[split].get(metric))
-                for values, intervals in found
-                if metric in values.get(split, {})
+                each for evaluation in evaluations if (each := evaluation.get(name)) and not math.isnan(each.value)
             ]
-            values, intervals = zip(*measured, strict=True) if measured else ((), ())
-            numbers.append(Number(split, metric, published, tuple(values), tuple(intervals)))
+            numbers.append(
+                Number(
+                    split,
+                    name,
+                    published,
+                    tuple(100 * metric.value for metric in measured),
+                    tuple(_in_percent(metric.interval) for metric in measured),
+                )
+            )
     return numbers
+
+
+def _in_percent(interval: Interval | None) -> Interval | None:
+    return None if interval is None else (100 * interval[0], 100 * interval[1])
 
 
 def table_of(numbers: Sequence[Number], published: str) -> str:

@@ -22,6 +22,7 @@ from engine.run_files import (
     VALIDATION_FILE,
 )
 from engine.saved_config import read_saved_config
+from tasks.evaluation import Evaluation, Metric, read_evaluations
 from tools.runs.history import History, read_history
 from tools.runs.series import Metrics, read_metrics
 from utils.errors import UserError
@@ -78,7 +79,7 @@ class Run:
     metrics: Metrics
     validation: Metrics
     history: History
-    evaluation: dict[str, dict[str, dict[str, Any]]]
+    evaluation: dict[str, Evaluation]
     made_by: dict[str, Any]
     remarks: list[str] = field(default_factory=list)
 
@@ -165,6 +166,19 @@ class Run:
         before, last = elapsed.buckets[-2:]
         return max(QUIET_S, QUIET_LINES * (last.mean[1] - before.mean[1]))
 
+    def metrics_of(self, split: str) -> tuple[Metric, ...]:
+        """Returns the metrics of a split; empty if the split was not measured."""
+        return self.evaluation[split].metrics if split in self.evaluation else ()
+
+    def metric(self, split: str, name: str) -> Metric | None:
+        """Returns a metric of a split, or None if it was not measured."""
+        return self.evaluation[split].get(name) if split in self.evaluation else None
+
+    def files_of(self, split: str) -> str | None:
+        """Describes the files on which a split was measured; None if they are unknown."""
+        facts = self.evaluation[split].facts if split in self.evaluation else None
+        return None if facts is None else facts.split
+
     def predictions(self) -> dict[str, Path]:
         """Returns the prediction files by split."""
         paths = sorted(self.folder.glob(f"{PREDICTIONS}*.json"))
@@ -231,7 +245,11 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
         )
     history = read_history(folder / EVENTS_FILE, EVENTS_BYTES if brief else None)
     remarks += history.remarks(folder / EVENTS_FILE)
-    evaluation = read_json(folder / EVALUATION_FILE, remarks)
+    evaluation: dict[str, Evaluation] = {}
+    try:
+        evaluation = read_evaluations(folder)
+    except ValueError as error:
+        remarks.append(f"{folder / EVALUATION_FILE}: {error}")
     made_by = read_json(folder / MADE_BY_FILE, remarks)
     return Run(
         folder,
@@ -240,7 +258,7 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
         metrics,
         validation,
         history,
-        _evaluation_of(evaluation, folder, remarks),
+        evaluation,
         made_by if isinstance(made_by, dict) else {},
         remarks,
     )
@@ -259,20 +277,6 @@ def read_json(path: Path, remarks: list[str]) -> Any:
     except ValueError as error:
         remarks.append(f"{path}: not valid JSON ({error}): was the run stopped while writing it?")
         return None
-
-
-def _evaluation_of(values: Any, folder: Path, remarks: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns the metrics by split and name; everything else is dropped."""
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        remarks.append(f"{folder / 'evaluation.json'}: contains no metrics")
-        return {}
-    return {
-        str(split): {str(name): metric for name, metric in metrics.items() if isinstance(metric, dict)}
-        for split, metrics in values.items()
-        if isinstance(metrics, dict)
-    }
 
 
 def _reason(stop: Stopped | Failed | LostRank) -> str:
