@@ -18,7 +18,7 @@ from tools.reproduce.measured import Number, numbers_of, sizes_of, table_of
 from tools.reproduce.missing import require
 from tools.reproduce.page import read_receipts, write_page
 from tools.reproduce.receipt import receipt_of, write_receipt
-from tools.reproduce.runs import Run, Seeds, finished, make, run_command
+from tools.reproduce.runs import RunToMake, Seeds, finished, make, run_command
 from tools.reproduce.submissions import check_submissions
 from utils.commands import FLAGS, argv_of
 from utils.errors import UserError
@@ -153,13 +153,13 @@ def _seeds(ready_cell: ReadyCell, flags: ReproduceFlags) -> list[int]:
     return [ready_cell.config.seed if seed is None else seed for seed in flags.seeds or (None,)]
 
 
-def _planned(ready_cell: ReadyCell, seed: int, request: _Request) -> Run:
+def _planned(ready_cell: ReadyCell, seed: int, request: _Request) -> RunToMake:
     """Returns the run of a cell with one seed."""
     flags, placement = request.flags, request.placement
     folder = flags.output / ready_cell.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
     if placement.gpus is None and placement.cpu is None:
         placement = replace(placement, cpu=ready_cell.cell.cpu)
-    return Run(
+    return RunToMake(
         str(ROOT / ready_cell.cell.config),
         folder,
         (*ready_cell.overrides, f"seed={seed}"),
@@ -170,7 +170,7 @@ def _planned(ready_cell: ReadyCell, seed: int, request: _Request) -> Run:
     )
 
 
-def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
+def _check(ready_cell: ReadyCell, run: RunToMake, output: Path) -> None:
     """Checks a cell with ``run.py doctor``. Checking one run is enough, because the checks do not depend on the seed.
 
     Raises:

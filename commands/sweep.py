@@ -18,7 +18,7 @@ from typing import Annotated
 from launch.placement import Placement
 from tasks.binding import bind_run
 from tools.reproduce.measured import evaluation_of, percents
-from tools.reproduce.runs import Run, Seeds, make
+from tools.reproduce.runs import RunToMake, Seeds, make
 from utils.config_files import ConfigError
 from utils.errors import UserError
 from utils.files import write_text
@@ -82,7 +82,7 @@ def sweep(
             try:
                 folder = output / folder_of(name) / ("seed" if seed is None else f"seed-{seed}")
                 seed_override = () if seed is None else (f"seed={seed}",)
-                run = Run(config, folder, (*overrides, *changes, *seed_override), placement)
+                run = RunToMake(config, folder, (*overrides, *changes, *seed_override), placement)
                 measured.setdefault(name, []).append(_measure(run))
             except UserError as error:
                 failed += 1
@@ -126,7 +126,7 @@ def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) ->
         raise ConfigError(list(findings.values()))
 
 
-def _measure(run: Run) -> dict[str, float]:
+def _measure(run: RunToMake) -> dict[str, float]:
     """Trains and evaluates one variant with one seed, and returns its metrics in percent.
 
     Raises:

@@ -127,7 +127,7 @@ def test_the_time_of_a_run_includes_its_interrupted_attempts(tmp_path, monkeypat
     clock = iter([0.0, 30.0, 100.0, 105.0])
     monkeypatch.setattr(runs, "run_command", run)
     monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    asked = runs.Run(CONFIG, tmp_path)
+    asked = runs.RunToMake(CONFIG, tmp_path)
     with pytest.raises(UserError, match="status 130"):
         runs.make(asked)
     assert runs.finished(asked) is None

@@ -363,13 +363,13 @@ def test_a_finished_run_is_recognised_by_the_content_of_its_weights(tmp_path, mo
         return 0
 
     monkeypatch.setattr(runs_module, "run_command", done)
-    evaluation = runs_module.Run("c.yaml", folder, evaluates=True, weights=str(weights))
+    evaluation = runs_module.RunToMake("c.yaml", folder, evaluates=True, weights=str(weights))
     for content, count in ((b"a", 1), (b"a", 1), (b"b", 2)):
         weights.write_bytes(content)
         runs_module.make(evaluation)
         assert len(commands) == count
     assert OneLine("has changed", "measuring it again") in capsys.readouterr().out.splitlines()
-    training = runs_module.Run("c.yaml", folder, weights=str(weights))
+    training = runs_module.RunToMake("c.yaml", folder, weights=str(weights))
     runs_module.make(training)
     weights.write_bytes(b"c")
     with pytest.raises(UserError, match=naming("weights", "--output")):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tools.report.charts import Chart, Line
-from tools.report.facts import best_step, selecting_metric
 from tools.report.groups import Group
 from tools.runs.names import MEMORY, is_training_value
 from tools.runs.reading import Run
@@ -97,13 +96,13 @@ def validation_curves(groups: Sequence[Group]) -> Validation:
     names = _names(runs, lambda run: run.validation.series)
     if not names:
         return Validation(Curves([], [], "The run was not validated during training."), None)
-    best = best_step(runs[0]) if len(runs) == 1 else None
+    best = runs[0].history.best if len(runs) == 1 else None
     mark = None if best is None else (float(best), f"best weights, step {best:,}")
     charts = []
     for name in names:
         scale, unit = _unit_of(runs, name)
         charts.append(Chart(name, _lines(groups, name, lambda run: run.validation.series, scale), unit, mark=mark))
-    selecting = {selecting_metric(run) for run in runs}
+    selecting = {run.history.selection_metric for run in runs}
     shown = sorted(_changing(charts), key=lambda chart: chart.title not in selecting)
     curves = _curves(groups, shown[:FIRST_VALIDATION], "No metric changes from one validation pass to the next.")
     more = Curves(curves.legend, curves.charts, curves.note, shown[FIRST_VALIDATION:])

@@ -91,20 +91,6 @@ def faults_of(run: Run) -> Faults:
     return Faults(history.complete, read, broken, stops, notes, history.warnings, history.warning_count)
 
 
-def selecting_metric(run: Run) -> str | None:
-    """Returns the validation metric that selects the best weights of a run."""
-    return run.history.selection_metric
-
-
-def best_step(run: Run) -> int | None:
-    """Returns the step of a run's best weights."""
-    return run.history.best
-
-
-def started(run: Run) -> str:
-    return run.history.started or ""
-
-
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     command = run.made_by.get("command")
     words = [str(word) for word in command] if isinstance(command, list) else run.history.command

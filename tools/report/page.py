@@ -20,7 +20,7 @@ from tools.report.curves import (
     validation_curves,
 )
 from tools.report.examples import ShownPredictions, SplitPredictions, read_predictions, shown_predictions
-from tools.report.facts import Facts, Faults, facts_of, faults_of, started
+from tools.report.facts import Facts, Faults, facts_of, faults_of
 from tools.report.groups import Group, columns_of, grouped, has_effect
 from tools.report.metrics import (
     ComparedMetrics,
@@ -168,7 +168,7 @@ def _comparison(groups: Sequence[Group], predictions: dict[Path, list[SplitPredi
                 _group_of(run, groups),
                 run.state,
                 str(run.task or "unknown"),
-                started(run),
+                run.history.started or "",
                 run.remarks,
             )
             for column in columns

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.evaluation import Metric
-from tools.report.facts import selecting_metric
 from tools.report.groups import Group, Spread
 from tools.report.metrics import files_of, lower_is_better
 from tools.runs.reading import Run
@@ -148,7 +147,7 @@ def _metric_of(groups: Sequence[Group], split: str) -> str | None:
         metrics = [metric for run in group.runs for metric in run.metrics_of(split)]
         for name in dict.fromkeys(metric.name for metric in metrics if _is_number(metric)):
             counts[name] = counts.get(name, 0) + 1
-    selecting = {selecting_metric(run) for run in _runs(groups)}
+    selecting = {run.history.selection_metric for run in _runs(groups)}
     shared = [name for name, count in counts.items() if count >= min(2, len(groups))]
     return max(shared, key=lambda name: (name in selecting, counts[name]), default=None)
 

@@ -26,7 +26,7 @@ from utils.flags import WrongValueError, read_by
 
 
 @dataclass(frozen=True)
-class Run:
+class RunToMake:
     """A run, or with ``evaluates``, an evaluation of other weights: the config, folder, overrides and placement.
 
     Attributes:
@@ -60,7 +60,7 @@ class Run:
         return replace(self, draws=0).command()
 
 
-def make(run: Run) -> dict[str, Any]:
+def make(run: RunToMake) -> dict[str, Any]:
     """Makes a run, unless it is already finished, and returns its record: command, folder, source code, draws, and duration in
     seconds, including interrupted attempts.
 
@@ -103,20 +103,20 @@ def make(run: Run) -> dict[str, Any]:
     return note
 
 
-def finished(run: Run) -> dict[str, Any] | None:
+def finished(run: RunToMake) -> dict[str, Any] | None:
     """Returns the record of a previous run of the same command, or None if the run did not finish."""
     noted = _noted(run)
     return noted if noted.get("finished") and (run.folder / EVALUATION_FILE).is_file() else None
 
 
-def _noted(run: Run) -> dict[str, Any]:
+def _noted(run: RunToMake) -> dict[str, Any]:
     """Returns the record of the last run of the same command, or an empty record if there was none."""
     noted = _read_note(run)
     # Previous versions wrote the same arguments in a different order.
     return noted if sorted(noted.get("command") or ()) == sorted(run.identity()) else {}
 
 
-def _read_note(run: Run) -> dict[str, Any]:
+def _read_note(run: RunToMake) -> dict[str, Any]:
     try:
         noted: dict[str, Any] = read_json(run.folder / MADE_BY_FILE)
         return noted
@@ -124,12 +124,12 @@ def _read_note(run: Run) -> dict[str, Any]:
         return {}
 
 
-def _write_note(run: Run, note: dict[str, Any]) -> None:
+def _write_note(run: RunToMake, note: dict[str, Any]) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.folder / MADE_BY_FILE, json.dumps(note, indent=2) + "\n")
 
 
-def _sources(run: Run) -> list[dict[str, Any]] | None:
+def _sources(run: RunToMake) -> list[dict[str, Any]] | None:
     """Returns the identities of the source code that produced the contents of the run's folder, with the current identity last.
     Returns None if the source code that trained the run so far was not recorded."""
     code = code_identity()
