@@ -15,7 +15,6 @@ from batches.base import to_device
 from batches.texts import Text
 from dataset.media.video import FrameSampler
 from dataset.text.processors import PlainTextProcessor, clean_caption, clean_question
-from engine.config import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.xvlm import XVLM
 from models.inference.reranking import TextBank
@@ -51,18 +50,16 @@ class LoadedModel:
 
     def __init__(
         self,
-        network: XVLM | Runtime,
+        runtime: Runtime,
         tokenizer: PreTrainedTokenizerFast,
         settings: Settings,
         *,
         answers: Sequence[str] | None = None,
         origin: str = "",
-        precision: PrecisionName = "fp32",
         batch_size: int = 32,
         calls: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
     ):
-        self.runtime = TorchRuntime(network, precision) if isinstance(network, XVLM) else network
-        self.tokenizer, self.settings = tokenizer, settings
+        self.runtime, self.tokenizer, self.settings = runtime, tokenizer, settings
         self.answers = None if answers is None else list(answers)
         self.origin, self.batch_size, self.calls = origin, batch_size, calls
         data, vision = settings.data, settings.model.vision

@@ -88,7 +88,7 @@ class Runtime(Protocol):
 class TorchRuntime:
     """Runs a torch module in a given precision."""
 
-    def __init__(self, network: XVLM, precision: PrecisionName):
+    def __init__(self, network: XVLM, precision: PrecisionName = "fp32"):
         self.network, self.precision = network, precision
 
     @property

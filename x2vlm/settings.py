@@ -6,6 +6,7 @@ writes only the settings listed here, in the format of a run's config.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pydantic import Field, SerializeAsAny
 
 from dataset.config import CaptioningDataConfig, TextLimits, VideoReadingConfig, VQADataConfig
 from engine.saved_config import read_saved_config
+from models.checkpoints.files import read_weights
+from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
 from models.config import (
     AnswerBeamConfig,
     AnswerDecoding,
@@ -22,10 +25,32 @@ from models.config import (
     Ranking,
     RerankingScore,
 )
-from tasks import TASKS
+from tasks import ROOT, TASKS
 from tasks.kinds import TaskSource, find_task, model_section
 from utils.config import Config, bind, with_previous_defaults
+from utils.config_files import read_config
 from utils.errors import UserError
+from utils.files import expanded
+
+PUBLISHED = {
+    "pretrain": "pretrain/{size}_4m.yaml",
+    "retrieval": "retrieval/coco_{size}_4m.yaml",
+    "grounding": "grounding/refcoco_plus_{size}_4m.yaml",
+    "nlvr": "nlvr/nlvr2_{size}_4m.yaml",
+    "vqa": "vqa/vqa2_{size}_4m.yaml",
+    "captioning": "captioning/coco_{size}_4m.yaml",
+}
+"""For each task, the config with the settings of a published file that cannot be recognised from the shapes of its tensors."""
+
+PUBLISHED_VIDEO = {"retrieval": "retrieval/msrvtt_{size}.yaml", "video_qa": "vqa/msrvtt_qa_{size}.yaml"}
+
+PUBLISHED_MULTILINGUAL = {
+    "pretrain": "pretrain/multilingual_{size}.yaml",
+    "retrieval": "retrieval/multi30k_{size}.yaml",
+    "nlvr": "nlvr/marvl_{size}.yaml",
+}
+
+logger = logging.getLogger(__name__)
 
 
 class DataSettings(Config):
@@ -57,6 +82,66 @@ class Settings(Config):
     model: SerializeAsAny[ModelConfig]
     data: DataSettings = DataSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+
+def settings_of_weights(
+    weights: Path, run: Path | None, config: str | Path | None, task: TaskSource | None
+) -> tuple[Settings, TaskSource]:
+    """Returns the settings of a weight file and its task: from the given config, from the file's run, or from the matching config
+    of the authors' runs.
+
+    Args:
+        weights: the weight file.
+        run: the config of the run that wrote the file; None if the file is not in the folder of a run.
+        config: the config that the user names.
+        task: the task that the user names or the run remembers.
+
+    Raises:
+        UserError: the config does not exist or is wrong, or the weights are not known.
+    """
+    if config is None and run is not None:
+        return settings_of_run(run, task)
+    if config is not None:
+        path = expanded(config)
+        if not path.is_file():
+            raise UserError(f"config {config}: no such file")
+        values = read_config(path).values
+    else:
+        found = recognise({name: tuple(tensor.shape) for name, tensor in read_weights(weights).items()})
+        path = ROOT / "configs" / _published_config(found, weights)
+        values = read_config(path).values
+        values["model"]["vision"]["image_size"] = found.image_size
+        if found.task == "video_qa":
+            values["model"]["classes"] = found.shapes["classifier.3.weight"][0]
+        logger.info(
+            "%s: %s, task %s, %d px; using the settings in %s", weights, found.kind, found.task, found.image_size, path
+        )
+    task = task_of(values, task, str(path))
+    return settings_of(values, str(path), task), task
+
+
+def _published_config(found: Recognised, weights: Path) -> str:
+    """Returns the config of the authors' run that produced a file.
+
+    Raises:
+        UserError: the file does not come from one of the authors' runs, or has no head.
+    """
+    remedy = "set config=, the config that it was trained with"
+    if found.kind is None or not found.kind.startswith("X²-VLM"):
+        raise UserError(f"{weights} is not in a run's folder, and is {found.kind or 'not recognised'}", remedy=remedy)
+    table = PUBLISHED
+    if found.words == XLM_R_WORDS:
+        table = PUBLISHED_MULTILINGUAL
+    elif found.frames is not None:
+        table = PUBLISHED_VIDEO
+    if found.task in (None, "none"):
+        raise UserError(
+            f"{weights} contains encoders without a head, so the model supports no calls", remedy="fine-tune it first"
+        )
+    config = table.get(found.task or "", "").format(size=found.size)
+    if not config or not (ROOT / "configs" / config).is_file() or found.image_size is None:
+        raise UserError(f"{weights} is {found.kind}, task {found.task}, of an unknown size or language", remedy=remedy)
+    return config
 
 
 def task_of(values: Mapping[str, Any], task: TaskSource | None, origin: str) -> TaskSource:

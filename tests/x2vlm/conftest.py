@@ -23,6 +23,7 @@ from utils.config import dump_config, load_config
 from utils.files import write_text
 from utils.weight_file import save_weights
 from x2vlm import Model, load
+from x2vlm.runtime import TorchRuntime
 
 
 @pytest.fixture(scope="session")
@@ -80,4 +81,4 @@ def video_model(task, model) -> Model:
     settings = image.settings.model_copy(update={"model": config})
     network = RetrievalModel(config, len(image.tokenizer))
     network.load_state_dict(image.network.state_dict(), strict=False)
-    return Model(network.eval(), image.tokenizer, settings, origin="of videos")
+    return Model(TorchRuntime(network.eval()), image.tokenizer, settings, origin="of videos")

@@ -13,13 +13,14 @@ from tests.messages import naming
 from tests.tasks.painted import SIZE
 from x2vlm import UserError
 from x2vlm.model import Model
+from x2vlm.runtime import TorchRuntime
 
 
 def test_maps_are_attention_times_the_positive_part_of_its_gradient(model, data):
     """Compares with a direct implementation of the fusion in float64, because the gradients of a random model are tiny."""
     trained, image, text = model("pretrain"), data / "images/2.png", "a small blue star"
     network = copy.deepcopy(trained.network).double()
-    ours = Model(network, trained.tokenizer, trained.settings, origin="in float64")
+    ours = Model(TorchRuntime(network), trained.tokenizer, trained.settings, origin="in float64")
     with torch.no_grad():
         ids = ours.tokens([text])
         words = encode(network.text, ids.ids, ids.mask)

@@ -18,6 +18,7 @@ from utils.errors import UserError
 from x2vlm import Model, load
 from x2vlm.boxes import region_masks
 from x2vlm.regions import MAX_IOU, candidate_regions
+from x2vlm.runtime import TorchRuntime
 
 PHRASES = ["a red star", "a blue circle"]
 
@@ -32,7 +33,7 @@ def set_model(model) -> Model:
     network = GroundingModel(config, len(ours.tokenizer))
     network.load_state_dict(ours.network.state_dict(), strict=False)
     torch.nn.init.normal_(network.set_head.belongs.weight, std=2.0)
-    return Model(network.eval(), ours.tokenizer, settings, origin="of sets")
+    return Model(TorchRuntime(network.eval()), ours.tokenizer, settings, origin="of sets")
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import x2vlm.settings
+import x2vlm.weights
 from engine.checkpoint import MODEL_FILE, find_weights
 from engine.saving import write_checkpoint
 from models.checkpoints.files import read_weights
@@ -20,7 +22,7 @@ from run import main
 from tasks import ROOT
 from tasks.kinds import find_task, model_section
 from tests.messages import OneLine, naming
-from utils.config_files import read_yaml
+from utils.config_files import read_config, read_yaml
 from utils.weight_file import save_weights
 from x2vlm import UserError, load, loading
 from x2vlm.saving import HEADING
@@ -165,8 +167,8 @@ def found(task: str, size: str = "base", words: int = 30522, frames: int | None 
     ],
 )
 def test_an_authors_file_gets_the_settings_of_its_run(task, more, size):
-    config = ROOT / "configs" / loading._published_config(found(task, size, **more), Path("x.th"))
-    values = loading.read_config(config).values
+    config = ROOT / "configs" / x2vlm.settings._published_config(found(task, size, **more), Path("x.th"))
+    values = read_config(config).values
     source = task_of(values, None, "x")
     settings = settings_of(values, str(config), source)
     assert settings.task == task and size in config.name
@@ -183,7 +185,7 @@ def test_a_model_of_another_task_than_the_named_one_is_rejected():
 
 
 def test_a_pre_trained_model_reads_videos_like_its_stream():
-    values = loading.read_config(ROOT / "configs/pretrain/base_1b_stage2.yaml").values
+    values = read_config(ROOT / "configs/pretrain/base_1b_stage2.yaml").values
     reading = values["data"]["videos"]["reading"]
     read = settings_of(values, "x", find_task("pretrain")).data.video
     assert reading and reading == {name: getattr(read, name) for name in reading}
@@ -193,11 +195,11 @@ def test_a_pre_trained_model_reads_videos_like_its_stream():
 
 def test_settings_are_derived_from_the_shapes_of_an_authors_file(monkeypatch):
     classes = {"classifier.3.weight": (1234, 1536)}
-    monkeypatch.setattr(loading, "read_weights", lambda path: {})
+    monkeypatch.setattr(x2vlm.settings, "read_weights", lambda path: {})
     monkeypatch.setattr(
-        loading, "recognise", lambda shapes: found("video_qa", frames=5, image_size=320, shapes=classes)
+        x2vlm.settings, "recognise", lambda shapes: found("video_qa", frames=5, image_size=320, shapes=classes)
     )
-    model = loading._settings(Path("x.th"), None, None, None)[0].model
+    model = x2vlm.settings.settings_of_weights(Path("x.th"), None, None, None)[0].model
     assert (model.vision.image_size, model.classes) == (320, 1234)
 
 
@@ -214,7 +216,7 @@ def test_settings_are_derived_from_the_shapes_of_an_authors_file(monkeypatch):
 def test_a_file_with_unknown_settings_needs_a_config(recognised, reported):
     assert 30522 in VOCABULARIES
     with pytest.raises(UserError, match=naming(*reported)):
-        loading._published_config(recognised, Path("x.th"))
+        x2vlm.settings._published_config(recognised, Path("x.th"))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_a_model_on_the_hub_is_downloaded_as_a_folder(run, monkeypatch):
         asked.append((name, key))
         return run("grounding")
 
-    monkeypatch.setattr(loading, "local_folder", local_folder)
+    monkeypatch.setattr(x2vlm.weights, "local_folder", local_folder)
     assert load("hub:somebody/model").settings.task == "grounding"
     assert asked == [("somebody/model", "hub:somebody/model")]
 

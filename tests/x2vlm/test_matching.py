@@ -13,6 +13,7 @@ from engine.run_files import CONFIG_FILE
 from run import main
 from x2vlm import Model
 from x2vlm.matching import matches
+from x2vlm.runtime import TorchRuntime
 
 TEXTS = ["a star", "a red circle", "two squares", "a blue cross", "nothing"]
 
@@ -22,7 +23,7 @@ def summing(model) -> Model:
     plain = model("pretrain")
     evaluation = plain.settings.evaluation.model_copy(update={"score": "sum"})
     settings = plain.settings.model_copy(update={"evaluation": evaluation})
-    return Model(plain.network, plain.tokenizer, settings, origin="summing")
+    return Model(TorchRuntime(plain.network), plain.tokenizer, settings, origin="summing")
 
 
 def test_texts_are_ordered_by_the_matching_probability(model, data):

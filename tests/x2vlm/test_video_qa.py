@@ -11,6 +11,7 @@ from models.config import VideoQAModelConfig
 from models.tasks.video_qa import VideoQAModel
 from tests.messages import naming
 from x2vlm import Model, UserError, load
+from x2vlm.runtime import TorchRuntime
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def classifier(video_model) -> Model:
     config = VideoQAModelConfig(vision=shared.vision, text=shared.text, fusion=shared.fusion, classes=3)
     settings = video_model.settings.model_copy(update={"task": "video_qa", "model": config})
     network = VideoQAModel(config, len(video_model.tokenizer))
-    return Model(network.eval(), video_model.tokenizer, settings, origin="classifier")
+    return Model(TorchRuntime(network.eval()), video_model.tokenizer, settings, origin="classifier")
 
 
 def test_answers_are_ordered_by_label(classifier, tmp_path):
@@ -37,7 +38,7 @@ def test_candidates_alone_do_not_determine_the_order_of_classes(classifier, data
     with pytest.raises(UserError, match=naming("answer", "answers=")):
         classifier.answer(tmp_path, "what is it?", candidates=["yes", "no", "two"])
     named = Model(
-        classifier.network, classifier.tokenizer, classifier.settings, answers=["yes", "no", "two"], origin="named"
+        classifier.runtime, classifier.tokenizer, classifier.settings, answers=["yes", "no", "two"], origin="named"
     )
     best = named.answer(tmp_path, "what is it?")[0]
     assert named.answer(tmp_path, "what is it?", candidates=["two", "yes", "no"]) == [best]

@@ -31,9 +31,9 @@ from utils.files import expanded
 from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.base import LoadedModel
 from x2vlm.integrations.inputs import as_model, embedding_width
-from x2vlm.loading import HUB
 from x2vlm.runtime import TorchRuntime
 from x2vlm.saving import card, save
+from x2vlm.weights import HUB
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer

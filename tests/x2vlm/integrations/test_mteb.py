@@ -25,6 +25,7 @@ from utils.errors import UserError
 from x2vlm import Model
 from x2vlm.integrations.mteb import X2VLMEncoder, X2VLMReranker
 from x2vlm.matching import sums
+from x2vlm.runtime import TorchRuntime
 from x2vlm.suites import suite_named
 
 EXACT = {"rel": 0, "abs": 1e-6}
@@ -128,7 +129,7 @@ def test_retrieval_in_two_stages_equals_our_metrics(model, scenes, category, sco
 def with_score(model: Model, score: str) -> Model:
     evaluation = model.settings.evaluation.model_copy(update={"score": score})
     settings = model.settings.model_copy(update={"evaluation": evaluation})
-    return Model(model.network, model.tokenizer, settings, origin=model.origin)
+    return Model(TorchRuntime(model.network), model.tokenizer, settings, origin=model.origin)
 
 
 def test_candidates_below_the_first_stage_keep_their_order(model, scenes):
@@ -335,7 +336,9 @@ def test_the_metadata_identify_weights_and_settings(model):
     # Other settings give other results, which mteb's cache must not return for the same revision.
     assert X2VLMEncoder(with_score(model("pretrain"), "matching")).mteb_model_meta.revision == meta.revision
     assert X2VLMEncoder(with_score(model("pretrain"), "sum")).mteb_model_meta.revision != meta.revision
-    half = Model(model("pretrain").network, model("pretrain").tokenizer, model("pretrain").settings, precision="bf16")
+    half = Model(
+        TorchRuntime(model("pretrain").network, "bf16"), model("pretrain").tokenizer, model("pretrain").settings
+    )
     assert X2VLMEncoder(half).mteb_model_meta.revision != meta.revision
     names = {X2VLMReranker(model("pretrain"), candidates=count).mteb_model_meta.name for count in (2, 3)}
     assert len(names | {meta.name}) == 3  # otherwise mteb's cache would return the results of another model

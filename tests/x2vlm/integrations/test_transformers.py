@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.image_size import sides_of
 from x2vlm import Model, load
 from x2vlm.integrations.transformers.writing import modelling_file
+from x2vlm.runtime import TorchRuntime
 from x2vlm.settings import Settings
 
 TEXTS = ["a red star", "a small blue circle, on the left of a large green heart!", "two hearts"]
@@ -81,7 +82,9 @@ def test_all_images_are_compared_with_all_texts(model, saved, images, kind):
 @pytest.mark.parametrize("kind", ["pretrain", "retrieval", "grounding"])
 def test_results_are_equal_in_float64(model, saved, images, kind):
     asked = model(kind)
-    doubled = Model(copy.deepcopy(asked.network).double(), asked.tokenizer, asked.settings, origin=asked.origin)
+    doubled = Model(
+        TorchRuntime(copy.deepcopy(asked.network).double()), asked.tokenizer, asked.settings, origin=asked.origin
+    )
     found, inputs, _ = outputs(saved(kind), images, TEXTS)
     inputs["pixel_values"] = doubled.pixels(doubled.views(images))
     with torch.no_grad():
@@ -244,7 +247,7 @@ def test_other_encoders_give_the_same_results(model, row, tmp_path):
     settings = Settings(task="retrieval", model=AligningConfig(**sizes, fusion=FusionConfig(layers=2)))
     torch.manual_seed(0)
     network = RetrievalModel(settings.model, VOCABULARY).double().eval()
-    asked = Model(network, model("retrieval").tokenizer, settings, origin="of random weights")
+    asked = Model(TorchRuntime(network), model("retrieval").tokenizer, settings, origin="of random weights")
     asked.save(tmp_path / "saved", format="transformers")
     shutil.rmtree(tmp_path / "encoder")
     found = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True).double().eval()

@@ -18,6 +18,7 @@ from run import main
 from tests.messages import OneLine, naming
 from utils.errors import NotRegularError, UserError
 from x2vlm.model import Model
+from x2vlm.runtime import TorchRuntime
 from x2vlm.search import making
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.figures import panels_of
@@ -90,7 +91,7 @@ def test_a_model_may_include_the_cosine_in_the_second_stage(model, photos, tmp_p
     plain = model("pretrain")
     score = plain.settings.evaluation.model_copy(update={"score": "sum"})
     settings = plain.settings.model_copy(update={"evaluation": score})
-    summing = Model(plain.network, plain.tokenizer, settings, origin="summing")
+    summing = Model(TorchRuntime(plain.network), plain.tokenizer, settings, origin="summing")
     index = summing.index(photos, tmp_path / "index")
     paths = [photos / image.path for image in images_of(tmp_path / "index")[:8]]
     cosines = (plain.embed_images(paths) @ plain.embed_texts(TEXT).T)[:, 0]
@@ -399,7 +400,10 @@ def test_an_index_belongs_to_the_pixel_statistics_of_its_model(model, photos, tm
     network = PretrainModel(settings.model, len(built.tokenizer))
     network.load_state_dict(built.network.state_dict())
     with pytest.raises(UserError, match=naming("weights or settings differ", "rebuild")):
-        ImageIndex(tmp_path / "index", Model(network.eval(), built.tokenizer, settings, origin="other statistics"))
+        ImageIndex(
+            tmp_path / "index",
+            Model(TorchRuntime(network.eval()), built.tokenizer, settings, origin="other statistics"),
+        )
 
 
 def test_the_weights_are_hashed_once(model, photos, tmp_path, monkeypatch):
