@@ -57,11 +57,30 @@ def region_scores(
     """Returns the probability (N,) that text n matches the content of box n, computed in the same way as for regions in
     pre-training. The ``boxes`` (N, 4) are centre and size, relative to their images.
     """
+    return refined_regions(network, texts, images, boxes, image_index)[0]
+
+
+def refined_regions(
+    network: PretrainModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the probability (N,) that text n matches the content of box n, and the box (N, 4) that the box head predicts for
+    text n if it sees only the patches that box n touches.
+
+    In pre-training, the box head sees all patches of an image, so the refined box of the whole image is the box of
+    :func:`best_boxes`.
+
+    Args:
+        network: the model.
+        texts: N texts.
+        images: I images.
+        boxes: (N, 4), centre and size, relative to the images.
+        image_index: (N,) int64, the image of each text.
+    """
     vision = network.vision
     masks = region_masks(boxes, vision.config.image_size, vision.patch_size)
     regions = vision.regions(images, masks.to(image_index.device), image_index)
     cls = network.fusion.cls(texts, network.fusion.project_regions(regions, images)[0])
-    return at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1]
+    return at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1], network.box_head(cls).float()
 
 
 def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tensor:

@@ -137,8 +137,8 @@ class Model(LoadedModel):
             images: see :class:`Model`.
             phrases: a list of phrases for each image; for a single image, a plain list or a single phrase is also accepted.
             boxes: "one" returns the best box of each phrase, and "all" returns all boxes whose score is at least ``threshold``,
-                so that a phrase can have several boxes or none. If the model has no box-set head (``model.box_set``), "all"
-                returns regions of the image whose content matches the phrase, which are less exact than boxes
+                so that a phrase can have several boxes or none. If the model has no box-set head (``model.box_set``), "all" finds
+                regions of the image whose content matches the phrase, and the box head predicts a box from each region
                 (docs/finetuning.md).
             threshold: minimum score of a box; if None, ``evaluation.threshold`` in the config of a model with a box-set head, and
                 0.5 for other models.

@@ -1,13 +1,16 @@
-"""Finds all boxes of a phrase with a model whose box head predicts only one box. The boxes are the regions of the image whose
-content matches the phrase."""
+"""Finds all boxes of a phrase with a model whose box head predicts only one box.
+
+Regions of the image whose content matches the phrase are found first. Their edges lie between patches, so the box head then
+predicts a box from the patches of each region.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import box_convert, box_iou, nms
 
 SIDE_FRACTIONS = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 """Side lengths of the regions, as fractions of the image's side lengths."""
@@ -16,7 +19,7 @@ MAX_ASPECT_RATIO = 2
 """Maximum aspect ratio of a region, relative to the image's side lengths."""
 
 MAX_IOU = 0.3
-"""Maximum IoU of two regions; if two regions overlap more, only the better match is kept."""
+"""Maximum IoU of two boxes; if two boxes overlap more, only the better match is kept."""
 
 BATCH = 32
 """Number of regions that are scored together. Each region needs a copy of its image's keys and values."""
@@ -38,27 +41,40 @@ def candidate_regions(rows: int, columns: int) -> Tensor:
     return torch.cat([corners[:, :2] + corners[:, 2:] / 2, corners[:, 2:]], dim=1)
 
 
-def matching_regions(
-    score: Callable[[Tensor, Tensor], Tensor], grid: tuple[int, int], phrases: int, threshold: float
+def matching_boxes(
+    refine: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    grid: tuple[int, int],
+    best: Sequence[tuple[list[float], float | None]],
+    threshold: float,
 ) -> list[Boxes]:
-    """Returns the regions that match each phrase.
+    """Returns the boxes of each phrase.
+
+    Each region gives a box, with the probability of the region. Of these boxes, those that overlap with the phrase's best box are
+    estimates of the same object: the best box replaces them, with the highest of their probabilities. Of other overlapping boxes,
+    the most probable one is kept.
 
     Args:
-        score: function that takes R boxes (R, 4) and the indices (R,) int64 of R phrases, and returns the probabilities (R,)
-            that the content of each box matches its phrase.
+        refine: function that takes R regions (R, 4) and the indices (R,) int64 of R phrases, and returns the probabilities (R,)
+            that the content of each region matches its phrase, and the boxes (R, 4) that the box head predicts from the regions.
         grid: rows and columns of patches.
-        phrases: number of phrases.
-        threshold: minimum probability of a region.
+        best: for each phrase, the box that the box head predicts from the whole image, and its probability.
+        threshold: minimum probability of a box.
     """
     regions = candidate_regions(*grid)
     found: list[Boxes] = []
-    for phrase in range(phrases):
-        batches = regions.split(BATCH)
-        scores = torch.cat([score(batch, torch.full((len(batch),), phrase)).float().cpu() for batch in batches])
-        kept = (scores >= threshold).nonzero().flatten()
-        corners = torch.cat([regions[:, :2] - regions[:, 2:] / 2, regions[:, :2] + regions[:, 2:] / 2], dim=1)[kept]
-        best = kept[nms(corners, scores[kept], MAX_IOU)]
-        found.append(list(zip(regions[best].tolist(), scores[best].tolist(), strict=True)))
+    for phrase, (best_box, best_score) in enumerate(best):
+        refined = [refine(batch, torch.full((len(batch),), phrase)) for batch in regions.split(BATCH)]
+        region_scores, region_boxes = (torch.cat(parts).float().cpu() for parts in zip(*refined, strict=True))
+        scores = torch.cat([torch.tensor([best_score or 0.0]), region_scores])
+        corners = box_convert(torch.cat([torch.tensor([best_box]), region_boxes]), "cxcywh", "xyxy").clamp(0, 1)
+        same_object = (box_iou(corners[:1], corners)[0] > MAX_IOU).index_fill(0, torch.tensor([0]), True)
+        scores[0] = scores[same_object].max()
+        reached = (scores >= threshold).nonzero().flatten()
+        priorities = scores.index_fill(0, torch.tensor([0]), 2.0)  # above all probabilities
+        kept = reached[nms(corners[reached], priorities[reached], MAX_IOU)]
+        kept = kept[scores[kept].argsort(descending=True, stable=True)]
+        boxes = box_convert(corners[kept], "xyxy", "cxcywh")
+        found.append(list(zip(boxes.tolist(), scores[kept].tolist(), strict=True)))
     return found
 
 

@@ -24,8 +24,8 @@ from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
 from tasks.inference import device_of, evaluating
 from utils.weight_file import identity
-from x2vlm.boxes import best_boxes, region_scores
-from x2vlm.regions import Boxes, matching_regions
+from x2vlm.boxes import best_boxes, refined_regions
+from x2vlm.regions import Boxes, matching_boxes
 
 Located = tuple[list[list[float]], list[float | None]]
 """Boxes as centre and size, relative to their images, and their scores; see :class:`x2vlm.boxes.Box`."""
@@ -151,11 +151,12 @@ class TorchRuntime:
             ]
         assert isinstance(network, PretrainModel)
 
-        def score(boxes: Tensor, phrases: Tensor) -> Tensor:
+        def refine(boxes: Tensor, phrases: Tensor) -> tuple[Tensor, Tensor]:
             index = phrases.to(image_index.device)
-            return region_scores(network, texts.select(index), concepts, boxes, image_index[index])
+            return refined_regions(network, texts.select(index), concepts, boxes, image_index[index])
 
-        return matching_regions(score, network.vision.grid, len(image_index), threshold)
+        best = zip(*best_boxes(network, texts, concepts, image_index), strict=True)
+        return matching_boxes(refine, network.vision.grid, list(best), threshold)
 
     @property
     def temperature(self) -> float | None:

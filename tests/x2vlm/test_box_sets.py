@@ -16,7 +16,7 @@ from tests.tasks.painted import SIZE
 from utils.commands import call
 from utils.errors import UserError
 from x2vlm import Model, load
-from x2vlm.boxes import region_masks
+from x2vlm.boxes import in_pixels, refined_regions, region_masks
 from x2vlm.regions import MAX_IOU, candidate_regions
 from x2vlm.runtime import TorchRuntime
 
@@ -94,6 +94,32 @@ def test_a_pre_trained_model_returns_regions_whose_content_matches(model, data):
     corners = torch.tensor([[b.x, b.y, b.x + b.width, b.y + b.height] for b in boxes])
     overlaps = box_iou(corners, corners).fill_diagonal_(0)
     assert overlaps.max() <= MAX_IOU + 1e-6
+
+
+@torch.no_grad()
+def test_the_whole_image_is_refined_to_the_box_that_locate_returns(model, data):
+    ours, image = model("pretrain"), data / "images/5.png"
+    [boxes] = ours.locate(image, PHRASES)
+    width, height = ours.read(image).size
+    concepts = ours.network.vision(ours.pixels(ours.views([image])))
+    whole, index = torch.tensor([[0.5, 0.5, 1.0, 1.0]] * 2), torch.zeros(2, dtype=torch.int64)
+    _, refined = refined_regions(ours.network, ours.encoded(PHRASES), concepts, whole, index)
+    for box, expected, phrase in zip(refined.tolist(), boxes, PHRASES, strict=True):
+        found = in_pixels(phrase, box, None, (width, height))
+        assert (found.x, found.y, found.width, found.height) == pytest.approx(
+            (expected.x, expected.y, expected.width, expected.height), abs=1e-3
+        )
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_the_box_that_locate_returns_is_one_of_all_boxes_if_its_probability_suffices(model, data, phrase):
+    for number in range(4):
+        image = data / f"images/{number}.png"
+        [[best]] = model("pretrain").locate(image, phrase)
+        [boxes] = model("pretrain").locate(image, phrase, boxes="all", threshold=best.score - 1e-4)
+        sides = ("x", "y", "width", "height")
+        distances = [sum(abs(getattr(box, side) - getattr(best, side)) for side in sides) for box in boxes]
+        assert min(distances) < 1e-3
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (4, 4), (8, 8), (14, 14), (24, 24)])

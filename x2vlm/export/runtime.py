@@ -37,7 +37,7 @@ from x2vlm.export.files import (
     TEXT_STATES,
     Metadata,
 )
-from x2vlm.regions import Boxes, matching_regions
+from x2vlm.regions import Boxes, matching_boxes
 from x2vlm.runtime import Located
 
 
@@ -136,7 +136,7 @@ class OnnxRuntime:
         """See :class:`~x2vlm.runtime.Runtime`."""
 
         def score(image: int, candidates: PackedTexts) -> Tensor:
-            return self._fuse(MARGIN, candidates, images[image : image + 1])[0]
+            return self._fuse((MARGIN,), candidates, images[image : image + 1])[0][0]
 
         return score_each(score, texts, bank)
 
@@ -145,30 +145,36 @@ class OnnxRuntime:
         boxes = torch.empty(len(image_index), 4)
         for image in image_index.unique().tolist():
             (phrases,) = torch.where(image_index == image)
-            boxes[phrases] = self._fuse(BOX, texts.select(phrases), images[image : image + 1])[0]
+            boxes[phrases] = self._fuse((BOX,), texts.select(phrases), images[image : image + 1])[0][0]
         scores: list[float | None] = [None] * len(boxes)
         if MARGIN in self.fusion.outputs:
-            scores = list(self._region_scores(texts, images, boxes, image_index).tolist())
+            scores = list(self._refined_regions(texts, images, boxes, image_index)[0].tolist())
         return boxes.tolist(), scores
 
     def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
         """See :class:`~x2vlm.runtime.Runtime`."""
 
-        def score(boxes: Tensor, phrases: Tensor) -> Tensor:
-            return self._region_scores(texts.select(phrases), images, boxes, image_index[phrases])
+        def refine(boxes: Tensor, phrases: Tensor) -> tuple[Tensor, Tensor]:
+            return self._refined_regions(texts.select(phrases), images, boxes, image_index[phrases])
 
-        return matching_regions(score, grid_of(self.image_size, self.metadata.patch_size), len(image_index), threshold)
+        best = zip(*self.locate(images, texts, image_index), strict=True)
+        return matching_boxes(refine, grid_of(self.image_size, self.metadata.patch_size), list(best), threshold)
 
-    def _region_scores(self, texts: PackedTexts, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Returns the probability (N,) that text n is about the content of box n; see :func:`x2vlm.boxes.best_boxes`."""
+    def _refined_regions(
+        self, texts: PackedTexts, images: Tensor, boxes: Tensor, image_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`x2vlm.boxes.refined_regions`; ``images`` (I, 1 + P, D) are states as in :class:`~x2vlm.runtime.Runtime`."""
         masks = region_masks(boxes, self.image_size, self.metadata.patch_size)
         patches = images[image_index, 1:]
         weights = masks.float() / masks.sum(dim=1, keepdim=True)
         regions = torch.cat([weights.unsqueeze(1) @ patches, patches], dim=1)
-        return self._fuse(MARGIN, texts, regions, F.pad(masks, (1, 0), value=True)).flatten().sigmoid()
+        margins, refined = self._fuse((MARGIN, BOX), texts, regions, F.pad(masks, (1, 0), value=True))
+        return margins.flatten().sigmoid(), refined.flatten(0, 1)
 
-    def _fuse(self, wanted: str, texts: PackedTexts, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns an output (B, S, ...) for S texts per image (B, K, D). ``mask`` (B, K) bool is True for states that texts
+    def _fuse(
+        self, wanted: Sequence[str], texts: PackedTexts, images: Tensor, mask: Tensor | None = None
+    ) -> list[Tensor]:
+        """Returns outputs (B, S, ...) for S texts per image (B, K, D). ``mask`` (B, K) bool is True for states that texts
         attend to; if it is None, texts attend to all states."""
         count = len(images)
         inputs = {
@@ -177,4 +183,4 @@ class OnnxRuntime:
             IMAGE_STATES: images,
             IMAGE_MASK: torch.ones(images.shape[:2], dtype=torch.bool) if mask is None else mask,
         }
-        return self.fusion(wanted, **inputs)[0]
+        return self.fusion(*wanted, **inputs)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tasks.drawing import Panel, Sheet, draw_sheet
 from utils.errors import UserError
-from utils.printing import printed
+from utils.printing import counted, printed
 from x2vlm import figures
 from x2vlm.base import LoadedModel
 from x2vlm.matching import formatted_scores, matches
@@ -29,6 +29,10 @@ MAX_CHARACTERS = 2000
 """Maximum number of characters in a text box."""
 HITS = 12
 """Number of hits that a search shows."""
+MIN_BOX_PROBABILITY = 0.1
+"""Minimum probability at which a search draws the box of a phrase. Most hits of a search do not contain the phrase. On the demo's
+validation scenes, 98% of the boxes with an IoU of at least 0.5 reach this probability, and 40% of the boxes of phrases about
+objects that are not in the image."""
 IMAGE_ONLY = ("locate", "explain")
 """The names of the abilities that are available only for images, not for videos."""
 
@@ -206,13 +210,18 @@ def _search_ability(index: ImageIndex) -> Ability:
 
 def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
     """Returns the hits, each with the box of ``phrase``. If ``phrase`` is empty, the box of the sentence is shown; if it is None,
-    no boxes are shown."""
+    no boxes are shown. Boxes below :data:`MIN_BOX_PROBABILITY` are not shown, and the last line says so."""
     [sentence, *_] = lines_of(text)
     locate = phrase is not None and (lines_of(phrase)[0] if phrase.strip() else True)
     hits = index.search(sentence, top=HITS, locate=locate)
     if not hits:
         return Answer(["all images have been removed or changed since they were indexed"])
+    improbable = [hit.box is not None and (hit.box.score or 0.0) < MIN_BOX_PROBABILITY for hit in hits]
+    hits = [
+        replace(hit, box=None) if is_improbable else hit for hit, is_improbable in zip(hits, improbable, strict=True)
+    ]
     named = [(hit, printed(hit.path.name, "utf-8")) for hit in hits]
+    note = f"{sum(improbable)} of {counted(len(hits), 'box', 'boxes')} not drawn: probability below {MIN_BOX_PROBABILITY:.2f}"
     return Answer(
         [
             ", ".join(hits[0].formatted_scores()),
@@ -220,6 +229,7 @@ def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
                 f"{'  '.join(hit.formatted_scores().values())}  {name}{'' if hit.box is None else f'  {_described(hit.box)}'}"
                 for hit, name in named
             ),
+            *([note] if any(improbable) else []),
         ],
         [
             Picture(figures.marked(index.model.read, hit.path, hit.box), f"{hit.score:.2f} · {name}")

@@ -31,6 +31,7 @@ from tests.browser import browser  # noqa: F401 (fixture)
 from tests.messages import OneLine, naming
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
+from x2vlm.page import abilities
 from x2vlm.page.abilities import MAX_LINES, abilities_of, lines_of
 from x2vlm.page.limits import KEPT_S, BodyLimit, RateLimit, SiteCheck, UploadLimit
 
@@ -118,6 +119,21 @@ def test_an_index_is_searched_and_each_hit_has_its_box(model, data, tmp_path, mo
             assert abs(columns.min() - hit.box.x * side) <= 1.5 and abs(rows.min() - hit.box.y * side) <= 1.5
     other = model("retrieval").index(data / "images", tmp_path / "other")
     assert len(abilities_of(model("retrieval"), other)[0].texts) == 1  # it locates nothing
+
+
+def test_a_search_draws_no_improbable_box_and_says_so(model, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    index = model("pretrain").index(data / "images", tmp_path / "index")
+    search = abilities_of(model("pretrain"), index)[0]
+    scores = sorted(hit.box.score for hit in index.search("a red star", top=12, locate="a star"))
+    below = len(scores) // 2
+    monkeypatch.setattr(abilities, "MIN_BOX_PROBABILITY", scores[below])
+    answer = search.ask([], ["a red star", "a star"])
+    hits = index.search("a red star", top=12, locate="a star")
+    assert answer.lines[-1] == f"{below} of {len(hits)} boxes not drawn: probability below {scores[below]:.2f}"
+    for line, picture, hit in zip(answer.lines[1:-1], answer.pictures, hits, strict=True):
+        is_drawn = bool((picture.pixels != model("pretrain").read.picture(hit.path)).any())
+        assert is_drawn == ("pixels at" in line) == (hit.box.score >= scores[below])
 
 
 def test_an_index_whose_images_are_gone_is_reported(model, data, tmp_path):
