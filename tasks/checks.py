@@ -1,6 +1,6 @@
 """The quick checks that every run makes before it trains. ``run.py doctor`` makes them, and many more (:mod:`tools.doctor`).
 
-They do not decode any images. A finding that may be intentional is a warning, which does not stop the run.
+A finding that may be intentional is a warning, which does not stop the run.
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +26,12 @@ from metrics.vqa import normalize_answer
 from models.inference.reranking import AligningModel
 from tasks.base import BaseTask
 from tasks.config import VideoQAConfig, VQAConfig
-from tasks.finetune import FineTuneTask
+from tasks.held_out_media import check_held_out_media
+from tasks.prepared import Check, Findings, NotCheckedError, PreparedRun
 from utils import distributed
 from utils.errors import UserError
 from utils.files import expanded
-from utils.findings import Finding
+from utils.findings import Finding, finding_of
 
 MAX_EPOCHS = 100
 """A run of more epochs causes a warning, because the model would memorise the records."""
@@ -47,79 +46,6 @@ USE_PIXELS = "boxes are relative; multiply x and width by the image's width, y a
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class PreparedRun:
-    """A run whose parts are built, as far as they can be.
-
-    Attributes:
-        config: config of the run.
-        task: class of the task.
-        ranks: number of ranks of the run.
-        model: the model; None if it could not be built.
-        training: builds micro-batches of the training data; None if they could not be read.
-        held_out: held-out splits of a fine-tuning task, by config key.
-        plan: plan of the run; None if the run has not been planned yet.
-    """
-
-    config: Any
-    task: Any
-    ranks: int
-    model: Any = None
-    training: Any = None
-    held_out: dict[str, Any] = field(default_factory=dict)
-    plan: RunPlan | None = None
-
-    @classmethod
-    def of(cls, task: BaseTask[Any, Any, Any]) -> PreparedRun:
-        """Returns the run of a task that is about to train on this process group."""
-        held_out = dict(task.held_out.by_key()) if isinstance(task, FineTuneTask) else {}
-        return cls(task.config, type(task), distributed.world_size(), task.model, task.training, held_out, task.plan)
-
-    @property
-    def fine_tunes(self) -> bool:
-        return issubclass(self.task, FineTuneTask)
-
-
-class NotCheckedError(Exception):
-    """Raised by a check that cannot run. The message says why."""
-
-
-class Findings:
-    """Collects what checks find.
-
-    Attributes:
-        findings: the problems.
-    """
-
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-
-    def add(self, check: str, findings: Sequence[Finding], otherwise: str | None = None) -> bool:
-        """Adds the findings of a check or, without findings, the line ``otherwise``; returns whether there are findings."""
-        self.findings += findings
-        if not findings and otherwise is not None:
-            self.ok(check, otherwise)
-        return bool(findings)
-
-    def ok(self, check: str, text: str) -> None:
-        """Adds a line about a check that found nothing wrong."""
-
-
-class Check(NamedTuple):
-    """A check.
-
-    Attributes:
-        section: the section of the doctor's report to which the check belongs.
-        name: name of the check.
-        run: the check, which adds to the findings what it finds about the run. If it raises a :class:`NotCheckedError`, the check
-            could not be made; a :class:`~utils.errors.UserError` is a finding, too.
-    """
-
-    section: str
-    name: str
-    run: Callable[[Any, Any], None]
-
-
 def check_start(task: BaseTask[Any, Any, Any]) -> None:
     """Makes the quick checks of a task that is about to train, and logs their warnings.
 
@@ -128,8 +54,12 @@ def check_start(task: BaseTask[Any, Any, Any]) -> None:
     """
     run, found = PreparedRun.of(task), Findings()
     for check in QUICK_CHECKS:
-        with suppress(NotCheckedError):
+        try:
             check.run(run, found)
+        except NotCheckedError:
+            continue
+        except UserError as error:
+            found.add(check.name, [finding_of(error)])
     for finding in found.findings:
         if finding.level == "warning" and distributed.rank() == 0:
             logger.warning("%s", finding)
@@ -329,5 +259,6 @@ QUICK_CHECKS = (
     Check("data", "batch", check_batch_size),
     Check("data", "boxes", check_box_values),
     Check("data", "answers", check_answers),
+    Check("data", "held out", check_held_out_media),
 )
 """The checks that every run makes before it trains. ``run.py doctor`` makes all checks of :mod:`tools.doctor.checks`."""

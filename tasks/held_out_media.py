@@ -6,7 +6,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,11 +15,11 @@ import numpy as np
 from dataset.examples import held_out_records
 from dataset.formats.captioned import CaptionedImages
 from dataset.media.sources import ImageSource, VideoSource
+from dataset.tasks.held_out import Choose
 from dataset.tasks.questions import QuestionTable
 from dataset.text.processors import TextProcessor
-from tasks.base import BaseTask
-from tasks.finetune import FineTuneTask
-from tasks.pretrain import PretrainTask
+from tasks.config import PretrainConfig
+from tasks.prepared import Findings, PreparedRun
 from tasks.pretrain_evaluation import HeldOutReader
 from utils import distributed
 
@@ -33,54 +34,61 @@ Source = ImageSource | VideoSource
 logger = logging.getLogger(__name__)
 
 
-def check_held_out_media(task: BaseTask[Any, Any, Any]) -> None:
+def check_held_out_media(run: PreparedRun, found: Findings) -> None:
     """Decodes held-out images and videos in random order for at most :data:`MAX_SECONDS`. The ranks share the work.
 
     Raises:
         UserError: for the first image or video that cannot be decoded, because held-out sets must not contain broken records.
     """
     until = time.perf_counter() + MAX_SECONDS
-    if isinstance(task, FineTuneTask):
-        _check_splits(task, until)
-    elif isinstance(task, PretrainTask) and task.config.evaluation is not None:
-        _check_records(task, until)
+
+    def share(count: int) -> Iterator[int]:
+        order = np.random.default_rng(run.config.seed).permutation(count).tolist()
+        own = order[distributed.rank() :: distributed.world_size()]
+        return itertools.takewhile(lambda _: time.perf_counter() <= until, own)
+
+    if run.fine_tunes:
+        splits = {key: sources_of(items) for key, items in run.held_out.items()}
+        unique = {source.path or (key, index): source for key in splits for index, source in enumerate(splits[key])}
+        sources = list(unique.values())
+        count = decode(run, sources, share(len(sources)))
+        if sources:
+            logger.info("this rank decoded %d of %d held-out images and videos without errors", count, len(sources))
+    elif isinstance(run.config, PretrainConfig) and run.config.evaluation is not None:
+        count = read_records(run, lambda records: itertools.islice(share(records), MAX_RECORDS))
+        logger.info("this rank read %d held-out records without errors", count)
 
 
-def _check_splits(task: FineTuneTask[Any, Any, Any], until: float) -> None:
-    splits = {key: sources_of(items) for key, items in task.held_out.by_key().items()}
-    unique = {source.path or (key, index): source for key in splits for index, source in enumerate(splits[key])}
-    sources = list(unique.values())
-    indices = _shuffled_share(len(sources), task.config.seed, until)
-    views = held_out_records(
-        indices, lambda index: task.held_out.view(sources[index]), lambda index: sources[index].location
-    )
-    count = sum(1 for _ in views)
-    if sources:
-        logger.info("this rank decoded %d of %d held-out images and videos without errors", count, len(sources))
+def decode(run: PreparedRun, sources: Sequence[Source], indices: Iterable[int]) -> int:
+    """Decodes held-out images and videos as evaluation does, and returns their number.
+
+    Raises:
+        UserError: for the first one that cannot be decoded.
+    """
+    view = run.task.evaluation_view(run.config)
+    views = held_out_records(indices, lambda index: view(sources[index]), lambda index: sources[index].location)
+    return sum(1 for _ in views)
 
 
-def _check_records(task: PretrainTask, until: float) -> None:
-    config = task.config
-    assert config.evaluation is not None
+def read_records(run: PreparedRun, choose: Choose, choose_videos: Choose | None = None) -> int:
+    """Reads held-out records of pre-training as evaluation does, and returns their number.
 
-    def choose(count: int) -> Iterator[int]:
-        return itertools.islice(_shuffled_share(count, config.seed, until), MAX_RECORDS)
+    Args:
+        run: the run, whose config has a section ``evaluation``.
+        choose: chooses the records with images, given their number.
+        choose_videos: chooses the records with videos; if None, ``choose`` does.
 
-    processor = TextProcessor(task.tokenizer, config.data.text)
+    Raises:
+        UserError: for the first record that cannot be used.
+    """
+    config = run.config
+    processor = TextProcessor(run.tokenizer, config.data.text)
     reader = HeldOutReader(config.evaluation, config.data, config.model.vision, processor, choose)
     lists: tuple[Literal["files", "region_files"], ...] = ("files", "region_files")
     count = sum(len(reader.images(which)) for which in lists if getattr(config.evaluation, which))
-    count += len(reader.videos()) if config.evaluation.video_files else 0
-    logger.info("this rank read %d held-out records without errors", count)
-
-
-def _shuffled_share(count: int, seed: int, until: float) -> Iterator[int]:
-    """Yields this rank's share of the indices below ``count``, in random order, until the time is up."""
-    order = np.random.default_rng(seed).permutation(count)
-    for index in order[distributed.rank() :: distributed.world_size()].tolist():
-        if time.perf_counter() > until:
-            return
-        yield index
+    if config.evaluation.video_files:
+        count += len(replace(reader, choose=choose_videos or choose).videos())
+    return count
 
 
 def sources_of(items: Any) -> list[Source]:

@@ -22,7 +22,6 @@ from tasks.binding import BoundRun
 from tasks.checks import check_start
 from tasks.config import RunConfig
 from tasks.data_identity import data_identity
-from tasks.held_out_media import check_held_out_media
 from tasks.kept import with_available_inputs
 from tasks.pinned import with_pinned_data
 from tasks.run_flags import RunFlags, output_folder
@@ -101,7 +100,6 @@ def _train(task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.devic
     config = task.config
     with stop.ending_at_once(), _watched("the set-up", config, folder):
         check_start(task)
-        check_held_out_media(task)
         if distributed.rank() == 0:
             task.keep_inputs(folder.path)
         assert task.plan is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from utils.errors import UserError
+
 Level = Literal["warning", "refused"]
 
 
@@ -26,3 +28,8 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.location}: {self.fact}; {self.remedy}"
+
+
+def finding_of(error: UserError) -> Finding:
+    """Returns an error that a check raised as a finding."""
+    return Finding("refused", error.where or "config", error.what, error.remedy or "fix it")

@@ -336,7 +336,7 @@ def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp
 def test_warnings_are_logged_and_the_run_continues(caplog):
     plan = RunPlan(1, 1, 1, 10, 10, 101, 1)
     training, config = Namespace(items=[], stream_sizes={"pairs": 10}), Namespace(train=Namespace(epochs=None))
-    task = Namespace(training=training, config=config, model=None, plan=plan)
+    task = Namespace(training=training, config=config, tokenizer=None, model=None, plan=plan)
     with caplog.at_level(logging.WARNING):
         check_start(task)
         assert OneLine("train", "101 passes") in caplog.messages

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tasks.checks import Check, check_answers, check_batch_size
+from tasks.checks import check_answers, check_batch_size
+from tasks.prepared import Check
 from tools.doctor.boxes import check_boxes
 from tools.doctor.data import check_held_out, check_training
 from tools.doctor.files import check_download, check_inputs, check_tokenizer

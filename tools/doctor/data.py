@@ -60,7 +60,7 @@ def check_held_out(subject: Subject, report: Report) -> None:
     for key, split in subject.splits().items():
         with report.check("held out"):
             items = subject.read_held_out(key, split)
-            decoded = check_images(subject, key, items)
+            decoded = check_images(subject, items)
             report.ok("held out", f"{key}: {_counted(items)}; {decoded}")
     config = subject.config
     if isinstance(config, PretrainConfig) and config.evaluation is not None:

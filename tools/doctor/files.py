@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.checkpoints.files import WEIGHT_FILES
-from tasks.checks import NotCheckedError
+from tasks.prepared import NotCheckedError
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject, shorten
 from utils.findings import Finding

@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tasks.checks import Check, Findings, NotCheckedError
+from tasks.prepared import Check, Findings, NotCheckedError
 from utils.errors import UserError
-from utils.findings import Finding
+from utils.findings import Finding, finding_of
 
 WIDTH = 120
 
@@ -63,8 +63,7 @@ class Report(Findings):
         except NotCheckedError as error:
             self.skip(name, str(error))
         except UserError as error:
-            finding = Finding("refused", error.where or "config", error.what, error.remedy or "fix it")
-            self.add(name, [finding])
+            self.add(name, [finding_of(error)])
         except Exception as error:  # raised by a task's own code; the other checks do not depend on it
             last = traceback.extract_tb(error.__traceback__)[-1]
             fact = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -15,8 +15,8 @@ from engine.config import ShardingConfig
 from engine.parallel.fsdp import Sharded
 from engine.precision import APEX_LEVELS
 from models.tasks.self_critical import SelfCriticalModel
-from tasks.checks import NotCheckedError
 from tasks.drawing import Sheet, draw_sheet
+from tasks.prepared import NotCheckedError
 from tools.doctor.findings import Report
 from tools.doctor.panels import LEGEND, panels_of
 from tools.doctor.subject import Subject

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 
 from engine.checkpoint import find_weights, run_config_of
-from tasks.checks import NotCheckedError
 from tasks.config import VideoQAConfig, VQAConfig
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, unbeaten_baselines
+from tasks.prepared import NotCheckedError
 from tasks.vqa import by_answer_type
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tasks.checks import NotCheckedError
+from tasks.prepared import NotCheckedError
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from tools.plan.synthetic import batch_sizes, synthetic_batch

@@ -19,8 +19,8 @@ from dataset.broken import remedy_for
 from dataset.config import VideoStreamConfig
 from dataset.tasks.streams.wordings import ADD_SOURCES, FEW_HARD_NEGATIVES
 from engine.devices import ASSUMED_UTILISATION, peak_of
-from tasks.checks import NotCheckedError
 from tasks.config import PretrainConfig
+from tasks.prepared import NotCheckedError
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from utils.cores import usable_cores

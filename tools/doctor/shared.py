@@ -17,8 +17,8 @@ from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.readers import Shards
 from dataset.tasks.streams.pairs import video_record
 from tasks import held_out_media
-from tasks.checks import NotCheckedError
 from tasks.config import PretrainConfig
+from tasks.prepared import NotCheckedError
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
 from utils.extras import install_command

@@ -20,7 +20,7 @@ from engine.config import ShardingConfig
 from engine.parallel.choice import mesh_of, state_bytes
 from engine.run_plan import RunPlan
 from tasks.base import set_up_training
-from tasks.checks import NotCheckedError, PreparedRun
+from tasks.prepared import NotCheckedError, PreparedRun
 from tools.doctor.text_log import TextLog
 from tools.steps.fake import FakeSteps
 from utils.accelerator import device_bytes
@@ -46,7 +46,6 @@ class Subject(PreparedRun):
         device: the device of a step.
         out: folder for files that checks write.
         missing: missing inputs, with the config keys that name them.
-        tokenizer: the tokenizer, which counts the tokens of the texts that it encodes.
         batches: micro-batches of the sample.
         loading_s: seconds that it took to make the sample.
         unfetched: the model that ``init.text`` names, if a run has to download it.
@@ -56,7 +55,6 @@ class Subject(PreparedRun):
     device: torch.device
     out: Path
     missing: dict[str, list[str]] = field(default_factory=dict)
-    tokenizer: TextLog | None = None
     batches: list[Batch] = field(default_factory=list)
     loading_s: float = 0.0
     unfetched: str | None = None
@@ -83,8 +81,9 @@ class Subject(PreparedRun):
         Raises:
             UserError: if the tokenizer cannot be loaded.
         """
-        self.tokenizer = TextLog(load_tokenizer(self.config.model.text.encoder, "model.text.encoder"))
-        return self.tokenizer
+        tokenizer = TextLog(load_tokenizer(self.config.model.text.encoder, "model.text.encoder"))
+        self.tokenizer = tokenizer
+        return tokenizer
 
     def build_model(self) -> Any:
         """Builds the model with random weights, as a run does. A model that is too large for a step here is built on the meta

@@ -9,7 +9,7 @@ from models.checkpoints import LoadReport
 from models.checkpoints.report import by_module
 from models.core.backbones import backbone_pixels
 from tasks.base import check_length, load_initial
-from tasks.checks import NotCheckedError
+from tasks.prepared import NotCheckedError
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject, shorten
 from utils.findings import Finding
