@@ -163,7 +163,8 @@ def _metric(run: Run, split: str, name: str) -> Metric:
 
 
 def _row(name: str, by_group: Sequence[Sequence[Metric]]) -> ComparedRow:
-    """Returns a row of the comparison. If the runs were measured on different files, each value shows its own chance level."""
+    """Returns a row of the comparison. If runs were measured on different files, the chance level of each value is listed, and
+    no value is marked as the best."""
     metrics = [metric for some in by_group for metric in some if metric]
     unit = str(metrics[0].get("unit", "share"))
     if unit == "count":
@@ -175,8 +176,8 @@ def _row(name: str, by_group: Sequence[Sequence[Metric]]) -> ComparedRow:
     texts = [spread_text(s, unit) if s is not None else none for s, none in zip(spreads, nothing, strict=True)]
     chances = [next(filter(None, (_value(metric, "chance") for metric in some)), "") for some in by_group]
     if len(splits_of(metrics)) > 1:
-        texts = [f"{text} (chance {chance})" if chance else text for text, chance in zip(texts, chances, strict=True)]
-        return ComparedRow(name, [Cell(text) for text in texts])
+        listed = ", ".join(chance or "none" for chance in chances) if any(chances) else ""
+        return ComparedRow(name, [Cell(text) for text in texts], listed)
     return ComparedRow(name, _cells(spreads, texts, lower=lower_is_better(name)), next(filter(None, chances), ""))
 
 
