@@ -26,7 +26,8 @@ def plan(*overrides: Override, flags: PlanFlags = PlanFlags(), json_: bool = Fal
     """
     flags.check()
     run = bind_run(flags.config, overrides, flags.task)
-    # Imported here, so that --help and misspelled keys do not wait for torch.
+    flags.require_memory()
+    # Imported here, so that --help, misspelled keys and a missing --memory do not wait for the models.
     from launch.torchrun import use_expandable_segments
     from tools.plan.planner import Planner
     from tools.plan.table import as_table

@@ -38,6 +38,8 @@ TRAINING_FILE = "training.pt"
 STATES = "optimizer"
 """Folder with the tensors of the optimiser state, stored by parameter name."""
 CHECKPOINTS = "checkpoints"
+MAX_LISTED_RUNS = 8
+"""Maximum number of runs that the error lists if a folder contains only runs."""
 REPLACED = ".{name}.replaced.tmp"
 """Temporary name of a checkpoint while a new one of the same step takes its place."""
 NAME = re.compile(r"step-(\d+)")
@@ -228,6 +230,9 @@ def find_weights(path: Path) -> Path:
             return file
     checkpoints = list_checkpoints(path / CHECKPOINTS)
     if not checkpoints:
+        if runs := [str(each) for each in sorted(path.iterdir()) if _has_weights(each)]:
+            listed = ", ".join(runs[:MAX_LISTED_RUNS]) + (", …" if len(runs) > MAX_LISTED_RUNS else "")
+            raise UserError("is a folder of runs", where=path, remedy=f"use one of them: {listed}")
         raise UserError(
             f"contains neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*",
             where=path,
@@ -244,6 +249,11 @@ def find_weights(path: Path) -> Path:
         f"no checkpoint in {path / CHECKPOINTS} has intact weights: {'; '.join(faults)}",
         remedy="restore one from a backup, or use another run or file",
     )
+
+
+def _has_weights(folder: Path) -> bool:
+    names = (BEST_FILE, MODEL_FILE)
+    return any((folder / name).is_file() for name in names) or bool(list_checkpoints(folder / CHECKPOINTS))
 
 
 def _weights_fault(checkpoint: Checkpoint) -> str | None:

@@ -113,7 +113,8 @@ class Reader:
                 return self._from_array(image, view)
         except BrokenRecordError as error:
             name = str(Path(image).expanduser()) if isinstance(image, str | Path) else "a Pillow image"
-            raise UserError(str(error), where=name) from None
+            detail = error.detail.removeprefix(name).lstrip(": ")  # the message begins with the name
+            raise UserError(f"{error.reason}: {detail}", where=name) from None
         raise UserError(f"an image is a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
 
     def _from_file(self, path: Path, view: FrameView) -> _Views:

@@ -152,9 +152,13 @@ def saves_slowly(file: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGXCPU])
 def test_a_lost_terminal_and_the_limit_of_cpu_time_ask_a_run_to_stop(signum):
-    with StopRequest() as stop:
-        os.kill(os.getpid(), signum)
-        assert (stop.signum, stop.status) == (signum, REQUEUE)
+    before = signal.signal(signum, signal.SIG_DFL)  # nohup ignores SIGHUP
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signum)
+            assert (stop.signum, stop.status) == (signum, REQUEUE)
+    finally:
+        signal.signal(signum, before)
 
 
 def test_a_run_started_under_nohup_ignores_a_lost_terminal():

@@ -432,7 +432,7 @@ def stopped_job(folder: Path, name: str, status: int, ignored: bool = False) -> 
     SIGTERM."""
     script = folder / "rank.py"
     script.write_text(STOPPABLE.format(name="SIGTERM" if ignored else name, status=status))
-    start = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else ""
+    start = f"import signal; signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
     code = f"{start}{LAUNCH}\nimport sys; sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
     command = [sys.executable, "-c", code, str(script), "--cpu", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

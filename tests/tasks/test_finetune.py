@@ -20,7 +20,7 @@ from dataset.broken import BrokenRecordError
 from dataset.tasks.finetune import in_batches
 from dataset.text.loading import load_tokenizer
 from engine import precision
-from engine.checkpoint import Checkpoint, list_checkpoints
+from engine.checkpoint import Checkpoint, find_weights, list_checkpoints
 from tasks.base import BaseTask
 from tasks.evaluation import Evaluation, Metric
 from tasks.kinds import TaskKind, TaskSource
@@ -292,6 +292,18 @@ def test_a_folder_without_weights_is_reported_in_one_line(overrides, tmp_path):
         start("nlvr", tmp_path / "out", [*overrides("nlvr"), f"init.checkpoint={tmp_path}/empty"])
     assert str(error.value).startswith(f"{tmp_path}/empty: contains neither best.safetensors, model.safetensors nor")
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_runs_names_the_runs(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        (tmp_path / "own" / name / "model.safetensors").write_bytes(b"")
+    (tmp_path / "own/c/checkpoints/step-00000001").mkdir(parents=True)
+    (tmp_path / "own/notes").mkdir()
+    folder = tmp_path / "own"
+    with pytest.raises(UserError) as error:
+        find_weights(folder)
+    assert str(error.value) == f"{folder}: is a folder of runs; use one of them: {folder}/a, {folder}/b, {folder}/c"
 
 
 BROKEN = {

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -353,3 +354,14 @@ def test_states_that_do_not_fit_on_a_gpu_are_sharded():
     assert shared["gathered temporarily"] == pytest.approx(large["weights"], rel=0.02)
     assert "gathered temporarily" not in large
     assert OneLine("fsdp, since", "3.0 of 4.0 GB", "8 GPUs") in plan.assumptions
+
+
+def test_without_a_gpu_the_missing_memory_is_reported_before_the_models_are_imported():
+    code = (
+        "import sys, torch; torch.cuda.is_available = lambda: False; from run import main\n"
+        "assert main(['plan', '--config', 'configs/demo/pretrain.yaml']) == 2\n"
+        "assert not {'timm', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr == OneLine("error: --memory", "no GPU", "--memory GB")

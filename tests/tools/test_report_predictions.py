@@ -200,7 +200,7 @@ def test_runs_measured_on_different_files_have_separate_chance_levels_and_no_bes
         file = folder / "evaluation.json"
         file.write_text(file.read_text().replace("f.jsonl", f"{folder.name}.jsonl"))
     text = report(tmp_path, one, two)
-    assert "<th>recall</th><td>50.0% (chance 10.0%)</td><td>70.0% (chance 40.0%)</td><td></td>" in text
+    assert "<th>recall</th><td>50.0%</td><td>70.0%</td><td>10.0%, 40.0%</td>" in text
 
 
 def test_the_report_warns_of_an_accuracy_that_does_not_beat_the_image_blind_baseline(make, tmp_path):

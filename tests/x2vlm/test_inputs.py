@@ -78,6 +78,12 @@ def test_inputs_that_are_not_images_are_reported_in_one_line(read, image, report
     assert "\n" not in str(raised.value)
 
 
+def test_a_missing_image_is_named_once(read):
+    with pytest.raises(UserError) as raised:
+        read("photos/nowhere.png")
+    assert str(raised.value) == "photos/nowhere.png: missing image: No such file or directory"
+
+
 def test_a_large_image_is_rejected_before_it_is_decoded(pixels, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="more than max_pixels"):

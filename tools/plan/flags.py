@@ -52,6 +52,17 @@ class PlanFlags:
         """The value of ``--gpus``, or its default."""
         return self.gpus or 1
 
+    def require_memory(self) -> None:
+        """Raises :class:`UserError` if the memory of a GPU is unknown: this machine has no GPU, and ``--memory`` is missing."""
+        if self.memory is not None:
+            return
+        from utils.accelerator import best_device  # imports torch
+
+        if best_device().type == "cpu":
+            raise UserError(
+                "this machine has no GPU", where="--memory", remedy="pass --memory GB, the memory of one GPU"
+            )
+
     def check(self) -> None:
         """Raises :class:`UserError` if the flags contradict each other."""
         if self.nodes is not None and self.gpus is None:

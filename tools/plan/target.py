@@ -41,6 +41,7 @@ class Target:
         self.utilisation = flags.utilisation
         self.several = flags.nodes is not None or flags.gpus_per_node > 1
         self._check_precision(train)
+        flags.require_memory()
         self.memory = self._memory(flags.memory)
         self.peak = peak(self.gpu, train.precision) if self.config_peak is None else self.config_peak
         """Peak rate in TFLOP/s."""
@@ -48,10 +49,7 @@ class Target:
     def _memory(self, flag_gb: float | None) -> int:
         """Returns the memory of a GPU in bytes, from ``--memory`` or from this GPU."""
         if self.device is None:
-            if flag_gb is None:
-                raise UserError(
-                    "this machine has no GPU", where="--memory", remedy="pass --memory GB, the memory of one GPU"
-                )
+            assert flag_gb is not None, "PlanFlags.require_memory"
             return int(flag_gb * 1e9)
         total = torch.cuda.get_device_properties(self.device).total_memory
         if flag_gb is not None and flag_gb * 1e9 > total and self.measures:

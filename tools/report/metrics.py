@@ -153,6 +153,8 @@ def _split(split: str, evaluation: Evaluation) -> SplitMetrics:
 
 
 def _row(groups: Sequence[Group], split: str, name: str) -> ComparedRow:
+    """Returns a row of the comparison. If runs were measured on different files, the chance level of each value is listed, and
+    no value is marked as the best."""
     by_group = [[metric for run in group.runs if (metric := run.metric(split, name)) is not None] for group in groups]
     metrics = [metric for some in by_group for metric in some]
     unit = metrics[0].unit
@@ -167,8 +169,8 @@ def _row(groups: Sequence[Group], split: str, name: str) -> ComparedRow:
     ]
     chances = [next((_value(each, each.chance) for each in some if each.chance is not None), "") for some in by_group]
     if len(files_of((run for group in groups for run in group.runs), split)) > 1:
-        texts = [f"{text} (chance {chance})" if chance else text for text, chance in zip(texts, chances, strict=True)]
-        return ComparedRow(name, [Cell(text) for text in texts])
+        listed = ", ".join(chance or "none" for chance in chances) if any(chances) else ""
+        return ComparedRow(name, [Cell(text) for text in texts], listed)
     return ComparedRow(name, _cells(spreads, texts, lower=lower_is_better(name)), next(filter(None, chances), ""))
 
 
