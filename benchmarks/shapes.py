@@ -1,4 +1,4 @@
-"""Measures how well the shapes and colours of objects can be read from a run's vision encoder: ``python -m benchmarks.shapes RUN``.
+"""Measures what linear classifiers read from a run's vision encoder: ``python -m benchmarks.shapes RUN``.
 
 The encoder is frozen, and linear classifiers are fitted to the mean of the patch states of each object in the demo's scenes.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -119,7 +119,7 @@ class RealSteps:
         batch = make_batch(self.trainer.model)
         return self._run_fresh(lambda: self._time(batch))
 
-    def clocked(self, batches: Sequence[Any], context: AbstractContextManager[Any] | None = None) -> Clock:
+    def clocked(self, batches: list[Any], context: AbstractContextManager[Any] | None = None) -> Clock:
         """Takes a step and returns its clock, which has the time of each phase. As in training, the host does not wait for the
         device.
 
