@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,8 +81,8 @@ class Receipt:
         return [name for name in step.needs if name in self.not_run or name in self.failed]
 
     def due(self, steps: Sequence[Step]) -> list[Step]:
-        """Returns the steps that have not finished, in the order in which to run them: steps that never ran, steps that failed, and
-        steps that need other steps."""
+        """Returns the steps that have not finished, in the order in which to run them: steps that never ran, steps that failed,
+        and steps that need other steps."""
         return sorted(
             [step for step in steps if step.name in self.not_run or step.name in self.failed],
             key=lambda step: (bool(self.missing(step)), step.name in self.failed),
@@ -123,7 +123,7 @@ class Receipt:
         return receipt
 
 
-def merged(receipts: Mapping[Path, Receipt]) -> Receipt:
+def merged(receipts: dict[Path, Receipt]) -> Receipt:
     """Merges receipts, by their path. If several receipts have the same step, the last one in which it did not fail counts. Facts
     about the host that differ are omitted.
 
