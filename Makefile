@@ -27,7 +27,8 @@ help:
 	@echo "make demo QUICK=1       the same in two minutes, just to see that the model learns"
 	@echo "make demo TASK=vqa      fine-tune the demo model: retrieval, nlvr, grounding, vqa or captioning (SEED=1: another seed)"
 	@echo "make real               train a small model on real pictures, in about half an hour (docs/real_model.md)"
-	@echo "make gpu                run tests and measurements on a GPU in forty minutes, and write a receipt (CPU=1: try all steps on the CPU)"
+	@echo "make gpu                run tests and measurements on a GPU in forty minutes, and write a receipt (STEP=name: only one step;"
+	@echo "                        CPU=1: try all steps on the CPU)"
 	@echo "make setup              only create .venv with the packages; make setup-dev adds the packages for tests and checks"
 	@echo "make test               the fast tests, in about five minutes"
 	@echo "make test-all           all tests; make faults: only tests that stop, kill and damage runs"
@@ -93,9 +94,10 @@ data/packages/complete: data/packages/weights | .venv/installed
 	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
 	touch $@
 
-# The same command resumes after an interruption. docs/performance.md describes the receipt.
-gpu: .venv/installed-dev
-	.venv/bin/python -m benchmarks.gpu_receipt $(if $(filter-out 0,$(CPU)),--cpu)
+# The same command resumes after an interruption, and STEP=name runs one step. docs/performance.md describes the steps and the receipt.
+# Packages are only installed if there is no environment yet, because the steps themselves use no network.
+gpu: $(if $(wildcard .venv/installed-dev),,.venv/installed-dev)
+	.venv/bin/python -m benchmarks.gpu_receipt $(if $(STEP),--step '$(STEP)') $(if $(filter-out 0,$(CPU)),--cpu)
 
 encoders: .venv/installed-dev data/packages/weights
 	.venv/bin/python -m tests.encoders.page data/packages

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,7 +18,6 @@ import torch
 from batches.losses import Work
 from benchmarks.harness import write_results
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
-from benchmarks.step_clock import PHASES, Stepper
 from benchmarks.step_config import (
     CONFIG,
     SMALL,
@@ -29,11 +29,11 @@ from benchmarks.step_config import (
 )
 from engine.config import TrainConfig
 from engine.devices import peak_of
-from engine.steps import trainer_of
 from launch.torchrun import use_expandable_segments
 from tasks.config import PretrainConfig
 from tools.plan.synthetic import text_limits
-from tools.steps.real import ran_out_of_memory
+from tools.steps.clock import PHASES
+from tools.steps.real import RealSteps, ran_out_of_memory
 from utils import distributed
 from utils.commands import call
 from utils.errors import UserError
@@ -102,17 +102,25 @@ def measure(way: str, config: PretrainConfig, timing: Timing, device: torch.devi
         model.forward = partial(plain_losses, model, padded=padding_of(config))  # type: ignore[method-assign]
     train = train_of(way, config.train)
     accumulation = config.model_copy(update={"train": train}).plan(distributed.world_size()).accumulation
-    trainer = trainer_of(model, train, config.optim, device)
+    runner = RealSteps(model, train, config.optim, device)
     batches = batches_for(config, model, static=bool(train.compile))
-    if device.type == "cuda":
+    if device.type != "cpu":
         batches = [batch.pin_memory() for batch in batches]
-    stepper = Stepper(trainer, batches, accumulation)
-    no_sync = partial(trainer.parallel.synchronised, last=False) if distributed.is_distributed() else nullcontext
-    stepper.milliseconds(timing.warm_up or _warm_up(train, timing.small, len(batches)), nullcontext)
+    endless = itertools.cycle(batches)
+
+    def milliseconds(count: int, context: Callable[[], AbstractContextManager[Any]] = nullcontext) -> list[list[float]]:
+        """Takes steps and returns the milliseconds of each phase, indexed by step and phase. The clocks are read after all
+        steps, so the host never waits for the device."""
+        micro_batches = ([next(endless) for _ in range(accumulation)] for _ in range(count))
+        clocks = [runner.clocked(each, context()) for each in micro_batches]
+        return [clock.milliseconds() for clock in clocks]
+
+    milliseconds(timing.warm_up or _warm_up(train, timing.small, len(batches)))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    steps = stepper.milliseconds(timing.rounds, nullcontext)
-    steps_without_sync = stepper.milliseconds(timing.rounds, no_sync) if no_sync is not nullcontext else steps
+    steps = steps_without_sync = milliseconds(timing.rounds)
+    if distributed.is_distributed():
+        steps_without_sync = milliseconds(timing.rounds, partial(runner.trainer.parallel.synchronised, last=False))
     phases = [statistics.median(column) for column in zip(*steps, strict=True)]
     backward = PHASES.index("backward")
     communication = max(0.0, phases[backward] - statistics.median(step[backward] for step in steps_without_sync))

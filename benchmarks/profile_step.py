@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import write_results
-from benchmarks.step_clock import Stepper
 from benchmarks.step_config import CONFIG, LENGTH_FACTORS, SMALL, batches_for, build, config_for, describe_step
-from engine.steps import trainer_of
-from utils import accelerator
+from tools.steps.real import RealSteps
+from utils import accelerator, distributed
 from utils.commands import call
 from utils.errors import one_line_errors
 from utils.flags import Override, Positive
@@ -31,15 +31,15 @@ ATTENTION = {
 """Operations that ``scaled_dot_product_attention`` calls in a forward pass, with their backends."""
 
 
-def profiled(stepper: Stepper, steps: int, device: torch.device, trace: Path | None) -> dict[str, Any]:
-    """Runs some steps under the profiler. If ``trace`` is not None, writes the complete trace to this file."""
+def profiled(step: Callable[[], object], steps: int, device: torch.device, trace: Path | None) -> dict[str, Any]:
+    """Calls ``step`` several times under the profiler. If ``trace`` is not None, writes the complete trace to this file."""
     on_gpu = device.type != "cpu"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     _finish(device)
     started = time.perf_counter()
     with profile(activities=activities) as profiler:
         for _ in range(steps):
-            stepper.step(nullcontext())
+            step()
         _finish(device)
         seconds = time.perf_counter() - started
     if trace is not None:
@@ -114,16 +114,21 @@ def main(
     @one_line_errors
     def run() -> int:
         path, overrides = (SMALL[0], [*SMALL[1], *overrides_]) if small else (config_, overrides_)
-        config, device = config_for(path, overrides), accelerator.best_device()
-        model = build(config)
-        trainer = trainer_of(model, config.train, config.optim, device)
-        batches = batches_for(config, model, static=bool(config.train.compile))
-        if device.type != "cpu":
-            batches = [batch.pin_memory() for batch in batches]
-        stepper = Stepper(trainer, batches, config.plan(1).accumulation)
-        for _ in range(1 if small else 2 * len(LENGTH_FACTORS)):
-            stepper.step(nullcontext())
-        found = profiled(stepper, steps, device, trace)
+        config = config_for(path, overrides)
+        with distributed.process_group() as device:  # sets up a GPU as a run does
+            model = build(config)
+            runner = RealSteps(model, config.train, config.optim, device)
+            batches = batches_for(config, model, static=bool(config.train.compile))
+            if device.type != "cpu":
+                batches = [batch.pin_memory() for batch in batches]
+            endless, accumulation = itertools.cycle(batches), config.plan(1).accumulation
+
+            def step() -> None:
+                runner.clocked([next(endless) for _ in range(accumulation)])
+
+            for _ in range(1 if small else 2 * len(LENGTH_FACTORS)):
+                step()
+            found = profiled(step, steps, device, trace)
         sys.stdout.write("\n".join([describe_step(config), *lines_of(found, kernels)]) + "\n")
         write_results(json_, found)
         return 0

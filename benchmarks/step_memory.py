@@ -23,7 +23,7 @@ from tasks.binding import bind_run
 from tools.plan.synthetic import scaled, synthetic_batch
 from tools.steps.fake import FakeSteps
 from tools.steps.real import RealSteps
-from utils import accelerator
+from utils import accelerator, distributed
 from utils.commands import call
 from utils.flags import SEVERAL
 
@@ -146,15 +146,15 @@ def measure(path: str, overrides: list[str], examples: int) -> tuple[int | None,
 def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | None, float | None]:
     """Measures the peak bytes of a step in this process, and its seconds on a GPU. A value is None if the step does not fit into
     memory or the value was not measured."""
-    device = accelerator.best_device(0)
-    if device.type != "cpu":
+    if accelerator.best_device().type != "cpu":
         run = bind_run(path, overrides)
         kind = run.source.load().task
         config = scaled(run.config, examples)
-        steps = RealSteps(_model(kind, config), config.train, config.optim, device)
-        several = config.plan(1).accumulation > 1
-        memory = steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several)
-        seconds = steps.seconds(lambda model: synthetic_batch(config, model))
+        with distributed.process_group() as device:  # sets up a GPU as a run does
+            steps = RealSteps(_model(kind, config), config.train, config.optim, device)
+            several = config.plan(1).accumulation > 1
+            memory = steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several)
+            seconds = steps.seconds(lambda model: synthetic_batch(config, model))
         return None if memory is None else memory.total, seconds
     _steps("configs/demo/pretrain.yaml", TINY, 2)
     gc.collect()

@@ -74,10 +74,15 @@ class CommandLine(NamedTuple):
 
 class HelpFormatter:
     """Extends cyclopts's help formatter: joins the lines of a flag's description, and shows the names of positional arguments in
-    the usage line. Names are followed by dots if several values are allowed, as in ``RUNS...``."""
+    the usage line. Names are followed by dots if several values are allowed, as in ``RUNS...``.
 
-    def __init__(self, command: Callable[..., int]):
-        self.command = command
+    Args:
+        command: the function whose parameters are the flags.
+        name: name of the command, which may consist of several words, such as ``python -m benchmarks.gpu``.
+    """
+
+    def __init__(self, command: Callable[..., int], name: str):
+        self.command, self.name = command, name
 
     def __call__(self, console: Any, options: Any, panel: Any) -> None:
         labels = {label.removesuffix("..."): label for label in self._positionals}
@@ -98,8 +103,8 @@ class HelpFormatter:
         # flags.
         single = [label for label in named if "..." not in label]
         several = [label for label in named if "..." in label]
-        name = next((index for index, word in enumerate(flags) if word[0] in "-["), len(flags))
-        usage.plain = " ".join([*flags[:name], *single, *flags[name:], *several]) + "\n"
+        start = len(self.name.split())
+        usage.plain = " ".join([*flags[:start], *single, *flags[start:], *several]) + "\n"
         self._default().render_usage(console, options, usage)
 
     @cached_property
@@ -206,7 +211,7 @@ def command_line(command: Callable[..., int], name: str) -> CommandLine:
         version_flags=(),
         default_parameter=Parameter(negative=(), json_list=False, show_default=_shown_default),
     )
-    app.help_formatter = HelpFormatter(command)
+    app.help_formatter = HelpFormatter(command, name)
     app["--help"].show = False  # otherwise each help begins with a list of commands whose only entry is --help
     app.default(command)
     for position, (word, subcommand) in enumerate(subcommands_of(command).items()):

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,9 +162,9 @@ def mixed(streams: str) -> list[str]:
     return [*STREAMS[streams], *frames]
 
 
-def assert_is_split(line: str) -> None:
+def assert_is_split(line: str, utilisation: str = r"[\d.]+%$") -> None:
     assert re.search(r"\(data [\d.]+, forward [\d.]+, backward [\d.]+, optimiser [\d.]+, communication 0\.0\)", line)
-    assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+%$", line)
+    assert re.search(r"[\d.]+ TFLOP/s, utilisation " + utilisation, line)
 
 
 @pytest.mark.slow
@@ -180,6 +181,14 @@ def test_the_time_of_each_way_is_split_into_phases(capsys):
     assert which in (OneLine("fastest: plain", "to plain"), OneLine("fastest: eager", "to plain"))
 
 
+def test_each_way_is_timed_on_the_pretend_device(pretend, capsys):
+    flags = ["--small", "--rounds", "2", "--warm-up", "1", "--ways", "plain,eager", *SMALLER]
+    assert call(gpu.main, flags, "gpu") == 0
+    _, plain, eager, _, _ = capsys.readouterr().out.splitlines()
+    assert_is_split(plain, "unknown")
+    assert_is_split(eager, "unknown")
+
+
 @pytest.mark.parametrize("streams", STREAMS)
 def test_all_streams_of_a_config_are_measured(streams, capsys):
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", PEAK]
@@ -192,16 +201,17 @@ def test_all_streams_of_a_config_are_measured(streams, capsys):
 
 def test_the_timed_steps_follow_the_config(monkeypatch, capsys):
     """Checks which config keys reach which way of computing a step. The trainer's tests check what the keys do."""
-    asked, steppers = [], []
+    asked, runners = [], []
     monkeypatch.setattr(trainer, "set_gradient_checkpointing", lambda model, parts: asked.append(parts))
     monkeypatch.setattr(trainer, "compile_encoders", lambda model, **options: asked.append(options))
-    monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, *_: steppers.append(stepper) or [[1.0] * 4])
+    clock = SimpleNamespace(milliseconds=lambda: [1.0] * 4)
+    monkeypatch.setattr(gpu.RealSteps, "clocked", lambda runner, *given: runners.append((runner, given[0])) or clock)
     given = ["train.recompute=[vision]", "train.precision=bf16", "train.clip_grad_norm=null", "optim.lr=0.5"]
     assert call(gpu.main, ["--small", "train.global_batch=8", *given], "gpu") == 0
     assert asked == [["vision"], ["vision"], {"mode": None}], "the released formulas recompute nothing"
-    for stepper in steppers:
-        own = stepper.trainer
-        assert (stepper.accumulate, own.precision.name, own.config.clip_grad_norm) == (2, "bf16", None)
+    for runner, micro_batches in runners:
+        own = runner.trainer
+        assert (len(micro_batches), own.precision.name, own.config.clip_grad_norm) == (2, "bf16", None)
         assert own.trained.optimizer.param_groups[0]["peak_lr"] == 0.5
     assert capsys.readouterr().out.splitlines()[0] == OneLine("2 times 4")
     asked.clear()
@@ -222,7 +232,8 @@ def test_the_timed_steps_follow_the_config(monkeypatch, capsys):
 )
 def test_each_batch_is_used_once_before_timing_starts(way, flags, steps, monkeypatch):
     taken = []
-    monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, steps, _: taken.append(steps) or [[1.0] * 4])
+    clock = SimpleNamespace(milliseconds=lambda: taken.append("read") or [1.0] * 4)
+    monkeypatch.setattr(gpu.RealSteps, "clocked", lambda *_: taken.append("step") or clock)
     monkeypatch.setattr(trainer, "compile_encoders", lambda *_, **__: None)
     _, given = parse_arguments(gpu.main, [*flags, "--ways", way], "gpu")
     given.apply_defaults()
@@ -230,7 +241,7 @@ def test_each_batch_is_used_once_before_timing_starts(way, flags, steps, monkeyp
     small_config, small = step_config.SMALL
     config = step_config.config_for(small_config, [*small, *overrides])
     gpu.measure(way, config, gpu.Timing(*timing), torch.device("cpu"))
-    assert taken == [steps, timing[0]]
+    assert taken == [*["step"] * steps, *["read"] * steps, *["step"] * timing[0], *["read"] * timing[0]]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from optim.config import OptimConfig
 from tests.engine.toy import Line, points
 from tests.tools.fake_gpu import CONTEXT, ROW, TOTAL, FakeGPU
 from tools.steps import real as real_steps
+from tools.steps.clock import PHASES
 from tools.steps.real import RealSteps, ran_out_of_memory
 
 GPU = torch.device("cuda", 0)
@@ -169,3 +170,15 @@ def test_a_full_gpu_is_recognised_by_torchs_own_error():
 )
 def test_other_errors_are_not_mistaken_for_a_full_gpu(error):
     assert not ran_out_of_memory(error)
+
+
+def test_a_step_is_timed_by_phase_on_each_device(device):
+    index = 0 if device.type == "cuda" else None
+    taken = RealSteps(
+        Line(), TrainConfig(steps=1, precision="fp32"), OptimConfig(lr=0.1), torch.device(device.type, index)
+    )
+    before = taken.trainer.model.fit.weight.detach().clone()
+    milliseconds = taken.clocked([points(0, 4), points(4, 4)]).milliseconds()
+    assert len(milliseconds) == len(PHASES) and all(each >= 0 for each in milliseconds)
+    assert milliseconds[PHASES.index("forward")] > 0
+    assert not torch.equal(before, taken.trainer.model.fit.weight)

@@ -243,6 +243,14 @@ def test_the_help_shows_names_of_values(capsys, monkeypatch):
     assert "Usage: paint.py --image STR... [OPTIONS] [KEY=VALUE...]\n" in shown
 
 
+def test_the_usage_line_begins_with_all_words_of_a_module_s_command(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert call(find, ["--help"], "python -m tools.find") == 0
+    assert "Usage: python -m tools.find INDEX [OPTIONS] TEXTS...\n" in capsys.readouterr().out
+    assert call(paint, ["--help"], "python -m tools.paint") == 0
+    assert "Usage: python -m tools.paint --image STR... [OPTIONS] [KEY=VALUE...]\n" in capsys.readouterr().out
+
+
 def test_the_help_is_the_docstring(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     assert call(paint, ["--help"], "paint.py") == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from engine.config import TrainConfig
 from engine.precision import Precision
 from engine.steps import chunks_of, trainer_of
 from optim.config import OptimConfig
+from tools.steps.clock import Clock
 from tools.steps.fake import StepMemory, trainable
 from tools.steps.other_ranks import simulated_ranks
 from utils.tensors import tensor_bytes
@@ -116,6 +118,22 @@ class RealSteps:
         None if the step does not fit."""
         batch = make_batch(self.trainer.model)
         return self._run_fresh(lambda: self._time(batch))
+
+    def clocked(self, batches: list[Any], context: AbstractContextManager[Any] | None = None) -> Clock:
+        """Takes a step and returns its clock, which has the time of each phase. As in training, the host does not wait for the
+        device.
+
+        Args:
+            batches: micro-batches of the step on the host, in pinned memory for a GPU. Copying them is the phase "data".
+            context: everything except copying the data runs within this context.
+        """
+        clock = Clock(self.device)
+        on_device = [to_device(batch, self.device) for batch in batches]
+        clock.mark("data")
+        self.trainer.after_phase = clock.mark
+        with context or nullcontext():
+            self.trainer.train_step(batches, on_device)
+        return clock
 
     def outside(self) -> int:
         """Returns the number of bytes of GPU memory outside torch's allocator: CUDA's context, the kernels loaded so far, and
