@@ -26,6 +26,7 @@ from tools.doctor.shared import check_shared
 from tools.doctor.subject import Subject
 from utils.events import CountedRecords, Event
 from utils.findings import Finding
+from utils.printing import counted
 
 
 def check_data(subject: Subject, report: Report) -> None:
@@ -96,8 +97,9 @@ def _check_held_out(subject: Subject, report: Report) -> None:
 def _counted(items: Any) -> str:
     texts = getattr(items, "captions", None)
     if texts is not None:
-        return f"{len(items.images):,} images or videos, {len(texts):,} captions"
-    return f"{len(items):,} records"
+        media = counted(len(items.images), "image or video", "images or videos")
+        return f"{media}, {counted(len(texts), 'caption', 'captions')}"
+    return counted(len(items), "record", "records")
 
 
 def _check_sizes(subject: Subject, report: Report) -> None:
@@ -116,8 +118,9 @@ def _check_sizes(subject: Subject, report: Report) -> None:
     if finding := length_of_run(plan, fine_tunes=issubclass(subject.task, FineTuneTask)):
         findings.append(finding)
     epochs = config.train.epochs or plan.epochs
-    on = "1 process" if subject.gpus == 1 else f"{subject.gpus} processes"
-    text = f"{plan.records_per_step:,} records per step on {on}; {epochs:.3g} passes over {records:,} records"
+    on = counted(subject.gpus, "process", "processes")
+    per_step, total = (counted(number, "record", "records") for number in (plan.records_per_step, records))
+    text = f"{per_step} per step on {on}; {epochs:.3g} passes over {total}"
     report.add("batch", findings, text)
 
 
