@@ -67,8 +67,11 @@ def tokenizer(
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror or error}", where=f"--out {out}") from None
     left_out = f"; {counted(len(broken), 'record', 'records')} skipped, the first: {broken[0]}" if broken else ""
-    texts_of, records = counted(counts["texts"], "text", "texts"), counted(counts["records"], "record", "records")
-    sys.stdout.write(f"{out}: {entries} entries, from {texts_of} of {records}{left_out}\n")
+    texts_read, records_read = (
+        counted(counts["texts"], "text", "texts"),
+        counted(counts["records"], "record", "records"),
+    )
+    sys.stdout.write(f"{out}: {entries} entries, from {texts_read} of {records_read}{left_out}\n")
     return 0
 
 
