@@ -11,6 +11,7 @@ from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import File, named, positive, read_by
 from utils.inputs import inputs_of
+from utils.printing import counted
 
 
 def index_shards(
@@ -52,7 +53,9 @@ def index_shards(
     for key, files in lists.items():
         shards = Shards(files, key=key, index_folder=folder, remote=remote, workers=workers, ask_servers=True)
         where = shards.index.folder or "memory alone"
-        sys.stdout.write(f"{key}: {len(shards):,} records in {len(shards.paths):,} shards; {where}\n")
+        sys.stdout.write(
+            f"{key}: {counted(len(shards), 'record', 'records')} in {counted(len(shards.paths), 'shard', 'shards')}; {where}\n"
+        )
         sys.stdout.flush()
     return 0
 

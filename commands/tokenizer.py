@@ -14,6 +14,7 @@ from dataset.shards.readers import Shards
 from utils.errors import UserError
 from utils.files import expanded
 from utils.flags import SEVERAL, File, OutputFolder, Positive, read_by
+from utils.printing import counted
 from utils.progress import progress_bar
 
 TEXT_KEYS = ("caption", "text", "sentence", "question", "answer", "attributes", "source_text", "target_text")
@@ -65,10 +66,12 @@ def tokenizer(
         raise UserError(f"{error}", where=f"--size {size}") from None
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror or error}", where=f"--out {out}") from None
-    left_out = f"; {len(broken)} records skipped, the first: {broken[0]}" if broken else ""
-    sys.stdout.write(
-        f"{out}: {entries} entries, from {counts['texts']} texts of {counts['records']} records{left_out}\n"
+    left_out = f"; {counted(len(broken), 'record', 'records')} skipped, the first: {broken[0]}" if broken else ""
+    texts_read, records_read = (
+        counted(counts["texts"], "text", "texts"),
+        counted(counts["records"], "record", "records"),
     )
+    sys.stdout.write(f"{out}: {entries} entries, from {texts_read} of {records_read}{left_out}\n")
     return 0
 
 

@@ -32,6 +32,7 @@ from utils import distributed
 from utils.errors import UserError
 from utils.files import expanded
 from utils.findings import Finding, finding_of
+from utils.printing import counted
 
 MAX_EPOCHS = 100
 """A run of more epochs causes a warning, because the model would memorise the records."""
@@ -83,8 +84,9 @@ def check_batch_size(run: PreparedRun, found: Findings) -> None:
     if finding := length_of_run(plan, fine_tunes=run.fine_tunes):
         findings.append(finding)
     epochs = config.train.epochs or plan.epochs
-    on = "1 process" if run.ranks == 1 else f"{run.ranks} processes"
-    text = f"{plan.records_per_step:,} records per step on {on}; {epochs:.3g} passes over {records:,} records"
+    on = counted(run.ranks, "process", "processes")
+    per_step, total = (counted(number, "record", "records") for number in (plan.records_per_step, records))
+    text = f"{per_step} per step on {on}; {epochs:.3g} passes over {total}"
     found.add("batch", findings, text)
 
 

@@ -20,7 +20,7 @@ from models.core.xvlm import XVLM
 from models.inference.reranking import TextBank
 from utils.errors import UserError
 from utils.flags import unknown
-from utils.printing import is_unicode
+from utils.printing import counted, is_unicode
 from x2vlm.calls import CALLS, EXPORTED
 from x2vlm.inputs import Image, Reader, View, as_list
 from x2vlm.runtime import Runtime, TorchRuntime
@@ -155,10 +155,12 @@ class LoadedModel:
         cleaned = [self.cleaned(text, question=questions) for text in texts]
         pieces, limit = [self.text.pieces(text)[0] for text in cleaned], self.text.limits.max_tokens
         if long := [text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > limit - 2]:
-            logger.warning("%d texts are truncated to %d tokens, for example %.60r", len(long), limit, long[0])
+            texts_are = counted(len(long), "text is", "texts are")
+            logger.warning("%s truncated to %d tokens, for example %.60r", texts_are, limit, long[0])
         affected = [text for text, ids in zip(cleaned, pieces, strict=True) if self.text.unk_id in ids]
         if unknown := [word for text in affected for word in self.text.unknown(text)]:
-            logger.warning("%d words are unknown to the tokenizer, for example %.60r", len(unknown), unknown[0])
+            words_are = counted(len(unknown), "word is", "words are")
+            logger.warning("%s unknown to the tokenizer, for example %.60r", words_are, unknown[0])
         return to_device(self.text.encode_plain(cleaned), self.runtime.device)
 
     def encoded(self, texts: Sequence[str]) -> PackedTexts:

@@ -30,6 +30,7 @@ from utils.errors import UserError
 from utils.files import parse_json, replacing
 from utils.flags import OutputFile
 from utils.numerals import plain_number
+from utils.printing import counted
 
 CORNERS, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
 KEYS = {"image", "image2", "images", "image_id", "caption", "elems", "bb", "attributes", "grain", "sentence", "label"}
@@ -424,9 +425,11 @@ def own(
             path.unlink(missing_ok=True)
     elements = sum(len(record.get("elems", ())) for record in records)
     counts = (
-        f"{len(records):,} {converter.kind}" if not elements else f"{elements:,} regions in {len(records):,} records"
+        counted(len(records), converter.kind.removesuffix("s"), converter.kind)
+        if not elements
+        else f"{counted(elements, 'region', 'regions')} in {counted(len(records), 'record', 'records')}"
     )
-    sys.stdout.write(f"{out}: {counts} of {len(rows):,} rows ({read.form})\n")
+    sys.stdout.write(f"{out}: {counts} of {counted(len(rows), 'row', 'rows')} ({read.form})\n")
     if converter.dropped:
         sys.stdout.write(
             f"  dropped columns that records do not have: {', '.join(map(str, converter.dropped))[:300]}\n"

@@ -23,7 +23,7 @@ def test_the_lists_of_a_config_are_indexed_where_its_run_looks_for_them(tiny_ove
     assert main(["index-shards", "--config", DEMO, "--workers", "2", *overrides]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in printed] == ["data.images.files", "data.regions.files", "evaluation.files"]
-    assert "40 records in 1 shards" in printed[0] and str(tmp_path / "index") in printed[0]
+    assert "40 records in 1 shard" in printed[0] and str(tmp_path / "index") in printed[0]
     monkeypatch.setattr(making, "scan_shard", lambda *_: pytest.fail("scanned again"))
     PretrainTask.build(load_config(DEMO, overrides, PretrainConfig))
 
@@ -31,7 +31,7 @@ def test_the_lists_of_a_config_are_indexed_where_its_run_looks_for_them(tiny_ove
 def test_one_list_is_indexed_in_a_folder(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("{}\n{}\n")
     assert main(["index-shards", str(tmp_path), "--index", str(tmp_path / "index")]) == 0
-    assert capsys.readouterr().out.startswith(f"FILES: 2 records in 1 shards; {tmp_path / 'index'}/")
+    assert capsys.readouterr().out.startswith(f"FILES: 2 records in 1 shard; {tmp_path / 'index'}/")
 
 
 @pytest.mark.parametrize("given", ["x.jsonl", "x.tar", "x.parquet", ""])

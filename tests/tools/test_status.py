@@ -242,7 +242,7 @@ def test_broken_records_restarts_stops_and_warnings_are_shown(make, capsys, wide
     page = page_of(capsys, make(events=log))
     assert row_of(page, "records") == OneLine("7 of 300", "2.3%", "5 bad json", "2 missing image", "bad box")
     starts = " ".join(page.split("starts  ")[1].split("warnings")[0].split())
-    assert starts == OneLine("2 starts", "1 steps")
+    assert starts == OneLine("2 starts", "1 step")
     assert starts == OneLine("1 stop", "2026-01-02 03:05:02", "SIGTERM", "step 4")
     assert row_of(page, "warnings") == "1, the last 2026-01-02 03:05:06: odd"
 

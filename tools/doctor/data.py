@@ -14,6 +14,7 @@ from tools.doctor.held_out import check_images, check_records
 from tools.doctor.subject import Subject
 from utils.events import CountedRecords, Event
 from utils.findings import Finding
+from utils.printing import counted
 
 
 def check_training(subject: Subject, report: Report) -> None:
@@ -72,5 +73,6 @@ def check_held_out(subject: Subject, report: Report) -> None:
 def _counted(items: Any) -> str:
     texts = getattr(items, "captions", None)
     if texts is not None:
-        return f"{len(items.images):,} images or videos, {len(texts):,} captions"
-    return f"{len(items):,} records"
+        media = counted(len(items.images), "image or video", "images or videos")
+        return f"{media}, {counted(len(texts), 'caption', 'captions')}"
+    return counted(len(items), "record", "records")

@@ -11,6 +11,7 @@ from typing import Any
 from tasks.prepared import Check, Findings, NotCheckedError
 from utils.errors import UserError
 from utils.findings import Finding, finding_of
+from utils.printing import counted
 
 WIDTH = 120
 
@@ -81,10 +82,7 @@ class Report(Findings):
                 self._write(f"     {name + ':':7} {wrapped.replace(chr(10), chr(10) + ' ' * 13)}\n")
         levels = [finding.level for finding in self.findings]
         refused, warnings = levels.count("refused"), levels.count("warning")
-        counts = (
-            f"{refused} refused, {warnings} {'warning' if warnings == 1 else 'warnings'}, {self.not_checked} not "
-            "checked"
-        )
+        counts = f"{refused} refused, {counted(warnings, 'warning', 'warnings')}, {self.not_checked} not checked"
         self._write(f"\n{counts} ({seconds:.0f} s)\n")
         return 1 if refused else 0
 

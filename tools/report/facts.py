@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tools.runs.reading import Run, State
+from utils.printing import counted
 from utils.version import VERSION
 
 TimedText = tuple[str, str]
@@ -82,7 +83,9 @@ def faults_of(run: Run) -> Faults:
         read = "The run did not record how many records it read. It reported no broken records."
     notes = []
     if history.skipped_steps:
-        notes.append(f"{len(history.skipped_steps):,} steps were skipped, since a loss or gradient was not finite.")
+        notes.append(
+            f"{counted(len(history.skipped_steps), 'step was', 'steps were')} skipped, since a loss or gradient was not finite."
+        )
     infinite = {name: series.not_finite for name, series in run.metrics.series.items() if series.not_finite}
     if infinite:
         counts = ", ".join(f"{count} of {name}" for name, count in infinite.items())

@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.events import Failed, LostRank, Stopped
 from utils.files import expanded, parse_json, read_text
 from utils.folder_lock import LEASE_FILE, LOCK_FILE
+from utils.printing import counted
 
 QUIET_S = 900.0
 """A run counts as killed or hanging if its folder is locked and nothing has been written for this number of seconds."""
@@ -128,8 +129,8 @@ class Run:
         if steps and step < steps:
             return State(ended, f"{ended} at step {step:,}{of}{reason}", False)
         if self.evaluation:
-            return State("finished", f"finished, {step:,} steps", True)
-        text = f"trained {step:,} steps, not evaluated{reason}"
+            return State("finished", f"finished, {counted(step, 'step', 'steps')}", True)
+        text = f"trained {counted(step, 'step', 'steps')}, not evaluated{reason}"
         if reason or _evaluates(self.config):
             return State(ended, text, False)
         return State("finished", text, True)

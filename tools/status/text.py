@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from tools.runs.series import Point
 from tools.status.facts import Loss, Status
-from utils.printing import format_number
+from utils.printing import counted, format_number
 
 LABEL = 13
 NARROWEST, WIDEST = 60, 140
@@ -148,10 +148,12 @@ def _starts(status: Status) -> str:
             f"{max(status.starts, status.resumed)} starts, {status.resumed} of which resumed from a checkpoint"
         )
     if status.skipped_steps:
-        parts.append(f"{status.skipped_steps:,} steps skipped, since a loss or gradient was not finite")
+        parts.append(
+            f"{counted(status.skipped_steps, 'step', 'steps')} skipped, since a loss or gradient was not finite"
+        )
     if status.stops:
         when, text = status.stops[-1]
-        parts.append(f"{_counted(len(status.stops), 'stop')}, the last {when}: {text}")
+        parts.append(f"{counted(len(status.stops), 'stop', 'stops')}, the last {when}: {text}")
     return "; ".join(parts)
 
 
@@ -176,7 +178,7 @@ def _cells(status: Status) -> tuple[str, ...]:
     left = duration(status.left_s) if status.left_s and status.state != "finished" else ""
     loss = status.losses.get("loss")
     best = status.validation.best if status.validation else None
-    notes = [_counted(status.warning_count, "warning")] if status.warning_count else []
+    notes = [counted(status.warning_count, "warning", "warnings")] if status.warning_count else []
     notes += ["resumed once" if status.resumed == 1 else f"resumed {status.resumed} times"] if status.resumed else []
     notes += ["damaged checkpoints"] if any(saved.fault for saved in status.checkpoints) else []
     cells = (
@@ -190,10 +192,6 @@ def _cells(status: Status) -> tuple[str, ...]:
         ", ".join(notes),
     )
     return tuple(printable(cell) for cell in cells)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def sparkline(points: Sequence[Point]) -> str:

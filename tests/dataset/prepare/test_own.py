@@ -130,7 +130,7 @@ def test_rows_with_box_corners_become_the_regions_of_an_image(convert, folder):
         }
     ]
     assert [each["reason"] for each in broken] == ["box outside image", "wrong type"]
-    assert OneLine("2 regions", "1 records", "4 rows") in printed.splitlines()
+    assert OneLine("2 regions", "1 record", "4 rows") in printed.splitlines()
     assert len(read_phrases(GroundingSplitConfig(annotations=str(folder / "out.jsonl")), "data.train", 0.0)) == 2
 
 
