@@ -12,15 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any
 
+from batches.base import BrokenRecord
 from dataset import look_alikes
-from dataset.broken import BrokenRecordError, broken_record, printable
+from dataset.broken import printable
 from dataset.config import DataConfig
+from dataset.examples import readable_records
 from dataset.image_ids import ids_in_path
 from dataset.leaks import KnownImage, SharedImage, SharedImages, Source, known_image, shared_with_splits
 from dataset.look_alikes import Look
 from dataset.media.sources import ImageSource
 from dataset.prepare.held_out import SPLITS, Links, contradictory_links, read_held_out, read_links
 from dataset.prepare.raw_folder import RawFolder
+from dataset.records.schema import RawRecord
 from dataset.shards.readers import Shards
 from tasks.binding import bind_run
 from tasks.config import PretrainConfig
@@ -345,23 +348,25 @@ class _Records:
 
     def __iter__(self) -> Iterator[KnownImage]:
         count, self.broken = len(self.shards), 0
-        for index in progress_bar(range(count), total=count, desc=self.name, unit="record", leave=False):
-            try:
-                yield from images_of_record(self.shards.read(index), self.stream)
-            except BrokenRecordError as error:
-                self.first = self.first if self.broken else str(broken_record(error, self.shards.exact_location(index)))
-                self.broken += 1
+
+        def count_broken(broken: BrokenRecord) -> None:
+            self.first = self.first if self.broken else str(broken)
+            self.broken += 1
+
+        numbers = progress_bar(range(count), total=count, desc=self.name, unit="record", leave=False)
+        for images in readable_records(self.shards, numbers, self._images_of, count_broken):
+            yield from images
 
     def sample(self, count: int, rng: random.Random) -> list[KnownImage]:
         """Returns the images of ``count`` random records, each image once. Broken records are skipped."""
         found: dict[Any, KnownImage] = {}
-        for index in sorted(rng.sample(range(len(self.shards)), min(count, len(self.shards)))):
-            try:
-                images = images_of_record(self.shards.read(index), self.stream)
-            except BrokenRecordError:
-                continue
+        numbers = sorted(rng.sample(range(len(self.shards)), min(count, len(self.shards))))
+        for images in readable_records(self.shards, numbers, self._images_of):
             found.update({(each.source.path or each.source.location): each for each in images})
         return list(found.values())
+
+    def _images_of(self, raw: RawRecord) -> list[KnownImage]:
+        return images_of_record(raw, self.stream)
 
 
 def _read_fine_tuning(path: str, config: Any, task: type[FineTuneTask[Any, Any, Any]], image_sets: ImageSets) -> None:

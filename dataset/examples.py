@@ -16,7 +16,8 @@ Every stream of records takes the same steps, in pre-training and in fine-tuning
 is made, and how examples are collated. Whatever is wrong with a record is raised as a
 :class:`~dataset.broken.BrokenRecordError` without a location; :class:`Account` adds it.
 
-For evaluation, :func:`held_out_records` reads each record once; a broken record ends the run.
+For evaluation, :func:`held_out_records` reads each record once; a broken record ends the run. Everything else reads records with
+:func:`readable_records`, which skips the broken ones.
 """
 
 from __future__ import annotations
@@ -215,6 +216,34 @@ def held_out_records(
         except Exception as error:
             raise held_out_error(error, (exact_location or location)(number)) from None
         yield record
+
+
+def readable_records(
+    records: Records[R],
+    numbers: Iterable[int],
+    parse: Callable[[R], T],
+    on_broken: Callable[[BrokenRecord], object] | None = None,
+) -> Iterator[T]:
+    """Reads records outside training, for example to count something in a sample of them. Broken records are skipped.
+
+    Args:
+        records: the records.
+        numbers: numbers of the records to read.
+        parse: parses a record.
+        on_broken: function that gets the broken records; None if training or another check reports them.
+
+    Yields:
+        The results of ``parse``.
+    """
+    for number in numbers:
+        try:
+            parsed = parse(records.read(number))
+        except Exception as error:
+            broken = broken_record(error, records.exact_location(number))
+            if on_broken is not None:
+                on_broken(broken)
+            continue
+        yield parsed
 
 
 def _note(location: str) -> None:

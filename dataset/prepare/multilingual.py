@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from dataset.broken import BrokenRecordError, broken_record
+from dataset.examples import readable_records
 from dataset.prepare.counts import Counts
 from dataset.prepare.file_jobs import FileJob, FinishedFile, fill_with_files
 from dataset.prepare.folders import tally
@@ -109,12 +109,8 @@ def _texts(folders: Sequence[Path]) -> Iterator[str]:
 
 
 def _readable(shards: Shards, counts: Counts) -> Iterator[RawRecord]:
-    """Yields the records in order. Unreadable records are skipped and counted."""
-    for index in range(len(shards)):
-        try:
-            yield shards.read(index)
-        except BrokenRecordError as error:
-            counts.skip_broken(broken_record(error, shards.exact_location(index)))
+    """Returns the records in order. Unreadable records are skipped and counted."""
+    return readable_records(shards, range(len(shards)), lambda raw: raw, counts.skip_broken)
 
 
 def _values(raw: RawRecord) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.config import ImageRecordsConfig
+from dataset.examples import readable_records
 from dataset.formats.annotations import Row, read_rows
 from dataset.shards.readers import Shards
 from dataset.text.processors import clean_caption
@@ -221,8 +222,4 @@ def _file(split: Any) -> str:
 
 
 def _read(shards: Shards, indices: Iterable[int]) -> Iterator[Mapping[str, Any]]:
-    for index in indices:
-        try:
-            yield shards.read(index).values
-        except Exception:  # check_sample counts broken records
-            continue
+    return readable_records(shards, indices, lambda raw: raw.values)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dataset import look_alikes
 from dataset.config import ImageRecordsConfig, VideoStreamConfig
+from dataset.examples import readable_records
 from dataset.leaks import KnownImage, SharedImages, Source, known_image, shared_images
 from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.readers import Shards
@@ -186,15 +187,15 @@ def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[li
     chosen = rng.choice(len(shards), count, replace=False).tolist()  # unsorted: the time limit may cut the list short
     found: list[KnownImage] = []
     read = 0
-    for index in chosen:
-        if time.perf_counter() > until:
-            break
-        read += 1
-        try:
-            raw = shards.read(index)
-            found += images_of_record(raw, stream)
-        except Exception:  # check_sample counts broken records
-            continue
+
+    def numbers() -> Iterator[int]:
+        nonlocal read
+        for number in itertools.takewhile(lambda _: time.perf_counter() <= until, chosen):
+            read += 1
+            yield number
+
+    for images in readable_records(shards, numbers(), lambda raw: images_of_record(raw, stream)):
+        found += images
     return found, read, len(shards)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from batches.pretraining import RegionBatch
 from dataset.broken import BrokenRecordError
 from dataset.config import RegionStreamConfig
-from dataset.examples import Account, RecordStream
+from dataset.examples import Account, RecordStream, readable_records
 from dataset.media.augment import RandAugment, hflip, resize, stack_views
 from dataset.media.encoded import PixelState, for_boxes
 from dataset.media.views import black
@@ -69,18 +68,24 @@ class RegionStream:
         Returns:
             The boxes as written in the records, each with its location; and the records that could be read.
         """
-        shards = self.source.records
-        indices = [*range(min(FIRST_RECORDS, len(shards)))]
-        later = np.linspace(FIRST_RECORDS, len(shards) - 1, MAX_RECORDS - FIRST_RECORDS).round().astype(int)
-        boxes: list[tuple[Box, str]] = []
-        records: list[ImageRecord] = []
-        for index in [*indices, *(np.unique(later).tolist() if len(shards) > FIRST_RECORDS else [])]:
-            if boxes and index >= FIRST_RECORDS:
-                break
-            with suppress(Exception):  # a broken record is counted when training reads it
-                record = parse_region_record(shards.read(index), self.keys, self.config.caption_key)
+        shards, count = self.source.records, len(self.source.records)
+        first = range(min(FIRST_RECORDS, count))
+        later = np.linspace(FIRST_RECORDS, count - 1, MAX_RECORDS - FIRST_RECORDS).round().astype(int)
+
+        def parse(raw: RawRecord) -> ImageRecord:
+            return parse_region_record(raw, self.keys, self.config.caption_key)
+
+        def boxes_of(record: ImageRecord) -> list[tuple[Box, str]]:
+            return [(box, record.location) for element in record.elements for box in element.boxes]
+
+        records = list(readable_records(shards, first, parse))
+        boxes = [box for record in records for box in boxes_of(record)]
+        if not boxes and count > FIRST_RECORDS:
+            for record in readable_records(shards, np.unique(later).tolist(), parse):
                 records.append(record)
-                boxes += [(box, record.location) for element in record.elements for box in element.boxes]
+                boxes = boxes_of(record)
+                if boxes:
+                    break
         return boxes, records
 
     def count_hard_negatives(self) -> HardNegativeCounts:
