@@ -155,7 +155,7 @@ def merged(receipts: dict[Path, Receipt]) -> Receipt:
 
 
 def machine() -> dict[str, Any]:
-    """Describes the device, its driver, and the packages. Called in a separate process, because it creates a CUDA context."""
+    """Describes the device, its driver, and the packages. Creates a CUDA context, which occupies memory on the GPU."""
     import torch
 
     facts = machine_and_packages()
@@ -178,6 +178,14 @@ def machine() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
     }
+
+
+def machine_in_a_process(*, cpu: bool) -> dict[str, Any]:
+    """Calls :func:`machine` in a separate process, so that no CUDA context remains. GPUs are hidden if ``cpu``."""
+    command = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]
+    process = subprocess.run(command, cwd=ROOT, env=environment(cpu=cpu), stdout=subprocess.PIPE, check=True)
+    facts: dict[str, Any] = json.loads(process.stdout)
+    return facts
 
 
 def code_version() -> dict[str, Any]:
@@ -317,11 +325,7 @@ def main(
             raise UserError(
                 "torch finds no GPU", remedy="pass --cpu (make gpu CPU=1) to try all steps on the CPU at small sizes"
             )
-        command = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]
-        facts = json.loads(
-            subprocess.run(command, cwd=ROOT, env=environment(cpu=cpu), stdout=subprocess.PIPE, check=True).stdout
-        )
-        receipt = Receipt(cpu, facts, code_version(), [], {})
+        receipt = Receipt(cpu, machine_in_a_process(cpu=cpu), code_version(), [], {})
         out = parent / receipt.folder_name
         steps = list(steps_of(out, cpu=cpu))
         receipt.names = [each.name for each in steps]

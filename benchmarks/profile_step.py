@@ -33,7 +33,7 @@ ATTENTION = {
 
 def profiled(step: Callable[[], object], steps: int, device: torch.device, trace: Path | None) -> dict[str, Any]:
     """Calls ``step`` several times under the profiler. If ``trace`` is not None, writes the complete trace to this file."""
-    on_gpu = device.type != "cpu"
+    on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     _finish(device)
     started = time.perf_counter()

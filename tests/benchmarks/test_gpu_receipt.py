@@ -130,14 +130,15 @@ def test_a_step_that_reaches_its_limit_is_recorded_and_the_others_run(tmp_path, 
     assert make([hangs._replace(commands=[writing(2)]), other], tmp_path).steps["hangs"]["failure"] is None
 
 
+@pytest.mark.slow
 def test_tests_that_are_stopped_at_the_limit_keep_the_results_so_far(tmp_path):
     (tmp_path / "test_slow.py").write_text(
         "import time\n\ndef test_quick(): pass\n\ndef test_slow(): time.sleep(60)\n", encoding="utf-8"
     )
     words = [PYTHON, "-m", "pytest", str(tmp_path), "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
-    step = Step("tests", [[*words, "--junitxml", "NUMBERS"]], 0.25, read_tests)
+    step = Step("tests", [[*words, "--junitxml", "NUMBERS"]], 0.4, read_tests)
     found = run_step(step, tmp_path, 1, environment(cpu=True))
-    assert found["failure"] == "stopped at its limit of 0.25 minutes"
+    assert found["failure"] == "stopped at its limit of 0.4 minutes"
     assert found["numbers"]["others"]["passed"] == 1
 
 
@@ -246,6 +247,12 @@ def test_the_documents_name_every_step():
         assert f"`{step.name}`" in text
 
 
+def test_the_machine_is_described_by_a_process():
+    facts = gpu_receipt.machine_in_a_process(cpu=True)
+    assert facts["device"] == "CPU" and facts["packages"]["torch"]
+    assert Receipt(True, facts, CODE, [], {}).folder_name.startswith("cpu-")
+
+
 def test_without_a_gpu_the_command_names_the_flag_for_the_cpu(capsys):
     assert call(gpu_receipt.main, [], "gpu_receipt") == 2
     assert capsys.readouterr().err == OneLine("--cpu", "CPU=1")
@@ -253,7 +260,8 @@ def test_without_a_gpu_the_command_names_the_flag_for_the_cpu(capsys):
 
 @pytest.fixture
 def two_steps(monkeypatch) -> list[Step]:
-    """Two quick steps in place of the steps of ``make gpu``."""
+    """Two quick steps in place of the steps of ``make gpu``, on a made-up machine."""
+    monkeypatch.setattr(gpu_receipt, "machine_in_a_process", lambda cpu: FACTS)
     steps = [Step("one", [writing(1)], 1), Step("two", [writing(2)], 2, needs=("one",))]
     monkeypatch.setattr(gpu_receipt, "steps_of", lambda out, cpu: steps)
     return steps
@@ -356,6 +364,15 @@ def test_a_profile_has_shares_and_attention(tmp_path, capsys):
     assert found["kernels"][0]["share"] >= found["kernels"][1]["share"] > 0
     assert sum(found["attention"].values()) > 0
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(found["attention"]) + 3 + 1
+
+
+def test_a_step_on_the_pretend_device_is_profiled(pretend, tmp_path, capsys):
+    words = ["--small", *SMALLER_MODEL, "--steps", "1", "--json", str(tmp_path / "found.json")]
+    assert call(profile_step.main, words, "profile_step") == 0
+    assert sum(each["share"] for each in json.loads((tmp_path / "found.json").read_text())["kernels"]) == pytest.approx(
+        1
+    )
+    assert "ms/step" in capsys.readouterr().out
 
 
 @pytest.mark.slow
