@@ -19,7 +19,7 @@ from utils.version import VERSION
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "tokenizers", "numpy", "scipy")
 """Packages whose version may change a number."""
 
-SOURCES = ("models", "dataset", "tasks", "engine", "optim", "scheduler", "metrics", "utils")
+SOURCES = ("batches", "models", "dataset", "tasks", "engine", "optim", "scheduler", "metrics", "utils")
 
 
 def code_identity() -> dict[str, Any]:

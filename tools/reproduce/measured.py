@@ -7,12 +7,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.run_files import EVALUATION_FILE
-from tasks.evaluation import Evaluation, read_evaluations
 from tasks.tables import Cell
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tasks.evaluation import Evaluation
 
 Interval = tuple[float, float]
 
@@ -86,6 +88,8 @@ def evaluation_of(run: Path) -> dict[str, Evaluation]:
     Raises:
         UserError: if the run has no evaluation, or it is damaged.
     """
+    from tasks.evaluation import read_evaluations  # here, so that mistakes in the command line do not wait for torch
+
     try:
         splits = read_evaluations(run)
     except (OSError, ValueError) as error:

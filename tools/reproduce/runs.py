@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from engine.checkpoint import CHECKPOINTS
-from engine.run_files import EVALUATION_FILE
+from engine.run_files import EVALUATION_FILE, MADE_BY_FILE
 from launch.command import launch
 from launch.placement import Placement
 from tasks import ROOT
 from tasks.run_flags import RunFlags
 from tools.reproduce.identity import code_identity, weights_identity
-from tools.runs.reading import MADE_BY_FILE
 from utils.commands import argv_of
 from utils.errors import UserError
 from utils.files import read_json, write_text

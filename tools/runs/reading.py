@@ -17,6 +17,7 @@ from engine.run_files import (
     EVALUATION_FILE,
     EVENTS_FILE,
     LOG_FILE,
+    MADE_BY_FILE,
     METRICS_FILE,
     TENSORBOARD_FOLDER,
     VALIDATION_FILE,
@@ -43,8 +44,6 @@ MAX_JSON_BYTES = 400_000_000
 """Maximum size in bytes of a prediction file that is read."""
 FILES = (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE, EVENTS_FILE, LOG_FILE)
 PREDICTIONS = "predictions_"
-MADE_BY_FILE = "made_by.json"
-"""File written by ``run.py reproduce``, with the run's command, the identity of the source code, and the duration."""
 
 
 NEVER_STARTED = "never started"
