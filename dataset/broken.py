@@ -33,6 +33,10 @@ class BrokenRecordError(Exception):
         self.detail = printable(detail)
         super().__init__(f"{reason}: {self.detail}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Makes the error picklable, so that worker processes can raise it."""
+        return type(self), (self.reason, self.detail)
+
 
 class MediaError(BrokenRecordError):
     """Raised if an image or a video, or a file that contains one, cannot be read."""

@@ -14,10 +14,10 @@ Every stream of records takes the same steps, in pre-training and in fine-tuning
 
 :meth:`RecordStream.examples` takes the steps up to the examples. The streams themselves (:mod:`dataset.tasks`) say how an example
 is made, and how examples are collated. Whatever is wrong with a record is raised as a
-:class:`~dataset.broken.BrokenRecordError` without a location; :class:`Account` adds it.
+:class:`~dataset.broken.BrokenRecordError` without a location; whoever reads the record adds it, here :class:`Account`.
 
-For evaluation, :func:`held_out_records` reads each record once; a broken record ends the run. Everything else reads records with
-:func:`readable_records`, which skips the broken ones.
+For evaluation, :func:`held_out_records` reads each record once; a broken record ends the run. Code that looks at a sample of the
+records, or copies all of them, uses :func:`readable_records`, which skips the broken ones.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _note(location: str) -> None:
 
 
 class Account:
-    """Counts the records of one batch, and lists the broken ones. A broken record never stops a run.
+    """Counts the records of one batch, and lists the broken ones. A single broken record never stops a run.
 
     Attributes:
         location: location of the record that is being read.

@@ -14,5 +14,5 @@ The way of the data, with the modules on it:
 6. Output: ``line_shards`` and ``file_jobs`` write files with several processes (``processes``, ``ray_jobs``), ``output_folder``
    locks and resumes a folder, ``whole_folder`` puts it in place once it is complete, with its ``manifest`` and ``counts``.
 
-``own``, ``to_odvg``, ``multilingual``, ``frames`` and ``parquet`` are separate commands.
+``own``, ``to_odvg``, ``multilingual``, ``frames``, ``parquet`` and ``tokenizer`` are separate commands.
 """

@@ -7,7 +7,7 @@ import os
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,15 +136,16 @@ def _translate(
     names = [path.name for path in shards]
     arguments = {"records": str(source.resolve()), "translations": digests}
     with OutputFolder(out, manifest_of(COMMAND), arguments, names, overwrite=output.overwrite) as folder:
-        if folder.complete:
-            _report(f"{out} is already complete with these translations; nothing to do")
-            return
+        before = dict(folder.entries)
         jobs = [_Job(path, out / path.name, store, languages) for path in shards]
 
         def run(left: Sequence[_Job], advance: object) -> Generator[FinishedFile, None, None]:
             return in_order(_translate_shard, left, workers, _died)
 
         entries = fill_with_files(folder, jobs, run, desc=source.name, unit="shard")
+        if folder.complete and folder.entries == before:
+            _report(f"{out} is already complete with these translations; nothing to do")
+            return
         counts = Counts.of_files(entry.counts for entry in entries)
         folder.close({"counts": counts.to_values()})
     _report(f"{out}: {tally(counts.written)}, in {', '.join(('en', *languages))}")
@@ -158,34 +159,35 @@ def _translate_shard(job: _Job) -> FinishedFile:
     shards = Shards([str(job.source)], key=str(job.source), index_folder=job.store.parent / "index")
     write = _write_tar if job.source.suffix == TAR_SUFFIX else _write_lines
     with Translator(job.store, job.languages) as translator, replacing(job.target) as part:
-        write(part, _readable(shards, counts), partial(_record, translator, counts, job.target.parent))
+        translate = partial(_translated, translator, counts, job.target.parent)
+        write(part, readable_records(shards, range(len(shards)), translate, counts.skip_broken))
     return FinishedFile.of(counts)
 
 
-def _record(translator: Translator, counts: Counts, out: Path, raw: RawRecord) -> dict[str, Any]:
-    """Returns the translated record. The path of its image becomes relative to the new folder."""
-    counts.written["records"] += 1
-    values = translator.record(_values(raw), counts, raw.location)
+def _translated(translator: Translator, counts: Counts, out: Path, raw: RawRecord) -> tuple[RawRecord, dict[str, Any]]:
+    """Returns a record and its translation, in which the path of the image is relative to the new folder."""
     image = None if raw.image is not None else image_source(raw, ImageKeys())
+    values = translator.record(_values(raw), counts, raw.location)
+    counts.written["records"] += 1
     if image is not None and image.path is not None and not Path(values["image"]).is_absolute():
         folder = os.path.realpath(raw.folder)
         path = os.path.normpath(os.path.join(folder, values["image"]))
         values["image"] = os.path.relpath(path, os.path.realpath(out))
-    return values
+    return raw, values
 
 
-def _write_lines(path: Path, records: Iterable[RawRecord], record: Callable[[RawRecord], dict[str, Any]]) -> None:
+def _write_lines(path: Path, records: Iterable[tuple[RawRecord, dict[str, Any]]]) -> None:
     with path.open("wb") as stream:
-        for raw in records:
-            stream.write(json_line(record(raw)))
+        for _, values in records:
+            stream.write(json_line(values))
 
 
-def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRecord], dict[str, Any]]) -> None:
+def _write_tar(path: Path, records: Iterable[tuple[RawRecord, dict[str, Any]]]) -> None:
     """Writes each record as two members: its image, and a JSON file with the captions."""
     with tarfile.open(path, "w:") as tar:
-        for raw in records:
+        for raw, values in records:
             name = raw.location.partition(f"{TAR_SUFFIX}:")[2]
-            content = json.dumps(record(raw), ensure_ascii=False).encode("utf-8", "backslashreplace")
+            content = json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace")
             members = ({name: raw.image} if raw.image is not None else {}) | {f"{key_of(name)}.json": content}
             for member, data in members.items():
                 add_member(tar, member, data)

@@ -111,7 +111,7 @@ class OutputFolder:
         entry, path = self.entries.get(name), self.out / name
         if entry is None or not path.exists():
             return None
-        if entry.source not in ("", name_of_source(source)):  # "": built by an earlier version
+        if entry.source not in ("", name_of_source(source)):  # "": the source is not one file, or was not recorded
             raise UserError(
                 f"{path} was built from {entry.source}, not from {source}", remedy="use another folder, or --overwrite"
             )
@@ -183,8 +183,13 @@ class OutputFolder:
                 self._note({"arguments": dict(self.arguments)})
             for name in (self.manifest, *(name for name in present if name not in self.entries)):
                 _remove(self.out / name)
-        # Entries of files that do not exist and are no longer requested are dropped.
-        self.entries = {n: e for n, e in self.entries.items() if n in self.owned or (self.out / n).exists()}
+        # Entries of files that do not exist are dropped, unless the command may still ask for them: all records of such a file
+        # were skipped. A command that does not know the names of its files in advance owns none.
+        self.entries = {
+            name: entry
+            for name, entry in self.entries.items()
+            if name in self.owned or (self.out / name).exists() or not (self.owned or entry.bytes)
+        }
 
     def _note(self, values: Mapping[str, Any]) -> None:
         """Appends a line to the journal. The line starts with a line break, because the last line may be incomplete."""

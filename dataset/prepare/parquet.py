@@ -281,10 +281,11 @@ def parquet(
 
     names = [job.target.name for job in jobs]
     with OutputFolder(out, MANIFEST, arguments, names, overwrite=output.overwrite) as folder:
-        if folder.complete:
+        before = dict(folder.entries)
+        entries = fill_with_files(folder, jobs, run, desc="parquet", unit="record")
+        if folder.complete and folder.entries == before:
             sys.stdout.write(f"{out} is already complete with these arguments; nothing to do\n")
             return 0
-        entries = fill_with_files(folder, jobs, run, desc="parquet", unit="record")
         folder.write_broken(BROKEN)
         skipped = [each for entry in entries for each in entry.broken]
         rows = sum(entry.counts["records"] for entry in entries)

@@ -1,8 +1,8 @@
 """Builds a folder of records that only appears once it is complete.
 
 Records are written to ``OUT/.building-NAME``, which is renamed to ``OUT/NAME`` at the end, with a manifest. An interrupted run
-leaves its working folder behind, and the same command resumes after the last complete shard. If the files contain an error, the
-working folder is removed.
+leaves its working folder behind, and the same command resumes after the last complete shard; only a data set whose URLs are
+compared with each other starts again. If the files contain an error, the working folder is removed.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BrokenRecordError("bad json", json_fault(error)) from None
     if not isinstance(values, dict):
-        raise BrokenRecordError("wrong type", "the line is not a JSON object")
+        raise BrokenRecordError("wrong type", f"it is {json_type(values)}, not a JSON object")
     return values
 
 
@@ -131,7 +131,7 @@ def parse_image_record(
     ``elements``; unusable ones are skipped.
 
     Raises:
-        BrokenRecordError: "missing key", "wrong type", "missing image" or "unreadable image".
+        BrokenRecordError: "missing key", "wrong type", "empty text", "bad text", "missing image" or "unreadable image".
     """
     others = _other_texts(raw.values, "")
     has_short = raw.values.get(caption_key) is not None or raw.text is not None
@@ -161,7 +161,8 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Im
     phrases are listed in ``broken``, and all others are kept.
 
     Raises:
-        BrokenRecordError: if the image or ``elems`` is missing or has the wrong type, so that no part can be used.
+        BrokenRecordError: if the image is missing or has the wrong type, or if there is neither a usable text nor a list of
+            phrases, so that no part can be used.
     """
     image = image_source(raw, keys)
     broken: list[BrokenRecordError] = []
@@ -175,7 +176,7 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Im
         broken.append(error)
     values = raw.values.get("elems")
     if values is None and not captions and "long_captions" not in others:
-        raise broken_key(raw, "elems", caption_key)
+        raise broken[0] if broken else broken_key(raw, "elems", caption_key)
     if values is not None and not isinstance(values, list):
         raise BrokenRecordError("wrong type", f"elems is {json_type(values)}, not a list")
     elements = _elements_in(values or [], broken)

@@ -123,7 +123,7 @@ class BlockOrder:
         self._windows: dict[int, list[Window]] = {}
 
     def batch(self, number: int) -> list[tuple[int, int]]:
-        """Returns (epoch, record) for each sample of micro-batch ``number``, counted over all ranks."""
+        """Returns (epoch, slot) for each sample of micro-batch ``number``, counted over all ranks."""
         turn, lane = divmod(number, len(self.lanes))
         position, end = turn * self.batch_size, (turn + 1) * self.batch_size
         samples: list[tuple[int, int]] = []

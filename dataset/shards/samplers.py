@@ -70,7 +70,8 @@ class Order(Protocol):
     """Decides which records make up a micro-batch."""
 
     def batch(self, number: int) -> list[tuple[int, int]]:
-        """Returns (epoch, record) for each sample of micro-batch ``number``, counted over all ranks."""
+        """Returns (epoch, slot) for each sample of micro-batch ``number``, counted over all ranks. Without weights, a slot is a
+        record (:mod:`dataset.shards.weights`)."""
         ...
 
     def to_prefetch(self, number: int, *, first: bool) -> range:
@@ -87,7 +88,7 @@ class Order(Protocol):
 
 
 class RandomOrder:
-    """Visits every record exactly once per epoch. All ranks share the order, which is new in every epoch.
+    """Visits every slot exactly once per epoch. All ranks share the order, which is new in every epoch.
 
     Micro-batch u covers the positions u * size … u * size + size - 1, whichever rank builds it. The number of ranks may therefore
     change when a run is resumed.

@@ -50,7 +50,7 @@ def next_member(file: BinaryIO, at: int) -> Member | None:
     """Returns the member whose headers begin at byte ``at``, or None at the end of the archive or of the file.
 
     Raises:
-        tarfile.TarError, ValueError: if the header is missing or invalid.
+        tarfile.TarError: if the header is missing or invalid.
     """
     file.seek(at)
     header = file.read(BLOCK)
@@ -62,7 +62,10 @@ def next_member(file: BinaryIO, at: int) -> Member | None:
         name = b"/".join(filter(None, [prefix, header[:100].split(b"\0", 1)[0]]))
         text = name.decode("utf-8", "surrogateescape")
         return Member(text, at, at + BLOCK, size, at + BLOCK + _padded(size), True)
-    return _by_tarfile(file, header, at)
+    try:
+        return _by_tarfile(file, header, at)
+    except (ValueError, OverflowError) as error:
+        raise tarfile.ReadError(str(error)) from None
 
 
 def _size_of_plain(header: bytes) -> int | None:
@@ -146,8 +149,8 @@ def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], detached
 
     Raises:
         BrokenRecordError: "bad json", "wrong type", "repeated member" if the record has two members of a kind, or "unreadable
-            image" if a member exceeds its limit.
-        tarfile.TarError, ValueError: if the header is missing or invalid.
+            image", "unreadable text" or "unreadable json" if a member exceeds its limit.
+        tarfile.TarError: if the header is missing or invalid.
     """
     members = list(members_of_record(file, span, detached))
     location = _location(path, members)

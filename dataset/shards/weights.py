@@ -16,7 +16,7 @@ class Weights:
     """The slots of an epoch.
 
     Args:
-        shard_sizes: number of records of each shard, for each data set.
+        shard_sizes: number of records of each shard, or of each run of records in a shard, for each data set.
         weights: weight of each data set.
 
     Attributes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
 from batches.pretraining import ImageTextBatch, VideoTextBatch
 from dataset.config import ImageStreamConfig, VideoStreamConfig
-from dataset.examples import Account, RecordStream, filled
+from dataset.examples import Account, RecordStream, filled, readable_records
 from dataset.media.augment import stack_views
 from dataset.media.sources import VideoSource
 from dataset.media.video import check_backend
@@ -19,7 +20,6 @@ from dataset.records.schema import ImageKeys, ImageRecord, RawRecord, parse_imag
 from dataset.shards.readers import Shards
 from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegativeCounts, TextMaker
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
-from utils.errors import UserError
 from utils.files import expanded
 
 
@@ -31,13 +31,8 @@ def video_record(config: VideoStreamConfig, raw: RawRecord) -> VideoRecord:
 
 def first_clips(shards: Shards, config: VideoStreamConfig) -> Iterator[VideoSource]:
     """Yields the clips of each shard's first record. If any of these clips is a video file, a decoder is needed."""
-    for first in shards.starts:
-        try:
-            yield from video_record(config, shards.read(first)).clips
-        except UserError:
-            raise
-        except Exception:
-            continue  # reported when training reads the record
+    for record in readable_records(shards, shards.starts, partial(video_record, config)):
+        yield from record.clips
 
 
 class ImageStream:

@@ -154,7 +154,8 @@ class RegionStream:
             rows.
 
         Raises:
-            BrokenRecordError: if no row is left and no unusable part has been reported.
+            BrokenRecordError: if the record or its image cannot be read, or if no row is left and no unusable part has been
+                reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
         encoded = record.image.open(self.max_pixels, self.pixels)

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
 
 from batches.pretraining import HardNegatives, LongTexts
 from dataset.config import HardNegativeSource, ImageRecordsConfig
-from dataset.examples import Records, filled
+from dataset.examples import Records, filled, readable_records
 from dataset.records.schema import Description, RawRecord, Texts, texts_in_language
 from dataset.text.hard_negatives import hard_negatives
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
@@ -134,21 +136,25 @@ class TextMaker:
         by_source = {source: copy(self) for source in self.hard_negatives.sources}
         for source, maker in by_source.items():
             maker.hard_negatives = self.hard_negatives.model_copy(update={"sources": (source,)})
+
+        def sources_in(index: int, raw: RawRecord) -> list[list[HardNegativeSource]]:
+            """Returns the sources of hard negatives for each text of a record."""
+            descriptions, others = described(raw)
+            return [
+                [
+                    source
+                    for source, maker in by_source.items()
+                    if maker.choose(each, others, np.random.default_rng(index)).hard_negatives
+                ]
+                for each in descriptions
+                if self._texts_of(each, np.random.default_rng(index))
+            ]
+
         texts, having, counts = 0, 0, Counter[HardNegativeSource]()
         for index in np.unique(np.linspace(0, len(records) - 1, SAMPLED).round().astype(int)).tolist():
-            with suppress(Exception):  # a broken record is counted when training reads it
-                raw = records.read(index)
-                descriptions, others = described(raw)
-                for each in descriptions:
-                    if not self._texts_of(each, np.random.default_rng(index)):
-                        continue
-                    found = [
-                        source
-                        for source, maker in by_source.items()
-                        if maker.choose(each, others, np.random.default_rng(index)).hard_negatives
-                    ]
-                    texts, having = texts + 1, having + bool(found)
-                    counts.update(found)
+            for found in chain.from_iterable(readable_records(records, [index], partial(sources_in, index))):
+                texts, having = texts + 1, having + bool(found)
+                counts.update(found)
         return HardNegativeCounts(texts, having, {source: counts[source] for source in by_source})
 
     def encode(self, wording: Wording, rng: np.random.Generator) -> EncodedWording:

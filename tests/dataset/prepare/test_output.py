@@ -133,6 +133,15 @@ def test_a_complete_folder_stays_complete_while_a_lost_file_is_rebuilt(out, sour
         assert output.complete and all(output.finished(name, source, source.stat().st_size) for name in NAMES)
 
 
+def test_an_interrupted_run_remembers_files_that_were_not_written_because_all_records_were_skipped(out, source):
+    entry = Entry("empty.jsonl", str(source.resolve()), source.stat().st_size, 0, {"skipped": 1})
+    with OutputFolder(out, MANIFEST, {"size": 1}, ()) as output:
+        make(output, "a.jsonl", source)
+        output.add(entry)
+    with OutputFolder(out, MANIFEST, {"size": 1}, ()) as output:
+        assert output.entries.keys() == {"a.jsonl", "empty.jsonl"}
+
+
 def test_a_file_is_unfinished_if_its_size_or_its_sources_size_changed(out, source):
     with folder(out) as output:
         make(output, "a.jsonl", source)

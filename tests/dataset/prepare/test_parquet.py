@@ -228,6 +228,17 @@ def test_an_interrupted_run_resumes_and_a_finished_one_does_nothing(convert, lin
     assert "nothing to do" in convert(file)[1]
 
 
+def test_a_file_of_a_complete_folder_is_built_again_if_it_or_its_source_changed(convert, lines, tmp_path):
+    file = lines({"image": "data:,eA==", "n": 1})
+    convert(file)
+    (tmp_path / "out/000000.parquet").unlink()
+    assert [record["n"] for record in convert(file)[0]] == [1]
+    lines({"image": "data:,eA==", "n": 10})
+    records, printed = convert(file)
+    assert [record["n"] for record in records] == [10] and "nothing to do" not in printed
+    assert "nothing to do" in convert(file)[1]
+
+
 def test_the_folder_of_the_shards_is_rejected_as_output(convert, lines, tmp_path):
     assert convert(lines({"image": "data:,eA=="}), out="in", status=2)[1] == OneLine(
         "--out", "is the folder of the shards"

@@ -103,6 +103,32 @@ def test_the_next_run_writes_records_that_the_streams_read(run, folders, tmp_pat
     assert record.image.path.is_file()
 
 
+def test_a_record_without_an_image_is_skipped_and_the_others_are_translated(run, folders, tmp_path):
+    shard = next((folders / "coco").glob("*.jsonl"))
+    lines = shard.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    del rows[1]["image"]
+    shard.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run()
+    translate(tmp_path / "texts", "de")
+    status, printed, _ = run()
+    assert status == 0 and "1 missing key, first " in printed
+    assert OneLine(tmp_path / "out/coco", f"{len(rows) - 1} records") in printed.splitlines()
+
+
+def test_a_file_of_a_complete_folder_is_built_again_if_it_or_its_source_changed(run, folders, tmp_path):
+    run()
+    translate(tmp_path / "texts", "de")
+    run()
+    assert "already complete" in run()[1]
+    built, source = (next((folder / "coco").glob("*.jsonl")) for folder in (tmp_path / "out", folders))
+    built.unlink()
+    assert f"{tmp_path / 'out/coco'} is already complete" not in run()[1] and built.exists()
+    with source.open("a") as file:
+        file.write("no record\n")
+    assert "1 bad json, first " in run()[1]
+
+
 def test_translations_may_have_windows_line_ends(run, tmp_path):
     run()
     translate(tmp_path / "texts", "de")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dataset.broken import BrokenRecordError
+from dataset.broken import BrokenRecordError, MediaError
 from dataset.records.boxes import place_box
 from dataset.records.schema import (
     ImageKeys,
@@ -152,6 +153,16 @@ def test_a_region_record_without_elements_and_caption_is_broken():
         parse_region_record(raw(image="x.jpg"), KEYS, "caption")
     with pytest.raises(BrokenRecordError, match=naming("wrong type", "elems", "object", "list")):
         parse_region_record(raw(image="x.jpg", elems={}), KEYS, "caption")
+
+
+def test_a_region_record_is_broken_for_the_reason_of_its_only_text():
+    with pytest.raises(BrokenRecordError, match=r"caption contains a number, not a text"):
+        parse_region_record(raw(image="a.jpg", caption=5), KEYS, "caption")
+
+
+def test_a_worker_process_can_raise_the_error_of_a_record():
+    error = pickle.loads(pickle.dumps(MediaError("unreadable image", "no JPEG")))
+    assert (type(error), error.reason, error.detail) == (MediaError, "unreadable image", "no JPEG")
 
 
 def test_boxes_keep_fractions_and_may_exceed_the_image_by_a_pixel():
