@@ -79,7 +79,7 @@ def outputs_of_shards(
         for path, size, end in zip(local, shards.sizes, itertools.accumulate(shards.sizes), strict=True)
     ]
     _check_names(outputs, "--records", "rename one of them, or convert it to another folder")
-    _check_decoder((source for start in shards.starts for source in _sources(job(start))), making)
+    _check_decoder((source for first in shards.first_records for source in _sources(job(first))), making)
     return outputs
 
 

@@ -100,8 +100,8 @@ class Shards:
         return self.index.ends[-1]
 
     @property
-    def starts(self) -> list[int]:
-        """The index of the first record of each non-empty shard."""
+    def first_records(self) -> list[int]:
+        """The number of the first record of each non-empty shard."""
         return [end - size for size, end in zip(self.sizes, self.index.ends, strict=True) if size]
 
     def runs_by_entry(self, block_records: int) -> list[list[int]]:

@@ -31,7 +31,7 @@ def video_record(config: VideoStreamConfig, raw: RawRecord) -> VideoRecord:
 
 def first_clips(shards: Shards, config: VideoStreamConfig) -> Iterator[VideoSource]:
     """Yields the clips of each shard's first record. If any of these clips is a video file, a decoder is needed."""
-    for record in readable_records(shards, shards.starts, partial(video_record, config)):
+    for record in readable_records(shards, shards.first_records, partial(video_record, config)):
         yield from record.clips
 
 

@@ -50,12 +50,12 @@ class RegionStream:
         config: RegionStreamConfig,
         source: RecordStream[RawRecord],
         text: TextProcessor,
-        view: tuple[ImageSize, int],
+        sizes: tuple[ImageSize, int],
         max_pixels: int,
         pixels: PixelState = "shown",
     ):
         self.config, self.source, self.text = config, source, text
-        self.image_size, self.patch_size = view
+        self.image_size, self.patch_size = sizes
         self.max_pixels, self.pixels = max_pixels, for_boxes(pixels)
         self.keys, self.text_maker = ImageKeys.of(config), TextMaker(config, text)
         augment = config.augment
