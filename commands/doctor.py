@@ -58,7 +58,16 @@ def doctor(
     write(f"{run.file}: {run.source.name}\n")
     with process_group() as device:
         folder = output_folder(run, RunFlags(output=output))
-        subject = Subject(run.config, run.source.load().task, gpus, output=folder, device=device, out=out)
+        subject = Subject(
+            run.config,
+            run.source.load().task,
+            gpus,
+            output=folder,
+            device=device,
+            out=out,
+            file=run.file,
+            locations=run.read.locations,
+        )
         report = Report(write)
         for check in CHECKS:
             report.run(check, subject)

@@ -128,7 +128,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _has_one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("set either steps or epochs")
+            raise ValueError("set either steps or epochs, and the other one to null")
         return self
 
     @model_validator(mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -169,6 +170,8 @@ class Converter:
                     made[index] = self._record_of_regions(row)
                 elif self.kind == "regions":
                     self._add_box(row, made)
+                elif self.kind == "captions":
+                    self._add_captions(row, made)
                 else:
                     made[index] = getattr(self, f"_{self.kind}")(row)
             except BrokenRecordError as error:
@@ -184,17 +187,23 @@ class Converter:
                 f"boxes look like x1, y1, x2, y2, such as {boxes[0].tolist()}",
                 remedy=f"pass --boxes corners, or call their columns {', '.join(CORNERS)}",
             )
+        for record in made.values() if self.kind == "captions" else ():
+            if len(record["caption"]) == 1:
+                (record["caption"],) = record["caption"]
         return list(made.values())
 
     def _image(self, row: Row, key: str = "image") -> str:
         source = self.images.find(row.get(key, str), row.location)
         return os.path.relpath(os.path.abspath(source.path or ""), os.path.abspath(self.out))
 
-    def _captions(self, row: Row) -> dict[str, Any]:
+    def _add_captions(self, row: Row, made: dict[Any, dict[str, Any]]) -> None:
+        """Adds the captions of a row to the record of its image, unless the rows differ in something else."""
         for key in ("caption", *(key for key in OTHER_TEXTS if row.values.get(key) is not None)):
             texts_of(row, key)
-        texts = _kept(row, *OTHER_TEXTS, "image_id")
-        return {"image": self._image(row), "caption": row.values["caption"], **texts, **_photograph(row)}
+        others = {"image": self._image(row), **_kept(row, *OTHER_TEXTS, "image_id"), **_photograph(row)}
+        record = made.setdefault(json.dumps(others), {"image": others["image"], "caption": [], **others})
+        captions = row.values["caption"]
+        record["caption"] += captions if isinstance(captions, list) else [captions]
 
     def _questions(self, row: Row) -> dict[str, Any]:
         question_of(row, self.images.find(row.get("image", str), row.location), answered=self.answered)
@@ -423,12 +432,12 @@ def own(
                 write_records(part, lines)
         else:
             path.unlink(missing_ok=True)
-    elements = sum(len(record.get("elems", ())) for record in records)
-    counts = (
-        counted(len(records), converter.kind.removesuffix("s"), converter.kind)
-        if not elements
-        else f"{counted(elements, 'region', 'regions')} in {counted(len(records), 'record', 'records')}"
-    )
+    number = sum(len(record.get("elems", ())) for record in records)
+    if converter.kind == "captions":
+        number = sum(len(record["caption"]) if isinstance(record["caption"], list) else 1 for record in records)
+    counts = counted(number or len(records), converter.kind.removesuffix("s"), converter.kind)
+    if number and (number != len(records) or converter.kind == "regions"):
+        counts += f" in {counted(len(records), 'record', 'records')}"
     sys.stdout.write(f"{out}: {counts} of {counted(len(rows), 'row', 'rows')} ({read.form})\n")
     if converter.dropped:
         sys.stdout.write(

@@ -166,6 +166,11 @@ def assign(
             remedy = (
                 "; set width, heads, intermediate and eps in model.fusion to those of the checkpoint's fusion encoder"
             )
+        if not remedy and any("vision.backbone." in problem for problem in problems):
+            remedy = (
+                "; use the model.vision of the run that wrote the file, or add configs/presets/other_vision.yaml to base if the "
+                "sizes were set for another backbone"
+            )
         raise UserError(f"shapes differ: {'; '.join(problems[:3])}{more}{remedy}", where=report.source)
     loaded = set(report.loaded)
     report.fresh = [name for name in parameters if name not in loaded]

@@ -568,6 +568,22 @@ def test_no_step_is_run_with_a_model_too_large_for_the_cpu(doctor, arguments_of,
     assert OneLine("step", "0 M", "CPU") in printed.splitlines()
 
 
+@pytest.mark.parametrize("form", ["file", "command line"])
+def test_sizes_that_a_base_sets_for_another_backbone_cause_a_warning(form, doctor, arguments_of, tmp_path):
+    _, config, *others = arguments_of("pretrain")
+    assert " sizes " not in doctor("--config", config, *others)[1]
+    other = "vit_small_patch14_dinov2"
+    if form == "file":
+        own = tmp_path / "own.yaml"
+        own.write_text(f"base: {Path(config).resolve()}\nmodel: {{vision: {{backbone: {other}}}}}\n")
+        config = str(own)
+    else:
+        others.append(f"model.vision.backbone={other}")
+    printed = doctor("--config", config, *others)[1]
+    assert OneLine("warning", "sizes", other, "beitv2_base_patch16_224") in printed.splitlines()
+    assert "presets/other_vision.yaml to base" in printed
+
+
 def test_the_model_is_built_once(doctor, arguments_of, monkeypatch):
     built, build = [], RetrievalTask.build_model
 

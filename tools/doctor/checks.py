@@ -1,4 +1,8 @@
-"""The checks of ``run.py doctor``, in the order of its report. To add a check, write a function, and add a line here."""
+"""The checks of ``run.py doctor``, in the order of its report. To add a check, write a function, import it, and add a line here.
+
+A check may use what the checks before it have built: the tokenizer, the model, the training data, the held-out splits, and the
+batches of the sample (:class:`~tools.doctor.subject.Subject`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from tools.doctor.memory import check_disk, check_memory
 from tools.doctor.record_keys import check_record_keys
 from tools.doctor.sample import check_hard_negatives, check_loading, check_sample, check_shared_patches, check_unknown
 from tools.doctor.shared import check_shared
-from tools.doctor.weights import check_model, check_pixels, check_weights
+from tools.doctor.weights import check_model, check_pixels, check_sizes, check_weights
 
 CHECKS = (
     Check("environment", "versions", check_versions),
@@ -25,6 +29,7 @@ CHECKS = (
     Check("files", "tokenizer", check_tokenizer),
     Check("files", "init.text", check_download),
     Check("model and weights", "model", check_model),
+    Check("model and weights", "sizes", check_sizes),
     Check("model and weights", "pixels", check_pixels),
     Check("model and weights", "weights", check_weights),
     Check("data", "training", check_training),

@@ -11,9 +11,9 @@ from utils.hub import check_hub, is_local, looks_like_path
 from utils.inputs import NO_TOKENIZER, TOKENIZER_KEY, inputs_of
 
 REMEDIES = {
-    "file": "check the path; the first lines of the config and of its bases say how to create the file",
-    "folder": "check the path; the first lines of the config say where to get the images",
-    "shards": "check the path or pattern; the first lines of the config say how to build the records",
+    "file": "check the path; the first lines of the config or docs/data.md say how to create the file",
+    "folder": "check the path; the first lines of the config or docs/data.md say where to get the images",
+    "shards": "check the path or pattern; the first lines of the config or docs/data.md say how to build the records",
     "weights": "download the file, name the folder of a finished run, or set {key}=null to start from random weights",
     "model": "pass a folder or a name on the Hugging Face Hub",
 }
@@ -24,7 +24,8 @@ def check_inputs(subject: Subject, report: Report) -> None:
     subject.make_inputs()
     found = missing_files(subject)
     count = len({path for _, _, path in inputs_of(subject.config)})
-    report.add("inputs", found, f"all {count} files and folders of the config exist")
+    all_exist = "the file of the config exists" if count == 1 else f"all {count} files and folders of the config exist"
+    report.add("inputs", found, all_exist)
 
 
 def check_tokenizer(subject: Subject, report: Report) -> None:

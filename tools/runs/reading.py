@@ -24,6 +24,7 @@ from engine.run_files import (
 )
 from engine.saved_config import read_saved_config
 from tasks.evaluation import Evaluation, Metric, read_evaluations
+from tools.runs.finding import runs_below
 from tools.runs.history import History, read_history
 from tools.runs.series import Metrics, read_metrics
 from utils.errors import UserError
@@ -224,7 +225,7 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
             remedy=f"pass the folder of a run, which has {CONFIG_FILE} and {METRICS_FILE}",
         )
     if not any((folder / file).is_file() for file in FILES) and not list(folder.glob(f"{PREDICTIONS}*.json")):
-        inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+        inside = [path for path in runs_below(folder) if path != folder]
         hint = f"did you mean {inside[0]}?" if inside else "pass the folder of a run, its --output"
         raise UserError(f"contains no run (none of {', '.join(FILES)})", where=folder, remedy=hint)
     remarks: list[str] = []

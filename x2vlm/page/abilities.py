@@ -21,7 +21,8 @@ from x2vlm.matching import formatted_scores, matches
 if TYPE_CHECKING:
     from x2vlm.boxes import Box
     from x2vlm.model import Model
-    from x2vlm.search.index import ImageIndex
+    from x2vlm.search.figures import MIN_BOX_PROBABILITY, is_improbable
+from x2vlm.search.index import ImageIndex
 
 MAX_LINES = 8
 """Maximum number of lines in a text box."""
@@ -29,10 +30,6 @@ MAX_CHARACTERS = 2000
 """Maximum number of characters in a text box."""
 HITS = 12
 """Number of hits that a search shows."""
-MIN_BOX_PROBABILITY = 0.1
-"""Minimum probability at which a search draws the box of a phrase. Most hits of a search do not contain the phrase. On the demo's
-validation scenes, 98% of the boxes with an IoU of at least 0.5 reach this probability, and 40% of the boxes of phrases about
-objects that are not in the image."""
 IMAGE_ONLY = ("locate", "explain")
 """The names of the abilities that are available only for images, not for videos."""
 
@@ -216,12 +213,12 @@ def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
     hits = index.search(sentence, top=HITS, locate=locate)
     if not hits:
         return Answer(["all images have been removed or changed since they were indexed"])
-    improbable = [hit.box is not None and (hit.box.score or 0.0) < MIN_BOX_PROBABILITY for hit in hits]
-    hits = [
-        replace(hit, box=None) if is_improbable else hit for hit, is_improbable in zip(hits, improbable, strict=True)
-    ]
+    improbable = sum(is_improbable(hit) for hit in hits)
+    hits = [replace(hit, box=None) if is_improbable(hit) else hit for hit in hits]
     named = [(hit, printed(hit.path.name, "utf-8")) for hit in hits]
-    note = f"{sum(improbable)} of {counted(len(hits), 'box', 'boxes')} not drawn: probability below {MIN_BOX_PROBABILITY:.2f}"
+    note = (
+        f"{improbable} of {counted(len(hits), 'box', 'boxes')} not drawn: probability below {MIN_BOX_PROBABILITY:.2f}"
+    )
     return Answer(
         [
             ", ".join(hits[0].formatted_scores()),
@@ -229,7 +226,7 @@ def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
                 f"{'  '.join(hit.formatted_scores().values())}  {name}{'' if hit.box is None else f'  {_described(hit.box)}'}"
                 for hit, name in named
             ),
-            *([note] if any(improbable) else []),
+            *([note] if improbable else []),
         ],
         [
             Picture(figures.marked(index.model.read, hit.path, hit.box), f"{hit.score:.2f} · {name}")

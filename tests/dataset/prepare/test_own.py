@@ -57,6 +57,19 @@ def test_captions_are_read_from_a_csv_file(convert, folder):
     assert len(read.images) == 2
 
 
+def test_captions_of_an_image_become_one_record(convert):
+    """Pre-training counts each record as an image: two records with the same image would be each other's negatives."""
+    table = "image,caption,coco_id\na.png,a dog,1\nb.png,a cat,2\na.png,an animal,1\na.png,a dog again,3\n"
+    status, records, broken, printed = convert(table)
+    assert (status, broken) == (0, [])
+    assert records == [
+        {"image": "pictures/a.png", "caption": ["a dog", "an animal"], "coco_id": 1},
+        {"image": "pictures/b.png", "caption": "a cat", "coco_id": 2},
+        {"image": "pictures/a.png", "caption": "a dog again", "coco_id": 3},
+    ]
+    assert "4 captions in 3 records of 4 rows (CSV)" in printed
+
+
 def test_the_folder_of_the_records_is_created_once_there_are_records(folder, capsys):
     """The first command of docs/own_data.md writes to data/own, which a new user does not have."""
     out = folder / "data/own/captions_train.jsonl"
