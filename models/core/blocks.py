@@ -135,6 +135,14 @@ class Attention(nn.Module):
     def attend_to_keys_values(self, states: Tensor, packing: Packing, keys_values: Sequence[KeysValues]) -> Tensor:
         """Cross-attention: tokens attend to keys and values that have been projected beforehand.
 
+        A row of keys and values may serve several texts: S texts of a pass, and the texts of several passes. Attention is called
+        once for all texts of a row, so their tokens are laid side by side, as if they were one long text::
+
+            (N, L, D)               the padded queries of a pass: N = R * S texts of L tokens
+            (R, S * L, D)           the queries of each of the R rows
+            (R, passes * S * L, D)  with the queries of all passes that attend to these rows
+            (R, 1, passes * S * L, K)  the bias, if it differs between passes: which of the K states a query attends to
+
         Args:
             states: (T, D).
             packing: packing of the N texts of these tokens.
@@ -144,8 +152,8 @@ class Attention(nn.Module):
             (T, D).
         """
         queries = packing.pad(self.self["query"](states))
-        # (N, L, D) -> (N / S, S * L, D): the S texts of a pass that attend to the same row are neighbours. In the last block, L
-        # is replaced by the W query positions.
+        # The S texts of a pass that attend to the same row are neighbours. In the last block, L is replaced by the W query
+        # positions, because only their states are needed.
         sizes = [each.passes * len(each) for each in keys_values]
         parts = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)
         attended = [self._attend_to_rows(part, each) for part, each in zip(parts, keys_values, strict=True)]

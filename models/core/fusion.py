@@ -48,10 +48,14 @@ class FusionEncoder(BlockStack):
     def project_regions(self, regions: Concepts, images: Concepts) -> tuple[KeysValues, KeysValues]:
         """Keys and values of R regions, and of the whole image of each region.
 
-        Both results contain the same tensors and differ only in their biases. A row holds the mean of the region's patches, the
-        mean of the image's patches, and all patches of the image. Each state is projected once and then copied into the rows that
-        need it. The bias for regions hides the image's mean and the patches outside the region; the bias for whole images hides
-        the region's mean.
+        Both results contain the same tensors and differ only in their biases. Each state is projected once and then copied into
+        the rows that need it. The row of a region that consists of the patches 2 and 3 of an image with P = 4 patches, and what a
+        text about the region and a text about the whole image attend to::
+
+            states of the row      mean of     mean of     patch 1  patch 2  patch 3  patch 4
+                                   the region  the image
+            bias for the region    0           -inf        -inf     0        0        -inf
+            bias for the image     -inf        0           0        0        0        0
         """
         assert regions.patch_mask is not None and regions.image_index is not None
         patches, image_index = regions.patches, regions.image_index
