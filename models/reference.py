@@ -143,8 +143,8 @@ def pairs_of(
     hard: Padded | None,
     same_group: SameGroup,
 ) -> EmbeddedPairs:
-    """Embeds the texts of image-text pairs. Pairs with equal texts form a group; ``same_group`` says whether they are negatives of
-    each other.
+    """Embeds the texts of image-text pairs. Pairs with equal texts form a group; ``same_group`` says whether they are negatives
+    of each other.
 
     Args:
         model: the model that embeds the texts.
