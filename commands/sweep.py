@@ -71,7 +71,7 @@ def sweep(
             name for name, _ in named if [folder_of(other) for other, _ in named].count(folder_of(name)) > 1
         )
         raise UserError(f"two variants are called {duplicate!r}", remedy="give each a different name")
-    _check(config, overrides, variants)
+    _check(config, overrides, variants, placement)
     measured: dict[str, list[dict[str, float]]] = {}
     failed = 0
     chosen_seeds = seeds or (None,)
@@ -110,8 +110,9 @@ def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
     return [(" ".join(variant), variant) for variant in variants]
 
 
-def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) -> None:
-    """Reads the config of every variant. A sweep takes hours, so the mistakes of all variants are reported before the first run.
+def _check(config: str, common: Overrides, variants: Mapping[str, Overrides], placement: Placement) -> None:
+    """Reads and plans the config of every variant. A sweep takes hours, so the mistakes of all variants are reported before the
+    first run.
 
     Raises:
         UserError: if a config is wrong.
@@ -119,9 +120,11 @@ def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) ->
     findings: dict[str, UserError] = {}
     for variant in variants.values():
         try:
-            bind_run(config, [*common, *variant])
+            bind_run(config, [*common, *variant]).config.plan(placement.cpu or placement.gpus or 1)
         except ConfigError as error:
             findings |= {str(finding): finding for finding in error.findings}
+        except UserError as error:
+            findings[str(error)] = error
     if findings:
         raise ConfigError(list(findings.values()))
 

@@ -106,6 +106,7 @@ def test_a_sweep_without_any_measured_value_is_an_error(tmp_path, monkeypatch, c
         ("loss.l1=5,abc", ["loss.l1 = 'abc'"]),
         ("loss.l1=abc,5,def", ["loss.l1 = 'abc'", "loss.l1 = 'def'"]),
         ("loss.l11=5,0", ["loss.l11 is not"]),
+        ("train.steps=5,900", ["schedule.warmup_steps is 150, but the run has 5 steps"]),
     ],
 )
 def test_mistakes_of_all_variants_are_reported_before_the_first_run(axis, reported, tmp_path, monkeypatch, capsys):
