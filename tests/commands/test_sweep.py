@@ -82,14 +82,14 @@ def test_a_sweep_runs_each_variant_and_seed_once_and_continues_after_a_failure(t
 
     monkeypatch.setattr(runs, "run_command", run)
     argv = ["sweep", "--config", CONFIG, "--grid", "optim.lr=1,2,3", "--seeds", "0,1", "--output", str(tmp_path)]
-    assert main([*argv, "train.steps=3"]) == 1
+    assert main([*argv, "train.steps=300"]) == 1
     printed = capsys.readouterr().out
     assert "| optim.lr=1 | 50.5 ± 0.7 |" in printed and "| optim.lr=2 | 60.5 ± 0.7 |" in printed
     assert printed.splitlines().count(OneLine("not run", "status 2")) == 2
-    assert len(commands) == 6 and all("train.steps=3" in command for command in commands)
+    assert len(commands) == 6 and all("train.steps=300" in command for command in commands)
     assert json.loads((tmp_path / "sweep.json").read_text())["optim.lr=2"] == [{"accuracy": 60.0}, {"accuracy": 61.0}]
     commands.clear()
-    assert main([*argv, "train.steps=3"]) == 1
+    assert main([*argv, "train.steps=300"]) == 1
     assert len(commands) == 2, "finished runs are not repeated"
 
 
