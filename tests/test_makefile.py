@@ -43,7 +43,7 @@ def test_the_site_needs_only_its_extra():
 def test_one_step_on_a_gpu_installs_nothing_into_an_existing_environment(tmp_path):
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/installed-dev").touch()
-    command = ["make", "-n", "-f", str(ROOT / "Makefile"), "gpu", "STEP=profile", "CPU=1"]
+    command = ["make", "-n", "--no-print-directory", "-f", str(ROOT / "Makefile"), "gpu", "STEP=profile", "CPU=1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == ".venv/bin/python -m benchmarks.gpu_receipt --step 'profile' --cpu\n"
     (tmp_path / ".venv/installed-dev").unlink()
