@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,21 @@ from dataset.tasks.vqa import read_candidates
 from engine.run_plan import RunPlan
 from metrics.vqa import normalize_answer
 from models.inference.reranking import AligningModel
+from tasks import ROOT
 from tasks.base import BaseTask
+from tasks.binding import BoundRun
 from tasks.config import VideoQAConfig, VQAConfig
 from tasks.held_out_media import check_held_out_media
 from tasks.prepared import Check, Findings, NotCheckedError, PreparedRun
 from utils import distributed
+from utils.config_files import COMMAND_LINE, ConfigError, ReadConfig, read_config, read_yaml
 from utils.errors import UserError
 from utils.files import expanded
 from utils.findings import Finding, finding_of
 from utils.printing import counted
+
+OTHER_VISION = "presets/other_vision.yaml"
+"""The preset that resets all keys that are set for another backbone."""
 
 MAX_EPOCHS = 100
 """A run of more epochs causes a warning, because the model would memorise the records."""
@@ -47,13 +54,17 @@ USE_PIXELS = "boxes are relative; multiply x and width by the image's width, y a
 logger = logging.getLogger(__name__)
 
 
-def check_start(task: BaseTask[Any, Any, Any]) -> None:
+def check_start(task: BaseTask[Any, Any, Any], bound: BoundRun | None = None) -> None:
     """Makes the quick checks of a task that is about to train, and logs their warnings.
+
+    Args:
+        task: the task.
+        bound: the config file of the run, and the locations of its keys; if None, they are not checked.
 
     Raises:
         UserError: if there are findings that prevent the run; the message lists all of them.
     """
-    run, found = PreparedRun.of(task), Findings()
+    run, found = PreparedRun.of(task, bound), Findings()
     for check in QUICK_CHECKS:
         try:
             check.run(run, found)
@@ -67,6 +78,51 @@ def check_start(task: BaseTask[Any, Any, Any]) -> None:
     refused = [str(finding) for finding in found.findings if finding.level == "refused"]
     if refused:
         raise UserError("\n       ".join(refused))
+
+
+def check_sizes(run: PreparedRun, found: Findings) -> None:
+    """Warns if the vision encoder has sizes that a base of the config sets for another backbone."""
+    key = ("model", "vision", "backbone")
+    location = run.locations.get(key)
+    if location is None:
+        return
+    vision = run.config.model.vision
+    try:
+        earlier = _before_backbone(run.file, location)
+    except ConfigError:  # the file was removed or changed after it was read
+        return
+    other = ((earlier.values.get("model") or {}).get("vision") or {}).get("backbone")
+    if other in (None, vision.backbone):
+        return
+    sizes = read_yaml(ROOT / "configs" / OTHER_VISION)["model"]["vision"]
+    kept = [
+        name
+        for name, value in sizes.items()
+        if not name.startswith("pixel_")
+        and getattr(vision, name) != value
+        and run.locations.get((*key[:-1], name)) == earlier.locations.get((*key[:-1], name), COMMAND_LINE)
+    ]
+    if kept:
+        listed = ", ".join(f"{name}={getattr(vision, name)}" for name in kept)
+        fact = f"{vision.backbone} is built with values that were set for {other}: {listed}"
+        remedy = (
+            f"add configs/{OTHER_VISION} to base, so that all sizes come from the backbone, or set these keys to null"
+        )
+        found.add("sizes", [Finding("warning", location, fact, remedy)])
+
+
+def _before_backbone(file: Path, location: str) -> ReadConfig:
+    """Returns what the config ``file`` says before it sets ``model.vision.backbone`` at a location: the bases of the file with
+    this line or, if the command line sets it, all files."""
+    if location == COMMAND_LINE:
+        return read_config(file)
+    file, earlier = Path(location.rpartition(":")[0]), ReadConfig({}, {}, [])
+    bases = read_yaml(file).get("base") or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        read = read_config(file.parent / base)
+        earlier.values.update(read.values)
+        earlier.locations.update(read.locations)
+    return earlier
 
 
 def check_batch_size(run: PreparedRun, found: Findings) -> None:
@@ -258,6 +314,7 @@ def answers_outside(
 
 
 QUICK_CHECKS = (
+    Check("model and weights", "sizes", check_sizes),
     Check("data", "batch", check_batch_size),
     Check("data", "boxes", check_box_values),
     Check("data", "answers", check_answers),

@@ -66,7 +66,7 @@ def run_task(run: BoundRun, flags: RunFlags, command: Sequence[str] | None = Non
                     if flags.evaluate:
                         distributed.move_from_rank_0(task.model, device)
                 if not flags.evaluate:
-                    _train(task, folder, device, stop)
+                    _train(task, run, folder, device, stop)
                 _report(task, folder, flags, stop)
             except Stopped as stopped:
                 if distributed.rank() == 0:
@@ -96,10 +96,12 @@ def _build(run: BoundRun, plan: RunPlan | None, folder: RunFolder, flags: RunFla
         return task_class.build(config, folder.newest, trains=not flags.evaluate, plan=plan)
 
 
-def _train(task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.device, stop: StopRequest) -> None:
+def _train(
+    task: BaseTask[Any, Any, Any], run: BoundRun, folder: RunFolder, device: torch.device, stop: StopRequest
+) -> None:
     config = task.config
     with stop.ending_at_once(), _watched("the set-up", config, folder):
-        check_start(task)
+        check_start(task, run)
         if distributed.rank() == 0:
             task.keep_inputs(folder.path)
         assert task.plan is not None

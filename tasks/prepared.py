@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.run_plan import RunPlan
 from tasks.base import BaseTask
+from tasks.binding import BoundRun
 from tasks.finetune import FineTuneTask
 from utils import distributed
+from utils.config_files import Locations
 from utils.findings import Finding
 
 
@@ -26,6 +29,8 @@ class PreparedRun:
         training: builds micro-batches of the training data; None if they could not be read.
         held_out: held-out splits of a fine-tuning task, by config key.
         plan: plan of the run; None if the run has not been planned yet.
+        file: the config file.
+        locations: the locations of the keys of the config.
     """
 
     config: Any
@@ -36,13 +41,18 @@ class PreparedRun:
     training: Any = None
     held_out: dict[str, Any] = field(default_factory=dict)
     plan: RunPlan | None = None
+    file: Path = Path()
+    locations: Locations = field(default_factory=dict)
 
     @classmethod
-    def of(cls, task: BaseTask[Any, Any, Any]) -> PreparedRun:
-        """Returns the run of a task that is about to train on this process group."""
+    def of(cls, task: BaseTask[Any, Any, Any], bound: BoundRun | None = None) -> PreparedRun:
+        """Returns the run of a task that is about to train on this process group. ``bound`` is its config, as it was read."""
         held_out = dict(task.held_out.by_key()) if isinstance(task, FineTuneTask) else {}
         ranks = distributed.world_size()
-        return cls(task.config, type(task), ranks, task.tokenizer, task.model, task.training, held_out, task.plan)
+        run = cls(task.config, type(task), ranks, task.tokenizer, task.model, task.training, held_out, task.plan)
+        if bound is not None:
+            run.file, run.locations = bound.file, bound.read.locations
+        return run
 
     @property
     def fine_tunes(self) -> bool:

@@ -129,6 +129,8 @@ class Converter:
         self._boxes: list[tuple[float, ...]] = []
         self._size_of: dict[str, tuple[int, int]] = {}
         self._sizes: list[tuple[int, int]] = []
+        self._ids_of: dict[str, dict[str, Any]] = {}
+        self._image_of: dict[str, str] = {}
         keys = {key for row in rows if isinstance(row, Row) for key in row.values}
         self.answered = "answer" in keys
         self._columns = next((columns for columns in (CORNERS, XYWH) if keys.issuperset(columns)), None)
@@ -190,6 +192,7 @@ class Converter:
         for record in made.values() if self.kind == "captions" else ():
             if len(record["caption"]) == 1:
                 (record["caption"],) = record["caption"]
+            record.update(self._ids_of[record["image"]])
         return list(made.values())
 
     def _image(self, row: Row, key: str = "image") -> str:
@@ -197,13 +200,31 @@ class Converter:
         return os.path.relpath(os.path.abspath(source.path or ""), os.path.abspath(self.out))
 
     def _add_captions(self, row: Row, made: dict[Any, dict[str, Any]]) -> None:
-        """Adds the captions of a row to the record of its image, unless the rows differ in something else."""
+        """Adds the captions of a row to the record of its image, unless the rows differ in their other texts."""
         for key in ("caption", *(key for key in OTHER_TEXTS if row.values.get(key) is not None)):
             texts_of(row, key)
-        others = {"image": self._image(row), **_kept(row, *OTHER_TEXTS, "image_id"), **_photograph(row)}
-        record = made.setdefault(json.dumps(others), {"image": others["image"], "caption": [], **others})
+        image, others = self._image(row), _kept(row, *OTHER_TEXTS)
+        self._add_ids(image, {**_kept(row, "image_id"), **_photograph(row)})
+        record = made.setdefault((image, json.dumps(others)), {"image": image, "caption": [], **others})
         captions = row.values["caption"]
         record["caption"] += captions if isinstance(captions, list) else [captions]
+
+    def _add_ids(self, image: str, ids: dict[str, Any]) -> None:
+        """Adds the ids in a row to the ids of its image.
+
+        Raises:
+            BrokenRecordError: if an earlier row has another id of the image, or another image with its ``image_id``.
+        """
+        known = self._ids_of.setdefault(image, {})
+        for key, value in ids.items():
+            if str(known.get(key, value)) != str(value):
+                raise BrokenRecordError(
+                    "wrong id", f"{key} is {value}, but {known[key]} in an earlier row of the same image"
+                )
+        other = self._image_of.setdefault(str(ids["image_id"]), image) if "image_id" in ids else image
+        if other != image:
+            raise BrokenRecordError("wrong id", f"image_id {ids['image_id']} is also the id of {other}")
+        known.update({key: value for key, value in ids.items() if key not in known})
 
     def _questions(self, row: Row) -> dict[str, Any]:
         question_of(row, self.images.find(row.get("image", str), row.location), answered=self.answered)

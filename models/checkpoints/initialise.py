@@ -163,7 +163,11 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     assign(model, kept, report, lambda name: f"{BACKBONE}{name}")
     report.fresh = [name for name in report.fresh if name.startswith("vision.")]
     if not report.loaded:
-        raise UserError(f"{source} contains no tensor of {model.config.vision.backbone}", where="init.vision")
+        raise UserError(
+            f"{source} contains no tensor of {model.config.vision.backbone}",
+            where="init.vision",
+            remedy="use a file of this backbone, or set model.vision.backbone to the model that the file belongs to",
+        )
     return report
 
 

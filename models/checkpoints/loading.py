@@ -161,17 +161,17 @@ def assign(
         report.loaded.append(our_name)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        remedy = f"; {REMEDY}" if any("'s text." in problem for problem in problems) else ""
+        remedy = REMEDY if any("'s text." in problem for problem in problems) else ""
         if not remedy and report.text_skipped:
             remedy = (
-                "; set width, heads, intermediate and eps in model.fusion to those of the checkpoint's fusion encoder"
+                "set width, heads, intermediate and eps in model.fusion to those of the checkpoint's fusion encoder"
             )
         if not remedy and any("vision.backbone." in problem for problem in problems):
             remedy = (
-                "; use the model.vision of the run that wrote the file, or add configs/presets/other_vision.yaml to base if the "
-                "sizes were set for another backbone"
+                "use the model.vision of the run, or the backbone, that the file belongs to; if model.vision has sizes of "
+                "another backbone, add configs/presets/other_vision.yaml to base"
             )
-        raise UserError(f"shapes differ: {'; '.join(problems[:3])}{more}{remedy}", where=report.source)
+        raise UserError(f"shapes differ: {'; '.join(problems[:3])}{more}", where=report.source, remedy=remedy)
     loaded = set(report.loaded)
     report.fresh = [name for name in parameters if name not in loaded]
 

@@ -6,7 +6,7 @@ batches of the sample (:class:`~tools.doctor.subject.Subject`).
 
 from __future__ import annotations
 
-from tasks.checks import check_answers, check_batch_size
+from tasks.checks import check_answers, check_batch_size, check_sizes
 from tasks.prepared import Check
 from tools.doctor.boxes import check_boxes
 from tools.doctor.data import check_held_out, check_training
@@ -18,7 +18,7 @@ from tools.doctor.memory import check_disk, check_memory
 from tools.doctor.record_keys import check_record_keys
 from tools.doctor.sample import check_hard_negatives, check_loading, check_sample, check_shared_patches, check_unknown
 from tools.doctor.shared import check_shared
-from tools.doctor.weights import check_model, check_pixels, check_sizes, check_weights
+from tools.doctor.weights import check_model, check_pixels, check_weights
 
 CHECKS = (
     Check("environment", "versions", check_versions),

@@ -24,7 +24,6 @@ from tasks.prepared import NotCheckedError, PreparedRun
 from tools.doctor.text_log import TextLog
 from tools.steps.fake import FakeSteps
 from utils.accelerator import device_bytes
-from utils.config_files import Locations
 from utils.inputs import missing_inputs
 
 ROWS = 4
@@ -46,8 +45,6 @@ class Subject(PreparedRun):
         output: folder of the run.
         device: the device of a step.
         out: folder for files that checks write.
-        file: the config file.
-        locations: the locations of the keys of the config.
         missing: missing inputs, with the config keys that name them.
         batches: micro-batches of the sample.
         loading_s: seconds that it took to make the sample.
@@ -57,8 +54,6 @@ class Subject(PreparedRun):
     output: Path
     device: torch.device
     out: Path
-    file: Path = Path()
-    locations: Locations = field(default_factory=dict)
     missing: dict[str, list[str]] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
     loading_s: float = 0.0

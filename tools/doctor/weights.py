@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from models.checkpoints import LoadReport
 from models.checkpoints.report import by_module
 from models.core.backbones import backbone_pixels
-from tasks import ROOT
 from tasks.base import check_length, load_initial
 from tasks.prepared import NotCheckedError
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject, shorten
-from utils.config_files import COMMAND_LINE, ReadConfig, read_config, read_yaml
 from utils.findings import Finding
 from utils.printing import counted
-
-OTHER_VISION = "presets/other_vision.yaml"
-"""The preset that resets all keys that are set for another backbone."""
 
 ENCODERS = ("vision.", "text.", "fusion.")
 
@@ -31,43 +25,6 @@ def check_model(subject: Subject, report: Report) -> None:
         check_length(model, key, length)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     report.ok("model", f"{parameters / 1e6:,.1f} M parameters")
-
-
-def check_sizes(subject: Subject, report: Report) -> None:
-    """Warns if the vision encoder has sizes that a base of the config sets for another backbone."""
-    key, vision = ("model", "vision", "backbone"), subject.config.model.vision
-    location = subject.locations.get(key)
-    if location is None:
-        return
-    # The files whose sizes were written before this backbone was chosen: bases of its file, or all files of the command line.
-    if location == COMMAND_LINE:
-        earlier = read_config(subject.file)
-    else:
-        file = Path(location.rpartition(":")[0])
-        earlier = ReadConfig({}, {}, [])
-        bases = read_yaml(file).get("base") or []
-        for base in [bases] if isinstance(bases, str) else bases:
-            read = read_config(file.parent / base)
-            earlier.values.update(read.values)
-            earlier.locations.update(read.locations)
-    other = ((earlier.values.get("model") or {}).get("vision") or {}).get("backbone")
-    if other in (None, vision.backbone):
-        return
-    sizes = read_yaml(ROOT / "configs" / OTHER_VISION)["model"]["vision"]
-    kept = [
-        name
-        for name, value in sizes.items()
-        if not name.startswith("pixel_")
-        and getattr(vision, name) != value
-        and subject.locations.get((*key[:-1], name)) == earlier.locations.get((*key[:-1], name), COMMAND_LINE)
-    ]
-    if kept:
-        listed = ", ".join(f"{name}={getattr(vision, name)}" for name in kept)
-        fact = f"{vision.backbone} is built with values that were set for {other}: {listed}"
-        remedy = (
-            f"add configs/{OTHER_VISION} to base, so that all sizes come from the backbone, or set these keys to null"
-        )
-        report.add("sizes", [Finding("warning", location, fact, remedy)])
 
 
 def check_pixels(subject: Subject, report: Report) -> None:

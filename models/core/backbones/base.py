@@ -136,7 +136,8 @@ class VisionBackbone(ABC):
                 f"{self.name!r} does not return a state for each patch with this config ({found} instead of "
                 f"{expected})",
                 where="model.vision.backbone",
-                remedy="choose another model, or change model.vision.image_size, stem and positions",
+                remedy="choose another model, or change model.vision.image_size, stem and positions "
+                "(configs/presets/other_vision.yaml resets what is set for another backbone)",
             )
 
     def image(self) -> Tensor:

@@ -59,15 +59,18 @@ def test_captions_are_read_from_a_csv_file(convert, folder):
 
 def test_captions_of_an_image_become_one_record(convert):
     """Pre-training counts each record as an image: two records with the same image would be each other's negatives."""
-    table = "image,caption,coco_id\na.png,a dog,1\nb.png,a cat,2\na.png,an animal,1\na.png,a dog again,3\n"
-    status, records, broken, printed = convert(table)
-    assert (status, broken) == (0, [])
+    rows = ["a.png,a dog,1,x", "b.png,a cat,2,y", "a.png,an animal,,", "a.png,a dog again,3,x", "b.png,two cats,2,x"]
+    status, records, broken, printed = convert("\n".join(["image,caption,coco_id,image_id", *rows]) + "\n")
+    assert status == 1
     assert records == [
-        {"image": "pictures/a.png", "caption": ["a dog", "an animal"], "coco_id": 1},
-        {"image": "pictures/b.png", "caption": "a cat", "coco_id": 2},
-        {"image": "pictures/a.png", "caption": "a dog again", "coco_id": 3},
+        {"image": "pictures/a.png", "caption": ["a dog", "an animal"], "coco_id": 1, "image_id": "x"},
+        {"image": "pictures/b.png", "caption": "a cat", "coco_id": 2, "image_id": "y"},
     ]
-    assert "4 captions in 3 records of 4 rows (CSV)" in printed
+    assert [(each["reason"], each["record"]["caption"]) for each in broken] == [
+        ("wrong id", "a dog again"),
+        ("wrong id", "two cats"),
+    ]
+    assert "3 captions in 2 records of 5 rows (CSV)" in printed
 
 
 def test_the_folder_of_the_records_is_created_once_there_are_records(folder, capsys):
