@@ -91,7 +91,7 @@ def check_sizes(run: PreparedRun, found: Findings) -> None:
         earlier = _before_backbone(run.file, location)
     except ConfigError:  # the file was removed or changed after it was read
         return
-    other = ((earlier.values.get("model") or {}).get("vision") or {}).get("backbone")
+    other = _backbone_of(earlier)
     if other in (None, vision.backbone):
         return
     sizes = read_yaml(ROOT / "configs" / OTHER_VISION)["model"]["vision"]
@@ -111,6 +111,12 @@ def check_sizes(run: PreparedRun, found: Findings) -> None:
         found.add("sizes", [Finding("warning", location, fact, remedy)])
 
 
+def _backbone_of(read: ReadConfig) -> str | None:
+    """Returns ``model.vision.backbone`` of a config; None if it is not set."""
+    name: str | None = ((read.values.get("model") or {}).get("vision") or {}).get("backbone")
+    return name
+
+
 def _before_backbone(file: Path, location: str) -> ReadConfig:
     """Returns what the config ``file`` says before it sets ``model.vision.backbone`` at a location: the bases of the file with
     this line or, if the command line sets it, all files."""
@@ -120,7 +126,8 @@ def _before_backbone(file: Path, location: str) -> ReadConfig:
     bases = read_yaml(file).get("base") or []
     for base in [bases] if isinstance(bases, str) else bases:
         read = read_config(file.parent / base)
-        earlier.values.update(read.values)
+        if _backbone_of(read):
+            earlier.values.update(read.values)
         earlier.locations.update(read.locations)
     return earlier
 
