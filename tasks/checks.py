@@ -105,9 +105,8 @@ def check_sizes(run: PreparedRun, found: Findings) -> None:
     if kept:
         listed = ", ".join(f"{name}={getattr(vision, name)}" for name in kept)
         fact = f"{vision.backbone} is built with values that were set for {other}: {listed}"
-        remedy = (
-            f"add configs/{OTHER_VISION} to base, so that all sizes come from the backbone, or set these keys to null"
-        )
+        own = ", ".join(f"{name}={'null' if sizes[name] is None else sizes[name]}" for name in kept)
+        remedy = f"set model.vision: {own}; or add configs/{OTHER_VISION} as the last entry of base in a config file"
         found.add("sizes", [Finding("warning", location, fact, remedy)])
 
 

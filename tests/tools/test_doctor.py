@@ -581,7 +581,7 @@ def test_sizes_that_a_base_sets_for_another_backbone_cause_a_warning(form, docto
         others.append(f"model.vision.backbone={other}")
     printed = doctor("--config", config, *others)[1]
     assert OneLine("warning", "sizes", other, "beitv2_base_patch16_224") in printed.splitlines()
-    assert "presets/other_vision.yaml to base" in printed
+    assert "presets/other_vision.yaml as the last entry of base" in printed
 
 
 def test_the_model_is_built_once(doctor, arguments_of, monkeypatch):

@@ -17,12 +17,12 @@ from utils.printing import counted, printed
 from x2vlm import figures
 from x2vlm.base import LoadedModel
 from x2vlm.matching import formatted_scores, matches
+from x2vlm.search import figures as search_figures
 
 if TYPE_CHECKING:
     from x2vlm.boxes import Box
     from x2vlm.model import Model
-    from x2vlm.search.figures import MIN_BOX_PROBABILITY, is_improbable
-from x2vlm.search.index import ImageIndex
+    from x2vlm.search.index import ImageIndex
 
 MAX_LINES = 8
 """Maximum number of lines in a text box."""
@@ -207,18 +207,17 @@ def _search_ability(index: ImageIndex) -> Ability:
 
 def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
     """Returns the hits, each with the box of ``phrase``. If ``phrase`` is empty, the box of the sentence is shown; if it is None,
-    no boxes are shown. Boxes below :data:`MIN_BOX_PROBABILITY` are not shown, and the last line says so."""
+    no boxes are shown. Boxes below :data:`x2vlm.search.figures.MIN_BOX_PROBABILITY` are not shown, and the last line says so."""
     [sentence, *_] = lines_of(text)
     locate = phrase is not None and (lines_of(phrase)[0] if phrase.strip() else True)
     hits = index.search(sentence, top=HITS, locate=locate)
     if not hits:
         return Answer(["all images have been removed or changed since they were indexed"])
-    improbable = sum(is_improbable(hit) for hit in hits)
-    hits = [replace(hit, box=None) if is_improbable(hit) else hit for hit in hits]
+    improbable = sum(search_figures.is_improbable(hit) for hit in hits)
+    hits = [replace(hit, box=None) if search_figures.is_improbable(hit) else hit for hit in hits]
     named = [(hit, printed(hit.path.name, "utf-8")) for hit in hits]
-    note = (
-        f"{improbable} of {counted(len(hits), 'box', 'boxes')} not drawn: probability below {MIN_BOX_PROBABILITY:.2f}"
-    )
+    least = search_figures.MIN_BOX_PROBABILITY
+    note = f"{improbable} of {counted(len(hits), 'box', 'boxes')} not drawn: probability below {least:.2f}"
     return Answer(
         [
             ", ".join(hits[0].formatted_scores()),

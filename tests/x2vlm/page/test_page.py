@@ -31,9 +31,9 @@ from tests.browser import browser  # noqa: F401 (fixture)
 from tests.messages import OneLine, naming
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
-from x2vlm.page import abilities
 from x2vlm.page.abilities import MAX_LINES, abilities_of, lines_of
 from x2vlm.page.limits import KEPT_S, BodyLimit, RateLimit, SiteCheck, UploadLimit
+from x2vlm.search import figures
 
 TABS = {
     "pretrain": ["locate", "match", "explain"],
@@ -127,7 +127,7 @@ def test_a_search_draws_no_improbable_box_and_says_so(model, data, tmp_path, mon
     search = abilities_of(model("pretrain"), index)[0]
     scores = sorted(hit.box.score for hit in index.search("a red star", top=12, locate="a star"))
     below = len(scores) // 2
-    monkeypatch.setattr(abilities, "MIN_BOX_PROBABILITY", scores[below])
+    monkeypatch.setattr(figures, "MIN_BOX_PROBABILITY", scores[below])
     answer = search.ask([], ["a red star", "a star"])
     hits = index.search("a red star", top=12, locate="a star")
     assert answer.lines[-1] == f"{below} of {len(hits)} boxes not drawn: probability below {scores[below]:.2f}"
