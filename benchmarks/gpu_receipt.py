@@ -34,7 +34,7 @@ HOST = ("gpus", "cores", "system", "executable")
 
 @dataclass
 class Receipt:
-    """What was measured on one card with one version of the code, the packages and the configs.
+    """The measurements on one card, with one version of the code, the packages and the configs.
 
     Attributes:
         cpu: True if the steps ran at small sizes on the CPU.
@@ -258,7 +258,7 @@ def _only(name: str, steps: Sequence[Step], receipt: Receipt) -> Step:
     """Returns the step with the given name.
 
     Raises:
-        UserError: if it does not exist, or needs a step that has not finished.
+        UserError: if it does not exist, or needs a step that is still to be finished.
     """
     by_name = {step.name: step for step in steps}
     if name not in by_name:

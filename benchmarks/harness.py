@@ -70,7 +70,7 @@ class Rounds:
 
         Args:
             alternatives: functions that measure an alternative once and return the result, such as :func:`seconds_of` a call.
-            warm_up: whether an additional round, whose measurements are discarded, comes first.
+            warm_up: whether to begin with an additional round whose measurements are discarded.
         """
         started, names = time.monotonic(), list(alternatives)
         first = 0 if warm_up else 1

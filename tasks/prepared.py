@@ -1,4 +1,4 @@
-"""What a check of a run gets, and where it puts what it finds."""
+"""The run that checks examine, and the report to which they add their findings."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def clamped_box(value: Any, width: float, height: float, counts: Counts, locatio
 
 
 def corner_box(value: Any, width: float, height: float, counts: Counts, location: str) -> Box | None:
-    """Like :func:`clamped_box`, but for a box that is given by its corners (x1, y1, x2, y2) in pixels."""
+    """Like :func:`clamped_box`, for a box that is given by its corners (x1, y1, x2, y2) in pixels."""
     corners = _corners(value, counts, location)
     if corners is None:
         return None

@@ -41,7 +41,7 @@ F = TypeVar("F", bound=FileJob)
 
 @dataclass(frozen=True)
 class FinishedFile:
-    """What a job has written and skipped.
+    """The result of a job: the counts of its file and the records that it skipped.
 
     Attributes:
         counts: the counts of the file, as JSON values.

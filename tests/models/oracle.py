@@ -1,7 +1,7 @@
 """The losses of pre-training, computed a second time from raw weights and a batch, with nothing of ours but the batch.
 
 :mod:`models.reference` is the page to read; it shares regions, groups, negatives and loss functions with the code that it is
-compared with. This module shares none of them: every example is computed by itself, without padding, in loops, with the formulas
+compared with. This module shares none of them: every example is computed separately, without padding, in loops, with the formulas
 of the paper (arXiv:2211.12402, section 3.3) and of BEiT-2, BERT and CCLM. The random draws of the hard negatives are an input.
 """
 
@@ -180,7 +180,7 @@ class Oracle:
         return self.norm(output + states, f"{name}output.LayerNorm", self.eps)
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-        """Attention of each head by itself. ``bias`` is (queries, keys, heads)."""
+        """Attention, computed for one head after the other. ``bias`` is (queries, keys, heads)."""
         width, found = query.shape[1] // heads, []
         for head in range(heads):
             part = slice(head * width, (head + 1) * width)

@@ -35,8 +35,8 @@ MAX_UNKNOWN = 0.05
 """If this fraction of tokens is unknown, the check warns."""
 
 MAX_SHARED_PATCHES = 0.1
-"""If more than this fraction of the objects has no patch of its own, the check warns. On the demo's scenes, it is 0 on a grid of
-8 x 8 patches, 0.006 on 4 x 4, and 0.39 on 2 x 2, where few objects can be told apart."""
+"""If more than this fraction of the objects covers the same patches as another object, the check warns. On the demo's scenes, it
+is 0 on a grid of 8 x 8 patches, 0.006 on 4 x 4, and 0.39 on 2 x 2, where many objects cover the same patches."""
 
 
 def check_sample(subject: Subject, report: Report) -> None:

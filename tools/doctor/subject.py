@@ -216,7 +216,7 @@ class TooLargeError(BaseException):
 @contextmanager
 def at_most(parameters: int | None) -> Iterator[None]:
     """Context manager that raises :class:`TooLargeError` when the modules that are built in it have more than this number of
-    parameters; None is no limit."""
+    parameters. If None, the number is not limited."""
     count = 0
 
     def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
