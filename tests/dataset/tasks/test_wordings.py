@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from dataset.broken import BrokenRecordError
 from dataset.config import HardNegativesConfig, ImageStreamConfig, TextDataConfig
 from dataset.records.schema import Description
 from dataset.tasks.streams.wordings import TextMaker, Wording
@@ -70,3 +71,31 @@ def test_a_hard_negative_that_equals_its_caption_after_truncation_is_dropped(mak
     longer = maker(max_tokens=8)
     kept = longer.encode(wording, np.random.default_rng(0)).hard_negatives
     assert kept == tuple(longer.text.token_ids(text) for text in wording.hard_negatives)
+
+
+def test_hard_negatives_are_counted_in_the_records_that_can_be_read(maker):
+    """The second record's shard is lost, and the fourth record has no caption."""
+    captions = ["a red star", None, "a thing", ""]
+
+    class Records:
+        prefetches = False
+
+        def __len__(self):
+            return len(captions)
+
+        def read(self, number):
+            if captions[number] is None:
+                raise FileNotFoundError(f"{number}.jsonl")
+            return captions[number]
+
+        def exact_location(self, number):
+            return f"{number}.jsonl"
+
+    def described(caption):
+        if not caption:
+            raise BrokenRecordError("missing key", "no caption")
+        return [Description((caption,), hard_negatives=("a wet star",))], (Description(("a blue circle",)),)
+
+    counts = maker(sources=("exchanged", "given")).count_hard_negatives(Records(), described)
+    assert (counts.texts, counts.having) == (2, 2)
+    assert counts.by_source == {"exchanged": 1, "given": 2}
