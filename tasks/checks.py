@@ -133,11 +133,10 @@ def _before_backbone(file: Path, location: str) -> ReadConfig:
 
 def check_batch_size(run: PreparedRun, found: Findings) -> None:
     """Compares the batch size and the length of the run with the size of the data."""
-    config, training = run.config, run.training
+    config = run.config
     if run.plan is None:
         config.plan(run.ranks)  # batch sizes that are not divisible as required are reported even without data
-    if training is None:
-        raise NotCheckedError("the training data cannot be read")
+    training = run.training_data()
     records = next(iter(training.stream_sizes.values()))
     plan = run.plan or config.plan(run.ranks, records)
     findings = []

@@ -58,6 +58,13 @@ class PreparedRun:
     def fine_tunes(self) -> bool:
         return issubclass(self.task, FineTuneTask)
 
+    def training_data(self) -> Any:
+        """Returns the training data; raises :class:`NotCheckedError` if they could not be read."""
+        if self.training is None:
+            why = "the model could not be built" if self.model is None else "the training data cannot be read"
+            raise NotCheckedError(why)
+        return self.training
+
 
 class NotCheckedError(Exception):
     """Raised by a check that cannot run. The message says why."""

@@ -18,7 +18,7 @@ class Finding:
         level: "refused" if the run would fail or learn nothing; "warning" if the problem may be intentional.
         location: a config key, or a file and line.
         fact: the problem, with its numbers.
-        remedy: what to do.
+        remedy: what to do; "" if the fact says it.
     """
 
     level: Level
@@ -27,9 +27,9 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.location}: {self.fact}; {self.remedy}"
+        return f"{self.location}: {self.fact}" + f"; {self.remedy}" * bool(self.remedy)
 
 
 def finding_of(error: UserError) -> Finding:
     """Returns an error that a check raised as a finding."""
-    return Finding("refused", error.where or "config", error.what, error.remedy or "fix it")
+    return Finding("refused", error.where or "config", error.what, error.remedy)

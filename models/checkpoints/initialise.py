@@ -81,7 +81,9 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
                 remedy=f"for weights from timm, use timm:{config.vision}, for weights on the Hub, hf:{config.vision}",
             )
         report = init_vision(model, published or read_weights(config.vision), config.vision)
-        if published is not None:
+        if published is None:
+            _require_same_blocks(report, model)
+        else:
             _require_same_model(report, model)
         reports.append(report)
     if config.text:
@@ -169,6 +171,24 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
             remedy="use a file of this backbone, or set model.vision.backbone to the model that the file belongs to",
         )
     return report
+
+
+def _require_same_blocks(report: LoadReport, model: XVLM) -> None:
+    """Raises :class:`UserError` if a file lacks a block of the backbone, or has a block that the backbone lacks."""
+    backbone = model.vision.vision_backbone
+    names = {module: name for name, module in backbone.module.named_modules()}
+    blocks = [f"{names[block]}." for block in backbone.blocks]
+    missing = [block for block in blocks if not any(name.startswith(f"{BACKBONE}{block}") for name in report.loaded)]
+    lists = {block.removesuffix(".").rpartition(".")[0] for block in blocks}
+    of_blocks = re.compile(rf"(?:{'|'.join(map(re.escape, lists))})\.\d+\.")
+    surplus = list(dict.fromkeys(match[0] for name in report.unused if (match := of_blocks.match(name))))
+    if missing or surplus:
+        what = f"lacks {len(missing)} of" if missing else f"has {len(surplus)} more than"
+        raise UserError(
+            f"{report.source} {what} the {len(blocks)} blocks of {backbone.name} ({(missing or surplus)[0]}*)",
+            where="init.vision",
+            remedy="set model.vision.depth to the depth of the file, or model.vision.backbone to its model",
+        )
 
 
 def _require_same_model(report: LoadReport, model: XVLM) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def assign(
 ) -> None:
     """Copies ``state`` into the model's parameters, resizes position tables, and records in ``report`` what happened."""
     parameters = model.state_dict(keep_vars=True)  # includes stored buffers, which some backbones have
-    problems = []
+    problems, widths = [], Counter[tuple[int, int]]()
     named = [(name, rename(name), tensor) for name, tensor in state.items()]
     copies = _copies(model, named, report)
     copied = set(report.copied.values())
@@ -155,6 +156,8 @@ def assign(
             problems.append(
                 f"{name} is {tuple(tensor.shape)}, but the model's {our_name} is {tuple(parameters[our_name].shape)}"
             )
+            if tensor.dim() > 1:  # the last axis of a table or of a linear layer's weight
+                widths[tensor.shape[-1], parameters[our_name].shape[-1]] += 1
             continue
         with torch.no_grad():
             parameters[our_name].copy_(tensor)
@@ -171,7 +174,11 @@ def assign(
                 "use the model.vision of the run, or the backbone, that the file belongs to; if model.vision has sizes of "
                 "another backbone, add configs/presets/other_vision.yaml to base"
             )
-        raise UserError(f"shapes differ: {'; '.join(problems[:3])}{more}", where=report.source, remedy=remedy)
+        width = ""
+        for (in_file, in_model), count in widths.most_common(1):
+            if count > 1 and in_file != in_model:
+                width = f" (width {in_file} in the file, {in_model} in the model)"
+        raise UserError(f"shapes differ{width}: {'; '.join(problems[:3])}{more}", where=report.source, remedy=remedy)
     loaded = set(report.loaded)
     report.fresh = [name for name in parameters if name not in loaded]
 

@@ -190,11 +190,11 @@ def test_a_folder_without_a_vision_model_is_rejected(tmp_path):
     [
         (
             {"backbone": "test_convnext", "image_size": 64, "patch_size": 16},
-            ("model.vision.patch_size", "test_convnext", "presets/other_vision.yaml"),
+            ("model.vision", "test_convnext", "patch_size=null", "presets/other_vision.yaml"),
         ),
         (
             {"backbone": "test_convnext", "image_size": 64, "width": 128, "heads": 4},
-            ("model.vision.backbone", "test_convnext", "presets/other_vision.yaml"),
+            ("model.vision", "test_convnext", "width, heads", "width=null, heads=null", "presets/other_vision.yaml"),
         ),
         (
             {"backbone": "test_convnext", "image_size": 64, "stem": "convolutions"},

@@ -118,6 +118,22 @@ def test_absolute_positions_of_another_width_or_a_non_square_grid_are_rejected(t
         initialise(model, InitConfig(vision=str(tmp_path / "square.safetensors")))
 
 
+def test_a_file_of_another_width_or_depth_says_so(tmp_path):
+    model, state = vit_state(32)
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("blocks.1.")}
+    save_file(kept, tmp_path / "one.safetensors")
+    with pytest.raises(UserError, match=naming("init.vision", "lacks 1 of the 2 blocks", "blocks.1.*", "model.vision.depth")):
+        initialise(model, InitConfig(vision=str(tmp_path / "one.safetensors")))
+    more = {name.replace("blocks.1.", "blocks.2."): tensor.clone() for name, tensor in state.items()}
+    save_file(state | more, tmp_path / "three.safetensors")
+    with pytest.raises(UserError, match=naming("has 1 more than the 2 blocks", "blocks.2.*", "model.vision.depth")):
+        initialise(model, InitConfig(vision=str(tmp_path / "three.safetensors")))
+    wide = {name: torch.cat([tensor] * 2, dim=-1) for name, tensor in state.items()}
+    save_file(wide, tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match=r"shapes differ \(width 32 in the file, 16 in the model\)"):
+        initialise(model, InitConfig(vision=str(tmp_path / "wide.safetensors")))
+
+
 @pytest.mark.parametrize("prefix", ["bert.", ""])
 def test_bert_fills_text_and_fusion_and_leaves_cross_attention_fresh(model, tmp_path, prefix):
     folder = tmp_path / "bert"

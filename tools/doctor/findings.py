@@ -77,7 +77,8 @@ class Report(Findings):
             self._write("\nfindings\n")
         for number, finding in enumerate(self.findings, start=1):
             self._write(f"{number:3}. {finding.level}: {', '.join(self._locations[number - 1])}\n")
-            for name, text in (("fact", finding.fact), ("remedy", finding.remedy)):
+            remedy = [("remedy", finding.remedy)] if finding.remedy else []
+            for name, text in (("fact", finding.fact), *remedy):
                 wrapped = textwrap.fill(text, WIDTH - 13, break_long_words=False, break_on_hyphens=False)
                 self._write(f"     {name + ':':7} {wrapped.replace(chr(10), chr(10) + ' ' * 13)}\n")
         levels = [finding.level for finding in self.findings]

@@ -9,7 +9,6 @@ from pathlib import Path
 from engine.checkpoint import find_weights, run_config_of
 from tasks.config import VideoQAConfig, VQAConfig
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, unbeaten_baselines
-from tasks.prepared import NotCheckedError
 from tasks.vqa import by_answer_type
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
@@ -26,9 +25,7 @@ def check_image_blind(subject: Subject, report: Report) -> None:
     """Checks the image-blind baseline of each held-out split."""
     if not isinstance(subject.config, VQAConfig | VideoQAConfig):
         return
-    training = getattr(subject.training, "items", None)
-    if training is None:
-        raise NotCheckedError("the training data cannot be read")
+    training = subject.training_data().items
     splits = {key: list(items) for key, items in subject.held_out.items()}
     splits = {key: items for key, items in splits.items() if items and all(each.answers for each in items)}
     baseline = ImageBlindBaseline(training, splits.values())

@@ -41,9 +41,7 @@ is 0 on a grid of 8 x 8 patches, 0.006 on 4 x 4, and 0.39 on 2 x 2, where many o
 
 def check_sample(subject: Subject, report: Report) -> None:
     """Decodes a sample of records, and reports broken records by kind."""
-    training = subject.training
-    if training is None:
-        raise NotCheckedError("the training data cannot be read")
+    training = subject.training_data()
     records = next(iter(training.stream_sizes.values()))
     micro_batches = math.ceil(records / training.records_per_batch)
     rng = np.random.default_rng(subject.config.seed)

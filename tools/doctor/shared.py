@@ -57,9 +57,7 @@ def check_shared(subject: Subject, report: Report) -> None:
 
 
 def _required_items(subject: Subject) -> Any:
-    if subject.training is None:
-        raise NotCheckedError("the training data cannot be read")
-    items = getattr(subject.training, "items", None)
+    items = getattr(subject.training_data(), "items", None)
     if items is None:
         raise NotCheckedError("the training data have no list `items`")
     return items

@@ -127,11 +127,9 @@ class Subject(PreparedRun):
         """The first micro-batch of training, with as few examples as the micro-batches of the sample.
 
         Raises:
-            NotCheckedError: if the training data cannot be read.
+            NotCheckedError: if the training data could not be read.
         """
-        if self.training is None:
-            raise NotCheckedError("no batch, since the training data cannot be read")
-        return self.training.make(0)
+        return self.training_data().make(0)
 
     def mesh(self, model: nn.Module) -> ShardingConfig | None:
         """Returns the device mesh if the run uses FSDP2, or None if it uses DDP.

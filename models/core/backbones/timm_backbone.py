@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,14 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 POSITIONS = "pos_embed"
 """Name of the table of absolute positions in most ViTs."""
 
+_KEYS = {
+    "patch_size": "patch_size",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "heads",
+    "init_values": "layer_scale",
+}
+"""The keys of ``model.vision`` that set options of ``timm.create_model``, by option."""
 _IDENTITY = nn.Identity()
 
 logger = logging.getLogger(__name__)
@@ -46,22 +55,16 @@ class TimmBackbone(VisionBackbone):
 
     def __init__(self, config: VisionConfig):
         module = _create(config)
-        embed: Any = getattr(module, "patch_embed", None) or getattr(module, "embeds", None)
-        self._is_vit = embed is not None and hasattr(module, "blocks")
+        embed = _patch_embed(module)
+        self._is_vit = embed is not None
         self._has_patch_embed = self._is_vit and hasattr(module, "patch_embed")
         patch_size = embed.patch_size[0] if self._is_vit else module.feature_info[-1]["reduction"]
-        name, sizes = config.backbone, {"patch_size": config.patch_size, "heads": config.heads}
+        name = config.backbone
         check_image_size(config.image_size, patch_size)
         sized = config.width is not None or config.heads is not None
         heads = getattr(getattr(module.blocks[0], "attn", None), "num_heads", None) if self._is_vit and sized else None
         if heads is not None and (error := heads_error(module.num_features, heads)):
             raise UserError(f"{error}", where="model.vision")
-        if not self._is_vit and (set_keys := [key for key, value in sizes.items() if value is not None]):
-            raise UserError(
-                f"{name!r} is not a ViT and has no such size",
-                where=f"model.vision.{set_keys[0]}",
-                remedy=f"set it to null, {RESET_ALL}",
-            )
         replaced = {"stem": config.stem == "convolutions", "positions": config.positions == "sincos"}
         if not self._has_patch_embed and (keys := [key for key, is_set in replaced.items() if is_set]):
             raise UserError(
@@ -247,8 +250,8 @@ def _create(config: VisionConfig) -> Any:
         )
     if not timm.is_model(config.backbone):
         near = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; `timm.list_models()` lists all models"
-        raise UserError(f"timm has no model {config.backbone!r}{hint}", where="model.vision.backbone")
+        remedy = f"use {' or '.join(near)}" if near else "`timm.list_models()` lists all models"
+        raise UserError(f"timm has no model {config.backbone!r}", where="model.vision.backbone", remedy=remedy)
     if config.patch_size is not None:
         check_image_size(config.image_size, config.patch_size)
     if config.width is not None and config.heads is not None and (error := heads_error(config.width, config.heads)):
@@ -266,19 +269,45 @@ def _create(config: VisionConfig) -> Any:
         options["use_abs_pos_emb"] = True
     options |= {"num_classes": 0, **({"drop_path_rate": config.drop_path} if config.drop_path else {})}
     try:
-        try:
-            return timm.create_model(config.backbone, pretrained=False, img_size=config.image_size, **options)
-        except TypeError as error:
-            if "'img_size'" not in str(error):  # convolutional models take images of any size
-                raise
-            return timm.create_model(config.backbone, pretrained=False, **options)
+        module, refused = _create_without_refused(config.backbone, {**options, "img_size": config.image_size})
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"timm cannot build {config.backbone!r} with {options}: {reason}",
             where="model.vision.backbone",
-            remedy=f"set the sizes that it does not take to null, {RESET_ALL}",
+            remedy=f"change the sizes, {RESET_ALL}",
         ) from None
+    refused.discard("img_size")  # convolutional models take images of any size
+    if _patch_embed(module) is None:  # some take a patch_size with another meaning
+        refused |= options.keys() & {"patch_size", "num_heads"}
+    if keys := [key for option, key in _KEYS.items() if option in refused]:
+        own = ", ".join(f"{key}={'backbone' if key == 'layer_scale' else 'null'}" for key in keys)
+        raise UserError(
+            f"{config.backbone!r} does not take {', '.join(keys)}",
+            where="model.vision",
+            remedy=f"set {own}, {RESET_ALL}",
+        )
+    return module
+
+
+def _create_without_refused(name: str, options: dict[str, Any]) -> tuple[Any, set[str]]:
+    """Creates a timm model with those options that it takes; returns the model and the names of the other options."""
+    refused: set[str] = set()
+    while True:
+        try:
+            taken = {option: value for option, value in options.items() if option not in refused}
+            return timm.create_model(name, pretrained=False, **taken), refused
+        except TypeError as error:
+            unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unexpected is None or unexpected[1] not in taken:
+                raise
+            refused.add(unexpected[1])
+
+
+def _patch_embed(module: Any) -> Any:
+    """Returns the layer that embeds the patches of a ViT; None for another model."""
+    embed = getattr(module, "patch_embed", None) or getattr(module, "embeds", None)
+    return embed if hasattr(module, "blocks") else None
 
 
 def _blocks_of(module: Any, name: str) -> list[nn.Module]:
