@@ -24,7 +24,6 @@ from dataset.text.processors import TextProcessor
 from demo.real.collect import CUTOUT_SOURCES
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
 from models.checkpoints import initialise
-from models.core.contrastive import masked_mean
 from models.pretraining.model import PretrainModel
 from utils.commands import call
 
@@ -72,7 +71,8 @@ def features(model: PretrainModel, pixels: Tensor) -> Tensor:
 def text_embeddings(model: PretrainModel, processor: TextProcessor, captions: Sequence[str]) -> Tensor:
     """Computes the normalised mean (N, D') of the token states of each caption."""
     (packed,) = model.text([processor.encode_plain(captions)])
-    return F.normalize(masked_mean(packed.padded(), packed.packing.mask), dim=1)
+    states, mask = packed.padded_with_mask()
+    return F.normalize(states.masked_fill(~mask.unsqueeze(2), 0).sum(dim=1), dim=1)
 
 
 def encode(model: PretrainModel, processor: TextProcessor, file: Path) -> dict[str, Encoded]:

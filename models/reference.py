@@ -42,6 +42,11 @@ class Padded:
         """The sequences with the indices ``index`` (M,)."""
         return Padded(self.states[index], None if self.mask is None else self.mask[index])
 
+    def padded_with_mask(self) -> tuple[Tensor, Tensor]:
+        """The states and the mask, for :meth:`~models.core.contrastive.ContrastiveHead.embed_text`."""
+        assert self.mask is not None
+        return self.states, self.mask
+
     def followed_by(self, other: Padded) -> Padded:
         """Appends the sequences of ``other`` and pads all sequences to the longest. Both ``Padded`` objects must have a mask."""
         assert self.mask is not None and other.mask is not None
@@ -127,7 +132,7 @@ def translation_losses(model: PretrainModel, batch: TranslationBatch, same_group
     """The losses of N texts and their translations: the first text takes the place of an image."""
     first = encode(model.text, batch.text.ids, batch.text.mask)
     second = encode(model.text, batch.other.ids, batch.other.mask)
-    pairs = pairs_of(model, batch, embed_text(model, first), second, None, same_group)
+    pairs = pairs_of(model, batch, model.contrastive.embed_text(first), second, None, same_group)
     return {
         "contrastive": model.contrastive.start_loss(pairs)(),
         "matching": matching_loss(model, second, first, pairs),
@@ -154,17 +159,11 @@ def pairs_of(
         hard: the hard negatives from the data, as returned by :func:`hard_negatives`.
         same_group: see :class:`~models.core.losses.EmbeddedPairs`.
     """
-    pairs = EmbeddedPairs(image, embed_text(model, text), batch.valid, batch.text.text_id, same_group)
+    pairs = EmbeddedPairs(image, model.contrastive.embed_text(text), batch.valid, batch.text.text_id, same_group)
     if hard is None or isinstance(batch, VideoTextBatch | TranslationBatch) or batch.hard_negatives is None:
         return pairs
-    pair_hard_negatives = embed_text(model, hard).unflatten(0, (len(batch.valid), -1))
+    pair_hard_negatives = model.contrastive.embed_text(hard).unflatten(0, (len(batch.valid), -1))
     return pairs._replace(hard_negatives=pair_hard_negatives, hard_valid=batch.hard_negatives.valid)
-
-
-def embed_text(model: PretrainModel, text: Padded) -> Tensor:
-    """Normalised embeddings (N, E) of texts."""
-    assert text.mask is not None
-    return model.contrastive.embed_padded(text.states, text.mask)
 
 
 def hard_negatives(model: PretrainModel, batch: ImageTextBatch | VideoTextBatch | RegionBatch) -> Padded | None:

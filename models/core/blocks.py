@@ -14,13 +14,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.config import BlockConfig
-from models.core.keys_values import KeysValues, KVCache, aligned_zeros
-from models.core.packing import PackedTexts, Packing, length_cut
+from models.core.keys_values import KeysValues, KVCache, SharedRows, aligned_zeros
+from models.core.packing import PackedTexts, Packing, select_rows
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,6 @@ class QueryPositions:
         packing = Packing.concat([part.packing for part in parts])
         positions = [F.pad(part.positions, (0, packing.length - part.positions.shape[1])) for part in parts]
         return QueryPositions(torch.cat(positions), packing)
-
-    def select(self, index: Tensor) -> QueryPositions:
-        """The query positions of the texts with the indices ``index`` (M,), in that order."""
-        packing = Packing.of(self.packing.lengths.index_select(0, index), self.packing.length)
-        return QueryPositions(self.positions.index_select(0, index), packing)
 
     def tokens_of(self, packing: Packing) -> Tensor:
         """Indices (Q,) of the query positions among the tokens of ``packing``. Spare positions, which fill up the packing, get
@@ -105,7 +99,7 @@ class Attention(nn.Module):
         """Keys and values (..., D) of ``states`` (..., D')."""
         return self.self["key"](states), self.self["value"](states)
 
-    def attend_to_own_text(
+    def self_attend(
         self,
         states: Tensor,
         packing: Packing,
@@ -124,7 +118,7 @@ class Attention(nn.Module):
         """
         query_states, query_packing = states, packing
         if queries is not None:
-            query_states, query_packing = states.index_select(0, queries.tokens_of(packing)), queries.packing
+            query_states, query_packing = select_rows(states, queries.tokens_of(packing)), queries.packing
         query = self.split_heads(query_packing.pad(self.self["query"](query_states)))
         keys, values = (self.split_heads(packing.pad(packed)) for packed in self.project(states))
         if cache is not None:
@@ -132,21 +126,22 @@ class Attention(nn.Module):
         attended = query_packing.pack(self.attend(query, keys, values, bias))
         return self.output(attended, query_states, query_packing), query_packing
 
-    def attend_to_keys_values(self, states: Tensor, packing: Packing, keys_values: Sequence[KeysValues]) -> Tensor:
+    def cross_attend(self, states: Tensor, packing: Packing, attended: Sequence[SharedRows], layer: int) -> Tensor:
         """Cross-attention: tokens attend to keys and values that have been projected beforehand.
 
         A row of keys and values may serve several texts: S texts of a pass, and the texts of several passes. Attention is called
         once for all texts of a row, so their tokens are laid side by side, as if they were one long text::
 
-            (N, L, D)               the padded queries of a pass: N = R * S texts of L tokens
-            (R, S * L, D)           the queries of each of the R rows
-            (R, passes * S * L, D)  with the queries of all passes that attend to these rows
-            (R, 1, passes * S * L, K)  the bias, if it differs between passes: which of the K states a query attends to
+            (N, L, D)               the padded queries of a pass: N = B * S texts of L tokens
+            (B, S * L, D)           the queries of each of the B rows
+            (B, passes * S * L, D)  with the queries of all passes that attend to these rows
+            (B, 1, passes * S * L, K)  the bias, if it differs between passes: which of the K states a query attends to
 
         Args:
             states: (T, D).
             packing: packing of the N texts of these tokens.
-            keys_values: keys and values of one layer, in the order of the texts that attend to them.
+            attended: the rows, in the order of the texts that attend to them.
+            layer: index of this layer.
 
         Returns:
             (T, D).
@@ -154,20 +149,18 @@ class Attention(nn.Module):
         queries = packing.pad(self.self["query"](states))
         # The S texts of a pass that attend to the same row are neighbours. In the last block, L is replaced by the W query
         # positions, because only their states are needed.
-        sizes = [each.passes * len(each) for each in keys_values]
+        sizes = [each.passes * len(each.keys_values) for each in attended]
         parts = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)
-        attended = [self._attend_to_rows(part, each) for part, each in zip(parts, keys_values, strict=True)]
-        return self.output(packing.pack(torch.cat(attended).view(queries.shape)), states, packing)
+        found = [self._attend_to_rows(part, each, layer) for part, each in zip(parts, attended, strict=True)]
+        return self.output(packing.pack(torch.cat(found).view(queries.shape)), states, packing)
 
-    def _attend_to_rows(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
-        """Attends from ``queries`` (passes * R, S * L, D) to the R rows of keys and values. Each pass has queries for each
-        row."""
-        passes, (keys, values) = keys_values.passes, keys_values.read()
+    def _attend_to_rows(self, queries: Tensor, attended: SharedRows, layer: int) -> Tensor:
+        """Attends from ``queries`` (passes * B, S * L, D) to B rows of keys and values. Each pass has queries for each row."""
+        keys, values = map(self.split_heads, attended.keys_values.layer(layer))
         # All passes attend to a row in one call, with passes * S * L queries, so that its keys and values are read only once.
-        by_row = queries.unflatten(0, (passes, -1)).transpose(0, 1)
-        bias = keys_values.joined_bias(queries_per_row=queries.shape[1])
-        query, keys, values = map(self.split_heads, (by_row.flatten(1, 2), keys, values))
-        return self.attend(query, keys, values, bias).view(by_row.shape).transpose(0, 1).flatten(0, 1)
+        by_row = queries.unflatten(0, (attended.passes, -1)).transpose(0, 1)
+        found = self.attend(self.split_heads(by_row.flatten(1, 2)), keys, values, attended.bias)
+        return found.view(by_row.shape).transpose(0, 1).flatten(0, 1)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Scaled dot-product attention.
@@ -212,15 +205,16 @@ class Block(nn.Module):
         states: Tensor,
         packing: Packing,
         bias: Tensor,
-        keys_values: Sequence[KeysValues] = (),
+        attended: Sequence[SharedRows] = (),
+        layer: int = 0,
         queries: QueryPositions | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Runs the block. Arguments and result are those of :meth:`BlockStack.forward`, but ``keys_values`` contains only the
-        keys and values of this block."""
-        states, packing = self.attention.attend_to_own_text(states, packing, bias, queries, cache)
-        if self.crossattention is not None and keys_values:
-            states = self.crossattention.attend_to_keys_values(states, packing, keys_values)
+        """Runs the block with the index ``layer``. ``attended`` are the rows for cross-attention; for the other arguments and the
+        result, see :meth:`BlockStack.forward`."""
+        states, packing = self.attention.self_attend(states, packing, bias, queries, cache)
+        if self.crossattention is not None and attended:
+            states = self.crossattention.cross_attend(states, packing, attended, layer)
         return self.output(self.intermediate(states), states, packing)
 
 
@@ -246,12 +240,6 @@ class BlockStack(nn.Module):
         in a step and project keys and values in separate calls."""
         return [block for block in self.blocks if block.crossattention is None]
 
-    def length_cut(self, packings: Sequence[Packing]) -> int | None:
-        """See :func:`models.core.packing.length_cut`. Returns None if the blocks are sharded (FSDP2), since all ranks must then
-        run the blocks the same number of times, or compiled, since each new shape could trigger a recompilation."""
-        one_call = isinstance(self.layer[0], FSDPModule) or self._compiled_call_impl is not None
-        return None if one_call else length_cut(packings)
-
     def forward(
         self,
         states: Tensor,
@@ -268,8 +256,8 @@ class BlockStack(nn.Module):
             packing: the packing of the tokens.
             bias: added to the scores of self-attention (:func:`attention_bias`); must broadcast to (N, H, L, K), or to
                 (N, H, W, K) with query positions.
-            keys_values: keys and values for all layers, in the order of the texts that attend to them; if empty, cross-attention
-                is skipped, as for texts without an image.
+            keys_values: for each pass, the keys and values that its texts attend to, for all layers, in the order of the texts;
+                if empty, cross-attention is skipped, as for texts without an image.
             queries: the tokens for which the last block computes states; if None, all tokens. Earlier blocks compute all states,
                 since the next block attends to all tokens.
             cache: keys and values of earlier tokens in self-attention. The keys and values of this call are appended to the
@@ -278,10 +266,12 @@ class BlockStack(nn.Module):
         Returns:
             (Q, D), the states of the query positions; Q = T if ``queries`` is None.
         """
+        attended = SharedRows.of(keys_values, packing.count, packing.length)
         for index, block in enumerate(self.blocks):
-            block_keys_values = tuple(each.layer(index) for each in keys_values)
-            is_last = index == len(self.layer) - 1
-            inputs = (states, packing, bias, block_keys_values, queries if is_last else None, cache)
+            needed = queries if index == len(self.layer) - 1 else None
+            if needed is not None:
+                attended = SharedRows.of(keys_values, packing.count, needed.packing.length)
+            inputs = (states, packing, bias, attended, index, needed, cache)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 states = cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
             else:
@@ -293,16 +283,16 @@ class BlockStack(nn.Module):
         return tuple(block.crossattention.project(states) for block in self.blocks if block.crossattention is not None)
 
     def project(self, states: Tensor, mask: Tensor | None = None) -> KeysValues:
-        """Projects ``states`` (R, K, D') to keys and values that texts can attend to.
+        """Projects ``states`` (B, K, D') to keys and values that texts can attend to.
 
-        ``mask`` (R, K) bool, True = attend; if None, texts attend to all states.
+        ``mask`` (B, K) bool, True = attend; if None, texts attend to all states.
         """
         bias = None if mask is None else attention_bias(mask, linear_dtype(states))
-        return KeysValues(self.project_layers(states), (bias,))
+        return KeysValues(self.project_layers(states), bias)
 
     def project_texts(self, texts: PackedTexts) -> KeysValues:
         """Projects texts to keys and values that other texts can attend to, one row per text."""
-        return self.project(texts.padded(), texts.packing.mask)
+        return self.project(*texts.padded_with_mask())
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """See :class:`optim.setup.EncoderBlocks`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,11 @@ from utils import distributed
 from utils.errors import UserError
 
 
-def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean (N, D) of the token states (N, L, D) of each text; ``mask`` (N, L) bool, True = token."""
-    total = states.masked_fill(~mask.unsqueeze(2), 0).sum(dim=1)
-    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
+class EncodedTexts(Protocol):
+    """N texts, packed or padded."""
+
+    def padded_with_mask(self) -> tuple[Tensor, Tensor]:
+        """The token states (N, L, D), and their mask (N, L) bool, True = token."""
 
 
 class ContrastiveHead(nn.Module):
@@ -75,21 +77,19 @@ class ContrastiveHead(nn.Module):
         """Normalised embeddings (R, E) of visual concepts (images, videos or regions), in float32 or higher precision."""
         return F.normalize(losses.at_least_float32(self.vision_proj(concepts.mean)), dim=1)
 
-    def embed_text(self, texts: PackedTexts) -> Tensor:
-        """Normalised embeddings (N, E) of texts, in float32 or higher precision."""
-        if self.config.text == "cls":
-            return self._embed(texts.cls)
-        return self.embed_padded(texts.padded(), texts.packing.mask)
-
-    def embed_padded(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Normalised embeddings (N, E) of texts, from their token states (N, L, D); ``mask`` (N, L) bool, True = token."""
-        if self.config.text == "last":
-            last = mask.sum(dim=1).clamp(min=1) - 1
-            return self._embed(states[torch.arange(len(states), device=states.device), last])
-        return self._embed(states[:, 0] if self.config.text == "cls" else masked_mean(states, mask))
-
-    def _embed(self, states: Tensor) -> Tensor:
-        return F.normalize(losses.at_least_float32(self.text_proj(states)), dim=1)
+    def embed_text(self, texts: EncodedTexts) -> Tensor:
+        """Normalised embeddings (N, E) of texts, in float32 or higher precision. ``config.text`` says which state represents a
+        text."""
+        states, mask = texts.padded_with_mask()
+        lengths = mask.sum(dim=1).clamp(min=1)
+        match self.config.text:
+            case "cls":
+                state = states[:, 0]
+            case "last":
+                state = states[torch.arange(states.shape[0], device=states.device), lengths - 1]
+            case "mean":
+                state = states.masked_fill(~mask.unsqueeze(2), 0).sum(dim=1) / lengths.unsqueeze(1)
+        return F.normalize(losses.at_least_float32(self.text_proj(state)), dim=1)
 
     @property
     def scalars(self) -> tuple[nn.Parameter, ...]:
@@ -105,11 +105,6 @@ class ContrastiveHead(nn.Module):
         """Cosine similarities (R, N), divided by the temperature, between all embeddings ``image`` (R, E) and ``text`` (N, E)."""
         with torch.autocast(image.device.type, enabled=False):
             return image @ text.t() / self.temperature
-
-    def hard_similarity(self, pairs: EmbeddedPairs) -> Tensor:
-        """Cosine similarities (N, K) of each image to its hard negatives, divided by the temperature."""
-        with torch.autocast(pairs.image.device.type, enabled=False):
-            return losses.hard_similarity(pairs, self.temperature)
 
     def start_loss(self, pairs: EmbeddedPairs) -> Callable[[], Tensor]:
         """Starts computing the contrastive loss (eq. 1, or the sigmoid loss). Each valid pair of this rank is compared with the

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from models.config import BlockConfig, FusionConfig
 from models.core.blocks import BlockStack, QueryPositions, attention_bias, linear_dtype
 from models.core.keys_values import KeysValues
-from models.core.packing import PackedTexts, Packing
+from models.core.packing import PackedTexts, Packing, select_rows
 from models.core.vision import Concepts
 
 
@@ -67,19 +67,13 @@ class FusionEncoder(BlockStack):
         image_state = image_count * length + image_index
         patch_states = image_index.unsqueeze(1) * length + torch.arange(length, device=image_index.device)
         gathered = torch.cat([region_state.unsqueeze(1), image_state.unsqueeze(1), patch_states], dim=1)
-        layers = tuple(
-            (
-                keys.index_select(0, gathered.flatten()).view(*gathered.shape, -1),
-                values.index_select(0, gathered.flatten()).view(*gathered.shape, -1),
-            )
-            for keys, values in projected
-        )
+        layers = tuple((select_rows(keys, gathered), select_rows(values, gathered)) for keys, values in projected)
         see_region = F.pad(F.pad(regions.patch_mask, (1, 0), value=False), (1, 0), value=True)
         see_image = F.pad(torch.ones_like(see_region[:, 1:]), (1, 0), value=False)
         dtype = linear_dtype(patches)
         return (
-            KeysValues(layers, (attention_bias(see_region, dtype),)),
-            KeysValues(layers, (attention_bias(see_image, dtype),)),
+            KeysValues(layers, attention_bias(see_region, dtype)),
+            KeysValues(layers, attention_bias(see_image, dtype)),
         )
 
 
@@ -102,21 +96,12 @@ class FusionPass:
         """The packing of the fused states."""
         return self.texts.packing if self.queries is None else self.queries.packing
 
-    def select(self, index: Tensor) -> FusionPass:
-        """A pass over the texts selected by ``index`` (M,), in that order. Each text must have a separate row of keys and
-        values."""
-        return FusionPass(
-            self.texts.select(index),
-            None if self.keys_values is None else self.keys_values.select(index),
-            None if self.queries is None else self.queries.select(index),
-        )
-
 
 class FusionQueue:
     """Collects texts to be fused, so that the texts of several losses are fused in one call.
 
     :meth:`cls`, :meth:`tokens` and :meth:`at_positions` each queue a pass of N texts and return a function, which returns the
-    fused states once :meth:`run` has been called. ``keys_values`` has R rows, each for S = N / R texts: text n attends to row
+    fused states once :meth:`run` has been called. ``keys_values`` has B rows, each for S = N / B texts: text n attends to row
     ``n // S``. S must be equal in all passes of a queue. If ``keys_values`` is None, cross-attention is skipped, as for texts
     without an image; ``keys_values`` must then be None in every pass.
 
@@ -161,7 +146,16 @@ class FusionQueue:
         assert len(texts_per_row) <= 1, (
             f"all passes need the same number of texts per row of keys and values, not {texts_per_row}"
         )
-        self._fused = self._fuse(self._passes)
+        texts = PackedTexts.concat([each.texts for each in self._passes])
+        queries = [each.queries for each in self._passes if each.queries is not None]
+        fused = self.fusion(
+            texts.states,
+            texts.packing,
+            attention_bias(texts.packing.mask, linear_dtype(texts.states)),
+            [each.keys_values for each in self._passes if each.keys_values is not None],
+            QueryPositions.concat(queries) if queries else None,
+        )
+        self._fused = fused.split([each.fused_packing.tokens for each in self._passes])
 
     def _queue(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
         index = len(self._passes)
@@ -172,38 +166,3 @@ class FusionQueue:
             return self._fused[index]
 
         return fused
-
-    def _fuse(self, passes: Sequence[FusionPass]) -> Sequence[Tensor]:
-        """The fused states (Q, D) of each pass."""
-        # Texts that share a row of keys and values stay together: if they were split up, each would need a copy of the row.
-        one_row_each = all(
-            each.keys_values is None or len(each.keys_values) == each.texts.packing.count for each in passes
-        )
-        cut = self.fusion.length_cut([each.texts.packing for each in passes]) if one_row_each else None
-        if cut is not None:
-            return self._fuse_by_length(passes, cut)
-        texts = PackedTexts.concat([each.texts for each in passes])
-        queries = [each.queries for each in passes if each.queries is not None]
-        fused = self.fusion(
-            texts.states,
-            texts.packing,
-            attention_bias(texts.packing.mask, linear_dtype(texts.states)),
-            KeysValues.merge([each.keys_values for each in passes if each.keys_values is not None]),
-            QueryPositions.concat(queries) if queries else None,
-        )
-        return fused.split([each.fused_packing.tokens for each in passes])
-
-    def _fuse_by_length(self, passes: Sequence[FusionPass], cut: int) -> list[Tensor]:
-        """The fused states of each pass, computed in one call for texts of at most ``cut`` tokens and in a second call for longer
-        texts."""
-        # Passes with the same packing get the same indices, so that they can still share attention to the same rows.
-        packings = {id(each.texts.packing): each.texts.packing for each in passes}
-        indices = {key: packing.short_and_long(cut) for key, packing in packings.items()}
-        parts: list[list[tuple[Tensor, PackedTexts]]] = [[] for _ in passes]
-        for group in range(2):  # short texts, then long texts
-            chosen = [indices[id(each.texts.packing)][group] for each in passes]
-            used = [index for index, texts in enumerate(chosen) if len(texts)]
-            selected = [passes[index].select(chosen[index]) for index in used]
-            for index, each, states in zip(used, selected, self._fuse(selected), strict=True):
-                parts[index].append((chosen[index], PackedTexts(states, each.fused_packing)))
-        return [PackedTexts.join(part, each.fused_packing).states for part, each in zip(parts, passes, strict=True)]

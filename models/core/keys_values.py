@@ -8,35 +8,30 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from models.core.packing import select_rows
+
 
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values for cross-attention: R rows of K states, projected once per layer.
+    """Keys and values for cross-attention: B rows of K states, projected once per layer.
 
     A row is an image, a region, a video, a question or a text. The keys and values of an image depend only on the image, so all
     texts that attend to the image share them.
 
     Attributes:
-        layers: for each layer, the keys and the values, each (R', K, D), where R' is the number of stored rows.
-        biases: a bias (R', 1, 1, K) for each pass that attends to these rows (:class:`models.core.fusion.FusionQueue`); there is
-            a single bias until passes are merged. Biases are added to the attention scores: 0 = attend, -inf = do not. None
-            stands for attending to all states.
-        rows: (R,) int64, indices of the selected rows among the R' stored rows. Selected rows are copied only when they are used.
+        layers: for each layer, the keys and the values, each (B', K, D), where B' is the number of stored rows.
+        bias: (B', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; None if texts attend to all states.
+        rows: (B,) int64, indices of the selected rows among the B' stored rows. Selected rows are copied only when they are used.
             If None, all stored rows are used, in order.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
-    biases: tuple[Tensor | None, ...] = (None,)
+    bias: Tensor | None = None
     rows: Tensor | None = None
 
     def __len__(self) -> int:
-        """R, the number of rows."""
+        """B, the number of rows."""
         return len(self.layers[0][0]) if self.rows is None else len(self.rows)
-
-    @property
-    def passes(self) -> int:
-        """Number of passes that attend to these rows."""
-        return len(self.biases)
 
     @property
     def device(self) -> torch.device:
@@ -50,55 +45,76 @@ class KeysValues:
     def split(self, sizes: Sequence[int]) -> list[KeysValues]:
         """Splits the rows, in order and without copying them, into groups of ``sizes`` rows."""
         assert self.rows is None, "selected rows cannot be split: split before selecting"
-        biases = [[None] * len(sizes) if bias is None else bias.split(list(sizes)) for bias in self.biases]
+        biases = [None] * len(sizes) if self.bias is None else self.bias.split(list(sizes))
         layers = [zip(keys.split(list(sizes)), values.split(list(sizes)), strict=True) for keys, values in self.layers]
-        return [KeysValues(*part) for part in zip(zip(*layers, strict=True), zip(*biases, strict=True), strict=True)]
+        return [KeysValues(*part) for part in zip(zip(*layers, strict=True), biases, strict=True)]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Returns the keys and the values, each (B, K, D), of one layer. Selected rows are copied."""
+        keys, values = self.layers[index]
+        return (keys, values) if self.rows is None else (select_rows(keys, self.rows), select_rows(values, self.rows))
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """Rows of keys and values to which the texts of one or more passes attend in the same call of attention
+    (:class:`models.core.fusion.FusionQueue`).
+
+    For example, texts about regions attend to the same tensors twice: to the whole image to predict their boxes, and only to
+    their region for the other losses.
+
+    Attributes:
+        keys_values: B rows.
+        passes: number of passes that attend to these rows.
+        bias: (B, 1, 1, K) if it is the same for all passes; otherwise, for each query of each pass,
+            (B, 1, passes * queries, K); None if all texts attend to all states. The bias is made once for all layers, because
+            attention keeps it for the backward pass.
+    """
+
+    keys_values: KeysValues
+    passes: int
+    bias: Tensor | None
 
     @staticmethod
-    def merge(passes: Sequence[KeysValues]) -> list[KeysValues]:
-        """Merges adjacent passes with the same rows of the same tensors, so that their texts share one call of attention.
+    def of(passes: Sequence[KeysValues], texts: int, length: int) -> list[SharedRows]:
+        """Groups neighbouring passes with the same rows of the same tensors. Their biases may differ, but either all or none of
+        them must be None.
 
-        For example, texts about regions attend to the same tensors twice: to the whole image to predict their boxes, and only to
-        their region for the other losses. The biases of merged passes may differ, but either all or none of them must be None.
+        Args:
+            passes: the keys and values of each pass.
+            texts: N, number of texts of all passes. Each row serves the same number of texts.
+            length: number of queries of each text, including padding.
         """
-        merged: list[KeysValues] = []
+        groups: list[list[KeysValues]] = []
         for each in passes:
-            last = merged[-1] if merged else None
+            last = groups[-1][-1] if groups else None
             if (
                 last is not None
                 and last.layers is each.layers
                 and last.rows is each.rows
-                and (last.biases[0] is None) == (each.biases[0] is None)
+                and (last.bias is None) == (each.bias is None)
             ):
-                merged[-1] = replace(last, biases=(*last.biases, *each.biases))
+                groups[-1].append(each)
             else:
-                merged.append(each)
-        return merged
+                groups.append([each])
+        rows = sum(map(len, passes))
+        return [SharedRows(group[0], len(group), _joined_bias(group, texts // rows * length)) for group in groups]
 
-    def layer(self, index: int) -> KeysValues:
-        """Returns the keys and values of layer ``index`` only."""
-        return replace(self, layers=(self.layers[index],))
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Returns the keys and the values, each (R, K, D), of the only layer. Selected rows are copied."""
-        ((keys, values),), rows = self.layers, self.rows
-        return (keys, values) if rows is None else (keys.index_select(0, rows), values.index_select(0, rows))
-
-    def joined_bias(self, queries_per_row: int) -> Tensor | None:
-        """Returns the bias (R, 1, 1, K) if all passes have the same bias. Otherwise, returns the biases of all passes, repeated
-        for each query, (R, 1, passes * queries_per_row, K). ``queries_per_row`` is the number of queries per row in each pass."""
-        first, rows = self.biases[0], self.rows
-        if first is None:
-            return None
-        shared = all(bias is first for bias in self.biases)
-        if shared and rows is None:
-            return first
-        biases, repeats = ((first,), 1) if shared else (self.biases, queries_per_row)
-        joined = aligned_zeros((len(self), 1, len(biases) * repeats, first.shape[3]), first.dtype, first.device)
-        for index, bias in enumerate(biases):
-            assert bias is not None
-            joined[:, :, index * repeats : (index + 1) * repeats] = bias if rows is None else bias.index_select(0, rows)
-        return joined
+def _joined_bias(passes: Sequence[KeysValues], queries: int) -> Tensor | None:
+    """Returns :attr:`SharedRows.bias`. ``queries`` is the number of queries per row in each pass."""
+    first, rows = passes[0].bias, passes[0].rows
+    if first is None:
+        return None
+    shared = all(each.bias is first for each in passes)
+    if shared and rows is None:
+        return first
+    biases, repeats = ([first], 1) if shared else ([each.bias for each in passes], queries)
+    joined = aligned_zeros((len(passes[0]), 1, len(biases) * repeats, first.shape[3]), first.dtype, first.device)
+    for index, bias in enumerate(biases):
+        assert bias is not None
+        joined[:, :, index * repeats : (index + 1) * repeats] = bias if rows is None else bias.index_select(0, rows)
+    return joined
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -138,7 +138,8 @@ def hard_similarity(pairs: EmbeddedPairs, temperature: Tensor) -> Tensor:
     """Similarities (N, K) of the images to their hard negatives, divided by the temperature. The similarity to an invalid hard
     negative is a large negative number without a gradient."""
     assert pairs.hard_negatives is not None and pairs.hard_valid is not None
-    logits = torch.einsum("ne,nke->nk", pairs.image, pairs.hard_negatives) / temperature
+    with torch.autocast(pairs.image.device.type, enabled=False):
+        logits = torch.einsum("ne,nje->nj", pairs.image, pairs.hard_negatives) / temperature
     return logits.masked_fill(~pairs.hard_valid, torch.finfo(logits.dtype).min / 2)
 
 

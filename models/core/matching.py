@@ -76,14 +76,13 @@ class MatchingHead(MLPHead):
         negative_image = self.sample_negatives(similarity.t(), allowed)
         if pairs.hard_negatives is None or pairs.hard_valid is None:
             return negative_image, self.sample_negatives(similarity, allowed)
-        count, each, _ = pairs.hard_negatives.shape
-        hard_similarity = contrastive.hard_similarity(pairs)
+        count, per_pair, _ = pairs.hard_negatives.shape
+        hard_similarity = losses.hard_similarity(pairs, contrastive.temperature)
         column = self.sample_negatives(
             torch.cat([similarity, hard_similarity], dim=1), torch.cat([allowed, pairs.hard_valid], dim=1)
         )
-        first_hard = (
-            torch.arange(count, device=column.device) * each
-        )  # column N + k of row n is pair n's hard negative k
+        first_hard = torch.arange(count, device=column.device) * per_pair
+        # Column N + j of row n is pair n's hard negative j.
         return negative_image, torch.where(column < count, column, column + first_hard)
 
     def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:

@@ -127,11 +127,6 @@ class Packing:
         flat = padded.flatten(0, 1)
         return flat if self.dense else cast(Tensor, _Pack.apply(flat, self.padded_index))
 
-    def short_and_long(self, cut: int) -> tuple[Tensor, Tensor]:
-        """Indices (M,) int64 of the texts of at most ``cut`` tokens, and indices of the longer texts."""
-        short = self.lengths <= cut
-        return short.nonzero()[:, 0], (~short).nonzero()[:, 0]
-
 
 def _spread(packed: Tensor, padded_index: Tensor, count: int) -> Tensor:
     """Converts (T, ...) to (count, ...), with each token at its padded index and zeros elsewhere. Spare tokens are dropped."""
@@ -157,6 +152,35 @@ class _Pack(torch.autograd.Function):
         return _spread(grad, padded_index, ctx.count), None
 
 
+def select_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Copies the rows of ``table`` (M, ...) with the indices ``rows`` (any shape) int64. A row may be copied several times; its
+    gradients are then added in a fixed order, at the precision of the table or higher."""
+    selected = cast(Tensor, _SelectRows.apply(table, rows.flatten()))
+    return selected.view(*rows.shape, *table.shape[1:])
+
+
+class _SelectRows(torch.autograd.Function):
+    """``table.index_select(0, rows)`` with a deterministic gradient.
+
+    On a GPU, the backward pass of ``index_select`` adds gradients one after the other, in no fixed order, and rounds each sum to
+    the precision of the table. ``index_put_`` sorts the rows first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = table.shape
+        return table.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        total = grad.new_zeros(ctx.shape)
+        if grad.device.type == "cpu":  # here it is index_put_ that adds in no fixed order
+            return total.index_add_(0, rows, grad), None
+        return total.index_put_((rows,), grad, accumulate=True), None
+
+
 @dataclass(frozen=True)
 class PackedTexts:
     """The token states (T, D) of N texts, and their packing."""
@@ -164,14 +188,13 @@ class PackedTexts:
     states: Tensor
     packing: Packing
 
-    @property
-    def cls(self) -> Tensor:
-        """The states of the first tokens, [CLS]: (N, D)."""
-        return self.states.index_select(0, self.packing.starts)
-
     def padded(self) -> Tensor:
         """The token states in the padded layout, (N, L, D)."""
         return self.packing.pad(self.states)
+
+    def padded_with_mask(self) -> tuple[Tensor, Tensor]:
+        """The token states in the padded layout, (N, L, D), and their mask (N, L), True = token."""
+        return self.padded(), self.packing.mask
 
     def select(self, index: Tensor, tokens: int | None = None, length: int | None = None) -> PackedTexts:
         """The texts with the indices ``index`` (M,), in that order.
@@ -182,22 +205,12 @@ class PackedTexts:
         lengths = self.packing.lengths.index_select(0, index)
         if length is None:
             length = int(lengths.max()) if on_host(lengths) else self.packing.length
-        return self._arranged(index, Packing.of(lengths, length, tokens))
-
-    def _arranged(self, index: Tensor, packing: Packing) -> PackedTexts:
-        """The texts with the indices ``index`` (M,), laid out according to ``packing``. Spare tokens, and padding in a dense
-        packing, get arbitrary states."""
+        packing = Packing.of(lengths, length, tokens)
+        # Spare tokens, and padding in a dense packing, get arbitrary states.
         text, position = packing.text_index.clamp(max=len(index) - 1), packing.positions
         start = self.packing.starts.index_select(0, index).index_select(0, text)
         source = (start + position).clamp(max=len(self.states) - 1)
-        return PackedTexts(self.states.index_select(0, source), packing)
-
-    @staticmethod
-    def join(parts: Sequence[tuple[Tensor, PackedTexts]], packing: Packing) -> PackedTexts:
-        """Undoes selections: the texts of every part return to the indices (M,) with which they were selected from
-        ``packing``."""
-        order = torch.cat([index for index, _ in parts]).argsort()
-        return PackedTexts.concat([part for _, part in parts])._arranged(order, packing)
+        return PackedTexts(select_rows(self.states, source), packing)
 
     @staticmethod
     def concat(parts: Sequence[PackedTexts]) -> PackedTexts:
@@ -218,29 +231,6 @@ def packings_of(texts: Sequence[Text]) -> list[Packing]:
         if id(text.mask) not in by_mask:
             by_mask[id(text.mask)] = Packing.of(text.mask.sum(dim=1), text.mask.shape[1], text.tokens)
     return [by_mask[id(text.mask)] for text in texts]
-
-
-MAX_DIVIDED_FRACTION = 0.55
-"""Texts are divided into short and long texts if this reduces the number of padded tokens to this fraction or less. If each image
-has a short and a long caption, the fraction is a little more than one half."""
-
-
-def length_cut(packings: Sequence[Packing]) -> int | None:
-    """Chooses the length at which texts are divided into short and long texts, to be processed in separate calls.
-
-    Attention pads all texts of a call to the longest text, so a few long texts slow down all others. Two calls are faster if they
-    have far fewer padded tokens in total (:data:`MAX_DIVIDED_FRACTION`).
-
-    Returns:
-        The maximum number of tokens of a short text; None if one call is faster, or if the lengths are not in host memory.
-    """
-    if not all(on_host(packing.lengths) for packing in packings) or not any(packing.count for packing in packings):
-        return None
-    lengths = torch.cat([packing.lengths for packing in packings]).sort().values
-    short = torch.arange(1, len(lengths) + 1)
-    padded = short * lengths + (len(lengths) - short) * lengths[-1]
-    best = int(padded.argmin())
-    return int(lengths[best]) if int(padded[best]) <= MAX_DIVIDED_FRACTION * int(padded[-1]) else None
 
 
 def on_host(tensor: Tensor) -> bool:

@@ -127,19 +127,9 @@ class TextEncoder(nn.Module):
         # A single lookup for all batches, because the gradient of each lookup is a table as large as the vocabulary.
         ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
         positions = torch.cat([packing.positions for packing in packings]) + self.arch.first_position
-        embedded = self.embeddings(ids, positions)
-        states = self._encode(PackedTexts(embedded, Packing.concat(packings)))
+        embedded, packing = self.embeddings(ids, positions), Packing.concat(packings)
+        states = self.encoder(embedded, packing, attention_bias(packing.mask, linear_dtype(embedded)))
         return PackedTexts.split(self._project(states), packings)
-
-    def _encode(self, embedded: PackedTexts) -> Tensor:
-        """The states (T, D) after all blocks."""
-        packing = embedded.packing
-        cut = self.encoder.length_cut([packing])
-        if cut is not None:
-            parts = [(index, embedded.select(index)) for index in packing.short_and_long(cut)]
-            encoded = [(index, PackedTexts(self._encode(part), part.packing)) for index, part in parts]
-            return PackedTexts.join(encoded, packing).states
-        return self.encoder(embedded.states, packing, attention_bias(packing.mask, linear_dtype(embedded.states)))
 
     def decode(self, ids: Tensor, positions: Tensor, bias: Tensor, cache: KVCache | None = None) -> Tensor:
         """Returns the states (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), which are counted from 0. For ``bias`` and

@@ -15,6 +15,7 @@ from models.config import VideoConfig, VisionConfig
 from models.core.backbones import build_backbone, pixel_statistics
 from models.core.backbones.positions import sincos_positions
 from models.core.feature_cache import FeatureCache
+from models.core.packing import select_rows
 from optim.setup import stay_in_evaluation_mode
 from utils.errors import UserError
 
@@ -46,7 +47,7 @@ class Concepts:
     def tokens(self) -> Tensor:
         """Returns the states in the published layout (R, 1 + P, D): the ``mean`` of each concept, then a copy of all patches of
         its image."""
-        patches = self.patches if self.image_index is None else self.patches.index_select(0, self.image_index)
+        patches = self.patches if self.image_index is None else select_rows(self.patches, self.image_index)
         return torch.cat([self.mean.unsqueeze(1), patches], dim=1)
 
 

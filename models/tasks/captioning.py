@@ -17,7 +17,7 @@ from models.core.flops import frames_of, lengths
 from models.core.generation import CachedDecoder, Generated, generate
 from models.core.heads import WordHead
 from models.core.keys_values import KeysValues, KVCache
-from models.core.packing import Packing
+from models.core.packing import Packing, select_rows
 from models.core.text import TextEncoder
 from models.core.xvlm import XVLM
 from utils.accelerator import send
@@ -140,6 +140,6 @@ class CaptionDecoder(CachedDecoder):
 
 def gather_positions(states: Tensor, positions: Tensor) -> Tensor:
     """Returns the rows of ``states`` (N, L, D) at ``positions`` (N, W), as (N, W, D)."""
-    count, length, width = states.shape
+    count, length, _ = states.shape
     flat = positions + torch.arange(count, device=positions.device).unsqueeze(1) * length
-    return states.flatten(0, 1).index_select(0, flat.flatten()).view(count, -1, width)
+    return select_rows(states.flatten(0, 1), flat)

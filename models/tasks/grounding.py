@@ -12,7 +12,7 @@ from models.config import GroundingModelConfig
 from models.core import losses
 from models.core.flops import lengths
 from models.core.heads import BoxHead
-from models.core.packing import PackedTexts
+from models.core.packing import PackedTexts, select_rows
 from models.core.set_head import BoxSet, BoxSetHead, box_set_losses
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
@@ -74,4 +74,4 @@ class GroundingModel(XVLM):
         """Predicts a set of boxes for each of N encoded texts. Text n is located in image ``image_index[n]``."""
         assert self.set_head is not None, "the model was built without box_set"
         fused = self.fusion.tokens(texts, self.fusion.project_concepts(images).select(image_index))
-        return self.set_head(fused, images.patches.index_select(0, image_index))
+        return self.set_head(fused, select_rows(images.patches, image_index))

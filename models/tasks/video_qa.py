@@ -14,6 +14,7 @@ from models.config import VideoQAModelConfig
 from models.core.flops import frames_of, images_of, lengths
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
+from models.core.packing import select_rows
 from models.core.xvlm import XVLM
 
 
@@ -28,9 +29,7 @@ class VideoQAModel(XVLM):
     def forward(self, batch: ClassifiedBatch) -> Losses:
         """Returns the cross-entropy of the answers in a micro-batch, summed with the answers' weights. Answers that are not in
         the list of candidates are ignored (as in the authors' code)."""
-        logits = self.classify(batch.pixels, batch.text, batch.image_of_question).index_select(
-            0, batch.question_of_answer
-        )
+        logits = select_rows(self.classify(batch.pixels, batch.text, batch.image_of_question), batch.question_of_answer)
         per_answer = F.cross_entropy(at_least_float32(logits), batch.labels, ignore_index=IGNORE, reduction="none")
         valid = batch.valid.index_select(0, batch.question_of_answer)
         return {"answers": Term((per_answer * batch.weights).masked_fill(~valid, 0).sum(), 1.0)}

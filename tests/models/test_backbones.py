@@ -22,6 +22,7 @@ from models.core.backbones import build_backbone, pixel_statistics
 from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
 from models.core.contrastive import ContrastiveHead
 from models.core.vision import VisionEncoder
+from models.reference import Padded
 from tasks.config import RetrievalConfig
 from tests.encoders import vision
 from tests.encoders.training import learns
@@ -216,7 +217,7 @@ def test_the_last_token_can_represent_a_text():
     states, mask = torch.randn(2, 3, 8), torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
     last = torch.stack([states[0, 2], states[1, 1]]).unsqueeze(1)
     torch.testing.assert_close(
-        head.embed_padded(states, mask), head.embed_padded(last, torch.ones(2, 1, dtype=torch.bool))
+        head.embed_text(Padded(states, mask)), head.embed_text(Padded(last, torch.ones(2, 1, dtype=torch.bool)))
     )
 
 

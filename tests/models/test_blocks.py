@@ -106,8 +106,8 @@ def test_projecting_patches_once_equals_projecting_copies_for_each_region(half, 
         found.append([patches.grad, mean.grad, parts.float()])
         if shared:
             seen = torch.cat([torch.tensor([[True, False]]).expand(4, 2), masks], dim=1)
-            assert torch.equal(memory.biases[0] == 0, seen[:, None, None])
-            assert memory.biases[0].dtype == parts.dtype
+            assert torch.equal(memory.bias == 0, seen[:, None, None])
+            assert memory.bias.dtype == parts.dtype
     torch.testing.assert_close(found[0], found[1], rtol=rtol, atol=atol)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from models.config import AligningConfig, ContrastiveConfig
 from models.core.contrastive import ContrastiveHead
 from models.core.packing import PackedTexts, Packing
+from models.reference import Padded
 from tests.messages import naming
 from utils.errors import UserError
 
@@ -30,13 +31,13 @@ def test_a_text_is_represented_by_its_first_state_or_its_mean(tokens):
     for text, expected in (("cls", states[[0, 3, 4]]), ("mean", means)):
         one = head(text=text)
         torch.testing.assert_close(one.embed_text(texts), F.normalize(one.text_proj(expected), dim=1))
-        torch.testing.assert_close(one.embed_padded(texts.padded(), packing.mask), one.embed_text(texts))
+        torch.testing.assert_close(one.embed_text(Padded(texts.padded(), packing.mask)), one.embed_text(texts))
 
 
 def test_states_after_a_text_are_excluded_from_its_mean():
     states, mask = torch.randn(1, 3, WIDTH), torch.tensor([[True, True, False]])
     states[0, 2] = torch.nan
-    assert head(text="mean").embed_padded(states, mask).isfinite().all()
+    assert head(text="mean").embed_text(Padded(states, mask)).isfinite().all()
 
 
 def test_the_joint_space_can_start_as_the_space_of_the_text_encoder():

@@ -122,7 +122,9 @@ def test_a_file_of_another_width_or_depth_says_so(tmp_path):
     model, state = vit_state(32)
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("blocks.1.")}
     save_file(kept, tmp_path / "one.safetensors")
-    with pytest.raises(UserError, match=naming("init.vision", "lacks 1 of the 2 blocks", "blocks.1.*", "model.vision.depth")):
+    with pytest.raises(
+        UserError, match=naming("init.vision", "lacks 1 of the 2 blocks", "blocks.1.*", "model.vision.depth")
+    ):
         initialise(model, InitConfig(vision=str(tmp_path / "one.safetensors")))
     more = {name.replace("blocks.1.", "blocks.2."): tensor.clone() for name, tensor in state.items()}
     save_file(state | more, tmp_path / "three.safetensors")

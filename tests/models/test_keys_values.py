@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.config import BlockConfig, FusionConfig
 from models.core.fusion import FusionEncoder
-from models.core.keys_values import KeysValues, KVCache
+from models.core.keys_values import KeysValues, KVCache, SharedRows
 from models.core.packing import PackedTexts, Packing
 from tests.models.golden import fused_together
 
@@ -31,8 +31,9 @@ def keys_values(fusion) -> KeysValues:
 
 def read(keys_values: KeysValues) -> list[Tensor]:
     """Keys, values and bias of all layers."""
-    layers = [keys_values.layer(index) for index in range(len(keys_values.layers))]
-    return [part for layer in layers for part in (*layer.read(), layer.joined_bias(1)) if part is not None]
+    keys_and_values = [part for index in range(len(keys_values.layers)) for part in keys_values.layer(index)]
+    (rows,) = SharedRows.of([keys_values], len(keys_values), 1)
+    return keys_and_values if rows.bias is None else [*keys_and_values, rows.bias]
 
 
 def texts(count: int, seed: int) -> PackedTexts:
@@ -61,7 +62,7 @@ def test_split_returns_parts_without_copying(keys_values):
     for ours, all_rows in zip(read(found), read(keys_values), strict=True):
         assert torch.equal(ours, all_rows[1:3])
         assert ours.untyped_storage().data_ptr() == all_rows.untyped_storage().data_ptr()
-    assert [len(part) for part in read(found.select(torch.tensor([1])))] == [1] * 6
+    assert [len(part) for part in read(found.select(torch.tensor([1])))] == [1] * 5
     with pytest.raises(AssertionError, match="before selecting"):
         keys_values.select(torch.tensor([0])).split([1])
 
@@ -70,7 +71,7 @@ def test_keys_and_values_without_a_bias_hide_nothing(fusion):
     with torch.no_grad():
         states = torch.randn(ROWS, KEYS, WIDTH)
         bare, masked = fusion.project(states), fusion.project(states, torch.ones(ROWS, KEYS, dtype=torch.bool))
-        assert bare.biases == bare.split([1, ROWS - 1])[0].biases == (None,)
+        assert bare.bias is bare.split([1, ROWS - 1])[0].bias is None
         given = texts(ROWS, 2)
         for selected in (torch.tensor([1, 0, 2]), torch.arange(ROWS)):
             passes = [(given, each.select(selected)) for each in (bare, masked)]
@@ -88,7 +89,7 @@ def one_by_one(fusion: FusionEncoder, given: PackedTexts, keys_values: KeysValue
 @pytest.mark.parametrize("share", [1, 2])
 def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, keys_values, share):
     """Some passes attend to the same rows, others to a part of the rows or to selected rows."""
-    other_bias = KeysValues(keys_values.layers, (keys_values.biases[0].flip(0),))
+    other_bias = KeysValues(keys_values.layers, keys_values.bias.flip(0))
     passes = [
         (texts(share * 3, 2), keys_values),
         (texts(share * 3, 3), keys_values),
@@ -108,12 +109,16 @@ def test_passes_with_different_numbers_of_texts_per_row_cannot_be_mixed(fusion, 
 
 def test_neighbouring_passes_over_the_same_rows_share_one_call_of_attention(keys_values):
     other = keys_values.select(torch.tensor([1, 0, 2]))
-    other_bias = KeysValues(keys_values.layers, (keys_values.biases[0].flip(0),))
+    other_bias = KeysValues(keys_values.layers, keys_values.bias.flip(0))
     without_bias = KeysValues(keys_values.layers)
-    found = KeysValues.merge([keys_values, other_bias, other, other, keys_values, without_bias])
-    assert [len(each.biases) for each in found] == [2, 2, 1, 1]
-    assert [each.rows for each in found] == [None, other.rows, None, None]
-    assert found[0].biases[1] is other_bias.biases[0]
+    found = SharedRows.of([keys_values, other_bias, other, other, keys_values, without_bias], texts=6 * ROWS, length=2)
+    assert [each.passes for each in found] == [2, 2, 1, 1]
+    assert [each.keys_values.rows for each in found] == [None, other.rows, None, None]
+    both, selected, alone, nothing = (each.bias for each in found)
+    assert torch.equal(both, torch.cat([keys_values.bias] * 2 + [other_bias.bias] * 2, dim=2)), (
+        "two queries in each pass"
+    )
+    assert torch.equal(selected, keys_values.bias[other.rows]) and alone is keys_values.bias and nothing is None
 
 
 def test_passes_with_and_without_keys_and_values_cannot_be_mixed(fusion, keys_values):

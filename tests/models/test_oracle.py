@@ -128,3 +128,20 @@ def test_losses_counts_and_gradients_equal_an_oracle_that_shares_nothing(mix, dr
         torch.testing.assert_close(
             gradient / scale, wanted / scale, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_no_gradient_is_added_in_an_arbitrary_order(mix):
+    """On a GPU, the backward passes of these functions add with atomics."""
+    config = load_config("configs/pretrain/base_4m.yaml", [*MODEL, *MIXES[mix]], PretrainConfig)
+    model = PretrainTask.build_model(config, None)
+    found = model(pretrain_batch(config.data, model.vision, 300))
+    nodes, open_nodes = set(), [term.total.grad_fn for term in found.values()]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            open_nodes += [following for following, _ in node.next_functions]
+    names = {node.name() for node in nodes}
+    assert "_SelectRowsBackward" in names
+    assert not {name for name in names if name.startswith(("IndexSelect", "Gather", "Take", "ScatterAdd", "IndexAdd"))}

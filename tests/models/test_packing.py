@@ -8,7 +8,7 @@ from torch import Tensor
 
 from batches.texts import Text
 from models.core import packing
-from models.core.packing import PackedTexts, Packing, length_cut, packings_of
+from models.core.packing import PackedTexts, Packing, packings_of, select_rows
 
 LENGTHS = (3, 5, 1, 4)
 MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
@@ -65,49 +65,10 @@ def test_unused_tokens_are_never_read():
     spoilt[KNOWN:] = 1e9
     found = PackedTexts(spoilt, texts.packing)
     every = torch.arange(4)
-    for read in (PackedTexts.padded, lambda each: each.cls, lambda each: each.select(every, KNOWN).states):
+    for read in (PackedTexts.padded, lambda each: each.select(every, KNOWN).states):
         assert torch.equal(read(found), read(texts))
     several = PackedTexts.concat([found, found])
     assert torch.equal(several.padded(), PackedTexts.concat([texts, texts]).padded())
-
-
-@COUNTS
-def test_the_first_token_of_each_text_is_its_cls(tokens):
-    assert torch.equal(texts_to(tokens).cls, random_states(4, 5, 2)[:, 0])
-
-
-@pytest.mark.parametrize(
-    ("lengths", "cut"),
-    [
-        ((3, 200, 5, 180), 5),
-        ((13, 200, 14, 200), 14),
-        ((3, 5, 1, 4), None),
-        ((200,), None),
-        ((10, 12, 14), None),
-        ((10, 10, 10, 40), 10),
-    ],
-)
-def test_texts_are_divided_by_length_if_that_saves_much_padding(lengths, cut):
-    assert length_cut([packing_to(None, lengths, max(lengths)), packing_to(None, lengths[:1], lengths[0])]) == cut
-
-
-@pytest.mark.parametrize("several", [False, True])
-@COUNTS
-def test_short_and_long_texts_are_joined_again_in_their_order(tokens, several):
-    """There may be unused tokens at the end and, with several parts, between the texts."""
-    texts = texts_to(tokens)
-    if several:
-        texts = PackedTexts.concat([texts, texts_to(tokens)])
-    parts = [(index, texts.select(index)) for index in texts.packing.short_and_long(3)]
-    count = 4 if several else 2
-    assert [(part.packing.count, part.packing.length) for _, part in parts] == [(count, 3), (count, 5)]
-    joined = PackedTexts.join(parts, texts.packing)
-    assert torch.equal(joined.cls, texts.cls)
-    real = texts.packing.text_index < texts.packing.count
-    if not texts.packing.dense:
-        assert torch.equal(joined.states[real], texts.states[real])
-    for found, expected in zip(tokens_of(joined), tokens_of(texts), strict=True):
-        assert torch.equal(found, expected)
 
 
 INDEX = torch.tensor([3, 1, 1, 0, 2])
@@ -188,3 +149,15 @@ def test_texts_of_equal_length_are_not_moved():
     assert made.dense
     assert made.pad(states).data_ptr() == states.data_ptr()
     assert torch.equal(made.pack(made.pad(states)), states)
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([2, 0, 2, 2]), torch.tensor([[1, 1], [0, 2]])])
+def test_rows_are_selected_with_the_gradients_of_indexing(rows):
+    gradients = []
+    for select in (select_rows, lambda table, rows: table[rows]):
+        table = random_states(4, 3, 2).requires_grad_()
+        selected = select(table, rows)
+        assert selected.shape == (*rows.shape, 3, 2)
+        (selected * torch.arange(selected.numel()).view_as(selected)).sum().backward()
+        gradients.append(table.grad)
+    torch.testing.assert_close(*gradients)

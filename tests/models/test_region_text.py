@@ -21,7 +21,7 @@ from models.core.blocks import Attention, Block, BlockStack, QueryPositions, att
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder, FusionQueue
 from models.core.heads import BoxHead, WordHead, masked_positions
-from models.core.keys_values import KeysValues
+from models.core.keys_values import KeysValues, SharedRows
 from models.core.matching import MatchingHead, allowed_negatives
 from models.core.packing import PackedTexts, packings_of
 from models.core.text import Embeddings, TextEncoder
@@ -44,7 +44,7 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (packings_of, "says where each token is without padding; a text and its masked copy share this packing"),
     (Embeddings.forward, "looks up words, positions and types: (T, D)"),
     (BlockStack.forward, "runs the blocks of the text encoder on packed tokens"),
-    (Attention.attend_to_own_text, "pads the tokens for attention only, and packs them again"),
+    (Attention.self_attend, "pads the tokens for attention only, and packs them again"),
     (PackedTexts.split, "gives each stream its texts"),
     (VisionEncoder.encode, "encodes all images together: patches (I, P, D) and their mean"),
     (RegionTextStream.losses, "computes the five losses"),
@@ -67,12 +67,12 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (FusionQueue.run, "fuses everything in the queue in one call"),
     (PackedTexts.concat, "concatenates the texts of the five passes"),
     (attention_bias, "makes the bias that keeps tokens within their text"),
-    (KeysValues.merge, "lets neighbouring passes share one call of attention"),
     (QueryPositions.concat, "concatenates the positions whose states are needed: [CLS], or masked words"),
     (BlockStack.forward, "runs the fusion blocks; the last one computes only the needed states"),
+    (SharedRows.of, "lets neighbouring passes share one call of attention, and joins their biases"),
     (Block.forward, "runs self-attention, cross-attention and feed-forward"),
-    (Attention.attend_to_keys_values, "lets each text attend to the keys and values of its row"),
-    (KeysValues.read, "copies the rows of sampled negatives"),
+    (Attention.cross_attend, "lets each text attend to the keys and values of its row"),
+    (KeysValues.layer, "copies the rows of sampled negatives"),
     (losses.contrastive, "eq. 1, over all ranks"),
     (losses.masked_words, "eq. 3, from the word head's logits"),
     (MatchingHead.loss, "skips pairs without negatives"),

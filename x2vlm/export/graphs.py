@@ -101,7 +101,7 @@ class TextGraph(nn.Module):
         states = self._states(ids, mask)
         if self.head is None:
             return (states,)
-        return states, self.head.embed_padded(states, mask)
+        return states, self.head.embed_text(Padded(states, mask))
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
         if not isinstance(self.text, HubTextEncoder):

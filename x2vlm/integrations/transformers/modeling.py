@@ -135,7 +135,7 @@ class X2VLMModel(PreTrainedModel):
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Returns the embeddings (M, E) of texts (M, L), of length 1."""
-        return self._head.embed_padded(*self._text_states(input_ids, attention_mask))
+        return self._head.embed_text(Padded(*self._text_states(input_ids, attention_mask)))
 
     def forward(
         self,
@@ -164,7 +164,7 @@ class X2VLMModel(PreTrainedModel):
         if input_ids is not None:
             states, mask = self._text_states(input_ids, attention_mask)
             if self.contrastive is not None:
-                found["text_embeds"] = self.contrastive.embed_padded(states, mask)
+                found["text_embeds"] = self.contrastive.embed_text(Padded(states, mask))
                 cosines = found["image_embeds"] @ found["text_embeds"].T
                 found["logits_per_image"] = cosines / self.contrastive.temperature
                 found["logits_per_text"] = found["logits_per_image"].T
