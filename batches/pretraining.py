@@ -27,11 +27,11 @@ class LongTexts:
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """For each of N examples, up to K texts that are wrong but resemble the example's text.
+    """For each of N examples, up to J texts that are wrong but resemble the example's text.
 
     Attributes:
-        text: N * K texts; the texts of example n start at index n * K.
-        valid: (N, K) bool, True for texts that enter the loss.
+        text: N * J texts; the texts of example n start at index n * K.
+        valid: (N, J) bool, True for texts that enter the loss.
     """
 
     text: Text

@@ -21,11 +21,13 @@ N     texts, pairs or examples                        Q     packed query positio
 I     images or videos                                W     query positions of each text, padded
 F     frames of a video                               H, d  attention heads, and the width of a head
 P     patches of an image                             D     width of states
-R     regions; rows of keys and values                E     width of contrastive embeddings
-K     keys (states to attend to) in a row             V     words of the vocabulary
-L     tokens of a padded text                         C     classes, or candidate answers
-T     packed tokens                                   A     answers
-S     texts that attend to the same row               M     selected entries of any axis
+R     regions, or visual concepts of any kind         E     width of contrastive embeddings
+B     rows of keys and values                         V     words of the vocabulary
+K     keys (states to attend to) in a row             C     classes, or candidate answers
+S     texts of a pass that attend to the same row     A     answers
+L     tokens of a padded text                         J     hard negative texts of a pair
+T     packed tokens                                   Z     queries of the head for sets of boxes
+                                                      M     selected entries of any axis
 ====  ==============================================  ====  ==============================================
 
 "The authors' code" is the original implementation; "released" refers to this code, and "published" to the paper or to the

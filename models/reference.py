@@ -100,8 +100,8 @@ def region_text_losses(
     hard = hard_negatives(model, batch)
     pairs = pairs_of(model, batch, model.contrastive.embed_image(regions), text, hard, same_group)
     # The text attends to the mean and the patches of its region; its box is predicted from the whole image.
-    region = Padded(regions.tokens(), F.pad(batch.patch_mask, (1, 0), value=True))
-    whole_image = Padded(images.tokens()[batch.image_index])
+    region = Padded(regions.states(), F.pad(batch.patch_mask, (1, 0), value=True))
+    whole_image = Padded(images.states()[batch.image_index])
     box = model.box_head(fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
     return {
         "contrastive": model.contrastive.start_loss(pairs)(),  # eq. 1
@@ -120,7 +120,7 @@ def image_text_losses(
     text = encode(model.text, batch.text.ids, batch.text.mask)
     hard = hard_negatives(model, batch)
     pairs = pairs_of(model, batch, model.contrastive.embed_image(images), text, hard, same_group)
-    whole_image = Padded(images.tokens())
+    whole_image = Padded(images.states())
     return {
         "contrastive": model.contrastive.start_loss(pairs)(),
         "matching": matching_loss(model, text, whole_image, pairs, hard),
@@ -167,7 +167,7 @@ def pairs_of(
 
 
 def hard_negatives(model: PretrainModel, batch: ImageTextBatch | VideoTextBatch | RegionBatch) -> Padded | None:
-    """Encodes the batch's hard negative texts, K for each of N pairs, to (N * K, L, D)."""
+    """Encodes the batch's hard negative texts, J for each of N pairs, to (N * J, L, D)."""
     if isinstance(batch, VideoTextBatch) or batch.hard_negatives is None:
         return None
     return encode(model.text, batch.hard_negatives.text.ids, batch.hard_negatives.text.mask)

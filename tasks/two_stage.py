@@ -128,7 +128,7 @@ class TwoStageRetrieval:
         for pixels in progress(read(share), "encoding images", -(-len(share) // self.batch_size)):
             concepts = self.model.vision(torch.stack(pixels).to(self.device))
             local.append(self.model.contrastive.embed_image(concepts).cpu().numpy())
-            patches.append(concepts.tokens().float())
+            patches.append(concepts.states().float())
         return torch.from_numpy(np.concatenate(distributed.gather_objects(np.concatenate(local))))
 
     def _encode_texts(self, texts: Sequence[str]) -> tuple[TextBank, Tensor]:

@@ -114,7 +114,7 @@ class TorchRuntime:
 
     def image_states(self, pixels: Tensor) -> Tensor:
         """See :class:`Runtime`."""
-        return self.network.vision(pixels).tokens()
+        return self.network.vision(pixels).states()
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """See :class:`Runtime`."""

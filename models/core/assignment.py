@@ -18,7 +18,7 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
     number of steps depends on the shapes alone, so the host never waits for the device.
 
     Args:
-        costs: (N, M, K), the costs of assigning M targets to K queries, with M <= K.
+        costs: (N, M, Z), the costs of assigning M targets to Z queries, with M <= Z.
         present: (N, M) bool, False for targets to ignore.
 
     Returns:

@@ -67,7 +67,7 @@ class ContrastiveHead(nn.Module):
             images: N images, videos or regions; for translations, N texts.
             texts: N texts.
             valid, group, same_group, hard_valid: see :class:`EmbeddedPairs`.
-            hard_negatives: N * K texts; the K texts of pair n begin at n * K.
+            hard_negatives: N * J texts; the J texts of pair n begin at n * K.
         """
         first = self.embed_text(images) if isinstance(images, PackedTexts) else self.embed_image(images)
         hard = None if hard_negatives is None else self.embed_text(hard_negatives).unflatten(0, (len(valid), -1))

@@ -81,7 +81,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def _first_blocks(self, normalised: Tensor) -> Tensor:
-        """States (N, T, D) after the frozen blocks, or feature maps for a convolutional model."""
+        """States (I, prefix + P, D) after the frozen blocks, or feature maps for a convolutional model."""
         return self.backbone.output_of_block(normalised, self.blocks - 1)
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ class FusionEncoder(BlockStack):
         """Keys and values of visual concepts, one row per concept: first the mean of the patches, then the patches. Concepts that
         are regions are projected by :meth:`project_regions`."""
         if concepts.patch_mask is None:
-            return self.project(concepts.tokens())
+            return self.project(concepts.states())
         return self.project_regions(concepts, Concepts.whole(concepts.patches))[0]
 
     def project_regions(self, regions: Concepts, images: Concepts) -> tuple[KeysValues, KeysValues]:
@@ -155,7 +155,7 @@ class FusionQueue:
             [each.keys_values for each in self._passes if each.keys_values is not None],
             QueryPositions.concat(queries) if queries else None,
         )
-        self._fused = fused.split([each.fused_packing.tokens for each in self._passes])
+        self._fused = fused.split([each.fused_packing.token_count for each in self._passes])
 
     def _queue(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
         index = len(self._passes)

@@ -39,8 +39,8 @@ class EmbeddedPairs(NamedTuple):
         group: (N,) int64, the group of each pair. Within a group, each text also matches the images of the other pairs: in
             pre-training, the pairs of a group have equal texts; in retrieval, they have the same image.
         same_group: how the contrastive loss treats two pairs of the same group.
-        hard_negatives: (N, K, E), embeddings of K texts for each pair, which are negatives of this pair only.
-        hard_valid: (N, K) bool, True for the hard negatives that enter the loss.
+        hard_negatives: (N, J, E), embeddings of J texts for each pair, which are negatives of this pair only.
+        hard_valid: (N, J) bool, True for the hard negatives that enter the loss.
     """
 
     image: Tensor
@@ -135,7 +135,7 @@ def sigmoid_contrastive(
 
 
 def hard_similarity(pairs: EmbeddedPairs, temperature: Tensor) -> Tensor:
-    """Similarities (N, K) of the images to their hard negatives, divided by the temperature. The similarity to an invalid hard
+    """Similarities (N, J) of the images to their hard negatives, divided by the temperature. The similarity to an invalid hard
     negative is a large negative number without a gradient."""
     assert pairs.hard_negatives is not None and pairs.hard_valid is not None
     with torch.autocast(pairs.image.device.type, enabled=False):

@@ -41,7 +41,7 @@ class MatchingHead(MLPHead):
             keys_values: keys and values of the images, one row per text.
             pairs: embeddings of the images and texts; negatives are sampled by their similarities.
             contrastive: the head that embedded the pairs.
-            hard_negatives: N * K texts, from which the negative text of a pair can also be sampled.
+            hard_negatives: N * J texts, from which the negative text of a pair can also be sampled.
         """
         allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
         all_texts = texts if hard_negatives is None else PackedTexts.concat([texts, hard_negatives])
@@ -60,7 +60,7 @@ class MatchingHead(MLPHead):
         self, contrastive: ContrastiveHead, pairs: EmbeddedPairs, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Samples a negative image and a negative text for each of N pairs, with a preference for similar images and texts. They
-        come from this rank's batch; texts can also come from the pair's K hard negatives.
+        come from this rank's batch; texts can also come from the pair's J hard negatives.
 
         Args:
             contrastive: the head that embedded the pairs.
@@ -70,7 +70,7 @@ class MatchingHead(MLPHead):
         Returns:
             Two tensors (N,) int64. The first contains, for each text, the index of the pair whose image (for translations, whose
             first text) is the negative. The second contains, for each image, the index of the negative text in the concatenation
-            of the N texts and the N * K hard negatives. For pairs without allowed negatives, the values are undefined.
+            of the N texts and the N * J hard negatives. For pairs without allowed negatives, the values are undefined.
         """
         similarity = contrastive.similarity(pairs.image, pairs.text)
         negative_image = self.sample_negatives(similarity.t(), allowed)

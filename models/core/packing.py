@@ -44,24 +44,24 @@ class Packing:
     dense: bool = False
 
     @staticmethod
-    def of(lengths: Tensor, length: int, tokens: int | None = None) -> Packing:
+    def of(lengths: Tensor, length: int, token_count: int | None = None) -> Packing:
         """Packs texts consecutively.
 
         Args:
             lengths: (N,) int64, number of tokens of each text.
             length: L, the length to which attention pads the texts.
-            tokens: T, at least the sum of ``lengths``. If None, T is the sum if the lengths are in host memory. Otherwise, it is
+            token_count: T, at least the sum of ``lengths``. If None, T is the sum if the lengths are in host memory. Otherwise, it is
                 the padded size N * L, which avoids a device sync.
         """
         count = len(lengths)
-        if tokens is None:
-            tokens = int(lengths.sum()) if on_host(lengths) else count * length
-        if tokens >= count * length:
+        if token_count is None:
+            token_count = int(lengths.sum()) if on_host(lengths) else count * length
+        if token_count >= count * length:
             every = torch.arange(count * length, device=lengths.device)
             return Packing(lengths, torch.arange(count, device=lengths.device) * length, length, every, dense=True)
         ends = lengths.cumsum(0)
         starts = ends - lengths
-        token = torch.arange(tokens, device=lengths.device)
+        token = torch.arange(token_count, device=lengths.device)
         text = torch.searchsorted(ends, token, right=True)
         first = F.pad(starts, (0, 1)).index_select(0, text)
         padded_index = torch.where(text < count, text * length + token - first, count * length)
@@ -85,7 +85,7 @@ class Packing:
             text, position = part.padded_index // part.length, part.padded_index % part.length
             indices.append(torch.where(text < part.count, (text + texts) * length + position, count * length))
             starts.append(part.starts + tokens)
-            texts, tokens = texts + part.count, tokens + part.tokens
+            texts, tokens = texts + part.count, tokens + part.token_count
         lengths = torch.cat([part.lengths for part in parts])
         dense = all(part.dense and part.length == length for part in parts)
         return Packing(lengths, torch.cat(starts), length, torch.cat(indices), dense)
@@ -96,7 +96,7 @@ class Packing:
         return len(self.lengths)
 
     @property
-    def tokens(self) -> int:
+    def token_count(self) -> int:
         """T, the number of packed tokens, including spare tokens."""
         return len(self.padded_index)
 
@@ -196,16 +196,16 @@ class PackedTexts:
         """The token states in the padded layout, (N, L, D), and their mask (N, L), True = token."""
         return self.padded(), self.packing.mask
 
-    def select(self, index: Tensor, tokens: int | None = None, length: int | None = None) -> PackedTexts:
+    def select(self, index: Tensor, token_count: int | None = None, length: int | None = None) -> PackedTexts:
         """The texts with the indices ``index`` (M,), in that order.
 
-        ``tokens`` and ``length`` are passed to :meth:`Packing.of`. If ``length`` is None, texts are padded to the longest
+        ``token_count`` and ``length`` are passed to :meth:`Packing.of`. If ``length`` is None, texts are padded to the longest
         selected text or, if the lengths are not in host memory, to L.
         """
         lengths = self.packing.lengths.index_select(0, index)
         if length is None:
             length = int(lengths.max()) if on_host(lengths) else self.packing.length
-        packing = Packing.of(lengths, length, tokens)
+        packing = Packing.of(lengths, length, token_count)
         # Spare tokens, and padding in a dense packing, get arbitrary states.
         text, position = packing.text_index.clamp(max=len(index) - 1), packing.positions
         start = self.packing.starts.index_select(0, index).index_select(0, text)
@@ -220,7 +220,7 @@ class PackedTexts:
     @staticmethod
     def split(states: Tensor, packings: Sequence[Packing]) -> list[PackedTexts]:
         """Undoes a concatenation: splits the concatenated ``states`` (T, D) into the texts of each packing."""
-        parts = states.split([packing.tokens for packing in packings])
+        parts = states.split([packing.token_count for packing in packings])
         return list(itertools.starmap(PackedTexts, zip(parts, packings, strict=True)))
 
 

@@ -28,11 +28,11 @@ INITIAL_PROBABILITY = 0.1
 
 
 class BoxSet(NamedTuple):
-    """K boxes for each of N phrases, in float32 or higher precision.
+    """Z boxes for each of N phrases, in float32 or higher precision.
 
     Attributes:
-        boxes: (N, K, 4), as (cx, cy, w, h) in 0..1.
-        logits: (N, K), the log-odds that each box belongs to the phrase.
+        boxes: (N, Z, 4), as (cx, cy, w, h) in 0..1.
+        logits: (N, Z), the log-odds that each box belongs to the phrase.
     """
 
     boxes: Tensor
@@ -47,7 +47,7 @@ class BoxSet(NamedTuple):
 class BoxSetHead(nn.Module):
     """Predicts a set of boxes from a fused phrase and the patches of its image.
 
-    Each of K queries starts at a cell of a grid over the image, and attends to the other queries, to the fused tokens of the
+    Each of Z queries starts at a cell of a grid over the image, and attends to the other queries, to the fused tokens of the
     phrase, and to the patches. A query's box is predicted as an offset from its cell. The log-odds that the box belongs to the
     phrase are a product of the query's state and the phrase's [CLS] state.
 
@@ -153,7 +153,7 @@ def box_set_losses(predicted: BoxSet, boxes: Tensor, present: Tensor, valid: Ten
 
 @torch.no_grad()
 def _costs(found: BoxSet, boxes: Tensor) -> Tensor:
-    """The costs (N, M, K) of assigning ground-truth boxes to queries."""
+    """The costs (N, M, Z) of assigning ground-truth boxes to queries."""
     (count, targets, _), queries = boxes.shape, found.logits.shape[1]
     shape = (count, targets, queries, 4)
     predicted = found.boxes.unsqueeze(1).expand(shape).reshape(-1, 4)

@@ -44,7 +44,7 @@ class Concepts:
         """Creates concepts that are whole images or videos, from their patches (I, P, D)."""
         return Concepts(patches, patches.mean(dim=1))
 
-    def tokens(self) -> Tensor:
+    def states(self) -> Tensor:
         """Returns the states in the published layout (R, 1 + P, D): the ``mean`` of each concept, then a copy of all patches of
         its image."""
         patches = self.patches if self.image_index is None else select_rows(self.patches, self.image_index)
@@ -148,8 +148,8 @@ class VisionEncoder(nn.Module):
             stay_in_evaluation_mode(block)
 
     def levels_above(self) -> dict[str, int]:
-        """See :class:`optim.setup.HasLevels`. With B blocks, the modules that run before the first block have B + 1 levels above
-        them."""
+        """See :class:`optim.setup.HasLevels`. The modules that run before the first block have one level more above them than there
+        are blocks."""
         blocks = len(self.vision_backbone.blocks)
         levels = {name: 0 for name, _ in self.named_parameters()}
         for block in reversed(range(blocks + 1)):

@@ -44,9 +44,9 @@ class AnswerTree:
     Attributes:
         tokens: (nodes,), the token of each node.
         depths: (nodes,), the position of each node's token in the answers that contain the node.
-        path: (C, D), the nodes of each candidate in order, without the root, padded with :data:`NONE`.
-        following: (C, 1 + D), the tokens that follow the root and each node of the path; the last token is [SEP].
-        ancestors: (nodes, D), the path from the root to each node, including the node but not the root.
+        path: (C, depth), the nodes of each candidate in order, without the root, padded with :data:`NONE`.
+        following: (C, 1 + depth), the tokens that follow the root and each node of the path; the last token is [SEP].
+        ancestors: (nodes, depth), the path from the root to each node, including the node but not the root.
 
     Raises:
         ValueError: if there are no candidates, or if a candidate has no token between [CLS] and [SEP].
@@ -143,7 +143,7 @@ def _first_tokens(decoder: AnswerDecoder, questions: KeysValues, tree: AnswerTre
 
 
 def _logits(decoder: AnswerDecoder, states: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Computes the logits of states (R, D) for at most :data:`MAX_LOGITS` logits at once.
+    """Computes the logits of states (M, D) for at most :data:`MAX_LOGITS` logits at once.
 
     Yields:
         The index of the first state of a part, and the logits (rows of the part, V).

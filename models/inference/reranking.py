@@ -91,7 +91,7 @@ def score_pairs(
     Args:
         fusion: the fusion encoder.
         matching_head: the head whose class 1 is "matched".
-        images: B whole images.
+        images: I whole images.
         texts: for each image, the indices of its texts in ``bank`` (int64, on the CPU).
         bank: the encoded texts.
         tokens_per_call: maximum number of tokens per call, including padding; if the texts of an image have more tokens, they are

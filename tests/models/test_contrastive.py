@@ -25,7 +25,7 @@ def head(embed_dim: int = WIDTH, **options) -> ContrastiveHead:
 @pytest.mark.parametrize("tokens", [None, 9], ids=["packed", "with spare tokens"])
 def test_a_text_is_represented_by_its_first_state_or_its_mean(tokens):
     packing = Packing.of(torch.tensor([3, 1, 2]), 4, tokens)
-    states = torch.randn(packing.tokens, WIDTH)
+    states = torch.randn(packing.token_count, WIDTH)
     texts = PackedTexts(states, packing)
     means = torch.stack([states[:3].mean(dim=0), states[3], states[4:6].mean(dim=0)])
     for text, expected in (("cls", states[[0, 3, 4]]), ("mean", means)):

@@ -183,7 +183,7 @@ def test_regions_are_reranked_with_their_patch_masks(retrieval, device):
     regions = retrieval.vision.regions(images, masks, torch.tensor([4, 0, 0], device=device))
     requested = [torch.tensor(rows) for rows in ([3, 1], [0, 2, 7], [6])]
     found = score_pairs(retrieval.fusion, retrieval.matching_head, regions, requested, TextBank.of([texts]))
-    tokens, seen = regions.tokens(), F.pad(masks, (1, 0), value=True)
+    tokens, seen = regions.states(), F.pad(masks, (1, 0), value=True)
     for region, (rows, scores) in enumerate(zip(requested, found, strict=True)):
         memory = retrieval.fusion.project(tokens[region : region + 1], seen[region : region + 1])
         cls = retrieval.fusion.cls(texts.select(rows.to(device)), memory)

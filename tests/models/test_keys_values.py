@@ -38,7 +38,7 @@ def read(keys_values: KeysValues) -> list[Tensor]:
 
 def texts(count: int, seed: int) -> PackedTexts:
     packing = Packing.of(1 + torch.arange(count) % 3, 3)
-    return PackedTexts(torch.randn(packing.tokens, WIDTH, generator=torch.Generator().manual_seed(seed)), packing)
+    return PackedTexts(torch.randn(packing.token_count, WIDTH, generator=torch.Generator().manual_seed(seed)), packing)
 
 
 def test_select_returns_the_selected_rows(keys_values):

@@ -40,7 +40,7 @@ def tokens_of(texts: PackedTexts) -> list[Tensor]:
 def test_packing_and_padding_again_restores_the_states(tokens):
     made, states = packing_to(tokens), random_states(4, 5, 2)
     packed = made.pack(states)
-    assert len(packed) == made.tokens == (tokens or KNOWN)
+    assert len(packed) == made.token_count == (tokens or KNOWN)
     assert torch.equal(made.pad(packed)[MASK], states[MASK])
     assert torch.equal(made.mask, MASK)
 
@@ -80,7 +80,7 @@ def test_selected_texts_equal_a_selection_from_padded_texts(tokens, requested):
     texts = texts_to(tokens)
     found = texts.select(INDEX, requested)
     assert torch.equal(found.packing.lengths, texts.packing.lengths[INDEX])
-    assert len(found.states) == found.packing.tokens == (requested or 18)
+    assert len(found.states) == found.packing.token_count == (requested or 18)
     assert torch.equal(found.padded()[MASK[INDEX]], random_states(4, 5, 2)[INDEX][MASK[INDEX]])
 
 
@@ -106,7 +106,7 @@ def test_concatenated_parts_keep_their_texts(tokens, other):
     parts = [texts_to(tokens), PackedTexts(second.pack(random_states(3, 4, 2)), second), texts_to(tokens)]
     together = PackedTexts.concat(parts)
     assert together.packing.length == 5
-    assert len(together.states) == together.packing.tokens == sum(len(part.states) for part in parts)
+    assert len(together.states) == together.packing.token_count == sum(len(part.states) for part in parts)
     expected = [tokens_of_text for part in parts for tokens_of_text in tokens_of(part)]
     assert [each.tolist() for each in tokens_of(together)] == [each.tolist() for each in expected]
     apart = PackedTexts.split(together.states, [part.packing for part in parts])
@@ -136,11 +136,11 @@ def test_gradients_equal_those_of_plain_indexing(tokens):
 
 
 def test_a_batch_is_packed_with_its_own_token_count_if_it_has_one(monkeypatch):
-    assert packings_of([Text(MASK.long(), MASK)])[0].tokens == KNOWN
-    assert packings_of([Text(MASK.long(), MASK, tokens=BOUNDED)])[0].tokens == BOUNDED
+    assert packings_of([Text(MASK.long(), MASK)])[0].token_count == KNOWN
+    assert packings_of([Text(MASK.long(), MASK, tokens=BOUNDED)])[0].token_count == BOUNDED
     monkeypatch.setattr(packing, "on_host", lambda tensor: False)
     assert packings_of([Text(MASK.long(), MASK)])[0].dense
-    assert packings_of([Text(MASK.long(), MASK, tokens=KNOWN)])[0].tokens == KNOWN
+    assert packings_of([Text(MASK.long(), MASK, tokens=KNOWN)])[0].token_count == KNOWN
 
 
 def test_texts_of_equal_length_are_not_moved():

@@ -28,7 +28,7 @@ def test_a_checkpoint_loads_at_another_image_size():
         table = model.vision.backbone.blocks[index].attn.relative_position_bias_table
         assert_golden(table, EXPECTED[f"table_{index}"])
     with torch.no_grad():
-        assert_golden(model.vision(GIVEN["image_big"]).tokens(), EXPECTED["vision_embeds_big"])
+        assert_golden(model.vision(GIVEN["image_big"]).states(), EXPECTED["vision_embeds_big"])
 
 
 @pytest.mark.parametrize("sides", SPREADS)

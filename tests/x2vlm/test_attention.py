@@ -24,7 +24,7 @@ def test_maps_are_attention_times_the_positive_part_of_its_gradient(model, data)
     with torch.no_grad():
         ids = ours.tokens([text])
         words = encode(network.text, ids.ids, ids.mask)
-        memory = Padded(network.vision(ours.pixels(ours.views([image]))).tokens())
+        memory = Padded(network.vision(ours.pixels(ours.views([image]))).states())
     block, last = network.fusion.blocks
     attention, kept = block.crossattention, []
 

@@ -87,7 +87,7 @@ def test_matching_equals_the_reference_path(model, data):
     concepts = network.vision(ours.pixels(ours.views(images)))
     by_hand = []
     for image in range(4):
-        patches = Padded(concepts.tokens()[image].expand(3, -1, -1))
+        patches = Padded(concepts.states()[image].expand(3, -1, -1))
         by_hand.append(network.matching_head(fuse(network.fusion, text, patches)[:, 0]).softmax(dim=1)[:, 1])
     matched = ours.match(images, texts)
     assert matched.shape == (4, 3) and matched.dtype == np.float32

@@ -75,7 +75,7 @@ class ImageGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         concepts = self._concepts(pixels)
-        return (concepts.tokens(),) if self.head is None else (concepts.tokens(), self.head.embed_image(concepts))
+        return (concepts.states(),) if self.head is None else (concepts.states(), self.head.embed_image(concepts))
 
     def _concepts(self, pixels: Tensor) -> Concepts:
         """Equivalent to :meth:`VisionEncoder.encode`, but independent of the number of images, which is dynamic in a graph."""

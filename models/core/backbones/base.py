@@ -80,7 +80,7 @@ class VisionBackbone(ABC):
 
     @abstractmethod
     def states(self, pixels: Tensor) -> Tensor:
-        """States (I, T + P, D) of normalised ``pixels`` (I, 3, H, W) after the last norm: T prefix tokens such as [CLS], then the
+        """States (I, prefix + P, D) of normalised ``pixels`` (I, 3, H, W) after the last norm: prefix tokens such as [CLS], then the
         P patches in row-major order."""
 
     @abstractmethod

@@ -18,8 +18,8 @@ CLS_ROWS = 3
 
 
 def resize_bias_table(table: Tensor, rows: int, columns: int) -> Tensor:
-    """Resizes a table of position biases to a grid of R ``rows`` and C ``columns``: from ((2A - 1)^2 + 3, heads), for a square
-    grid of side A, to ((2R - 1) (2C - 1) + 3, heads).
+    """Resizes a table of position biases to a grid of patches: from ((2 side - 1)^2 + 3, heads), for a square grid, to
+    ((2 rows - 1) (2 columns - 1) + 3, heads).
 
     Raises:
         ValueError: if the table does not belong to a square grid.
@@ -43,8 +43,8 @@ def resize_bias_table(table: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def resize_positions(table: Tensor, rows: int, columns: int, tokens: int) -> Tensor:
-    """Resizes absolute positions from (1, T + A^2, D), for a square grid of side A, to (1, T + R C, D), for a grid of R ``rows``
-    and C ``columns``. The positions of the T ``tokens`` before the patches ([CLS], registers) are kept.
+    """Resizes absolute positions from (1, tokens + side^2, D), for a square grid, to (1, tokens + rows * columns, D). The
+    positions of the ``tokens`` before the patches ([CLS], registers) are kept.
 
     The interpolation is bicubic without antialiasing, which is how DINOv2 resizes its table for each image size. With
     antialiasing, the outputs would differ from those of DINOv2's code.

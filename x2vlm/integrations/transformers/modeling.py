@@ -126,7 +126,7 @@ class X2VLMModel(PreTrainedModel):
     def get_vision_states(self, pixel_values: Tensor) -> Tensor:
         """Returns the states (N, K, D) of images (N, 3, S, S), either float, normalised as by the processor, or uint8."""
         pixels = pixel_values if pixel_values.dtype == torch.uint8 else pixel_values.to(self.dtype)
-        states: Tensor = self.vision(pixels).tokens()
+        states: Tensor = self.vision(pixels).states()
         return states
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
