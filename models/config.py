@@ -76,6 +76,10 @@ def _without_timm(name: object) -> object:
     return name.removeprefix(TIMM) if isinstance(name, str) else name
 
 
+Colour = Annotated[float, Field(ge=0, le=1)]
+"""A statistic of red, green or blue, where 0 is black and 1 the brightest value."""
+
+
 class VisionConfig(Config):
     """The vision encoder. Sizes that are null are taken from the backbone."""
 
@@ -109,12 +113,12 @@ class VisionConfig(Config):
         description="initial value of LayerScale. backbone: as in the backbone; null: no LayerScale; the published "
         "BEiT-2 models use 0.1",
     )
-    pixel_mean: tuple[float, float, float] | None = Field(
+    pixel_mean: tuple[Colour, Colour, Colour] | None = Field(
         None,
         description="means of red, green and blue, between 0 and 1, used to normalise pixels; null: as in the "
         "backbone; the published models use CLIP's values with every backbone",
     )
-    pixel_std: tuple[float, float, float] | None = Field(
+    pixel_std: tuple[Colour, Colour, Colour] | None = Field(
         None,
         description="standard deviations of red, green and blue; set together with pixel_mean; null: as in the "
         "backbone",

@@ -22,8 +22,11 @@ from dataset.tasks.questions import QuestionTable
 from dataset.tasks.streams.regions import RegionStream
 from dataset.tasks.video_qa import read_classes
 from dataset.tasks.vqa import read_candidates
+from dataset.text.loading import load_tokenizer
 from engine.run_plan import RunPlan
 from metrics.vqa import normalize_answer
+from models.core.hub import type_of_folder
+from models.core.hub_text import BERT_FAMILY
 from models.inference.reranking import AligningModel
 from tasks import ROOT
 from tasks.base import BaseTask
@@ -108,6 +111,33 @@ def check_sizes(run: PreparedRun, found: Findings) -> None:
         own = ", ".join(f"{name}={'null' if sizes[name] is None else sizes[name]}" for name in kept)
         remedy = f"set model.vision: {own}; or add configs/{OTHER_VISION} as the last entry of base in a config file"
         found.add("sizes", [Finding("warning", location, fact, remedy)])
+
+
+def check_text_encoder(run: PreparedRun, found: Findings) -> None:
+    """Warns if ``model.text.encoder`` is another encoder than the one that is built, or has another tokenizer than the
+    initial weights."""
+    text, weights = run.config.model.text, run.config.init.text
+    kind = type_of_folder(text.encoder)
+    if text.arch is not None and kind is not None and BERT_FAMILY.get(kind) != text.arch.family:
+        fact = (
+            f"{text.encoder} is a {kind}, but the config sets the sizes of a {text.arch.family}, which is built instead"
+        )
+        remedy = "set model.text.arch=null to use the encoder, or keep it to use only its tokenizer"
+        found.add("text encoder", [Finding("warning", "model.text.arch", fact, remedy)])
+    if run.tokenizer is None or weights is None or weights == text.encoder or type_of_folder(weights) is None:
+        return
+    try:
+        expected = load_tokenizer(weights, "init.text").get_vocab()
+    except UserError:  # a folder without a tokenizer
+        return
+    own = run.tokenizer.get_vocab()
+    if differing := [word for word, index in expected.items() if own.get(word) != index]:
+        fact = (
+            f"{counted(len(differing), 'word has', 'words have')} other ids in the tokenizer of model.text.encoder, "
+            f"{text.encoder}, such as {differing[0]!r}, so words would start with the embeddings of other words"
+        )
+        remedy = f"set model.text.encoder to {weights}"
+        found.add("text encoder", [Finding("warning", "init.text", fact, remedy)])
 
 
 def _backbone_of(read: ReadConfig) -> str | None:
@@ -320,6 +350,7 @@ def answers_outside(
 
 QUICK_CHECKS = (
     Check("model and weights", "sizes", check_sizes),
+    Check("model and weights", "text encoder", check_text_encoder),
     Check("data", "batch", check_batch_size),
     Check("data", "boxes", check_box_values),
     Check("data", "answers", check_answers),

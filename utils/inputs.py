@@ -41,7 +41,9 @@ InputWeights = Annotated[str, Input("weights")]
 InputModel = Annotated[str, Input("model")]
 
 TOKENIZER_KEY = "model.text.encoder"
-NO_TOKENIZER = "learn one from your texts with `python run.py tokenizer`, or name another encoder"
+NO_TOKENIZER = (
+    "check the path, name another encoder, or learn a tokenizer from your texts with `python run.py tokenizer`"
+)
 """Remedy for a missing tokenizer."""
 
 

@@ -83,7 +83,8 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:
         raise UserError(
             f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries",
-            remedy="check whether the vocabulary file is missing or empty",
+            remedy="check whether the vocabulary file is missing or empty; an encoder needs its own tokenizer in its folder "
+            "(tokenizer.save_pretrained)",
         )
     return tokenizer
 

@@ -7,9 +7,10 @@ checkpoint, whose text encoder may be replaced (section 4.6 of the paper).
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -19,14 +20,16 @@ from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport, by_module
 from models.config import InitConfig
 from models.core.backbones import pretrained_weights
-from models.core.hub import part_weights
-from models.core.hub_text import HubTextEncoder, hub_config_of
+from models.core.hub import part_weights, type_of_folder
+from models.core.hub_text import BERT_FAMILY, HubTextEncoder, hub_config_of
+from models.core.text import TextEncoder
 from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM
 from utils.errors import UserError
 from utils.events import LoadedWeights
 from utils.files import expanded
 from utils.hub import looks_like_path
+from utils.printing import counted
 
 IGNORED_MODULES = {
     "head": "classifier",
@@ -36,8 +39,12 @@ IGNORED_MODULES = {
     "seq_relationship": "BERT's next-sentence head",
 }
 """Modules of published BEiT and BERT files that X²-VLM does not have, with the reason that is reported."""
+_SAME = {"model_type": "type", "hidden_size": "width", "num_hidden_layers": "depth", "vocab_size": "vocabulary"}
+"""Settings in which a text encoder and its weights must be equal, with what they are called in messages."""
 _TEXT_ALONE = ("text.",)
 _TEXT_AND_ABOVE = ("text.", "fusion.", "word_head.")
+WORDS = "text.embeddings.word_embeddings.weight"
+"""Name of the word table of a text encoder that is built from our blocks."""
 LAYER_SCALE = re.compile(r"\.(gamma(_[12])?|ls[12]\.\w+|layer_scale\d?\.\w+|lambda[12])$")
 """Suffixes of the names of LayerScale factors in timm and transformers."""
 TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)")
@@ -151,6 +158,11 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     report = LoadReport(source)
     kept: dict[str, Tensor] = {}
     parameters = model.state_dict()
+    wrapper = f"{next(iter(state), '').partition('.')[0]}."
+    if all(name.startswith(wrapper) and f"{BACKBONE}{name}" not in parameters for name in state):
+        state = {
+            name.removeprefix(wrapper): tensor for name, tensor in state.items()
+        }  # of a module that has the backbone
     for name, tensor in state.items():
         why = IGNORED_MODULES.get(name.split(".")[0]) or DROPPED.get(name.rsplit(".", 1)[-1])
         if f"{BACKBONE}{name}" in parameters:
@@ -166,11 +178,16 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     report.fresh = [name for name in report.fresh if name.startswith("vision.")]
     if not report.loaded:
         raise UserError(
-            f"{source} contains no tensor of {model.config.vision.backbone}",
+            f"{source} contains no tensor of {model.config.vision.backbone}; its tensors are {_first(state)}",
             where="init.vision",
             remedy="use a file of this backbone, or set model.vision.backbone to the model that the file belongs to",
         )
     return report
+
+
+def _first(state: Mapping[str, Tensor]) -> str:
+    """Lists the first names of tensors in a file."""
+    return ", ".join([*itertools.islice(state, 3), *(["…"] if len(state) > 3 else [])]) or "none"
 
 
 def _require_same_blocks(report: LoadReport, model: XVLM) -> None:
@@ -179,9 +196,7 @@ def _require_same_blocks(report: LoadReport, model: XVLM) -> None:
     names = {module: name for name, module in backbone.module.named_modules()}
     blocks = [f"{names[block]}." for block in backbone.blocks]
     missing = [block for block in blocks if not any(name.startswith(f"{BACKBONE}{block}") for name in report.loaded)]
-    lists = {block.removesuffix(".").rpartition(".")[0] for block in blocks}
-    of_blocks = re.compile(rf"(?:{'|'.join(map(re.escape, lists))})\.\d+\.")
-    surplus = list(dict.fromkeys(match[0] for name in report.unused if (match := of_blocks.match(name))))
+    surplus = _surplus(blocks, report.unused)
     if missing or surplus:
         what = f"lacks {len(missing)} of" if missing else f"has {len(surplus)} more than"
         raise UserError(
@@ -189,6 +204,34 @@ def _require_same_blocks(report: LoadReport, model: XVLM) -> None:
             where="init.vision",
             remedy="set model.vision.depth to the depth of the file, or model.vision.backbone to its model",
         )
+
+
+def _require_whole_text(report: LoadReport, blocks: Sequence[str] = (), prefix: str = "") -> None:
+    """Raises :class:`UserError` if a file lacks a parameter of the text encoder, or has a layer that the encoder lacks.
+
+    Args:
+        report: what was loaded.
+        blocks: names of the encoder's layers in the file, ending with a dot.
+        prefix: beginning of the names in the file that may be missing.
+    """
+    missing = [name for name in report.fresh if name.startswith("text.") and not name.startswith("text.projection.")]
+    surplus = _surplus(blocks, [name.removeprefix(prefix) for name in report.unused])
+    if missing or surplus:
+        what = f"has {counted(len(surplus), 'more layer', 'more layers')} than the text encoder ({', '.join(surplus[:1])}*)"
+        if missing:
+            what = f"lacks {counted(len(missing), 'parameter', 'parameters')} of the text encoder ({missing[0]}, …)"
+        raise UserError(
+            f"{report.source} {what}",
+            where="init.text",
+            remedy="name an encoder in model.text.encoder, and the weights of the same encoder in init.text",
+        )
+
+
+def _surplus(blocks: Sequence[str], unused: Sequence[str]) -> list[str]:
+    """The names of the blocks in a file for which the model has none. ``blocks`` are the names of the model's blocks."""
+    lists = {block.removesuffix(".").rpartition(".")[0] for block in blocks}
+    of_blocks = re.compile(rf"(?:{'|'.join(map(re.escape, lists))})\.\d+\." if lists else r"(?!)")
+    return list(dict.fromkeys(match[0] for name in unused if (match := of_blocks.match(name))))
 
 
 def _require_same_model(report: LoadReport, model: XVLM) -> None:
@@ -202,6 +245,12 @@ def _require_same_model(report: LoadReport, model: XVLM) -> None:
             f"{model.config.vision.layer_scale}",
             where="init.vision",
             remedy="set it to null",
+        )
+    if surplus and not missing and all(LAYER_SCALE.search(name) for name in surplus):
+        raise UserError(
+            f"{report.source} has LayerScale ({surplus[0]}, …), but model.vision.layer_scale is null",
+            where="init.vision",
+            remedy="set it to backbone",
         )
     if missing or surplus:
         what = f"lacks {len(missing)} of its parameters ({missing[0]}, …)" if missing else f"has more ({surplus[0]}, …)"
@@ -217,10 +266,26 @@ def _text_weights(model: XVLM, source: str) -> dict[str, Tensor]:
     """The weights of a text encoder. Encoders from transformers are loaded by transformers, which also knows their older
     parameter names."""
     if isinstance(model.text, HubTextEncoder) and not expanded(source).is_file():
-        config = copy.deepcopy(model.text.model.config)
+        config, found = copy.deepcopy(model.text.model.config), hub_config_of(source, "init.text")
+        for name, what in _SAME.items():
+            ours, theirs = getattr(config, name, None), getattr(found, name, None)
+            if ours != theirs:
+                raise UserError(
+                    f"{source} has {what} {theirs}, but model.text.encoder has {what} {ours}",
+                    where="init.text",
+                    remedy="name the same encoder in both keys",
+                )
         if model.config.text.max_positions is not None:  # transformers does not load a table of a different size
-            config.max_position_embeddings = hub_config_of(source).max_position_embeddings
+            config.max_position_embeddings = found.max_position_embeddings
         return part_weights(source, config, "init.text")
+    if isinstance(model.text, TextEncoder) and (found_type := type_of_folder(source)) is not None:
+        family = BERT_FAMILY.get(found_type)
+        if family != model.text.arch.family:
+            raise UserError(
+                f"{source} is a {found_type}, but model.text is a {model.text.arch.family}",
+                where="init.text",
+                remedy=f"set model.text.arch=null and model.text.encoder={source}, or name other weights",
+            )
     return read_hub_weights(source, "init.text")
 
 
@@ -243,10 +308,24 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
             report.dropped[name] = "kept from the checkpoint"
             del kept[name]
     text_layers, fusion_layers = len(model.text.encoder.layer), len(model.fusion.layer)
-    if not file_layers or file_layers % text_layers:
+    if not file_layers:
+        raise UserError(
+            f"{source} contains no layer of a BERT or RoBERTa encoder; its tensors are {_first(state)}",
+            where="init.text",
+            remedy="name the weights of a text encoder; for another family, set model.text.arch=null",
+        )
+    if file_layers % text_layers:
         raise UserError(
             f"{source} has {file_layers} layers, which cannot be reduced to the {text_layers} of model.text",
             where="init.text",
+            remedy=f"set model.text.arch.layers to {file_layers}, or name other weights",
+        )
+    words, table = kept.get(WORDS), model.text.word_embeddings
+    if words is not None and words.shape[0] != table.shape[0]:
+        raise UserError(
+            f"{source} has {words.shape[0]:,} words, but the text encoder has {table.shape[0]:,}",
+            where="init.text",
+            remedy="name the tokenizer of these weights in model.text.encoder",
         )
     if fusion_layers > text_layers and not alone:
         raise UserError(
@@ -271,6 +350,7 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
             report.copied[copy] = f"text.encoder.layer.{target}.{suffix}"
     assign(model, chosen, report)
     report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]
+    _require_whole_text(report)
     return report
 
 
@@ -283,7 +363,13 @@ def _init_hub_text(
     assign(model, state, report, lambda name: f"text.model.{name.removeprefix(prefix)}")
     report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]
     if not report.loaded:
-        raise UserError(f"{report.source} contains no tensor of {type(text.model).__name__}", where="init.text")
+        raise UserError(
+            f"{report.source} contains no tensor of {type(text.model).__name__}; its tensors are {_first(state)}",
+            where="init.text",
+            remedy="name the weights of the encoder in model.text.encoder",
+        )
+    names = {module: name for name, module in text.model.named_modules()}
+    _require_whole_text(report, [f"{names[block]}." for block in text.blocks_to_shard], prefix)
     return report
 
 

@@ -172,7 +172,7 @@ def assign(
         if not remedy and any("vision.backbone." in problem for problem in problems):
             remedy = (
                 "use the model.vision of the run, or the backbone, that the file belongs to; if model.vision has sizes of "
-                "another backbone, add configs/presets/other_vision.yaml to base"
+                "another backbone, add configs/presets/other_vision.yaml as the last entry of base"
             )
         width = ""
         for (in_file, in_model), count in widths.most_common(1):

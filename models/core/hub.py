@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.config import MAX_BLOCKS, MAX_HEADS, MAX_ROWS, MAX_WIDTH
 from utils.errors import UserError
+from utils.files import expanded, parse_json
 from utils.hub import local_folder
 
 CONFIG = "config.json"
@@ -56,6 +57,16 @@ def part_config(name: str, part: Literal["text", "vision"], key: str, extra_file
                 remedy="is the file damaged?",
             )
     return found
+
+
+def type_of_folder(folder: str) -> str | None:
+    """Returns the type of the model in a folder, such as "bert"; None if ``folder`` is no folder of a model."""
+    try:
+        content = parse_json((expanded(folder) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = content.get("model_type") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def model_class(hub_config: Any) -> Any:

@@ -224,7 +224,7 @@ def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:
         raise UserError(
             f"the tokenizer has {vocab_size} entries, but the encoder only {embeddings} word embeddings",
             where="model.text",
-            remedy="use the encoder's tokenizer",
+            remedy="model.text.encoder must name an encoder with its own tokenizer",
         )
 
 
@@ -250,6 +250,6 @@ def is_bert_family(hub_config: Any) -> bool:
     return hub_config.model_type in BERT_FAMILY
 
 
-def hub_config_of(encoder: str) -> Any:
+def hub_config_of(encoder: str, key: str = "model.text.encoder") -> Any:
     """Returns the Hugging Face configuration of a text encoder; see :func:`models.core.hub.part_config`."""
-    return part_config(encoder, "text", "model.text.encoder")
+    return part_config(encoder, "text", key)

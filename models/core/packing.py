@@ -50,8 +50,8 @@ class Packing:
         Args:
             lengths: (N,) int64, number of tokens of each text.
             length: L, the length to which attention pads the texts.
-            token_count: T, at least the sum of ``lengths``. If None, T is the sum if the lengths are in host memory. Otherwise, it is
-                the padded size N * L, which avoids a device sync.
+            token_count: T, at least the sum of ``lengths``. If None, T is the sum if the lengths are in host memory. Otherwise,
+                T is the padded size N * L, which avoids a device sync.
         """
         count = len(lengths)
         if token_count is None:

@@ -148,8 +148,8 @@ class VisionEncoder(nn.Module):
             stay_in_evaluation_mode(block)
 
     def levels_above(self) -> dict[str, int]:
-        """See :class:`optim.setup.HasLevels`. The modules that run before the first block have one level more above them than there
-        are blocks."""
+        """See :class:`optim.setup.HasLevels`. The modules that run before the first block have one level more above them than
+        there are blocks."""
         blocks = len(self.vision_backbone.blocks)
         levels = {name: 0 for name, _ in self.named_parameters()}
         for block in reversed(range(blocks + 1)):

@@ -199,7 +199,7 @@ def test_a_folder_without_a_vision_model_is_rejected(tmp_path):
         ),
         (
             {"backbone": "test_convnext", "image_size": 64, "stem": "convolutions"},
-            ("model.vision.stem", "presets/other_vision.yaml"),
+            ("model.vision", "stem=linear", "presets/other_vision.yaml"),
         ),
         ({"backbone": "test_convnext", "image_size": 60}, ("image_size", "60", "32", "64")),
         ({"backbone": "swin_tiny_patch4_window7_224"}, ("swin_tiny_patch4_window7_224",)),

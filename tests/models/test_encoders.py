@@ -231,6 +231,26 @@ def test_any_other_hugging_face_encoder_runs_and_loads_its_weights(tmp_path):
     assert fused(model, encoded(model, IDS, MASK), memory).shape == (2, 5, 16)
 
 
+@pytest.mark.parametrize("as_file", [False, True])
+def test_weights_of_another_depth_or_width_are_rejected(tmp_path, as_file):
+    sizes = {"dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 32, "vocab_size": 40}
+    (tmp_path / "own").mkdir()
+    folder = hub_folder(tmp_path / "own", DistilBertConfig(**sizes))
+    text = TextConfig(encoder=folder)
+    vision = VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2)
+    model = PretrainModel(PretrainModelConfig(vision=vision, text=text, fusion=FusionConfig(layers=1)))
+    for name, change, as_folder, in_file in (
+        ("shallow", {"n_layers": 1}, "depth 1", "lacks 16 parameters"),
+        ("deep", {"n_layers": 3}, "depth 3", "1 more layer than the text encoder"),
+        ("wide", {"dim": 32}, "width 32", "width 32 in the file, 16 in the model"),
+    ):
+        (tmp_path / name).mkdir()
+        source = hub_folder(tmp_path / name, DistilBertConfig(**{**sizes, **change}))
+        weights, fact = (f"{source}/model.safetensors", in_file) if as_file else (source, as_folder)
+        with pytest.raises(UserError, match=naming(fact)):
+            initialise(model, InitConfig(text=weights))
+
+
 HUB = {
     "electra": lambda: ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=20),
     "distilbert": lambda: DistilBertConfig(

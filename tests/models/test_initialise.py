@@ -136,6 +136,39 @@ def test_a_file_of_another_width_or_depth_says_so(tmp_path):
         initialise(model, InitConfig(vision=str(tmp_path / "wide.safetensors")))
 
 
+def test_a_file_whose_names_begin_with_the_module_that_holds_the_backbone_is_loaded(tmp_path):
+    model, state = vit_state(32)
+    save_file({f"encoder.{name}": tensor for name, tensor in state.items()}, tmp_path / "wrapped.safetensors")
+    (report,) = initialise(model, InitConfig(vision=str(tmp_path / "wrapped.safetensors")))
+    assert report.fresh == report.unused == []
+    save_file({f"a.{name}": tensor.clone() for name, tensor in bert_state().items()}, tmp_path / "bert.safetensors")
+    with pytest.raises(UserError, match=naming("contains no tensor", "its tensors are", "use a file of this backbone")):
+        initialise(model, InitConfig(vision=str(tmp_path / "bert.safetensors")))
+
+
+def test_text_weights_that_do_not_fit_say_why(model, tmp_path):
+    bert = {name: tensor.clone() for name, tensor in bert_state().items()}
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for changed, facts in (
+        (
+            {name: each for name, each in bert.items() if ".attention." not in name},
+            ("lacks 20 parameters of the text encoder",),
+        ),
+        ({"bert.embeddings.word_embeddings.weight": torch.zeros(300, 16)}, ("300 words", "model.text.encoder")),
+        (
+            {"blocks.0.norm.weight": torch.zeros(4)},
+            ("no layer of a BERT", "blocks.0.norm.weight", "model.text.arch=null"),
+        ),
+    ):
+        file = {**bert, **changed} if "words" in facts[0] else changed
+        save_file(file, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=naming("init.text", *facts)):
+            initialise(model, InitConfig(text=str(tmp_path)))
+    (tmp_path / "config.json").write_text('{"model_type": "distilbert"}')
+    with pytest.raises(UserError, match=naming("init.text", "is a distilbert", "a bert", "model.text.arch=null")):
+        initialise(model, InitConfig(text=str(tmp_path)))
+
+
 @pytest.mark.parametrize("prefix", ["bert.", ""])
 def test_bert_fills_text_and_fusion_and_leaves_cross_attention_fresh(model, tmp_path, prefix):
     folder = tmp_path / "bert"

@@ -18,10 +18,12 @@ from dataset.leaks import shared_images
 from dataset.media.sources import ImageSource, VideoSource
 from dataset.records.box_form import look_like_corners
 from dataset.records.boxes import are_relative
+from dataset.text.loading import load_tokenizer
 from engine.run_plan import RunPlan
 from tasks import run
-from tasks.checks import check_start, small_data
+from tasks.checks import check_start, check_text_encoder, small_data
 from tasks.config import PretrainConfig
+from tasks.prepared import Findings, PreparedRun
 from tasks.pretrain import PretrainTask
 from tests.conftest import tiny_run
 from tests.dataset.prepare.official import photograph
@@ -152,7 +154,7 @@ def test_an_error_becomes_a_finding_with_its_parts():
         raise UserError("no key here: 1; really")
     assert report.findings == [
         Finding("refused", "data.train", "a: b does not exist; c", "check the path; or make it"),
-        Finding("refused", "config", "no key here: 1; really", "fix it"),
+        Finding("refused", "config", "no key here: 1; really", ""),
     ]
 
 
@@ -335,7 +337,9 @@ def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp
 
 def test_warnings_are_logged_and_the_run_continues(caplog):
     plan = RunPlan(1, 1, 1, 10, 10, 101, 1)
-    training, config = Namespace(items=[], stream_sizes={"pairs": 10}), Namespace(train=Namespace(epochs=None))
+    training = Namespace(items=[], stream_sizes={"pairs": 10})
+    text = Namespace(encoder="bert-base-uncased", arch=None)
+    config = Namespace(train=Namespace(epochs=None), model=Namespace(text=text), init=Namespace(text=None))
     task = Namespace(training=training, config=config, tokenizer=None, model=None, plan=plan)
     with caplog.at_level(logging.WARNING):
         check_start(task)
@@ -344,6 +348,30 @@ def test_warnings_are_logged_and_the_run_continues(caplog):
         task.plan = replace(plan, epoch_size=11)
         check_start(task)
     assert not caplog.text
+
+
+def test_another_tokenizer_than_that_of_the_weights_and_an_encoder_that_is_not_built_cause_warnings(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "star"]
+    folders = [tmp_path / "own", tmp_path / "weights"]
+    for folder, vocabulary in zip(folders, (words, [*words[:5], "star", "red"]), strict=True):
+        folder.mkdir()
+        (folder / "vocab.txt").write_text("\n".join(vocabulary))
+        (folder / "config.json").write_text('{"model_type": "distilbert"}')
+    own, weights = map(str, folders)
+
+    def facts(init: str | None, arch: object) -> str:
+        config = Namespace(model=Namespace(text=Namespace(encoder=own, arch=arch)), init=Namespace(text=init))
+        found = Findings()
+        check_text_encoder(PreparedRun(config, None, 1, tokenizer=load_tokenizer(own)), found)
+        return "\n".join(map(str, found.findings))
+
+    assert facts(None, None) == facts(own, None) == ""
+    assert facts(weights, None) == OneLine(
+        "init.text", "2 words have other ids", "'red'", f"set model.text.encoder to {weights}"
+    )
+    assert facts(None, Namespace(family="bert")) == OneLine(
+        "model.text.arch", "distilbert", "bert", "model.text.arch=null"
+    )
 
 
 def test_crops_of_training_images_cause_a_warning_or_are_reported_as_unchecked(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ batches of the sample (:class:`~tools.doctor.subject.Subject`).
 
 from __future__ import annotations
 
-from tasks.checks import check_answers, check_batch_size, check_sizes
+from tasks.checks import check_answers, check_batch_size, check_sizes, check_text_encoder
 from tasks.prepared import Check
 from tools.doctor.boxes import check_boxes
 from tools.doctor.data import check_held_out, check_training
@@ -30,6 +30,7 @@ CHECKS = (
     Check("files", "init.text", check_download),
     Check("model and weights", "model", check_model),
     Check("model and weights", "sizes", check_sizes),
+    Check("model and weights", "text encoder", check_text_encoder),
     Check("model and weights", "pixels", check_pixels),
     Check("model and weights", "weights", check_weights),
     Check("data", "training", check_training),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from models.checkpoints import LoadReport
 from models.checkpoints.report import by_module
 from models.core.backbones import backbone_pixels
+from models.core.hub_text import HubTextEncoder
 from tasks.base import check_length, load_initial
 from tasks.prepared import NotCheckedError
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject, shorten
+from utils.errors import UserError
 from utils.findings import Finding
 from utils.printing import counted
 
@@ -24,7 +27,20 @@ def check_model(subject: Subject, report: Report) -> None:
     for key, length in subject.task.text_lengths(subject.config).items():
         check_length(model, key, length)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    report.ok("model", f"{parameters / 1e6:,.1f} M parameters")
+    report.ok("model", f"{parameters / 1e6:,.1f} M parameters; {_encoders(model, subject.config.model)}")
+
+
+def _encoders(model: Any, config: Any) -> str:
+    """Describes the encoders of a model in a line."""
+    backbone, (rows, columns) = model.vision.vision_backbone, model.vision.grid
+    if isinstance(model.text, HubTextEncoder):
+        text, layers = f"{model.text.model.config.model_type} of {config.text.encoder}", model.text.blocks_to_shard
+    else:
+        text, layers = model.text.arch.family, model.text.encoder.layer
+    return (
+        f"vision: {backbone.name}, {len(backbone.blocks)} blocks, width {backbone.width}, {rows} x {columns} patches; text: "
+        f"{text}, {len(layers)} layers, width {model.text.block_config.width}; fusion: {len(model.fusion.layer)} layers"
+    )
 
 
 def check_pixels(subject: Subject, report: Report) -> None:
@@ -33,7 +49,10 @@ def check_pixels(subject: Subject, report: Report) -> None:
     vision = subject.config.model.vision
     if vision.pixel_mean is None or vision.backbone.startswith("beit"):
         return
-    own = backbone_pixels(vision.backbone)
+    try:
+        own = backbone_pixels(vision.backbone)
+    except UserError as error:
+        raise NotCheckedError(error.what) from None  # the run does not need them, because the config has its own
     if (vision.pixel_mean, vision.pixel_std) != own:
         fact = (
             f"{vision.backbone} was trained with mean {own.mean} and standard deviation {own.std}, but the config has "

@@ -10,6 +10,7 @@ from torch import Tensor
 from models.config import VisionConfig
 from models.core.backbones import hub_backbone, timm_backbone
 from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
+from models.core.hub import WEIGHTS, type_of_folder
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import TIMM
@@ -82,4 +83,7 @@ def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
         prefix = library.prefix or TIMM
         if source.startswith(prefix):
             return library.pretrained_weights(source.removeprefix(prefix), key)
-    return hub_backbone.pretrained_weights(source, key) if expanded(source).is_dir() else None
+    path = expanded(source)
+    if path.is_file() and path.name in WEIGHTS and type_of_folder(str(path.parent)) is not None:
+        path = path.parent  # transformers knows the names in the files that it has saved
+    return hub_backbone.pretrained_weights(str(path), key) if path.is_dir() else None

@@ -18,7 +18,8 @@ from utils.image_size import ImageSize, grid_of, sides_of
 from utils.tensors import on_meta
 
 RESET_ALL = (
-    "or add configs/presets/other_vision.yaml to `base`, which resets all keys that are set for another backbone"
+    "or add configs/presets/other_vision.yaml as the last entry of `base`, which resets all keys that are set for another "
+    "backbone"
 )
 """Second part of the remedy if a config has sizes that a backbone does not take."""
 
@@ -80,8 +81,8 @@ class VisionBackbone(ABC):
 
     @abstractmethod
     def states(self, pixels: Tensor) -> Tensor:
-        """States (I, prefix + P, D) of normalised ``pixels`` (I, 3, H, W) after the last norm: prefix tokens such as [CLS], then the
-        P patches in row-major order."""
+        """States (I, prefix + P, D) of normalised ``pixels`` (I, 3, H, W) after the last norm: prefix tokens such as [CLS], then
+        the P patches in row-major order."""
 
     @abstractmethod
     def set_gradient_checkpointing(self, enabled: bool) -> None:

@@ -150,7 +150,8 @@ def pixels_of(backbone: str) -> PixelStatistics:
         raise UserError(
             f"{backbone}: no pixel statistics in {file} ({type(error).__name__})",
             where="model.vision.backbone",
-            remedy="set model.vision.pixel_mean and model.vision.pixel_std",
+            remedy="set model.vision.pixel_mean and pixel_std to the values that the model was trained with, such as "
+            "[0.485, 0.456, 0.406] and [0.229, 0.224, 0.225] (ImageNet)",
         ) from None
     return PixelStatistics(mean, std)
 

@@ -41,6 +41,8 @@ _KEYS = {
     "init_values": "layer_scale",
 }
 """The keys of ``model.vision`` that set options of ``timm.create_model``, by option."""
+OWN = {"layer_scale": "backbone", "stem": "linear", "positions": "backbone"}
+"""Values of the keys of ``model.vision`` with which a backbone stays as it is; for all other keys, the value is null."""
 _IDENTITY = nn.Identity()
 
 logger = logging.getLogger(__name__)
@@ -65,13 +67,6 @@ class TimmBackbone(VisionBackbone):
         heads = getattr(getattr(module.blocks[0], "attn", None), "num_heads", None) if self._is_vit and sized else None
         if heads is not None and (error := heads_error(module.num_features, heads)):
             raise UserError(f"{error}", where="model.vision")
-        replaced = {"stem": config.stem == "convolutions", "positions": config.positions == "sincos"}
-        if not self._has_patch_embed and (keys := [key for key, is_set in replaced.items() if is_set]):
-            raise UserError(
-                f"{name!r} has no patch embedding for it",
-                where=f"model.vision.{keys[0]}",
-                remedy=f"leave the key out, {RESET_ALL}",
-            )
         if config.layer_scale is None:
             for block in _blocks_of(module, name):  # with 0, some timm blocks would have LayerScale factors of 0
                 for factor in ("gamma_1", "gamma_2"):
@@ -251,6 +246,10 @@ def _create(config: VisionConfig) -> Any:
     if not timm.is_model(config.backbone):
         near = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
         remedy = f"use {' or '.join(near)}" if near else "`timm.list_models()` lists all models"
+        if expanded(config.backbone).is_file():
+            remedy = "name the model that the file belongs to, and the file in init.vision"
+        elif "/" in config.backbone:
+            remedy = f"for a model of transformers, use hf:{config.backbone}"
         raise UserError(f"timm has no model {config.backbone!r}", where="model.vision.backbone", remedy=remedy)
     if config.patch_size is not None:
         check_image_size(config.image_size, config.patch_size)
@@ -271,17 +270,23 @@ def _create(config: VisionConfig) -> Any:
     try:
         module, refused = _create_without_refused(config.backbone, {**options, "img_size": config.image_size})
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0].rstrip(".")
+        given = ", ".join(f"{_KEYS[option]}={value}" for option, value in options.items() if option in _KEYS)
         raise UserError(
-            f"timm cannot build {config.backbone!r} with {options}: {reason}",
-            where="model.vision.backbone",
-            remedy=f"change the sizes, {RESET_ALL}",
+            f"timm cannot build {config.backbone!r}{f' with {given}' if given else ''}: {reason}",
+            where="model.vision",
+            remedy=f"change {given}, {RESET_ALL}" if given else "choose another model",
         ) from None
     refused.discard("img_size")  # convolutional models take images of any size
     if _patch_embed(module) is None:  # some take a patch_size with another meaning
         refused |= options.keys() & {"patch_size", "num_heads"}
-    if keys := [key for option, key in _KEYS.items() if option in refused]:
-        own = ", ".join(f"{key}={'backbone' if key == 'layer_scale' else 'null'}" for key in keys)
+    keys = [key for option, key in _KEYS.items() if option in refused]
+    if not hasattr(module, "patch_embed") or not hasattr(module, "blocks"):
+        keys += [
+            key for key, value in (("stem", "convolutions"), ("positions", "sincos")) if getattr(config, key) == value
+        ]
+    if keys:
+        own = ", ".join(f"{key}={OWN.get(key, 'null')}" for key in keys)
         raise UserError(
             f"{config.backbone!r} does not take {', '.join(keys)}",
             where="model.vision",
