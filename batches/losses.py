@@ -57,7 +57,7 @@ class Work:
         samples: number of valid examples.
         images: number of images, including video frames.
         tokens: number of tokens, excluding padding and masked copies.
-        flops: FLOPs of the forward and backward passes (:mod:`models.core.flops`).
+        flops: FLOPs of the forward and backward passes (:mod:`models.flops`).
     """
 
     samples: float = 0

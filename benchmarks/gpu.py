@@ -230,7 +230,7 @@ def main(
     with samples per second; milliseconds of data, forward, backward, optimiser and communication; memory; and utilisation. Data
     is the copy to the device, which overlaps with the previous step in a run. Communication is the time that the all-reduce of
     gradients adds to the backward pass; contrastive embeddings are gathered in parallel with the fusion encoder. Utilisation is
-    FLOPs from models.core.flops over the device's dense peak (train.peak_tflops for unknown devices).
+    FLOPs from models.flops over the device's dense peak (train.peak_tflops for unknown devices).
 
     If a way does not fit into memory, its line says "out of memory". The last line is the ratio of the fastest way to the first;
     the line before it names both ways. Without a GPU, the benchmark runs on the CPU.

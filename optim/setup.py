@@ -208,5 +208,5 @@ def _check_rank(model: nn.Module, rank: int, layers: Sequence[str]) -> None:
 
 
 def _clear_cost(model: nn.Module) -> None:
-    """Clears the model's cached :class:`models.core.flops.ModelCost`, which depends on the trainable parameters."""
+    """Clears the model's cached :class:`models.flops.ModelCost`, which depends on the trainable parameters."""
     model.__dict__.pop("cost", None)

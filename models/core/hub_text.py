@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from batches.texts import Text
 from models.config import BlockConfig, TextArchitecture, TextConfig
-from models.core.flops import counted_flops
 from models.core.hub import longest_module_list, model_class, part_config, set_gradient_checkpointing
 from models.core.packing import PackedTexts, packings_of
 from models.core.text import TextEncoder
+from models.flops import counted_flops
 from utils.errors import UserError
 from utils.tensors import on_meta
 

@@ -14,10 +14,10 @@ from models.config import BoxSetConfig
 from models.core import losses
 from models.core.assignment import FREE, assign
 from models.core.backbones.positions import sincos_positions
-from models.core.flops import Lengths, linear_macs, step_flops
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts
+from models.flops import Lengths, linear_macs, step_flops
 
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
 """Weights of the probability, L1 and GIoU errors, in the assignment and in the loss (Carion et al., 2020, "End-to-end object

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from batches.texts import Text
 from models.config import ModelConfig
-from models.core.flops import ModelCost
 from models.core.fusion import FusionEncoder
 from models.core.hub_text import build_text_encoder
 from models.core.keys_values import KeysValues
 from models.core.packing import PackedTexts
 from models.core.vision import VisionEncoder
+from models.flops import ModelCost
 
 
 class XVLM(nn.Module):

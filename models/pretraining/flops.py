@@ -1,4 +1,4 @@
-"""The FLOPs of the pre-training streams (types of training data). :mod:`models.core.flops` explains what is counted."""
+"""The FLOPs of the pre-training streams (types of training data). :mod:`models.flops` explains what is counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batches.base import IGNORE
 from batches.losses import Work
 from batches.pretraining import ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
 from batches.texts import MaskedText
-from models.core.flops import Lengths, ModelCost, frames_of, lengths
+from models.flops import Lengths, ModelCost, frames_of, lengths
 from models.pretraining.streams import RegionTextStream, Stream, hard_negatives_in
 
 COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})

@@ -13,13 +13,13 @@ from batches.losses import Losses, Term, Work
 from models.config import CaptioningLossConfig, DecodingConfig, ModelConfig
 from models.core import losses
 from models.core.blocks import attention_bias, linear_dtype
-from models.core.flops import frames_of, lengths
 from models.core.generation import CachedDecoder, Generated, generate
 from models.core.heads import WordHead
 from models.core.keys_values import KeysValues, KVCache
 from models.core.packing import Packing, select_rows
 from models.core.text import TextEncoder
 from models.core.xvlm import XVLM
+from models.flops import frames_of, lengths
 from utils.accelerator import send
 from utils.errors import UserError
 

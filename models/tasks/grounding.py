@@ -10,12 +10,12 @@ from batches.losses import Losses, Term, Work
 from batches.texts import Text
 from models.config import GroundingModelConfig
 from models.core import losses
-from models.core.flops import lengths
 from models.core.heads import BoxHead
 from models.core.packing import PackedTexts, select_rows
 from models.core.set_head import BoxSet, BoxSetHead, box_set_losses
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
+from models.flops import lengths
 
 
 class GroundingModel(XVLM):

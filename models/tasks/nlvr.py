@@ -10,11 +10,11 @@ from batches.losses import Losses, Term, Work
 from batches.nlvr import StatementBatch
 from batches.texts import Text
 from models.config import NLVRModelConfig
-from models.core.flops import lengths
 from models.core.fusion import FusionQueue
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
 from models.core.xvlm import XVLM
+from models.flops import lengths
 
 
 class NLVRModel(XVLM):

@@ -12,7 +12,6 @@ from batches.losses import Losses, Term, Work
 from batches.retrieval import RetrievalBatch
 from models.config import AligningConfig
 from models.core.contrastive import ContrastiveHead
-from models.core.flops import frames_of, lengths
 from models.core.fusion import FusionQueue
 from models.core.gradient_cache import spanning
 from models.core.losses import EmbeddedPairs
@@ -20,6 +19,7 @@ from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
+from models.flops import frames_of, lengths
 
 
 class RetrievalModel(XVLM):

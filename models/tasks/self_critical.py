@@ -17,10 +17,10 @@ from batches.base import IGNORE, to_device
 from batches.captioning import CaptioningBatch, LeftToRightText
 from batches.losses import Losses, Term, Work
 from models.config import DecodingConfig, SamplingConfig, SelfCriticalConfig
-from models.core.flops import frames_of
 from models.core.generation import Generated, sample
 from models.core.keys_values import KeysValues
 from models.core.losses import at_least_float32
+from models.flops import frames_of
 from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 
 Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]

@@ -11,11 +11,11 @@ from batches.losses import Losses, Term, Work
 from batches.questions import ClassifiedBatch
 from batches.texts import Text
 from models.config import VideoQAModelConfig
-from models.core.flops import frames_of, images_of, lengths
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
 from models.core.packing import select_rows
 from models.core.xvlm import XVLM
+from models.flops import frames_of, images_of, lengths
 
 
 class VideoQAModel(XVLM):

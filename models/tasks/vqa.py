@@ -14,7 +14,6 @@ from batches.questions import QuestionBatch
 from batches.texts import Text
 from models.config import BeamConfig, BlockConfig, TextArchitecture, VQAModelConfig
 from models.core.blocks import BlockStack, attention_bias, init_bert_weights, linear_dtype
-from models.core.flops import images_of, lengths
 from models.core.generation import CachedDecoder, Generated, beam_search
 from models.core.heads import WordHead
 from models.core.hub_text import HubTextEncoder
@@ -23,6 +22,7 @@ from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts, Packing
 from models.core.text import Embeddings, TextEncoder
 from models.core.xvlm import XVLM
+from models.flops import images_of, lengths
 from utils.errors import UserError
 
 

@@ -8,7 +8,7 @@ from itertools import chain, combinations
 import pytest
 import torch
 
-from models.core.flops import step_flops
+from models.flops import step_flops
 from models.tasks.vqa import VQAModel
 from optim.setup import set_frozen, set_gradient_checkpointing
 from tests.models.test_flops import CASES, FINE_TUNING, counted, made, pretraining

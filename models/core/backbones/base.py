@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import VisionConfig
-from models.core.flops import counted_flops
+from models.flops import counted_flops
 from utils.errors import UserError
 from utils.image_size import ImageSize, grid_of, sides_of
 from utils.tensors import on_meta

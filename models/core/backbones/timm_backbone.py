@@ -18,7 +18,7 @@ from models.core.backbones.base import RESET_ALL, Library, PixelStatistics, Visi
 from models.core.backbones.positions import sincos_positions
 from models.core.backbones.stem import ConvolutionalStem
 from models.core.backbones.tables import resize_bias_table, resize_positions
-from models.core.flops import linear_flops, step_flops, trains
+from models.flops import linear_flops, step_flops, trains
 from utils.errors import UserError
 from utils.files import expanded, parse_json
 from utils.hub import local_folder

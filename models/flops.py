@@ -279,64 +279,13 @@ class StackCost:
         return states * sum(part.cross_key for part in self.attending)
 
 
-@dataclass(frozen=True)
-class ContrastiveCost:
-    """Cost of the contrastive head.
-
-    Attributes:
-        image, text: FLOPs of projecting an image or a text to the joint embedding space.
-        width: width of this space.
-    """
-
-    image: int
-    text: int
-    width: int
-
-    @staticmethod
-    def of(head: Any, images: bool, texts: bool) -> ContrastiveCost:
-        """Coefficients of a :class:`models.core.contrastive.ContrastiveHead`; ``images`` and ``texts`` say whether the states of
-        images and texts have gradients."""
-        return ContrastiveCost(
-            step_flops(linear_macs(head.vision_proj), True, images),
-            step_flops(linear_macs(head.text_proj), True, texts),
-            width=head.text_proj.out_features,
-        )
-
-    def run(self, images: int, texts: int, hard_negatives: int = 0) -> int:
-        """FLOPs of the embeddings, of the similarities between this rank's pairs and the pairs of all ranks in both directions,
-        and of the similarities between images and their hard negatives."""
-        pairs = (images + texts) // 2
-        similarity = (2 * pairs * pairs * distributed.world_size() + hard_negatives) * self.width
-        return images * self.image + (texts + hard_negatives) * self.text + step_flops(similarity, True, True)
-
-
-@dataclass(frozen=True)
-class HeadCost:
-    """Cost of a head that processes individual states.
-
-    Attributes:
-        entry: multiply-accumulates of the first layer.
-        rest: multiply-accumulates of the other layers.
-        words: multiply-accumulates of the product with the text encoder's word table; 0 if the head does not use the table.
-        words_train: True if the word table is trained.
-    """
-
-    entry: int
-    rest: int
-    words: int
-    words_train: bool
-
-    @staticmethod
-    def of(head: nn.Module, words: Tensor) -> HeadCost:
-        """Coefficients of a head. A word head without its own table reads ``words`` (V, D)."""
-        entry, *rest = [linear_macs(part) for part in head.modules() if isinstance(part, nn.Linear)] or [0]
-        tied = hasattr(head, "decoder") and head.decoder is None
-        return HeadCost(entry, sum(rest), words.numel() if tied else 0, words.requires_grad)
-
-    def flops(self, states: bool) -> int:
-        """FLOPs of a step for one state. ``states`` is True if the state has a gradient."""
-        entry, rest = step_flops(self.entry, True, states), step_flops(self.rest, True, True)
-        return entry + rest + step_flops(self.words, self.words_train, True)
+def head_flops(head: nn.Module, words: Tensor, states: bool) -> int:
+    """FLOPs of a step for one state that passes through a head. ``states`` is True if the state has a gradient. A word head
+    without its own table also multiplies the state by the table ``words`` (V, D)."""
+    layers = [linear_macs(part) for part in head.modules() if isinstance(part, nn.Linear)]
+    tied = words.numel() if hasattr(head, "decoder") and head.decoder is None else 0
+    entry, rest = (step_flops(layers[0], True, states), step_flops(sum(layers[1:]), True, True)) if layers else (0, 0)
+    return entry + rest + step_flops(tied, words.requires_grad, True)
 
 
 NOT_STATE_HEADS = ("vision", "text", "fusion", "decoder", "contrastive", "set_head")
@@ -374,9 +323,11 @@ class ModelCost:
 
     Attributes:
         vision, text, fusion: costs of the encoders.
-        heads: costs of the heads, by their names in the model.
+        heads: FLOPs of passing a fused state through a head, for a state without and with a gradient, by the head's name in the
+            model.
         texts_train: True if the states of texts have gradients.
-        contrastive: cost of the contrastive head; None if the model does not have one.
+        embed_image, embed_text: FLOPs of projecting an image or a text to the joint embedding space; 0 without such a space.
+        embed_dim: width of this space.
         decoder: cost of the answer decoder, including the prediction of a word from every state; None if the model has no
             decoder.
     """
@@ -384,33 +335,45 @@ class ModelCost:
     vision: VisionCost
     text: StackCost | MeasuredTextCost
     fusion: StackCost
-    heads: dict[str, HeadCost]
+    heads: dict[str, tuple[int, int]]
     texts_train: bool
-    contrastive: ContrastiveCost | None = None
+    embed_image: int = 0
+    embed_text: int = 0
+    embed_dim: int = 0
     decoder: StackCost | None = None
 
     @staticmethod
     def of(model: Any) -> ModelCost:
-        """Coefficients of a :class:`models.core.xvlm.XVLM`."""
+        """Costs of a :class:`models.core.xvlm.XVLM`."""
         text, contrastive, decoder = model.text, getattr(model, "contrastive", None), getattr(model, "decoder", None)
-        others = ((name, child) for name, child in model.named_children() if name not in NOT_STATE_HEADS)
         images_train, texts_train = trains(model.vision), trains(text)
         projection = step_flops(linear_macs(getattr(text, "projection", None)), texts_train, texts_train)
         fusion = StackCost.of(model.fusion, states=texts_train, cross=images_train)
         answers = None
         if decoder is not None:
-            words = HeadCost.of(decoder.word_head, decoder.words).flops(states=True)
+            words = head_flops(decoder.word_head, decoder.words, states=True)
             answers = StackCost.of(decoder, states=True, cross=fusion.has_gradients, projection=words)
-        return ModelCost(
+        cost = ModelCost(
             vision=VisionCost.of(model.vision),
             text=StackCost.of(text.encoder, states=trains(text.embeddings), projection=projection)
             if hasattr(text, "encoder")
             else MeasuredTextCost.of(text.step_flops, projection),
             fusion=fusion,
-            heads={name: HeadCost.of(child, text.word_embeddings) for name, child in others},
+            heads={
+                name: (head_flops(child, text.word_embeddings, False), head_flops(child, text.word_embeddings, True))
+                for name, child in model.named_children()
+                if name not in NOT_STATE_HEADS
+            },
             texts_train=texts_train,
-            contrastive=None if contrastive is None else ContrastiveCost.of(contrastive, images_train, texts_train),
             decoder=answers,
+        )
+        if contrastive is None:
+            return cost
+        return replace(
+            cost,
+            embed_image=step_flops(linear_macs(contrastive.vision_proj), True, images_train),
+            embed_text=step_flops(linear_macs(contrastive.text_proj), True, texts_train),
+            embed_dim=contrastive.text_proj.out_features,
         )
 
     @cached_property
@@ -424,12 +387,15 @@ class ModelCost:
 
     def head(self, name: str, states: int) -> int:
         """FLOPs of passing ``states`` fused states through a head."""
-        return states * self.heads[name].flops(self.fusion.has_gradients)
+        return states * self.heads[name][self.fusion.has_gradients]
 
     def align(self, images: int, texts: int, hard_negatives: int = 0) -> int:
-        """FLOPs of the contrastive loss, see :meth:`ContrastiveCost.run`."""
-        assert self.contrastive is not None, "the model has no contrastive head"
-        return self.contrastive.run(images, texts, hard_negatives)
+        """FLOPs of the contrastive loss: the embeddings, the similarities between this rank's pairs and the pairs of all ranks in
+        both directions, and the similarities between images and their hard negatives."""
+        pairs = (images + texts) // 2
+        similarities = 2 * pairs * pairs * distributed.world_size() + hard_negatives
+        embedded = images * self.embed_image + (texts + hard_negatives) * self.embed_text
+        return embedded + step_flops(similarities * self.embed_dim, True, True)
 
     def match(self, tokens: Lengths, keys: Lengths | int) -> int:
         """FLOPs of the matching loss, which fuses each text with its image and with a hard negative image, and a hard negative
