@@ -11,8 +11,8 @@ Read the modules in this order:
 4. :mod:`models.core.contrastive`, :mod:`models.core.matching` and :mod:`models.core.heads` contain the heads.
 5. :mod:`models.core.packing` stores texts without padding, and :mod:`models.core.keys_values` projects keys and values only once.
 
-:mod:`models.tasks` contains the models for fine-tuning, :mod:`models.flops` counts operations, :mod:`models.inference` ranks answers and texts with trained models, and
-:mod:`models.checkpoints` loads weights.
+:mod:`models.tasks` contains the models for fine-tuning, :mod:`models.flops` counts the operations of a step,
+:mod:`models.inference` ranks answers and texts with trained models, and :mod:`models.checkpoints` loads weights.
 
 Docstrings give the shapes of tensors. Each letter stands for one axis:
 
