@@ -663,3 +663,13 @@ class InitConfig(Config):
         description="do not load the text encoder from the checkpoint: load it from `text` or, if "
         "`text` is null, initialise it at random",
     )
+
+    @model_validator(mode="after")
+    def _sources_do_not_contradict_each_other(self) -> InitConfig:
+        if self.checkpoint and self.vision:
+            raise ValueError("checkpoint and vision are both set; set either checkpoint, or vision and text")
+        if self.new_text and not self.checkpoint:
+            raise ValueError(
+                "new_text says that the checkpoint has a different text encoder; set checkpoint, or remove new_text"
+            )
+        return self

@@ -56,13 +56,6 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
     Raises:
         UserError: if a file cannot be read or does not fit the model.
     """
-    if config.checkpoint and config.vision:
-        raise UserError("set either checkpoint, or vision and text, but not both checkpoint and vision", where="init")
-    if config.new_text and not config.checkpoint:
-        raise UserError(
-            "init.new_text says that init.checkpoint has a different text encoder",
-            remedy="set init.checkpoint, or remove init.new_text",
-        )
     if config.checkpoint:
         replaced = config.new_text or config.text is not None
         report = load_weights(model, config.checkpoint, new_text=replaced)

@@ -126,8 +126,8 @@ def test_another_text_encoder_by_mistake_is_reported_with_the_remedy(checkpoint)
     path, _ = checkpoint
     with pytest.raises(UserError, match=naming("shapes", "model.text", "init.text", "init.new_text=true")):
         initialise(retrieval(), InitConfig(checkpoint=str(path)))
-    with pytest.raises(UserError, match=r"init.new_text says that init.checkpoint"):
-        initialise(retrieval(), InitConfig(new_text=True))
+    with pytest.raises(ValueError, match=r"new_text says that the checkpoint has a different text encoder"):
+        InitConfig(new_text=True)
 
 
 def test_a_fusion_with_the_sizes_of_the_new_encoder_is_reported_with_the_remedy(checkpoint):
