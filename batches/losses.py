@@ -36,7 +36,7 @@ def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor
             and micro-batches of the step, and at least 1.
 
     Returns:
-        The averaged losses, (K,) for K losses in the order of ``divisors``, and their weighted sum, a scalar.
+        The averaged losses, (M,) for M losses in the order of ``divisors``, and their weighted sum, a scalar.
 
     Raises:
         ValueError: if a loss has no divisor, or a divisor has no loss.

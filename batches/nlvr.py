@@ -12,10 +12,10 @@ from batches.texts import Text
 
 @dataclass(frozen=True)
 class StatementBatch(Batch):
-    """Statements about K images, usually two.
+    """Statements about several images, usually two.
 
     Attributes:
-        pixels: (K N, 3, H, W) uint8, all first (left) images, then all second (right) images.
+        pixels: (images * N, 3, H, W) uint8, all first (left) images, then all second (right) images.
         text: N statements.
         label: (N,) int64, 1 = true or entailed.
         valid: (N,) bool, True for examples that enter the loss.

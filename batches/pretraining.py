@@ -30,7 +30,7 @@ class HardNegatives:
     """For each of N examples, up to J texts that are wrong but resemble the example's text.
 
     Attributes:
-        text: N * J texts; the texts of example n start at index n * K.
+        text: N * J texts; the texts of example n start at index n * J.
         valid: (N, J) bool, True for texts that enter the loss.
     """
 
@@ -77,7 +77,7 @@ class RegionBatch:
     """Texts about regions, objects or whole images, and the I images that these texts share. Each image goes through the backbone
     only once (section 3.2 of the paper).
 
-    By default, the box losses ignore texts about whole images and texts about several boxes.
+    The box losses ignore texts about several boxes and, by default, texts about whole images.
 
     Attributes:
         pixels: (I, 3, H, W) uint8, or normalised float.

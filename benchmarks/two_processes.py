@@ -40,7 +40,7 @@ def losses(config: PretrainConfig, device: torch.device, steps: int) -> list[dic
     """Returns the losses of some steps on this rank's micro-batch. A single process trains on both micro-batches."""
     torch.manual_seed(0)
     model = build(config)
-    model.matching_head.sample_negatives = random_negatives  # type: ignore[method-assign]
+    model.matching_head.draw_negatives = random_negatives  # type: ignore[method-assign]
     trainer = trainer_of(model, config.train, config.optim, device)
     vocabulary = len(model.text.word_embeddings)
     both = [pretrain_batch(config.data, model.vision, vocabulary, seed=seed) for seed in range(2)]

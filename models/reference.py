@@ -3,9 +3,10 @@
 This is the reference path: texts are padded, each pass through the fusion encoder is a separate call that projects its own keys
 and values, and every state is computed. The packed path, :mod:`models.pretraining.model`, computes the same losses and gradients
 with the same modules, but without redundant work: it skips padding (:mod:`models.core.packing`), projects keys and values once
-(:mod:`models.core.keys_values`), computes only the needed states of the last block (:class:`models.core.blocks.QueryPositions`),
-and groups calls (:class:`models.core.fusion.FusionQueue`). ``tests/models/test_reference.py`` compares the two paths without
-dropout. This file does not implement drop path or steps without a matching loss.
+(:meth:`models.core.fusion.FusionEncoder.project_regions`), computes only the needed states of the last block
+(:class:`models.core.blocks.QueryPositions`), and groups calls (:class:`models.core.fusion.FusionQueue`).
+``tests/models/test_reference.py`` compares the two paths without dropout. This file does not implement drop path or steps without
+a matching loss.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from models.pretraining.streams import RegionTextStream, Stream, TextStream, Tra
 
 @dataclass(frozen=True)
 class Padded:
-    """States (N, L, D) of texts or images. ``mask`` (N, L) is boolean, True = attend; if None, all states are attended to."""
+    """States (N, L, D) of texts, or (N, 1 + P, D) of images. ``mask`` is boolean and has the first two axes, True = attend; if
+    None, all states are attended to. For translations, the first text of each pair takes the place of the image."""
 
     states: Tensor
     mask: Tensor | None = None
@@ -179,7 +181,7 @@ def matching_loss(
     """Eq. 2: do a text and an image match? The loss covers matched pairs, pairs with a negative text and pairs with a negative
     image. More similar negatives are sampled more often. Negative texts can also come from the pair's hard negatives."""
     allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
-    negative_image, negative_text = model.matching_head.sample_hard_negatives(model.contrastive, pairs, allowed)
+    negative_image, negative_text = model.matching_head.sample_negatives(model.contrastive, pairs, allowed)
     fused = [
         fuse(model.fusion, text, image),
         fuse(model.fusion, (text if hard is None else text.followed_by(hard)).select(negative_text), image),

@@ -27,6 +27,11 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def path_remedy(path: str | Path) -> str:
+    """Returns the remedy for a path that does not exist."""
+    return "check the path" if Path(path).is_absolute() else f"check the path (it is relative to {Path.cwd()})"
+
+
 def cache_folder() -> Path | None:
     """Returns our subfolder of the platform's user cache folder, or None if the user has no home folder."""
     home = expanded("~")

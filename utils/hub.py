@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import check_regular, expanded
+from utils.files import check_regular, expanded, path_remedy
 
 CHECKOUT_FOLDERS = ("data", "runs", "weights", "checkpoints")
 """Folders of a checkout. A name that begins with one of these folders is a path, even if the path does not exist yet."""
@@ -45,7 +45,7 @@ def local_folder(name: str, files: Sequence[str], key: str, extra_files: Sequenc
                 check_regular(path)
         return folder
     if looks_like_path(name):
-        raise UserError(f"{name} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})")
+        raise UserError(f"{name} does not exist", where=key, remedy=path_remedy(name))
     return _cached(name, files) or _fetched(name, files, key, extra_files)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from utils.addresses import is_hub, is_url
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import expanded
+from utils.files import expanded, path_remedy
 from utils.hub import HUB, TIMM, looks_like_path
 
 C = TypeVar("C", bound=Config)
@@ -40,6 +40,7 @@ InputShards = Annotated[list[str], Input("shards")]
 InputWeights = Annotated[str, Input("weights")]
 InputModel = Annotated[str, Input("model")]
 
+SOURCES = "docs/data.md, docs/checkpoints.md and the first lines of the config"
 TOKENIZER_KEY = "model.text.encoder"
 NO_TOKENIZER = (
     "check the path, name another encoder, or learn a tokenizer from your texts with `python run.py tokenizer`"
@@ -116,17 +117,24 @@ def check_inputs(config: Config, ignored_sections: tuple[str, ...] = ()) -> None
     missing = missing_inputs(config, ignored_sections)
     if not missing:
         return
-    sources = "docs/data.md, docs/checkpoints.md and the first lines of the config"
-    remedy = f"check the path (it is relative to {Path.cwd()}); to find out where to get it, see {sources}"
     if len(missing) == 1:
         [(path, keys)] = missing.items()
-        raise UserError(
-            f"{path} does not exist", where=keys[0], remedy=NO_TOKENIZER if TOKENIZER_KEY in keys else remedy
-        )
+        raise UserError(f"{path} does not exist", where=keys[0], remedy=remedy_of(path, keys))
+    remedy = f"check the paths (relative ones start at {Path.cwd()}); {SOURCES} say where to get them"
     if any(TOKENIZER_KEY in keys for keys in missing.values()):
         remedy += f"; for the tokenizer: {NO_TOKENIZER}"
     listed = "\n".join(f"  {path}  ({_shortened(keys)})" for path, keys in missing.items())
     raise UserError(f"{len(missing)} files or folders of this config do not exist; {remedy}\n{listed}")
+
+
+def remedy_of(path: str, keys: Sequence[str]) -> str:
+    """Returns the remedy for a missing input that ``keys`` name."""
+    if TOKENIZER_KEY in keys:
+        return NO_TOKENIZER
+    if keys[0] == "init.vision" and not looks_like_path(path):
+        return f"for weights from timm, use timm:{path}, for weights on the Hub, hf:{path}"
+    remedy = f"{path_remedy(path)}; {SOURCES} say where to get it"
+    return f"{remedy}; or set {keys[0]}=null to start from random weights" if keys[0].startswith("init.") else remedy
 
 
 def _mark(field: FieldInfo) -> Input | None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import UserError
-from utils.files import expanded
+from utils.files import expanded, path_remedy
 
 _CONTAINERS = {
     ("collections", "defaultdict"): defaultdict,
@@ -40,9 +39,7 @@ def read_plain_pickle(path: str, key: str) -> Any:
         with expanded(path).open("rb") as stream:
             return load_plain_pickle(stream)
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})"
-        ) from None
+        raise UserError(f"{path} does not exist", where=key, remedy=path_remedy(path)) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a pickle of plain data: {error}", where=key) from None
 

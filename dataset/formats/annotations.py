@@ -27,7 +27,7 @@ from dataset.records.schema import check_text, texts_in, texts_in_language
 from dataset.text.processors import clean_caption
 from utils.errors import UserError
 from utils.events import BrokenReason, CountedRecords
-from utils.files import expanded
+from utils.files import expanded, path_remedy
 from utils.files import read_text as read_regular
 
 logger = logging.getLogger(__name__)
@@ -360,9 +360,7 @@ def read_text(path: str, key: str) -> str:
     try:
         return read_regular(expanded(path), "utf-8-sig")
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})"
-        ) from None
+        raise UserError(f"{path} does not exist", where=key, remedy=path_remedy(path)) from None
     except UnicodeDecodeError:
         raise UserError(
             f"{path} is not UTF-8 text", where=key, remedy="set it to an annotation file, or save the file as UTF-8"

@@ -18,6 +18,7 @@ from dataset.shards.finding import PARQUET_SUFFIX
 from dataset.shards.readers import Shards
 from utils.addresses import is_hub, is_url
 from utils.errors import UserError
+from utils.files import path_remedy
 from utils.suffixes import VIDEO_SUFFIXES
 
 
@@ -90,9 +91,7 @@ def outputs_of_folder(folder: Path, making: FrameMaking) -> list[OutputFile]:
         UserError: the folder does not contain a video file, two videos would have the same list, or the decoder cannot be loaded.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is not a folder", where="--folder", remedy=f"check the path (it is relative to {Path.cwd()})"
-        )
+        raise UserError(f"{folder} is not a folder", where="--folder", remedy=path_remedy(folder))
     paths = glob.glob("**/*", root_dir=folder, recursive=True)
     names = sorted(name for name in paths if Path(name).suffix.lower() in VIDEO_SUFFIXES and (folder / name).is_file())
     if not names:

@@ -17,7 +17,7 @@ from dataset.shards.remote.server import Server
 from dataset.shards.remote.shards import RemoteShard, find_remote
 from utils.addresses import is_hub, is_url
 from utils.errors import NotRegularError, UserError
-from utils.files import check_regular, expanded, open_regular
+from utils.files import check_regular, expanded, open_regular, path_remedy
 from utils.inputs import pattern_of
 
 ShardFile = Path | RemoteShard
@@ -138,7 +138,7 @@ def _expand(entry: str, key: str, server: Server | None) -> Sequence[ShardFile]:
         check_regular(path)
     except NotRegularError as error:
         raise UserError(f"{path} {error.strerror}", where=key, remedy="pass the path of a file") from None
-    raise UserError(f"{path} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})")
+    raise UserError(f"{path} does not exist", where=key, remedy=path_remedy(path))
 
 
 def _without_companions(paths: Iterable[F]) -> list[F]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from metrics.captions.cider import DocumentFrequencies
 from utils.errors import UserError
-from utils.files import expanded, read_json
+from utils.files import expanded, path_remedy, read_json
 from utils.pickles import read_plain_pickle
 
 TABLE, IMAGES = "document_frequency", "ref_len"
@@ -52,8 +51,6 @@ def _read_json(path: str, key: str) -> Any:
     try:
         return read_json(expanded(path))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist", where=key, remedy=f"check the path (it is relative to {Path.cwd()})"
-        ) from None
+        raise UserError(f"{path} does not exist", where=key, remedy=path_remedy(path)) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not JSON: {error}", where=key) from None

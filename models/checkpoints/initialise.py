@@ -28,7 +28,7 @@ from models.core.xvlm import XVLM
 from utils.errors import UserError
 from utils.events import LoadedWeights
 from utils.files import expanded
-from utils.hub import looks_like_path
+from utils.inputs import remedy_of
 from utils.printing import counted
 
 IGNORED_MODULES = {
@@ -74,12 +74,9 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
     reports = []
     if config.vision:
         published = pretrained_weights(config.vision, "init.vision")
-        if published is None and not expanded(config.vision).is_file() and not looks_like_path(config.vision):
-            raise UserError(
-                f"{config.vision} is not a file",
-                where="init.vision",
-                remedy=f"for weights from timm, use timm:{config.vision}, for weights on the Hub, hf:{config.vision}",
-            )
+        if published is None and not expanded(config.vision).is_file():
+            remedy = remedy_of(config.vision, ["init.vision"])
+            raise UserError(f"{config.vision} does not exist", where="init.vision", remedy=remedy)
         report = init_vision(model, published or read_weights(config.vision), config.vision)
         if published is None:
             _require_same_blocks(report, model)

@@ -24,11 +24,11 @@ from models.core.packing import PackedTexts, Packing, select_rows
 
 @dataclass(frozen=True)
 class QueryPositions:
-    """The tokens for which the last block computes states: up to W tokens of each of N texts.
+    """The tokens for which the last block computes states: up to U tokens of each of N texts.
 
     Attributes:
-        positions: (N, W) int64, positions in the padded texts.
-        packing: the packing of these tokens, for N texts padded to W.
+        positions: (N, U) int64, positions in the padded texts.
+        packing: the packing of these tokens, for N texts padded to U.
     """
 
     positions: Tensor
@@ -38,11 +38,11 @@ class QueryPositions:
     def cls(count: int, device: torch.device) -> QueryPositions:
         """The [CLS] tokens of ``count`` texts."""
         positions = torch.zeros(count, 1, dtype=torch.int64, device=device)
-        return QueryPositions(positions, Packing.padded(count, 1, device))
+        return QueryPositions(positions, Packing.equal_lengths(count, 1, device))
 
     @staticmethod
     def concat(parts: Sequence[QueryPositions]) -> QueryPositions:
-        """The query positions of the concatenated texts."""
+        """The query positions of the concatenated texts, padded to the text with the most query positions."""
         packing = Packing.concat([part.packing for part in parts])
         positions = [F.pad(part.positions, (0, packing.length - part.positions.shape[1])) for part in parts]
         return QueryPositions(torch.cat(positions), packing)
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         attended = query_packing.pack(self.attend(query, keys, values, bias))
         return self.output(attended, query_states, query_packing), query_packing
 
-    def cross_attend(self, states: Tensor, packing: Packing, attended: Sequence[SharedRows], layer: int) -> Tensor:
+    def cross_attend(self, states: Tensor, packing: Packing, shared_rows: Sequence[SharedRows], layer: int) -> Tensor:
         """Cross-attention: tokens attend to keys and values that have been projected beforehand.
 
         A row of keys and values may serve several texts: S texts of a pass, and the texts of several passes. Attention is called
@@ -140,35 +140,35 @@ class Attention(nn.Module):
         Args:
             states: (T, D).
             packing: packing of the N texts of these tokens.
-            attended: the rows, in the order of the texts that attend to them.
+            shared_rows: the rows of keys and values, in the order of the texts that attend to them.
             layer: index of this layer.
 
         Returns:
             (T, D).
         """
         queries = packing.pad(self.self["query"](states))
-        # The S texts of a pass that attend to the same row are neighbours. In the last block, L is replaced by the W query
+        # The S texts of a pass that attend to the same row are neighbours. In the last block, L is replaced by the U query
         # positions, because only their states are needed.
-        sizes = [each.passes * len(each.keys_values) for each in attended]
+        sizes = [each.passes * len(each.keys_values) for each in shared_rows]
         parts = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)
-        found = [self._attend_to_rows(part, each, layer) for part, each in zip(parts, attended, strict=True)]
+        found = [self._attend_to_rows(part, each, layer) for part, each in zip(parts, shared_rows, strict=True)]
         return self.output(packing.pack(torch.cat(found).view(queries.shape)), states, packing)
 
-    def _attend_to_rows(self, queries: Tensor, attended: SharedRows, layer: int) -> Tensor:
+    def _attend_to_rows(self, queries: Tensor, rows: SharedRows, layer: int) -> Tensor:
         """Attends from ``queries`` (passes * B, S * L, D) to B rows of keys and values. Each pass has queries for each row."""
-        keys, values = map(self.split_heads, attended.keys_values.layer(layer))
+        keys, values = map(self.split_heads, rows.keys_values.layer(layer))
         # All passes attend to a row in one call, with passes * S * L queries, so that its keys and values are read only once.
-        by_row = queries.unflatten(0, (attended.passes, -1)).transpose(0, 1)
-        found = self.attend(self.split_heads(by_row.flatten(1, 2)), keys, values, attended.bias)
+        by_row = queries.unflatten(0, (rows.passes, -1)).transpose(0, 1)
+        found = self.attend(self.split_heads(by_row.flatten(1, 2)), keys, values, rows.bias)
         return found.view(by_row.shape).transpose(0, 1).flatten(0, 1)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Scaled dot-product attention.
 
         Args:
-            queries: (N, H, L, d).
-            keys, values: (N, H, K, d).
-            bias: added to the scores, or a boolean mask, True = attend; broadcasts to (N, H, L, K).
+            queries: (N, heads, L, d); in cross-attention, N is the number of rows, and L the number of queries per row.
+            keys, values: (N, heads, K, d).
+            bias: added to the scores, or a boolean mask, True = attend; broadcasts to (N, heads, L, K).
 
         Returns:
             (N, L, D).
@@ -178,7 +178,7 @@ class Attention(nn.Module):
         return attended.transpose(1, 2).flatten(2)
 
     def split_heads(self, states: Tensor) -> Tensor:
-        """(N, L, D) -> (N, H, L, d)."""
+        """(N, L, D) -> (N, heads, L, d)."""
         return states.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
@@ -188,7 +188,7 @@ class Block(nn.Module):
     ``cross_width`` is the width of the states that the cross-attention reads; if None, the block has no cross-attention.
     """
 
-    intermediate: Any
+    intermediate: Any  # a Sequential that also has the attribute `dense`
     """The first half of the feed-forward layer, with the exact GELU."""
 
     def __init__(self, config: BlockConfig, cross_width: int | None = None):
@@ -205,16 +205,16 @@ class Block(nn.Module):
         states: Tensor,
         packing: Packing,
         bias: Tensor,
-        attended: Sequence[SharedRows] = (),
+        shared_rows: Sequence[SharedRows] = (),
         layer: int = 0,
         queries: QueryPositions | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Runs the block with the index ``layer``. ``attended`` are the rows for cross-attention; for the other arguments and the
-        result, see :meth:`BlockStack.forward`."""
+        """Runs the block with the index ``layer``. ``shared_rows`` are the keys and values for cross-attention; for the other
+        arguments and the result, see :meth:`BlockStack.forward`."""
         states, packing = self.attention.self_attend(states, packing, bias, queries, cache)
-        if self.crossattention is not None and attended:
-            states = self.crossattention.cross_attend(states, packing, attended, layer)
+        if self.crossattention is not None and shared_rows:
+            states = self.crossattention.cross_attend(states, packing, shared_rows, layer)
         return self.output(self.intermediate(states), states, packing)
 
 
@@ -254,8 +254,8 @@ class BlockStack(nn.Module):
         Args:
             states: (T, D).
             packing: the packing of the tokens.
-            bias: added to the scores of self-attention (:func:`attention_bias`); must broadcast to (N, H, L, K), or to
-                (N, H, W, K) with query positions.
+            bias: added to the scores of self-attention (:func:`attention_bias`); must broadcast to (N, heads, L, K), or to
+                (N, heads, U, K) with query positions.
             keys_values: for each pass, the keys and values that its texts attend to, for all layers, in the order of the texts;
                 if empty, cross-attention is skipped, as for texts without an image.
             queries: the tokens for which the last block computes states; if None, all tokens. Earlier blocks compute all states,
@@ -266,12 +266,13 @@ class BlockStack(nn.Module):
         Returns:
             (Q, D), the states of the query positions; Q = T if ``queries`` is None.
         """
-        attended = SharedRows.of(keys_values, packing.count, packing.length)
+        shared_rows: list[SharedRows] = []
         for index, block in enumerate(self.blocks):
             needed = queries if index == len(self.layer) - 1 else None
-            if needed is not None:
-                attended = SharedRows.of(keys_values, packing.count, needed.packing.length)
-            inputs = (states, packing, bias, attended, index, needed, cache)
+            if index == 0 or needed is not None:
+                length = packing.length if needed is None else needed.packing.length
+                shared_rows = SharedRows.of(keys_values, packing.count, length)
+            inputs = (states, packing, bias, shared_rows, index, needed, cache)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 states = cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
             else:

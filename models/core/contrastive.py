@@ -67,7 +67,7 @@ class ContrastiveHead(nn.Module):
             images: N images, videos or regions; for translations, N texts.
             texts: N texts.
             valid, group, same_group, hard_valid: see :class:`EmbeddedPairs`.
-            hard_negatives: N * J texts; the J texts of pair n begin at n * K.
+            hard_negatives: N * J texts; the J texts of pair n begin at n * J.
         """
         first = self.embed_text(images) if isinstance(images, PackedTexts) else self.embed_image(images)
         hard = None if hard_negatives is None else self.embed_text(hard_negatives).unflatten(0, (len(valid), -1))
@@ -128,7 +128,7 @@ class ContrastiveHead(nn.Module):
             all_images, all_texts = wait_for_embeddings().split(image.shape[1], dim=1)
             all_valid, all_groups = wait_for_groups().unbind(dim=1)
             all_ranks = EmbeddedPairs(all_images, all_texts, all_valid.bool(), all_groups, same_group)
-            offset = distributed.rank() * len(valid)
+            offset = distributed.rank() * len(valid)  # all ranks have the same number of pairs
             with torch.autocast(image.device.type, enabled=False):
                 if self.bias is not None:
                     return losses.sigmoid_contrastive(local, all_ranks, offset, self.temperature, self.bias)

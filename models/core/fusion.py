@@ -27,20 +27,20 @@ class FusionEncoder(BlockStack):
     def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Tensor:
         """The fused states (N, D) of [CLS]. For the arguments, see :class:`FusionQueue`."""
         queue = FusionQueue(self)
-        fused = queue.cls(texts, keys_values)
+        fused = queue.add_cls(texts, keys_values)
         queue.run()
         return fused()
 
     def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> PackedTexts:
         """The fused states of all tokens. For the arguments, see :class:`FusionQueue`."""
         queue = FusionQueue(self)
-        fused = queue.tokens(texts, keys_values)
+        fused = queue.add_tokens(texts, keys_values)
         queue.run()
         return PackedTexts(fused(), texts.packing)
 
     def project_concepts(self, concepts: Concepts) -> KeysValues:
-        """Keys and values of visual concepts, one row per concept: first the mean of the patches, then the patches. Concepts that
-        are regions are projected by :meth:`project_regions`."""
+        """Keys and values of visual concepts, one row for each: first the mean of the patches, then the patches. If the concepts
+        are regions, their rows are those of :meth:`project_regions`."""
         if concepts.patch_mask is None:
             return self.project(concepts.states())
         return self.project_regions(concepts, Concepts.whole(concepts.patches))[0]
@@ -49,8 +49,9 @@ class FusionEncoder(BlockStack):
         """Keys and values of R regions, and of the whole image of each region.
 
         Both results contain the same tensors and differ only in their biases. Each state is projected once and then copied into
-        the rows that need it. The row of a region that consists of the patches 2 and 3 of an image with P = 4 patches, and what a
-        text about the region and a text about the whole image attend to::
+        the rows that need it. In contrast to :meth:`Concepts.states`, a row has two means, so that it serves both. The row of a
+        region that consists of the patches 2 and 3 of an image with P = 4 patches, and what a text about the region and a text
+        about the whole image attend to::
 
             states of the row      mean of     mean of     patch 1  patch 2  patch 3  patch 4
                                    the region  the image
@@ -100,10 +101,10 @@ class FusionPass:
 class FusionQueue:
     """Collects texts to be fused, so that the texts of several losses are fused in one call.
 
-    :meth:`cls`, :meth:`tokens` and :meth:`at_positions` each queue a pass of N texts and return a function, which returns the
-    fused states once :meth:`run` has been called. ``keys_values`` has B rows, each for S = N / B texts: text n attends to row
-    ``n // S``. S must be equal in all passes of a queue. If ``keys_values`` is None, cross-attention is skipped, as for texts
-    without an image; ``keys_values`` must then be None in every pass.
+    :meth:`add_cls`, :meth:`add_tokens` and :meth:`add_positions` each queue a pass of N texts and return a function, which
+    returns the fused states once :meth:`run` has been called. ``keys_values`` has B rows, each for S = N / B texts: text n
+    attends to row ``n // S``. S must be equal in all passes of a queue. If ``keys_values`` is None, cross-attention is skipped,
+    as for texts without an image; ``keys_values`` must then be None in every pass.
 
     The order of the passes does not change the results, but it does change the speed: passes that attend to the same keys and
     values share one attention call only if they are neighbours in the queue.
@@ -114,17 +115,17 @@ class FusionQueue:
         self._passes: list[FusionPass] = []
         self._fused: Sequence[Tensor] | None = None
 
-    def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
+    def add_cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
         """Queues texts whose fused [CLS] states (N, D) are needed."""
-        return self.at_positions(texts, keys_values, QueryPositions.cls(texts.packing.count, texts.states.device))
+        return self.add_positions(texts, keys_values, QueryPositions.cls(texts.packing.count, texts.states.device))
 
-    def at_positions(
+    def add_positions(
         self, texts: PackedTexts, keys_values: KeysValues | None, positions: QueryPositions
     ) -> Callable[[], Tensor]:
         """Queues texts whose fused states (Q, D) at some positions are needed."""
         return self._queue(FusionPass(texts, keys_values, positions))
 
-    def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
+    def add_tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
         """Queues texts for which the fused states (T, D) of all tokens are needed. Such passes cannot be mixed with other passes
         in a queue."""
         return self._queue(FusionPass(texts, keys_values))
@@ -141,9 +142,11 @@ class FusionQueue:
             "some passes have query positions, others do not"
         )
         texts_per_row = {
-            each.texts.packing.count / len(each.keys_values) for each in self._passes if each.keys_values is not None
+            divmod(each.texts.packing.count, len(each.keys_values))
+            for each in self._passes
+            if each.keys_values is not None
         }
-        assert len(texts_per_row) <= 1, (
+        assert len(texts_per_row) <= 1 and not any(rest for _, rest in texts_per_row), (
             f"all passes need the same number of texts per row of keys and values, not {texts_per_row}"
         )
         texts = PackedTexts.concat([each.texts for each in self._passes])

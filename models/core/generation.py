@@ -38,7 +38,7 @@ class Decoder(Protocol):
     """Predicts the next token of hypotheses (partly generated texts), and keeps their states between calls."""
 
     def start(self, prompt: Tensor) -> Tensor:
-        """Logits (N, V) after ``prompt`` (N, P)."""
+        """Logits (N, V) after ``prompt`` (N, L)."""
 
     def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
         """Logits (M, V) after ``tokens`` (M,), where hypothesis m continues hypothesis ``sources[m]`` of the previous call.
@@ -70,7 +70,7 @@ class CachedDecoder(ABC):
 def generate(
     decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, uniforms: Tensor | None = None
 ) -> Generated:
-    """Continues each prompt in ``prompt`` (N, P) up to the token ``end``, by beam search or sampling. ``uniforms`` are random
+    """Continues each prompt in ``prompt`` (N, L) up to the token ``end``, by beam search or sampling. ``uniforms`` are random
     numbers for sampling; see :func:`sample`."""
     if config.sampling is None:
         return beam_search(decoder, prompt, end, config)
@@ -79,7 +79,7 @@ def generate(
 
 
 def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: BeamConfig) -> Generated:
-    """Searches for the most likely continuation of each prompt in ``prompt`` (N, P) with ``config.beams`` hypotheses.
+    """Searches for the most likely continuation of each prompt in ``prompt`` (N, L) with ``config.beams`` hypotheses.
 
     The result is the best of all hypotheses that have ended or have reached the maximum length. The search stops when, for every
     prompt, no open hypothesis can become better than the best result so far.
@@ -114,13 +114,13 @@ def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: BeamConfig) 
 
 
 def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, uniforms: Tensor) -> Generated:
-    """Continues each prompt in ``prompt`` (N, P) by sampling token by token.
+    """Continues each prompt in ``prompt`` (N, L) by sampling token by token.
 
     The scores are log-likelihoods before temperature and ``top_p``.
 
     Args:
         decoder: predicts the next token.
-        prompt: (N, P) int64.
+        prompt: (N, L) int64.
         end: id of the end token.
         config: settings, with ``sampling`` set.
         uniforms: (N, max_length), uniform random numbers in 0..1. They are the only source of randomness, so a text does not

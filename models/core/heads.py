@@ -76,7 +76,7 @@ class WordHead(nn.Module):
             word_embeddings: (V, D).
         """
         positions, labels = masked_positions(text)
-        fused = queue.at_positions(masked, keys_values, positions)
+        fused = queue.add_positions(masked, keys_values, positions)
         return lambda: losses.masked_words(self(fused(), word_embeddings), labels)
 
 

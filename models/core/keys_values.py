@@ -16,7 +16,7 @@ class KeysValues:
     """Keys and values for cross-attention: B rows of K states, projected once per layer.
 
     A row is an image, a region, a video, a question or a text. The keys and values of an image depend only on the image, so all
-    texts that attend to the image share them.
+    texts that attend to the image share them. The row of a region contains copies of the keys and values of its image.
 
     Attributes:
         layers: for each layer, the keys and the values, each (B', K, D), where B' is the number of stored rows.
@@ -64,11 +64,11 @@ class SharedRows:
     their region for the other losses.
 
     Attributes:
-        keys_values: B rows.
+        keys_values: B rows, with the bias of the first pass only.
         passes: number of passes that attend to these rows.
-        bias: (B, 1, 1, K) if it is the same for all passes; otherwise, for each query of each pass,
-            (B, 1, passes * queries, K); None if all texts attend to all states. The bias is made once for all layers, because
-            attention keeps it for the backward pass.
+        bias: the bias of all passes: (B, 1, 1, K) if it is the same for all of them; otherwise, for each query of each pass,
+            (B, 1, passes * queries, K); None if all texts attend to all states. Attention keeps it for the backward pass, so it
+            is made once for all layers that have the same queries, and not in each layer.
     """
 
     keys_values: KeysValues
@@ -77,8 +77,8 @@ class SharedRows:
 
     @staticmethod
     def of(passes: Sequence[KeysValues], texts: int, length: int) -> list[SharedRows]:
-        """Groups neighbouring passes with the same rows of the same tensors. Their biases may differ, but either all or none of
-        them must be None.
+        """Groups neighbouring passes with the same rows of the same tensors. Their biases may differ, but passes with and without
+        a bias are not grouped.
 
         Args:
             passes: the keys and values of each pass.
@@ -97,19 +97,20 @@ class SharedRows:
                 groups[-1].append(each)
             else:
                 groups.append([each])
-        rows = sum(map(len, passes))
-        return [SharedRows(group[0], len(group), _joined_bias(group, texts // rows * length)) for group in groups]
+        texts_per_row = texts // sum(map(len, passes)) if passes else 0
+        return [SharedRows(group[0], len(group), _joined_bias(group, texts_per_row * length)) for group in groups]
 
 
-def _joined_bias(passes: Sequence[KeysValues], queries: int) -> Tensor | None:
-    """Returns :attr:`SharedRows.bias`. ``queries`` is the number of queries per row in each pass."""
+def _joined_bias(passes: Sequence[KeysValues], queries_per_row: int) -> Tensor | None:
+    """Returns :attr:`SharedRows.bias`, given the number of queries per row in each pass. If all passes have the same bias, it is
+    the same for all queries; otherwise, the bias of each pass is repeated for the queries of this pass."""
     first, rows = passes[0].bias, passes[0].rows
     if first is None:
         return None
     shared = all(each.bias is first for each in passes)
     if shared and rows is None:
         return first
-    biases, repeats = ([first], 1) if shared else ([each.bias for each in passes], queries)
+    biases, repeats = ([first], 1) if shared else ([each.bias for each in passes], queries_per_row)
     joined = aligned_zeros((len(passes[0]), 1, len(biases) * repeats, first.shape[3]), first.dtype, first.device)
     for index, bias in enumerate(biases):
         assert bias is not None
@@ -125,14 +126,14 @@ def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
 
 
 class KVCache:
-    """Keys and values (N, H, L, d) of all earlier tokens of N hypotheses (partly generated texts), for each self-attention layer
-    of a decoder."""
+    """Keys and values (N, heads, L, d) of all earlier tokens of N hypotheses (partly generated texts), for each self-attention
+    layer of a decoder."""
 
     def __init__(self) -> None:
         self.layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def update(self, attention: nn.Module, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends the keys and values (N, H, L', d) of new tokens, and returns the keys and values of all tokens."""
+        """Appends the keys and values (N, heads, M, d) of new tokens, and returns the keys and values of all tokens."""
         if attention in self.layers:
             past_keys, past_values = self.layers[attention]
             keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)

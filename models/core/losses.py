@@ -22,7 +22,8 @@ COLUMNS = 4096
 """Maximum number of pairs of all ranks that the contrastive loss compares with this rank's pairs at a time."""
 
 SameGroup = Literal["negative", "ignore", "positive"]
-"""How the loss treats two pairs of the same group: as negatives of each other, not at all, or as positives."""
+"""How the contrastive loss treats two pairs of the same group: as negatives of each other, not at all, or as positives. The
+matching loss takes negatives from the same group only with "negative"."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ class EmbeddedPairs(NamedTuple):
         valid: (N,) bool, True for the pairs that enter the loss.
         group: (N,) int64, the group of each pair. Within a group, each text also matches the images of the other pairs: in
             pre-training, the pairs of a group have equal texts; in retrieval, they have the same image.
-        same_group: how the contrastive loss treats two pairs of the same group.
+        same_group: how the losses treat two pairs of the same group.
         hard_negatives: (N, J, E), embeddings of J texts for each pair, which are negatives of this pair only.
         hard_valid: (N, J) bool, True for the hard negatives that enter the loss.
     """
@@ -83,16 +84,16 @@ def contrastive(
     run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _compare if count <= COLUMNS else partial(_recomputed, _compare)
     loss = local.image.new_zeros(())
     for queries, keys in ((local.image, all_ranks.text), (local.text, all_ranks.image)):
-        blocks = []
+        chunks = []
         if queries is local.image and local.hard_negatives is not None:
             hard = hard_similarity(local, temperature).logsumexp(dim=1)
             # Hard negatives are never positives.
-            blocks.append((hard, torch.zeros_like(hard), torch.zeros_like(local.group)))
+            chunks.append((hard, torch.zeros_like(hard), torch.zeros_like(local.group)))
         for start in range(0, count, COLUMNS):
             block = slice(start, start + COLUMNS)
             labels = all_ranks.group[block], all_ranks.valid[block]
-            blocks.append(run(queries, keys[block], temperature, local.group, labels, offset - start, local.same_group))
-        log_totals, positive_sums, positives = (torch.stack(part) for part in zip(*blocks, strict=True))
+            chunks.append(run(queries, keys[block], temperature, local.group, labels, offset - start, local.same_group))
+        log_totals, positive_sums, positives = (torch.stack(part) for part in zip(*chunks, strict=True))
         likelihood = positive_sums.sum(dim=0) / positives.sum(dim=0) - log_totals.logsumexp(dim=0)
         loss = loss - likelihood.masked_fill(~local.valid, 0).sum() / 2
     return loss
@@ -120,10 +121,8 @@ def sigmoid_contrastive(
         for start in range(0, count, COLUMNS):
             block = slice(start, start + COLUMNS)
             labels = all_ranks.group[block], all_ranks.valid[block]
-            arguments = (
-                *(queries, keys[block], temperature, bias),
-                *(local.group, labels, offset - start, local.same_group),
-            )
+            keys_and_scale = (queries, keys[block], temperature, bias)
+            arguments = (*keys_and_scale, local.group, labels, offset - start, local.same_group)
             per_query = (
                 _pairwise_sigmoid(*arguments) if count <= COLUMNS else _recomputed(_pairwise_sigmoid, *arguments)
             )
@@ -154,9 +153,9 @@ def _pairwise_sigmoid(
     same_group: SameGroup,
 ) -> Tensor:
     """The sigmoid losses (N,) of N queries, each summed over M keys. For the arguments, see :func:`_compare`."""
-    hidden, positive = _ignored_and_positive(group, key_labels, offset, same_group)
+    ignored, positive = _ignored_and_positive(group, key_labels, offset, same_group)
     logits = queries @ keys.t() / temperature + bias
-    return -F.logsigmoid(torch.where(positive, logits, -logits)).masked_fill(hidden, 0).sum(dim=1)
+    return -F.logsigmoid(torch.where(positive, logits, -logits)).masked_fill(ignored, 0).sum(dim=1)
 
 
 def _ignored_and_positive(
@@ -168,7 +167,7 @@ def _ignored_and_positive(
     index = torch.arange(len(group), device=group.device) + offset
     same_pair = index.unsqueeze(1) == torch.arange(len(key_group), device=group.device)
     equal = (group.unsqueeze(1) == key_group.unsqueeze(0)) & key_valid | same_pair
-    ignored = ~key_valid & ~same_pair
+    ignored = ~key_valid & ~same_pair  # an invalid query keeps its own key, because a row without keys would give NaN
     if same_group == "ignore":
         ignored = ignored | equal & ~same_pair
     return ignored, equal if same_group == "positive" else same_pair
@@ -197,9 +196,9 @@ def _compare(
         Three tensors (N,) with a value for each query: the log of the sum of exponentials over the keys, the sum of the
         similarities to its positives, and the number of its positives.
     """
-    hidden, positive = _ignored_and_positive(group, key_labels, offset, same_group)
-    # A large negative number instead of -inf, so that a chunk in which all columns are hidden has a gradient of 0, not NaN.
-    logits = (queries @ keys.t() / temperature).masked_fill(hidden, torch.finfo(queries.dtype).min / 2)
+    ignored, positive = _ignored_and_positive(group, key_labels, offset, same_group)
+    # A large negative number instead of -inf, so that a chunk in which all columns are ignored has a gradient of 0, not NaN.
+    logits = (queries @ keys.t() / temperature).masked_fill(ignored, torch.finfo(queries.dtype).min / 2)
     return logits.logsumexp(dim=1), logits.masked_fill(~positive, 0).sum(dim=1), positive.sum(dim=1)
 
 

@@ -32,8 +32,8 @@ class MatchingHead(MLPHead):
         contrastive: ContrastiveHead,
         hard_negatives: PackedTexts | None = None,
     ) -> Callable[[], Tensor]:
-        """Queues N matched pairs and their pairs with hard negatives for fusion. After the queue has run, the returned function
-        computes the loss.
+        """Queues N matched pairs and their pairs with sampled negatives for fusion. After the queue has run, the returned
+        function computes the loss.
 
         Args:
             queue: the queue of the fusion encoder.
@@ -45,18 +45,18 @@ class MatchingHead(MLPHead):
         """
         allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
         all_texts = texts if hard_negatives is None else PackedTexts.concat([texts, hard_negatives])
-        negative_image, negative_text = self.sample_hard_negatives(contrastive, pairs, allowed)
+        negative_image, negative_text = self.sample_negatives(contrastive, pairs, allowed)
         # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes can share
         # attention with previously queued passes, which have the same keys and values; the last pass selects different rows.
         fused = [
-            queue.cls(texts, keys_values),
-            queue.cls(all_texts.select(negative_text), keys_values),
-            queue.cls(texts, keys_values.select(negative_image)),
+            queue.add_cls(texts, keys_values),
+            queue.add_cls(all_texts.select(negative_text), keys_values),
+            queue.add_cls(texts, keys_values.select(negative_image)),
         ]
         return lambda: self.loss([states() for states in fused], allowed.any(dim=1))
 
     @torch.no_grad()
-    def sample_hard_negatives(
+    def sample_negatives(
         self, contrastive: ContrastiveHead, pairs: EmbeddedPairs, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Samples a negative image and a negative text for each of N pairs, with a preference for similar images and texts. They
@@ -70,32 +70,32 @@ class MatchingHead(MLPHead):
         Returns:
             Two tensors (N,) int64. The first contains, for each text, the index of the pair whose image (for translations, whose
             first text) is the negative. The second contains, for each image, the index of the negative text in the concatenation
-            of the N texts and the N * J hard negatives. For pairs without allowed negatives, the values are undefined.
+            of the N texts and the N * J hard negatives. A pair without allowed negatives gets its own index (:func:`sample`).
         """
         similarity = contrastive.similarity(pairs.image, pairs.text)
-        negative_image = self.sample_negatives(similarity.t(), allowed)
+        negative_image = self.draw_negatives(similarity.t(), allowed)
         if pairs.hard_negatives is None or pairs.hard_valid is None:
-            return negative_image, self.sample_negatives(similarity, allowed)
+            return negative_image, self.draw_negatives(similarity, allowed)
         count, per_pair, _ = pairs.hard_negatives.shape
         hard_similarity = losses.hard_similarity(pairs, contrastive.temperature)
-        column = self.sample_negatives(
+        column = self.draw_negatives(
             torch.cat([similarity, hard_similarity], dim=1), torch.cat([allowed, pairs.hard_valid], dim=1)
         )
         first_hard = torch.arange(count, device=column.device) * per_pair
         # Column N + j of row n is pair n's hard negative j.
         return negative_image, torch.where(column < count, column, column + first_hard)
 
-    def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
-        """The index (N,) of one negative for each row of ``similarity`` (N, M)."""
+    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+        """Draws one negative for each row of ``similarity`` (N, M); returns its index (N,)."""
         return sample(negative_weights(similarity, allowed))
 
     def loss(self, fused: Sequence[Tensor], has_negatives: Tensor) -> Tensor:
         """Computes eq. 2.
 
         Args:
-            fused: fused [CLS] states, each (N, D): first of the matched pairs, then of the pairs with hard negatives.
-            has_negatives: (N,) bool. A pair without negatives is skipped entirely, since matched pairs alone would only teach the
-                model to always predict "matched".
+            fused: fused [CLS] states, each (N, D): first of the matched pairs, then of the pairs with negatives.
+            has_negatives: (N,) bool. A pair without negatives in the batch is skipped entirely, since matched pairs alone would
+                only teach the model to always predict "matched".
         """
         logits = self(torch.cat(list(fused)))
         matched = torch.arange(len(logits), device=logits.device) < len(has_negatives)
@@ -120,9 +120,6 @@ def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Te
 def matching_count(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tensor:
     """The number by which the matching loss is divided: three classified pairs for each pair that has negatives. For the
     arguments, see :func:`allowed_negatives`."""
-    if same_group == "negative":  # all valid pairs are negatives of each other
-        count = valid.sum()
-        return 3 * count * (count > 1)
     return 3 * allowed_negatives(valid, group, same_group).any(dim=1).sum()
 
 
@@ -141,6 +138,6 @@ def sample(weights: Tensor) -> Tensor:
     If all weights of a row are zero, the result is the index of the row, so that an unused text is not replaced by a longer one.
     Unlike ``multinomial``, this function does not force a device sync, and does not raise an error for a row of zeros.
     """
-    noise = torch.empty_like(weights).exponential_()
+    noise = torch.empty_like(weights).exponential_()  # the largest of w / noise is at each index with a probability ~ w
     row = torch.arange(len(weights), device=weights.device)
     return torch.where(weights.any(dim=1), (weights / noise).argmax(dim=1), row)

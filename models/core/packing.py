@@ -5,7 +5,7 @@ texts, padded to the longest text: (N, L, D). A :class:`Packing` converts betwee
 combine token states with their packing.
 
 Reading the lengths of texts back from a GPU would force a device sync. T is therefore chosen on the host, and may be larger than
-the number of tokens. The remaining T positions hold spare tokens, which come after the real tokens of their batch, have arbitrary
+the number of tokens. The remaining positions hold spare tokens, which come after the real tokens of their batch, have arbitrary
 finite values, and are never read. For example, texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens with the padded
 indices 0, 1, 2 and 3. With T = 5, one spare token follows, with the padded index 6.
 """
@@ -34,7 +34,8 @@ class Packing:
         length: L.
         padded_index: (T,) int64, index of each token in the padded layout, which is text * L + position; N * L for a spare token.
         dense: True if T = N * L. In this case, the packed and the padded layout are identical, and nothing has to be moved. There
-            are padding tokens instead of spare tokens, and each padding token has a different padded index.
+            are padding tokens instead of spare tokens, and each padding token has a different padded index. A concatenation that
+            is not dense may contain the padding tokens of dense parts.
     """
 
     lengths: Tensor
@@ -68,14 +69,14 @@ class Packing:
         return Packing(lengths, starts, length, padded_index)
 
     @staticmethod
-    def padded(count: int, length: int, device: torch.device) -> Packing:
+    def equal_lengths(count: int, length: int, device: torch.device) -> Packing:
         """The packing of ``count`` texts of ``length`` tokens each."""
         return Packing.of(torch.full((count,), length, device=device), length, count * length)
 
     @staticmethod
     def concat(parts: Sequence[Packing]) -> Packing:
-        """The packing of all texts in ``parts``, padded to the longest text. Each part's spare tokens stay directly after its
-        real tokens."""
+        """The packing of all texts in ``parts``, which attention pads to the longest text of all parts. Each part's spare tokens
+        stay directly after its real tokens."""
         if len(parts) == 1:
             return parts[0]
         length, count = max(part.length for part in parts), sum(part.count for part in parts)

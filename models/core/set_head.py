@@ -92,7 +92,7 @@ class BoxSetHead(nn.Module):
 
         Args:
             fused: states of all tokens of the phrases, fused with their images.
-            patches: (N, P, V), the patches of each phrase's image, of width V.
+            patches: (N, P, D'), the patches of each phrase's image.
         """
         tokens, images = fused.padded(), self.patches(patches) + self.positions
         mask = F.pad(fused.packing.mask, (0, images.shape[1]), value=True)

@@ -136,7 +136,7 @@ class TextEncoder(nn.Module):
         ``cache``, see :meth:`BlockStack.forward`."""
         embedded = self.embeddings(ids, positions + self.arch.first_position).flatten(0, 1)
         return self._project(
-            self.encoder(embedded, Packing.padded(len(ids), ids.shape[1], ids.device), bias, cache=cache)
+            self.encoder(embedded, Packing.equal_lengths(len(ids), ids.shape[1], ids.device), bias, cache=cache)
         )
 
     def _project(self, states: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ class VisionEncoder(nn.Module):
         # A single matrix product over all patches of the batch avoids copies, and its backward pass adds in a fixed order.
         weights = patch_weights.new_zeros(patch_mask.shape[0], count, length)
         weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, length), patch_weights.unsqueeze(1))
-        with torch.autocast(patches.device.type, enabled=False):
+        with torch.autocast(patches.device.type, enabled=False):  # the weights would be rounded
             mean = weights.view(-1, count * length) @ patches.reshape(count * length, width)
         return Concepts(patches, mean, patch_mask, image_index)
 

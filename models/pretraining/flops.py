@@ -15,7 +15,7 @@ from batches.losses import Work
 from batches.pretraining import ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
 from batches.texts import MaskedText
 from models.flops import Lengths, ModelCost, frames_of, lengths
-from models.pretraining.streams import RegionTextStream, Stream, hard_negatives_in
+from models.pretraining.streams import RegionTextStream, Stream, hard_negatives_in, predicts_boxes
 
 COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})
 """The losses whose FLOPs this module counts."""
@@ -76,7 +76,7 @@ def _regions(cost: ModelCost, stream: RegionTextStream, batch: RegionBatch, requ
         # All patches once, the mean of every region, and the mean of every whole image, from which boxes are predicted.
         flops += cost.fusion.project(images * keys + regions)
     flops += _pairs(cost, stream, batch, tokens, keys, requested)
-    if stream.needs("box_head", requested):
+    if predicts_boxes(requested):
         located = lengths(batch.text.mask, stream.has_box(batch))
         flops += cost.fusion.run(located, keys, queries=1) + cost.head("box_head", len(located))
     return Work(regions, images, int(tokens.sum()), flops)

@@ -79,11 +79,12 @@ class PretrainModel(XVLM):
         images, texts = self.encode_streams(batches, requested)
         no_loss = zero_loss(self._untrained_by(requested), self.contrastive.temperature.device)
         terms: Losses = {}
-        for name, losses in requested.items():
-            stream = self.streams[name]
-            totals = stream.losses(self, batches[name], images.get(name), texts[name], losses) if losses else {}
+        for name, names_of_losses in requested.items():
+            stream, totals = self.streams[name], {}
+            if names_of_losses:
+                totals = stream.losses(self, batches[name], images.get(name), texts[name], names_of_losses)
             for loss, weight in stream.weights.items():
-                terms[f"{name}/{loss}"] = Term(totals[loss] if loss in losses else no_loss, weight)
+                terms[f"{name}/{loss}"] = Term(totals.get(loss, no_loss), weight)
         return terms
 
     def requested(self, batch: PretrainBatch) -> dict[str, list[str]]:
@@ -188,7 +189,7 @@ class PretrainModel(XVLM):
         """Returns the logits (Q, V) of the words at ``positions`` in N texts, in order. The words of text n are predicted from
         text n and image n."""
         queue = FusionQueue(self.fusion)
-        fused = queue.at_positions(texts, self.fusion.project_concepts(images), positions)
+        fused = queue.add_positions(texts, self.fusion.project_concepts(images), positions)
         queue.run()
         return self.word_head(fused(), self.text.word_embeddings)
 

@@ -8,7 +8,7 @@ To add a loss, add its weight to :class:`LossWeights`, declare and compute the l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -68,7 +68,8 @@ class Stream(ABC, Generic[B]):
     """One type of training data, with its losses. By default, examples are pairs of an image and a text.
 
     Attributes:
-        same_group: how the losses treat pairs with equal texts.
+        same_group: how the losses treat pairs with equal texts, by default "ignore" for regions and "negative" for other streams
+            (:class:`models.config.IdenticalTexts`).
         declared: all losses of the stream.
         weights: the factor of each loss in equation 6; losses with factor 0 are omitted.
     """
@@ -154,10 +155,10 @@ class Stream(ABC, Generic[B]):
     ) -> EmbeddedPairs:
         """Embeds the pairs of a batch. For translations, ``images`` are the first texts."""
         hard = hard_negatives_in(batch)
+        hard_valid = None if hard is None else hard.valid
+        group = batch.text.text_id
         return model.contrastive.embed_pairs(
-            *(images, texts, batch.valid, batch.text.text_id, self.same_group),
-            hard_negatives,
-            None if hard is None else hard.valid,
+            images, texts, batch.valid, group, self.same_group, hard_negatives, hard_valid
         )
 
     def trained_by(self, requested: Collection[str]) -> list[str]:
@@ -248,8 +249,8 @@ class RegionTextStream(Stream[RegionBatch]):
         if self.needs("fusion", requested):
             # A text is matched with its region; its box is predicted from the whole image.
             region, whole_image = model.fusion.project_regions(regions, images)
-        if self.needs("box_head", requested):
-            box_states = queue.cls(texts["plain"], whole_image)
+        if predicts_boxes(requested):
+            box_states = queue.add_cls(texts["plain"], whole_image)
         if "mlm" in requested:
             started["mlm"] = model.word_head.queue_loss(  # eq. 3
                 queue, texts["masked"], region, batch.text, model.text.word_embeddings
@@ -260,7 +261,7 @@ class RegionTextStream(Stream[RegionBatch]):
             )
         queue.run()
         totals = {loss: finish() for loss, finish in started.items()}
-        if self.needs("box_head", requested):
+        if predicts_boxes(requested):
             boxes, has_box = model.box_head(box_states()), self.has_box(batch)  # eq. 4
             if "l1" in requested:
                 totals["l1"] = box_l1(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
@@ -371,6 +372,11 @@ def needs_embeddings(requested: Collection[str]) -> bool:
     return "contrastive" in requested or "matching" in requested
 
 
+def predicts_boxes(requested: Collection[str]) -> bool:
+    """True if any of the losses needs the predicted box."""
+    return "l1" in requested or "giou" in requested
+
+
 STREAMS: dict[str, type[Stream[Any]]] = {
     "images": ImageTextStream,
     "videos": VideoTextStream,
@@ -387,6 +393,6 @@ reproducible."""
 
 def includes(module: str, parameter: str) -> bool:
     """True if ``module``, a name as in :attr:`Loss.trains`, contains this parameter."""
-    pattern: Sequence[str] = module.split(".")
+    pattern = module.split(".")
     found = parameter.split(".")[: len(pattern)]
     return len(found) == len(pattern) and all(each in ("*", name) for each, name in zip(pattern, found, strict=True))

@@ -84,7 +84,7 @@ class CaptioningModel(XVLM):
         return self.fusion.project_concepts(self.vision(pixels))
 
     def logits(self, text: LeftToRightText, images: KeysValues) -> Tensor:
-        """Returns the logits (N, W, V) at the [MASK] tokens of N texts. ``images`` has N / S rows, and text n attends to row
+        """Returns the logits (N, U, V) at the [MASK] tokens of N texts. ``images`` has N / S rows, and text n attends to row
         ``n // S``."""
         states = self.decode(text.ids, text.mask, text.positions, images)
         return self.word_head(gather_positions(states, text.mask_indices), self.text.word_embeddings)
@@ -111,7 +111,7 @@ class CaptioningModel(XVLM):
         assert isinstance(self.text, TextEncoder)
         bias = attention_bias(mask, linear_dtype(self.word_head.bias))
         states = self.text.decode(ids, positions, bias, cache)
-        packing = Packing.padded(len(ids), ids.shape[1], ids.device)
+        packing = Packing.equal_lengths(len(ids), ids.shape[1], ids.device)
         return self.fusion(states, packing, bias, [images], cache=cache).view(*ids.shape, -1)
 
 
@@ -139,7 +139,7 @@ class CaptionDecoder(CachedDecoder):
 
 
 def gather_positions(states: Tensor, positions: Tensor) -> Tensor:
-    """Returns the rows of ``states`` (N, L, D) at ``positions`` (N, W), as (N, W, D)."""
+    """Returns the rows of ``states`` (N, L, D) at ``positions`` (N, U), as (N, U, D)."""
     count, length, _ = states.shape
     flat = positions + torch.arange(count, device=positions.device).unsqueeze(1) * length
     return select_rows(states.flatten(0, 1), flat)

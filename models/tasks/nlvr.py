@@ -54,6 +54,6 @@ class NLVRModel(XVLM):
         """
         keys_values, (statements,) = self.fusion.project_concepts(self.vision(pixels)), self.text([text])
         queue = FusionQueue(self.fusion)
-        fused = [queue.cls(statements, images) for images in keys_values.split([len(text.ids)] * self.images)]
+        fused = [queue.add_cls(statements, images) for images in keys_values.split([len(text.ids)] * self.images)]
         queue.run()
         return self.classifier(torch.cat([states() for states in fused], dim=1))

@@ -35,7 +35,7 @@ def config(tiny_overrides) -> PretrainConfig:
 def on_cpu(config) -> PretrainModel:
     torch.manual_seed(0)
     model = PretrainTask.build_model(config, 200)
-    model.matching_head.sample_negatives = sampled_by_the_mask_alone
+    model.matching_head.draw_negatives = sampled_by_the_mask_alone
     model.work = lambda batch: Work()
     return model
 

@@ -119,7 +119,7 @@ def fused(model: XVLM, texts: PackedTexts, keys_values: KeysValues | None = None
 def fused_together(fusion: FusionEncoder, passes: Sequence[tuple[PackedTexts, KeysValues | None]]) -> list[Tensor]:
     """The fused states (T, D) of all tokens of each pass, in one call."""
     queue = FusionQueue(fusion)
-    waiting = [queue.tokens(*each) for each in passes]
+    waiting = [queue.add_tokens(*each) for each in passes]
     queue.run()
     return [states() for states in waiting]
 
@@ -134,7 +134,7 @@ class DrawnNegatives(MatchingHead):
 
     drawn: list[Tensor]
 
-    def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
         return self.drawn.pop(0)
 
 

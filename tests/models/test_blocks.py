@@ -126,7 +126,7 @@ def test_requested_states_equal_the_states_of_all_tokens():
     encoder = FusionEncoder(FusionConfig(layers=2), SIZES, 8).eval()
     given = texts(LENGTHS)
     positions = torch.stack([torch.tensor(LENGTHS) - 1, torch.zeros(len(LENGTHS), dtype=torch.int64)], dim=1)
-    requested = QueryPositions(positions, Packing.padded(len(LENGTHS), 2, positions.device))
+    requested = QueryPositions(positions, Packing.equal_lengths(len(LENGTHS), 2, positions.device))
     bias = attention_bias(given.packing.mask, given.states.dtype)
     every = encoder(given.states, given.packing, bias)
     found = encoder(given.states, given.packing, bias, queries=requested)

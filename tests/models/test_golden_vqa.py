@@ -244,7 +244,7 @@ def test_the_two_rankings_can_disagree():
     model = small_model(seed=5)
     listed = [[2, a, b, 3] for a in range(5, 15) for b in range(5, 15)]
     states = torch.randn(12, 16, generator=torch.Generator().manual_seed(2))
-    questions = PackedTexts(states, Packing.padded(4, 3, states.device))
+    questions = PackedTexts(states, Packing.equal_lengths(4, 3, states.device))
     with torch.no_grad():
         best = [
             rank_answers(model.decoder, questions, AnswerTree(listed), 100, ranking).ids

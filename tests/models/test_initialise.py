@@ -208,7 +208,7 @@ def test_a_file_that_does_not_fit_is_reported_in_one_line(model, tmp_path):
     save_file({"patch_embed.proj.weight": torch.zeros(16, 3, 4, 4)}, tmp_path / "beit.safetensors")
     with pytest.raises(UserError, match=r"shapes differ: patch_embed.proj.weight is \(16, 3, 4, 4\)"):
         initialise(model, InitConfig(vision=str(tmp_path / "beit.safetensors")))
-    with pytest.raises(UserError, match="no such weight file"):
+    with pytest.raises(UserError, match=naming("init.vision", "none.pth does not exist", "init.vision=null")):
         initialise(model, InitConfig(vision=str(tmp_path / "none.pth")))
     with pytest.raises(ValueError, match="set either checkpoint, or vision and text"):
         InitConfig(vision="a", checkpoint="b")

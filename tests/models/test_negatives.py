@@ -40,7 +40,7 @@ def test_an_image_samples_texts_and_a_text_samples_images_by_their_similarity():
     pairs = EmbeddedPairs(
         torch.eye(3), contrastive.temperature.item() * similarity.t(), every, torch.arange(3), "negative"
     )
-    sampled = [head.sample_hard_negatives(contrastive, pairs, every_pair(3)) for _ in range(1000)]
+    sampled = [head.sample_negatives(contrastive, pairs, every_pair(3)) for _ in range(1000)]
     others = torch.arange(3).expand(1000, 3)
     for found, step in zip(zip(*sampled, strict=True), (-1, 1), strict=True):  # images, then texts
         index = torch.stack(found)
@@ -59,7 +59,7 @@ def test_a_negative_text_is_drawn_from_the_batch_and_the_pairs_hard_negatives():
         hard_negatives=torch.eye(3).unsqueeze(1).expand(3, 2, 3),
         hard_valid=hard_valid,
     )
-    sampled = [head.sample_hard_negatives(contrastive, pairs, every_pair(3)) for _ in range(1000)]
+    sampled = [head.sample_negatives(contrastive, pairs, every_pair(3)) for _ in range(1000)]
     images, texts = (torch.stack(found) for found in zip(*sampled, strict=True))
     assert (
         images < 3

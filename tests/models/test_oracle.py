@@ -22,6 +22,7 @@ from tests.models.test_flops import MODEL, STREAMS
 from tests.models.test_reference import ROBERTA, with_large_weights
 from utils.config import load_config
 
+LOSSES = ("contrastive", "matching", "mlm", "l1", "giou")
 IGNORED = "model.contrastive.identical_texts={images: ignore, regions: ignore, translations: ignore}"
 MIXES = {name: STREAMS[name] for name in ("hard negatives", "long captions", "videos", "frames")} | {
     "all": [*STREAMS["both"], *STREAMS["texts"][2:], *STREAMS["translations"][2:], *STREAMS["videos"][2:]],
@@ -30,6 +31,14 @@ MIXES = {name: STREAMS[name] for name in ("hard negatives", "long captions", "vi
     "a mean of states": [*STREAMS["both"], "model.contrastive.text=mean"],
     "the last state": [*STREAMS["hard negatives"], "model.contrastive.text=last"],
     "boxes of whole images": [*STREAMS["regions"], "loss.whole_image_boxes=true"],
+    "other weights": [
+        *STREAMS["both"],
+        "data.regions.weight=3",
+        "loss={contrastive: 0.5, matching: 2, mlm: 0.25, l1: 5, giou: 1.5}",
+    ],
+    "words alone": [*STREAMS["both"], "loss={contrastive: 0, matching: 0, l1: 0, giou: 0}"],
+    "no words": [*STREAMS["hard negatives"], "loss={mlm: 0, giou: 0}"],
+    "matching alone": [*STREAMS["both"], "loss={contrastive: 0, mlm: 0, l1: 0, giou: 0}"],
 }
 
 
@@ -50,6 +59,12 @@ def oracle_of(model: PretrainModel, config: PretrainConfig, draws: list[torch.Te
         eps=config.model.text.arch.eps,
         whole_image_boxes=config.loss.whole_image_boxes,
     )
+
+
+def weight_of(config: PretrainConfig, name: str) -> float:
+    """The weight of a loss of a stream in equation 6."""
+    stream, loss = name.removeprefix(LONG).split("/")
+    return getattr(config.data, stream).weight * getattr(config.loss, loss)
 
 
 def varied(batch: PretrainBatch) -> PretrainBatch:
@@ -108,16 +123,16 @@ def test_losses_counts_and_gradients_equal_an_oracle_that_shares_nothing(mix, dr
     torch.stack([term.weight * term.total / counts[name].clamp(min=1) for name, term in found.items()]).sum().backward()
     oracle = oracle_of(model, config, draws)
     streams = {name: batch.streams()[name] for name in model.streams if name in batch.streams()}
-    expected = oracle.losses(streams)
+    weights = {name: weight_of(config, name) for name in (f"{stream}/{loss}" for stream in streams for loss in LOSSES)}
+    expected = {name: pair for name, pair in oracle.losses(streams).items() if weights[name]}
     assert found.keys() == expected.keys()
     for name, (total, count) in expected.items():
         assert int(counts[name]) == count, name
+        assert found[name].weight == weights[name], name
         torch.testing.assert_close(
             found[name].total, total, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
         )
-    torch.stack(
-        [found[name].weight * total / max(1, count) for name, (total, count) in expected.items()]
-    ).sum().backward()
+    torch.stack([weights[name] * total / max(1, count) for name, (total, count) in expected.items()]).sum().backward()
     for name, parameter in model.named_parameters():
         gradient, wanted = parameter.grad, oracle.weights[name].grad
         if wanted is None:

@@ -145,7 +145,7 @@ def test_a_batch_is_packed_with_its_own_token_count_if_it_has_one(monkeypatch):
 
 def test_texts_of_equal_length_are_not_moved():
     states = random_states(6, 2)
-    made = Packing.padded(3, 2, states.device)
+    made = Packing.equal_lengths(3, 2, states.device)
     assert made.dense
     assert made.pad(states).data_ptr() == states.data_ptr()
     assert torch.equal(made.pack(made.pad(states)), states)

@@ -173,7 +173,7 @@ def test_in_bf16_both_paths_are_equally_close_to_float64(on_cpu, device):
     parameter 5.5e-2. The packed path's error was at most 0.995 of the reference path's. The bounds are about three times as wide,
     to allow for other kernels."""
     model, batch = copied_to(torch.device("cpu"), on_cpu[0]), on_cpu[1]
-    model.matching_head.sample_negatives = sampled_by_the_mask_alone
+    model.matching_head.draw_negatives = sampled_by_the_mask_alone
     exact_model = copied_to(torch.device("cpu"), model).double()
     exact_losses = plain_losses(exact_model, map_tensors(batch, in_float64))
     exact = gradients(exact_model, exact_losses)

@@ -88,9 +88,9 @@ def test_matching_logits_of_videos_equal_the_published_ones(model, given):
     memory = model.fusion.project_concepts(concepts)
     queue = FusionQueue(model.fusion)
     passes = [
-        queue.cls(text, memory),
-        queue.cls(text, memory.select(given["video_image_neg_idx"])),
-        queue.cls(text.select(given["video_text_neg_idx"]), memory),
+        queue.add_cls(text, memory),
+        queue.add_cls(text, memory.select(given["video_image_neg_idx"])),
+        queue.add_cls(text.select(given["video_text_neg_idx"]), memory),
     ]
     queue.run()
     found = model.matching_head(torch.cat([states() for states in passes]))

@@ -8,15 +8,7 @@ from tools.doctor.findings import Report
 from tools.doctor.subject import Subject, shorten
 from utils.findings import Finding
 from utils.hub import check_hub, is_local, looks_like_path
-from utils.inputs import NO_TOKENIZER, TOKENIZER_KEY, inputs_of
-
-REMEDIES = {
-    "file": "check the path; the first lines of the config or docs/data.md say how to create the file",
-    "folder": "check the path; the first lines of the config or docs/data.md say where to get the images",
-    "shards": "check the path or pattern; the first lines of the config or docs/data.md say how to build the records",
-    "weights": "download the file, name the folder of a finished run, or set {key}=null to start from random weights",
-    "model": "pass a folder or a name on the Hugging Face Hub",
-}
+from utils.inputs import inputs_of, remedy_of
 
 
 def check_inputs(subject: Subject, report: Report) -> None:
@@ -47,11 +39,7 @@ def check_download(subject: Subject, report: Report) -> None:
 
 def missing_files(subject: Subject) -> list[Finding]:
     """Returns a finding for each missing input."""
-    kinds = {path: kind for _, kind, path in inputs_of(subject.config)}
-    findings = []
-    for path, keys in subject.missing.items():
-        is_tokenizer = TOKENIZER_KEY in keys
-        kind = "weights" if keys[0].startswith("init.") else kinds[path]
-        remedy = NO_TOKENIZER if is_tokenizer else REMEDIES[kind].format(key=keys[0])
-        findings.append(Finding("refused", shorten(keys, 2), f"{path} does not exist", remedy))
-    return findings
+    return [
+        Finding("refused", shorten(keys, 2), f"{path} does not exist", remedy_of(path, keys))
+        for path, keys in subject.missing.items()
+    ]
