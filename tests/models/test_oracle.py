@@ -36,7 +36,6 @@ MIXES = {name: STREAMS[name] for name in ("hard negatives", "long captions", "vi
         "data.regions.weight=3",
         "loss={contrastive: 0.5, matching: 2, mlm: 0.25, l1: 5, giou: 1.5}",
     ],
-    "words alone": [*STREAMS["both"], "loss={contrastive: 0, matching: 0, l1: 0, giou: 0}"],
     "no words": [*STREAMS["hard negatives"], "loss={mlm: 0, giou: 0}"],
     "matching alone": [*STREAMS["both"], "loss={contrastive: 0, mlm: 0, l1: 0, giou: 0}"],
 }
