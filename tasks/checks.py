@@ -114,8 +114,8 @@ def check_sizes(run: PreparedRun, found: Findings) -> None:
 
 
 def check_text_encoder(run: PreparedRun, found: Findings) -> None:
-    """Warns if ``model.text.encoder`` is another encoder than the one that is built, or has another tokenizer than the
-    initial weights."""
+    """Warns if ``model.text.arch`` hides the encoder that ``model.text.encoder`` names, or if the initial weights have another
+    tokenizer."""
     text, weights = run.config.model.text, run.config.init.text
     kind = type_of_folder(text.encoder)
     if text.arch is not None and kind is not None and BERT_FAMILY.get(kind) != text.arch.family:

@@ -39,8 +39,8 @@ class FusionEncoder(BlockStack):
         return PackedTexts(fused(), texts.packing)
 
     def project_concepts(self, concepts: Concepts) -> KeysValues:
-        """Keys and values of visual concepts, one row for each: first the mean of the patches, then the patches. If the concepts
-        are regions, their rows are those of :meth:`project_regions`."""
+        """Keys and values of visual concepts, one row for each: first the mean of the patches, then the patches. Regions are
+        projected by :meth:`project_regions`, whose rows also contain the mean of the image."""
         if concepts.patch_mask is None:
             return self.project(concepts.states())
         return self.project_regions(concepts, Concepts.whole(concepts.patches))[0]

@@ -60,7 +60,7 @@ def part_config(name: str, part: Literal["text", "vision"], key: str, extra_file
 
 
 def type_of_folder(folder: str) -> str | None:
-    """Returns the type of the model in a folder, such as "bert"; None if ``folder`` is no folder of a model."""
+    """Returns the type of the model in a folder, such as "bert"; None if ``folder`` does not contain a model."""
     try:
         content = parse_json((expanded(folder) / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
