@@ -81,8 +81,7 @@ class RegionBatch:
 
     Attributes:
         pixels: (I, 3, H, W) uint8, or normalised float.
-        image_index: (R,) int64, the index of each region's image, **in ascending order**, so that an image's regions are
-            adjacent.
+        image_index: (R,) int64, the index of each region's image, in ascending order.
         patch_mask: (R, P) bool, True for the patches of each region, in row-major order; at least one per region.
         boxes_cxcywh: (R, 4) float32, as (cx, cy, w, h) relative to the image.
         is_image: (R,) bool, True if the text describes the whole image.
@@ -139,7 +138,8 @@ class PretrainBatch(Batch):
 
     Attributes:
         images, regions, texts, videos, translations: the micro-batch of each stream.
-        unmatched: names of the streams whose matching loss is not computed in this step; equal on all ranks.
+        unmatched: names of the streams whose matching loss is not computed in this step, because their micro-batch comes from a
+            noisy set of records; equal on all ranks, and valid for the long captions of the stream, too.
     """
 
     images: ImageTextBatch | None = None

@@ -13,7 +13,7 @@ class Text:
 
     Attributes:
         ids: (N, L) int64, token ids.
-        mask: (N, L) bool, True = token, False = padding.
+        mask: (N, L) bool, True = token, False = padding. Every text has at least one token.
         tokens: total number of tokens, or a slightly larger number; None if the host does not know it.
     """
 

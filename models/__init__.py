@@ -2,12 +2,13 @@
 
 Read the modules in this order:
 
-1. :mod:`models.reference` computes all pre-training losses on one page, in the simplest form. The other modules compute the same
-   losses faster.
+1. :mod:`models.reference` computes all pre-training losses in the simplest form. The other modules compute the same losses
+   faster.
 2. :mod:`models.core.packing` stores texts without padding. Its first paragraphs explain the two layouts that all other modules
    use.
 3. :mod:`models.pretraining.streams` computes these losses the way training does. A stream is one type of training data, such as
-   image-text pairs or videos. :mod:`models.pretraining.model` contains the model and its forward pass, which covers all streams.
+   image-text pairs or videos. :mod:`models.pretraining.model` contains the model and its forward pass, which covers all streams,
+   and :mod:`models.pretraining.trains` freezes what no loss trains.
 4. :mod:`models.core.vision`, :mod:`models.core.text` and :mod:`models.core.fusion` contain the encoders,
    :mod:`models.core.keys_values` what texts attend to, and :mod:`models.core.blocks` the transformer block of the text and fusion
    encoders.

@@ -106,8 +106,8 @@ class FusionQueue:
     attends to row ``n // S``. S must be equal in all passes of a queue. If ``keys_values`` is None, cross-attention is skipped,
     as for texts without an image; ``keys_values`` must then be None in every pass.
 
-    The order of the passes does not change the results, but it does change the speed: passes that attend to the same keys and
-    values share one attention call only if they are neighbours in the queue.
+    Without dropout, the order of the passes does not change the results, but it does change the speed: passes that attend to the
+    same keys and values share one attention call only if they are neighbours in the queue.
     """
 
     def __init__(self, fusion: FusionEncoder):

@@ -16,7 +16,8 @@ class KeysValues:
     """Keys and values for cross-attention: B rows of K states, projected once per layer.
 
     A row is an image, a region, a video, a question or a text. The keys and values of an image depend only on the image, so all
-    texts that attend to the image share them. The row of a region contains copies of the keys and values of its image.
+    texts that attend to the image share them. In pre-training, each text has its own row, and the row of a region contains copies
+    of the keys and values of its image. In captioning, answering and re-ranking, several texts share a row.
 
     Attributes:
         layers: for each layer, the keys and the values, each (B', K, D), where B' is the number of stored rows.
@@ -64,7 +65,7 @@ class SharedRows:
     their region for the other losses.
 
     Attributes:
-        keys_values: B rows, with the bias of the first pass only.
+        keys_values: B rows, without a bias.
         passes: number of passes that attend to these rows.
         bias: the bias of all passes: (B, 1, 1, K) if it is the same for all of them; otherwise, for each query of each pass,
             (B, 1, passes * queries, K); None if all texts attend to all states. Attention keeps it for the backward pass, so it
@@ -98,7 +99,10 @@ class SharedRows:
             else:
                 groups.append([each])
         texts_per_row = texts // sum(map(len, passes)) if passes else 0
-        return [SharedRows(group[0], len(group), _joined_bias(group, texts_per_row * length)) for group in groups]
+        return [
+            SharedRows(replace(group[0], bias=None), len(group), _joined_bias(group, texts_per_row * length))
+            for group in groups
+        ]
 
 
 def _joined_bias(passes: Sequence[KeysValues], queries_per_row: int) -> Tensor | None:

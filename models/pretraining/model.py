@@ -7,13 +7,12 @@ all streams. Then each stream computes its losses with one call of the fusion en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from batches import LONG
 from batches.losses import Losses, Term, Work
@@ -30,7 +29,8 @@ from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
 from models.pretraining.flops import work_of
-from models.pretraining.streams import STREAMS, Stream, includes
+from models.pretraining.streams import STREAMS, Stream
+from models.pretraining.trains import ZeroLoss, freeze_untrained
 from utils.errors import UserError
 
 
@@ -66,10 +66,8 @@ class PretrainModel(XVLM):
         factors = (streams or StreamWeights()).model_dump()
         all_streams = self._build_streams(config, weights or LossWeights(), factors)
         self.streams = {name: stream for name, stream in all_streams.items() if factors[name] is not None}
-        self._freeze_untrained(all_streams.values())
-        self._untrained: dict[tuple[tuple[str, ...], ...], list[nn.Parameter]] = {}
-        """Cache of :meth:`_untrained_by`, keyed by the losses of a step, because iterating over all parameters takes
-        milliseconds."""
+        freeze_untrained(self, all_streams.values())
+        self._zero_loss = ZeroLoss(self.streams)
 
     def forward(self, batch: PretrainBatch) -> Losses:
         """Returns all losses of a micro-batch, each summed over its examples. :func:`batches.losses.weighted_sum` combines them
@@ -77,14 +75,14 @@ class PretrainModel(XVLM):
         self.contrastive.clamp_temperature()
         batches, requested = batch.streams(), self.requested(batch)
         images, texts = self.encode_streams(batches, requested)
-        no_loss = zero_loss(self._untrained_by(requested), self.contrastive.temperature.device)
+        skipped = self._zero_loss(self, requested)  # stands for the losses that this step does not compute
         terms: Losses = {}
         for name, names_of_losses in requested.items():
             stream, totals = self.streams[name], {}
             if names_of_losses:
                 totals = stream.losses(self, batches[name], images.get(name), texts[name], names_of_losses)
             for loss, weight in stream.weights.items():
-                terms[f"{name}/{loss}"] = Term(totals.get(loss, no_loss), weight)
+                terms[f"{name}/{loss}"] = Term(totals.get(loss, skipped), weight)
         return terms
 
     def requested(self, batch: PretrainBatch) -> dict[str, list[str]]:
@@ -167,9 +165,9 @@ class PretrainModel(XVLM):
         batches, requested = batch.streams(), self.requested(batch)
         images, texts = self.encode_streams(batches, requested)
         return [
-            self.streams[name].embed(self, batches[name], images.get(name), texts[name])
-            for name, losses in requested.items()
-            if "contrastive" in losses
+            stream.embed(self, batches[name], stream.aligned(self, batches[name], images.get(name)), texts[name])
+            for name, stream in self.streams.items()
+            if "contrastive" in requested.get(name, ())
         ]
 
     def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
@@ -213,45 +211,3 @@ class PretrainModel(XVLM):
             name: stream(name, factors[name] or 0.0, weights, same_group.get(name.removeprefix(LONG), "negative"))
             for name, stream in STREAMS.items()
         }
-
-    def _freeze_untrained(self, streams: Collection[Stream[Any]]) -> None:
-        """Freezes the parameters that are trained only by losses that this run does not compute. Frozen parameters cost nothing,
-        and DDP does not wait for their gradients.
-
-        Raises:
-            ValueError: if there is a parameter that no loss of any stream declares to train.
-        """
-        declared = self.trained_by((stream, [loss.name for loss in stream.declared]) for stream in streams)
-        trained = self.trained_by((stream, stream.weights) for stream in streams)
-        for name, parameter in self.named_parameters():
-            if name not in declared:
-                raise ValueError(
-                    f"{name}: no loss declares that it trains this parameter; add it to `trains` of a loss in "
-                    "models/pretraining/streams.py"
-                )
-            if name not in trained:
-                parameter.requires_grad_(False)
-
-    def trained_by(self, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
-        """Returns the names of the parameters that ``losses`` train, according to the losses' declarations. ``losses`` contains
-        streams, each with the names of its losses."""
-        modules = {module for stream, requested in losses for module in stream.trained_by(requested)}
-        return {name for name, _ in self.named_parameters() if any(includes(module, name) for module in modules)}
-
-    def _untrained_by(self, requested: Mapping[str, Collection[str]]) -> list[nn.Parameter]:
-        """The parameters that the ``requested`` losses of this step do not train, but that the same streams train in other steps.
-        All batches of a run contain the same streams."""
-        key = tuple((name, *losses) for name, losses in requested.items())
-        if key not in self._untrained:
-            streams = {name: self.streams[name] for name in requested}
-            trained = self.trained_by((stream, requested[name]) for name, stream in streams.items())
-            in_other_steps = self.trained_by((stream, stream.weights) for stream in streams.values()) - trained
-            self._untrained[key] = [each for name, each in self.named_parameters() if name in in_other_steps]
-        return self._untrained[key]
-
-
-def zero_loss(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
-    """Returns a zero on ``device`` that depends on all ``parameters``, because DDP waits for the gradient of every parameter,
-    even in a step that does not train the parameter. FSDP2 does not wait for gradients, so sharded parameters are skipped."""
-    zero = torch.zeros((), device=device)
-    return sum((0 * parameter.sum() for parameter in parameters if not isinstance(parameter, DTensor)), zero)

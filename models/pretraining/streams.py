@@ -51,7 +51,8 @@ class Loss(Generic[B]):
 
     Attributes:
         name: name of the loss.
-        weight: factor of the loss in equation 6, which is multiplied by the factor of the stream.
+        weight: weight of the loss in all streams. In equation 6, it is multiplied by the factor of the stream
+            (:attr:`Stream.weights`).
         trains: names of the modules and parameters that the loss trains. The name of a module stands for all parameters in it.
             ``*`` matches one component of a name, such as the index of a block.
         count: function that returns the number by which the loss of a batch is divided (the number of valid pairs, words or
@@ -71,7 +72,8 @@ class Stream(ABC, Generic[B]):
         same_group: how the losses treat pairs with equal texts, by default "ignore" for regions and "negative" for other streams
             (:class:`models.config.IdenticalTexts`).
         declared: all losses of the stream.
-        weights: the factor of each loss in equation 6; losses with factor 0 are omitted.
+        weights: the weight of each loss in equation 6, which is :attr:`Loss.weight` times the factor of the stream; losses with
+            weight 0 are omitted.
     """
 
     encoders: ClassVar[tuple[str, ...]] = ("vision.backbone", "text")
@@ -109,7 +111,8 @@ class Stream(ABC, Generic[B]):
         ]
 
     def texts_to_encode(self, batch: B, requested: Collection[str]) -> dict[str, Text]:
-        """The texts that must be encoded for the ``requested`` losses, by name."""
+        """The texts that must be encoded for the ``requested`` losses, by name: "plain", "masked", "hard_negatives" and, for
+        translations, "translation"."""
         texts = {}
         if any(loss != "mlm" for loss in requested):
             texts["plain"] = batch.text.plain()
@@ -138,27 +141,20 @@ class Stream(ABC, Generic[B]):
             requested: names of the losses to compute in this step.
         """
 
-    def embed(
-        self, model: Modules, batch: B, images: Concepts | None, texts: Mapping[str, PackedTexts]
-    ) -> EmbeddedPairs:
-        """Embeds the pairs for the contrastive loss. For the arguments, see :meth:`losses`."""
-        assert images is not None
-        return self.embed_pairs(model, batch, images, texts["plain"], texts.get("hard_negatives"))
+    def aligned(self, model: Modules, batch: B, images: Concepts | None) -> Concepts | None:
+        """Returns the visual concepts with which the texts of a batch are aligned; None if the stream has no images."""
+        return images
 
-    def embed_pairs(
-        self,
-        model: Modules,
-        batch: B,
-        images: Concepts | PackedTexts,
-        texts: PackedTexts,
-        hard_negatives: PackedTexts | None = None,
+    def embed(
+        self, model: Modules, batch: B, concepts: Concepts | None, texts: Mapping[str, PackedTexts]
     ) -> EmbeddedPairs:
-        """Embeds the pairs of a batch. For translations, ``images`` are the first texts."""
-        hard = hard_negatives_in(batch)
-        hard_valid = None if hard is None else hard.valid
-        group = batch.text.text_id
+        """Embeds the pairs for the contrastive and the matching loss. ``concepts`` are those of :meth:`aligned`, and ``texts``
+        those of :meth:`losses`."""
+        assert concepts is not None
+        hard, hard_texts = hard_negatives_in(batch), texts.get("hard_negatives")
         return model.contrastive.embed_pairs(
-            images, texts, batch.valid, group, self.same_group, hard_negatives, hard_valid
+            *(concepts, texts["plain"], batch.valid, batch.text.text_id, self.same_group, hard_texts),
+            hard_valid=None if hard is None else hard.valid,
         )
 
     def trained_by(self, requested: Collection[str]) -> list[str]:
@@ -237,13 +233,13 @@ class RegionTextStream(Stream[RegionBatch]):
         requested: Collection[str],
     ) -> dict[str, Tensor]:
         assert images is not None
-        regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
+        regions = self.aligned(model, batch, images)
         # Start the contrastive loss first, so that gathering the embeddings overlaps with the fusion. Adjacent passes over the
         # same keys share one attention call. Queue the matching loss last, because its negatives attend to other keys.
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
         if needs_embeddings(requested):
-            pairs = self.embed_pairs(model, batch, regions, texts["plain"], texts.get("hard_negatives"))
+            pairs = self.embed(model, batch, regions, texts)
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if self.needs("fusion", requested):
@@ -269,12 +265,9 @@ class RegionTextStream(Stream[RegionBatch]):
                 totals["giou"] = box_giou(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
         return totals
 
-    def embed(
-        self, model: Modules, batch: RegionBatch, images: Concepts | None, texts: Mapping[str, PackedTexts]
-    ) -> EmbeddedPairs:
+    def aligned(self, model: Modules, batch: RegionBatch, images: Concepts | None) -> Concepts:
         assert images is not None
-        regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
-        return self.embed_pairs(model, batch, regions, texts["plain"], texts.get("hard_negatives"))
+        return model.vision.regions(images, batch.patch_mask, batch.image_index)
 
     def has_box(self, batch: RegionBatch) -> Tensor:
         """The texts for which box losses are computed, (R,) bool."""
@@ -356,9 +349,10 @@ class TranslationStream(Stream[TranslationBatch]):
         return {loss: finish() for loss, finish in started.items()}
 
     def embed(
-        self, model: Modules, batch: TranslationBatch, images: Concepts | None, texts: Mapping[str, PackedTexts]
+        self, model: Modules, batch: TranslationBatch, concepts: Concepts | None, texts: Mapping[str, PackedTexts]
     ) -> EmbeddedPairs:
-        return self.embed_pairs(model, batch, texts["plain"], texts["translation"])
+        first, second = texts["plain"], texts["translation"]
+        return model.contrastive.embed_pairs(first, second, batch.valid, batch.text.text_id, self.same_group)
 
 
 def hard_negatives_in(batch: Any) -> HardNegatives | None:
@@ -389,10 +383,3 @@ STREAMS: dict[str, type[Stream[Any]]] = {
 """Streams by their names in configs, batches and losses. ``long_images`` and ``long_regions`` contain long captions of the images
 in ``images`` and ``regions``. Hard negatives are always sampled in the order of this dictionary, so that runs are
 reproducible."""
-
-
-def includes(module: str, parameter: str) -> bool:
-    """True if ``module``, a name as in :attr:`Loss.trains`, contains this parameter."""
-    pattern = module.split(".")
-    found = parameter.split(".")[: len(pattern)]
-    return len(found) == len(pattern) and all(each in ("*", name) for each, name in zip(pattern, found, strict=True))

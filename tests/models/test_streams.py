@@ -16,9 +16,10 @@ from batches.losses import weighted_sum
 from batches.pretraining import HardNegatives, PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from models.config import IdenticalTexts, LossWeights, StreamWeights
-from models.pretraining.model import PretrainModel, zero_loss
+from models.pretraining.model import PretrainModel
 from models.pretraining.streams import STREAMS as STREAM_CLASSES
 from models.pretraining.streams import ImageTextStream, Loss, Stream
+from models.pretraining.trains import trained_by, untrained_by, zero_loss
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
@@ -94,7 +95,7 @@ def trained_in(model: PretrainModel, stream: Stream[Any], batch: Any, wanted: tu
 def test_a_set_of_losses_trains_what_the_losses_declare(name, wanted, all_streams):
     model, batch = all_streams
     stream = model.streams[name]
-    assert trained_in(model, stream, batch.streams()[name], wanted) == model.trained_by([(stream, wanted)])
+    assert trained_in(model, stream, batch.streams()[name], wanted) == trained_by(model, [(stream, wanted)])
 
 
 class OneMoreHead(PretrainModel):
@@ -178,7 +179,7 @@ def test_a_loss_can_be_added_from_outside(uniform):
 def test_an_added_loss_trains_the_parameters_that_it_declares(uniform, wanted):
     model, batch = uniform
     stream = model.streams["images"]
-    assert trained_in(model, stream, batch.images, wanted) == model.trained_by([(stream, wanted)])
+    assert trained_in(model, stream, batch.images, wanted) == trained_by(model, [(stream, wanted)])
 
 
 def test_the_flops_of_an_added_loss_are_unknown_until_it_counts_them(uniform):
@@ -236,7 +237,8 @@ def test_the_zero_of_an_omitted_loss_is_on_the_models_device():
 
 
 def untrained(model: PretrainModel, batch: PretrainBatch) -> list[torch.nn.Parameter]:
-    return model._untrained_by(model.requested(batch))
+    requested = model.requested(batch)
+    return untrained_by(model, {name: model.streams[name] for name in requested}, requested)
 
 
 def test_a_stream_that_is_not_encoded_adds_no_work():

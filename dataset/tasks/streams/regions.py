@@ -114,8 +114,7 @@ class RegionStream:
         """Builds a batch with the rows in the order of their images.
 
         Images without rows are dropped, or replaced by black images if shapes are static. Missing rows are replaced by fillers,
-        which do not count in the losses. Fillers are assigned to the images with the fewest rows, because the maximum number of
-        rows per image determines the size of the attention for all images.
+        which do not count in the losses. Fillers are assigned to the images with the fewest rows.
         """
         used = sorted({image for image, _ in rows})
         pixels = [images[image] for image in used] or [black(self.image_size)]
