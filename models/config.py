@@ -76,10 +76,6 @@ def _without_timm(name: object) -> object:
     return name.removeprefix(TIMM) if isinstance(name, str) else name
 
 
-Colour = Annotated[float, Field(ge=0, le=1)]
-"""A statistic of red, green or blue, where 0 is black and 1 the brightest value."""
-
-
 class VisionConfig(Config):
     """The vision encoder. Sizes that are null are taken from the backbone."""
 
@@ -113,12 +109,12 @@ class VisionConfig(Config):
         description="initial value of LayerScale. backbone: as in the backbone; null: no LayerScale; the published "
         "BEiT-2 models use 0.1",
     )
-    pixel_mean: tuple[Colour, Colour, Colour] | None = Field(
+    pixel_mean: tuple[float, float, float] | None = Field(
         None,
         description="means of red, green and blue, between 0 and 1, used to normalise pixels; null: as in the "
         "backbone; the published models use CLIP's values with every backbone",
     )
-    pixel_std: tuple[Colour, Colour, Colour] | None = Field(
+    pixel_std: tuple[float, float, float] | None = Field(
         None,
         description="standard deviations of red, green and blue; set together with pixel_mean; null: as in the "
         "backbone",
@@ -140,6 +136,11 @@ class VisionConfig(Config):
     def _both_statistics_or_none(self) -> VisionConfig:
         if (self.pixel_mean is None) != (self.pixel_std is None):
             raise ValueError("set both pixel_mean and pixel_std, or neither")
+        values = (*(self.pixel_mean or ()), *(self.pixel_std or ()))
+        if values and not 0 <= min(values) <= max(values) <= 1:
+            raise ValueError(
+                f"pixel_mean and pixel_std must lie between 0 and 1, not be {max(values):g}; divide them by 255"
+            )
         return self
 
 

@@ -187,12 +187,14 @@ def _require_same_blocks(report: LoadReport, model: XVLM) -> None:
     blocks = [f"{names[block]}." for block in backbone.blocks]
     missing = [block for block in blocks if not any(name.startswith(f"{BACKBONE}{block}") for name in report.loaded)]
     surplus = _surplus(blocks, report.unused)
+    has_depth = len({block.rsplit(".", 2)[0] for block in blocks}) == 1  # unlike a model with stages
     if missing or surplus:
         what = f"lacks {len(missing)} of" if missing else f"has {len(surplus)} more than"
         raise UserError(
             f"{report.source} {what} the {len(blocks)} blocks of {backbone.name} ({(missing or surplus)[0]}*)",
             where="init.vision",
-            remedy="set model.vision.depth to the depth of the file, or model.vision.backbone to its model",
+            remedy=f"{'set model.vision.depth to the depth of the file, or' if has_depth else 'set'} model.vision.backbone to "
+            "its model, or name another file",
         )
 
 

@@ -151,11 +151,10 @@ def assign(
             if our_name not in copied:
                 report.unused.append(name)
             continue
+        stored = tuple(tensor.shape)
         tensor = fit(our_name, tensor, parameters[our_name], model, report)
         if tensor.shape != parameters[our_name].shape:
-            problems.append(
-                f"{name} is {tuple(tensor.shape)}, but the model's {our_name} is {tuple(parameters[our_name].shape)}"
-            )
+            problems.append(f"{name} is {stored}, but the model's {our_name} is {tuple(parameters[our_name].shape)}")
             if tensor.dim() > 1:  # the last axis of a table or of a linear layer's weight
                 widths[tensor.shape[-1], parameters[our_name].shape[-1]] += 1
             continue

@@ -66,9 +66,9 @@ def refusal(path: Path, error: Exception) -> UserError:
     load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
     kept = f"{load}{part}" if part else f"{{k: v for k, v in {load}.items() if torch.is_tensor(v)}}"
     return UserError(
-        f"{path} pickles {listed}, and code from weight files is never run; save only {what}; if you trust "
-        "the file, run this where its code is installed: import torch",
-        remedy=f"torch.save({kept}, {str(out)!r})",
+        f"{path} pickles {listed}, and code from weight files is never run",
+        remedy=f"save only {what}; if you trust the file, run this where its code is installed: "
+        f"import torch; torch.save({kept}, {str(out)!r})",
     )
 
 

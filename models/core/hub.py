@@ -46,7 +46,11 @@ def part_config(name: str, part: Literal["text", "vision"], key: str, extra_file
     try:
         found: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{name} has no usable configuration: {_reason(error)}", where=key) from None
+        raise UserError(
+            f"{name} has no usable configuration: {_reason(error)}",
+            where=key,
+            remedy="name a folder with the config.json of a model, or a model on the Hub",
+        ) from None
     found = getattr(found, f"{part}_config", found)
     for size, limit in _LIMITS.items():
         value = getattr(found, size, None)

@@ -164,9 +164,9 @@ def test_a_hugging_face_model_without_statistics_needs_them_in_the_config(tmp_pa
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
-        ({"patch_size": 8}, ("model.vision.patch_size",)),
-        ({"positions": "sincos"}, ("model.vision.positions",)),
-        ({"stem": "convolutions"}, ("model.vision.stem", "presets/other_vision.yaml")),
+        ({"patch_size": 8}, ("model.vision", "patch_size=null")),
+        ({"positions": "sincos"}, ("model.vision", "positions=backbone")),
+        ({"stem": "convolutions", "patch_size": 8}, ("patch_size=null, stem=linear", "presets/other_vision.yaml")),
         ({"image_size": 60}, ("image_size", "60", "14", "56", "70")),
         ({"heads": 5}, ("heads", "5", "32")),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from models.checkpoints import LoadReport
+from models.checkpoints.loading import BACKBONE
 from models.checkpoints.report import by_module
 from models.core.backbones import backbone_pixels
 from models.core.hub_text import HubTextEncoder
@@ -113,18 +114,21 @@ def details(report: LoadReport) -> Iterator[tuple[str, str]]:
 
 
 def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[str]) -> list[Finding]:
-    """Returns a finding if the checkpoint lacks encoder parameters, unless its text encoder is skipped on purpose."""
-    if subject.config.init.checkpoint is None or reports[0].text_skipped:
-        return []
-    missing = [name for name in random if name.startswith(ENCODERS)]
+    """Returns a finding if the checkpoint lacks encoder parameters, unless its text encoder is skipped on purpose, or if the file
+    of ``init.vision`` lacks parameters of the backbone."""
+    init = subject.config.init
+    if init.checkpoint is None:
+        missing = [name for name in random if init.vision is not None and name.startswith(BACKBONE)]
+    else:
+        missing = [name for name in random if name.startswith(ENCODERS) and not reports[0].text_skipped]
     if not missing:
         return []
     count = counted(len(missing), "encoder parameter is", "encoder parameters are")
-    fact = f"{count} missing from the file and randomly initialised: {_listed(missing)}"
+    fact = f"{count} missing from the file and randomly initialised: {_listed(missing) if missing[3:] else ', '.join(missing)}"
     return [
         Finding(
             "warning",
-            "init.checkpoint",
+            "init.vision" if init.checkpoint is None else "init.checkpoint",
             fact,
             "check that this is the right file, and that it was trained with the same `model` section of the config",
         )

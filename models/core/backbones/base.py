@@ -24,6 +24,10 @@ RESET_ALL = (
 """Second part of the remedy if a config has sizes that a backbone does not take."""
 
 
+OWN = {"layer_scale": "backbone", "stem": "linear", "positions": "backbone"}
+"""Values of the keys of ``model.vision`` with which a backbone stays as it is; for all other keys, the value is null."""
+
+
 class PixelStatistics(NamedTuple):
     """Mean and standard deviation of the red, green and blue values, in 0..1, with which a backbone was trained."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import VisionConfig, heads_error
-from models.core.backbones.base import RESET_ALL, Library, PixelStatistics, VisionBackbone, check_image_size
+from models.core.backbones.base import OWN, RESET_ALL, Library, PixelStatistics, VisionBackbone, check_image_size
 from models.core.backbones.positions import sincos_positions
 from models.core.backbones.stem import ConvolutionalStem
 from models.core.backbones.tables import resize_bias_table, resize_positions
@@ -41,8 +41,6 @@ _KEYS = {
     "init_values": "layer_scale",
 }
 """The keys of ``model.vision`` that set options of ``timm.create_model``, by option."""
-OWN = {"layer_scale": "backbone", "stem": "linear", "positions": "backbone"}
-"""Values of the keys of ``model.vision`` with which a backbone stays as it is; for all other keys, the value is null."""
 _IDENTITY = nn.Identity()
 
 logger = logging.getLogger(__name__)
