@@ -50,10 +50,21 @@ init:
 ```
 
 The second base resets the settings that the paper's configs and the demo's configs make for their own backbones
-(sizes, pixels, LayerScale, stem, positions), so that the defaults of the new backbone apply.
+(sizes, pixels, LayerScale, stem, positions), so that the defaults of the new backbone apply. Make it the last entry,
+because a later base replaces the values of an earlier one. It also sets `init.vision: null`, so name the weights of the
+new backbone in your own config.
 
-- **Weights** are read from the cache of the Hub, or downloaded. Without network access, the error message names the
-  missing files.
+- **A folder of your own** for `model.text.encoder` needs `config.json` and the tokenizer of the encoder; a folder for
+  `hf:` needs `config.json` and, unless you set `model.vision.pixel_mean` and `pixel_std`, `preprocessor_config.json`.
+- **`model.text.arch: null`** builds the encoder that `model.text.encoder` names. With an `arch`, as in the demo's
+  configs, only its tokenizer is used.
+- **Image size:** the preset keeps `model.vision.image_size`. With the demo's 64 pixels and patches of 16 pixels, the
+  grid has only 4 x 4 patches; `run.py doctor` prints the grid.
+- **Weights that do not fit** are refused, for example weights for another width or depth, with which a part of the
+  encoder would start from random values. If a file lacks single tensors, the doctor lists them. The doctor warns if the
+  tokenizer of `init.text` gives words other ids.
+- **Weights** are read from the cache of the Hub, or downloaded. Without network access, copy the files of the model to
+  a folder and name the folder.
 - **Pixels** are normalised with the statistics of the backbone, unless you set `model.vision.pixel_mean`, and
   **LayerScale** has the same initial value as in the backbone, unless you set `model.vision.layer_scale`. The configs
   for the published models set CLIP's statistics and an initial LayerScale of 0.1, which the authors used for every

@@ -12,7 +12,7 @@ from models.config import VisionConfig
 from tasks.config import PretrainConfig
 from tests.encoders import text, vision
 from tests.encoders.cells import refusal
-from tests.encoders.page import PAGE, refusals_on_the_page
+from tests.encoders.page import HEAD, PAGE, refusals_on_the_page
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -55,3 +55,7 @@ def test_the_config_on_the_page_keeps_no_key_of_the_previous_backbone(tmp_path):
     kept = {"drop_path": config.model.vision.drop_path, "image_size": config.model.vision.image_size}
     assert config.model.vision == VisionConfig(backbone="vit_base_patch16_dinov3", **kept)
     assert config.model.text.arch is None and config.init.vision == "timm:vit_base_patch16_dinov3.lvd1689m"
+
+
+def test_the_text_of_the_page_is_in_the_module_that_writes_it():
+    assert Path(PAGE).read_text(encoding="utf-8").startswith(HEAD)
