@@ -149,7 +149,7 @@ class PretrainBatch(Batch):
     translations: TranslationBatch | None = None
     unmatched: tuple[str, ...] = ()
 
-    def streams(self) -> dict[str, Any]:
+    def by_stream(self) -> dict[str, Any]:
         """Returns the batches of the streams in use, keyed by stream name.
 
         Long captions form a separate stream, such as ``long_images``, which shares all tensors except the texts. Hard negatives

@@ -34,7 +34,7 @@ class MaskedText:
         masked_ids: (N, L) int64, the ids after masking.
         positions: (N, U) int64, masked positions, padded with zeros at the end.
         labels: (N, U) int64, the original ids at these positions; :data:`IGNORE` in padding and in invalid examples.
-        text_id: (N,) int64, equal if and only if the texts are equal.
+        text_id: (N,) int64, equal if and only if the texts are equal, on all ranks.
         tokens: total number of tokens, or a slightly larger number; None if the host does not know it.
         masked: total number of masked tokens, or a slightly larger number; None if the host does not know it.
     """

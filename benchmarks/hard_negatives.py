@@ -22,8 +22,8 @@ def with_hard_negatives(model: PretrainModel, batch: PretrainBatch, count: int) 
     """Returns the batch with ``count`` hard negatives for each text, of the same lengths as the texts."""
     config = {"hard_negatives": HardNegativesConfig(count=count)}
     streams = {name: stream.model_copy(update=config) for name, stream in STREAMS.streams().items()}
-    made = pretrain_batch(STREAMS.model_copy(update=streams), model.vision, len(model.text.word_embeddings)).streams()
-    parts = {name: replace(part, hard_negatives=made[name].hard_negatives) for name, part in batch.streams().items()}
+    made = pretrain_batch(STREAMS.model_copy(update=streams), model.vision, len(model.text.word_embeddings)).by_stream()
+    parts = {name: replace(part, hard_negatives=made[name].hard_negatives) for name, part in batch.by_stream().items()}
     return replace(batch, **parts)
 
 

@@ -45,7 +45,7 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = R
     assert not batch.unmatched, "a stream without matching loss is not supported"
     assert isinstance(model.text, TextEncoder)
     pad_id, parts = model.text.arch.pad_id, {}
-    for name, part in batch.streams().items():
+    for name, part in batch.by_stream().items():
         length = padded.translations if isinstance(part, TranslationBatch) else padded.texts
         parts[name] = replace(part, text=_masked_to(length, part.text, pad_id))
         if isinstance(part, TranslationBatch):

@@ -398,7 +398,7 @@ class ModelCost:
         return embedded + step_flops(similarities * self.embed_dim, True, True)
 
     def match(self, tokens: Lengths, keys: Lengths | int) -> int:
-        """FLOPs of the matching loss, which fuses each text with its image and with a hard negative image, and a hard negative
+        """FLOPs of the matching loss, which fuses each text with its image and with a negative image, and a negative
         text with the image. The length of the negative text is not known in advance, so we use the length of the matched text."""
         return 3 * (self.fusion.run(tokens, keys, queries=1) + self.head("matching_head", len(tokens)))
 

@@ -35,7 +35,7 @@ from models.pretraining.streams import RegionTextStream, Stream, TextStream, Tra
 @dataclass(frozen=True)
 class Padded:
     """States (N, L, D) of texts, or (N, 1 + P, D) of images. ``mask`` is boolean and has the first two axes, True = attend; if
-    None, all states are attended to. For translations, the first text of each pair takes the place of the image."""
+    None, all states are attended to. For translations, the other text of each pair takes the place of the image."""
 
     states: Tensor
     mask: Tensor | None = None
@@ -66,8 +66,8 @@ def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor
     model.contrastive.clamp_temperature()
     terms: Losses = {}
     loss = torch.zeros((), device=model.contrastive.temperature.device)
-    batches = batch.streams()
-    for name, stream in model.streams.items():  # hard negatives are sampled in this order
+    batches = batch.by_stream()
+    for name, stream in model.streams.items():  # negatives are sampled in this order
         if name not in batches:
             continue
         totals = stream_losses(model, stream, batches[name])

@@ -27,7 +27,7 @@ class QueryPositions:
     """The tokens for which the last block computes states: up to U tokens of each of N texts.
 
     Queries are padded to U. The texts of other losses need only [CLS], but their queries are padded to the U of the masked words
-    in the same call; padded queries are zero, and what they attend to is dropped.
+    in the same call; the results of padded queries are dropped.
 
     Attributes:
         positions: (N, U) int64, positions in the padded texts.

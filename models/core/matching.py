@@ -1,4 +1,5 @@
-"""The matching loss with hard negatives (section 3.3 of the paper, eq. 2)."""
+"""The matching loss (section 3.3 of the paper, eq. 2). Its negatives are sampled from the batch by similarity. Hard negatives, by
+contrast, are wrong texts that come with the data."""
 
 from __future__ import annotations
 

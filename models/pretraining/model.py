@@ -49,6 +49,7 @@ class PretrainModel(XVLM):
         weights: LossWeights | None = None,
         streams: StreamWeights | None = None,
     ):
+        """``weights`` are the weights of the losses in all streams, and ``streams`` the factors of the streams."""
         super().__init__(config, vocab_size)
         width, (vocabulary, embedded) = self.text.width, self.text.word_embeddings.shape
         own_table = config.word_table == "own"
@@ -73,30 +74,31 @@ class PretrainModel(XVLM):
         """Returns all losses of a micro-batch, each summed over its examples. :func:`batches.losses.weighted_sum` combines them
         (eq. 6)."""
         self.contrastive.clamp_temperature()
-        batches, requested = batch.streams(), self.requested(batch)
+        batches, requested = batch.by_stream(), self.requested(batch)
         images, texts = self.encode_streams(batches, requested)
         skipped = self._zero_loss(self, requested)  # stands for the losses that this step does not compute
         terms: Losses = {}
-        for name, names_of_losses in requested.items():
-            stream, totals = self.streams[name], {}
-            if names_of_losses:
-                totals = stream.losses(self, batches[name], images.get(name), texts[name], names_of_losses)
-            for loss, weight in stream.weights.items():
-                terms[f"{name}/{loss}"] = Term(totals.get(loss, skipped), weight)
+        for stream_name, loss_names in requested.items():
+            stream, batch_of_stream = self.streams[stream_name], batches[stream_name]
+            totals = {}
+            if loss_names:
+                totals = stream.losses(self, batch_of_stream, images.get(stream_name), texts[stream_name], loss_names)
+            for loss_name, weight in stream.weights.items():
+                terms[f"{stream_name}/{loss_name}"] = Term(totals.get(loss_name, skipped), weight)
         return terms
 
     def requested(self, batch: PretrainBatch) -> dict[str, list[str]]:
         """Returns the names of the losses to compute for a micro-batch, by stream, in the order of the streams. Streams without
         losses are omitted. The list of a stream is empty if its only loss is not computed in this step."""
-        batches = batch.streams()
+        batches = batch.by_stream()
         assert batches.keys() <= self.streams.keys(), (
             f"the batch has {list(batches)}, the run only {list(self.streams)}"
         )
         return {
             name: [
-                loss
-                for loss in stream.weights
-                if not (loss == "matching" and name.removeprefix(LONG) in batch.unmatched)
+                loss_name
+                for loss_name in stream.weights
+                if not (loss_name == "matching" and name.removeprefix(LONG) in batch.unmatched)
             ]
             for name, stream in self.streams.items()
             if name in batches and stream.weights
@@ -116,12 +118,13 @@ class PretrainModel(XVLM):
             :meth:`Stream.texts_to_encode`.
         """
         to_encode = {
-            name: self.streams[name].texts_to_encode(batches[name], losses) for name, losses in requested.items()
+            name: self.streams[name].texts_to_encode(batches[name], loss_names)
+            for name, loss_names in requested.items()
         }
         all_texts = [text for stream_texts in to_encode.values() for text in stream_texts.values()]
         packed = iter(self.text(all_texts) if all_texts else [])
         texts = {name: {text: next(packed) for text in stream_texts} for name, stream_texts in to_encode.items()}
-        with_images = [name for name, losses in requested.items() if losses and self.streams[name].has_images]
+        with_images = [name for name, loss_names in requested.items() if loss_names and self.streams[name].has_images]
         # Two streams can share their images.
         pixels = {id(batches[name].pixels): batches[name].pixels for name in with_images}
         images = dict(zip(pixels, self.vision.encode(list(pixels.values())) if pixels else [], strict=True))
@@ -130,29 +133,29 @@ class PretrainModel(XVLM):
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """Returns the number by which each loss is divided: the number of pairs, words or boxes in this micro-batch. This does
         not need a forward pass."""
-        batches = batch.streams()
+        batches = batch.by_stream()
         counts: dict[str, Tensor] = {}
-        for name, losses in self.requested(batch).items():
+        for name, loss_names in self.requested(batch).items():
             for loss in self.streams[name].declared:
                 if loss.name in self.streams[name].weights:
                     count = loss.count(batches[name])
-                    counts[f"{name}/{loss.name}"] = count if loss.name in losses else torch.zeros_like(count)
+                    counts[f"{name}/{loss.name}"] = count if loss.name in loss_names else torch.zeros_like(count)
         return counts
 
     def work(self, batch: PretrainBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        batches, requested = batch.streams(), self.requested(batch).items()
+        batches, requested = batch.by_stream(), self.requested(batch).items()
         works = [
-            work_of(self.cost, self.streams[name], batches[name], losses, shares_images=name.startswith(LONG))
-            for name, losses in requested
-            if losses
+            work_of(self.cost, self.streams[name], batches[name], loss_names, shares_images=name.startswith(LONG))
+            for name, loss_names in requested
+            if loss_names
         ]
         return sum(works, Work())
 
     def compared(self, batch: PretrainBatch) -> list[int]:
         """The number of pairs in each contrastive loss of a micro-batch, in the order of :meth:`embed`."""
-        batches = batch.streams()
-        return [len(batches[name].valid) for name, losses in self.requested(batch).items() if "contrastive" in losses]
+        batches = batch.by_stream()
+        return [len(batches[name].valid) for name, names in self.requested(batch).items() if "contrastive" in names]
 
     def spanning(
         self, micro_batches: Sequence[PretrainBatch], seed: Callable[[int], None]
@@ -161,8 +164,13 @@ class PretrainModel(XVLM):
         return spanning(self.contrastive, self.embed, micro_batches, seed)
 
     def embed(self, batch: PretrainBatch) -> list[EmbeddedPairs]:
-        """The embedded pairs of each contrastive loss. The forward pass begins with the same computation."""
-        batches, requested = batch.streams(), self.requested(batch)
+        """The embedded pairs of each contrastive loss, in the order in which the forward pass starts the losses.
+
+        For gradient caching (:mod:`models.core.gradient_cache`), the dropout must draw the same random numbers as in the forward
+        pass. Therefore, this method encodes all streams and all their texts, in the same calls with which the forward pass
+        begins.
+        """
+        batches, requested = batch.by_stream(), self.requested(batch)
         images, texts = self.encode_streams(batches, requested)
         return [
             stream.embed(self, batches[name], stream.aligned(self, batches[name], images.get(name)), texts[name])

@@ -79,7 +79,9 @@ class Stream(ABC, Generic[B]):
     encoders: ClassVar[tuple[str, ...]] = ("vision.backbone", "text")
     """The image and text encoders that the losses of the stream train, named as in :attr:`Loss.trains`."""
     contrastive_parts: ClassVar[tuple[str, ...]] = ("contrastive",)
+    """The parameters of the contrastive head that the contrastive loss trains."""
     has_images: ClassVar[bool] = True
+    """False if the batches of the stream have no images or videos."""
 
     def __init__(self, name: str, factor: float, weights: LossWeights, same_group: SameGroup):
         """``factor`` multiplies all losses of this stream; ``weights`` are the settings of all streams."""
@@ -133,6 +135,11 @@ class Stream(ABC, Generic[B]):
     ) -> dict[str, Tensor]:
         """Computes the ``requested`` losses of a micro-batch, each as a sum over the examples that :attr:`Loss.count` counts.
 
+        The contrastive loss is started first, so that gathering the embeddings of all ranks overlaps with the fusion. Then each
+        loss queues its texts for fusion, and after one call of the fusion encoder the losses are finished. Neighbouring passes
+        over the same keys and values share a call of attention. The last pass of the matching loss, which fuses texts with
+        negative images, selects other rows, so this loss is queued last.
+
         Args:
             model: the encoders and heads.
             batch: the micro-batch.
@@ -162,7 +169,8 @@ class Stream(ABC, Generic[B]):
         return [module for loss in self.declared if loss.name in requested for module in loss.trains]
 
     def needs(self, module: str, requested: Collection[str]) -> bool:
-        """True if any of the ``requested`` losses trains this module or one of its submodules."""
+        """True if any of the ``requested`` losses declares that it trains this part of the model, such as "fusion", or a module
+        in it."""
         return any(each == module or each.startswith(f"{module}.") for each in self.trained_by(requested))
 
 
@@ -234,8 +242,6 @@ class RegionTextStream(Stream[RegionBatch]):
     ) -> dict[str, Tensor]:
         assert images is not None
         regions = self.aligned(model, batch, images)
-        # Start the contrastive loss first, so that gathering the embeddings overlaps with the fusion. Adjacent passes over the
-        # same keys share one attention call. Queue the matching loss last, because its negatives attend to other keys.
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
         if needs_embeddings(requested):
@@ -243,7 +249,8 @@ class RegionTextStream(Stream[RegionBatch]):
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if self.needs("fusion", requested):
-            # A text is matched with its region; its box is predicted from the whole image.
+            # The same keys and values with different biases: a text is matched with its region, and its box is predicted from the
+            # whole image. The passes over both share a call of attention.
             region, whole_image = model.fusion.project_regions(regions, images)
         if predicts_boxes(requested):
             box_states = queue.add_cls(texts["plain"], whole_image)
@@ -336,14 +343,14 @@ class TranslationStream(Stream[TranslationBatch]):
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if "matching" in requested:
-            first = model.fusion.project_texts(texts["plain"])
+            first_keys = model.fusion.project_texts(texts["plain"])
             started["matching"] = model.matching_head.queue_loss(  # eq. 2
-                queue, translation, first, pairs, model.contrastive
+                queue, translation, first_keys, pairs, model.contrastive
             )
         if "mlm" in requested:
-            second = model.fusion.project_texts(translation)
+            second_keys = model.fusion.project_texts(translation)
             started["mlm"] = model.word_head.queue_loss(  # eq. 3
-                queue, texts["masked"], second, batch.text, model.text.word_embeddings
+                queue, texts["masked"], second_keys, batch.text, model.text.word_embeddings
             )
         queue.run()
         return {loss: finish() for loss, finish in started.items()}
@@ -362,7 +369,7 @@ def hard_negatives_in(batch: Any) -> HardNegatives | None:
 
 
 def needs_embeddings(requested: Collection[str]) -> bool:
-    """True if any of the losses needs embeddings. (The matching loss uses embeddings to sample hard negatives by similarity.)"""
+    """True if any of the losses needs embeddings. (The matching loss samples negatives by the similarity of embeddings.)"""
     return "contrastive" in requested or "matching" in requested
 
 
@@ -381,5 +388,5 @@ STREAMS: dict[str, type[Stream[Any]]] = {
     "long_regions": RegionTextStream,
 }
 """Streams by their names in configs, batches and losses. ``long_images`` and ``long_regions`` contain long captions of the images
-in ``images`` and ``regions``. Hard negatives are always sampled in the order of this dictionary, so that runs are
+in ``images`` and ``regions``. Negatives are always sampled in the order of this dictionary, so that runs are
 reproducible."""

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from models.pretraining.streams import Stream
 
 
-def trained_by(model: nn.Module, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
+def trained_parameters(model: nn.Module, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
     """Returns the names of the parameters of a model that ``losses`` train. ``losses`` contains streams, each with the names of
     its losses."""
     modules = {module for stream, names in losses for module in stream.trained_by(names)}
@@ -20,14 +20,14 @@ def trained_by(model: nn.Module, losses: Iterable[tuple[Stream[Any], Collection[
 
 
 def freeze_untrained(model: nn.Module, all_streams: Collection[Stream[Any]]) -> None:
-    """Freezes the parameters that are trained only by losses that the run does not compute. Frozen parameters cost nothing, and
-    DDP does not wait for their gradients. ``all_streams`` includes the streams that the run does not use.
+    """Freezes the parameters that are trained only by losses that the run does not compute. They then need no gradients
+    and no optimiser states, and DDP does not wait for them. ``all_streams`` includes the streams that the run does not use.
 
     Raises:
         ValueError: if there is a parameter that no loss of any stream declares to train.
     """
-    declared = trained_by(model, ((stream, [loss.name for loss in stream.declared]) for stream in all_streams))
-    trained = trained_by(model, ((stream, stream.weights) for stream in all_streams))
+    declared = trained_parameters(model, ((stream, [loss.name for loss in stream.declared]) for stream in all_streams))
+    trained = trained_parameters(model, ((stream, stream.weights) for stream in all_streams))
     for name, parameter in model.named_parameters():
         if name not in declared:
             raise ValueError(
@@ -56,17 +56,17 @@ class ZeroLoss:
         key = tuple((name, *losses) for name, losses in requested.items())
         if key not in self._untrained:
             streams = {name: self.streams[name] for name in requested}
-            self._untrained[key] = untrained_by(model, streams, requested)
+            self._untrained[key] = only_in_other_steps(model, streams, requested)
         return zero_loss(self._untrained[key], next(model.parameters()).device)
 
 
-def untrained_by(
+def only_in_other_steps(
     model: nn.Module, streams: Mapping[str, Stream[Any]], requested: Mapping[str, Collection[str]]
 ) -> list[nn.Parameter]:
     """The parameters that the ``requested`` losses of these streams do not train, but that the streams train in other steps. All
     batches of a run contain the same streams."""
-    trained = trained_by(model, ((stream, requested[name]) for name, stream in streams.items()))
-    in_other_steps = trained_by(model, ((stream, stream.weights) for stream in streams.values())) - trained
+    trained = trained_parameters(model, ((stream, requested[name]) for name, stream in streams.items()))
+    in_other_steps = trained_parameters(model, ((stream, stream.weights) for stream in streams.values())) - trained
     return [parameter for name, parameter in model.named_parameters() if name in in_other_steps]
 
 

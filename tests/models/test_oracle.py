@@ -70,7 +70,7 @@ def varied(batch: PretrainBatch) -> PretrainBatch:
     """A copy of the batch in which the second example of each stream does not count, the last has the text id of the first, and
     regions describe whole images and several boxes, too."""
     changes: dict[str, Any] = {}
-    for name, part in batch.streams().items():
+    for name, part in batch.by_stream().items():
         if name.startswith(LONG):
             continue
         fields: dict[str, Any] = {"valid": part.valid.clone(), "text": _with_repetition(part.text)}
@@ -121,7 +121,7 @@ def test_losses_counts_and_gradients_equal_an_oracle_that_shares_nothing(mix, dr
     counts = model.counts(batch)
     torch.stack([term.weight * term.total / counts[name].clamp(min=1) for name, term in found.items()]).sum().backward()
     oracle = oracle_of(model, config, draws)
-    streams = {name: batch.streams()[name] for name in model.streams if name in batch.streams()}
+    streams = {name: batch.by_stream()[name] for name in model.streams if name in batch.by_stream()}
     weights = {name: weight_of(config, name) for name in (f"{stream}/{loss}" for stream in streams for loss in LOSSES)}
     expected = {name: pair for name, pair in oracle.losses(streams).items() if weights[name]}
     assert found.keys() == expected.keys()

@@ -19,7 +19,7 @@ from models.config import IdenticalTexts, LossWeights, StreamWeights
 from models.pretraining.model import PretrainModel
 from models.pretraining.streams import STREAMS as STREAM_CLASSES
 from models.pretraining.streams import ImageTextStream, Loss, Stream
-from models.pretraining.trains import trained_by, untrained_by, zero_loss
+from models.pretraining.trains import only_in_other_steps, trained_parameters, zero_loss
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
@@ -95,7 +95,7 @@ def trained_in(model: PretrainModel, stream: Stream[Any], batch: Any, wanted: tu
 def test_a_set_of_losses_trains_what_the_losses_declare(name, wanted, all_streams):
     model, batch = all_streams
     stream = model.streams[name]
-    assert trained_in(model, stream, batch.streams()[name], wanted) == trained_by(model, [(stream, wanted)])
+    assert trained_in(model, stream, batch.by_stream()[name], wanted) == trained_parameters(model, [(stream, wanted)])
 
 
 class OneMoreHead(PretrainModel):
@@ -179,7 +179,7 @@ def test_a_loss_can_be_added_from_outside(uniform):
 def test_an_added_loss_trains_the_parameters_that_it_declares(uniform, wanted):
     model, batch = uniform
     stream = model.streams["images"]
-    assert trained_in(model, stream, batch.images, wanted) == trained_by(model, [(stream, wanted)])
+    assert trained_in(model, stream, batch.images, wanted) == trained_parameters(model, [(stream, wanted)])
 
 
 def test_the_flops_of_an_added_loss_are_unknown_until_it_counts_them(uniform):
@@ -238,7 +238,7 @@ def test_the_zero_of_an_omitted_loss_is_on_the_models_device():
 
 def untrained(model: PretrainModel, batch: PretrainBatch) -> list[torch.nn.Parameter]:
     requested = model.requested(batch)
-    return untrained_by(model, {name: model.streams[name] for name in requested}, requested)
+    return only_in_other_steps(model, {name: model.streams[name] for name in requested}, requested)
 
 
 def test_a_stream_that_is_not_encoded_adds_no_work():
@@ -291,7 +291,7 @@ def test_only_valid_long_captions_count_and_they_have_no_hard_negatives():
         with_fillers = replace(batch, **{name: changed})
         counts = model.counts(with_fillers)
         assert (counts[f"{LONG}{name}/contrastive"], counts[f"{name}/contrastive"]) == (valid.sum(), part.valid.sum())
-        streams = with_fillers.streams()
+        streams = with_fillers.by_stream()
         assert streams[name].hard_negatives is hard and streams[LONG + name].hard_negatives is None
 
 

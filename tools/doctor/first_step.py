@@ -91,7 +91,7 @@ def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(batch, PretrainBatch):
         yield "", batch
         return
-    streams = batch.streams()
+    streams = batch.by_stream()
     names = [field.name for field in fields(batch) if field.name in streams]
     absent = dict.fromkeys(names)
     for name in names:

@@ -34,7 +34,7 @@ def panels_of(batch: Any, tokenizer: Any, classes: Mapping[int, str] | None = No
         classes: maps labels to their names, if known.
     """
     if isinstance(batch, PretrainBatch):
-        return [panel for name, part in batch.streams().items() for panel in _of_stream(name, part, tokenizer, {})]
+        return [panel for name, part in batch.by_stream().items() for panel in _of_stream(name, part, tokenizer, {})]
     return list(_of_stream("", batch, tokenizer, classes or {}))
 
 

@@ -61,7 +61,7 @@ def check_hard_negatives(subject: Subject, report: Report) -> None:
     """Reports the fraction of the captions that have a hard negative, and warns if it is small."""
     parts: dict[str, list[Any]] = {}
     for batch in subject.batches:
-        for name, part in batch.streams().items() if isinstance(batch, PretrainBatch) else ():
+        for name, part in batch.by_stream().items() if isinstance(batch, PretrainBatch) else ():
             if getattr(part, "hard_negatives", None) is not None:
                 parts.setdefault(name, []).append(part)
     for name, stream_parts in parts.items():
@@ -213,7 +213,7 @@ def needed_per_second(subject: Subject) -> float | None:
 
 def images_in(batch: Any) -> int:
     """Returns the number of images and frames in a batch."""
-    parts = list(batch.streams().values()) if isinstance(batch, PretrainBatch) else [batch]
+    parts = list(batch.by_stream().values()) if isinstance(batch, PretrainBatch) else [batch]
     pixels = {id(part.pixels): part.pixels for part in parts if isinstance(getattr(part, "pixels", None), Tensor)}
     return sum(math.prod(tensor.shape[:-3]) for tensor in pixels.values())  # streams may share their images
 
