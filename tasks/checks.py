@@ -131,7 +131,7 @@ def check_text_encoder(run: PreparedRun, found: Findings) -> None:
     except UserError:  # a folder without a tokenizer
         return
     own = run.tokenizer.get_vocab()
-    if differing := [word for word, index in expected.items() if own.get(word) != index]:
+    if differing := [word for word in sorted(expected, key=expected.__getitem__) if own.get(word) != expected[word]]:
         fact = (
             f"{counted(len(differing), 'word has', 'words have')} other ids in the tokenizer of model.text.encoder, "
             f"{text.encoder}, such as {differing[0]!r}, so words would start with the embeddings of other words"

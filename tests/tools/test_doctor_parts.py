@@ -367,7 +367,7 @@ def test_another_tokenizer_than_that_of_the_weights_and_an_encoder_that_is_not_b
 
     assert facts(None, None) == facts(own, None) == ""
     assert facts(weights, None) == OneLine(
-        "init.text", "2 words have other ids", "'red'", f"set model.text.encoder to {weights}"
+        "init.text", "2 words have other ids", "'star'", f"set model.text.encoder to {weights}"
     )
     assert facts(None, Namespace(family="bert")) == OneLine(
         "model.text.arch", "distilbert", "bert", "model.text.arch=null"
