@@ -91,7 +91,7 @@ class SharedRows:
             last = groups[-1][-1] if groups else None
             if (
                 last is not None
-                and last.layers is each.layers
+                and last.layers[0][0] is each.layers[0][0]  # torch.compile cannot compare tuples by identity
                 and last.rows is each.rows
                 and (last.bias is None) == (each.bias is None)
             ):
