@@ -41,6 +41,9 @@ class Modules(Protocol):
     box_head: BoxHead
 
 
+FUSED = frozenset({"matching", "mlm", "l1", "giou"})
+"""The losses that need texts that are fused with images."""
+
 B = TypeVar("B", bound=ImageTextBatch | VideoTextBatch | RegionBatch | TranslationBatch | TextBatch)
 """Type of a stream's batches."""
 
@@ -138,7 +141,8 @@ class Stream(ABC, Generic[B]):
         The contrastive loss is started first, so that gathering the embeddings of all ranks overlaps with the fusion. Then each
         loss queues its texts for fusion, and after one call of the fusion encoder the losses are finished. Neighbouring passes
         over the same keys and values share a call of attention. The last pass of the matching loss, which fuses texts with
-        negative images, selects other rows, so this loss is queued last.
+        negative images, selects other rows, so this loss is queued last. (The losses of translations share no rows, so that their
+        order does not matter.)
 
         Args:
             model: the encoders and heads.
@@ -160,18 +164,18 @@ class Stream(ABC, Generic[B]):
         assert concepts is not None
         hard, hard_texts = hard_negatives_in(batch), texts.get("hard_negatives")
         return model.contrastive.embed_pairs(
-            *(concepts, texts["plain"], batch.valid, batch.text.text_id, self.same_group, hard_texts),
+            concepts,
+            texts["plain"],
+            batch.valid,
+            group=batch.text.text_id,
+            same_group=self.same_group,
+            hard_negatives=hard_texts,
             hard_valid=None if hard is None else hard.valid,
         )
 
     def trained_by(self, requested: Collection[str]) -> list[str]:
         """The modules and parameters that the ``requested`` losses train, named as in :attr:`Loss.trains`."""
         return [module for loss in self.declared if loss.name in requested for module in loss.trains]
-
-    def needs(self, module: str, requested: Collection[str]) -> bool:
-        """True if any of the ``requested`` losses declares that it trains this part of the model, such as "fusion", or a module
-        in it."""
-        return any(each == module or each.startswith(f"{module}.") for each in self.trained_by(requested))
 
 
 class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
@@ -192,7 +196,7 @@ class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
             pairs = self.embed(model, batch, images, texts)
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
-        if self.needs("fusion", requested):
+        if needs_fusion(requested):
             whole_image = model.fusion.project_concepts(images)
         if "mlm" in requested:
             started["mlm"] = model.word_head.queue_loss(  # eq. 3
@@ -248,7 +252,7 @@ class RegionTextStream(Stream[RegionBatch]):
             pairs = self.embed(model, batch, regions, texts)
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
-        if self.needs("fusion", requested):
+        if needs_fusion(requested):
             # The same keys and values with different biases: a text is matched with its region, and its box is predicted from the
             # whole image. The passes over both share a call of attention.
             region, whole_image = model.fusion.project_regions(regions, images)
@@ -371,6 +375,11 @@ def hard_negatives_in(batch: Any) -> HardNegatives | None:
 def needs_embeddings(requested: Collection[str]) -> bool:
     """True if any of the losses needs embeddings. (The matching loss samples negatives by the similarity of embeddings.)"""
     return "contrastive" in requested or "matching" in requested
+
+
+def needs_fusion(requested: Collection[str]) -> bool:
+    """True if any of the losses needs texts that are fused with images."""
+    return not FUSED.isdisjoint(requested)
 
 
 def predicts_boxes(requested: Collection[str]) -> bool:
