@@ -44,6 +44,11 @@ class Padded:
         """The sequences with the indices ``index`` (M,)."""
         return Padded(self.states[index], None if self.mask is None else self.mask[index])
 
+    @property
+    def cls(self) -> Tensor:
+        """The first state (N, D) of each sequence."""
+        return self.states[:, 0]
+
     def padded_with_mask(self) -> tuple[Tensor, Tensor]:
         """The states and the mask, for :meth:`~models.core.contrastive.ContrastiveHead.embed_text`."""
         assert self.mask is not None

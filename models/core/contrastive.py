@@ -22,6 +22,10 @@ from utils.errors import UserError
 class EncodedTexts(Protocol):
     """N texts, packed or padded."""
 
+    @property
+    def cls(self) -> Tensor:
+        """The states of [CLS], (N, D)."""
+
     def padded_with_mask(self) -> tuple[Tensor, Tensor]:
         """The token states (N, L, D), and their mask (N, L) bool, True = token."""
 
@@ -80,14 +84,14 @@ class ContrastiveHead(nn.Module):
     def embed_text(self, texts: EncodedTexts) -> Tensor:
         """Normalised embeddings (N, E) of texts, in float32 or higher precision. ``config.text`` says which state represents a
         text."""
-        states, mask = texts.padded_with_mask()
-        lengths = mask.sum(dim=1).clamp(min=1)
-        match self.config.text:
-            case "cls":
-                state = states[:, 0]
-            case "last":
+        if self.config.text == "cls":
+            state = texts.cls
+        else:
+            states, mask = texts.padded_with_mask()
+            lengths = mask.sum(dim=1).clamp(min=1)
+            if self.config.text == "last":
                 state = states[torch.arange(states.shape[0], device=states.device), lengths - 1]
-            case "mean":
+            else:
                 state = states.masked_fill(~mask.unsqueeze(2), 0).sum(dim=1) / lengths.unsqueeze(1)
         return F.normalize(losses.at_least_float32(self.text_proj(state)), dim=1)
 

@@ -189,6 +189,11 @@ class PackedTexts:
     states: Tensor
     packing: Packing
 
+    @property
+    def cls(self) -> Tensor:
+        """The states of the first tokens, [CLS]: (N, D)."""
+        return select_rows(self.states, self.packing.starts)
+
     def padded(self) -> Tensor:
         """The token states in the padded layout, (N, L, D)."""
         return self.packing.pad(self.states)

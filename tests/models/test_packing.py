@@ -71,6 +71,11 @@ def test_unused_tokens_are_never_read():
     assert torch.equal(several.padded(), PackedTexts.concat([texts, texts]).padded())
 
 
+@COUNTS
+def test_the_first_token_of_each_text_is_its_cls(tokens):
+    assert torch.equal(texts_to(tokens).cls, random_states(4, 5, 2)[:, 0])
+
+
 INDEX = torch.tensor([3, 1, 1, 0, 2])
 
 
