@@ -76,7 +76,7 @@ def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, 
     texts, keys_values = model.encoded([text]), network.fusion.project_concepts(network.vision(model.pixels([view])))
     with _recording(block.crossattention) as recorded:
         fused = network.fusion.tokens(texts, keys_values)
-    logits = at_least_float32(network.matching_head(fused.padded()[:, 0]))
+    logits = at_least_float32(network.matching_head(fused.cls))
     (attention,) = recorded
     (gradient,) = torch.autograd.grad(logits[0, 1], attention)
     return (attention * gradient.clamp(min=0)).mean(dim=1)[0]

@@ -96,8 +96,8 @@ class MatchingHead(MLPHead):
         Args:
             fused: fused [CLS] states, each (N, D): first of the matched pairs, then of the pairs with negatives.
             has_negatives: (N,) bool. A pair without negatives in the batch is skipped entirely, since matched pairs alone would
-                only teach the model to always predict "matched". It is skipped even if it has hard negative texts, because there
-                is no negative image.
+                only teach the model to always predict "matched". It is skipped even if it has hard negative texts, because it
+                has no negative image.
         """
         logits = self(torch.cat(list(fused)))
         matched = torch.arange(len(logits), device=logits.device) < len(has_negatives)

@@ -76,7 +76,7 @@ class PretrainModel(XVLM):
         self.contrastive.clamp_temperature()
         batches, requested = batch.by_stream(), self.requested(batch)
         images, texts = self.encode_streams(batches, requested)
-        skipped = self._zero_loss(self, requested)  # stands for the losses that this step does not compute
+        skipped = self._zero_loss(self, requested)  # replaces the losses that this step does not compute
         terms: Losses = {}
         for stream_name, loss_names in requested.items():
             stream, batch_of_stream = self.streams[stream_name], batches[stream_name]

@@ -159,8 +159,8 @@ class Stream(ABC, Generic[B]):
     def embed(
         self, model: Modules, batch: B, concepts: Concepts | None, texts: Mapping[str, PackedTexts]
     ) -> EmbeddedPairs:
-        """Embeds the pairs for the contrastive and the matching loss. ``concepts`` are those of :meth:`aligned`, and ``texts``
-        those of :meth:`losses`."""
+        """Embeds the pairs for the contrastive and the matching loss. ``concepts`` is the result of :meth:`aligned`; for
+        ``texts``, see :meth:`losses`."""
         assert concepts is not None
         hard, hard_texts = hard_negatives_in(batch), texts.get("hard_negatives")
         return model.contrastive.embed_pairs(
@@ -254,7 +254,7 @@ class RegionTextStream(Stream[RegionBatch]):
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if needs_fusion(requested):
             # The same keys and values with different biases: a text is matched with its region, and its box is predicted from the
-            # whole image. The passes over both share a call of attention.
+            # whole image. The passes of both share a call of attention.
             region, whole_image = model.fusion.project_regions(regions, images)
         if predicts_boxes(requested):
             box_states = queue.add_cls(texts["plain"], whole_image)

@@ -39,7 +39,7 @@ def freeze_untrained(model: nn.Module, all_streams: Collection[Stream[Any]]) -> 
 
 
 class ZeroLoss:
-    """Makes the loss that stands for the losses that a step does not compute. It is 0 and depends on the parameters that only
+    """Makes the loss that replaces the losses that a step does not compute. It is 0 and depends on the parameters that only
     these losses train, because DDP waits for the gradient of every parameter in every step.
 
     Args:

@@ -130,7 +130,7 @@ def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[s
             "warning",
             "init.vision" if init.checkpoint is None else "init.checkpoint",
             fact,
-            "check that this is the right file, and that it was trained with the same `model` section of the config",
+            "check that this is the right file, and that it was trained with the same settings of the model",
         )
     ]
 

@@ -24,8 +24,16 @@ RESET_ALL = (
 """Second part of the remedy if a config has sizes that a backbone does not take."""
 
 
-OWN = {"layer_scale": "backbone", "stem": "linear", "positions": "backbone"}
+_OWN = {"layer_scale": "backbone", "stem": "linear", "positions": "backbone"}
 """Values of the keys of ``model.vision`` with which a backbone stays as it is; for all other keys, the value is null."""
+
+
+def keys_not_taken(backbone: str, keys: Sequence[str]) -> UserError:
+    """Returns the error for ``keys`` of ``model.vision`` that are set but that a backbone does not take."""
+    own = ", ".join(f"{key}={_OWN.get(key, 'null')}" for key in keys)
+    return UserError(
+        f"{backbone!r} does not take {', '.join(keys)}", where="model.vision", remedy=f"set {own}, {RESET_ALL}"
+    )
 
 
 class PixelStatistics(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import VisionConfig, heads_error
-from models.core.backbones.base import OWN, RESET_ALL, Library, PixelStatistics, VisionBackbone
+from models.core.backbones.base import Library, PixelStatistics, VisionBackbone, keys_not_taken
 from models.core.hub import (
     CONFIG,
     longest_module_list,
@@ -55,12 +55,7 @@ class HubBackbone(VisionBackbone):
         hub_config = _with_sizes(vision_config_of(name), config)
         unset = [key for key in ("patch_size", "stem", "positions") if _is_set(config, key)]
         if unset:
-            own = ", ".join(f"{key}={OWN.get(key, 'null')}" for key in unset)
-            raise UserError(
-                f"{config.backbone} has its own {', '.join(unset)}",
-                where="model.vision",
-                remedy=f"set {own}, {RESET_ALL}",
-            )
+            raise keys_not_taken(config.backbone, unset)
         try:
             module: Any = model_class(hub_config)._from_config(hub_config)
         except (ValueError, ImportError) as error:

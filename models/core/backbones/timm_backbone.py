@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from models.config import VisionConfig, heads_error
-from models.core.backbones.base import OWN, RESET_ALL, Library, PixelStatistics, VisionBackbone, check_image_size
+from models.core.backbones.base import (
+    RESET_ALL,
+    Library,
+    PixelStatistics,
+    VisionBackbone,
+    check_image_size,
+    keys_not_taken,
+)
 from models.core.backbones.positions import sincos_positions
 from models.core.backbones.stem import ConvolutionalStem
 from models.core.backbones.tables import resize_bias_table, resize_positions
@@ -284,12 +291,7 @@ def _create(config: VisionConfig) -> Any:
             key for key, value in (("stem", "convolutions"), ("positions", "sincos")) if getattr(config, key) == value
         ]
     if keys:
-        own = ", ".join(f"{key}={OWN.get(key, 'null')}" for key in keys)
-        raise UserError(
-            f"{config.backbone!r} does not take {', '.join(keys)}",
-            where="model.vision",
-            remedy=f"set {own}, {RESET_ALL}",
-        )
+        raise keys_not_taken(config.backbone, keys)
     return module
 
 
