@@ -138,9 +138,9 @@ class VisionConfig(Config):
             raise ValueError("set both pixel_mean and pixel_std, or neither")
         values = (*(self.pixel_mean or ()), *(self.pixel_std or ()))
         if values and not 0 <= min(values) <= max(values) <= 1:
-            raise ValueError(
-                f"pixel_mean and pixel_std must lie between 0 and 1, not be {max(values):g}; divide them by 255"
-            )
+            outside = next(value for value in values if not 0 <= value <= 1)
+            hint = "; divide values in 0..255 by 255" if outside > 1 else ""
+            raise ValueError(f"pixel_mean and pixel_std must lie between 0 and 1, not be {outside:g}{hint}")
         return self
 
 

@@ -81,10 +81,8 @@ class AnswerDecoder(BlockStack):
         if positions is not None:
             positions = positions + self.embeddings.arch.first_position
         embedded = self.embeddings(ids, positions, self.words)
-        bias, packing = (
-            attention_bias(mask, linear_dtype(embedded)),
-            Packing.equal_lengths(len(ids), ids.shape[1], ids.device),
-        )
+        bias = attention_bias(mask, linear_dtype(embedded))
+        packing = Packing.equal_lengths(len(ids), ids.shape[1], ids.device)
         states: Tensor = self(embedded.flatten(0, 1), packing, bias, [questions], cache=cache)
         return states.view(*ids.shape, -1)
 

@@ -119,7 +119,7 @@ def test_absolute_positions_of_another_width_or_a_non_square_grid_are_rejected(t
 
 
 def test_pixel_statistics_of_255_levels_are_rejected():
-    with pytest.raises(ValueError, match=r"must lie between 0 and 1, not be 123\.6; divide them by 255"):
+    with pytest.raises(ValueError, match=r"between 0 and 1, not be 123\.6; divide values in 0\.\.255 by 255"):
         VisionConfig(pixel_mean=(123.6, 116.2, 103.5), pixel_std=(58.4, 57.1, 57.4))
 
 
