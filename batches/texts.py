@@ -14,12 +14,12 @@ class Text:
     Attributes:
         ids: (N, L) int64, token ids.
         mask: (N, L) bool, True = token, False = padding. Every text has at least one token.
-        tokens: total number of tokens, or a slightly larger number; None if the host does not know it.
+        token_count: total number of tokens, or a slightly larger number; None if the host does not know it.
     """
 
     ids: Tensor
     mask: Tensor
-    tokens: int | None = None
+    token_count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class MaskedText:
         positions: (N, U) int64, masked positions, padded with zeros at the end.
         labels: (N, U) int64, the original ids at these positions; :data:`IGNORE` in padding and in invalid examples.
         text_id: (N,) int64, equal if and only if the texts are equal, on all ranks.
-        tokens: total number of tokens, or a slightly larger number; None if the host does not know it.
-        masked: total number of masked tokens, or a slightly larger number; None if the host does not know it.
+        token_count: total number of tokens, or a slightly larger number; None if the host does not know it.
+        masked_count: total number of masked tokens, or a slightly larger number; None if the host does not know it.
     """
 
     ids: Tensor
@@ -45,13 +45,13 @@ class MaskedText:
     positions: Tensor
     labels: Tensor
     text_id: Tensor
-    tokens: int | None = None
-    masked: int | None = None
+    token_count: int | None = None
+    masked_count: int | None = None
 
     def plain(self) -> Text:
         """Returns the unmasked texts."""
-        return Text(self.ids, self.mask, self.tokens)
+        return Text(self.ids, self.mask, self.token_count)
 
     def masked_copy(self) -> Text:
         """Returns the masked copies."""
-        return Text(self.masked_ids, self.mask, self.tokens)
+        return Text(self.masked_ids, self.mask, self.token_count)

@@ -108,8 +108,8 @@ class TextWriter:
             positions=stack_rows(positions, 0, most),
             labels=stack_rows(labels, IGNORE, most),
             text_id=text_ids(text.ids, text.mask),
-            tokens=text.tokens,
-            masked=rounded_up(used, len(texts) * most) if self.static else used,
+            token_count=text.token_count,
+            masked_count=rounded_up(used, len(texts) * most) if self.static else used,
         )
 
     def _words(self, count: int) -> list[int]:

@@ -8,7 +8,7 @@ Read the modules in this order:
    use.
 3. :mod:`models.pretraining.streams` computes these losses the way training does. A stream is one type of training data, such as
    image-text pairs or videos. :mod:`models.pretraining.model` contains the model and its forward pass, which covers all streams,
-   and :mod:`models.pretraining.trains` freezes what no loss trains.
+   and :mod:`models.pretraining.trained_parameters` freezes what no loss trains.
 4. :mod:`models.core.vision`, :mod:`models.core.text` and :mod:`models.core.fusion` contain the encoders,
    :mod:`models.core.keys_values` what texts attend to, and :mod:`models.core.blocks` the transformer block of the text and fusion
    encoders.

@@ -29,7 +29,7 @@ from models.core.losses import EmbeddedPairs, SameGroup
 from models.core.matching import allowed_negatives
 from models.core.text import TextEncoder
 from models.pretraining.model import PretrainModel
-from models.pretraining.streams import RegionTextStream, Stream, TextStream, TranslationStream
+from models.pretraining.streams import RegionTextStream, Stream, TextStream, TranslationStream, hard_negatives_in
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,17 @@ def pairs_of(
         same_group: see :class:`~models.core.losses.EmbeddedPairs`.
     """
     pairs = EmbeddedPairs(image, model.contrastive.embed_text(text), batch.valid, batch.text.text_id, same_group)
-    if hard is None or isinstance(batch, VideoTextBatch | TranslationBatch) or batch.hard_negatives is None:
+    hard_batch = hard_negatives_in(batch)
+    if hard is None or hard_batch is None:
         return pairs
-    pair_hard_negatives = model.contrastive.embed_text(hard).unflatten(0, (len(batch.valid), -1))
-    return pairs._replace(hard_negatives=pair_hard_negatives, hard_valid=batch.hard_negatives.valid)
+    embedded = model.contrastive.embed_text(hard).unflatten(0, (len(batch.valid), -1))
+    return pairs._replace(hard_negatives=embedded, hard_valid=hard_batch.valid)
 
 
 def hard_negatives(model: PretrainModel, batch: ImageTextBatch | VideoTextBatch | RegionBatch) -> Padded | None:
     """Encodes the batch's hard negative texts, J for each of N pairs, to (N * J, L, D)."""
-    if isinstance(batch, VideoTextBatch) or batch.hard_negatives is None:
-        return None
-    return encode(model.text, batch.hard_negatives.text.ids, batch.hard_negatives.text.mask)
+    hard = hard_negatives_in(batch)
+    return None if hard is None else encode(model.text, hard.text.ids, hard.text.mask)
 
 
 def matching_loss(

@@ -299,8 +299,8 @@ class TextProcessor(PlainTextProcessor):
             positions=stack_rows([example.positions for example in examples], 0, masks),
             labels=stack_rows([example.labels for example in examples], IGNORE, masks),
             text_id=text_ids(ids, mask),
-            tokens=rounded_up(tokens, ids.numel()) if self.static else tokens,
-            masked=rounded_up(masked, len(ids) * masks) if self.static else masked,
+            token_count=rounded_up(tokens, ids.numel()) if self.static else tokens,
+            masked_count=rounded_up(masked, len(ids) * masks) if self.static else masked,
         )
 
     def mask_positions(self, continues: list[bool], rng: np.random.Generator, prompt: int = 0) -> list[int]:

@@ -83,11 +83,15 @@ class ResidualOutput(nn.Module):
 class Attention(nn.Module):
     """Self-attention or cross-attention, with its projections and its residual output.
 
-    ``cross_width`` is the width of the states that cross-attention reads; if None, it is the width of the block.
+    Args:
+        config: the sizes of the block.
+        cross_width: width of the states that cross-attention reads; if None, it is the width of the block.
+        layer: index of the block in its stack, and so of the keys and values that cross-attention reads.
     """
 
-    def __init__(self, config: BlockConfig, cross_width: int | None = None):
+    def __init__(self, config: BlockConfig, cross_width: int | None = None, layer: int = 0):
         super().__init__()
+        self.layer = layer
         self.heads, self.dropout = config.heads, config.attention_dropout
         self.self = nn.ModuleDict(
             {
@@ -129,7 +133,7 @@ class Attention(nn.Module):
         attended = query_packing.pack(self.attend(query, keys, values, bias))
         return self.output(attended, query_states, query_packing), query_packing
 
-    def cross_attend(self, states: Tensor, packing: Packing, shared_rows: Sequence[SharedRows], layer: int) -> Tensor:
+    def cross_attend(self, states: Tensor, packing: Packing, shared_rows: Sequence[SharedRows]) -> Tensor:
         """Cross-attention: tokens attend to keys and values that have been projected beforehand.
 
         A row of keys and values may serve several texts: S texts of a pass, and the texts of several passes. Attention is called
@@ -144,7 +148,6 @@ class Attention(nn.Module):
             states: (T, D).
             packing: packing of the N texts of these tokens.
             shared_rows: the rows of keys and values, in the order of the texts that attend to them.
-            layer: index of this layer.
 
         Returns:
             (T, D).
@@ -154,12 +157,12 @@ class Attention(nn.Module):
         # positions, because only their states are needed.
         sizes = [each.passes * len(each.keys_values) for each in shared_rows]
         parts = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)
-        found = [self._attend_to_rows(part, each, layer) for part, each in zip(parts, shared_rows, strict=True)]
+        found = [self._attend_to_rows(part, each) for part, each in zip(parts, shared_rows, strict=True)]
         return self.output(packing.pack(torch.cat(found).view(queries.shape)), states, packing)
 
-    def _attend_to_rows(self, queries: Tensor, rows: SharedRows, layer: int) -> Tensor:
+    def _attend_to_rows(self, queries: Tensor, rows: SharedRows) -> Tensor:
         """Attends from ``queries`` (passes * B, S * L, D) to B rows of keys and values. Each pass has queries for each row."""
-        keys, values = map(self.split_heads, rows.keys_values.layer(layer))
+        keys, values = map(self.split_heads, rows.keys_values.layer(self.layer))
         # All passes attend to a row in one call, with passes * S * L queries, so that its keys and values are read only once.
         by_row = queries.unflatten(0, (rows.passes, -1)).transpose(0, 1)
         found = self.attend(self.split_heads(by_row.flatten(1, 2)), keys, values, rows.bias)
@@ -188,16 +191,19 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention and a feed-forward layer, each followed by a residual connection and a norm.
 
-    ``cross_width`` is the width of the states that the cross-attention reads; if None, the block has no cross-attention.
+    Args:
+        config: the sizes of the block.
+        cross_width: width of the states that cross-attention reads; if None, the block has no cross-attention.
+        layer: index of the block in its stack.
     """
 
     intermediate: Any  # a Sequential that also has the attribute `dense`
     """The first half of the feed-forward layer, with the exact GELU."""
 
-    def __init__(self, config: BlockConfig, cross_width: int | None = None):
+    def __init__(self, config: BlockConfig, cross_width: int | None = None, layer: int = 0):
         super().__init__()
         self.attention = Attention(config)
-        self.crossattention = Attention(config, cross_width) if cross_width else None
+        self.crossattention = Attention(config, cross_width, layer) if cross_width else None
         self.intermediate = nn.Sequential(
             OrderedDict(dense=nn.Linear(config.width, config.intermediate), gelu=nn.GELU())
         )
@@ -209,15 +215,14 @@ class Block(nn.Module):
         packing: Packing,
         bias: Tensor,
         shared_rows: Sequence[SharedRows] = (),
-        layer: int = 0,
         queries: QueryPositions | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Runs the block with the index ``layer``. ``shared_rows`` are the keys and values for cross-attention; for the other
+        """Runs the block. ``shared_rows`` are the keys and values for cross-attention; for the other
         arguments and the result, see :meth:`BlockStack.forward`."""
         states, packing = self.attention.self_attend(states, packing, bias, queries, cache)
         if self.crossattention is not None and shared_rows:
-            states = self.crossattention.cross_attend(states, packing, shared_rows, layer)
+            states = self.crossattention.cross_attend(states, packing, shared_rows)
         return self.output(self.intermediate(states), states, packing)
 
 
@@ -228,7 +233,7 @@ class BlockStack(nn.Module):
     def __init__(self, blocks: int, config: BlockConfig, cross_width: int | None = None):
         super().__init__()
         self.config = config
-        self.layer = nn.ModuleList(Block(config.at_depth(index, blocks), cross_width) for index in range(blocks))
+        self.layer = nn.ModuleList(Block(config.at_depth(index, blocks), cross_width, index) for index in range(blocks))
         self.gradient_checkpointing = False
         self.apply(partial(init_bert_weights, std=config.init_std))
 
@@ -275,7 +280,7 @@ class BlockStack(nn.Module):
             if index == 0 or needed is not None:
                 length = packing.length if needed is None else needed.packing.length
                 shared_rows = SharedRows.of(keys_values, packing.count, length)
-            inputs = (states, packing, bias, shared_rows, index, needed, cache)
+            inputs = (states, packing, bias, shared_rows, needed, cache)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 states = cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
             else:

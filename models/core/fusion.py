@@ -39,11 +39,9 @@ class FusionEncoder(BlockStack):
         return PackedTexts(fused(), texts.packing)
 
     def project_concepts(self, concepts: Concepts) -> KeysValues:
-        """Keys and values of visual concepts, one row for each: first the mean of the patches, then the patches. Regions are
-        projected by :meth:`project_regions`, whose rows also contain the mean of the image."""
-        if concepts.patch_mask is None:
-            return self.project(concepts.states())
-        return self.project_regions(concepts, Concepts.whole(concepts.patches))[0]
+        """Keys and values of whole images or videos, one row for each: first the mean of the patches, then the patches."""
+        assert concepts.patch_mask is None, "regions are projected by project_regions"
+        return self.project(concepts.states())
 
     def project_regions(self, regions: Concepts, images: Concepts) -> tuple[KeysValues, KeysValues]:
         """Keys and values of R regions, and of the whole image of each region.

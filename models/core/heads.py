@@ -87,6 +87,6 @@ def masked_positions(text: MaskedText) -> tuple[QueryPositions, Tensor]:
         The positions of the masked tokens, at which the fusion encoder computes states for the word head; and ``labels`` (Q,)
         int64, their original token ids, with :data:`~batches.base.IGNORE` for spare tokens.
     """
-    packing = Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
+    packing = Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked_count)
     labels = packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)
     return QueryPositions(text.positions, packing), labels

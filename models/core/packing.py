@@ -235,7 +235,7 @@ def packings_of(texts: Sequence[Text]) -> list[Packing]:
     by_mask: dict[int, Packing] = {}
     for text in texts:
         if id(text.mask) not in by_mask:
-            by_mask[id(text.mask)] = Packing.of(text.mask.sum(dim=1), text.mask.shape[1], text.tokens)
+            by_mask[id(text.mask)] = Packing.of(text.mask.sum(dim=1), text.mask.shape[1], text.token_count)
     return [by_mask[id(text.mask)] for text in texts]
 
 

@@ -29,8 +29,8 @@ from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
 from models.pretraining.flops import work_of
-from models.pretraining.streams import STREAMS, Stream
-from models.pretraining.trains import ZeroLoss, freeze_untrained
+from models.pretraining.streams import STREAMS, Encoded, PairStream, Stream
+from models.pretraining.trained_parameters import ZeroLoss, freeze_untrained
 from utils.errors import UserError
 
 
@@ -74,20 +74,18 @@ class PretrainModel(XVLM):
         """Returns all losses of a micro-batch, each summed over its examples. :func:`batches.losses.weighted_sum` combines them
         (eq. 6)."""
         self.contrastive.clamp_temperature()
-        batches, requested = batch.by_stream(), self.requested(batch)
-        images, texts = self.encode_streams(batches, requested)
+        requested = self.losses_to_compute(batch)
+        encoded = self.encode_streams(batch.by_stream(), requested)
         skipped = self._zero_loss(self, requested)  # replaces the losses that this step does not compute
         terms: Losses = {}
         for stream_name, loss_names in requested.items():
-            stream, batch_of_stream = self.streams[stream_name], batches[stream_name]
-            totals = {}
-            if loss_names:
-                totals = stream.losses(self, batch_of_stream, images.get(stream_name), texts[stream_name], loss_names)
+            stream = self.streams[stream_name]
+            totals = stream.losses(self, encoded[stream_name], loss_names) if loss_names else {}
             for loss_name, weight in stream.weights.items():
                 terms[f"{stream_name}/{loss_name}"] = Term(totals.get(loss_name, skipped), weight)
         return terms
 
-    def requested(self, batch: PretrainBatch) -> dict[str, list[str]]:
+    def losses_to_compute(self, batch: PretrainBatch) -> dict[str, list[str]]:
         """Returns the names of the losses to compute for a micro-batch, by stream, in the order of the streams. Streams without
         losses are omitted. The list of a stream is empty if its only loss is not computed in this step."""
         batches = batch.by_stream()
@@ -98,7 +96,7 @@ class PretrainModel(XVLM):
             name: [
                 loss_name
                 for loss_name in stream.weights
-                if not (loss_name == "matching" and name.removeprefix(LONG) in batch.unmatched)
+                if not (loss_name == "matching" and stream.images_of in batch.unmatched)
             ]
             for name, stream in self.streams.items()
             if name in batches and stream.weights
@@ -106,36 +104,32 @@ class PretrainModel(XVLM):
 
     def encode_streams(
         self, batches: Mapping[str, Any], requested: Mapping[str, Collection[str]]
-    ) -> tuple[dict[str, Concepts], dict[str, dict[str, PackedTexts]]]:
-        """Encodes the texts and images of all streams, in one pass of each encoder.
+    ) -> dict[str, Encoded[Any]]:
+        """Encodes the texts and images of all streams that have losses to compute, in one pass of each encoder.
 
         Args:
             batches: the batch of each stream.
-            requested: names of the losses to compute, as returned by :meth:`requested`.
-
-        Returns:
-            The encoded images by stream, for streams with images; and the encoded texts by stream and by the names from
-            :meth:`Stream.texts_to_encode`.
+            requested: names of the losses to compute, as returned by :meth:`losses_to_compute`.
         """
-        to_encode = {
-            name: self.streams[name].texts_to_encode(batches[name], loss_names)
-            for name, loss_names in requested.items()
-        }
+        streams = {name: self.streams[name] for name, loss_names in requested.items() if loss_names}
+        to_encode = {name: stream.texts_to_encode(batches[name], requested[name]) for name, stream in streams.items()}
         all_texts = [text for stream_texts in to_encode.values() for text in stream_texts.values()]
         packed = iter(self.text(all_texts) if all_texts else [])
-        texts = {name: {text: next(packed) for text in stream_texts} for name, stream_texts in to_encode.items()}
-        with_images = [name for name, loss_names in requested.items() if loss_names and self.streams[name].has_images]
-        # Two streams can share their images.
-        pixels = {id(batches[name].pixels): batches[name].pixels for name in with_images}
-        images = dict(zip(pixels, self.vision.encode(list(pixels.values())) if pixels else [], strict=True))
-        return {name: images[id(batches[name].pixels)] for name in with_images}, texts
+        pixels = {stream.images_of: batches[name].pixels for name, stream in streams.items() if stream.has_images}
+        all_images = dict(zip(pixels, self.vision.encode(list(pixels.values())) if pixels else [], strict=True))
+        encoded = {}
+        for name, stream in streams.items():
+            texts, images = {text: next(packed) for text in to_encode[name]}, all_images.get(stream.images_of)
+            concepts = None if images is None else stream.concepts(self.vision, batches[name], images)
+            encoded[name] = Encoded(batches[name], texts, images, concepts)
+        return encoded
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """Returns the number by which each loss is divided: the number of pairs, words or boxes in this micro-batch. This does
         not need a forward pass."""
         batches = batch.by_stream()
         counts: dict[str, Tensor] = {}
-        for name, loss_names in self.requested(batch).items():
+        for name, loss_names in self.losses_to_compute(batch).items():
             for loss in self.streams[name].declared:
                 if loss.name in self.streams[name].weights:
                     count = loss.count(batches[name])
@@ -144,9 +138,15 @@ class PretrainModel(XVLM):
 
     def work(self, batch: PretrainBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        batches, requested = batch.by_stream(), self.requested(batch).items()
+        batches, requested = batch.by_stream(), self.losses_to_compute(batch).items()
         works = [
-            work_of(self.cost, self.streams[name], batches[name], loss_names, shares_images=name.startswith(LONG))
+            work_of(
+                self.cost,
+                self.streams[name],
+                batches[name],
+                loss_names,
+                shares_images=self.streams[name].images_of != name,
+            )
             for name, loss_names in requested
             if loss_names
         ]
@@ -155,7 +155,9 @@ class PretrainModel(XVLM):
     def compared(self, batch: PretrainBatch) -> list[int]:
         """The number of pairs in each contrastive loss of a micro-batch, in the order of :meth:`embed`."""
         batches = batch.by_stream()
-        return [len(batches[name].valid) for name, names in self.requested(batch).items() if "contrastive" in names]
+        return [
+            len(batches[name].valid) for name, names in self.losses_to_compute(batch).items() if "contrastive" in names
+        ]
 
     def spanning(
         self, micro_batches: Sequence[PretrainBatch], seed: Callable[[int], None]
@@ -170,13 +172,10 @@ class PretrainModel(XVLM):
         pass. Therefore, this method encodes all streams and all their texts, in the same calls with which the forward pass
         begins.
         """
-        batches, requested = batch.by_stream(), self.requested(batch)
-        images, texts = self.encode_streams(batches, requested)
-        return [
-            stream.embed(self, batches[name], stream.aligned(self, batches[name], images.get(name)), texts[name])
-            for name, stream in self.streams.items()
-            if "contrastive" in requested.get(name, ())
-        ]
+        requested = self.losses_to_compute(batch)
+        encoded = self.encode_streams(batch.by_stream(), requested)
+        streams = {name: self.streams[name] for name, loss_names in requested.items() if "contrastive" in loss_names}
+        return [stream.embed(self, encoded[name]) for name, stream in streams.items() if isinstance(stream, PairStream)]
 
     def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
         """Eq. 4: predicts the box of each of N texts in a whole image.

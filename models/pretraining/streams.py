@@ -10,10 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from batches import LONG
 from batches.base import IGNORE
 from batches.pretraining import HardNegatives, ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
 from batches.texts import Text
@@ -22,6 +24,7 @@ from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder, FusionQueue
 from models.core.heads import BoxHead, WordHead
 from models.core.hub_text import HubTextEncoder
+from models.core.keys_values import KeysValues
 from models.core.losses import EmbeddedPairs, SameGroup, box_giou, box_l1
 from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
@@ -68,10 +71,29 @@ class Loss(Generic[B]):
     count: Callable[[B], Tensor]
 
 
-class Stream(ABC, Generic[B]):
-    """One type of training data, with its losses. By default, examples are pairs of an image and a text.
+@dataclass(frozen=True)
+class Encoded(Generic[B]):
+    """A micro-batch of a stream, with its encoded texts and images.
 
     Attributes:
+        batch: the micro-batch.
+        texts: the encoded texts, by the names from :meth:`Stream.texts_to_encode`.
+        images: the encoded images or videos; None if the stream has no images.
+        concepts: the visual concept of each text: in region streams the regions, in others the ``images``.
+    """
+
+    batch: B
+    texts: Mapping[str, PackedTexts]
+    images: Concepts | None
+    concepts: Concepts | None
+
+
+class Stream(ABC, Generic[B]):
+    """One type of training data, with its losses.
+
+    Attributes:
+        images_of: name of the stream whose images this stream uses: for long captions, the stream of the short captions, and for
+            others, the stream itself. The images are encoded once for both streams.
         same_group: how the losses treat pairs with equal texts, by default "ignore" for regions and "negative" for other streams
             (:class:`models.config.IdenticalTexts`).
         declared: all losses of the stream.
@@ -81,19 +103,54 @@ class Stream(ABC, Generic[B]):
 
     encoders: ClassVar[tuple[str, ...]] = ("vision.backbone", "text")
     """The image and text encoders that the losses of the stream train, named as in :attr:`Loss.trains`."""
-    contrastive_parts: ClassVar[tuple[str, ...]] = ("contrastive",)
-    """The parameters of the contrastive head that the contrastive loss trains."""
     has_images: ClassVar[bool] = True
     """False if the batches of the stream have no images or videos."""
 
     def __init__(self, name: str, factor: float, weights: LossWeights, same_group: SameGroup):
         """``factor`` multiplies all losses of this stream; ``weights`` are the settings of all streams."""
-        self.name, self.same_group = name, same_group
+        self.name, self.images_of, self.same_group = name, name.removeprefix(LONG), same_group
         self.declared = self.declare(weights)
         self.weights = {loss.name: factor * loss.weight for loss in self.declared if factor * loss.weight}
 
+    @abstractmethod
     def declare(self, weights: LossWeights) -> list[Loss[B]]:
         """Declares all losses of the stream."""
+
+    @abstractmethod
+    def texts_to_encode(self, batch: B, requested: Collection[str]) -> dict[str, Text]:
+        """The texts that must be encoded for the ``requested`` losses, by name: "plain", "masked", "hard_negatives" and, for
+        translations, "translation"."""
+
+    def concepts(self, vision: VisionEncoder, batch: B, images: Concepts) -> Concepts:
+        """See :attr:`Encoded.concepts`."""
+        return images
+
+    @abstractmethod
+    def losses(self, model: Modules, encoded: Encoded[B], requested: Collection[str]) -> dict[str, Tensor]:
+        """Computes the ``requested`` losses of a micro-batch, each as a sum over the examples that :attr:`Loss.count` counts.
+
+        Args:
+            model: the encoders and heads.
+            encoded: the micro-batch with its encoded texts and images.
+            requested: names of the losses to compute in this step, at least one.
+        """
+
+    def trained_by(self, requested: Collection[str]) -> list[str]:
+        """The modules and parameters that the ``requested`` losses train, named as in :attr:`Loss.trains`."""
+        return [module for loss in self.declared if loss.name in requested for module in loss.trains]
+
+
+class PairStream(Stream[B]):
+    """Pairs of a text and an image, a video, a region or, for translations, another text. All of them have the contrastive, the
+    matching and the masked language modelling loss. Subclasses say what a text attends to in the fusion
+    encoder (:meth:`attended`), and can have other losses (:meth:`start_other_losses`)."""
+
+    contrastive_parts: ClassVar[tuple[str, ...]] = ("contrastive",)
+    """The parameters of the contrastive head that the contrastive loss trains."""
+    matched_text: ClassVar[str] = "plain"
+    """The text that the matching loss compares with its image, by its name in :meth:`texts_to_encode`."""
+
+    def declare(self, weights: LossWeights) -> list[Loss[B]]:
         return [
             Loss(
                 "contrastive",
@@ -116,8 +173,6 @@ class Stream(ABC, Generic[B]):
         ]
 
     def texts_to_encode(self, batch: B, requested: Collection[str]) -> dict[str, Text]:
-        """The texts that must be encoded for the ``requested`` losses, by name: "plain", "masked", "hard_negatives" and, for
-        translations, "translation"."""
         texts = {}
         if any(loss != "mlm" for loss in requested):
             texts["plain"] = batch.text.plain()
@@ -127,87 +182,87 @@ class Stream(ABC, Generic[B]):
             texts["masked"] = batch.text.masked_copy()
         return texts
 
-    @abstractmethod
-    def losses(
-        self,
-        model: Modules,
-        batch: B,
-        images: Concepts | None,
-        texts: Mapping[str, PackedTexts],
-        requested: Collection[str],
-    ) -> dict[str, Tensor]:
-        """Computes the ``requested`` losses of a micro-batch, each as a sum over the examples that :attr:`Loss.count` counts.
+    def losses(self, model: Modules, encoded: Encoded[B], requested: Collection[str]) -> dict[str, Tensor]:
+        """See :meth:`Stream.losses`.
 
         The contrastive loss is started first, so that gathering the embeddings of all ranks overlaps with the fusion. Then each
         loss queues its texts for fusion, and after one call of the fusion encoder the losses are finished. Neighbouring passes
         over the same keys and values share a call of attention. The last pass of the matching loss, which fuses texts with
-        negative images, selects other rows, so this loss is queued last. (The losses of translations share no rows, so that their
-        order does not matter.)
+        negative images, selects other rows, so this loss is queued last.
+        """
+        texts, queue = encoded.texts, FusionQueue(model.fusion)
+        started: dict[str, Callable[[], Tensor]] = {}
+        if needs_embeddings(requested):
+            pairs = self.embed(model, encoded)
+        if "contrastive" in requested:
+            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
+        attended = self.attended(model, encoded, requested) if needs_fusion(requested) else {}
+        started |= self.start_other_losses(model, encoded, attended, queue, requested)
+        if "mlm" in requested:
+            started["mlm"] = model.word_head.queue_loss(  # eq. 3
+                queue, texts["masked"], attended["mlm"], encoded.batch.text, model.text.word_embeddings
+            )
+        if "matching" in requested:
+            started["matching"] = model.matching_head.queue_loss(  # eq. 2
+                queue,
+                texts[self.matched_text],
+                attended["matching"],
+                pairs,
+                model.contrastive,
+                texts.get("hard_negatives"),
+            )
+        queue.run()
+        return {loss: finish() for loss, finish in started.items()}
+
+    @abstractmethod
+    def attended(self, model: Modules, encoded: Encoded[B], requested: Collection[str]) -> dict[str, KeysValues]:
+        """Returns the keys and values that texts attend to in the fusion encoder, one row per text, under the names "matching",
+        "mlm" and, for the box losses of region streams, "box"."""
+
+    def start_other_losses(
+        self,
+        model: Modules,
+        encoded: Encoded[B],
+        attended: Mapping[str, KeysValues],
+        queue: FusionQueue,
+        requested: Collection[str],
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Starts the losses that only this type of stream has. By default, it starts no loss.
 
         Args:
-            model: the encoders and heads.
-            batch: the micro-batch.
-            images: the encoded images or videos of the batch; None if the stream has no images.
-            texts: the encoded texts of the batch, by the names from :meth:`texts_to_encode`.
-            requested: names of the losses to compute in this step.
+            model, encoded, requested: see :meth:`losses`.
+            attended: the result of :meth:`attended`; empty if :func:`needs_fusion` is False.
+            queue: queue for texts to be fused. The queue runs after this method and before the functions that it returns.
+
+        Returns:
+            By the name of a requested loss, a function that computes the loss.
         """
+        return {}
 
-    def aligned(self, model: Modules, batch: B, images: Concepts | None) -> Concepts | None:
-        """Returns the visual concepts with which the texts of a batch are aligned; None if the stream has no images."""
-        return images
-
-    def embed(
-        self, model: Modules, batch: B, concepts: Concepts | None, texts: Mapping[str, PackedTexts]
-    ) -> EmbeddedPairs:
-        """Embeds the pairs for the contrastive and the matching loss. ``concepts`` is the result of :meth:`aligned`; for
-        ``texts``, see :meth:`losses`."""
-        assert concepts is not None
-        hard, hard_texts = hard_negatives_in(batch), texts.get("hard_negatives")
+    def embed(self, model: Modules, encoded: Encoded[B]) -> EmbeddedPairs:
+        """Embeds the pairs for the contrastive and the matching loss."""
+        assert encoded.concepts is not None
+        batch, texts, hard = encoded.batch, encoded.texts, hard_negatives_in(encoded.batch)
         return model.contrastive.embed_pairs(
-            concepts,
+            encoded.concepts,
             texts["plain"],
             batch.valid,
             group=batch.text.text_id,
             same_group=self.same_group,
-            hard_negatives=hard_texts,
+            hard_negatives=texts.get("hard_negatives"),
             hard_valid=None if hard is None else hard.valid,
         )
 
-    def trained_by(self, requested: Collection[str]) -> list[str]:
-        """The modules and parameters that the ``requested`` losses train, named as in :attr:`Loss.trains`."""
-        return [module for loss in self.declared if loss.name in requested for module in loss.trains]
 
-
-class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
+class ImageTextStream(PairStream[ImageTextBatch | VideoTextBatch]):
     """Whole images with their texts."""
 
-    def losses(
-        self,
-        model: Modules,
-        batch: ImageTextBatch | VideoTextBatch,
-        images: Concepts | None,
-        texts: Mapping[str, PackedTexts],
-        requested: Collection[str],
-    ) -> dict[str, Tensor]:
-        assert images is not None
-        queue = FusionQueue(model.fusion)
-        started: dict[str, Callable[[], Tensor]] = {}
-        if needs_embeddings(requested):
-            pairs = self.embed(model, batch, images, texts)
-        if "contrastive" in requested:
-            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
-        if needs_fusion(requested):
-            whole_image = model.fusion.project_concepts(images)
-        if "mlm" in requested:
-            started["mlm"] = model.word_head.queue_loss(  # eq. 3
-                queue, texts["masked"], whole_image, batch.text, model.text.word_embeddings
-            )
-        if "matching" in requested:
-            started["matching"] = model.matching_head.queue_loss(  # eq. 2
-                queue, texts["plain"], whole_image, pairs, model.contrastive, texts.get("hard_negatives")
-            )
-        queue.run()
-        return {loss: finish() for loss, finish in started.items()}
+    def attended(
+        self, model: Modules, encoded: Encoded[ImageTextBatch | VideoTextBatch], requested: Collection[str]
+    ) -> dict[str, KeysValues]:
+        assert encoded.images is not None
+        whole_image = model.fusion.project_concepts(encoded.images)
+        return {"matching": whole_image, "mlm": whole_image}
 
 
 class VideoTextStream(ImageTextStream):
@@ -216,7 +271,7 @@ class VideoTextStream(ImageTextStream):
     encoders = ("vision.backbone", "vision.frame_positions", "text")
 
 
-class RegionTextStream(Stream[RegionBatch]):
+class RegionTextStream(PairStream[RegionBatch]):
     """Regions, objects and whole images with their texts (section 3.2 of the paper). A text is aligned with the patches of its
     region, and its box is predicted from the whole image.
 
@@ -236,54 +291,73 @@ class RegionTextStream(Stream[RegionBatch]):
             Loss("giou", weights.giou, trains, count=lambda batch: self.has_box(batch).sum()),
         ]
 
-    def losses(
+    def concepts(self, vision: VisionEncoder, batch: RegionBatch, images: Concepts) -> Concepts:
+        return vision.regions(images, batch.patch_mask, batch.image_index)
+
+    def attended(
+        self, model: Modules, encoded: Encoded[RegionBatch], requested: Collection[str]
+    ) -> dict[str, KeysValues]:
+        """See :meth:`PairStream.attended`. A text is matched with its region, and its box is predicted from the whole image. Both
+        results are the same keys and values with different biases, so that the passes of all losses share a call of attention."""
+        assert encoded.concepts is not None and encoded.images is not None
+        region, whole_image = model.fusion.project_regions(encoded.concepts, encoded.images)
+        return {"matching": region, "mlm": region, "box": whole_image}
+
+    def start_other_losses(
         self,
         model: Modules,
-        batch: RegionBatch,
-        images: Concepts | None,
-        texts: Mapping[str, PackedTexts],
+        encoded: Encoded[RegionBatch],
+        attended: Mapping[str, KeysValues],
+        queue: FusionQueue,
         requested: Collection[str],
-    ) -> dict[str, Tensor]:
-        assert images is not None
-        regions = self.aligned(model, batch, images)
-        queue = FusionQueue(model.fusion)
-        started: dict[str, Callable[[], Tensor]] = {}
-        if needs_embeddings(requested):
-            pairs = self.embed(model, batch, regions, texts)
-        if "contrastive" in requested:
-            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
-        if needs_fusion(requested):
-            # The same keys and values with different biases: a text is matched with its region, and its box is predicted from the
-            # whole image. The passes of both share a call of attention.
-            region, whole_image = model.fusion.project_regions(regions, images)
-        if predicts_boxes(requested):
-            box_states = queue.add_cls(texts["plain"], whole_image)
-        if "mlm" in requested:
-            started["mlm"] = model.word_head.queue_loss(  # eq. 3
-                queue, texts["masked"], region, batch.text, model.text.word_embeddings
-            )
-        if "matching" in requested:
-            started["matching"] = model.matching_head.queue_loss(  # eq. 2
-                queue, texts["plain"], region, pairs, model.contrastive, texts.get("hard_negatives")
-            )
-        queue.run()
-        totals = {loss: finish() for loss, finish in started.items()}
-        if predicts_boxes(requested):
-            boxes, has_box = model.box_head(box_states()), self.has_box(batch)  # eq. 4
-            if "l1" in requested:
-                totals["l1"] = box_l1(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
-            if "giou" in requested:
-                totals["giou"] = box_giou(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
-        return totals
-
-    def aligned(self, model: Modules, batch: RegionBatch, images: Concepts | None) -> Concepts:
-        assert images is not None
-        return model.vision.regions(images, batch.patch_mask, batch.image_index)
+    ) -> dict[str, Callable[[], Tensor]]:
+        if not predicts_boxes(requested):
+            return {}
+        states = queue.add_cls(encoded.texts["plain"], attended["box"])
+        box = cache(lambda: model.box_head(states()))  # eq. 4; predicted once for both losses
+        target, has_box = encoded.batch.boxes_cxcywh, self.has_box(encoded.batch)
+        started = {
+            "l1": lambda: box_l1(box(), target, has_box),  # eq. 5
+            "giou": lambda: box_giou(box(), target, has_box),
+        }
+        return {loss: started[loss] for loss in started if loss in requested}
 
     def has_box(self, batch: RegionBatch) -> Tensor:
         """The texts for which box losses are computed, (R,) bool."""
         one_box = batch.valid & ~batch.several_boxes
         return one_box if self.whole_image_boxes else one_box & ~batch.is_image
+
+
+class TranslationStream(PairStream[TranslationBatch]):
+    """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621).
+
+    As in the authors' code, the first text replaces the image in the contrastive and the matching loss, and the embeddings of
+    both texts are computed by the text projection. Masked words of the first text are predicted with the help of the translation.
+    """
+
+    encoders = ("text",)
+    contrastive_parts = ("contrastive.text_proj", "contrastive.temperature", "contrastive.bias")
+    matched_text = "translation"
+    has_images = False
+
+    def texts_to_encode(self, batch: TranslationBatch, requested: Collection[str]) -> dict[str, Text]:
+        return {**super().texts_to_encode(batch, requested), "translation": batch.other}
+
+    def attended(
+        self, model: Modules, encoded: Encoded[TranslationBatch], requested: Collection[str]
+    ) -> dict[str, KeysValues]:
+        attended_text = {"matching": "plain", "mlm": "translation"}
+        return {
+            loss: model.fusion.project_texts(encoded.texts[text])
+            for loss, text in attended_text.items()
+            if loss in requested
+        }
+
+    def embed(self, model: Modules, encoded: Encoded[TranslationBatch]) -> EmbeddedPairs:
+        batch, texts = encoded.batch, encoded.texts
+        return model.contrastive.embed_pairs(
+            texts["plain"], texts["translation"], batch.valid, batch.text.text_id, self.same_group
+        )
 
 
 class TextStream(Stream[TextBatch]):
@@ -303,67 +377,14 @@ class TextStream(Stream[TextBatch]):
             )
         ]
 
-    def losses(
-        self,
-        model: Modules,
-        batch: TextBatch,
-        images: Concepts | None,
-        texts: Mapping[str, PackedTexts],
-        requested: Collection[str],
-    ) -> dict[str, Tensor]:
-        queue, masked = FusionQueue(model.fusion), texts["masked"]
-        words = model.word_head.queue_loss(queue, masked, None, batch.text, model.text.word_embeddings)  # eq. 3
+    def texts_to_encode(self, batch: TextBatch, requested: Collection[str]) -> dict[str, Text]:
+        return {"masked": batch.text.masked_copy()}
+
+    def losses(self, model: Modules, encoded: Encoded[TextBatch], requested: Collection[str]) -> dict[str, Tensor]:
+        queue, masked, text = FusionQueue(model.fusion), encoded.texts["masked"], encoded.batch.text
+        words = model.word_head.queue_loss(queue, masked, None, text, model.text.word_embeddings)  # eq. 3
         queue.run()
         return {"mlm": words()}
-
-
-class TranslationStream(Stream[TranslationBatch]):
-    """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621).
-
-    As in the authors' code, the first text replaces the image in the contrastive and the matching loss, and the embeddings of
-    both texts are computed by the text projection. Masked words of the first text are predicted with the help of the translation.
-    """
-
-    encoders = ("text",)
-    contrastive_parts = ("contrastive.text_proj", "contrastive.temperature", "contrastive.bias")
-    has_images = False
-
-    def texts_to_encode(self, batch: TranslationBatch, requested: Collection[str]) -> dict[str, Text]:
-        return {**super().texts_to_encode(batch, requested), "translation": batch.other} if requested else {}
-
-    def losses(
-        self,
-        model: Modules,
-        batch: TranslationBatch,
-        images: Concepts | None,
-        texts: Mapping[str, PackedTexts],
-        requested: Collection[str],
-    ) -> dict[str, Tensor]:
-        translation = texts["translation"]
-        queue = FusionQueue(model.fusion)
-        started: dict[str, Callable[[], Tensor]] = {}
-        if needs_embeddings(requested):
-            pairs = self.embed(model, batch, images, texts)
-        if "contrastive" in requested:
-            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
-        if "matching" in requested:
-            first_keys = model.fusion.project_texts(texts["plain"])
-            started["matching"] = model.matching_head.queue_loss(  # eq. 2
-                queue, translation, first_keys, pairs, model.contrastive
-            )
-        if "mlm" in requested:
-            second_keys = model.fusion.project_texts(translation)
-            started["mlm"] = model.word_head.queue_loss(  # eq. 3
-                queue, texts["masked"], second_keys, batch.text, model.text.word_embeddings
-            )
-        queue.run()
-        return {loss: finish() for loss, finish in started.items()}
-
-    def embed(
-        self, model: Modules, batch: TranslationBatch, concepts: Concepts | None, texts: Mapping[str, PackedTexts]
-    ) -> EmbeddedPairs:
-        first, second = texts["plain"], texts["translation"]
-        return model.contrastive.embed_pairs(first, second, batch.valid, batch.text.text_id, self.same_group)
 
 
 def hard_negatives_in(batch: Any) -> HardNegatives | None:

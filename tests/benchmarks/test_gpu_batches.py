@@ -64,8 +64,8 @@ def test_all_ways_share_texts_and_token_counts_vary_between_compiled_steps(compi
             assert torch.equal(text.text_id, other.text_id)
             assert torch.equal(text.ids[text.mask], other.ids[other.mask])
             assert torch.equal(text.labels[text.labels != IGNORE], other.labels[other.labels != IGNORE])
-            assert text.tokens >= other.tokens == int(other.mask.sum())
-        assert len({getattr(batch, stream).text.tokens for batch in padded}) > 1
+            assert text.token_count >= other.token_count == int(other.mask.sum())
+        assert len({getattr(batch, stream).text.token_count for batch in padded}) > 1
     for ours, theirs in zip(padded, plain, strict=True):
         assert torch.equal(
             ours.translations.other.ids[ours.translations.other.mask],

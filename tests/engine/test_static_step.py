@@ -119,7 +119,7 @@ def test_a_step_of_the_trainer_never_waits_for_the_device(given, static, tiny_ov
 def test_texts_without_token_counts_do_not_wait_for_the_device(task, pretend):
     """On the CPU, the tokens are counted."""
     (batch,) = batches(task, 1)
-    uncounted = replace(batch, images=replace(batch.images, text=replace(batch.images.text, tokens=None)))
+    uncounted = replace(batch, images=replace(batch.images, text=replace(batch.images.text, token_count=None)))
     task.model.to(pretend)
     uncounted = moved(uncounted, pretend)
     with no_waiting(pretend):
@@ -132,9 +132,9 @@ def test_static_batches_have_one_shape_except_for_a_few_token_counts(task):
     for stream in ("images", "regions"):
         texts = [getattr(batch, stream).text for batch in made]
         max_tokens = texts[0].ids.numel()
-        assert all(text.mask.sum() <= text.tokens <= text.mask.sum() + -(-max_tokens // 16) for text in texts)
-        assert all((text.labels != -100).sum() <= text.masked for text in texts)
-        assert len({text.tokens for text in texts}) <= 16
+        assert all(text.mask.sum() <= text.token_count <= text.mask.sum() + -(-max_tokens // 16) for text in texts)
+        assert all((text.labels != -100).sum() <= text.masked_count for text in texts)
+        assert len({text.token_count for text in texts}) <= 16
 
 
 def test_static_batches_have_the_losses_of_other_batches(task, tiny_overrides):
@@ -209,4 +209,6 @@ def test_the_recompile_limit_is_high_enough_for_all_forms_of_a_step(task):
 
 
 def counts(batch: PretrainBatch) -> list[int]:
-    return [number for part in (batch.images, batch.regions) for number in (part.text.tokens, part.text.masked)]
+    return [
+        number for part in (batch.images, batch.regions) for number in (part.text.token_count, part.text.masked_count)
+    ]

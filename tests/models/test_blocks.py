@@ -97,7 +97,11 @@ def test_projecting_patches_once_equals_projecting_copies_for_each_region(half, 
         patches, mean = (torch.randn(*shape, generator=draws).requires_grad_() for shape in ((3, 4, 12), (4, 12)))
         regions = Concepts(patches, mean, masks, index)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            memory = encoder.project_concepts(regions) if shared else encoder.project(regions.states())
+            memory = (
+                encoder.project_regions(regions, Concepts.whole(patches))[0]
+                if shared
+                else encoder.project(regions.states())
+            )
         parts = torch.stack([part for layer in memory.layers for part in layer])
         if shared:
             parts = torch.cat([parts[:, :, :1], parts[:, :, 2:]], dim=2)  # the second key belongs to the whole image

@@ -327,7 +327,7 @@ def test_texts_that_share_an_image_equal_separate_texts(small):
 @torch.no_grad()
 def test_batches_encoded_together_equal_separate_batches(small):
     shorter = Text(IDS[1:, :3], MASK[1:, :3])
-    batches = [Text(IDS, MASK), shorter, Text(IDS, MASK, tokens=9)]
+    batches = [Text(IDS, MASK), shorter, Text(IDS, MASK, token_count=9)]
     for batch, found in zip(batches, small.text(batches), strict=True):
         (alone,) = small.text([batch])
         assert found.packing.length == batch.ids.shape[1]

@@ -15,7 +15,8 @@ from batches.retrieval import RetrievalBatch
 from batches.texts import Text
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
 from models.core.matching import allowed_negatives, negative_weights
-from models.inference.reranking import TextBank, score_pairs
+from models.core.packing import PackedTexts
+from models.inference.reranking import TextBank, score_each, score_pairs
 from models.tasks.grounding import GroundingModel
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
@@ -182,7 +183,12 @@ def test_regions_are_reranked_with_their_patch_masks(retrieval, device):
     masks = torch.arange(images.patches.shape[1], device=device) < torch.tensor([[1], [5], [3]], device=device)
     regions = retrieval.vision.regions(images, masks, torch.tensor([4, 0, 0], device=device))
     requested = [torch.tensor(rows) for rows in ([3, 1], [0, 2, 7], [6])]
-    found = score_pairs(retrieval.fusion, retrieval.matching_head, regions, requested, TextBank.of([texts]))
+    rows_of_regions = retrieval.fusion.project_regions(regions, images)[0].split([1] * len(requested))
+
+    def score(region: int, candidates: PackedTexts) -> torch.Tensor:
+        return retrieval.matching_head(retrieval.fusion.cls(candidates, rows_of_regions[region]))[:, 1]
+
+    found = score_each(score, requested, TextBank.of([texts]))
     tokens, seen = regions.states(), F.pad(masks, (1, 0), value=True)
     for region, (rows, scores) in enumerate(zip(requested, found, strict=True)):
         memory = retrieval.fusion.project(tokens[region : region + 1], seen[region : region + 1])

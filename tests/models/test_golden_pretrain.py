@@ -138,7 +138,7 @@ def test_boxes_and_word_logits_equal_the_published_ones(model, given, device):
     assert_golden(boxes, EXPECTED["region_pred_bbox"])
     text = masked_text(GIVEN)
     used = text.labels != IGNORE
-    text = moved(replace(text, masked=int(used.sum())), device)
+    text = moved(replace(text, masked_count=int(used.sum())), device)
     masked, (positions, labels) = encoded(model, text.masked_ids, text.mask), masked_positions(text)
     logits = model.predict_words(masked, model.vision(given["image"]), positions)
     assert torch.equal(labels, text.labels[used.to(device)])

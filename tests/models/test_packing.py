@@ -142,10 +142,10 @@ def test_gradients_equal_those_of_plain_indexing(tokens):
 
 def test_a_batch_is_packed_with_its_own_token_count_if_it_has_one(monkeypatch):
     assert packings_of([Text(MASK.long(), MASK)])[0].token_count == KNOWN
-    assert packings_of([Text(MASK.long(), MASK, tokens=BOUNDED)])[0].token_count == BOUNDED
+    assert packings_of([Text(MASK.long(), MASK, token_count=BOUNDED)])[0].token_count == BOUNDED
     monkeypatch.setattr(packing, "on_host", lambda tensor: False)
     assert packings_of([Text(MASK.long(), MASK)])[0].dense
-    assert packings_of([Text(MASK.long(), MASK, tokens=KNOWN)])[0].token_count == KNOWN
+    assert packings_of([Text(MASK.long(), MASK, token_count=KNOWN)])[0].token_count == KNOWN
 
 
 def test_texts_of_equal_length_are_not_moved():

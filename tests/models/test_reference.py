@@ -92,7 +92,7 @@ def test_the_reference_returns_the_loss_of_the_step(built, monkeypatch):
 
 def with_counts(text: MaskedText, extra: int) -> MaskedText:
     """A copy of the text with counts that the host knows; each count is ``extra`` too large."""
-    return replace(text, tokens=int(text.mask.sum()) + extra, masked=int(text.labels.ne(-100).sum()) + extra)
+    return replace(text, token_count=int(text.mask.sum()) + extra, masked_count=int(text.labels.ne(-100).sum()) + extra)
 
 
 def test_losses_and_gradients_equal_the_reference_path(built):

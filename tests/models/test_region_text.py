@@ -27,7 +27,7 @@ from models.core.packing import PackedTexts, packings_of
 from models.core.text import Embeddings, TextEncoder
 from models.core.vision import VisionEncoder
 from models.pretraining.model import PretrainModel
-from models.pretraining.streams import RegionTextStream, Stream
+from models.pretraining.streams import PairStream, RegionTextStream
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
@@ -37,9 +37,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 STEPS: list[tuple[Callable[..., Any], str]] = [
     (PretrainModel.forward, "clamps the temperature"),
-    (PretrainModel.requested, "lists the losses of this step, by stream"),
+    (PretrainModel.losses_to_compute, "lists the losses of this step, by stream"),
     (PretrainModel.encode_streams, "runs each encoder once for all streams"),
-    (Stream.texts_to_encode, "names the texts that the losses need: the plain text, and its masked copy for mlm"),
+    (PairStream.texts_to_encode, "names the texts that the losses need: the plain text, and its masked copy for mlm"),
     (TextEncoder.forward, "encodes plain and masked texts together"),
     (packings_of, "says where each token is without padding; a text and its masked copy share this packing"),
     (Embeddings.forward, "looks up words, positions and types: (T, D)"),
@@ -47,14 +47,15 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (Attention.self_attend, "pads the tokens for attention only, and packs them again"),
     (PackedTexts.split, "gives each stream its texts"),
     (VisionEncoder.encode, "encodes all images together: patches (I, P, D) and their mean"),
-    (RegionTextStream.losses, "computes the five losses"),
     (VisionEncoder.regions, "takes the mean of each region's patches (R, D), without copying patches"),
+    (PairStream.losses, "computes the five losses"),
     (ContrastiveHead.embed_pairs, "projects and normalises the regions' means and the texts' [CLS] states: (R, E)"),
     (ContrastiveHead.start_loss, "starts gathering the embeddings of all ranks (eq. 1)"),
     (
         FusionEncoder.project_regions,
         "projects keys and values once per image; biases hide patches outside a region, or show the whole image",
     ),
+    (RegionTextStream.start_other_losses, "starts the box losses"),
     (FusionQueue.add_cls, "queues the texts with their whole images, for the boxes"),
     (WordHead.queue_loss, "queues the masked texts with their regions (eq. 3)"),
     (masked_positions, "finds the masked positions, the only states that the last block computes for mlm"),
@@ -74,12 +75,12 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (Attention.cross_attend, "lets each text attend to the keys and values of its row"),
     (KeysValues.layer, "copies the rows of sampled negatives"),
     (losses.contrastive, "eq. 1, over all ranks"),
-    (losses.masked_words, "eq. 3, from the word head's logits"),
-    (MatchingHead.loss, "skips pairs without negatives"),
-    (losses.matching, "eq. 2, from the matching head's logits"),
     (BoxHead.forward, "predicts the box from [CLS], fused with the whole image (eq. 4)"),
     (losses.box_l1, "eq. 5, L1; captions of whole images have no box loss"),
     (losses.box_giou, "eq. 5, GIoU"),
+    (losses.masked_words, "eq. 3, from the word head's logits"),
+    (MatchingHead.loss, "skips pairs without negatives"),
+    (losses.matching, "eq. 2, from the matching head's logits"),
     (PretrainModel.counts, "counts what each loss is divided by, with Loss.count of RegionTextStream.declare"),
     (weighted_sum, "eq. 6: the sum of weight * total / divisor, with divisors summed over ranks and micro-batches"),
 ]

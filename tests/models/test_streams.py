@@ -19,7 +19,7 @@ from models.config import IdenticalTexts, LossWeights, StreamWeights
 from models.pretraining.model import PretrainModel
 from models.pretraining.streams import STREAMS as STREAM_CLASSES
 from models.pretraining.streams import ImageTextStream, Loss, Stream
-from models.pretraining.trains import only_in_other_steps, trained_parameters, zero_loss
+from models.pretraining.trained_parameters import only_in_other_steps, trained_parameters, zero_loss
 from tasks.config import PretrainConfig
 from tasks.pretrain import PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
@@ -84,8 +84,8 @@ def all_streams() -> tuple[PretrainModel, PretrainBatch]:
 def trained_in(model: PretrainModel, stream: Stream[Any], batch: Any, wanted: tuple[str, ...]) -> set[str]:
     """The parameters that have a gradient after the backward pass of these losses."""
     model.zero_grad()
-    images, texts = model.encode_streams({stream.name: batch}, {stream.name: wanted})
-    totals = stream.losses(model, batch, images.get(stream.name), texts[stream.name], wanted)
+    encoded = model.encode_streams({stream.name: batch}, {stream.name: wanted})
+    totals = stream.losses(model, encoded[stream.name], wanted)
     assert totals.keys() == set(wanted)
     torch.stack([*totals.values()]).sum().backward()
     return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -142,11 +142,11 @@ class UniformTexts(ImageTextStream):
             ),
         ]
 
-    def losses(self, model, batch, images, texts, wanted):
-        totals = super().losses(model, batch, images, texts, wanted)
-        if "uniformity" in wanted:
-            totals["uniformity"] = uniformity(model.contrastive.embed_text(texts["plain"]), batch.valid)
-        return totals
+    def start_other_losses(self, model, encoded, attended, queue, requested):
+        if "uniformity" not in requested:
+            return {}
+        embedded = model.contrastive.embed_text(encoded.texts["plain"])
+        return {"uniformity": lambda: uniformity(embedded, encoded.batch.valid)}
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_the_zero_of_an_omitted_loss_is_on_the_models_device():
 
 
 def untrained(model: PretrainModel, batch: PretrainBatch) -> list[torch.nn.Parameter]:
-    requested = model.requested(batch)
+    requested = model.losses_to_compute(batch)
     return only_in_other_steps(model, {name: model.streams[name] for name in requested}, requested)
 
 
@@ -263,7 +263,7 @@ def test_long_captions_have_the_same_losses_as_alone():
     long = {name: replace(getattr(batch, name), text=getattr(batch, name).long.text) for name in ("images", "regions")}
     alone = totals(model, replace(batch, **{name: replace(each, long=None) for name, each in long.items()}))
     torch.testing.assert_close({name: found[LONG + name] for name in alone}, alone)
-    assert not model.requested(replace(batch, unmatched=("images",)))["long_images"].count("matching")
+    assert not model.losses_to_compute(replace(batch, unmatched=("images",)))["long_images"].count("matching")
 
 
 @pytest.mark.parametrize(("images", "regions"), [("negative", "ignore"), ("ignore", "negative")])
@@ -351,8 +351,8 @@ def test_the_boxes_of_whole_images_are_trained_if_configured():
     one_box = region.valid & ~region.several_boxes
     for each, learned in ((model, one_box & ~region.is_image), (every, one_box)):
         assert 0 < learned.sum() < len(rows)
-        images, texts = each.encode_streams({"regions": region}, {"regions": ["l1"]})
-        predicted = each.predict_boxes(texts["regions"]["plain"], images["regions"], region.image_index)
+        encoded = each.encode_streams({"regions": region}, {"regions": ["l1"]})["regions"]
+        predicted = each.predict_boxes(encoded.texts["plain"], encoded.images, region.image_index)
         by_hand = (predicted - region.boxes_cxcywh).abs().sum(dim=1)[learned].sum()
         assert each.counts(batch)["regions/l1"] == each.counts(batch)["regions/giou"] == learned.sum()
         torch.testing.assert_close(totals(each, batch)["regions/l1"], by_hand)
