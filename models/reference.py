@@ -23,6 +23,7 @@ from batches.pretraining import ImageTextBatch, PretrainBatch, RegionBatch, Tran
 from batches.texts import MaskedText
 from models.core import losses
 from models.core.blocks import Attention, Block, ResidualOutput
+from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder
 from models.core.hub_text import HubTextEncoder
 from models.core.losses import EmbeddedPairs, SameGroup
@@ -63,40 +64,6 @@ class Padded:
         return Padded(torch.cat(states), torch.cat(masks))
 
 
-def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor, Losses]:
-    """Returns the loss of a step with one micro-batch on one rank (eq. 6), and each loss of each stream, summed over examples.
-
-    A stream is one type of training data, such as image-text pairs or videos.
-    """
-    model.contrastive.clamp_temperature()
-    terms: Losses = {}
-    loss = torch.zeros((), device=model.contrastive.temperature.device)
-    batches = batch.by_stream()
-    for name, stream in model.streams.items():  # negatives are sampled in this order
-        if name not in batches:
-            continue
-        totals = stream_losses(model, stream, batches[name])
-        for declared in stream.declared:
-            if declared.name in stream.weights:
-                term = Term(totals[declared.name], stream.weights[declared.name])
-                terms[f"{name}/{declared.name}"] = term
-                loss = loss + term.weight * term.total / declared.count(batches[name]).clamp(min=1)
-    return loss, terms
-
-
-def stream_losses(model: PretrainModel, stream: Stream[Any], batch: Any) -> dict[str, Tensor]:
-    """The losses of one stream, each summed over the examples."""
-    match stream:
-        case RegionTextStream():
-            return region_text_losses(model, batch, stream.same_group, stream.has_box(batch))
-        case TranslationStream():
-            return translation_losses(model, batch, stream.same_group)
-        case TextStream():
-            return {"mlm": word_loss(model, batch.text, None)}
-        case _:
-            return image_text_losses(model, batch, stream.same_group)
-
-
 def region_text_losses(
     model: PretrainModel, batch: RegionBatch, same_group: SameGroup, has_box: Tensor
 ) -> dict[str, Tensor]:
@@ -111,7 +78,7 @@ def region_text_losses(
     whole_image = Padded(images.states()[batch.image_index])
     box = model.box_head(fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
     return {
-        "contrastive": model.contrastive.start_loss(pairs)(),  # eq. 1
+        "contrastive": contrastive_loss(model.contrastive, pairs),  # eq. 1
         "matching": matching_loss(model, text, region, pairs, hard),  # eq. 2
         "mlm": word_loss(model, batch.text, region),  # eq. 3
         "l1": losses.box_l1(box, batch.boxes_cxcywh, has_box),  # eq. 5
@@ -129,7 +96,7 @@ def image_text_losses(
     pairs = pairs_of(model, batch, model.contrastive.embed_image(images), text, hard, same_group)
     whole_image = Padded(images.states())
     return {
-        "contrastive": model.contrastive.start_loss(pairs)(),
+        "contrastive": contrastive_loss(model.contrastive, pairs),
         "matching": matching_loss(model, text, whole_image, pairs, hard),
         "mlm": word_loss(model, batch.text, whole_image),
     }
@@ -141,7 +108,7 @@ def translation_losses(model: PretrainModel, batch: TranslationBatch, same_group
     second = encode(model.text, batch.other.ids, batch.other.mask)
     pairs = pairs_of(model, batch, model.contrastive.embed_text(first), second, None, same_group)
     return {
-        "contrastive": model.contrastive.start_loss(pairs)(),
+        "contrastive": contrastive_loss(model.contrastive, pairs),
         "matching": matching_loss(model, second, first, pairs),
         "mlm": word_loss(model, batch.text, second),
     }
@@ -178,6 +145,25 @@ def hard_negatives(model: PretrainModel, batch: ImageTextBatch | VideoTextBatch 
     """Encodes the batch's hard negative texts, J for each of N pairs, to (N * J, L, D)."""
     hard = hard_negatives_in(batch)
     return None if hard is None else encode(model.text, hard.text.ids, hard.text.mask)
+
+
+def contrastive_loss(head: ContrastiveHead, pairs: EmbeddedPairs) -> Tensor:
+    """Eq. 1: which of all texts belongs to an image, and which of all images to a text? Hard negatives are further texts for one
+    image. The softmax does not include invalid pairs and, with ``same_group="ignore"``, pairs with an equal text."""
+    if head.bias is not None:
+        return head.start_loss(pairs)()  # the sigmoid loss, which the paper does not use
+    count = len(pairs.valid)
+    itself = torch.eye(count, dtype=torch.bool, device=pairs.valid.device)
+    excluded = ~pairs.valid & ~itself
+    if pairs.same_group == "ignore":
+        excluded = excluded | (pairs.group[:, None] == pairs.group) & ~itself
+    similarity = head.similarity(pairs.image, pairs.text)
+    texts, images = (each.masked_fill(excluded, -torch.inf) for each in (similarity, similarity.t()))
+    if pairs.hard_negatives is not None:
+        texts = torch.cat([texts, losses.hard_similarity(pairs, head.temperature)], dim=1)
+    right = torch.arange(count, device=texts.device)
+    both = [F.cross_entropy(logits, right, reduction="none") for logits in (texts, images)]
+    return (both[0] + both[1])[pairs.valid].sum() / 2
 
 
 def matching_loss(
@@ -240,3 +226,37 @@ def add_and_norm(output: ResidualOutput, states: Tensor, residual: Tensor) -> Te
     """Linear, dropout, residual, LayerNorm."""
     normed: Tensor = output.LayerNorm(output.dropout(output.dense(states)) + residual)
     return normed
+
+
+def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor, Losses]:
+    """Returns the loss of a step with one micro-batch on one rank (eq. 6), and each loss of each stream, summed over examples.
+
+    A stream is one type of training data, such as image-text pairs or videos.
+    """
+    model.contrastive.clamp_temperature()
+    terms: Losses = {}
+    loss = torch.zeros((), device=model.contrastive.temperature.device)
+    batches = batch.by_stream()
+    for name, stream in model.streams.items():  # negatives are sampled in this order
+        if name not in batches:
+            continue
+        totals = stream_losses(model, stream, batches[name])
+        for declared in stream.declared:
+            if declared.name in stream.weights:
+                term = Term(totals[declared.name], stream.weights[declared.name])
+                terms[f"{name}/{declared.name}"] = term
+                loss = loss + term.weight * term.total / declared.count(batches[name]).clamp(min=1)
+    return loss, terms
+
+
+def stream_losses(model: PretrainModel, stream: Stream[Any], batch: Any) -> dict[str, Tensor]:
+    """The losses of one stream, each summed over the examples."""
+    match stream:
+        case RegionTextStream():
+            return region_text_losses(model, batch, stream.same_group, stream.has_box(batch))
+        case TranslationStream():
+            return translation_losses(model, batch, stream.same_group)
+        case TextStream():
+            return {"mlm": word_loss(model, batch.text, None)}
+        case _:
+            return image_text_losses(model, batch, stream.same_group)

@@ -136,48 +136,48 @@ class Attention(nn.Module):
     def cross_attend(self, states: Tensor, packing: Packing, shared_rows: Sequence[SharedRows]) -> Tensor:
         """Cross-attention: tokens attend to keys and values that have been projected beforehand.
 
-        A row of keys and values may serve several texts: S texts of a pass, and the texts of several passes. Attention is called
-        once for all texts of a row, so their tokens are laid side by side, as if they were one long text::
+        A row of keys and values may serve several texts: S texts of a pass (in pre-training, S = 1), and the texts of several
+        passes. Attention is called once for all texts of a row, so their tokens are laid side by side, as if they were one long
+        text::
 
-            (N, L, D)               the padded queries of a pass: N = B * S texts of L tokens
-            (B, S * L, D)           the queries of each of the B rows
-            (B, passes * S * L, D)  with the queries of all passes that attend to these rows
+            (passes * B * S, L, D)     the padded queries of a group of passes: B * S texts of L tokens in each pass
+            (passes * B, S * L, D)     the S texts that attend to the same row are neighbours
+            (B, passes * S * L, D)     the queries of all passes, by row
             (B, 1, passes * S * L, K)  the bias, if it differs between passes: which of the K states a query attends to
 
         Args:
             states: (T, D).
-            packing: packing of the N texts of these tokens.
+            packing: packing of the N texts of these tokens, which are the texts of all passes.
             shared_rows: the rows of keys and values, in the order of the texts that attend to them.
 
         Returns:
             (T, D).
         """
+        # (N, L, D); in the last block, L is replaced by the U query positions, because only their states are needed.
         queries = packing.pad(self.self["query"](states))
-        # The S texts of a pass that attend to the same row are neighbours. In the last block, L is replaced by the U query
-        # positions, because only their states are needed.
         sizes = [each.passes * len(each.keys_values) for each in shared_rows]
-        parts = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)
-        found = [self._attend_to_rows(part, each) for part, each in zip(parts, shared_rows, strict=True)]
+        groups = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)  # each (passes * B, S * L, D)
+        found = [self._attend_to_rows(group, each) for group, each in zip(groups, shared_rows, strict=True)]
         return self.output(packing.pack(torch.cat(found).view(queries.shape)), states, packing)
 
     def _attend_to_rows(self, queries: Tensor, rows: SharedRows) -> Tensor:
         """Attends from ``queries`` (passes * B, S * L, D) to B rows of keys and values. Each pass has queries for each row."""
         keys, values = map(self.split_heads, rows.keys_values.layer(self.layer))
-        # All passes attend to a row in one call, with passes * S * L queries, so that its keys and values are read only once.
-        by_row = queries.unflatten(0, (rows.passes, -1)).transpose(0, 1)
-        found = self.attend(self.split_heads(by_row.flatten(1, 2)), keys, values, rows.bias)
+        # All passes attend to a row in one call, so that its keys and values are read only once.
+        by_row = queries.unflatten(0, (rows.passes, -1)).transpose(0, 1)  # (B, passes, S * L, D)
+        found = self.attend(self.split_heads(by_row.flatten(1, 2)), keys, values, rows.bias)  # (B, passes * S * L, D)
         return found.view(by_row.shape).transpose(0, 1).flatten(0, 1)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Scaled dot-product attention.
 
         Args:
-            queries: (N, heads, L, d); in cross-attention, N is the number of rows, and L the number of queries per row.
-            keys, values: (N, heads, K, d).
-            bias: added to the scores, or a boolean mask, True = attend; broadcasts to (N, heads, L, K).
+            queries: (B, heads, Q, d), Q queries for each of B texts or, in cross-attention, for each of B rows.
+            keys, values: (B, heads, K, d).
+            bias: added to the scores, or a boolean mask, True = attend; broadcasts to (B, heads, Q, K).
 
         Returns:
-            (N, L, D).
+            (B, Q, D).
         """
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, dropout_p=dropout)
@@ -274,18 +274,19 @@ class BlockStack(nn.Module):
         Returns:
             (Q, D), the states of the query positions; Q = T if ``queries`` is None.
         """
-        shared_rows: list[SharedRows] = []
-        for index, block in enumerate(self.blocks):
-            needed = queries if index == len(self.layer) - 1 else None
-            if index == 0 or needed is not None:
-                length = packing.length if needed is None else needed.packing.length
-                shared_rows = SharedRows.of(keys_values, packing.count, length)
-            inputs = (states, packing, bias, shared_rows, needed, cache)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                states = cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
-            else:
-                states = block(*inputs)
-        return states
+        *earlier_blocks, last_block = self.blocks
+        shared_rows = SharedRows.of(keys_values, packing.count, packing.length)
+        for block in earlier_blocks:
+            states = self._run(block, states, packing, bias, shared_rows, None, cache)
+        if queries is not None:  # fewer queries attend to the rows in the last block, so their joined bias is smaller
+            shared_rows = SharedRows.of(keys_values, packing.count, queries.packing.length)
+        return self._run(last_block, states, packing, bias, shared_rows, queries, cache)
+
+    def _run(self, block: Block, *inputs: Any) -> Tensor:
+        """Runs a block, with gradient checkpointing if it is enabled."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
+        return cast(Tensor, block(*inputs))
 
     def project_layers(self, states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Projects ``states`` (..., D') to keys and values (..., D) for the cross-attention of each block."""

@@ -16,6 +16,9 @@ from models.core.keys_values import KeysValues
 from models.core.packing import PackedTexts, Packing, select_rows
 from models.core.vision import Concepts
 
+FusedStates = Callable[[], Tensor]
+"""Returns the fused states of a queued pass, once :meth:`FusionQueue.run` has been called."""
+
 
 class FusionEncoder(BlockStack):
     """Transformer blocks whose cross-attention reads visual concepts or other texts."""
@@ -113,17 +116,17 @@ class FusionQueue:
         self._passes: list[FusionPass] = []
         self._fused: Sequence[Tensor] | None = None
 
-    def add_cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
+    def add_cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> FusedStates:
         """Queues texts whose fused [CLS] states (N, D) are needed."""
         return self.add_positions(texts, keys_values, QueryPositions.cls(texts.packing.count, texts.states.device))
 
     def add_positions(
         self, texts: PackedTexts, keys_values: KeysValues | None, positions: QueryPositions
-    ) -> Callable[[], Tensor]:
+    ) -> FusedStates:
         """Queues texts whose fused states (Q, D) at some positions are needed."""
         return self._queue(FusionPass(texts, keys_values, positions))
 
-    def add_tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
+    def add_tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> FusedStates:
         """Queues texts for which the fused states (T, D) of all tokens are needed. Such passes cannot be mixed with other passes
         in a queue."""
         return self._queue(FusionPass(texts, keys_values))
@@ -158,7 +161,7 @@ class FusionQueue:
         )
         self._fused = fused.split([each.fused_packing.token_count for each in self._passes])
 
-    def _queue(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
+    def _queue(self, fusion_pass: FusionPass) -> FusedStates:
         index = len(self._passes)
         self._passes.append(fusion_pass)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from models.core import losses
 from models.core.blocks import QueryPositions
 from models.core.fusion import FusionQueue
 from models.core.keys_values import KeysValues
-from models.core.losses import at_least_float32
+from models.core.losses import UnfinishedLoss, at_least_float32
 from models.core.packing import PackedTexts, Packing
 
 
@@ -64,7 +63,7 @@ class WordHead(nn.Module):
         keys_values: KeysValues | None,
         text: MaskedText,
         word_embeddings: Tensor,
-    ) -> Callable[[], Tensor]:
+    ) -> UnfinishedLoss:
         """Queues masked texts for fusion. After the queue has run, the returned function computes the loss of their masked words
         (eq. 3), summed over the words.
 

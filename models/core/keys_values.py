@@ -22,17 +22,17 @@ class KeysValues:
     Attributes:
         layers: for each layer, the keys and the values, each (B', K, D), where B' is the number of stored rows.
         bias: (B', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; None if texts attend to all states.
-        rows: (B,) int64, indices of the selected rows among the B' stored rows. Selected rows are copied only when they are used.
-            If None, all stored rows are used, in order.
+        selected: (B,) int64, indices of the selected rows among the B' stored rows. Selected rows are copied only when they are
+            used. If None, all stored rows are used, in order.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     bias: Tensor | None = None
-    rows: Tensor | None = None
+    selected: Tensor | None = None
 
     def __len__(self) -> int:
         """B, the number of rows."""
-        return len(self.layers[0][0]) if self.rows is None else len(self.rows)
+        return len(self.layers[0][0]) if self.selected is None else len(self.selected)
 
     @property
     def device(self) -> torch.device:
@@ -41,11 +41,21 @@ class KeysValues:
 
     def select(self, rows: Tensor) -> KeysValues:
         """The rows with the indices ``rows`` (M,) int64, in that order; nothing is copied yet."""
-        return replace(self, rows=rows if self.rows is None else self.rows.index_select(0, rows))
+        return replace(self, selected=rows if self.selected is None else self.selected.index_select(0, rows))
+
+    def shares_rows_with(self, other: KeysValues) -> bool:
+        """True if the rows are the same rows of the same tensors, with a bias in both or in neither. The biases may differ, as in
+        the two results of :meth:`models.core.fusion.FusionEncoder.project_regions`. Only identical tensors count, because
+        comparing the values of equal ones would take longer than it saves."""
+        return (
+            self.layers[0][0] is other.layers[0][0]  # torch.compile cannot compare tuples by identity
+            and self.selected is other.selected
+            and (self.bias is None) == (other.bias is None)
+        )
 
     def split(self, sizes: Sequence[int]) -> list[KeysValues]:
         """Splits the rows, in order and without copying them, into groups of ``sizes`` rows."""
-        assert self.rows is None, "selected rows cannot be split: split before selecting"
+        assert self.selected is None, "selected rows cannot be split: split before selecting"
         biases = [None] * len(sizes) if self.bias is None else self.bias.split(list(sizes))
         layers = [zip(keys.split(list(sizes)), values.split(list(sizes)), strict=True) for keys, values in self.layers]
         return [KeysValues(*part) for part in zip(zip(*layers, strict=True), biases, strict=True)]
@@ -53,7 +63,9 @@ class KeysValues:
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Returns the keys and the values, each (B, K, D), of one layer. Selected rows are copied."""
         keys, values = self.layers[index]
-        return (keys, values) if self.rows is None else (select_rows(keys, self.rows), select_rows(values, self.rows))
+        if self.selected is None:
+            return keys, values
+        return select_rows(keys, self.selected), select_rows(values, self.selected)
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,7 @@ class SharedRows:
 
     @staticmethod
     def of(passes: Sequence[KeysValues], texts: int, length: int) -> list[SharedRows]:
-        """Groups neighbouring passes with the same rows of the same tensors. Their biases may differ, but passes with and without
-        a bias are not grouped.
+        """Groups neighbouring passes that share their rows (:meth:`KeysValues.shares_rows_with`).
 
         Args:
             passes: the keys and values of each pass.
@@ -88,13 +99,7 @@ class SharedRows:
         """
         groups: list[list[KeysValues]] = []
         for each in passes:
-            last = groups[-1][-1] if groups else None
-            if (
-                last is not None
-                and last.layers[0][0] is each.layers[0][0]  # torch.compile cannot compare tuples by identity
-                and last.rows is each.rows
-                and (last.bias is None) == (each.bias is None)
-            ):
+            if groups and groups[-1][-1].shares_rows_with(each):
                 groups[-1].append(each)
             else:
                 groups.append([each])
@@ -108,17 +113,19 @@ class SharedRows:
 def _joined_bias(passes: Sequence[KeysValues], queries_per_row: int) -> Tensor | None:
     """Returns :attr:`SharedRows.bias`, given the number of queries per row in each pass. If all passes have the same bias, it is
     the same for all queries; otherwise, the bias of each pass is repeated for the queries of this pass."""
-    first, rows = passes[0].bias, passes[0].rows
+    first, selected = passes[0].bias, passes[0].selected
     if first is None:
         return None
     shared = all(each.bias is first for each in passes)
-    if shared and rows is None:
+    if shared and selected is None:
         return first
     biases, repeats = ([first], 1) if shared else ([each.bias for each in passes], queries_per_row)
     joined = aligned_zeros((len(passes[0]), 1, len(biases) * repeats, first.shape[3]), first.dtype, first.device)
     for index, bias in enumerate(biases):
         assert bias is not None
-        joined[:, :, index * repeats : (index + 1) * repeats] = bias if rows is None else bias.index_select(0, rows)
+        joined[:, :, index * repeats : (index + 1) * repeats] = (
+            bias if selected is None else bias.index_select(0, selected)
+        )
     return joined
 
 

@@ -3,7 +3,7 @@ contrast, are wrong texts that come with the data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionQueue
 from models.core.heads import MLPHead
 from models.core.keys_values import KeysValues
-from models.core.losses import EmbeddedPairs, SameGroup, at_least_float32
+from models.core.losses import EmbeddedPairs, SameGroup, UnfinishedLoss, at_least_float32
 from models.core.packing import PackedTexts
 
 
@@ -32,7 +32,7 @@ class MatchingHead(MLPHead):
         pairs: EmbeddedPairs,
         contrastive: ContrastiveHead,
         hard_negatives: PackedTexts | None = None,
-    ) -> Callable[[], Tensor]:
+    ) -> UnfinishedLoss:
         """Queues N matched pairs and their pairs with sampled negatives for fusion. After the queue has run, the returned
         function computes the loss.
 

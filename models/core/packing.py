@@ -6,8 +6,11 @@ combine token states with their packing.
 
 Reading the lengths of texts back from a GPU would force a device sync. T is therefore chosen on the host, and may be larger than
 the number of tokens. The remaining positions hold spare tokens, which come after the real tokens of their batch, have arbitrary
-finite values, and are never read. For example, texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens with the padded
-indices 0, 1, 2 and 3. With T = 5, one spare token follows, with the padded index 6.
+finite values, and are never read. For example, here are the padded indices of texts of 3 and 1 tokens, with L = 3::
+
+    T = 4   0 1 2   3        packed
+    T = 5   0 1 2   3 6      with a spare token, whose index N * L = 6 lies after the last text
+    T = 6   0 1 2   3 4 5    dense: the packed and the padded layout are the same, and 4 and 5 are padding
 """
 
 from __future__ import annotations

@@ -112,16 +112,23 @@ class PretrainModel(XVLM):
             requested: names of the losses to compute, as returned by :meth:`losses_to_compute`.
         """
         streams = {name: self.streams[name] for name, loss_names in requested.items() if loss_names}
-        to_encode = {name: stream.texts_to_encode(batches[name], requested[name]) for name, stream in streams.items()}
-        all_texts = [text for stream_texts in to_encode.values() for text in stream_texts.values()]
-        packed = iter(self.text(all_texts) if all_texts else [])
+        texts = {
+            (name, kind): text
+            for name, stream in streams.items()
+            for kind, text in stream.texts_to_encode(batches[name], requested[name]).items()
+        }
         pixels = {stream.images_of: batches[name].pixels for name, stream in streams.items() if stream.has_images}
+        encoded_texts = dict(zip(texts, self.text(list(texts.values())) if texts else [], strict=True))
         all_images = dict(zip(pixels, self.vision.encode(list(pixels.values())) if pixels else [], strict=True))
         encoded = {}
         for name, stream in streams.items():
-            texts, images = {text: next(packed) for text in to_encode[name]}, all_images.get(stream.images_of)
-            concepts = None if images is None else stream.concepts(self.vision, batches[name], images)
-            encoded[name] = Encoded(batches[name], texts, images, concepts)
+            images = all_images.get(stream.images_of)
+            encoded[name] = Encoded(
+                batches[name],
+                {kind: packed for (of, kind), packed in encoded_texts.items() if of == name},
+                images,
+                None if images is None else stream.concepts(self.vision, batches[name], images),
+            )
         return encoded
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:

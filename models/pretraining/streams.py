@@ -1,8 +1,10 @@
 """The streams of pre-training and their losses (section 3.3 of the paper). A stream is one type of training data, such as
 image-text pairs or videos. The ``losses`` methods compute the same losses as :mod:`models.reference`.
+``python -m tests.models.test_region_text`` lists the functions through which the text of a region goes, in order.
 
-To add a loss, add its weight to :class:`LossWeights`, declare and compute the loss in a stream in this module, and add it to
-:mod:`models.reference`. ``docs/architecture.md`` contains a worked example. :mod:`models.pretraining.flops` counts the FLOPs.
+To add a loss, add its weight to :class:`LossWeights`, declare and compute the loss in a stream in this module, add it to
+:data:`FUSED` if it needs fused texts, and add it to :mod:`models.reference`. ``docs/architecture.md`` contains a worked example.
+:mod:`models.pretraining.flops` counts the FLOPs.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from models.core.fusion import FusionEncoder, FusionQueue
 from models.core.heads import BoxHead, WordHead
 from models.core.hub_text import HubTextEncoder
 from models.core.keys_values import KeysValues
-from models.core.losses import EmbeddedPairs, SameGroup, box_giou, box_l1
+from models.core.losses import EmbeddedPairs, SameGroup, UnfinishedLoss, box_giou, box_l1
 from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
 from models.core.text import TextEncoder
@@ -186,12 +188,20 @@ class PairStream(Stream[B]):
         """See :meth:`Stream.losses`.
 
         The contrastive loss is started first, so that gathering the embeddings of all ranks overlaps with the fusion. Then each
-        loss queues its texts for fusion, and after one call of the fusion encoder the losses are finished. Neighbouring passes
-        over the same keys and values share a call of attention. The last pass of the matching loss, which fuses texts with
-        negative images, selects other rows, so this loss is queued last.
+        loss queues its texts for fusion, and after one call of the fusion encoder the losses are finished. These are the passes
+        of the region stream; other streams have no box losses::
+
+            loss      texts            attend to                    states needed
+            l1, giou  plain            the whole image              [CLS]              } one call of attention
+            mlm       masked           their region                 masked positions   } in each block, since the
+            matching  plain            their region                 [CLS]              } keys and values of a region
+            matching  negative texts   the region of the pair       [CLS]              } and of its image are the same
+            matching  plain            the negative pair's region   [CLS]                another call
+
+        Only neighbours in the queue can share a call, so the matching loss is queued last.
         """
         texts, queue = encoded.texts, FusionQueue(model.fusion)
-        started: dict[str, Callable[[], Tensor]] = {}
+        started: dict[str, UnfinishedLoss] = {}
         if needs_embeddings(requested):
             pairs = self.embed(model, encoded)
         if "contrastive" in requested:
@@ -226,7 +236,7 @@ class PairStream(Stream[B]):
         attended: Mapping[str, KeysValues],
         queue: FusionQueue,
         requested: Collection[str],
-    ) -> dict[str, Callable[[], Tensor]]:
+    ) -> dict[str, UnfinishedLoss]:
         """Starts the losses that only this type of stream has. By default, it starts no loss.
 
         Args:
@@ -310,7 +320,7 @@ class RegionTextStream(PairStream[RegionBatch]):
         attended: Mapping[str, KeysValues],
         queue: FusionQueue,
         requested: Collection[str],
-    ) -> dict[str, Callable[[], Tensor]]:
+    ) -> dict[str, UnfinishedLoss]:
         if not predicts_boxes(requested):
             return {}
         states = queue.add_cls(encoded.texts["plain"], attended["box"])

@@ -113,12 +113,12 @@ def test_neighbouring_passes_over_the_same_rows_share_one_call_of_attention(keys
     without_bias = KeysValues(keys_values.layers)
     found = SharedRows.of([keys_values, other_bias, other, other, keys_values, without_bias], texts=6 * ROWS, length=2)
     assert [each.passes for each in found] == [2, 2, 1, 1]
-    assert [each.keys_values.rows for each in found] == [None, other.rows, None, None]
+    assert [each.keys_values.selected for each in found] == [None, other.selected, None, None]
     both, selected, alone, nothing = (each.bias for each in found)
     assert torch.equal(both, torch.cat([keys_values.bias] * 2 + [other_bias.bias] * 2, dim=2)), (
         "two queries in each pass"
     )
-    assert torch.equal(selected, keys_values.bias[other.rows]) and alone is keys_values.bias and nothing is None
+    assert torch.equal(selected, keys_values.bias[other.selected]) and alone is keys_values.bias and nothing is None
 
 
 def test_passes_with_and_without_keys_and_values_cannot_be_mixed(fusion, keys_values):
