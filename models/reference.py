@@ -154,16 +154,17 @@ def contrastive_loss(head: ContrastiveHead, pairs: EmbeddedPairs) -> Tensor:
         return head.start_loss(pairs)()  # the sigmoid loss, which the paper does not use
     count = len(pairs.valid)
     itself = torch.eye(count, dtype=torch.bool, device=pairs.valid.device)
-    excluded = ~pairs.valid & ~itself
+    excluded = ~pairs.valid[None, :] & ~itself  # (N, N): pair i is not compared with pair j
     if pairs.same_group == "ignore":
-        excluded = excluded | (pairs.group[:, None] == pairs.group) & ~itself
+        excluded = excluded | (pairs.group[:, None] == pairs.group[None, :]) & ~itself
     similarity = head.similarity(pairs.image, pairs.text)
     texts, images = (each.masked_fill(excluded, -torch.inf) for each in (similarity, similarity.t()))
     if pairs.hard_negatives is not None:
         texts = torch.cat([texts, losses.hard_similarity(pairs, head.temperature)], dim=1)
     right = torch.arange(count, device=texts.device)
-    both = [F.cross_entropy(logits, right, reduction="none") for logits in (texts, images)]
-    return (both[0] + both[1])[pairs.valid].sum() / 2
+    image_to_text = F.cross_entropy(texts, right, reduction="none")
+    text_to_image = F.cross_entropy(images, right, reduction="none")
+    return (image_to_text + text_to_image)[pairs.valid].sum() / 2
 
 
 def matching_loss(

@@ -155,7 +155,7 @@ class Attention(nn.Module):
         """
         # (N, L, D); in the last block, L is replaced by the U query positions, because only their states are needed.
         queries = packing.pad(self.self["query"](states))
-        sizes = [each.passes * len(each.keys_values) for each in shared_rows]
+        sizes = [each.pass_count * len(each.keys_values) for each in shared_rows]
         groups = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)  # each (passes * B, S * L, D)
         found = [self._attend_to_rows(group, each) for group, each in zip(groups, shared_rows, strict=True)]
         return self.output(packing.pack(torch.cat(found).view(queries.shape)), states, packing)
@@ -164,7 +164,7 @@ class Attention(nn.Module):
         """Attends from ``queries`` (passes * B, S * L, D) to B rows of keys and values. Each pass has queries for each row."""
         keys, values = map(self.split_heads, rows.keys_values.layer(self.layer))
         # All passes attend to a row in one call, so that its keys and values are read only once.
-        by_row = queries.unflatten(0, (rows.passes, -1)).transpose(0, 1)  # (B, passes, S * L, D)
+        by_row = queries.unflatten(0, (rows.pass_count, -1)).transpose(0, 1)  # (B, passes, S * L, D)
         found = self.attend(self.split_heads(by_row.flatten(1, 2)), keys, values, rows.bias)  # (B, passes * S * L, D)
         return found.view(by_row.shape).transpose(0, 1).flatten(0, 1)
 

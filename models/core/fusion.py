@@ -62,13 +62,14 @@ class FusionEncoder(BlockStack):
         assert regions.patch_mask is not None and regions.image_index is not None
         patches, image_index = regions.patches, regions.image_index
         (image_count, length, _), region_count = patches.shape, len(regions.mean)
-        # Project every state once: all patches, the mean of each image, the mean of each region.
+        # Project every state once: all patches, the mean of each image, the mean of each region, (I * P + I + R, D).
         projected = self.project_layers(torch.cat([patches.flatten(0, 1), images.mean, regions.mean]))
-        # A row gathers its states: the region's mean, its image's mean, its image's patches.
-        region_state = image_count * (length + 1) + torch.arange(region_count, device=image_index.device)
-        image_state = image_count * length + image_index
+        first_image_mean, first_region_mean = image_count * length, image_count * (length + 1)
+        # A row gathers its states, (R, 2 + P): the region's mean, its image's mean, its image's patches.
+        region_mean = first_region_mean + torch.arange(region_count, device=image_index.device)
+        image_mean = first_image_mean + image_index
         patch_states = image_index.unsqueeze(1) * length + torch.arange(length, device=image_index.device)
-        gathered = torch.cat([region_state.unsqueeze(1), image_state.unsqueeze(1), patch_states], dim=1)
+        gathered = torch.cat([region_mean.unsqueeze(1), image_mean.unsqueeze(1), patch_states], dim=1)
         layers = tuple((select_rows(keys, gathered), select_rows(values, gathered)) for keys, values in projected)
         see_region = F.pad(F.pad(regions.patch_mask, (1, 0), value=False), (1, 0), value=True)
         see_image = F.pad(torch.ones_like(see_region[:, 1:]), (1, 0), value=False)
