@@ -16,8 +16,8 @@ class KeysValues:
     """Keys and values for cross-attention: B rows of K states, projected once per layer.
 
     A row is an image, a region, a video, a question or a text. In pre-training, each text has its own row; the row of a region
-    contains copies of the keys and values of its image, which are projected once. In captioning, answering and re-ranking, several
-    texts share a row.
+    contains copies of the keys and values of its image, which are projected once. In captioning, answering and re-ranking,
+    several texts share a row.
 
     Attributes:
         layers: for each layer, the keys and the values, each (B', K, D), where B' is the number of stored rows.
@@ -80,8 +80,8 @@ class SharedRows:
         keys_values: B rows, without a bias.
         pass_count: number of passes that attend to these rows.
         bias: the bias of all passes: (B, 1, 1, K) if it is the same for all of them; otherwise, for each query of each pass,
-            (B, 1, pass_count * queries, K); None if all texts attend to all states. Attention keeps it for the backward pass, so it
-            is made once for all layers that have the same queries, and not in each layer.
+            (B, 1, pass_count * queries, K); None if all texts attend to all states. Attention keeps it for the backward pass, so
+            it is made once for all layers that have the same queries, and not in each layer.
     """
 
     keys_values: KeysValues
