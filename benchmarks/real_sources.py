@@ -63,7 +63,10 @@ def mean_recall(predictions: Sequence[Mapping[str, Any]]) -> float:
     """Returns the mean of R@1, R@5 and R@10 by cosine in both directions, or NaN if nothing was ranked."""
     ranks = [each["ranks"]["cosine"] for each in predictions if "ranks" in each]
     found = [
-        of[direction] is not None and of[direction] <= k for of in ranks for direction in DIRECTIONS for k in RECALL_AT
+        isinstance(of[direction], int) and of[direction] <= k
+        for of in ranks
+        for direction in DIRECTIONS
+        for k in RECALL_AT
     ]
     return statistics.fmean(found) if found else math.nan
 

@@ -277,8 +277,8 @@ def _matched(model: Model, view: View, texts: Sequence[str], best_first: Sequenc
     scores = []
     for text in texts:
         match = by_text[text]
-        both = {} if match.sum is None else {"cosine": match.cosine, "sum": match.sum}
-        scores.append(_rounded({"text": text, "score": match.probability, **both}))
+        values = {"score": match.probability, "cosine": match.cosine, "sum": match.sum}
+        scores.append(_rounded({"text": text, **{name: value for name, value in values.items() if value is not None}}))
     return Result(
         [f"{view.name}{names}", *(f"  {line}" for line in lines)],
         {"image": view.name, "scores": scores},

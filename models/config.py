@@ -634,12 +634,15 @@ Ranking = Literal["likelihood", "released"]
 counts the log-probability of the first token twice."""
 
 
-RerankingScore = Literal["matching", "sum"]
+RankingScore = Literal["cosine", "matching", "sum"]
+"""The score by which images and texts are ranked for each other. "cosine" compares embeddings. With the other two, the fusion
+encoder re-ranks the best candidates by cosine: "matching" is the matching head's logit (published), and "sum" its log-odds plus
+the cosine divided by the temperature."""
 
-
-RERANKING_SCORE = (
-    "score by which re-ranked pairs are sorted. matching: the logit of the matching head (published); sum: its "
-    "log-odds plus the cosine divided by the temperature"
+RANKING_SCORE = (
+    "score by which candidates are sorted. cosine: the cosine of the embeddings, without re-ranking; matching: the logit of "
+    "the matching head (published); sum: its log-odds plus the cosine divided by the temperature; auto: whichever "
+    "of the three has the best R@1 on validation records"
 )
 """Description of the config key ``score``."""
 

@@ -26,7 +26,7 @@ from dataset.config import (
 from engine.config import PrecisionName, TrainConfig
 from engine.run_plan import RunPlan
 from models.config import (
-    RERANKING_SCORE,
+    RANKING_SCORE,
     AligningConfig,
     AnswerBeamConfig,
     AnswerDecoding,
@@ -39,7 +39,7 @@ from models.config import (
     NLVRModelConfig,
     PretrainModelConfig,
     Ranking,
-    RerankingScore,
+    RankingScore,
     SelfCriticalConfig,
     VideoQAModelConfig,
     VQAModelConfig,
@@ -104,7 +104,10 @@ class EvaluationConfig(Config):
     candidates: int = Field(
         16, ge=1, description="number of candidates that the fusion encoder re-ranks for each image and each text"
     )
-    score: RerankingScore = Field("matching", description=RERANKING_SCORE)
+    score: RankingScore | Literal["auto"] = Field("matching", description=RANKING_SCORE)
+    validation_files: InputShards = Field(
+        [], description="shards of images with captions on which `score: auto` chooses; none of them in `files`"
+    )
     batch_size: Annotated[int, MAY_CHANGE] = Field(50, ge=1, description="number of images in a forward pass")
     limit: int | None = Field(None, ge=1, description="maximum number of records to read; null: all")
     panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
@@ -114,6 +117,8 @@ class EvaluationConfig(Config):
     def _has_files(self) -> EvaluationConfig:
         if not (self.files or self.region_files or self.video_files):
             raise ValueError("does not name any files; set files, region_files or video_files, or remove evaluation")
+        if self.score == "auto" and not self.validation_files:
+            raise ValueError("score is auto, which chooses on validation records; set validation_files")
         return self
 
 
@@ -214,7 +219,13 @@ class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     candidates: int = Field(
         ge=1, description="number k of candidates that the fusion encoder re-ranks for each image and each text"
     )
-    score: RerankingScore = Field("matching", description=RERANKING_SCORE)
+    score: RankingScore | Literal["auto"] = Field("matching", description=RANKING_SCORE)
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> RetrievalEvaluationConfig:
+        if self.score == "auto" and self.validation is None:
+            raise ValueError("score is auto, which chooses on validation records; set validation")
+        return self
 
 
 class RetrievalConfig(MediaConfig):

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from engine.run_files import EVALUATION_FILE
 from metrics.bootstrap import Scores, interval
+from models.config import RankingScore
 from tasks.facts import Facts
 from utils.files import parse_json, read_text, write_text
 
@@ -104,11 +105,15 @@ class Evaluation:
         predictions: one JSON object per example, to be written to a file, in the format of the data set's evaluation server if
             there is one.
         facts: facts about the split and the weights; None if they are not needed, as in validation.
+        chosen_score: the score that ``evaluation.score: auto`` chose for sorting candidates; None if the config names a score.
+        notes: sentences for the user about the metrics.
     """
 
     metrics: tuple[Metric, ...]
     predictions: Sequence[Mapping[str, Any]] | None = None
     facts: Facts | None = None
+    chosen_score: RankingScore | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Mapping[str, Any]]) -> Evaluation:
@@ -120,7 +125,11 @@ class Evaluation:
         if not isinstance(values, Mapping) or not all(isinstance(each, Mapping) for each in values.values()):
             raise ValueError("it does not contain metrics by name")
         facts = next((found for each in values.values() if (found := Facts.of(each)) is not None), None)
-        return cls(tuple(Metric.of(name, each) for name, each in values.items()), facts=facts)
+        scores = [
+            each["chosen_score"] for each in values.values() if each.get("chosen_score") in get_args(RankingScore)
+        ]
+        metrics = tuple(Metric.of(name, each) for name, each in values.items())
+        return cls(metrics, facts=facts, chosen_score=scores[0] if scores else None)
 
     def get(self, name: str) -> Metric | None:
         """Returns the metric with the given name, or None if it does not exist."""
@@ -139,6 +148,7 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """Returns the metrics by name, for ``evaluation.json``. All metrics except sizes include the facts."""
         facts = {} if self.facts is None else self.facts.as_json()
+        facts |= {} if self.chosen_score is None else {"chosen_score": self.chosen_score}
         return {metric.name: metric.as_json() | ({} if metric.unit == "count" else facts) for metric in self.metrics}
 
     def with_intervals(self, draws: int, seed: int) -> Evaluation:
@@ -183,7 +193,7 @@ class Evaluation:
             between = f"   {ends}".ljust(room) if room else ""
             line = f"{metric.name:{width}}  {metric.shown(metric.value)}{between}  {chance:6}"
             lines.append((f"{line}    {metric.shown(metric.published)}" if published else line).rstrip())
-        return "\n".join([*lines, f"({below})"] if below else lines)
+        return "\n".join([*lines, *([f"({below})"] if below else []), *self.notes])
 
 
 def count(name: str, value: int) -> Metric:

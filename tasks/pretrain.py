@@ -13,7 +13,7 @@ from engine.checkpoint import newest_step
 from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
 from engine.trackers import show_images
-from models.config import StreamWeights
+from models.config import LossWeights, StreamWeights
 from models.pretraining.model import PretrainModel
 from tasks.base import BaseTask, Parts, video_frames
 from tasks.config import PretrainConfig
@@ -93,7 +93,8 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
             return ""
         weights = measured_weights(folder, self.config.init.checkpoint, self.config.task)
         evaluation = evaluation.with_intervals(self.config.evaluation.bootstrap, self.config.seed)
-        evaluation = replace(evaluation, facts=Facts(files_of(self.config.evaluation), weights))
+        measured = self.config.evaluation.model_copy(update={"validation_files": []})
+        evaluation = replace(evaluation, facts=Facts(files_of(measured), weights))
         write_evaluations(folder.path, {HELD_OUT: evaluation})
         texts = [evaluation.table(HELD_OUT)]
         if evaluation.predictions:
@@ -110,4 +111,6 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         config = self.config
         assert config.evaluation is not None
         processor = TextProcessor(self.tokenizer, config.data.text)
-        return PretrainEvaluator(config.evaluation, config.data, self.model, processor, config.seed)
+        # The heads of init.checkpoint may have been trained by losses that this run does not compute.
+        losses = self.model.trained_by if config.init.checkpoint is None else set(LossWeights.model_fields)
+        return PretrainEvaluator(config.evaluation, config.data, self.model, processor, config.seed, losses)

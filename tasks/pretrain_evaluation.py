@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,10 @@ from dataset.tasks.streams.pairs import first_clips
 from dataset.text.processors import TextProcessor
 from metrics.bootstrap import Scores
 from metrics.grounding import accuracy_at_iou, iou
-from metrics.retrieval import NO_MATCH
-from models.config import VisionConfig
+from models.config import RankingScore, VisionConfig
 from models.core.heads import masked_positions
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
-from models.inference.reranking import ORDER_NOTES
 from models.pretraining.model import PretrainModel
 from tasks.config import EvaluationConfig
 from tasks.drawing import (
@@ -47,7 +45,7 @@ from tasks.drawing import (
 )
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.inference import device_of, require_finite
-from tasks.two_stage import TwoStageRetrieval
+from tasks.two_stage import Rankings, TwoStageRetrieval, rank_in_words, ranking_rule, reranking_notes
 from utils import distributed
 from utils.errors import UserError
 
@@ -57,7 +55,7 @@ MAX_BOXES = 10
 
 def check_files(config: EvaluationConfig, data: DataConfig) -> None:
     """Raises a :class:`UserError` before training if held-out files are missing or empty, or videos cannot be read."""
-    for files_key in ("files", "region_files", "video_files"):
+    for files_key in ("files", "region_files", "video_files", "validation_files"):
         if files := getattr(config, files_key):
             shards = Shards(files, key=f"evaluation.{files_key}", index_folder=data.cache_index, remote=data.remote)
             if files_key == "video_files":
@@ -89,7 +87,7 @@ class HeldOutReader:
     processor: TextProcessor
     choose: Choose = range
 
-    def images(self, files_key: Literal["files", "region_files"]) -> list[HeldOutRecord]:
+    def images(self, files_key: Literal["files", "region_files", "validation_files"]) -> list[HeldOutRecord]:
         """Reads the image records in one of the config's lists of files.
 
         Raises:
@@ -146,12 +144,20 @@ class PretrainEvaluator:
         model: the model, which must be in evaluation mode when :meth:`evaluate` or :meth:`draw` is called.
         processor: the text processor used in training.
         seed: seed for the choice of masked words.
+        losses: names of the losses that trained the model. What depends on other losses is not evaluated.
     """
 
     def __init__(
-        self, config: EvaluationConfig, data: DataConfig, model: PretrainModel, processor: TextProcessor, seed: int
+        self,
+        config: EvaluationConfig,
+        data: DataConfig,
+        model: PretrainModel,
+        processor: TextProcessor,
+        seed: int,
+        losses: Collection[str],
     ):
         self.config, self.data, self.model, self.processor, self.seed = config, data, model, processor, seed
+        self.losses = losses
         self.device = device_of(model)
         self.predictions: dict[str, dict[str, Any]] = {}
         self.reader = HeldOutReader(config, data, model.config.vision, processor)
@@ -160,16 +166,49 @@ class PretrainEvaluator:
         self.videos = self.reader.videos() if config.video_files else []
 
     def evaluate(self) -> Evaluation:
-        """Computes all metrics of the held-out records, and the predictions for these records. Returns the same result on every
-        rank."""
+        """Computes the metrics of everything that the model was trained for, and the predictions for the held-out records.
+        Returns the same result on every rank."""
         self.predictions = {}
-        metrics = [
-            *self._retrieval(self.records, "image", "records"),
-            *self._retrieval(self.records, "image", "records with a long caption", "long_captions"),
-            *self._retrieval(self.videos, "video", "videos"),
-        ]
-        metrics += [*self._grounding(), *self._masked_words()]
-        return Evaluation(tuple(metrics), list(self.predictions.values()))
+        metrics: list[Metric] = []
+        score: RankingScore = "cosine"
+        if "contrastive" in self.losses:
+            score = self._ranking_score()
+            metrics += self._retrieval(self.records, "image", "records", score)
+            metrics += self._retrieval(self.records, "image", "records with a long caption", score, "long_captions")
+            metrics += self._retrieval(self.videos, "video", "videos", score)
+        notes = reranking_notes(metrics, " (reranked)", " (cosine)")
+        if not {"l1", "giou"}.isdisjoint(self.losses):
+            metrics += self._grounding()
+        if "mlm" in self.losses:
+            metrics += self._masked_words()
+        chosen = score if self.config.score == "auto" else None
+        return Evaluation(tuple(metrics), list(self.predictions.values()), chosen_score=chosen, notes=notes)
+
+    def _ranking_score(self) -> RankingScore:
+        """Returns the score by which candidates are sorted: the cosine if the matching head is not trained."""
+        if "matching" not in self.losses:
+            return "cosine"
+        if self.config.score != "auto":
+            return self.config.score
+        records = [record for record in self.reader.images("validation_files") if record.captions]
+        rankings = self._rank(records, [record.captions[0] for record in records], reranks=True)
+        return rankings.best_score(np.arange(len(records)))
+
+    def _rank(self, records: Sequence[HeldOutRecord], captions: Sequence[str], *, reranks: bool) -> Rankings:
+        """Ranks all captions for each record, and all records for each caption."""
+
+        def read(share: range) -> Iterator[list[Tensor]]:
+            for block in _blocks(records[share.start : share.stop], self.config.batch_size):
+                yield [record.pixels for record in block]
+
+        search = TwoStageRetrieval(
+            self.model,
+            self.processor,
+            candidates=self.config.candidates,
+            batch_size=self.config.batch_size,
+            reranks=reranks,
+        )
+        return search.rank(len(records), read, captions)
 
     def _prediction(self, record: HeldOutRecord) -> dict[str, Any]:
         """Returns the prediction of a record. Each metric adds its results to it."""
@@ -180,6 +219,7 @@ class PretrainEvaluator:
         records: Sequence[HeldOutRecord],
         medium: str,
         size: str,
+        score: RankingScore,
         kind: Literal["captions", "long_captions"] = "captions",
     ) -> list[Metric]:
         """Computes the recall of each image's first caption among all captions, and of the image among all images. The chance
@@ -189,6 +229,8 @@ class PretrainEvaluator:
             records: the held-out records. Records without a caption of this kind are skipped.
             medium: "image" or "video".
             size: name of the metric that counts the records.
+            score: the score by which candidates are sorted. With scores other than the cosine, the recall by cosine is computed,
+                too.
             kind: whether to rank short or long captions.
         """
         captioned = [record for record in records if getattr(record, kind)]
@@ -197,33 +239,23 @@ class PretrainEvaluator:
         captions: list[str] = [getattr(record, kind)[0] for record in captioned]
         text = "text" if kind == "captions" else "long text"
 
-        def read(share: range) -> Iterator[list[Tensor]]:
-            for block in _blocks(captioned[share.start : share.stop], self.config.batch_size):
-                yield [record.pixels for record in block]
-
-        search = TwoStageRetrieval(
-            self.model,
-            self.processor,
-            candidates=self.config.candidates,
-            batch_size=self.config.batch_size,
-            score=self.config.score,
-        )
-        rankings = search.rank(len(captioned), read, captions)
+        rankings = self._rank(captioned, captions, reranks=score != "cosine")
+        stages = {"cosine": rankings.cosine} | ({} if score == "cosine" else {"reranked": rankings.by(score)})
         chance, numbers = 1 / len(captioned), np.arange(len(captioned))
         metrics = [count(size, len(captioned))]
-        sum_rule = f"the {self.config.candidates} best by cosine re-ranked{ORDER_NOTES['sum']}"
-        reranked_rule = sum_rule if self.config.score == "sum" else None
-        for name, stage, rule in (("cosine", rankings.cosine, None), ("reranked", rankings.reranked, reranked_rule)):
+        chosen, last = self.config.score == "auto", list(stages)[-1]
+        rule = ranking_rule(score, self.config.candidates, chosen=chosen) if chosen or score == "sum" else None
+        for name, stage in stages.items():
             image_ranks, text_ranks = stage.ranks(numbers)
             for direction, ranks in ((f"{medium} to {text}", image_ranks), (f"{text} to {medium}", text_ranks)):
                 scores, title = Scores(ranks < 1, numbers), f"{direction} R@1 ({name})"
-                metrics.append(Metric.mean_of(title, scores, chance, rule=rule))
+                metrics.append(Metric.mean_of(title, scores, chance, rule=rule if name == last else None))
             for record, caption, image_rank, text_rank in zip(
                 captioned, captions, image_ranks, text_ranks, strict=True
             ):
                 ranks_by_direction = {
-                    f"{medium} to {text}": _one_based(image_rank),
-                    f"{text} to {medium}": _one_based(text_rank),
+                    f"{medium} to {text}": rank_in_words(image_rank, stage.texts.ids.shape[1]),
+                    f"{text} to {medium}": rank_in_words(text_rank, stage.images.ids.shape[1]),
                 }
                 prediction = self._prediction(record)
                 prediction[kind.removesuffix("s")] = caption
@@ -322,7 +354,9 @@ class PretrainEvaluator:
     def draw(self, path: Path) -> np.ndarray | None:
         """Writes a sheet of images with ground-truth and predicted boxes and their phrases. Returns the sheet, or None if the
         records have no boxes. Call :meth:`evaluate` first."""
-        numbers = [number for number, record in enumerate(self.with_boxes) if record.elements]
+        numbers = [
+            n for n, record in enumerate(self.with_boxes) if "boxes" in self.predictions.get(record.location, {})
+        ]
         shown = [numbers[index] for index in spread(len(numbers), self.config.panels)]
         files_key = "region_files" if self.config.region_files else "files"
         shards = Shards(
@@ -355,11 +389,6 @@ class PretrainEvaluator:
         if more := len(boxes) - len(chosen):
             lines.append(Line(f"and {more} more phrases", faint=True))
         return Panel((DrawnImage(pixels, tuple(pairs)),), tuple(lines))
-
-
-def _one_based(rank: np.int64) -> int | None:
-    """Converts a rank from 0 to a rank from 1, or to None if the true match is not among the candidates."""
-    return None if rank == NO_MATCH else int(rank) + 1
 
 
 def _in_pixels(box: Sequence[float], size: tuple[int, int]) -> list[float]:

@@ -16,9 +16,10 @@ from dataset.media.sources import ImageSource, VideoSource
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches
+from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
-from models.inference.reranking import ORDER_NOTES
+from models.config import RankingScore
 from models.tasks.retrieval import RetrievalModel
 from tasks.base import video_frames
 from tasks.config import RetrievalConfig
@@ -26,7 +27,7 @@ from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import data_options, location_of
 from tasks.media import MediaTask
-from tasks.two_stage import Candidates, Stage, TwoStageRetrieval
+from tasks.two_stage import Candidates, Rankings, Stage, TwoStageRetrieval, ranking_rule, reranking_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,9 +44,8 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
     """Model, data and evaluation of a retrieval run."""
 
     measure = "mean recall"
-    legend = (
-        "the five nearest after re-ranking, best first, with scores (log-odds) · frame and tick: right · cross: wrong"
-    )
+    _chosen: RankingScore | None = None
+    legend = "the five nearest, best first, with scores · frame and tick: right · cross: wrong"
 
     @staticmethod
     def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:
@@ -66,33 +66,52 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         return items.images
 
     def evaluate(self, items: CaptionedImages) -> Evaluation:
-        """Computes the recalls after re-ranking, and by cosine alone. The chance level is the recall of a random ranking."""
+        """Computes the recalls by the score of the config and by cosine. The chance level is the recall of a random ranking."""
         config = self.config.evaluation
         medium = "image" if video_frames(self.config) is None else "video"
-        search = TwoStageRetrieval(
-            self.model,
-            self.text,
-            candidates=config.candidates,
-            batch_size=config.batch_size,
-            score=config.score,
-        )
-        read = partial(_view_of, self.held_out.view, items.images)
-        captions = [
-            cleaned(caption, self.text.max_words)
-            for caption, image in zip(items.captions, items.image_of_caption.tolist(), strict=True)
-        ]
-        rankings = search.rank(len(items.images), partial(self._read, read, items.images), captions)
-        metrics = [count(f"{medium}s", len(items.images)), count("captions", len(captions))]
-        chance = chance_recalls(items.captions_per_image, len(captions), medium)
-        rule = f"the {config.candidates} best by cosine re-ranked" + ORDER_NOTES[config.score]
-        for suffix, stage, stage_rule in (("", rankings.reranked, rule), (" (cosine)", rankings.cosine, None)):
+        score = self._ranking_score(items)
+        rankings = self._rank(items, reranks=score != "cosine")
+        metrics = [count(f"{medium}s", len(items.images)), count("captions", len(items.captions))]
+        chance = chance_recalls(items.captions_per_image, len(items.captions), medium)
+        rule = ranking_rule(score, config.candidates, chosen=config.score == "auto")
+        stages: dict[str, tuple[Stage, str | None]] = {"": (rankings.by(score), rule)}
+        if score != "cosine":
+            stages[" (cosine)"] = (rankings.cosine, None)
+        for suffix, (stage, stage_rule) in stages.items():
             ranks = stage.ranks(items.image_of_caption)
             scores = recall_scores(*ranks, items.image_of_caption, medium)
             metrics += [
                 Metric(f"{name}{suffix}", value, chance[name], rule=stage_rule, scores=scores[name])
                 for name, value in retrieval_recalls(*ranks, medium).items()
             ]
-        return Evaluation(tuple(metrics), Nearest(items, rankings.reranked))
+        chosen = score if config.score == "auto" else None
+        notes = reranking_notes(metrics, "", " (cosine)")
+        return Evaluation(tuple(metrics), Nearest(items, rankings.by(score)), chosen_score=chosen, notes=notes)
+
+    def _ranking_score(self, items: CaptionedImages) -> RankingScore:
+        """Returns the score by which the candidates of a split are sorted. With ``score: auto``, it is chosen on the validation
+        split, once for each set of weights."""
+        score, validation = self.config.evaluation.score, self.held_out.validation
+        if score != "auto":
+            return score
+        assert validation is not None
+        if self._chosen is None or items is validation:
+            self._chosen = self._rank(validation, reranks=True).best_score(validation.image_of_caption)
+        return self._chosen
+
+    def _rank(self, items: CaptionedImages, *, reranks: bool) -> Rankings:
+        """Ranks the captions of a split for each image, and the images for each caption."""
+        config = self.config.evaluation
+        search = TwoStageRetrieval(
+            self.model, self.text, candidates=config.candidates, batch_size=config.batch_size, reranks=reranks
+        )
+        read = partial(_view_of, self.held_out.view, items.images)
+        captions = [cleaned(caption, self.text.max_words) for caption in items.captions]
+        return search.rank(len(items.images), partial(self._read, read, items.images), captions)
+
+    def report(self, folder: RunFolder) -> str:
+        self._chosen = None  # the weights have changed since the last validation
+        return super().report(folder)
 
     def shown(self, predictions: Sequence[Mapping[str, Any]], count: int) -> list[int]:
         """Returns the indices of the predictions to draw: half of them with a text as the query, then half with an image."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from batches.base import to_device
 from batches.texts import Text
-from metrics.retrieval import RECALL_AT, ranks_of_first_match
-from models.config import RerankingScore
+from metrics.retrieval import NO_MATCH, RECALL_AT, ranks_of_first_match
+from models.config import RankingScore
 from models.core.vision import Concepts
-from models.inference.reranking import AligningModel, TextBank, matching_margin, score_pairs
+from models.inference.reranking import ORDER_NOTES, AligningModel, TextBank, score_pairs
+from tasks.evaluation import Metric
 from tasks.inference import device_of, progress
 from utils import distributed
 from utils.spool import TensorSpool
@@ -73,10 +74,46 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rankings:
-    """Candidates ranked by cosine, and re-ranked by the fusion encoder."""
+    """The candidates by cosine, and how the matching head judges the best of them.
+
+    Attributes:
+        cosine: the candidates, sorted by cosine.
+        logits: the logits of "not matched" and "matched" for the first k texts of each image, (I, k, 2), and for the first k
+            images of each text, (T, k, 2); None if candidates were not re-ranked.
+        temperature: temperature of the contrastive loss.
+    """
 
     cosine: Stage
-    reranked: Stage
+    logits: tuple[np.ndarray, np.ndarray] | None
+    temperature: float
+
+    def by(self, score: RankingScore) -> Stage:
+        """Returns the candidates with their scores. With scores other than the cosine, there are k candidates per query."""
+        if score == "cosine":
+            return self.cosine
+        return self.log_odds(plus_cosine=True) if score == "sum" else self._judged(lambda logits, _: logits[..., 1])
+
+    def log_odds(self, *, plus_cosine: bool = False) -> Stage:
+        """Returns the re-ranked candidates with the log-odds of the matching head; ``plus_cosine`` adds the cosine, divided by
+        the temperature."""
+        share = 1 / self.temperature if plus_cosine else 0.0
+        return self._judged(lambda logits, cosine: logits[..., 1] - logits[..., 0] + share * cosine)
+
+    def best_score(self, image_of_text: np.ndarray) -> RankingScore:
+        """Returns the score with the best R@1, averaged over both directions; of equally good scores, the simplest."""
+
+        def recall(score: RankingScore) -> float:
+            return sum(float((ranks < 1).mean()) for ranks in self.by(score).ranks(image_of_text))
+
+        return max(get_args(RankingScore), key=recall)
+
+    def _judged(self, combine: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Stage:
+        assert self.logits is not None, "the candidates were not re-ranked"
+        stages = []
+        for candidates, logits in zip((self.cosine.texts, self.cosine.images), self.logits, strict=True):
+            first = candidates.first(logits.shape[1])
+            stages.append(Candidates(first.ids, combine(logits, first.scores)))
+        return Stage(*stages)
 
 
 class TwoStageRetrieval:
@@ -87,7 +124,7 @@ class TwoStageRetrieval:
         text: converts texts to token ids.
         candidates: number of candidates that are re-ranked per query.
         batch_size: number of images in a forward pass, and in memory during re-ranking.
-        score: which score re-ranks the pairs.
+        reranks: False if no candidates are re-ranked.
     """
 
     def __init__(
@@ -97,10 +134,10 @@ class TwoStageRetrieval:
         *,
         candidates: int,
         batch_size: int,
-        score: RerankingScore = "matching",
+        reranks: bool = True,
     ):
         self.model, self.text, self.candidates, self.batch_size = model, text, candidates, batch_size
-        self.score = score
+        self.reranks = reranks
         self.device = device_of(model)
 
     def rank(self, image_count: int, read: Callable[[range], Iterator[list[Tensor]]], texts: Sequence[str]) -> Rankings:
@@ -117,7 +154,9 @@ class TwoStageRetrieval:
             bank, text_embed = self._encode_texts(texts)
             cosine = Stage(self._nearest(image_embed, text_embed), self._nearest(text_embed, image_embed))
             k = self.candidates
-            return Rankings(cosine, self._rerank(patches, bank, Stage(cosine.texts.first(k), cosine.images.first(k))))
+            first = Stage(cosine.texts.first(k), cosine.images.first(k))
+            logits = self._logits(patches, bank, first) if self.reranks else None
+            return Rankings(cosine, logits, self.model.contrastive.temperature.item())
 
     def _encode_images(
         self, count: int, read: Callable[[range], Iterator[list[Tensor]]], patches: TensorSpool
@@ -128,7 +167,8 @@ class TwoStageRetrieval:
         for pixels in progress(read(share), "encoding images", -(-len(share) // self.batch_size)):
             concepts = self.model.vision(torch.stack(pixels).to(self.device))
             local.append(self.model.contrastive.embed_image(concepts).cpu().numpy())
-            patches.append(concepts.states().float())
+            if self.reranks:
+                patches.append(concepts.states().float())
         return torch.from_numpy(np.concatenate(distributed.gather_objects(np.concatenate(local))))
 
     def _encode_texts(self, texts: Sequence[str]) -> tuple[TextBank, Tensor]:
@@ -157,9 +197,8 @@ class TwoStageRetrieval:
                 scores.append(best.values.cpu().numpy())
         return Candidates(np.concatenate(ids), np.concatenate(scores))
 
-    def _rerank(self, patches: TensorSpool, bank: TextBank, stage: Stage) -> Stage:
-        """Scores the candidates of ``stage`` with the fusion encoder. A pair that occurs in both directions is scored once."""
-        head = self.model.matching_head if self.score == "matching" else matching_margin(self.model.matching_head)
+    def _logits(self, patches: TensorSpool, bank: TextBank, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+        """Returns :attr:`Rankings.logits` of the candidates of ``stage``. A pair in both directions is scored once."""
         texts, images = stage.texts.ids, stage.images.ids
         text_count = len(images)
         # A pair is encoded as one integer, image * text_count + text, so that sorting groups the pairs of an image.
@@ -169,13 +208,13 @@ class TwoStageRetrieval:
         local = pairs[first:last]  # the pairs of this rank's images
         ends = np.searchsorted(local // text_count, np.arange(share.start + 1, share.stop))
         texts_of_image = np.split(local % text_count, ends)
-        scores = [np.zeros(0, dtype=np.float32)]
+        scores = [np.zeros((0, 2), dtype=np.float32)]
         blocks = range(0, len(share), self.batch_size)
         for start in progress(blocks, "re-ranking", len(blocks)):
             tokens = patches.read(start, start + self.batch_size).to(self.device)
             candidates = [torch.from_numpy(ids) for ids in texts_of_image[start : start + self.batch_size]]
             concepts = Concepts(tokens[:, 1:], tokens[:, 0])
-            logits = score_pairs(self.model.fusion, head, concepts, candidates, bank)
+            logits = score_pairs(self.model.fusion, self.model.matching_head, concepts, candidates, bank)
             scores += [image_logits.cpu().numpy() for image_logits in logits]
         # The shares of the ranks are ascending, so the concatenated scores are in the order of `pairs`.
         score_of_pair = np.concatenate(distributed.gather_objects(np.concatenate(scores)))
@@ -187,12 +226,47 @@ class TwoStageRetrieval:
             texts.size + images.size,
         )
         # Each direction looks up the scores of its candidates by the encoded pair.
-        by_image = score_of_pair[np.searchsorted(pairs, _pairs(texts, text_count))].reshape(texts.shape)
-        by_text = score_of_pair[np.searchsorted(pairs, _pairs(images, text_count, flipped=True))].reshape(images.shape)
-        if self.score == "sum":
-            temperature = self.model.contrastive.temperature.item()
-            by_image, by_text = by_image + stage.texts.scores / temperature, by_text + stage.images.scores / temperature
-        return Stage(Candidates(texts, by_image), Candidates(images, by_text))
+        by_image = score_of_pair[np.searchsorted(pairs, _pairs(texts, text_count))].reshape(*texts.shape, 2)
+        by_text = score_of_pair[np.searchsorted(pairs, _pairs(images, text_count, flipped=True))].reshape(
+            *images.shape, 2
+        )
+        return by_image, by_text
+
+
+def ranking_rule(score: RankingScore, candidates: int, *, chosen: bool) -> str:
+    """Describes for a table how candidates are ranked. ``chosen``: whether ``score: auto`` chose the score."""
+    rule = "ranked by cosine" if score == "cosine" else f"the {candidates} best by cosine re-ranked{ORDER_NOTES[score]}"
+    return f"{rule}, as chosen on validation records" if chosen else rule
+
+
+def rank_in_words(rank: np.integer, candidates: int) -> int | str:
+    """Returns a rank from 0 as a rank from 1, or says that the true match is not among the candidates."""
+    return f"not among the {candidates} candidates" if rank == NO_MATCH else int(rank) + 1
+
+
+def reranking_notes(metrics: Sequence[Metric], reranked: str, cosine: str) -> tuple[str, ...]:
+    """Returns a sentence for the user if the recall after re-ranking is lower than by cosine, and no sentence otherwise.
+
+    Args:
+        metrics: the metrics of an evaluation. The names of recalls contain "R@1".
+        reranked, cosine: ends of the names of the recalls after re-ranking and by cosine.
+    """
+    values = {metric.name: metric.value for metric in metrics if " R@1" in metric.name}
+    pairs = [
+        (value, values.get(name.removesuffix(cosine) + reranked))
+        for name, value in values.items()
+        if name.endswith(cosine)
+    ]
+    compared = [(before, after) for before, after in pairs if after is not None]
+    if not compared:
+        return ()
+    before, after = (sum(each) / len(each) for each in zip(*compared, strict=True))
+    if after >= before:
+        return ()
+    return (
+        f"Re-ranking makes the ranking worse: R@1 is {after:.1%}, and {before:.1%} by cosine, averaged over both directions. "
+        "Set evaluation.score to cosine, sum or auto, or train longer.",
+    )
 
 
 def _pairs(ids: np.ndarray, texts: int, flipped: bool = False) -> np.ndarray:

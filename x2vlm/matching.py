@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Match:
-    """A measurement of how well a text fits an image. The ``probability`` is from the matching head. ``cosine`` and ``sum`` (see
-    :func:`sums`) are None unless the model's config has ``evaluation.score: sum``."""
+    """A measurement of how well a text fits an image. The ``probability`` is from the matching head. ``cosine`` is None if the
+    model's config has ``evaluation.score: matching``, and ``sum`` (see :func:`sums`) unless it has ``evaluation.score: sum``."""
 
     text: str
     probability: float
@@ -28,17 +28,18 @@ class Match:
 
 
 def matches(model: LoadedModel, views: Sequence[View], texts: Sequence[str]) -> list[list[Match]]:
-    """Returns the texts for each image, best first: by the sum if the model's config has ``evaluation.score: sum``, otherwise by
-    the probability."""
+    """Returns the texts for each image, best first, by the score that the model's config names (``evaluation.score``)."""
     margins = model.margins(views, texts).astype(np.float64)
     ranking, scores = margins, probabilities(margins)
-    if model.settings.evaluation.score == "matching":
-        found = [[Match(*each) for each in zip(texts, row, strict=True)] for row in scores.tolist()]
-    else:
-        cosines = model.embed_images(views) @ model.embed_texts(texts).T
+    columns = [scores]
+    if model.settings.evaluation.score != "matching":
+        ranking = cosines = model.embed_images(views) @ model.embed_texts(texts).T
+        columns.append(cosines)
+    if model.settings.evaluation.score == "sum":
         ranking = sums(model, margins, cosines)
-        rows = zip(scores.tolist(), cosines.tolist(), ranking.tolist(), strict=True)
-        found = [[Match(*each) for each in zip(texts, *row, strict=True)] for row in rows]
+        columns.append(ranking)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    found = [[Match(*each) for each in zip(texts, *row, strict=True)] for row in rows]
     orders = np.argsort(-ranking, axis=1, kind="stable")
     return [[row[index] for index in order] for row, order in zip(found, orders, strict=True)]
 

@@ -19,7 +19,7 @@ from engine.config import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
-from models.inference.reranking import AligningModel, TextBank, matching_margin, score_pairs
+from models.inference.reranking import AligningModel, TextBank, log_odds, score_pairs
 from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
 from tasks.inference import device_of, evaluating
@@ -133,7 +133,7 @@ class TorchRuntime:
     def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
         """See :class:`Runtime`."""
         network, concepts = self._aligning, Concepts(images[:, 1:], images[:, 0])
-        return score_pairs(network.fusion, matching_margin(network.matching_head), concepts, texts, bank)
+        return list(map(log_odds, score_pairs(network.fusion, network.matching_head, concepts, texts, bank)))
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
         """See :class:`Runtime`."""

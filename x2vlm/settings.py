@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, SerializeAsAny
 
 from dataset.config import CaptioningDataConfig, TextLimits, VideoReadingConfig, VQADataConfig
+from engine.run_files import EVALUATION_FILE
 from engine.saved_config import read_saved_config
 from models.checkpoints.files import read_weights
 from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
@@ -23,9 +24,10 @@ from models.config import (
     DecodingConfig,
     ModelConfig,
     Ranking,
-    RerankingScore,
+    RankingScore,
 )
 from tasks import ROOT, TASKS
+from tasks.evaluation import read_evaluations
 from tasks.kinds import TaskSource, find_task, model_section
 from utils.config import Config, bind, with_previous_defaults
 from utils.config_files import read_config
@@ -67,7 +69,7 @@ class EvaluationSettings(Config):
     """Settings for generating captions, ranking answers and images, and selecting the boxes of a phrase."""
 
     decoding: DecodingConfig = DecodingConfig()
-    score: RerankingScore = "matching"
+    score: RankingScore = "matching"
     candidates: int = 128
     ranking: Ranking = "likelihood"
     decode: AnswerDecoding = "rank"
@@ -179,7 +181,23 @@ def settings_of_run(config: Path, task: TaskSource | None = None) -> tuple[Setti
     values = read_saved_config(config)
     task = task_of(values, task, str(config))
     values = {**values, "model": with_previous_defaults(values.get("model"), model_section(task.config_class()))}
+    if (values.get("evaluation") or {}).get("score") == "auto":
+        values["evaluation"] = {**values["evaluation"], "score": chosen_score(config.parent)}
     return settings_of(values, str(config), task), task
+
+
+def chosen_score(run: Path) -> RankingScore:
+    """Returns the score that a run with ``evaluation.score: auto`` chose, according to its ``evaluation.json``."""
+    try:
+        scores = [each.chosen_score for each in read_evaluations(run).values()]
+    except ValueError as error:
+        raise UserError(f"cannot be read: {error}", where=run / EVALUATION_FILE) from None
+    found = next((score for score in scores if score is not None), None)
+    if found is None:
+        logger.warning(
+            "%s: evaluation.score is auto, but no evaluation.json says what it chose; texts are ranked by matching", run
+        )
+    return found or "matching"
 
 
 def settings_of(values: Mapping[str, Any], source: str, task: TaskSource) -> Settings:

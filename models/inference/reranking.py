@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.config import RerankingScore
+from models.config import RankingScore
 from models.core.fusion import FusionEncoder
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts
@@ -24,7 +24,8 @@ from utils.accelerator import send
 AligningModel = PretrainModel | RetrievalModel
 """A model with a contrastive and a matching head."""
 
-ORDER_NOTES: dict[RerankingScore, str] = {
+ORDER_NOTES: dict[RankingScore, str] = {
+    "cosine": "",
     "matching": "",
     "sum": " by the matching head's log-odds plus the cosine divided by the temperature",
 }
@@ -63,19 +64,10 @@ class TextBank:
         return self.texts.select(index, int(lengths.sum()), int(lengths.max()))
 
 
-def matching_margin(head: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Wraps a matching head so that the second column of its logits, which :func:`score_pairs` reads, is the logit of "matched"
-    minus the logit of "not matched". The sigmoid of this difference is the probability that the pair matches.
-
-    The returned function maps [CLS] states (N, D) to (N, 2).
-    """
-
-    def margins(cls: Tensor) -> Tensor:
-        logits = at_least_float32(head(cls))
-        margin = logits[:, 1] - logits[:, 0]
-        return torch.stack([-margin, margin], dim=1)
-
-    return margins
+def log_odds(logits: Tensor) -> Tensor:
+    """The log-odds (...) that pairs match, from their logits (..., 2) of :func:`score_pairs`. The sigmoid of the log-odds is the
+    probability."""
+    return logits[..., 1] - logits[..., 0]
 
 
 def score_pairs(
@@ -98,12 +90,13 @@ def score_pairs(
             split into several calls. If None, the number fits into a CPU's caches or fills a GPU.
 
     Returns:
-        For each image, the logits of the class "matched" in the order of its texts, in float32 or higher precision.
+        For each image, the logits (M, 2) of the classes "not matched" and "matched" of its M texts, in order and in float32 or
+        higher precision.
     """
     keys_values = fusion.project_concepts(images).split([1] * len(texts))
 
     def score(image: int, candidates: PackedTexts) -> Tensor:
-        return at_least_float32(matching_head(fusion.cls(candidates, keys_values[image]))[:, 1])
+        return at_least_float32(matching_head(fusion.cls(candidates, keys_values[image])))
 
     return score_each(score, texts, bank, tokens_per_call)
 
@@ -117,7 +110,7 @@ def score_each(
     """Computes the scores of images and their candidate texts. Texts of similar lengths are scored in the same call.
 
     Args:
-        score: function that maps the index of an image and M texts to their scores (M,), in float32 or higher precision.
+        score: function that maps the index of an image and M texts to their scores, (M,) or (M, C).
         texts, bank, tokens_per_call: see :func:`score_pairs`.
 
     Returns:
@@ -128,10 +121,9 @@ def score_each(
         tokens_per_call = 1536 if device.type == "cpu" else 16384
     scores = []
     for image, candidates in enumerate(texts):
-        image_scores = at_least_float32(bank.texts.states.new_empty(len(candidates)))
-        for part in _similar_lengths(bank.lengths[candidates], tokens_per_call):
-            image_scores[send(part, device)] = score(image, bank.select(candidates[part]))
-        scores.append(image_scores)
+        parts = list(_similar_lengths(bank.lengths[candidates], tokens_per_call))
+        found = torch.cat([score(image, bank.select(candidates[part])) for part in parts])
+        scores.append(torch.empty_like(found).index_copy_(0, send(torch.cat(parts), device), found))
     return scores
 
 

@@ -85,6 +85,11 @@ class PretrainModel(XVLM):
                 terms[f"{stream_name}/{loss_name}"] = Term(totals.get(loss_name, skipped), weight)
         return terms
 
+    @property
+    def trained_by(self) -> set[str]:
+        """Names of the losses that train the model in any stream."""
+        return {loss for stream in self.streams.values() for loss in stream.weights}
+
     def losses_to_compute(self, batch: PretrainBatch) -> dict[str, list[str]]:
         """Returns the names of the losses to compute for a micro-batch, by stream, in the order of the streams. Streams without
         losses are omitted. The list of a stream is empty if its only loss is not computed in this step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,15 @@ import torch
 
 from batches.base import IGNORE
 from batches.pretraining import PretrainBatch
+from metrics.retrieval import NO_MATCH
 from models.core.heads import masked_positions
-from tasks import pretrain_evaluation
+from tasks import pretrain_evaluation, two_stage
 from tasks.config import PretrainConfig
+from tasks.evaluation import Evaluation, Metric
 from tasks.inference import evaluating
 from tasks.pretrain import PretrainTask
 from tasks.pretrain_evaluation import PretrainEvaluator
+from tasks.two_stage import Rankings, reranking_notes
 from tests.dataset.media.test_video import encoded
 from tests.messages import OneLine, naming
 from utils.config import load_config
@@ -157,21 +161,92 @@ def test_a_masked_word_is_correct_if_its_token_is_the_likeliest(evaluator, monke
     assert metrics["masked word"] == right
 
 
-def test_re_ranked_pairs_use_the_configured_score(evaluator, monkeypatch):
+def evaluated(evaluator, **settings) -> Evaluation:
+    """The result with other settings of the section ``evaluation``."""
+    other = copy(evaluator)
+    other.config = evaluator.config.model_copy(update=settings)
+    other.reader = replace(evaluator.reader, config=other.config)
+    with evaluating(evaluator.model, "fp32"):
+        return other.evaluate()
+
+
+def test_pairs_are_ranked_by_the_configured_score(evaluator, monkeypatch):
     scores = []
-    search = pretrain_evaluation.TwoStageRetrieval
-
-    def searching(*arguments, score, **options):
-        scores.append(score)
-        return search(*arguments, score=score, **options)
-
-    monkeypatch.setattr(pretrain_evaluation, "TwoStageRetrieval", searching)
-    for score in ("matching", "sum"):
-        monkeypatch.setattr(evaluator, "config", evaluator.config.model_copy(update={"score": score}))
-        with evaluating(evaluator.model, "fp32"):
-            table = evaluator.evaluate().table()
-        assert (OneLine("log-odds", "cosine") in table.splitlines()) == (score == "sum")
+    by = Rankings.by
+    monkeypatch.setattr(Rankings, "by", lambda self, score: (scores.append(score), by(self, score))[1])
+    for score in ("cosine", "matching", "sum"):
+        evaluation = evaluated(evaluator, score=score)
+        assert (OneLine("log-odds", "cosine") in evaluation.table().splitlines()) == (score == "sum")
+        assert ("image to text R@1 (reranked)" in evaluation.values()) == (score != "cosine")
+        assert evaluation.chosen_score is None
     assert scores == ["matching", "sum"]
+
+
+@pytest.mark.parametrize("best", ["cosine", "matching", "sum"])
+def test_auto_chooses_the_score_on_validation_records(evaluator, scenes_folder, monkeypatch, best):
+    """The recall of the chosen score is measured on the records of ``files``."""
+    measured = []
+
+    def chosen(rankings, image_of_text):
+        measured.append(len(image_of_text))
+        return best
+
+    monkeypatch.setattr(Rankings, "best_score", chosen)
+    found = evaluated(evaluator, score="auto", validation_files=[f"{scenes_folder}/test.jsonl"], limit=5)
+    assert measured == [5] and found.chosen_score == best
+    expected = evaluated(evaluator, score=best)
+    assert found.values() == expected.values()
+    assert OneLine("chosen", "validation") in found.table().splitlines()
+    assert Evaluation.of(found.as_json()).chosen_score == best
+
+
+def test_auto_needs_validation_records(tiny_overrides):
+    with pytest.raises(UserError, match="set validation_files"):
+        load_config(DEMO, [*tiny_overrides, "evaluation.score=auto"], PretrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("losses", "missing"),
+    [
+        ({"contrastive"}, ("reranked", "box", "phrases", "word")),
+        ({"contrastive", "matching", "l1"}, ("word",)),
+        ({"mlm", "giou"}, ("R@1", "records")),
+    ],
+)
+def test_what_no_loss_trains_is_not_evaluated(evaluator, losses, missing):
+    every, other = evaluated(evaluator).values(), copy(evaluator)
+    other.losses = losses
+    found = evaluated(other).values()
+    assert found == {name: each for name, each in every.items() if not any(word in name for word in missing)}
+    assert len(found) < len(every)
+
+
+def test_heads_of_a_checkpoint_are_evaluated_although_the_run_does_not_train_them(tiny_overrides, tmp_path):
+    alone = ["data.regions=null", "loss.matching=0", "loss.mlm=0", "loss.l1=0", "loss.giou=0"]
+    config = load_config(DEMO, [*tiny_overrides, *alone], PretrainConfig)
+    assert PretrainTask.build(config).evaluator().losses == {"contrastive"}
+    task = PretrainTask.build(config)
+    task.config = config.model_copy(update={"init": config.init.model_copy(update={"checkpoint": "runs/a"})})
+    assert task.evaluator().losses >= {"contrastive", "matching", "mlm", "l1", "giou"}
+
+
+def test_a_result_that_is_not_among_the_candidates_is_said_in_words(evaluator, monkeypatch):
+    monkeypatch.setattr(two_stage, "ranks_of_first_match", lambda scores, right: np.full(len(scores), NO_MATCH))
+    ranks = evaluated(evaluator, candidates=3).predictions[0]["ranks"]
+    assert ranks["reranked"]["image to text"] == "not among the 3 candidates"
+    assert ranks["cosine"]["image to text"] == "not among the 8 candidates", "all records are candidates by cosine"
+
+
+@pytest.mark.parametrize(("reranked", "worse"), [(0.4, True), (0.5, False), (0.6, False)])
+def test_the_table_says_if_re_ranking_makes_the_ranking_worse(reranked, worse):
+    metrics = [
+        Metric(f"{direction} R@1 ({name})", value)
+        for direction in ("image to text", "text to image")
+        for name, value in (("cosine", 0.5), ("reranked", reranked))
+    ]
+    notes = reranking_notes(metrics, " (reranked)", " (cosine)")
+    table = Evaluation(tuple(metrics), notes=notes).table()
+    assert (table.splitlines()[-1] == OneLine("40.0%", "50.0%", "evaluation.score")) == worse
 
 
 def test_predictions_of_pre_training_are_boxes_and_ranks(evaluator, scenes_folder):

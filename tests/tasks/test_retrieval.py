@@ -17,6 +17,7 @@ from tasks.config import RetrievalConfig
 from tasks.evaluation import Evaluation
 from tasks.inference import evaluating
 from tasks.retrieval import RetrievalTask
+from tests.messages import OneLine
 from tests.tasks.painted import ROOT, SIZE
 from utils.config import load_config
 
@@ -122,6 +123,41 @@ def test_the_sum_adds_the_cosine_over_the_temperature_to_the_matching_margin(ret
     assert expected != recalls_of(cosines, logits[..., 1], items.image_of_caption, candidates)
     for name, value in expected.items():
         assert found[name].value == pytest.approx(value), name
+
+
+@pytest.mark.parametrize("score", ["cosine", "matching", "sum"])
+def test_auto_ranks_a_split_by_the_score_that_is_best_on_validation_pairs(retrieval, items, monkeypatch, score):
+    measured = []
+    monkeypatch.setattr(two_stage.Rankings, "best_score", lambda self, owner: (measured.append(len(owner)), score)[1])
+    with evaluating(retrieval.model, "fp32"):
+        found = evaluated(retrieval, items, 3, 3, "auto")
+        expected = evaluated(retrieval, items, 3, 3, score)
+    assert measured == [len(retrieval.held_out.validation.captions)]
+    assert found.values() == expected.values() and found.chosen_score == score
+    assert OneLine("chosen", "validation") in found.table().splitlines()
+    assert ("mean recall (cosine)" in found.values()) == (score != "cosine")
+
+
+def test_the_best_score_has_the_best_recall_and_is_the_simplest_of_equals(every_score, items):
+    cosines, logits = every_score
+    owner = items.image_of_caption
+    order, texts = np.argsort(-cosines, axis=1), np.argsort(-cosines.T, axis=1)
+    cosine = two_stage.Stage(
+        two_stage.Candidates(order, np.take_along_axis(cosines, order, 1)),
+        two_stage.Candidates(texts, np.take_along_axis(cosines.T, texts, 1)),
+    )
+
+    def ranked_with(logits: np.ndarray) -> str:
+        both = (
+            np.take_along_axis(logits, order[..., None], 1),
+            np.take_along_axis(logits.transpose(1, 0, 2), texts[..., None], 1),
+        )
+        return two_stage.Rankings(cosine, both, 0.07).best_score(owner)
+
+    right = np.zeros_like(logits)
+    right[owner, np.arange(len(owner)), 1] = 50
+    assert ranked_with(right) == "matching"
+    assert ranked_with(np.zeros_like(logits)) == "cosine"
 
 
 def test_in_half_precision_the_first_stage_compares_cosines_in_full_precision(retrieval, items):

@@ -11,19 +11,44 @@ import torch
 
 from engine.run_files import CONFIG_FILE
 from run import main
+from tasks.evaluation import Evaluation, Metric, write_evaluations
 from x2vlm import Model
 from x2vlm.matching import matches
 from x2vlm.runtime import TorchRuntime
+from x2vlm.settings import settings_of_run
 
 TEXTS = ["a star", "a red circle", "two squares", "a blue cross", "nothing"]
 
 
+def ranking_by(score: str, plain: Model) -> Model:
+    evaluation = plain.settings.evaluation.model_copy(update={"score": score})
+    settings = plain.settings.model_copy(update={"evaluation": evaluation})
+    return Model(TorchRuntime(plain.network), plain.tokenizer, settings, origin=score)
+
+
 @pytest.fixture
 def summing(model) -> Model:
-    plain = model("pretrain")
-    evaluation = plain.settings.evaluation.model_copy(update={"score": "sum"})
-    settings = plain.settings.model_copy(update={"evaluation": evaluation})
-    return Model(TorchRuntime(plain.network), plain.tokenizer, settings, origin="summing")
+    return ranking_by("sum", model("pretrain"))
+
+
+def test_texts_are_ordered_by_the_cosine(model, data):
+    chosen, image = ranking_by("cosine", model("pretrain")), data / "images/4.png"
+    cosines = (chosen.embed_images(image) @ chosen.embed_texts(TEXTS).T)[0]
+    [row] = matches(chosen, [chosen.read(image)], TEXTS)
+    assert [each.text for each in row] == [TEXTS[index] for index in np.argsort(-cosines)]
+    assert all(each.cosine is not None and each.sum is None for each in row)
+
+
+@pytest.mark.parametrize("chosen", ["cosine", "sum", None])
+def test_the_score_that_a_run_chose_is_read_from_its_evaluation(model, tmp_path, caplog, chosen):
+    folder = ranking_by("sum", model("pretrain")).save(tmp_path / "saved")
+    config = folder / CONFIG_FILE
+    config.write_text(config.read_text().replace("score: sum", "score: auto"))
+    if chosen is not None:
+        write_evaluations(folder, {"held-out": Evaluation((Metric("R@1", 0.5),), chosen_score=chosen)})
+    settings, _ = settings_of_run(config)
+    assert settings.evaluation.score == (chosen or "matching")
+    assert ("evaluation.score is auto" in caplog.text) == (chosen is None)
 
 
 def test_texts_are_ordered_by_the_matching_probability(model, data):

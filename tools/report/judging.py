@@ -187,13 +187,14 @@ def _record(number: int, prediction: Prediction) -> Judged:
     ranks = ranks_of(prediction)
     right = [overlap >= 0.5 for overlap in boxes] + [rank == 1 for rank in ranks.values()]
     parts = [f"{sum(right[: len(boxes)])} of {len(boxes)} boxes"] if boxes else []
-    parts += [f"{direction}: {'none' if rank is None else f'rank {rank}'}" for direction, rank in ranks.items()]
+    parts += [f"{direction}: {_rank(rank)}" for direction, rank in ranks.items()]
     subject = str(prediction.get("caption") or prediction["place"])
     return Judged(number, subject, ", ".join(parts), sum(right) / max(1, len(right)), all(right))
 
 
-def ranks_of(prediction: Prediction) -> dict[str, int | None]:
-    """Returns the ranks of a pre-training record by direction, after re-ranking if there was any."""
+def ranks_of(prediction: Prediction) -> dict[str, int | str]:
+    """Returns the ranks of a pre-training record by direction, after re-ranking if there was any. A text says that the right
+    result is not among the candidates."""
     ranks = prediction.get("ranks") or {}
     return dict(ranks.get("reranked") or ranks.get("cosine") or {})
 
@@ -202,8 +203,12 @@ def rank_lines(prediction: Prediction) -> list[Line]:
     """Returns the caption of a pre-training record, and its ranks."""
     lines = [Line(str(prediction["caption"]))] if "caption" in prediction else []
     for direction, rank in ranks_of(prediction).items():
-        lines.append(Line(f"{direction}: {'not among the candidates' if rank is None else f'rank {rank}'}", rank == 1))
+        lines.append(Line(f"{direction}: {_rank(rank)}", rank == 1))
     return lines
+
+
+def _rank(rank: int | str) -> str:
+    return f"rank {rank}" if isinstance(rank, int) else rank
 
 
 def _record_lines(prediction: Prediction) -> list[Line]:

@@ -170,9 +170,10 @@ class X2VLMReranker:
                 columns = [torch.from_numpy(text_index[group]) for group in groups[batch]]
                 for group, margins in zip(groups[batch], matcher.margins(states, columns), strict=True):
                     scores[group] = margins
-            if self.model.settings.evaluation.score == "sum":
+            score = self.model.settings.evaluation.score
+            if score != "matching":
                 cosines = np.einsum("pe,pe->p", images.embeddings[image_rows], texts.embeddings[text_rows])
-                scores = sums(self.model, scores, cosines)
+                scores = cosines if score == "cosine" else sums(self.model, scores, cosines)
             scores[~texts.has_words[text_rows]] = scores.min() - 1
         return np.split(scores, np.cumsum([len(rows) for rows in chosen])[:-1])
 

@@ -136,7 +136,8 @@ class ImageIndex:
 
     def search(self, text: str, *, top: int = 10, rerank: int = 64, locate: bool | str = False) -> list[Hit]:
         """Returns the images that the text most likely describes, best first: by the matching head's probability, or by the sum
-        if the hits have one (see :class:`Hit`). Hits that were not re-ranked follow, sorted by their cosines.
+        if the hits have one (see :class:`Hit`). Hits that were not re-ranked follow, sorted by their cosines. If the model's
+        config has ``evaluation.score: cosine``, no hits are re-ranked.
 
         Args:
             text: a sentence.
@@ -150,13 +151,15 @@ class ImageIndex:
         """
         if not isinstance(text, str):
             raise UserError(f"text is {text!r}", where="search", remedy="pass a single text as a string")
+        score = self.model.settings.evaluation.score
+        rerank = 0 if score == "cosine" else rerank
         rows, cosines = self.nearest(text, max(top, rerank))
         found = self._available(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
         judged = [found[row] for row in rows[:rerank].tolist() if row in found]
         ranking = margins = np.array(list(self._margins(text, judged)), np.float64)
-        scores = probabilities(margins).tolist()
-        hits = [replace(hit, score=score) for hit, score in zip(judged, scores, strict=True)]
-        if self.model.settings.evaluation.score == "sum":
+        judgements = zip(judged, probabilities(margins).tolist(), strict=True)
+        hits = [replace(hit, score=probability) for hit, probability in judgements]
+        if score == "sum":
             ranking = sums(self.model, margins, np.array([hit.cosine for hit in hits]))
             hits = [replace(hit, sum=each) for hit, each in zip(hits, ranking.tolist(), strict=True)]
         ranked = [hits[index] for index in np.argsort(-ranking, kind="stable")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,10 @@ from torch import Tensor
 from dataset.config import CaptionedSplitConfig
 from dataset.formats.annotations import check_unique
 from dataset.formats.captioned import CaptionedImages, read_captioned_images
-from metrics.retrieval import NO_MATCH, RECALL_AT, chance_recalls
+from metrics.retrieval import RECALL_AT, chance_recalls
 from models.pretraining.model import PretrainModel
 from models.tasks.retrieval import RetrievalModel
-from tasks.two_stage import Candidates, Stage, TwoStageRetrieval
+from tasks.two_stage import TwoStageRetrieval, rank_in_words
 from utils.errors import UserError
 from utils.progress import progress_bar
 from x2vlm.base import LoadedModel, Matcher
@@ -104,9 +104,7 @@ class RetrievalSuite(Suite[Captions]):
         baselines = _Baselines(model, content.items)
         items = content.items.only(baselines.readable)
         texts = baselines.texts
-        search = TwoStageRetrieval(
-            network, model.text, candidates=self.candidates, batch_size=model.batch_size, score="sum"
-        )
+        search = TwoStageRetrieval(network, model.text, candidates=self.candidates, batch_size=model.batch_size)
 
         def read(rows: range) -> Iterator[list[Tensor]]:
             for start in range(rows.start, rows.stop, model.batch_size):
@@ -115,12 +113,8 @@ class RetrievalSuite(Suite[Captions]):
 
         with model.runtime.running():
             rankings = search.rank(len(items.images), read, texts)
-        temperature = network.contrastive.temperature.item()
-        stages = {
-            "cosine": rankings.cosine,
-            "matching": _without_cosines(rankings.reranked, rankings.cosine, temperature),
-            "sum": rankings.reranked,
-        }
+        stages = {"cosine": rankings.cosine, "matching": rankings.log_odds(), "sum": rankings.by("sum")}
+        found = {score: stage.texts.ids.shape[1] for score, stage in stages.items()}
         true = items.image_of_caption
         ranks = {score: dict(zip(KINDS, stage.ranks(true), strict=True)) for score, stage in stages.items()}
         hits = {
@@ -145,7 +139,7 @@ class RetrievalSuite(Suite[Captions]):
                     score: dict(zip(MEASURES, by_condition["model"][kind][index].tolist(), strict=True))
                     for score, by_condition in hits.items()
                 },
-                "ranks": {score: _from_one(by_kind[kind][index]) for score, by_kind in ranks.items()},
+                "ranks": {score: rank_in_words(by_kind[kind][index], found[score]) for score, by_kind in ranks.items()},
             }
             for kind in content.kinds
             for index, query in enumerate(queries[kind])
@@ -160,26 +154,10 @@ class RetrievalSuite(Suite[Captions]):
         )
 
 
-def _from_one(rank: np.integer) -> int | None:
-    """Returns the rank of the best true candidate, from 1, or None if none of the candidates is true."""
-    return None if rank == NO_MATCH else int(rank) + 1
-
-
 def _view(model: LoadedModel, items: CaptionedImages, index: int) -> View:
     path = items.images[index].path
     assert path is not None
     return model.read(path)
-
-
-def _without_cosines(summed: Stage, cosine: Stage, temperature: float) -> Stage:
-    """Returns the candidates with the log-odds of the matching head alone as scores, given candidates whose scores also include
-    the cosine divided by the temperature."""
-
-    def subtracted(candidates: Candidates, nearest: Candidates) -> Candidates:
-        cosines = nearest.first(candidates.ids.shape[1]).scores
-        return replace(candidates, scores=candidates.scores - cosines / temperature)
-
-    return Stage(subtracted(summed.texts, cosine.texts), subtracted(summed.images, cosine.images))
 
 
 def _hits(ranks: np.ndarray) -> np.ndarray:
