@@ -87,6 +87,17 @@ def test_the_first_stage_uses_cosines_and_the_second_the_matching_head(model, ph
     assert index.search(TEXT, top=2, rerank=5) == hits[:2]
 
 
+def test_a_model_may_search_by_the_cosine_alone(model, photos, tmp_path, monkeypatch):
+    plain = model("pretrain")
+    score = plain.settings.evaluation.model_copy(update={"score": "cosine"})
+    settings = plain.settings.model_copy(update={"evaluation": score})
+    alone = Model(TorchRuntime(plain.network), plain.tokenizer, settings, origin="alone")
+    index = alone.index(photos, tmp_path / "index")
+    expected = plain.index(photos, tmp_path / "other").search(TEXT, top=8, rerank=0)
+    monkeypatch.setattr(TorchRuntime, "margins", None)
+    assert index.search(TEXT, top=8) == expected
+
+
 def test_a_model_may_include_the_cosine_in_the_second_stage(model, photos, tmp_path):
     plain = model("pretrain")
     score = plain.settings.evaluation.model_copy(update={"score": "sum"})
