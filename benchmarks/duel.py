@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ import torch
 
 from benchmarks.duel_sides import CHANGES, INGREDIENTS, HeldOut, OpenClipSide, OurSide, Parts, Rate, Side
 from benchmarks.harness import print_line, write_results
+from benchmarks.step_memory import process_memory
 from utils.commands import call
 from utils.errors import UserError
 from utils.flags import Override, PositiveReal, one_of, read_by
@@ -200,7 +200,7 @@ def _memory_of_steps(name: str, rate: Rate, setting: Setting) -> int:
     side = side_of(name, rate, setting)
     for _ in range(10):
         side.step(0.5)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return process_memory("VmHWM")  # getrusage would also count the process that started this one
 
 
 def hits_of(result: dict[str, Any]) -> np.ndarray:
@@ -227,7 +227,7 @@ def table(folder: Path) -> str:
     runs = [read_results(path)["sides"] for path in sorted(folder.glob("seed*.json"))]
     names = list(runs[0])
     rows = [_row(name, [run[name] for run in runs]) for name in names]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row.get(column, "") for column in columns) + " |" for row in rows]
     for first, second in itertools.pairwise(names):
@@ -313,7 +313,8 @@ def main(
     """Compares open_clip with this project at equal CPU time, on the demo's scenes (make scenes).
 
     "grid" chooses the peak learning rate and the warm-up of each side on validation scenes: first the rate, then the warm-up at
-    this rate. "run" trains all sides with each seed. "table" prints the results of all runs in the output folder. Finished runs
+    this rate. "run" trains all sides with each seed, at the chosen rates, or at --lr and --warm-up if each of them has one value.
+    "table" prints the results of all runs in the output folder. Finished runs
     are not repeated, so the commands can be interrupted.
 
     Args:
@@ -330,6 +331,7 @@ def main(
     Examples:
         python -m benchmarks.duel grid
         python -m benchmarks.duel run --minutes 4
+        python -m benchmarks.duel run --sides "open_clip + our text encoder;contrastive" --lr 5e-4 --warm-up 0.33
     """
     torch.set_num_threads(1)
 
@@ -347,7 +349,8 @@ def main(
                 0,
             )
     elif what == "run":
-        rates = chosen_rates(output, sides)
+        given = len(lr) == len(warm_up) == 1
+        rates = {name: Rate(lr[0], warm_up[0]) for name in sides} if given else chosen_rates(output, sides)
         for seed in seeds:
             run_all(output / f"{minutes:g}min" / f"seed{seed}.json", rates, seed)
     else:

@@ -159,9 +159,9 @@ def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | 
     _steps("configs/demo/pretrain.yaml", TINY, 2)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     _steps(path, overrides, examples)
-    return _memory("VmHWM") - before, None
+    return process_memory("VmHWM") - before, None
 
 
 def _steps(path: str, overrides: list[str], examples: int) -> None:
@@ -177,7 +177,8 @@ def _steps(path: str, overrides: list[str], examples: int) -> None:
         trainer.train_step([batch] * config.plan(1).accumulation)
 
 
-def _memory(field: str) -> int:
+def process_memory(field: str) -> int:
+    """Returns a memory size of this process in bytes, by its name in /proc/self/status: "VmRSS" now, or "VmHWM" at the peak."""
     match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert match is not None
     return int(match[1]) * 1024
