@@ -314,8 +314,8 @@ def main(
 
     "grid" chooses the peak learning rate and the warm-up of each side on validation scenes: first the rate, then the warm-up at
     this rate. "run" trains all sides with each seed, at the chosen rates, or at --lr and --warm-up if each of them has one value.
-    "table" prints the results of all runs in the output folder. Finished runs
-    are not repeated, so the commands can be interrupted.
+    "table" prints the results of all runs in the output folder. Finished runs are not repeated, so the commands can be
+    interrupted.
 
     Args:
         what: grid, run or table.

@@ -69,8 +69,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         """Computes the recalls by the score of the config and by cosine. The chance level is the recall of a random ranking."""
         config = self.config.evaluation
         medium = "image" if video_frames(self.config) is None else "video"
-        score = self._ranking_score(items)
-        rankings = self._rank(items, reranks=score != "cosine")
+        score, rankings = self._ranked(items)
         metrics = [count(f"{medium}s", len(items.images)), count("captions", len(items.captions))]
         chance = chance_recalls(items.captions_per_image, len(items.captions), medium)
         rule = ranking_rule(score, config.candidates, chosen=config.score == "auto")
@@ -88,16 +87,19 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         notes = reranking_notes(metrics, "", " (cosine)")
         return Evaluation(tuple(metrics), Nearest(items, rankings.by(score)), chosen_score=chosen, notes=notes)
 
-    def _ranking_score(self, items: CaptionedImages) -> RankingScore:
-        """Returns the score by which the candidates of a split are sorted. With ``score: auto``, it is chosen on the validation
-        split, once for each set of weights."""
+    def _ranked(self, items: CaptionedImages) -> tuple[RankingScore, Rankings]:
+        """Ranks a split, and returns the score by which its candidates are sorted. With ``score: auto``, the score is chosen on
+        the validation split, once for each set of weights."""
         score, validation = self.config.evaluation.score, self.held_out.validation
         if score != "auto":
-            return score
+            return score, self._rank(items, reranks=score != "cosine")
         assert validation is not None
         if self._chosen is None or items is validation:
-            self._chosen = self._rank(validation, reranks=True).best_score(validation.image_of_caption)
-        return self._chosen
+            rankings = self._rank(validation, reranks=True)
+            self._chosen = rankings.best_score(validation.image_of_caption)
+        if items is validation:
+            return self._chosen, rankings
+        return self._chosen, self._rank(items, reranks=self._chosen != "cosine")
 
     def _rank(self, items: CaptionedImages, *, reranks: bool) -> Rankings:
         """Ranks the captions of a split for each image, and the images for each caption."""

@@ -133,6 +133,9 @@ def test_auto_ranks_a_split_by_the_score_that_is_best_on_validation_pairs(retrie
         found = evaluated(retrieval, items, 3, 3, "auto")
         expected = evaluated(retrieval, items, 3, 3, score)
     assert measured == [len(retrieval.held_out.validation.captions)]
+    with evaluating(retrieval.model, "fp32"):
+        again = evaluated(retrieval, retrieval.held_out.validation, 3, 3, "auto")
+    assert again.chosen_score == score and len(measured) == 2
     assert found.values() == expected.values() and found.chosen_score == score
     assert OneLine("chosen", "validation") in found.table().splitlines()
     assert ("mean recall (cosine)" in found.values()) == (score != "cosine")
