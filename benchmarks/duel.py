@@ -178,8 +178,6 @@ def save_run(path: Path, rates: dict[str, Rate], setting: Setting) -> None:
     facts = {name: version(name) for name in ("open-clip-torch", "torch")} | {"date": time.strftime("%Y-%m-%d")}
     started = time.perf_counter()
     sides = run(rates, setting)
-    for name, rate in rates.items():
-        sides[name]["memory"] = peak_memory(name, rate, setting)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_results(path, {"minutes": setting.minutes, "seed": setting.seed, "facts": facts, "sides": sides})
     for name, result in sides.items():
@@ -257,8 +255,6 @@ def _row(name: str, results: list[dict[str, Any]]) -> dict[str, str]:
     cells["R@1 chosen"] = f"{100 * mean(hits_of(result).mean() for result in results):.1f}"
     for kind in results[0]["test"]["others"]:
         cells[kind] = f"{100 * mean(result['test']['others'][kind] for result in results):.1f}"
-    if "memory" in results[0]:
-        cells["memory"] = f"{mean(result['memory'] for result in results) / 1e9:.2f} GB"
     return cells
 
 
@@ -299,7 +295,7 @@ WHOLE = read_by(lambda text: tuple(map(int, text.split(","))), n_tokens=1)
 
 
 def main(
-    what: Annotated[str, read_by(one_of(["grid", "run", "table"]))],
+    what: Annotated[str, read_by(one_of(["grid", "run", "table", "memory"]))],
     /,
     *overrides: Override,
     sides: Annotated[tuple[str, ...], NAMES] = ("open_clip", "contrastive", "everything"),
@@ -315,10 +311,10 @@ def main(
     "grid" chooses the peak learning rate and the warm-up of each side on validation scenes: first the rate, then the warm-up at
     this rate. "run" trains all sides with each seed, at the chosen rates, or at --lr and --warm-up if each of them has one value.
     "table" prints the results of all runs in the output folder. Finished runs are not repeated, so the commands can be
-    interrupted.
+    interrupted. "memory" prints the peak memory of a process that takes ten steps of a side.
 
     Args:
-        what: grid, run or table.
+        what: grid, run, table or memory.
         overrides: values of configs/demo/pretrain.yaml to override for all sides.
         sides: names of the sides, separated by semicolons.
         minutes: CPU time of each side.
@@ -348,6 +344,10 @@ def main(
                 {name: replace(rate, warm_up=share) for name, rate in best.items()},
                 0,
             )
+    elif what == "memory":
+        for name in sides:
+            memory = peak_memory(name, Rate(lr[0], 0.5), Setting(minutes, 0, output / "memory", scenes, overrides))
+            print_line(f"{name}: {memory / 1e9:.2f} GB")
     elif what == "run":
         given = len(lr) == len(warm_up) == 1
         rates = {name: Rate(lr[0], warm_up[0]) for name in sides} if given else chosen_rates(output, sides)
