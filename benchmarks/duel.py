@@ -25,6 +25,7 @@ import torch
 from benchmarks.duel_sides import CHANGES, INGREDIENTS, HeldOut, OpenClipSide, OurSide, Parts, Rate, Side
 from benchmarks.harness import print_line, write_results
 from benchmarks.step_memory import process_memory
+from tools.reproduce.runs import Seeds
 from utils.commands import call
 from utils.errors import UserError
 from utils.flags import Override, PositiveReal, one_of, read_by
@@ -58,7 +59,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all sides of a run have in common.
+    """The settings that all sides of a run share.
 
     Attributes:
         minutes: CPU time of each side.
@@ -138,12 +139,13 @@ def chosen_rates(output: Path, sides: tuple[str, ...]) -> dict[str, Rate]:
     """Returns the rate of each side with the best retrieval of validation scenes in the grid.
 
     Raises:
-        UserError: if there is no grid of a side.
+        UserError: if the grid lacks a side.
     """
     found: dict[str, list[tuple[float, Rate]]] = {name: [] for name in sides}
     for path in sorted((output / "grid").glob("*.json")):
         for name, result in read_results(path)["sides"].items():
-            found.setdefault(name, []).append((best_score(result)[1], Rate(**result["rate"])))
+            if name in found:
+                found[name].append((best_score(result)[1], Rate(**result["rate"])))
     for name in sides:
         if not found[name]:
             raise UserError(
@@ -291,7 +293,6 @@ def draw(folders: Sequence[Path], path: Path) -> None:
 
 NAMES = read_by(lambda text: tuple(text.split(";")), n_tokens=1)
 NUMBERS = read_by(lambda text: tuple(map(float, text.split(","))), n_tokens=1)
-WHOLE = read_by(lambda text: tuple(map(int, text.split(","))), n_tokens=1)
 
 
 def main(
@@ -300,7 +301,7 @@ def main(
     *overrides: Override,
     sides: Annotated[tuple[str, ...], NAMES] = ("open_clip", "contrastive", "everything"),
     minutes: PositiveReal = 4,
-    seeds: Annotated[tuple[int, ...], WHOLE] = (0, 1, 2),
+    seeds: Seeds = (0, 1, 2),
     lr: Annotated[tuple[float, ...], NUMBERS] = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3),
     warm_up: Annotated[tuple[float, ...], NUMBERS] = (0.05, 0.33),
     scenes: str = SCENES,
@@ -351,7 +352,7 @@ def main(
     elif what == "run":
         given = len(lr) == len(warm_up) == 1
         rates = {name: Rate(lr[0], warm_up[0]) for name in sides} if given else chosen_rates(output, sides)
-        for seed in seeds:
+        for seed in seeds or (0,):
             run_all(output / f"{minutes:g}min" / f"seed{seed}.json", rates, seed)
     else:
         folders = sorted(output.glob("*min"), key=lambda folder: float(folder.name.removesuffix("min")))

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from batches.pretraining import ImageTextBatch
 from batches.texts import Text
-from dataset.tasks.held_out import HeldOutRecord
 from dataset.text.processors import TextProcessor
 from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
 from engine.task import Task
 from engine.trainer import Trainer
+from metrics.retrieval import ranks_of_first_match
 from models.config import RankingScore
 from models.core.backbones.stem import ConvolutionalStem
 from models.pretraining.model import PretrainModel
@@ -81,7 +81,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "our vision encoder": {"vision": True},
     "our text encoder": {"text": True},
 }
-"""What replaces a part of open_clip, by name."""
+"""The replacements of parts of open_clip, by name."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,19 @@ class HeldOut:
         assert config.evaluation is not None
         self.settings = config.evaluation.model_copy(update={"files": files, "region_files": files})
         self.data, self.processor, self.seed = config.data, processor, config.seed
-        self.evaluator = self.evaluator_of(model)
-        self.records: list[HeldOutRecord] = [record for record in self.evaluator.records if record.captions]
-        self.pixels = torch.stack([record.pixels for record in self.records])
-        self.captions = [record.captions[0] for record in self.records]
+        records = [record for record in self.evaluator_of(model).records if record.captions]
+        self.pixels = torch.stack([record.pixels for record in records])
+        self.captions = [record.captions[0] for record in records]
         self.text: Text = processor.encode_plain(self.captions)
 
     def evaluator_of(self, model: PretrainModel) -> PretrainEvaluator:
-        """Returns the evaluator of a pre-training run on these records."""
-        return PretrainEvaluator(self.settings, self.data, model, self.processor, self.seed, model.trained_by)
+        """Returns the evaluator of the boxes and masked words of these records."""
+        losses = model.loss_names - {"contrastive"}
+        return PretrainEvaluator(self.settings, self.data, model, self.processor, self.seed, losses)
+
+    def ranks(self, similarity: Tensor) -> np.ndarray:
+        """Returns the rank (N,) of the right result of each query, from 0. ``similarity`` (N, N) has a row for each query."""
+        return ranks_of_first_match(similarity.numpy(), np.eye(len(similarity), dtype=bool))
 
 
 class Side(ABC):
@@ -162,14 +166,7 @@ class Side(ABC):
         with torch.no_grad():
             image, text = self.embed(held_out)
         self.model.train()
-        return ranks_of_pairs(image @ text.t()), ranks_of_pairs(text @ image.t())
-
-
-def ranks_of_pairs(similarity: Tensor) -> np.ndarray:
-    """Returns the rank (N,) of the diagonal in each row of ``similarity`` (N, N), from 0. Ties count as better."""
-    right = similarity.diag().unsqueeze(1)
-    ranks: np.ndarray = ((similarity >= right).sum(dim=1) - 1).numpy()
-    return ranks
+        return held_out.ranks(image @ text.t()), held_out.ranks(text @ image.t())
 
 
 class OurSide(Side):
@@ -206,10 +203,8 @@ class OurSide(Side):
         return self.model.contrastive.embed_image(images), self.model.contrastive.embed_text(texts)
 
     def others(self, held_out: HeldOut) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, float]]:
-        if self.name == "contrastive":
-            return {}, {}
         ranks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        numbers = np.arange(len(held_out.records))
+        numbers = np.arange(len(held_out.captions))
         with evaluating(self.model, "fp32"):
             evaluation = held_out.evaluator_of(self.model).evaluate()
             if self.config.loss.matching:

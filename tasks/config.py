@@ -119,6 +119,8 @@ class EvaluationConfig(Config):
             raise ValueError("does not name any files; set files, region_files or video_files, or remove evaluation")
         if self.score == "auto" and not self.validation_files:
             raise ValueError("score is auto, which chooses on validation records; set validation_files")
+        if both := sorted(set(self.files) & set(self.validation_files)):
+            raise ValueError(f"{both[0]} is in files and validation_files; remove it from one of them")
         return self
 
 

@@ -112,5 +112,5 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         assert config.evaluation is not None
         processor = TextProcessor(self.tokenizer, config.data.text)
         # The heads of init.checkpoint may have been trained by losses that this run does not compute.
-        losses = self.model.trained_by if config.init.checkpoint is None else set(LossWeights.model_fields)
+        losses = self.model.loss_names if config.init.checkpoint is None else set(LossWeights.model_fields)
         return PretrainEvaluator(config.evaluation, config.data, self.model, processor, config.seed, losses)

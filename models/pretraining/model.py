@@ -86,7 +86,7 @@ class PretrainModel(XVLM):
         return terms
 
     @property
-    def trained_by(self) -> set[str]:
+    def loss_names(self) -> set[str]:
         """Names of the losses that train the model in any stream."""
         return {loss for stream in self.streams.values() for loss in stream.weights}
 

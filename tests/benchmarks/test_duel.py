@@ -10,8 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import duel
-from benchmarks.duel_sides import CHANGES, OpenClipSide, OurSide, Parts, Rate, ranks_of_pairs
-from metrics.retrieval import ranks_of_first_match
+from benchmarks.duel_sides import CHANGES, OpenClipSide, OurSide, Parts, Rate
 from models.core.losses import EmbeddedPairs
 from tests.messages import OneLine
 from utils.commands import call
@@ -23,12 +22,6 @@ open_clip_loss = pytest.importorskip("open_clip.loss", reason="open_clip is not 
 def test_the_rate_rises_to_its_peak_and_falls_to_zero():
     assert [RATE.at(progress) for progress in (0.1, 0.2, 0.6)] == pytest.approx([5e-4, 1e-3, 5e-4])
     assert 0 < RATE.at(0.0) == RATE.at(1.0) < 1e-8
-
-
-def test_ranks_equal_those_of_the_evaluation():
-    similarity = torch.randn(20, 20, generator=torch.Generator().manual_seed(0)).round(decimals=1)
-    expected = ranks_of_first_match(similarity.numpy(), np.eye(20, dtype=bool))
-    assert ranks_of_pairs(similarity).tolist() == expected.tolist()
 
 
 def side(tiny_overrides, parts: Parts) -> OpenClipSide:

@@ -203,6 +203,9 @@ def test_auto_chooses_the_score_on_validation_records(evaluator, scenes_folder, 
 def test_auto_needs_validation_records(tiny_overrides):
     with pytest.raises(UserError, match="set validation_files"):
         load_config(DEMO, [*tiny_overrides, "evaluation.score=auto"], PretrainConfig)
+    files = load_config(DEMO, tiny_overrides, PretrainConfig).evaluation.files
+    with pytest.raises(UserError, match="is in files and validation_files"):
+        load_config(DEMO, [*tiny_overrides, f"evaluation.validation_files={files}"], PretrainConfig)
 
 
 @pytest.mark.parametrize(
