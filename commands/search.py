@@ -38,8 +38,8 @@ def search(
 
     Each line contains the values named in the header, followed by the path. Hits are ranked by the probability that the text is
     about the image or, if the model's run has evaluation.score: sum, by the sum of the log-odds and the cosine divided by the
-    temperature; with evaluation.score: cosine, they are not re-ranked. With --locate, a line also contains the probability that the
-    text is about the content of the box, and the box.
+    temperature; with evaluation.score: cosine, they are not re-ranked. With --locate, a line also contains the probability that
+    the text is about the content of the box, and the box.
 
     Args:
         index: folder of the index.
