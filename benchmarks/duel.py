@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import altair as alt
 import numpy as np
 import torch
 
-from benchmarks.duel_sides import CHANGES, INGREDIENTS, HeldOut, OpenClipSide, OurSide, Parts, Rate, Side
+from benchmarks.duel_sides import CHANGES, DATA, INGREDIENTS, Data, HeldOut, OpenClipSide, OurSide, Parts, Rate, Side
 from benchmarks.harness import print_line, write_results
 from benchmarks.step_memory import process_memory
 from tools.reproduce.runs import Seeds
@@ -31,7 +31,6 @@ from utils.errors import UserError
 from utils.flags import Override, PositiveReal, one_of, read_by
 from utils.progress import progress_bar
 
-SCENES = "data/scenes"
 MARKS = 8
 """Number of points in time at which retrieval is measured."""
 
@@ -65,14 +64,14 @@ class Setting:
         minutes: CPU time of each side.
         seed: seed of the weights and the batches.
         folder: folder for files of the run.
-        scenes: folder of the held-out scenes.
-        overrides: changes of the demo's config.
+        data: the records.
+        overrides: changes of the config of the data.
     """
 
     minutes: float
     seed: int
     folder: Path
-    scenes: str = SCENES
+    data: Data
     overrides: tuple[str, ...] = ()
 
 
@@ -83,7 +82,8 @@ def side_of(name: str, rate: Rate, setting: Setting) -> Side:
         UserError: if there is no such side.
     """
     if name in INGREDIENTS:
-        return OurSide(name, rate, setting.seed, setting.folder / name.replace(", ", "-"), setting.overrides)
+        folder = setting.folder / name.replace(", ", "-")
+        return OurSide(name, setting.data.config, rate, setting.seed, folder, setting.overrides)
     base, *changes = name.split(" + ")
     unknown = [change for change in changes if change not in CHANGES]
     if base != "open_clip" or unknown:
@@ -94,7 +94,7 @@ def side_of(name: str, rate: Rate, setting: Setting) -> Side:
     parts = Parts()
     for change in changes:
         parts = replace(parts, **CHANGES[change])
-    return OpenClipSide(name, rate, setting.seed, parts, setting.overrides)
+    return OpenClipSide(name, setting.data.config, rate, setting.seed, parts, setting.overrides)
 
 
 def run(rates: dict[str, Rate], setting: Setting) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def run(rates: dict[str, Rate], setting: Setting) -> dict[str, Any]:
     sides = {name: side_of(name, rate, setting) for name, rate in rates.items()}
     any_side = next(iter(sides.values()))
     held_out = {
-        split: HeldOut(any_side.config, any_side.task.model, any_side.processor, [f"{setting.scenes}/{split}.jsonl"])
+        split: HeldOut(setting.data, split, any_side.config, any_side.task.model, any_side.processor)
         for split in ("val", "test")
     }
     clocks = {name: Clock() for name in sides}
@@ -126,11 +126,10 @@ def results_of(side: Side, clock: Clock, held_out: dict[str, HeldOut]) -> dict[s
     found: dict[str, Any] = {"rate": asdict(side.rate), "parameters": side.parameters, "steps": side.steps}
     found |= {"cpu_s": clock.cpu_s, "wall_s": clock.wall_s, "curve": clock.curve}
     for split, records in held_out.items():
-        ranks, others = side.others(records)
-        ranks = {"cosine": side.cosine_ranks(records), **ranks}
+        ranks = {"cosine": side.cosine_ranks(records), **side.reranked(records)}
         found[split] = {
             "ranks": {score: [each.tolist() for each in both] for score, both in ranks.items()},
-            "others": others,
+            "others": side.accuracies(records),
         }
     return found
 
@@ -304,10 +303,12 @@ def main(
     seeds: Seeds = (0, 1, 2),
     lr: Annotated[tuple[float, ...], NUMBERS] = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3),
     warm_up: Annotated[tuple[float, ...], NUMBERS] = (0.05, 0.33),
-    scenes: str = SCENES,
+    data: Literal["scenes", "real"] = "scenes",
+    records: str | None = None,
     output: Path = Path("runs/duel"),
 ) -> int:
-    """Compares open_clip with this project at equal CPU time, on the demo's scenes (make scenes).
+    """Compares open_clip with this project at equal CPU time: from scratch on the demo's scenes (make scenes), or with the
+    pre-trained encoders and pictures of make real.
 
     "grid" chooses the peak learning rate and the warm-up of each side on validation scenes: first the rate, then the warm-up at
     this rate. "run" trains all sides with each seed, at the chosen rates, or at --lr and --warm-up if each of them has one value.
@@ -316,13 +317,14 @@ def main(
 
     Args:
         what: grid, run, table or memory.
-        overrides: values of configs/demo/pretrain.yaml to override for all sides.
+        overrides: values of configs/demo/pretrain.yaml or configs/real/pretrain.yaml to override for all sides.
         sides: names of the sides, separated by semicolons.
         minutes: CPU time of each side.
         seeds: seeds of the runs.
         lr: peak learning rates of the grid.
         warm_up: other shares of the time until the peak is reached than the 0.17 of the first runs.
-        scenes: folder of the held-out scenes.
+        data: the data to learn and to compare.
+        records: folder of the held-out records. Default: that of the data.
         output: folder of the results.
 
     Examples:
@@ -332,8 +334,10 @@ def main(
     """
     torch.set_num_threads(1)
 
+    held_out = replace(DATA[data], folder=records or DATA[data].folder)
+
     def run_all(path: Path, rates: dict[str, Rate], seed: int) -> None:
-        save_run(path, rates, Setting(minutes, seed, path.with_suffix(""), scenes, overrides))
+        save_run(path, rates, Setting(minutes, seed, path.with_suffix(""), held_out, overrides))
 
     if what == "grid":
         for rate in lr:
@@ -347,7 +351,7 @@ def main(
             )
     elif what == "memory":
         for name in sides:
-            memory = peak_memory(name, Rate(lr[0], 0.5), Setting(minutes, 0, output / "memory", scenes, overrides))
+            memory = peak_memory(name, Rate(lr[0], 0.5), Setting(minutes, 0, output / "memory", held_out, overrides))
             print_line(f"{name}: {memory / 1e9:.2f} GB")
     elif what == "run":
         given = len(lr) == len(warm_up) == 1

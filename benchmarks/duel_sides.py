@@ -1,13 +1,14 @@
 """The sides of :mod:`benchmarks.duel`: models of open_clip and of this project that learn from the same batches.
 
-A side of open_clip has its image and text transformers, its loss and the optimiser settings that its README recommends. Changes
-(:data:`CHANGES`) replace one part at a time by the part of this project, until nothing of open_clip is left.
+A side of open_clip has its image and text transformers, or its adapters of pre-trained encoders, its loss and the optimiser
+settings that its README recommends. Changes (:data:`CHANGES`) replace one part at a time by the part of this project, until
+nothing of open_clip is left.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,10 @@ from torch.nn import functional as F
 
 from batches.pretraining import ImageTextBatch
 from batches.texts import Text
+from dataset.tasks.held_out import HeldOutRecord
 from dataset.text.processors import TextProcessor
+from demo.real.collect import CUTOUT_SOURCES
+from engine.precision import Precision
 from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
 from engine.task import Task
@@ -28,16 +32,15 @@ from metrics.retrieval import ranks_of_first_match
 from models.config import RankingScore
 from models.core.backbones.stem import ConvolutionalStem
 from models.pretraining.model import PretrainModel
-from tasks.config import PretrainConfig
+from tasks.config import EvaluationConfig, PretrainConfig
 from tasks.inference import evaluating
 from tasks.pretrain import PretrainTask
-from tasks.pretrain_evaluation import PretrainEvaluator
-from tasks.two_stage import TwoStageRetrieval
+from tasks.pretrain_evaluation import HeldOutReader, PretrainEvaluator
+from tasks.two_stage import Rankings, TwoStageRetrieval
 from utils.config import load_config
 from utils.errors import UserError
 from utils.extras import install_command
 
-DEMO = "configs/demo/pretrain.yaml"
 ONE_PROCESS = ("data.workers=0", "train.log_every=1000000")
 NO_OTHER_LOSSES = ("loss.matching=0", "loss.mlm=0", "loss.l1=0", "loss.giou=0")
 
@@ -53,10 +56,45 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Data:
+    """The records from which the sides of a duel learn, and those by which they are compared.
+
+    Attributes:
+        config: the pre-training config of this project for these records. All sides take their sizes from it.
+        folder: folder of the held-out records.
+        files: names of the files whose captions and images are ranked among those of the same file. ``{split}`` stands for val or
+            test.
+        region_files: names of the files with boxes.
+    """
+
+    config: str
+    folder: str
+    files: tuple[str, ...]
+    region_files: tuple[str, ...]
+
+    def paths(self, names: Sequence[str], split: str) -> list[str]:
+        """Returns the paths of files of a split."""
+        return [f"{self.folder}/{name.format(split=split)}" for name in names]
+
+
+DATA = {
+    "scenes": Data("configs/demo/pretrain.yaml", "data/scenes", ("{split}.jsonl",), ("{split}.jsonl",)),
+    "real": Data(
+        "configs/real/pretrain.yaml",
+        "data/real/records",
+        tuple(f"{{split}}_{source}.jsonl" for source in CUTOUT_SOURCES),
+        ("regions_{split}_composites.jsonl",),
+    ),
+}
+"""The demo's drawn scenes, with models trained from scratch, and emoji and clip art, with pre-trained encoders."""
+
+
+@dataclass(frozen=True)
 class Parts:
     """The parts of a side that begins as open_clip.
 
     Attributes:
+        locked: True if a pre-trained image encoder is not trained (open_clip's ``--lock-image``).
         pool: how open_clip's image transformer pools its states: "tok" (its default) or "avg".
         positions: its position embeddings, "learnable" (its default) or "sin_cos_2d".
         stem: True for the stem of convolutions of this project.
@@ -65,6 +103,7 @@ class Parts:
         optimiser: True for the optimiser settings of this project: betas, eps, weight decay and clipping of the gradient.
     """
 
+    locked: bool = False
     pool: str = "tok"
     positions: str = "learnable"
     stem: bool = False
@@ -74,6 +113,7 @@ class Parts:
 
 
 CHANGES: dict[str, dict[str, Any]] = {
+    "locked image encoder": {"locked": True},
     "our optimiser": {"optimiser": True},
     "mean of patches": {"pool": "avg"},
     "sine-cosine positions": {"positions": "sin_cos_2d"},
@@ -96,26 +136,62 @@ class Rate:
         return self.lr * max(1e-6, min(progress / self.warm_up, (1 - progress) / (1 - self.warm_up), 1.0))
 
 
-class HeldOut:
-    """Held-out records with a caption, and their pixels and texts."""
+Ranks = tuple[np.ndarray, np.ndarray]
+"""The rank of the caption of each image, and of the image of each caption, both (N,), from 0."""
 
-    def __init__(self, config: PretrainConfig, model: PretrainModel, processor: TextProcessor, files: list[str]):
+
+@dataclass(frozen=True)
+class HeldOutFile:
+    """The records of a file that have a caption. They are ranked among each other.
+
+    Attributes:
+        pixels: pixels (N, 3, H, W) of the images, uint8.
+        captions: the first caption of each record.
+        text: the same captions as tokens.
+    """
+
+    pixels: Tensor
+    captions: list[str]
+    text: Text
+
+    @classmethod
+    def of(cls, records: Sequence[HeldOutRecord], processor: TextProcessor) -> HeldOutFile:
+        """Returns the captioned ones of some records."""
+        captioned = [record for record in records if record.captions]
+        captions = [record.captions[0] for record in captioned]
+        return cls(torch.stack([record.pixels for record in captioned]), captions, processor.encode_plain(captions))
+
+    def ranks(self, image: Tensor, text: Tensor) -> Ranks:
+        """Ranks the records by the cosine of their normalised embeddings (N, E)."""
+        right = np.eye(len(image), dtype=bool)
+        similarity = (image @ text.t()).numpy()
+        return ranks_of_first_match(similarity, right), ranks_of_first_match(similarity.T, right)
+
+
+class HeldOut:
+    """The held-out records of a split: files with captions, and the evaluator of boxes and masked words."""
+
+    def __init__(self, data: Data, split: str, config: PretrainConfig, model: PretrainModel, processor: TextProcessor):
         assert config.evaluation is not None
-        self.settings = config.evaluation.model_copy(update={"files": files, "region_files": files})
+        files, region_files = data.paths(data.files, split), data.paths(data.region_files, split)
+        self.settings = config.evaluation.model_copy(update={"files": files, "region_files": region_files})
         self.data, self.processor, self.seed = config.data, processor, config.seed
-        records = [record for record in self.evaluator_of(model).records if record.captions]
-        self.pixels = torch.stack([record.pixels for record in records])
-        self.captions = [record.captions[0] for record in records]
-        self.text: Text = processor.encode_plain(self.captions)
+        self.files = []
+        for file in files:
+            settings = self.settings.model_copy(update={"files": [file]})
+            reader = HeldOutReader(settings, config.data, model.config.vision, processor)
+            self.files.append(HeldOutFile.of(reader.images("files"), processor))
 
     def evaluator_of(self, model: PretrainModel) -> PretrainEvaluator:
         """Returns the evaluator of the boxes and masked words of these records."""
         losses = model.loss_names - {"contrastive"}
         return PretrainEvaluator(self.settings, self.data, model, self.processor, self.seed, losses)
 
-    def ranks(self, similarity: Tensor) -> np.ndarray:
-        """Returns the rank (N,) of the right result of each query, from 0. ``similarity`` (N, N) has a row for each query."""
-        return ranks_of_first_match(similarity.numpy(), np.eye(len(similarity), dtype=bool))
+
+def joined(by_file: Iterable[Ranks]) -> Ranks:
+    """Returns the ranks of the records of all files."""
+    image, text = zip(*by_file, strict=True)
+    return np.concatenate(image), np.concatenate(text)
 
 
 class Side(ABC):
@@ -130,12 +206,11 @@ class Side(ABC):
 
     model: nn.Module
 
-    def __init__(self, name: str, overrides: Sequence[str], rate: Rate, seed: int):
+    def __init__(self, name: str, config: str, overrides: Sequence[str], rate: Rate, seed: int):
         self.name, self.rate = name, rate
         torch.manual_seed(seed)
-        self.config = load_config(
-            DEMO, [*ONE_PROCESS, f"seed={seed}", f"optim.lr={rate.lr}", *overrides], PretrainConfig
-        )
+        shared = [*ONE_PROCESS, f"seed={seed}", f"optim.lr={rate.lr}"]
+        self.config = load_config(config, [*shared, *overrides], PretrainConfig)
         self.task = PretrainTask.build(self.config)
         self.processor = TextProcessor(self.task.tokenizer, self.config.data.text)
         assert self.task.training is not None
@@ -147,26 +222,30 @@ class Side(ABC):
         """Makes the next batch and takes an optimiser step on it."""
 
     @abstractmethod
-    def embed(self, held_out: HeldOut) -> tuple[Tensor, Tensor]:
+    def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
         """Returns the normalised embeddings (N, E) of held-out images and captions."""
 
-    def others(self, held_out: HeldOut) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, float]]:
-        """Returns the ranks (N,) of the caption of each image and of the image of each caption, from 0, by other scores than the
-        cosine, and the accuracy of boxes and masked words, by name. A contrastive model has neither."""
-        return {}, {}
+    def reranked(self, held_out: HeldOut) -> dict[str, Ranks]:
+        """Returns the ranks by other scores than the cosine, by name. A contrastive model has none."""
+        return {}
+
+    def accuracies(self, held_out: HeldOut) -> dict[str, float]:
+        """Returns the accuracy of boxes and masked words, by name. A contrastive model predicts neither."""
+        return {}
 
     @property
     def parameters(self) -> int:
         """Number of trained parameters."""
         return sum(each.numel() for each in self.model.parameters() if each.requires_grad)
 
-    def cosine_ranks(self, held_out: HeldOut) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ranks by cosine, as in :meth:`others`."""
-        self.model.eval()
-        with torch.no_grad():
-            image, text = self.embed(held_out)
-        self.model.train()
-        return held_out.ranks(image @ text.t()), held_out.ranks(text @ image.t())
+    def cosine_ranks(self, held_out: HeldOut) -> Ranks:
+        """Returns the ranks by cosine."""
+        with evaluating(self.model, self.config.train.precision):
+            embedded = [self.embed(file) for file in held_out.files]
+        return joined(
+            file.ranks(image.float(), text.float())
+            for file, (image, text) in zip(held_out.files, embedded, strict=True)
+        )
 
 
 class OurSide(Side):
@@ -174,17 +253,18 @@ class OurSide(Side):
 
     model: PretrainModel
 
-    def __init__(self, name: str, rate: Rate, seed: int, folder: Path, overrides: Sequence[str] = ()):
-        super().__init__(name, [*INGREDIENTS[name], *overrides], rate, seed)
-        config = self.config
-        plan = RunPlan.of(config.train, config.data, chunks=1, ranks=1)
-        plan = plan.with_length(config.train, config.optim, config.schedule, self.batches.stream_sizes["images"])
+    def __init__(self, name: str, config: str, rate: Rate, seed: int, folder: Path, overrides: Sequence[str] = ()):
+        super().__init__(name, config, [*INGREDIENTS[name], *overrides], rate, seed)
+        plan = RunPlan.of(self.config.train, self.config.data, chunks=1, ranks=1)
+        plan = plan.with_length(
+            self.config.train, self.config.optim, self.config.schedule, self.batches.stream_sizes["images"]
+        )
         self.trainer = Trainer(
             cast(Task, self.task),
             plan,
-            train=config.train,
-            optim=config.optim,
-            schedule=config.schedule,
+            train=self.config.train,
+            optim=self.config.optim,
+            schedule=self.config.schedule,
             seed=seed,
             folder=RunFolder(folder),
             device=torch.device("cpu"),
@@ -198,25 +278,31 @@ class OurSide(Side):
         self.trainer.train_step([self.batches.make(self.steps)])
         self.steps += 1
 
-    def embed(self, held_out: HeldOut) -> tuple[Tensor, Tensor]:
-        images, (texts,) = self.model.vision(held_out.pixels), self.model.text([held_out.text])
+    def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
+        images, (texts,) = self.model.vision(file.pixels), self.model.text([file.text])
         return self.model.contrastive.embed_image(images), self.model.contrastive.embed_text(texts)
 
-    def others(self, held_out: HeldOut) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, float]]:
-        ranks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        numbers = np.arange(len(held_out.captions))
-        with evaluating(self.model, "fp32"):
+    def reranked(self, held_out: HeldOut) -> dict[str, Ranks]:
+        if not self.config.loss.matching:
+            return {}
+        with evaluating(self.model, self.config.train.precision):
+            found = [self.rankings(file, held_out.settings) for file in held_out.files]
+        scores: tuple[RankingScore, ...] = ("matching", "sum")
+        return {
+            score: joined(rankings.by(score).ranks(np.arange(len(rankings.cosine.texts.ids))) for rankings in found)
+            for score in scores
+        }
+
+    def rankings(self, file: HeldOutFile, settings: EvaluationConfig) -> Rankings:
+        """Ranks the records of a file with the matching head."""
+        count = len(file.captions)
+        search = TwoStageRetrieval(self.model, self.processor, candidates=settings.candidates, batch_size=count)
+        return search.rank(count, lambda share: iter([list(file.pixels[share])]), file.captions)
+
+    def accuracies(self, held_out: HeldOut) -> dict[str, float]:
+        with evaluating(self.model, self.config.train.precision):
             evaluation = held_out.evaluator_of(self.model).evaluate()
-            if self.config.loss.matching:
-                search = TwoStageRetrieval(self.model, held_out.processor, candidates=16, batch_size=len(numbers))
-                rankings = search.rank(
-                    len(numbers), lambda share: iter([list(held_out.pixels[share])]), held_out.captions
-                )
-                scores: tuple[RankingScore, ...] = ("matching", "sum")
-                ranks = {score: rankings.by(score).ranks(numbers) for score in scores}
-        found = {name: value for name, value in evaluation.values().items() if "IoU" in name or name == "masked word"}
-        self.model.train()
-        return ranks, found
+        return {name: value for name, value in evaluation.values().items() if "IoU" in name or name == "masked word"}
 
 
 class OpenClipSide(Side):
@@ -224,8 +310,16 @@ class OpenClipSide(Side):
 
     model: Towers
 
-    def __init__(self, name: str, rate: Rate, seed: int, parts: Parts = Parts(), overrides: Sequence[str] = ()):
-        super().__init__(name, [*INGREDIENTS["contrastive"], *overrides], rate, seed)
+    def __init__(
+        self,
+        name: str,
+        config: str,
+        rate: Rate,
+        seed: int,
+        parts: Parts = Parts(),
+        overrides: Sequence[str] = (),
+    ):
+        super().__init__(name, config, [*INGREDIENTS["contrastive"], *overrides], rate, seed)
         try:
             import open_clip.loss
         except ImportError:
@@ -255,8 +349,10 @@ class OpenClipSide(Side):
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate.at(progress)
         self.optimizer.zero_grad(set_to_none=True)
-        image, text = self.model(batch.pixels, batch.text.plain())
-        self.loss(image, text, self.model.logit_scale.exp()).backward()
+        with Precision(self.config.train.precision, torch.device("cpu")).autocast():
+            image, text = self.model(batch.pixels, batch.text.plain())
+            loss = self.loss(image, text, self.model.logit_scale.exp())
+        loss.backward()
         if self.parts.optimiser and self.config.train.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_grad_norm)
         self.optimizer.step()
@@ -264,13 +360,16 @@ class OpenClipSide(Side):
             self.model.logit_scale.clamp_(0, np.log(100))  # as in the training code of open_clip
         self.steps += 1
 
-    def embed(self, held_out: HeldOut) -> tuple[Tensor, Tensor]:
-        image, text = self.model(held_out.pixels, held_out.text)
+    def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
+        image, text = self.model(file.pixels, file.text)
         return image, text
 
 
 class Towers(nn.Module):
     """An image and a text transformer of open_clip, or the encoders of this project in their place.
+
+    With pre-trained weights (``init.vision`` and ``init.text``), these are open_clip's adapters of timm and of transformers, with
+    the same weights and the same number of blocks.
 
     Args:
         ours: the model of this project, whose parts can be taken.
@@ -282,31 +381,16 @@ class Towers(nn.Module):
 
     def __init__(self, ours: PretrainModel, parts: Parts, tokenizer: Any, config: PretrainConfig, length: int):
         super().__init__()
-        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-        vision, arch = config.model.vision, config.model.text.arch
-        assert tokenizer.pad_token_id == 0 and arch is not None and vision.width and vision.depth and vision.heads
+        assert tokenizer.pad_token_id == 0
         self.parts, self.length = parts, length
-        image_settings = CLIPVisionCfg(
-            layers=vision.depth,
-            width=vision.width,
-            head_width=vision.width // vision.heads,
-            patch_size=vision.patch_size,
-            image_size=vision.image_size,
-            pool_type=parts.pool,
-            pos_embed_type=parts.positions,
+        self.clip: Any = (
+            pretrained_clip(config) if config.init.vision else clip_from_scratch(config, parts, tokenizer, length)
         )
-        text_settings = CLIPTextCfg(
-            context_length=length,
-            vocab_size=len(tokenizer),
-            width=arch.width,
-            heads=arch.heads,
-            layers=arch.layers,
-            pool_type="eos",
-            eos_id=tokenizer.sep_token_id,
-        )
-        self.clip: Any = CLIP(config.model.embed_dim, image_settings, text_settings)
+        if parts.locked:
+            self.clip.lock_image_tower()
         if parts.stem:
+            vision = config.model.vision
+            assert vision.width is not None
             stem = ConvolutionalStem(ours.vision.grid, ours.vision.patch_size, vision.width)
             self.clip.visual.conv1 = nn.Sequential(*stem)  # without the change of axes, which open_clip makes itself
         self.logit_scale: nn.Parameter = self.clip.logit_scale
@@ -332,3 +416,51 @@ class Towers(nn.Module):
             padded = F.pad(text.ids, (0, self.length - text.ids.shape[1]))
             embedded = self.clip.encode_text(padded)
         return F.normalize(image, dim=1), F.normalize(embedded, dim=1)
+
+
+def clip_from_scratch(config: PretrainConfig, parts: Parts, tokenizer: Any, length: int) -> Any:
+    """Returns open_clip's model with random weights and the sizes of this project's encoders."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    vision, arch = config.model.vision, config.model.text.arch
+    assert arch is not None and vision.width and vision.depth and vision.heads
+    image_settings = CLIPVisionCfg(
+        layers=vision.depth,
+        width=vision.width,
+        head_width=vision.width // vision.heads,
+        patch_size=vision.patch_size,
+        image_size=vision.image_size,
+        pool_type=parts.pool,
+        pos_embed_type=parts.positions,
+    )
+    text_settings = CLIPTextCfg(
+        context_length=length,
+        vocab_size=len(tokenizer),
+        width=arch.width,
+        heads=arch.heads,
+        layers=arch.layers,
+        pool_type="eos",
+        eos_id=tokenizer.sep_token_id,
+    )
+    return CLIP(config.model.embed_dim, image_settings, text_settings)
+
+
+def pretrained_clip(config: PretrainConfig) -> Any:
+    """Returns open_clip's model with pre-trained encoders from timm and transformers.
+
+    As in its configs of such models, images are the mean of their patches with a linear projection, and texts the mean of their
+    tokens.
+    """
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+    from safetensors.torch import load_file
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    vision = config.model.vision
+    image_settings = CLIPVisionCfg(timm_model_name=vision.backbone, image_size=vision.image_size)
+    text_settings = CLIPTextCfg(hf_model_name=str(config.init.text), hf_pooler_type="mean_pooler", hf_proj_type=None)
+    model = CustomTextCLIP(config.model.embed_dim, image_settings, text_settings)
+    trunk: Any = model.visual.trunk
+    trunk.set_input_size(vision.image_size)
+    trunk.load_state_dict(checkpoint_filter_fn(load_file(str(config.init.vision)), trunk))
+    trunk.blocks = trunk.blocks[: vision.depth]
+    return model

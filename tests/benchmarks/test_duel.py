@@ -15,6 +15,7 @@ from models.core.losses import EmbeddedPairs
 from tests.messages import OneLine
 from utils.commands import call
 
+DEMO = "configs/demo/pretrain.yaml"
 RATE = Rate(1e-3, 0.2)
 open_clip_loss = pytest.importorskip("open_clip.loss", reason="open_clip is not installed")
 
@@ -25,11 +26,11 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero():
 
 
 def side(tiny_overrides, parts: Parts) -> OpenClipSide:
-    return OpenClipSide("open_clip", RATE, 0, parts, tiny_overrides)
+    return OpenClipSide("open_clip", DEMO, RATE, 0, parts, tiny_overrides)
 
 
 def test_both_losses_are_equal(tiny_overrides, tmp_path):
-    head = OurSide("contrastive", RATE, 0, tmp_path, tiny_overrides).model.contrastive.double()
+    head = OurSide("contrastive", DEMO, RATE, 0, tmp_path, tiny_overrides).model.contrastive.double()
     image, text = F.normalize(torch.randn(2, 6, 8, dtype=torch.float64), dim=2)
     valid, group = torch.ones(6, dtype=torch.bool), torch.arange(6)
     ours = head.start_loss(EmbeddedPairs(image, text, valid, group, "negative"))() / 6
@@ -38,7 +39,7 @@ def test_both_losses_are_equal(tiny_overrides, tmp_path):
 
 
 def test_with_all_parts_replaced_the_first_step_is_that_of_this_project(tiny_overrides, tmp_path):
-    ours = OurSide("contrastive", RATE, 0, tmp_path, tiny_overrides)
+    ours = OurSide("contrastive", DEMO, RATE, 0, tmp_path, tiny_overrides)
     theirs = side(tiny_overrides, Parts(vision=True, text=True))
     batch = ours.batches.make(0)
     assert torch.equal(batch.images.pixels, theirs.batches.make(0).images.pixels)
@@ -108,7 +109,7 @@ def test_the_table_has_a_row_for_each_side_and_the_paired_difference(tmp_path, c
 
 @pytest.mark.slow
 def test_a_duel_runs_from_the_grid_to_the_table(tiny_overrides, scenes_folder, tmp_path, capsys):
-    words = [*tiny_overrides, "--minutes", "0.01", "--scenes", str(scenes_folder), "--output", str(tmp_path)]
+    words = [*tiny_overrides, "--minutes", "0.01", "--records", str(scenes_folder), "--output", str(tmp_path)]
     words += ["--sides", "open_clip;everything"]
     assert call(duel.main, ["grid", *words, "--lr", "1e-3", "--warm-up", "0.1"], "duel") == 0
     assert call(duel.main, ["run", *words, "--seeds", "0"], "duel") == 0
