@@ -93,7 +93,7 @@ def side_of(name: str, rate: Rate, setting: Setting) -> Side:
         )
     parts = Parts()
     for change in changes:
-        parts = replace(parts, **CHANGES[change])
+        parts |= CHANGES[change]
     return OpenClipSide(name, setting.data.config, rate, setting.seed, parts, setting.overrides)
 
 

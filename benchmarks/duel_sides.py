@@ -8,8 +8,8 @@ nothing of open_clip is left.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,32 +94,44 @@ class Parts:
     """The parts of a side that begins as open_clip.
 
     Attributes:
+        image, texts: settings of open_clip's transformers that differ from its defaults.
+        init_std: standard deviation of the initial weights of all blocks. Default: open_clip's, which depend on width and depth.
+        max_scale: upper limit of the factor of the cosine, the inverse of the temperature.
         locked: True if a pre-trained image encoder is not trained (open_clip's ``--lock-image``).
-        pool: how open_clip's image transformer pools its states: "tok" (its default) or "avg".
-        positions: its position embeddings, "learnable" (its default) or "sin_cos_2d".
         stem: True for the stem of convolutions of this project.
         vision: True for the vision encoder of this project, with its projection.
         text: True for the text encoder of this project, with its projection.
         optimiser: True for the optimiser settings of this project: betas, eps, weight decay and clipping of the gradient.
     """
 
+    image: Mapping[str, Any] = field(default_factory=dict)
+    texts: Mapping[str, Any] = field(default_factory=dict)
+    init_std: float | None = None
+    max_scale: float = 100
     locked: bool = False
-    pool: str = "tok"
-    positions: str = "learnable"
     stem: bool = False
     vision: bool = False
     text: bool = False
     optimiser: bool = False
 
+    def __or__(self, changes: Mapping[str, Any]) -> Parts:
+        """Returns these parts with changes, which are added to the settings of the transformers."""
+        added = {name: {**getattr(self, name), **changes[name]} for name in {"image", "texts"} & set(changes)}
+        return replace(self, **{**changes, **added})
+
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "locked image encoder": {"locked": True},
     "our optimiser": {"optimiser": True},
-    "mean of patches": {"pool": "avg"},
-    "sine-cosine positions": {"positions": "sin_cos_2d"},
+    "our lowest temperature": {"max_scale": 1000},
+    "mean of patches": {"image": {"pool_type": "avg"}},
+    "sine-cosine positions": {"image": {"pos_embed_type": "sin_cos_2d"}},
     "stem of convolutions": {"stem": True},
+    "LayerScale": {"image": {"ls_init_value": 0.1}, "texts": {"ls_init_value": 0.1}},
+    "initial weights of 0.02": {"init_std": 0.02},
+    "texts in both directions": {"texts": {"no_causal_mask": True}},
     "our vision encoder": {"vision": True},
     "our text encoder": {"text": True},
+    "locked image encoder": {"locked": True},
 }
 """The replacements of parts of open_clip, by name."""
 
@@ -357,7 +369,7 @@ class OpenClipSide(Side):
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_grad_norm)
         self.optimizer.step()
         with torch.no_grad():
-            self.model.logit_scale.clamp_(0, np.log(100))  # as in the training code of open_clip
+            self.model.logit_scale.clamp_(0, np.log(self.parts.max_scale))  # as in the training code of open_clip
         self.steps += 1
 
     def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
@@ -430,8 +442,7 @@ def clip_from_scratch(config: PretrainConfig, parts: Parts, tokenizer: Any, leng
         head_width=vision.width // vision.heads,
         patch_size=vision.patch_size,
         image_size=vision.image_size,
-        pool_type=parts.pool,
-        pos_embed_type=parts.positions,
+        **parts.image,
     )
     text_settings = CLIPTextCfg(
         context_length=length,
@@ -441,8 +452,14 @@ def clip_from_scratch(config: PretrainConfig, parts: Parts, tokenizer: Any, leng
         layers=arch.layers,
         pool_type="eos",
         eos_id=tokenizer.sep_token_id,
+        **parts.texts,
     )
-    return CLIP(config.model.embed_dim, image_settings, text_settings)
+    model = CLIP(config.model.embed_dim, image_settings, text_settings)
+    if parts.init_std is not None:
+        for name, each in model.named_parameters():
+            if each.ndim == 2 and "resblocks" in name:
+                nn.init.normal_(each, std=parts.init_std)
+    return model
 
 
 def pretrained_clip(config: PretrainConfig) -> Any:
