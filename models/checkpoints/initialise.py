@@ -113,7 +113,10 @@ def loaded_weights(model: XVLM, reports: list[LoadReport]) -> LoadedWeights:
     """Returns where the weights come from. The summary counts the parameters from each file and the random parameters in each
     module of the model. The details list the random parameters and what happened to the tensors of each file."""
     random = random_parameters(model, reports)
-    counts = [f"{_parts(sorted(report.loaded))} from {report.source}" for report in reports]
+    counts = [
+        f"{_parts(sorted(report.loaded))} from {report.source}{f' ({report.depth})' if report.depth else ''}"
+        for report in reports
+    ]
     lines = []
     if reports and reports[0].text_skipped:
         fusion = model.fusion.config
@@ -166,6 +169,7 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
                 report.copied[f"{BACKBONE}{target}"] = name
     assign(model, kept, report, lambda name: f"{BACKBONE}{name}")
     report.fresh = [name for name in report.fresh if name.startswith("vision.")]
+    _drop_last_blocks(report, model)
     if not report.loaded:
         raise UserError(
             f"{source} contains no tensor of {model.config.vision.backbone}; its tensors are {_first(state)}",
@@ -180,18 +184,35 @@ def _first(state: Mapping[str, Tensor]) -> str:
     return ", ".join([*itertools.islice(state, 3), *(["…"] if len(state) > 3 else [])]) or "none"
 
 
-def _require_same_blocks(report: LoadReport, model: XVLM) -> None:
-    """Raises :class:`UserError` if a file lacks a block of the backbone, or has a block that the backbone lacks."""
+def _backbone_blocks(model: XVLM) -> tuple[list[str], bool]:
+    """Returns the names of the backbone's blocks, ending with a dot, and whether they form one list, unlike in a model with
+    stages."""
     backbone = model.vision.vision_backbone
     names = {module: name for name, module in backbone.module.named_modules()}
     blocks = [f"{names[block]}." for block in backbone.blocks]
+    return blocks, len({block.rsplit(".", 2)[0] for block in blocks}) == 1
+
+
+def _drop_last_blocks(report: LoadReport, model: XVLM) -> None:
+    """Drops the last blocks of the file if ``model.vision.depth`` is smaller than the depth of the file: the first blocks of an
+    encoder are an encoder, too."""
+    blocks, has_depth = _backbone_blocks(model)
+    last = tuple(_surplus(blocks, report.unused))
+    if has_depth and last:
+        report.depth = f"the first {len(blocks)} of {len(blocks) + len(last)} blocks"
+        report.dropped |= {name: f"not in {report.depth}" for name in report.unused if name.startswith(last)}
+        report.unused = [name for name in report.unused if not name.startswith(last)]
+
+
+def _require_same_blocks(report: LoadReport, model: XVLM) -> None:
+    """Raises :class:`UserError` if a file lacks a block of the backbone, or has a block of a stage that the backbone lacks."""
+    blocks, has_depth = _backbone_blocks(model)
     missing = [block for block in blocks if not any(name.startswith(f"{BACKBONE}{block}") for name in report.loaded)]
     surplus = _surplus(blocks, report.unused)
-    has_depth = len({block.rsplit(".", 2)[0] for block in blocks}) == 1  # unlike a model with stages
     if missing or surplus:
         what = f"lacks {len(missing)} of" if missing else f"has {len(surplus)} more than"
         raise UserError(
-            f"{report.source} {what} the {len(blocks)} blocks of {backbone.name} ({(missing or surplus)[0]}*)",
+            f"{report.source} {what} the {len(blocks)} blocks of {model.vision.vision_backbone.name} ({(missing or surplus)[0]}*)",
             where="init.vision",
             remedy=f"{'set model.vision.depth to the depth of the file, or' if has_depth else 'set'} model.vision.backbone to "
             "its model, or name another file",

@@ -26,6 +26,7 @@ class LoadReport:
         dropped: tensors that were skipped on purpose, with the reason.
         unused: tensors without a counterpart in the model.
         published: True if the file uses the published names.
+        depth: if the vision encoder has only the first blocks of the file, how many of how many.
         text_skipped: True if the file's text encoder was skipped, because the model has a different text encoder.
     """
 
@@ -38,6 +39,7 @@ class LoadReport:
     dropped: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     published: bool = False
+    depth: str = ""
     text_skipped: bool = False
 
     def lines(self) -> list[str]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from models.checkpoints import initialise, load_weights
 from models.checkpoints.files import read_weights
-from models.checkpoints.initialise import fresh_parameters
+from models.checkpoints.initialise import fresh_parameters, loaded_weights
 from models.config import FusionConfig, InitConfig, PretrainModelConfig, TextArchitecture, TextConfig, VisionConfig
 from models.pretraining.model import PretrainModel
 from tests.messages import naming
@@ -123,6 +123,18 @@ def test_pixel_statistics_of_255_levels_are_rejected():
         VisionConfig(pixel_mean=(123.6, 116.2, 103.5), pixel_std=(58.4, 57.1, 57.4))
 
 
+def test_the_first_blocks_of_a_deeper_file_are_loaded_and_the_others_reported(tmp_path):
+    model, state = vit_state(32)
+    more = {name.replace("blocks.1.", "blocks.2."): torch.full_like(tensor, 9.0) for name, tensor in state.items()}
+    save_file(
+        state | {name: each for name, each in more.items() if "blocks.2." in name}, tmp_path / "three.safetensors"
+    )
+    reports = initialise(model, InitConfig(vision=str(tmp_path / "three.safetensors")))
+    assert "three.safetensors (the first 2 of 3 blocks)" in loaded_weights(model, reports).sources
+    assert {name.split(".")[1] for name in reports[0].dropped} == {"2"} and not reports[0].unused
+    assert torch.equal(model.state_dict()["vision.backbone.blocks.1.norm1.weight"], state["blocks.1.norm1.weight"])
+
+
 def test_a_file_of_another_width_or_depth_says_so(tmp_path):
     model, state = vit_state(32)
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("blocks.1.")}
@@ -131,10 +143,6 @@ def test_a_file_of_another_width_or_depth_says_so(tmp_path):
         UserError, match=naming("init.vision", "lacks 1 of the 2 blocks", "blocks.1.*", "model.vision.depth")
     ):
         initialise(model, InitConfig(vision=str(tmp_path / "one.safetensors")))
-    more = {name.replace("blocks.1.", "blocks.2."): tensor.clone() for name, tensor in state.items()}
-    save_file(state | more, tmp_path / "three.safetensors")
-    with pytest.raises(UserError, match=naming("has 1 more than the 2 blocks", "blocks.2.*", "model.vision.depth")):
-        initialise(model, InitConfig(vision=str(tmp_path / "three.safetensors")))
     wide = {name: torch.cat([tensor] * 2, dim=-1) for name, tensor in state.items()}
     save_file(wide, tmp_path / "wide.safetensors")
     with pytest.raises(UserError, match=r"shapes differ \(width 32 in the file, 16 in the model\)"):
