@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -63,7 +64,7 @@ class Setting:
     Attributes:
         minutes: CPU time of each side.
         seed: seed of the weights and the batches.
-        folder: folder for files of the run.
+        folder: folder for files of the run, which is deleted at its end.
         data: the records.
         overrides: changes of the config of the data.
     """
@@ -83,7 +84,9 @@ def side_of(name: str, rate: Rate, setting: Setting) -> Side:
     """
     if name in INGREDIENTS:
         folder = setting.folder / name.replace(", ", "-")
-        return OurSide(name, setting.data.config, rate, setting.seed, folder, setting.overrides)
+        # Each side pays for its own cache of features.
+        cache = [f"optim.freeze.cache.folder={folder}/features"] if setting.data.has_cache else []
+        return OurSide(name, setting.data.config, rate, setting.seed, folder, [*cache, *setting.overrides])
     base, *changes = name.split(" + ")
     unknown = [change for change in changes if change not in CHANGES]
     if base != "open_clip" or unknown:
@@ -179,6 +182,7 @@ def save_run(path: Path, rates: dict[str, Rate], setting: Setting) -> None:
     facts = {name: version(name) for name in ("open-clip-torch", "torch")} | {"date": time.strftime("%Y-%m-%d")}
     started = time.perf_counter()
     sides = run(rates, setting)
+    shutil.rmtree(setting.folder, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_results(path, {"minutes": setting.minutes, "seed": setting.seed, "facts": facts, "sides": sides})
     for name, result in sides.items():

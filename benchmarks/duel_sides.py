@@ -65,12 +65,14 @@ class Data:
         files: names of the files whose captions and images are ranked among those of the same file. ``{split}`` stands for val or
             test.
         region_files: names of the files with boxes.
+        has_cache: True if the config caches the features of frozen blocks.
     """
 
     config: str
     folder: str
     files: tuple[str, ...]
     region_files: tuple[str, ...]
+    has_cache: bool = False
 
     def paths(self, names: Sequence[str], split: str) -> list[str]:
         """Returns the paths of files of a split."""
@@ -84,6 +86,7 @@ DATA = {
         "data/real/records",
         tuple(f"{{split}}_{source}.jsonl" for source in CUTOUT_SOURCES),
         ("regions_{split}_composites.jsonl",),
+        has_cache=True,
     ),
 }
 """The demo's drawn scenes, with models trained from scratch, and emoji and clip art, with pre-trained encoders."""

@@ -211,8 +211,9 @@ def _require_same_blocks(report: LoadReport, model: XVLM) -> None:
     surplus = _surplus(blocks, report.unused)
     if missing or surplus:
         what = f"lacks {len(missing)} of" if missing else f"has {len(surplus)} more than"
+        name = model.vision.vision_backbone.name
         raise UserError(
-            f"{report.source} {what} the {len(blocks)} blocks of {model.vision.vision_backbone.name} ({(missing or surplus)[0]}*)",
+            f"{report.source} {what} the {len(blocks)} blocks of {name} ({(missing or surplus)[0]}*)",
             where="init.vision",
             remedy=f"{'set model.vision.depth to the depth of the file, or' if has_depth else 'set'} model.vision.backbone to "
             "its model, or name another file",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from benchmarks import duel
-from benchmarks.duel_sides import CHANGES, OpenClipSide, OurSide, Parts, Rate
+from benchmarks.duel_sides import CHANGES, DATA, OpenClipSide, OurSide, Parts, Rate
 from models.core.losses import EmbeddedPairs
 from tests.messages import OneLine
 from utils.commands import call
@@ -62,6 +68,58 @@ def test_a_side_learns_its_first_batch(tiny_overrides, changes):
         changed.step(0.2)
     assert losses[-1] < losses[0]
     assert not [name for name, each in changed.model.named_parameters() if each.requires_grad and each.grad is None]
+
+
+@pytest.fixture
+def pretrained(scenes_folder, tmp_path) -> list[str]:
+    """Overrides of the config of real pictures: a DINOv2 of random weights, a small BERT, and scenes."""
+    tokenizer = tmp_path / "text"
+    shutil.copytree(scenes_folder / "tokenizer", tokenizer)
+    words = len(AutoTokenizer.from_pretrained(str(tokenizer)))
+    sizes = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 12, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=words, **sizes)).save_pretrained(tokenizer)
+    vision = timm.create_model("vit_small_patch14_dinov2", img_size=56, depth=3)
+    save_file(vision.state_dict(), tmp_path / "vision.safetensors")
+    return [
+        f"init.vision={tmp_path}/vision.safetensors",
+        f"init.text={tokenizer}",
+        f"model.text.encoder={tokenizer}",
+        f"model.text.arch.vocab_size={words}",
+        "model.text.arch.layers=1",
+        "model.fusion.layers=1",
+        "model.text.arch.intermediate=64",
+        "model.vision.image_size=56",
+        "model.vision.depth=2",
+        "model.vision.patch_positions=false",  # they are added to the patches after the last block
+        "optim.freeze={vision_blocks: 1}",
+        f"data.images.files=[{scenes_folder}/train.jsonl]",
+        "data.images.batch_size=4",
+        f"data.cache_index={scenes_folder}/index",
+        "train.precision=fp32",
+    ]
+
+
+def test_both_start_from_the_same_pretrained_encoders(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr("open_clip.timm_model.timm.create_model", partial(timm.create_model, depth=3))
+    ours = OurSide("contrastive", DATA["real"].config, RATE, 0, tmp_path, pretrained)
+    theirs = OpenClipSide("open_clip", DATA["real"].config, RATE, 0, Parts(locked=True), pretrained)
+    batch = theirs.batches.make(0).images
+    image, (text,) = ours.model.eval().vision(batch.pixels), ours.model.text([batch.text.plain()])
+    clip = theirs.model.eval().clip
+    pixels = (batch.pixels.float() / 255 - theirs.model.pixel_mean) / theirs.model.pixel_std
+    torch.testing.assert_close(clip.visual.trunk(pixels), image.mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        F.normalize(clip.encode_text(batch.text.ids)), ours.model.contrastive.embed_text(text), rtol=1e-4, atol=1e-4
+    )
+    before = copy.deepcopy(clip)
+    theirs.model.train()
+    theirs.step(0.2)
+    same = {
+        name: torch.equal(each, old)
+        for (name, each), old in zip(clip.named_parameters(), before.parameters(), strict=True)
+    }
+    assert all(same[name] for name in same if name.startswith("visual.trunk."))
+    assert not same["visual.head.proj.weight"] and not same["text.transformer.encoder.layer.0.output.dense.weight"]
 
 
 def test_changes_are_added_to_each_other():
