@@ -6,7 +6,6 @@ least CPU time takes the next step. docs/performance.md shows the results.
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import sys
@@ -25,15 +24,19 @@ import torch
 
 from benchmarks.duel_sides import CHANGES, DATA, INGREDIENTS, Data, HeldOut, OpenClipSide, OurSide, Parts, Rate, Side
 from benchmarks.harness import print_line, write_results
+from benchmarks.shapes import probe
 from benchmarks.step_memory import process_memory
 from tools.reproduce.runs import Seeds
 from utils.commands import call
 from utils.errors import UserError
-from utils.flags import Override, PositiveReal, one_of, read_by
+from utils.flags import Override, Positive, PositiveReal, one_of, read_by
 from utils.progress import progress_bar
 
 MARKS = 8
 """Number of points in time at which retrieval is measured."""
+
+HELD_OUT_SCENES = 500
+"""Number of validation scenes whose shapes a linear classifier reads from patches."""
 
 
 @dataclass
@@ -66,6 +69,7 @@ class Setting:
         seed: seed of the weights and the batches.
         folder: folder for files of the run, which is deleted at its end.
         data: the records.
+        shapes: number of training scenes from which a linear classifier learns to read shapes from patches, if any.
         overrides: changes of the config of the data.
     """
 
@@ -73,6 +77,7 @@ class Setting:
     seed: int
     folder: Path
     data: Data
+    shapes: int | None = None
     overrides: tuple[str, ...] = ()
 
 
@@ -121,10 +126,10 @@ def run(rates: dict[str, Rate], setting: Setting) -> dict[str, Any]:
             if int(MARKS * clock.cpu_s / limit_s) > len(clock.curve):
                 image, text = (float((ranks < 1).mean()) for ranks in sides[name].cosine_ranks(held_out["test"]))
                 clock.curve.append({"cpu_s": clock.cpu_s, "image to text": image, "text to image": text})
-    return {name: results_of(side, clocks[name], held_out) for name, side in sides.items()}
+    return {name: results_of(side, clocks[name], held_out, setting) for name, side in sides.items()}
 
 
-def results_of(side: Side, clock: Clock, held_out: dict[str, HeldOut]) -> dict[str, Any]:
+def results_of(side: Side, clock: Clock, held_out: dict[str, HeldOut], setting: Setting) -> dict[str, Any]:
     """Evaluates a side at the end of its time, on both splits."""
     found: dict[str, Any] = {"rate": asdict(side.rate), "parameters": side.parameters, "steps": side.steps}
     found |= {"cpu_s": clock.cpu_s, "wall_s": clock.wall_s, "curve": clock.curve}
@@ -134,6 +139,10 @@ def results_of(side: Side, clock: Clock, held_out: dict[str, HeldOut]) -> dict[s
             "ranks": {score: [each.tolist() for each in both] for score, both in ranks.items()},
             "others": side.accuracies(records),
         }
+    if setting.shapes:
+        side.model.eval()
+        shape, colour = probe(side.patches, side.patch_size, setting.shapes, HELD_OUT_SCENES, setting.seed)
+        found["read from patches"] = {"shape": shape, "colour": colour}
     return found
 
 
@@ -225,20 +234,21 @@ def paired_interval(differences: np.ndarray, draws: int = 10_000) -> tuple[float
 
 
 def table(folder: Path) -> str:
-    """Returns Markdown tables of all runs in a folder, which have the same time: the results of each side, and the differences
-    between successive sides."""
+    """Returns a Markdown table of all runs in a folder, which have the same time, and the differences between the sides: to
+    open_clip, and to the contrastive loss alone."""
     runs = [read_results(path)["sides"] for path in sorted(folder.glob("seed*.json"))]
     names = list(runs[0])
     rows = [_row(name, [run[name] for run in runs]) for name in names]
     columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row.get(column, "") for column in columns) + " |" for row in rows]
-    for first, second in itertools.pairwise(names):
-        differences = np.stack([hits_of(run[second]) - hits_of(run[first]) for run in runs])
-        low, high = paired_interval(differences)
-        lines.append(
-            f"\n{second} minus {first}: {100 * differences.mean():+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
-        )
+    for base in ("open_clip", "contrastive"):
+        for name in names[names.index(base) + 1 :] if base in names else []:
+            differences = np.stack([hits_of(run[name]) - hits_of(run[base]) for run in runs])
+            low, high = paired_interval(differences)
+            lines.append(
+                f"\n{name} minus {base}: {100 * differences.mean():+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+            )
     return "\n".join(lines)
 
 
@@ -260,6 +270,8 @@ def _row(name: str, results: list[dict[str, Any]]) -> dict[str, str]:
     cells["R@1 chosen"] = f"{100 * mean(hits_of(result).mean() for result in results):.1f}"
     for kind in results[0]["test"]["others"]:
         cells[kind] = f"{100 * mean(result['test']['others'][kind] for result in results):.1f}"
+    for what in results[0].get("read from patches", {}):
+        cells[f"{what} read from patches"] = f"{100 * mean(r['read from patches'][what] for r in results):.1f}"
     return cells
 
 
@@ -309,6 +321,7 @@ def main(
     warm_up: Annotated[tuple[float, ...], NUMBERS] = (0.05, 0.33),
     data: Literal["scenes", "real"] = "scenes",
     records: str | None = None,
+    shapes: Positive | None = None,
     output: Path = Path("runs/duel"),
 ) -> int:
     """Compares open_clip with this project at equal CPU time: from scratch on the demo's scenes (make scenes), or with the
@@ -329,6 +342,7 @@ def main(
         warm_up: other shares of the time until the peak is reached than the 0.17 of the first runs.
         data: the data to learn and to compare.
         records: folder of the held-out records. Default: that of the data.
+        shapes: also fit linear classifiers of shapes and colours to the patches of this many training scenes (benchmarks.shapes).
         output: folder of the results.
 
     Examples:
@@ -341,7 +355,7 @@ def main(
     held_out = replace(DATA[data], folder=records or DATA[data].folder)
 
     def run_all(path: Path, rates: dict[str, Rate], seed: int) -> None:
-        save_run(path, rates, Setting(minutes, seed, path.with_suffix(""), held_out, overrides))
+        save_run(path, rates, Setting(minutes, seed, path.with_suffix(""), held_out, shapes, overrides))
 
     if what == "grid":
         for rate in lr:
@@ -355,7 +369,9 @@ def main(
             )
     elif what == "memory":
         for name in sides:
-            memory = peak_memory(name, Rate(lr[0], 0.5), Setting(minutes, 0, output / "memory", held_out, overrides))
+            memory = peak_memory(
+                name, Rate(lr[0], 0.5), Setting(minutes, 0, output / "memory", held_out, None, overrides)
+            )
             print_line(f"{name}: {memory / 1e9:.2f} GB")
     elif what == "run":
         given = len(lr) == len(warm_up) == 1

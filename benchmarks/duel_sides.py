@@ -240,6 +240,10 @@ class Side(ABC):
     def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
         """Returns the normalised embeddings (N, E) of held-out images and captions."""
 
+    @abstractmethod
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Returns the states (N, P, D) of the patches of images (N, 3, H, W) uint8, after the last norm."""
+
     def reranked(self, held_out: HeldOut) -> dict[str, Ranks]:
         """Returns the ranks by other scores than the cosine, by name. A contrastive model has none."""
         return {}
@@ -252,6 +256,11 @@ class Side(ABC):
     def parameters(self) -> int:
         """Number of trained parameters."""
         return sum(each.numel() for each in self.model.parameters() if each.requires_grad)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.task.model.vision.patch_size
 
     def cosine_ranks(self, held_out: HeldOut) -> Ranks:
         """Returns the ranks by cosine."""
@@ -296,6 +305,9 @@ class OurSide(Side):
     def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
         images, (texts,) = self.model.vision(file.pixels), self.model.text([file.text])
         return self.model.contrastive.embed_image(images), self.model.contrastive.embed_text(texts)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        return self.model.vision.patches(pixels)
 
     def reranked(self, held_out: HeldOut) -> dict[str, Ranks]:
         if not self.config.loss.matching:
@@ -379,6 +391,9 @@ class OpenClipSide(Side):
         image, text = self.model(file.pixels, file.text)
         return image, text
 
+    def patches(self, pixels: Tensor) -> Tensor:
+        return self.model.patches(pixels)
+
 
 class Towers(nn.Module):
     """An image and a text transformer of open_clip, or the encoders of this project in their place.
@@ -424,13 +439,28 @@ class Towers(nn.Module):
         if self.parts.vision:
             image = self.vision_proj(self.clip.visual(pixels).mean)
         else:
-            image = self.clip.encode_image((pixels.float() / 255 - self.pixel_mean) / self.pixel_std)
+            image = self.clip.encode_image(self.normalised(pixels))
         if self.parts.text:
             embedded = self.text_proj(self.text([text])[0].cls)
         else:
             padded = F.pad(text.ids, (0, self.length - text.ids.shape[1]))
             embedded = self.clip.encode_text(padded)
         return F.normalize(image, dim=1), F.normalize(embedded, dim=1)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Returns the pixels with the mean and the standard deviation that the encoder expects."""
+        return (pixels.float() / 255 - self.pixel_mean) / self.pixel_std
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """See :meth:`Side.patches`."""
+        if self.parts.vision:
+            states: Tensor = self.clip.visual.patches(pixels)
+        else:
+            options = {"indices": 1, "normalize_intermediates": True, "intermediates_only": True, "output_fmt": "NLC"}
+            (states,) = self.clip.visual.forward_intermediates(self.normalised(pixels), **options)[
+                "image_intermediates"
+            ]
+        return states
 
 
 def clip_from_scratch(config: PretrainConfig, parts: Parts, tokenizer: Any, length: int) -> Any:

@@ -5,7 +5,9 @@ The encoder is frozen, and linear classifiers are fitted to the mean of the patc
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,6 @@ from benchmarks.harness import print_line, write_results
 from demo.scenes.compose import Scene, compose_scene
 from demo.scenes.draw import draw_scene
 from demo.scenes.vocabulary import COLOURS, SHAPES
-from models.core.vision import VisionEncoder
 from utils.commands import call
 from utils.flags import Positive
 from x2vlm import load
@@ -26,6 +27,10 @@ from x2vlm import load
 MAX_OBJECTS = 5
 NOTHING = -100
 """Label of the shape and colour of an absent object."""
+
+
+Encode = Callable[[Tensor], Tensor]
+"""Returns the patch states (N, P, D) of pixels (N, 3, H, W) uint8."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Scenes:
     colours: Tensor
 
 
+@functools.lru_cache(maxsize=4)
 def scenes_of(split: str, count: int, patch_size: int) -> Scenes:
     """Returns the first scenes of a split."""
     parts = [_arrays_of(compose_scene(0, split, index), patch_size) for index in range(count)]
@@ -64,10 +70,10 @@ def _arrays_of(scene: Scene, patch_size: int) -> tuple[np.ndarray, np.ndarray, n
 
 
 @torch.no_grad()
-def object_states(vision: VisionEncoder, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
+def object_states(encode: Encode, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the mean patch state of each of N objects as (N, D), and the objects' shapes and colours as (N,) int64."""
     batches = torch.arange(len(scenes.pixels)).split(100)
-    states = torch.cat([scenes.patches[rows] @ vision.patches(scenes.pixels[rows]) for rows in batches])
+    states = torch.cat([scenes.patches[rows] @ encode(scenes.pixels[rows]) for rows in batches])
     there = scenes.shapes != NOTHING
     return states[there], scenes.shapes[there], scenes.colours[there]
 
@@ -89,17 +95,18 @@ def linear_accuracy(training: Tensor, labels: Tensor, held_out: Tensor, held_out
     return float((classifier(held_out).argmax(dim=1) == held_out_labels).float().mean())
 
 
-def probe(vision: VisionEncoder, scenes: int, held_out: int, seed: int) -> tuple[float, float]:
+def probe(encode: Encode, patch_size: int, scenes: int, held_out: int, seed: int) -> tuple[float, float]:
     """Returns the fractions of objects in validation scenes whose shape, and whose colour, is classified correctly.
 
     Args:
-        vision: the vision encoder, which is not trained.
+        encode: the vision encoder, which is not trained.
+        patch_size: side of its patches in pixels.
         scenes: number of training scenes.
         held_out: number of validation scenes.
         seed: seed of the classifiers' weights.
     """
-    states, *labels = object_states(vision, scenes_of("train", scenes, vision.patch_size))
-    unseen, *unseen_labels = object_states(vision, scenes_of("val", held_out, vision.patch_size))
+    states, *labels = object_states(encode, scenes_of("train", scenes, patch_size))
+    unseen, *unseen_labels = object_states(encode, scenes_of("val", held_out, patch_size))
     torch.manual_seed(seed)
     shape, colour = (
         linear_accuracy(states, each, unseen, theirs) for each, theirs in zip(labels, unseen_labels, strict=True)
@@ -135,7 +142,8 @@ def main(
     rows = []
     print_line(f"{'run':30}{'shape':>8}{'colour':>8}")
     for run in runs:
-        shape, colour = probe(load(run).network.vision, scenes, held_out, seed)
+        vision = load(run).network.vision
+        shape, colour = probe(vision.patches, vision.patch_size, scenes, held_out, seed)
         rows.append({"run": str(run), "shape": shape, "colour": colour})
         print_line(f"{run!s:30}{shape:8.1%}{colour:8.1%}")
         write_results(json_, rows)

@@ -176,7 +176,7 @@ def test_the_table_has_a_row_for_each_side_and_the_paired_difference(tmp_path, c
 @pytest.mark.slow
 def test_a_duel_runs_from_the_grid_to_the_table(tiny_overrides, scenes_folder, tmp_path, capsys):
     words = [*tiny_overrides, "--minutes", "0.01", "--records", str(scenes_folder), "--output", str(tmp_path)]
-    words += ["--sides", "open_clip;everything"]
+    words += ["--sides", "open_clip;everything", "--shapes", "20", "model.vision.image_size=64"]
     assert call(duel.main, ["grid", *words, "--lr", "1e-3", "--warm-up", "0.1"], "duel") == 0
     assert call(duel.main, ["run", *words, "--seeds", "0"], "duel") == 0
     capsys.readouterr()
@@ -190,6 +190,7 @@ def test_a_duel_runs_from_the_grid_to_the_table(tiny_overrides, scenes_folder, t
     assert found["everything"]["test"]["others"].keys() >= {"masked word"}
     assert found["everything"]["test"]["ranks"].keys() == {"cosine", "matching", "sum"}
     assert found["open_clip"]["test"]["ranks"].keys() == {"cosine"}
+    assert "| shape read from patches | colour read from patches |" in printed
 
 
 @pytest.mark.slow
