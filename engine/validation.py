@@ -13,7 +13,7 @@ from engine.saving import save_best
 from engine.task import Task
 from engine.trained import TrainedModel
 from utils import distributed
-from utils.events import Validated, finite_or_none
+from utils.events import StillImproving, Validated, finite_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Validator:
             metadata = {**self.task.metadata, **self.trained.metadata}
             saved = weights is not None and save_best(self.folder.best, step, weights, metrics, metadata)
         saved = distributed.gather_objects(saved)[0]  # rank 0 may have failed to write
+        before = self.best
         if saved:
             self.best = value
         averaged = self.trained.average.config is not None
@@ -85,3 +86,5 @@ class Validator:
                 averaged=averaged,
             )
         )
+        if saved and before is not None and step == self.run_plan.steps:
+            logger.info(StillImproving(step=step, metric=self.task.selection_metric, value=value, before=before))

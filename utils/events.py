@@ -193,6 +193,21 @@ class Validated(Event):
         return f"step {self.step}: validation {self.metric} {value}{averaged}{', the best so far' if self.best else ''}"
 
 
+class StillImproving(Event):
+    """The last validation pass of a run is the best. ``before`` is the best value of ``metric`` in the passes before."""
+
+    step: int
+    metric: str
+    value: float
+    before: float
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: {self.metric} was still improving ({self.value:.4f} after the last step, at best "
+            f"{self.before:.4f} before); a longer run may be better"
+        )
+
+
 class SavedCheckpoint(Event):
     """The checkpoint of ``step`` was written completely."""
 
@@ -287,6 +302,7 @@ EVENTS: dict[str, type[Event]] = {
     "skipped_record": SkippedRecord,
     "counted_records": CountedRecords,
     "validated": Validated,
+    "still_improving": StillImproving,
     "saved_checkpoint": SavedCheckpoint,
     "stalled": Stalled,
     "lost_rank": LostRank,

@@ -26,6 +26,7 @@ from tests.messages import naming
 from utils.config import bind
 from utils.config_files import ConfigError
 from utils.errors import UserError
+from utils.events import StillImproving
 
 NAN = math.nan
 
@@ -130,6 +131,24 @@ def test_the_first_best_validation_determines_the_best_weights(tmp_path, scores,
         assert not any(torch.equal(tensor, seen[name]) for index, seen in enumerate(task.seen) if index != best)
     with safe_open(tmp_path / "best.safetensors", "pt") as file:
         assert json.loads(file.metadata()["about"])["validation"] == {"step": 2 * best + 2, "score": scores[best]}
+
+
+@pytest.mark.parametrize(
+    ("scores", "before"),
+    [([0.1, 0.2, 0.4], 0.2), ([0.3, 0.1, 0.4], 0.3), ([0.1, 0.4, 0.3], None), ([NAN, NAN, 0.4], None)],
+)
+def test_a_run_whose_last_validation_is_the_best_says_that_it_was_still_improving(tmp_path, caplog, scores, before):
+    caplog.set_level("INFO")
+    trainer(tmp_path, ToyTask(scores=list(scores)), steps=6, validate_every=2).fit()
+    found = [record.msg for record in caplog.records if isinstance(record.msg, StillImproving)]
+    assert [(event.step, event.value, event.before) for event in found] == (
+        [] if before is None else [(6, 0.4, before)]
+    )
+    if found:
+        assert str(found[0]) == (
+            f"step 6: score was still improving (0.4000 after the last step, at best {before:.4f} before); "
+            "a longer run may be better"
+        )
 
 
 def test_if_every_validation_is_nan_there_are_no_best_weights(tmp_path):

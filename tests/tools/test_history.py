@@ -123,3 +123,10 @@ def test_an_annotation_file_is_read_at_every_start_and_counts_once(tmp_path):
     assert len(read(tmp_path, event_lines(started, file, evaluation)).shares()) == 1
     repaired = read(tmp_path, event_lines(started, file, started))
     assert repaired.shares() == [] and repaired.reasons == []
+
+
+def test_a_run_that_resumes_before_its_end_is_not_yet_still_improving(tmp_path):
+    improving = events.StillImproving(step=40, metric="IoU >= 0.5", value=0.5, before=0.25)
+    text = event_lines(*START, improving)
+    assert read(tmp_path, text).improvement == improving
+    assert read(tmp_path, text + event_lines(events.Resumed(step=20, folder="x"))).improvement is None

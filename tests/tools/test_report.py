@@ -24,7 +24,16 @@ from tests.tools.report_runs import (
     rows_with,
 )
 from tools.runs import reading
-from utils.events import BrokenReason, CountedRecords, Failed, LoadedWeights, SkippedRecord, Stopped, Warned
+from utils.events import (
+    BrokenReason,
+    CountedRecords,
+    Failed,
+    LoadedWeights,
+    SkippedRecord,
+    StillImproving,
+    Stopped,
+    Warned,
+)
 
 SCRIPTS = ('<script type="module">', '<script type="application/json">')
 
@@ -55,6 +64,15 @@ def test_the_page_of_a_run_shows_the_contents_of_its_files(make, tmp_path, capsy
     printed = capsys.readouterr().out
     assert printed.startswith("run: finished, 10 steps\n".replace("run", f"{tmp_path.name}/run"))
     assert re.search(r"page\.html: \d\.\d MB\n$", printed)
+
+
+def test_the_page_says_that_a_run_was_still_improving(make, tmp_path):
+    improving = StillImproving(step=10, metric="IoU >= 0.5", value=0.5, before=0.25)
+    folder = make(events=event_lines(*START, improving))
+    rows = [{"step": step, "IoU >= 0.5": step / 20} for step in (5, 10)]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = report(tmp_path, folder)
+    assert "In step 10: IoU &gt;= 0.5 was still improving (0.5000 after the last step, at best 0.2500 before)" in text
 
 
 def test_a_page_is_in_the_folder_of_its_run_and_a_comparison_in_the_current_one(make, tmp_path, monkeypatch, capsys):

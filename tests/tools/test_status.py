@@ -202,9 +202,20 @@ def test_the_last_validation_is_shown_with_the_best(make, capsys):
         "value": 0.6,
         "best": 0.7,
         "best_step": 5,
+        "before": None,
     }
     (folder / "events.jsonl").write_text(LOG)
     assert row_of(page_of(capsys, folder), "validation") == "step 10: IoU >= 0.5 0.6, phrases 5"
+
+
+def test_a_run_that_was_still_improving_says_so(make, capsys):
+    last = events.Validated(step=10, metric="IoU >= 0.5", value=0.6, best=True, averaged=False)
+    improving = events.StillImproving(step=10, metric="IoU >= 0.5", value=0.6, before=0.5)
+    folder = make(events=LOG + line("01", last) + line("02", improving))
+    rows = [{"step": step, "IoU >= 0.5": value} for step, value in ((5, 0.5), (10, 0.6))]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = row_of(page_of(capsys, folder), "validation")
+    assert shown == "step 10: IoU >= 0.5 0.6, the best so far, still improving (0.5 before)"
 
 
 def test_checkpoints_are_shown_with_age_size_and_damage(make, capsys, wide):

@@ -25,6 +25,7 @@ ONE_OF_EACH = [
         read=300, broken=7, reasons=[events.BrokenReason(reason="bad box", count=9, place="a.jsonl:7")]
     ),
     events.Validated(step=10, metric="IoU >= 0.5", value=0.625, best=True, averaged=False),
+    events.StillImproving(step=20, metric="IoU >= 0.5", value=0.75, before=0.625),
     events.SavedCheckpoint(step=10),
     events.Stalled(rank=0, waited_s=31.0, step=6, phase="data", silent_ranks={1: "step 5"}, stacks="runs/x/log.txt"),
     events.LostRank(message="rank 1 is gone"),

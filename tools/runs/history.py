@@ -32,6 +32,7 @@ class History:
         read_reasons: broken records in batches, by reason.
         steps: total number of training steps of the run.
         selection_metric: the metric that selects the best weights.
+        improvement: says that the last validation pass of the run was the best.
         weights: where the initial weights come from.
         unknown_events: names of events of a newer version.
     """
@@ -55,6 +56,7 @@ class History:
     steps: int | None = None
     selection_metric: str | None = None
     best_steps: list[int] = field(default_factory=list)
+    improvement: events.StillImproving | None = None
     weights: str | None = None
     parameters: int | None = None
     damaged_lines: int = 0
@@ -104,6 +106,8 @@ class History:
         self._add_stop_or_resumption(event)
         self.skipped_steps = [step for step in self.skipped_steps if step <= event.step]
         self.best_steps = [step for step in self.best_steps if step <= event.step]
+        if self.improvement is not None and self.improvement.step > event.step:
+            self.improvement = None
 
     @_add.register
     def _(self, event: events.Stopped | events.Failed | events.LostRank) -> None:
@@ -127,6 +131,10 @@ class History:
         self.selection_metric = event.metric
         if event.best:
             self.best_steps.append(event.step)
+
+    @_add.register
+    def _(self, event: events.StillImproving) -> None:
+        self.improvement = event
 
     @_add.register
     def _(self, event: events.SkippedStep) -> None:

@@ -72,6 +72,7 @@ class Validation:
     Attributes:
         metric: the metric that selects weights; None if no event names it.
         best: the best value of this metric.
+        before: if the last pass of a finished run was the best, the best value before it.
     """
 
     step: int
@@ -80,6 +81,7 @@ class Validation:
     value: float | None
     best: float | None
     best_step: int | None
+    before: float | None
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,7 @@ def _validation(run: Run) -> Validation | None:
         values.get(metric) if metric else None,
         best[1] if best else None,
         int(best[0]) if best else None,
+        run.history.improvement.before if run.history.improvement else None,
     )
 
 

@@ -105,7 +105,8 @@ def _validation(status: Status) -> str:
         if found.best_step == found.step
         else f"best {format_number(found.best)} at {found.best_step:,}"
     )
-    return f"step {found.step:,}: {found.metric} {format_number(found.value)}, {best}"
+    improving = "" if found.before is None else f", still improving ({format_number(found.before)} before)"
+    return f"step {found.step:,}: {found.metric} {format_number(found.value)}, {best}{improving}"
 
 
 def _checkpoints(status: Status) -> str:
