@@ -1,19 +1,20 @@
 """A duel with open_clip in equal CPU time: ``python -m benchmarks.duel``.
 
-All sides learn from the same batches of the demo's scenes, in one process on one thread, in turn: the side that has used the
-least CPU time takes the next step. docs/performance.md shows the results.
+All sides learn from the same batches, in one process on one thread, in turn: the side that has used the least CPU time takes the
+next step. docs/performance.md shows the results.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +23,7 @@ import altair as alt
 import numpy as np
 import torch
 
-from benchmarks.duel_sides import CHANGES, DATA, INGREDIENTS, Data, HeldOut, OpenClipSide, OurSide, Parts, Rate, Side
+from benchmarks.duel_sides import DATA, INGREDIENTS, OPEN_CLIP, Data, HeldOut, OpenClipSide, OurSide, Rate, Side
 from benchmarks.harness import print_line, write_results
 from benchmarks.shapes import probe
 from benchmarks.step_memory import process_memory
@@ -32,32 +33,14 @@ from utils.errors import UserError
 from utils.flags import Override, Positive, PositiveReal, one_of, read_by
 from utils.progress import progress_bar
 
+FIRST_WARM_UP = 0.17
+"""Share of the time until the peak of the learning rate, while the rate itself is chosen."""
+
 MARKS = 8
 """Number of points in time at which retrieval is measured."""
 
 HELD_OUT_SCENES = 500
 """Number of validation scenes whose shapes a linear classifier reads from patches."""
-
-
-@dataclass
-class Clock:
-    """The time that a side has used.
-
-    Attributes:
-        cpu_s, wall_s: CPU time and wall time of its steps, in seconds.
-        curve: retrieval over time.
-    """
-
-    cpu_s: float = 0.0
-    wall_s: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-    def run(self, side: Side, limit_s: float) -> None:
-        """Lets a side take a step."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        side.step(min(1.0, self.cpu_s / limit_s))
-        self.wall_s += time.perf_counter() - wall
-        self.cpu_s += time.process_time() - cpu
 
 
 @dataclass(frozen=True)
@@ -67,72 +50,76 @@ class Setting:
     Attributes:
         minutes: CPU time of each side.
         seed: seed of the weights and the batches.
-        folder: folder for files of the run, which is deleted at its end.
-        data: the records.
+        data: name of the records.
+        records: folder of the held-out records; None: as in the data.
         shapes: number of training scenes from which a linear classifier learns to read shapes from patches, if any.
         overrides: changes of the config of the data.
     """
 
     minutes: float
     seed: int
-    folder: Path
-    data: Data
+    data: str = "scenes"
+    records: str | None = None
     shapes: int | None = None
     overrides: tuple[str, ...] = ()
 
+    @property
+    def records_and_config(self) -> Data:
+        """The data of these settings."""
+        data = DATA[self.data]
+        overrides = (*data.overrides, *self.overrides)
+        return replace(data, folder=self.records or data.folder, overrides=overrides)
 
-def side_of(name: str, rate: Rate, setting: Setting) -> Side:
-    """Builds a side. ``open_clip + A + B`` is open_clip with the changes A and B.
+
+def side_of(name: str, rate: Rate, setting: Setting, folder: Path) -> Side:
+    """Builds a side, whose files are in ``folder``. ``open_clip + A + B`` is open_clip with the changes A and B.
 
     Raises:
         UserError: if there is no such side.
     """
-    if name in INGREDIENTS:
-        folder = setting.folder / name.replace(", ", "-")
-        # Each side pays for its own cache of features.
-        cache = [f"optim.freeze.cache.folder={folder}/features"] if setting.data.has_cache else []
-        return OurSide(name, setting.data.config, rate, setting.seed, folder, [*cache, *setting.overrides])
+    common = (
+        name,
+        setting.records_and_config,
+        (),
+        rate,
+        setting.seed,
+        folder / name.replace(", ", "-").replace(" ", "_"),
+    )
     base, *changes = name.split(" + ")
-    unknown = [change for change in changes if change not in CHANGES]
-    if base != "open_clip" or unknown:
+    if name in INGREDIENTS:
+        return OurSide(*common)
+    if base != OPEN_CLIP:
         raise UserError(
-            f"{name!r} is not a side",
-            remedy=f"use open_clip, one of {list(INGREDIENTS)}, or `open_clip + CHANGE` with a change of {list(CHANGES)}",
+            f"{name!r} is not a side", remedy=f"use open_clip, `open_clip + CHANGE` or one of {list(INGREDIENTS)}"
         )
-    parts = Parts()
-    for change in changes:
-        parts |= CHANGES[change]
-    return OpenClipSide(name, setting.data.config, rate, setting.seed, parts, setting.overrides)
+    return OpenClipSide(*common, changes)
 
 
-def run(rates: dict[str, Rate], setting: Setting) -> dict[str, Any]:
+def run(rates: dict[str, Rate], setting: Setting, folder: Path) -> dict[str, Any]:
     """Trains all sides for the same CPU time, in turn, and evaluates them. Returns the results by side."""
-    sides = {name: side_of(name, rate, setting) for name, rate in rates.items()}
-    any_side = next(iter(sides.values()))
-    held_out = {
-        split: HeldOut(setting.data, split, any_side.config, any_side.task.model, any_side.processor)
-        for split in ("val", "test")
-    }
-    clocks = {name: Clock() for name in sides}
+    sides = [side_of(name, rate, setting, folder) for name, rate in rates.items()]
+    data = setting.records_and_config
+    held_out = {split: HeldOut(data, split, data.load(f"seed={setting.seed}"), sides[0]) for split in ("val", "test")}
     limit_s = 60 * setting.minutes
     with progress_bar(total=round(limit_s * len(sides)), desc=f"seed {setting.seed}", unit="s") as progress:
-        while True:
-            name, clock = min(clocks.items(), key=lambda each: each[1].cpu_s)
-            if clock.cpu_s >= limit_s:
-                break
-            before = clock.cpu_s
-            clock.run(sides[name], limit_s)
-            progress.update(round(clock.cpu_s) - round(before))
-            if int(MARKS * clock.cpu_s / limit_s) > len(clock.curve):
-                image, text = (float((ranks < 1).mean()) for ranks in sides[name].cosine_ranks(held_out["test"]))
-                clock.curve.append({"cpu_s": clock.cpu_s, "image to text": image, "text to image": text})
-    return {name: results_of(side, clocks[name], held_out, setting) for name, side in sides.items()}
+        while (side := min(sides, key=lambda each: each.cpu_s)).cpu_s < limit_s:
+            before = side.cpu_s
+            wall, cpu = time.perf_counter(), time.process_time()
+            side.step(before / limit_s)
+            side.steps += 1
+            side.wall_s += time.perf_counter() - wall
+            side.cpu_s += time.process_time() - cpu
+            progress.update(round(side.cpu_s) - round(before))
+            if int(MARKS * side.cpu_s / limit_s) > len(side.curve):
+                image, text = (float((ranks < 1).mean()) for ranks in side.cosine_ranks(held_out["val"]))
+                side.curve.append({"cpu_s": side.cpu_s, "image to text": image, "text to image": text})
+    return {side.name: results_of(side, held_out, setting) for side in sides}
 
 
-def results_of(side: Side, clock: Clock, held_out: dict[str, HeldOut], setting: Setting) -> dict[str, Any]:
+def results_of(side: Side, held_out: dict[str, HeldOut], setting: Setting) -> dict[str, Any]:
     """Evaluates a side at the end of its time, on both splits."""
     found: dict[str, Any] = {"rate": asdict(side.rate), "parameters": side.parameters, "steps": side.steps}
-    found |= {"cpu_s": clock.cpu_s, "wall_s": clock.wall_s, "curve": clock.curve}
+    found |= {"cpu_s": side.cpu_s, "wall_s": side.wall_s, "curve": side.curve}
     for split, records in held_out.items():
         ranks = {"cosine": side.cosine_ranks(records), **side.reranked(records)}
         found[split] = {
@@ -146,24 +133,51 @@ def results_of(side: Side, clock: Clock, held_out: dict[str, HeldOut], setting: 
     return found
 
 
-def chosen_rates(output: Path, sides: tuple[str, ...]) -> dict[str, Rate]:
-    """Returns the rate of each side with the best retrieval of validation scenes in the grid.
+def grid_of(output: Path, name: str) -> list[tuple[float, Rate]]:
+    """Returns the retrieval of validation records of a side in the grid, with its rates."""
+    found = [read_results(path)["sides"].get(name) for path in sorted((output / "grid").glob("*.json"))]
+    return [(best_score(side)[1], Rate(**side["rate"])) for side in found if side]
+
+
+def chosen_rates(output: Path, sides: tuple[str, ...], warm_up: float | None = None) -> dict[str, Rate]:
+    """Returns the rate of each side with the best retrieval of validation records in the grid, among those with a warm-up, if
+    given.
 
     Raises:
         UserError: if the grid lacks a side.
     """
-    found: dict[str, list[tuple[float, Rate]]] = {name: [] for name in sides}
-    for path in sorted((output / "grid").glob("*.json")):
-        for name, result in read_results(path)["sides"].items():
-            if name in found:
-                found[name].append((best_score(result)[1], Rate(**result["rate"])))
+    chosen = {}
     for name in sides:
-        if not found[name]:
+        found = [(score, rate) for score, rate in grid_of(output, name) if warm_up in (None, rate.warm_up)]
+        if not found:
             raise UserError(
                 f"{output}: no learning rate has been chosen for {name}",
-                remedy=f"run python -m benchmarks.duel grid --output {output} first",
+                remedy=f"run python -m benchmarks.duel grid --output {output} --sides {name!r} first",
             )
-    return {name: max(found[name], key=lambda each: each[0])[1] for name in sides}
+        chosen[name] = max(found, key=lambda each: each[0])[1]
+    return chosen
+
+
+def given_rates(sides: tuple[str, ...], lr: Sequence[float] | None, warm_up: Sequence[float] | None) -> dict[str, Rate]:
+    """Returns the same rate for all sides.
+
+    Raises:
+        UserError: unless the flags give one learning rate and one warm-up.
+    """
+    if lr is None or warm_up is None or len(lr) * len(warm_up) != 1:
+        raise UserError("run takes one learning rate and one warm-up, or neither", remedy="pass --lr X --warm-up Y")
+    return dict.fromkeys(sides, Rate(lr[0], warm_up[0]))
+
+
+def edges(output: Path, name: str, rate: Rate) -> str:
+    """Returns a remark if the best value lies on an edge of the grid, so that another value may be better."""
+    tried = [each for _, each in grid_of(output, name)]
+    ends = {
+        "lr": rate.lr in (min(each.lr for each in tried), max(each.lr for each in tried)),
+        "warm-up": rate.warm_up in (min(each.warm_up for each in tried), max(each.warm_up for each in tried)),
+    }
+    found = [what for what, at_end in ends.items() if at_end]
+    return f" ({' and '.join(found)} on an edge of the grid)" if found else ""
 
 
 def best_score(result: dict[str, Any]) -> tuple[str, float]:
@@ -183,17 +197,41 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
+def versions() -> dict[str, str]:
+    """Returns the versions of torch and, if it is installed, of open_clip."""
+    found = {"torch": version("torch")}
+    with contextlib.suppress(PackageNotFoundError):
+        found["open_clip"] = version("open-clip-torch")
+    return found
+
+
 def save_run(path: Path, rates: dict[str, Rate], setting: Setting) -> None:
-    """Runs the sides and writes their results, unless the file exists."""
+    """Runs the sides that the file lacks, and adds their results to it.
+
+    Raises:
+        UserError: if the file is from other settings or rates.
+    """
+    results: dict[str, Any] = {"setting": json.loads(json.dumps(asdict(setting))), "runs": [], "sides": {}}
     if path.exists():
-        print_line(f"{path} exists")
+        saved = read_results(path)
+        kept = {name: Rate(**side["rate"]) for name, side in saved["sides"].items() if name in rates}
+        if saved["setting"] != results["setting"] or any(rates[name] != rate for name, rate in kept.items()):
+            raise UserError(
+                f"{path} was made with other settings", remedy="choose another --output, or delete the file"
+            )
+        results = saved
+    missing = {name: rate for name, rate in rates.items() if name not in results["sides"]}
+    if not missing:
+        print_line(f"{path} is complete")
         return
-    facts = {name: version(name) for name in ("open-clip-torch", "torch")} | {"date": time.strftime("%Y-%m-%d")}
-    started = time.perf_counter()
-    sides = run(rates, setting)
-    shutil.rmtree(setting.folder, ignore_errors=True)
+    started, folder = time.perf_counter(), path.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)  # features that an interrupted run has cached
+    sides = run(missing, setting, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    results["runs"].append({"sides": list(missing), "date": time.strftime("%Y-%m-%d"), **versions()})
+    results["sides"] |= sides
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_results(path, {"minutes": setting.minutes, "seed": setting.seed, "facts": facts, "sides": sides})
+    write_results(path, results)
     for name, result in sides.items():
         score, value = best_score(result)
         test = ", ".join(f"{key} {recall(ranks):.1%}" for key, ranks in result["test"]["ranks"].items())
@@ -201,15 +239,15 @@ def save_run(path: Path, rates: dict[str, Rate], setting: Setting) -> None:
     print_line(f"{path} after {(time.perf_counter() - started) / 60:.1f} minutes")
 
 
-def peak_memory(name: str, rate: Rate, setting: Setting) -> int:
+def peak_memory(name: str, rate: Rate, setting: Setting, folder: Path) -> int:
     """Returns the peak memory in bytes of a process that takes ten steps of a side."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_memory_of_steps, name, rate, setting).result()
+        return pool.submit(_memory_of_steps, name, rate, setting, folder).result()
 
 
-def _memory_of_steps(name: str, rate: Rate, setting: Setting) -> int:
+def _memory_of_steps(name: str, rate: Rate, setting: Setting, folder: Path) -> int:
     torch.set_num_threads(1)
-    side = side_of(name, rate, setting)
+    side = side_of(name, rate, setting, folder)
     for _ in range(10):
         side.step(0.5)
     return process_memory("VmHWM")  # getrusage would also count the process that started this one
@@ -223,7 +261,8 @@ def hits_of(result: dict[str, Any]) -> np.ndarray:
 
 
 def paired_interval(differences: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
-    """Returns the 95% interval of the mean of ``differences`` (seeds, scenes). Seeds and scenes are resampled."""
+    """Returns the 95% interval of the mean of ``differences`` (seeds, scenes). Seeds and scenes are resampled. With few seeds,
+    the interval is too narrow if seeds differ much; with one, it does not contain the difference between seeds at all."""
     rng = np.random.default_rng(0)
     seeds, scenes = differences.shape
     means = [
@@ -233,21 +272,25 @@ def paired_interval(differences: np.ndarray, draws: int = 10_000) -> tuple[float
     return float(low), float(high)
 
 
-def table(folder: Path) -> str:
-    """Returns a Markdown table of all runs in a folder, which have the same time, and the differences between the sides: to
-    open_clip, and to the contrastive loss alone."""
-    runs = [read_results(path)["sides"] for path in sorted(folder.glob("seed*.json"))]
-    names = list(runs[0])
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """Returns a Markdown table of runs of equal time with different seeds, and the differences between the sides: to open_clip,
+    and to the contrastive loss alone."""
+    names = [name for name in runs[0] if all(name in run for run in runs)]
     rows = [_row(name, [run[name] for run in runs]) for name in names]
     columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row.get(column, "") for column in columns) + " |" for row in rows]
-    for base in ("open_clip", "contrastive"):
-        for name in names[names.index(base) + 1 :] if base in names else []:
+    bases = [base for base in (OPEN_CLIP, "contrastive") if base in names]
+    for base in bases:
+        for name in names:
+            if name in bases[: bases.index(base) + 1]:
+                continue
             differences = np.stack([hits_of(run[name]) - hits_of(run[base]) for run in runs])
             low, high = paired_interval(differences)
+            by_seed = ", ".join(f"{100 * seed.mean():+.1f}" for seed in differences)
             lines.append(
-                f"\n{name} minus {base}: {100 * differences.mean():+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+                f"\n{name} minus {base}: {100 * differences.mean():+.1f} points [{100 * low:.1f}, {100 * high:.1f}], "
+                f"by seed {by_seed}"
             )
     return "\n".join(lines)
 
@@ -280,14 +323,15 @@ def draw(folders: Sequence[Path], path: Path) -> None:
     averaged over both directions and seeds."""
     rows = [
         {
-            "time": f"{results['minutes']:g} minutes each",
+            "time": f"{minutes:g} minutes each",
             "side": name,
-            "CPU minutes": round(point["cpu_s"] / 60 / (results["minutes"] / MARKS)) * results["minutes"] / MARKS,
+            "CPU minutes": round(point["cpu_s"] / 60 / (minutes / MARKS)) * minutes / MARKS,
             "R@1": (point["image to text"] + point["text to image"]) / 2,
         }
         for folder in folders
         for file in sorted(folder.glob("seed*.json"))
         for results in [read_results(file)]
+        for minutes in [results["setting"]["minutes"]]
         for name, side in results["sides"].items()
         for point in side["curve"]
     ]
@@ -296,7 +340,7 @@ def draw(folders: Sequence[Path], path: Path) -> None:
         .mark_line(point=True)
         .encode(
             x=alt.X("CPU minutes:Q"),
-            y=alt.Y("mean(R@1):Q", axis=alt.Axis(format="%"), title="R@1 by cosine, 200 held-out scenes"),
+            y=alt.Y("mean(R@1):Q", axis=alt.Axis(format="%"), title="R@1 by cosine, held-out records"),
             color=alt.Color("side:N", title=None, sort=list(dict.fromkeys(row["side"] for row in rows))),
         )
         .properties(width=320, height=260)
@@ -314,11 +358,11 @@ def main(
     what: Annotated[str, read_by(one_of(["grid", "run", "table", "memory"]))],
     /,
     *overrides: Override,
-    sides: Annotated[tuple[str, ...], NAMES] = ("open_clip", "contrastive", "everything"),
+    sides: Annotated[tuple[str, ...], NAMES] = (OPEN_CLIP, "contrastive", "everything"),
     minutes: PositiveReal = 4,
     seeds: Seeds = (0, 1, 2),
-    lr: Annotated[tuple[float, ...], NUMBERS] = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3),
-    warm_up: Annotated[tuple[float, ...], NUMBERS] = (0.05, 0.33),
+    lr: Annotated[tuple[float, ...] | None, NUMBERS] = None,
+    warm_up: Annotated[tuple[float, ...] | None, NUMBERS] = None,
     data: Literal["scenes", "real"] = "scenes",
     records: str | None = None,
     shapes: Positive | None = None,
@@ -327,9 +371,9 @@ def main(
     """Compares open_clip with this project at equal CPU time: from scratch on the demo's scenes (make scenes), or with the
     pre-trained encoders and pictures of make real.
 
-    "grid" chooses the peak learning rate and the warm-up of each side on validation scenes: first the rate, then the warm-up at
-    this rate. "run" trains all sides with each seed, at the chosen rates, or at --lr and --warm-up if each of them has one value.
-    "table" prints the results of all runs in the output folder. Finished runs are not repeated, so the commands can be
+    "grid" chooses the peak learning rate and the warm-up of each side on validation records: first the rate, with a warm-up of
+    17% of the time, then the warm-up at this rate. "run" trains all sides with each seed, at the chosen rates, or at --lr and
+    --warm-up. "table" prints the results of all runs in the output folder. Finished runs are not repeated, so the commands can be
     interrupted. "memory" prints the peak memory of a process that takes ten steps of a side.
 
     Args:
@@ -338,8 +382,8 @@ def main(
         sides: names of the sides, separated by semicolons.
         minutes: CPU time of each side.
         seeds: seeds of the runs.
-        lr: peak learning rates of the grid.
-        warm_up: other shares of the time until the peak is reached than the 0.17 of the first runs.
+        lr: peak learning rates. Default of grid: 1.25e-4, 2.5e-4, 5e-4, 1e-3 and 2e-3.
+        warm_up: shares of the time until the peak is reached. Default of grid: 0.05, 0.33 and 0.5.
         data: the data to learn and to compare.
         records: folder of the held-out records. Default: that of the data.
         shapes: also fit linear classifiers of shapes and colours to the patches of this many training scenes (benchmarks.shapes).
@@ -351,37 +395,38 @@ def main(
         python -m benchmarks.duel run --sides "open_clip + our text encoder;contrastive" --lr 5e-4 --warm-up 0.33
     """
     torch.set_num_threads(1)
-
-    held_out = replace(DATA[data], folder=records or DATA[data].folder)
+    if shapes and data == "real":
+        raise UserError("--shapes reads shapes from drawn scenes", remedy="leave it out, or use --data scenes")
+    if wrong := [share for share in warm_up or () if not 0 < share < 1]:
+        raise UserError(f"--warm-up {wrong[0]:g} is not a share of the time", remedy="use values between 0 and 1")
 
     def run_all(path: Path, rates: dict[str, Rate], seed: int) -> None:
-        save_run(path, rates, Setting(minutes, seed, path.with_suffix(""), held_out, shapes, overrides))
+        save_run(path, rates, Setting(minutes, seed, data, records, shapes, overrides))
 
     if what == "grid":
-        for rate in lr:
-            run_all(output / "grid" / f"lr{rate:g}.json", {name: Rate(rate, 0.17) for name in sides}, 0)
-        best = chosen_rates(output, sides)
-        for share in warm_up:
-            run_all(
-                output / "grid" / f"warm_up{share:g}.json",
-                {name: replace(rate, warm_up=share) for name, rate in best.items()},
-                0,
-            )
+        for peak in lr or (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3):
+            run_all(output / "grid" / f"lr{peak:g}.json", {name: Rate(peak, FIRST_WARM_UP) for name in sides}, 0)
+        best = chosen_rates(output, sides, FIRST_WARM_UP)
+        for share in warm_up or (0.05, 0.33, 0.5):
+            shared = {name: replace(rate, warm_up=share) for name, rate in best.items()}
+            run_all(output / "grid" / f"warm_up{share:g}.json", shared, 0)
+        for name, rate in chosen_rates(output, sides).items():
+            print_line(f"{name}: lr {rate.lr:g}, warm-up {rate.warm_up:g}{edges(output, name, rate)}")
     elif what == "memory":
         for name in sides:
             memory = peak_memory(
-                name, Rate(lr[0], 0.5), Setting(minutes, 0, output / "memory", held_out, None, overrides)
+                name, Rate(1e-4, 0.5), Setting(minutes, 0, data, records, None, overrides), output / "memory"
             )
             print_line(f"{name}: {memory / 1e9:.2f} GB")
     elif what == "run":
-        given = len(lr) == len(warm_up) == 1
-        rates = {name: Rate(lr[0], warm_up[0]) for name in sides} if given else chosen_rates(output, sides)
+        rates = chosen_rates(output, sides) if lr is warm_up is None else given_rates(sides, lr, warm_up)
         for seed in seeds or (0,):
             run_all(output / f"{minutes:g}min" / f"seed{seed}.json", rates, seed)
     else:
         folders = sorted(output.glob("*min"), key=lambda folder: float(folder.name.removesuffix("min")))
         for folder in folders:
-            print_line(f"\n{folder.name.removesuffix('min')} minutes of CPU time for each side\n\n{table(folder)}")
+            runs = [read_results(path)["sides"] for path in sorted(folder.glob("seed*.json"))]
+            print_line(f"\n{folder.name.removesuffix('min')} minutes of CPU time for each side\n\n{table(runs)}")
         draw(folders, output / "duel.png")
         print_line(f"\n{output / 'duel.png'}")
     return 0

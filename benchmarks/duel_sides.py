@@ -1,15 +1,15 @@
 """The sides of :mod:`benchmarks.duel`: models of open_clip and of this project that learn from the same batches.
 
-A side of open_clip has its image and text transformers, or its adapters of pre-trained encoders, its loss and the optimiser
-settings that its README recommends. Changes (:data:`CHANGES`) replace one part at a time by the part of this project, until
-nothing of open_clip is left.
+A side of open_clip has its image and text transformers, or its adapters of pre-trained encoders, its loss, and the defaults of
+its training code for the optimiser. Changes (:data:`CHANGES`) replace single parts or settings, up to both encoders of this
+project.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batches.pretraining import ImageTextBatch
 from batches.texts import Text
 from dataset.tasks.held_out import HeldOutRecord
 from dataset.text.processors import TextProcessor
@@ -41,7 +40,6 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.extras import install_command
 
-ONE_PROCESS = ("data.workers=0", "train.log_every=1000000")
 NO_OTHER_LOSSES = ("loss.matching=0", "loss.mlm=0", "loss.l1=0", "loss.giou=0")
 
 INGREDIENTS: dict[str, tuple[str, ...]] = {
@@ -54,6 +52,37 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
 }
 """The overrides of each side of this project, by name. "contrastive" compares images and captions alone."""
 
+OPEN_CLIP = "open_clip"
+
+IMAGE_SETTINGS: dict[str, dict[str, Any]] = {
+    "mean of patches": {"pool_type": "avg"},
+    "sine-cosine positions": {"pos_embed_type": "sin_cos_2d"},
+    "LayerScale": {"ls_init_value": 0.1},
+    "patch dropout": {"patch_dropout": 0.5},
+}
+TEXT_SETTINGS: dict[str, dict[str, Any]] = {
+    "LayerScale": {"ls_init_value": 0.1},
+    "texts in both directions": {"no_causal_mask": True},  # open_clip then also attends to padding
+}
+"""The changes that are settings of open_clip's transformers, with random weights."""
+
+FROM_SCRATCH = {
+    *IMAGE_SETTINGS,
+    *TEXT_SETTINGS,
+    "learned positions of 0.7",
+    "initial weights of 0.02",
+    "stem of convolutions",
+    "our text encoder",
+}
+PRETRAINED = {"locked image encoder", "image encoder locked except for its last block", "locked text encoder"}
+CHANGES = {*FROM_SCRATCH, *PRETRAINED, "our optimiser", "our lowest temperature", "our vision encoder"}
+"""Replacements of a part or setting of open_clip: those that need random weights, those that need pre-trained weights, and
+others.
+
+Sine-cosine positions do not only differ from learned ones in their shape: their root mean square is 0.7, and open_clip's learned
+positions begin with a standard deviation of 0.09. "learned positions of 0.7" separates the two.
+"""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -65,14 +94,19 @@ class Data:
         files: names of the files whose captions and images are ranked among those of the same file. ``{split}`` stands for val or
             test.
         region_files: names of the files with boxes.
-        has_cache: True if the config caches the features of frozen blocks.
+        overrides: changes of the config.
     """
 
     config: str
     folder: str
     files: tuple[str, ...]
     region_files: tuple[str, ...]
-    has_cache: bool = False
+    overrides: tuple[str, ...] = ()
+
+    def load(self, *overrides: str) -> PretrainConfig:
+        """Returns the config with changes, for steps in a single process."""
+        one_process = ("data.workers=0", "train.log_every=1000000")
+        return load_config(self.config, [*one_process, *self.overrides, *overrides], PretrainConfig)
 
     def paths(self, names: Sequence[str], split: str) -> list[str]:
         """Returns the paths of files of a split."""
@@ -80,63 +114,21 @@ class Data:
 
 
 DATA = {
-    "scenes": Data("configs/demo/pretrain.yaml", "data/scenes", ("{split}.jsonl",), ("{split}.jsonl",)),
+    "scenes": Data(
+        "configs/demo/pretrain.yaml",
+        "data/scenes",
+        ("{split}.jsonl",),
+        ("{split}.jsonl",),
+        ("data.text.max_tokens=30",),  # the length of the longest caption, to which open_clip pads
+    ),
     "real": Data(
         "configs/real/pretrain.yaml",
         "data/real/records",
         tuple(f"{{split}}_{source}.jsonl" for source in CUTOUT_SOURCES),
         ("regions_{split}_composites.jsonl",),
-        has_cache=True,
     ),
 }
 """The demo's drawn scenes, with models trained from scratch, and emoji and clip art, with pre-trained encoders."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a side that begins as open_clip.
-
-    Attributes:
-        image, texts: settings of open_clip's transformers that differ from its defaults.
-        init_std: standard deviation of the initial weights of all blocks. Default: open_clip's, which depend on width and depth.
-        max_scale: upper limit of the factor of the cosine, the inverse of the temperature.
-        locked: True if a pre-trained image encoder is not trained (open_clip's ``--lock-image``).
-        stem: True for the stem of convolutions of this project.
-        vision: True for the vision encoder of this project, with its projection.
-        text: True for the text encoder of this project, with its projection.
-        optimiser: True for the optimiser settings of this project: betas, eps, weight decay and clipping of the gradient.
-    """
-
-    image: Mapping[str, Any] = field(default_factory=dict)
-    texts: Mapping[str, Any] = field(default_factory=dict)
-    init_std: float | None = None
-    max_scale: float = 100
-    locked: bool = False
-    stem: bool = False
-    vision: bool = False
-    text: bool = False
-    optimiser: bool = False
-
-    def __or__(self, changes: Mapping[str, Any]) -> Parts:
-        """Returns these parts with changes, which are added to the settings of the transformers."""
-        added = {name: {**getattr(self, name), **changes[name]} for name in {"image", "texts"} & set(changes)}
-        return replace(self, **{**changes, **added})
-
-
-CHANGES: dict[str, dict[str, Any]] = {
-    "our optimiser": {"optimiser": True},
-    "our lowest temperature": {"max_scale": 1000},
-    "mean of patches": {"image": {"pool_type": "avg"}},
-    "sine-cosine positions": {"image": {"pos_embed_type": "sin_cos_2d"}},
-    "stem of convolutions": {"stem": True},
-    "LayerScale": {"image": {"ls_init_value": 0.1}, "texts": {"ls_init_value": 0.1}},
-    "initial weights of 0.02": {"init_std": 0.02},
-    "texts in both directions": {"texts": {"no_causal_mask": True}},
-    "our vision encoder": {"vision": True},
-    "our text encoder": {"text": True},
-    "locked image encoder": {"locked": True},
-}
-"""The replacements of parts of open_clip, by name."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +140,7 @@ class Rate:
 
     def at(self, progress: float) -> float:
         """Returns the learning rate when ``progress``, a fraction, of the time is over: a linear warm-up and a linear decay."""
-        return self.lr * max(1e-6, min(progress / self.warm_up, (1 - progress) / (1 - self.warm_up), 1.0))
+        return self.lr * max(1e-6, min(progress / self.warm_up, (1 - progress) / (1 - self.warm_up)))
 
 
 Ranks = tuple[np.ndarray, np.ndarray]
@@ -186,16 +178,16 @@ class HeldOutFile:
 class HeldOut:
     """The held-out records of a split: files with captions, and the evaluator of boxes and masked words."""
 
-    def __init__(self, data: Data, split: str, config: PretrainConfig, model: PretrainModel, processor: TextProcessor):
+    def __init__(self, data: Data, split: str, config: PretrainConfig, side: Side):
         assert config.evaluation is not None
         files, region_files = data.paths(data.files, split), data.paths(data.region_files, split)
         self.settings = config.evaluation.model_copy(update={"files": files, "region_files": region_files})
-        self.data, self.processor, self.seed = config.data, processor, config.seed
+        self.data, self.processor, self.seed = config.data, side.processor, config.seed
         self.files = []
         for file in files:
             settings = self.settings.model_copy(update={"files": [file]})
-            reader = HeldOutReader(settings, config.data, model.config.vision, processor)
-            self.files.append(HeldOutFile.of(reader.images("files"), processor))
+            reader = HeldOutReader(settings, config.data, side.vision, side.processor)
+            self.files.append(HeldOutFile.of(reader.images("files"), side.processor))
 
     def evaluator_of(self, model: PretrainModel) -> PretrainEvaluator:
         """Returns the evaluator of the boxes and masked words of these records."""
@@ -215,22 +207,30 @@ class Side(ABC):
     Attributes:
         name: name of the side.
         config: config of the batches, and of the model of this project.
-        task: its pre-training task.
+        vision: the config's vision encoder, with its image size.
+        patch_size: side of a patch in pixels.
         model: the trained model.
+        steps: number of steps so far.
+        cpu_s, wall_s: CPU time and wall time of these steps, in seconds.
+        curve: retrieval of validation records over time.
     """
 
     model: nn.Module
 
-    def __init__(self, name: str, config: str, overrides: Sequence[str], rate: Rate, seed: int):
+    def __init__(self, name: str, data: Data, overrides: Sequence[str], rate: Rate, seed: int, folder: Path):
         self.name, self.rate = name, rate
         torch.manual_seed(seed)
-        shared = [*ONE_PROCESS, f"seed={seed}", f"optim.lr={rate.lr}"]
-        self.config = load_config(config, [*shared, *overrides], PretrainConfig)
+        self.config = data.load(*overrides, f"seed={seed}", f"optim.lr={rate.lr}")
+        if self.config.optim.frozen.cache is not None:  # each side pays for its own cache of features
+            own_cache = f"optim.freeze.cache.folder={folder}/features"
+            self.config = data.load(*overrides, f"seed={seed}", f"optim.lr={rate.lr}", own_cache)
         self.task = PretrainTask.build(self.config)
+        self.vision, self.patch_size = self.task.model.config.vision, self.task.model.vision.patch_size
         self.processor = TextProcessor(self.task.tokenizer, self.config.data.text)
         assert self.task.training is not None
         self.batches = self.task.training
-        self.steps = 0
+        self.steps, self.cpu_s, self.wall_s = 0, 0.0, 0.0
+        self.curve: list[dict[str, float]] = []
 
     @abstractmethod
     def step(self, progress: float) -> None:
@@ -242,7 +242,8 @@ class Side(ABC):
 
     @abstractmethod
     def patches(self, pixels: Tensor) -> Tensor:
-        """Returns the states (N, P, D) of the patches of images (N, 3, H, W) uint8, after the last norm."""
+        """Returns the states (N, P, D) of the patches of images (N, 3, H, W) uint8, after the last norm. Those of this project
+        contain positions if ``model.vision.patch_positions`` is set."""
 
     def reranked(self, held_out: HeldOut) -> dict[str, Ranks]:
         """Returns the ranks by other scores than the cosine, by name. A contrastive model has none."""
@@ -257,19 +258,10 @@ class Side(ABC):
         """Number of trained parameters."""
         return sum(each.numel() for each in self.model.parameters() if each.requires_grad)
 
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return self.task.model.vision.patch_size
-
     def cosine_ranks(self, held_out: HeldOut) -> Ranks:
         """Returns the ranks by cosine."""
-        with evaluating(self.model, self.config.train.precision):
-            embedded = [self.embed(file) for file in held_out.files]
-        return joined(
-            file.ranks(image.float(), text.float())
-            for file, (image, text) in zip(held_out.files, embedded, strict=True)
-        )
+        with evaluating(self.model, "fp32"):
+            return joined(file.ranks(*self.embed(file)) for file in held_out.files)
 
 
 class OurSide(Side):
@@ -277,30 +269,32 @@ class OurSide(Side):
 
     model: PretrainModel
 
-    def __init__(self, name: str, config: str, rate: Rate, seed: int, folder: Path, overrides: Sequence[str] = ()):
-        super().__init__(name, config, [*INGREDIENTS[name], *overrides], rate, seed)
-        plan = RunPlan.of(self.config.train, self.config.data, chunks=1, ranks=1)
-        plan = plan.with_length(
-            self.config.train, self.config.optim, self.config.schedule, self.batches.stream_sizes["images"]
-        )
+    def __init__(self, name: str, data: Data, overrides: Sequence[str], rate: Rate, seed: int, folder: Path):
+        super().__init__(name, data, [*INGREDIENTS[name], *overrides], rate, seed, folder)
+        config = self.config
+        plan = RunPlan.of(config.train, config.data, chunks=1, ranks=1)
+        plan = plan.with_length(config.train, config.optim, config.schedule, self.batches.stream_sizes["images"])
         self.trainer = Trainer(
             cast(Task, self.task),
             plan,
-            train=self.config.train,
-            optim=self.config.optim,
-            schedule=self.config.schedule,
+            train=config.train,
+            optim=config.optim,
+            schedule=config.schedule,
             seed=seed,
             folder=RunFolder(folder),
             device=torch.device("cpu"),
         )
         self.model = self.task.model
         self.progress = 0.0
-        self.trainer.trained.schedule = lambda step: rate.at(self.progress) / rate.lr
+        trained: Any = self.trainer.trained
+        start_step = trained.start_step
+        # Encoders are unfrozen after the same share of the time as of the steps in the config.
+        trained.start_step = lambda _: start_step(int(self.progress * self.trainer.steps))
+        trained.schedule = lambda _: rate.at(self.progress) / rate.lr
 
     def step(self, progress: float) -> None:
         self.progress = progress
         self.trainer.train_step([self.batches.make(self.steps)])
-        self.steps += 1
 
     def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
         images, (texts,) = self.model.vision(file.pixels), self.model.text([file.text])
@@ -312,7 +306,7 @@ class OurSide(Side):
     def reranked(self, held_out: HeldOut) -> dict[str, Ranks]:
         if not self.config.loss.matching:
             return {}
-        with evaluating(self.model, self.config.train.precision):
+        with evaluating(self.model, "fp32"):
             found = [self.rankings(file, held_out.settings) for file in held_out.files]
         scores: tuple[RankingScore, ...] = ("matching", "sum")
         return {
@@ -327,46 +321,56 @@ class OurSide(Side):
         return search.rank(count, lambda share: iter([list(file.pixels[share])]), file.captions)
 
     def accuracies(self, held_out: HeldOut) -> dict[str, float]:
-        with evaluating(self.model, self.config.train.precision):
+        with evaluating(self.model, "fp32"):
             evaluation = held_out.evaluator_of(self.model).evaluate()
         return {name: value for name, value in evaluation.values().items() if "IoU" in name or name == "masked word"}
 
 
 class OpenClipSide(Side):
-    """The CLIP model of open_clip, or a model between it and the contrastive loss of this project."""
+    """The CLIP model of open_clip, with some changes towards this project.
+
+    Raises:
+        UserError: if open_clip is not installed, or if a change does not exist, or does not exist for these weights.
+    """
 
     model: Towers
 
     def __init__(
         self,
         name: str,
-        config: str,
+        data: Data,
+        overrides: Sequence[str],
         rate: Rate,
         seed: int,
-        parts: Parts = Parts(),
-        overrides: Sequence[str] = (),
+        folder: Path,
+        changes: Sequence[str] = (),
     ):
-        super().__init__(name, config, [*INGREDIENTS["contrastive"], *overrides], rate, seed)
         try:
             import open_clip.loss
         except ImportError:
             raise UserError("open_clip is not installed", remedy=install_command("duel")) from None
-        self.parts = parts
+        super().__init__(name, data, [*INGREDIENTS["contrastive"], *overrides], rate, seed, folder)
+        config = self.config
+        allowed = CHANGES - (FROM_SCRATCH if config.init.vision else PRETRAINED)
+        if unknown := sorted(set(changes) - allowed):
+            remedy = (
+                f"use open_clip, one of {list(INGREDIENTS)}, or `open_clip + CHANGE` with a change of {sorted(allowed)}"
+            )
+            raise UserError(f"{name!r} is not a side of this duel: there is no change {unknown[0]!r}", remedy=remedy)
         torch.manual_seed(seed)
-        images = self.config.data.images
-        assert images is not None
-        batches = range(self.batches.stream_sizes["images"] // images.batch_size)
-        length = max(cast(ImageTextBatch, self.batches.make(number).images).text.ids.shape[1] for number in batches)
-        self.model = Towers(self.task.model, parts, self.task.tokenizer, self.config, length).train()
+        self.model = Towers(self.task.model, changes, self.task.tokenizer, config).train()
+        del self.task.model  # which would count as memory of this side
         self.loss = open_clip.loss.ClipLoss()
-        optim = self.config.optim
-        # The README of open_clip and its training code: AdamW with these settings for ViTs, no clipping of the gradient.
-        betas, eps, decay = (0.9, 0.98), 1e-6, 0.2
-        if parts.optimiser:
-            betas, eps, decay = optim.betas, optim.eps, optim.weight_decay
-        trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
-        decayed = [each for each in trained.values() if each.ndim >= 2]
-        others = [each for each in trained.values() if each.ndim < 2]
+        # The defaults of open_clip's training code for ViTs, which does not clip gradients, and begins with a temperature of
+        # 0.07.
+        betas, eps, decay, self.clip_grad_norm = (0.9, 0.98), 1e-6, 0.2, 0.0
+        if "our optimiser" in changes:
+            betas, eps, decay = config.optim.betas, config.optim.eps, config.optim.weight_decay
+            self.clip_grad_norm = config.train.clip_grad_norm or 0.0
+        temperature = config.model.contrastive.min_temperature if "our lowest temperature" in changes else 0.01
+        self.max_scale = -np.log(temperature)
+        trained = [each for each in self.model.parameters() if each.requires_grad]
+        decayed, others = ([each for each in trained if (each.ndim >= 2) == matrix] for matrix in (True, False))
         groups = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=rate.lr, betas=betas, eps=eps, fused=True)
 
@@ -380,12 +384,11 @@ class OpenClipSide(Side):
             image, text = self.model(batch.pixels, batch.text.plain())
             loss = self.loss(image, text, self.model.logit_scale.exp())
         loss.backward()
-        if self.parts.optimiser and self.config.train.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_grad_norm)
+        if self.clip_grad_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
         self.optimizer.step()
         with torch.no_grad():
-            self.model.logit_scale.clamp_(0, np.log(self.parts.max_scale))  # as in the training code of open_clip
-        self.steps += 1
+            self.model.logit_scale.clamp_(0, self.max_scale)
 
     def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
         image, text = self.model(file.pixels, file.text)
@@ -403,32 +406,28 @@ class Towers(nn.Module):
 
     Args:
         ours: the model of this project, whose parts can be taken.
-        parts: which parts are taken.
+        changes: names of the changes (:data:`CHANGES`).
         tokenizer: the tokenizer of both.
-        config: gives open_clip's transformers the sizes of this project's encoders.
-        length: number of tokens to which open_clip pads texts.
+        config: gives open_clip's transformers the sizes of this project's encoders. Texts are padded to ``data.text.max_tokens``.
     """
 
-    def __init__(self, ours: PretrainModel, parts: Parts, tokenizer: Any, config: PretrainConfig, length: int):
+    def __init__(self, ours: PretrainModel, changes: Sequence[str], tokenizer: Any, config: PretrainConfig):
         super().__init__()
         assert tokenizer.pad_token_id == 0
-        self.parts, self.length = parts, length
+        self.length = config.data.text.max_tokens
         self.clip: Any = (
-            pretrained_clip(config) if config.init.vision else clip_from_scratch(config, parts, tokenizer, length)
+            pretrained_clip(config, changes) if config.init.vision else new_clip(config, changes, tokenizer)
         )
-        if parts.locked:
-            self.clip.lock_image_tower()
-        if parts.stem:
-            vision = config.model.vision
-            assert vision.width is not None
-            stem = ConvolutionalStem(ours.vision.grid, ours.vision.patch_size, vision.width)
+        if "stem of convolutions" in changes:
+            stem = ConvolutionalStem(ours.vision.grid, ours.vision.patch_size, config.model.vision.width or 0)
             self.clip.visual.conv1 = nn.Sequential(*stem)  # without the change of axes, which open_clip makes itself
         self.logit_scale: nn.Parameter = self.clip.logit_scale
         self.pixel_mean, self.pixel_std = ours.vision.pixel_mean, ours.vision.pixel_std
-        if parts.vision:
+        self.our_vision, self.our_text = "our vision encoder" in changes, "our text encoder" in changes
+        if self.our_vision:
             self.clip.visual = ours.vision
             self.vision_proj = ours.contrastive.vision_proj
-        if parts.text:
+        if self.our_text:
             for part in ("transformer", "token_embedding", "ln_final"):
                 delattr(self.clip, part)
             self.clip.positional_embedding = self.clip.text_projection = None
@@ -436,11 +435,11 @@ class Towers(nn.Module):
 
     def forward(self, pixels: Tensor, text: Text) -> tuple[Tensor, Tensor]:
         """Returns the normalised embeddings (N, E) of images (N, 3, H, W) uint8 and of texts."""
-        if self.parts.vision:
+        if self.our_vision:
             image = self.vision_proj(self.clip.visual(pixels).mean)
         else:
             image = self.clip.encode_image(self.normalised(pixels))
-        if self.parts.text:
+        if self.our_text:
             embedded = self.text_proj(self.text([text])[0].cls)
         else:
             padded = F.pad(text.ids, (0, self.length - text.ids.shape[1]))
@@ -453,17 +452,17 @@ class Towers(nn.Module):
 
     def patches(self, pixels: Tensor) -> Tensor:
         """See :meth:`Side.patches`."""
-        if self.parts.vision:
+        if self.our_vision:
             states: Tensor = self.clip.visual.patches(pixels)
-        else:
-            options = {"indices": 1, "normalize_intermediates": True, "intermediates_only": True, "output_fmt": "NLC"}
-            (states,) = self.clip.visual.forward_intermediates(self.normalised(pixels), **options)[
-                "image_intermediates"
-            ]
-        return states
+            return states
+        options = {"indices": 1, "normalize_intermediates": True, "intermediates_only": True, "output_fmt": "NLC"}
+        found: list[Tensor] = self.clip.visual.forward_intermediates(self.normalised(pixels), **options)[
+            "image_intermediates"
+        ]
+        return found[-1]
 
 
-def clip_from_scratch(config: PretrainConfig, parts: Parts, tokenizer: Any, length: int) -> Any:
+def new_clip(config: PretrainConfig, changes: Sequence[str], tokenizer: Any) -> Any:
     """Returns open_clip's model with random weights and the sizes of this project's encoders."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -475,31 +474,38 @@ def clip_from_scratch(config: PretrainConfig, parts: Parts, tokenizer: Any, leng
         head_width=vision.width // vision.heads,
         patch_size=vision.patch_size,
         image_size=vision.image_size,
-        **parts.image,
+        **_merged(IMAGE_SETTINGS, changes),
     )
     text_settings = CLIPTextCfg(
-        context_length=length,
+        context_length=config.data.text.max_tokens,
         vocab_size=len(tokenizer),
         width=arch.width,
         heads=arch.heads,
         layers=arch.layers,
         pool_type="eos",
         eos_id=tokenizer.sep_token_id,
-        **parts.texts,
+        **_merged(TEXT_SETTINGS, changes),
     )
     model = CLIP(config.model.embed_dim, image_settings, text_settings)
-    if parts.init_std is not None:
+    if "learned positions of 0.7" in changes:
+        nn.init.normal_(model.visual.positional_embedding, std=0.7)
+    if "initial weights of 0.02" in changes:
         for name, each in model.named_parameters():
             if each.ndim == 2 and "resblocks" in name:
-                nn.init.normal_(each, std=parts.init_std)
+                nn.init.normal_(each, std=0.02)
     return model
 
 
-def pretrained_clip(config: PretrainConfig) -> Any:
+def _merged(settings: dict[str, dict[str, Any]], changes: Sequence[str]) -> dict[str, Any]:
+    return {key: value for change in changes for key, value in settings.get(change, {}).items()}
+
+
+def pretrained_clip(config: PretrainConfig, changes: Sequence[str]) -> Any:
     """Returns open_clip's model with pre-trained encoders from timm and transformers.
 
-    As in its configs of such models, images are the mean of their patches with a linear projection, and texts the mean of their
-    tokens.
+    Images are the mean of their patches with a linear projection, and texts the mean of their tokens, as in most of open_clip's
+    configs of such models. Texts have no projection, as in the model of this project, because the encoder was trained for the
+    mean.
     """
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
     from safetensors.torch import load_file
@@ -513,4 +519,10 @@ def pretrained_clip(config: PretrainConfig) -> Any:
     trunk.set_input_size(vision.image_size)
     trunk.load_state_dict(checkpoint_filter_fn(load_file(str(config.init.vision)), trunk))
     trunk.blocks = trunk.blocks[: vision.depth]
+    if "locked image encoder" in changes:
+        model.lock_image_tower()
+    if "image encoder locked except for its last block" in changes:
+        model.lock_image_tower(unlocked_groups=1)  # the last block, with the last norm
+    if "locked text encoder" in changes:
+        model.lock_text_tower()
     return model

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from benchmarks import duel
-from benchmarks.duel_sides import CHANGES, DATA, OpenClipSide, OurSide, Parts, Rate
+from benchmarks.duel_sides import CHANGES, DATA, PRETRAINED, OpenClipSide, OurSide, Rate
 from models.core.losses import EmbeddedPairs
 from tests.messages import OneLine
 from utils.commands import call
+from utils.errors import UserError
 
-DEMO = "configs/demo/pretrain.yaml"
 RATE = Rate(1e-3, 0.2)
+SCENES, REAL = DATA["scenes"], DATA["real"]
 open_clip_loss = pytest.importorskip("open_clip.loss", reason="open_clip is not installed")
 
 
@@ -31,12 +32,19 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero():
     assert 0 < RATE.at(0.0) == RATE.at(1.0) < 1e-8
 
 
-def side(tiny_overrides, parts: Parts) -> OpenClipSide:
-    return OpenClipSide("open_clip", DEMO, RATE, 0, parts, tiny_overrides)
+@pytest.fixture
+def open_clip(tiny_overrides, tmp_path):
+    """Builds a small side of open_clip with some changes."""
+    return lambda *changes: OpenClipSide("open_clip", SCENES, tiny_overrides, RATE, 0, tmp_path, changes)
 
 
-def test_both_losses_are_equal(tiny_overrides, tmp_path):
-    head = OurSide("contrastive", DEMO, RATE, 0, tmp_path, tiny_overrides).model.contrastive.double()
+@pytest.fixture
+def contrastive(tiny_overrides, tmp_path) -> OurSide:
+    return OurSide("contrastive", SCENES, tiny_overrides, RATE, 0, tmp_path)
+
+
+def test_both_losses_are_equal(contrastive):
+    head = contrastive.model.contrastive.double()
     image, text = F.normalize(torch.randn(2, 6, 8, dtype=torch.float64), dim=2)
     valid, group = torch.ones(6, dtype=torch.bool), torch.arange(6)
     ours = head.start_loss(EmbeddedPairs(image, text, valid, group, "negative"))() / 6
@@ -44,22 +52,18 @@ def test_both_losses_are_equal(tiny_overrides, tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
 
-def test_with_all_parts_replaced_the_first_step_is_that_of_this_project(tiny_overrides, tmp_path):
-    ours = OurSide("contrastive", DEMO, RATE, 0, tmp_path, tiny_overrides)
-    theirs = side(tiny_overrides, Parts(vision=True, text=True))
-    batch = ours.batches.make(0)
+def test_with_our_encoders_the_first_loss_is_that_of_this_project(contrastive, open_clip):
+    theirs = open_clip("our vision encoder", "our text encoder")
+    batch = contrastive.batches.make(0)
     assert torch.equal(batch.images.pixels, theirs.batches.make(0).images.pixels)
-    loss = ours.model.eval()(batch)["images/contrastive"].total / batch.images.valid.sum()
+    loss = contrastive.model.eval()(batch)["images/contrastive"].total / batch.images.valid.sum()
     image, text = theirs.model.eval()(batch.images.pixels, batch.images.text.plain())
     torch.testing.assert_close(theirs.loss(image, text, theirs.model.logit_scale.exp()), loss)
 
 
-FROM_SCRATCH = {name: change for name, change in CHANGES.items() if "locked" not in change}
-
-
-@pytest.mark.parametrize("changes", [{}, *FROM_SCRATCH.values()], ids=["open_clip", *FROM_SCRATCH])
-def test_a_side_learns_its_first_batch(tiny_overrides, changes):
-    changed = side([*tiny_overrides, "data.cache_index=null"], Parts() | changes)
+@pytest.mark.parametrize("change", [None, *sorted(CHANGES - PRETRAINED)])
+def test_a_side_learns_its_first_batch(open_clip, change):
+    changed = open_clip(*filter(None, [change]))
     batch = changed.batches.make(0)
     changed.batches.make = lambda number: batch
     losses = []
@@ -68,6 +72,17 @@ def test_a_side_learns_its_first_batch(tiny_overrides, changes):
         changed.step(0.2)
     assert losses[-1] < losses[0]
     assert not [name for name, each in changed.model.named_parameters() if each.requires_grad and each.grad is None]
+
+
+def test_a_change_is_only_made_to_the_weights_that_have_it(open_clip):
+    plain, changed = (open_clip(*changes).model.clip for changes in ((), ("learned positions of 0.7",)))
+    assert plain.visual.positional_embedding.std() < 0.5 < changed.visual.positional_embedding.std()
+    with pytest.raises(UserError, match="there is no change 'locked text encoder'"):
+        open_clip("locked text encoder")
+
+
+def test_a_side_of_open_clip_does_not_hold_our_model(open_clip):
+    assert not hasattr(open_clip().task, "model")
 
 
 @pytest.fixture
@@ -99,10 +114,18 @@ def pretrained(scenes_folder, tmp_path) -> list[str]:
     ]
 
 
-def test_both_start_from_the_same_pretrained_encoders(pretrained, tmp_path, monkeypatch):
+LOCKED = {
+    "locked image encoder": ("visual.trunk.",),
+    "locked text encoder": ("text.transformer.",),
+    "image encoder locked except for its last block": ("visual.trunk.patch_embed.", "visual.trunk.blocks.0."),
+}
+
+
+@pytest.mark.parametrize("locked", LOCKED)
+def test_both_start_from_the_same_pretrained_encoders(pretrained, tmp_path, monkeypatch, locked):
     monkeypatch.setattr("open_clip.timm_model.timm.create_model", partial(timm.create_model, depth=3))
-    ours = OurSide("contrastive", DATA["real"].config, RATE, 0, tmp_path, pretrained)
-    theirs = OpenClipSide("open_clip", DATA["real"].config, RATE, 0, Parts(locked=True), pretrained)
+    ours = OurSide("contrastive", REAL, pretrained, RATE, 0, tmp_path)
+    theirs = OpenClipSide("open_clip", REAL, pretrained, RATE, 0, tmp_path, [locked])
     batch = theirs.batches.make(0).images
     image, (text,) = ours.model.eval().vision(batch.pixels), ours.model.text([batch.text.plain()])
     clip = theirs.model.eval().clip
@@ -114,33 +137,47 @@ def test_both_start_from_the_same_pretrained_encoders(pretrained, tmp_path, monk
     before = copy.deepcopy(clip)
     theirs.model.train()
     theirs.step(0.2)
-    same = {
-        name: torch.equal(each, old)
+    changed = {
+        name
         for (name, each), old in zip(clip.named_parameters(), before.parameters(), strict=True)
+        if not torch.equal(each, old)
     }
-    assert all(same[name] for name in same if name.startswith("visual.trunk."))
-    assert not same["visual.head.proj.weight"] and not same["text.transformer.encoder.layer.0.output.dense.weight"]
+    assert not [name for name in changed if name.startswith(LOCKED[locked])]
+    assert "visual.head.proj.weight" in changed
+    assert ("visual.trunk.blocks.1.attn.qkv.weight" in changed) == (locked != "locked image encoder")
+    assert ("text.transformer.encoder.layer.0.output.dense.weight" in changed) == (locked != "locked text encoder")
 
 
-def test_changes_are_added_to_each_other():
-    parts = Parts() | CHANGES["mean of patches"] | CHANGES["LayerScale"]
-    assert parts.image == {"pool_type": "avg", "ls_init_value": 0.1} and parts.texts == {"ls_init_value": 0.1}
+def test_encoders_are_unfrozen_after_the_same_share_of_the_time_as_of_the_steps(pretrained, tmp_path):
+    words = [*pretrained, "optim.freeze={text: 850}", "train.steps=1000"]
+    side = OurSide("contrastive", REAL, words, RATE, 0, tmp_path)
+    for progress, trains in ((0.0, False), (0.8, False), (0.9, True)):
+        side.step(progress)
+        assert any(each.requires_grad for each in side.model.text.parameters()) == trains
 
 
-def results(rank: int, lr: float, steps: int = 10) -> dict:
-    """The results of a side that finds the first of two pairs at once, and the second at ``rank``."""
-    split = {"ranks": {"cosine": [[0, rank], [0, rank]]}, "others": {}}
+def results(rank: int, lr: float, test_rank: int | None = None, warm_up: float = duel.FIRST_WARM_UP) -> dict:
+    """The results of a side that finds the first of two pairs at once, and the second at ``rank``, by default on both splits."""
+    val, test = (
+        {"ranks": {"cosine": [[0, each], [0, each]]}, "others": {}}
+        for each in (rank, rank if test_rank is None else test_rank)
+    )
     curve = [{"cpu_s": 60.0, "image to text": 0.5, "text to image": 0.5}]
-    times = {"steps": steps, "curve": curve}
-    return {"rate": {"lr": lr, "warm_up": 0.17}, **times, "val": split, "test": split}
+    return {"rate": {"lr": lr, "warm_up": warm_up}, "steps": 10, "curve": curve, "val": val, "test": test}
 
 
-def test_the_rate_with_the_best_validation_is_chosen(tmp_path):
+def test_the_rate_with_the_best_validation_is_chosen_whatever_the_test_split_says(tmp_path):
     (tmp_path / "grid").mkdir()
-    for lr, rank in ((1e-3, 1), (2e-3, 0), (4e-3, 2)):
-        text = json.dumps({"sides": {"open_clip": results(rank, lr)}})
+    for lr, rank, test_rank in ((1e-3, 1, 0), (2e-3, 0, 1), (4e-3, 2, 0)):
+        text = json.dumps({"sides": {"open_clip": results(rank, lr, test_rank)}})
         (tmp_path / "grid" / f"lr{lr}.json").write_text(text)
-    assert duel.chosen_rates(tmp_path, ("open_clip",)) == {"open_clip": Rate(2e-3, 0.17)}
+    chosen = duel.chosen_rates(tmp_path, ("open_clip",))
+    assert chosen == {"open_clip": Rate(2e-3, duel.FIRST_WARM_UP)}
+    assert duel.edges(tmp_path, "open_clip", chosen["open_clip"]) == " (warm-up on an edge of the grid)"
+    both = results(0, 1e-3)
+    both["val"]["ranks"]["sum"], both["test"]["ranks"]["sum"] = [[1, 1]] * 2, [[0, 0]] * 2
+    both["test"]["ranks"]["cosine"] = [[0, 1]] * 2
+    assert duel.best_score(both) == ("cosine", 1.0) and duel.hits_of(both).tolist() == [1, 0]
 
 
 def test_a_duel_without_a_grid_says_what_to_run(tmp_path, capsys):
@@ -148,10 +185,25 @@ def test_a_duel_without_a_grid_says_what_to_run(tmp_path, capsys):
     assert capsys.readouterr().err == OneLine("no learning rate", "benchmarks.duel grid")
 
 
-def test_an_unknown_side_is_an_error(capsys, tmp_path):
-    words = ["grid", "--sides", "open_clip + our weather", "--output", str(tmp_path)]
+def test_an_unknown_side_is_an_error(capsys, tmp_path, tiny_overrides):
+    words = ["grid", *tiny_overrides, "--sides", "open_clip + our weather", "--output", str(tmp_path)]
     assert call(duel.main, words, "duel") == 2
     assert capsys.readouterr().err == OneLine("open_clip + our weather", "our text encoder")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--lr", "5e-4"], "one learning rate and one warm-up"),
+        (["run", "--lr", "5e-4,1e-3", "--warm-up", "0.1"], "one learning rate and one warm-up"),
+        (["run", "--lr", "5e-4", "--warm-up", "1"], "--warm-up 1 is not a share"),
+        (["run", "--data", "real", "--shapes", "10"], "--shapes reads shapes from drawn scenes"),
+        (["grid", "--sides", "theirs"], "'theirs' is not a side"),
+    ],
+)
+def test_wrong_flags_are_one_line(words, message, tmp_path, capsys):
+    assert call(duel.main, [*words, "--output", str(tmp_path)], "duel") == 2
+    assert capsys.readouterr().err == OneLine(message)
 
 
 def test_a_difference_that_all_scenes_and_seeds_share_has_an_interval_without_width():
@@ -164,12 +216,12 @@ def test_the_table_has_a_row_for_each_side_and_the_paired_difference(tmp_path, c
     (tmp_path / "4min").mkdir()
     for seed in range(2):
         sides = {"open_clip": results(1, 1e-3), "contrastive": results(0, 2e-3)}
-        text = json.dumps({"minutes": 4.0, "seed": seed, "sides": sides})
+        text = json.dumps({"setting": {"minutes": 4.0}, "sides": sides})
         (tmp_path / "4min" / f"seed{seed}.json").write_text(text)
     assert call(duel.main, ["table", "--output", str(tmp_path)], "duel") == 0
     printed = capsys.readouterr().out
     assert "| open_clip | 0.001 | 0.17 | 10 | 50.0 / 50.0 |" in printed
-    assert "contrastive minus open_clip: +50.0 points [" in printed
+    assert "contrastive minus open_clip: +50.0 points [0.0, 100.0], by seed +50.0, +50.0" in printed
     assert (tmp_path / "duel.png").stat().st_size > 1000
 
 
@@ -179,7 +231,10 @@ def test_a_duel_runs_from_the_grid_to_the_table(tiny_overrides, scenes_folder, t
     words += ["--sides", "open_clip;everything", "--shapes", "20", "model.vision.image_size=64"]
     assert call(duel.main, ["grid", *words, "--lr", "1e-3", "--warm-up", "0.1"], "duel") == 0
     assert call(duel.main, ["run", *words, "--seeds", "0"], "duel") == 0
-    capsys.readouterr()
+    assert call(duel.main, ["run", *words, "--seeds", "0"], "duel") == 0
+    assert "seed0.json is complete" in capsys.readouterr().out
+    assert call(duel.main, ["run", *words, "optim.eps=1e-5", "--seeds", "0"], "duel") == 2
+    assert capsys.readouterr().err == OneLine("was made with other settings", "choose another --output")
     assert call(duel.main, ["table", "--output", str(tmp_path)], "duel") == 0
     printed = capsys.readouterr().out
     assert "everything minus open_clip" in printed
