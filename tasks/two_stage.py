@@ -265,7 +265,7 @@ def reranking_notes(metrics: Sequence[Metric], reranked: str, cosine: str) -> tu
         return ()
     return (
         f"Re-ranking makes the ranking worse: R@1 is {after:.1%}, and {before:.1%} by cosine, averaged over both directions. "
-        "Set evaluation.score to cosine, sum or auto, or train longer.",
+        "Set evaluation.score to auto or cosine, or train longer.",
     )
 
 
