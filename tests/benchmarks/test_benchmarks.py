@@ -10,24 +10,17 @@ import pytest
 import torch
 
 from benchmarks import (
-    checkpoint_stall,
     data,
     export,
     gpu,
-    hard_negatives,
-    look_alikes,
-    parquet,
     pretrain_step,
-    rank_steps,
     rerank,
-    shared_images,
     start_time,
     step_config,
     step_memory,
     word_maps,
 )
 from engine import trainer
-from tests.dataset.prepare.official import photograph
 from tests.messages import OneLine
 from utils.commands import call, parse_arguments
 
@@ -46,11 +39,6 @@ def test_re_ranking_gives_the_same_scores_as_the_naive_implementation_and_prints
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
-def test_a_step_with_hard_negatives_prints_its_ratio(capsys):
-    assert call(hard_negatives.main, ["--small", "--rounds", "1"], "hard_negatives") == 0
-    assert re.fullmatch(r"ratio: \d+\.\d\d\d", capsys.readouterr().out.splitlines()[-1])
-
-
 def test_the_start_time_of_the_help_is_measured_and_its_ratio_printed(capsys):
     assert call(start_time.main, ["--rounds", "1"], "start_time") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
@@ -64,17 +52,6 @@ def test_an_export_is_timed_against_torch(capsys):
     title, *rows = capsys.readouterr().out.splitlines()
     assert title.startswith("small, 2 threads") and len(rows) == 6
     assert all(re.search(r" [\d.]+ +[\d.]+ +\d+\.\d\d   \d+\.\d\d to \d+\.\d\d$", row) for row in rows)
-
-
-def test_the_time_spent_waiting_for_a_checkpoint_is_printed(capsys):
-    assert call(checkpoint_stall.main, ["--small", "--rounds", "1"], "checkpoint_stall") == 0
-    assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
-
-
-@pytest.mark.slow
-def test_steps_of_two_ranks_are_timed_with_both_strategies(capsys):
-    assert call(rank_steps.main, ["--small", "--rounds", "1", "--steps", "1"], "rank_steps") == 0
-    assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -345,30 +322,6 @@ def test_other_errors_of_a_way_are_raised(monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         call(gpu.main, ["--small"], "gpu")
-
-
-def test_questions_that_share_images_are_timed(capsys):
-    assert call(shared_images.main, ["--small", "--rounds", "1", "--questions", "8"], "shared_images") == 0
-    message = capsys.readouterr().out
-    assert OneLine("8 questions", "8 and 2 images", "32 px") in message.splitlines() and re.search(
-        r"^ratio: \d+\.\d\d$", message, re.MULTILINE
-    )
-
-
-def test_copies_of_photographs_are_counted(tmp_path, capsys):
-    for seed in range(4):
-        photograph(seed).save(tmp_path / f"{seed}.png")
-    assert call(look_alikes.main, [str(tmp_path), "--photographs", "4", "--copied", "1"], "look_alikes") == 0
-    header, sure, surer = capsys.readouterr().out.splitlines()
-    assert header.count("|") == sure.count("|") == surer.count("|") == 12 and "in 27 pairs" in header
-
-
-@pytest.mark.slow
-def test_parquet_is_compared_with_tars(capsys):
-    pytest.importorskip("pyarrow")
-    assert call(parquet.main, ["--shards", "1", "--rows", "130", "--rounds", "1"], "parquet") == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert OneLine("parquet-1000", "of tar") in printed and printed[-1].startswith("ratio: ")
 
 
 def test_a_map_points_at_a_box_within_half_a_patch():
