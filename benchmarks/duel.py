@@ -272,10 +272,10 @@ def paired_interval(differences: np.ndarray, draws: int = 10_000) -> tuple[float
     return float(low), float(high)
 
 
-def table(runs: Sequence[dict[str, Any]]) -> str:
+def table(runs: Sequence[dict[str, Any]], sides: Sequence[str]) -> str:
     """Returns a Markdown table of runs of equal time with different seeds, and the differences between the sides: to open_clip,
-    and to the contrastive loss alone."""
-    names = [name for name in runs[0] if all(name in run for run in runs)]
+    and to the contrastive loss alone. Sides that a run lacks are left out."""
+    names = [name for name in sides if all(name in run for run in runs)]
     rows = [_row(name, [run[name] for run in runs]) for name in names]
     columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
@@ -318,8 +318,8 @@ def _row(name: str, results: list[dict[str, Any]]) -> dict[str, str]:
     return cells
 
 
-def draw(folders: Sequence[Path], path: Path) -> None:
-    """Draws the retrieval of all sides over time, with a panel for each folder of runs and a line for each side: R@1 by cosine,
+def draw(folders: Sequence[Path], sides: Sequence[str], path: Path) -> None:
+    """Draws the retrieval of some sides over time, with a panel for each folder of runs and a line for each side: R@1 by cosine,
     averaged over both directions and seeds."""
     rows = [
         {
@@ -332,8 +332,8 @@ def draw(folders: Sequence[Path], path: Path) -> None:
         for file in sorted(folder.glob("seed*.json"))
         for results in [read_results(file)]
         for minutes in [results["setting"]["minutes"]]
-        for name, side in results["sides"].items()
-        for point in side["curve"]
+        for name in sides
+        for point in results["sides"].get(name, {"curve": []})["curve"]
     ]
     chart = (
         alt.Chart(alt.Data(values=rows))
@@ -341,7 +341,7 @@ def draw(folders: Sequence[Path], path: Path) -> None:
         .encode(
             x=alt.X("CPU minutes:Q"),
             y=alt.Y("mean(R@1):Q", axis=alt.Axis(format="%"), title="R@1 by cosine, held-out records"),
-            color=alt.Color("side:N", title=None, sort=list(dict.fromkeys(row["side"] for row in rows))),
+            color=alt.Color("side:N", title=None, sort=list(sides)),
         )
         .properties(width=320, height=260)
         .facet(column=alt.Column("time:N", title=None, sort=list(dict.fromkeys(row["time"] for row in rows))))
@@ -373,8 +373,8 @@ def main(
 
     "grid" chooses the peak learning rate and the warm-up of each side on validation records: first the rate, with a warm-up of
     17% of the time, then the warm-up at this rate. "run" trains all sides with each seed, at the chosen rates, or at --lr and
-    --warm-up. "table" prints the results of all runs in the output folder. Finished runs are not repeated, so the commands can be
-    interrupted. "memory" prints the peak memory of a process that takes ten steps of a side.
+    --warm-up. Finished runs are not repeated, so both commands can be interrupted. "table" prints and draws the results of these
+    sides in the output folder. "memory" prints the peak memory of a process that takes ten steps of a side.
 
     Args:
         what: grid, run, table or memory.
@@ -426,8 +426,10 @@ def main(
         folders = sorted(output.glob("*min"), key=lambda folder: float(folder.name.removesuffix("min")))
         for folder in folders:
             runs = [read_results(path)["sides"] for path in sorted(folder.glob("seed*.json"))]
-            print_line(f"\n{folder.name.removesuffix('min')} minutes of CPU time for each side\n\n{table(runs)}")
-        draw(folders, output / "duel.png")
+            if not runs:
+                continue  # interrupted before the end of its first run
+            print_line(f"\n{folder.name.removesuffix('min')} minutes of CPU time for each side\n\n{table(runs, sides)}")
+        draw(folders, sides, output / "duel.png")
         print_line(f"\n{output / 'duel.png'}")
     return 0
 
