@@ -20,6 +20,7 @@ from benchmarks.harness import print_line, write_results
 from demo.scenes.compose import Scene, compose_scene
 from demo.scenes.draw import draw_scene
 from demo.scenes.vocabulary import COLOURS, SHAPES
+from models.core.vision import VisionEncoder
 from utils.commands import call
 from utils.flags import Positive
 from x2vlm import load
@@ -78,6 +79,22 @@ def object_states(encode: Encode, scenes: Scenes) -> tuple[Tensor, Tensor, Tenso
     return states[there], scenes.shapes[there], scenes.colours[there]
 
 
+def by_depth(vision: VisionEncoder) -> dict[str, Encode]:
+    """Returns an encoder for the patch states after each block, before the last norm, and one for the states after it."""
+
+    def after(block: nn.Module) -> Encode:
+        def encode(pixels: Tensor) -> Tensor:
+            states: list[Tensor] = []
+            with block.register_forward_hook(lambda module, inputs, output: states.append(output)):
+                length = vision.patches(pixels).shape[1]
+            return states[0][:, -length:]  # without [CLS]
+
+        return encode
+
+    blocks = {f"block {number}": after(block) for number, block in enumerate(vision.vision_backbone.blocks, start=1)}
+    return {**blocks, "last norm": vision.patches}
+
+
 def linear_accuracy(training: Tensor, labels: Tensor, held_out: Tensor, held_out_labels: Tensor) -> float:
     """Fits a linear classifier to states (N, D) with a small L2 penalty, and returns its accuracy on held-out states."""
     mean, deviation = training.mean(dim=0), training.std(dim=0) + 1e-5
@@ -121,6 +138,7 @@ def main(
     scenes: Positive = 6000,
     held_out: Positive = 500,
     seed: int = 0,
+    depths: bool = False,
     json_: Path | None = None,
 ) -> int:
     """Measures how well the shapes and colours of objects can be read from a run's vision encoder.
@@ -134,6 +152,7 @@ def main(
         scenes: number of training scenes.
         held_out: number of validation scenes.
         seed: seed of the classifiers' weights.
+        depths: also read the states after each block.
         json_: also write the results to a JSON file.
 
     Examples:
@@ -143,10 +162,11 @@ def main(
     print_line(f"{'run':30}{'shape':>8}{'colour':>8}")
     for run in runs:
         vision = load(run).network.vision
-        shape, colour = probe(vision.patches, vision.patch_size, scenes, held_out, seed)
-        rows.append({"run": str(run), "shape": shape, "colour": colour})
-        print_line(f"{run!s:30}{shape:8.1%}{colour:8.1%}")
-        write_results(json_, rows)
+        for depth, encode in by_depth(vision).items() if depths else [("last norm", vision.patches)]:
+            shape, colour = probe(encode, vision.patch_size, scenes, held_out, seed)
+            rows.append({"run": str(run), "depth": depth, "shape": shape, "colour": colour})
+            print_line(f"{f'{run} {depth}' if depths else str(run):30}{shape:8.1%}{colour:8.1%}")
+            write_results(json_, rows)
     print_line(f"{'chance':30}{1 / len(SHAPES):8.1%}{1 / len(COLOURS):8.1%}")
     return 0
 

@@ -37,6 +37,23 @@ def test_the_benchmark_of_shapes_probes_the_vision_encoders_of_runs(tmp_path, mo
     assert [row["run"] for row in json.loads(results.read_text())] == ["runs/a", "runs/b"]
 
 
+def test_states_are_read_after_each_block(tmp_path, monkeypatch, capsys):
+    values = read_config("configs/presets/tiny.yaml").values["model"]["vision"]
+    vision = VisionEncoder(VisionConfig(**values))
+    monkeypatch.setattr(shapes, "load", lambda run: SimpleNamespace(network=SimpleNamespace(vision=vision)))
+    assert call(shapes.main, ["runs/a", "--depths", "--scenes", "20", "--held-out", "4"], "shapes") == 0
+    _, *rows, _ = capsys.readouterr().out.splitlines()
+    assert [row.split()[1:3] for row in rows] == [*(["block", f"{n}"] for n in (1, 2, 3, 4)), ["last", "norm"]]
+    pixels = shapes.scenes_of("val", 4, 8).pixels
+    encoders = shapes.by_depth(vision)
+    with torch.no_grad():
+        first = encoders["block 1"](pixels)
+        later = encoders["block 4"](pixels)
+        assert first.shape == later.shape == vision.patches(pixels).shape and not torch.equal(first, later)
+        normed = vision.backbone.fc_norm(later)
+    torch.testing.assert_close(normed + vision.patch_positions, encoders["last norm"](pixels))
+
+
 def test_a_run_is_required(capsys):
     assert call(shapes.main, [], "shapes") == 2
     assert capsys.readouterr().err == OneLine("RUNS")
