@@ -289,7 +289,6 @@ def test_unreadable_statistics_are_counted(raw, out):
 
 @pytest.mark.slow
 def test_a_local_ray_cluster_writes_the_same_list_and_takes_the_same_records(raw, out, tmp_path):
-    """CC3M's URLs and images are compared with each other; LAION's are not (test_laion.py)."""
     for folder, changes in ((out, {"ray": "local", "workers": 2}), (tmp_path / "here", {})):
         prepared("cc3m", raw, folder, **changes)
         with_broken_and_twin(shards_of(folder))

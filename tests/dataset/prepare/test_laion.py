@@ -271,15 +271,3 @@ def test_an_interrupted_run_resumes_with_the_remaining_files(raw, out, monkeypat
     prepared("laion", raw, out)
     assert done == ["0.parquet", "1.parquet", "1.parquet", "2.parquet"]
     assert counted(out / "_download/laion_urls")["read"] == {"pairs": 27}
-
-
-@pytest.mark.slow
-def test_a_local_ray_cluster_writes_the_same_lists(raw, out):
-    for number in range(3):
-        parquet(raw / f"laion/deep/{number}.parquet", ROWS)
-    prepared("laion", raw, other(out))
-    prepared("laion", raw, out, ray="local", workers=2)
-    for number in range(3):
-        made = [pairs(folder / f"_download/laion_urls/{number}.parquet") for folder in (out, other(out))]
-        assert made[0] == made[1] and len(made[0]) == 4
-    assert counted(out / "_download/laion_urls") == counted(other(out) / "_download/laion_urls")
