@@ -274,7 +274,7 @@ def paired_interval(differences: np.ndarray, draws: int = 10_000) -> tuple[float
 
 def table(runs: Sequence[dict[str, Any]], sides: Sequence[str]) -> str:
     """Returns a Markdown table of runs of equal time with different seeds, and the differences between the sides: to open_clip,
-    and to the contrastive loss alone. Sides that a run lacks are left out."""
+    and to the contrastive loss alone. Sides that are not in all runs are skipped."""
     names = [name for name in sides if all(name in run for run in runs)]
     rows = [_row(name, [run[name] for run in runs]) for name in names]
     columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
@@ -385,7 +385,7 @@ def main(
         lr: peak learning rates. Default of grid: 1.25e-4, 2.5e-4, 5e-4, 1e-3 and 2e-3.
         warm_up: shares of the time until the peak is reached. Default of grid: 0.05, 0.33 and 0.5.
         data: the data to learn and to compare.
-        records: folder of the held-out records. Default: that of the data.
+        records: folder of the held-out records (default: the folder that belongs to --data).
         shapes: also fit linear classifiers of shapes and colours to the patches of this many training scenes (benchmarks.shapes).
         output: folder of the results.
 

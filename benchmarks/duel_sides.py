@@ -76,8 +76,7 @@ FROM_SCRATCH = {
 }
 PRETRAINED = {"locked image encoder", "image encoder locked except for its last block", "locked text encoder"}
 CHANGES = {*FROM_SCRATCH, *PRETRAINED, "our optimiser", "our lowest temperature", "our vision encoder"}
-"""Replacements of a part or setting of open_clip: those that need random weights, those that need pre-trained weights, and
-others.
+"""Replacements of a part or setting of open_clip. Some need random weights, some need pre-trained weights.
 
 Sine-cosine positions do not only differ from learned ones in their shape: their root mean square is 0.7, and open_clip's learned
 positions begin with a standard deviation of 0.09. "learned positions of 0.7" separates the two.
@@ -86,13 +85,12 @@ positions begin with a standard deviation of 0.09. "learned positions of 0.7" se
 
 @dataclass(frozen=True)
 class Data:
-    """The records from which the sides of a duel learn, and those by which they are compared.
+    """Training records and held-out records of a duel.
 
     Attributes:
         config: the pre-training config of this project for these records. All sides take their sizes from it.
         folder: folder of the held-out records.
-        files: names of the files whose captions and images are ranked among those of the same file. ``{split}`` stands for val or
-            test.
+        files: names of the files with captions. Each file is ranked separately. ``{split}`` is val or test.
         region_files: names of the files with boxes.
         overrides: changes of the config.
     """
@@ -242,8 +240,8 @@ class Side(ABC):
 
     @abstractmethod
     def patches(self, pixels: Tensor) -> Tensor:
-        """Returns the states (N, P, D) of the patches of images (N, 3, H, W) uint8, after the last norm. Those of this project
-        contain positions if ``model.vision.patch_positions`` is set."""
+        """Returns the states (N, P, D) of the patches of images (N, 3, H, W) uint8, after the last norm. In this project,
+        they contain positions if ``model.vision.patch_positions`` is set."""
 
     def reranked(self, held_out: HeldOut) -> dict[str, Ranks]:
         """Returns the ranks by other scores than the cosine, by name. A contrastive model has none."""
@@ -356,7 +354,7 @@ class OpenClipSide(Side):
             remedy = (
                 f"use open_clip, one of {list(INGREDIENTS)}, or `open_clip + CHANGE` with a change of {sorted(allowed)}"
             )
-            raise UserError(f"{name!r} is not a side of this duel: there is no change {unknown[0]!r}", remedy=remedy)
+            raise UserError(f"{name!r} is not a side here: open_clip has no change {unknown[0]!r}", remedy=remedy)
         torch.manual_seed(seed)
         self.model = Towers(self.task.model, changes, self.task.tokenizer, config).train()
         del self.task.model  # which would count as memory of this side

@@ -77,7 +77,7 @@ def test_a_side_learns_its_first_batch(open_clip, change):
 def test_a_change_is_only_made_to_the_weights_that_have_it(open_clip):
     plain, changed = (open_clip(*changes).model.clip for changes in ((), ("learned positions of 0.7",)))
     assert plain.visual.positional_embedding.std() < 0.5 < changed.visual.positional_embedding.std()
-    with pytest.raises(UserError, match="there is no change 'locked text encoder'"):
+    with pytest.raises(UserError, match="open_clip has no change 'locked text encoder'"):
         open_clip("locked text encoder")
 
 
