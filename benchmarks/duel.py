@@ -141,14 +141,15 @@ def grid_of(output: Path, name: str) -> list[tuple[float, Rate]]:
 
 def chosen_rates(output: Path, sides: tuple[str, ...], warm_up: float | None = None) -> dict[str, Rate]:
     """Returns the rate of each side with the best retrieval of validation records in the grid, among those with a warm-up, if
-    given.
+    given. Sides of this project that are not in the grid have the rate of "everything".
 
     Raises:
         UserError: if the grid lacks a side.
     """
     chosen = {}
     for name in sides:
-        found = [(score, rate) for score, rate in grid_of(output, name) if warm_up in (None, rate.warm_up)]
+        in_grid = grid_of(output, name) or (grid_of(output, "everything") if name in INGREDIENTS else [])
+        found = [(score, rate) for score, rate in in_grid if warm_up in (None, rate.warm_up)]
         if not found:
             raise UserError(
                 f"{output}: no learning rate has been chosen for {name}",
@@ -323,7 +324,7 @@ def draw(folders: Sequence[Path], sides: Sequence[str], path: Path) -> None:
     averaged over both directions and seeds."""
     rows = [
         {
-            "time": f"{minutes:g} minutes each",
+            "time": f"{minutes:g} min each",
             "side": name,
             "CPU minutes": round(point["cpu_s"] / 60 / (minutes / MARKS)) * minutes / MARKS,
             "R@1": (point["image to text"] + point["text to image"]) / 2,

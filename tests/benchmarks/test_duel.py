@@ -174,6 +174,10 @@ def test_the_rate_with_the_best_validation_is_chosen_whatever_the_test_split_say
     chosen = duel.chosen_rates(tmp_path, ("open_clip",))
     assert chosen == {"open_clip": Rate(2e-3, duel.FIRST_WARM_UP)}
     assert duel.edges(tmp_path, "open_clip", chosen["open_clip"]) == " (warm-up on an edge of the grid)"
+    text = json.dumps({"sides": {"everything": results(0, 8e-3)}})
+    (tmp_path / "grid" / "everything.json").write_text(text)
+    rates = duel.chosen_rates(tmp_path, ("contrastive, words", "open_clip"))
+    assert rates == {"contrastive, words": Rate(8e-3, duel.FIRST_WARM_UP), **chosen}
     both = results(0, 1e-3)
     both["val"]["ranks"]["sum"], both["test"]["ranks"]["sum"] = [[1, 1]] * 2, [[0, 0]] * 2
     both["test"]["ranks"]["cosine"] = [[0, 1]] * 2
