@@ -108,6 +108,7 @@ def pretrained(scenes_folder, tmp_path) -> list[str]:
         "model.vision.patch_positions=false",  # they are added to the patches after the last block
         "optim.freeze={vision_blocks: 1}",
         f"data.images.files=[{scenes_folder}/train.jsonl]",
+        f"evaluation={{files: [{scenes_folder}/val.jsonl]}}",
         "data.images.batch_size=4",
         f"data.cache_index={scenes_folder}/index",
         "train.precision=fp32",
