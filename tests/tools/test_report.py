@@ -72,7 +72,7 @@ def test_the_page_says_that_a_run_was_still_improving(make, tmp_path):
     rows = [{"step": step, "IoU >= 0.5": step / 20} for step in (5, 10)]
     (folder / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = report(tmp_path, folder)
-    assert "In step 10: IoU &gt;= 0.5 was still improving (0.5000 after the last step, at best 0.2500 before)" in text
+    assert "Step 10: IoU &gt;= 0.5 was still improving (0.5000 after the last step, at best 0.2500 before)" in text
 
 
 def test_a_page_is_in_the_folder_of_its_run_and_a_comparison_in_the_current_one(make, tmp_path, monkeypatch, capsys):
