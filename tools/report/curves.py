@@ -106,7 +106,9 @@ def validation_curves(groups: Sequence[Group]) -> Validation:
     shown = sorted(_changing(charts), key=lambda chart: chart.title not in selecting)
     curves = _curves(groups, shown[:FIRST_VALIDATION], "No metric changes from one validation pass to the next.")
     improvement = runs[0].history.improvement if len(runs) == 1 else None
-    note = curves.note if improvement is None else f"{curves.note} {str(improvement).replace('step', 'Step', 1)}.".lstrip()
+    note = (
+        curves.note if improvement is None else f"{curves.note} {str(improvement).replace('step', 'Step', 1)}.".lstrip()
+    )
     more = Curves(curves.legend, curves.charts, note, shown[FIRST_VALIDATION:])
     return Validation(more, _last_validation(runs, names))
 
