@@ -95,11 +95,19 @@ def side_of(name: str, rate: Rate, setting: Setting, folder: Path) -> Side:
     return OpenClipSide(*common, changes)
 
 
-def run(rates: dict[str, Rate], setting: Setting, folder: Path) -> dict[str, Any]:
-    """Trains all sides for the same CPU time, in turn, and evaluates them. Returns the results by side."""
+def run(rates: dict[str, Rate], setting: Setting, folder: Path, *, choosing: bool = False) -> dict[str, Any]:
+    """Trains all sides for the same CPU time, in turn, and evaluates them. Returns the results by side.
+
+    Args:
+        rates: the learning rate of each side.
+        setting: the settings of all sides.
+        folder: folder for the files of all sides.
+        choosing: only evaluate validation records, at the end, to choose a rate.
+    """
     sides = [side_of(name, rate, setting, folder) for name, rate in rates.items()]
     data = setting.records_and_config
-    held_out = {split: HeldOut(data, split, data.load(f"seed={setting.seed}"), sides[0]) for split in ("val", "test")}
+    splits = ("val",) if choosing else ("val", "test")
+    held_out = {split: HeldOut(data, split, data.load(f"seed={setting.seed}"), sides[0]) for split in splits}
     limit_s = 60 * setting.minutes
     with progress_bar(total=round(limit_s * len(sides)), desc=f"seed {setting.seed}", unit="s") as progress:
         while (side := min(sides, key=lambda each: each.cpu_s)).cpu_s < limit_s:
@@ -110,14 +118,14 @@ def run(rates: dict[str, Rate], setting: Setting, folder: Path) -> dict[str, Any
             side.wall_s += time.perf_counter() - wall
             side.cpu_s += time.process_time() - cpu
             progress.update(round(side.cpu_s) - round(before))
-            if int(MARKS * side.cpu_s / limit_s) > len(side.curve):
+            if not choosing and int(MARKS * side.cpu_s / limit_s) > len(side.curve):
                 image, text = (float((ranks < 1).mean()) for ranks in side.cosine_ranks(held_out["val"]))
                 side.curve.append({"cpu_s": side.cpu_s, "image to text": image, "text to image": text})
     return {side.name: results_of(side, held_out, setting) for side in sides}
 
 
 def results_of(side: Side, held_out: dict[str, HeldOut], setting: Setting) -> dict[str, Any]:
-    """Evaluates a side at the end of its time, on both splits."""
+    """Evaluates a side at the end of its time, on each split of ``held_out``."""
     found: dict[str, Any] = {"rate": asdict(side.rate), "parameters": side.parameters, "steps": side.steps}
     found |= {"cpu_s": side.cpu_s, "wall_s": side.wall_s, "curve": side.curve}
     for split, records in held_out.items():
@@ -206,8 +214,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def save_run(path: Path, rates: dict[str, Rate], setting: Setting) -> None:
-    """Runs the sides that the file lacks, and adds their results to it.
+def save_run(path: Path, rates: dict[str, Rate], setting: Setting, *, choosing: bool = False) -> None:
+    """Runs the sides that the file lacks, and adds their results to it. For ``choosing``, see :func:`run`.
 
     Raises:
         UserError: if the file is from other settings or rates.
@@ -227,7 +235,7 @@ def save_run(path: Path, rates: dict[str, Rate], setting: Setting) -> None:
         return
     started, folder = time.perf_counter(), path.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)  # features that an interrupted run has cached
-    sides = run(missing, setting, folder)
+    sides = run(missing, setting, folder, choosing=choosing)
     shutil.rmtree(folder, ignore_errors=True)
     results["runs"].append({"sides": list(missing), "date": time.strftime("%Y-%m-%d"), **versions()})
     results["sides"] |= sides
@@ -235,8 +243,7 @@ def save_run(path: Path, rates: dict[str, Rate], setting: Setting) -> None:
     write_results(path, results)
     for name, result in sides.items():
         score, value = best_score(result)
-        test = ", ".join(f"{key} {recall(ranks):.1%}" for key, ranks in result["test"]["ranks"].items())
-        print_line(f"{path.stem}: {name}: {result['steps']} steps, val {value:.1%} ({score}), test {test}")
+        print_line(f"{path.stem}: {name}: {result['steps']} steps, R@1 on val {value:.1%} ({score})")
     print_line(f"{path} after {(time.perf_counter() - started) / 60:.1f} minutes")
 
 
@@ -401,16 +408,19 @@ def main(
     if wrong := [share for share in warm_up or () if not 0 < share < 1]:
         raise UserError(f"--warm-up {wrong[0]:g} is not a share of the time", remedy="use values between 0 and 1")
 
-    def run_all(path: Path, rates: dict[str, Rate], seed: int) -> None:
-        save_run(path, rates, Setting(minutes, seed, data, records, shapes, overrides))
+    def setting_of(seed: int) -> Setting:
+        return Setting(minutes, seed, data, records, shapes, overrides)
 
     if what == "grid":
         for peak in lr or (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3):
-            run_all(output / "grid" / f"lr{peak:g}.json", {name: Rate(peak, FIRST_WARM_UP) for name in sides}, 0)
+            first = {name: Rate(peak, FIRST_WARM_UP) for name in sides}
+            save_run(output / "grid" / f"lr{peak:g}.json", first, setting_of(0), choosing=True)
         best = chosen_rates(output, sides, FIRST_WARM_UP)
         for share in warm_up or (0.05, 0.33, 0.5):
+            if share == FIRST_WARM_UP:
+                continue
             shared = {name: replace(rate, warm_up=share) for name, rate in best.items()}
-            run_all(output / "grid" / f"warm_up{share:g}.json", shared, 0)
+            save_run(output / "grid" / f"warm_up{share:g}.json", shared, setting_of(0), choosing=True)
         for name, rate in chosen_rates(output, sides).items():
             print_line(f"{name}: lr {rate.lr:g}, warm-up {rate.warm_up:g}{edges(output, name, rate)}")
     elif what == "memory":
@@ -422,7 +432,7 @@ def main(
     elif what == "run":
         rates = chosen_rates(output, sides) if lr is warm_up is None else given_rates(sides, lr, warm_up)
         for seed in seeds or (0,):
-            run_all(output / f"{minutes:g}min" / f"seed{seed}.json", rates, seed)
+            save_run(output / f"{minutes:g}min" / f"seed{seed}.json", rates, setting_of(seed))
     else:
         folders = sorted(output.glob("*min"), key=lambda folder: float(folder.name.removesuffix("min")))
         for folder in folders:

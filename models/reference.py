@@ -4,7 +4,7 @@ This is the reference path: texts are padded, each pass through the fusion encod
 and values, and every state is computed. The packed path, :mod:`models.pretraining.model`, computes the same losses and gradients
 with the same modules, but without redundant work: it skips padding (:mod:`models.core.packing`), projects keys and values once
 (:meth:`models.core.fusion.FusionEncoder.project_regions`), computes only the needed states of the last block
-(:class:`models.core.blocks.QueryPositions`), and groups calls (:class:`models.core.fusion.FusionQueue`).
+(:class:`models.core.blocks.QueryPositions`), and groups calls (:meth:`models.core.fusion.FusionEncoder.fuse`).
 ``tests/models/test_reference.py`` compares the two paths without dropout. This file does not implement drop path or steps without
 a matching loss.
 """

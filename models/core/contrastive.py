@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from models.config import MAX_TEMPERATURE, AligningConfig
 from models.core import losses
-from models.core.losses import EmbeddedPairs, SameGroup, UnfinishedLoss
+from models.core.losses import EmbeddedPairs, SameGroup
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from utils import distributed
@@ -110,7 +110,7 @@ class ContrastiveHead(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return image @ text.t() / self.temperature
 
-    def start_loss(self, pairs: EmbeddedPairs) -> UnfinishedLoss:
+    def start_loss(self, pairs: EmbeddedPairs) -> Callable[[], Tensor]:
         """Starts computing the contrastive loss (eq. 1, or the sigmoid loss). Each valid pair of this rank is compared with the
         pairs of all ranks, and the losses are summed over this rank's valid pairs.
 

@@ -3,7 +3,7 @@ paper)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,31 @@ from models.core.keys_values import KeysValues
 from models.core.packing import PackedTexts, Packing, select_rows
 from models.core.vision import Concepts
 
-FusedStates = Callable[[], Tensor]
-"""Returns the fused states of a queued pass, once :meth:`FusionQueue.run` has been called."""
+
+@dataclass(frozen=True)
+class FusionPass:
+    """N texts to be fused.
+
+    Attributes:
+        texts: the texts.
+        keys_values: B rows of keys and values, each for S = N / B texts: text n attends to row ``n // S``. If None,
+            cross-attention is skipped, as for texts without an image.
+        queries: the tokens whose fused states are needed; None if all tokens are needed.
+    """
+
+    texts: PackedTexts
+    keys_values: KeysValues | None
+    queries: QueryPositions | None = None
+
+    @staticmethod
+    def cls(texts: PackedTexts, keys_values: KeysValues | None) -> FusionPass:
+        """A pass that only needs the fused states of [CLS]."""
+        return FusionPass(texts, keys_values, QueryPositions.cls(texts.packing.count, texts.states.device))
+
+    @property
+    def fused_packing(self) -> Packing:
+        """The packing of the fused states."""
+        return self.texts.packing if self.queries is None else self.queries.packing
 
 
 class FusionEncoder(BlockStack):
@@ -27,19 +50,46 @@ class FusionEncoder(BlockStack):
         """``text``: the sizes of the text encoder's blocks."""
         super().__init__(config.layers, config.block(text), vision_width)
 
+    def fuse(self, passes: Sequence[FusionPass]) -> list[Tensor]:
+        """Fuses the texts of several passes in one call.
+
+        All passes must have the same number S of texts per row of keys and values. Either all or none of them may have keys and
+        values, and the same holds for query positions.
+
+        Without dropout, the order of the passes does not change the results, but it does change the speed: passes that attend to
+        the same keys and values share one call of attention only if they are neighbours.
+
+        Returns:
+            For each pass, the fused states (Q, D) of its query positions, or (T, D) of all its tokens.
+        """
+        assert len({each.keys_values is None for each in passes}) == 1, (
+            "some passes have keys and values, others do not"
+        )
+        assert len({each.queries is None for each in passes}) == 1, "some passes have query positions, others do not"
+        texts_per_row = {
+            divmod(each.texts.packing.count, len(each.keys_values)) for each in passes if each.keys_values is not None
+        }
+        assert len(texts_per_row) <= 1 and not any(rest for _, rest in texts_per_row), (
+            f"all passes need the same number of texts per row of keys and values, not {texts_per_row}"
+        )
+        texts = PackedTexts.concat([each.texts for each in passes])
+        queries = [each.queries for each in passes if each.queries is not None]
+        fused: Tensor = self(
+            texts.states,
+            texts.packing,
+            attention_bias(texts.packing.mask, linear_dtype(texts.states)),
+            [each.keys_values for each in passes if each.keys_values is not None],
+            QueryPositions.concat(queries) if queries else None,
+        )
+        return list(fused.split([each.fused_packing.token_count for each in passes]))
+
     def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Tensor:
-        """The fused states (N, D) of [CLS]. For the arguments, see :class:`FusionQueue`."""
-        queue = FusionQueue(self)
-        fused = queue.add_cls(texts, keys_values)
-        queue.run()
-        return fused()
+        """The fused states (N, D) of [CLS]. For the arguments, see :class:`FusionPass`."""
+        return self.fuse([FusionPass.cls(texts, keys_values)])[0]
 
     def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> PackedTexts:
-        """The fused states of all tokens. For the arguments, see :class:`FusionQueue`."""
-        queue = FusionQueue(self)
-        fused = queue.add_tokens(texts, keys_values)
-        queue.run()
-        return PackedTexts(fused(), texts.packing)
+        """The fused states of all tokens. For the arguments, see :class:`FusionPass`."""
+        return PackedTexts(self.fuse([FusionPass(texts, keys_values)])[0], texts.packing)
 
     def project_concepts(self, concepts: Concepts) -> KeysValues:
         """Keys and values of whole images or videos, one row for each: first the mean of the patches, then the patches."""
@@ -78,96 +128,3 @@ class FusionEncoder(BlockStack):
             KeysValues(layers, attention_bias(see_region, dtype)),
             KeysValues(layers, attention_bias(see_image, dtype)),
         )
-
-
-@dataclass(frozen=True)
-class FusionPass:
-    """Texts to be fused.
-
-    Attributes:
-        texts: N texts.
-        keys_values: the keys and values that the texts attend to; None if cross-attention is skipped.
-        queries: the tokens whose fused states are needed; None if all tokens are needed.
-    """
-
-    texts: PackedTexts
-    keys_values: KeysValues | None
-    queries: QueryPositions | None = None
-
-    @property
-    def fused_packing(self) -> Packing:
-        """The packing of the fused states."""
-        return self.texts.packing if self.queries is None else self.queries.packing
-
-
-class FusionQueue:
-    """Collects texts to be fused, so that the texts of several losses are fused in one call.
-
-    :meth:`add_cls`, :meth:`add_tokens` and :meth:`add_positions` each queue a pass of N texts and return a function, which
-    returns the fused states once :meth:`run` has been called. ``keys_values`` has B rows, each for S = N / B texts: text n
-    attends to row ``n // S``. S must be equal in all passes of a queue. If ``keys_values`` is None, cross-attention is skipped,
-    as for texts without an image; ``keys_values`` must then be None in every pass.
-
-    Without dropout, the order of the passes does not change the results, but it does change the speed: passes that attend to the
-    same keys and values share one attention call only if they are neighbours in the queue.
-    """
-
-    def __init__(self, fusion: FusionEncoder):
-        self.fusion = fusion
-        self._passes: list[FusionPass] = []
-        self._fused: Sequence[Tensor] | None = None
-
-    def add_cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> FusedStates:
-        """Queues texts whose fused [CLS] states (N, D) are needed."""
-        return self.add_positions(texts, keys_values, QueryPositions.cls(texts.packing.count, texts.states.device))
-
-    def add_positions(
-        self, texts: PackedTexts, keys_values: KeysValues | None, positions: QueryPositions
-    ) -> FusedStates:
-        """Queues texts whose fused states (Q, D) at some positions are needed."""
-        return self._queue(FusionPass(texts, keys_values, positions))
-
-    def add_tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> FusedStates:
-        """Queues texts for which the fused states (T, D) of all tokens are needed. Such passes cannot be mixed with other passes
-        in a queue."""
-        return self._queue(FusionPass(texts, keys_values))
-
-    def run(self) -> None:
-        """Fuses all queued texts."""
-        assert self._fused is None, "the queue has already run"
-        if not self._passes:
-            return
-        assert len({each.keys_values is None for each in self._passes}) == 1, (
-            "some passes have keys and values, others do not"
-        )
-        assert len({each.queries is None for each in self._passes}) == 1, (
-            "some passes have query positions, others do not"
-        )
-        texts_per_row = {
-            divmod(each.texts.packing.count, len(each.keys_values))
-            for each in self._passes
-            if each.keys_values is not None
-        }
-        assert len(texts_per_row) <= 1 and not any(rest for _, rest in texts_per_row), (
-            f"all passes need the same number of texts per row of keys and values, not {texts_per_row}"
-        )
-        texts = PackedTexts.concat([each.texts for each in self._passes])
-        queries = [each.queries for each in self._passes if each.queries is not None]
-        fused = self.fusion(
-            texts.states,
-            texts.packing,
-            attention_bias(texts.packing.mask, linear_dtype(texts.states)),
-            [each.keys_values for each in self._passes if each.keys_values is not None],
-            QueryPositions.concat(queries) if queries else None,
-        )
-        self._fused = fused.split([each.fused_packing.token_count for each in self._passes])
-
-    def _queue(self, fusion_pass: FusionPass) -> FusedStates:
-        index = len(self._passes)
-        self._passes.append(fusion_pass)
-
-        def fused() -> Tensor:
-            assert self._fused is not None, "call run() first"
-            return self._fused[index]
-
-        return fused

@@ -10,12 +10,9 @@ from torch.nn import functional as F
 
 from batches.base import IGNORE
 from batches.texts import MaskedText
-from models.core import losses
 from models.core.blocks import QueryPositions
-from models.core.fusion import FusionQueue
-from models.core.keys_values import KeysValues
-from models.core.losses import UnfinishedLoss, at_least_float32
-from models.core.packing import PackedTexts, Packing
+from models.core.losses import at_least_float32
+from models.core.packing import Packing
 
 
 class MLPHead(nn.Sequential):
@@ -55,28 +52,6 @@ class WordHead(nn.Module):
         """Logits (..., V) of ``states`` (..., D). A head with ``own_table`` ignores ``word_embeddings`` (V, D)."""
         table = word_embeddings if self.decoder is None else self.decoder.weight
         return F.linear(self.transform(states), table, self.bias)
-
-    def queue_loss(
-        self,
-        queue: FusionQueue,
-        masked: PackedTexts,
-        keys_values: KeysValues | None,
-        text: MaskedText,
-        word_embeddings: Tensor,
-    ) -> UnfinishedLoss:
-        """Queues masked texts for fusion. After the queue has run, the returned function computes the loss of their masked words
-        (eq. 3), summed over the words.
-
-        Args:
-            queue: the queue of the fusion encoder.
-            masked: the states of N masked texts.
-            keys_values: keys and values that the texts attend to; if None, cross-attention is skipped.
-            text: the batch of texts, with the masked positions and the original words.
-            word_embeddings: (V, D).
-        """
-        positions, labels = masked_positions(text)
-        fused = queue.add_positions(masked, keys_values, positions)
-        return lambda: losses.masked_words(self(fused(), word_embeddings), labels)
 
 
 def masked_positions(text: MaskedText) -> tuple[QueryPositions, Tensor]:

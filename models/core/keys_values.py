@@ -71,7 +71,7 @@ class KeysValues:
 @dataclass(frozen=True)
 class SharedRows:
     """Rows of keys and values to which the texts of one or more passes attend in the same call of attention
-    (:class:`models.core.fusion.FusionQueue`).
+    (:meth:`models.core.fusion.FusionEncoder.fuse`).
 
     For example, texts about regions attend to the same tensors twice: to the whole image to predict their boxes, and only to
     their region for the other losses.

@@ -25,9 +25,6 @@ SameGroup = Literal["negative", "ignore", "positive"]
 """How the contrastive loss treats two pairs of the same group: as negatives of each other, not at all, or as positives. The
 matching loss takes negatives from the same group only with "negative"."""
 
-UnfinishedLoss = Callable[[], Tensor]
-"""Finishes the computation of a loss that has been started, and returns the sum over examples."""
-
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Converts ``tensor`` to float32 if its precision is lower. A float64 tensor is returned unchanged."""

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from models.core import losses
 from models.core.contrastive import ContrastiveHead
-from models.core.fusion import FusionQueue
+from models.core.fusion import FusionPass
 from models.core.heads import MLPHead
 from models.core.keys_values import KeysValues
-from models.core.losses import EmbeddedPairs, SameGroup, UnfinishedLoss, at_least_float32
+from models.core.losses import EmbeddedPairs, SameGroup, at_least_float32
 from models.core.packing import PackedTexts
 
 
@@ -24,37 +24,37 @@ class MatchingHead(MLPHead):
     def __init__(self, width: int):
         super().__init__(width, 2)
 
-    def queue_loss(
+    def pair_with_negatives(
         self,
-        queue: FusionQueue,
         texts: PackedTexts,
         keys_values: KeysValues,
         pairs: EmbeddedPairs,
         contrastive: ContrastiveHead,
         hard_negatives: PackedTexts | None = None,
-    ) -> UnfinishedLoss:
-        """Queues N matched pairs and their pairs with sampled negatives for fusion. After the queue has run, the returned
-        function computes the loss.
+    ) -> tuple[list[FusionPass], Tensor]:
+        """Samples negatives for N matched pairs.
 
         Args:
-            queue: the queue of the fusion encoder.
             texts: N texts.
             keys_values: keys and values of the images, one row per text.
             pairs: embeddings of the images and texts; negatives are sampled by their similarities.
             contrastive: the head that embedded the pairs.
             hard_negatives: N * J texts, from which the negative text of a pair can also be sampled.
+
+        Returns:
+            Three passes of N texts: the matched pairs, the images with negative texts, and the texts with negative images; and
+            ``has_negatives`` (N,) for :meth:`loss`.
         """
         allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
         all_texts = texts if hard_negatives is None else PackedTexts.concat([texts, hard_negatives])
         negative_image, negative_text = self.sample_negatives(contrastive, pairs, allowed)
-        # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes can share
-        # attention with previously queued passes, which have the same keys and values; the last pass selects different rows.
-        fused = [
-            queue.add_cls(texts, keys_values),
-            queue.add_cls(all_texts.select(negative_text), keys_values),
-            queue.add_cls(texts, keys_values.select(negative_image)),
+        # On a GPU, the sampled texts stay padded, since the host does not know their lengths.
+        passes = [
+            FusionPass.cls(texts, keys_values),
+            FusionPass.cls(all_texts.select(negative_text), keys_values),
+            FusionPass.cls(texts, keys_values.select(negative_image)),
         ]
-        return lambda: self.loss([states() for states in fused], allowed.any(dim=1))
+        return passes, allowed.any(dim=1)
 
     @torch.no_grad()
     def sample_negatives(

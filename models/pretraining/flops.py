@@ -15,7 +15,7 @@ from batches.losses import Work
 from batches.pretraining import ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
 from batches.texts import MaskedText
 from models.flops import Lengths, ModelCost, frames_of, lengths
-from models.pretraining.streams import RegionTextStream, Stream, hard_negatives_in, needs_fusion, predicts_boxes
+from models.pretraining.streams import RegionTextStream, Stream, hard_negatives_in, predicts_boxes
 
 COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})
 """The losses whose FLOPs this module counts."""
@@ -61,7 +61,7 @@ def _images(
     tokens, frames = lengths(batch.text.mask, batch.valid), frames_of(batch.pixels)
     examples, keys = len(tokens), cost.vision.keys(frames)
     flops: float = cost.vision.encode(examples * frames)
-    if needs_fusion(requested):
+    if stream.needs_fusion(requested):
         flops += cost.fusion.project(examples * keys)
     flops += _pairs(cost, stream, batch, tokens, keys, requested)
     return Work(examples, examples * frames, int(tokens.sum()), flops)
@@ -72,7 +72,7 @@ def _regions(cost: ModelCost, stream: RegionTextStream, batch: RegionBatch, requ
     regions, keys = len(tokens), cost.vision.keys()
     images = len(np.unique(batch.image_index.numpy()[batch.valid.numpy()]))
     flops: float = cost.vision.encode(images) + cost.vision.pool_regions(regions)
-    if needs_fusion(requested):
+    if stream.needs_fusion(requested):
         # All patches once, the mean of every region, and the mean of every whole image, from which boxes are predicted.
         flops += cost.fusion.project(images * keys + regions)
     flops += _pairs(cost, stream, batch, tokens, keys, requested)

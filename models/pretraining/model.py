@@ -20,7 +20,7 @@ from batches.pretraining import PretrainBatch
 from models.config import LossWeights, PretrainModelConfig, StreamWeights
 from models.core.blocks import QueryPositions
 from models.core.contrastive import ContrastiveHead
-from models.core.fusion import FusionQueue
+from models.core.fusion import FusionPass
 from models.core.gradient_cache import spanning
 from models.core.heads import BoxHead, WordHead
 from models.core.losses import EmbeddedPairs
@@ -205,10 +205,8 @@ class PretrainModel(XVLM):
     def predict_words(self, texts: PackedTexts, images: Concepts, positions: QueryPositions) -> Tensor:
         """Returns the logits (Q, V) of the words at ``positions`` in N texts, in order. The words of text n are predicted from
         text n and image n."""
-        queue = FusionQueue(self.fusion)
-        fused = queue.add_positions(texts, self.fusion.project_concepts(images), positions)
-        queue.run()
-        return self.word_head(fused(), self.text.word_embeddings)
+        (fused,) = self.fusion.fuse([FusionPass(texts, self.fusion.project_concepts(images), positions)])
+        return self.word_head(fused, self.text.word_embeddings)
 
     def _build_streams(
         self, config: PretrainModelConfig, weights: LossWeights, factors: dict[str, float | None]

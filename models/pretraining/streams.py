@@ -2,17 +2,16 @@
 image-text pairs or videos. The ``losses`` methods compute the same losses as :mod:`models.reference`.
 ``python -m tests.models.test_region_text`` lists the functions through which the text of a region goes, in order.
 
-To add a loss, add its weight to :class:`LossWeights`, declare and compute the loss in a stream in this module, add it to
-:data:`FUSED` if it needs fused texts, and add it to :mod:`models.reference`. ``docs/architecture.md`` contains a worked example.
+To add a loss, add its weight to :class:`LossWeights`, declare and compute the loss in a stream in this module, and add it to
+:mod:`models.reference`. ``docs/architecture.md`` contains a worked example.
 :mod:`models.pretraining.flops` counts the FLOPs.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -23,11 +22,11 @@ from batches.pretraining import HardNegatives, ImageTextBatch, RegionBatch, Text
 from batches.texts import Text
 from models.config import LossWeights
 from models.core.contrastive import ContrastiveHead
-from models.core.fusion import FusionEncoder, FusionQueue
-from models.core.heads import BoxHead, WordHead
+from models.core.fusion import FusionEncoder, FusionPass
+from models.core.heads import BoxHead, WordHead, masked_positions
 from models.core.hub_text import HubTextEncoder
 from models.core.keys_values import KeysValues
-from models.core.losses import EmbeddedPairs, SameGroup, UnfinishedLoss, box_giou, box_l1
+from models.core.losses import EmbeddedPairs, SameGroup, box_giou, box_l1, masked_words
 from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
 from models.core.text import TextEncoder
@@ -45,9 +44,6 @@ class Modules(Protocol):
     word_head: WordHead
     box_head: BoxHead
 
-
-FUSED = frozenset({"matching", "mlm", "l1", "giou"})
-"""The losses that need texts that are fused with images."""
 
 B = TypeVar("B", bound=ImageTextBatch | VideoTextBatch | RegionBatch | TranslationBatch | TextBatch)
 """Type of a stream's batches."""
@@ -141,11 +137,15 @@ class Stream(ABC, Generic[B]):
         """The modules and parameters that the ``requested`` losses train, named as in :attr:`Loss.trains`."""
         return [module for loss in self.declared if loss.name in requested for module in loss.trains]
 
+    def needs_fusion(self, requested: Collection[str]) -> bool:
+        """True if any of the ``requested`` losses trains the fusion encoder, and so needs fused texts."""
+        return "fusion" in self.trained_by(requested)
+
 
 class PairStream(Stream[B]):
     """Pairs of a text and an image, a video, a region or, for translations, another text. All of them have the contrastive, the
-    matching and the masked language modelling loss. Subclasses say what a text attends to in the fusion
-    encoder (:meth:`attended`), and can have other losses (:meth:`start_other_losses`)."""
+    matching and the masked language modelling loss. Subclasses say what a text attends to in the fusion encoder
+    (:meth:`attended`)."""
 
     contrastive_parts: ClassVar[tuple[str, ...]] = ("contrastive",)
     """The parameters of the contrastive head that the contrastive loss trains."""
@@ -187,9 +187,9 @@ class PairStream(Stream[B]):
     def losses(self, model: Modules, encoded: Encoded[B], requested: Collection[str]) -> dict[str, Tensor]:
         """See :meth:`Stream.losses`.
 
-        The contrastive loss is started first, so that gathering the embeddings of all ranks overlaps with the fusion. Then each
-        loss queues its texts for fusion, and after one call of the fusion encoder the losses are finished. These are the passes
-        of the region stream; other streams have no box losses::
+        First, the contrastive loss starts to gather the embeddings of all ranks, which overlaps with the fusion. Then the texts
+        of the other losses are fused with what they attend to in one call of the fusion encoder, and the losses are computed
+        from their fused states. These are the passes of the region stream; other streams have no box losses::
 
             loss      texts            attend to                    states needed
             l1, giou  plain            the whole image              [CLS]              } one call of attention
@@ -198,56 +198,52 @@ class PairStream(Stream[B]):
             matching  negative texts   the region of the pair       [CLS]              } and of its image are the same
             matching  plain            the negative pair's region   [CLS]                another call
 
-        Only neighbours in the queue can share a call, so the matching loss is queued last.
+        Only neighbours can share a call, so the passes of the matching loss come last.
         """
-        texts, queue = encoded.texts, FusionQueue(model.fusion)
-        started: dict[str, UnfinishedLoss] = {}
+        batch, texts = encoded.batch, encoded.texts
         if needs_embeddings(requested):
             pairs = self.embed(model, encoded)
         if "contrastive" in requested:
-            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
-        attended = self.attended(model, encoded, requested) if needs_fusion(requested) else {}
-        started |= self.start_other_losses(model, encoded, attended, queue, requested)
+            finish_contrastive = model.contrastive.start_loss(pairs)
+
+        attended = self.attended(model, encoded, requested) if self.needs_fusion(requested) else {}
+        passes: dict[str, list[FusionPass]] = {}
+        if predicts_boxes(requested):
+            passes["boxes"] = [FusionPass.cls(texts["plain"], attended["boxes"])]
         if "mlm" in requested:
-            started["mlm"] = model.word_head.queue_loss(  # eq. 3
-                queue, texts["masked"], attended["mlm"], encoded.batch.text, model.text.word_embeddings
-            )
+            positions, labels = masked_positions(batch.text)
+            passes["mlm"] = [FusionPass(texts["masked"], attended["mlm"], positions)]
         if "matching" in requested:
-            started["matching"] = model.matching_head.queue_loss(  # eq. 2
-                queue,
+            passes["matching"], has_negatives = model.matching_head.pair_with_negatives(
                 texts[self.matched_text],
                 attended["matching"],
                 pairs,
                 model.contrastive,
                 texts.get("hard_negatives"),
             )
-        queue.run()
-        return {loss: finish() for loss, finish in started.items()}
+        fused = fused_by_name(model.fusion, passes) if passes else {}
+
+        totals: dict[str, Tensor] = {}
+        if "contrastive" in requested:
+            totals["contrastive"] = finish_contrastive()  # eq. 1
+        if predicts_boxes(requested):
+            totals |= self.box_losses(batch, model.box_head(*fused["boxes"]))  # eqs. 4 and 5
+        if "mlm" in requested:
+            logits = model.word_head(*fused["mlm"], model.text.word_embeddings)
+            totals["mlm"] = masked_words(logits, labels)  # eq. 3
+        if "matching" in requested:
+            totals["matching"] = model.matching_head.loss(fused["matching"], has_negatives)  # eq. 2
+        return {loss: total for loss, total in totals.items() if loss in requested}
 
     @abstractmethod
     def attended(self, model: Modules, encoded: Encoded[B], requested: Collection[str]) -> dict[str, KeysValues]:
         """Returns the keys and values that texts attend to in the fusion encoder, one row per text, under the names "matching",
-        "mlm" and, for the box losses of region streams, "box"."""
+        "mlm" and, for the box losses of region streams, "boxes"."""
 
-    def start_other_losses(
-        self,
-        model: Modules,
-        encoded: Encoded[B],
-        attended: Mapping[str, KeysValues],
-        queue: FusionQueue,
-        requested: Collection[str],
-    ) -> dict[str, UnfinishedLoss]:
-        """Starts the losses that only this type of stream has. By default, it starts no loss.
-
-        Args:
-            model, encoded, requested: see :meth:`losses`.
-            attended: the result of :meth:`attended`; empty if :func:`needs_fusion` is False.
-            queue: queue for texts to be fused. The queue runs after this method and before the functions that it returns.
-
-        Returns:
-            By the name of a requested loss, a function that computes the loss.
-        """
-        return {}
+    def box_losses(self, batch: B, boxes: Tensor) -> dict[str, Tensor]:
+        """Returns the losses of the predicted ``boxes`` (N, 4), by name. Only streams that declare such losses have this
+        method."""
+        raise NotImplementedError
 
     def embed(self, model: Modules, encoded: Encoded[B]) -> EmbeddedPairs:
         """Embeds the pairs for the contrastive and the matching loss."""
@@ -311,26 +307,11 @@ class RegionTextStream(PairStream[RegionBatch]):
         results are the same keys and values with different biases, so that the passes of all losses share a call of attention."""
         assert encoded.concepts is not None and encoded.images is not None
         region, whole_image = model.fusion.project_regions(encoded.concepts, encoded.images)
-        return {"matching": region, "mlm": region, "box": whole_image}
+        return {"matching": region, "mlm": region, "boxes": whole_image}
 
-    def start_other_losses(
-        self,
-        model: Modules,
-        encoded: Encoded[RegionBatch],
-        attended: Mapping[str, KeysValues],
-        queue: FusionQueue,
-        requested: Collection[str],
-    ) -> dict[str, UnfinishedLoss]:
-        if not predicts_boxes(requested):
-            return {}
-        states = queue.add_cls(encoded.texts["plain"], attended["box"])
-        box = cache(lambda: model.box_head(states()))  # eq. 4; predicted once for both losses
-        target, has_box = encoded.batch.boxes_cxcywh, self.has_box(encoded.batch)
-        started = {
-            "l1": lambda: box_l1(box(), target, has_box),  # eq. 5
-            "giou": lambda: box_giou(box(), target, has_box),
-        }
-        return {loss: started[loss] for loss in started if loss in requested}
+    def box_losses(self, batch: RegionBatch, boxes: Tensor) -> dict[str, Tensor]:
+        target, has_box = batch.boxes_cxcywh, self.has_box(batch)
+        return {"l1": box_l1(boxes, target, has_box), "giou": box_giou(boxes, target, has_box)}
 
     def has_box(self, batch: RegionBatch) -> Tensor:
         """The texts for which box losses are computed, (R,) bool."""
@@ -391,10 +372,9 @@ class TextStream(Stream[TextBatch]):
         return {"masked": batch.text.masked_copy()}
 
     def losses(self, model: Modules, encoded: Encoded[TextBatch], requested: Collection[str]) -> dict[str, Tensor]:
-        queue, masked, text = FusionQueue(model.fusion), encoded.texts["masked"], encoded.batch.text
-        words = model.word_head.queue_loss(queue, masked, None, text, model.text.word_embeddings)  # eq. 3
-        queue.run()
-        return {"mlm": words()}
+        positions, labels = masked_positions(encoded.batch.text)
+        (fused,) = model.fusion.fuse([FusionPass(encoded.texts["masked"], None, positions)])
+        return {"mlm": masked_words(model.word_head(fused, model.text.word_embeddings), labels)}  # eq. 3
 
 
 def hard_negatives_in(batch: Any) -> HardNegatives | None:
@@ -403,14 +383,15 @@ def hard_negatives_in(batch: Any) -> HardNegatives | None:
     return hard
 
 
+def fused_by_name(fusion: FusionEncoder, passes: Mapping[str, Sequence[FusionPass]]) -> dict[str, list[Tensor]]:
+    """Fuses the texts of all losses in one call. ``passes`` and the fused states of each pass are keyed by loss."""
+    states = iter(fusion.fuse([each for passes_of_loss in passes.values() for each in passes_of_loss]))
+    return {loss: [next(states) for _ in passes_of_loss] for loss, passes_of_loss in passes.items()}
+
+
 def needs_embeddings(requested: Collection[str]) -> bool:
     """True if any of the losses needs embeddings. (The matching loss samples negatives by the similarity of embeddings.)"""
     return "contrastive" in requested or "matching" in requested
-
-
-def needs_fusion(requested: Collection[str]) -> bool:
-    """True if any of the losses needs texts that are fused with images."""
-    return not FUSED.isdisjoint(requested)
 
 
 def predicts_boxes(requested: Collection[str]) -> bool:

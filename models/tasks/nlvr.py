@@ -10,7 +10,7 @@ from batches.losses import Losses, Term, Work
 from batches.nlvr import StatementBatch
 from batches.texts import Text
 from models.config import NLVRModelConfig
-from models.core.fusion import FusionQueue
+from models.core.fusion import FusionPass
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
 from models.core.xvlm import XVLM
@@ -53,7 +53,6 @@ class NLVRModel(XVLM):
         ``pixels`` (images * N, 3, H, W) contains all first (left) images, then all second (right) images.
         """
         keys_values, (statements,) = self.fusion.project_concepts(self.vision(pixels)), self.text([text])
-        queue = FusionQueue(self.fusion)
-        fused = [queue.add_cls(statements, images) for images in keys_values.split([len(text.ids)] * self.images)]
-        queue.run()
-        return self.classifier(torch.cat([states() for states in fused], dim=1))
+        by_image = keys_values.split([len(text.ids)] * self.images)
+        fused = self.fusion.fuse([FusionPass.cls(statements, images) for images in by_image])
+        return self.classifier(torch.cat(fused, dim=1))

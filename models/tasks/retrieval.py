@@ -12,7 +12,6 @@ from batches.losses import Losses, Term, Work
 from batches.retrieval import RetrievalBatch
 from models.config import AligningConfig
 from models.core.contrastive import ContrastiveHead
-from models.core.fusion import FusionQueue
 from models.core.gradient_cache import spanning
 from models.core.losses import EmbeddedPairs
 from models.core.matching import MatchingHead, matching_count
@@ -44,11 +43,10 @@ class RetrievalModel(XVLM):
         images, texts = self._encode(batch)
         pairs = self._embed(batch, images, texts)
         contrastive = self.contrastive.start_loss(pairs)  # eq. 1
-        queue = FusionQueue(self.fusion)
         keys_values = self.fusion.project_concepts(images)
-        matching = self.matching_head.queue_loss(queue, texts, keys_values, pairs, self.contrastive)  # eq. 2
-        queue.run()
-        return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching(), 1.0)}
+        passes, has_negatives = self.matching_head.pair_with_negatives(texts, keys_values, pairs, self.contrastive)
+        matching = self.matching_head.loss(self.fusion.fuse(passes), has_negatives)  # eq. 2
+        return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching, 1.0)}
 
     def compared(self, batch: RetrievalBatch) -> list[int]:
         """The number of pairs in each contrastive loss of a micro-batch."""

@@ -28,7 +28,7 @@ from models.config import (
     VideoConfig,
     VisionConfig,
 )
-from models.core.fusion import FusionEncoder, FusionQueue
+from models.core.fusion import FusionEncoder, FusionPass
 from models.core.hub_text import BERT_FAMILY
 from models.core.keys_values import KeysValues
 from models.core.matching import MatchingHead
@@ -118,10 +118,7 @@ def fused(model: XVLM, texts: PackedTexts, keys_values: KeysValues | None = None
 
 def fused_together(fusion: FusionEncoder, passes: Sequence[tuple[PackedTexts, KeysValues | None]]) -> list[Tensor]:
     """The fused states (T, D) of all tokens of each pass, in one call."""
-    queue = FusionQueue(fusion)
-    waiting = [queue.add_tokens(*each) for each in passes]
-    queue.run()
-    return [states() for states in waiting]
+    return fusion.fuse([FusionPass(*each) for each in passes])
 
 
 def in_float64(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from benchmarks.synthetic import pretrain_batch
 from models.core import losses
 from models.core.blocks import Attention, Block, BlockStack, QueryPositions, attention_bias
 from models.core.contrastive import ContrastiveHead
-from models.core.fusion import FusionEncoder, FusionQueue
+from models.core.fusion import FusionEncoder, FusionPass
 from models.core.heads import BoxHead, WordHead, masked_positions
 from models.core.keys_values import KeysValues, SharedRows
 from models.core.matching import MatchingHead, allowed_negatives
@@ -55,17 +55,14 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
         FusionEncoder.project_regions,
         "projects keys and values once per image; biases hide patches outside a region, or show the whole image",
     ),
-    (RegionTextStream.start_other_losses, "starts the box losses"),
-    (FusionQueue.add_cls, "queues the texts with their whole images, for the boxes"),
-    (WordHead.queue_loss, "queues the masked texts with their regions (eq. 3)"),
+    (FusionPass.cls, "pairs the texts with their whole images, for the boxes"),
     (masked_positions, "finds the masked positions, the only states that the last block computes for mlm"),
-    (FusionQueue.add_positions, "takes the masked texts"),
-    (MatchingHead.queue_loss, "queues matched pairs, negative texts and negative regions (eq. 2)"),
+    (MatchingHead.pair_with_negatives, "pairs the texts and regions with negatives"),
     (allowed_negatives, "rules out the pair itself and equal texts"),
     (MatchingHead.sample_negatives, "samples, for each text, another region, and for each region, another text"),
     (ContrastiveHead.similarity, "compares all embeddings of the local batch: (R, R)"),
     (MatchingHead.draw_negatives, "draws similar negatives more often"),
-    (FusionQueue.run, "fuses everything in the queue in one call"),
+    (FusionEncoder.fuse, "fuses the texts of all losses in one call"),
     (PackedTexts.concat, "concatenates the texts of the five passes"),
     (attention_bias, "makes the bias that keeps tokens within their text"),
     (QueryPositions.concat, "concatenates the positions whose states are needed: [CLS], or masked words"),
@@ -76,9 +73,11 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (KeysValues.layer, "copies the rows of sampled negatives"),
     (losses.contrastive, "eq. 1, over all ranks"),
     (BoxHead.forward, "predicts the box from [CLS], fused with the whole image (eq. 4)"),
-    (losses.box_l1, "eq. 5, L1; captions of whole images have no box loss"),
+    (RegionTextStream.box_losses, "leaves out captions of whole images and phrases with several boxes"),
+    (losses.box_l1, "eq. 5, L1"),
     (losses.box_giou, "eq. 5, GIoU"),
-    (losses.masked_words, "eq. 3, from the word head's logits"),
+    (WordHead.forward, "predicts the masked words"),
+    (losses.masked_words, "eq. 3"),
     (MatchingHead.loss, "skips pairs without negatives"),
     (losses.matching, "eq. 2, from the matching head's logits"),
     (PretrainModel.counts, "counts what each loss is divided by, with Loss.count of RegionTextStream.declare"),

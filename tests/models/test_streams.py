@@ -142,11 +142,12 @@ class UniformTexts(ImageTextStream):
             ),
         ]
 
-    def start_other_losses(self, model, encoded, attended, queue, requested):
-        if "uniformity" not in requested:
-            return {}
-        embedded = model.contrastive.embed_text(encoded.texts["plain"])
-        return {"uniformity": lambda: uniformity(embedded, encoded.batch.valid)}
+    def losses(self, model, encoded, requested):
+        totals = super().losses(model, encoded, requested)
+        if "uniformity" in requested:
+            embedded = model.contrastive.embed_text(encoded.texts["plain"])
+            totals["uniformity"] = uniformity(embedded, encoded.batch.valid)
+        return totals
 
 
 @pytest.fixture

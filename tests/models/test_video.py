@@ -18,7 +18,7 @@ from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from models.config import PretrainModelConfig, StreamWeights, VideoConfig, VideoQAModelConfig, VisionConfig
-from models.core.fusion import FusionQueue
+from models.core.fusion import FusionPass
 from models.core.vision import FRAME_POSITIONS, VisionEncoder
 from models.pretraining.model import PretrainModel
 from models.tasks.retrieval import RetrievalModel
@@ -86,14 +86,12 @@ def test_matching_logits_of_videos_equal_the_published_ones(model, given):
     concepts = model.vision(given["video"])
     text = encoded(model, given["video_text_ids"], given["video_text_atts"])
     memory = model.fusion.project_concepts(concepts)
-    queue = FusionQueue(model.fusion)
     passes = [
-        queue.add_cls(text, memory),
-        queue.add_cls(text, memory.select(given["video_image_neg_idx"])),
-        queue.add_cls(text.select(given["video_text_neg_idx"]), memory),
+        FusionPass.cls(text, memory),
+        FusionPass.cls(text, memory.select(given["video_image_neg_idx"])),
+        FusionPass.cls(text.select(given["video_text_neg_idx"]), memory),
     ]
-    queue.run()
-    found = model.matching_head(torch.cat([states() for states in passes]))
+    found = model.matching_head(torch.cat(model.fusion.fuse(passes)))
     assert_golden(found, EXPECTED["video_itm_logits"])
 
 
