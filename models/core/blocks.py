@@ -141,9 +141,11 @@ class Attention(nn.Module):
         text::
 
             (passes * B * S, L, D)     the padded queries of a group of passes: B * S texts of L tokens in each pass
-            (passes * B, S * L, D)     the S texts that attend to the same row are neighbours
+            (passes, B, S * L, D)      the S texts that attend to the same row are neighbours
             (B, passes * S * L, D)     the queries of all passes, by row
             (B, 1, passes * S * L, K)  the bias, if it differs between passes: which of the K states a query attends to
+
+        In the last block, L is replaced by the U query positions, because only their states are needed.
 
         Args:
             states: (T, D).
@@ -153,20 +155,16 @@ class Attention(nn.Module):
         Returns:
             (T, D).
         """
-        # (N, L, D); in the last block, L is replaced by the U query positions, because only their states are needed.
-        queries = packing.pad(self.self["query"](states))
-        sizes = [each.pass_count * len(each.keys_values) for each in shared_rows]
-        groups = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)  # each (passes * B, S * L, D)
-        found = [self._attend_to_rows(group, each) for group, each in zip(groups, shared_rows, strict=True)]
-        return self.output(packing.pack(torch.cat(found).view(queries.shape)), states, packing)
-
-    def _attend_to_rows(self, queries: Tensor, rows: SharedRows) -> Tensor:
-        """Attends from ``queries`` (passes * B, S * L, D) to B rows of keys and values. Each pass has queries for each row."""
-        keys, values = map(self.split_heads, rows.keys_values.layer(self.layer))
-        # All passes attend to a row in one call, so that its keys and values are read only once.
-        by_row = queries.unflatten(0, (rows.pass_count, -1)).transpose(0, 1)  # (B, passes, S * L, D)
-        found = self.attend(self.split_heads(by_row.flatten(1, 2)), keys, values, rows.bias)  # (B, passes * S * L, D)
-        return found.view(by_row.shape).transpose(0, 1).flatten(0, 1)
+        queries = packing.pad(self.self["query"](states))  # (N, L, D)
+        found = []
+        for texts, rows in zip(queries.split([rows.text_count for rows in shared_rows]), shared_rows, strict=True):
+            keys, values = map(self.split_heads, rows.keys_values.layer(self.layer))
+            # All passes attend to a row in one call, so that its keys and values are read only once.
+            by_pass = texts.reshape(rows.pass_count, len(rows.keys_values), -1, texts.shape[2])
+            by_row = by_pass.transpose(0, 1)  # (B, passes, S * L, D)
+            attended = self.attend(self.split_heads(by_row.flatten(1, 2)), keys, values, rows.bias)
+            found.append(attended.view(by_row.shape).transpose(0, 1).reshape(texts.shape))
+        return self.output(packing.pack(torch.cat(found)), states, packing)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Scaled dot-product attention.
@@ -262,8 +260,8 @@ class BlockStack(nn.Module):
         Args:
             states: (T, D).
             packing: the packing of the tokens.
-            bias: added to the scores of self-attention (:func:`attention_bias`); must broadcast to (N, heads, L, K), or to
-                (N, heads, U, K) with query positions.
+            bias: added to the scores of self-attention (:func:`attention_bias`); must broadcast to (N, heads, L, K). With
+                ``queries``, it must be the same for all tokens of a text, because the last block has U queries instead of L.
             keys_values: for each pass, the keys and values that its texts attend to, for all layers, in the order of the texts;
                 if empty, cross-attention is skipped, as for texts without an image.
             queries: the tokens for which the last block computes states; if None, all tokens. Earlier blocks compute all states,

@@ -115,8 +115,8 @@ class ContrastiveHead(nn.Module):
         pairs of all ranks, and the losses are summed over this rank's valid pairs.
 
         The method returns while the embeddings (N, E) of all ranks are still being gathered, so that the caller can start other
-        work. The returned function waits for the embeddings and computes the loss. Its gradient is the gradient of the
-        single-process loss, or 1/ranks of this gradient, depending on ``config.gradient``.
+        work. The returned function waits for the embeddings and computes the loss. The gradient with respect to an embedding
+        is the gradient of the single-process loss, or 1/ranks of this gradient, depending on ``config.gradient``.
         """
         if self.cached is not None:
             return partial(next(self.cached), pairs, self.scalars)

@@ -57,7 +57,8 @@ class FusionEncoder(BlockStack):
         values, and the same holds for query positions.
 
         Without dropout, the order of the passes does not change the results, but it does change the speed: passes that attend to
-        the same keys and values share one call of attention only if they are neighbours.
+        the same keys and values share one call of attention only if they are neighbours, because a call takes a slice of the
+        concatenated texts.
 
         Returns:
             For each pass, the fused states (Q, D) of its query positions, or (T, D) of all its tokens.
@@ -66,11 +67,12 @@ class FusionEncoder(BlockStack):
             "some passes have keys and values, others do not"
         )
         assert len({each.queries is None for each in passes}) == 1, "some passes have query positions, others do not"
-        texts_per_row = {
-            divmod(each.texts.packing.count, len(each.keys_values)) for each in passes if each.keys_values is not None
-        }
-        assert len(texts_per_row) <= 1 and not any(rest for _, rest in texts_per_row), (
-            f"all passes need the same number of texts per row of keys and values, not {texts_per_row}"
+        texts_and_rows = [
+            (each.texts.packing.count, len(each.keys_values)) for each in passes if each.keys_values is not None
+        ]
+        texts_per_row = {texts / rows for texts, rows in texts_and_rows}
+        assert len(texts_per_row) <= 1 and all(each.is_integer() for each in texts_per_row), (
+            f"all passes need the same number of texts per row of keys and values; these have {texts_and_rows} texts and rows"
         )
         texts = PackedTexts.concat([each.texts for each in passes])
         queries = [each.queries for each in passes if each.queries is not None]

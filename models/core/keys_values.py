@@ -79,22 +79,24 @@ class SharedRows:
     Attributes:
         keys_values: B rows, without a bias.
         pass_count: number of passes that attend to these rows.
+        text_count: number of texts of these passes, pass_count * B * S with S texts per row and pass.
         bias: the bias of all passes: (B, 1, 1, K) if it is the same for all of them; otherwise, for each query of each pass,
-            (B, 1, pass_count * queries, K); None if all texts attend to all states. Attention keeps it for the backward pass, so
+            (B, 1, pass_count * S * L, K); None if all texts attend to all states. Attention keeps it for the backward pass, so
             it is made once for all layers that have the same queries, and not in each layer.
     """
 
     keys_values: KeysValues
     pass_count: int
+    text_count: int
     bias: Tensor | None
 
     @staticmethod
-    def of(passes: Sequence[KeysValues], texts: int, length: int) -> list[SharedRows]:
+    def of(passes: Sequence[KeysValues], text_count: int, length: int) -> list[SharedRows]:
         """Groups neighbouring passes that share their rows (:meth:`KeysValues.shares_rows_with`).
 
         Args:
             passes: the keys and values of each pass.
-            texts: N, number of texts of all passes. Each row serves the same number of texts.
+            text_count: N, number of texts of all passes. In each pass, a row serves the same number S of texts.
             length: number of queries of each text, including padding.
         """
         groups: list[list[KeysValues]] = []
@@ -103,9 +105,14 @@ class SharedRows:
                 groups[-1].append(each)
             else:
                 groups.append([each])
-        texts_per_row = texts // sum(map(len, passes)) if passes else 0
+        texts_per_row = text_count // sum(map(len, passes)) if passes else 0
         return [
-            SharedRows(replace(group[0], bias=None), len(group), _joined_bias(group, texts_per_row * length))
+            SharedRows(
+                replace(group[0], bias=None),
+                pass_count=len(group),
+                text_count=len(group) * len(group[0]) * texts_per_row,
+                bias=_joined_bias(group, texts_per_row * length),
+            )
             for group in groups
         ]
 
@@ -113,19 +120,19 @@ class SharedRows:
 def _joined_bias(passes: Sequence[KeysValues], queries_per_row: int) -> Tensor | None:
     """Returns :attr:`SharedRows.bias`, given the number of queries per row in each pass. If all passes have the same bias, it is
     the same for all queries; otherwise, the bias of each pass is repeated for the queries of this pass."""
-    first, selected = passes[0].bias, passes[0].selected
-    if first is None:
+    first = passes[0]
+    if first.bias is None:
         return None
-    shared = all(each.bias is first for each in passes)
-    if shared and selected is None:
-        return first
-    biases, repeats = ([first], 1) if shared else ([each.bias for each in passes], queries_per_row)
-    joined = aligned_zeros((len(passes[0]), 1, len(biases) * repeats, first.shape[3]), first.dtype, first.device)
-    for index, bias in enumerate(biases):
-        assert bias is not None
-        joined[:, :, index * repeats : (index + 1) * repeats] = (
-            bias if selected is None else bias.index_select(0, selected)
-        )
+    if all(each.bias is first.bias for each in passes):
+        if first.selected is None:
+            return first.bias
+        passes, queries_per_row = passes[:1], 1  # copied, because selected rows are not aligned
+    shape = len(first), 1, len(passes) * queries_per_row, first.bias.shape[3]
+    joined = aligned_zeros(shape, first.bias.dtype, first.device)
+    for index, each in enumerate(passes):
+        assert each.bias is not None
+        bias = each.bias if each.selected is None else each.bias.index_select(0, each.selected)
+        joined[:, :, index * queries_per_row : (index + 1) * queries_per_row] = bias
     return joined
 
 

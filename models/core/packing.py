@@ -6,7 +6,7 @@ combine token states with their packing.
 
 Reading the lengths of texts back from a GPU would force a device sync. T is therefore chosen on the host, and may be larger than
 the number of tokens. The remaining positions hold spare tokens, which come after the real tokens of their batch, have arbitrary
-finite values, and are never read. For example, here are the padded indices of texts of 3 and 1 tokens, with L = 3::
+finite values, and do not enter any result. For example, here are the padded indices of texts of 3 and 1 tokens, with L = 3::
 
     T = 4   0 1 2   3        packed
     T = 5   0 1 2   3 6      with a spare token, whose index N * L = 6 lies after the last text

@@ -15,7 +15,7 @@ from batches.losses import Work
 from batches.pretraining import ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
 from batches.texts import MaskedText
 from models.flops import Lengths, ModelCost, frames_of, lengths
-from models.pretraining.streams import RegionTextStream, Stream, hard_negatives_in, predicts_boxes
+from models.pretraining.streams import PairStream, RegionTextStream, Stream, hard_negatives_in, predicts_boxes
 
 COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})
 """The losses whose FLOPs this module counts."""
@@ -43,6 +43,7 @@ def work_of(
             assert isinstance(stream, RegionTextStream)
             work = _regions(cost, stream, batch, requested)
         case _:
+            assert isinstance(stream, PairStream)
             work = _images(cost, stream, batch, requested)
     if shares_images:
         work = replace(work, samples=0, images=0, flops=work.flops - cost.vision.encode(int(work.images)))
@@ -56,7 +57,7 @@ def _texts(cost: ModelCost, batch: TextBatch) -> Work:
 
 
 def _images(
-    cost: ModelCost, stream: Stream[Any], batch: ImageTextBatch | VideoTextBatch, requested: Collection[str]
+    cost: ModelCost, stream: PairStream[Any], batch: ImageTextBatch | VideoTextBatch, requested: Collection[str]
 ) -> Work:
     tokens, frames = lengths(batch.text.mask, batch.valid), frames_of(batch.pixels)
     examples, keys = len(tokens), cost.vision.keys(frames)

@@ -117,20 +117,17 @@ class PretrainModel(XVLM):
             requested: names of the losses to compute, as returned by :meth:`losses_to_compute`.
         """
         streams = {name: self.streams[name] for name, loss_names in requested.items() if loss_names}
-        texts = {
-            (name, kind): text
-            for name, stream in streams.items()
-            for kind, text in stream.texts_to_encode(batches[name], requested[name]).items()
-        }
+        texts = {name: stream.texts_to_encode(batches[name], requested[name]) for name, stream in streams.items()}
         pixels = {stream.images_of: batches[name].pixels for name, stream in streams.items() if stream.has_images}
-        encoded_texts = dict(zip(texts, self.text(list(texts.values())) if texts else [], strict=True))
+        all_texts = [text for by_kind in texts.values() for text in by_kind.values()]
+        encoded_texts = iter(self.text(all_texts) if all_texts else [])
         all_images = dict(zip(pixels, self.vision.encode(list(pixels.values())) if pixels else [], strict=True))
         encoded = {}
         for name, stream in streams.items():
             images = all_images.get(stream.images_of)
             encoded[name] = Encoded(
                 batches[name],
-                {kind: packed for (of, kind), packed in encoded_texts.items() if of == name},
+                {kind: next(encoded_texts) for kind in texts[name]},
                 images,
                 None if images is None else stream.concepts(self.vision, batches[name], images),
             )

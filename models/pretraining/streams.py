@@ -77,7 +77,8 @@ class Encoded(Generic[B]):
         batch: the micro-batch.
         texts: the encoded texts, by the names from :meth:`Stream.texts_to_encode`.
         images: the encoded images or videos; None if the stream has no images.
-        concepts: the visual concept of each text: in region streams the regions, in others the ``images``.
+        concepts: the visual concept of each text: in region streams the regions, in others the ``images``; None if the stream has
+            no images.
     """
 
     batch: B
@@ -137,10 +138,6 @@ class Stream(ABC, Generic[B]):
         """The modules and parameters that the ``requested`` losses train, named as in :attr:`Loss.trains`."""
         return [module for loss in self.declared if loss.name in requested for module in loss.trains]
 
-    def needs_fusion(self, requested: Collection[str]) -> bool:
-        """True if any of the ``requested`` losses trains the fusion encoder, and so needs fused texts."""
-        return "fusion" in self.trained_by(requested)
-
 
 class PairStream(Stream[B]):
     """Pairs of a text and an image, a video, a region or, for translations, another text. All of them have the contrastive, the
@@ -198,7 +195,8 @@ class PairStream(Stream[B]):
             matching  negative texts   the region of the pair       [CLS]              } and of its image are the same
             matching  plain            the negative pair's region   [CLS]                another call
 
-        Only neighbours can share a call, so the passes of the matching loss come last.
+        Only neighbours can share a call, because a call takes a slice of the concatenated texts. The passes of the matching loss
+        therefore come last.
         """
         batch, texts = encoded.batch, encoded.texts
         if needs_embeddings(requested):
@@ -234,6 +232,10 @@ class PairStream(Stream[B]):
         if "matching" in requested:
             totals["matching"] = model.matching_head.loss(fused["matching"], has_negatives)  # eq. 2
         return {loss: total for loss, total in totals.items() if loss in requested}
+
+    def needs_fusion(self, requested: Collection[str]) -> bool:
+        """True if any of the ``requested`` losses trains the fusion encoder, and so needs fused texts."""
+        return "fusion" in self.trained_by(requested)
 
     @abstractmethod
     def attended(self, model: Modules, encoded: Encoded[B], requested: Collection[str]) -> dict[str, KeysValues]:
@@ -304,7 +306,8 @@ class RegionTextStream(PairStream[RegionBatch]):
         self, model: Modules, encoded: Encoded[RegionBatch], requested: Collection[str]
     ) -> dict[str, KeysValues]:
         """See :meth:`PairStream.attended`. A text is matched with its region, and its box is predicted from the whole image. Both
-        results are the same keys and values with different biases, so that the passes of all losses share a call of attention."""
+        results are the same keys and values with different biases, so that passes of all losses share a call of attention
+        (:meth:`PairStream.losses`)."""
         assert encoded.concepts is not None and encoded.images is not None
         region, whole_image = model.fusion.project_regions(encoded.concepts, encoded.images)
         return {"matching": region, "mlm": region, "boxes": whole_image}

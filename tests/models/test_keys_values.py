@@ -111,7 +111,9 @@ def test_neighbouring_passes_over_the_same_rows_share_one_call_of_attention(keys
     other = keys_values.select(torch.tensor([1, 0, 2]))
     other_bias = KeysValues(keys_values.layers, keys_values.bias.flip(0))
     without_bias = KeysValues(keys_values.layers)
-    found = SharedRows.of([keys_values, other_bias, other, other, keys_values, without_bias], texts=6 * ROWS, length=2)
+    found = SharedRows.of(
+        [keys_values, other_bias, other, other, keys_values, without_bias], text_count=6 * ROWS, length=2
+    )
     assert [each.pass_count for each in found] == [2, 2, 1, 1]
     assert [each.keys_values.selected for each in found] == [None, other.selected, None, None]
     both, selected, alone, nothing = (each.bias for each in found)
