@@ -7,7 +7,8 @@ with the same modules, but without redundant work: it skips padding (:mod:`model
 (:class:`models.core.blocks.QueryPositions`), and groups calls (:meth:`models.core.fusion.FusionEncoder.fuse`).
 ``tests/models/test_reference.py`` compares the two paths without dropout. This file does not implement drop path or steps without
 a matching loss. Both paths call the same functions for the mean of a region, the sampling of negatives, the similarity of hard
-negatives, and the losses of equations 2 to 5; ``tests/models/oracle.py`` computes all of this without code of the project.
+negatives, the sigmoid loss, and the losses of equations 2 to 5. ``tests/models/oracle.py`` computes all of these, except the
+sigmoid loss, without any code of the project.
 """
 
 from __future__ import annotations

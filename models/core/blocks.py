@@ -137,8 +137,8 @@ class Attention(nn.Module):
         """Cross-attention: tokens attend to keys and values that have been projected beforehand.
 
         A row of keys and values may serve several texts: S texts of a pass (in pre-training, S = 1), and the texts of several
-        passes. Attention is called once for all texts of a row, so their tokens are laid side by side, as if they were one long
-        text::
+        passes. Passes that share their rows (:class:`SharedRows`) take one call of attention, in which the tokens of all
+        texts of a row are laid side by side, as if they were one long text::
 
             (passes * B * S, L, D)     the padded queries of a group of passes: B * S texts of L tokens in each pass
             (passes, B, S * L, D)      the S texts that attend to the same row are neighbours
@@ -170,12 +170,12 @@ class Attention(nn.Module):
         """Scaled dot-product attention.
 
         Args:
-            queries: (B, heads, Q, d), Q queries for each of B texts or, in cross-attention, for each of B rows.
+            queries: (B, heads, M, d), M queries for each of B texts or, in cross-attention, for each of B rows.
             keys, values: (B, heads, K, d).
-            bias: added to the scores, or a boolean mask, True = attend; broadcasts to (B, heads, Q, K).
+            bias: added to the scores, or a boolean mask, True = attend; broadcasts to (B, heads, M, K).
 
         Returns:
-            (B, Q, D).
+            (B, M, D).
         """
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, dropout_p=dropout)

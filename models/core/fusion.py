@@ -114,7 +114,7 @@ class FusionEncoder(BlockStack):
         assert regions.patch_mask is not None and regions.image_index is not None
         patches, image_index = regions.patches, regions.image_index
         (image_count, length, _), region_count = patches.shape, len(regions.mean)
-        # Project every state once: all patches, the mean of each image, the mean of each region, (I * P + I + R, D).
+        # Project every state once: all patches, the mean of each image, the mean of each region, (I * P + I + R, D').
         projected = self.project_layers(torch.cat([patches.flatten(0, 1), images.mean, regions.mean]))
         first_image_mean, first_region_mean = image_count * length, image_count * (length + 1)
         # A row gathers its states, (R, 2 + P): the region's mean, its image's mean, its image's patches.

@@ -67,6 +67,11 @@ class KeysValues:
             return keys, values
         return select_rows(keys, self.selected), select_rows(values, self.selected)
 
+    def bias_of_rows(self) -> Tensor:
+        """Returns the bias (B, 1, 1, K) of the rows. Selected rows are copied."""
+        assert self.bias is not None
+        return self.bias if self.selected is None else self.bias.index_select(0, self.selected)
+
 
 @dataclass(frozen=True)
 class SharedRows:
@@ -123,17 +128,13 @@ def _joined_bias(passes: Sequence[KeysValues], queries_per_row: int) -> Tensor |
     first = passes[0]
     if first.bias is None:
         return None
-    if all(each.bias is first.bias for each in passes):
-        if first.selected is None:
-            return first.bias
-        passes, queries_per_row = passes[:1], 1  # copied, because selected rows are not aligned
-    shape = len(first), 1, len(passes) * queries_per_row, first.bias.shape[3]
-    joined = aligned_zeros(shape, first.bias.dtype, first.device)
-    for index, each in enumerate(passes):
-        assert each.bias is not None
-        bias = each.bias if each.selected is None else each.bias.index_select(0, each.selected)
-        joined[:, :, index * queries_per_row : (index + 1) * queries_per_row] = bias
-    return joined
+    same = all(each.bias is first.bias for each in passes)
+    if same and first.selected is None:
+        return first.bias
+    biases = [each.bias_of_rows() for each in passes[: 1 if same else None]]
+    joined = biases[0] if same else torch.cat([bias.expand(-1, -1, queries_per_row, -1) for bias in biases], dim=2)
+    # Selecting rows and concatenating lose the alignment that GPU kernels need.
+    return aligned_zeros(tuple(joined.shape), joined.dtype, joined.device).copy_(joined)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

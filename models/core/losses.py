@@ -72,7 +72,8 @@ def contrastive(
 
     With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as in the authors' code for
     retrieval). If there are more than :data:`COLUMNS` pairs, they are compared in chunks, and their similarities are recomputed
-    in the backward pass, so memory does not grow with the number of ranks. Each image is also compared with its hard negatives.
+    in the backward pass, so the memory for similarities does not grow with the number of ranks. Each image is also compared with
+    its hard negatives.
 
     Args:
         local: the N pairs of this rank.

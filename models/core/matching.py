@@ -122,7 +122,9 @@ def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Te
 def matching_count(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tensor:
     """The number by which the matching loss is divided: three classified pairs for each pair that has negatives. For the
     arguments, see :func:`allowed_negatives`."""
-    if same_group == "negative":  # all valid pairs are negatives of each other; the host counts in each step
+    if (
+        same_group == "negative"
+    ):  # all valid pairs are negatives of each other: a shortcut, because counts are made in each step
         count = valid.sum()
         return 3 * count * (count > 1)
     return 3 * allowed_negatives(valid, group, same_group).any(dim=1).sum()

@@ -28,7 +28,7 @@ class Concepts:
     """R visual concepts (section 3.2 of the paper): images, videos, or regions that share the patches of I images.
 
     Attributes:
-        patches: (I, P, D), patch states after the last norm.
+        patches: (I, P, D), patch states after the last norm, plus positions for videos and with ``model.vision.patch_positions``.
         mean: (R, D), the mean of each concept's patches, which represents the concept as [CLS] represents a text.
         patch_mask: (R, P) bool, True = a patch of the concept; None if concept r is the whole image r.
         image_index: (R,) int64, the index of each concept's image; None if concept r is the whole image r.
@@ -112,7 +112,8 @@ class VisionEncoder(nn.Module):
         return Concepts.whole(patches.mean(dim=1) if self.config.video.pooling == "mean" else patches.flatten(1, 2))
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """Patch states (I, P, D) of ``pixels`` (I, 3, H, W) after the last norm, in row-major order."""
+        """Patch states (I, P, D) of ``pixels`` (I, 3, H, W) after the last norm, in row-major order. With
+        ``model.vision.patch_positions``, sine-cosine positions are added to them."""
         original = pixels
         if pixels.dtype == torch.uint8:
             pixels = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std

@@ -91,6 +91,7 @@ class Stream(ABC, Generic[B]):
     """One type of training data, with its losses.
 
     Attributes:
+        name: name of the stream.
         images_of: name of the stream whose images this stream uses: for long captions, the stream of the short captions, and for
             others, the stream itself. The images are encoded once for both streams.
         same_group: how the losses treat pairs with equal texts, by default "ignore" for regions and "negative" for other streams

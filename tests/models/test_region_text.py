@@ -64,7 +64,7 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (MatchingHead.draw_negatives, "draws similar negatives more often"),
     (FusionEncoder.fuse, "fuses the texts of all losses in one call"),
     (PackedTexts.concat, "concatenates the texts of the five passes"),
-    (attention_bias, "makes the bias that keeps tokens within their text"),
+    (attention_bias, "makes the bias that hides the padding"),
     (QueryPositions.concat, "concatenates the positions whose states are needed: [CLS], or masked words"),
     (BlockStack.forward, "runs the fusion blocks; the last one computes only the needed states"),
     (SharedRows.of, "lets neighbouring passes share one call of attention, and joins their biases"),
