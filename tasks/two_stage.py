@@ -10,9 +10,10 @@ pairs.
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import IO, Protocol, get_args
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from models.inference.reranking import ORDER_NOTES, AligningModel, TextBank, sco
 from tasks.evaluation import Metric
 from tasks.inference import device_of, progress
 from utils import distributed
-from utils.spool import TensorSpool
+from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -149,26 +150,25 @@ class TwoStageRetrieval:
                 3, S, S), in order.
             texts: T cleaned texts.
         """
-        with TensorSpool() as patches:
-            image_embed = self._encode_images(image_count, read, patches)
+        with tempfile.TemporaryFile() as states:
+            image_embed = self._encode_images(image_count, read, states)
             bank, text_embed = self._encode_texts(texts)
             cosine = Stage(self._nearest(image_embed, text_embed), self._nearest(text_embed, image_embed))
             k = self.candidates
             first = Stage(cosine.texts.first(k), cosine.images.first(k))
-            logits = self._logits(patches, bank, first) if self.reranks else None
+            logits = self._logits(states, bank, first) if self.reranks else None
             return Rankings(cosine, logits, self.model.contrastive.temperature.item())
 
-    def _encode_images(
-        self, count: int, read: Callable[[range], Iterator[list[Tensor]]], patches: TensorSpool
-    ) -> Tensor:
-        """Returns the embeddings of all images (I, E), and appends the tokens of this rank's images to ``patches``."""
+    def _encode_images(self, count: int, read: Callable[[range], Iterator[list[Tensor]]], states: IO[bytes]) -> Tensor:
+        """Returns the embeddings of all images (I, E), and appends the states (1 + P, D) of each of this rank's images to
+        the file ``states``, as float32."""
         share = distributed.share_of(count)
         local = [np.zeros((0, self.model.config.embed_dim), dtype=np.float32)]
         for pixels in progress(read(share), "encoding images", -(-len(share) // self.batch_size)):
             concepts = self.model.vision(torch.stack(pixels).to(self.device))
             local.append(self.model.contrastive.embed_image(concepts).cpu().numpy())
             if self.reranks:
-                patches.append(concepts.states().float())
+                _append(states, concepts.states())
         return torch.from_numpy(np.concatenate(distributed.gather_objects(np.concatenate(local))))
 
     def _encode_texts(self, texts: Sequence[str]) -> tuple[TextBank, Tensor]:
@@ -197,8 +197,9 @@ class TwoStageRetrieval:
                 scores.append(best.values.cpu().numpy())
         return Candidates(np.concatenate(ids), np.concatenate(scores))
 
-    def _logits(self, patches: TensorSpool, bank: TextBank, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
-        """Returns :attr:`Rankings.logits` of the candidates of ``stage``. A pair in both directions is scored once."""
+    def _logits(self, states: IO[bytes], bank: TextBank, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+        """Returns :attr:`Rankings.logits` of the candidates of ``stage``. A pair in both directions is scored once. ``states`` is
+        the file that :meth:`_encode_images` wrote."""
         texts, images = stage.texts.ids, stage.images.ids
         text_count = len(images)
         # A pair is encoded as one integer, image * text_count + text, so that sorting groups the pairs of an image.
@@ -210,8 +211,12 @@ class TwoStageRetrieval:
         texts_of_image = np.split(local % text_count, ends)
         scores = [np.zeros((0, 2), dtype=np.float32)]
         blocks = range(0, len(share), self.batch_size)
+        image_bytes = states.tell() // max(1, len(share))
+        states.seek(0)
         for start in progress(blocks, "re-ranking", len(blocks)):
-            tokens = patches.read(start, start + self.batch_size).to(self.device)
+            size = min(self.batch_size, len(share) - start)
+            values = torch.frombuffer(bytearray(states.read(size * image_bytes)), dtype=torch.float32)
+            tokens = values.view(size, -1, self.model.vision.width).to(self.device)
             candidates = [torch.from_numpy(ids) for ids in texts_of_image[start : start + self.batch_size]]
             concepts = Concepts(tokens[:, 1:], tokens[:, 0])
             logits = score_pairs(self.model.fusion, self.model.matching_head, concepts, candidates, bank)
@@ -231,6 +236,24 @@ class TwoStageRetrieval:
             *images.shape, 2
         )
         return by_image, by_text
+
+
+def _append(file: IO[bytes], states: Tensor) -> None:
+    """Appends states to a temporary file, as float32.
+
+    Raises:
+        UserError: if the disk is full.
+    """
+    size = file.tell()
+    try:
+        file.write(states.float().cpu().numpy().tobytes())
+        file.flush()
+    except OSError as error:
+        raise UserError(
+            f"cannot hold more than {size / 1e9:.1f} GB of image states ({error.strerror})",
+            where=tempfile.gettempdir(),
+            remedy="set TMPDIR to a larger disk",
+        ) from None
 
 
 def ranking_rule(score: RankingScore, candidates: int, *, chosen: bool) -> str:

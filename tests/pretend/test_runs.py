@@ -213,7 +213,7 @@ EVALUATION_WAITS = {
     "copies from the host: tasks/two_stage.py TwoStageRetrieval._encode_images": INPUTS,
     "copies from the host: tasks/two_stage.py TwoStageRetrieval._logits": SPOOL,
     "copies from the host: tasks/two_stage.py TwoStageRetrieval._nearest": "embeddings of a split, a block at a time",
-    "copies to the host: utils/spool.py TensorSpool.append": SPOOL,
+    "copies to the host: tasks/two_stage.py _append": SPOOL,
     "copies to the host: tasks/two_stage.py TwoStageRetrieval._encode_images": RESULTS,
     "copies to the host: tasks/two_stage.py TwoStageRetrieval._encode_texts": RESULTS,
     "copies to the host: tasks/two_stage.py TwoStageRetrieval._nearest": RESULTS,

@@ -17,9 +17,10 @@ from tasks.config import RetrievalConfig
 from tasks.evaluation import Evaluation
 from tasks.inference import evaluating
 from tasks.retrieval import RetrievalTask
-from tests.messages import OneLine
+from tests.messages import OneLine, naming
 from tests.tasks.painted import ROOT, SIZE
 from utils.config import load_config
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +234,8 @@ def test_chance_levels_have_the_names_of_the_metrics_and_reach_one_with_few_capt
     assert found["text to image R@1"] == pytest.approx(1 / 3)
     assert found["image to text R@5"] == found["image to text R@10"] == found["text to image R@5"] == 1
     assert found.keys() == recalls_of(np.eye(3), np.eye(3), np.arange(3), 3).keys()
+
+
+def test_a_full_disk_is_reported_with_its_remedy():
+    with open("/dev/full", "wb", buffering=0) as file, pytest.raises(UserError, match=naming("image states", "TMPDIR")):
+        two_stage._append(file, torch.ones(1, 3, 4))
