@@ -140,6 +140,7 @@ class PretrainBatch(Batch):
         images, regions, texts, videos, translations: the micro-batch of each stream.
         unmatched: names of the streams whose matching loss is not computed in this step, because their micro-batch comes from a
             noisy set of records; equal on all ranks, and valid for the long captions of the stream, too.
+        not_started: names of the losses that no stream computes yet in this step (``data.losses_from``).
     """
 
     images: ImageTextBatch | None = None
@@ -148,6 +149,7 @@ class PretrainBatch(Batch):
     videos: VideoTextBatch | None = None
     translations: TranslationBatch | None = None
     unmatched: tuple[str, ...] = ()
+    not_started: tuple[str, ...] = ()
 
     def by_stream(self) -> dict[str, Any]:
         """Returns the batches of the streams in use, keyed by stream name.

@@ -95,9 +95,10 @@ def describe_other_steps(config: PretrainConfig) -> str:
         "data.images.clean": data.images is not None and data.images.clean is not None,
         "data.videos.clean": data.videos is not None and data.videos.clean is not None,
         "data.matching_steps": data.matching_steps is not None,
+        "data.losses_from": bool(data.losses_from),
     }
     keys = [key for key, is_set in conditions.items() if is_set]
     if not keys:
         return ""
     omit = "omits" if len(keys) == 1 else "omit"
-    return f"with all matching losses, which {' and '.join(keys)} {omit} in some steps of a run"
+    return f"with all losses, some of which {' and '.join(keys)} {omit} in some steps of a run"

@@ -115,6 +115,8 @@ class AugmentConfig(RegionAugmentConfig):
         return self
 
 
+LossName = Literal["contrastive", "matching", "mlm", "l1", "giou"]
+
 Backend = Literal["av", "decord"]
 
 
@@ -413,6 +415,11 @@ class DataConfig(LoadingConfig):
         None,
         ge=0,
         description="number of steps with a matching loss; later steps have no matching loss in any stream; null: all steps",
+    )
+    losses_from: dict[LossName, Annotated[int, Field(ge=0)]] = Field(
+        {},
+        description="number of steps before a loss begins, such as {matching: 300, mlm: 300}; until then, a step is faster, "
+        "because it does not compute the loss in any stream; losses that are not named begin at once",
     )
     cache_index: Annotated[str | None, MAY_CHANGE] = Field(
         None, description="folder of shard indexes; null: the user's cache folder"

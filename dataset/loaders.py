@@ -180,7 +180,8 @@ class BatchLoader:
         if consumed % per_step:
             raise UserError(
                 f"the run has used {consumed} micro-batches, which is not a whole number of steps of {per_step}: with "
-                "data.images.clean, data.videos.clean or data.matching_steps, resume it on the same number of ranks as before"
+                "data.images.clean, data.videos.clean, data.matching_steps or data.losses_from, resume it on the same number of "
+                "ranks as before"
             )
         first = consumed + self.rank
         numbers = range(first, first + count * self.world_size, self.world_size)

@@ -90,7 +90,8 @@ class PretrainBatches:
         self.steps = Steps(
             {name: clean.probability for name, clean in data.clean_sets().items()}, data.matching_steps, seed
         )
-        self.numbers_per_step = world_size * accumulate if data.clean_sets() or data.matching_steps is not None else 1
+        steps_differ = data.clean_sets() or data.matching_steps is not None or data.losses_from
+        self.numbers_per_step = world_size * accumulate if steps_differ else 1
         self.stream_sizes = {name: len(stream) for name, stream in records.items()}
         self.examples_per_batch = sum(stream.batch_size for stream in data.streams().values())
         self.records_per_batch = data.records_per_batch
@@ -138,14 +139,16 @@ class PretrainBatches:
     def make(self, number: int) -> PretrainBatch:
         """Builds micro-batch ``number``, counted over all ranks."""
         account = Account()
-        clean, unmatched = self.steps.draw(number // self.numbers_per_step)
+        step = number // self.numbers_per_step
+        clean, unmatched = self.steps.draw(step)
         parts: dict[str, Any] = {
             name: self.streams[f"{name}/clean" if name in clean else name].batch(number, account)
             for name in self.streams
             if not name.endswith("/clean")
         }
         unmatched = tuple(name for name in unmatched if name in parts)
-        return PretrainBatch(**parts, unmatched=unmatched, **account.fields())
+        not_started = tuple(loss for loss, first_step in self.data.losses_from.items() if step < first_step)
+        return PretrainBatch(**parts, unmatched=unmatched, not_started=not_started, **account.fields())
 
 
 class Steps:

@@ -101,7 +101,8 @@ class PretrainModel(XVLM):
             name: [
                 loss_name
                 for loss_name in stream.weights
-                if not (loss_name == "matching" and stream.images_of in batch.unmatched)
+                if loss_name not in batch.not_started
+                and not (loss_name == "matching" and stream.images_of in batch.unmatched)
             ]
             for name, stream in self.streams.items()
             if name in batches and stream.weights

@@ -338,6 +338,24 @@ def test_after_the_last_matching_step_the_losses_keep_their_names(tiny_overrides
     assert all(terms[f"{stream}/matching"].total == 0 for stream in second.unmatched)
 
 
+def test_a_loss_that_starts_later_is_zero_until_then_and_its_parameters_wait(tiny_overrides):
+    task = PretrainTask.build(
+        load_config(DEMO, [*tiny_overrides, "data.losses_from={matching: 1, mlm: 2}"], PretrainConfig)
+    )
+    totals = []
+    for batch in task.train_loader().batches(0, 3):
+        terms = task.model(batch)
+        sum(term.total for term in terms.values()).backward()
+        assert all(each.grad is not None for each in task.model.parameters() if each.requires_grad)
+        totals.append({name: bool(term.total != 0) for name, term in terms.items()})
+        assert {name for name, count in task.model.counts(batch).items() if count == 0} == {
+            name for name, computed in totals[-1].items() if not computed
+        }
+    every = {name.split("/")[1] for name in totals[0]}
+    computed = [{name.split("/")[1] for name, found in each.items() if found} for each in totals]
+    assert computed == [every - {"matching", "mlm"}, every - {"mlm"}, every]
+
+
 @pytest.mark.parametrize("pooling", ["mean", "tokens"])
 def test_held_out_videos_are_found_with_or_without_images(tiny_overrides, tmp_path, pooling):
     held_out = f"evaluation.video_files=[{tmp_path}/videos.jsonl]"

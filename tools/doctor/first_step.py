@@ -95,7 +95,7 @@ def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
     names = [field.name for field in fields(batch) if field.name in streams]
     absent = dict.fromkeys(names)
     for name in names:
-        yield name, replace(batch, **{**absent, name: getattr(batch, name)}, unmatched=())
+        yield name, replace(batch, **{**absent, name: getattr(batch, name)}, unmatched=(), not_started=())
 
 
 def step_findings(name: str, values: dict[str, float]) -> list[Finding]:
