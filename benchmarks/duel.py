@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,18 @@ import altair as alt
 import numpy as np
 import torch
 
-from benchmarks.duel_sides import DATA, INGREDIENTS, OPEN_CLIP, Data, HeldOut, OpenClipSide, OurSide, Rate, Side
+from benchmarks.duel_sides import (
+    CHANGES,
+    DATA,
+    INGREDIENTS,
+    OPEN_CLIP,
+    Data,
+    HeldOut,
+    OpenClipSide,
+    OurSide,
+    Rate,
+    Side,
+)
 from benchmarks.harness import print_line, write_results
 from benchmarks.shapes import probe
 from benchmarks.step_memory import process_memory
@@ -71,12 +82,19 @@ class Setting:
         return replace(data, folder=self.records or data.folder, overrides=overrides)
 
 
-def side_of(name: str, rate: Rate, setting: Setting, folder: Path) -> Side:
-    """Builds a side, whose files are in ``folder``. ``open_clip + A + B`` is open_clip with the changes A and B.
+def check_sides(names: Sequence[str]) -> None:
+    """Raises :class:`UserError` if there is no side with one of these names."""
+    for name in names:
+        base, *changes = name.split(" + ")
+        if name not in INGREDIENTS and (base != OPEN_CLIP or not CHANGES.issuperset(changes)):
+            raise UserError(
+                f"{name!r} is not a side",
+                remedy=f"use one of {[OPEN_CLIP, *INGREDIENTS]}, or `open_clip + CHANGE` with a change of {sorted(CHANGES)}",
+            )
 
-    Raises:
-        UserError: if there is no such side.
-    """
+
+def side_of(name: str, rate: Rate, setting: Setting, folder: Path) -> Side:
+    """Builds a side, whose files are in ``folder``. ``open_clip + A + B`` is open_clip with the changes A and B."""
     common = (
         name,
         setting.records_and_config,
@@ -85,14 +103,7 @@ def side_of(name: str, rate: Rate, setting: Setting, folder: Path) -> Side:
         setting.seed,
         folder / name.replace(", ", "-").replace(" ", "_"),
     )
-    base, *changes = name.split(" + ")
-    if name in INGREDIENTS:
-        return OurSide(*common)
-    if base != OPEN_CLIP:
-        raise UserError(
-            f"{name!r} is not a side", remedy=f"use open_clip, `open_clip + CHANGE` or one of {list(INGREDIENTS)}"
-        )
-    return OpenClipSide(*common, changes)
+    return OurSide(*common) if name in INGREDIENTS else OpenClipSide(*common, name.split(" + ")[1:])
 
 
 def run(rates: dict[str, Rate], setting: Setting, folder: Path, *, choosing: bool = False) -> dict[str, Any]:
@@ -141,13 +152,23 @@ def results_of(side: Side, held_out: dict[str, HeldOut], setting: Setting) -> di
     return found
 
 
-def grid_of(output: Path, name: str) -> list[tuple[float, Rate]]:
-    """Returns the retrieval of validation records of a side in the grid, with its rates."""
-    found = [read_results(path)["sides"].get(name) for path in sorted((output / "grid").glob("*.json"))]
+def grid_of(output: Path, name: str, setting: Setting) -> list[tuple[float, Rate]]:
+    """Returns the retrieval of validation records of a side in the grid, with its rates.
+
+    Raises:
+        UserError: if the grid was made with other data.
+    """
+    found = []
+    for path in sorted((output / "grid").glob("*.json")):
+        results = read_results(path)
+        check_setting(path, results["setting"], setting, ignored=("minutes", "seed", "shapes"))
+        found.append(results["sides"].get(name))
     return [(best_score(side)[1], Rate(**side["rate"])) for side in found if side]
 
 
-def chosen_rates(output: Path, sides: tuple[str, ...], warm_up: float | None = None) -> dict[str, Rate]:
+def chosen_rates(
+    output: Path, sides: tuple[str, ...], setting: Setting, warm_up: float | None = None
+) -> dict[str, Rate]:
     """Returns the rate of each side with the best retrieval of validation records in the grid, among those with a warm-up, if
     given. Sides of this project that are not in the grid have the rate of "everything".
 
@@ -156,7 +177,9 @@ def chosen_rates(output: Path, sides: tuple[str, ...], warm_up: float | None = N
     """
     chosen = {}
     for name in sides:
-        in_grid = grid_of(output, name) or (grid_of(output, "everything") if name in INGREDIENTS else [])
+        in_grid = grid_of(output, name, setting)
+        if not in_grid and name in INGREDIENTS:
+            in_grid = grid_of(output, "everything", setting)
         found = [(score, rate) for score, rate in in_grid if warm_up in (None, rate.warm_up)]
         if not found:
             raise UserError(
@@ -178,9 +201,9 @@ def given_rates(sides: tuple[str, ...], lr: Sequence[float] | None, warm_up: Seq
     return dict.fromkeys(sides, Rate(lr[0], warm_up[0]))
 
 
-def edges(output: Path, name: str, rate: Rate) -> str:
+def edges(output: Path, name: str, rate: Rate, setting: Setting) -> str:
     """Returns a remark if the best value lies on an edge of the grid, so that another value may be better."""
-    tried = [each for _, each in grid_of(output, name)]
+    tried = [each for _, each in grid_of(output, name, setting)]
     ends = {
         "lr": rate.lr in (min(each.lr for each in tried), max(each.lr for each in tried)),
         "warm-up": rate.warm_up in (min(each.warm_up for each in tried), max(each.warm_up for each in tried)),
@@ -206,6 +229,26 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
+def check_setting(path: Path, saved: dict[str, Any], setting: Setting, ignored: Collection[str] = ()) -> None:
+    """Raises :class:`UserError` if the results in a file have other settings, apart from the ``ignored`` ones."""
+    for name, value in json.loads(json.dumps(asdict(setting))).items():
+        if name not in ignored and saved.get(name) != value:
+            raise UserError(
+                f"{path} was made with {name} {saved.get(name)}, not {value}",
+                remedy="choose another --output, or delete the file",
+            )
+
+
+def check_rate(path: Path, name: str, saved: dict[str, float], rate: Rate) -> None:
+    """Raises :class:`UserError` if the results of a side in a file have another learning rate or warm-up."""
+    if Rate(**saved) != rate:
+        raise UserError(
+            f"{path}: {name} was trained with lr {saved['lr']:g} and warm-up {saved['warm_up']:g}, not {rate.lr:g} and "
+            f"{rate.warm_up:g}",
+            remedy="choose another --output, or delete the file",
+        )
+
+
 def versions() -> dict[str, str]:
     """Returns the versions of torch and, if it is installed, of open_clip."""
     found = {"torch": version("torch")}
@@ -222,13 +265,11 @@ def save_run(path: Path, rates: dict[str, Rate], setting: Setting, *, choosing: 
     """
     results: dict[str, Any] = {"setting": json.loads(json.dumps(asdict(setting))), "runs": [], "sides": {}}
     if path.exists():
-        saved = read_results(path)
-        kept = {name: Rate(**side["rate"]) for name, side in saved["sides"].items() if name in rates}
-        if saved["setting"] != results["setting"] or any(rates[name] != rate for name, rate in kept.items()):
-            raise UserError(
-                f"{path} was made with other settings", remedy="choose another --output, or delete the file"
-            )
-        results = saved
+        results = read_results(path)
+        check_setting(path, results["setting"], setting)
+        for name, side in results["sides"].items():
+            if name in rates:
+                check_rate(path, name, side["rate"], rates[name])
     missing = {name: rate for name, rate in rates.items() if name not in results["sides"]}
     if not missing:
         print_line(f"{path} is complete")
@@ -280,9 +321,26 @@ def paired_interval(differences: np.ndarray, draws: int = 10_000) -> tuple[float
     return float(low), float(high)
 
 
+def runs_in(folder: Path) -> list[dict[str, Any]]:
+    """Reads the results of all seeds in a folder, by side.
+
+    Raises:
+        UserError: if their settings or rates differ.
+    """
+    paths = sorted(folder.glob("seed*.json"))
+    found = [read_results(path) for path in paths]
+    for path, results in zip(paths[1:], found[1:], strict=True):
+        values = {**found[0]["setting"], "overrides": tuple(found[0]["setting"]["overrides"])}
+        check_setting(path, results["setting"], Setting(**values), ignored=("seed",))
+        for name, side in results["sides"].items():
+            if name in found[0]["sides"]:
+                check_rate(path, name, side["rate"], Rate(**found[0]["sides"][name]["rate"]))
+    return [results["sides"] for results in found]
+
+
 def table(runs: Sequence[dict[str, Any]], sides: Sequence[str]) -> str:
     """Returns a Markdown table of runs of equal time with different seeds, and the differences between the sides: to open_clip,
-    and to the contrastive loss alone. Sides that are not in all runs are skipped."""
+    and to the contrastive loss alone. Sides that are not in all runs are skipped, which a last line says."""
     names = [name for name in sides if all(name in run for run in runs)]
     rows = [_row(name, [run[name] for run in runs]) for name in names]
     columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
@@ -300,6 +358,8 @@ def table(runs: Sequence[dict[str, Any]], sides: Sequence[str]) -> str:
                 f"\n{name} minus {base}: {100 * differences.mean():+.1f} points [{100 * low:.1f}, {100 * high:.1f}], "
                 f"by seed {by_seed}"
             )
+    if skipped := [name for name in sides if name not in names]:
+        lines.append(f"\nnot in all runs: {', '.join(skipped)}")
     return "\n".join(lines)
 
 
@@ -358,7 +418,7 @@ def draw(folders: Sequence[Path], sides: Sequence[str], path: Path) -> None:
     chart.save(str(path), scale_factor=2)
 
 
-NAMES = read_by(lambda text: tuple(text.split(";")), n_tokens=1)
+NAMES = read_by(lambda text: tuple(name.strip() for name in text.split(";") if name.strip()), n_tokens=1)
 NUMBERS = read_by(lambda text: tuple(map(float, text.split(","))), n_tokens=1)
 
 
@@ -387,10 +447,11 @@ def main(
     Args:
         what: grid, run, table or memory.
         overrides: values of configs/demo/pretrain.yaml or configs/real/pretrain.yaml to override for all sides.
-        sides: names of the sides, separated by semicolons.
+        sides: names of the sides, separated by semicolons: open_clip, `contrastive`, `everything`, other combinations of losses,
+            and open_clip with changes. An unknown name lists them all.
         minutes: CPU time of each side.
         seeds: seeds of the runs.
-        lr: peak learning rates. Default of grid: 1.25e-4, 2.5e-4, 5e-4, 1e-3 and 2e-3.
+        lr: peak learning rates, separated by commas. Default of grid: 1.25e-4, 2.5e-4, 5e-4, 1e-3 and 2e-3.
         warm_up: shares of the time until the peak is reached. Default of grid: 0.05, 0.33 and 0.5.
         data: the data to learn and to compare.
         records: folder of the held-out records (default: the folder that belongs to --data).
@@ -405,6 +466,9 @@ def main(
     torch.set_num_threads(1)
     if shapes and data == "real":
         raise UserError("--shapes reads shapes from drawn scenes", remedy="leave it out, or use --data scenes")
+    check_sides(sides)
+    if wrong := [rate for rate in lr or () if not rate > 0]:
+        raise UserError(f"--lr {wrong[0]:g} is not a learning rate", remedy="use values above 0")
     if wrong := [share for share in warm_up or () if not 0 < share < 1]:
         raise UserError(f"--warm-up {wrong[0]:g} is not a share of the time", remedy="use values between 0 and 1")
 
@@ -415,30 +479,29 @@ def main(
         for peak in lr or (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3):
             first = {name: Rate(peak, FIRST_WARM_UP) for name in sides}
             save_run(output / "grid" / f"lr{peak:g}.json", first, setting_of(0), choosing=True)
-        best = chosen_rates(output, sides, FIRST_WARM_UP)
+        best = chosen_rates(output, sides, setting_of(0), FIRST_WARM_UP)
         for share in warm_up or (0.05, 0.33, 0.5):
             if share == FIRST_WARM_UP:
                 continue
             shared = {name: replace(rate, warm_up=share) for name, rate in best.items()}
             save_run(output / "grid" / f"warm_up{share:g}.json", shared, setting_of(0), choosing=True)
-        for name, rate in chosen_rates(output, sides).items():
-            print_line(f"{name}: lr {rate.lr:g}, warm-up {rate.warm_up:g}{edges(output, name, rate)}")
+        for name, rate in chosen_rates(output, sides, setting_of(0)).items():
+            print_line(f"{name}: lr {rate.lr:g}, warm-up {rate.warm_up:g}{edges(output, name, rate, setting_of(0))}")
     elif what == "memory":
         for name in sides:
-            memory = peak_memory(
-                name, Rate(1e-4, 0.5), Setting(minutes, 0, data, records, None, overrides), output / "memory"
-            )
+            memory = peak_memory(name, Rate(1e-4, 0.5), setting_of(0), output / "memory")
             print_line(f"{name}: {memory / 1e9:.2f} GB")
     elif what == "run":
-        rates = chosen_rates(output, sides) if lr is warm_up is None else given_rates(sides, lr, warm_up)
+        chosen = lr is warm_up is None
+        rates = chosen_rates(output, sides, setting_of(0)) if chosen else given_rates(sides, lr, warm_up)
         for seed in seeds or (0,):
             save_run(output / f"{minutes:g}min" / f"seed{seed}.json", rates, setting_of(seed))
     else:
         folders = sorted(output.glob("*min"), key=lambda folder: float(folder.name.removesuffix("min")))
-        for folder in folders:
-            runs = [read_results(path)["sides"] for path in sorted(folder.glob("seed*.json"))]
-            if not runs:
-                continue  # interrupted before the end of its first run
+        runs_by_folder = {folder: runs for folder in folders if (runs := runs_in(folder))}
+        if not runs_by_folder:
+            raise UserError(f"{output} has no runs", remedy="run python -m benchmarks.duel run first")
+        for folder, runs in runs_by_folder.items():
             print_line(f"\n{folder.name.removesuffix('min')} minutes of CPU time for each side\n\n{table(runs, sides)}")
         draw(folders, sides, output / "duel.png")
         print_line(f"\n{output / 'duel.png'}")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,17 +170,23 @@ def results(rank: int, lr: float, test_rank: int | None = None, warm_up: float =
     return {"rate": {"lr": lr, "warm_up": warm_up}, "steps": 10, "curve": curve, "val": val, "test": test}
 
 
+SETTING = duel.Setting(4.0, 0)
+
+
+def write_run(path: Path, sides: dict, **setting: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"setting": asdict(SETTING) | setting, "sides": sides}))
+
+
 def test_the_rate_with_the_best_validation_is_chosen_whatever_the_test_split_says(tmp_path):
     (tmp_path / "grid").mkdir()
     for lr, rank, test_rank in ((1e-3, 1, 0), (2e-3, 0, 1), (4e-3, 2, 0)):
-        text = json.dumps({"sides": {"open_clip": results(rank, lr, test_rank)}})
-        (tmp_path / "grid" / f"lr{lr}.json").write_text(text)
-    chosen = duel.chosen_rates(tmp_path, ("open_clip",))
+        write_run(tmp_path / "grid" / f"lr{lr}.json", {"open_clip": results(rank, lr, test_rank)})
+    chosen = duel.chosen_rates(tmp_path, ("open_clip",), SETTING)
     assert chosen == {"open_clip": Rate(2e-3, duel.FIRST_WARM_UP)}
-    assert duel.edges(tmp_path, "open_clip", chosen["open_clip"]) == " (warm-up on an edge of the grid)"
-    text = json.dumps({"sides": {"everything": results(0, 8e-3)}})
-    (tmp_path / "grid" / "everything.json").write_text(text)
-    rates = duel.chosen_rates(tmp_path, ("contrastive, words", "open_clip"))
+    assert duel.edges(tmp_path, "open_clip", chosen["open_clip"], SETTING) == " (warm-up on an edge of the grid)"
+    write_run(tmp_path / "grid" / "everything.json", {"everything": results(0, 8e-3)})
+    rates = duel.chosen_rates(tmp_path, ("contrastive, words", "open_clip"), SETTING)
     assert rates == {"contrastive, words": Rate(8e-3, duel.FIRST_WARM_UP), **chosen}
     both = results(0, 1e-3)
     both["val"]["ranks"]["sum"], both["test"]["ranks"]["sum"] = [[1, 1]] * 2, [[0, 0]] * 2
@@ -188,6 +197,12 @@ def test_the_rate_with_the_best_validation_is_chosen_whatever_the_test_split_say
 def test_a_duel_without_a_grid_says_what_to_run(tmp_path, capsys):
     assert call(duel.main, ["run", "--output", str(tmp_path)], "duel") == 2
     assert capsys.readouterr().err == OneLine("no learning rate", "benchmarks.duel grid")
+
+
+def test_a_grid_of_other_data_is_not_used(tmp_path, capsys):
+    write_run(tmp_path / "grid" / "a.json", {"open_clip": results(0, 1e-3)}, data="real")
+    assert call(duel.main, ["run", "--sides", "open_clip", "--output", str(tmp_path)], "duel") == 2
+    assert capsys.readouterr().err == OneLine("a.json was made with data real, not scenes", "another --output")
 
 
 def test_an_unknown_side_is_an_error(capsys, tmp_path, tiny_overrides):
@@ -203,7 +218,10 @@ def test_an_unknown_side_is_an_error(capsys, tmp_path, tiny_overrides):
         (["run", "--lr", "5e-4,1e-3", "--warm-up", "0.1"], "one learning rate and one warm-up"),
         (["run", "--lr", "5e-4", "--warm-up", "1"], "--warm-up 1 is not a share"),
         (["run", "--data", "real", "--shapes", "10"], "--shapes reads shapes from drawn scenes"),
+        (["run", "--lr", "0", "--warm-up", "0.1"], "--lr 0 is not a learning rate"),
         (["grid", "--sides", "theirs"], "'theirs' is not a side"),
+        (["run", "--sides", "opencl"], "'opencl' is not a side"),
+        (["table"], "has no runs"),
     ],
 )
 def test_wrong_flags_are_one_line(words, message, tmp_path, capsys):
@@ -218,16 +236,18 @@ def test_a_difference_that_all_scenes_and_seeds_share_has_an_interval_without_wi
 
 
 def test_the_table_has_a_row_for_each_side_and_the_paired_difference(tmp_path, capsys):
-    (tmp_path / "4min").mkdir()
+    sides = {"open_clip": results(1, 1e-3), "contrastive": results(0, 2e-3)}
     for seed in range(2):
-        sides = {"open_clip": results(1, 1e-3), "contrastive": results(0, 2e-3)}
-        text = json.dumps({"setting": {"minutes": 4.0}, "sides": sides})
-        (tmp_path / "4min" / f"seed{seed}.json").write_text(text)
+        write_run(tmp_path / "4min" / f"seed{seed}.json", sides, seed=seed)
     assert call(duel.main, ["table", "--output", str(tmp_path)], "duel") == 0
     printed = capsys.readouterr().out
     assert "| open_clip | 0.001 | 0.17 | 10 | 50.0 / 50.0 |" in printed
     assert "contrastive minus open_clip: +50.0 points [0.0, 100.0], by seed +50.0, +50.0" in printed
+    assert "not in all runs: everything" in printed
     assert (tmp_path / "duel.png").stat().st_size > 1000
+    write_run(tmp_path / "4min" / "seed1.json", sides | {"open_clip": results(1, 2e-3)}, seed=1)
+    assert call(duel.main, ["table", "--output", str(tmp_path)], "duel") == 2
+    assert capsys.readouterr().err == OneLine("seed1.json: open_clip was trained with lr 0.002", "not 0.001")
 
 
 @pytest.mark.slow
@@ -239,7 +259,9 @@ def test_a_duel_runs_from_the_grid_to_the_table(tiny_overrides, scenes_folder, t
     assert call(duel.main, ["run", *words, "--seeds", "0"], "duel") == 0
     assert "seed0.json is complete" in capsys.readouterr().out
     assert call(duel.main, ["run", *words, "optim.eps=1e-5", "--seeds", "0"], "duel") == 2
-    assert capsys.readouterr().err == OneLine("was made with other settings", "choose another --output")
+    assert capsys.readouterr().err == OneLine(
+        "seed0.json was made with overrides", "optim.eps=1e-5", "choose another --output"
+    )
     assert call(duel.main, ["table", "--output", str(tmp_path)], "duel") == 0
     printed = capsys.readouterr().out
     assert "everything minus open_clip" in printed
