@@ -441,8 +441,8 @@ def main(
 
     "grid" chooses the peak learning rate and the warm-up of each side on validation records: first the rate, with a warm-up of
     17% of the time, then the warm-up at this rate. "run" trains all sides with each seed, at the chosen rates, or at --lr and
-    --warm-up. Finished runs are not repeated, so both commands can be interrupted. "table" prints and draws the results of these
-    sides in the output folder. "memory" prints the peak memory of a process that takes ten steps of a side.
+    --warm-up. Finished seeds are not repeated; a seed that was interrupted begins anew. "table" prints and draws the results of
+    these sides in the output folder. "memory" prints the peak memory of a process that takes ten steps of a side.
 
     Args:
         what: grid, run, table or memory.

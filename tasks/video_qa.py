@@ -21,17 +21,16 @@ from dataset.tasks.finetune import cleaned_question
 from dataset.tasks.questions import Question, QuestionTable
 from dataset.tasks.video_qa import VideoQABatches, read_classes, read_video_questions
 from engine.run_plan import RunPlan
-from metrics.bootstrap import Scores
 from models.tasks.video_qa import VideoQAModel
 from tasks.base import ANSWERS, Parts
 from tasks.config import VideoQAConfig
 from tasks.drawing import ImageReader, Panel
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import HeldOut, data_options, name_of
-from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
+from tasks.finetune import HeldOut, data_options
+from tasks.image_blind import ImageBlindBaseline
 from tasks.inference import require_finite
 from tasks.media import MediaTask
-from tasks.vqa import by_answer_type, group_equal_images, question_panel
+from tasks.vqa import accuracies, group_equal_images, question_panel
 from utils.files import write_text
 
 if TYPE_CHECKING:
@@ -93,17 +92,9 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         right = np.array([true == answer for true, answer in zip(answers, predicted, strict=True)])
         blind = self.image_blind
         guessed = None if blind is None else self.image_blind_scores(blind, questions)
-        videos = np.array([name_of(question.source) for question in questions])
         listed = set(self.classes)
         known = np.array([answer in listed for answer in answers])
-        for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
-            chance = float(known[rows].mean()) / len(self.classes)
-            prefix, rule = f"{kind}: " if kind else "", "exact match with the answer"
-            metrics.append(Metric.mean_of(f"{prefix}accuracy", Scores(right[rows], videos[rows]), chance, rule=rule))
-            if guessed is not None:
-                metrics.append(Metric.mean_of(f"{prefix}{IMAGE_BLIND}", Scores(guessed[rows], videos[rows]), rule=rule))
-            if kind:
-                metrics.append(count(f"{kind} questions", int(rows.sum())))
+        metrics += accuracies(questions, right, known / len(self.classes), guessed, "exact match with the answer")
         metrics.append(Metric("answer is a candidate", float(known.mean())))
         return Evaluation(tuple(metrics), predictions)
 

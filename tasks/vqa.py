@@ -100,15 +100,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         chance = chance_accuracy(self.candidates, answers, score)
         blind = self.image_blind
         guessed = None if blind is None else self.image_blind_scores(blind, questions)
-        images = np.array([name_of(question.source) for question in questions])
-        for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
-            prefix = f"{kind}: " if kind else ""
-            scores = Scores(accuracy[rows], images[rows])
-            metrics.append(Metric.mean_of(f"{prefix}accuracy", scores, float(chance[rows].mean()), rule=rule))
-            if guessed is not None:
-                metrics.append(Metric.mean_of(f"{prefix}{IMAGE_BLIND}", Scores(guessed[rows], images[rows]), rule=rule))
-            if kind:
-                metrics.append(count(f"{kind} questions", int(rows.sum())))
+        metrics += accuracies(questions, accuracy, chance, guessed, rule)
         return Evaluation(tuple(metrics), predictions)
 
     @staticmethod
@@ -204,6 +196,31 @@ def question_panel(question: Question, answer: str, score: float | None, read: I
         Line(f"answers: {given}", faint=True),
     )
     return Panel((DrawnImage(read(question.source)),), lines)
+
+
+def accuracies(
+    questions: Sequence[Question], right: np.ndarray, chance: np.ndarray, guessed: np.ndarray | None, rule: str
+) -> list[Metric]:
+    """Returns the accuracy of the answers to N questions, overall and by answer type, each with its image-blind baseline.
+
+    Args:
+        questions: the questions.
+        right: (N,), the score of each answer.
+        chance: (N,), the expected score of a random candidate.
+        guessed: (N,), the score of the image-blind baseline, if there is one.
+        rule: how an answer is scored.
+    """
+    metrics = []
+    media = np.array([name_of(question.source) for question in questions])
+    for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
+        prefix = f"{kind}: " if kind else ""
+        scores = Scores(right[rows], media[rows])
+        metrics.append(Metric.mean_of(f"{prefix}accuracy", scores, float(chance[rows].mean()), rule=rule))
+        if guessed is not None:
+            metrics.append(Metric.mean_of(f"{prefix}{IMAGE_BLIND}", Scores(guessed[rows], media[rows]), rule=rule))
+        if kind:
+            metrics.append(count(f"{kind} questions", int(rows.sum())))
+    return metrics
 
 
 def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:
