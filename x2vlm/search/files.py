@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,12 +33,6 @@ from utils.files import check_regular, open_regular, parse_json, read_json, repl
 METADATA_FILE, BROKEN, PARTS, LOCK = "index.json", "broken.jsonl", "parts", "lock"
 FORMAT = 3
 """Incremented when the file format changes."""
-WITHOUT_DIGESTS = 2
-"""The previous format, which has no digests and can still be read."""
-LENGTH_ERROR = 1e-2
-"""Maximum difference between the length of an embedding and 1."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def read_metadata(folder: Path) -> Metadata:
         raise UserError(
             f"{folder / METADATA_FILE} cannot be read ({error})", remedy="remove the folder and rebuild the index"
         ) from None
-    if metadata.format not in (FORMAT, WITHOUT_DIGESTS):
+    if metadata.format != FORMAT:
         raise UserError(
             f"an index of format {metadata.format}, but this version reads {FORMAT}",
             where=folder,
@@ -134,21 +127,13 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def check_digests(folder: Path, metadata: Metadata) -> None:
-    """Checks that the list and the embeddings of an index are unchanged. An index from an older version has no digests, which is
-    logged as a warning.
+    """Checks that the list and the embeddings of an index are unchanged.
 
     This reads both files once, which is 1 GB for a million images with 256-dimensional embeddings.
 
     Raises:
         UserError: a file is damaged.
     """
-    if metadata.format == WITHOUT_DIGESTS:
-        logger.warning(
-            "%s: an older version built this index without digests of its files, so corruption cannot be detected; run "
-            "python run.py index again to add the digests",
-            folder,
-        )
-        return
     embeddings = metadata.embeddings_in(folder)
     for path in (metadata.images_in(folder), *([embeddings] if embeddings.name in metadata.digests else [])):
         try:
@@ -205,8 +190,6 @@ def open_embeddings(folder: Path, metadata: Metadata, count: int) -> np.ndarray:
         raise UserError(
             f"{path} is {found.shape} {found.dtype}, not {count} x {metadata.width} float32", remedy="rebuild the index"
         )
-    if metadata.format == WITHOUT_DIGESTS and not (np.abs(np.linalg.norm(found, axis=1) - 1) <= LENGTH_ERROR).all():
-        raise UserError(f"{path} is damaged: an embedding in it does not have length 1", remedy="rebuild the index")
     embeddings: np.ndarray = found
     return embeddings
 

@@ -26,7 +26,6 @@ from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import (
-    FORMAT,
     LOCK,
     METADATA_FILE,
     PARTS,
@@ -176,7 +175,7 @@ def _continued(out: Path, metadata: Metadata) -> Metadata:
             f"{out} was built by {previous.model}, whose weights or settings differ from {metadata.model}",
             remedy="pass a different folder",
         )
-    return replace(metadata, made=previous.made, format=previous.format, digests=previous.digests)
+    return replace(metadata, made=previous.made, digests=previous.digests)
 
 
 class _Parts:
@@ -235,7 +234,7 @@ class _Parts:
             if content is not None:
                 is_new = content not in rows
                 (first if is_new else copies).append(IndexedImage(*file, content, rows.setdefault(content, len(rows))))
-        metadata, digests = replace(self.metadata, made=self.metadata.made + 1, format=FORMAT), {}
+        metadata, digests = replace(self.metadata, made=self.metadata.made + 1), {}
         if rows:
             with replacing(metadata.embeddings_in(self.out)) as new:
                 joined = np.lib.format.open_memmap(new, "w+", np.dtype(np.float32), (len(rows), metadata.width))

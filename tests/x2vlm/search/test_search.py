@@ -335,28 +335,11 @@ def test_a_flipped_bit_in_an_index_is_rejected_and_never_copied(name, model, pho
     assert len(ImageIndex(tmp_path / "index", model("pretrain"))) == 8
 
 
-def without_digests(index: Path) -> None:
-    """Converts an index to the earlier format without digests."""
-    values = json.loads((index / "index.json").read_text())
-    del values["digests"]
-    (index / "index.json").write_text(json.dumps(values | {"format": 2}))
-
-
-def test_an_index_without_digests_opens_with_a_note_until_it_is_rebuilt(model, photos, tmp_path, caplog):
-    expected = model("pretrain").index(photos, tmp_path / "index").search(TEXT)
-    without_digests(tmp_path / "index")
-    caplog.clear()
-    assert ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT) == expected
-    assert OneLine("python run.py index") in caplog.messages
-    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 0
-    caplog.clear()
-    assert ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT) == expected
-    assert not caplog.text
-    without_digests(tmp_path / "index")
-    embeddings = np.load(tmp_path / "index/embeddings-2.npy")
-    embeddings[3, 1] = np.nan
-    np.save(tmp_path / "index/embeddings-2.npy", embeddings)
-    with pytest.raises(UserError, match=naming("embeddings-2.npy", "damaged")):
+def test_an_index_of_another_format_is_refused(model, photos, tmp_path):
+    build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(UserError, match=naming("an index of format 2", "this version reads 3", "rebuild the index")):
         ImageIndex(tmp_path / "index", model("pretrain"))
 
 
