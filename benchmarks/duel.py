@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from benchmarks.duel_sides import (
-    CHANGES,
     DATA,
     INGREDIENTS,
     OPEN_CLIP,
@@ -34,6 +33,7 @@ from benchmarks.duel_sides import (
     OurSide,
     Rate,
     Side,
+    check_sides,
 )
 from benchmarks.harness import print_line, write_results
 from benchmarks.shapes import probe
@@ -75,22 +75,16 @@ class Setting:
     overrides: tuple[str, ...] = ()
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The settings as they are read from a JSON file."""
+        return asdict(self) | {"overrides": list(self.overrides)}
+
+    @property
     def records_and_config(self) -> Data:
         """The data of these settings."""
         data = DATA[self.data]
         overrides = (*data.overrides, *self.overrides)
         return replace(data, folder=self.records or data.folder, overrides=overrides)
-
-
-def check_sides(names: Sequence[str]) -> None:
-    """Raises :class:`UserError` if there is no side with one of these names."""
-    for name in names:
-        base, *changes = name.split(" + ")
-        if name not in INGREDIENTS and (base != OPEN_CLIP or not CHANGES.issuperset(changes)):
-            raise UserError(
-                f"{name!r} is not a side",
-                remedy=f"use one of {[OPEN_CLIP, *INGREDIENTS]}, or `open_clip + CHANGE` with a change of {sorted(CHANGES)}",
-            )
 
 
 def side_of(name: str, rate: Rate, setting: Setting, folder: Path) -> Side:
@@ -161,7 +155,7 @@ def grid_of(output: Path, name: str, setting: Setting) -> list[tuple[float, Rate
     found = []
     for path in sorted((output / "grid").glob("*.json")):
         results = read_results(path)
-        check_setting(path, results["setting"], setting, ignored=("minutes", "seed", "shapes"))
+        check_setting(path, results["setting"], setting.values, ignored=("minutes", "seed", "shapes"))
         found.append(results["sides"].get(name))
     return [(best_score(side)[1], Rate(**side["rate"])) for side in found if side]
 
@@ -229,9 +223,9 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
-def check_setting(path: Path, saved: dict[str, Any], setting: Setting, ignored: Collection[str] = ()) -> None:
-    """Raises :class:`UserError` if the results in a file have other settings, apart from the ``ignored`` ones."""
-    for name, value in json.loads(json.dumps(asdict(setting))).items():
+def check_setting(path: Path, saved: dict[str, Any], expected: dict[str, Any], ignored: Collection[str] = ()) -> None:
+    """Raises :class:`UserError` if the results in a file have other settings than expected, apart from the ``ignored`` ones."""
+    for name, value in expected.items():
         if name not in ignored and saved.get(name) != value:
             raise UserError(
                 f"{path} was made with {name} {saved.get(name)}, not {value}",
@@ -239,12 +233,12 @@ def check_setting(path: Path, saved: dict[str, Any], setting: Setting, ignored: 
             )
 
 
-def check_rate(path: Path, name: str, saved: dict[str, float], rate: Rate) -> None:
-    """Raises :class:`UserError` if the results of a side in a file have another learning rate or warm-up."""
-    if Rate(**saved) != rate:
+def check_rate(path: Path, name: str, saved: Rate, expected: Rate) -> None:
+    """Raises :class:`UserError` if the results of a side in a file have another learning rate or warm-up than expected."""
+    if saved != expected:
         raise UserError(
-            f"{path}: {name} was trained with lr {saved['lr']:g} and warm-up {saved['warm_up']:g}, not {rate.lr:g} and "
-            f"{rate.warm_up:g}",
+            f"{path}: {name} was trained with lr {saved.lr:g} and warm-up {saved.warm_up:g}, not {expected.lr:g} and "
+            f"{expected.warm_up:g}",
             remedy="choose another --output, or delete the file",
         )
 
@@ -263,13 +257,13 @@ def save_run(path: Path, rates: dict[str, Rate], setting: Setting, *, choosing: 
     Raises:
         UserError: if the file is from other settings or rates.
     """
-    results: dict[str, Any] = {"setting": json.loads(json.dumps(asdict(setting))), "runs": [], "sides": {}}
+    results: dict[str, Any] = {"setting": setting.values, "runs": [], "sides": {}}
     if path.exists():
         results = read_results(path)
-        check_setting(path, results["setting"], setting)
+        check_setting(path, results["setting"], setting.values)
         for name, side in results["sides"].items():
             if name in rates:
-                check_rate(path, name, side["rate"], rates[name])
+                check_rate(path, name, Rate(**side["rate"]), rates[name])
     missing = {name: rate for name, rate in rates.items() if name not in results["sides"]}
     if not missing:
         print_line(f"{path} is complete")
@@ -329,12 +323,12 @@ def runs_in(folder: Path) -> list[dict[str, Any]]:
     """
     paths = sorted(folder.glob("seed*.json"))
     found = [read_results(path) for path in paths]
-    for path, results in zip(paths[1:], found[1:], strict=True):
-        values = {**found[0]["setting"], "overrides": tuple(found[0]["setting"]["overrides"])}
-        check_setting(path, results["setting"], Setting(**values), ignored=("seed",))
+    rates: dict[str, Rate] = {}
+    for path, results in zip(paths, found, strict=True):
+        check_setting(path, results["setting"], found[0]["setting"], ignored=("seed",))
         for name, side in results["sides"].items():
-            if name in found[0]["sides"]:
-                check_rate(path, name, side["rate"], Rate(**found[0]["sides"][name]["rate"]))
+            rate = Rate(**side["rate"])
+            check_rate(path, name, rate, rates.setdefault(name, rate))
     return [results["sides"] for results in found]
 
 
@@ -441,7 +435,7 @@ def main(
 
     "grid" chooses the peak learning rate and the warm-up of each side on validation records: first the rate, with a warm-up of
     17% of the time, then the warm-up at this rate. "run" trains all sides with each seed, at the chosen rates, or at --lr and
-    --warm-up. Finished seeds are not repeated; a seed that was interrupted begins anew. "table" prints and draws the results of
+    --warm-up. Finished seeds are not repeated; a seed that was interrupted starts again. "table" prints and draws the results of
     these sides in the output folder. "memory" prints the peak memory of a process that takes ten steps of a side.
 
     Args:
@@ -466,7 +460,7 @@ def main(
     torch.set_num_threads(1)
     if shapes and data == "real":
         raise UserError("--shapes reads shapes from drawn scenes", remedy="leave it out, or use --data scenes")
-    check_sides(sides)
+    check_sides(sides, DATA[data])
     if wrong := [rate for rate in lr or () if not rate > 0]:
         raise UserError(f"--lr {wrong[0]:g} is not a learning rate", remedy="use values above 0")
     if wrong := [share for share in warm_up or () if not 0 < share < 1]:

@@ -129,6 +129,18 @@ DATA = {
 """The demo's drawn scenes, with models trained from scratch, and emoji and clip art, with pre-trained encoders."""
 
 
+def check_sides(names: Sequence[str], data: Data) -> None:
+    """Raises :class:`UserError` if one of the names is not a side of a duel on this data."""
+    allowed = CHANGES - (FROM_SCRATCH if data.load().init.vision else PRETRAINED)
+    for name in names:
+        base, *changes = name.split(" + ")
+        if name not in INGREDIENTS and (base != OPEN_CLIP or not allowed.issuperset(changes)):
+            raise UserError(
+                f"{name!r} is not a side with these records",
+                remedy=f"use one of {[OPEN_CLIP, *INGREDIENTS]}, or `open_clip + CHANGE` with a change of {sorted(allowed)}",
+            )
+
+
 @dataclass(frozen=True)
 class Rate:
     """Peak learning rate, and the share of the time in which it is reached."""
@@ -328,7 +340,7 @@ class OpenClipSide(Side):
     """The CLIP model of open_clip, with some changes towards this project.
 
     Raises:
-        UserError: if open_clip is not installed, or if a change does not exist, or does not exist for these weights.
+        UserError: if open_clip is not installed.
     """
 
     model: Towers
@@ -349,12 +361,6 @@ class OpenClipSide(Side):
             raise UserError("open_clip is not installed", remedy=install_command("duel")) from None
         super().__init__(name, data, [*INGREDIENTS["contrastive"], *overrides], rate, seed, folder)
         config = self.config
-        allowed = CHANGES - (FROM_SCRATCH if config.init.vision else PRETRAINED)
-        if unknown := sorted(set(changes) - allowed):
-            remedy = (
-                f"use open_clip, one of {list(INGREDIENTS)}, or `open_clip + CHANGE` with a change of {sorted(allowed)}"
-            )
-            raise UserError(f"{name!r} is not a side here: open_clip has no change {unknown[0]!r}", remedy=remedy)
         torch.manual_seed(seed)
         self.model = Towers(self.task.model, changes, self.task.tokenizer, config).train()
         del self.task.model  # which would count as memory of this side

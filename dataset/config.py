@@ -115,8 +115,6 @@ class AugmentConfig(RegionAugmentConfig):
         return self
 
 
-LossName = Literal["contrastive", "matching", "mlm", "l1", "giou"]
-
 Backend = Literal["av", "decord"]
 
 
@@ -416,7 +414,7 @@ class DataConfig(LoadingConfig):
         ge=0,
         description="number of steps with a matching loss; later steps have no matching loss in any stream; null: all steps",
     )
-    losses_from: dict[LossName, Annotated[int, Field(ge=0)]] = Field(
+    losses_from: dict[str, Annotated[int, Field(ge=0)]] = Field(
         {},
         description="number of steps before a loss begins, such as {matching: 300, mlm: 300}; until then, a step is faster, "
         "because it does not compute the loss in any stream; losses that are not named begin at once",

@@ -155,6 +155,19 @@ class PretrainConfig(RunConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _later_losses_begin(self) -> PretrainConfig:
+        for name, first_step in self.data.losses_from.items():
+            weight = getattr(self.loss, name, None)
+            if not isinstance(weight, float) or not weight:
+                raise ValueError(f"data.losses_from names {name!r}, which is not a loss of this run; remove it")
+            if self.train.steps is not None and first_step >= self.train.steps:
+                raise ValueError(
+                    f"data.losses_from: {name} would begin after {first_step} steps, but the run has {self.train.steps}; "
+                    f"lower it, or set loss.{name} to 0"
+                )
+        return self
+
 
 S = TypeVar("S", bound=Config)
 

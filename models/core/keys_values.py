@@ -131,8 +131,10 @@ def _joined_bias(passes: Sequence[KeysValues], queries_per_row: int) -> Tensor |
     same = all(each.bias is first.bias for each in passes)
     if same and first.selected is None:
         return first.bias
-    biases = [each.bias_of_rows() for each in passes[: 1 if same else None]]
-    joined = biases[0] if same else torch.cat([bias.expand(-1, -1, queries_per_row, -1) for bias in biases], dim=2)
+    if same:
+        joined = first.bias_of_rows()
+    else:
+        joined = torch.cat([each.bias_of_rows().expand(-1, -1, queries_per_row, -1) for each in passes], dim=2)
     # Selecting rows and concatenating lose the alignment that GPU kernels need.
     return aligned_zeros(tuple(joined.shape), joined.dtype, joined.device).copy_(joined)
 

@@ -196,8 +196,8 @@ class PairStream(Stream[B]):
             matching  negative texts   the region of the pair       [CLS]              } and of its image are the same
             matching  plain            the negative pair's region   [CLS]                another call
 
-        Only neighbours can share a call, because a call takes a slice of the concatenated texts. The passes of the matching loss
-        therefore come last.
+        Only neighbours can share a call, because a call takes a slice of the concatenated texts. For this reason, the matching
+        loss is last.
         """
         batch, texts = encoded.batch, encoded.texts
         if needs_embeddings(requested):

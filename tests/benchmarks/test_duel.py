@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from benchmarks import duel
-from benchmarks.duel_sides import CHANGES, DATA, PRETRAINED, OpenClipSide, OurSide, Rate
+from benchmarks.duel_sides import CHANGES, DATA, PRETRAINED, OpenClipSide, OurSide, Rate, check_sides
 from models.core.losses import EmbeddedPairs
 from tests.messages import OneLine
 from utils.commands import call
@@ -80,8 +80,9 @@ def test_a_side_learns_its_first_batch(open_clip, change):
 def test_a_change_is_only_made_to_the_weights_that_have_it(open_clip):
     plain, changed = (open_clip(*changes).model.clip for changes in ((), ("learned positions of 0.7",)))
     assert plain.visual.positional_embedding.std() < 0.5 < changed.visual.positional_embedding.std()
-    with pytest.raises(UserError, match="open_clip has no change 'locked text encoder'"):
-        open_clip("locked text encoder")
+    for change, data in (("locked text encoder", "scenes"), ("LayerScale", "real")):
+        with pytest.raises(UserError, match=f"'open_clip \\+ {change}' is not a side with these records"):
+            check_sides([f"open_clip + {change}"], DATA[data])
 
 
 def test_a_side_of_open_clip_does_not_hold_our_model(open_clip):

@@ -73,7 +73,7 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (KeysValues.layer, "copies the rows of sampled negatives"),
     (losses.contrastive, "eq. 1, over all ranks"),
     (BoxHead.forward, "predicts the box from [CLS], fused with the whole image (eq. 4)"),
-    (RegionTextStream.box_losses, "leaves out captions of whole images and phrases with several boxes"),
+    (RegionTextStream.box_losses, "excludes captions of whole images and phrases with several boxes"),
     (losses.box_l1, "eq. 5, L1"),
     (losses.box_giou, "eq. 5, GIoU"),
     (WordHead.forward, "predicts the masked words"),

@@ -338,6 +338,19 @@ def test_after_the_last_matching_step_the_losses_keep_their_names(tiny_overrides
     assert all(terms[f"{stream}/matching"].total == 0 for stream in second.unmatched)
 
 
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ("{words: 1}", "names 'words', which is not a loss of this run"),
+        ("{whole_image_boxes: 1}", "names 'whole_image_boxes', which is not a loss of this run"),
+        ("{mlm: 100}", "mlm would begin after 100 steps, but the run has 100"),
+    ],
+)
+def test_a_loss_that_never_begins_is_an_error(tiny_overrides, losses, message):
+    with pytest.raises(UserError, match=naming(message)):
+        load_config(DEMO, [*tiny_overrides, "train.steps=100", f"data.losses_from={losses}"], PretrainConfig)
+
+
 def test_a_loss_that_starts_later_is_zero_until_then_and_its_parameters_wait(tiny_overrides):
     task = PretrainTask.build(
         load_config(DEMO, [*tiny_overrides, "data.losses_from={matching: 1, mlm: 2}"], PretrainConfig)
