@@ -35,7 +35,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
     from tools.status import text
     from tools.status.facts import status_of
 
-    statuses = [status_of(run, hashes) for run in read_runs(folders_of(runs), brief=True)]
+    statuses = [status_of(run, hashes) for run in read_runs(folders_of(runs))]
     columns = shutil.get_terminal_size((text.WIDEST, 24)).columns
     if json_:
         sys.stdout.write(json.dumps([dataclasses.asdict(one) for one in statuses], indent=2) + "\n")

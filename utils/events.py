@@ -352,24 +352,12 @@ class Unreadable(NamedTuple):
     unknown: str | None
 
 
-def read_events(path: Path, max_bytes: int | None = None) -> Iterator[TimedEvent | Unreadable]:
-    """Yields the events of a run, in order, in bounded memory.
-
-    Args:
-        path: path of ``events.jsonl``.
-        max_bytes: maximum number of bytes to read. If the file is larger, a tenth of them is read from the start of the file, and
-            the rest from its end. If None, the whole file is read.
-    """
-    size = path.stat().st_size
-    first = size if max_bytes is None or size <= max_bytes else max_bytes // 10
+def read_events(path: Path) -> Iterator[TimedEvent | Unreadable]:
+    """Yields the events of a run from ``events.jsonl``, in order, in bounded memory."""
     with open_regular(path) as file:
         for number, line in bounded_lines(file, LONGEST_LINE):
             if line.strip():
                 yield _event_of(number, line)
-            if max_bytes is not None and first < size and file.tell() > first:
-                file.seek(size - max_bytes + first)
-                file.readline(LONGEST_LINE)  # skip the rest of the current line
-                first = size
 
 
 def _event_of(number: int, line: str) -> TimedEvent | Unreadable:

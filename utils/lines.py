@@ -9,10 +9,9 @@ from typing import BinaryIO
 PIECE_BYTES = 1 << 20
 
 
-def bounded_lines(file: BinaryIO, longest: int, mid_line: bool = False) -> Iterator[tuple[int, str]]:
-    """Yields the lines that follow the current position, numbered from 1 and truncated to ``longest`` bytes. If ``mid_line`` is
-    True, the current position is in the middle of a line, and the rest of this line is skipped."""
-    number = 0
+def bounded_lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, str]]:
+    """Yields the lines that follow the current position, numbered from 1 and truncated to ``longest`` bytes."""
+    number, mid_line = 0, False
     while line := file.readline(PIECE_BYTES if mid_line else longest):
         if not mid_line:
             number += 1

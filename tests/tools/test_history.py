@@ -21,9 +21,9 @@ def validated(step: int, value: float, best: bool = False) -> Validated:
     return Validated(step=step, metric="IoU >= 0.5", value=value, best=best, averaged=False)
 
 
-def read(tmp_path, text: str, max_bytes: int | None = None):
+def read(tmp_path, text: str):
     (tmp_path / "events.jsonl").write_text(text)
-    return read_history(tmp_path / "events.jsonl", max_bytes)
+    return read_history(tmp_path / "events.jsonl")
 
 
 def test_the_history_of_a_resumed_run_has_steps_stops_and_broken_records(tmp_path):
@@ -91,16 +91,6 @@ def test_damage_and_events_of_a_newer_version_are_noted(tmp_path):
     history = read_history(path)
     (missing,) = history.remarks(path)
     assert not history.complete and "events.jsonl" in missing and "log.txt" in missing
-
-
-def test_only_the_beginning_and_the_end_of_long_events_are_read(tmp_path):
-    many = [Warned(message=f"number {n}", logger="a.b") for n in range(10_000)]
-    text = event_lines(*START, *many)
-    history = read(tmp_path, text, 50_000)
-    assert history.starts == 1 and history.warning_count < 1000
-    assert [message for _, message in history.newest_warnings] == [f"number {n}" for n in range(9_995, 10_000)]
-    assert history.damaged_lines == 0
-    assert read(tmp_path, text).warning_count == 10_000
 
 
 def test_an_annotation_file_is_read_at_every_start_and_counts_once(tmp_path):

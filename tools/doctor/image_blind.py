@@ -54,7 +54,7 @@ def start_not_above(subject: Subject) -> list[Finding]:
     folder = _starting_run(subject)
     if folder is None:
         return []
-    run = read_run(folder, folder.name, brief=True)
+    run = read_run(folder, folder.name)
     if run.task != subject.config.task:
         return []
     remedy = "start from other weights, or train them on more questions with different answers to the same wording"

@@ -190,18 +190,12 @@ def _merged(before: events.BrokenReason | None, found: events.BrokenReason) -> e
     return before.model_copy(update={"count": sum(counts) if counts else None, "detail": before.detail or found.detail})
 
 
-def read_history(path: Path, max_bytes: int | None = None) -> History:
-    """Reads the history of a run.
-
-    Args:
-        path: path of ``events.jsonl``; without the file, the history is empty.
-        max_bytes: if the file is larger, only its beginning and end are read, and counts are lower bounds; if None, the whole
-            file is read.
-    """
+def read_history(path: Path) -> History:
+    """Reads the history of a run from its ``events.jsonl``. Without the file, the history is empty."""
     history = History(complete=path.is_file())
     if not history.complete:
         return history
-    for found in read_events(path, max_bytes):
+    for found in read_events(path):
         if not isinstance(found, Unreadable):
             history.add(found.time, found.event)
         elif found.unknown is None:

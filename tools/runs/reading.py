@@ -37,10 +37,8 @@ QUIET_S = 900.0
 """A run counts as killed or hanging if its folder is locked and nothing has been written for this number of seconds."""
 QUIET_LINES = 3.0
 """If metrics are logged at longer intervals than :data:`QUIET_S`, the limit is the interval multiplied by this factor."""
-TAIL_BYTES = 500_000
-"""Number of bytes at the end of ``metrics.jsonl`` that are read if the whole file is not needed: about 700 lines."""
-EVENTS_BYTES = 8_000_000
-"""Maximum number of bytes of ``events.jsonl`` that are read if the whole file is not needed."""
+MAX_LINES_BYTES = 1_000_000_000
+"""Maximum size in bytes of a file of metrics or events that is read. A larger file is damaged, for example by a full disk."""
 MAX_JSON_BYTES = 400_000_000
 """Maximum size in bytes of a prediction file that is read."""
 FILES = (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE, EVENTS_FILE, LOG_FILE)
@@ -162,10 +160,10 @@ class Run:
     def _quiet_limit_s(self) -> float:
         """Returns the number of seconds without any output after which a run no longer counts as running."""
         elapsed = self.metrics.series.get("elapsed_s")
-        if elapsed is None or len(elapsed.buckets) < 2:
+        if elapsed is None or len(elapsed.newest) < 2:
             return QUIET_S
-        before, last = elapsed.buckets[-2:]
-        return max(QUIET_S, QUIET_LINES * (last.mean[1] - before.mean[1]))
+        (_, before), (_, last) = list(elapsed.newest)[-2:]
+        return max(QUIET_S, QUIET_LINES * (last - before))
 
     def metrics_of(self, split: str) -> tuple[Metric, ...]:
         """Returns the metrics of a split; empty if the split was not measured."""
@@ -192,31 +190,25 @@ class Run:
         return time.time() - max(times, default=0.0)
 
 
-def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
+def read_runs(folders: Sequence[str]) -> list[Run]:
     """Returns the runs, each with the shortest name that distinguishes it from the others.
 
     Raises:
         UserError: if a folder is not a run folder, or is given twice.
-
-    Args:
-        brief: argument of :func:`read_run`.
     """
     paths = [expanded(folder) for folder in folders]
     real = [os.path.realpath(path) for path in paths]
     for path, real_path in zip(paths, real, strict=True):
         if real.count(real_path) > 1:
             raise UserError("is given twice", where=path, remedy="list each run once")
-    return [read_run(path, name, brief) for path, name in zip(paths, _names(real), strict=True)]
+    return [read_run(path, name) for path, name in zip(paths, _names(real), strict=True)]
 
 
-def read_run(folder: Path, name: str, brief: bool = False) -> Run:
+def read_run(folder: Path, name: str) -> Run:
     """Reads a run.
 
     Raises:
         UserError: if the folder does not exist, or contains no run.
-
-    Args:
-        brief: whether to read only the end of the run's metrics and a bounded part of its events.
     """
     if not folder.is_dir():
         raise UserError(
@@ -234,17 +226,14 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
         config = read_saved_config(folder / CONFIG_FILE)
     except UserError as error:
         remarks.append(str(error))
-    metrics = read_metrics(folder / METRICS_FILE, TAIL_BYTES if brief else None)
-    validation = read_metrics(folder / VALIDATION_FILE)
-    for file in (folder / METRICS_FILE, folder / VALIDATION_FILE):
-        if file.exists() and not file.is_file():
-            remarks.append(f"{file} is not a regular file and is ignored")
+    metrics, validation, history = Metrics(), Metrics(), History()
+    if _can_be_read(folder / METRICS_FILE, remarks):
+        metrics = read_metrics(folder / METRICS_FILE)
+    if _can_be_read(folder / VALIDATION_FILE, remarks):
+        validation = read_metrics(folder / VALIDATION_FILE)
+    if _can_be_read(folder / EVENTS_FILE, remarks):
+        history = read_history(folder / EVENTS_FILE)
     remarks += [*_damage_remarks(METRICS_FILE, metrics), *_damage_remarks(VALIDATION_FILE, validation)]
-    if metrics.partial and not metrics.lines:
-        remarks.append(
-            f"{METRICS_FILE}: its end contains no metrics, and it is too large to be read completely; is the disk damaged?"
-        )
-    history = read_history(folder / EVENTS_FILE, EVENTS_BYTES if brief else None)
     remarks += history.remarks(folder / EVENTS_FILE)
     evaluation: dict[str, Evaluation] = {}
     try:
@@ -263,6 +252,21 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
         made_by if isinstance(made_by, dict) else {},
         remarks,
     )
+
+
+def _can_be_read(path: Path, remarks: list[str]) -> bool:
+    """Returns True if a file of metrics or events exists and can be read. If it exists and cannot be read, adds a remark."""
+    if not path.exists():
+        return False
+    if not path.is_file():
+        remarks.append(f"{path} is not a regular file and is ignored")
+        return False
+    if path.stat().st_size > MAX_LINES_BYTES:
+        remarks.append(
+            f"{path} is ignored, because it is larger than {MAX_LINES_BYTES / 1e9:g} GB; is the disk damaged?"
+        )
+        return False
+    return True
 
 
 def read_json(path: Path, remarks: list[str]) -> Any:
@@ -295,9 +299,8 @@ def _damage_remarks(file: str, metrics: Metrics) -> list[str]:
     if not metrics.damaged_count:
         return []
     numbers = ", ".join(map(str, metrics.damaged)) + (", …" if metrics.damaged_count > len(metrics.damaged) else "")
-    where = "near its end" if metrics.partial else numbers
     words = "lines contain no metrics and are" if metrics.damaged_count > 1 else "line contains no metrics and is"
-    return [f"{file}: {metrics.damaged_count:,} {words} skipped ({where})"]
+    return [f"{file}: {metrics.damaged_count:,} {words} skipped ({numbers})"]
 
 
 def _is_alive(process: int) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,8 @@ CAPACITY = 1024
 bucket doubles."""
 MAX_LINE_BYTES = 100_000
 """Maximum size in bytes of a line of metrics. A longer line counts as damaged."""
-MAX_WHOLE_FILE_BYTES = 1_000_000_000
-"""Maximum size of a file that is read completely if its end contains no metrics."""
+NEWEST = 100
+"""Number of newest points that a series keeps besides its buckets."""
 MAX_NAMES = 500
 """Maximum number of named values in a file; more are ignored."""
 
@@ -63,6 +63,7 @@ class Series:
 
     Attributes:
         first, last: the first and last finite points.
+        newest: the last :data:`NEWEST` finite points.
         not_finite: number of values that were NaN or infinite.
     """
 
@@ -70,14 +71,15 @@ class Series:
         self.buckets: list[Bucket] = []
         self.not_finite = 0
         self.first: Point | None = None
-        self.last: Point | None = None
+        self.newest: deque[Point] = deque(maxlen=NEWEST)
         self._width = 1
 
     def add(self, step: float, value: float) -> None:
         if not math.isfinite(value):
             self.not_finite += 1
             return
-        point = self.last = (step, value)
+        point = (step, value)
+        self.newest.append(point)
         if self.buckets and self.buckets[-1].count < self._width:
             self.buckets[-1].add(point)
             return
@@ -85,6 +87,10 @@ class Series:
             self._halve()
         self.first = self.first or point
         self.buckets.append(Bucket(point, point, step, value, 1))
+
+    @property
+    def last(self) -> Point | None:
+        return self.newest[-1] if self.newest else None
 
     def _halve(self) -> None:
         for left, right in zip(self.buckets[::2], self.buckets[1::2], strict=True):
@@ -141,91 +147,46 @@ class Metrics:
     lines: int = 0
     damaged: list[int] = field(default_factory=list)
     damaged_count: int = 0
-    first_step: int | None = None
     last_step: int | None = None
-    partial: bool = False
-    """Whether only the end of the file was read. ``damaged`` is then empty, because line numbers are unknown."""
 
     def _damage(self, number: int) -> None:
         self.damaged_count += 1
-        if len(self.damaged) < 5 and not self.partial:
+        if len(self.damaged) < 5:
             self.damaged.append(number)
 
     def _add(self, values: dict[str, float | None]) -> None:
         step = values["step"]
         assert isinstance(step, int)
         self.lines += 1
-        self.first_step = step if self.first_step is None else self.first_step
         self.last_step = step
         for name, value in values.items():
             if name != "step" and (name in self.series or len(self.series) < MAX_NAMES):
                 self.series.setdefault(name, Series()).add(step, math.nan if value is None else value)
 
 
-def read_metrics(path: Path, tail_bytes: int | None = None) -> Metrics:
+def read_metrics(path: Path) -> Metrics:
     """Returns the metrics in ``metrics.jsonl`` or ``validation.jsonl``; empty metrics if the file does not exist.
 
     Series without any finite value are dropped. ``step_s``, the time of a step, is derived from ``elapsed_s``.
-
-    Args:
-        path: path of the file.
-        tail_bytes: number of bytes at the end of the file to read; if None, the whole file is read. If the end contains no
-            metrics, files of up to :data:`MAX_WHOLE_FILE_BYTES` are read completely.
     """
+    metrics = Metrics()
     if not path.is_file():
-        return Metrics()
-    start = 0 if tail_bytes is None else max(0, path.stat().st_size - tail_bytes)
-    metrics = _read_from(path, start)
-    reads_all = metrics.partial and not metrics.lines and path.stat().st_size <= MAX_WHOLE_FILE_BYTES
-    return _read_from(path, 0) if reads_all else metrics
-
-
-def sampled(path: Path, name: str, count: int) -> list[Point]:
-    """Returns a value at up to ``count`` evenly spaced positions in a file. Only a few lines are read, however large the file
-    is."""
-    if not path.is_file():
-        return []
-    size, points = path.stat().st_size, {}
-    with path.open("rb") as file:
-        for index in range(count):
-            file.seek(size * index // count)
-            if index:
-                file.readline(MAX_LINE_BYTES)  # the rest of a line
-            values = _metrics_of(file.readline(MAX_LINE_BYTES).decode("utf-8", "replace")) or {}
-            step, value = values.get("step"), values.get(name)
-            if step is not None and value is not None and math.isfinite(value):
-                points[step] = value
-    return sorted(points.items())
-
-
-def _read_from(path: Path, start: int) -> Metrics:
-    """Reads the metrics in lines that begin after the byte ``start``, or in all lines if ``start`` is 0."""
-    metrics = Metrics(partial=start > 0)
+        return metrics
     before: Point | None = None
-    for number, line in _lines(path, start):
-        values = _metrics_of(line)
-        if values is None:
-            metrics._damage(number)
-            continue
-        step, elapsed = values["step"], values.get("elapsed_s")
-        if isinstance(elapsed, int | float) and isinstance(step, int):
-            if before is not None and step > before[0] and elapsed >= before[1]:
-                values["step_s"] = (elapsed - before[1]) / (step - before[0])
-            before = (step, elapsed)
-        metrics._add(values)
+    with path.open("rb") as file:
+        for number, line in bounded_lines(file, MAX_LINE_BYTES):
+            values = _metrics_of(line)
+            if values is None:
+                metrics._damage(number)
+                continue
+            step, elapsed = values["step"], values.get("elapsed_s")
+            if isinstance(elapsed, int | float) and isinstance(step, int):
+                if before is not None and step > before[0] and elapsed >= before[1]:
+                    values["step_s"] = (elapsed - before[1]) / (step - before[0])
+                before = (step, elapsed)
+            metrics._add(values)
     metrics.series = {name: series for name, series in metrics.series.items() if series.buckets}
     return metrics
-
-
-def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a file with their numbers. If a line is too long, only its first piece is returned.
-
-    Args:
-        start: the byte from which to read. The line that contains this byte is skipped, and numbers count from the next line.
-    """
-    with path.open("rb") as opened:
-        opened.seek(max(0, start - 1))  # a line that begins exactly at this byte is kept
-        yield from bounded_lines(opened, MAX_LINE_BYTES, mid_line=start > 0)
 
 
 def _metrics_of(line: str) -> dict[str, float | None] | None:

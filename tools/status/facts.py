@@ -1,4 +1,4 @@
-"""Determines the status of a run from the run's folder, in bounded time. The status is shown in a terminal or read by scripts."""
+"""Determines the status of a run from the run's folder. The status is shown in a terminal or read by scripts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint import CHECKPOINTS, fault_of, list_checkpoints
-from engine.run_files import METRICS_FILE
 from tools.runs.names import is_loss
 from tools.runs.reading import Run
-from tools.runs.series import Point, Series, sampled
+from tools.runs.series import Point, Series
 from utils.events import Resumed
 
 RECENT = 20
@@ -151,7 +150,7 @@ class Status:
 
 
 def status_of(run: Run, hashes: bool = False) -> Status:
-    """Returns the status of a run that was read with ``brief=True``.
+    """Returns the status of a run.
 
     Args:
         hashes: whether to verify the hashes of the run's checkpoints, which reads all their bytes.
@@ -177,7 +176,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         started=history.started,
         quiet_s=run.quiet_s,
         losses=_losses(series),
-        loss_curve=_loss_curve(run.folder / METRICS_FILE, series.get("loss")),
+        loss_curve=_loss_curve(series.get("loss")),
         validation=_validation(run),
         checkpoints=_checkpoints(run.folder / CHECKPOINTS, hashes),
         data_wait=_mean_of_recent(series.get("data_wait")),
@@ -205,7 +204,7 @@ def _rates(series: dict[str, Series]) -> tuple[Rate, Rate]:
         return Rate(), Rate()
     samples = _mean_of_recent(series.get("samples_per_s"))
     overall = _ratio(elapsed.last[0], elapsed.last[1])
-    points = [bucket.mean for bucket in elapsed.buckets[-RECENT - 1 :]]
+    points = list(elapsed.newest)[-RECENT - 1 :]
     recent = _ratio(points[-1][0] - points[0][0], points[-1][1] - points[0][1])
     per_step = samples / recent if samples is not None and recent else None
     return Rate(recent, samples), Rate(overall, per_step * overall if per_step is not None and overall else None)
@@ -226,7 +225,7 @@ def loss_of(series: Series) -> Loss | None:
     of lines before them differ by more than two standard errors."""
     if series.last is None:
         return None
-    values = [bucket.mean[1] for bucket in series.buckets]
+    values = [value for _, value in series.newest]
     count = min(RECENT, len(values) // 2)
     now = values[-count:] if count else values[-1:]
     mean = statistics.fmean(now)
@@ -239,11 +238,12 @@ def loss_of(series: Series) -> Loss | None:
     return Loss(series.last[1], mean, before, trend)
 
 
-def _loss_curve(file: Path, loss: Series | None) -> list[Point]:
-    """Returns the loss over the whole run. The end of the curve comes from the series, which has already been read; the rest is
-    sampled from the file."""
-    last = [loss.last] if loss is not None and loss.last is not None else []
-    return sorted({*sampled(file, "loss", LOSS_CURVE_POINTS), *last})
+def _loss_curve(loss: Series | None) -> list[Point]:
+    """Returns the loss at up to :data:`LOSS_CURVE_POINTS` positions over the whole run, and its last value."""
+    if loss is None or loss.last is None:
+        return []
+    means = [bucket.mean for bucket in loss.buckets]
+    return [*(each for each in means[:: -(-len(means) // LOSS_CURVE_POINTS)] if each[0] < loss.last[0]), loss.last]
 
 
 def _validation(run: Run) -> Validation | None:
@@ -293,7 +293,7 @@ def _ranks(series: dict[str, Series]) -> Ranks | None:
 
 
 def _recent(series: Series | None) -> Sequence[float]:
-    return [bucket.mean[1] for bucket in series.buckets[-RECENT:]] if series is not None else []
+    return [value for _, value in list(series.newest)[-RECENT:]] if series is not None else []
 
 
 def _mean_of_recent(series: Series | None) -> float | None:
