@@ -29,11 +29,10 @@ def index(folder: Path, /, *, model: ModelName, out: OutputFolder, running: Mode
         0 all images were read; 1 some images could not be read, and are listed in broken.jsonl in the index folder; 2 nothing was
         indexed
     """
-    encoder = running.load(model)
-    from x2vlm.search.encoding import Encoder
+    loaded = running.load(model)
     from x2vlm.search.making import build_index
 
-    result = build_index(Encoder(encoder), folder, out)
+    result = build_index(loaded, folder, out)
     copies = f", and {counted(result.copies, 'copy', 'copies')} of them" if result.copies else ""
     sys.stdout.write(f"{out}: {counted(result.images, 'image', 'images')}{copies}; {result.embedded:,} embedded now\n")
     return report_broken(

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.config import AligningConfig
 from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.files import cache_folder
+from x2vlm.base import Matcher
 from x2vlm.boxes import Box, in_pixels
+from x2vlm.inputs import Image
 from x2vlm.matching import formatted_scores, probabilities, sums
 from x2vlm.search import CACHE_GB
-from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import IndexedImage, check_digests, image_of, open_embeddings, read_lines, read_metadata
 
 if TYPE_CHECKING:
@@ -63,6 +65,23 @@ class Hit:
         return formatted_scores(self.score, self.cosine, self.sum)
 
 
+def check_model(model: LoadedModel) -> int:
+    """Checks that a model can compare images with texts, and returns the size of its embeddings.
+
+    Raises:
+        UserError: the model was trained with a different task, or is a video model.
+    """
+    if not model.takes("match"):
+        raise UserError(
+            f"{model.origin} is a model for the task {model.settings.task}, which cannot compare texts with images",
+            remedy="load a model for the task pretrain or retrieval",
+        )
+    if model.read.videos is not None:
+        raise UserError(f"{model.origin} is a video model, but an index contains images", remedy="pass an image model")
+    assert isinstance(model.settings.model, AligningConfig)
+    return model.settings.model.embed_dim
+
+
 def nearest_rows(embeddings: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows (k,) of the embeddings (N, E) with the largest products with ``query`` (E,), and the products (k,) in
     descending order; k = min(``count``, N)."""
@@ -83,10 +102,10 @@ class ImageIndex:
         model: the model that built the index.
         cache_gb: maximum size, in GB, of the disk cache for the vision encoder's output on re-ranked images.
         cache: folder of the disk cache; if None, a folder in the user's cache folder.
-        encoder: an existing encoder of the model; if None, a new one is built.
 
     Raises:
-        UserError: the index does not exist, is unfinished or damaged, or was built by a different model.
+        UserError: the model cannot compare images with texts, or the index does not exist, is unfinished or damaged, or was built
+            by a different model.
     """
 
     def __init__(
@@ -96,13 +115,14 @@ class ImageIndex:
         *,
         cache_gb: float = CACHE_GB,
         cache: str | Path | None = None,
-        encoder: Encoder | None = None,
     ):
-        self.folder, self.model, self.encoder = Path(folder), model, encoder or Encoder(model)
+        check_model(model)
+        self.folder, self.model = Path(folder), model
         self.metadata = read_metadata(self.folder)
         if not self.metadata.made:
             raise UserError("the index is not finished", where=folder, remedy="continue with python run.py index")
-        if self.encoder.weights != self.metadata.weights:
+        self._weights = model.runtime.weights  # hashed only once
+        if self._weights != self.metadata.weights:
             raise UserError(
                 f"{folder} was built by {self.metadata.model}, whose weights or settings differ from {model.origin}",
                 remedy="rebuild the index",
@@ -201,13 +221,21 @@ class ImageIndex:
 
     def _margins(self, text: str, hits: Sequence[Hit]) -> Iterator[float]:
         """Yields the log-odds that the text is about each image."""
+        matcher, only = Matcher(self.model, [text]), torch.zeros(1, dtype=torch.int64)
         for part in self._batches(hits):
-            yield from self.encoder.margins([self._tokens(hit) for hit in part], text).tolist()
+            for margins in matcher.margins(self._states(part), [only] * len(part)):
+                yield from margins.tolist()
 
     def _boxes(self, text: str, hits: Sequence[Hit]) -> Iterator[Box]:
         """Yields, for each image, the box that the text describes."""
+        self.model.require("locate")
+        runtime = self.model.runtime
         for part in self._batches(hits):
-            boxes, scores = self.encoder.locate([self._tokens(hit) for hit in part], text)
+            with runtime.running():
+                packed = self.model.encoded([text] * len(part))
+                boxes, scores = runtime.locate(
+                    self._states(part), packed, torch.arange(len(part), device=runtime.device)
+                )
             for hit, box, score in zip(part, boxes, scores, strict=True):
                 yield in_pixels(text, box, score, self.model.read(hit.path).size)
 
@@ -215,22 +243,30 @@ class ImageIndex:
         size = self.model.batch_size
         return (hits[start : start + size] for start in range(0, len(hits), size))
 
+    def _states(self, hits: Sequence[Hit]) -> Tensor:
+        """Returns the mean patch and the patches of N images, (N, 1 + P, D), on the network's device."""
+        return torch.stack([self._tokens(hit) for hit in hits]).to(self.model.runtime.device)
+
     def _tokens(self, hit: Hit) -> Tensor:
         """Returns the mean patch and the patches of an image, (1 + P, D) float32.
 
         The fusion encoder's keys and values are recomputed from these tokens, because caching keys and values would take twice as
         much disk space for every layer.
         """
-        shape = self.encoder.token_shape
+        shape = self.model.runtime.state_shape
         size = 4 * shape[0] * shape[1]
 
+        def states_of(images: Sequence[Image]) -> list[Tensor]:
+            return list(self.model.runtime.image_states(self.model.pixels(self.model.views(images))))
+
         def encode() -> bytes:
-            tokens: bytes = self.encoder.tokens(hit.path).numpy().tobytes()
+            (states,) = self.model.run([hit.path], states_of)
+            tokens: bytes = states.float().cpu().numpy().tobytes()
             return tokens
 
         if self._cache is None:
             return torch.frombuffer(bytearray(encode()), dtype=torch.float32).view(shape)
-        name = hashlib.blake2b(f"{self.encoder.weights} {hit.content}".encode(), digest_size=20).hexdigest()
+        name = hashlib.blake2b(f"{self._weights} {hit.content}".encode(), digest_size=20).hexdigest()
         return torch.frombuffer(bytearray(self._cache.get(name, size, encode)), dtype=torch.float32).view(shape)
 
     @cached_property

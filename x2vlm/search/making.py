@@ -24,7 +24,6 @@ from utils.errors import NotRegularError, UserError
 from utils.files import check_regular, replacing
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES
-from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import (
     LOCK,
     METADATA_FILE,
@@ -42,7 +41,7 @@ from x2vlm.search.files import (
     write_metadata,
     write_part,
 )
-from x2vlm.search.index import ImageIndex
+from x2vlm.search.index import ImageIndex, check_model
 
 if TYPE_CHECKING:
     from x2vlm.base import LoadedModel
@@ -76,22 +75,21 @@ class BuildResult(NamedTuple):
 def index(model: LoadedModel, folder: str | Path, out: str | Path) -> ImageIndex:
     """Builds or updates, in the folder ``out``, an index of all images in ``folder`` and its subfolders. Raises the same errors
     as :func:`build_index`."""
-    encoder = Encoder(model)
-    build_index(encoder, Path(folder), Path(out))
-    return ImageIndex(out, model, encoder=encoder)
+    build_index(model, Path(folder), Path(out))
+    return ImageIndex(out, model)
 
 
-def build_index(encoder: Encoder, folder: Path, out: Path) -> BuildResult:
+def build_index(model: LoadedModel, folder: Path, out: Path) -> BuildResult:
     """Indexes every image in ``folder`` and its subfolders. An existing index is updated, and its embeddings are reused. Videos
     are skipped.
 
     Raises:
-        UserError: the folder contains no images, or the index belongs to a different model or folder, cannot be written, or is
-            being built by another process.
+        UserError: the model cannot compare images with texts, the folder contains no images, or the index belongs to a different
+            model or folder, cannot be written, or is being built by another process.
     """
-    origin = Path(encoder.model.origin)
-    source = os.path.realpath(origin) if origin.exists() else encoder.model.origin
-    metadata = Metadata(os.path.realpath(folder), source, encoder.weights, encoder.width)
+    width = check_model(model)
+    source = os.path.realpath(model.origin) if Path(model.origin).exists() else model.origin
+    metadata = Metadata(os.path.realpath(folder), source, model.runtime.weights, width)
     files = _files(folder)
     if not files:
         raise UserError("there is no image in this folder", where=folder, remedy="an index contains images, not videos")
@@ -105,7 +103,7 @@ def build_index(encoder: Encoder, folder: Path, out: Path) -> BuildResult:
             write_metadata(out, metadata)
             remove_others(out, metadata)
             parts = _Parts(out, metadata)
-            broken = _embed(encoder.model, folder, [file for file in files if file not in parts.contents], parts)
+            broken = _embed(model, folder, [file for file in files if file not in parts.contents], parts)
             write_broken(out, broken)
             images = parts.join(files)
             shutil.rmtree(out / PARTS, ignore_errors=True)

@@ -20,7 +20,6 @@ from utils.errors import NotRegularError, UserError
 from x2vlm.model import Model
 from x2vlm.runtime import TorchRuntime
 from x2vlm.search import making
-from x2vlm.search.encoding import Encoder
 from x2vlm.search.figures import panels_of
 from x2vlm.search.files import LOCK, IndexedImage, read_images, read_metadata, write_metadata
 from x2vlm.search.index import BLOCK, ImageIndex
@@ -53,7 +52,7 @@ def images_of(index: Path) -> list[IndexedImage]:
 
 
 def test_equal_images_are_embedded_once_and_broken_files_are_reported(model, photos, tmp_path):
-    made = build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+    made = build_index(model("pretrain"), photos, tmp_path / "index")
     assert (made.images, made.copies, made.embedded) == (8, 1, 8)
     [broken] = made.broken
     assert (broken.place, broken.reason) == ("deep/broken.jpg", "unreadable image") and "broken.jpg" in broken.detail
@@ -121,10 +120,9 @@ def test_a_model_may_include_the_cosine_in_the_second_stage(model, photos, tmp_p
 def test_re_ranked_images_are_read_from_the_cache(model, photos, tmp_path, monkeypatch):
     index = model("pretrain").index(photos, tmp_path / "index")
     expected = index.search(TEXT, top=3)
-    monkeypatch.setattr(index.encoder, "tokens", lambda path: pytest.fail("encoded again"))
+    monkeypatch.setattr(TorchRuntime, "image_states", lambda runtime, pixels: pytest.fail("encoded again"))
     assert index.search(TEXT, top=3) == expected
     fresh = ImageIndex(tmp_path / "index", model("pretrain"))
-    monkeypatch.setattr(fresh.encoder, "tokens", lambda path: pytest.fail("encoded again"))
     assert fresh.search(TEXT, top=3) == expected
 
 
@@ -172,11 +170,11 @@ def test_an_interrupted_index_resumes_and_a_complete_one_only_adds_new_images(mo
     with monkeypatch.context() as patched:
         patched.setattr(model("pretrain"), "embed_images", cut)
         with pytest.raises(KeyboardInterrupt):
-            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+            build_index(model("pretrain"), photos, tmp_path / "index")
     with pytest.raises(UserError, match=naming("index", "not finished", "python run.py index")):
         ImageIndex(tmp_path / "index", model("pretrain"))
-    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8 - calls[0]
-    straight = build_index(Encoder(model("pretrain")), photos, tmp_path / "straight")
+    assert build_index(model("pretrain"), photos, tmp_path / "index").embedded == 8 - calls[0]
+    straight = build_index(model("pretrain"), photos, tmp_path / "straight")
     assert straight.embedded == 8
     for name in ("images-1.jsonl", "broken.jsonl"):
         assert (tmp_path / "index" / name).read_text() == (tmp_path / "straight" / name).read_text()
@@ -185,7 +183,7 @@ def test_an_interrupted_index_resumes_and_a_complete_one_only_adds_new_images(mo
     Image.new("RGB", (40, 30), (200, 10, 10)).save(photos / "new.png")
     shutil.copy(photos / "1.png" if (photos / "1.png").exists() else photos / "2.png", photos / "deep/again.png")
     os.utime(photos / "4.png", (1, 1))
-    made = build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+    made = build_index(model("pretrain"), photos, tmp_path / "index")
     assert (made.images, made.embedded) == (8, 1)
     index = ImageIndex(tmp_path / "index", model("pretrain"))
     images = images_of(tmp_path / "index")[:8]
@@ -194,7 +192,7 @@ def test_an_interrupted_index_resumes_and_a_complete_one_only_adds_new_images(mo
 
 
 def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, photos, tmp_path):
-    build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+    build_index(model("pretrain"), photos, tmp_path / "index")
     (tmp_path / "other").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "other/a.png")
     for call, message in [
@@ -204,19 +202,19 @@ def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, 
         ),
         (lambda: ImageIndex(tmp_path / "index", model("retrieval")), "whose weights or settings differ from"),
         (
-            lambda: build_index(Encoder(model("retrieval")), photos, tmp_path / "index"),
+            lambda: build_index(model("retrieval"), photos, tmp_path / "index"),
             "whose weights or settings differ from",
         ),
         (
-            lambda: build_index(Encoder(model("pretrain")), tmp_path / "other", tmp_path / "index"),
+            lambda: build_index(model("pretrain"), tmp_path / "other", tmp_path / "index"),
             "is an index of .*photos, not of .*other",
         ),
-        (lambda: build_index(Encoder(model("pretrain")), photos, photos), "contains other files; use an empty folder"),
+        (lambda: build_index(model("pretrain"), photos, photos), "contains other files; use an empty folder"),
         (
-            lambda: build_index(Encoder(model("pretrain")), tmp_path / "index", tmp_path / "x"),
+            lambda: build_index(model("pretrain"), tmp_path / "index", tmp_path / "x"),
             "no image in this folder",
         ),
-        (lambda: build_index(Encoder(model("captioning")), photos, tmp_path / "x"), "cannot compare texts with images"),
+        (lambda: build_index(model("captioning"), photos, tmp_path / "x"), "cannot compare texts with images"),
         (lambda: ImageIndex(tmp_path / "index", model("pretrain")).search(" . "), "contains no words"),
     ]:
         with pytest.raises(UserError, match=message) as error:
@@ -225,7 +223,7 @@ def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, 
     (tmp_path / "index/embeddings-1.npy").write_bytes(b"x")
     with pytest.raises(UserError, match=naming("embeddings-1.npy", "damaged", "rebuild")):
         ImageIndex(tmp_path / "index", model("pretrain"))
-    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
+    assert build_index(model("pretrain"), photos, tmp_path / "index").embedded == 8
     assert len(ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT)) == 8
 
 
@@ -270,10 +268,10 @@ def test_a_crash_before_the_last_write_leaves_the_index_as_it_was(model, photos,
     with monkeypatch.context() as patched:
         patched.setattr(making, "write_metadata", crash)
         with pytest.raises(KeyboardInterrupt):
-            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+            build_index(model("pretrain"), photos, tmp_path / "index")
     hits = ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT, top=8, rerank=0)
     assert hits == [hit for hit in before if hit != gone]
-    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 0
+    assert build_index(model("pretrain"), photos, tmp_path / "index").embedded == 0
     index = ImageIndex(tmp_path / "index", model("pretrain"))
     expected = model("pretrain").embed_images([photos / image.path for image in images_of(tmp_path / "index")[:8]])
     np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
@@ -302,8 +300,8 @@ def test_only_one_process_builds_an_index(model, photos, tmp_path):
     with (tmp_path / "index" / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=naming("index", "another process")):
-            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
-    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8
+            build_index(model("pretrain"), photos, tmp_path / "index")
+    assert build_index(model("pretrain"), photos, tmp_path / "index").images == 8
 
 
 def test_the_second_of_two_processes_on_a_new_folder_gets_an_error_about_the_first(model, photos, tmp_path):
@@ -312,10 +310,8 @@ def test_the_second_of_two_processes_on_a_new_folder_gets_an_error_about_the_fir
     with (tmp_path / "index" / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=naming("another process")):
-            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
-    assert (
-        build_index(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8
-    )  # the first process was killed
+            build_index(model("pretrain"), photos, tmp_path / "index")
+    assert build_index(model("pretrain"), photos, tmp_path / "index").images == 8  # the first process was killed
 
 
 def flip(path: Path, index: int) -> None:
@@ -330,13 +326,13 @@ def test_a_flipped_bit_in_an_index_is_rejected_and_never_copied(name, model, pho
     flip(tmp_path / "index" / name, -10)
     with pytest.raises(UserError, match=naming(name, "damaged")):
         ImageIndex(tmp_path / "index", model("pretrain"))
-    assert build_index(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
+    assert build_index(model("pretrain"), photos, tmp_path / "index").embedded == 8
     assert f"{name} is damaged" in caplog.text
     assert len(ImageIndex(tmp_path / "index", model("pretrain"))) == 8
 
 
 def test_an_index_of_another_format_is_refused(model, photos, tmp_path):
-    build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+    build_index(model("pretrain"), photos, tmp_path / "index")
     path = tmp_path / "index" / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
     with pytest.raises(UserError, match=naming("an index of format 2", "this version reads 3", "rebuild the index")):
@@ -349,7 +345,7 @@ def test_a_damaged_part_is_embedded_again(damage, model, photos, tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(making._Parts, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+            build_index(model("pretrain"), photos, tmp_path / "index")
     part = min((tmp_path / "index/parts").glob("*.npy"))
     count = len(np.load(part))
     if damage == "cut":
@@ -358,22 +354,20 @@ def test_a_damaged_part_is_embedded_again(damage, model, photos, tmp_path, monke
         flip(part, -2)
     else:
         part.with_suffix(".jsonl").unlink()
-    made = build_index(Encoder(model("pretrain")), photos, tmp_path / "index")
+    made = build_index(model("pretrain"), photos, tmp_path / "index")
     assert (made.images, made.copies, made.embedded) == (8, 1, count)
     assert part.name in caplog.text and "embedded again" in caplog.text
 
 
 def test_index_files_that_hang_or_overflow_are_reported_in_one_line(model, photos, tmp_path):
     index = tmp_path / "index"
-    build_index(Encoder(model("pretrain")), photos, index)
+    build_index(model("pretrain"), photos, index)
     for name in ("index.json", "images-1.jsonl", "embeddings-1.npy", "lock"):
         content = (index / name).read_bytes()
         (index / name).unlink()
         os.mkfifo(index / name)
         with pytest.raises((UserError, NotRegularError), match=naming(name, "FIFO")):
-            ImageIndex(index, model("pretrain")) if name != "lock" else build_index(
-                Encoder(model("pretrain")), photos, index
-            )
+            ImageIndex(index, model("pretrain")) if name != "lock" else build_index(model("pretrain"), photos, index)
         (index / name).unlink()
         (index / name).write_bytes(content)
     (index / "index.json").write_text("[" * 100_000)
@@ -400,11 +394,12 @@ def test_an_index_belongs_to_the_pixel_statistics_of_its_model(model, photos, tm
         )
 
 
-def test_the_weights_are_hashed_once(model, photos, tmp_path, monkeypatch):
+def test_the_weights_are_not_hashed_by_searches(model, photos, tmp_path, monkeypatch):
     hashed = []
     monkeypatch.setattr("x2vlm.runtime.identity", lambda network: hashed.append(network) or "hash")
-    model("pretrain").index(photos, tmp_path / "index")
-    assert len(hashed) == 1
+    index = model("pretrain").index(photos, tmp_path / "index")
+    index.search(TEXT)
+    assert len(hashed) == 2, "by building and by opening the index"
 
 
 def test_the_sheet_is_not_indexed_and_names_the_text_of_each_hit(run, model, photos, tmp_path, capsys):
