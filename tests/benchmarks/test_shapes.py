@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
-from benchmarks import shapes
+from benchmarks import shape_targets, shapes
 from models.config import VisionConfig
 from models.core.vision import VisionEncoder
 from tests.messages import OneLine
@@ -65,3 +65,23 @@ def test_a_linear_classifier_finds_what_states_contain_and_nothing_else():
     states = torch.cat([F.one_hot(labels, 3).float(), noise], dim=1)
     assert shapes.linear_accuracy(states[:30], labels[:30], states[30:], labels[30:]) == 1.0
     assert shapes.linear_accuracy(noise[:30], labels[:30], noise[30:], labels[30:]) < 0.7
+
+
+def test_the_vision_encoder_learns_what_it_is_asked(monkeypatch, capsys):
+    for name, count in (("TRAINING_SCENES", 4), ("PROBED_SCENES", 20), ("HELD_OUT_SCENES", 4)):
+        monkeypatch.setattr(shape_targets, name, count)
+    assert (
+        call(shape_targets.main, ["shape", "pairs", "--steps", "2", "--every", "1", "--objects", "5"], "targets") == 0
+    )
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["objective", "steps", "shape", "colour"]
+    assert [row.split()[:2] for row in rows] == [["shape", "1"], ["shape", "2"], ["pairs", "1"], ["pairs", "2"]]
+
+
+def test_objectives_are_zero_for_certain_right_predictions():
+    shapes_, colours = torch.tensor([0, 2]), torch.tensor([3, 1])
+    for classes, objective in shape_targets.OBJECTIVES.values():
+        predicted = torch.zeros(2, classes, requires_grad=True)
+        before = objective(predicted, shapes_, colours)
+        (gradient,) = torch.autograd.grad(before, predicted)
+        assert objective(predicted - 50 * gradient.sign(), shapes_, colours) < before
