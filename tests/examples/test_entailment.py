@@ -55,12 +55,9 @@ def test_a_copy_trains_validates_resumes_and_is_evaluated(folder):
     assert status == 0, reported[-3000:]
     assert f"resuming from {run}/checkpoints/step-00000001" in reported
     assert json.loads((run / "evaluation.json").read_text()) == report
-    status, reported = run_alone(cwd, "entailment", "--evaluate", *SMALL, f"init.checkpoint={run}")
-    assert status == 0, reported[-3000:]
-    measured = json.loads((cwd / "runs/entailment/config-evaluate/evaluation.json").read_text())
-    assert values(measured) == values(report)
-    assert values(report)["test"]["sentences"] == 150
+    assert report["test"]["sentences"]["value"] == 150
     assert 0 <= report["test"]["accuracy"]["value"] <= 1
+    (cwd / "runs/entailment").mkdir(parents=True, exist_ok=True)
     run.rename(cwd / "runs/entailment/run")
     ask_as_the_document_does(cwd, cwd / "runs/entailment/run")
 
@@ -88,11 +85,6 @@ def ask_as_the_document_does(cwd: Path, run: Path) -> None:
 def from_checkout() -> dict[str, str]:
     """An environment in which the checkout is importable from any folder."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def values(report: dict) -> dict:
-    """Only the numbers. The other fields contain the path of the weights."""
-    return {split: {name: metric["value"] for name, metric in found.items()} for split, found in report.items()}
 
 
 def test_the_example_is_short():

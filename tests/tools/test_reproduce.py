@@ -15,7 +15,6 @@ from demo.scenes.build import build
 from run import main
 from tasks import ROOT
 from tasks.tables import DEMO, read_tables
-from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
 from tools.reproduce import receipt
 from tools.reproduce import runs as runs_module
@@ -331,19 +330,6 @@ def test_the_receipt_names_the_weights_by_their_hash(tmp_path):
     assert named["sha256"] == hashlib.sha256(b"weights").hexdigest()
 
 
-@pytest.mark.slow
-def test_the_demo_cell_runs_from_its_files_to_its_results(tmp_path, capfd):
-    """Runs the same commands as a user with a tiny model. All results are present and, as reported, far from the README's."""
-    build(tmp_path / "scenes", seed=0, train=12, val=4, test=4, size=32)
-    overrides = [*tiny_run(tmp_path / "scenes"), "train.steps=1", "schedule.warmup_steps=0"]
-    where = ["--cpu", "1", "--unchecked", "--output", str(tmp_path / "out")]
-    argv = ["reproduce", "--cell", "demo/tiny/pretraining", *where, *overrides]
-    assert main(argv) == 0, capfd.readouterr().err
-    made = json.loads((tmp_path / "out/demo-tiny-pretraining/receipt.json").read_text())
-    assert all(len(each["measured"]) == 1 for each in made["numbers"])
-    assert "not the published setting: " in capfd.readouterr().out
-
-
 def test_a_damaged_receipt_is_omitted_from_the_page(tmp_path):
     whole = {"cell": "demo/tiny/a", "numbers": [], "remarks": []}
     damaged = ({**whole, "cell": "demo"}, {"cell": "demo/tiny/b", "remarks": []}, {**whole, "remarks": None}, [])
@@ -378,7 +364,10 @@ def test_a_finished_run_is_recognised_by_the_content_of_its_weights(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_cell_starts_from_the_run_of_another_cell(tmp_path, monkeypatch, capfd):
+def test_cells_run_from_their_files_to_their_results_the_second_with_the_weights_of_the_first(
+    tmp_path, monkeypatch, capfd
+):
+    """Runs the same commands as a user, with smaller pictures and a single step, which is not the published setting."""
     build(tmp_path / "data/scenes", seed=0, train=40, val=4, test=4, size=32)
     monkeypatch.chdir(tmp_path)
     model = ["model.vision.image_size=32", "train.steps=1"]
@@ -386,6 +375,9 @@ def test_a_cell_starts_from_the_run_of_another_cell(tmp_path, monkeypatch, capfd
     assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 1
     assert "python run.py reproduce --cell demo/tiny/pretraining --output out\n" in capfd.readouterr().out
     assert main(["reproduce", "--cell", "demo/tiny/pretraining", "--cpu", "1", *where, *model]) == 0
+    assert "not the published setting: " in capfd.readouterr().out
+    receipt = json.loads(Path("out/demo-tiny-pretraining/receipt.json").read_text())
+    assert all(len(each["measured"]) == 1 for each in receipt["numbers"])
     assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 0
     made = json.loads(Path("out/demo-tiny-nlvr/receipt.json").read_text())
     assert made["weights"]["path"] == "out/demo-tiny-pretraining/seed-0"
