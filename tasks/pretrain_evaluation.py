@@ -176,12 +176,12 @@ class PretrainEvaluator:
             metrics += self._retrieval(self.records, "image", "records", score)
             metrics += self._retrieval(self.records, "image", "records with a long caption", score, "long_captions")
             metrics += self._retrieval(self.videos, "video", "videos", score)
-        notes = reranking_notes(metrics, " (reranked)", " (cosine)")
+        chosen = score if self.config.score == "auto" else None
+        notes = reranking_notes(metrics, " (reranked)", " (cosine)", chosen=chosen)
         if not {"l1", "giou"}.isdisjoint(self.losses):
             metrics += self._grounding()
         if "mlm" in self.losses:
             metrics += self._masked_words()
-        chosen = score if self.config.score == "auto" else None
         return Evaluation(tuple(metrics), list(self.predictions.values()), chosen_score=chosen, notes=notes)
 
     def _ranking_score(self) -> RankingScore:

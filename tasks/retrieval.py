@@ -84,7 +84,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
                 for name, value in retrieval_recalls(*ranks, medium).items()
             ]
         chosen = score if config.score == "auto" else None
-        notes = reranking_notes(metrics, "", " (cosine)")
+        notes = reranking_notes(metrics, "", " (cosine)", chosen=chosen)
         return Evaluation(tuple(metrics), Nearest(items, rankings.by(score)), chosen_score=chosen, notes=notes)
 
     def _ranked(self, items: CaptionedImages) -> tuple[RankingScore, Rankings]:

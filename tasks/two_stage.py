@@ -267,12 +267,15 @@ def rank_in_words(rank: np.integer, candidates: int) -> int | str:
     return f"not among the {candidates} candidates" if rank == NO_MATCH else int(rank) + 1
 
 
-def reranking_notes(metrics: Sequence[Metric], reranked: str, cosine: str) -> tuple[str, ...]:
+def reranking_notes(
+    metrics: Sequence[Metric], reranked: str, cosine: str, *, chosen: RankingScore | None = None
+) -> tuple[str, ...]:
     """Returns a sentence for the user if the recall after re-ranking is lower than by cosine, and no sentence otherwise.
 
     Args:
         metrics: the metrics of an evaluation. The names of recalls contain "R@1".
         reranked, cosine: ends of the names of the recalls after re-ranking and by cosine.
+        chosen: the score that ``evaluation.score: auto`` chose; None if the config names a score.
     """
     values = {metric.name: metric.value for metric in metrics if " R@1" in metric.name}
     pairs = [
@@ -286,9 +289,12 @@ def reranking_notes(metrics: Sequence[Metric], reranked: str, cosine: str) -> tu
     before, after = (sum(each) / len(each) for each in zip(*compared, strict=True))
     if after >= before:
         return ()
+    remedy = "Set evaluation.score to auto or cosine, or train longer."
+    if chosen is not None:
+        remedy = f"On validation records, {chosen} was the best score."
     return (
         f"Re-ranking makes the ranking worse: R@1 is {after:.1%}, and {before:.1%} by cosine, averaged over both directions. "
-        "Set evaluation.score to auto or cosine, or train longer.",
+        f"{remedy}",
     )
 
 

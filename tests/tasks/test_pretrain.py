@@ -250,6 +250,8 @@ def test_the_table_says_if_re_ranking_makes_the_ranking_worse(reranked, worse):
     notes = reranking_notes(metrics, " (reranked)", " (cosine)")
     table = Evaluation(tuple(metrics), notes=notes).table()
     assert (table.splitlines()[-1] == OneLine("40.0%", "50.0%", "evaluation.score")) == worse
+    for note in reranking_notes(metrics, " (reranked)", " (cosine)", chosen="sum"):
+        assert note == OneLine("50.0%", "sum was the best") and "evaluation.score" not in note
 
 
 def test_predictions_of_pre_training_are_boxes_and_ranks(evaluator, scenes_folder):
