@@ -1,6 +1,6 @@
 """Trains the vision encoder of the demo to classify objects: ``python -m benchmarks.shape_targets``.
 
-The classes are those that texts name, but no text is involved. The results show how many objects the encoder has to see before
+The classes are the words of the demo's texts, but no text is involved. The results show how many objects the encoder has to see before
 shapes can be read from its patches, and how this depends on what it is asked. docs/ablations.md shows them.
 """
 
@@ -68,7 +68,7 @@ def train(name: str, objects: int | None, steps: int, lr: float, seed: int, ever
 
     Args:
         name: name of the objective.
-        objects: number of objects per step, drawn from those of 32 scenes; if None, all of them (about 110).
+        objects: number of objects per step, drawn from the objects of 32 scenes; if None, all objects (about 110).
         steps: number of steps.
         lr: peak learning rate.
         seed: seed of the weights and of the scenes.
