@@ -1,7 +1,7 @@
 """Trains the vision encoder of the demo to classify objects: ``python -m benchmarks.shape_targets``.
 
-The classes are the words of the demo's texts, but no text is involved. The results show how many objects the encoder has to see before
-shapes can be read from its patches, and how this depends on what it is asked. docs/ablations.md shows them.
+The classes are words of the demo's texts, but no text is involved. docs/ablations.md shows how many objects the encoder has to see
+before shapes can be read from its patches, and how this depends on what it is asked.
 """
 
 from __future__ import annotations
