@@ -1,7 +1,7 @@
 """Trains the vision encoder of the demo to classify objects: ``python -m benchmarks.shape_targets``.
 
-The classes are words of the demo's texts, but no text is involved. docs/ablations.md shows how many objects the encoder has to see
-before shapes can be read from its patches, and how this depends on what it is asked.
+The classes are words of the demo's texts, but no text is involved. docs/ablations.md shows how many objects the encoder has to
+see before shapes can be read from its patches, and how this depends on the question.
 """
 
 from __future__ import annotations
@@ -63,6 +63,12 @@ OBJECTIVES: dict[str, tuple[int, Objective]] = {
 softmax over the words for all shapes and colours, with both words of the object as targets; one over all pairs ("red star")."""
 
 
+def new_encoder() -> VisionEncoder:
+    """Returns the vision encoder with which the demo begins to pre-train. The demo's scenes must have been drawn."""
+    config = load_config("configs/demo/pretrain.yaml", [], PretrainConfig)
+    return PretrainTask.build(config).model.vision
+
+
 def train(name: str, objects: int | None, steps: int, lr: float, seed: int, every: int) -> list[dict[str, float]]:
     """Trains the encoder, and returns what a linear classifier reads from its patches after every ``every`` steps.
 
@@ -75,11 +81,10 @@ def train(name: str, objects: int | None, steps: int, lr: float, seed: int, ever
         every: number of steps between results.
     """
     torch.manual_seed(seed)
-    config = load_config("configs/demo/pretrain.yaml", [], PretrainConfig)
-    vision: VisionEncoder = PretrainTask.build(config).model.vision
+    vision = new_encoder()
     classes, objective = OBJECTIVES[name]
     head = nn.Linear(vision.width, classes)
-    optimizer = torch.optim.AdamW([*vision.parameters(), *head.parameters()], lr=lr, betas=config.optim.betas)
+    optimizer = torch.optim.AdamW([*vision.parameters(), *head.parameters()], lr=lr, betas=(0.9, 0.98))
     scenes, rng = scenes_of("train", TRAINING_SCENES, vision.patch_size), torch.Generator().manual_seed(seed)
     results = []
     for step in progress_bar(range(steps), total=steps, desc=name, unit="step"):

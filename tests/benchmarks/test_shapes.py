@@ -68,6 +68,8 @@ def test_a_linear_classifier_finds_what_states_contain_and_nothing_else():
 
 
 def test_the_vision_encoder_learns_what_it_is_asked(monkeypatch, capsys):
+    values = read_config("configs/presets/tiny.yaml").values["model"]["vision"]
+    monkeypatch.setattr(shape_targets, "new_encoder", lambda: VisionEncoder(VisionConfig(**values)))
     for name, count in (("TRAINING_SCENES", 4), ("PROBED_SCENES", 20), ("HELD_OUT_SCENES", 4)):
         monkeypatch.setattr(shape_targets, name, count)
     assert (
