@@ -367,6 +367,7 @@ def _row(name: str, results: list[dict[str, Any]]) -> dict[str, str]:
     chosen = [best_score(result) for result in results]
     cells = {"": name, "lr": f"{results[0]['rate']['lr']:g}", "warm-up": f"{results[0]['rate']['warm_up']:g}"}
     cells["steps"] = f"{mean(result['steps'] for result in results):,.0f}"
+    cells["wall time (s)"] = f"{mean(result['wall_s'] for result in results):,.0f}"
     for score in scores:
         image, text = (mean(np.mean(np.array(r["test"]["ranks"][score][way]) < 1) for r in results) for way in (0, 1))
         cells[f"R@1 {score}"] = f"{100 * image:.1f} / {100 * text:.1f}"
@@ -446,8 +447,8 @@ def main(
         minutes: CPU time of each side.
         seeds: seeds of the runs.
         lr: peak learning rates, separated by commas. Default of grid: 1.25e-4, 2.5e-4, 5e-4, 1e-3 and 2e-3.
-        warm_up: shares of the time until the peak is reached. Default of grid: 0.05, 0.33 and 0.5.
-        data: the data to learn and to compare.
+        warm_up: shares of the time until the peak is reached. Default of grid: 0.05, 0.33 and 0.5, besides 0.17.
+        data: the training and held-out records.
         records: folder of the held-out records (default: the folder that belongs to --data).
         shapes: also fit linear classifiers of shapes and colours to the patches of this many training scenes (benchmarks.shapes).
         output: folder of the results.

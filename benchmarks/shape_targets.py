@@ -20,7 +20,6 @@ from benchmarks.shapes import NOTHING, probe, scenes_of
 from demo.scenes.vocabulary import COLOURS, SHAPES
 from models.core.vision import VisionEncoder
 from tasks.config import PretrainConfig
-from tasks.pretrain import PretrainTask
 from utils.commands import call
 from utils.config import load_config
 from utils.flags import Positive, PositiveReal
@@ -63,12 +62,6 @@ OBJECTIVES: dict[str, tuple[int, Objective]] = {
 softmax over the words for all shapes and colours, with both words of the object as targets; one over all pairs ("red star")."""
 
 
-def new_encoder() -> VisionEncoder:
-    """Returns the vision encoder with which the demo begins to pre-train. The demo's scenes must have been drawn."""
-    config = load_config("configs/demo/pretrain.yaml", [], PretrainConfig)
-    return PretrainTask.build(config).model.vision
-
-
 def train(name: str, objects: int | None, steps: int, lr: float, seed: int, every: int) -> list[dict[str, float]]:
     """Trains the encoder, and returns what a linear classifier reads from its patches after every ``every`` steps.
 
@@ -81,10 +74,11 @@ def train(name: str, objects: int | None, steps: int, lr: float, seed: int, ever
         every: number of steps between results.
     """
     torch.manual_seed(seed)
-    vision = new_encoder()
+    config = load_config("configs/demo/pretrain.yaml", [], PretrainConfig)
+    vision = VisionEncoder(config.model.vision)
     classes, objective = OBJECTIVES[name]
     head = nn.Linear(vision.width, classes)
-    optimizer = torch.optim.AdamW([*vision.parameters(), *head.parameters()], lr=lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW([*vision.parameters(), *head.parameters()], lr=lr, betas=config.optim.betas)
     scenes, rng = scenes_of("train", TRAINING_SCENES, vision.patch_size), torch.Generator().manual_seed(seed)
     results = []
     for step in progress_bar(range(steps), total=steps, desc=name, unit="step"):

@@ -168,7 +168,14 @@ def results(rank: int, lr: float, test_rank: int | None = None, warm_up: float =
         for each in (rank, rank if test_rank is None else test_rank)
     )
     curve = [{"cpu_s": 60.0, "image to text": 0.5, "text to image": 0.5}]
-    return {"rate": {"lr": lr, "warm_up": warm_up}, "steps": 10, "curve": curve, "val": val, "test": test}
+    return {
+        "rate": {"lr": lr, "warm_up": warm_up},
+        "steps": 10,
+        "wall_s": 30.0,
+        "curve": curve,
+        "val": val,
+        "test": test,
+    }
 
 
 SETTING = duel.Setting(4.0, 0)
@@ -242,7 +249,7 @@ def test_the_table_has_a_row_for_each_side_and_the_paired_difference(tmp_path, c
         write_run(tmp_path / "4min" / f"seed{seed}.json", sides, seed=seed)
     assert call(duel.main, ["table", "--output", str(tmp_path)], "duel") == 0
     printed = capsys.readouterr().out
-    assert "| open_clip | 0.001 | 0.17 | 10 | 50.0 / 50.0 |" in printed
+    assert "| open_clip | 0.001 | 0.17 | 10 | 30 | 50.0 / 50.0 |" in printed
     assert "contrastive minus open_clip: +50.0 points [0.0, 100.0], by seed +50.0, +50.0" in printed
     assert "not in all runs: everything" in printed
     assert (tmp_path / "duel.png").stat().st_size > 1000

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -68,8 +70,6 @@ def test_a_linear_classifier_finds_what_states_contain_and_nothing_else():
 
 
 def test_the_vision_encoder_learns_what_it_is_asked(monkeypatch, capsys):
-    values = read_config("configs/presets/tiny.yaml").values["model"]["vision"]
-    monkeypatch.setattr(shape_targets, "new_encoder", lambda: VisionEncoder(VisionConfig(**values)))
     for name, count in (("TRAINING_SCENES", 4), ("PROBED_SCENES", 20), ("HELD_OUT_SCENES", 4)):
         monkeypatch.setattr(shape_targets, name, count)
     assert (
@@ -80,10 +80,17 @@ def test_the_vision_encoder_learns_what_it_is_asked(monkeypatch, capsys):
     assert [row.split()[:2] for row in rows] == [["shape", "1"], ["shape", "2"], ["pairs", "1"], ["pairs", "2"]]
 
 
-def test_objectives_are_zero_for_certain_right_predictions():
-    shapes_, colours = torch.tensor([0, 2]), torch.tensor([3, 1])
-    for classes, objective in shape_targets.OBJECTIVES.values():
-        predicted = torch.zeros(2, classes, requires_grad=True)
-        before = objective(predicted, shapes_, colours)
-        (gradient,) = torch.autograd.grad(before, predicted)
-        assert objective(predicted - 50 * gradient.sign(), shapes_, colours) < before
+@pytest.mark.parametrize(
+    ("objective", "right", "loss"),
+    [("shape", [2], 0.0), ("both", [2, 7 + 3], 0.0), ("words", [2, 7 + 3], math.log(2)), ("pairs", [2 * 8 + 3], 0.0)],
+)
+def test_an_objective_is_lowest_for_the_classes_of_the_object(objective, right, loss):
+    """Words share a softmax, so each of the two right words has a probability of one half at best."""
+    classes, loss_of = shape_targets.OBJECTIVES[objective]
+    predicted = torch.full((1, classes), -50.0)
+    predicted[0, right] = 50.0
+    shape, colour = torch.tensor([2]), torch.tensor([3])
+    assert loss_of(predicted, shape, colour).item() == pytest.approx(loss, abs=1e-4)
+    assert loss_of(predicted, shape + 1, colour) > 10
+    if objective != "shape":
+        assert loss_of(predicted, shape, colour + 1) > 10

@@ -204,6 +204,7 @@ MORE = "data.images.batch_size=8"
         (3, 3, [MORE]),
         (4, 2, [FEW, "train.parallel={shard: 2, replicate: 2}"]),
         (2, 2, [MORE, "model.contrastive.chunks=2", "optim.ema={decay: 0.9}"]),
+        (2, 2, [FEW, "train.accumulate=2", "train.global_batch=null"]),
         (2, 2, [MORE, "train.recompute=[vision,text,fusion]", "optim.freeze={vision: true}"]),
     ],
 )

@@ -91,7 +91,7 @@ PARTS = ["optim.ema={decay: 0.9}", "optim.lora={rank: 2}", "train.recompute=[vis
 
 VARIANTS = {
     "plain": [],
-    "parts": [*PARTS, "optim.freeze={vision: 2, text: 1}"],
+    "parts": [*PARTS, "optim.freeze={vision: 2, text: 1}", "train.accumulate=2"],
     "chunks": ["train.accumulate=2", "model.contrastive.chunks=2"],
 }
 
@@ -109,7 +109,8 @@ def test_sharded_training_has_the_weights_of_ddp(name, tmp_path, tiny_overrides)
 
 
 def test_copies_of_a_sharded_model_have_the_weights_of_ddp(tmp_path, tiny_overrides):
-    """On a mesh of two by two ranks, with weight averaging, adapters, and an encoder that is unfrozen."""
+    """On a mesh of two by two ranks, with averaged weights, adapters, recomputed activations, encoders that are unfrozen, and
+    accumulated gradients."""
     (tmp_path / "out").mkdir()
     found = []
     for parallel in ("ddp", "{shard: 2, replicate: 2}"):

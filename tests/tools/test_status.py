@@ -371,6 +371,14 @@ def test_a_failed_start_does_not_count_in_a_folder_of_runs(make, tmp_path, capsy
     assert main(["status", str(runs)]) == 1
 
 
+def test_a_file_that_is_too_large_has_one_remark(make, monkeypatch):
+    folder = make()
+    monkeypatch.setattr(reading, "MAX_LINES_BYTES", 10)
+    run = reading.read_run(folder, "run")
+    assert len(run.remarks) == 2 and all("larger than" in remark for remark in run.remarks)
+    assert run.metrics.lines == 0 and not run.history.complete
+
+
 def test_metrics_with_a_hole_of_gigabytes_are_not_read_through(make, capsys):
     folder = make("run")
     with (folder / "metrics.jsonl").open("r+b") as file:

@@ -227,14 +227,14 @@ def read_run(folder: Path, name: str) -> Run:
     except UserError as error:
         remarks.append(str(error))
     metrics, validation, history = Metrics(), Metrics(), History()
-    if _can_be_read(folder / METRICS_FILE, remarks):
+    if _is_readable(folder / METRICS_FILE, remarks):
         metrics = read_metrics(folder / METRICS_FILE)
-    if _can_be_read(folder / VALIDATION_FILE, remarks):
+    if _is_readable(folder / VALIDATION_FILE, remarks):
         validation = read_metrics(folder / VALIDATION_FILE)
-    if _can_be_read(folder / EVENTS_FILE, remarks):
-        history = read_history(folder / EVENTS_FILE)
     remarks += [*_damage_remarks(METRICS_FILE, metrics), *_damage_remarks(VALIDATION_FILE, validation)]
-    remarks += history.remarks(folder / EVENTS_FILE)
+    if _is_readable(folder / EVENTS_FILE, remarks):
+        history = read_history(folder / EVENTS_FILE)
+        remarks += history.remarks(folder / EVENTS_FILE)
     evaluation: dict[str, Evaluation] = {}
     try:
         evaluation = read_evaluations(folder)
@@ -254,14 +254,12 @@ def read_run(folder: Path, name: str) -> Run:
     )
 
 
-def _can_be_read(path: Path, remarks: list[str]) -> bool:
-    """Returns True if a file of metrics or events exists and can be read. If it exists and cannot be read, adds a remark."""
-    if not path.exists():
-        return False
-    if not path.is_file():
+def _is_readable(path: Path, remarks: list[str]) -> bool:
+    """Returns False, and adds a remark, if a file of metrics or events exists but cannot be read."""
+    if path.exists() and not path.is_file():
         remarks.append(f"{path} is not a regular file and is ignored")
         return False
-    if path.stat().st_size > MAX_LINES_BYTES:
+    if path.exists() and path.stat().st_size > MAX_LINES_BYTES:
         remarks.append(
             f"{path} is ignored, because it is larger than {MAX_LINES_BYTES / 1e9:g} GB; is the disk damaged?"
         )

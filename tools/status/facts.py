@@ -242,8 +242,9 @@ def _loss_curve(loss: Series | None) -> list[Point]:
     """Returns the loss at up to :data:`LOSS_CURVE_POINTS` positions over the whole run, and its last value."""
     if loss is None or loss.last is None:
         return []
-    means = [bucket.mean for bucket in loss.buckets]
-    return [*(each for each in means[:: -(-len(means) // LOSS_CURVE_POINTS)] if each[0] < loss.last[0]), loss.last]
+    every = math.ceil(len(loss.buckets) / LOSS_CURVE_POINTS)
+    means = [bucket.mean for bucket in loss.buckets[::every]]
+    return [*((round(step), value) for step, value in means if step < loss.last[0]), loss.last]
 
 
 def _validation(run: Run) -> Validation | None:

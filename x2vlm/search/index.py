@@ -21,7 +21,6 @@ from utils.errors import UserError
 from utils.files import cache_folder
 from x2vlm.base import Matcher
 from x2vlm.boxes import Box, in_pixels
-from x2vlm.inputs import Image
 from x2vlm.matching import formatted_scores, probabilities, sums
 from x2vlm.search import CACHE_GB
 from x2vlm.search.files import IndexedImage, check_digests, image_of, open_embeddings, read_lines, read_metadata
@@ -171,6 +170,8 @@ class ImageIndex:
         """
         if not isinstance(text, str):
             raise UserError(f"text is {text!r}", where="search", remedy="pass a single text as a string")
+        if locate:
+            self.model.require("locate")
         score = self.model.settings.evaluation.score
         rerank = 0 if score == "cosine" else rerank
         rows, cosines = self.nearest(text, max(top, rerank))
@@ -221,6 +222,8 @@ class ImageIndex:
 
     def _margins(self, text: str, hits: Sequence[Hit]) -> Iterator[float]:
         """Yields the log-odds that the text is about each image."""
+        if not hits:
+            return
         matcher, only = Matcher(self.model, [text]), torch.zeros(1, dtype=torch.int64)
         for part in self._batches(hits):
             for margins in matcher.margins(self._states(part), [only] * len(part)):
@@ -228,7 +231,6 @@ class ImageIndex:
 
     def _boxes(self, text: str, hits: Sequence[Hit]) -> Iterator[Box]:
         """Yields, for each image, the box that the text describes."""
-        self.model.require("locate")
         runtime = self.model.runtime
         for part in self._batches(hits):
             with runtime.running():
@@ -253,15 +255,13 @@ class ImageIndex:
         The fusion encoder's keys and values are recomputed from these tokens, because caching keys and values would take twice as
         much disk space for every layer.
         """
-        shape = self.model.runtime.state_shape
+        model, shape = self.model, self.model.runtime.state_shape
         size = 4 * shape[0] * shape[1]
 
-        def states_of(images: Sequence[Image]) -> list[Tensor]:
-            return list(self.model.runtime.image_states(self.model.pixels(self.model.views(images))))
-
         def encode() -> bytes:
-            (states,) = self.model.run([hit.path], states_of)
-            tokens: bytes = states.float().cpu().numpy().tobytes()
+            with model.runtime.running():
+                states = model.check_finite(model.runtime.image_states(model.pixels([model.read(hit.path)])))
+            tokens: bytes = states[0].float().cpu().numpy().tobytes()
             return tokens
 
         if self._cache is None:
