@@ -20,7 +20,7 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 
 REAL := runs/real/pretrain-seed$(SEED)
 
-.PHONY: help docs gpu encoders real demo demo-quick scenes clips test test-all faults test-lowest test-newest test-extras lint types setup setup-dev clean-demo clean-real
+.PHONY: help docs gpu encoders real demo demo-quick scenes clips test test-ci test-night test-all faults test-lowest test-newest test-extras lint types setup setup-dev clean-demo clean-real
 
 help:
 	@echo "make demo               set up, draw scenes, and pre-train a tiny model from scratch, in ten minutes"
@@ -31,7 +31,8 @@ help:
 	@echo "                        CPU=1: try all steps on the CPU)"
 	@echo "make setup              only create .venv with the packages; make setup-dev adds the packages for tests and checks"
 	@echo "make test               the fast tests, in about five minutes"
-	@echo "make test-all           all tests; make faults: only tests that stop, kill and damage runs"
+	@echo "make test-ci            the tests that every change must pass; make test-night: the others; make test-all: all tests"
+	@echo "make faults             only tests that stop, kill and damage runs"
 	@echo "make lint types         ruff and mypy; make test-lowest: tests with the oldest allowed releases; make test-newest: with the newest"
 	@echo "make test-extras        tests of mteb, sentence-transformers and transformers, each in its own environment"
 	@echo "make docs               build the documentation site in site/"
@@ -107,6 +108,12 @@ PYTEST := .venv/bin/python -m pytest -n $(shell echo $$(($$(nproc) + 1))) --dist
 
 test: .venv/installed-dev
 	$(PYTEST) -m "not slow" --durations=10
+
+test-ci: .venv/installed-dev
+	$(PYTEST) -m "not night" --durations=10
+
+test-night: .venv/installed-dev
+	$(PYTEST) -m night --durations=10
 
 test-all: .venv/installed-dev
 	$(PYTEST) --durations=10

@@ -333,14 +333,15 @@ def runs_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(runs: Sequence[dict[str, Any]], sides: Sequence[str]) -> str:
-    """Returns a Markdown table of runs of equal time with different seeds, and the differences between the sides: to open_clip,
-    and to the contrastive loss alone. Sides that are not in all runs are skipped, which a last line says."""
+    """Returns a Markdown table of runs of equal time with different seeds, and the differences between the sides: to the first
+    side of open_clip, and to the contrastive loss alone. Sides that are not in all runs are skipped, which a last line says."""
     names = [name for name in sides if all(name in run for run in runs)]
     rows = [_row(name, [run[name] for run in runs]) for name in names]
     columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row.get(column, "") for column in columns) + " |" for row in rows]
-    bases = [base for base in (OPEN_CLIP, "contrastive") if base in names]
+    of_open_clip = [name for name in names if name.split(" + ")[0] == OPEN_CLIP]
+    bases = [*of_open_clip[:1], *(name for name in names if name == "contrastive")]
     for base in bases:
         for name in names:
             if name in bases[: bases.index(base) + 1]:
@@ -403,8 +404,8 @@ def draw(folders: Sequence[Path], sides: Sequence[str], path: Path) -> None:
         .mark_line(point=True)
         .encode(
             x=alt.X("CPU minutes:Q"),
-            y=alt.Y("mean(R@1):Q", axis=alt.Axis(format="%"), title="R@1 by cosine, held-out records"),
-            color=alt.Color("side:N", title=None, sort=list(sides)),
+            y=alt.Y("mean(R@1):Q", axis=alt.Axis(format="%"), title="R@1 by cosine, validation records"),
+            color=alt.Color("side:N", title=None, sort=list(sides), legend=alt.Legend(orient="bottom", labelLimit=0)),
         )
         .properties(width=320, height=260)
         .facet(column=alt.Column("time:N", title=None, sort=list(dict.fromkeys(row["time"] for row in rows))))

@@ -41,6 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(ImmediateFailures(terminal))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests for the night are slow tests, too, so that ``-m "not slow"`` leaves both out."""
+    for item in items:
+        if item.get_closest_marker("night") is not None:
+            item.add_marker("slow")
+
+
 def pytest_collection_finish() -> None:
     """Excludes the imported modules from garbage collection. Tests that trigger a full collection would take half a second
     longer."""

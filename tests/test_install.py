@@ -17,7 +17,7 @@ from run import COMMANDS
 from setup import INSIDE, as_subpackage
 from tests.conftest import tiny_run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.night
 
 ROOT = Path(__file__).parent.parent
 

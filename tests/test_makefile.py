@@ -25,7 +25,7 @@ def test_help_lists_every_target_that_a_newcomer_needs():
     message = planned("help")
     for (
         target
-    ) in "demo real gpu setup test test-all faults lint types test-lowest test-newest test-extras scenes clips".split():  # noqa: SIM905
+    ) in "demo real gpu setup test test-ci test-night test-all faults lint types test-lowest test-newest test-extras scenes clips".split():  # noqa: SIM905
         assert f"make {target}" in message or f" {target} " in message, target
 
 

@@ -41,7 +41,7 @@ from models.sums import total, untested
 def test_total():
     assert total([1, 2]) == 3
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_limit():
     assert total([98, 99]) == 197
     assert total([100, 1], start=8) == 109
@@ -128,7 +128,7 @@ def test_every_package_that_is_recorded_exists():
     assert {"x2vlm", "metrics"} <= set(mutants.PACKAGES)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_the_tests_of_each_tier_catch_what_they_cover_and_the_checkout_is_unchanged(tmp_path):
     pytest.importorskip("pytest_cov", reason="needs pytest-cov: pip install -r requirements-dev.txt")
     files = {

@@ -281,7 +281,7 @@ def test_a_duel_runs_from_the_grid_to_the_table(tiny_overrides, scenes_folder, t
     assert "| shape read from patches | colour read from patches |" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_the_memory_of_a_side_is_that_of_its_own_process(tiny_overrides, tmp_path, capsys):
     words = ["memory", *tiny_overrides, "--sides", "open_clip", "--output", str(tmp_path)]
     assert call(duel.main, words, "duel") == 0

@@ -130,7 +130,7 @@ def test_a_step_that_reaches_its_limit_is_recorded_and_the_others_run(tmp_path, 
     assert make([hangs._replace(commands=[writing(2)]), other], tmp_path).steps["hangs"]["failure"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_tests_that_are_stopped_at_the_limit_keep_the_results_so_far(tmp_path):
     (tmp_path / "test_slow.py").write_text(
         "import time\n\ndef test_quick(): pass\n\ndef test_slow(): time.sleep(60)\n", encoding="utf-8"
@@ -342,7 +342,7 @@ def test_child_processes_have_no_network_in_these_tests(without_network):
     assert "192.0.2.1" in without_network.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.parametrize("name", ["tests-others", "speed-base-224", "profile", "two-processes"])
 def test_a_step_at_small_size_needs_no_network(name, without_network, tmp_path):
     (step,) = (each for each in steps_of(tmp_path, cpu=True) if each.name == name)
@@ -355,7 +355,7 @@ def test_a_step_at_small_size_needs_no_network(name, without_network, tmp_path):
     assert f"| {name} | {found['seconds']:.0f} | done |" in (tmp_path / "receipt.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_profile_has_shares_and_attention(tmp_path, capsys):
     words = ["--small", *SMALLER_MODEL, "--steps", "1", "--kernels", "3", "--json", str(tmp_path / "found.json")]
     assert call(profile_step.main, words, "profile_step") == 0
@@ -375,7 +375,7 @@ def test_a_step_on_the_pretend_device_is_profiled(pretend, tmp_path, capsys):
     assert "ms/step" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_two_processes_reproduce_the_losses_of_one(tmp_path, capsys):
     words = ["--small", *SMALLER_MODEL, "--steps", "2", "--json", str(tmp_path / "found.json")]
     assert call(two_processes.main, words, "two_processes") == 0

@@ -13,7 +13,7 @@ from tests.models.golden import GOLDEN, arrays, pretrain_batch
 from tests.ranks import on_two_ranks
 from utils import distributed
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.night
 
 
 def compiled_step() -> dict[str, torch.Tensor]:

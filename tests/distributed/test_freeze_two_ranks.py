@@ -14,7 +14,7 @@ from tests.engine.toy import ToyTask
 from tests.ranks import on_two_ranks
 from utils import distributed
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.night
 
 
 class Points:
@@ -73,7 +73,7 @@ class Pretraining:
         return all(torch.equal(weights, other) for other in distributed.gather_objects(weights))
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_two_ranks_resume_before_at_and_after_an_unfreezing(tmp_path, tiny_overrides):
     (tmp_path / "out").mkdir()
     whole = tmp_path / "whole"
@@ -86,7 +86,7 @@ def test_two_ranks_resume_before_at_and_after_an_unfreezing(tmp_path, tiny_overr
     assert {"vision", "text"} < set(map(part_of, names))
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_two_ranks_resume_with_adapters(tmp_path, tiny_overrides):
     pytest.importorskip("peft", reason="adapters need the package peft")
     (tmp_path / "out").mkdir()

@@ -23,7 +23,7 @@ from tools.plan.synthetic import synthetic_batch
 from tools.steps.fake import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, trainable
 from utils.distributed import local_shard
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.night
 
 EXAMPLES, WIDTH = 16, 1024
 """Examples per rank, and the width of their embeddings, which take most of the memory."""

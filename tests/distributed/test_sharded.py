@@ -108,6 +108,7 @@ def test_sharded_training_has_the_weights_of_ddp(name, tmp_path, tiny_overrides)
     assert_same(found["fsdp"], found["ddp"])
 
 
+@pytest.mark.night
 def test_copies_of_a_sharded_model_have_the_weights_of_ddp(tmp_path, tiny_overrides):
     """On a mesh of two by two ranks, with averaged weights, adapters, recomputed activations, encoders that are unfrozen, and
     accumulated gradients."""
@@ -140,6 +141,7 @@ def weights_of(found: dict[str, Tensor]) -> Tensor:
     return torch.cat([weight.flatten() for name, weight in found.items() if name != "held"])
 
 
+@pytest.mark.night
 @pytest.mark.parametrize("name", VARIANTS)
 def test_in_bf16_sharded_training_is_as_close_to_float32_as_ddp(name, tmp_path, tiny_overrides):
     """The losses of the first step are equal to those with DDP in bf16, because the same numbers are cast."""
@@ -195,6 +197,7 @@ def noted_dtype(found: list[str], collective: Any, *args: Any, **options: Any) -
     return collective(*args, **options)
 
 
+@pytest.mark.night
 def test_in_bf16_matrices_are_gathered_in_bf16_and_gradients_are_summed_in_float32(tmp_path, tiny_overrides):
     (tmp_path / "out").mkdir()
     for found in on_ranks(2, Gathered(tmp_path / "run", tiny_overrides), tmp_path / "out"):
@@ -208,6 +211,7 @@ def accumulated(count: int) -> list[str]:
     return [f"train.accumulate={count}", "model.contrastive.chunks=step"]
 
 
+@pytest.mark.night
 def test_the_same_micro_batches_on_any_number_of_ranks_give_the_same_weights(tmp_path, tiny_overrides):
     """A step has twelve micro-batches, with a contrastive loss over all of them and hard negatives in each."""
     found = {}
@@ -232,11 +236,11 @@ RESUMED_ON = {
 @pytest.mark.parametrize(
     ("name", "resumed_on"),
     [
-        ("plain", [*RESUMED_ON]),
-        ("parts", ["one", "copies"]),
-        ("uneven", ["four"]),
+        pytest.param("plain", ["same", "one"], id="plain"),
+        pytest.param("plain", ["ddp", "four", "copies"], id="on other ranks", marks=pytest.mark.night),
+        pytest.param("parts", ["one", "copies"], id="parts", marks=pytest.mark.night),
+        pytest.param("uneven", ["four"], id="uneven", marks=pytest.mark.night),
     ],
-    ids=["plain", "parts", "uneven"],
 )
 def test_a_sharded_run_resumes_with_the_same_weights_on_any_ranks(name, resumed_on, tmp_path, tiny_overrides):
     """The vision encoder is unfrozen after the checkpoint, which therefore has no optimiser states of it."""
@@ -251,6 +255,7 @@ def test_a_sharded_run_resumes_with_the_same_weights_on_any_ranks(name, resumed_
         assert_same(resumed, whole, bound)
 
 
+@pytest.mark.night
 def test_a_sharded_run_in_bf16_resumes_on_any_ranks(tmp_path, tiny_overrides):
     """Norms are replicated, so the checkpoint contains both sharded and whole states."""
     overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", "train.precision=bf16"]
@@ -269,6 +274,7 @@ def test_a_sharded_run_in_bf16_resumes_on_any_ranks(tmp_path, tiny_overrides):
         assert difference.norm() <= bound * weights_of(whole).norm(), resumed_on
 
 
+@pytest.mark.night
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_run_with_ddp_resumes_with_fsdp(tmp_path, tiny_overrides, earlier):
     """This includes checkpoints written by an earlier version."""
@@ -283,6 +289,7 @@ def test_a_run_with_ddp_resumes_with_fsdp(tmp_path, tiny_overrides, earlier):
     assert_same(resumed, whole)
 
 
+@pytest.mark.night
 def test_uneven_shards_give_the_weights_of_ddp_with_a_share_of_its_memory(tmp_path, tiny_overrides):
     """BERT's word table of 30,522 rows is divided among four ranks."""
     overrides = [*STEPS, *WITHOUT_DROPOUT, "train.steps=3", UNEVEN]

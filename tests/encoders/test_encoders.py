@@ -30,7 +30,7 @@ def cells(rows, checks):
         for cell in checks:
             if cell in LONG and (row.title not in SAMPLE or cell == "compile"):
                 continue
-            marks = () if cell in QUICK else (pytest.mark.slow,)
+            marks = () if cell in QUICK else (pytest.mark.night,)
             chosen.append(pytest.param(row, cell, marks=marks, id=f"{row.title}-{row.library}-{cell}"))
     return chosen
 

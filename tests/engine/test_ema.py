@@ -318,7 +318,7 @@ class OnRanks:
         return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_two_ranks_have_the_same_average(tmp_path):
     (tmp_path / "out").mkdir()
     first, second = on_two_ranks(OnRanks(tmp_path / "run"), tmp_path / "out")

@@ -42,7 +42,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / "entailment"
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_copy_trains_validates_resumes_and_is_evaluated(folder):
     cwd, run = folder.parent, folder.parent / "run"
     options = ["--output", str(run), *SMALL, "train.steps=2"]

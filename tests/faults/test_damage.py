@@ -11,7 +11,7 @@ import pytest
 from tests.faults.conftest import STEPS, Job, lines
 from tests.messages import OneLine
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.night
 
 
 @pytest.fixture

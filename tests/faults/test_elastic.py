@@ -19,7 +19,7 @@ import pytest
 from tests.faults.conftest import ROOT, lines
 from tests.ranks import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.night
 
 STEPS = 60
 GLOBAL_BATCH = 24

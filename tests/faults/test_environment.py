@@ -27,7 +27,7 @@ runpy.run_module("tasks.run", run_name="__main__", alter_sys=True)
 """
 HOME = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.night,
     pytest.mark.skipif(sys.platform != "linux", reason="removes rights from the superuser with Linux's prctl"),
 ]
 

@@ -12,7 +12,7 @@ from tests.messages import OneLine
 from utils.events import Stalled, read_events
 from utils.processes import PEER_LOST
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.night
 
 
 def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_undisturbed):

@@ -16,7 +16,7 @@ from tests.faults.conftest import ROOT, lines
 from tests.messages import OneLine
 from tests.ranks import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.night
 
 STAND_INS = {
     "sbatch": """

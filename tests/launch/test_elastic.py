@@ -48,7 +48,7 @@ def launch(folder: Path, times: int, stop: str, restarts: int) -> tuple[subproce
     return done, (folder / "starts-1").read_text().splitlines()
 
 
-@pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.parametrize(
     ("stop", "restarts", "starts", "status"),
     [
@@ -72,7 +72,7 @@ def test_ranks_restart_unless_the_user_has_to_fix_something(tmp_path, stop, rest
     assert ("rank 1 was killed by SIGKILL" in done.stderr) == ("os.kill" in stop)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_losing_the_rendezvous_node_ends_the_others_with_one_line(tmp_path):
     (tmp_path / "rank.py").write_text(RANK.replace("TIMES", "9").replace("STOP", "time.sleep(60)"))
     port = free_port()
@@ -103,7 +103,7 @@ def test_losing_the_rendezvous_node_ends_the_others_with_one_line(tmp_path):
     assert OneLine(f"127.0.0.1:{port}", "again") in message.splitlines()
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_failures_are_counted(tmp_path):
     done, ports = launch(tmp_path, 9, "sys.exit(1)", 2)
     assert done.returncode == 1

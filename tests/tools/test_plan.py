@@ -116,7 +116,7 @@ def test_without_a_global_batch_it_follows_from_the_sizes_in_the_config(flags, t
     assert planner_of(flags).global_batch == total
 
 
-@pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.parametrize("task", FINE_TUNING)
 def test_every_fine_tuning_task_can_be_planned(task):
     decoder = ["model.decoder.layers=1"] if task == "vqa" else []
@@ -158,7 +158,7 @@ def test_without_a_name_a_gpu_is_assumed_and_epochs_need_the_records():
     assert sized_by_hand(*given, "--records", "800", "train.epochs=3").plan().steps == 30
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_checkpointed_and_compiled_encoders_are_planned_and_omissions_are_listed():
     deep = ["--config", BASE, *MEMORY, *SMALL, ALONE, "model.vision.depth=3"]
     plain = planner_of(deep)
@@ -267,7 +267,7 @@ SMALL_BUFFERS = 4_000
 """Bytes of NCCL's buffers, on a GPU of 80,000 bytes."""
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_the_plan_is_measured_on_an_available_gpu(gpu):
     """A step takes 10 bytes per example, and CUDA takes 500 of the 620 available bytes, so 12 examples fit."""
     plan = on_gpu("--memory", "620e-9", "--global-batch", "4", "train.precision=fp32")
@@ -322,7 +322,7 @@ def test_on_a_gpu_the_plan_is_measured(device):
     assert plan.chosen.step_s > 0
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_vision_encoder_of_seven_billion_parameters_fits_eight_gpus_only_if_sharded(tmp_path):
     bases = [str(ROOT / "configs" / name) for name in ("pretrain/base_4m.yaml", "presets/other_vision.yaml")]
     config = tmp_path / "config.yaml"
@@ -335,7 +335,7 @@ def test_a_vision_encoder_of_seven_billion_parameters_fits_eight_gpus_only_if_sh
     assert planner._cost(8, 8) < 80e9
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_states_that_do_not_fit_on_a_gpu_are_sharded():
     """A word table of 100,000 words is most of the model."""
     words = "model.text.arch.vocab_size=100000"

@@ -40,7 +40,7 @@ def vision_bytes() -> int:
     return tensor_bytes(planner().meta_model.vision.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_frozen_encoder_only_takes_memory_for_its_weights():
     plain, frozen = memory(), memory("optim.freeze.vision=true")
     vision = vision_bytes()
@@ -50,20 +50,20 @@ def test_a_frozen_encoder_only_takes_memory_for_its_weights():
     assert frozen.activations < 0.7 * plain.activations
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_frozen_fusion_keeps_the_activations_that_gradients_pass_through():
     text, fusion = memory("optim.freeze={text: true, vision: true}"), memory("optim.freeze.fusion=true")
     assert text.activations < 0.7 * fusion.activations
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_checkpointing_a_frozen_part_does_not_change_the_memory():
     frozen = "optim.freeze={vision: true, text: true}"
     assert memory(frozen, "train.recompute=[vision,text]") == memory(frozen)
     assert memory("train.recompute=[vision,text]") != memory()
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
     plain, frozen = planner()._setting(4, 1, 1), planner("optim.freeze.vision=true")._setting(4, 1, 1)
     spared = (
@@ -74,7 +74,7 @@ def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
     assert sum(frozen.memory.values()) < sum(plain.memory.values())
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_an_encoder_that_is_unfrozen_later_is_planned_as_trained_with_a_note():
     plain, unfreezing = planner(), planner("optim.freeze={vision: 1000, text: 2000}")
     assert unfreezing._setting(4, 1, 1) == plain._setting(4, 1, 1)
@@ -108,7 +108,7 @@ def test_the_doctor_counts_checkpoints_without_states_of_parts_that_never_train(
     assert (one, best, total) == (spared * vision_bytes(), 0, 4 * spared * vision_bytes())
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_the_plan_and_the_doctor_count_the_average_of_the_weights():
     plain, averaging = planner()._setting(4, 1, 1), planner("optim.ema={}")._setting(4, 1, 1)
     assert averaging.memory["average"] == averaging.memory["gradients"] > 0
@@ -120,7 +120,7 @@ def test_the_plan_and_the_doctor_count_the_average_of_the_weights():
     assert with_average[0] - without[0] == tensor_bytes([*model.parameters(), *model.buffers()])
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_adapters_have_gradients_and_states_instead_of_the_weights():
     pytest.importorskip("peft", reason="adapters need the package peft")
     plain, adapted = (planner(*lora).plan().largest for lora in ([], ["optim.lora={rank: 2}"]))

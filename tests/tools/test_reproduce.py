@@ -363,7 +363,7 @@ def test_a_finished_run_is_recognised_by_the_content_of_its_weights(tmp_path, mo
     assert len(commands) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_cells_run_from_their_files_to_their_results_the_second_with_the_weights_of_the_first(
     tmp_path, monkeypatch, capfd
 ):

@@ -287,7 +287,7 @@ def test_unreadable_statistics_are_counted(raw, out):
 # -- several machines
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_local_ray_cluster_writes_the_same_list_and_takes_the_same_records(raw, out, tmp_path):
     for folder, changes in ((out, {"ray": "local", "workers": 2}), (tmp_path / "here", {})):
         prepared("cc3m", raw, folder, **changes)

@@ -245,7 +245,7 @@ def test_the_folder_of_the_shards_is_rejected_as_output(convert, lines, tmp_path
     )
 
 
-@pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.parametrize("order", ["blocks", "random"])
 def test_training_on_the_files_equals_training_on_the_records(convert, tiny_overrides, scenes_folder, tmp_path, order):
     convert(f"{scenes_folder}/train.jsonl")

@@ -17,7 +17,7 @@ def results(work: Callable[[int], int], address: str = "local") -> Iterator[int]
     return in_order_on_ray(work, range(6), address, workers=2, died=lambda job: -job)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_results_are_ordered_killed_jobs_are_reported_and_errors_are_raised_unchanged():
     made = results(ten_times)
     assert list(itertools.islice(made, 5)) == [0, 10, 20, -3, 40]
@@ -25,7 +25,7 @@ def test_results_are_ordered_killed_jobs_are_reported_and_errors_are_raised_unch
         next(made)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_an_address_without_a_cluster_is_reported_in_one_line(monkeypatch):
     def init(**_: object) -> None:  # the real function would find another test's cluster
         raise ConnectionError("Could not find any running Ray instance.\nPlease start one.")

@@ -132,7 +132,7 @@ def test_pixels_of_all_kinds_of_images_are_equal(model, saved, tmp_path):
     torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_the_model_file_does_not_need_this_project(saved, images, tmp_path):
     """Runs in a new process that cannot import this project."""
     script = f"""
@@ -233,7 +233,7 @@ def rows() -> list[Any]:
     """The encoders in docs/encoders.md. Most of these tests are slow."""
     quick = ("DINOv2", "SigLIP 2", "DistilBERT")
     named = [(f"{row.library} {row.title}", row) for row in (*vision.ROWS, *text.ROWS)]
-    return [pytest.param(row, id=name, marks=() if row.title in quick else pytest.mark.slow) for name, row in named]
+    return [pytest.param(row, id=name, marks=() if row.title in quick else pytest.mark.night) for name, row in named]
 
 
 @pytest.mark.parametrize("row", rows())
