@@ -17,6 +17,7 @@ from optim.config import OptimConfig
 from optim.ema import WeightAverage
 from optim.groups import build_optimizer, parameter_groups
 from optim.lora import is_adapter
+from optim.muon import matrices_in_blocks
 from optim.setup import levels_above, set_frozen
 from scheduler import Schedule
 from utils import distributed
@@ -63,7 +64,7 @@ class TrainedModel:
         self.model, self.optim, self.schedule, self.fresh = model, optim, schedule, fresh
         self.freeze = optim.frozen
         self.freeze.check_steps(steps)
-        all_groups = parameter_groups(model.named_parameters(), optim, fresh, levels_above(model))
+        all_groups = self._parameter_groups()
         self._peaks = {
             group["name"]: (group["peak_lr"], min(map(self.freeze.trains_from, group["names"]))) for group in all_groups
         }
@@ -173,9 +174,14 @@ class TrainedModel:
             raise UserError(
                 "leaves no trainable parameters in this model", where="optim.freeze", remedy="freeze fewer parts"
             )
-        groups = parameter_groups(self.model.named_parameters(), self.optim, self.fresh, levels_above(self.model))
-        self.optimizer = build_optimizer(groups, self.optim)
+        self.optimizer = build_optimizer(self._parameter_groups(), self.optim)
         self.optimizer.state.update(states)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the groups of the parameters that train now."""
+        model, optim = self.model, self.optim
+        matrices = matrices_in_blocks(model)
+        return parameter_groups(model.named_parameters(), optim, self.fresh, levels_above(model), matrices)
 
     def _log(self, frozen: tuple[str, ...]) -> None:
         """Logs how many parameters are frozen, and for how long."""

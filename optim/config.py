@@ -178,8 +178,19 @@ class EmaConfig(Config):
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+class MuonConfig(Config):
+    """Muon (Jordan et al., 2024) for the matrices in the blocks of all encoders. AdamW trains all other parameters."""
+
+    lr_factor: float = Field(
+        1.0,
+        gt=0,
+        description="factor on the learning rate of these matrices; with 1, their updates are about as large as those of AdamW",
+    )
+    momentum: float = Field(0.95, ge=0, lt=1, description="decay rate of the average of the gradients")
+
+
 class OptimConfig(Config):
-    """Learning rates, constants of AdamW, freezing, adapters and averaged weights."""
+    """Learning rates, constants of AdamW, Muon, freezing, adapters and averaged weights."""
 
     lr: float = Field(gt=0, description="peak learning rate")
     lr_mult: float = Field(2.0, gt=0, description="factor on lr for parameters that are not loaded from a checkpoint")
@@ -205,6 +216,11 @@ class OptimConfig(Config):
     fused: Literal["auto", "apex"] = Field(
         "auto", description="implementation of AdamW: auto (torch's fused one) or apex (NVIDIA's FusedAdam)"
     )
+    muon: MuonConfig | None = Field(
+        None,
+        description="train the matrices in the blocks of the encoders with Muon, which needs fewer steps from scratch; "
+        "{} or a section with settings; null: train all parameters with AdamW",
+    )
     freeze: FreezeConfig | None = Field(None, description="encoders to freeze; null: freeze none")
     lora: LoraConfig | None = Field(
         None,
@@ -228,6 +244,16 @@ class OptimConfig(Config):
             raise ValueError(
                 f"freeze.{unfrozen[0]} is a number of steps, but apex keeps one step count for all parameters, and "
                 "parameters that are unfrozen later have fewer steps; set fused to auto, or freeze for the whole run"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _muon_trains_whole_matrices_with_torch(self) -> OptimConfig:
+        if self.muon is not None and self.fused == "apex":
+            raise ValueError("fused is apex, which has no Muon; set fused to auto, or muon to null")
+        if self.muon is not None and self.lora is not None:
+            raise ValueError(
+                "muon trains the matrices in blocks, and lora trains adapters instead of them; set one of them to null"
             )
         return self
 

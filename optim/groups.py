@@ -1,4 +1,4 @@
-"""AdamW with the parameter groups of the authors' code."""
+"""The parameter groups of the authors' code, and their optimiser."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from optim.config import OptimConfig
 from optim.lora import is_adapter
+from optim.muon import MuonAndAdamW
 from utils.errors import UserError
 
 NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
@@ -45,33 +46,48 @@ def parameter_groups(
     config: OptimConfig,
     fresh: Collection[str],
     levels: Mapping[str, int] = MappingProxyType({}),
+    matrices: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Groups the trainable parameters by learning rate and weight decay, in order of first appearance.
+    """Groups the trainable parameters by optimiser, learning rate and weight decay, in order of first appearance.
 
-    In addition to the entries that torch needs, each group has a ``name``, the ``names`` of its parameters, and ``peak_lr``.
+    In addition to the entries that torch needs, each group has a ``name``, the ``names`` of its parameters, ``peak_lr``, and
+    ``muon``, which is True for a group that Muon trains.
 
     Args:
         parameters: names and parameters of the model.
         config: the config section ``optim``.
         fresh: names of the parameters that train at ``lr * lr_mult``.
         levels: number of levels above each parameter of the vision encoder (:func:`optim.setup.levels_above`).
+        matrices: names of the parameters that Muon trains if ``config.muon`` is set
+            (:func:`optim.muon.matrices_in_blocks`).
     """
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in parameters:
         if not parameter.requires_grad:
             continue
         rate = learning_rate(name, config, fresh) * config.vision_layer_decay ** levels.get(name, 0)
         decay = 0.0 if any(part in name for part in NO_DECAY) else config.weight_decay
-        label = f"lr={rate:g},decay={decay:g}"
-        empty = {"params": [], "names": [], "name": label, "lr": rate, "peak_lr": rate, "weight_decay": decay}
-        group = groups.setdefault((rate, decay), empty)
+        muon = config.muon is not None and name in matrices
+        if config.muon is not None and muon:
+            rate *= config.muon.lr_factor
+        label = f"lr={rate:g},decay={decay:g}" + (",muon" if muon else "")
+        empty = {
+            "params": [],
+            "names": [],
+            "name": label,
+            "lr": rate,
+            "peak_lr": rate,
+            "weight_decay": decay,
+            "muon": muon,
+        }
+        group = groups.setdefault((rate, decay, muon), empty)
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
-    """Builds AdamW with fused kernels.
+    """Builds AdamW with fused kernels, or, with ``config.muon``, Muon and AdamW.
 
     Torch applies weight decay before the update, but the authors' code applies it afterwards (p' - lr * wd * p', where p' is the
     updated value). The results differ by lr * wd * |update|, which is at most 1e-6 of an update at the published rates.
@@ -81,6 +97,8 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.
     """
     if config.fused == "apex":
         return _apex(groups, config)
+    if config.muon is not None:
+        return MuonAndAdamW(groups, config.muon, config.betas, config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

@@ -54,6 +54,8 @@ def setting_without_fsdp(train: TrainConfig, optim: OptimConfig) -> str | None:
         # If all images of a rank's micro-batch are in the cache, the rank does not run the frozen blocks, and would not take part
         # in gathering the blocks that other ranks have to run.
         return "optim.freeze.cache"
+    if optim.muon is not None:
+        return "optim.muon"  # which needs whole matrices
     return "optim.fused = apex" if optim.fused == "apex" else None
 
 
