@@ -19,6 +19,8 @@ from benchmarks.harness import print_line, write_results
 from benchmarks.shapes import NOTHING, probe, scenes_of
 from demo.scenes.vocabulary import COLOURS, SHAPES
 from models.core.vision import VisionEncoder
+from optim.groups import build_optimizer, parameter_groups
+from optim.muon import matrices_in_blocks
 from tasks.config import PretrainConfig
 from utils.commands import call
 from utils.config import load_config
@@ -62,28 +64,32 @@ OBJECTIVES: dict[str, tuple[int, Objective]] = {
 softmax over the words for all shapes and colours, with both words of the object as targets; one over all pairs ("red star")."""
 
 
-def train(name: str, objects: int | None, steps: int, lr: float, seed: int, every: int) -> list[dict[str, float]]:
+def train(
+    name: str, objects: int | None, steps: int, config: PretrainConfig, seed: int, every: int
+) -> list[dict[str, float]]:
     """Trains the encoder, and returns what a linear classifier reads from its patches after every ``every`` steps.
 
     Args:
         name: name of the objective.
-        objects: number of objects per step, drawn from the objects of 32 scenes; if None, all objects (about 110).
+        objects: number of objects per step, drawn from the objects of 32 scenes; if None, all objects (about 100).
         steps: number of steps.
-        lr: peak learning rate.
+        config: a config with the vision encoder and the optimiser.
         seed: seed of the weights and of the scenes.
         every: number of steps between results.
     """
     torch.manual_seed(seed)
-    config = load_config("configs/demo/pretrain.yaml", [], PretrainConfig)
     vision = VisionEncoder(config.model.vision)
     classes, objective = OBJECTIVES[name]
     head = nn.Linear(vision.width, classes)
-    optimizer = torch.optim.AdamW([*vision.parameters(), *head.parameters()], lr=lr, betas=config.optim.betas)
+    model = nn.ModuleDict({"vision": vision, "head": head})
+    groups = parameter_groups(model.named_parameters(), config.optim, (), matrices=matrices_in_blocks(model))
+    optimizer = build_optimizer(groups, config.optim)
     scenes, rng = scenes_of("train", TRAINING_SCENES, vision.patch_size), torch.Generator().manual_seed(seed)
     results = []
     for step in progress_bar(range(steps), total=steps, desc=name, unit="step"):
         progress = step / steps
-        optimizer.param_groups[0]["lr"] = lr * min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
         rows = torch.randint(len(scenes.pixels), (SCENES_PER_STEP,), generator=rng)
         there = scenes.shapes[rows] != NOTHING
         states = (scenes.patches[rows] @ vision.patches(scenes.pixels[rows]))[there]
@@ -109,6 +115,7 @@ def main(
     steps: Positive = 900,
     every: Positive = 300,
     lr: PositiveReal = 5e-4,
+    muon: PositiveReal | None = None,
     seed: int = 0,
     json_: Path | None = None,
 ) -> int:
@@ -120,10 +127,11 @@ def main(
     Args:
         objectives: what the encoder predicts of each object: its shape; both shape and colour; its two words, with one softmax
             over all words; or its pair of shape and colour.
-        objects: number of objects per step (default: all objects of the 32 scenes).
+        objects: number of objects per step (default: all objects of the 32 scenes, about 100).
         steps: number of steps of each objective.
         every: number of steps between results.
         lr: peak learning rate.
+        muon: train the matrices in the blocks with Muon, at a learning rate that is this factor times as high (default: AdamW).
         seed: seed of the weights and of the scenes.
         json_: also write the results to a JSON file.
 
@@ -131,11 +139,13 @@ def main(
         python -m benchmarks.shape_targets shape both words pairs
     """
     torch.set_num_threads(1)
+    optimiser = "null" if muon is None else f"{{lr_factor: {muon}}}"
+    config = load_config("configs/demo/pretrain.yaml", [f"optim.lr={lr}", f"optim.muon={optimiser}"], PretrainConfig)
     rows = []
     print_line(f"{'objective':11}{'steps':>7}{'shape':>8}{'colour':>8}")
     for name in objectives:
-        for found in train(name, objects, steps, lr, seed, every):
-            rows.append({"objective": name, "objects": objects, **found})
+        for found in train(name, objects, steps, config, seed, every):
+            rows.append({"objective": name, "objects": objects, "lr": lr, "muon": muon, **found})
             print_line(f"{name:11}{found['steps']:7}{found['shape']:8.1%}{found['colour']:8.1%}")
             write_results(json_, rows)
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optim.config import MuonConfig
 
@@ -25,33 +25,61 @@ def matrices_in_blocks(model: nn.Module) -> set[str]:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Updates the parameter groups with ``muon: True`` with Muon (Jordan et al., 2024), and the others with AdamW.
+    """Updates the parameter groups with ``muon: True`` with Muon (Jordan et al., 2024), and the others with fused AdamW.
 
     Muon replaces the averaged gradient of a matrix by the nearest orthogonal matrix, so that an update changes all directions by
-    the same amount, including those with small gradients. The update is scaled to the root mean square that is typical of AdamW
-    (Liu et al., arXiv:2502.16982), so both can use similar learning rates.
+    about the same amount, including those with small gradients. The update is scaled to the root mean square that is typical of
+    AdamW (Liu et al., arXiv:2502.16982), so both can use similar learning rates.
 
     Args:
         groups: the parameter groups, each with the key ``muon``.
         config: settings of Muon.
         betas, eps: settings of AdamW.
+
+    Attributes:
+        found_inf: (1,) or scalar float32, 1 if the next step must change nothing, as for torch's fused optimisers; None: 0.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict[str, Any]], config: MuonConfig, betas: tuple[float, float], eps: float):
         matrices, others = ([group for group in groups if group["muon"] == muon] for muon in (True, False))
-        self.parts: dict[bool, torch.optim.Optimizer] = {}
-        """Muon (True) and AdamW (False), if they have parameters. They add their settings to the groups."""
-        if matrices:
-            self.parts[True] = torch.optim.Muon(matrices, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
-        if others:
-            self.parts[False] = torch.optim.AdamW(others, betas=betas, eps=eps, fused=True)
-        super().__init__(groups, {})
+        # Both add their settings to the groups.
+        self.muon = (
+            torch.optim.Muon(matrices, momentum=config.momentum, adjust_lr_fn="match_rms_adamw") if matrices else None
+        )
+        self.adamw = torch.optim.AdamW(others, betas=betas, eps=eps, fused=True) if others else None
+        super().__init__(groups, {"fused": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Updates all parameters. ``closure`` must be None."""
         assert closure is None, "gradients are computed before the step"
-        for muon, part in self.parts.items():
-            # The parts work on the groups and states of this optimiser, which loading a checkpoint replaces.
-            part.param_groups, part.state = [group for group in self.param_groups if group["muon"] == muon], self.state
-            part.step()
+        # Both optimisers work on the groups and states of this one, which loading a checkpoint replaces.
+        if self.adamw is not None:
+            self.adamw.param_groups, self.adamw.state = self._groups(muon=False), self.state
+            self.adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
+            self.adamw.step()
+        if self.muon is not None:
+            self.muon.state = self.state
+            for group in self._groups(muon=True):
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._update_matrix(self.muon, group, parameter)
+
+    def _groups(self, *, muon: bool) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["muon"] == muon]
+
+    def _update_matrix(self, muon: torch.optim.Muon, group: dict[str, Any], matrix: Tensor) -> None:
+        """Updates one matrix, or restores it after the update if the step must change nothing, because torch's Muon does not know
+        ``found_inf``. The device decides this, so that the host does not wait for it."""
+        muon.param_groups = [{**group, "params": [matrix]}]
+        if self.found_inf is None:
+            muon.step()
+            return
+        state = self.state[matrix]
+        average = state.setdefault("momentum_buffer", torch.zeros_like(matrix))
+        before = matrix.clone(), average.clone()
+        muon.step()
+        for tensor, kept in zip((matrix, average), before, strict=True):
+            tensor.copy_(torch.where(self.found_inf > 0, kept, tensor))

@@ -87,6 +87,21 @@ def test_a_resumed_optimiser_continues_exactly():
     assert_equal(resumed, whole)
 
 
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing():
+    found, expected = network(), network()
+    skipping, other = optimizer_of(found), optimizer_of(expected)
+    for first, not_finite in enumerate((False, True, False)):
+        skipping.found_inf = torch.tensor(float(not_finite))
+        steps(found, [], 1, first)
+        if not_finite:
+            for parameter in found.parameters():
+                parameter.grad = torch.full_like(parameter, torch.nan)
+        else:
+            steps(expected, [other], 1, first)
+        skipping.step()
+    assert_equal(found, expected)
+
+
 def test_the_matrices_in_the_blocks_of_all_encoders_are_trained_with_muon():
     text = TextConfig(arch=TextArchitecture(vocab_size=30522))
     with torch.device("meta"):
