@@ -79,7 +79,7 @@ def test_zero_rounds_are_rejected_in_one_line(benchmark, capsys):
     assert OneLine("--rounds", "'0'") in capsys.readouterr().err.splitlines()
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_the_planned_memory_of_a_step_is_within_15_percent_of_its_peak(capsys):
     """A tiny model in fp32 and a medium one in bf16, with optimiser states, each in a separate process."""
     assert call(step_memory.main, ["--small"], "step_memory") == 0

@@ -31,7 +31,7 @@ def test_phrases_are_at_their_offsets_and_boxes_are_fractions():
     assert row["caption"][int(start) : int(end)] == "the star left of a dog" and box == [0.25, 0.25, 0.75, 0.75]
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_the_walkthrough_runs_as_printed_with_fewer_steps(scenes_folder, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/scenes").symlink_to(scenes_folder)
