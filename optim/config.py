@@ -184,7 +184,7 @@ class MuonConfig(Config):
     lr_factor: float = Field(
         1.0,
         gt=0,
-        description="factor on the learning rate of these matrices; with 1, their updates are about as large as those of AdamW",
+        description="factor on the learning rate of these matrices; with 1, their updates are about as large as with AdamW",
     )
     momentum: float = Field(0.95, ge=0, lt=1, description="decay rate of the average of the gradients")
 

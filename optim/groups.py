@@ -67,9 +67,9 @@ def parameter_groups(
             continue
         rate = learning_rate(name, config, fresh) * config.vision_layer_decay ** levels.get(name, 0)
         decay = 0.0 if any(part in name for part in NO_DECAY) else config.weight_decay
-        muon = config.muon is not None and name in matrices
-        if config.muon is not None and muon:
-            rate *= config.muon.lr_factor
+        muon = config.muon if name in matrices else None
+        if muon is not None:
+            rate *= muon.lr_factor
         label = f"lr={rate:g},decay={decay:g}" + (",muon" if muon else "")
         empty = {
             "params": [],
@@ -78,9 +78,9 @@ def parameter_groups(
             "lr": rate,
             "peak_lr": rate,
             "weight_decay": decay,
-            "muon": muon,
+            "muon": muon is not None,
         }
-        group = groups.setdefault((rate, decay, muon), empty)
+        group = groups.setdefault((rate, decay, muon is not None), empty)
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())

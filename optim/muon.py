@@ -78,8 +78,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
             muon.step()
             return
         state = self.state[matrix]
-        average = state.setdefault("momentum_buffer", torch.zeros_like(matrix))
-        before = matrix.clone(), average.clone()
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        changing = (matrix, state["momentum_buffer"])
+        before = [tensor.clone() for tensor in changing]
         muon.step()
-        for tensor, kept in zip((matrix, average), before, strict=True):
+        for tensor, kept in zip(changing, before, strict=True):
             tensor.copy_(torch.where(self.found_inf > 0, kept, tensor))

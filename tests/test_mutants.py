@@ -41,7 +41,7 @@ from models.sums import total, untested
 def test_total():
     assert total([1, 2]) == 3
 
-@pytest.mark.night
+@pytest.mark.slow
 def test_limit():
     assert total([98, 99]) == 197
     assert total([100, 1], start=8) == 109
