@@ -131,3 +131,10 @@ def test_adapters_have_gradients_and_states_instead_of_the_weights():
         adapted.tflop_per_gpu / adapted.sizes["data.images.batch_size"]
         < plain.tflop_per_gpu / plain.sizes["data.images.batch_size"]
     )
+
+
+@pytest.mark.slow
+def test_muon_has_one_state_for_a_matrix_instead_of_two():
+    plain, muon = memory(), memory("optim.muon={}")
+    assert muon.weights == plain.weights
+    assert 0.5 * plain.optimiser < muon.optimiser < 0.95 * plain.optimiser
