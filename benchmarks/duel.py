@@ -457,7 +457,7 @@ def main(
     Examples:
         python -m benchmarks.duel grid
         python -m benchmarks.duel run --minutes 4
-        python -m benchmarks.duel run --sides "open_clip + our text encoder;contrastive" --lr 5e-4 --warm-up 0.33
+        python -m benchmarks.duel run --sides "open_clip + stem of convolutions;contrastive" --lr 5e-4 --warm-up 0.33
     """
     torch.set_num_threads(1)
     if shapes and data == "real":

@@ -1,8 +1,7 @@
 """The sides of :mod:`benchmarks.duel`: models of open_clip and of this project that learn from the same batches.
 
 A side of open_clip has its image and text transformers, or its adapters of pre-trained encoders, its loss, and the defaults of
-its training code for the optimiser. Changes (:data:`CHANGES`) replace single parts or settings, up to both encoders of this
-project.
+its training code for the optimiser. Changes (:data:`CHANGES`) replace a part or lock an encoder.
 """
 
 from __future__ import annotations
@@ -54,33 +53,10 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
 
 OPEN_CLIP = "open_clip"
 
-IMAGE_SETTINGS: dict[str, dict[str, Any]] = {
-    "mean of patches": {"pool_type": "avg"},
-    "sine-cosine positions": {"pos_embed_type": "sin_cos_2d"},
-    "LayerScale": {"ls_init_value": 0.1},
-    "patch dropout": {"patch_dropout": 0.5},
-}
-TEXT_SETTINGS: dict[str, dict[str, Any]] = {
-    "LayerScale": {"ls_init_value": 0.1},
-    "texts in both directions": {"no_causal_mask": True},  # open_clip then also attends to padding
-}
-"""The changes that are settings of open_clip's transformers, with random weights."""
-
-FROM_SCRATCH = {
-    *IMAGE_SETTINGS,
-    *TEXT_SETTINGS,
-    "learned positions of 0.7",
-    "initial weights of 0.02",
-    "stem of convolutions",
-    "our text encoder",
-}
+FROM_SCRATCH = {"stem of convolutions"}
 PRETRAINED = {"locked image encoder", "image encoder locked except for its last block", "locked text encoder"}
-CHANGES = {*FROM_SCRATCH, *PRETRAINED, "our optimiser", "our lowest temperature", "our vision encoder"}
-"""Replacements of a part or setting of open_clip. Some need random weights, some need pre-trained weights.
-
-Sine-cosine positions do not only differ from learned ones in their shape: their root mean square is 0.7, and open_clip's learned
-positions begin with a standard deviation of 0.09. "learned positions of 0.7" separates the two.
-"""
+CHANGES = FROM_SCRATCH | PRETRAINED
+"""Replacements of a part or setting of open_clip. The stem needs random weights, and locking needs pre-trained weights."""
 
 
 @dataclass(frozen=True)
@@ -337,7 +313,7 @@ class OurSide(Side):
 
 
 class OpenClipSide(Side):
-    """The CLIP model of open_clip, with some changes towards this project.
+    """The CLIP model of open_clip, with some changes.
 
     Raises:
         UserError: if open_clip is not installed.
@@ -365,18 +341,11 @@ class OpenClipSide(Side):
         self.model = Towers(self.task.model, changes, self.task.tokenizer, config).train()
         del self.task.model  # which would count as memory of this side
         self.loss = open_clip.loss.ClipLoss()
-        # The defaults of open_clip's training code for ViTs, which does not clip gradients, and begins with a temperature of
-        # 0.07.
-        betas, eps, decay, self.clip_grad_norm = (0.9, 0.98), 1e-6, 0.2, 0.0
-        if "our optimiser" in changes:
-            betas, eps, decay = config.optim.betas, config.optim.eps, config.optim.weight_decay
-            self.clip_grad_norm = config.train.clip_grad_norm or 0.0
-        temperature = config.model.contrastive.min_temperature if "our lowest temperature" in changes else 0.01
-        self.max_scale = -np.log(temperature)
+        # The defaults of open_clip's training code for ViTs, which does not clip gradients.
         trained = [each for each in self.model.parameters() if each.requires_grad]
         decayed, others = ([each for each in trained if (each.ndim >= 2) == matrix] for matrix in (True, False))
-        groups = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate.lr, betas=betas, eps=eps, fused=True)
+        groups = [{"params": decayed, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
     def step(self, progress: float) -> None:
         batch = self.batches.make(self.steps).images
@@ -388,11 +357,9 @@ class OpenClipSide(Side):
             image, text = self.model(batch.pixels, batch.text.plain())
             loss = self.loss(image, text, self.model.logit_scale.exp())
         loss.backward()
-        if self.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
         self.optimizer.step()
         with torch.no_grad():
-            self.model.logit_scale.clamp_(0, self.max_scale)
+            self.model.logit_scale.clamp_(0, np.log(100))
 
     def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
         image, text = self.model(file.pixels, file.text)
@@ -403,13 +370,13 @@ class OpenClipSide(Side):
 
 
 class Towers(nn.Module):
-    """An image and a text transformer of open_clip, or the encoders of this project in their place.
+    """An image and a text transformer of open_clip.
 
     With pre-trained weights (``init.vision`` and ``init.text``), these are open_clip's adapters of timm and of transformers, with
     the same weights and the same number of blocks.
 
     Args:
-        ours: the model of this project, whose parts can be taken.
+        ours: the model of this project, whose stem can be taken.
         changes: names of the changes (:data:`CHANGES`).
         tokenizer: the tokenizer of both.
         config: gives open_clip's transformers the sizes of this project's encoders. Texts are padded to ``data.text.max_tokens``.
@@ -419,35 +386,18 @@ class Towers(nn.Module):
         super().__init__()
         assert tokenizer.pad_token_id == 0
         self.length = config.data.text.max_tokens
-        self.clip: Any = (
-            pretrained_clip(config, changes) if config.init.vision else new_clip(config, changes, tokenizer)
-        )
+        self.clip: Any = pretrained_clip(config, changes) if config.init.vision else new_clip(config, tokenizer)
         if "stem of convolutions" in changes:
             stem = ConvolutionalStem(ours.vision.grid, ours.vision.patch_size, config.model.vision.width or 0)
             self.clip.visual.conv1 = nn.Sequential(*stem)  # without the change of axes, which open_clip makes itself
         self.logit_scale: nn.Parameter = self.clip.logit_scale
         self.pixel_mean, self.pixel_std = ours.vision.pixel_mean, ours.vision.pixel_std
-        self.our_vision, self.our_text = "our vision encoder" in changes, "our text encoder" in changes
-        if self.our_vision:
-            self.clip.visual = ours.vision
-            self.vision_proj = ours.contrastive.vision_proj
-        if self.our_text:
-            for part in ("transformer", "token_embedding", "ln_final"):
-                delattr(self.clip, part)
-            self.clip.positional_embedding = self.clip.text_projection = None
-            self.text, self.text_proj = ours.text, ours.contrastive.text_proj
 
     def forward(self, pixels: Tensor, text: Text) -> tuple[Tensor, Tensor]:
         """Returns the normalised embeddings (N, E) of images (N, 3, H, W) uint8 and of texts."""
-        if self.our_vision:
-            image = self.vision_proj(self.clip.visual(pixels).mean)
-        else:
-            image = self.clip.encode_image(self.normalised(pixels))
-        if self.our_text:
-            embedded = self.text_proj(self.text([text])[0].cls)
-        else:
-            padded = F.pad(text.ids, (0, self.length - text.ids.shape[1]))
-            embedded = self.clip.encode_text(padded)
+        image = self.clip.encode_image(self.normalised(pixels))
+        padded = F.pad(text.ids, (0, self.length - text.ids.shape[1]))
+        embedded = self.clip.encode_text(padded)
         return F.normalize(image, dim=1), F.normalize(embedded, dim=1)
 
     def normalised(self, pixels: Tensor) -> Tensor:
@@ -456,9 +406,6 @@ class Towers(nn.Module):
 
     def patches(self, pixels: Tensor) -> Tensor:
         """See :meth:`Side.patches`."""
-        if self.our_vision:
-            states: Tensor = self.clip.visual.patches(pixels)
-            return states
         options = {"indices": 1, "normalize_intermediates": True, "intermediates_only": True, "output_fmt": "NLC"}
         found: list[Tensor] = self.clip.visual.forward_intermediates(self.normalised(pixels), **options)[
             "image_intermediates"
@@ -466,7 +413,7 @@ class Towers(nn.Module):
         return found[-1]
 
 
-def new_clip(config: PretrainConfig, changes: Sequence[str], tokenizer: Any) -> Any:
+def new_clip(config: PretrainConfig, tokenizer: Any) -> Any:
     """Returns open_clip's model with random weights and the sizes of this project's encoders."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -478,7 +425,6 @@ def new_clip(config: PretrainConfig, changes: Sequence[str], tokenizer: Any) -> 
         head_width=vision.width // vision.heads,
         patch_size=vision.patch_size,
         image_size=vision.image_size,
-        **_merged(IMAGE_SETTINGS, changes),
     )
     text_settings = CLIPTextCfg(
         context_length=config.data.text.max_tokens,
@@ -488,20 +434,8 @@ def new_clip(config: PretrainConfig, changes: Sequence[str], tokenizer: Any) -> 
         layers=arch.layers,
         pool_type="eos",
         eos_id=tokenizer.sep_token_id,
-        **_merged(TEXT_SETTINGS, changes),
     )
-    model = CLIP(config.model.embed_dim, image_settings, text_settings)
-    if "learned positions of 0.7" in changes:
-        nn.init.normal_(model.visual.positional_embedding, std=0.7)
-    if "initial weights of 0.02" in changes:
-        for name, each in model.named_parameters():
-            if each.ndim == 2 and "resblocks" in name:
-                nn.init.normal_(each, std=0.02)
-    return model
-
-
-def _merged(settings: dict[str, dict[str, Any]], changes: Sequence[str]) -> dict[str, Any]:
-    return {key: value for change in changes for key, value in settings.get(change, {}).items()}
+    return CLIP(config.model.embed_dim, image_settings, text_settings)
 
 
 def pretrained_clip(config: PretrainConfig, changes: Sequence[str]) -> Any:
