@@ -93,7 +93,13 @@ DATA = {
         "data/scenes",
         ("{split}.jsonl",),
         ("{split}.jsonl",),
-        ("data.text.max_tokens=30",),  # the length of the longest caption, to which open_clip pads
+        (
+            "data.text.max_tokens=30",  # the length of the longest caption, to which open_clip pads
+            "data.images.batch_size=32",
+            "data.regions.batch_size=24",
+            "data.regions.max_images=8",
+            "optim.muon=null",  # all sides are trained with AdamW
+        ),
     ),
     "real": Data(
         "configs/real/pretrain.yaml",

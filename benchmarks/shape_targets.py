@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from optim.muon import matrices_in_blocks
 from tasks.config import PretrainConfig
 from utils.commands import call
 from utils.config import load_config
-from utils.flags import Positive, PositiveReal
+from utils.flags import Positive, PositiveReal, read_by
 from utils.progress import progress_bar
 
 SCENES_PER_STEP = 32
@@ -84,7 +84,8 @@ def train(
     model = nn.ModuleDict({"vision": vision, "head": head})
     groups = parameter_groups(model.named_parameters(), config.optim, (), matrices=matrices_in_blocks(model))
     optimizer = build_optimizer(groups, config.optim)
-    scenes, rng = scenes_of("train", TRAINING_SCENES, vision.patch_size), torch.Generator().manual_seed(seed)
+    size = config.model.vision.image_size
+    scenes, rng = scenes_of("train", TRAINING_SCENES, vision.patch_size, size), torch.Generator().manual_seed(seed)
     results = []
     for step in progress_bar(range(steps), total=steps, desc=name, unit="step"):
         progress = step / steps
@@ -101,10 +102,13 @@ def train(
         optimizer.step()
         if (step + 1) % every == 0:
             vision.eval()
-            shape, colour = probe(vision.patches, vision.patch_size, PROBED_SCENES, HELD_OUT_SCENES, 0)
+            shape, colour = probe(vision.patches, vision.patch_size, PROBED_SCENES, HELD_OUT_SCENES, 0, size)
             vision.train()
             results.append({"steps": step + 1, "shape": shape, "colour": colour})
     return results
+
+
+OVERRIDES = read_by(lambda text: tuple(filter(None, text.split(";"))), n_tokens=1)
 
 
 def main(
@@ -116,6 +120,7 @@ def main(
     every: Positive = 300,
     lr: PositiveReal = 5e-4,
     muon: PositiveReal | None = None,
+    overrides: Annotated[tuple[str, ...], OVERRIDES] = (),
     seed: int = 0,
     json_: Path | None = None,
 ) -> int:
@@ -132,20 +137,23 @@ def main(
         every: number of steps between results.
         lr: peak learning rate.
         muon: train the matrices in the blocks with Muon, at a learning rate that is this factor times as high (default: AdamW).
+        overrides: values of configs/demo/pretrain.yaml to override, separated by semicolons.
         seed: seed of the weights and of the scenes.
         json_: also write the results to a JSON file.
 
     Examples:
         python -m benchmarks.shape_targets shape both words pairs
+        python -m benchmarks.shape_targets words --steps 300 --overrides "model.vision.patch_size=4"
     """
     torch.set_num_threads(1)
     optimiser = "null" if muon is None else f"{{lr_factor: {muon}}}"
-    config = load_config("configs/demo/pretrain.yaml", [f"optim.lr={lr}", f"optim.muon={optimiser}"], PretrainConfig)
+    words = [f"optim.lr={lr}", f"optim.muon={optimiser}", *overrides]
+    config = load_config("configs/demo/pretrain.yaml", words, PretrainConfig)
     rows = []
     print_line(f"{'objective':11}{'steps':>7}{'shape':>8}{'colour':>8}")
     for name in objectives:
         for found in train(name, objects, steps, config, seed, every):
-            rows.append({"objective": name, "objects": objects, "lr": lr, "muon": muon, **found})
+            rows.append({"objective": name, "objects": objects, "overrides": words, **found})
             print_line(f"{name:11}{found['steps']:7}{found['shape']:8.1%}{found['colour']:8.1%}")
             write_results(json_, rows)
     return 0

@@ -52,9 +52,9 @@ class Scenes:
 
 
 @functools.lru_cache(maxsize=4)
-def scenes_of(split: str, count: int, patch_size: int) -> Scenes:
-    """Returns the first scenes of a split."""
-    parts = [_arrays_of(compose_scene(0, split, index), patch_size) for index in range(count)]
+def scenes_of(split: str, count: int, patch_size: int, size: int = 64) -> Scenes:
+    """Returns the first scenes of a split, with ``size`` pixels on each side."""
+    parts = [_arrays_of(compose_scene(0, split, index, size), patch_size) for index in range(count)]
     return Scenes(*(torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True)))
 
 
@@ -112,7 +112,9 @@ def linear_accuracy(training: Tensor, labels: Tensor, held_out: Tensor, held_out
     return float((classifier(held_out).argmax(dim=1) == held_out_labels).float().mean())
 
 
-def probe(encode: Encode, patch_size: int, scenes: int, held_out: int, seed: int) -> tuple[float, float]:
+def probe(
+    encode: Encode, patch_size: int, scenes: int, held_out: int, seed: int, size: int = 64
+) -> tuple[float, float]:
     """Returns the fractions of objects in validation scenes whose shape, and whose colour, is classified correctly.
 
     Args:
@@ -121,9 +123,10 @@ def probe(encode: Encode, patch_size: int, scenes: int, held_out: int, seed: int
         scenes: number of training scenes.
         held_out: number of validation scenes.
         seed: seed of the classifiers' weights.
+        size: height and width of the scenes in pixels.
     """
-    states, *labels = object_states(encode, scenes_of("train", scenes, patch_size))
-    unseen, *unseen_labels = object_states(encode, scenes_of("val", held_out, patch_size))
+    states, *labels = object_states(encode, scenes_of("train", scenes, patch_size, size))
+    unseen, *unseen_labels = object_states(encode, scenes_of("val", held_out, patch_size, size))
     torch.manual_seed(seed)
     shape, colour = (
         linear_accuracy(states, each, unseen, theirs) for each, theirs in zip(labels, unseen_labels, strict=True)

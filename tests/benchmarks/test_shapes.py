@@ -80,6 +80,16 @@ def test_the_vision_encoder_learns_what_it_is_asked(monkeypatch, capsys):
     assert [row.split()[:2] for row in rows] == [["shape", "1"], ["shape", "2"], ["pairs", "1"], ["pairs", "2"]]
 
 
+def test_the_encoder_can_have_other_patches_and_images(monkeypatch, tmp_path):
+    for name, count in (("TRAINING_SCENES", 3), ("PROBED_SCENES", 20), ("HELD_OUT_SCENES", 4)):
+        monkeypatch.setattr(shape_targets, name, count)
+    words = ["words", "--steps", "1", "--every", "1", "--json", str(tmp_path / "a.json")]
+    overrides = "model.vision.patch_size=16;model.vision.image_size=128"
+    assert call(shape_targets.main, [*words, "--overrides", overrides], "targets") == 0
+    (row,) = json.loads((tmp_path / "a.json").read_text())
+    assert row["overrides"][2:] == overrides.split(";")
+
+
 @pytest.mark.parametrize(
     ("objective", "right", "loss"),
     [("shape", [2], 0.0), ("both", [2, 7 + 3], 0.0), ("words", [2, 7 + 3], math.log(2)), ("pairs", [2 * 8 + 3], 0.0)],

@@ -1,7 +1,7 @@
 """Simple drawings with questions, as a user might bring them: ``python -m tests.demo.simple_drawings data/drawings``.
 
-Each drawing shows one shape on a plain background. Unlike the scenes of the demo, they are drawn with Pillow, with other shades and
-in any orientation, and without textures. docs/own_data.md fine-tunes the demo's model on them.
+Each drawing shows one shape on a plain background. Unlike the demo's scenes, it is drawn with Pillow, in other shades, without
+textures, and in any orientation. docs/own_data.md fine-tunes the demo's model on such drawings.
 """
 
 from __future__ import annotations
