@@ -117,7 +117,7 @@ def test_a_folder_with_a_run_is_submitted_only_with_resume(tmp_path, arguments, 
         ),
         (["--slurm", "--gpus", "3", "train.global_batch=64", "train.accumulate=null"], ("train.global_batch = 64",)),
         (
-            ["--slurm", "--nodes", "1:3", "--cpu", "1", "train.global_batch=192", "model.contrastive.chunks=2"],
+            ["--slurm", "--nodes", "1:3", "--cpu", "1", "train.global_batch=96", "model.contrastive.chunks=2"],
             ("--nodes 1:3", "2 ranks", "model.contrastive.chunks = 2", "3"),
         ),
         (["--slurm", "optim.lrr=1"], ("optim.lrr",)),
