@@ -24,6 +24,7 @@ from optim.muon import matrices_in_blocks
 from tasks.config import PretrainConfig
 from utils.commands import call
 from utils.config import load_config
+from utils.errors import UserError
 from utils.flags import Positive, PositiveReal, read_by
 from utils.progress import progress_bar
 
@@ -76,6 +77,9 @@ def train(
         config: a config with the vision encoder and the optimiser.
         seed: seed of the weights and of the scenes.
         every: number of steps between results.
+
+    Raises:
+        UserError: if the images are not square.
     """
     torch.manual_seed(seed)
     vision = VisionEncoder(config.model.vision)
@@ -85,6 +89,8 @@ def train(
     groups = parameter_groups(model.named_parameters(), config.optim, (), matrices=matrices_in_blocks(model))
     optimizer = build_optimizer(groups, config.optim)
     size = config.model.vision.image_size
+    if not isinstance(size, int):
+        raise UserError(f"model.vision.image_size={size} is not square", remedy="give one number of pixels")
     scenes, rng = scenes_of("train", TRAINING_SCENES, vision.patch_size, size), torch.Generator().manual_seed(seed)
     results = []
     for step in progress_bar(range(steps), total=steps, desc=name, unit="step"):
