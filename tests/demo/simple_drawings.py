@@ -1,7 +1,7 @@
 """Simple drawings with questions, as a user might bring them: ``python -m tests.demo.simple_drawings data/drawings``.
 
 Each drawing shows one shape on a plain background. Unlike the demo's scenes, it is drawn with Pillow, in other shades, without
-textures, and in any orientation. docs/own_data.md fine-tunes the demo's model on such drawings.
+textures, and in any orientation.
 """
 
 from __future__ import annotations
