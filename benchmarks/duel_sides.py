@@ -365,7 +365,7 @@ class OpenClipSide(Side):
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            self.model.logit_scale.clamp_(0, np.log(100))
+            self.model.logit_scale.clamp_(0, np.log(100))  # as in open_clip's training code
 
     def embed(self, file: HeldOutFile) -> tuple[Tensor, Tensor]:
         image, text = self.model(file.pixels, file.text)
