@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import print_line, write_results
-from benchmarks.shapes import NOTHING, probe, scenes_of
+from benchmarks.shapes import NOTHING, probe, scenes_of, square_side
 from demo.scenes.vocabulary import COLOURS, SHAPES
 from models.core.vision import VisionEncoder
 from optim.groups import build_optimizer, parameter_groups
@@ -24,7 +24,6 @@ from optim.muon import matrices_in_blocks
 from tasks.config import PretrainConfig
 from utils.commands import call
 from utils.config import load_config
-from utils.errors import UserError
 from utils.flags import Positive, PositiveReal, read_by
 from utils.progress import progress_bar
 
@@ -88,9 +87,7 @@ def train(
     model = nn.ModuleDict({"vision": vision, "head": head})
     groups = parameter_groups(model.named_parameters(), config.optim, (), matrices=matrices_in_blocks(model))
     optimizer = build_optimizer(groups, config.optim)
-    size = config.model.vision.image_size
-    if not isinstance(size, int):
-        raise UserError(f"model.vision.image_size={size} is not square", remedy="give one number of pixels")
+    size = square_side(config.model.vision)
     scenes, rng = scenes_of("train", TRAINING_SCENES, vision.patch_size, size), torch.Generator().manual_seed(seed)
     results = []
     for step in progress_bar(range(steps), total=steps, desc=name, unit="step"):

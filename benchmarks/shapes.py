@@ -20,8 +20,10 @@ from benchmarks.harness import print_line, write_results
 from demo.scenes.compose import Scene, compose_scene
 from demo.scenes.draw import draw_scene
 from demo.scenes.vocabulary import COLOURS, SHAPES
+from models.config import VisionConfig
 from models.core.vision import VisionEncoder
 from utils.commands import call
+from utils.errors import UserError
 from utils.flags import Positive
 from x2vlm import load
 
@@ -49,6 +51,19 @@ class Scenes:
     patches: Tensor
     shapes: Tensor
     colours: Tensor
+
+
+def square_side(config: VisionConfig) -> int:
+    """Returns the height and width of the model's images in pixels.
+
+    Raises:
+        UserError: if the images are not square.
+    """
+    if not isinstance(config.image_size, int):
+        raise UserError(
+            f"model.vision.image_size={config.image_size} is not square", remedy="give one number of pixels"
+        )
+    return config.image_size
 
 
 @functools.lru_cache(maxsize=4)
@@ -164,9 +179,10 @@ def main(
     rows = []
     print_line(f"{'run':30}{'shape':>8}{'colour':>8}")
     for run in runs:
-        vision = load(run).network.vision
+        network = load(run).network
+        vision, size = network.vision, square_side(network.config.vision)
         for depth, encode in by_depth(vision).items() if depths else [("last norm", vision.patches)]:
-            shape, colour = probe(encode, vision.patch_size, scenes, held_out, seed)
+            shape, colour = probe(encode, vision.patch_size, scenes, held_out, seed, size)
             rows.append({"run": str(run), "depth": depth, "shape": shape, "colour": colour})
             print_line(f"{f'{run} {depth}' if depths else str(run):30}{shape:8.1%}{colour:8.1%}")
             write_results(json_, rows)

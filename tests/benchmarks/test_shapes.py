@@ -18,6 +18,15 @@ from utils.commands import call
 from utils.config_files import read_config
 
 
+def network_of(monkeypatch, **sizes):
+    """Makes ``load`` return a network with the tiny preset's vision encoder, and returns this network."""
+    values = read_config("configs/presets/tiny.yaml").values["model"]["vision"]
+    config = VisionConfig(**{**values, **sizes})
+    network = SimpleNamespace(vision=VisionEncoder(config), config=SimpleNamespace(vision=config))
+    monkeypatch.setattr(shapes, "load", lambda run: SimpleNamespace(network=network))
+    return network
+
+
 def test_the_weights_of_an_object_s_patches_sum_to_one():
     held_out = shapes.scenes_of("val", 3, 8)
     objects = held_out.shapes != shapes.NOTHING
@@ -25,9 +34,7 @@ def test_the_weights_of_an_object_s_patches_sum_to_one():
 
 
 def test_the_benchmark_of_shapes_probes_the_vision_encoders_of_runs(tmp_path, monkeypatch, capsys):
-    values = read_config("configs/presets/tiny.yaml").values["model"]["vision"]
-    network = SimpleNamespace(vision=VisionEncoder(VisionConfig(**values)))
-    monkeypatch.setattr(shapes, "load", lambda run: SimpleNamespace(network=network))
+    network_of(monkeypatch, image_size=96, patch_size=12)
     results = tmp_path / "results.json"
     words = ["runs/a", "runs/b", "--scenes", "20", "--held-out", "4", "--json", str(results)]
     assert call(shapes.main, words, "shapes") == 0
@@ -40,9 +47,7 @@ def test_the_benchmark_of_shapes_probes_the_vision_encoders_of_runs(tmp_path, mo
 
 
 def test_states_are_read_after_each_block(tmp_path, monkeypatch, capsys):
-    values = read_config("configs/presets/tiny.yaml").values["model"]["vision"]
-    vision = VisionEncoder(VisionConfig(**values))
-    monkeypatch.setattr(shapes, "load", lambda run: SimpleNamespace(network=SimpleNamespace(vision=vision)))
+    vision = network_of(monkeypatch).vision
     assert call(shapes.main, ["runs/a", "--depths", "--scenes", "20", "--held-out", "4"], "shapes") == 0
     _, *rows, _ = capsys.readouterr().out.splitlines()
     assert [row.split()[1:3] for row in rows] == [*(["block", f"{n}"] for n in (1, 2, 3, 4)), ["last", "norm"]]
