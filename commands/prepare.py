@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from dataset.prepare.catalogue import GROUPS, SETS, listing, users_of
 from dataset.prepare.declarations import Splits
-from dataset.prepare.filters import Filters, Safety
+from dataset.prepare.filters import Filters
 from dataset.prepare.held_out import SPLITS, VIDEO_SPLITS
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
@@ -43,68 +43,7 @@ def _group(*options: str) -> str:
     return ", ".join(dict.fromkeys(name for option in options for name in users_of(option)))
 
 
-@Parameter(name="*", group=f"{_group('filters')} (the paper does not say how LAION was filtered)")
-@dataclass(frozen=True, kw_only=True)
-class FilterFlags:
-    """Flags that set how lists of image URLs are filtered.
-
-    Attributes:
-        min_side: minimum length of the shorter side in pixels, according to the list.
-        min_similarity: minimum CLIP similarity of image and text, according to the list; from -1 to 1.
-        safety: NSFW excludes images with this tag, UNSURE excludes images with either tag, and none excludes no images.
-        max_unsafe: maximum probability of an unsafe image (column punsafe).
-        max_watermark: maximum probability of a watermark (column pwatermark).
-    """
-
-    min_side: Annotated[int, read_by(whole_number(0, 100_000))] = 0
-    min_similarity: Annotated[float, read_by(number_within(-1, 1))] = -1.0
-    safety: Safety = "NSFW"
-    max_unsafe: Annotated[float, read_by(number_within(0, 1))] = 1.0
-    max_watermark: Annotated[float, read_by(number_within(0, 1))] = 1.0
-
-
-@Parameter(name="*", group=_group("ray"))
-@dataclass(frozen=True, kw_only=True)
-class RayFlags:
-    """Flags that set where lists and shards are converted.
-
-    Attributes:
-        ray: run on a Ray cluster with a shared disk; pass its address, auto, or local.
-    """
-
-    ray: str | None = None
-
-
-@Parameter(name="*", group=_group("videos"))
-@dataclass(frozen=True, kw_only=True)
-class VideoFlags:
-    """Flags that set how videos are converted.
-
-    Attributes:
-        short_side: maximum length of a frame's shorter side, in pixels; the default is enough for pre-training at 224.
-        frames_per_second: number of frames kept per second; the paper uses 1.
-        clips: maximum number of neighbouring clips in a record.
-        words: number of words in a clip of yt_temporal.
-    """
-
-    short_side: Annotated[int, read_by(whole_number(16, 4096))] = VideoOptions.short_side
-    frames_per_second: PositiveReal = VideoOptions.frames_per_second
-    clips: Annotated[int, read_by(whole_number(1, 10_000))] = VideoOptions.clips
-    words: Annotated[int, read_by(whole_number(1, 1000))] = VideoOptions.words
-
-
-@Parameter(name="*", group=_group("min_score"))
-@dataclass(frozen=True, kw_only=True)
-class SentenceFlags:
-    """Flags that select the translations to use.
-
-    Attributes:
-        min_score: minimum margin score of a pair of sentences; the default is the value that the authors of the score use.
-    """
-
-    min_score: PositiveReal = Options.min_score
-
-
+FILTERS_TITLE = f"{_group('filters')} (the paper does not say how LAION was filtered)"
 NAME_HELP = f"{', '.join((*SETS, *GROUPS))}; or a command"
 
 
@@ -126,10 +65,10 @@ def prepare(
     overwrite: bool = False,
     max_broken: Annotated[float, read_by(number_within(0, 1))] = Options.max_broken,
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
-    filters: FilterFlags = FilterFlags(),
-    cluster: RayFlags = RayFlags(),
-    videos: VideoFlags = VideoFlags(),
-    sentences: SentenceFlags = SentenceFlags(),
+    filters: Annotated[Filters, Parameter(name="*", group=FILTERS_TITLE)] = Filters(),
+    ray: Annotated[str | None, Parameter(group=_group("ray"))] = None,
+    videos: Annotated[VideoOptions, Parameter(name="*", group=_group("videos"))] = VideoOptions(),
+    min_score: Annotated[PositiveReal, Parameter(group=_group("min_score"))] = Options.min_score,
 ) -> int:
     """Make records from the official files of a public data set.
 
@@ -152,6 +91,8 @@ def prepare(
         overwrite: rebuild existing folders.
         max_broken: maximum fraction of malformed entries, which are skipped; with more, no folder is written.
         workers: number of processes, by default one per core.
+        ray: run on a Ray cluster with a shared disk; pass its address, auto, or local.
+        min_score: minimum margin score of a pair of sentences; the default is the value that the authors of the score use.
 
     Examples:
         python run.py prepare --list
@@ -187,8 +128,14 @@ def prepare(
         )
     if verify and not set(names) & set(users_of("verify")):
         raise UserError(f"{', '.join(names)} does not decode images", where="--verify", remedy="remove the flag")
-    for option, flags in {"filters": filters, "ray": cluster, "videos": videos, "min_score": sentences}.items():
-        _reject_unused(flags, users_of(option), names)
+    chosen = {
+        "filters": _changed(filters),
+        "videos": _changed(videos),
+        "ray": {} if ray is None else {"ray": ray},
+        "min_score": {} if min_score == Options.min_score else {"min_score": min_score},
+    }
+    for option, values in chosen.items():
+        _reject_unused(values, users_of(option), names)
     options = Options(
         raw=raw,
         out=out,
@@ -199,22 +146,26 @@ def prepare(
         overwrite=overwrite,
         workers=workers,
         report=lambda line: sys.stdout.write(f"{line}\n"),
-        filters=Filters(**asdict(filters)),
-        videos=VideoOptions(**asdict(videos)),
-        ray=cluster.ray,
-        min_score=sentences.min_score,
+        filters=filters,
+        videos=videos,
+        ray=ray,
+        min_score=min_score,
         max_broken=max_broken,
     )
     return prepare_all(names, options)
 
 
-def _reject_unused(flags: Any, readers: Sequence[str], names: Sequence[str]) -> None:
+def _changed(options: Filters | VideoOptions) -> dict[str, Any]:
+    """Returns the options that differ from their defaults."""
+    return {name: value for name, value in asdict(options).items() if value != getattr(type(options), name)}
+
+
+def _reject_unused(values: Mapping[str, Any], readers: Sequence[str], names: Sequence[str]) -> None:
     """Rejects a flag that none of the data sets uses."""
-    for each in fields(flags) if not set(readers) & set(names) else ():
-        if (value := getattr(flags, each.name)) != each.default:
-            raise UserError(
-                f"--{each.name.replace('_', '-')} {value}: only used by {', '.join(readers)}", remedy="remove the flag"
-            )
+    for name, value in values.items() if not set(readers) & set(names) else ():
+        raise UserError(
+            f"--{name.replace('_', '-')} {value}: only used by {', '.join(readers)}", remedy="remove the flag"
+        )
 
 
 def prepare_all(names: Sequence[str], options: Options) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from utils.flags import number_within, read_by, whole_number
 from utils.numerals import plain_number
 
 Safety = Literal["none", "NSFW", "UNSURE"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Filters:
     """Filters that exclude image-text pairs of LAION. The paper says that LAION was filtered (section 4.1), but not how, so none
     of the default values come from the paper.
@@ -19,16 +20,16 @@ class Filters:
     Args:
         min_side: minimum length in pixels of an image's shorter side, according to the list; 0 turns the filter off.
         min_similarity: minimum CLIP similarity of image and text, according to the list; -1 turns the filter off.
-        safety: the excluded safety tags: "NSFW", "UNSURE" (which also excludes NSFW), or "none".
+        safety: NSFW excludes images with this tag, UNSURE excludes images with either tag, and none excludes no images.
         max_unsafe: maximum probability that an image is unsafe; 1 turns the filter off.
         max_watermark: maximum probability of a watermark; 1 turns the filter off.
     """
 
-    min_side: int = 0
-    min_similarity: float = -1.0
+    min_side: Annotated[int, read_by(whole_number(0, 100_000))] = 0
+    min_similarity: Annotated[float, read_by(number_within(-1, 1))] = -1.0
     safety: Safety = "NSFW"
-    max_unsafe: float = 1.0
-    max_watermark: float = 1.0
+    max_unsafe: Annotated[float, read_by(number_within(0, 1))] = 1.0
+    max_watermark: Annotated[float, read_by(number_within(0, 1))] = 1.0
 
     @property
     def needed(self) -> list[str]:

@@ -24,6 +24,9 @@ from dataset.prepare.output_folder import json_line
 FRAMES_VERSION = 1
 """Version of the frame selection and encoding. It is increased if the same arguments yield different frames than before."""
 
+TIME_LIMIT_S = 600.0
+"""Time limit for reading a video, in seconds. A video that takes longer counts as broken."""
+
 
 @dataclass(frozen=True)
 class FrameMaking:
@@ -37,7 +40,7 @@ class FrameMaking:
         max_pixels: maximum number of pixels in a frame. A video with larger frames counts as broken.
     """
 
-    reading: VideoReadingConfig = field(default_factory=lambda: VideoReadingConfig(time_limit_s=600))
+    reading: VideoReadingConfig = field(default_factory=lambda: VideoReadingConfig(time_limit_s=TIME_LIMIT_S))
     short_side: int = 384
     quality: int = 90
     max_frames: int | None = None

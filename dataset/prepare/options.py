@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from dataset.config import VideoReadingConfig
 from dataset.prepare.filters import Filters
-from dataset.prepare.frame_making import FrameMaking
+from dataset.prepare.frame_making import TIME_LIMIT_S, FrameMaking
+from utils.flags import PositiveReal, read_by, whole_number
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,16 @@ class VideoOptions:
         frames_per_second: number of frames to keep per second of video; the paper keeps one (section 3.2).
         clips: maximum number of neighbouring clips in a record.
         words: number of words in a clip's text, if clips are built from words with times.
-        time_limit_s: time limit for reading a video, in seconds; a video that takes longer counts as broken.
     """
 
-    short_side: int = 256
-    frames_per_second: float = 1.0
-    clips: int = 16
-    words: int = 24
-    time_limit_s: float = 600.0
+    short_side: Annotated[int, read_by(whole_number(16, 4096))] = 256
+    frames_per_second: PositiveReal = 1.0
+    clips: Annotated[int, read_by(whole_number(1, 10_000))] = 16
+    words: Annotated[int, read_by(whole_number(1, 1000))] = 24
 
     def making(self) -> FrameMaking:
         """Returns the settings for extracting frames."""
-        reading = VideoReadingConfig(frames_per_second=self.frames_per_second, time_limit_s=self.time_limit_s)
+        reading = VideoReadingConfig(frames_per_second=self.frames_per_second, time_limit_s=TIME_LIMIT_S)
         return FrameMaking(reading, short_side=self.short_side)
 
 
